@@ -1,0 +1,55 @@
+"""priorkit: from a list of image URLs to a trained, evaluated diffusion prior.
+
+The functions below are loaded when they are first used, so that importing priorkit costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .pipeline.download import download
+    from .pipeline.embed import embed
+    from .pipeline.errors import FolderError, InputError, Interrupted, PriorkitError, SettingsError
+    from .pipeline.read import read_embeddings
+    from .prior.checkpoint import load_prior
+    from .prior.evaluate import evaluate
+    from .prior.recipe import load_recipe
+    from .prior.run import run
+    from .prior.train import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FolderError",
+    "InputError",
+    "Interrupted",
+    "PriorkitError",
+    "SettingsError",
+    "__version__",
+    "download",
+    "embed",
+    "evaluate",
+    "load_prior",
+    "load_recipe",
+    "read_embeddings",
+    "run",
+    "train",
+]
+
+_ERRORS = {"FolderError", "InputError", "Interrupted", "PriorkitError", "SettingsError"}
+_HOMES = {
+    "download": ".pipeline.download",
+    "embed": ".pipeline.embed",
+    "evaluate": ".prior.evaluate",
+    "load_prior": ".prior.checkpoint",
+    "load_recipe": ".prior.recipe",
+    "read_embeddings": ".pipeline.read",
+    "run": ".prior.run",
+    "train": ".prior.train",
+} | dict.fromkeys(_ERRORS, ".pipeline.errors")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)

@@ -1,0 +1,62 @@
+"""The command `priorkit`: joins the commands of the packages, and imports nothing heavy."""
+
+from __future__ import annotations
+
+import signal
+from typing import Annotated, Any
+
+import typer
+
+from .pipeline import commands as pipeline_commands
+from .prior import commands as prior_commands
+
+app = typer.Typer(
+    name="priorkit",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="From a list of image URLs to a trained, evaluated diffusion prior.",
+)
+for command in (
+    pipeline_commands.download,
+    pipeline_commands.embed,
+    pipeline_commands.inspect,
+    prior_commands.train,
+    prior_commands.evaluate,
+    prior_commands.sample,
+    prior_commands.run,
+    prior_commands.status,
+    prior_commands.demo,
+):
+    app.command()(command)
+app.add_typer(prior_commands.recipes, name="recipes")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        print(f"priorkit {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(epilog="Start with: priorkit demo")
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """From a list of image URLs to a trained, evaluated diffusion prior.
+
+    Example: priorkit run recipes/custom.yaml
+    """
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)  # a terminated command unwinds, so temporary files and locks go
+    app()

@@ -1,0 +1,185 @@
+"""The commands of the pipeline: download, embed, inspect. Heavy imports happen when a command runs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from .config import PipelineSettings
+    from .stage import StagePlan, StageResult
+
+LimitOption = Annotated[Optional[int], typer.Option("--limit", min=1, help="Work on the first N rows only.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan, disk space and time; do nothing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Discard what the folder holds and start anew.")]
+
+
+SetOption = Annotated[
+    Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Any setting of a recipe; may be repeated.")
+]
+
+
+def download(
+    urls: Annotated[
+        str, typer.Argument(help="List of URLs: parquet, csv, tsv, json, jsonl or txt, or a folder of them.")
+    ],
+    images: Annotated[str, typer.Option(help="Folder to write webdataset shards to.")] = "data/images",
+    url_column: Annotated[Optional[str], typer.Option(show_default="url", help="Column of the URL.")] = None,
+    caption_column: Annotated[
+        Optional[str], typer.Option(show_default="caption", help="Column of the caption.")
+    ] = None,
+    image_size: Annotated[Optional[int], typer.Option(show_default="256", help="Side in pixels to resize to.")] = None,
+    workers: Annotated[
+        Optional[int], typer.Option(show_default="this process", help="Ray workers to spread over.")
+    ] = None,
+    settings: SetOption = None,
+    limit: LimitOption = None,
+    dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a list of image URLs into webdataset shards, or what is missing of them.
+
+    Example: priorkit download urls.parquet --caption-column text --limit 1000
+    """
+    from .download import download as run_download
+    from .download import plan_download
+    from .terminal import progress_bar, reported_errors
+
+    with reported_errors():
+        options = {
+            "download.url_column": url_column,
+            "download.caption_column": caption_column,
+            "download.image_size": image_size,
+        }
+        chosen = _settings(settings, options, workers)
+        if dry_run:
+            _show_plan(plan_download(urls, images, chosen.download, limit=limit, overwrite=overwrite), as_json)
+            return
+        with progress_bar("download", "shards", quiet=as_json) as progress:
+            result = run_download(
+                urls, images, chosen.download,
+                compute=chosen.compute, limit=limit, overwrite=overwrite, progress=progress,
+            )  # fmt: skip
+        _show_result(result, as_json)
+
+
+def embed(
+    images: Annotated[str, typer.Argument(help="Folder of webdataset shards.")] = "data/images",
+    embeddings: Annotated[str, typer.Option(help="Folder to write embedding shards to.")] = "data/embeddings",
+    model: Annotated[
+        Optional[str], typer.Option(show_default="ViT-B-32", help="open_clip model, hf-hub:ID or local-dir:PATH.")
+    ] = None,
+    pretrained: Annotated[
+        Optional[str], typer.Option(show_default="laion2b_s34b_b79k", help="open_clip tag or path of the weights.")
+    ] = None,
+    batch_size: Annotated[Optional[int], typer.Option(show_default="64", help="Pairs in one forward pass.")] = None,
+    device: Annotated[Optional[str], typer.Option(show_default="auto", help="auto, cpu or cuda.")] = None,
+    workers: Annotated[
+        Optional[int], typer.Option(show_default="this process", help="Ray workers to spread over.")
+    ] = None,
+    settings: SetOption = None,
+    limit: LimitOption = None,
+    dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Embed downloaded images and captions with a CLIP, or what is missing of them.
+
+    Example: priorkit embed --model ViT-L-14 --pretrained laion2b_s32b_b82k --device cuda
+    """
+    from .terminal import progress_bar, reported_errors
+
+    with reported_errors():
+        from .embed import embed as run_embed
+        from .embed import plan_embed
+
+        options = {
+            "embed.clip.model": model,
+            "embed.clip.pretrained": pretrained,
+            "embed.batch_size": batch_size,
+            "embed.device": device,
+        }
+        chosen = _settings(settings, options, workers)
+        if dry_run:
+            _show_plan(plan_embed(images, embeddings, chosen.embed, limit=limit, overwrite=overwrite), as_json)
+            return
+        with progress_bar("embed", "shards", quiet=as_json) as progress:
+            result = run_embed(
+                images, embeddings, chosen.embed,
+                compute=chosen.compute, limit=limit, overwrite=overwrite, progress=progress,
+            )  # fmt: skip
+        _show_result(result, as_json)
+
+
+def _settings(overrides: list[str] | None, options: dict[str, Any], workers: int | None) -> PipelineSettings:
+    """Settings from `--set`, then from options of their own, which are what the user typed last."""
+    from .config import PipelineSettings, parse_settings, with_overrides
+
+    if workers is not None:
+        options = {**options, "compute.backend": "ray", "compute.workers": workers}
+    # options are plain words: quoted as JSON, so that YAML does not read a column `no` as false
+    given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
+    return parse_settings(PipelineSettings, with_overrides({}, [*(overrides or []), *given]), "options")
+
+
+def _show_plan(plan: StagePlan, as_json: bool) -> None:
+    from .terminal import print_json, print_plans
+
+    if as_json:
+        print_json(plan.to_json())
+    else:
+        print_plans([plan])
+
+
+def _show_result(result: StageResult, as_json: bool) -> None:
+    from .terminal import print_json, print_result
+
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_result(result)
+
+
+def inspect(
+    path: Annotated[str, typer.Argument(help="Folder of any stage, ours, img2dataset's or clip-retrieval's.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is in a folder and whether it is sound; exit code 1 on damage.
+
+    Example: priorkit inspect data/embeddings
+    """
+    from dataclasses import asdict
+
+    from .inspect import inspect_folder
+    from .terminal import EXIT_FAILURE, print_json, print_table, progress_bar, reported_errors
+
+    with reported_errors():
+        with progress_bar("inspect", "shards", quiet=as_json) as progress:
+            found = inspect_folder(path, progress)
+        if as_json:
+            print_json(asdict(found))
+        else:
+            rows: list[tuple[str, Any]] = [("stage", found.stage), ("shards", f"{found.shards:,}")]
+            rows += [("rows", f"{found.rows:,}"), ("bytes", f"{found.bytes:,}")]
+            rows += [(f"  {outcome}", f"{number:,}") for outcome, number in sorted(found.counts.items())]
+            rows += [(name, value) for name, value in _flat({**found.about, "settings": found.settings})]
+            rows += [("health", "sound" if not found.problems else f"{len(found.problems)} problems")]
+            rows += [("  problem", problem) for problem in found.problems[:20]]
+            print_table(found.folder, ("", ""), rows)
+        if found.problems:
+            raise typer.Exit(EXIT_FAILURE)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested values as dotted names."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", value))
+    return rows

@@ -1,0 +1,259 @@
+"""Settings of download, embed, read and compute: frozen data with light imports.
+
+A setting either changes the bytes that a stage writes, and is then part of that stage's identity, or is named in
+`runtime_fields`, and may differ from run to run.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
+
+from .errors import SettingsError
+
+SettingsType = TypeVar("SettingsType", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, typed, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    runtime_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change where or how fast the work is done, never its bytes."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that change bytes, as plain JSON values."""
+        dumped = self.model_dump(mode="json", exclude=set(self.runtime_fields))
+        for name in dumped:
+            value = getattr(self, name)
+            if isinstance(value, Settings):
+                dumped[name] = value.identity()
+        return dumped
+
+
+def parse_settings(cls: type[SettingsType], values: Mapping[str, Any], source: str) -> SettingsType:
+    """Build settings of type `cls` from plain `values`.
+
+    Raises:
+        SettingsError: naming every bad key and value, `source`, and for an unknown key the nearest known one.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(cls, problem) for problem in error.errors()]
+        raise SettingsError(f"{source}: " + "; ".join(problems)) from None
+
+
+def _describe(cls: type[Settings], problem: Mapping[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    name = ".".join(location) or "settings"
+    if problem["type"] != "extra_forbidden":
+        shown = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
+        return f"{name}: {problem['msg'].removeprefix('Value error, ')}{shown}"
+    owner: type[Settings] = cls
+    for part in location[:-1]:
+        annotation = owner.model_fields[part].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, Settings)
+        owner = annotation
+    known = sorted(owner.model_fields)
+    nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
+    return f"{name}: unknown key; {hint}"
+
+
+class ComputeSettings(Settings):
+    """Where shards are worked on. Never changes a byte of the result."""
+
+    backend: Literal["local", "ray"] = "local"
+    """`local`: in this process, one shard at a time. `ray`: on a Ray cluster, or one that Ray starts here."""
+    workers: int = Field(default=1, ge=1)
+    """Ray actors that each work on one shard at a time; needs `backend: ray` when above 1."""
+    address: str | None = None
+    """Ray cluster to join, such as `auto` or `ray://host:10001`; none starts Ray on this machine."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    """CPUs that Ray reserves for each worker."""
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """GPUs that Ray reserves for each worker; 1 gives each worker a GPU of its own."""
+
+    @model_validator(mode="after")
+    def _workers_need_ray(self) -> Self:
+        if self.backend == "local" and (self.workers > 1 or self.address is not None):
+            raise ValueError("compute.workers above 1 and compute.address need compute.backend=ray")
+        return self
+
+
+class DownloadSettings(Settings):
+    """From a list of URLs to webdataset shards of resized images."""
+
+    runtime_fields: ClassVar[frozenset[str]] = frozenset({"concurrency", "resize_threads"})
+
+    url_column: str = "url"
+    """Column of the list that holds the image URL."""
+    caption_column: str | None = "caption"
+    """Column of the list that holds the caption; null for a list without captions."""
+    rows_per_shard: int = Field(default=10_000, ge=1)
+    """Rows of the list in one shard, failures included; img2dataset's default."""
+    image_size: int = Field(default=256, ge=1)
+    """Side in pixels that images are resized to; 256 leaves room for the crop of a 224-pixel CLIP."""
+    resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = "keep_ratio"
+    """img2dataset's resize mode; `keep_ratio` sets the shorter side and leaves the crop to the CLIP."""
+    resize_only_if_bigger: bool = True
+    """Leave images at or below `image_size` as they are, since enlarging adds bytes and no detail."""
+    encode_format: Literal["jpg", "png", "webp"] = "jpg"
+    """Format of the stored images; JPEG is what every reader of webdataset expects."""
+    encode_quality: int = Field(default=95, ge=0, le=100)
+    """Quality of JPEG and WebP (0 to 100), or compression level of PNG (0 to 9); img2dataset's default."""
+    min_image_size: int = Field(default=0, ge=0)
+    """Images whose shorter side in pixels is below this are counted as failed; 0 keeps all."""
+    max_aspect_ratio: float | None = Field(default=None, ge=1)
+    """Images with a longer to shorter side above this are counted as failed; null keeps all."""
+    timeout_seconds: float = Field(default=10.0, gt=0)
+    """Total time for one URL, name look-up, redirects and body included; img2dataset's default."""
+    max_bytes: int = Field(default=50_000_000, ge=1)
+    """Largest body in bytes, after decompression; a larger one is counted as `too_large`."""
+    allow_private_addresses: bool = False
+    """Fetch from loopback and private networks too; off, since a list from the web must not reach inside."""
+    user_agent: str = "priorkit"
+    """Name sent to servers, and the agent that X-Robots-Tag opt-outs may address."""
+    concurrency: int = Field(default=64, ge=1)
+    """URLs fetched at once by one worker."""
+    resize_threads: int = Field(default=2, ge=1)
+    """Threads that decode, resize and encode beside the fetch."""
+
+    @model_validator(mode="after")
+    def _png_quality_is_a_level(self) -> Self:
+        if self.encode_format == "png" and self.encode_quality > 9:
+            raise ValueError("encode_quality of png is a compression level of 0 to 9")
+        return self
+
+
+class ClipSettings(Settings):
+    """Which CLIP makes the embeddings."""
+
+    model: str = "ViT-B-32"
+    """open_clip model name, `hf-hub:ORG/NAME`, `local-dir:PATH` of a config with weights, or `priorkit:demo`."""
+    pretrained: str | None = "laion2b_s34b_b79k"
+    """open_clip weights tag, or the path of a checkpoint; null where `model` brings its own weights."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schemes_bring_weights(cls, values: Any) -> Any:
+        """A model named with a scheme has its own weights: the default tag does not apply to it."""
+        if isinstance(values, dict) and ":" in str(values.get("model", "")):
+            if values.get("pretrained") is not None:
+                raise ValueError(f"pretrained must be null: {values['model']!r} brings its own weights")
+            return {**values, "pretrained": None}
+        return values
+
+    @model_validator(mode="after")
+    def _names_need_weights(self) -> Self:
+        if ":" not in self.model and not self.pretrained:
+            raise ValueError(f"pretrained is needed for {self.model!r}: an open_clip tag or a checkpoint's path")
+        return self
+
+
+class EmbedSettings(Settings):
+    """From images and captions to CLIP embeddings."""
+
+    runtime_fields: ClassVar[frozenset[str]] = frozenset({"decode_threads"})
+
+    clip: ClipSettings = ClipSettings()
+    """The CLIP; its weights are hashed into the manifest."""
+    token_states: bool = False
+    """Store the text tower's token states too; they take tens of times the space of the pooled embedding."""
+    batch_size: int = Field(default=64, ge=1)
+    """Pairs in one forward pass; 64 fits a laptop, a GPU takes 256 and more."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the towers; what is stored is float16 always."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU where there is one; what it chose is part of the identity."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of the forward pass; 0 is one for each core, and the number is part of the identity."""
+    decode_threads: int = Field(default=2, ge=1)
+    """Threads that decode and preprocess images beside the forward pass."""
+
+
+class ReadSettings(Settings):
+    """Which rows of the embeddings belong to which split."""
+
+    validation_fraction: float = Field(default=0.01, ge=0, lt=1)
+    """Share of content groups held out for validation while training."""
+    test_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of content groups held out for the final evaluation."""
+
+    @model_validator(mode="after")
+    def _some_rows_train(self) -> Self:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation_fraction + test_fraction must be below 1, or nothing is left to train on")
+        return self
+
+
+class FolderSettings(Settings):
+    """Where each stage writes: local paths or fsspec URLs."""
+
+    images: str = "data/images"
+    """Webdataset shards of `download`."""
+    embeddings: str = "data/embeddings"
+    """Embedding shards of `embed`."""
+    prior: str = "data/prior"
+    """The trained prior of `train`."""
+    evaluation: str = "data/evaluation"
+    """Metrics of `evaluate`."""
+
+    @model_validator(mode="after")
+    def _folders_are_apart(self) -> Self:
+        folders = [str(Path(value)) for value in self.model_dump().values()]
+        if len(set(folders)) < len(folders):
+            raise ValueError(f"each stage needs a folder of its own, got {folders}")
+        return self
+
+
+class PipelineSettings(Settings):
+    """Every setting of the pipeline, under the names that recipes use."""
+
+    urls: str = "urls.parquet"
+    """The list of URLs: a local path or an fsspec URL."""
+    folders: FolderSettings = FolderSettings()
+    """Where each stage writes."""
+    compute: ComputeSettings = ComputeSettings()
+    """Where download and embed work on their shards."""
+    download: DownloadSettings = DownloadSettings()
+    """From URLs to images."""
+    embed: EmbedSettings = EmbedSettings()
+    """From images to embeddings."""
+    read: ReadSettings = ReadSettings()
+    """Which rows train, validate and test."""
+
+
+def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Plain settings with `a.b=value` overrides put in, the value being YAML.
+
+    Raises:
+        SettingsError: an override is not of that form.
+    """
+    result = copy.deepcopy(dict(values))
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        if not separator or not name.strip():
+            raise SettingsError(f"--set {override}: expected KEY=VALUE, such as train.steps=1000")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"--set {override}: the value is not YAML ({error})") from error
+        *outer, last = name.strip().split(".")
+        section = result
+        for part in outer:
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                raise SettingsError(f"--set {override}: {part} is a value, it has no keys")
+        section[last] = value
+    return result

@@ -1,0 +1,115 @@
+"""How a stage of shards is run: what is planned, what of it is pending, and what came of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+from .config import ComputeSettings
+from .parallel import map_shards
+from .shards import ShardRecord, StageFolder
+from .storage import Store
+
+Task = TypeVar("Task")
+
+ProgressCallback = Callable[[int, int, str], None]
+"""Told of progress as (done, total, note)."""
+
+
+def no_progress(done: int, total: int, note: str) -> None:
+    """The progress callback of callers that do not want to know."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage would do: the answer to `--dry-run`."""
+
+    stage: str
+    folder: str
+    units: int
+    """Shards, training steps or evaluated rows in all."""
+    pending_units: int
+    unit: str
+    pending_rows: int
+    """Rows that are still to be worked on."""
+    bytes_needed: int
+    """Estimate of the disk space that the pending work takes."""
+    bytes_free: int | None
+    """Free space where the folder is; None on an object store."""
+    seconds: float
+    """Estimate of the time that the pending work takes."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage did: the summary that is printed, or given as `--json`."""
+
+    stage: str
+    folder: str
+    units: int
+    done_now: int
+    unit: str
+    rows: int
+    seconds: float
+    counts: dict[str, int] = field(default_factory=dict)
+    """Rows by outcome, over all shards of the folder."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_shards(
+    folder: StageFolder,
+    tasks: Callable[[list[str]], Iterable[Task]],
+    inputs: dict[str, str],
+    make_worker: Callable[[], Callable[[Task], ShardRecord]],
+    compute: ComputeSettings,
+    progress: ProgressCallback,
+) -> StageResult:
+    """Bring all shards of a folder up to date.
+
+    Args:
+        folder: the folder, held for writing.
+        tasks: given the names of the pending shards, yields a task for each of them.
+        inputs: fingerprint of the input of every shard that the folder shall hold.
+        make_worker: builds the function that turns a task into a committed shard.
+        compute: where to work.
+        progress: told of each finished shard.
+    """
+    start = time.monotonic()
+    pending = folder.pending(inputs)
+    folder.withdraw(pending)
+    done = len(inputs) - len(pending)
+    progress(done, len(inputs), "")
+    for record in map_shards(make_worker, tasks(pending), compute):
+        folder.add(record)
+        done += 1
+        progress(done, len(inputs), f"{folder.manifest.rows:,} rows")
+    folder.finish()
+    return StageResult(
+        stage=folder.manifest.stage,
+        folder=folder.store.url,
+        units=len(inputs),
+        done_now=len(pending),
+        unit="shards",
+        rows=folder.manifest.rows,
+        seconds=time.monotonic() - start,
+        counts=folder.manifest.counts(),
+    )
+
+
+def free_bytes(store: Store) -> int | None:
+    """Free space at a local folder, which need not exist yet; None on an object store."""
+    if not store.is_local:
+        return None
+    path = store.root
+    while not os.path.exists(path):
+        path = os.path.dirname(path) or "."
+    return shutil.disk_usage(path).free

@@ -1,0 +1,246 @@
+"""Files under one root, local or remote, through fsspec: plain relative names, atomic writes, one writer.
+
+What the files mean is the business of `shards`; this module knows names, bytes and hashes only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from .errors import FolderError, InputError
+
+TEMPORARY_SUFFIX = ".tmp"
+LOCK_NAME = ".lock"
+LEASE_NAME = "lease.json"
+_LEASE_SECONDS = 120.0
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it is a plain relative name; a path that could leave the folder raises InputError."""
+    if not _PLAIN_NAME.fullmatch(name):
+        raise InputError(f"file name {name!r} is not a plain relative name; the manifest is damaged or hostile")
+    return name
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What is known of one committed file."""
+
+    bytes: int
+    sha256: str
+
+
+class HashingFile(io.RawIOBase):
+    """A binary file for writing that counts and hashes what passes through it."""
+
+    def __init__(self, target: BinaryIO) -> None:
+        self._target = target
+        self._digest = hashlib.sha256()
+        self._bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._target.write(view)
+        self._digest.update(view)
+        self._bytes += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        return self._bytes
+
+    def record(self) -> FileRecord:
+        """Size and hash of all that was written so far."""
+        return FileRecord(self._bytes, self._digest.hexdigest())
+
+
+class Store:
+    """A folder, local or on any fsspec file system.
+
+    Args:
+        url: a local path or an fsspec URL (`s3://`, `gs://`, `hf://`, `memory://`).
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.fs, root = fsspec.core.url_to_fs(url)
+        except ImportError as error:
+            raise InputError(
+                f"{url}: {error}; the extras priorkit[s3] and priorkit[gcs] bring remote storage"
+            ) from error
+        except ValueError as error:
+            raise InputError(f"{url}: {error}; use a local path or an fsspec URL such as s3://bucket/folder") from error
+        self.root = root.rstrip("/") or "/"
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+        self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return (Store, (self.url,))  # file systems hold connections: a worker opens its own
+
+    def path(self, name: str) -> str:
+        """The file system's own path of `name`."""
+        return f"{self.root}/{check_name(name)}"
+
+    def open(self, name: str) -> BinaryIO:
+        """Open `name` for reading bytes."""
+        return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
+
+    def size(self, name: str) -> int | None:
+        """Size of `name` in bytes; None if there is no such file."""
+        try:
+            return int(self.fs.size(self.path(name)))
+        except FileNotFoundError:
+            return None
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file; FileNotFoundError if absent, InputError if it is not JSON."""
+        with self.open(name) as file:
+            text = file.read()
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise InputError(
+                f"{self.path(name)} is not JSON ({error}); restore it or start in another folder"
+            ) from error
+
+    def names(self, under: str = "") -> list[str]:
+        """Sorted relative names of all files below `under`."""
+        self.fs.invalidate_cache()
+        base = self.path(under) if under else self.root
+        if not self.fs.isdir(base):
+            return []
+        return sorted(path[len(self.root) :].lstrip("/") for path in self.fs.find(base))
+
+    def remove(self, name: str) -> None:
+        """Remove `name` if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(name))
+
+    def make(self) -> None:
+        """Create the folder."""
+        self.fs.makedirs(self.root, exist_ok=True)
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[HashingFile]:
+        """Write `name` atomically: it appears whole when the block ends, or not at all.
+
+        A local file is written under a temporary name, flushed to disk and renamed; an object store shows an object
+        only when its upload is complete.
+        """
+        path = self.path(name)
+        if not self.is_local:
+            with self.fs.open(path, "wb") as target:
+                try:
+                    yield HashingFile(target)
+                except BaseException:
+                    target.discard() if hasattr(target, "discard") else None
+                    raise
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        temporary = path + TEMPORARY_SUFFIX
+        try:
+            with open(temporary, "wb") as target:
+                yield HashingFile(target)
+                target.flush()
+                os.fsync(target.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
+            raise
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write `value` as JSON, atomically."""
+        with self.create(name) as file:
+            file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+    def sweep(self) -> None:
+        """Remove what a killed writer left under temporary names."""
+        for name in self.names():
+            if name.endswith(TEMPORARY_SUFFIX):
+                self.remove(name)
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[None]:
+        """Hold this folder as its only writer.
+
+        Raises:
+            FolderError: another process writes to the folder.
+        """
+        self.make()
+        with self._file_lock() if self.is_local else self._lease():
+            yield
+
+    @contextlib.contextmanager
+    def _file_lock(self) -> Iterator[None]:
+        import fcntl
+
+        with open(f"{self.root}/{LOCK_NAME}", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it when the process dies
+            except BlockingIOError:
+                raise FolderError(
+                    f"{self.root}: another priorkit process is writing here; wait for it or use another folder"
+                ) from None
+            yield
+
+    @contextlib.contextmanager
+    def _lease(self) -> Iterator[None]:
+        owner, host = uuid.uuid4().hex, socket.gethostname()
+        with contextlib.suppress(FileNotFoundError):
+            held = self.read_json(LEASE_NAME)
+            dead = held["host"] == host and not _process_runs(held["pid"])
+            if time.time() < held["expires"] and not dead:
+                left = held["expires"] - time.time()
+                raise FolderError(
+                    f"{self.url}: process {held['pid']} on {held['host']} is writing here; "
+                    f"wait for it (its lease ends in {left:.0f} s unless renewed) or use another folder"
+                )
+
+        def renew() -> None:
+            expires = time.time() + _LEASE_SECONDS
+            self.write_json(LEASE_NAME, {"owner": owner, "host": host, "pid": os.getpid(), "expires": expires})
+
+        renew()
+        done = threading.Event()
+
+        def keep_renewing() -> None:
+            while not done.wait(_LEASE_SECONDS / 4):
+                renew()
+
+        thread = threading.Thread(target=keep_renewing, name="priorkit-lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            self.remove(LEASE_NAME)
+
+
+def _process_runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,192 @@
+"""URL lists -> rows: txt, csv, tsv, json, jsonl or parquet, also `.gz`, one file or a folder of them, as a stream."""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+import fsspec
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from .config import DownloadSettings
+from .errors import InputError
+
+ADDED_COLUMNS = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "sha256")
+"""Columns that download adds to each row."""
+
+_FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "json")
+_BATCH_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class UrlList:
+    """A list of URLs whose columns have been checked.
+
+    Rows come with the column `url`, then `caption` if there are captions, then all other columns of the list.
+    """
+
+    source: str
+    files: tuple[str, ...]
+    columns: tuple[str, ...]
+    """Columns of the files in the order in which rows are given."""
+    names: tuple[str, ...]
+    """What those columns are called in the rows."""
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows, in the order of the files and of the rows in them."""
+        for path in self.files:
+            try:
+                for batch in _read_file(path):
+                    missing = [name for name in self.columns if name not in batch.schema.names]
+                    if missing:
+                        raise InputError(f"{path}: no column {missing[0]!r}, which {self.files[0]} has")
+                    yield batch.select(list(self.columns)).rename_columns(list(self.names))
+            except (pa.ArrowInvalid, OSError, ValueError) as error:
+                raise _unreadable(path, error) from error
+
+    def shards(self, rows_per_shard: int) -> Iterator[pa.Table]:
+        """Rows cut into shards of `rows_per_shard`, the last one shorter."""
+        held: list[pa.RecordBatch] = []
+        held_rows = 0
+        for batch in self.batches():
+            held.append(batch)
+            held_rows += batch.num_rows
+            while held_rows >= rows_per_shard:
+                table = _to_table(held)
+                yield table.slice(0, rows_per_shard)
+                rest = table.slice(rows_per_shard)
+                held, held_rows = rest.to_batches(), rest.num_rows
+        if held_rows:
+            yield _to_table(held)
+
+
+def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
+    """Find the files of a list and check its columns.
+
+    Raises:
+        InputError: the list is missing, empty, unreadable or lacks a column.
+    """
+    fs, path = fsspec.core.url_to_fs(source)
+    if fs.isdir(path):
+        found = [fs.unstrip_protocol(name) for name in sorted(fs.find(path)) if _format(name) in _FORMATS]
+        if not found:
+            raise InputError(f"{source}: no list of URLs in this folder (looked for {', '.join(_FORMATS)}, also .gz)")
+    elif fs.exists(path):
+        found = [fs.unstrip_protocol(path)]
+    else:
+        raise InputError(f"{source}: no such file or folder; name a list of URLs ({', '.join(_FORMATS)})")
+    if _format(found[0]) not in _FORMATS:
+        raise InputError(f"{source}: unknown kind of list; known endings are {', '.join(_FORMATS)}, also with .gz")
+    try:
+        first = next(_read_file(found[0]), None)
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        raise _unreadable(found[0], error) from error
+    available = first.schema.names if first is not None else []
+    if first is None or (first.num_rows == 0 and len(found) == 1):
+        raise InputError(f"{source}: the list is empty; it needs at least one row with a URL")
+    columns = [_require(settings.url_column, "url_column", available, source)]
+    names = ["url"]
+    if settings.caption_column is not None:
+        columns.append(_require(settings.caption_column, "caption_column", available, source))
+        names.append("caption")
+    extra = [name for name in available if name not in columns]
+    taken = [name for name in extra if name in (*ADDED_COLUMNS, *names)]
+    if taken:
+        raise InputError(f"{source}: column {taken[0]!r} is written by priorkit itself; rename or drop it in the list")
+    return UrlList(source, tuple(found), (*columns, *extra), (*names, *extra))
+
+
+def rows_digest(table: pa.Table) -> str:
+    """SHA-256 of the values of all rows, in order; the same however the list is stored."""
+    digest = hashlib.sha256()
+    for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        digest.update(repr(row).encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def _to_table(batches: list[pa.RecordBatch]) -> pa.Table:
+    table = pa.Table.from_batches(batches, schema=batches[0].schema)
+    return table.combine_chunks()
+
+
+def _format(path: str) -> str:
+    return path.removesuffix(".gz").rpartition(".")[2].lower()
+
+
+def _require(column: str, setting: str, available: list[str], source: str) -> str:
+    if column in available:
+        return column
+    nearest = difflib.get_close_matches(column, available, n=1, cutoff=0.4)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    none = "; set it to null for a list without captions" if setting == "caption_column" else ""
+    raise InputError(
+        f"{source}: no column {column!r}; {hint}The list has {', '.join(map(repr, available))}: set {setting}{none}"
+    )
+
+
+def _unreadable(path: str, error: Exception) -> InputError:
+    if isinstance(error, InputError):
+        return error
+    return InputError(f"{path}: cannot be read as {_format(path)} ({error}); is it complete, and named as what it is?")
+
+
+def _read_file(path: str) -> Iterator[pa.RecordBatch]:
+    kind = _format(path)
+    fs, plain_path = fsspec.core.url_to_fs(path)
+    with fs.open(plain_path, "rb") as raw:
+        file = cast(BinaryIO, gzip.open(raw) if path.endswith(".gz") else raw)
+        if kind == "parquet":
+            yield from pq.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS)
+        elif kind in ("csv", "tsv"):
+            yield from _read_delimited(file, "," if kind == "csv" else "\t")
+        elif kind == "txt":
+            yield from _to_batches({"url": line.decode().strip()} for line in file if line.strip())
+        elif kind == "jsonl":
+            yield from _to_batches(json.loads(line) for line in file if line.strip())
+        else:
+            yield from _to_batches(iter(json.load(file)))
+
+
+def _read_delimited(file: BinaryIO, delimiter: str) -> Iterator[pa.RecordBatch]:
+    """Every column as text: a type guessed from the first block would fail on a later one."""
+    header = file.readline().decode("utf-8-sig")
+    if not header.strip():
+        return
+    names = next(_csv_rows(header, delimiter))
+    if len(set(names)) < len(names):
+        raise InputError(f"the header names a column twice: {', '.join(names)}")
+    yield from pyarrow.csv.open_csv(
+        file,
+        read_options=pyarrow.csv.ReadOptions(column_names=names),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in names}),
+    )
+
+
+def _csv_rows(text: str, delimiter: str) -> Iterator[list[str]]:
+    import csv
+
+    return csv.reader([text], delimiter=delimiter)
+
+
+def _to_batches(rows: Iterator[Any]) -> Iterator[pa.RecordBatch]:
+    held: list[dict[str, Any]] = []
+    schema: pa.Schema | None = None
+    for row in rows:
+        if not isinstance(row, dict):
+            raise InputError(f"each row must be an object with a key for each column, got {row!r:.80}")
+        held.append(row)
+        if len(held) == _BATCH_ROWS:
+            batch = pa.RecordBatch.from_pylist(held, schema=schema)
+            schema = batch.schema
+            yield batch
+            held = []
+    if held:
+        yield pa.RecordBatch.from_pylist(held, schema=schema)

@@ -1,0 +1,129 @@
+"""Image shards as `download` and img2dataset write them: which there are, and the samples in each."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .errors import InputError
+from .shards import fingerprint, read_manifest
+from .storage import Store
+
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
+_HEADER_BYTES = 512
+
+
+@dataclass(frozen=True)
+class ImageShard:
+    """One webdataset shard."""
+
+    name: str
+    """Digits that number the shard."""
+    fingerprint: str
+    """Of the committed bytes; for a folder without a manifest, of name, size and header."""
+    samples: int
+    """Images in the shard, so without the rows that failed."""
+
+    @property
+    def tar_name(self) -> str:
+        return f"{self.name}.tar"
+
+    @property
+    def table_name(self) -> str:
+        return f"{self.name}.parquet"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its caption, either of which may be missing."""
+
+    key: str
+    image: bytes | None
+    caption: bytes | None
+    """UTF-8 text, not yet decoded."""
+
+
+def list_image_shards(store: Store) -> list[ImageShard]:
+    """The image shards of a folder, by number.
+
+    Raises:
+        InputError: there are none, or a file that the manifest names is not there.
+    """
+    manifest = read_manifest(store)
+    if manifest is None:
+        shards = [_foreign_shard(store, name) for name in store.names() if name.endswith(".tar")]
+    elif manifest.stage != "download":
+        raise InputError(
+            f"{store.url} was written by `priorkit {manifest.stage}`; name the folder of downloaded images"
+        )
+    else:
+        shards = []
+        for name, record in manifest.shards.items():
+            tar = record.files.get(f"{name}.tar")
+            if tar is None or store.size(f"{name}.tar") != tar.bytes:
+                raise InputError(f"{store.url}: {name}.tar is missing or damaged; run `priorkit download` again")
+            shards.append(ImageShard(name, tar.sha256, record.counts.get("success", 0)))
+    if not shards:
+        raise InputError(
+            f"{store.url} holds no image shards (*.tar); run `priorkit download` first or name another folder"
+        )
+    return sorted(shards, key=lambda shard: int(shard.name))
+
+
+def _foreign_shard(store: Store, tar_name: str) -> ImageShard:
+    name = tar_name.removesuffix(".tar")
+    if not (name.isascii() and name.isdigit()):
+        raise InputError(f"{store.url}/{tar_name}: image shards are named by number, such as 00000.tar")
+    with store.open(tar_name) as file:
+        header = file.read(_HEADER_BYTES)
+    mark = fingerprint([tar_name, store.size(tar_name), header.hex()])
+    if store.size(f"{name}.parquet") is not None:
+        with store.open(f"{name}.parquet") as file:
+            status = pq.ParquetFile(file).read(columns=["status"]).column("status")
+        return ImageShard(name, mark, pc.sum(pc.equal(status, "success")).as_py() or 0)
+    shard = ImageShard(name, mark, 0)
+    return ImageShard(name, mark, sum(1 for _ in read_samples(store, shard)))
+
+
+def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
+    """The samples of a shard in the order of the tar, read as a stream.
+
+    Raises:
+        InputError: the tar is cut or is none.
+    """
+    key = ""
+    members: dict[str, bytes] = {}
+    try:
+        with store.open(shard.tar_name) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+            for member in tar:
+                content = tar.extractfile(member) if member.isfile() else None
+                if content is None:
+                    continue
+                stem, _, extension = member.name.rpartition("/")[2].partition(".")
+                if stem != key and members:
+                    yield _sample(key, members)
+                    members = {}
+                key = stem
+                members[extension.lower()] = content.read()
+    except tarfile.TarError as error:
+        raise InputError(f"{store.url}/{shard.tar_name} is damaged ({error}); download that shard again") from error
+    if members:
+        yield _sample(key, members)
+
+
+def _sample(key: str, members: dict[str, bytes]) -> Sample:
+    image = next((data for extension, data in members.items() if extension in IMAGE_EXTENSIONS), None)
+    return Sample(key, image, members.get("txt"))
+
+
+def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:
+    """The parquet table of a shard, one row for each row of the list; None where there is none."""
+    if store.size(shard.table_name) is None:
+        return None
+    with store.open(shard.table_name) as file:
+        return pq.ParquetFile(file).read()

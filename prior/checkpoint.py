@@ -1,0 +1,184 @@
+"""A prior's folder: `config.json` and `model.safetensors` to use it, `state/` to go on training it. No pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+
+from ..pipeline.config import parse_settings
+from ..pipeline.errors import InputError
+from ..pipeline.storage import HashingFile, Store
+from .config import DiffusionSettings, NetworkSettings
+from .model import Prior, PriorConfig, build_network
+from .network import PriorNetwork
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+STATE_FOLDER = "state"
+_FORMAT_VERSION = 1
+
+Create = Callable[[str], contextlib.AbstractContextManager[HashingFile]]
+"""Opens a new file of the folder by name, atomically."""
+
+
+def save_prior(create: Create, config: PriorConfig, network: PriorNetwork) -> None:
+    """Write what is needed to use a prior."""
+    described = {
+        "format_version": _FORMAT_VERSION,
+        "embed_dim": config.embed_dim,
+        "token_width": config.token_width,
+        "network": config.network.model_dump(mode="json"),
+        "diffusion": config.diffusion.model_dump(mode="json"),
+        "clip": config.clip,
+        "clip_settings": config.clip_settings,
+    }
+    with create(CONFIG_NAME) as file:
+        file.write((json.dumps(described, indent=1) + "\n").encode())
+    with create(WEIGHTS_NAME) as file:
+        file.write(safetensors.torch.save(_to_cpu(network.state_dict())))
+
+
+def load_prior(path: str = "data/prior", device: str = "cpu") -> Prior:
+    """Load a trained prior from its folder, local or remote.
+
+    Raises:
+        InputError: there is no prior, its training has not ended, or a file is damaged; says which.
+    """
+    store = Store(path)
+    try:
+        described = store.read_json(CONFIG_NAME)
+        with store.open(WEIGHTS_NAME) as file:
+            weights = _read_tensors(file, store.path(WEIGHTS_NAME))[0]
+    except (FileNotFoundError, NotADirectoryError):
+        unfinished = "its training has not ended" if store.names(STATE_FOLDER) else "no prior is there"
+        raise InputError(
+            f"{path}: {unfinished} ({CONFIG_NAME} and {WEIGHTS_NAME} are needed); run `priorkit train`"
+        ) from None
+    try:
+        source = store.path(CONFIG_NAME)
+        config = PriorConfig(
+            embed_dim=described["embed_dim"],
+            token_width=described["token_width"],
+            network=parse_settings(NetworkSettings, described["network"], source),
+            diffusion=parse_settings(DiffusionSettings, described["diffusion"], source),
+            clip=described["clip"],
+            clip_settings=described["clip_settings"],
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}/{CONFIG_NAME} is not the config of a prior ({error!r} is missing or wrong)"
+        ) from error
+    network = build_network(config)
+    _load_weights(network, weights, f"{path}/{WEIGHTS_NAME}")
+    return Prior(config, network.to(device))
+
+
+@dataclass
+class TrainState:
+    """What exact continuation of a training needs."""
+
+    step: int
+    """Steps done."""
+    network: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor]
+    optimiser: dict[str, torch.Tensor]
+    torch_random: torch.Tensor
+    """State of torch's default generator, which dropout draws from."""
+
+
+def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep: int) -> None:
+    """Write a checkpoint as one file, atomically, then remove all but the newest `keep`."""
+    tensors = {f"network.{name}": value for name, value in state.network.items()}
+    tensors |= {f"average.{name}": value for name, value in state.average.items()}
+    tensors |= {f"optimiser.{name}": value for name, value in state.optimiser.items()}
+    tensors["torch_random"] = state.torch_random
+    # one key only: safetensors writes several in an order that changes from run to run
+    metadata = {"priorkit": json.dumps({"step": state.step, "settings": settings_fingerprint})}
+    with store.create(_state_name(state.step)) as file:
+        file.write(safetensors.torch.save(_to_cpu(tensors), metadata))
+    for step in _state_steps(store)[:-keep]:
+        store.remove(_state_name(step))
+
+
+def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
+    """The newest checkpoint that was made with these settings; None if there is none."""
+    for step in reversed(_state_steps(store)):
+        with store.open(_state_name(step)) as file:
+            tensors, metadata = _read_tensors(file, store.path(_state_name(step)))
+        described = json.loads(metadata.get("priorkit", "{}"))
+        if described.get("settings") == settings_fingerprint:
+            parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "average": {}, "optimiser": {}}
+            random = tensors.pop("torch_random")
+            for name, value in tensors.items():
+                part, _, rest = name.partition(".")
+                parts[part][rest] = value
+            return TrainState(step=described["step"], torch_random=random, **parts)
+    return None
+
+
+def clear_states(store: Store) -> None:
+    """Remove all checkpoints."""
+    for step in _state_steps(store):
+        store.remove(_state_name(step))
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer, network: PriorNetwork) -> dict[str, torch.Tensor]:
+    """The optimiser's state by the names of the weights."""
+    return {
+        f"{name}.{key}": value
+        for name, parameter in network.named_parameters()
+        for key, value in optimiser.state[parameter].items()
+    }
+
+
+def restore_optimiser(
+    optimiser: torch.optim.Optimizer, network: PriorNetwork, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Put back what `optimiser_tensors` gave."""
+    parameters = dict(network.named_parameters())
+    for name, value in tensors.items():
+        parameter_name, _, key = name.rpartition(".")
+        parameter = parameters[parameter_name]
+        # the step count stays where AdamW keeps it, on the CPU
+        optimiser.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+
+
+def _state_name(step: int) -> str:
+    return f"{STATE_FOLDER}/step_{step:09d}.safetensors"
+
+
+def _state_steps(store: Store) -> list[int]:
+    names = [name for name in store.names(STATE_FOLDER) if name.endswith(".safetensors")]
+    return sorted(int(name.rpartition("_")[2].partition(".")[0]) for name in names)
+
+
+def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _read_tensors(file: BinaryIO, source: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    data = file.read()
+    try:
+        tensors = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{source} is not a whole safetensors file ({error}); restore it or train again") from error
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return tensors, header.get("__metadata__", {})
+
+
+def _load_weights(network: PriorNetwork, weights: dict[str, Any], source: str) -> None:
+    expected = network.state_dict()
+    missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+    if missing or extra:
+        raise InputError(f"{source} does not fit its config: missing {missing[:3]}, unknown {extra[:3]}")
+    for name, value in weights.items():
+        if value.shape != expected[name].shape:
+            raise InputError(f"{source}: {name} is {list(value.shape)}, its config says {list(expected[name].shape)}")
+    network.load_state_dict(weights)

@@ -1,0 +1,337 @@
+"""The commands of the prior and of the whole chain. Heavy imports happen when a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from ..pipeline.commands import DryRunOption, JsonOption, LimitOption, OverwriteOption, SetOption
+
+if TYPE_CHECKING:
+    from ..pipeline.stage import StagePlan, StageResult
+
+RecipeArgument = Annotated[str, typer.Argument(help="YAML file, or the name of a recipe that comes with priorkit.")]
+
+
+def train(
+    recipe: RecipeArgument,
+    embeddings: Annotated[
+        Optional[str], typer.Option(show_default="data/embeddings", help="Folder of embedding shards.")
+    ] = None,
+    prior: Annotated[
+        Optional[str], typer.Option(show_default="data/prior", help="Folder of the trained prior.")
+    ] = None,
+    settings: SetOption = None,
+    limit: Annotated[
+        Optional[int], typer.Option("--limit", min=1, help="Stop after N steps, with a checkpoint.")
+    ] = None,
+    dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a prior on embeddings, or go on from its newest checkpoint.
+
+    Example: priorkit train recipes/custom.yaml --set train.steps=20000
+    """
+    from ..pipeline.terminal import progress_bar, reported_errors, stop_requests
+
+    with reported_errors():
+        from .recipe import load_recipe, require_same_clip
+        from .train import plan_train
+        from .train import train as run_train
+
+        chosen = load_recipe(recipe, settings or [])
+        source, target = embeddings or chosen.folders.embeddings, prior or chosen.folders.prior
+        require_same_clip(chosen, source)
+        if dry_run:
+            _show_plans([plan_train(source, target, chosen.train, chosen.read, overwrite=overwrite)], as_json)
+            return
+        with progress_bar("train", "steps", quiet=as_json) as progress, stop_requests() as should_stop:
+            result = run_train(
+                source, target, chosen.train, chosen.read,
+                limit=limit, overwrite=overwrite, progress=progress, should_stop=should_stop,
+            )  # fmt: skip
+        _show_results([result], as_json)
+
+
+def evaluate(
+    prior: Annotated[str, typer.Argument(help="Folder of a trained prior.")] = "data/prior",
+    embeddings: Annotated[str, typer.Option(help="Folder of embedding shards.")] = "data/embeddings",
+    evaluation: Annotated[str, typer.Option(help="Folder to write metrics to.")] = "data/evaluation",
+    recipe: Annotated[Optional[str], typer.Option(help="Recipe whose section `evaluate` applies.")] = None,
+    settings: SetOption = None,
+    limit: LimitOption = None,
+    dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a prior, beside baselines, on rows it was not trained on.
+
+    Example: priorkit evaluate data/prior --set evaluate.draws=16
+    """
+    from ..pipeline.terminal import print_json, progress_bar, reported_errors
+
+    with reported_errors():
+        from .evaluate import evaluate as run_evaluate
+        from .evaluate import plan_evaluate, read_metrics
+        from .recipe import load_recipe
+
+        chosen = load_recipe(recipe, settings or [])
+        if dry_run:
+            plan = plan_evaluate(prior, embeddings, evaluation, chosen.evaluate, limit=limit)
+            _show_plans([plan], as_json)
+            return
+        with progress_bar("evaluate", "rows", quiet=as_json) as progress:
+            result = run_evaluate(
+                prior, embeddings, evaluation, chosen.evaluate,
+                limit=limit, overwrite=overwrite, progress=progress,
+            )  # fmt: skip
+        metrics = read_metrics(evaluation)
+        if as_json:
+            print_json({**result.to_json(), "metrics": metrics})
+        else:
+            _show_results([result], as_json)
+            print_metrics(metrics)
+
+
+def sample(
+    prior: Annotated[str, typer.Argument(help="Folder of a trained prior.")],
+    prompts: Annotated[list[str], typer.Argument(help="One or more captions.")],
+    output: Annotated[Path, typer.Option(help="File to write: .npy or .safetensors.")] = Path("samples.npy"),
+    num_candidates: Annotated[int, typer.Option(min=1, help="Draws for each caption; the nearest to it is kept.")] = 2,
+    guidance_scale: Annotated[float, typer.Option(help="1 follows the text as trained.")] = 1.0,
+    steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")] = 64,
+    sampler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a CLIP image embedding for each caption.
+
+    Example: priorkit sample data/prior "a corgi wearing sunglasses" --output corgi.npy
+    """
+    from ..pipeline.terminal import print_json, print_line, print_table, reported_errors
+
+    with reported_errors():
+        from .checkpoint import load_prior
+        from .export import embeds_writer
+
+        write = embeds_writer(output)
+        model = load_prior(prior, device)
+        text_embed, token_states = model.encode_text(prompts)
+        embeds = model.sample(
+            text_embed=text_embed, token_states=token_states, num_candidates=num_candidates,
+            guidance_scale=guidance_scale, steps=steps, sampler=sampler, seed=seed,  # type: ignore[arg-type]
+        )  # fmt: skip
+        write(embeds)
+        unit_text = text_embed / text_embed.norm(dim=-1, keepdim=True)
+        cosines = [float(cosine) for cosine in (embeds * unit_text).sum(dim=-1)]
+        if as_json:
+            print_json({"output": str(output), "shape": list(embeds.shape), "cosine_to_text": cosines})
+            return
+        rows = [(prompt, f"{cosine:.4f}") for prompt, cosine in zip(prompts, cosines, strict=True)]
+        print_table("samples", ("caption", "cosine to its text"), rows)
+        print_line(f"wrote {output}: float32 {list(embeds.shape)}")
+
+
+def run(
+    recipe: RecipeArgument,
+    until: Annotated[str, typer.Option(help="Last stage: download, embed, train or evaluate.")] = "evaluate",
+    settings: SetOption = None,
+    limit: Annotated[
+        Optional[int], typer.Option("--limit", min=1, help="Use the first N rows of the list only.")
+    ] = None,
+    dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run every stage of a recipe that is not up to date, and only those.
+
+    Example: priorkit run recipes/custom.yaml --set urls=my_list.csv --dry-run
+    """
+    from ..pipeline.terminal import print_json, progress_bar, reported_errors, stop_requests
+
+    with reported_errors():
+        from . import run as chain
+        from .evaluate import read_metrics
+        from .recipe import load_recipe
+
+        chosen, last = load_recipe(recipe, settings or []), chain.stage_name(until)
+        if dry_run:
+            chain.check(chosen, limit=limit, overwrite=overwrite)
+            _show_plans(chain.plan(chosen, until=last, limit=limit, overwrite=overwrite), as_json)
+            return
+        with stop_requests() as should_stop:
+            results = chain.run(
+                chosen, until=last, limit=limit, overwrite=overwrite, should_stop=should_stop,
+                progress=lambda stage, unit: progress_bar(stage, unit, quiet=as_json),
+            )  # fmt: skip
+        metrics = read_metrics(chosen.folders.evaluation) if last == "evaluate" else None
+        if as_json:
+            print_json({"stages": [result.to_json() for result in results], "metrics": metrics})
+            return
+        _show_results(results, as_json)
+        if metrics is not None:
+            print_metrics(metrics)
+
+
+def status(
+    recipe: Annotated[
+        Optional[str], typer.Argument(show_default="default folders", help="Recipe to hold the folders against.")
+    ] = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what each stage has done; with a recipe, also what is not up to date.
+
+    Example: priorkit status recipes/custom.yaml
+    """
+    from ..pipeline.terminal import print_json, print_table, reported_errors
+
+    with reported_errors():
+        from .recipe import load_recipe
+        from .status import stage_states
+
+        states = stage_states(load_recipe(recipe, settings or []), plan_too=recipe is not None)
+        if as_json:
+            print_json([state.to_json() for state in states])
+            return
+        rows = [(state.stage, state.folder, f"{state.shards:,}", f"{state.rows:,}", state.state) for state in states]
+        print_table("status", ("stage", "folder", "shards", "rows", "state"), rows)
+
+
+recipes = typer.Typer(no_args_is_help=True, help="The recipes that come with priorkit, and checking your own.")
+
+
+@recipes.command("list")
+def list_recipes(as_json: JsonOption = False) -> None:
+    """List the recipes that come with priorkit.
+
+    Example: priorkit recipes list
+    """
+    from ..pipeline.terminal import print_json, print_table, reported_errors
+
+    with reported_errors():
+        from .recipe import recipe_names, recipe_text
+
+        described = {name: recipe_text(name).partition("\n")[0].lstrip("# ") for name in recipe_names()}
+        if as_json:
+            print_json(described)
+        else:
+            print_table("recipes", ("name", "what it is"), list(described.items()))
+
+
+@recipes.command("copy")
+def copy(
+    name: Annotated[str, typer.Argument(help="Name as `recipes list` shows it.")],
+    destination: Annotated[Path, typer.Argument(help="File or folder to write to.")] = Path("."),
+) -> None:
+    """Copy a recipe that comes with priorkit, to edit it.
+
+    Example: priorkit recipes copy custom my_recipe.yaml
+    """
+    from ..pipeline.terminal import print_line, reported_errors
+
+    with reported_errors():
+        from .recipe import copy_recipe
+
+        print_line(f"wrote {copy_recipe(name, destination)}")
+
+
+@recipes.command("validate")
+def validate(recipe: RecipeArgument, settings: SetOption = None, as_json: JsonOption = False) -> None:
+    """Check every key and value of a recipe, and print it with all defaults filled in.
+
+    Example: priorkit recipes validate my_recipe.yaml
+    """
+    from ..pipeline.terminal import print_json, print_line, reported_errors
+
+    with reported_errors():
+        import yaml
+
+        from .recipe import load_recipe
+
+        chosen = load_recipe(recipe, settings or []).model_dump(mode="json")
+        if as_json:
+            print_json(chosen)
+        else:
+            print(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=False), end="")
+            print_line(f"{recipe}: valid")
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("data/demo"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of this machine to serve the images on.")] = 47811,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the whole chain offline on about 3,900 emoji, from a list of URLs to an evaluated prior and a picture.
+
+    Example: priorkit demo --folder /tmp/demo
+    """
+    from ..pipeline.terminal import print_json, print_line, progress_bar, reported_errors, stop_requests
+
+    with reported_errors():
+        from .demo import run_demo
+        from .evaluate import read_metrics
+
+        with stop_requests() as should_stop:
+            done = run_demo(
+                folder, port, settings or [], lambda stage, unit: progress_bar(stage, unit, quiet=as_json), should_stop
+            )
+        metrics = read_metrics(done.recipe.folders.evaluation)
+        if as_json:
+            stages = [result.to_json() for result in done.results]
+            print_json({"stages": stages, "metrics": metrics, "picture": str(done.picture)})
+            return
+        _show_results(done.results, as_json)
+        print_metrics(metrics)
+        print_line(f"picture: {done.picture}")
+        print_line(f'next: priorkit sample {folder / "prior"} "red heart"')
+
+
+def print_metrics(metrics: dict[str, Any]) -> None:
+    """The metrics of a prior beside the baselines, with 95% intervals."""
+    from ..pipeline.terminal import print_line, print_table
+
+    names = ("energy_score", "cosine_to_image", "cosine_to_text", "recall_at_1", "recall_at_10")
+    header = ("", "energy score (lower is better)", "cosine to true image", "cosine to text", "recall@1", "recall@10")
+    rows = []
+    for predictor, values in metrics["predictors"].items():
+        cells = [f"{values[n]['mean']:.4f} [{values[n]['low']:.4f}, {values[n]['high']:.4f}]" for n in names[:2]]
+        cells += [f"{values[n]['mean']:.4f}" for n in names[2:]]
+        rows.append((predictor, *cells))
+    title = (
+        f"{metrics['rows']:,} rows of the {metrics['split']} split, {metrics['draws']} draws a caption, 95% intervals"
+    )
+    print_table(title, header, rows)
+    print_line(
+        f"recall: true image among the nearest of a gallery of {metrics['gallery']:,}; "
+        f"cosine of text and true image: {metrics['text_image_cosine']['mean']:.4f}"
+    )
+
+
+def _show_plans(plans: list[StagePlan | tuple[Any, str]] | list[StagePlan], as_json: bool) -> None:
+    from ..pipeline.stage import StagePlan
+    from ..pipeline.terminal import print_json, print_line, print_plans
+
+    known = [plan for plan in plans if isinstance(plan, StagePlan)]
+    unknown = [plan for plan in plans if not isinstance(plan, StagePlan)]
+    if as_json:
+        print_json([plan.to_json() for plan in known] + [{"stage": name, "unknown": why} for name, why in unknown])
+        return
+    print_plans(known)
+    for name, why in unknown:
+        print_line(f"{name}: cannot be planned yet ({why})")
+
+
+def _show_results(results: list[StageResult], as_json: bool) -> None:
+    from ..pipeline.terminal import print_json, print_result
+
+    for result in results:
+        if as_json:
+            print_json(result.to_json())
+        else:
+            print_result(result)

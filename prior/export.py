@@ -1,0 +1,34 @@
+"""Sampled embeddings -> files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from ..pipeline.errors import SettingsError
+from ..pipeline.storage import Store
+
+TENSOR_NAME = "image_embed"
+
+
+def embeds_writer(path: Path) -> Callable[[torch.Tensor], None]:
+    """A function that writes embeddings `[B, D]` to a `.npy` or `.safetensors` file, atomically.
+
+    Raises:
+        SettingsError: the ending is neither.
+    """
+    if path.suffix not in (".npy", ".safetensors"):
+        raise SettingsError(f"--output {path}: end it with .npy or .safetensors")
+
+    def write(embeds: torch.Tensor) -> None:
+        with Store(str(path.parent)).create(path.name) as file:
+            if path.suffix == ".npy":
+                np.save(file, embeds.numpy())
+            else:
+                file.write(safetensors.torch.save({TENSOR_NAME: embeds.contiguous()}))
+
+    return write

@@ -1,0 +1,111 @@
+"""A recipe: one YAML file with every stage's settings, strict, with overrides, validated before anything starts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import yaml
+
+from ..pipeline.config import PipelineSettings, parse_settings, with_overrides
+from ..pipeline.errors import InputError, SettingsError
+from ..pipeline.shards import difference, require_manifest
+from ..pipeline.storage import Store
+from .config import EvaluateSettings, TrainSettings
+
+
+class Recipe(PipelineSettings):
+    """Everything that turns a list of URLs into a trained, evaluated prior."""
+
+    train: TrainSettings = TrainSettings()
+    """From embeddings to a prior."""
+    evaluate: EvaluateSettings = EvaluateSettings()
+    """From a prior to metrics."""
+
+
+def load_recipe(path: str | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; without a path, the defaults.
+
+    Args:
+        path: a YAML file, local or remote, or the name of a recipe that comes with priorkit.
+        overrides: `a.b=value` each, the value being YAML.
+
+    Raises:
+        InputError: the file is not there, or is not YAML.
+        SettingsError: a key or value is wrong; names it and the nearest known key.
+    """
+    values = _read_yaml(path) if path is not None else {}
+    source = f"{path or 'settings'} with --set" if overrides else path or "settings"
+    return parse_settings(Recipe, with_overrides(values, overrides), source)
+
+
+def require_same_clip(recipe: Recipe, embeddings: str) -> None:
+    """Refuse to use a recipe on embeddings of another CLIP than the one it names."""
+    if "embed" not in recipe.model_fields_set or "clip" not in recipe.embed.model_fields_set:
+        return
+    from ..pipeline.clip import clip_source
+
+    made_by = require_manifest(Store(embeddings), "embed").about["clip"]["source"]
+    wanted = clip_source(recipe.embed.clip)
+    if made_by != wanted:
+        raise SettingsError(
+            f"the recipe's CLIP is not the one that made {embeddings} ({difference(made_by, wanted)}); "
+            "set embed.clip to what made them, or name other embeddings"
+        )
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with priorkit."""
+    folder = resources.files(_recipe_package())
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a recipe that comes with priorkit."""
+    if name not in recipe_names():
+        raise InputError(f"no recipe {name!r}; there are {', '.join(recipe_names())}")
+    return (resources.files(_recipe_package()) / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def copy_recipe(name: str, destination: Path) -> Path:
+    """Write a recipe that comes with priorkit into a file, or into a folder under its own name."""
+    text = recipe_text(name)
+    target = destination / f"{name}.yaml" if destination.is_dir() else destination
+    if target.exists():
+        raise InputError(f"{target} exists already; name another file")
+    with target.with_name(target.name + ".tmp").open("w", encoding="utf-8") as file:
+        file.write(text)
+    shutil.move(file.name, target)
+    return target
+
+
+def _recipe_package() -> str:
+    return f"{__name__.split('.')[0]}.recipes"
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        if path in recipe_names():
+            text = recipe_text(path)
+        else:
+            with fsspec.open(path, "r", encoding="utf-8") as file:
+                text = file.read()
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such recipe file; `priorkit recipes list` shows those that come with it"
+        ) from None
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a recipe file ({error})") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML ({error})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a recipe is a mapping of sections, this is a {type(values).__name__}")
+    return values

@@ -1,0 +1,155 @@
+"""All stages of a recipe, one after the other: what is not up to date, and only that."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..pipeline.errors import PriorkitError, SettingsError
+from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, no_progress
+from .recipe import Recipe
+
+StageName = Literal["download", "embed", "train", "evaluate"]
+STAGES: tuple[StageName, ...] = ("download", "embed", "train", "evaluate")
+
+ProgressFactory = Callable[[str, str], contextlib.AbstractContextManager[ProgressCallback]]
+"""Given a stage's name and unit, opens a place to report progress to."""
+
+_UNITS = {"download": "shards", "embed": "shards", "train": "steps", "evaluate": "rows"}
+
+
+def stage_name(name: str) -> StageName:
+    """`name` if it is a stage; SettingsError otherwise."""
+    for known in STAGES:
+        if name == known:
+            return known
+    raise SettingsError(f"no stage {name!r}; there are {', '.join(STAGES)}")
+
+
+@contextlib.contextmanager
+def quiet(stage: str, unit: str) -> Iterator[ProgressCallback]:
+    """Progress for callers that do not want to know."""
+    yield no_progress
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a recipe."""
+
+    name: StageName
+    plan: Callable[[], StagePlan]
+    run: Callable[[ProgressCallback], StageResult]
+
+
+def run(
+    recipe: Recipe,
+    *,
+    until: StageName = "evaluate",
+    limit: int | None = None,
+    overwrite: bool = False,
+    progress: ProgressFactory = quiet,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[StageResult]:
+    """Bring every stage of a recipe up to date, in order.
+
+    Args:
+        until: the last stage to run.
+        limit: use only the first rows of the list, this many.
+        overwrite: discard what the folders hold and start anew.
+
+    Raises:
+        PriorkitError: the first thing that is wrong; all that can be checked is, before anything starts.
+    """
+    check(recipe, limit=limit, overwrite=overwrite)
+    results = []
+    for step in steps(recipe, until=until, limit=limit, overwrite=overwrite, should_stop=should_stop):
+        with progress(step.name, _UNITS[step.name]) as report:
+            results.append(step.run(report))
+    return results
+
+
+def plan(
+    recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False
+) -> list[StagePlan | tuple[StageName, str]]:
+    """What `run` would do: a plan for each stage, or why there can be none yet."""
+    plans: list[StagePlan | tuple[StageName, str]] = []
+    for step in steps(recipe, until=until, limit=limit, overwrite=overwrite):
+        try:
+            plans.append(step.plan())
+        except PriorkitError as error:
+            plans.append((step.name, str(error)))
+    return plans
+
+
+def steps(
+    recipe: Recipe,
+    *,
+    until: StageName = "evaluate",
+    limit: int | None = None,
+    overwrite: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Sequence[Step]:
+    """The stages of a recipe up to `until`, ready to plan or run."""
+    from ..pipeline.download import download, plan_download
+    from ..pipeline.embed import embed, plan_embed
+    from .evaluate import evaluate, plan_evaluate
+    from .train import plan_train, train
+
+    folders, read = recipe.folders, recipe.read
+    every = (
+        Step(
+            "download",
+            lambda: plan_download(recipe.urls, folders.images, recipe.download, limit=limit, overwrite=overwrite),
+            lambda progress: download(
+                recipe.urls, folders.images, recipe.download,
+                compute=recipe.compute, limit=limit, overwrite=overwrite, progress=progress,
+            ),
+        ),
+        Step(
+            "embed",
+            lambda: plan_embed(folders.images, folders.embeddings, recipe.embed, overwrite=overwrite),
+            lambda progress: embed(
+                folders.images, folders.embeddings, recipe.embed,
+                compute=recipe.compute, overwrite=overwrite, progress=progress,
+            ),
+        ),
+        Step(
+            "train",
+            lambda: plan_train(folders.embeddings, folders.prior, recipe.train, read, overwrite=overwrite),
+            lambda progress: train(
+                folders.embeddings, folders.prior, recipe.train, read,
+                overwrite=overwrite, progress=progress, should_stop=should_stop,
+            ),
+        ),
+        Step(
+            "evaluate",
+            lambda: plan_evaluate(folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate),
+            lambda progress: evaluate(
+                folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, read,
+                overwrite=overwrite, progress=progress,
+            ),
+        ),
+    )  # fmt: skip
+    return every[: STAGES.index(until) + 1]
+
+
+def check(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -> None:
+    """Check list, settings and folders of all stages, before any of them starts."""
+    from ..pipeline.clip import resolve
+    from ..pipeline.download import plan_download
+    from ..pipeline.embed import embed_manifest
+    from ..pipeline.shards import check_stage
+    from ..pipeline.storage import Store
+    from .train import check_prior_folder
+
+    if recipe.train.network.max_text_len and not recipe.embed.token_states:
+        raise SettingsError(
+            f"train.network.max_text_len={recipe.train.network.max_text_len} needs embed.token_states=true, "
+            "so that there are token states to train on"
+        )
+    folders = recipe.folders
+    plan_download(recipe.urls, folders.images, recipe.download, limit=limit, overwrite=overwrite)
+    check_stage(Store(folders.embeddings), embed_manifest(resolve(recipe.embed)), overwrite=overwrite)
+    check_prior_folder(folders.prior, recipe.train, recipe.read, overwrite=overwrite)

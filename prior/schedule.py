@@ -1,0 +1,77 @@
+"""Noise schedules, and the conversions between x0, eps and v.
+
+A schedule is the signal share `alpha_bar[t]` of the variance: `x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps`
+(Ho et al. 2020, arXiv 2006.11239), `v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0` (Salimans and Ho 2022,
+arXiv 2202.00512).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+_COSINE_OFFSET = 0.008
+_MAX_BETA = 0.999
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """Coefficients of the forward process for each of its timesteps."""
+
+    alpha_bar: torch.Tensor
+    """`[timesteps]` float64, falling."""
+
+    def __len__(self) -> int:
+        return len(self.alpha_bar)
+
+    def coefficients(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Signal and noise coefficients `[B, 1]` float32 of timesteps `[B]`."""
+        alpha_bar = self.alpha_bar.to(timesteps.device)[timesteps].unsqueeze(-1)
+        return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """`x_t` for clean `x0` and unit `noise`, all `[B, D]`."""
+        signal, sigma = self.coefficients(timesteps)
+        return signal * x0 + sigma * noise
+
+    def target(self, prediction: str, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """What a network that predicts `x0`, `eps` or `v` shall give: `[B, D]`."""
+        if prediction == "x0":
+            return x0
+        if prediction == "eps":
+            return noise
+        signal, sigma = self.coefficients(timesteps)
+        return signal * noise - sigma * x0
+
+    def to_x0(self, prediction: str, output: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The clean embedding that a network's output means, `[B, D]`."""
+        if prediction == "x0":
+            return output
+        signal, sigma = self.coefficients(timesteps)
+        if prediction == "eps":
+            return (x_t - sigma * output) / signal
+        return signal * x_t - sigma * output
+
+    def to_eps(self, x0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The noise that a clean embedding implies, `[B, D]`."""
+        signal, sigma = self.coefficients(timesteps)
+        return (x_t - signal * x0) / sigma
+
+
+def noise_schedule(name: str, timesteps: int) -> NoiseSchedule:
+    """The schedule `cosine` (Nichol and Dhariwal 2021, arXiv 2102.09672) or `linear` (Ho et al. 2020).
+
+    The linear one is scaled so that any number of timesteps ends at the noise of the original 1000.
+    """
+    if name == "cosine":
+        grid = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
+        signal = torch.cos((grid + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * math.pi / 2) ** 2
+        beta = (1 - signal[1:] / signal[:-1]).clamp(max=_MAX_BETA)
+    elif name == "linear":
+        scale = 1000 / timesteps
+        beta = torch.linspace(scale * 1e-4, scale * 0.02, timesteps, dtype=torch.float64).clamp(max=_MAX_BETA)
+    else:
+        raise ValueError(f"noise_schedule={name!r}: known are cosine and linear")
+    return NoiseSchedule(torch.cumprod(1 - beta, dim=0))

