@@ -35,6 +35,8 @@ from .webdataset import ImageShard, Sample, list_image_shards, read_samples, rea
 
 STAGE = "embed"
 
+_FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])
+
 _LEFT_BEHIND = ("status", "error_message", "caption")
 """Columns of the image shard that every embedded row has the same, or that are written in their own place."""
 
@@ -300,11 +302,9 @@ class EmbedWorker:
         metadata = metadata.append_column("text_norm", pa.array(norms["text"]))
         with commit.create(f"metadata/metadata_{task.name}.parquet") as file:
             pq.write_table(metadata, file, row_group_size=READ_BLOCK_ROWS)
-        columns = {
-            name: pa.array([f[i] for f in done.failures], pa.string()) for i, name in enumerate(("key", "error"))
-        }
+        failures = [{"key": key, "error": reason} for key, reason in done.failures]
         with commit.create(f"failures/failures_{task.name}.parquet") as file:
-            pq.write_table(pa.table(columns), file)
+            pq.write_table(pa.Table.from_pylist(failures, _FAILURES), file)
         return len(done.keys)
 
     def _metadata(self, task: EmbedTask, done: _Embedded) -> pa.Table:
@@ -317,8 +317,8 @@ class EmbedWorker:
         missing = [key for key in done.keys if key not in position]
         if missing:
             raise InputError(
-                f"{self._source.url}/{task.shard.table_name} has no row for key {missing[0]!r} of {task.shard.tar_name}; "
-                "download that shard again"
+                f"{self._source.url}/{task.shard.table_name} has no row for key {missing[0]!r} of "
+                f"{task.shard.tar_name}; download that shard again"
             )
         rows = table.take(pa.array([position[key] for key in done.keys], pa.int64()))
         carried = {name: rows.column(name) for name in rows.schema.names if name not in _LEFT_BEHIND}

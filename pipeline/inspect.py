@@ -77,8 +77,8 @@ def _unsound_embeddings(path: str, manifest: Manifest) -> Iterator[str]:
         for kind, embeds in (("image", batch.image_embed), ("text", batch.text_embed)):
             norms = np.linalg.norm(embeds, axis=-1)
             for row in rows[~(np.abs(norms - 1) <= _UNIT_TOLERANCE)]:
-                name = names[row]
-                yield f"shard {name}, row {row - first[name]}: {kind} embedding has norm {norms[row - start]:.4g}, not 1"
+                name, norm = names[row], norms[row - start]
+                yield f"shard {name}, row {row - first[name]}: {kind} embedding has norm {norm:.4g}, not 1"
 
 
 def _inspect_foreign(store: Store) -> Inspection:

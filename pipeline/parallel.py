@@ -67,7 +67,7 @@ def _map_on_ray(
     idle: list[Any] = []
     busy: dict[Any, Any] = {}
     try:
-        _require_resources(ray.cluster_resources(), compute)
+        _require_resources(ray.cluster_resources(), compute)  # type: ignore[no-untyped-call]
         idle = [actor_class.remote() for _ in range(compute.workers)]
         for task in tasks:
             if not idle:
@@ -95,7 +95,8 @@ def _next_result(ray: Any, busy: dict[Any, Any], idle: list[Any]) -> Any:
 def _require_resources(available: dict[str, float], compute: ComputeSettings) -> None:
     """A cluster that can never hold one worker would make Ray wait for ever."""
     for name, needed in (("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker)):
-        if needed > available.get(name, 0.0):
+        found = available.get(name, 0.0)
+        if needed > found:
             raise PriorkitError(
-                f"compute.{name.lower()}s_per_worker={needed:g}, but the Ray cluster has {available.get(name, 0.0):g} {name}"
+                f"compute.{name.lower()}s_per_worker={needed:g}, but the Ray cluster has {found:g} {name}"
             )

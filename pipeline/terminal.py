@@ -157,7 +157,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 def _explain(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" ({error.filename})" if error.filename else ""
-        return f"no space left on the disk{where}; free some: what is committed is kept, the same command goes on from there"
+        return f"no space left on the disk{where}; free some: what is committed is kept, the same command goes on"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"not allowed to write or read: {error.filename or error}; change its permissions or name another folder"
     return f"{type(error).__name__}: {error}"

@@ -141,7 +141,7 @@ def _read_file(path: str) -> Iterator[pa.RecordBatch]:
     kind = _format(path)
     fs, plain_path = fsspec.core.url_to_fs(path)
     with fs.open(plain_path, "rb") as raw:
-        file = cast(BinaryIO, gzip.open(raw) if path.endswith(".gz") else raw)
+        file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw)
         if kind == "parquet":
             yield from pq.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS)
         elif kind in ("csv", "tsv"):

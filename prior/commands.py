@@ -163,11 +163,10 @@ def run(
             chain.check(chosen, limit=limit, overwrite=overwrite)
             _show_plans(chain.plan(chosen, until=last, limit=limit, overwrite=overwrite), as_json)
             return
-        with stop_requests() as should_stop:
-            results = chain.run(
-                chosen, until=last, limit=limit, overwrite=overwrite, should_stop=should_stop,
-                progress=lambda stage, unit: progress_bar(stage, unit, quiet=as_json),
-            )  # fmt: skip
+        results = chain.run(
+            chosen, until=last, limit=limit, overwrite=overwrite, stop_requests=stop_requests,
+            progress=lambda stage, unit: progress_bar(stage, unit, quiet=as_json),
+        )  # fmt: skip
         metrics = read_metrics(chosen.folders.evaluation) if last == "evaluate" else None
         if as_json:
             print_json({"stages": [result.to_json() for result in results], "metrics": metrics})
@@ -277,10 +276,9 @@ def demo(
         from .demo import run_demo
         from .evaluate import read_metrics
 
-        with stop_requests() as should_stop:
-            done = run_demo(
-                folder, port, settings or [], lambda stage, unit: progress_bar(stage, unit, quiet=as_json), should_stop
-            )
+        done = run_demo(
+            folder, port, settings or [], lambda stage, unit: progress_bar(stage, unit, quiet=as_json), stop_requests
+        )
         metrics = read_metrics(done.recipe.folders.evaluation)
         if as_json:
             stages = [result.to_json() for result in done.results]

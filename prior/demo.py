@@ -7,7 +7,7 @@ import errno
 import functools
 import http.server
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from ..pipeline.stage import StageResult
 from ..pipeline.storage import Store
 from ..recipes.openmoji import write_images
 from .recipe import Recipe, load_recipe
-from .run import ProgressFactory, run
+from .run import ProgressFactory, StopRequests, run
 
 DEFAULT_PORT = 47811
 """Fixed, so that the list of URLs is the same the next time."""
@@ -39,7 +39,7 @@ class DemoResult(NamedTuple):
 
 
 def run_demo(
-    folder: Path, port: int, overrides: list[str], progress: ProgressFactory, should_stop: Callable[[], bool]
+    folder: Path, port: int, overrides: list[str], progress: ProgressFactory, stop_requests: StopRequests
 ) -> DemoResult:
     """Make the images, serve them, run the recipe, and draw the picture.
 
@@ -56,8 +56,8 @@ def run_demo(
     recipe = demo_recipe(folder, urls, overrides)
     planned = plan_download(recipe.urls, recipe.folders.images, recipe.download)
     with serve(source, port) if planned.pending_units else contextlib.nullcontext():
-        results = run(recipe, until="download", progress=progress, should_stop=should_stop)
-    results += run(recipe, progress=progress, should_stop=should_stop)[1:]
+        results = run(recipe, until="download", progress=progress)
+    results += run(recipe, progress=progress, stop_requests=stop_requests)[1:]
     picture = draw_picture(recipe, folder, stale=any(result.done_now for result in results))
     return DemoResult(recipe, results, picture)
 

@@ -17,6 +17,9 @@ STAGES: tuple[StageName, ...] = ("download", "embed", "train", "evaluate")
 ProgressFactory = Callable[[str, str], contextlib.AbstractContextManager[ProgressCallback]]
 """Given a stage's name and unit, opens a place to report progress to."""
 
+StopRequests = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
+"""Opens a block in which the function that it yields says whether to stop."""
+
 _UNITS = {"download": "shards", "embed": "shards", "train": "steps", "evaluate": "rows"}
 
 
@@ -32,6 +35,12 @@ def stage_name(name: str) -> StageName:
 def quiet(stage: str, unit: str) -> Iterator[ProgressCallback]:
     """Progress for callers that do not want to know."""
     yield no_progress
+
+
+@contextlib.contextmanager
+def never_stop() -> Iterator[Callable[[], bool]]:
+    """Stop requests for callers that have none."""
+    yield lambda: False
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ def run(
     limit: int | None = None,
     overwrite: bool = False,
     progress: ProgressFactory = quiet,
-    should_stop: Callable[[], bool] = lambda: False,
+    stop_requests: StopRequests = never_stop,
 ) -> list[StageResult]:
     """Bring every stage of a recipe up to date, in order.
 
@@ -58,13 +67,15 @@ def run(
         until: the last stage to run.
         limit: use only the first rows of the list, this many.
         overwrite: discard what the folders hold and start anew.
+        progress: opens a place to report each stage's progress to.
+        stop_requests: opened around the training, which stops with a checkpoint when it is asked to.
 
     Raises:
         PriorkitError: the first thing that is wrong; all that can be checked is, before anything starts.
     """
     check(recipe, limit=limit, overwrite=overwrite)
     results = []
-    for step in steps(recipe, until=until, limit=limit, overwrite=overwrite, should_stop=should_stop):
+    for step in steps(recipe, until=until, limit=limit, overwrite=overwrite, stop_requests=stop_requests):
         with progress(step.name, _UNITS[step.name]) as report:
             results.append(step.run(report))
     return results
@@ -89,7 +100,7 @@ def steps(
     until: StageName = "evaluate",
     limit: int | None = None,
     overwrite: bool = False,
-    should_stop: Callable[[], bool] = lambda: False,
+    stop_requests: StopRequests = never_stop,
 ) -> Sequence[Step]:
     """The stages of a recipe up to `until`, ready to plan or run."""
     from ..pipeline.download import download, plan_download
@@ -98,6 +109,14 @@ def steps(
     from .train import plan_train, train
 
     folders, read = recipe.folders, recipe.read
+
+    def run_train(progress: ProgressCallback) -> StageResult:
+        with stop_requests() as should_stop:
+            return train(
+                folders.embeddings, folders.prior, recipe.train, read,
+                overwrite=overwrite, progress=progress, should_stop=should_stop,
+            )  # fmt: skip
+
     every = (
         Step(
             "download",
@@ -118,10 +137,7 @@ def steps(
         Step(
             "train",
             lambda: plan_train(folders.embeddings, folders.prior, recipe.train, read, overwrite=overwrite),
-            lambda progress: train(
-                folders.embeddings, folders.prior, recipe.train, read,
-                overwrite=overwrite, progress=progress, should_stop=should_stop,
-            ),
+            run_train,
         ),
         Step(
             "evaluate",
