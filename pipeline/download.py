@@ -23,7 +23,16 @@ import pyarrow.parquet as pq
 from .config import ComputeSettings, DownloadSettings
 from .errors import FolderError
 from .fetch import Fetcher, FetchError
-from .shards import Manifest, ShardCommit, ShardRecord, check_stage, fingerprint, image_shard_name, open_stage
+from .shards import (
+    Manifest,
+    ShardCommit,
+    ShardRecord,
+    check_stage,
+    fingerprint,
+    image_shard_name,
+    open_stage,
+    pending_shards,
+)
 from .stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, run_shards
 from .storage import Store
 from .urls import UrlList, open_url_list, rows_digest
@@ -106,9 +115,9 @@ def plan_download(
     manifest = _manifest(settings)
     found = check_stage(store, manifest, overwrite=overwrite)
     kept = None if overwrite else found
-    records = kept.shards if kept is not None else {}
     planned = plan_shards(open_url_list(urls, settings), settings, limit, kept, images)
-    pending = [s for s in planned if s.name not in records or records[s.name].input != s.digest]
+    names = pending_shards(store, kept or manifest, {shard.name: shard.digest for shard in planned})
+    pending = [shard for shard in planned if shard.name in names]
     rows = sum(shard.rows for shard in pending)
     return StagePlan(
         stage=STAGE,

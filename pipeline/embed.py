@@ -28,6 +28,7 @@ from .shards import (
     embedding_shard_name,
     fingerprint,
     open_stage,
+    pending_shards,
 )
 from .stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, run_shards
 from .storage import Store
@@ -117,9 +118,9 @@ def plan_embed(
     manifest = embed_manifest(settings)
     found = check_stage(store, manifest, overwrite=overwrite)
     kept = None if overwrite else found
-    records = kept.shards if kept is not None else {}
     tasks = plan_tasks(Store(images), limit, kept, embeddings)
-    pending = [t for t in tasks if t.name not in records or records[t.name].input != t.input]
+    names = pending_shards(store, kept or manifest, {task.name: task.input for task in tasks})
+    pending = [task for task in tasks if task.name in names]
     rows = sum(task.shard.samples if task.limit is None else task.limit for task in pending)
     values = 2 + (_ASSUMED_TOKENS if settings.token_states else 0)
     return StagePlan(

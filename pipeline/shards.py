@@ -170,6 +170,22 @@ def differing_files(store: Store, record: ShardRecord) -> list[str]:
     return bad
 
 
+def pending_shards(store: Store, manifest: Manifest, inputs: Mapping[str, str]) -> list[str]:
+    """Names of the shards to do, given each shard's input fingerprint.
+
+    A shard is done when its record has this input and the manifest's settings, and its files are there.
+    """
+    settings = manifest.settings_fingerprint
+
+    def is_done(name: str, input: str) -> bool:
+        record = manifest.shards.get(name)
+        if record is None or record.input != input or record.settings != settings:
+            return False
+        return not missing_files(store, record)
+
+    return [name for name, input in inputs.items() if not is_done(name, input)]
+
+
 class ShardCommit:
     """Writes the files of one shard, then the record that makes them exist.
 
@@ -216,19 +232,9 @@ class StageFolder:
     def pending(self, inputs: Mapping[str, str]) -> list[str]:
         """Names of the shards to do, given each shard's input fingerprint.
 
-        A shard is done when its record has this input and these settings and its files are there. A record that is
-        not is withdrawn first, so that a kill halfway cannot leave an old record over new files.
+        Their old records must be withdrawn first, so that a kill halfway cannot leave an old record over new files.
         """
-        return [name for name, input in inputs.items() if not self._is_done(name, input)]
-
-    def _is_done(self, name: str, input: str) -> bool:
-        record = self.manifest.shards.get(name)
-        return (
-            record is not None
-            and record.input == input
-            and record.settings == self.manifest.settings_fingerprint
-            and not missing_files(self.store, record)
-        )
+        return pending_shards(self.store, self.manifest, inputs)
 
     def withdraw(self, names: Iterable[str]) -> None:
         """Take the records of shards that are about to be rewritten out of the folder."""

@@ -56,8 +56,7 @@ def run_demo(
     recipe = demo_recipe(folder, urls, overrides)
     planned = plan_download(recipe.urls, recipe.folders.images, recipe.download)
     with serve(source, port) if planned.pending_units else contextlib.nullcontext():
-        results = run(recipe, until="download", progress=progress)
-    results += run(recipe, progress=progress, stop_requests=stop_requests)[1:]
+        results = run(recipe, progress=progress, stop_requests=stop_requests)
     picture = draw_picture(recipe, folder, stale=any(result.done_now for result in results))
     return DemoResult(recipe, results, picture)
 

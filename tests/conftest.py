@@ -1,0 +1,184 @@
+"""Real parts on a small scale: an HTTP server, image files, a CLIP with random weights, and folders of each stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import http.server
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from priorkit.pipeline.config import ClipSettings, DownloadSettings, EmbedSettings
+from priorkit.pipeline.download import download
+from priorkit.pipeline.embed import embed
+
+TINY_CLIP_CONFIG = {
+    "model_cfg": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+        "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    },
+    "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+}
+
+COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fail-on-skip", action="store_true", help="a skipped test fails the run; used by .ci/run")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and session.config.getoption("--fail-on-skip") and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """One thread is fastest for tiny tensors, and makes every sum the same."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an open_clip model of random weights, as `local-dir:` takes it."""
+    import open_clip
+    import safetensors.torch
+
+    folder = tmp_path_factory.mktemp("tiny_clip")
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**TINY_CLIP_CONFIG["model_cfg"])
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    safetensors.torch.save_file(weights, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps(TINY_CLIP_CONFIG))
+    return folder
+
+
+@dataclasses.dataclass
+class ImageServer:
+    """A real HTTP server over a folder, which counts what is asked of it."""
+
+    url: str
+    folder: Path
+    requests: list[str]
+
+
+@pytest.fixture
+def image_server(tmp_path: Path) -> Iterator[ImageServer]:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    requests: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            super().do_GET()
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield ImageServer(f"http://127.0.0.1:{server.server_address[1]}", folder, requests)
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def picture(index: int, encoding: str = "JPEG", size: int | None = None) -> bytes:
+    """An encoded image that no other index gives."""
+    random = np.random.default_rng(index)
+    side = size or int(random.integers(24, 90))
+    pixels = np.zeros((side, side, 3), np.uint8) + random.integers(0, 255, 3, dtype=np.uint8)
+    pixels[: side // 2, : side // 3] = random.integers(0, 255, 3, dtype=np.uint8)
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, encoding)
+    return encoded.getvalue()
+
+
+@dataclasses.dataclass
+class UrlList:
+    """A list of URLs on the test server."""
+
+    path: Path
+    urls: list[str]
+    captions: list[str]
+
+
+@pytest.fixture
+def url_list(image_server: ImageServer, tmp_path: Path) -> UrlList:
+    """60 good images in three formats, and three rows that fail: not found, not an image, refused."""
+    urls, captions = [], []
+    for index in range(60):
+        suffix, encoding = (("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"))[index % 3]
+        (image_server.folder / f"{index}.{suffix}").write_bytes(picture(index, encoding))
+        urls.append(f"{image_server.url}/{index}.{suffix}")
+        captions.append(f"a {COLOURS[index % 8]} square number {index}")
+    (image_server.folder / "page.html").write_text("<html>no image</html>")
+    failing = [f"{image_server.url}/gone.jpg", f"{image_server.url}/page.html", "http://127.0.0.1:9/refused.jpg"]
+    for position, url in zip((5, 25, 50), failing, strict=True):
+        urls.insert(position, url)
+        captions.insert(position, "never seen")
+    path = tmp_path / "urls.parquet"
+    pq.write_table(pa.table({"url": urls, "caption": captions, "licence": ["cc0"] * len(urls)}), path)
+    return UrlList(path, urls, captions)
+
+
+@pytest.fixture
+def download_settings() -> DownloadSettings:
+    """Small shards from this machine."""
+    return DownloadSettings(rows_per_shard=20, image_size=32, allow_private_addresses=True)
+
+
+@pytest.fixture
+def embed_settings(tiny_clip: Path) -> EmbedSettings:
+    """The CLIP of random weights, with token states."""
+    return EmbedSettings(
+        clip=ClipSettings(model=f"local-dir:{tiny_clip}"), token_states=True, batch_size=8, threads=1, device="cpu"
+    )
+
+
+@pytest.fixture
+def images_folder(url_list: UrlList, download_settings: DownloadSettings, tmp_path: Path) -> Path:
+    """What `download` makes of `url_list`: 4 shards, 63 rows, 60 images."""
+    folder = tmp_path / "images"
+    download(str(url_list.path), str(folder), download_settings)
+    return folder
+
+
+@pytest.fixture
+def embeddings_folder(images_folder: Path, embed_settings: EmbedSettings, tmp_path: Path) -> Path:
+    """What `embed` makes of `images_folder`: 4 shards, 60 rows."""
+    folder = tmp_path / "embeddings"
+    embed(str(images_folder), str(folder), embed_settings)
+    return folder
+
+
+@pytest.fixture
+def folder_bytes() -> Callable[[Path], dict[str, bytes]]:
+    """Every committed file of a stage's folder by name; files that hold timings, locks and checkpoints left out."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and "stats" not in path.name and path.name != ".lock" and path.parent.name != "state"
+        }
+
+    return read
