@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test check test-marked clean
+.PHONY: demo test check test-marked docs clean
 
 # The whole chain, offline, from a list of URLs to an evaluated prior.
 demo: $(INSTALLED)
@@ -22,6 +22,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation as a web site, in build/site.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

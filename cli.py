@@ -15,7 +15,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="From a list of image URLs to a trained, evaluated diffusion prior.",
 )
 for command in (
     pipeline_commands.download,

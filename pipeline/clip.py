@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from .config import ClipSettings, EmbedSettings
+from .device import available_cores, choose_device
 from .errors import InputError
 from .shards import fingerprint
 
@@ -41,17 +42,8 @@ class TextEmbeds:
 
 def resolve(settings: EmbedSettings) -> EmbedSettings:
     """Replace `auto` and 0 by what this machine has, so that the manifest names what was used."""
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise InputError("embed.device=cuda, but torch sees no GPU here; use device=cpu or auto")
+    device = choose_device(settings.device, "embed.device")
     return settings.model_copy(update={"device": device, "threads": settings.threads or available_cores()})
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def clip_source(settings: ClipSettings) -> dict[str, Any]:

@@ -57,14 +57,14 @@ def download(
         }
         chosen = _settings(settings, options, workers)
         if dry_run:
-            _show_plan(plan_download(urls, images, chosen.download, limit=limit, overwrite=overwrite), as_json)
+            show_plan(plan_download(urls, images, chosen.download, limit=limit, overwrite=overwrite), as_json)
             return
         with progress_bar("download", "shards", quiet=as_json) as progress:
             result = run_download(
                 urls, images, chosen.download,
                 compute=chosen.compute, limit=limit, overwrite=overwrite, progress=progress,
             )  # fmt: skip
-        _show_result(result, as_json)
+        show_result(result, as_json)
 
 
 def embed(
@@ -105,14 +105,14 @@ def embed(
         }
         chosen = _settings(settings, options, workers)
         if dry_run:
-            _show_plan(plan_embed(images, embeddings, chosen.embed, limit=limit, overwrite=overwrite), as_json)
+            show_plan(plan_embed(images, embeddings, chosen.embed, limit=limit, overwrite=overwrite), as_json)
             return
         with progress_bar("embed", "shards", quiet=as_json) as progress:
             result = run_embed(
                 images, embeddings, chosen.embed,
                 compute=chosen.compute, limit=limit, overwrite=overwrite, progress=progress,
             )  # fmt: skip
-        _show_result(result, as_json)
+        show_result(result, as_json)
 
 
 def _settings(overrides: list[str] | None, options: dict[str, Any], workers: int | None) -> PipelineSettings:
@@ -126,7 +126,8 @@ def _settings(overrides: list[str] | None, options: dict[str, Any], workers: int
     return parse_settings(PipelineSettings, with_overrides({}, [*(overrides or []), *given]), "options")
 
 
-def _show_plan(plan: StagePlan, as_json: bool) -> None:
+def show_plan(plan: StagePlan, as_json: bool) -> None:
+    """Print what one stage would do."""
     from .terminal import print_json, print_plans
 
     if as_json:
@@ -135,7 +136,8 @@ def _show_plan(plan: StagePlan, as_json: bool) -> None:
         print_plans([plan])
 
 
-def _show_result(result: StageResult, as_json: bool) -> None:
+def show_result(result: StageResult, as_json: bool) -> None:
+    """Print what one stage did."""
     from .terminal import print_json, print_result
 
     if as_json:

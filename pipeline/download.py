@@ -137,16 +137,17 @@ def plan_shards(
 ) -> list[PlannedShard]:
     """Cut the list into shards, and hold it against the shards that the folder has already.
 
-    A list may grow at its end. Any other change is refused, since rows of two lists would be mixed.
+    A list may grow at its end. Any other change is refused, since rows of two lists would be mixed. What the folder
+    holds beyond a limit is kept.
     """
     done = found.shards if found is not None else {}
     planned: list[PlannedShard] = []
     for index, table in enumerate(urls.shards(settings.rows_per_shard)):
         start = index * settings.rows_per_shard
-        if limit is not None and start >= limit:
+        name = image_shard_name(index)
+        if limit is not None and start >= limit and name not in done:
             break
         wanted = table.num_rows if limit is None else min(table.num_rows, limit - start)
-        name = image_shard_name(index)
         record = done.get(name)
         if record is not None:
             if record.rows > table.num_rows or rows_digest(table.slice(0, record.rows)) != record.input:

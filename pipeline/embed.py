@@ -153,16 +153,26 @@ def plan_tasks(source: Store, limit: int | None, found: Manifest | None, folder:
     tasks: list[EmbedTask] = []
     left = limit
     for shard in shards:
-        if left == 0:
+        held = _samples_held(done.get(embedding_shard_name(int(shard.name))), shard)
+        if left == 0 and held is None:
             break
-        task = EmbedTask(shard, shard.fingerprint, None)
-        record = done.get(task.name)
-        whole = record is not None and record.input == shard.fingerprint
-        if left is not None and left < shard.samples and not whole:
-            task = EmbedTask(shard, fingerprint([shard.fingerprint, left]), left)
+        samples = shard.samples if left is None else max(held or 0, min(left, shard.samples))
+        if samples < shard.samples:
+            tasks.append(EmbedTask(shard, fingerprint([shard.fingerprint, samples]), samples))
+        else:
+            tasks.append(EmbedTask(shard, shard.fingerprint, None))
         left = None if left is None else max(0, left - shard.samples)
-        tasks.append(task)
     return tasks
+
+
+def _samples_held(record: ShardRecord | None, shard: ImageShard) -> int | None:
+    """How many samples of an image shard a record covers, the failed ones included; None if it is of other data."""
+    if record is None:
+        return None
+    if record.input == shard.fingerprint:
+        return shard.samples
+    samples = sum(record.counts.values())
+    return samples if record.input == fingerprint([shard.fingerprint, samples]) else None
 
 
 def _record_clip(folder: StageFolder, settings: EmbedSettings) -> None:

@@ -21,8 +21,11 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 """X-Robots-Tag directives that keep an image out, as in img2dataset; `none` stands for noindex and nofollow."""
 _VALUED_DIRECTIVES = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
-_AGENT = re.compile(r"^\s*([A-Za-z0-9_.-]+)\s*:\s*(.*)$", re.DOTALL)
+_AGENT = re.compile(r"^\s*([A-Za-z0-9_.*-]+)\s*:\s*(.*)$", re.DOTALL)
 _BLOCK_BYTES = 1 << 16
+_IPV4_IN_LAST_BITS = tuple(ipaddress.IPv6Network(net) for net in ("::/96", "::ffff:0:0/96", "64:ff9b::/96"))
+"""IPv6 networks whose addresses stand for IPv4 ones: compatible, mapped, and NAT64."""
+_LEGAL_URL = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
 
 
 class FetchError(Exception):
@@ -59,8 +62,13 @@ class GuardedResolver(AbstractResolver):
 def is_public(address: str) -> bool:
     """Whether an IP address is on the public internet: not loopback, private, link-local, multicast or reserved."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None)
-    ip = mapped if mapped is not None else ip
+    if isinstance(ip, ipaddress.IPv6Address):
+        if any(ip in network for network in _IPV4_IN_LAST_BITS):
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+        if ip.sixtofour is not None:
+            return is_public(str(ip.sixtofour))
+        if ip.is_site_local:
+            return False
     return ip.is_global and not ip.is_multicast
 
 
@@ -110,6 +118,8 @@ class Fetcher:
                 raise FetchError("tls", _short(error)) from None
             except aiohttp.ClientConnectorError as error:
                 raise FetchError("refused", _short(error.os_error)) from None
+            except aiohttp.InvalidURL as error:
+                raise FetchError("bad_url", _short(error)) from None
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 raise FetchError("connection", _short(error)) from None
 
@@ -128,7 +138,8 @@ class Fetcher:
         if not url or not url.strip():
             raise FetchError("empty_url")
         try:
-            checked = URL(url.strip())
+            # a legal URL is sent as it is written, since signatures in it do not survive another quoting
+            checked = URL(url.strip(), encoded=_LEGAL_URL.fullmatch(url.strip()) is not None)
         except ValueError as error:
             raise FetchError("bad_url", _short(error)) from None
         if checked.scheme not in ("http", "https"):

@@ -46,10 +46,11 @@ def _map_on_ray(
         raise PriorkitError(f"compute.backend=ray needs Ray ({error}): pip install 'ray[train]'") from error
 
     class Worker:
-        def __init__(self) -> None:
-            self.work = make_worker()
+        work: Callable[[Task], Result] | None = None
 
         def run(self, task: Task) -> Result:
+            # made here, because Ray hides what a constructor raises behind an error of its own
+            self.work = self.work or make_worker()
             return self.work(task)
 
     started_here = not ray.is_initialized()

@@ -23,6 +23,8 @@ MANIFEST_NAME = "manifest.json"
 RECORD_FOLDER = "shards"
 READ_BLOCK_ROWS = 4096
 """Rows of one parquet row group of metadata, so that captions can be read by block."""
+_MISFITS = (KeyError, TypeError, AttributeError)
+"""What JSON of another shape raises when it is taken for ours."""
 
 
 def fingerprint(value: Any) -> str:
@@ -118,10 +120,12 @@ class Manifest:
                 raise InputError(f"{source} has format version {version}; this priorkit reads {FORMAT_VERSION}")
             shards = {name: ShardRecord.from_json(entry) for name, entry in value["shards"].items()}
             return Manifest(value["stage"], value["settings"], value["input"], value["about"], shards)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{source} is not a priorkit manifest ({error!r}); restore it or use another folder"
-            ) from error
+        except _MISFITS as error:
+            raise _no_manifest(source, error) from error
+
+
+def _no_manifest(source: str, error: Exception) -> InputError:
+    return InputError(f"{source} is not a priorkit manifest ({error!r}); restore it or use another folder")
 
 
 def read_manifest(store: Store) -> Manifest | None:
@@ -133,7 +137,10 @@ def read_manifest(store: Store) -> Manifest | None:
     manifest = Manifest.from_json(value, store.path(MANIFEST_NAME))
     for name in store.names(RECORD_FOLDER):
         if name.endswith(".json"):
-            record = ShardRecord.from_json(store.read_json(name))
+            try:
+                record = ShardRecord.from_json(store.read_json(name))
+            except _MISFITS as error:
+                raise _no_manifest(store.path(name), error) from error
             manifest.shards[record.name] = record
     return manifest
 

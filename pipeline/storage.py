@@ -11,7 +11,9 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -28,6 +30,7 @@ TEMPORARY_SUFFIX = ".tmp"
 LOCK_NAME = ".lock"
 LEASE_NAME = "lease.json"
 _LEASE_SECONDS = 120.0
+_COPY_BYTES = 1 << 20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
@@ -142,17 +145,16 @@ class Store:
     def create(self, name: str) -> Iterator[HashingFile]:
         """Write `name` atomically: it appears whole when the block ends, or not at all.
 
-        A local file is written under a temporary name, flushed to disk and renamed; an object store shows an object
-        only when its upload is complete.
+        A local file is written under a temporary name, flushed to disk and renamed. An object store shows an object
+        only when its upload is complete; the upload starts when the block has ended.
         """
         path = self.path(name)
         if not self.is_local:
-            with self.fs.open(path, "wb") as target:
-                try:
-                    yield HashingFile(target)
-                except BaseException:
-                    target.discard() if hasattr(target, "discard") else None
-                    raise
+            with tempfile.TemporaryFile() as whole:
+                yield HashingFile(cast(BinaryIO, whole))
+                whole.seek(0)
+                with self.fs.open(path, "wb") as target:
+                    shutil.copyfileobj(whole, target, _COPY_BYTES)
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
         temporary = path + TEMPORARY_SUFFIX
@@ -207,9 +209,12 @@ class Store:
         owner, host = uuid.uuid4().hex, socket.gethostname()
         with contextlib.suppress(FileNotFoundError):
             held = self.read_json(LEASE_NAME)
-            dead = held["host"] == host and not _process_runs(held["pid"])
-            if time.time() < held["expires"] and not dead:
+            try:
+                dead = held["host"] == host and not _process_runs(held["pid"])
                 left = held["expires"] - time.time()
+            except (KeyError, TypeError) as error:
+                raise InputError(f"{self.path(LEASE_NAME)} is not a lease of priorkit ({error!r}); remove it") from error
+            if left > 0 and not dead:
                 raise FolderError(
                     f"{self.url}: process {held['pid']} on {held['host']} is writing here; "
                     f"wait for it (its lease ends in {left:.0f} s unless renewed) or use another folder"

@@ -55,10 +55,11 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table to standard output, numbers to the right."""
-    table = Table(title=Text(clean(title)), title_justify="left")
-    for index, name in enumerate(header):
-        table.add_column(Text(clean(name)), justify="left" if index == 0 else "right", overflow="fold")
+    """Print a table to standard output, columns of numbers to the right."""
+    table = Table(title=Text(clean(title)), title_justify="left", show_header=any(header))
+    for name, column in zip(header, zip(*rows, strict=True), strict=False):
+        numbers = all(str(cell)[:1].isdigit() or str(cell)[:1] in ("", "-") for cell in column)
+        table.add_column(Text(clean(name)), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(clean(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 120
@@ -97,7 +98,7 @@ def print_plans(plans: Sequence[StagePlan]) -> None:
 
 @contextlib.contextmanager
 def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[ProgressCallback]:
-    """A progress bar on standard error; yields what the work calls to move it."""
+    """A progress bar on standard error, shown once there is progress; yields what the work calls to move it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -107,13 +108,18 @@ def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[P
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
-        task = bar.add_task(clean(description), total=None, unit=unit, note="")
+    bar = Progress(*columns, console=Console(stderr=True), disable=quiet)
+    task = bar.add_task(clean(description), total=None, unit=unit, note="")
 
-        def update(done: int, total: int, note: str) -> None:
-            bar.update(task, completed=done, total=total, note=clean(note))
+    def update(done: int, total: int, note: str) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total, note=clean(note))
 
+    try:
         yield update
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import difflib
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -23,6 +24,8 @@ ADDED_COLUMNS = ("key", "status", "error_message", "width", "height", "original_
 
 _FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "json")
 _BATCH_ROWS = 10_000
+_READ_ERRORS = (pa.ArrowException, OSError, EOFError, ValueError, zlib.error)
+"""What a damaged or misnamed file raises, from pyarrow, gzip, json and the decoding of text."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,21 @@ class UrlList:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All rows, in the order of the files and of the rows in them."""
+        schema: pa.Schema | None = None
         for path in self.files:
             try:
                 for batch in _read_file(path):
+                    if not batch.num_rows:
+                        continue
                     missing = [name for name in self.columns if name not in batch.schema.names]
                     if missing:
                         raise InputError(f"{path}: no column {missing[0]!r}, which {self.files[0]} has")
-                    yield batch.select(list(self.columns)).rename_columns(list(self.names))
-            except (pa.ArrowInvalid, OSError, ValueError) as error:
+                    columns = [batch.column(name) for name in self.columns]
+                    kinds = [column.type for column in columns] if schema is None else schema.types
+                    schema = schema or pa.schema(list(zip(self.names, kinds, strict=True)))
+                    cast_columns = [column.cast(kind) for column, kind in zip(columns, kinds, strict=True)]
+                    yield pa.RecordBatch.from_arrays(cast_columns, schema=schema)
+            except _READ_ERRORS as error:
                 raise _unreadable(path, error) from error
 
     def shards(self, rows_per_shard: int) -> Iterator[pa.Table]:
@@ -84,14 +94,14 @@ def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
         raise InputError(f"{source}: no such file or folder; name a list of URLs ({', '.join(_FORMATS)})")
     if _format(found[0]) not in _FORMATS:
         raise InputError(f"{source}: unknown kind of list; known endings are {', '.join(_FORMATS)}, also with .gz")
-    try:
-        first = next(_read_file(found[0]), None)
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
-        raise _unreadable(found[0], error) from error
-    available = first.schema.names if first is not None else []
-    if first is None or (first.num_rows == 0 and len(found) == 1):
+    first = _first_batch(found)
+    if first is None:
         raise InputError(f"{source}: the list is empty; it needs at least one row with a URL")
+    available = first.schema.names
     columns = [_require(settings.url_column, "url_column", available, source)]
+    kind = first.schema.field(columns[0]).type
+    if not pa.types.is_string(kind):
+        raise InputError(f"{source}: column {columns[0]!r} holds {kind}, not text: set url_column to the one of URLs")
     names = ["url"]
     if settings.caption_column is not None:
         columns.append(_require(settings.caption_column, "caption_column", available, source))
@@ -101,6 +111,18 @@ def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
     if taken:
         raise InputError(f"{source}: column {taken[0]!r} is written by priorkit itself; rename or drop it in the list")
     return UrlList(source, tuple(found), (*columns, *extra), (*names, *extra))
+
+
+def _first_batch(files: list[str]) -> pa.RecordBatch | None:
+    """The first rows of a list; None where no file has any."""
+    for path in files:
+        try:
+            for batch in _read_file(path):
+                if batch.num_rows:
+                    return batch
+        except _READ_ERRORS as error:
+            raise _unreadable(path, error) from error
+    return None
 
 
 def rows_digest(table: pa.Table) -> str:
@@ -138,6 +160,21 @@ def _unreadable(path: str, error: Exception) -> InputError:
 
 
 def _read_file(path: str) -> Iterator[pa.RecordBatch]:
+    """Batches of one file; text and columns without a value have one type, however the file stores them."""
+    for batch in _read_stored(path):
+        names = batch.schema.names
+        if len(set(names)) < len(names):
+            raise ValueError(f"a column is named twice: {', '.join(names)}")
+        columns = [column.cast(pa.string()) if _is_text(column.type) else column for column in batch.columns]
+        yield pa.RecordBatch.from_arrays(columns, names=names)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+
+
+def _read_stored(path: str) -> Iterator[pa.RecordBatch]:
     kind = _format(path)
     fs, plain_path = fsspec.core.url_to_fs(path)
     with fs.open(plain_path, "rb") as raw:
@@ -147,11 +184,15 @@ def _read_file(path: str) -> Iterator[pa.RecordBatch]:
         elif kind in ("csv", "tsv"):
             yield from _read_delimited(file, "," if kind == "csv" else "\t")
         elif kind == "txt":
-            yield from _to_batches({"url": line.decode().strip()} for line in file if line.strip())
+            lines = (line.decode("utf-8-sig" if number == 0 else "utf-8").strip() for number, line in enumerate(file))
+            yield from _to_batches({"url": line} for line in lines if line)
         elif kind == "jsonl":
             yield from _to_batches(json.loads(line) for line in file if line.strip())
         else:
-            yield from _to_batches(iter(json.load(file)))
+            rows = json.load(file)
+            if not isinstance(rows, list):
+                raise ValueError(f"expected a list of objects, got {rows!r:.80}")
+            yield from _to_batches(iter(rows))
 
 
 def _read_delimited(file: BinaryIO, delimiter: str) -> Iterator[pa.RecordBatch]:
@@ -160,14 +201,18 @@ def _read_delimited(file: BinaryIO, delimiter: str) -> Iterator[pa.RecordBatch]:
     if not header.strip():
         return
     names = next(_csv_rows(header, delimiter))
-    if len(set(names)) < len(names):
-        raise InputError(f"the header names a column twice: {', '.join(names)}")
-    yield from pyarrow.csv.open_csv(
-        file,
-        read_options=pyarrow.csv.ReadOptions(column_names=names),
-        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in names}),
-    )
+    try:
+        reader = pyarrow.csv.open_csv(
+            file,
+            read_options=pyarrow.csv.ReadOptions(column_names=names),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in names}),
+        )
+    except pa.ArrowInvalid as error:
+        if "Empty CSV file" in str(error):  # only a header
+            return
+        raise
+    yield from reader
 
 
 def _csv_rows(text: str, delimiter: str) -> Iterator[list[str]]:
@@ -177,16 +222,24 @@ def _csv_rows(text: str, delimiter: str) -> Iterator[list[str]]:
 
 
 def _to_batches(rows: Iterator[Any]) -> Iterator[pa.RecordBatch]:
+    """Rows of plain values as batches; a key that a row lacks is a null, and the columns are those of the first batch."""
     held: list[dict[str, Any]] = []
-    schema: pa.Schema | None = None
+    names: list[str] = []
     for row in rows:
         if not isinstance(row, dict):
-            raise InputError(f"each row must be an object with a key for each column, got {row!r:.80}")
+            raise ValueError(f"each row must be an object with a key for each column, got {row!r:.80}")
         held.append(row)
         if len(held) == _BATCH_ROWS:
-            batch = pa.RecordBatch.from_pylist(held, schema=schema)
-            schema = batch.schema
-            yield batch
+            names = names or _keys(held)
+            yield _to_batch(held, names)
             held = []
     if held:
-        yield pa.RecordBatch.from_pylist(held, schema=schema)
+        yield _to_batch(held, names or _keys(held))
+
+
+def _keys(rows: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _to_batch(rows: list[dict[str, Any]], names: list[str]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict({name: [row.get(name) for row in rows] for name in names})

@@ -72,21 +72,27 @@ def list_image_shards(store: Store) -> list[ImageShard]:
         raise InputError(
             f"{store.url} holds no image shards (*.tar); run `priorkit download` first or name another folder"
         )
-    return sorted(shards, key=lambda shard: int(shard.name))
+    by_number: dict[int, ImageShard] = {}
+    for shard in shards:
+        if not (shard.name.isascii() and shard.name.isdigit()):
+            raise InputError(f"{store.url}/{shard.tar_name}: image shards are named by number, such as 00000.tar")
+        other = by_number.setdefault(int(shard.name), shard)
+        if other is not shard:
+            raise InputError(
+                f"{store.url}: two shards have the number {int(shard.name)}, {other.tar_name} and {shard.tar_name}"
+            )
+    return [by_number[number] for number in sorted(by_number)]
 
 
 def _foreign_shard(store: Store, tar_name: str) -> ImageShard:
     name = tar_name.removesuffix(".tar")
-    if not (name.isascii() and name.isdigit()):
-        raise InputError(f"{store.url}/{tar_name}: image shards are named by number, such as 00000.tar")
     with store.open(tar_name) as file:
         header = file.read(_HEADER_BYTES)
     mark = fingerprint([tar_name, store.size(tar_name), header.hex()])
-    if store.size(f"{name}.parquet") is not None:
-        with store.open(f"{name}.parquet") as file:
-            status = pq.ParquetFile(file).read(columns=["status"]).column("status")
-        return ImageShard(name, mark, pc.sum(pc.equal(status, "success")).as_py() or 0)
     shard = ImageShard(name, mark, 0)
+    table = _read_parquet(store, shard.table_name, columns=["status"])
+    if table is not None and table.num_columns:
+        return ImageShard(name, mark, pc.sum(pc.equal(table.column("status"), "success")).as_py() or 0)
     return ImageShard(name, mark, sum(1 for _ in read_samples(store, shard)))
 
 
@@ -122,8 +128,17 @@ def _sample(key: str, members: dict[str, bytes]) -> Sample:
 
 
 def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:
-    """The parquet table of a shard, one row for each row of the list; None where there is none."""
-    if store.size(shard.table_name) is None:
+    """The parquet table of a shard, one row for each row of the list; None where there is none that has keys."""
+    table = _read_parquet(store, shard.table_name)
+    return table if table is not None and "key" in table.schema.names else None
+
+
+def _read_parquet(store: Store, name: str, columns: list[str] | None = None) -> pa.Table | None:
+    """Those of the columns that a parquet file has, or all; None where there is no such file."""
+    if store.size(name) is None:
         return None
-    with store.open(shard.table_name) as file:
-        return pq.ParquetFile(file).read()
+    try:
+        with store.open(name) as file:
+            return pq.ParquetFile(file).read(columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{store.url}/{name} is damaged ({error}); download that shard again") from error

@@ -13,9 +13,8 @@ import safetensors.torch
 import torch
 
 from ..pipeline.config import parse_settings
-from ..pipeline.errors import InputError
+from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.storage import HashingFile, Store
-from .config import DiffusionSettings, NetworkSettings
 from .model import Prior, PriorConfig, build_network
 from .network import PriorNetwork
 
@@ -30,15 +29,7 @@ Create = Callable[[str], contextlib.AbstractContextManager[HashingFile]]
 
 def save_prior(create: Create, config: PriorConfig, network: PriorNetwork) -> None:
     """Write what is needed to use a prior."""
-    described = {
-        "format_version": _FORMAT_VERSION,
-        "embed_dim": config.embed_dim,
-        "token_width": config.token_width,
-        "network": config.network.model_dump(mode="json"),
-        "diffusion": config.diffusion.model_dump(mode="json"),
-        "clip": config.clip,
-        "clip_settings": config.clip_settings,
-    }
+    described = {"format_version": _FORMAT_VERSION, **config.model_dump(mode="json")}
     with create(CONFIG_NAME) as file:
         file.write((json.dumps(described, indent=1) + "\n").encode())
     with create(WEIGHTS_NAME) as file:
@@ -61,23 +52,20 @@ def load_prior(path: str = "data/prior", device: str = "cpu") -> Prior:
         raise InputError(
             f"{path}: {unfinished} ({CONFIG_NAME} and {WEIGHTS_NAME} are needed); run `priorkit train`"
         ) from None
-    try:
-        source = store.path(CONFIG_NAME)
-        config = PriorConfig(
-            embed_dim=described["embed_dim"],
-            token_width=described["token_width"],
-            network=parse_settings(NetworkSettings, described["network"], source),
-            diffusion=parse_settings(DiffusionSettings, described["diffusion"], source),
-            clip=described["clip"],
-            clip_settings=described["clip_settings"],
-        )
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}/{CONFIG_NAME} is not the config of a prior ({error!r} is missing or wrong)"
-        ) from error
+    config = _parse_config(described, f"{path}/{CONFIG_NAME}")
     network = build_network(config)
     _load_weights(network, weights, f"{path}/{WEIGHTS_NAME}")
     return Prior(config, network.to(device))
+
+
+def _parse_config(described: Any, source: str) -> PriorConfig:
+    version = described.pop("format_version", None) if isinstance(described, dict) else None
+    if version != _FORMAT_VERSION:
+        raise InputError(f"{source} has format version {version}; this priorkit reads {_FORMAT_VERSION}")
+    try:
+        return parse_settings(PriorConfig, described, source)
+    except SettingsError as error:
+        raise InputError(f"{error}; restore the file or train again") from None
 
 
 @dataclass
@@ -94,7 +82,10 @@ class TrainState:
 
 
 def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep: int) -> None:
-    """Write a checkpoint as one file, atomically, then remove all but the newest `keep`."""
+    """Write a checkpoint as one file, atomically, then remove all but the newest `keep` up to it.
+
+    Later ones are of a training that was discarded: this one goes on from its own newest.
+    """
     tensors = {f"network.{name}": value for name, value in state.network.items()}
     tensors |= {f"average.{name}": value for name, value in state.average.items()}
     tensors |= {f"optimiser.{name}": value for name, value in state.optimiser.items()}
@@ -103,8 +94,11 @@ def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep:
     metadata = {"priorkit": json.dumps({"step": state.step, "settings": settings_fingerprint})}
     with store.create(_state_name(state.step)) as file:
         file.write(safetensors.torch.save(_to_cpu(tensors), metadata))
-    for step in _state_steps(store)[:-keep]:
-        store.remove(_state_name(step))
+    steps = _state_steps(store)
+    kept = [step for step in steps if step <= state.step][-keep:]
+    for step in steps:
+        if step not in kept:
+            store.remove(_state_name(step))
 
 
 def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:

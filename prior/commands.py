@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..pipeline.commands import DryRunOption, JsonOption, LimitOption, OverwriteOption, SetOption
+from ..pipeline.commands import (
+    DryRunOption,
+    JsonOption,
+    LimitOption,
+    OverwriteOption,
+    SetOption,
+    show_plan,
+    show_result,
+)
 
 if TYPE_CHECKING:
     from ..pipeline.stage import StagePlan, StageResult
+    from .run import StageName
 
 RecipeArgument = Annotated[str, typer.Argument(help="YAML file, or the name of a recipe that comes with priorkit.")]
 
@@ -46,14 +55,14 @@ def train(
         source, target = embeddings or chosen.folders.embeddings, prior or chosen.folders.prior
         require_same_clip(chosen, source)
         if dry_run:
-            _show_plans([plan_train(source, target, chosen.train, chosen.read, overwrite=overwrite)], as_json)
+            show_plan(plan_train(source, target, chosen.train, chosen.read, overwrite=overwrite), as_json)
             return
         with progress_bar("train", "steps", quiet=as_json) as progress, stop_requests() as should_stop:
             result = run_train(
                 source, target, chosen.train, chosen.read,
                 limit=limit, overwrite=overwrite, progress=progress, should_stop=should_stop,
             )  # fmt: skip
-        _show_results([result], as_json)
+        show_result(result, as_json)
 
 
 def evaluate(
@@ -81,7 +90,7 @@ def evaluate(
         chosen = load_recipe(recipe, settings or [])
         if dry_run:
             plan = plan_evaluate(prior, embeddings, evaluation, chosen.evaluate, limit=limit)
-            _show_plans([plan], as_json)
+            show_plan(plan, as_json)
             return
         with progress_bar("evaluate", "rows", quiet=as_json) as progress:
             result = run_evaluate(
@@ -92,7 +101,7 @@ def evaluate(
         if as_json:
             print_json({**result.to_json(), "metrics": metrics})
         else:
-            _show_results([result], as_json)
+            show_result(result, as_json)
             print_metrics(metrics)
 
 
@@ -105,21 +114,22 @@ def sample(
     steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")] = 64,
     sampler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Draw a CLIP image embedding for each caption.
 
-    Example: priorkit sample data/prior "a corgi wearing sunglasses" --output corgi.npy
+    Example: priorkit sample data/prior "a corgi in sunglasses" --output corgi.npy
     """
     from ..pipeline.terminal import print_json, print_line, print_table, reported_errors
 
     with reported_errors():
+        from ..pipeline.device import choose_device
         from .checkpoint import load_prior
         from .export import embeds_writer
 
         write = embeds_writer(output)
-        model = load_prior(prior, device)
+        model = load_prior(prior, choose_device(device, "--device"))
         text_embed, token_states = model.encode_text(prompts)
         embeds = model.sample(
             text_embed=text_embed, token_states=token_states, num_candidates=num_candidates,
@@ -171,7 +181,7 @@ def run(
         if as_json:
             print_json({"stages": [result.to_json() for result in results], "metrics": metrics})
             return
-        _show_results(results, as_json)
+        _show_results(results)
         if metrics is not None:
             print_metrics(metrics)
 
@@ -284,7 +294,7 @@ def demo(
             stages = [result.to_json() for result in done.results]
             print_json({"stages": stages, "metrics": metrics, "picture": str(done.picture)})
             return
-        _show_results(done.results, as_json)
+        _show_results(done.results)
         print_metrics(metrics)
         print_line(f"picture: {done.picture}")
         print_line(f'next: priorkit sample {folder / "prior"} "red heart"')
@@ -311,7 +321,7 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     )
 
 
-def _show_plans(plans: list[StagePlan | tuple[Any, str]] | list[StagePlan], as_json: bool) -> None:
+def _show_plans(plans: list[StagePlan | tuple[StageName, str]], as_json: bool) -> None:
     from ..pipeline.stage import StagePlan
     from ..pipeline.terminal import print_json, print_line, print_plans
 
@@ -320,16 +330,14 @@ def _show_plans(plans: list[StagePlan | tuple[Any, str]] | list[StagePlan], as_j
     if as_json:
         print_json([plan.to_json() for plan in known] + [{"stage": name, "unknown": why} for name, why in unknown])
         return
-    print_plans(known)
+    if known:
+        print_plans(known)
     for name, why in unknown:
         print_line(f"{name}: cannot be planned yet ({why})")
 
 
-def _show_results(results: list[StageResult], as_json: bool) -> None:
-    from ..pipeline.terminal import print_json, print_result
+def _show_results(results: list[StageResult]) -> None:
+    from ..pipeline.terminal import print_result
 
     for result in results:
-        if as_json:
-            print_json(result.to_json())
-        else:
-            print_result(result)
+        print_result(result)

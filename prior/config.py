@@ -114,8 +114,6 @@ class SampleSettings(Settings):
 class EvaluateSettings(Settings):
     """Evaluation of a prior on a split it was not trained on."""
 
-    runtime_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-
     split: Literal["validation", "test"] = "test"
     """Rows to evaluate on."""
     draws: int = Field(default=8, ge=2)
@@ -128,5 +126,3 @@ class EvaluateSettings(Settings):
     """Seed of draws, of the random baseline and of the bootstrap."""
     bootstrap_samples: int = Field(default=1000, ge=100)
     """Resamplings of the rows for the 95% intervals."""
-    batch_size: int = Field(default=1024, ge=1)
-    """Draws in one network evaluation."""

@@ -233,7 +233,7 @@ def prior_draws(prior: Prior, settings: EvaluateSettings) -> Draw:
         text_embed = torch.from_numpy(batch.text_embed)
         states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
         sample = settings.sample
-        noise = _block_noise(settings.seed, block, (len(batch.rows) * settings.draws, text_embed.shape[1]))
+        noise = _block_noise(settings.seed, block, len(batch.rows), settings.draws, text_embed.shape[1])
         drawn = prior.draw(
             text_embed, states, settings.draws, sample.guidance_scale, sample.steps, sample.sampler,
             noise=(value.to(prior.device) for value in noise),
@@ -243,10 +243,12 @@ def prior_draws(prior: Prior, settings: EvaluateSettings) -> Draw:
     return draw
 
 
-def _block_noise(seed: int, block: int, shape: tuple[int, int]) -> Iterator[torch.Tensor]:
+def _block_noise(seed: int, block: int, rows: int, draws: int, embed_dim: int) -> Iterator[torch.Tensor]:
+    """Endless noise `[rows * K, D]`, cut from that of a full block: a row's does not depend on how many follow."""
     random = np.random.Generator(np.random.Philox(key=[seed, block]))
     while True:
-        yield torch.from_numpy(random.standard_normal(shape, np.float32))
+        noise = random.standard_normal((BLOCK_ROWS * draws, embed_dim), np.float32)
+        yield torch.from_numpy(noise[: rows * draws])
 
 
 def mean_shift(dataset: EmbeddingDataset, settings: EvaluateSettings) -> Draw:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
+from ..pipeline.config import Settings
 from ..pipeline.errors import InputError, SettingsError
 from .config import DiffusionSettings, NetworkSettings, SamplerName
 from .diffusion import Condition, to_network_scale
@@ -18,18 +20,27 @@ from .sample import SAMPLERS, gaussian_noise, guided
 from .schedule import NoiseSchedule, noise_schedule
 
 
-@dataclass(frozen=True)
-class PriorConfig:
+class PriorConfig(Settings):
     """What `config.json` of a prior's folder says: enough to build the network and find its CLIP."""
 
-    embed_dim: int
-    token_width: int | None
+    embed_dim: int = Field(ge=1)
+    """Size of image and text embeddings."""
+    token_width: int | None = Field(ge=1)
+    """Width of token states; null where the prior uses none."""
     network: NetworkSettings
+    """The network."""
     diffusion: DiffusionSettings
+    """The diffusion."""
     clip: dict[str, Any]
     """Identity of the CLIP that made the embeddings it was trained on."""
     clip_settings: dict[str, Any]
     """Where that CLIP is to be had."""
+
+    @model_validator(mode="after")
+    def _token_states_have_a_width(self) -> Self:
+        if self.network.max_text_len and self.token_width is None:
+            raise ValueError(f"network.max_text_len={self.network.max_text_len} needs a token_width")
+        return self
 
 
 def build_network(config: PriorConfig) -> PriorNetwork:

@@ -55,10 +55,10 @@ SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim}
 
 
 def timestep_grid(timesteps: int, steps: int) -> list[int]:
-    """`steps` timesteps from the noisiest down, evenly spaced."""
+    """`steps` different timesteps from the noisiest down, evenly spaced; all of them where `steps` is `timesteps`."""
     if not 1 <= steps <= timesteps:
         raise ValueError(f"steps={steps}: a prior of {timesteps} timesteps is sampled in 1 to {timesteps} steps")
-    return [round((timesteps - 1) * (1 - index / steps)) for index in range(steps)]
+    return [timesteps - 1 - index * timesteps // steps for index in range(steps)]
 
 
 def guided(

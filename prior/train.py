@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ..pipeline.clip import available_cores
 from ..pipeline.config import ReadSettings
+from ..pipeline.device import available_cores, choose_device
 from ..pipeline.errors import InputError, Interrupted, PriorkitError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset, Split
 from ..pipeline.shards import Manifest, ShardCommit, StageFolder, check_stage, open_stage, read_manifest
@@ -118,11 +118,7 @@ def plan_train(
 
 def resolve(settings: TrainSettings) -> TrainSettings:
     """Replace `auto` and 0 by what this machine has, so that the manifest names what was used."""
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise InputError("train.device=cuda, but torch sees no GPU here; use device=cpu or auto")
+    device = choose_device(settings.device, "train.device")
     return settings.model_copy(update={"device": device, "threads": settings.threads or available_cores()})
 
 
@@ -199,7 +195,7 @@ class Trainer:
                 )
             loss, grad_norm = self._train_step()
             self._step += 1
-            if self._step % settings.log_every == 0 or self._step == last:
+            if self._step % settings.log_every == 0 or self._step == settings.steps:
                 note = f"loss {loss:.4f}"
                 self._write_line(loss=loss, grad_norm=grad_norm)
             if self._validation is not None and (
@@ -219,10 +215,7 @@ class Trainer:
         batch = self._read_batch(self._step)
         random = self._randomness(self._step, len(batch.rows), settings.diffusion.text_drop)
         self._network.train()
-        losses = self._losses(self._network, batch, random)  # [B]
-        loss = losses.mean()
-        if not math.isfinite(loss.item()):
-            self._explain(batch, losses)
+        loss = self._mean(self._losses(self._network, batch, random), batch)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         grad_norm = torch.nn.utils.clip_grad_norm_(self._network.parameters(), settings.optimiser.max_grad_norm)
@@ -273,9 +266,13 @@ class Trainer:
     @torch.no_grad()
     def _validate(self, batch: EmbeddingBatch, random: StepRandomness) -> float:
         """Mean loss of the averaged weights on the validation rows, with noise that is the same every time."""
-        return self._losses(self._average, batch, random).mean().item()
+        return self._mean(self._losses(self._average, batch, random), batch).item()
 
-    def _explain(self, batch: EmbeddingBatch, losses: torch.Tensor) -> None:
+    def _mean(self, losses: torch.Tensor, batch: EmbeddingBatch) -> torch.Tensor:
+        """Mean over rows of losses `[B]`; PriorkitError names the rows where they are not finite."""
+        loss = losses.mean()
+        if math.isfinite(loss.item()):
+            return loss
         bad = batch.rows[~torch.isfinite(losses).cpu().numpy()]
         keys = self._dataset.metadata(bad[:5], ["key"]).column("key").to_pylist()
         raise PriorkitError(

@@ -1,0 +1,33 @@
+"""What this machine has to compute with: the device and the cores that `auto` and 0 stand for."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from .errors import SettingsError
+
+
+def choose_device(wanted: str, setting: str) -> str:
+    """`cpu` or `cuda` for a setting of `auto`, `cpu` or `cuda`.
+
+    Args:
+        wanted: the setting's value.
+        setting: the setting's name, for the error.
+
+    Raises:
+        SettingsError: it is none of these, or a GPU is asked for and there is none.
+    """
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise SettingsError(f"{setting}={wanted}: known are auto, cpu and cuda")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"{setting}=cuda, but torch sees no GPU here; use cpu or auto")
+    return wanted
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,285 @@
+"""The real command in a working directory of its own, on a small list whose images a real server holds."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+PRIORKIT = str(Path(sys.executable).parent / "priorkit")
+STAGE_FOLDERS = {"download": "images", "embed": "embeddings", "train": "prior", "evaluate": "evaluation"}
+COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")
+LIST_ROWS = 120
+LIST_FAILURES = {7: "gone.jpg", 51: "page.html"}
+"""Rows of the list that fail, and what they ask for; one more is refused."""
+REFUSED_ROW = 88
+
+RECIPE = """\
+download:
+  rows_per_shard: 10
+  image_size: 32
+  allow_private_addresses: true
+embed:
+  clip:
+    model: local-dir:{clip}
+  token_states: true
+  batch_size: 2
+  threads: 1
+  device: cpu
+read:
+  validation_fraction: 0.1
+  test_fraction: 0.2
+train:
+  network:
+    width: 32
+    depth: 1
+    heads: 2
+  steps: 60
+  batch_size: 32
+  threads: 1
+  device: cpu
+  log_every: 5
+  validate_every: 20
+  checkpoint_every: 5
+evaluate:
+  draws: 2
+  bootstrap_samples: 100
+  sample:
+    steps: 4
+"""
+
+
+@dataclass
+class Gate:
+    """An image server that can hold its answers back, so that a download is under way for as long as a test wants."""
+
+    url: str
+    requests: list[str]
+    held_from: int | None = None
+    """Requests beyond this number wait until the gate is opened."""
+    _open: threading.Event = field(default_factory=threading.Event)
+
+    def close_after(self, more: int) -> None:
+        """Answer some more requests, then hold back the rest."""
+        self._open.clear()
+        self.held_from = len(self.requests) + more
+
+    def open(self) -> None:
+        self.held_from = None
+        self._open.set()
+
+    def wait_until_held(self) -> None:
+        assert self.held_from is not None
+        limit = self.held_from
+        wait_for(lambda: len(self.requests) > limit)
+
+    def pass_through(self) -> None:
+        if self.held_from is not None and len(self.requests) > self.held_from:
+            self._open.wait(60)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    """Wait until something has happened; a test that waits in vain fails."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.001)
+
+
+@pytest.fixture(scope="session")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    folder = tmp_path_factory.mktemp("served")
+    for index in range(LIST_ROWS):
+        random = np.random.default_rng(index)
+        pixels = np.zeros((40, 48, 3), np.uint8) + random.integers(0, 255, 3, dtype=np.uint8)
+        pixels[:20, :16] = random.integers(0, 255, 3, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    (folder / "page.html").write_text("<html>no image</html>")
+    gate = Gate("", [])
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            gate.requests.append(self.path)
+            gate.pass_through()
+            super().do_GET()
+
+    class Server(http.server.ThreadingHTTPServer):
+        request_queue_size = 128
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A client that was killed is no news."""
+
+    server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    gate.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield gate
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="session")
+def small_list(gate: Gate) -> pa.Table:
+    """120 rows of which 117 give an image; the others fail each in a way of its own."""
+    names = [LIST_FAILURES.get(index, f"{index}.png") for index in range(LIST_ROWS)]
+    urls = [f"{gate.url}/{name}" for name in names]
+    urls[REFUSED_ROW] = "http://127.0.0.1:9/refused.jpg"
+    captions = [f"a {COLOURS[index % 8]} square, number {index}" for index in range(LIST_ROWS)]
+    return pa.table({"url": urls, "caption": captions})
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "TTY_COMPATIBLE")}
+    return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+
+
+def committed(folder: Path) -> dict[str, bytes]:
+    """Every committed file of a stage's folder; timings, locks, checkpoints and the cache of selections left out."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and "stats" not in path.name
+        and path.name != ".lock"
+        and path.parent.name not in ("state", "selections")
+    }
+
+
+@dataclass
+class Workspace:
+    """A working directory with a list and a recipe, in which the default folders are used."""
+
+    path: Path
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    def folder(self, stage: str) -> Path:
+        return self.data / STAGE_FOLDERS[stage]
+
+    def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run the installed command here; no exit code but `code`, and no traceback, is accepted."""
+        done = subprocess.run(
+            [PRIORKIT, *arguments], cwd=self.path, env=environment(), capture_output=True, text=True, timeout=180
+        )
+        assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        return done
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.run(*arguments, "--json").stdout)
+
+    def refuses(self, *arguments: str, named: str) -> str:
+        """Run a command that must fail, name something in one line of error, and change no byte here."""
+        before = self.snapshot()
+        error = self.run(*arguments, code=1).stderr
+        assert error.startswith("error: "), error
+        assert error.count("\n") == 1, error
+        assert named in error
+        assert self.snapshot() == before
+        return error
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [PRIORKIT, *arguments],
+            cwd=self.path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def snapshot(self) -> dict[str, bytes | None]:
+        """Every file and folder below this directory, empty lock files left out."""
+        return {
+            path.relative_to(self.path).as_posix(): path.read_bytes() if path.is_file() else None
+            for path in sorted(self.path.rglob("*"))
+            if path.name != ".lock"
+        }
+
+    def committed(self, *stages: str) -> dict[str, dict[str, bytes]]:
+        """Committed files of some stages, or of all."""
+        return {stage: committed(self.folder(stage)) for stage in stages or STAGE_FOLDERS}
+
+    def last_checkpoint(self) -> tuple[str, bytes]:
+        path = max((self.folder("train") / "state").iterdir())
+        return path.name, path.read_bytes()
+
+
+def stop(process: subprocess.Popen[str], number: signal.Signals) -> str:
+    """Send a signal that a command must end on at once, resumable; returns what it said."""
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    assert "the same command goes on from there" in error
+    return error
+
+
+@pytest.fixture(scope="session")
+def make_workspace(
+    tmp_path_factory: pytest.TempPathFactory, small_list: pa.Table, tiny_clip: Path
+) -> Callable[[], Workspace]:
+    def make() -> Workspace:
+        path = tmp_path_factory.mktemp("workspace")
+        pq.write_table(small_list, path / "urls.parquet")
+        (path / "recipe.yaml").write_text(RECIPE.format(clip=tiny_clip))
+        return Workspace(path)
+
+    return make
+
+
+@dataclass
+class Finished:
+    """An uninterrupted run, and how long each stage of it took."""
+
+    workspace: Workspace
+    seconds: dict[str, float]
+
+
+@pytest.fixture(scope="session")
+def finished(make_workspace: Callable[[], Workspace]) -> Finished:
+    workspace = make_workspace()
+    stages = workspace.json("run", "recipe.yaml")["stages"]
+    assert [stage["done_now"] for stage in stages][:3] == [12, 12, 60]
+    return Finished(workspace, {stage["stage"]: stage["seconds"] for stage in stages})
+
+
+@pytest.fixture
+def workspace(make_workspace: Callable[[], Workspace]) -> Iterator[Workspace]:
+    """An empty working directory with list and recipe."""
+    made = make_workspace()
+    yield made
+    shutil.rmtree(made.path)
+
+
+@pytest.fixture
+def holding(workspace: Workspace, finished: Finished) -> Callable[..., Workspace]:
+    """Puts results of the uninterrupted run into the working directory, for some stages or for all."""
+
+    def fill(*stages: str) -> Workspace:
+        for stage in stages or STAGE_FOLDERS:
+            shutil.copytree(finished.workspace.folder(stage), workspace.folder(stage))
+        return workspace
+
+    return fill

@@ -1,0 +1,149 @@
+"""Settings: frozen, documented, closed to unknown keys, and clear about what changes bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from priorkit.pipeline import config
+from priorkit.pipeline.config import (
+    ClipSettings,
+    ComputeSettings,
+    DownloadSettings,
+    EmbedSettings,
+    FolderSettings,
+    PipelineSettings,
+    ReadSettings,
+    Settings,
+    parse_settings,
+    with_overrides,
+)
+from priorkit.pipeline.errors import SettingsError
+
+ALL_SETTINGS = [
+    value
+    for value in vars(config).values()
+    if isinstance(value, type) and issubclass(value, Settings) and value is not Settings
+]
+
+
+def test_every_kind_of_settings_is_found() -> None:
+    assert len(ALL_SETTINGS) >= 7
+
+
+@pytest.mark.parametrize("kind", ALL_SETTINGS, ids=lambda kind: kind.__name__)
+def test_every_setting_is_described_and_every_runtime_field_exists(kind: type[Settings]) -> None:
+    for name, field in kind.model_fields.items():
+        assert field.description, f"{kind.__name__}.{name} has no description"
+        assert field.description.endswith("."), f"{kind.__name__}.{name}"
+    assert kind.runtime_fields <= set(kind.model_fields)
+
+
+@pytest.mark.parametrize("kind", ALL_SETTINGS, ids=lambda kind: kind.__name__)
+def test_settings_are_frozen_and_survive_a_round_trip(kind: type[Settings]) -> None:
+    settings = kind()
+    name = next(iter(kind.model_fields))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(settings, name, getattr(settings, name))
+    assert parse_settings(kind, settings.model_dump(mode="json"), "again") == settings
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"downlod": {}}, "downlod: unknown key; did you mean 'download'?"),
+        ({"download": {"image_sise": 1}}, "download.image_sise: unknown key; did you mean 'image_size'?"),
+        ({"embed": {"clip": {"modle": "x"}}}, "embed.clip.modle: unknown key; did you mean 'model'?"),
+        ({"read": {"qqq": 1}}, "read.qqq: unknown key; known keys: test_fraction, validation_fraction"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        parse_settings(PipelineSettings, values, "my.yaml")
+    assert str(error.value) == f"my.yaml: {message}"
+
+
+def test_all_problems_are_named_at_once_with_their_values() -> None:
+    with pytest.raises(SettingsError) as error:
+        parse_settings(DownloadSettings, {"image_size": 0, "timeout_seconds": "soon", "concurency": 1}, "options")
+    text = str(error.value)
+    assert "image_size: Input should be greater than or equal to 1 (got 0)" in text
+    assert "(got 'soon')" in text
+    assert "did you mean 'concurrency'" in text
+
+
+@pytest.mark.parametrize("values", [[], None, "text", {"download": []}, {"download": None}, {"embed": {"clip": "x"}}])
+def test_values_that_are_no_mapping_are_refused(values: Any) -> None:
+    with pytest.raises(SettingsError, match=r"^my\.yaml: "):
+        parse_settings(PipelineSettings, values, "my.yaml")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (ComputeSettings, {"workers": 2}, "compute.backend=ray"),
+        (ComputeSettings, {"address": "auto"}, "compute.backend=ray"),
+        (DownloadSettings, {"encode_format": "png"}, "compression level"),
+        (ClipSettings, {"model": "hf-hub:a/b", "pretrained": "x"}, "brings its own weights"),
+        (ClipSettings, {"model": "ViT-B-32", "pretrained": None}, "pretrained is needed"),
+        (ReadSettings, {"validation_fraction": 0.5, "test_fraction": 0.5}, "nothing is left to train on"),
+        (FolderSettings, {"images": "data/x", "embeddings": "data/x/"}, "a folder of its own"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(
+    kind: type[Settings], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        parse_settings(kind, values, "options")
+
+
+def test_a_model_with_a_scheme_needs_no_weights_tag() -> None:
+    assert ClipSettings(model="local-dir:/x").pretrained is None
+    assert ClipSettings().pretrained == "laion2b_s34b_b79k"
+
+
+def test_the_identity_holds_what_changes_bytes_and_nothing_else() -> None:
+    settings = DownloadSettings()
+    assert set(settings.identity()) == set(DownloadSettings.model_fields) - {"concurrency", "resize_threads"}
+    assert settings.identity() == DownloadSettings(concurrency=1, resize_threads=9).identity()
+    assert settings.identity() != DownloadSettings(image_size=255).identity()
+    assert EmbedSettings().identity() == EmbedSettings(decode_threads=7).identity()
+    for changed in (EmbedSettings(batch_size=1), EmbedSettings(threads=3), EmbedSettings(dtype="bfloat16")):
+        assert changed.identity() != EmbedSettings().identity()
+
+
+def test_the_identity_of_nested_settings_leaves_out_their_runtime_fields_too() -> None:
+    identity = PipelineSettings().identity()
+    assert "decode_threads" not in identity["embed"]
+    assert identity["embed"]["clip"] == {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}
+
+
+def test_overrides_are_yaml_at_dotted_names_and_leave_the_source_alone() -> None:
+    values = {"download": {"image_size": 256}, "urls": "a"}
+    result = with_overrides(
+        values, ["download.image_size=64", "embed.clip.model=RN50", "download.caption_column=null", "urls=a=b", "x= [1]"]
+    )
+    assert result == {
+        "download": {"image_size": 64, "caption_column": None},
+        "urls": "a=b",
+        "embed": {"clip": {"model": "RN50"}},
+        "x": [1],
+    }
+    assert values == {"download": {"image_size": 256}, "urls": "a"}
+
+
+def test_the_last_of_equal_overrides_counts() -> None:
+    assert with_overrides({}, ["a.b=1", "a.b=2"]) == {"a": {"b": 2}}
+
+
+@pytest.mark.parametrize("override", ["image_size", "", "=1", " =1", "a=[1", "a=1\nb: :"])
+def test_an_override_of_another_form_is_refused_and_quoted(override: str) -> None:
+    with pytest.raises(SettingsError, match="--set"):
+        with_overrides({}, [override])
+
+
+def test_an_override_below_a_plain_value_is_refused() -> None:
+    with pytest.raises(SettingsError, match="urls is a value, it has no keys"):
+        with_overrides({"urls": "a"}, ["urls.b=1"])

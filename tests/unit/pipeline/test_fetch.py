@@ -1,0 +1,469 @@
+"""The fetch against a real server that answers as servers on the web do, good and bad."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import logging
+import socket
+import ssl
+import threading
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from priorkit.pipeline import fetch as fetch_module
+from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.fetch import Fetcher, FetchError, is_public, opted_out
+
+Answer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+def response(status: str = "200 OK", body: bytes = b"body", **headers: str) -> bytes:
+    """The bytes of an HTTP response."""
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    head = "\r\n".join([f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *lines])
+    return head.encode() + b"\r\n\r\n" + body
+
+
+class Server:
+    """An HTTP server on this machine that gives each path its own answer, byte by byte."""
+
+    def __init__(self, answers: dict[str, Answer]) -> None:
+        self.answers = answers
+        self.requests: list[bytes] = []
+        self.port = 0
+        self._handlers: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield
+        finally:
+            server.close()
+            for handler in self._handlers:
+                handler.cancel()
+            await asyncio.gather(*self._handlers, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handler = asyncio.current_task()
+        assert handler is not None
+        self._handlers.add(handler)
+        try:
+            request = await reader.readuntil(b"\r\n\r\n")
+            self.requests.append(request)
+            answer = self.answers[request.split()[1].decode()]
+            if isinstance(answer, bytes):
+                writer.write(answer)
+                await writer.drain()
+            else:
+                await answer(writer)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+
+def settings(**changes: Any) -> DownloadSettings:
+    return DownloadSettings(**{"allow_private_addresses": True, "timeout_seconds": 5.0, **changes})
+
+
+def fetch(urls: list[str | None], server: Server, **changes: Any) -> list[bytes | str]:
+    """Fetch all URLs at once; the body or what the error says. `{server}` in a URL is the server's address."""
+
+    async def run() -> list[bytes | str]:
+        async with server.running(), Fetcher(settings(**changes), ssl.create_default_context()) as fetcher:
+
+            async def one(url: str | None) -> bytes | str:
+                try:
+                    return await fetcher.fetch(url and url.replace("{server}", server.url))
+                except FetchError as error:
+                    assert str(error).startswith(error.outcome)
+                    return str(error)
+
+            return list(await asyncio.gather(*(one(url) for url in urls)))
+
+    return asyncio.run(run())
+
+
+def fetch_one(answer: Answer, **changes: Any) -> bytes | str:
+    return fetch(["{server}/x.jpg"], Server({"/x.jpg": answer}), **changes)[0]
+
+
+def test_a_good_answer_is_its_body() -> None:
+    server = Server({"/x.jpg": response(body=bytes(range(256)) * 1000)})
+    assert fetch(["{server}/x.jpg"], server) == [bytes(range(256)) * 1000]
+    assert b"user-agent: priorkit\r\n" in server.requests[0].lower()
+    assert b"cookie" not in server.requests[0].lower()
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        ("404 Not Found", "http_4xx: 404"),
+        ("410 Gone", "http_4xx: 410"),
+        ("403 Forbidden", "http_4xx: 403"),
+        ("429 Too Many Requests", "http_429"),
+        ("500 Internal Server Error", "http_5xx: 500"),
+        ("503 Service Unavailable", "http_5xx: 503"),
+        ("204 No Content", "http_other: 204"),
+        ("206 Partial Content", "http_other: 206"),
+        ("304 Not Modified", "http_other: 304"),
+        ("302 Found", "http_other: 302"),
+    ],
+)
+def test_a_status_other_than_200_is_named(status: str, outcome: str) -> None:
+    assert fetch_one(response(status, b"")) == outcome
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
+def test_redirects_are_followed_relative_and_absolute(status: str) -> None:
+    server = Server({"/a/x": response(status, Location="../b?c=%2F"), "/b?c=%2F": b"", "/d": response(body=b"end")})
+    server.answers["/b?c=%2F"] = _redirect_to(lambda: f"{server.url}/d")
+    assert fetch(["{server}/a/x"], server) == [b"end"]
+
+
+def _redirect_to(url: Callable[[], str]) -> Answer:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(response("302 Found", b"", Location=url()))
+        await writer.drain()
+
+    return answer
+
+
+def test_a_redirect_loop_ends() -> None:
+    server = Server({"/a": response("302 Found", b"", Location="/b"), "/b": response("302 Found", b"", Location="/a")})
+    assert fetch(["{server}/a"], server) == ["redirect_loop: more than 10 redirects"]
+    assert len(server.requests) == 10
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://h/x", "data:image/png;base64,AAAA", "javascript:1"])
+def test_a_redirect_to_another_scheme_is_refused(target: str) -> None:
+    outcome = fetch_one(response("302 Found", b"", Location=target))
+    assert isinstance(outcome, str)
+    assert outcome.startswith("bad_scheme: ")
+
+
+def test_a_slow_body_meets_the_deadline_even_though_it_never_pauses() -> None:
+    async def trickle(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        for _ in range(1000):
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    start = time.monotonic()
+    assert fetch_one(trickle, timeout_seconds=0.4) == "timeout: no whole body within 0.4 s"
+    assert time.monotonic() - start < 3
+
+
+def test_a_server_that_says_nothing_meets_the_deadline() -> None:
+    async def silent(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(60)
+
+    assert fetch_one(silent, timeout_seconds=0.3) == "timeout: no whole body within 0.3 s"
+
+
+def test_redirects_share_one_deadline() -> None:
+    answers: dict[str, Answer] = {}
+
+    def slow_redirect(target: str) -> Answer:
+        async def answer(writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(0.2)
+            writer.write(response("302 Found", b"", Location=target))
+            await writer.drain()
+
+        return answer
+
+    for step in range(9):
+        answers[f"/{step}"] = slow_redirect(f"/{step + 1}")
+    answers["/9"] = response()
+    assert fetch(["{server}/0"], Server(answers), timeout_seconds=0.7) == ["timeout: no whole body within 0.7 s"]
+
+
+def test_the_wait_for_a_slot_does_not_count_against_the_deadline() -> None:
+    async def slow(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.25)
+        writer.write(response())
+        await writer.drain()
+
+    urls: list[str | None] = ["{server}/x"] * 6
+    assert fetch(urls, Server({"/x": slow}), concurrency=1, timeout_seconds=1.0) == [b"body"] * 6
+
+
+def test_an_endless_body_meets_the_cap() -> None:
+    async def endless(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+
+    assert fetch_one(endless, max_bytes=300_000, timeout_seconds=20.0) == "too_large: more than 300000 bytes"
+
+
+@pytest.mark.parametrize(("size", "kept"), [(1000, True), (1001, False)])
+def test_the_cap_is_exact(size: int, kept: bool) -> None:
+    outcome = fetch_one(response(body=b"x" * size), max_bytes=1000)
+    assert outcome == (b"x" * size if kept else "too_large: more than 1000 bytes")
+
+
+def test_a_gzip_bomb_is_capped_after_decompression_and_takes_little_memory() -> None:
+    bomb = gzip.compress(bytes(64_000_000))
+    assert len(bomb) < 100_000
+    tracemalloc.start()
+    try:
+        outcome = fetch_one(response(body=bomb, Content_Encoding="gzip"), max_bytes=1_000_000, timeout_seconds=20.0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert outcome == "too_large: more than 1000000 bytes"
+    assert peak < 16_000_000
+
+
+def test_a_compressed_body_arrives_as_what_was_compressed() -> None:
+    assert fetch_one(response(body=gzip.compress(b"image"), Content_Encoding="gzip")) == b"image"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 9\r\nConnection: close\r\n\r\nnot gzip!",
+        b"SSH-2.0-OpenSSH_9.0\r\n",
+    ],
+)
+def test_a_connection_that_breaks_is_a_counted_failure(sent: bytes) -> None:
+    async def breaks(writer: asyncio.StreamWriter) -> None:
+        writer.write(sent)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.transport.abort()
+
+    outcome = fetch_one(breaks)
+    assert isinstance(outcome, str)
+    assert outcome.startswith("connection: ")
+
+
+def test_a_closed_port_a_dead_name_and_a_port_without_tls_are_told_apart() -> None:
+    with contextlib.closing(socket.socket()) as closed, contextlib.closing(socket.socket()) as plain:
+        closed.bind(("127.0.0.1", 0))  # taken, but nobody listens
+        plain.bind(("127.0.0.1", 0))
+        plain.listen()
+
+        def answer_in_clear() -> None:
+            connection, _ = plain.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                connection.recv(1 << 16)
+
+        thread = threading.Thread(target=answer_in_clear)
+        thread.start()
+        refused, dns, tls = fetch(
+            [
+                f"http://127.0.0.1:{closed.getsockname()[1]}/x",
+                "http://nosuch.invalid/x",
+                f"https://127.0.0.1:{plain.getsockname()[1]}/x",
+            ],
+            Server({}),
+            timeout_seconds=30.0,
+        )
+        thread.join()
+    assert str(refused).startswith("refused: ")
+    assert str(dns).startswith("dns: nosuch.invalid")
+    assert str(tls).startswith("tls: ")
+
+
+@pytest.mark.parametrize("url", ["ftp://h/x", "file:///etc/passwd", "data:,x", "//h/x", "h/x.jpg", "gopher://h", "C:\\x"])
+def test_other_schemes_are_refused(url: str) -> None:
+    (outcome,) = fetch([url], Server({}))
+    assert str(outcome).startswith("bad_scheme: ")
+
+
+@pytest.mark.parametrize("url", [None, "", "  ", "\n"])
+def test_an_empty_url_is_named(url: str | None) -> None:
+    assert fetch([url], Server({})) == ["empty_url"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://", "http:///x", "http://[::1", "http://h:99999/", "http://h:x/", "http://a..b/", "http://" + "a" * 80,
+        "http://\x00/", "http://exa mple/", "http://\udcff/", "http://?", "http://[zz]/", "https:x",
+    ],
+)  # fmt: skip
+def test_a_malformed_url_is_a_counted_failure(url: str) -> None:
+    (outcome,) = fetch([url], Server({}))
+    assert isinstance(outcome, str)
+    assert outcome.partition(":")[0] in ("bad_url", "dns", "connection")
+
+
+def test_a_legal_url_is_asked_for_as_it_is_written() -> None:
+    """A signature covers the exact characters, and img2dataset sends them unchanged."""
+    path = "/a%2Fb%7Ec%3D/x.jpg?sig=x%2By%3D%3D%26z&k=%7E+1;2"
+    server = Server({path: response()})
+    assert fetch([f" {{server}}{path}#part\n"], server) == [b"body"]
+    assert server.requests[0].split()[1].decode() == path
+
+
+def test_spaces_and_letters_beyond_ascii_are_quoted() -> None:
+    server = Server({"/a%20b/%E7%8C%AB.jpg": response()})
+    assert fetch(["{server}/a b/猫.jpg"], server) == [b"body"]
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "localhost", "localhost.", "LOCALHOST", "2130706433", "0x7f.1", "127.1", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"],
+)
+def test_loopback_is_refused_by_literal_and_by_name_without_asking_it(host: str) -> None:
+    async def run() -> tuple[str, int]:
+        server = Server({"/x": response()})
+        closed = settings(allow_private_addresses=False)
+        async with server.running(), Fetcher(closed, ssl.create_default_context()) as fetcher:
+            with pytest.raises(FetchError) as error:
+                await fetcher.fetch(f"http://{host}:{server.port}/x")
+            return str(error.value), len(server.requests)
+
+    outcome, asked = asyncio.run(run())
+    odd = host in ("2130706433", "127.1", "0x7f.1", "localhost.")  # not every resolver knows these
+    assert outcome.partition(":")[0] in (("blocked_address", "bad_url", "dns") if odd else ("blocked_address",))
+    assert asked == 0
+
+
+@pytest.mark.parametrize("url", ["http://10.0.0.1/", "http://192.168.1.1/", "http://169.254.169.254/latest/meta-data"])
+def test_private_networks_are_refused_at_once(url: str) -> None:
+    start = time.monotonic()
+    (outcome,) = fetch([url], Server({}), allow_private_addresses=False)
+    assert str(outcome).startswith("blocked_address: ")
+    assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("target", ["127.0.0.2", "[::1]", "169.254.169.254", "10.0.0.1"])
+def test_a_redirect_to_a_private_address_is_refused(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    """The one stand-in of this module: the test's server counts as public, for want of a public server."""
+    monkeypatch.setattr(fetch_module, "is_public", lambda address: address == "127.0.0.1" or is_public(address))
+    server = Server({"/secret": response(body=b"secret")})
+    server.answers["/x"] = _redirect_to(lambda: f"http://{target}:{server.port}/secret")
+    (outcome,) = fetch(["{server}/x"], server, allow_private_addresses=False)
+    assert str(outcome).startswith("blocked_address: ")
+    assert [request.split()[1] for request in server.requests] == [b"/x"]
+
+
+def test_many_urls_of_one_blocked_name_fail_each_on_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        outcomes = fetch(["http://localhost:1/x"] * 20, Server({}), allow_private_addresses=False)
+    assert {str(outcome).partition(":")[0] for outcome in outcomes} == {"blocked_address"}
+    assert not caplog.records
+
+
+def test_one_failure_does_not_touch_the_others() -> None:
+    server = Server({"/good": response(), "/gone": response("404 Not Found", b"")})
+    urls: list[str | None] = ["{server}/good", "{server}/gone", None, "{server}/good"] * 5
+    assert fetch(urls, server) == [b"body", "http_4xx: 404", "empty_url", b"body"] * 5
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ([], False),
+        (["noai"], True),
+        (["NoAI "], True),
+        (["noimageai"], True),
+        (["noindex, nofollow"], True),
+        (["nofollow, noimageindex"], True),
+        (["none"], True),
+        (["all"], False),
+        (["nofollow, noarchive, nosnippet"], False),
+        (["noaindex"], False),
+        (["noai, "], True),
+        ([""], False),
+        (["priorkit: noai"], True),
+        (["PriorKit : noai"], True),
+        (["*: noai"], True),
+        (["otherbot: noai"], False),
+        (["otherbot: noindex, noai"], False),
+        (["otherbot: noindex, priorkit: noai"], True),
+        (["priorkit: nofollow, otherbot: noai"], False),
+        (["otherbot: noai", "noimageai"], True),
+        (["all", "priorkit: none"], True),
+        (["unavailable_after: 25 Jun 2010 15:00:00 PST, noai"], True),
+        (["unavailable_after: Friday, 25-Jun-10 15:00:00 PST, noai"], True),
+        (["unavailable_after: 2010-06-25T15:00:00+00:00"], False),
+        (["max-snippet: 0, max-image-preview: none"], False),
+        (["max-image-preview:large, noai"], True),
+        (["otherbot: unavailable_after: 25 Jun 2010 15:00:00 PST, noai"], False),
+        (["priorkit: unavailable_after: 25 Jun 2010 15:00:00 PST, noai"], True),
+        (["img2dataset: noai"], False),
+    ],
+)
+def test_opt_outs_are_read_as_google_and_upstream_write_them(headers: list[str], expected: bool) -> None:
+    assert opted_out(headers, "priorkit") is expected
+
+
+@pytest.mark.parametrize("header", ["img2dataset: noai", "IMG2DATASET:noindex", "noai", "other: all, img2dataset: none"])
+def test_opt_outs_address_the_agent_that_we_call_ourselves(header: str) -> None:
+    assert opted_out([header], "img2dataset/1.47 (+https://example.org)")
+
+
+def test_an_opted_out_image_is_counted_and_its_body_not_used() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nX-Robots-Tag: all\r\nX-Robots-Tag: priorkit: noai\r\nContent-Length: 4\r\n\r\nbody"
+    assert fetch_one(answer) == "opted_out: X-Robots-Tag"
+    assert fetch_one(answer, user_agent="someone") == b"body"
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("8.8.8.8", True),
+        ("1.1.1.1", True),
+        ("2001:4860:4860::8888", True),
+        ("2606:4700:4700::1111", True),
+        ("0.0.0.0", False),
+        ("10.1.2.3", False),
+        ("100.64.0.1", False),
+        ("100.127.255.255", False),
+        ("127.0.0.1", False),
+        ("127.255.255.254", False),
+        ("169.254.169.254", False),
+        ("172.16.0.1", False),
+        ("172.32.0.1", True),
+        ("192.0.2.1", False),
+        ("192.168.0.1", False),
+        ("198.18.0.1", False),
+        ("224.0.0.1", False),
+        ("239.255.255.255", False),
+        ("240.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::", False),
+        ("::1", False),
+        ("::127.0.0.1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:10.0.0.1", False),
+        ("::ffff:8.8.8.8", True),
+        ("64:ff9b::10.0.0.1", False),
+        ("64:ff9b::8.8.8.8", True),
+        ("2002:7f00:1::", False),
+        ("2002:808:808::", True),
+        ("fc00::1", False),
+        ("fd12:3456::1", False),
+        ("fe80::1", False),
+        ("fe80::1%eth0", False),
+        ("fec0::1", False),
+        ("ff02::1", False),
+        ("ff0e::1", False),
+        ("2001:db8::1", False),
+    ],
+)
+def test_public_addresses_are_told_from_all_others(address: str, expected: bool) -> None:
+    assert is_public(address) is expected

@@ -1,0 +1,229 @@
+"""Plain names, atomic files, hashes, and one writer for each folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from priorkit.pipeline.errors import FolderError, InputError
+from priorkit.pipeline.storage import LEASE_NAME, FileRecord, Store, check_name
+
+HOLD_THE_FOLDER = """
+import sys, time
+from priorkit.pipeline.storage import Store
+with Store(sys.argv[1]).writer():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """A folder on disk, and one on an object store."""
+    url = str(tmp_path / "folder") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+    store = Store(url)
+    yield store
+    if not store.is_local and store.fs.exists(store.root):
+        store.fs.rm(store.root, recursive=True)
+
+
+@pytest.fixture
+def bucket() -> Iterator[Store]:
+    """A folder on an object store."""
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    yield store
+    if store.fs.exists(store.root):
+        store.fs.rm(store.root, recursive=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["00000.tar", "img_emb/img_emb_0000.npy", "a..b", "_private/x", "a-b_c.d"], ids=lambda name: str(name)
+)
+def test_plain_names_pass(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", ".", "..", "../x", "a/../x", "a/..", "/etc/passwd", "a//b", "a/", "s3://bucket/x", "file:///etc/passwd",
+        ".hidden", "a/.hidden", "a\\b", "C:\\x", "~root/x", "a b", "a\nb", "a\n", "é", "-rf", "x\0y",
+    ],
+)  # fmt: skip
+def test_names_that_could_leave_the_folder_are_refused_before_any_use(name: str, store: Store) -> None:
+    with pytest.raises(InputError, match="plain relative name"):
+        check_name(name)
+    for use in (store.open, store.size, store.remove, store.path, store.read_json):
+        with pytest.raises(InputError, match="plain relative name"):
+            use(name)
+    with pytest.raises(InputError, match="plain relative name"), store.create(name):
+        pass
+
+
+def test_the_record_of_a_file_is_its_size_and_hash(store: Store) -> None:
+    with store.create("a/b.bin") as file:
+        file.write(b"one")
+        file.write(memoryview(b"two"))
+        assert file.tell() == 6
+        record = file.record()
+    assert record == FileRecord(6, hashlib.sha256(b"onetwo").hexdigest())
+    with store.open("a/b.bin") as stored:
+        assert stored.read() == b"onetwo"
+    assert store.size("a/b.bin") == 6
+    assert store.names() == ["a/b.bin"]
+
+
+def test_a_block_that_fails_leaves_no_file(store: Store) -> None:
+    with pytest.raises(RuntimeError, match="halfway"), store.create("a/b.bin") as file:
+        file.write(b"half")
+        raise RuntimeError("halfway")
+    assert store.size("a/b.bin") is None
+    assert store.names() == []
+
+
+@pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_the_old_file_as_it_was(store: Store, stop: type[BaseException]) -> None:
+    with store.create("x.bin") as file:
+        file.write(b"old")
+    with pytest.raises(stop), store.create("x.bin") as file:
+        file.write(b"new and longer")
+        raise stop
+    with store.open("x.bin") as stored:
+        assert stored.read() == b"old"
+    assert store.names() == ["x.bin"]
+
+
+def test_nothing_is_seen_of_a_file_before_its_block_ends(store: Store) -> None:
+    with store.create("x.bin") as file:
+        file.write(b"content")
+        assert store.size("x.bin") is None
+    assert store.size("x.bin") == 7
+
+
+def test_json_is_written_and_read(store: Store) -> None:
+    store.write_json("a/x.json", {"caption": "猫 🐈", "n": 1})
+    assert store.read_json("a/x.json") == {"caption": "猫 🐈", "n": 1}
+    with pytest.raises(ValueError, match="JSON"):
+        store.write_json("a/x.json", {"n": float("nan")})
+    assert store.read_json("a/x.json")["n"] == 1
+
+
+def test_absent_files_are_told_from_damaged_ones(store: Store) -> None:
+    assert store.size("none.json") is None
+    with pytest.raises(FileNotFoundError):
+        store.read_json("none.json")
+    store.remove("none.json")
+    with store.create("cut.json") as file:
+        file.write(b'{"a": ')
+    with pytest.raises(InputError, match=r"cut\.json is not JSON"):
+        store.read_json("cut.json")
+
+
+def test_sweep_removes_what_a_killed_writer_left(store: Store) -> None:
+    with store.create("kept.bin") as file:
+        file.write(b"x")
+    with store.fs.open(f"{store.root}/dead.bin.tmp", "wb") as left:
+        left.write(b"half")
+    store.sweep()
+    assert store.names() == ["kept.bin"]
+
+
+def test_a_store_travels_to_another_process_as_its_url(store: Store) -> None:
+    with store.create("x.bin") as file:
+        file.write(b"x")
+    copy = pickle.loads(pickle.dumps(store))
+    assert copy.url == store.url
+    assert copy.size("x.bin") == 1
+
+
+def test_unknown_schemes_and_missing_extras_are_named() -> None:
+    with pytest.raises(InputError, match="nosuch://bucket"):
+        Store("nosuch://bucket/x")
+
+
+def test_relative_and_file_urls_are_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Store("data/images").url == Store(f"file://{tmp_path}/data/images/").url == str(tmp_path / "data/images")
+
+
+def test_a_second_writer_in_another_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_THE_FOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(FolderError, match="another priorkit process"), Store(str(tmp_path)).writer():
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait(10)
+        with Store(str(tmp_path)).writer():
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_the_folder_is_free_again_after_the_block_even_if_it_failed(store: Store) -> None:
+    with pytest.raises(RuntimeError, match="work"), store.writer():
+        raise RuntimeError("work")
+    with store.writer(), pytest.raises(FolderError, match="writing here"), store.writer():
+        pass
+    with store.writer():
+        pass
+
+
+def _lease(store: Store, *, host: str, pid: int, expires: float) -> None:
+    store.write_json(LEASE_NAME, {"owner": "other", "host": host, "pid": pid, "expires": expires})
+
+
+def test_a_live_lease_keeps_others_out_and_is_removed_at_the_end(bucket: Store) -> None:
+    with bucket.writer():
+        held = bucket.read_json(LEASE_NAME)
+        assert held["pid"] == os.getpid()
+        assert 60 < held["expires"] - time.time() <= 121
+        with pytest.raises(FolderError, match=f"process {os.getpid()} on {socket.gethostname()}"), bucket.writer():
+            pass
+        assert bucket.read_json(LEASE_NAME)["owner"] == held["owner"]
+    assert bucket.names() == []
+
+
+def test_a_live_lease_of_another_host_is_respected(bucket: Store) -> None:
+    _lease(bucket, host="elsewhere", pid=1, expires=time.time() + 60)
+    with pytest.raises(FolderError, match="process 1 on elsewhere"), bucket.writer():
+        pass
+
+
+def test_an_expired_lease_is_taken_over(bucket: Store) -> None:
+    _lease(bucket, host="elsewhere", pid=1, expires=time.time() - 1)
+    with bucket.writer():
+        assert bucket.read_json(LEASE_NAME)["pid"] == os.getpid()
+
+
+def test_the_lease_of_a_dead_process_of_this_host_is_taken_over(bucket: Store) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    _lease(bucket, host=socket.gethostname(), pid=dead.pid, expires=time.time() + 60)
+    with bucket.writer():
+        assert bucket.read_json(LEASE_NAME)["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"host": 1, "pid": "x", "expires": "y"}'])
+def test_a_damaged_lease_is_a_clear_error(bucket: Store, content: str) -> None:
+    with bucket.create(LEASE_NAME) as file:
+        file.write(content.encode())
+    with pytest.raises(InputError, match=r"lease\.json"), bucket.writer():
+        pass
+    assert json.loads(content) == bucket.read_json(LEASE_NAME)

@@ -1,0 +1,315 @@
+"""URL lists: every format gives the same rows; what is wrong with a list is said by name."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.errors import InputError
+from priorkit.pipeline.urls import UrlList, open_url_list, rows_digest
+
+ROWS = [
+    {"url": "http://h/0.jpg", "caption": "plain", "licence": "cc0"},
+    {"url": "http://h/1.jpg?a=1,2&b=%20#f", "caption": 'a "quoted", comma', "licence": ""},
+    {"url": "http://h/2.jpg", "caption": "two\nlines", "licence": "cc-by"},
+    {"url": "http://h/3.jpg", "caption": "一只猫坐在垫子上", "licence": "cc0"},
+    {"url": "http://h/4.jpg", "caption": "🐈‍⬛ & 👩🏽‍🚀", "licence": "cc0"},
+    {"url": "http://h/5.jpg", "caption": "", "licence": "cc0"},
+    {"url": "http://h/6.jpg", "caption": "  [bold]markup[/] \x1b[31m", "licence": "cc0"},
+]
+
+
+def as_parquet(rows: list[dict[str, Any]]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+def as_delimited(rows: list[dict[str, Any]], delimiter: str = ",") -> bytes:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode()
+
+
+def as_jsonl(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+FORMATS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
+    "parquet": as_parquet,
+    "csv": as_delimited,
+    "tsv": lambda rows: as_delimited(rows, "\t"),
+    "json": lambda rows: json.dumps(rows).encode(),
+    "jsonl": as_jsonl,
+}
+
+
+def read(path: Path | str, **settings: Any) -> list[dict[str, Any]]:
+    return [row for batch in open_list(path, **settings).batches() for row in batch.to_pylist()]
+
+
+def open_list(path: Path | str, **settings: Any) -> UrlList:
+    return open_url_list(str(path), DownloadSettings(**settings))
+
+
+@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_gives_the_same_rows_and_digest(tmp_path: Path, kind: str, gz: bool) -> None:
+    data = FORMATS[kind](ROWS)
+    path = tmp_path / (f"list.{kind}.gz" if gz else f"list.{kind}")
+    path.write_bytes(gzip.compress(data) if gz else data)
+    urls = open_list(path)
+    (table,) = urls.shards(100)
+    assert table.to_pylist() == ROWS
+    assert rows_digest(table) == rows_digest(pa.Table.from_pylist(ROWS))
+    assert urls.names == ("url", "caption", "licence")
+
+
+@pytest.mark.parametrize("gz", [False, True])
+def test_a_text_file_is_one_url_a_line(tmp_path: Path, gz: bool) -> None:
+    data = "\ufeffhttp://h/0.jpg\r\n\n  http://h/é.jpg \nhttp://h/2.jpg".encode()
+    path = tmp_path / ("list.txt.gz" if gz else "list.txt")
+    path.write_bytes(gzip.compress(data) if gz else data)
+    assert read(path, caption_column=None) == [
+        {"url": "http://h/0.jpg"}, {"url": "http://h/é.jpg"}, {"url": "http://h/2.jpg"}
+    ]  # fmt: skip
+
+
+def test_a_folder_is_its_files_in_order_whatever_their_formats(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    for number, (kind, write) in enumerate(FORMATS.items()):
+        (tmp_path / f"part/{number}.{kind}").write_bytes(write([ROWS[number]]))
+    (tmp_path / "part/deeper").mkdir()
+    (tmp_path / "part/deeper/9.csv.gz").write_bytes(gzip.compress(as_delimited(ROWS[5:])))
+    (tmp_path / "part/_SUCCESS").write_bytes(b"")
+    (tmp_path / "part/README.md").write_bytes(b"no list")
+    assert read(tmp_path / "part") == ROWS
+    (table,) = open_list(tmp_path / "part").shards(100)
+    assert rows_digest(table) == rows_digest(pa.Table.from_pylist(ROWS))
+
+
+def test_a_folder_may_hold_empty_parts(tmp_path: Path) -> None:
+    (tmp_path / "0.csv").write_bytes(b"url,caption\n")
+    (tmp_path / "1.csv").write_bytes(b"url,caption\na,b\n")
+    (tmp_path / "2.jsonl").write_bytes(b"")
+    pq.write_table(pa.table({"url": pa.array([], pa.string()), "caption": pa.array([], pa.string())}), tmp_path / "3.parquet")
+    assert read(tmp_path) == [{"url": "a", "caption": "b"}]
+
+
+def test_text_has_one_type_however_a_parquet_file_stores_it(tmp_path: Path) -> None:
+    texts = ["a", "b"]
+    kinds = (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()))
+    for number, kind in enumerate(kinds):
+        table = pa.table({"url": pa.array(texts).cast(kind), "caption": pa.array(texts).cast(kind)})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    (shard,) = open_list(tmp_path).shards(100)
+    assert shard.column("url").to_pylist() == texts * 3
+    assert set(shard.schema.types) == {pa.string()}
+
+
+def test_lists_are_read_from_object_stores(tmp_path: Path) -> None:
+    with fsspec.open("memory://lists/urls.csv.gz", "wb") as file:
+        file.write(gzip.compress(as_delimited(ROWS)))
+    assert read("memory://lists/urls.csv.gz") == ROWS
+
+
+def test_columns_are_renamed_and_the_rest_comes_along_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_bytes(as_jsonl([{"a": 1, "TEXT": "c", "b": [1, 2], "link": "http://h/0.jpg"}]))
+    urls = open_list(path, url_column="link", caption_column="TEXT")
+    assert urls.names == ("url", "caption", "a", "b")
+    assert read(path, url_column="link", caption_column="TEXT") == [
+        {"url": "http://h/0.jpg", "caption": "c", "a": 1, "b": [1, 2]}
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    for name in ("list.csv", "list.jsonl"):
+        data = as_delimited(ROWS) if name.endswith("csv") else as_jsonl(ROWS)
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)
+        assert read(tmp_path / name) == ROWS
+
+
+def test_windows_line_ends_are_no_part_of_the_last_column(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes(b'"url","caption"\r\na,b\r\nc,"d ""e"""\r\n')
+    assert read(tmp_path / "list.csv") == [{"url": "a", "caption": "b"}, {"url": "c", "caption": 'd "e"'}]
+
+
+def test_numbers_in_a_csv_stay_text_as_written(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes(b"url,caption,id\na,007,1.50\nb,NULL,nan\n")
+    assert read(tmp_path / "list.csv") == [
+        {"url": "a", "caption": "007", "id": "1.50"}, {"url": "b", "caption": "NULL", "id": "nan"}
+    ]  # fmt: skip
+
+
+def test_keys_that_a_json_row_lacks_are_nulls_also_in_the_first_row(tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_bytes(as_jsonl([{"url": "a"}, {"url": "b", "caption": "x"}, {"caption": "y"}]))
+    assert read(tmp_path / "list.jsonl") == [
+        {"url": "a", "caption": None}, {"url": "b", "caption": "x"}, {"url": None, "caption": "y"}
+    ]  # fmt: skip
+
+
+def test_captions_that_start_after_many_rows_without_are_kept(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"url": str(number), "caption": None} for number in range(10_000)]
+    rows.append({"url": "last", "caption": "at last"})
+    (tmp_path / "list.jsonl").write_bytes(as_jsonl(rows))
+    assert read(tmp_path / "list.jsonl")[-1] == rows[-1]
+
+
+@pytest.mark.parametrize("rows_per_shard", [1, 3, 7, 100])
+def test_shards_are_the_rows_cut_at_equal_counts_across_files(tmp_path: Path, rows_per_shard: int) -> None:
+    for number, row in enumerate(ROWS):
+        (tmp_path / f"{number}.csv").write_bytes(as_delimited([row]))
+    shards = list(open_list(tmp_path).shards(rows_per_shard))
+    assert [shard.num_rows for shard in shards[:-1]] == [rows_per_shard] * (len(shards) - 1)
+    assert [row for shard in shards for row in shard.to_pylist()] == ROWS
+
+
+def test_the_digest_tells_rows_apart() -> None:
+    table = pa.Table.from_pylist(ROWS)
+    assert rows_digest(table) != rows_digest(table.slice(1))
+    assert rows_digest(table) != rows_digest(table.take(pa.array([1, 0, 2, 3, 4, 5, 6])))
+    joined, split = pa.table({"url": ["a', 'b"], "caption": ["c"]}), pa.table({"url": ["a"], "caption": ["b', 'c"]})
+    assert rows_digest(joined) != rows_digest(split)
+    assert rows_digest(pa.table({"url": [None]})) != rows_digest(pa.table({"url": ["None"]}))
+
+
+def refusal(path: Path | str, **settings: Any) -> str:
+    """What the error says when a list is read to its end."""
+    with pytest.raises(InputError) as error:
+        read(path, **settings)
+    return str(error.value)
+
+
+def test_a_missing_list_is_named(tmp_path: Path) -> None:
+    text = refusal(tmp_path / "none.parquet")
+    assert f"{tmp_path}/none.parquet: no such file or folder" in text
+
+
+def test_a_folder_without_lists_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    assert "no list of URLs in this folder" in refusal(tmp_path)
+
+
+def test_an_unknown_ending_names_the_known_ones(tmp_path: Path) -> None:
+    (tmp_path / "list.xlsx").write_bytes(b"x")
+    assert "known endings are parquet, csv" in refusal(tmp_path / "list.xlsx")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_unknown_column_names_the_nearest_and_all_there_are(tmp_path: Path, kind: str) -> None:
+    (tmp_path / f"list.{kind}").write_bytes(FORMATS[kind](ROWS))
+    text = refusal(tmp_path / f"list.{kind}", url_column="URL_", caption_column="licens")
+    assert "no column 'URL_'" in text
+    text = refusal(tmp_path / f"list.{kind}", caption_column="captions")
+    assert "no column 'captions'; did you mean 'caption'?" in text
+    assert "The list has 'url', 'caption', 'licence': set caption_column" in text
+
+
+def test_a_text_file_has_no_captions_and_the_error_says_what_to_set(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"http://h/0.jpg\n")
+    assert "set it to null for a list without captions" in refusal(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("list.txt", b"\n \n"),
+        ("list.csv", b""),
+        ("list.csv", b"url,caption\n"),
+        ("list.csv", b"url,caption\n\n"),
+        ("list.tsv", b"url\tcaption"),
+        ("list.jsonl", b"\n"),
+        ("list.json", b"[]"),
+        ("list.parquet", as_parquet([{"url": "a", "caption": "b"}])[:0] or None),
+    ],
+)
+def test_an_empty_list_is_refused(tmp_path: Path, name: str, data: bytes | None) -> None:
+    if data is None:
+        schema = pa.schema([("url", pa.string()), ("caption", pa.string())])
+        pq.write_table(schema.empty_table(), tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(data)
+    assert "the list is empty" in refusal(tmp_path / name)
+
+
+def test_a_folder_of_empty_lists_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "0.csv").write_bytes(b"url,caption\n")
+    (tmp_path / "1.jsonl").write_bytes(b"")
+    assert "the list is empty" in refusal(tmp_path)
+
+
+GZIPPED = gzip.compress(as_delimited(ROWS * 200))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("list.parquet", b"PAR1 but no parquet"),
+        ("list.parquet", as_parquet(ROWS)[:-20]),
+        ("list.parquet", b""),
+        ("list.csv", b"url,caption\na,b,c\n"),
+        ("list.csv", b"url,caption\na,\xff\xfe\n"),
+        ("list.csv", b"url,url,caption\na,b,c\n"),
+        ("list.csv.gz", b"not compressed"),
+        ("list.csv.gz", GZIPPED[: len(GZIPPED) // 2]),
+        ("list.csv.gz", GZIPPED[:40] + b"\xff" * 40),
+        ("list.json", b"[{"),
+        ("list.json", b"5"),
+        ("list.json", b'{"url": "a", "caption": "b"}'),
+        ("list.jsonl", b'["a", "b"]\n'),
+        ("list.jsonl", b'{"url": "a", "caption": "b"}\n{"url": "c", "cap'),
+        ("list.jsonl", b'{"url": "a", "caption": "b"}\n{"url": "c", "caption": 5}\n'),
+        ("list.jsonl", b'{"url": "a", "caption": "b"}\n{"url": "c", "caption": {"en": "d"}}\n'),
+        ("list.txt", b"\xff\xfeh\x00"),
+    ],
+)
+def test_a_damaged_or_misnamed_list_is_a_clear_error_that_names_it(tmp_path: Path, name: str, data: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    text = refusal(path, caption_column=None if name.endswith("txt") else "caption")
+    assert str(path) in text
+    assert "cannot be read as" in text
+
+
+def test_a_column_that_a_parquet_file_names_twice_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["url", "caption", "caption"])
+    pq.write_table(table, tmp_path / "list.parquet")
+    assert "a column is named twice: url, caption, caption" in refusal(tmp_path / "list.parquet")
+
+
+@pytest.mark.parametrize("name", ["key", "status", "sha256", "width"])
+def test_a_column_that_download_writes_itself_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "list.jsonl").write_bytes(as_jsonl([{"url": "a", "caption": "b", name: "c"}]))
+    assert f"column '{name}' is written by priorkit itself" in refusal(tmp_path / "list.jsonl")
+
+
+def test_a_second_column_of_the_name_that_captions_get_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_bytes(as_jsonl([{"url": "a", "caption": "b", "alt": "c"}]))
+    assert "column 'caption' is written by priorkit" in refusal(tmp_path / "list.jsonl", caption_column="alt")
+
+
+def test_a_column_of_numbers_is_no_column_of_urls(tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_bytes(as_jsonl([{"id": 7, "caption": "b"}]))
+    assert "column 'id' holds int64, not text: set url_column" in refusal(tmp_path / "list.jsonl", url_column="id")
+
+
+def test_a_later_file_that_lacks_a_column_is_named(tmp_path: Path) -> None:
+    (tmp_path / "0.csv").write_bytes(b"url,caption\na,b\n")
+    (tmp_path / "1.csv").write_bytes(b"url,text\na,b\n")
+    text = refusal(tmp_path)
+    assert "1.csv: no column 'caption', which" in text
+    assert "0.csv has" in text

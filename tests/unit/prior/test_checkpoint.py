@@ -1,0 +1,319 @@
+"""What a prior's folder holds, bit for bit, and what is said when it is damaged."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from priorkit.pipeline.errors import InputError
+from priorkit.pipeline.storage import Store
+from priorkit.prior.checkpoint import (
+    TrainState,
+    clear_states,
+    load_prior,
+    load_state,
+    optimiser_tensors,
+    restore_optimiser,
+    save_prior,
+    save_state,
+)
+from priorkit.prior.config import OptimiserSettings
+from priorkit.prior.model import PriorConfig, build_network
+from priorkit.prior.network import PriorNetwork
+from priorkit.prior.optim import build_optimiser
+
+MakeConfig = Callable[..., PriorConfig]
+
+
+@pytest.fixture
+def config(make_config: MakeConfig) -> PriorConfig:
+    return make_config(4, "v", schedule="linear")
+
+
+@pytest.fixture
+def saved(config: PriorConfig, tmp_path: Path) -> tuple[Path, PriorNetwork]:
+    """The folder of a prior, and its network."""
+    torch.manual_seed(0)
+    network = build_network(config)
+    save_prior(Store(str(tmp_path)).create, config, network)
+    return tmp_path, network
+
+
+def test_a_prior_comes_back_bit_for_bit(saved: tuple[Path, PriorNetwork], config: PriorConfig) -> None:
+    folder, network = saved
+    prior = load_prior(str(folder))
+    assert prior.config == config
+    loaded = prior.network.state_dict()
+    assert loaded.keys() == network.state_dict().keys()
+    for name, value in network.state_dict().items():
+        assert torch.equal(loaded[name], value), name
+    assert not prior.network.training
+    assert len(prior.schedule) == 100
+
+
+def test_two_saves_are_the_same_bytes(saved: tuple[Path, PriorNetwork], config: PriorConfig) -> None:
+    folder, network = saved
+    again = folder / "again"
+    save_prior(Store(str(again)).create, config, copy.deepcopy(network))
+    for name in ("config.json", "model.safetensors"):
+        assert (folder / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_a_prior_needs_no_pickle_and_describes_itself(saved: tuple[Path, PriorNetwork], config: PriorConfig) -> None:
+    folder, network = saved
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    described = json.loads((folder / "config.json").read_text())
+    assert described["network"] == config.network.model_dump()
+    assert described["diffusion"]["prediction"] == "v"
+    assert described["clip"] == config.clip
+    with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(network.state_dict())
+
+
+def test_a_prior_on_a_remote_store(config: PriorConfig) -> None:
+    store = Store("memory://checkpoint-test/prior")
+    network = build_network(config)
+    save_prior(store.create, config, network)
+    loaded = load_prior("memory://checkpoint-test/prior").network
+    assert torch.equal(loaded.query, network.query)
+
+
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_prior(str(folder))
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 100, -1])
+def test_truncated_weights_are_named(saved: tuple[Path, PriorNetwork], kept: int) -> None:
+    folder, _ = saved
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    refused(folder, r"model\.safetensors is not a whole safetensors file")
+
+
+def test_damaged_weights_are_named(saved: tuple[Path, PriorNetwork]) -> None:
+    folder, _ = saved
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[20] ^= 0xFF
+    weights.write_bytes(content)
+    refused(folder, r"model\.safetensors")
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    change(weights)
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+
+
+def test_missing_and_extra_weights_are_named(saved: tuple[Path, PriorNetwork]) -> None:
+    folder, _ = saved
+
+    def rename(weights: dict[str, torch.Tensor]) -> None:
+        weights["querry"] = weights.pop("query")
+
+    rewrite(folder, rename)
+    refused(folder, r"model\.safetensors does not fit its config: missing \['query'\], unknown \['querry'\]")
+
+
+def test_a_weight_of_another_shape_is_named(saved: tuple[Path, PriorNetwork]) -> None:
+    folder, _ = saved
+    rewrite(folder, lambda weights: weights.update(query=torch.zeros(17)))
+    refused(folder, r"model\.safetensors: query is \[17\], its config says \[16\]")
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    change(described)
+    (folder / "config.json").write_text(json.dumps(described))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("network"), r"config\.json: network: Field required"),
+        (lambda d: d.update(network=None), r"config\.json"),
+        (lambda d: d["network"].update(widht=3), r"config\.json.*widht.*did you mean 'width'"),
+        (lambda d: d["network"].update(width="wide"), r"config\.json.*width"),
+        (lambda d: d["diffusion"].update(prediction="x1"), r"config\.json.*prediction"),
+        (lambda d: d.update(embed_dim="eight"), r"config\.json.*embed_dim"),
+        (lambda d: d.update(embed_dim=-8), r"config\.json.*embed_dim"),
+        (lambda d: d.update(token_width=None), r"config\.json.*token"),
+        (lambda d: d.update(clip="ViT"), r"config\.json.*clip"),
+        (lambda d: d.update(format_version=2), r"config\.json.*format version 2"),
+    ],
+)
+def test_a_wrong_config_is_named(
+    saved: tuple[Path, PriorNetwork], change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    folder, _ = saved
+    edit(folder, change)
+    refused(folder, message)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\xfe"])
+def test_a_config_that_is_none_is_named(saved: tuple[Path, PriorNetwork], content: bytes) -> None:
+    folder, _ = saved
+    (folder / "config.json").write_bytes(content)
+    refused(folder, r"config\.json")
+
+
+def test_no_prior_says_what_to_run(tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", "nowhere: no prior is there .*run `priorkit train`")
+    refused(tmp_path, "no prior is there")
+    (tmp_path / "file").touch()
+    refused(tmp_path / "file", "no prior is there")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_half_a_prior_is_none(saved: tuple[Path, PriorNetwork], name: str) -> None:
+    folder, _ = saved
+    (folder / name).unlink()
+    refused(folder, "no prior is there")
+
+
+# the state of a training
+
+
+def state_of(network: PriorNetwork, step: int) -> TrainState:
+    """A training state after one real optimiser step."""
+    optimiser = build_optimiser(network, OptimiserSettings())
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    optimiser.step()
+    return TrainState(
+        step=step,
+        network=dict(network.state_dict()),
+        average={name: value * 2 for name, value in network.state_dict().items()},
+        optimiser=optimiser_tensors(optimiser, network),
+        torch_random=torch.get_rng_state(),
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+def test_a_state_comes_back_bit_for_bit(store: Store, config: PriorConfig) -> None:
+    network = build_network(config)
+    state = state_of(network, 7)
+    save_state(store, state, "settings", keep=2)
+    loaded = load_state(store, "settings")
+    assert loaded is not None
+    assert loaded.step == 7
+    for part in ("network", "average", "optimiser"):
+        before, after = getattr(state, part), getattr(loaded, part)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before), part
+    assert torch.equal(loaded.torch_random, state.torch_random)
+    assert len(loaded.optimiser) == 3 * len(list(network.parameters()))
+
+
+def test_a_restored_optimiser_goes_on_as_the_old_one(store: Store, config: PriorConfig) -> None:
+    network = build_network(config)
+    optimiser = build_optimiser(network, OptimiserSettings())
+
+    def step(network: PriorNetwork, optimiser: torch.optim.Optimizer) -> None:
+        generator = torch.Generator().manual_seed(3)
+        for parameter in network.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimiser.step()
+
+    step(network, optimiser)
+    tensors = {name: value.clone() for name, value in optimiser_tensors(optimiser, network).items()}
+    twin = copy.deepcopy(network)
+    twin_optimiser = build_optimiser(twin, OptimiserSettings())
+    restore_optimiser(twin_optimiser, twin, tensors)
+    step(network, optimiser)
+    step(twin, twin_optimiser)
+    for (name, value), other in zip(network.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_equal_states_are_equal_files(store: Store, config: PriorConfig, tmp_path: Path) -> None:
+    network = build_network(config)
+    state = state_of(network, 7)
+    other = TrainState(
+        step=7,
+        network=dict(reversed(state.network.items())),
+        average=state.average,
+        optimiser=dict(reversed(state.optimiser.items())),
+        torch_random=state.torch_random,
+    )
+    save_state(store, state, "settings", keep=2)
+    save_state(Store(str(tmp_path / "other")), other, "settings", keep=2)
+    name = "state/step_000000007.safetensors"
+    assert (tmp_path / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def state_files(store: Store) -> list[int]:
+    return [int(name[-21:-12]) for name in store.names("state")]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_newest_are_kept(store: Store, config: PriorConfig, keep: int) -> None:
+    network = build_network(config)
+    for step in (5, 10, 100, 1000):
+        save_state(store, state_of(network, step), "settings", keep=keep)
+    assert state_files(store) == [5, 10, 100, 1000][-keep:]
+    loaded = load_state(store, "settings")
+    assert loaded is not None
+    assert loaded.step == 1000
+
+
+def test_states_of_other_settings_are_ignored(store: Store, config: PriorConfig) -> None:
+    network = build_network(config)
+    save_state(store, state_of(network, 5), "old", keep=5)
+    save_state(store, state_of(network, 9), "new", keep=5)
+    assert [state.step for state in (load_state(store, "old"), load_state(store, "new")) if state] == [5, 9]
+    assert load_state(store, "none") is None
+
+
+def test_leftover_states_of_other_settings_do_not_push_out_new_ones(store: Store, config: PriorConfig) -> None:
+    """What a kill in the middle of `overwrite` leaves: later steps of a training that is no more."""
+    network = build_network(config)
+    for step in (800, 900):
+        save_state(store, state_of(network, step), "old", keep=2)
+    save_state(store, state_of(network, 50), "new", keep=2)
+    loaded = load_state(store, "new")
+    assert loaded is not None
+    assert loaded.step == 50
+    assert state_files(store) == [50]
+
+
+def test_no_state_is_none_and_clearing_removes_all(store: Store, config: PriorConfig) -> None:
+    assert load_state(store, "settings") is None
+    save_state(store, state_of(build_network(config), 5), "settings", keep=2)
+    clear_states(store)
+    assert state_files(store) == []
+    assert load_state(store, "settings") is None
+
+
+def test_a_state_needs_no_pickle(store: Store, config: PriorConfig, tmp_path: Path) -> None:
+    save_state(store, state_of(build_network(config), 5), "settings", keep=2)
+    (path,) = (tmp_path / "state").iterdir()
+    with safetensors.safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["priorkit"]) == {"step": 5, "settings": "settings"}
+
+
+@pytest.mark.parametrize("kept", [0, 50, -1])
+def test_a_truncated_state_is_named(store: Store, config: PriorConfig, tmp_path: Path, kept: int) -> None:
+    save_state(store, state_of(build_network(config), 5), "settings", keep=2)
+    path = tmp_path / "state/step_000000005.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"step_000000005\.safetensors is not a whole safetensors file"):
+        load_state(store, "settings")
+
+
+def test_a_prior_whose_training_has_not_ended_says_so(store: Store, config: PriorConfig, tmp_path: Path) -> None:
+    save_state(store, state_of(build_network(config), 5), "settings", keep=2)
+    refused(tmp_path, "its training has not ended .*run `priorkit train`")

