@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import signal
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -55,7 +57,9 @@ def main() -> None:
     """Entry point of the installed command."""
 
     def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # as by Ctrl-C, which asyncio unwinds by its own handler
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 shows escapes
     signal.signal(signal.SIGTERM, interrupt)  # a terminated command unwinds, so temporary files and locks go
     app()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import hashlib
 import io
 import json
@@ -11,7 +12,7 @@ import math
 import ssl
 import tarfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -213,11 +214,12 @@ class DownloadWorker:
         metas: list[dict[str, Any]] = []
 
         async def fill(tar: tarfile.TarFile) -> None:
-            async for row in self._rows(task):
-                outcomes[row.outcome] += 1
-                metas.append(row.meta)
-                if row.image is not None:
-                    _add_sample(tar, row, encoding)
+            async with contextlib.aclosing(self._rows(task)) as rows:
+                async for row in rows:
+                    outcomes[row.outcome] += 1
+                    metas.append(row.meta)
+                    if row.image is not None:
+                        _add_sample(tar, row, encoding)
 
         with commit.create(f"{name}.tar") as file:
             with tarfile.open(fileobj=cast(BinaryIO, file), mode="w|") as tar:
@@ -227,20 +229,25 @@ class DownloadWorker:
         commit.write_log(f"{name}_stats.json", _stats(outcomes, start, time.time()))
         return commit.commit(rows=len(metas), counts=outcomes)
 
-    async def _rows(self, task: DownloadTask) -> AsyncIterator[Row]:
+    async def _rows(self, task: DownloadTask) -> AsyncGenerator[Row, None]:
         """All rows in input order; a window of them is in flight, so that a slow one does not stop the others."""
         window: collections.deque[asyncio.Task[Row]] = collections.deque()
         size = self._settings.concurrency * 4
         with ThreadPoolExecutor(self._settings.resize_threads) as threads:
             async with Fetcher(self._settings, self._tls) as fetcher:
-                for offset, values in enumerate(task.table.to_pylist()):
-                    key = row_key(task.first_row, offset, self._settings.rows_per_shard)
-                    work = self._fetch_and_resize(key, values, fetcher, threads)
-                    window.append(asyncio.create_task(work))
-                    if len(window) == size:
-                        yield await window.popleft()
-                while window:
-                    yield await window.popleft()
+                try:
+                    for offset, values in enumerate(task.table.to_pylist()):
+                        key = row_key(task.first_row, offset, self._settings.rows_per_shard)
+                        work = self._fetch_and_resize(key, values, fetcher, threads)
+                        window.append(asyncio.create_task(work))
+                        if len(window) == size:
+                            yield await _first_of(window)
+                    while window:
+                        yield await _first_of(window)
+                finally:
+                    for fetch in window:
+                        fetch.cancel()
+                    await asyncio.gather(*window, return_exceptions=True)
 
     async def _fetch_and_resize(
         self, key: str, values: dict[str, Any], fetcher: Fetcher, threads: ThreadPoolExecutor
@@ -266,6 +273,12 @@ class DownloadWorker:
             sha256=hashlib.sha256(body).hexdigest(),
         )
         return row
+
+
+async def _first_of(window: collections.deque[asyncio.Task[Row]]) -> Row:
+    """Take the oldest row, when it is done. To await its task could hand that a Ctrl-C just as it ends, and lose it."""
+    await asyncio.wait([window[0]])
+    return window.popleft().result()
 
 
 def row_key(first_row: int, offset: int, rows_per_shard: int) -> str:

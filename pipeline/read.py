@@ -82,7 +82,7 @@ class EmbeddingDataset:
         """`[count]` uint8: the split of each row, as its position in `SPLITS`. Built once and kept in the folder."""
         mark = fingerprint([self.content_fingerprint, self.settings.identity()])[:16]
         name = f"selections/selection_{mark}.npy"
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        with contextlib.suppress(OSError, EOFError, ValueError):
             with self.store.open(name) as file:
                 found = np.load(io.BytesIO(file.read()), allow_pickle=False)
             if found.shape == (self.count,):
@@ -170,11 +170,14 @@ class _OpenShard:
         """A stored array, its length checked against the record."""
         if kind not in self._arrays:
             name = self._name(kind)
-            if self._store.is_local:
-                array = np.load(self._store.path(name), mmap_mode="r", allow_pickle=False)
-            else:
-                with self._store.open(name) as file:
-                    array = np.load(io.BytesIO(file.read()), allow_pickle=False)
+            try:
+                if self._store.is_local:
+                    array = np.load(self._store.path(name), mmap_mode="r", allow_pickle=False)
+                else:
+                    with self._store.open(name) as file:
+                        array = np.load(io.BytesIO(file.read()), allow_pickle=False)
+            except (EOFError, ValueError) as error:
+                raise InputError(f"{self._store.url}/{name} is not an array of numbers ({error})") from error
             expected = {"offsets": self.rows + 1, "token_states": len(array)}.get(kind, self.rows)
             if len(array) != expected:
                 raise InputError(f"{self._store.url}/{name} has {len(array)} rows, its record says {expected}")

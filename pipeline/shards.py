@@ -303,9 +303,7 @@ def check_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> 
     if found is None:
         if store.fs.isfile(store.root):
             raise FolderError(f"{store.url} is a file; name a folder")
-        ours = (LOCK_NAME, LEASE_NAME)
-        others = [name for name in store.names() if name not in ours and not name.endswith(TEMPORARY_SUFFIX)]
-        if others:
+        if others := _work(store):
             raise FolderError(
                 f"{store.url} holds other work ({len(others)} files, such as {others[0]!r}) and no {MANIFEST_NAME}; "
                 "name a new or empty folder"
@@ -315,12 +313,18 @@ def check_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> 
         raise FolderError(
             f"{store.url} holds the result of `priorkit {found.stage}`; name another folder for {planned.stage}"
         )
-    if found.settings != planned.settings and not overwrite:
+    if found.settings != planned.settings and not overwrite and _work(store):
         raise FolderError(
             f"{store.url} was made with other settings ({difference(found.settings, planned.settings)}); "
             "set them back, name another folder, or use --overwrite to discard what is there"
         )
     return found
+
+
+def _work(store: Store) -> list[str]:
+    """Names of the files that a stage, or somebody else, has written; a stage that failed at once leaves none."""
+    ours = (MANIFEST_NAME, LOCK_NAME, LEASE_NAME)
+    return [name for name in store.names() if name not in ours and not name.endswith(TEMPORARY_SUFFIX)]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:

@@ -213,7 +213,9 @@ class Store:
                 dead = held["host"] == host and not _process_runs(held["pid"])
                 left = held["expires"] - time.time()
             except (KeyError, TypeError) as error:
-                raise InputError(f"{self.path(LEASE_NAME)} is not a lease of priorkit ({error!r}); remove it") from error
+                raise InputError(
+                    f"{self.path(LEASE_NAME)} is not a lease of priorkit ({error!r}); remove it"
+                ) from error
             if left > 0 and not dead:
                 raise FolderError(
                     f"{self.url}: process {held['pid']} on {held['host']} is writing here; "

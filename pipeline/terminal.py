@@ -100,13 +100,13 @@ def print_plans(plans: Sequence[StagePlan]) -> None:
 def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[ProgressCallback]:
     """A progress bar on standard error, shown once there is progress; yields what the work calls to move it."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     bar = Progress(*columns, console=Console(stderr=True), disable=quiet)
     task = bar.add_task(clean(description), total=None, unit=unit, note="")

@@ -171,7 +171,7 @@ def _read_file(path: str) -> Iterator[pa.RecordBatch]:
 
 def _is_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
 
 
 def _read_stored(path: str) -> Iterator[pa.RecordBatch]:
@@ -222,7 +222,7 @@ def _csv_rows(text: str, delimiter: str) -> Iterator[list[str]]:
 
 
 def _to_batches(rows: Iterator[Any]) -> Iterator[pa.RecordBatch]:
-    """Rows of plain values as batches; a key that a row lacks is a null, and the columns are those of the first batch."""
+    """Rows of plain values as batches; a key that a row lacks is a null; the first batch names the columns."""
     held: list[dict[str, Any]] = []
     names: list[str] = []
     for row in rows:

@@ -89,7 +89,7 @@ def evaluate(
 
         chosen = load_recipe(recipe, settings or [])
         if dry_run:
-            plan = plan_evaluate(prior, embeddings, evaluation, chosen.evaluate, limit=limit)
+            plan = plan_evaluate(prior, embeddings, evaluation, chosen.evaluate, limit=limit, overwrite=overwrite)
             show_plan(plan, as_json)
             return
         with progress_bar("evaluate", "rows", quiet=as_json) as progress:
@@ -170,7 +170,7 @@ def run(
 
         chosen, last = load_recipe(recipe, settings or []), chain.stage_name(until)
         if dry_run:
-            chain.check(chosen, limit=limit, overwrite=overwrite)
+            chain.check(chosen, until=last, limit=limit, overwrite=overwrite)
             _show_plans(chain.plan(chosen, until=last, limit=limit, overwrite=overwrite), as_json)
             return
         results = chain.run(

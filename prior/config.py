@@ -120,7 +120,7 @@ class EvaluateSettings(Settings):
     """Embeddings drawn for each caption; the energy score wants at least 8."""
     max_rows: int = Field(default=10_000, ge=2)
     """Rows of the split that are used at most, the first in a seeded order; the number used is printed."""
-    sample: SampleSettings = SampleSettings(steps=32)
+    sample: SampleSettings = SampleSettings()
     """How embeddings are drawn."""
     seed: int = Field(default=0, ge=0)
     """Seed of draws, of the random baseline and of the bootstrap."""

@@ -17,7 +17,15 @@ import torch
 from ..pipeline.config import ReadSettings
 from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset
-from ..pipeline.shards import Manifest, ShardCommit, check_stage, fingerprint, open_stage, require_manifest
+from ..pipeline.shards import (
+    Manifest,
+    ShardCommit,
+    check_stage,
+    fingerprint,
+    open_stage,
+    pending_shards,
+    require_manifest,
+)
 from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
 from ..pipeline.storage import Store
 from .checkpoint import load_prior
@@ -29,6 +37,9 @@ from .train import STAGE as TRAIN_STAGE
 STAGE = "evaluate"
 RECORD = "metrics"
 METRICS_NAME = "metrics.json"
+
+_FIRST_BLOCK_KEY = 2**63
+"""Keys of the evaluation's noise, which no training step reaches."""
 
 BLOCK_ROWS = 128
 """Rows drawn for at once. A constant, since the noise of a row depends on its block."""
@@ -65,7 +76,7 @@ def evaluate(
     dataset = EmbeddingDataset(embeddings, read or ReadSettings(**trained.settings["read"]))
     store = Store(evaluation)
     inputs = {RECORD: _input(trained, dataset, settings)}
-    with open_stage(store, _manifest(), overwrite=overwrite) as folder:
+    with open_stage(store, evaluate_manifest(), overwrite=overwrite) as folder:
         done_now = 0
         if folder.pending(inputs):
             folder.withdraw(inputs)
@@ -82,18 +93,26 @@ def evaluate(
 
 
 def plan_evaluate(
-    prior: str, embeddings: str, evaluation: str, settings: EvaluateSettings, *, limit: int | None = None
+    prior: str,
+    embeddings: str,
+    evaluation: str,
+    settings: EvaluateSettings,
+    *,
+    limit: int | None = None,
+    overwrite: bool = False,
 ) -> StagePlan:
     """What `evaluate` would do, without doing it."""
     settings = _limited(settings, limit)
     trained = require_manifest(Store(prior), TRAIN_STAGE)
     dataset = EmbeddingDataset(embeddings, ReadSettings(**trained.settings["read"]))
     store = Store(evaluation)
-    found = check_stage(store, _manifest())
-    record = found.shards.get(RECORD) if found is not None else None
+    found = check_stage(store, evaluate_manifest(), overwrite=overwrite)
+    kept = found if found is not None and not overwrite else evaluate_manifest()
     rows = len(evaluated_rows(dataset, settings))
-    pending = 0 if record is not None and record.input == _input(trained, dataset, settings) else rows
-    weights = trained.shards[PRIOR_RECORD].files["model.safetensors"].bytes / 4 if PRIOR_RECORD in trained.shards else 0
+    finished = PRIOR_RECORD in trained.shards
+    done = finished and not pending_shards(store, kept, {RECORD: _input(trained, dataset, settings)})
+    pending = 0 if done else rows
+    weights = trained.shards[PRIOR_RECORD].files["model.safetensors"].bytes / 4 if finished else 0
     flops = pending * settings.draws * settings.sample.steps * 3 * 2 * weights
     return StagePlan(STAGE, store.url, rows, pending, "rows", pending, 10_000, free_bytes(store), flops / 5e10)
 
@@ -110,8 +129,8 @@ def _limited(settings: EvaluateSettings, limit: int | None) -> EvaluateSettings:
     return settings if limit is None else settings.model_copy(update={"max_rows": min(limit, settings.max_rows)})
 
 
-def _manifest() -> Manifest:
-    """Metrics are made anew whenever prior, rows or settings change, so all of these count as input."""
+def evaluate_manifest() -> Manifest:
+    """The manifest before any work. All that metrics depend on is their input: a change makes them anew."""
     return Manifest(STAGE, {}, input={})
 
 
@@ -245,7 +264,7 @@ def prior_draws(prior: Prior, settings: EvaluateSettings) -> Draw:
 
 def _block_noise(seed: int, block: int, rows: int, draws: int, embed_dim: int) -> Iterator[torch.Tensor]:
     """Endless noise `[rows * K, D]`, cut from that of a full block: a row's does not depend on how many follow."""
-    random = np.random.Generator(np.random.Philox(key=[seed, block]))
+    random = np.random.Generator(np.random.Philox(key=[seed, _FIRST_BLOCK_KEY + block]))
     while True:
         noise = random.standard_normal((BLOCK_ROWS * draws, embed_dim), np.float32)
         yield torch.from_numpy(noise[: rows * draws])

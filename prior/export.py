@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from ..pipeline.errors import SettingsError
-from ..pipeline.storage import Store
+from ..pipeline.storage import TEMPORARY_SUFFIX
 
 TENSOR_NAME = "image_embed"
 
@@ -25,10 +25,13 @@ def embeds_writer(path: Path) -> Callable[[torch.Tensor], None]:
         raise SettingsError(f"--output {path}: end it with .npy or .safetensors")
 
     def write(embeds: torch.Tensor) -> None:
-        with Store(str(path.parent)).create(path.name) as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + TEMPORARY_SUFFIX)  # not through a Store: any file name will do here
+        with temporary.open("wb") as file:
             if path.suffix == ".npy":
                 np.save(file, embeds.numpy())
             else:
                 file.write(safetensors.torch.save({TENSOR_NAME: embeds.contiguous()}))
+        temporary.replace(path)
 
     return write

@@ -102,8 +102,15 @@ def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageF
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()
-        if font.getlength(joined) <= width or not lines[-1]:
+        if font.getlength(joined) <= width:
             lines[-1] = joined
-        else:
-            lines.append(word)
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:  # a word may be longer than a line
+            if font.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
+        if len(lines) > 5:
+            break
     return lines[:5]

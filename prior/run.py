@@ -73,7 +73,7 @@ def run(
     Raises:
         PriorkitError: the first thing that is wrong; all that can be checked is, before anything starts.
     """
-    check(recipe, limit=limit, overwrite=overwrite)
+    check(recipe, until=until, limit=limit, overwrite=overwrite)
     results = []
     for step in steps(recipe, until=until, limit=limit, overwrite=overwrite, stop_requests=stop_requests):
         with progress(step.name, _UNITS[step.name]) as report:
@@ -141,7 +141,9 @@ def steps(
         ),
         Step(
             "evaluate",
-            lambda: plan_evaluate(folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate),
+            lambda: plan_evaluate(
+                folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, overwrite=overwrite
+            ),
             lambda progress: evaluate(
                 folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, read,
                 overwrite=overwrite, progress=progress,
@@ -151,13 +153,14 @@ def steps(
     return every[: STAGES.index(until) + 1]
 
 
-def check(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -> None:
-    """Check list, settings and folders of all stages, before any of them starts."""
+def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False) -> None:
+    """Check list, settings and folders of all stages up to `until`, before any of them starts."""
     from ..pipeline.clip import resolve
     from ..pipeline.download import plan_download
     from ..pipeline.embed import embed_manifest
     from ..pipeline.shards import check_stage
     from ..pipeline.storage import Store
+    from .evaluate import evaluate_manifest
     from .train import check_prior_folder
 
     if recipe.train.network.max_text_len and not recipe.embed.token_states:
@@ -165,7 +168,21 @@ def check(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) 
             f"train.network.max_text_len={recipe.train.network.max_text_len} needs embed.token_states=true, "
             "so that there are token states to train on"
         )
+    if until == "evaluate":
+        _check_evaluation(recipe)
+        check_stage(Store(recipe.folders.evaluation), evaluate_manifest(), overwrite=overwrite)
     folders = recipe.folders
     plan_download(recipe.urls, folders.images, recipe.download, limit=limit, overwrite=overwrite)
     check_stage(Store(folders.embeddings), embed_manifest(resolve(recipe.embed)), overwrite=overwrite)
     check_prior_folder(folders.prior, recipe.train, recipe.read, overwrite=overwrite)
+
+
+def _check_evaluation(recipe: Recipe) -> None:
+    steps, timesteps = recipe.evaluate.sample.steps, recipe.train.diffusion.timesteps
+    if steps > timesteps:
+        raise SettingsError(
+            f"evaluate.sample.steps={steps} is more than train.diffusion.timesteps={timesteps}; lower it"
+        )
+    split = recipe.evaluate.split
+    if getattr(recipe.read, f"{split}_fraction") == 0:
+        raise SettingsError(f"evaluate.split={split} has no rows, since read.{split}_fraction=0; raise that")

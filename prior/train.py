@@ -303,6 +303,10 @@ class Trainer:
         state = load_state(store, self._folder.manifest.settings_fingerprint)
         if state is None:
             return 0
+        if store.size(LOG_NAME) is None:
+            # every checkpoint follows a log; one without is what a killed --overwrite left of the old training
+            clear_states(store)
+            return 0
         self._network.load_state_dict(state.network)
         self._average.load_state_dict(state.average)
         restore_optimiser(self._optimiser, self._network, state.optimiser)

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,14 +195,23 @@ class Workspace:
         return json.loads(self.run(*arguments, "--json").stdout)
 
     def refuses(self, *arguments: str, named: str) -> str:
-        """Run a command that must fail, name something in one line of error, and change no byte here."""
+        """Run a command that must fail, name something in a last line of error, and change no byte here."""
+        return self.refuses_each([(arguments, named)])[0]
+
+    def refuses_each(self, cases: Sequence[tuple[tuple[str, ...], str]]) -> list[str]:
+        """Run commands that must each fail so, two at a time."""
         before = self.snapshot()
-        error = self.run(*arguments, code=1).stderr
-        assert error.startswith("error: "), error
-        assert error.count("\n") == 1, error
-        assert named in error
+        with ThreadPoolExecutor(2) as pool:
+            outputs = list(pool.map(lambda case: self.run(*case[0], code=1).stderr, cases))
+        errors = []
+        for output, (_, named) in zip(outputs, cases, strict=True):
+            *others, error = output.splitlines()
+            assert error.startswith("error: "), output
+            assert not [line for line in others if "error" in line], output
+            assert named in error
+            errors.append(error)
         assert self.snapshot() == before
-        return error
+        return errors
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -58,7 +58,7 @@ def bad_lists(workspace: Workspace) -> Workspace:
 
 
 def test_a_list_that_cannot_be_used_is_named(bad_lists: Workspace) -> None:
-    for name, named in {
+    lists = {
         "missing.parquet": "missing.parquet: no such file or folder",
         "cut.parquet": "cut.parquet: cannot be read as parquet",
         "noise.parquet": "noise.parquet: cannot be read as parquet",
@@ -70,11 +70,15 @@ def test_a_list_that_cannot_be_used_is_named(bad_lists: Workspace) -> None:
         "half.jsonl": "half.jsonl: cannot be read as jsonl",
         "no_lists": "no_lists: no list of URLs in this folder",
         "other_columns.parquet": "no column 'url'; did you mean 'urls'? The list has 'urls', 'text': set url_column",
-    }.items():
-        bad_lists.refuses("download", name, named=named)
-    wrong = ("download", "urls.parquet", "--caption-column", "captoin")
-    bad_lists.refuses(*wrong, named="no column 'captoin'; did you mean 'caption'?")
-    bad_lists.refuses(*wrong, "--dry-run", named="no column 'captoin'; did you mean 'caption'?")
+    }
+    wrong, suggestion = (
+        ("download", "urls.parquet", "--caption-column", "captoin"),
+        "no column 'captoin'; did you mean 'caption'?",
+    )
+    bad_lists.refuses_each(
+        [(("download", name), named) for name, named in lists.items()]
+        + [(wrong, suggestion), ((*wrong, "--dry-run"), suggestion)]
+    )
 
 
 def test_run_checks_list_and_recipe_before_it_starts(
@@ -94,19 +98,21 @@ def test_run_checks_list_and_recipe_before_it_starts(
         (workspace.path / name).write_text(text)
     (workspace.path / "binary.yaml").write_bytes(b"\xff\xfe\x00binary")
     run = ("run", "recipe.yaml", "--set")
-    workspace.refuses(*run, "urls=missing.csv", named="missing.csv: no such file or folder")
-    workspace.refuses(*run, "urls=cut.parquet", named="cut.parquet: cannot be read as parquet")
-    workspace.refuses(*run, "download.url_column=link", named="no column 'link'")
-    for command in ("run", "train"):
-        named = "train.batchsize: unknown key; did you mean 'batch_size'?"
-        workspace.refuses(command, "unknown.yaml", named=named)
-    workspace.refuses("recipes", "validate", "value.yaml", named="train.steps")
-    workspace.refuses("recipes", "validate", "list.yaml", named="list.yaml: a recipe is a mapping of sections")
-    workspace.refuses("recipes", "validate", "binary.yaml", named="binary.yaml")
+    unknown = "train.batchsize: unknown key; did you mean 'batch_size'?"
+    workspace.refuses_each([
+        ((*run, "urls=missing.csv"), "missing.csv: no such file or folder"),
+        ((*run, "urls=cut.parquet"), "cut.parquet: cannot be read as parquet"),
+        ((*run, "download.url_column=link", "--overwrite"), "no column 'link'"),
+        (("run", "unknown.yaml"), unknown),
+        (("train", "unknown.yaml"), unknown),
+        (("recipes", "validate", "value.yaml"), "train.steps"),
+        (("recipes", "validate", "list.yaml"), "list.yaml: a recipe is a mapping of sections"),
+        (("recipes", "validate", "binary.yaml"), "binary.yaml"),
+        (("run", "tokens.yaml"), "train.network.max_text_len=8 needs embed.token_states=true"),
+    ])  # fmt: skip
     broken = workspace.run("run", "broken.yaml", code=1).stderr
     assert broken.startswith("error: broken.yaml: not YAML")
     assert "line" in broken
-    workspace.refuses("run", "tokens.yaml", named="train.network.max_text_len=8 needs embed.token_states=true")
 
 
 @pytest.fixture
@@ -123,9 +129,11 @@ def other_clip(tiny_clip: Path, tmp_path: Path) -> Path:
 def test_a_recipe_of_another_clip_is_refused(holding: Callable[..., Workspace], other_clip: Path) -> None:
     workspace = holding()
     other = ("--set", f"embed.clip.model=local-dir:{other_clip}")
-    workspace.refuses("train", "recipe.yaml", *other, named="the recipe's CLIP is not the one that made")
-    workspace.refuses("run", "recipe.yaml", *other, named="made with other settings (clip.files.open_clip_model")
-    workspace.refuses("run", "recipe.yaml", "--set", "embed.clip={}", named="clip.pretrained")
+    workspace.refuses_each([
+        (("train", "recipe.yaml", *other), "the recipe's CLIP is not the one that made"),
+        (("run", "recipe.yaml", *other), "made with other settings (clip.files.open_clip_model"),
+        (("run", "recipe.yaml", "--set", "embed.clip={}"), "clip.pretrained"),
+    ])  # fmt: skip
 
 
 def test_a_clip_that_is_not_there_is_named_and_the_right_one_still_works(
@@ -228,31 +236,34 @@ def test_a_folder_of_other_work_is_left_alone(holding: Callable[..., Workspace])
         "prior": ("train", "recipe.yaml", "--prior"),
         "evaluation": ("evaluate", "--evaluation"),
     }
-    for name, command in commands.items():
-        named = f"taken/{name} holds other work (1 files, such as 'thesis.txt') and no manifest.json"
-        workspace.refuses(*command, f"taken/{name}", named=named)
-    workspace.refuses(*commands["images"], "taken/images", "--overwrite", named="holds other work")
-    workspace.refuses(*commands["images"], "a_file", named="a_file is a file; name a folder")
+    held = "holds other work (1 files, such as 'thesis.txt') and no manifest.json"
+    result = "holds the result of `priorkit "
+    cases = [((*command, f"taken/{name}"), f"taken/{name} {held}") for name, command in commands.items()]
     for name, other in {"images": "prior", "embeddings": "images", "prior": "embeddings"}.items():
-        named = f"data/{other} holds the result of `priorkit "
-        workspace.refuses(*commands[name], f"data/{other}", named=named)
-        workspace.refuses(*commands[name], f"data/{other}", "--overwrite", named=named)
+        cases.append(((*commands[name], f"data/{other}"), f"data/{other} {result}"))
+    cases.append(((*commands["prior"], "data/images", "--overwrite"), f"data/images {result}"))
     recipe = ("run", "recipe.yaml", "--set")
-    workspace.refuses(*recipe, "folders.evaluation=taken/evaluation", named="taken/evaluation holds other work")
-    workspace.refuses(*recipe, "folders.prior=data/images", named="each stage needs a folder of its own")
-    workspace.refuses("embed", "data/embeddings", "--embeddings", "new", named="name the folder of downloaded images")
-    workspace.refuses("train", "recipe.yaml", "--embeddings", "data/images", named="not by `priorkit embed`")
+    workspace.refuses_each([
+        *cases,
+        ((*commands["images"], "taken/images", "--overwrite"), held),
+        ((*commands["images"], "a_file"), "a_file is a file; name a folder"),
+        ((*recipe, "folders.evaluation=taken/evaluation"), "taken/evaluation holds other work"),
+        ((*recipe, "folders.prior=data/images"), "each stage needs a folder of its own"),
+        (("embed", "data/embeddings", "--embeddings", "new"), "name the folder of downloaded images"),
+        (("train", "recipe.yaml", "--embeddings", "data/images"), "not by `priorkit embed`"),
+    ])  # fmt: skip
 
 
 def test_changed_settings_are_refused_and_named(holding: Callable[..., Workspace]) -> None:
     workspace = holding()
-    for setting, difference in {
+    differences = {
         "download.image_size=48": "image_size: 32 -> 48",
         "embed.batch_size=3": "batch_size: 2 -> 3",
         "train.optimiser.learning_rate=0.5": "train.optimiser.learning_rate: 0.0003 -> 0.5",
         "read.test_fraction=0.3": "read.test_fraction: 0.2 -> 0.3",
-    }.items():
-        error = workspace.refuses("run", "recipe.yaml", "--set", setting, named=difference)
+    }
+    run = ("run", "recipe.yaml", "--set")
+    for error in workspace.refuses_each([((*run, setting), named) for setting, named in differences.items()]):
         assert "--overwrite" in error
         assert "another folder" in error
     changed = pq.read_table(workspace.path / "urls.parquet").to_pylist()
@@ -315,9 +326,7 @@ def test_an_interrupted_download_goes_on(workspace: Workspace, finished: Finishe
     assert workspace.committed("download") == finished.workspace.committed("download")
 
 
-def test_an_interrupted_embedding_goes_on(
-    holding: Callable[..., Workspace], finished: Finished
-) -> None:
+def test_an_interrupted_embedding_goes_on(holding: Callable[..., Workspace], finished: Finished) -> None:
     workspace = holding("download")
     command = ("run", "recipe.yaml", "--until", "embed")
     records = workspace.folder("embed") / "shards"
@@ -364,7 +373,8 @@ def test_a_manifest_that_points_elsewhere_is_refused(holding: Callable[..., Work
     record = manifest["shards"]["00000"]
     record["files"]["../../precious.txt"] = record["files"].pop("00000.tar")
     path.write_text(json.dumps(manifest))
-    for command in (("inspect", "data/images"), ("run", "recipe.yaml"), ("run", "recipe.yaml", "--overwrite")):
-        workspace.refuses(*command, named="'../../precious.txt' is not a plain relative name")
+    named = "'../../precious.txt' is not a plain relative name"
+    commands = (("inspect", "data/images"), ("run", "recipe.yaml"), ("run", "recipe.yaml", "--overwrite"))
+    workspace.refuses_each([(command, named) for command in commands])
     path.write_text(path.read_text()[:-40])
     workspace.refuses("run", "recipe.yaml", named="manifest.json is not JSON")

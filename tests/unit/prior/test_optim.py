@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -27,7 +28,7 @@ def test_cosine_goes_through_its_middle_to_a_tenth_of_the_peak() -> None:
     assert learning_rate(settings, 550, 1000) == pytest.approx(1e-3 * (0.1 + 0.9 * 0.5))
     assert learning_rate(settings, 999, 1000) == pytest.approx(1e-4, rel=1e-3)
     rates = [learning_rate(settings, step, 1000) for step in range(100, 1000)]
-    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates))
 
 
 def test_constant_stays_at_the_peak() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -154,7 +155,7 @@ def test_a_grid_falls_evenly_from_the_noisiest_timestep(timesteps: int, data: st
     assert grid[0] == timesteps - 1
     assert grid[-1] >= 0
     assert all(isinstance(timestep, int) for timestep in grid)
-    gaps = [before - after for before, after in zip(grid, grid[1:], strict=False)]
+    gaps = [before - after for before, after in itertools.pairwise(grid)]
     assert all(gap >= 1 for gap in gaps)  # no timestep twice
     assert not gaps or max(gaps) - min(gaps) <= 1
     # the step to clean data is no longer than the others

@@ -103,5 +103,5 @@ def test_a_perfect_prediction_gives_back_x0_and_noise(prediction: str, name: str
 
 
 def test_an_unknown_schedule_is_named() -> None:
-    with pytest.raises(ValueError, match="'sigmoid'.*cosine and linear"):
+    with pytest.raises(ValueError, match=r"'sigmoid'.*cosine and linear"):
         noise_schedule("sigmoid", 100)

@@ -1,0 +1,138 @@
+"""Ray: the same bytes as in one process, errors as themselves, and workers that die are replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from priorkit.pipeline.config import ComputeSettings, DownloadSettings, EmbedSettings
+from priorkit.pipeline.download import download
+from priorkit.pipeline.embed import embed
+from priorkit.pipeline.errors import InputError, PriorkitError
+from priorkit.pipeline.parallel import map_shards
+
+FolderBytes = Callable[[Path], dict[str, bytes]]
+TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster() -> Iterator[None]:
+    """One cluster for the module, since each takes seconds to start; one test leaves it to priorkit."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def download_settings() -> DownloadSettings:
+    """Few connections at once, since the test server's queue of them is short and a dropped one waits for a second."""
+    return DownloadSettings(rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4)
+
+
+def test_download_and_embed_give_the_bytes_of_one_process(
+    images_folder: Path, embeddings_folder: Path, url_list: Any, download_settings: DownloadSettings,
+    embed_settings: EmbedSettings, tmp_path: Path, folder_bytes: FolderBytes,
+) -> None:  # fmt: skip
+    images, embeddings = tmp_path / "ray_images", tmp_path / "ray_embeddings"
+    result = download(str(url_list.path), str(images), download_settings, compute=TWO_WORKERS)
+    assert (result.done_now, result.rows) == (4, 63)
+    assert folder_bytes(images) == folder_bytes(images_folder)
+    embed(str(images), str(embeddings), embed_settings, compute=TWO_WORKERS)
+    assert folder_bytes(embeddings) == folder_bytes(embeddings_folder)
+    # the backend is no setting of the result: either goes on with what the other has done
+    (embeddings / "img_emb/img_emb_0001.npy").unlink()
+    assert embed(str(images), str(embeddings), embed_settings).done_now == 1
+    (embeddings / "img_emb/img_emb_0002.npy").unlink()
+    assert embed(str(images), str(embeddings), embed_settings, compute=TWO_WORKERS).done_now == 1
+    assert folder_bytes(embeddings) == folder_bytes(embeddings_folder)
+
+
+def test_tasks_are_spread_over_the_workers_and_all_come_back() -> None:
+    def make_worker() -> Callable[[int], tuple[int, int]]:
+        import time
+
+        def work(task: int) -> tuple[int, int]:
+            time.sleep(0.05)
+            return task, os.getpid()
+
+        return work
+
+    results = list(map_shards(make_worker, range(20), TWO_WORKERS))
+    assert sorted(task for task, _ in results) == list(range(20))
+    pids = {pid for _, pid in results}
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+
+
+def test_tasks_are_made_only_as_fast_as_the_work_goes_on() -> None:
+    made: list[int] = []
+
+    def tasks() -> Iterator[int]:
+        for number in range(1000):
+            made.append(number)
+            yield number
+
+    results = map_shards(lambda: lambda task: task, tasks(), TWO_WORKERS)
+    next(results)
+    assert len(made) <= 4
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_the_exception_of_a_task_is_raised_as_itself() -> None:
+    def make_worker() -> Callable[[int], int]:
+        def work(task: int) -> int:
+            if task == 3:
+                raise InputError("shard 3 is damaged")
+            return task
+
+        return work
+
+    with pytest.raises(InputError, match=r"^shard 3 is damaged$"):
+        list(map_shards(make_worker, range(6), TWO_WORKERS))
+
+
+def test_the_exception_of_building_a_worker_is_raised_as_itself() -> None:
+    def make_worker() -> Callable[[int], int]:
+        raise InputError("no weights here")
+
+    with pytest.raises(InputError, match=r"^no weights here$"):
+        list(map_shards(make_worker, range(6), TWO_WORKERS))
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_shard_repeated(tmp_path: Path) -> None:
+    mark = tmp_path / "killed_once"
+
+    def make_worker() -> Callable[[int], int]:
+        def work(task: int) -> int:
+            if task == 2 and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return task * 10
+
+        return work
+
+    assert sorted(map_shards(make_worker, range(5), TWO_WORKERS)) == [0, 10, 20, 30, 40]
+    assert mark.exists()
+
+
+def test_a_demand_that_the_cluster_can_never_meet_is_refused_at_once() -> None:
+    with pytest.raises(PriorkitError, match="cpus_per_worker=1000, but the Ray cluster has 2 CPU"):
+        list(map_shards(lambda: str, [1], ComputeSettings(backend="ray", cpus_per_worker=1000)))
+    with pytest.raises(PriorkitError, match="gpus_per_worker=1, but the Ray cluster has 0 GPU"):
+        list(map_shards(lambda: str, [1], ComputeSettings(backend="ray", gpus_per_worker=1)))
+
+
+def test_a_cluster_that_is_not_there_is_a_clear_error_and_none_is_left_running() -> None:
+    ray.shutdown()
+    try:
+        with pytest.raises(PriorkitError, match=r"cannot join Ray at compute\.address='auto'"):
+            list(map_shards(lambda: str, [1], ComputeSettings(backend="ray", address="auto")))
+        assert list(map_shards(lambda: str, [1, 2], ComputeSettings(backend="ray"))) == ["1", "2"]
+        assert not ray.is_initialized()
+    finally:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)

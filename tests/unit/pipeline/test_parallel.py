@@ -1,0 +1,69 @@
+"""The map over shards in this process; Ray's is in the integration tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+from priorkit.pipeline.config import ComputeSettings
+from priorkit.pipeline.errors import InputError
+from priorkit.pipeline.parallel import map_shards
+
+LOCAL = ComputeSettings()
+
+
+def test_results_come_in_order_from_one_worker_made_once() -> None:
+    made: list[int] = []
+
+    def make_worker() -> Callable[[int], int]:
+        made.append(1)
+        return lambda task: task * 2
+
+    assert list(map_shards(make_worker, range(5), LOCAL)) == [0, 2, 4, 6, 8]
+    assert made == [1]
+
+
+def test_nothing_to_do_makes_no_worker() -> None:
+    def make_worker() -> Callable[[int], int]:
+        raise AssertionError
+
+    assert list(map_shards(make_worker, [], LOCAL)) == []
+
+
+def test_a_task_is_made_when_the_one_before_is_done() -> None:
+    events: list[str] = []
+
+    def tasks() -> Iterator[int]:
+        for number in range(3):
+            events.append(f"made {number}")
+            yield number
+
+    for result in map_shards(lambda: lambda task: task, tasks(), LOCAL):
+        events.append(f"done {result}")
+    assert events == ["made 0", "done 0", "made 1", "done 1", "made 2", "done 2"]
+
+
+def test_an_exception_ends_the_map_and_is_raised_as_itself() -> None:
+    seen: list[int] = []
+
+    def work(task: int) -> int:
+        seen.append(task)
+        if task == 1:
+            raise InputError("shard 1")
+        return task
+
+    with pytest.raises(InputError, match="shard 1"):
+        list(map_shards(lambda: work, range(5), LOCAL))
+    assert seen == [0, 1]
+
+
+def test_the_local_map_does_not_import_ray() -> None:
+    import subprocess
+
+    code = (
+        "import sys; from priorkit.pipeline.parallel import map_shards; "
+        "from priorkit.pipeline.config import ComputeSettings; "
+        "list(map_shards(lambda: str, [1], ComputeSettings())); assert 'ray' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
