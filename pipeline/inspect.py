@@ -63,7 +63,10 @@ def inspect_folder(path: str, progress: ProgressCallback = no_progress) -> Inspe
             found.problems.append(f"shard {name}: {file} {state}")
     progress(len(manifest.shards), len(manifest.shards), "")
     if manifest.stage == "embed" and not found.problems and manifest.rows:
-        found.problems += _unsound_embeddings(path, manifest)
+        try:
+            found.problems += _unsound_embeddings(path, manifest)
+        except InputError as error:
+            found.problems.append(str(error))
     return found
 
 

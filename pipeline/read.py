@@ -21,12 +21,13 @@ import pyarrow.parquet as pq
 
 from .config import ReadSettings
 from .errors import InputError
-from .shards import ShardRecord, fingerprint, require_manifest
-from .storage import Store
+from .shards import Manifest, ShardRecord, fingerprint, require_manifest
+from .storage import TEMPORARY_SUFFIX, Store
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
+_DATA_FOLDERS = ("img_emb", "text_emb", "metadata", "token_states")
 _SPLIT_SALT = b"priorkit split\0"
 _GROUP_COLUMNS = ("sha256", "url")
 """Columns that name the content of an image, the best first."""
@@ -63,6 +64,7 @@ class EmbeddingDataset:
         self.settings = settings or ReadSettings()
         manifest = require_manifest(self.store, "embed")
         self._shards = [_OpenShard(self.store, manifest.shards[name]) for name in sorted(manifest.shards)]
+        self._refuse_unrecorded(manifest)
         if not self._shards or manifest.rows == 0:
             raise InputError(f"{url} holds no embeddings; run `priorkit embed` again")
         self._starts = np.cumsum([0] + [shard.rows for shard in self._shards])
@@ -134,6 +136,16 @@ class EmbeddingDataset:
             return pa.table({name: [] for name in columns})
         order = np.argsort(np.concatenate(positions))
         return pa.concat_tables(parts, promote_options="permissive").take(pa.array(order))
+
+    def _refuse_unrecorded(self, manifest: Manifest) -> None:
+        recorded = {name for record in manifest.shards.values() for name in record.files}
+        for folder in _DATA_FOLDERS:
+            for name in self.store.names(folder):
+                if name not in recorded and not name.endswith(TEMPORARY_SUFFIX):
+                    raise InputError(
+                        f"{self.store.url}/{name} is in no record: `priorkit embed` is still running or was killed "
+                        "(run it again), or the file is not its own (remove it)"
+                    )
 
     def _select(self, shard: _OpenShard) -> np.ndarray:
         validation, test = self.settings.validation_fraction, self.settings.test_fraction

@@ -23,6 +23,7 @@ MANIFEST_NAME = "manifest.json"
 RECORD_FOLDER = "shards"
 READ_BLOCK_ROWS = 4096
 """Rows of one parquet row group of metadata, so that captions can be read by block."""
+_ABSENT = type("absent", (), {"__repr__": lambda self: "absent"})()
 _MISFITS = (KeyError, TypeError, AttributeError)
 """What JSON of another shape raises when it is taken for ours."""
 
@@ -130,19 +131,29 @@ def _no_manifest(source: str, error: Exception) -> InputError:
 
 def read_manifest(store: Store) -> Manifest | None:
     """The manifest of a folder with all committed records merged in; None where there is no manifest."""
+    records = _read_records(store)  # first, since a writer that ends moves records into the manifest
     try:
         value = store.read_json(MANIFEST_NAME)
     except (FileNotFoundError, NotADirectoryError):
         return None
     manifest = Manifest.from_json(value, store.path(MANIFEST_NAME))
+    manifest.shards.update(records)
+    return manifest
+
+
+def _read_records(store: Store) -> dict[str, ShardRecord]:
+    """Records that are not merged into the manifest yet, by shard."""
+    records = {}
     for name in store.names(RECORD_FOLDER):
         if name.endswith(".json"):
             try:
                 record = ShardRecord.from_json(store.read_json(name))
+            except FileNotFoundError:
+                continue  # merged since the folder was listed
             except _MISFITS as error:
                 raise _no_manifest(store.path(name), error) from error
-            manifest.shards[record.name] = record
-    return manifest
+            records[record.name] = record
+    return records
 
 
 def require_manifest(store: Store, stage: str) -> Manifest:
@@ -331,7 +342,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
     """Name every value in which two nested settings differ, as `name: old -> new`."""
     parts = []
     for name in sorted(set(old) | set(new)):
-        before, after = old.get(name), new.get(name)
+        before, after = old.get(name, _ABSENT), new.get(name, _ABSENT)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             if before != after:
                 parts.append(difference(before, after, f"{prefix}{name}."))

@@ -227,6 +227,8 @@ class Store:
             self.write_json(LEASE_NAME, {"owner": owner, "host": host, "pid": os.getpid(), "expires": expires})
 
         renew()
+        if self.read_json(LEASE_NAME)["owner"] != owner:
+            raise FolderError(f"{self.url}: another process began to write here at the same moment; use another folder")
         done = threading.Event()
 
         def keep_renewing() -> None:

@@ -96,7 +96,7 @@ def serve(folder: Path, port: int) -> Iterator[None]:
     """Serve a folder over HTTP on this machine while the block runs."""
     handler = functools.partial(_QuietHandler, directory=str(folder))
     try:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+        server = _Server(("127.0.0.1", port), handler)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
@@ -112,6 +112,10 @@ def serve(folder: Path, port: int) -> Iterator[None]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128  # the default of 5 drops connections, which then cost a second each
 
 
 class _QuietHandler(http.server.SimpleHTTPRequestHandler):

@@ -264,7 +264,7 @@ def prior_draws(prior: Prior, settings: EvaluateSettings) -> Draw:
 
 def _block_noise(seed: int, block: int, rows: int, draws: int, embed_dim: int) -> Iterator[torch.Tensor]:
     """Endless noise `[rows * K, D]`, cut from that of a full block: a row's does not depend on how many follow."""
-    random = np.random.Generator(np.random.Philox(key=[seed, _FIRST_BLOCK_KEY + block]))
+    random = np.random.Generator(np.random.Philox(key=np.array([seed, _FIRST_BLOCK_KEY + block], np.uint64)))
     while True:
         noise = random.standard_normal((BLOCK_ROWS * draws, embed_dim), np.float32)
         yield torch.from_numpy(noise[: rows * draws])

@@ -92,7 +92,10 @@ def image_server(tmp_path: Path) -> Iterator[ImageServer]:
             requests.append(self.path)
             super().do_GET()
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    class Server(http.server.ThreadingHTTPServer):
+        request_queue_size = 128  # the default of 5 drops connections, which then cost a second each
+
+    server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield ImageServer(f"http://127.0.0.1:{server.server_address[1]}", folder, requests)

@@ -239,7 +239,10 @@ class Workspace:
 def stop(process: subprocess.Popen[str], number: signal.Signals) -> str:
     """Send a signal that a command must end on at once, resumable; returns what it said."""
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
+    try:
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()  # one that did not end must not outlive the test
     assert process.returncode == 130, error
     assert "Traceback" not in error
     assert "the same command goes on from there" in error

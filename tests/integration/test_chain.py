@@ -17,7 +17,8 @@ def test_every_row_of_the_list_is_one_row_of_the_tables(images_folder: Path, url
     rows = [row for path in sorted(images_folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     assert [row["url"] for row in rows] == url_list.urls  # type: ignore[attr-defined]
     assert [row["key"] for row in rows] == [f"{i // 20:05d}{i % 20:02d}" for i in range(63)]
-    failed = {row["url"].rpartition("/")[2]: (row["status"], row["error_message"]) for row in rows if row["error_message"]}
+    bad = [row for row in rows if row["error_message"]]
+    failed = {row["url"].rpartition("/")[2]: (row["status"], row["error_message"]) for row in bad}
     assert failed["gone.jpg"] == ("failed_to_download", "http_4xx: 404")
     assert failed["page.html"][0] == "failed_to_resize"
     assert failed["page.html"][1].startswith("not_image")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import safetensors.numpy
 
 from .conftest import LIST_FAILURES, LIST_ROWS, REFUSED_ROW, STAGE_FOLDERS, Finished, Gate, Workspace, committed
@@ -131,8 +133,9 @@ def test_looking_at_a_finished_run_changes_nothing(
     assert [row["state"] for row in states] == ["up to date"] * 4
     assert [row["rows"] for row in states][:2] == [LIST_ROWS, ROWS]
     assert "up to date" in workspace.run("status", "recipe.yaml").stdout
-    for stage, folder in STAGE_FOLDERS.items():
-        found = workspace.json("inspect", f"data/{folder}")
+    with ThreadPoolExecutor(2) as pool:
+        inspections = pool.map(lambda folder: workspace.json("inspect", f"data/{folder}"), STAGE_FOLDERS.values())
+    for stage, found in zip(STAGE_FOLDERS, inspections, strict=True):
         assert (found["stage"], found["problems"]) == (stage, [])
     shown = workspace.run("inspect", "data/images").stdout
     assert "sound" in shown
@@ -176,6 +179,7 @@ def test_a_limit_is_lifted_by_the_same_command_without_it(
     assert workspace.last_checkpoint() == finished.workspace.last_checkpoint()
 
 
+@pytest.mark.slow
 def test_a_limit_on_rows_is_lifted_too(workspace: Workspace, finished: Finished) -> None:
     assert done_now(workspace.json("run", "recipe.yaml", "--until", "embed", "--limit", "34")) == [4, 4]
     assert done_now(workspace.json("run", "recipe.yaml", "--until", "embed")) == [9, 9]

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from priorkit.pipeline.errors import PriorkitError, SettingsError
 from priorkit.pipeline.read import EmbeddingDataset
 from priorkit.prior import commands, demo

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download import download, plan_download, row_key
 from priorkit.pipeline.errors import FolderError, InputError

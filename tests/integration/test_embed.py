@@ -19,6 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+
 from priorkit.pipeline.config import DownloadSettings, EmbedSettings
 from priorkit.pipeline.embed import embed, plan_embed
 from priorkit.pipeline.errors import FolderError, InputError

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from priorkit.pipeline.shards import differing_files, read_manifest
 from priorkit.pipeline.storage import Store
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import ray
+
 from priorkit.pipeline.config import ComputeSettings, DownloadSettings, EmbedSettings
 from priorkit.pipeline.download import download
 from priorkit.pipeline.embed import embed

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download import download
 

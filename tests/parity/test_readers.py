@@ -13,6 +13,7 @@ import pytest
 import torch
 from embedding_reader import EmbeddingReader
 from PIL import Image
+
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.read import read_embeddings
 

@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
+from typer.testing import CliRunner
+
 from priorkit import __version__
 from priorkit.cli import app
 from priorkit.pipeline.config import ClipSettings, ComputeSettings, DownloadSettings, EmbedSettings, FolderSettings
 from priorkit.prior.config import SampleSettings
 from priorkit.prior.demo import DEFAULT_PORT
 from priorkit.prior.model import Prior
-from typer.main import get_command
-from typer.testing import CliRunner
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
 COMMANDS = ["download", "embed", "inspect", "train", "evaluate", "sample", "run", "status", "demo"]

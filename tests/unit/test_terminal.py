@@ -12,6 +12,7 @@ import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+
 from priorkit.pipeline import terminal
 from priorkit.pipeline.errors import FolderError, InputError, Interrupted, PriorkitError, SettingsError
 from priorkit.pipeline.stage import StagePlan, StageResult

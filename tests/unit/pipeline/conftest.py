@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.shards import Manifest, ShardCommit, open_stage
 from priorkit.pipeline.storage import Store

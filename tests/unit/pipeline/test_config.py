@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+
 from priorkit.pipeline import config
 from priorkit.pipeline.config import (
     ClipSettings,
@@ -19,7 +21,6 @@ from priorkit.pipeline.config import (
     with_overrides,
 )
 from priorkit.pipeline.errors import SettingsError
-from pydantic import ValidationError
 
 ALL_SETTINGS = [
     value

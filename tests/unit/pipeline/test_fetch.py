@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+
 from priorkit.pipeline import fetch as fetch_module
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.fetch import Fetcher, FetchError, is_public, opted_out

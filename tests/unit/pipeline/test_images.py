@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image, features
+
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.fetch import FetchError
 from priorkit.pipeline.images import ImageResizer, is_image

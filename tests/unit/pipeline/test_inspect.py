@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.inspect import inspect_folder
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from priorkit.pipeline.config import ComputeSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.parallel import map_shards

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read import SPLITS, EmbeddingDataset, read_embeddings
@@ -218,6 +220,9 @@ def test_token_states_that_are_not_stored_are_not_made_up(write_embeddings: Writ
     for shard in manifest["shards"].values():
         shard["files"] = {name: entry for name, entry in shard["files"].items() if "token_states" not in name}
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"token_states/.* is in no record"):
+        read_embeddings(str(folder))
+    shutil.rmtree(folder / "token_states")
     dataset = read_embeddings(str(folder))
     assert dataset.token_width is None
     with pytest.raises(InputError, match="stores no token states; embed with token_states: true"):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from priorkit.pipeline.errors import FolderError, InputError
 from priorkit.pipeline.shards import (
     MANIFEST_NAME,
@@ -198,7 +199,7 @@ def test_changed_settings_are_refused_by_name_with_the_way_out(store: Store) -> 
     changed = planned(settings={"size": 64, "clip": {"model": "tiny", "tag": "x"}})
     with pytest.raises(FolderError) as error, open_stage(store, changed):
         pass
-    assert "clip.tag: None -> 'x', size: 32 -> 64" in str(error.value)
+    assert "clip.tag: absent -> 'x', size: 32 -> 64" in str(error.value)
     assert "--overwrite" in str(error.value)
     assert store.url in str(error.value)
 
@@ -398,13 +399,17 @@ def test_equal_values_have_equal_fingerprints_whatever_the_order_of_their_keys(v
 def test_a_difference_is_named_exactly_where_settings_differ(old: dict[str, Any], new: dict[str, Any]) -> None:
     expected = []
     for key in {*old, *new}:
-        before, after = old.get(key), new.get(key)
+        before, after = old.get(key, "absent"), new.get(key, "absent")
         if isinstance(before, dict) and isinstance(after, dict):
-            names = [name for name in {*before, *after} if before.get(name) != after.get(name)]
-            expected += [f"{key}.{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in names]
+            pairs = {name: (before.get(name, "absent"), after.get(name, "absent")) for name in {*before, *after}}
+            expected += [f"{key}.{name}: {_shown(a)} -> {_shown(b)}" for name, (a, b) in pairs.items() if a != b]
         elif before != after:
-            expected.append(f"{key}: {before!r} -> {after!r}")
+            expected.append(f"{key}: {_shown(before)} -> {_shown(after)}")
     assert difference(old, new) == ", ".join(sorted(expected))
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value == "absent" else repr(value)
 
 
 def test_fingerprints_do_not_change_between_versions() -> None:

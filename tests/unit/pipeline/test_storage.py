@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from priorkit.pipeline.errors import FolderError, InputError
 from priorkit.pipeline.storage import LEASE_NAME, FileRecord, Store, check_name
 

@@ -14,6 +14,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.urls import UrlList, open_url_list, rows_digest

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.shards import Manifest, ShardCommit, open_stage
 from priorkit.pipeline.storage import Store
