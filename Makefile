@@ -16,7 +16,7 @@ test: $(INSTALLED)
 
 # The tests that need more: slow ones, and those that need what `.ci/run` installs.
 test-marked: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow or nginx or browser or peers"
+	$(BIN)/python -m pytest -m "slow or root or nginx or browser or peers"
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -199,6 +199,7 @@ def on_disk(folder: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4 for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.root
 @pytest.mark.parametrize(("stage", "needs"), [("download", ()), ("embed", ("download",)), ("train", ("embed",))])
 def test_a_full_disk_loses_nothing_that_was_committed(
     holding: Callable[..., Workspace], workspace: Workspace, finished: Finished, stage: str, needs: tuple[str, ...]

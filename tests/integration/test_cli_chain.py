@@ -87,6 +87,7 @@ def test_a_lost_embedding_shard_is_all_that_is_redone(holding: Callable[..., Wor
     assert untouched.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_lost_image_shard_is_all_that_is_redone(holding: Callable[..., Workspace], finished: Finished) -> None:
     workspace = holding()
     (workspace.folder("download") / "00004.tar").unlink()
@@ -94,6 +95,7 @@ def test_a_lost_image_shard_is_all_that_is_redone(holding: Callable[..., Workspa
     assert workspace.committed() == finished.workspace.committed()
 
 
+@pytest.mark.slow
 def test_a_list_that_has_grown_gives_new_shards_only(holding: Callable[..., Workspace], gate: Gate) -> None:
     workspace = holding("download", "embed")
     rows = pq.read_table(workspace.path / "urls.parquet")
@@ -124,6 +126,7 @@ def test_dry_runs_and_looks_write_nothing(workspace: Workspace, holding: Callabl
     assert workspace.snapshot() == before
 
 
+@pytest.mark.slow
 def test_looking_at_a_finished_run_changes_nothing(
     holding: Callable[..., Workspace], finished: Finished, tiny_clip: Path
 ) -> None:
@@ -160,12 +163,14 @@ def test_damage_is_found_and_named(holding: Callable[..., Workspace]) -> None:
     assert "1 problems" in workspace.run("inspect", "data/embeddings", code=1).stdout
 
 
+@pytest.mark.slow
 def test_run_stops_after_the_stage_that_is_named(workspace: Workspace, finished: Finished) -> None:
     assert done_now(workspace.json("run", "recipe.yaml", "--until", "download")) == [12]
     assert workspace.committed("download") == finished.workspace.committed("download")
     assert {path.name for path in workspace.data.iterdir()} == {"images"}
 
 
+@pytest.mark.slow
 def test_a_limit_is_lifted_by_the_same_command_without_it(
     holding: Callable[..., Workspace], finished: Finished
 ) -> None:
