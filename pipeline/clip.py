@@ -46,6 +46,40 @@ def resolve(settings: EmbedSettings) -> EmbedSettings:
     return settings.model_copy(update={"device": device, "threads": settings.threads or available_cores()})
 
 
+def check_clip(settings: ClipSettings) -> None:
+    """Check that a CLIP can be had, without loading it.
+
+    Raises:
+        InputError: open_clip knows no such model or tag, or a local file is not there; names what there is.
+    """
+    clip_source(settings)
+    if ":" in settings.model:
+        return
+    import open_clip
+
+    if settings.model not in open_clip.list_models():
+        nearest = difflib.get_close_matches(settings.model, open_clip.list_models(), n=3, cutoff=0.4)
+        raise InputError(
+            f"embed.clip.model={settings.model}: open_clip has no such model; nearest: {', '.join(nearest) or 'none'}"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(settings.model)
+    if settings.pretrained not in tags and not Path(str(settings.pretrained)).is_file():
+        raise InputError(
+            f"embed.clip.pretrained={settings.pretrained}: neither a file nor a tag of {settings.model}, "
+            f"which has {', '.join(tags) or 'none'}"
+        )
+
+
+def clip_location(settings: ClipSettings) -> dict[str, Any]:
+    """Where a CLIP is to be had, from whatever folder: its settings with absolute paths."""
+    model, pretrained = settings.model, settings.pretrained
+    if model.startswith(_LOCAL_PREFIX):
+        model = f"{_LOCAL_PREFIX}{Path(model.removeprefix(_LOCAL_PREFIX)).resolve()}"
+    if pretrained is not None and Path(pretrained).is_file():
+        pretrained = str(Path(pretrained).resolve())
+    return {"model": model, "pretrained": pretrained}
+
+
 def clip_source(settings: ClipSettings) -> dict[str, Any]:
     """What identifies a CLIP without loading it: names, and for local files their hashes instead of their paths.
 
@@ -59,11 +93,11 @@ def clip_source(settings: ClipSettings) -> dict[str, Any]:
         ]
         bundled = settings.model if settings.model.startswith(_BUNDLED_PREFIX) else "local-dir"
         return {"model": bundled, "files": {path.name: _hash_file(path) for path in sorted(files)}}
-    if settings.pretrained and os.path.sep in settings.pretrained:
+    if settings.pretrained and Path(settings.pretrained).is_file():
         path = Path(settings.pretrained)
-        if not path.is_file():
-            raise InputError(f"embed.clip.pretrained={settings.pretrained}: no such file")
         return {"model": settings.model, "files": {path.name: _hash_file(path)}}
+    if settings.pretrained and os.path.sep in settings.pretrained:
+        raise InputError(f"embed.clip.pretrained={settings.pretrained}: no such file")
     return {"model": settings.model, "pretrained": settings.pretrained}
 
 
@@ -87,9 +121,13 @@ def _hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-@functools.lru_cache(maxsize=1)
 def load_encoder(settings: EmbedSettings) -> ClipEncoder:
-    """The encoder for resolved settings; kept, so that one process holds one model."""
+    """The encoder for resolved settings; kept while its files stay the same, so that one process holds one model."""
+    return _load_encoder(settings, fingerprint(clip_source(settings.clip)))
+
+
+@functools.lru_cache(maxsize=1)
+def _load_encoder(settings: EmbedSettings, source: str) -> ClipEncoder:
     return ClipEncoder(settings)
 
 
@@ -187,13 +225,9 @@ class ClipEncoder:
 def _load(settings: EmbedSettings) -> tuple[Any, Any, Any, dict[str, Any]]:
     import open_clip
 
+    check_clip(settings.clip)
     folder = _local_folder(settings.clip)
     name = f"{_LOCAL_PREFIX}{folder}" if folder is not None else settings.clip.model
-    if ":" not in name and name not in open_clip.list_models():
-        nearest = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4)
-        raise InputError(
-            f"embed.clip.model={name}: open_clip has no such model; nearest: {', '.join(nearest) or 'none'}"
-        )
     try:
         with warnings.catch_warnings():
             # weights trained with one activation give wrong embeddings under the other

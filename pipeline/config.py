@@ -24,7 +24,7 @@ SettingsType = TypeVar("SettingsType", bound="Settings")
 class Settings(BaseModel):
     """Base of all settings: frozen, typed, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields that change where or how fast the work is done, never its bytes."""

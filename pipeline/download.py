@@ -34,7 +34,7 @@ from .shards import (
     open_stage,
     pending_shards,
 )
-from .stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, run_shards
+from .stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, require_success, run_shards
 from .storage import Store
 from .urls import UrlList, open_url_list, rows_digest
 
@@ -98,7 +98,7 @@ def download(
     planned = plan_shards(url_list, settings, limit, None if overwrite else found, images)
     manifest.input = {"rows": sum(s.rows for s in planned), "sha256": fingerprint([s.digest for s in planned])}
     with open_stage(store, manifest, overwrite=overwrite) as folder:
-        return run_shards(
+        result = run_shards(
             folder,
             lambda pending: _tasks(url_list, settings, planned, set(pending)),
             {shard.name: shard.digest for shard in planned},
@@ -106,6 +106,8 @@ def download(
             compute or ComputeSettings(),
             progress,
         )
+    require_success(result, "an image")
+    return result
 
 
 def plan_download(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from .clip import clip_source, load_encoder, resolve
+from .clip import clip_location, clip_source, load_encoder, resolve
 from .config import ComputeSettings, EmbedSettings
 from .errors import FolderError, InputError
 from .shards import (
@@ -30,15 +30,16 @@ from .shards import (
     open_stage,
     pending_shards,
 )
-from .stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, run_shards
+from .stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, require_success, run_shards
 from .storage import Store
+from .urls import EMBED_COLUMNS
 from .webdataset import ImageShard, Sample, list_image_shards, read_samples, read_shard_table
 
 STAGE = "embed"
 
 _FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])
 
-_LEFT_BEHIND = ("status", "error_message", "caption")
+_LEFT_BEHIND = ("status", "error_message", "caption", *EMBED_COLUMNS)
 """Columns of the image shard that every embedded row has the same, or that are written in their own place."""
 
 _ASSUMED_PAIRS_PER_SECOND = {"cpu": 8.0, "cuda": 1000.0}
@@ -94,7 +95,7 @@ def embed(
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         if folder.pending(inputs):
             _record_clip(folder, settings)
-        return run_shards(
+        result = run_shards(
             folder,
             lambda pending: (task for task in tasks if task.name in set(pending)),
             inputs,
@@ -102,6 +103,8 @@ def embed(
             compute or ComputeSettings(),
             progress,
         )
+    require_success(result, "an embedding")
+    return result
 
 
 def embed_manifest(settings: EmbedSettings) -> Manifest:
@@ -185,7 +188,7 @@ def _record_clip(folder: StageFolder, settings: EmbedSettings) -> None:
             "name another folder, or use --overwrite to discard what is there"
         )
     # where the weights are may change without changing a byte, so it stands beside the identity
-    folder.describe(clip=identity, clip_settings=settings.clip.model_dump(mode="json"))
+    folder.describe(clip=identity, clip_settings=clip_location(settings.clip))
 
 
 @dataclass
@@ -333,7 +336,7 @@ class EmbedWorker:
             )
         rows = table.take(pa.array([position[key] for key in done.keys], pa.int64()))
         carried = {name: rows.column(name) for name in rows.schema.names if name not in _LEFT_BEHIND}
-        return pa.table({**columns, **carried})
+        return pa.table({**carried, **columns}).select([*columns, *(name for name in carried if name not in columns)])
 
 
 class _BadSample(Exception):

@@ -112,7 +112,10 @@ def _foreign_embeddings(store: Store) -> Inspection:
     counts = {}
     for kind in ("img_emb", "text_emb"):
         if store.names(kind):
-            reader = NumpyReader(f"{store.url}/{kind}")
+            try:
+                reader = NumpyReader(f"{store.url}/{kind}")
+            except (ValueError, AttributeError) as error:
+                raise InputError(f"{store.url}/{kind}: a file is no embedding array ({error})") from error
             counts[kind] = {
                 name.rpartition("/")[2]: int(n)
                 for name, n in zip(reader.headers.filename, reader.headers["count"], strict=True)

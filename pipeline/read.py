@@ -63,8 +63,10 @@ class EmbeddingDataset:
         self.store = Store(url)
         self.settings = settings or ReadSettings()
         manifest = require_manifest(self.store, "embed")
+        if not {"clip", "clip_settings"} <= manifest.about.keys():
+            raise InputError(f"{url} does not say which CLIP made it; run `priorkit embed` again")
         self._shards = [_OpenShard(self.store, manifest.shards[name]) for name in sorted(manifest.shards)]
-        self._refuse_unrecorded(manifest)
+        self._refuse_unfinished(manifest)
         if not self._shards or manifest.rows == 0:
             raise InputError(f"{url} holds no embeddings; run `priorkit embed` again")
         self._starts = np.cumsum([0] + [shard.rows for shard in self._shards])
@@ -137,7 +139,13 @@ class EmbeddingDataset:
         order = np.argsort(np.concatenate(positions))
         return pa.concat_tables(parts, promote_options="permissive").take(pa.array(order))
 
-    def _refuse_unrecorded(self, manifest: Manifest) -> None:
+    def _refuse_unfinished(self, manifest: Manifest) -> None:
+        planned = manifest.input.get("shards", 0)
+        if len(manifest.shards) < planned:
+            raise InputError(
+                f"{self.store.url} holds {len(manifest.shards):,} of {planned:,} shards; "
+                "`priorkit embed` is still running or was killed: run it again"
+            )
         recorded = {name for record in manifest.shards.values() for name in record.files}
         for folder in _DATA_FOLDERS:
             for name in self.store.names(folder):

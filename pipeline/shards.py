@@ -63,6 +63,9 @@ class ShardRecord:
     def from_json(value: Mapping[str, Any]) -> ShardRecord:
         files = {check_name(name): FileRecord(**entry) for name, entry in value["files"].items()}
         logs = [check_name(name) for name in value["logs"]]
+        numbers = (value["rows"], *value["counts"].values(), *(entry.bytes for entry in files.values()))
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise TypeError("rows, counts and bytes must be whole numbers")
         return ShardRecord(**{**value, "name": check_name(value["name"]), "files": files, "logs": logs})
 
     def content(self) -> dict[str, Any]:
@@ -119,6 +122,9 @@ class Manifest:
             version = value["format_version"]
             if version != FORMAT_VERSION:
                 raise InputError(f"{source} has format version {version}; this priorkit reads {FORMAT_VERSION}")
+            for name in ("settings", "input", "about", "shards"):
+                if not isinstance(value[name], dict):
+                    raise TypeError(f"{name} must be an object")
             shards = {name: ShardRecord.from_json(entry) for name, entry in value["shards"].items()}
             return Manifest(value["stage"], value["settings"], value["input"], value["about"], shards)
         except _MISFITS as error:
@@ -145,7 +151,7 @@ def _read_records(store: Store) -> dict[str, ShardRecord]:
     """Records that are not merged into the manifest yet, by shard."""
     records = {}
     for name in store.names(RECORD_FOLDER):
-        if name.endswith(".json"):
+        if name.endswith(".json") and not name.rpartition("/")[2].startswith("."):
             try:
                 record = ShardRecord.from_json(store.read_json(name))
             except FileNotFoundError:
@@ -276,8 +282,8 @@ class StageFolder:
     def finish(self) -> None:
         """Merge all records into the manifest and clear what is no longer needed."""
         self._write_manifest()
-        for name in self.store.names(RECORD_FOLDER):
-            self.store.remove(name)
+        for name in self.manifest.shards:
+            self.store.remove(f"{RECORD_FOLDER}/{name}.json")
         if self.store.is_local:
             with contextlib.suppress(OSError):
                 self.store.fs.rmdir(self.store.path(RECORD_FOLDER))
@@ -353,8 +359,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
 
 def _discard(store: Store, manifest: Manifest) -> None:
     """Remove what the records name, and only that; the manifest stays, so that the folder is known as ours."""
-    for name in store.names(RECORD_FOLDER):
-        store.remove(name)
+    for name in manifest.shards:
+        store.remove(f"{RECORD_FOLDER}/{name}.json")
     for record in manifest.shards.values():
         for name in (*record.files, *record.logs):
             store.remove(name)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from .config import ComputeSettings
+from .errors import InputError
 from .parallel import map_shards
 from .shards import ShardRecord, StageFolder
 from .storage import Store
@@ -103,6 +104,20 @@ def run_shards(
         seconds=time.monotonic() - start,
         counts=folder.manifest.counts(),
     )
+
+
+def require_success(result: StageResult, what: str) -> None:
+    """Refuse to call a stage done that gave nothing at all.
+
+    Raises:
+        InputError: names the outcomes, the most frequent first.
+    """
+    if result.counts.get("success", 0) == 0:
+        outcomes = sorted(result.counts.items(), key=lambda item: -item[1])
+        named = ", ".join(f"{number:,} {outcome}" for outcome, number in outcomes) or "there were none"
+        raise InputError(
+            f"{result.folder}: no row gave {what} ({named}); its files name each; mend the cause, then use --overwrite"
+        )
 
 
 def free_bytes(store: Store) -> int | None:

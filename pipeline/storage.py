@@ -26,7 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from .errors import FolderError, InputError
 
-TEMPORARY_SUFFIX = ".tmp"
+TEMPORARY_SUFFIX = ".priorkit-tmp"
 LOCK_NAME = ".lock"
 LEASE_NAME = "lease.json"
 _LEASE_SECONDS = 120.0
@@ -75,6 +75,21 @@ class HashingFile(io.RawIOBase):
         return FileRecord(self._bytes, self._digest.hexdigest())
 
 
+def open_location(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a local path or URL, and the path in it.
+
+    Raises:
+        InputError: the URL's scheme is unknown, or what reads it is not installed.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise InputError(f"{url}: {error}; the extras priorkit[s3] and priorkit[gcs] bring remote storage") from error
+    except ValueError as error:
+        raise InputError(f"{url}: {error}; use a local path or an fsspec URL such as s3://bucket/folder") from error
+    return fs, path
+
+
 class Store:
     """A folder, local or on any fsspec file system.
 
@@ -83,14 +98,7 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            self.fs, root = fsspec.core.url_to_fs(url)
-        except ImportError as error:
-            raise InputError(
-                f"{url}: {error}; the extras priorkit[s3] and priorkit[gcs] bring remote storage"
-            ) from error
-        except ValueError as error:
-            raise InputError(f"{url}: {error}; use a local path or an fsspec URL such as s3://bucket/folder") from error
+        self.fs, root = open_location(url)
         self.root = root.rstrip("/") or "/"
         self.is_local = isinstance(self.fs, LocalFileSystem)
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
@@ -177,7 +185,7 @@ class Store:
     def sweep(self) -> None:
         """Remove what a killed writer left under temporary names."""
         for name in self.names():
-            if name.endswith(TEMPORARY_SUFFIX):
+            if name.endswith(TEMPORARY_SUFFIX) and _PLAIN_NAME.fullmatch(name):
                 self.remove(name)
 
     @contextlib.contextmanager

@@ -24,6 +24,9 @@ from rich.text import Text
 from .errors import Interrupted, PriorkitError
 from .stage import ProgressCallback, StagePlan, StageResult
 
+_REMOTE_LIBRARIES = frozenset({"aiobotocore", "botocore", "gcsfs", "google", "huggingface_hub"})
+"""What fsspec's file systems are built on: they raise exceptions of their own."""
+
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 
@@ -138,6 +141,11 @@ def reported_errors() -> Iterator[None]:
         raise typer.Exit(EXIT_FAILURE) from None
     except OSError as error:
         print_error(_explain(error))
+        raise typer.Exit(EXIT_FAILURE) from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _REMOTE_LIBRARIES:
+            raise
+        print_error(f"remote storage: {error}; check its address and your credentials")
         raise typer.Exit(EXIT_FAILURE) from None
 
 

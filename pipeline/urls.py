@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import gzip
 import hashlib
@@ -18,13 +19,17 @@ import pyarrow.parquet as pq
 
 from .config import DownloadSettings
 from .errors import InputError
+from .storage import open_location
 
 ADDED_COLUMNS = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "sha256")
 """Columns that download adds to each row."""
 
+EMBED_COLUMNS = ("image_path", "image_norm", "text_norm")
+"""Columns that embed adds to each row."""
+
 _FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "json")
 _BATCH_ROWS = 10_000
-_READ_ERRORS = (pa.ArrowException, OSError, EOFError, ValueError, zlib.error)
+_READ_ERRORS = (pa.ArrowException, OSError, EOFError, ValueError, csv.Error, zlib.error)
 """What a damaged or misnamed file raises, from pyarrow, gzip, json and the decoding of text."""
 
 
@@ -83,9 +88,9 @@ def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
     Raises:
         InputError: the list is missing, empty, unreadable or lacks a column.
     """
-    fs, path = fsspec.core.url_to_fs(source)
+    fs, path = open_location(source)
     if fs.isdir(path):
-        found = [fs.unstrip_protocol(name) for name in sorted(fs.find(path)) if _format(name) in _FORMATS]
+        found = [fs.unstrip_protocol(name) for name in sorted(fs.find(path)) if _is_list(name)]
         if not found:
             raise InputError(f"{source}: no list of URLs in this folder (looked for {', '.join(_FORMATS)}, also .gz)")
     elif fs.exists(path):
@@ -99,15 +104,16 @@ def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
         raise InputError(f"{source}: the list is empty; it needs at least one row with a URL")
     available = first.schema.names
     columns = [_require(settings.url_column, "url_column", available, source)]
-    kind = first.schema.field(columns[0]).type
-    if not pa.types.is_string(kind):
-        raise InputError(f"{source}: column {columns[0]!r} holds {kind}, not text: set url_column to the one of URLs")
     names = ["url"]
     if settings.caption_column is not None:
         columns.append(_require(settings.caption_column, "caption_column", available, source))
         names.append("caption")
+    for name, setting in zip(columns, ("url_column", "caption_column"), strict=False):
+        kind = first.schema.field(name).type
+        if not pa.types.is_string(kind):
+            raise InputError(f"{source}: column {name!r} holds {kind}, not text: set {setting} to another")
     extra = [name for name in available if name not in columns]
-    taken = [name for name in extra if name in (*ADDED_COLUMNS, *names)]
+    taken = [name for name in extra if name in (*ADDED_COLUMNS, *EMBED_COLUMNS, *names)]
     if taken:
         raise InputError(f"{source}: column {taken[0]!r} is written by priorkit itself; rename or drop it in the list")
     return UrlList(source, tuple(found), (*columns, *extra), (*names, *extra))
@@ -138,6 +144,10 @@ def _to_table(batches: list[pa.RecordBatch]) -> pa.Table:
     return table.combine_chunks()
 
 
+def _is_list(path: str) -> bool:
+    return _format(path) in _FORMATS and not path.rpartition("/")[2].startswith(".")
+
+
 def _format(path: str) -> str:
     return path.removesuffix(".gz").rpartition(".")[2].lower()
 
@@ -147,7 +157,7 @@ def _require(column: str, setting: str, available: list[str], source: str) -> st
         return column
     nearest = difflib.get_close_matches(column, available, n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    none = "; set it to null for a list without captions" if setting == "caption_column" else ""
+    none = " (`--set download.caption_column=null` for none; a prior needs captions)" if "caption" in setting else ""
     raise InputError(
         f"{source}: no column {column!r}; {hint}The list has {', '.join(map(repr, available))}: set {setting}{none}"
     )
@@ -166,6 +176,8 @@ def _read_file(path: str) -> Iterator[pa.RecordBatch]:
         if len(set(names)) < len(names):
             raise ValueError(f"a column is named twice: {', '.join(names)}")
         columns = [column.cast(pa.string()) if _is_text(column.type) else column for column in batch.columns]
+        for column in columns:
+            column.validate(full=True)  # text that is not UTF-8
         yield pa.RecordBatch.from_arrays(columns, names=names)
 
 
@@ -216,8 +228,6 @@ def _read_delimited(file: BinaryIO, delimiter: str) -> Iterator[pa.RecordBatch]:
 
 
 def _csv_rows(text: str, delimiter: str) -> Iterator[list[str]]:
-    import csv
-
     return csv.reader([text], delimiter=delimiter)
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import InputError
-from .shards import fingerprint, read_manifest
+from .shards import fingerprint, missing_files, read_manifest
 from .storage import Store
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
@@ -64,10 +64,9 @@ def list_image_shards(store: Store) -> list[ImageShard]:
     else:
         shards = []
         for name, record in manifest.shards.items():
-            tar = record.files.get(f"{name}.tar")
-            if tar is None or store.size(f"{name}.tar") != tar.bytes:
-                raise InputError(f"{store.url}: {name}.tar is missing or damaged; run `priorkit download` again")
-            shards.append(ImageShard(name, tar.sha256, record.counts.get("success", 0)))
+            if lost := missing_files(store, record):
+                raise InputError(f"{store.url}: {lost[0]} is missing or damaged; run `priorkit download` again")
+            shards.append(ImageShard(name, fingerprint(record.content()), record.counts.get("success", 0)))
     if not shards:
         raise InputError(
             f"{store.url} holds no image shards (*.tar); run `priorkit download` first or name another folder"

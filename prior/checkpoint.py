@@ -102,10 +102,19 @@ def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep:
 
 
 def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
-    """The newest checkpoint that was made with these settings; None if there is none."""
+    """The newest whole checkpoint that was made with these settings; None if there is none.
+
+    Raises:
+        InputError: all that there are of these settings are damaged.
+    """
+    damage: InputError | None = None
     for step in reversed(_state_steps(store)):
-        with store.open(_state_name(step)) as file:
-            tensors, metadata = _read_tensors(file, store.path(_state_name(step)))
+        try:
+            with store.open(_state_name(step)) as file:
+                tensors, metadata = _read_tensors(file, store.path(_state_name(step)))
+        except InputError as error:
+            damage = error  # from the one before, the same steps give the same bits
+            continue
         described = json.loads(metadata.get("priorkit", "{}"))
         if described.get("settings") == settings_fingerprint:
             parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "average": {}, "optimiser": {}}
@@ -114,6 +123,8 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
                 part, _, rest = name.partition(".")
                 parts[part][rest] = value
             return TrainState(step=described["step"], torch_random=random, **parts)
+    if damage is not None:
+        raise damage  # to begin anew in silence would lose the work
     return None
 
 

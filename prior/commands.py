@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -113,7 +114,7 @@ def sample(
     guidance_scale: Annotated[float, typer.Option(help="1 follows the text as trained.")] = 1.0,
     steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")] = 64,
     sampler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -255,19 +256,22 @@ def validate(recipe: RecipeArgument, settings: SetOption = None, as_json: JsonOp
 
     Example: priorkit recipes validate my_recipe.yaml
     """
-    from ..pipeline.terminal import print_json, print_line, reported_errors
+    from ..pipeline.terminal import clean, print_json, reported_errors
 
     with reported_errors():
         import yaml
 
+        from ..pipeline.clip import check_clip
         from .recipe import load_recipe
 
-        chosen = load_recipe(recipe, settings or []).model_dump(mode="json")
+        loaded = load_recipe(recipe, settings or [])
+        check_clip(loaded.embed.clip)
+        chosen = loaded.model_dump(mode="json")
         if as_json:
             print_json(chosen)
         else:
             print(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=False), end="")
-            print_line(f"{recipe}: valid")
+            print(f"{clean(recipe)}: valid", file=sys.stderr)  # what is printed above stays a recipe
 
 
 def demo(

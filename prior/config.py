@@ -9,6 +9,9 @@ from typing_extensions import Self
 
 from ..pipeline.config import Settings
 
+MAX_SEED = 2**63 - 1
+"""Largest seed that all generators in use take."""
+
 SamplerName = Literal["ddpm", "ddim"]
 
 
@@ -82,7 +85,7 @@ class TrainSettings(Settings):
     """Optimiser steps in all."""
     batch_size: int = Field(default=256, ge=1)
     """Rows in one step; the last batch of an epoch is shorter."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of weights, data order, noise, timesteps and text drops."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where there is one."""
@@ -122,7 +125,7 @@ class EvaluateSettings(Settings):
     """Rows of the split that are used at most, the first in a seeded order; the number used is printed."""
     sample: SampleSettings = SampleSettings()
     """How embeddings are drawn."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of draws, of the random baseline and of the bootstrap."""
     bootstrap_samples: int = Field(default=1000, ge=100)
     """Resamplings of the rows for the 95% intervals."""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import http.server
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,8 @@ def run_demo(
 def demo_recipe(folder: Path, urls: Path, overrides: list[str]) -> Recipe:
     """The recipe `demo` with its folders below `folder`."""
     folders = {name: folder / name for name in ("images", "embeddings", "prior", "evaluation")}
-    placed = [f"urls={urls.as_posix()!r}"] + [f"folders.{name}={path.as_posix()!r}" for name, path in folders.items()]
+    placed = [f"urls={json.dumps(urls.as_posix())}"]
+    placed += [f"folders.{name}={json.dumps(path.as_posix())}" for name, path in folders.items()]
     return load_recipe("demo", [*placed, *overrides])
 
 
@@ -116,6 +118,9 @@ def serve(folder: Path, port: int) -> Iterator[None]:
 
 class _Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128  # the default of 5 drops connections, which then cost a second each
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away in the middle is no news."""
 
 
 class _QuietHandler(http.server.SimpleHTTPRequestHandler):

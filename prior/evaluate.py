@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from ..pipeline.config import ReadSettings
-from ..pipeline.errors import InputError
+from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset
 from ..pipeline.shards import (
     Manifest,
     ShardCommit,
     check_stage,
+    differing_files,
     fingerprint,
     open_stage,
     pending_shards,
@@ -79,8 +80,10 @@ def evaluate(
     with open_stage(store, evaluate_manifest(), overwrite=overwrite) as folder:
         done_now = 0
         if folder.pending(inputs):
-            folder.withdraw(inputs)
+            if bad := differing_files(Store(prior), trained.shards[PRIOR_RECORD]):
+                raise InputError(f"{prior}/{bad[0]} differs from what was trained; restore it, or train again")
             metrics = compute_metrics(load_prior(prior), dataset, settings, progress)
+            folder.withdraw(inputs)
             commit = ShardCommit(store, RECORD, input=inputs[RECORD], settings=folder.manifest.settings_fingerprint)
             with commit.create(METRICS_NAME) as file:
                 file.write((json.dumps(metrics, indent=1) + "\n").encode())
@@ -126,6 +129,8 @@ def read_metrics(evaluation: str) -> dict[str, Any]:
 
 
 def _limited(settings: EvaluateSettings, limit: int | None) -> EvaluateSettings:
+    if limit is not None and limit < 2:
+        raise SettingsError(f"--limit {limit}: an evaluation needs at least 2 rows")
     return settings if limit is None else settings.model_copy(update={"max_rows": min(limit, settings.max_rows)})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -133,6 +134,10 @@ class Prior:
         """K draws for each of B captions: `[B, K, D]` on the CPU, L2-normalised; arguments as for `sample`."""
         if sampler not in SAMPLERS:
             raise SettingsError(f"sampler={sampler!r}: known are {', '.join(SAMPLERS)}")
+        if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+            raise SettingsError(f"guidance_scale={guidance_scale}: must be 0 or more")
+        if guidance_scale != 1.0 and self.config.diffusion.text_drop == 0:
+            raise SettingsError(f"guidance_scale={guidance_scale}: this prior was trained without dropping text; use 1")
         if not 1 <= steps <= len(self.schedule):
             raise SettingsError(f"steps={steps}: this prior is sampled in 1 to {len(self.schedule)} steps")
         batch, dim = text_embed.shape

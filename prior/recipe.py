@@ -8,13 +8,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import yaml
 
 from ..pipeline.config import PipelineSettings, parse_settings, with_overrides
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.shards import difference, require_manifest
-from ..pipeline.storage import Store
+from ..pipeline.storage import Store, open_location
 from .config import EvaluateSettings, TrainSettings
 
 
@@ -92,8 +91,8 @@ def _read_yaml(path: str) -> dict[str, Any]:
         if path in recipe_names():
             text = recipe_text(path)
         else:
-            with fsspec.open(path, "r", encoding="utf-8") as file:
-                text = file.read()
+            fs, plain_path = open_location(path)
+            text = fs.cat_file(plain_path).decode()
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such recipe file; `priorkit recipes list` shows those that come with it"
@@ -101,11 +100,24 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a recipe file ({error})") from None
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _StrictLoader)
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML ({error})") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a mapping of sections, this is a {type(values).__name__}")
-    return values
+    return {name: value for name, value in values.items() if value is not None}  # a section left empty
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key stands once; PyYAML would let the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)

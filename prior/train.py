@@ -13,7 +13,7 @@ import torch
 
 from ..pipeline.config import ReadSettings
 from ..pipeline.device import available_cores, choose_device
-from ..pipeline.errors import InputError, Interrupted, PriorkitError
+from ..pipeline.errors import FolderError, InputError, Interrupted, PriorkitError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset, Split
 from ..pipeline.shards import Manifest, ShardCommit, StageFolder, check_stage, open_stage, read_manifest
 from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
@@ -74,6 +74,8 @@ def train(
     dataset = EmbeddingDataset(embeddings, read)
     store = Store(prior)
     manifest = train_manifest(dataset, settings)
+    if not overwrite:
+        _refuse_other_embeddings(store, manifest, dataset)
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         if overwrite:
             clear_states(store)
@@ -120,6 +122,20 @@ def resolve(settings: TrainSettings) -> TrainSettings:
     """Replace `auto` and 0 by what this machine has, so that the manifest names what was used."""
     device = choose_device(settings.device, "train.device")
     return settings.model_copy(update={"device": device, "threads": settings.threads or available_cores()})
+
+
+def _refuse_other_embeddings(store: Store, planned: Manifest, dataset: EmbeddingDataset) -> None:
+    """Say what to do where only the embeddings differ: --overwrite of a whole run would discard them too."""
+    found = read_manifest(store)
+    if found is None or found.stage != STAGE or found.settings.get("embeddings") == planned.settings["embeddings"]:
+        return
+    if {**found.settings, "embeddings": None} == {**planned.settings, "embeddings": None}:
+        before = found.settings.get("embeddings", {}).get("rows", "unknown")
+        raise FolderError(
+            f"{store.url} was trained on other embeddings ({before} rows) than {dataset.store.url} holds now "
+            f"({dataset.count} rows); train into another folder (folders.prior), "
+            "or discard that prior alone with `priorkit train RECIPE --overwrite`"
+        )
 
 
 def train_manifest(dataset: EmbeddingDataset, settings: TrainSettings) -> Manifest:

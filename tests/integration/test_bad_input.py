@@ -214,7 +214,7 @@ def test_a_full_disk_loses_nothing_that_was_committed(
             error = workspace.run(*command, code=1).stderr
             assert "error: no space left on the disk" in error
             assert "the same command goes on" in error
-        assert not list(folder.rglob("*.tmp"))
+        assert not list(folder.rglob("*tmp"))
         now = workspace.snapshot()
         assert {name: now[name] for name in given} == given
         enlarge()
@@ -340,7 +340,7 @@ def test_an_interrupted_embedding_goes_on(holding: Callable[..., Workspace], fin
         process.send_signal(number)
         process.send_signal(signal.SIGCONT)
         stop(process, number)
-        assert not list(workspace.folder("embed").rglob("*.tmp"))
+        assert not list(workspace.folder("embed").rglob("*tmp"))
     left = 12 - len(list(records.glob("*.json")))
     assert left > 0
     assert workspace.json(*command)["stages"][1]["done_now"] == left

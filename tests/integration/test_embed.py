@@ -191,7 +191,8 @@ def test_a_shard_without_a_single_pair_is_an_empty_shard(
 
 def test_a_folder_without_any_pair_cannot_be_read_and_says_so(embed_settings: EmbedSettings, tmp_path: Path) -> None:
     write_tar(tmp_path / "images/00000.tar", [])
-    embed(str(tmp_path / "images"), str(tmp_path / "out"), embed_settings)
+    with pytest.raises(InputError, match="no row gave an embedding"):
+        embed(str(tmp_path / "images"), str(tmp_path / "out"), embed_settings)
     with pytest.raises(InputError, match="holds no embeddings"):
         read_embeddings(str(tmp_path / "out"))
 

@@ -269,7 +269,7 @@ def kill_and_compare(
     assert int(done.stdout) >= kills / 2
     assert folder_bytes(folder / "parts") == folder_bytes(folder / "whole")
     assert final_state(folder / "parts") == final_state(folder / "whole")
-    assert not list((folder / "parts").rglob("*.tmp"))
+    assert not list((folder / "parts").rglob("*tmp"))
 
 
 def test_killed_and_resumed_is_bitwise_uninterrupted(
@@ -390,7 +390,7 @@ def test_changed_splits_and_embeddings_are_refused(
     with pytest.raises(FolderError, match=r"read\.test_fraction: 0\.05 -> 0\.1"):
         train(str(synthetic_embeddings), folder, small_train, ReadSettings(test_fraction=0.1))
     other = write_embeddings(tmp_path / "other", rows=300, seed=5)
-    with pytest.raises(FolderError, match=r"embeddings\.rows: 480 -> 300"):
+    with pytest.raises(FolderError, match=r"\(480 rows\).*\(300 rows\).*`priorkit train RECIPE --overwrite`"):
         train(str(other), folder, small_train)
 
 
@@ -417,12 +417,22 @@ def test_a_folder_with_other_work_is_left_alone(
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_damaged_checkpoint_is_named(synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path) -> None:
-    train(str(synthetic_embeddings), str(tmp_path), small_train, limit=5)
-    state = tmp_path / "state/step_000000005.safetensors"
-    state.write_bytes(state.read_bytes()[:-10])
-    with pytest.raises(InputError, match=r"step_000000005\.safetensors is not a whole safetensors file"):
-        train(str(synthetic_embeddings), str(tmp_path), small_train)
+def test_a_damaged_checkpoint_is_passed_over_and_named_if_it_is_the_last(
+    synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path, folder_bytes: FolderBytes
+) -> None:
+    train(str(synthetic_embeddings), str(tmp_path / "whole"), small_train)
+    train(str(synthetic_embeddings), str(tmp_path / "damaged"), small_train, limit=5)
+    older, newest = (tmp_path / f"damaged/state/step_00000000{step}.safetensors" for step in (4, 5))
+    newest.write_bytes(newest.read_bytes()[:-10])
+    train(str(synthetic_embeddings), str(tmp_path / "damaged"), small_train, limit=5)
+    for state in (older, newest):
+        state.write_bytes(state.read_bytes()[:-10])
+    with pytest.raises(InputError, match=r"step_00000000.\.safetensors is not a whole safetensors file"):
+        train(str(synthetic_embeddings), str(tmp_path / "damaged"), small_train)
+    older.unlink()
+    newest.unlink()
+    train(str(synthetic_embeddings), str(tmp_path / "damaged"), small_train)
+    assert folder_bytes(tmp_path / "damaged") == folder_bytes(tmp_path / "whole")
 
 
 def test_token_states_that_are_not_stored_are_refused(

@@ -214,7 +214,7 @@ def test_recipes_are_listed_copied_and_validated(tmp_path: Path) -> None:
         again = CliRunner().invoke(app, ["recipes", "copy", name, str(tmp_path)])
         assert again.exit_code == 1
         assert "exists already" in again.stderr
-        assert [path.name for path in tmp_path.glob("*.tmp")] == []
+        assert [path.name for path in tmp_path.glob("*tmp")] == []
         valid = CliRunner().invoke(app, ["recipes", "validate", str(tmp_path / f"{name}.yaml"), "--json"])
         by_name = CliRunner().invoke(app, ["recipes", "validate", name, "--json"])
         assert (valid.exit_code, by_name.exit_code) == (0, 0)

@@ -118,7 +118,7 @@ def test_a_file_whose_block_failed_is_not_in_the_record(store: Store) -> None:
 def test_finish_merges_the_records_into_the_manifest_and_clears_up(store: Store) -> None:
     with open_stage(store, planned()) as folder:
         folder.add(write_shard(folder, "00000"))
-        with store.fs.open(f"{store.root}/left.tar.tmp", "wb") as file:
+        with store.fs.open(f"{store.root}/left.tar.priorkit-tmp", "wb") as file:
             file.write(b"half")
         assert "shards/00000.json" in store.names()
         folder.finish()
@@ -239,7 +239,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 def test_a_folder_with_only_our_own_leftovers_is_empty(store: Store) -> None:
     with store.writer():
         pass
-    with store.fs.open(f"{store.root}/manifest.json.tmp", "wb") as file:
+    with store.fs.open(f"{store.root}/manifest.json.priorkit-tmp", "wb") as file:
         file.write(b"{")
     assert check_stage(store, planned()) is None
 

@@ -135,7 +135,7 @@ def test_absent_files_are_told_from_damaged_ones(store: Store) -> None:
 def test_sweep_removes_what_a_killed_writer_left(store: Store) -> None:
     with store.create("kept.bin") as file:
         file.write(b"x")
-    with store.fs.open(f"{store.root}/dead.bin.tmp", "wb") as left:
+    with store.fs.open(f"{store.root}/dead.bin.priorkit-tmp", "wb") as left:
         left.write(b"half")
     store.sweep()
     assert store.names() == ["kept.bin"]

@@ -223,7 +223,7 @@ def test_an_unknown_column_names_the_nearest_and_all_there_are(tmp_path: Path, k
 
 def test_a_text_file_has_no_captions_and_the_error_says_what_to_set(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"http://h/0.jpg\n")
-    assert "set it to null for a list without captions" in refusal(tmp_path / "list.txt")
+    assert "`--set download.caption_column=null` for none" in refusal(tmp_path / "list.txt")
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_no_recipe_is_the_defaults(tmp_path: Path) -> None:
         ("train: {network: {width: 30, heads: 8}}", r"train\.network: width \(30\) must be a multiple of twice heads"),
         ("train: {diffusion: {prediction: x1}}", r"train\.diffusion\.prediction: .*'x0', 'eps' or 'v'.*'x1'"),
         ("evaluate: {draws: 1}", r"evaluate\.draws: .*2.*got 1"),
-        ("train:", r"train: .*None"),
+        ("train: 7", r"train: .*got 7"),
         ("3: 4", r"3"),
     ],
 )
@@ -91,6 +91,7 @@ def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("train: [1, 2", r"recipe\.yaml: not YAML"),
+        ("train: {steps: 1}\ntrain: {steps: 2}", r"recipe\.yaml: not YAML .*key 'train' stands twice"),
         ("a: b: c", r"recipe\.yaml: not YAML"),
         ("!!python/object/apply:os.system ['touch /tmp/owned']", r"recipe\.yaml: not YAML"),
         ("- urls", r"recipe\.yaml: a recipe is a mapping of sections, this is a list"),

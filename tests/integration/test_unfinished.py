@@ -1,0 +1,101 @@
+"""What a stage makes of one before it that was cut short or lost a file: a refusal, never half the data in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from priorkit.pipeline import embed as embed_module
+from priorkit.pipeline.clip import check_clip
+from priorkit.pipeline.config import ClipSettings, DownloadSettings, EmbedSettings
+from priorkit.pipeline.download import download
+from priorkit.pipeline.embed import embed
+from priorkit.pipeline.errors import InputError
+from priorkit.pipeline.read import read_embeddings
+from priorkit.pipeline.shards import ShardRecord
+
+
+def test_embeddings_of_which_shards_are_still_to_come_are_not_read(
+    images_folder: Path, embed_settings: EmbedSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill between two shards: no stray file gives it away."""
+    whole = embed_module.EmbedWorker.__call__
+    done: list[str] = []
+
+    def two_shards(worker: embed_module.EmbedWorker, task: embed_module.EmbedTask) -> ShardRecord:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(task.name)
+        return whole(worker, task)
+
+    folder = tmp_path / "embeddings"
+    monkeypatch.setattr(embed_module.EmbedWorker, "__call__", two_shards)
+    with pytest.raises(KeyboardInterrupt):
+        embed(str(images_folder), str(folder), embed_settings)
+    with pytest.raises(InputError, match="holds 2 of 4 shards"):
+        read_embeddings(str(folder))
+    monkeypatch.setattr(embed_module.EmbedWorker, "__call__", whole)
+    embed(str(images_folder), str(folder), embed_settings)
+    assert read_embeddings(str(folder)).count == 60
+
+
+@pytest.mark.parametrize("lost", ["00001.parquet", "00001.tar"])
+def test_images_that_lost_a_file_are_not_embedded(
+    images_folder: Path, embed_settings: EmbedSettings, tmp_path: Path, lost: str
+) -> None:
+    """Without the parquet, hash and URL of the rows would be lost, and with them the split of copies."""
+    (images_folder / lost).unlink()
+    with pytest.raises(InputError, match=rf"{lost} is missing or damaged; run `priorkit download` again"):
+        embed(str(images_folder), str(tmp_path / "embeddings"), embed_settings)
+
+
+def test_a_download_without_any_image_is_no_success(
+    image_server: object, download_settings: DownloadSettings, tmp_path: Path
+) -> None:
+    urls = [f"{image_server.url}/none/{index}.jpg" for index in range(5)]  # type: ignore[attr-defined]
+    pq.write_table(pa.table({"url": urls, "caption": ["a"] * 5}), tmp_path / "urls.parquet")
+    with pytest.raises(InputError, match=r"no row gave an image \(5 http_4xx\)"):
+        download(str(tmp_path / "urls.parquet"), str(tmp_path / "images"), download_settings)
+    assert pq.read_table(tmp_path / "images/00000.parquet").num_rows == 5
+
+
+@pytest.mark.parametrize("column", ["image_norm", "text_norm", "image_path", "key"])
+def test_a_column_that_a_stage_writes_itself_is_refused_in_a_list(column: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"url": ["http://h/0.jpg"], "caption": ["a"], column: ["x"]}), tmp_path / "urls.parquet")
+    with pytest.raises(InputError, match=f"column '{column}' is written by priorkit itself"):
+        download(str(tmp_path / "urls.parquet"), str(tmp_path / "images"), DownloadSettings())
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    bad = pa.array([b"caf\xe9"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"url": ["http://h/0.jpg"], "caption": bad}), tmp_path / "urls.parquet")
+    with pytest.raises(InputError, match=r"urls\.parquet: cannot be read as parquet .*UTF8"):
+        download(str(tmp_path / "urls.parquet"), str(tmp_path / "images"), DownloadSettings())
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("ViT-B-23", "no such model; nearest: ViT-B-32"),
+        ("ViT-L-14", "laion2b_s34b_b79k: neither a file nor a tag of ViT-L-14, which has openai"),
+        ("local-dir:/nowhere", "/nowhere"),
+    ],
+)
+def test_a_clip_is_checked_without_loading_it(model: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_clip(ClipSettings(model=model))
+    check_clip(ClipSettings())
+
+
+def test_files_that_are_not_ours_are_left_alone(images_folder: Path, url_list: object) -> None:
+    """Whatever they are called: only what a writer of ours was killed at is cleared."""
+    kept = [images_folder / name for name in ("thesis.tmp", "my file.tmp", "shards.tmp")]
+    for path in kept:
+        path.write_text("mine")
+    settings = DownloadSettings(rows_per_shard=20, image_size=32, allow_private_addresses=True)
+    (images_folder / "00002.tar").unlink()
+    download(str(url_list.path), str(images_folder), settings)  # type: ignore[attr-defined]
+    assert [path.read_text() for path in kept] == ["mine"] * 3
