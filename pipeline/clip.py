@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from .config import ClipSettings, EmbedSettings
-from .device import available_cores, choose_device
 from .errors import InputError
 from .shards import fingerprint
 
@@ -38,12 +37,6 @@ class TextEmbeds:
     """`[sum of lengths, D_text]` float32: states after the final norm, before projection; None unless asked for."""
     lengths: list[int]
     """Token states of each caption."""
-
-
-def resolve(settings: EmbedSettings) -> EmbedSettings:
-    """Replace `auto` and 0 by what this machine has, so that the manifest names what was used."""
-    device = choose_device(settings.device, "embed.device")
-    return settings.model_copy(update={"device": device, "threads": settings.threads or available_cores()})
 
 
 def check_clip(settings: ClipSettings) -> None:
@@ -173,11 +166,6 @@ class ClipEncoder:
             "token_width": token_width,
             "context_length": int(self._model.context_length),
         }
-
-    @property
-    def context_length(self) -> int:
-        """Tokens that a caption is cut or padded to."""
-        return int(self._model.context_length)
 
     def decode(self, data: bytes) -> torch.Tensor:
         """Decode and preprocess one image: encoded bytes -> `[3, H, W]` float32. Safe in several threads at once."""

@@ -55,7 +55,7 @@ def download(
             "download.caption_column": caption_column,
             "download.image_size": image_size,
         }
-        chosen = _settings(settings, options, workers)
+        chosen = _settings("download", settings, options, workers)
         if dry_run:
             show_plan(plan_download(urls, images, chosen.download, limit=limit, overwrite=overwrite), as_json)
             return
@@ -103,7 +103,7 @@ def embed(
             "embed.batch_size": batch_size,
             "embed.device": device,
         }
-        chosen = _settings(settings, options, workers)
+        chosen = _settings("embed", settings, options, workers)
         if dry_run:
             show_plan(plan_embed(images, embeddings, chosen.embed, limit=limit, overwrite=overwrite), as_json)
             return
@@ -115,7 +115,9 @@ def embed(
         show_result(result, as_json)
 
 
-def _settings(overrides: list[str] | None, options: dict[str, Any], workers: int | None) -> PipelineSettings:
+def _settings(
+    section: str, overrides: list[str] | None, options: dict[str, Any], workers: int | None
+) -> PipelineSettings:
     """Settings from `--set`, then from options of their own, which are what the user typed last."""
     from .config import PipelineSettings, parse_settings, with_overrides
 
@@ -123,7 +125,9 @@ def _settings(overrides: list[str] | None, options: dict[str, Any], workers: int
         options = {**options, "compute.backend": "ray", "compute.workers": workers}
     # options are plain words: quoted as JSON, so that YAML does not read a column `no` as false
     given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
-    return parse_settings(PipelineSettings, with_overrides({}, [*(overrides or []), *given]), "options")
+    return parse_settings(
+        PipelineSettings, with_overrides({}, [*(overrides or []), *given], (section, "compute")), "options"
+    )
 
 
 def show_plan(plan: StagePlan, as_json: bool) -> None:

@@ -161,7 +161,16 @@ class ClipSettings(Settings):
         return self
 
 
-class EmbedSettings(Settings):
+class DeviceSettings(Settings):
+    """What a stage that runs a model computes on. What `auto` and 0 stood for is part of the identity."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU where there is one."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads; 0 is one for each core. Sums depend on it in their last bits."""
+
+
+class EmbedSettings(DeviceSettings):
     """From images and captions to CLIP embeddings."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"decode_threads"})
@@ -174,10 +183,6 @@ class EmbedSettings(Settings):
     """Pairs in one forward pass; 64 fits a laptop, a GPU takes 256 and more."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the towers; what is stored is float16 always."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes a GPU where there is one; what it chose is part of the identity."""
-    threads: int = Field(default=0, ge=0)
-    """CPU threads of the forward pass; 0 is one for each core, and the number is part of the identity."""
     decode_threads: int = Field(default=2, ge=1)
     """Threads that decode and preprocess images beside the forward pass."""
 
@@ -217,6 +222,10 @@ class FolderSettings(Settings):
         return self
 
 
+RECIPE_SECTIONS = ("folders", "compute", "download", "embed", "read", "train", "evaluate")
+"""Names of a recipe's sections, those of the prior included."""
+
+
 class PipelineSettings(Settings):
     """Every setting of the pipeline, under the names that recipes use."""
 
@@ -234,11 +243,16 @@ class PipelineSettings(Settings):
     """Which rows train, validate and test."""
 
 
-def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def with_overrides(
+    values: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Plain settings with `a.b=value` overrides put in, the value being YAML.
 
+    Args:
+        sections: the sections that the command reads; None for one that reads all.
+
     Raises:
-        SettingsError: an override is not of that form.
+        SettingsError: an override is not of that form, or sets what the command does not read.
     """
     result = copy.deepcopy(dict(values))
     for override in overrides:
@@ -250,6 +264,8 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
         except yaml.YAMLError as error:
             raise SettingsError(f"--set {override}: the value is not YAML ({error})") from error
         *outer, last = name.strip().split(".")
+        if sections is not None and outer and outer[0] not in sections and outer[0] in RECIPE_SECTIONS:
+            raise SettingsError(f"--set {override}: this command reads {', '.join(sections)} only")
         section = result
         for part in outer:
             section = section.setdefault(part, {})

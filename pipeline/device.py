@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 import torch
 
+from .config import DeviceSettings
 from .errors import SettingsError
+
+ResolvedType = TypeVar("ResolvedType", bound=DeviceSettings)
 
 
 def choose_device(wanted: str, setting: str) -> str:
@@ -26,6 +30,16 @@ def choose_device(wanted: str, setting: str) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise SettingsError(f"{setting}=cuda, but torch sees no GPU here; use cpu or auto")
     return wanted
+
+
+def resolve(settings: ResolvedType, section: str) -> ResolvedType:
+    """Replace `auto` and 0 by what this machine has, so that manifests name what was used.
+
+    Args:
+        section: the settings' name in a recipe, for the error.
+    """
+    device = choose_device(settings.device, f"{section}.device")
+    return settings.model_copy(update={"device": device, "threads": settings.threads or available_cores()})
 
 
 def available_cores() -> int:

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from .clip import clip_location, clip_source, load_encoder, resolve
+from .clip import clip_location, clip_source, load_encoder
 from .config import ComputeSettings, EmbedSettings
+from .device import resolve
 from .errors import FolderError, InputError
 from .shards import (
     READ_BLOCK_ROWS,
@@ -85,7 +86,7 @@ def embed(
         InputError: there are no images, or the CLIP cannot be loaded.
         FolderError: the folder holds other work, other settings, or embeddings of other images.
     """
-    settings = resolve(settings or EmbedSettings())
+    settings = resolve(settings or EmbedSettings(), "embed")
     source, store = Store(images), Store(embeddings)
     manifest = embed_manifest(settings)
     found = check_stage(store, manifest, overwrite=overwrite)
@@ -116,7 +117,7 @@ def plan_embed(
     images: str, embeddings: str, settings: EmbedSettings, *, limit: int | None = None, overwrite: bool = False
 ) -> StagePlan:
     """What `embed` would do, without doing it."""
-    settings = resolve(settings)
+    settings = resolve(settings, "embed")
     store = Store(embeddings)
     manifest = embed_manifest(settings)
     found = check_stage(store, manifest, overwrite=overwrite)

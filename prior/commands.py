@@ -52,7 +52,7 @@ def train(
         from .train import plan_train
         from .train import train as run_train
 
-        chosen = load_recipe(recipe, settings or [])
+        chosen = load_recipe(recipe, settings or [], ("train", "read", "folders"))
         source, target = embeddings or chosen.folders.embeddings, prior or chosen.folders.prior
         require_same_clip(chosen, source)
         if dry_run:
@@ -88,7 +88,7 @@ def evaluate(
         from .evaluate import plan_evaluate, read_metrics
         from .recipe import load_recipe
 
-        chosen = load_recipe(recipe, settings or [])
+        chosen = load_recipe(recipe, settings or [], ("evaluate",))
         if dry_run:
             plan = plan_evaluate(prior, embeddings, evaluation, chosen.evaluate, limit=limit, overwrite=overwrite)
             show_plan(plan, as_json)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from ..pipeline.config import Settings
+from ..pipeline.config import DeviceSettings, Settings
 
 MAX_SEED = 2**63 - 1
 """Largest seed that all generators in use take."""
@@ -70,7 +70,7 @@ class OptimiserSettings(Settings):
     """Decay of the averaged weights each step, after a warmup of (1 + step) / (10 + step)."""
 
 
-class TrainSettings(Settings):
+class TrainSettings(DeviceSettings):
     """Training of a prior."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "keep_checkpoints"})
@@ -87,10 +87,6 @@ class TrainSettings(Settings):
     """Rows in one step; the last batch of an epoch is shorter."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of weights, data order, noise, timesteps and text drops."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes a GPU where there is one."""
-    threads: int = Field(default=0, ge=0)
-    """CPU threads; 0 is one for each core. Sums depend on it in their last bits."""
     log_every: int = Field(default=50, ge=1)
     """Steps between lines of `metrics.jsonl`."""
     validate_every: int = Field(default=500, ge=1)
@@ -114,7 +110,7 @@ class SampleSettings(Settings):
     """1 follows the text as trained; above 1 exaggerates what the text adds; 0 ignores it."""
 
 
-class EvaluateSettings(Settings):
+class EvaluateSettings(DeviceSettings):
     """Evaluation of a prior on a split it was not trained on."""
 
     split: Literal["validation", "test"] = "test"

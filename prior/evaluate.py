@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..pipeline.config import ReadSettings
+from ..pipeline.device import resolve
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset
 from ..pipeline.shards import (
@@ -72,7 +73,8 @@ def evaluate(
         InputError: the prior or the embeddings are missing, do not fit each other, or leave no rows to evaluate on.
     """
     start = time.monotonic()
-    settings = _limited(settings or EvaluateSettings(), limit)
+    settings = _limited(resolve(settings or EvaluateSettings(), "evaluate"), limit)
+    torch.set_num_threads(settings.threads)
     trained = require_manifest(Store(prior), TRAIN_STAGE)
     dataset = EmbeddingDataset(embeddings, read or ReadSettings(**trained.settings["read"]))
     store = Store(evaluation)
@@ -82,7 +84,7 @@ def evaluate(
         if folder.pending(inputs):
             if bad := differing_files(Store(prior), trained.shards[PRIOR_RECORD]):
                 raise InputError(f"{prior}/{bad[0]} differs from what was trained; restore it, or train again")
-            metrics = compute_metrics(load_prior(prior), dataset, settings, progress)
+            metrics = compute_metrics(load_prior(prior, settings.device), dataset, settings, progress)
             folder.withdraw(inputs)
             commit = ShardCommit(store, RECORD, input=inputs[RECORD], settings=folder.manifest.settings_fingerprint)
             with commit.create(METRICS_NAME) as file:
@@ -105,7 +107,7 @@ def plan_evaluate(
     overwrite: bool = False,
 ) -> StagePlan:
     """What `evaluate` would do, without doing it."""
-    settings = _limited(settings, limit)
+    settings = _limited(resolve(settings, "evaluate"), limit)
     trained = require_manifest(Store(prior), TRAIN_STAGE)
     dataset = EmbeddingDataset(embeddings, ReadSettings(**trained.settings["read"]))
     store = Store(evaluation)

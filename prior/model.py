@@ -65,11 +65,12 @@ class Prior:
     @functools.cached_property
     def text_encoder(self) -> Any:
         """The CLIP whose text this prior understands, checked against the weights it was trained with."""
-        from ..pipeline.clip import load_encoder, resolve
+        from ..pipeline.clip import load_encoder
         from ..pipeline.config import ClipSettings, EmbedSettings
+        from ..pipeline.device import resolve
 
         clip = ClipSettings(**self.config.clip_settings)
-        encoder = load_encoder(resolve(EmbedSettings(clip=clip, dtype=self.config.clip["dtype"])))
+        encoder = load_encoder(resolve(EmbedSettings(clip=clip, dtype=self.config.clip["dtype"]), "embed"))
         if encoder.identity["weights_sha256"] != self.config.clip["weights_sha256"]:
             raise InputError(f"the CLIP {clip.model} here has other weights than the one this prior was trained with")
         return encoder

@@ -26,12 +26,13 @@ class Recipe(PipelineSettings):
     """From a prior to metrics."""
 
 
-def load_recipe(path: str | None, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | None, overrides: Sequence[str] = (), sections: Sequence[str] | None = None) -> Recipe:
     """Read a recipe; without a path, the defaults.
 
     Args:
         path: a YAML file, local or remote, or the name of a recipe that comes with priorkit.
         overrides: `a.b=value` each, the value being YAML.
+        sections: the sections that the caller reads, for which alone there may be overrides; None for all.
 
     Raises:
         InputError: the file is not there, or is not YAML.
@@ -39,7 +40,7 @@ def load_recipe(path: str | None, overrides: Sequence[str] = ()) -> Recipe:
     """
     values = _read_yaml(path) if path is not None else {}
     source = f"{path or 'settings'} with --set" if overrides else path or "settings"
-    return parse_settings(Recipe, with_overrides(values, overrides), source)
+    return parse_settings(Recipe, with_overrides(values, overrides, sections), source)
 
 
 def require_same_clip(recipe: Recipe, embeddings: str) -> None:

@@ -155,7 +155,8 @@ def steps(
 
 def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False) -> None:
     """Check list, settings and folders of all stages up to `until`, before any of them starts."""
-    from ..pipeline.clip import check_clip, resolve
+    from ..pipeline.clip import check_clip
+    from ..pipeline.device import resolve
     from ..pipeline.download import plan_download
     from ..pipeline.embed import embed_manifest
     from ..pipeline.shards import check_stage
@@ -175,7 +176,7 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
         check_clip(recipe.embed.clip)
     folders = recipe.folders
     plan_download(recipe.urls, folders.images, recipe.download, limit=limit, overwrite=overwrite)
-    check_stage(Store(folders.embeddings), embed_manifest(resolve(recipe.embed)), overwrite=overwrite)
+    check_stage(Store(folders.embeddings), embed_manifest(resolve(recipe.embed, "embed")), overwrite=overwrite)
     check_prior_folder(folders.prior, recipe.train, recipe.read, overwrite=overwrite)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..pipeline.config import ReadSettings
-from ..pipeline.device import available_cores, choose_device
+from ..pipeline.device import resolve
 from ..pipeline.errors import FolderError, InputError, Interrupted, PriorkitError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset, Split
 from ..pipeline.shards import Manifest, ShardCommit, StageFolder, check_stage, open_stage, read_manifest
@@ -70,7 +70,7 @@ def train(
         Interrupted: `should_stop` said so.
     """
     start = time.monotonic()
-    settings = resolve(settings or TrainSettings())
+    settings = resolve(settings or TrainSettings(), "train")
     dataset = EmbeddingDataset(embeddings, read)
     store = Store(prior)
     manifest = train_manifest(dataset, settings)
@@ -94,7 +94,7 @@ def plan_train(
     embeddings: str, prior: str, settings: TrainSettings, read: ReadSettings, *, overwrite: bool = False
 ) -> StagePlan:
     """What `train` would do, without doing it."""
-    settings = resolve(settings)
+    settings = resolve(settings, "train")
     dataset = EmbeddingDataset(embeddings, read)
     store = Store(prior)
     manifest = train_manifest(dataset, settings)
@@ -116,12 +116,6 @@ def plan_train(
         bytes_free=free_bytes(store),
         seconds=left * settings.batch_size * tokens * weights * 6 / _ASSUMED_FLOPS[settings.device],
     )
-
-
-def resolve(settings: TrainSettings) -> TrainSettings:
-    """Replace `auto` and 0 by what this machine has, so that the manifest names what was used."""
-    device = choose_device(settings.device, "train.device")
-    return settings.model_copy(update={"device": device, "threads": settings.threads or available_cores()})
 
 
 def _refuse_other_embeddings(store: Store, planned: Manifest, dataset: EmbeddingDataset) -> None:
@@ -153,7 +147,7 @@ def check_prior_folder(prior: str, settings: TrainSettings, read: ReadSettings, 
     store = Store(prior)
     found = read_manifest(store)
     embeddings = found.settings.get("embeddings") if found is not None else None
-    identity = {"train": resolve(settings).identity(), "read": read.identity(), "embeddings": embeddings}
+    identity = {"train": resolve(settings, "train").identity(), "read": read.identity(), "embeddings": embeddings}
     check_stage(store, Manifest(STAGE, identity, input={}), overwrite=overwrite)
 
 

@@ -107,10 +107,7 @@ def test_an_interrupt_in_the_block_frees_the_port(tmp_path: Path, free_port: int
 @pytest.mark.timeout(3600)
 def test_the_whole_demo(tmp_path: Path, free_port: int, folder_bytes: Callable[[Path], dict[str, bytes]]) -> None:
     folder = tmp_path / "demo"
-    command = [
-        PRIORKIT, "demo", "--folder", str(folder), "--port", str(free_port), "--set", "train.steps=100",
-        "--set", "train.threads=1", "--set", "embed.threads=1", "--json",
-    ]  # fmt: skip
+    command = [PRIORKIT, "demo", "--folder", str(folder), "--port", str(free_port), "--json"]
 
     def run() -> dict[str, object]:
         done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
@@ -121,6 +118,9 @@ def test_the_whole_demo(tmp_path: Path, free_port: int, folder_bytes: Callable[[
 
     first = run()
     assert set(first["metrics"]["predictors"]) >= {"prior", "text embedding", "mean shift", "random training image"}  # type: ignore[index]
+    scores = {name: values["energy_score"] for name, values in first["metrics"]["predictors"].items()}  # type: ignore[index]
+    prior = scores.pop("prior")
+    assert all(prior["high"] < baseline["low"] for baseline in scores.values()), (prior, scores)
     assert (folder / demo.PICTURE_NAME).read_bytes().startswith(b"\x89PNG")
 
     listed = pq.read_table(folder / "urls.parquet").to_pylist()

@@ -33,7 +33,7 @@ from priorkit.prior.train import train
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
 
 READ = ReadSettings(validation_fraction=0.05, test_fraction=0.25)
-SETTINGS = EvaluateSettings(draws=8, sample=SampleSettings(steps=12), bootstrap_samples=200)
+SETTINGS = EvaluateSettings(threads=1, draws=8, sample=SampleSettings(steps=12), bootstrap_samples=200)
 PREDICTORS = ("prior", "text embedding", "mean shift", "random training image")
 
 

@@ -321,9 +321,5 @@ def test_a_prior_whose_clip_has_changed_is_not_sampled(
     weights = safetensors.torch.load_file(own / "open_clip_model.safetensors")
     weights["text_projection"] += 1
     safetensors.torch.save_file(weights, own / "open_clip_model.safetensors")
-    from priorkit.pipeline.clip import load_encoder
-
-    load_encoder.cache_clear()
     with pytest.raises(InputError, match="other weights than the one this prior was trained with"):
         load_prior(recipe.folders.prior).sample(["a red square"], steps=1)
-    load_encoder.cache_clear()
