@@ -52,7 +52,7 @@ def train(
         from .train import plan_train
         from .train import train as run_train
 
-        chosen = load_recipe(recipe, settings or [], ("train", "read", "folders"))
+        chosen = load_recipe(recipe, settings or [], ("train", "read", "folders", "embed"))
         source, target = embeddings or chosen.folders.embeddings, prior or chosen.folders.prior
         require_same_clip(chosen, source)
         if dry_run:

@@ -249,3 +249,18 @@ def test_a_terminal_without_utf_8_shows_escapes(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "\\u6570" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "read"),
+    [
+        (["download", "urls.csv"], "train.steps=3", "download, compute"),
+        (["embed"], "download.image_size=3", "embed, compute"),
+        (["train", "custom"], "evaluate.draws=3", "train, read, folders, embed"),
+        (["evaluate"], "read.test_fraction=0.5", "evaluate"),
+    ],
+)
+def test_a_setting_that_a_command_does_not_read_is_refused(command: list[str], override: str, read: str) -> None:
+    result = CliRunner().invoke(app, [*command, "--set", override])
+    assert result.exit_code == 1
+    assert f"--set {override}: this command reads {read} only" in result.stderr
