@@ -15,7 +15,8 @@ from priorkit.pipeline.download import download
 from priorkit.pipeline.embed import embed
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read import read_embeddings
-from priorkit.pipeline.shards import ShardRecord
+from priorkit.pipeline.shards import ShardRecord, read_manifest
+from priorkit.pipeline.storage import Store
 
 
 def test_embeddings_of_which_shards_are_still_to_come_are_not_read(
@@ -40,6 +41,25 @@ def test_embeddings_of_which_shards_are_still_to_come_are_not_read(
     monkeypatch.setattr(embed_module.EmbedWorker, "__call__", whole)
     embed(str(images_folder), str(folder), embed_settings)
     assert read_embeddings(str(folder)).count == 60
+
+
+def test_the_old_record_of_a_shard_is_gone_before_its_files_are_rewritten(
+    images_folder: Path, embeddings_folder: Path, embed_settings: EmbedSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a kill among the new files would leave an old record over a mixture."""
+    recorded: list[set[str]] = []
+
+    def stopped(worker: embed_module.EmbedWorker, task: embed_module.EmbedTask) -> ShardRecord:
+        manifest = read_manifest(Store(str(embeddings_folder)))
+        assert manifest is not None
+        recorded.append(set(manifest.shards))
+        raise KeyboardInterrupt
+
+    (embeddings_folder / "img_emb/img_emb_0002.npy").unlink()
+    monkeypatch.setattr(embed_module.EmbedWorker, "__call__", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        embed(str(images_folder), str(embeddings_folder), embed_settings)
+    assert recorded == [{"0000", "0001", "0003"}]
 
 
 @pytest.mark.parametrize("lost", ["00001.parquet", "00001.tar"])
