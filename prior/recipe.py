@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -75,11 +74,11 @@ def copy_recipe(name: str, destination: Path) -> Path:
     """Write a recipe that comes with priorkit into a file, or into a folder under its own name."""
     text = recipe_text(name)
     target = destination / f"{name}.yaml" if destination.is_dir() else destination
-    if target.exists():
-        raise InputError(f"{target} exists already; name another file")
-    with target.with_name(target.name + ".tmp").open("w", encoding="utf-8") as file:
-        file.write(text)
-    shutil.move(file.name, target)
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise InputError(f"{target} exists already; name another file") from None
     return target
 
 
