@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+PEERS := .venv-peers
+PEERS_INSTALLED := $(PEERS)/installed
 
-.PHONY: demo test check test-marked docs clean
+.PHONY: demo test check test-marked peers test-peers bench docs clean
 
 # The whole chain, offline, from a list of URLs to an evaluated prior.
 demo: $(INSTALLED)
@@ -16,7 +18,20 @@ test: $(INSTALLED)
 
 # The tests that need more: slow ones, and those that need what `.ci/run` installs.
 test-marked: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow or root or nginx or browser or peers"
+	$(BIN)/python -m pytest -m "slow or root or nginx or browser"
+
+# The environment of the tools that priorkit is compared with, which do not install beside it.
+peers: $(PEERS_INSTALLED)
+
+# What dalle2-pytorch itself says of the golden files, and of checkpoints that go from one to the other.
+test-peers: $(PEERS_INSTALLED)
+	$(PEERS)/bin/python -m pytest tests/peers --confcutdir=tests/peers -m peers
+
+# Timings and scores, into docs/benchmarks: about 40 minutes on 2 cores that nothing else uses.
+bench: $(INSTALLED) $(PEERS_INSTALLED)
+	$(BIN)/priorkit demo
+	$(BIN)/python tests/bench/bench_samplers.py --demo data/demo
+	$(PEERS)/bin/python tests/bench/bench_sampling.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -33,5 +48,11 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[demo,dev]"
 	touch $(INSTALLED)
 
+$(PEERS_INSTALLED): tests/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --requirement tests/peers/requirements.txt
+	$(PEERS)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $(PEERS_INSTALLED)
+
 clean:
-	rm -rf $(VENV) data build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) data build *.egg-info .pytest_cache .mypy_cache .ruff_cache

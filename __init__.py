@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from .pipeline.embed import embed
     from .pipeline.errors import FolderError, InputError, Interrupted, PriorkitError, SettingsError
     from .pipeline.read import read_embeddings
-    from .prior.checkpoint import load_prior
     from .prior.evaluate import evaluate
+    from .prior.load import convert, load_prior
     from .prior.recipe import load_recipe
     from .prior.run import run
     from .prior.train import train
@@ -26,6 +26,7 @@ __all__ = [
     "PriorkitError",
     "SettingsError",
     "__version__",
+    "convert",
     "download",
     "embed",
     "evaluate",
@@ -38,10 +39,11 @@ __all__ = [
 
 _ERRORS = {"FolderError", "InputError", "Interrupted", "PriorkitError", "SettingsError"}
 _HOMES = {
+    "convert": ".prior.load",
     "download": ".pipeline.download",
     "embed": ".pipeline.embed",
     "evaluate": ".prior.evaluate",
-    "load_prior": ".prior.checkpoint",
+    "load_prior": ".prior.load",
     "load_recipe": ".prior.recipe",
     "read_embeddings": ".pipeline.read",
     "run": ".prior.run",

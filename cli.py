@@ -25,6 +25,7 @@ for command in (
     prior_commands.train,
     prior_commands.evaluate,
     prior_commands.sample,
+    prior_commands.convert,
     prior_commands.run,
     prior_commands.status,
     prior_commands.demo,

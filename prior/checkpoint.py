@@ -11,33 +11,37 @@ from typing import Any, BinaryIO
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
 from ..pipeline.config import parse_settings
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.storage import HashingFile, Store
-from .model import Prior, PriorConfig, build_network
+from .model import Prior, PriorConfig, build_network, build_normaliser
 from .network import PriorNetwork
+from .normalise import EmbeddingNormaliser
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 STATE_FOLDER = "state"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
+_NORMALISER = "normaliser."
 
 Create = Callable[[str], contextlib.AbstractContextManager[HashingFile]]
 """Opens a new file of the folder by name, atomically."""
 
 
-def save_prior(create: Create, config: PriorConfig, network: PriorNetwork) -> None:
+def save_prior(create: Create, config: PriorConfig, network: PriorNetwork, normaliser: EmbeddingNormaliser) -> None:
     """Write what is needed to use a prior."""
     described = {"format_version": _FORMAT_VERSION, **config.model_dump(mode="json")}
     with create(CONFIG_NAME) as file:
         file.write((json.dumps(described, indent=1) + "\n").encode())
+    tensors = {**network.state_dict(), **{f"{_NORMALISER}{k}": v for k, v in normaliser.state_dict().items()}}
     with create(WEIGHTS_NAME) as file:
-        file.write(safetensors.torch.save(_to_cpu(network.state_dict())))
+        file.write(safetensors.torch.save(_to_cpu(tensors)))
 
 
-def load_prior(path: str = "data/prior", device: str = "cpu") -> Prior:
-    """Load a trained prior from its folder, local or remote.
+def load_folder(path: str) -> Prior:
+    """A prior from its folder, local or remote, on the CPU.
 
     Raises:
         InputError: there is no prior, its training has not ended, or a file is damaged; says which.
@@ -53,9 +57,12 @@ def load_prior(path: str = "data/prior", device: str = "cpu") -> Prior:
             f"{path}: {unfinished} ({CONFIG_NAME} and {WEIGHTS_NAME} are needed); run `priorkit train`"
         ) from None
     config = _parse_config(described, f"{path}/{CONFIG_NAME}")
-    network = build_network(config)
+    network, normaliser = build_network(config), build_normaliser(config)
+    statistics = {name: weights.pop(name) for name in list(weights) if name.startswith(_NORMALISER)}
     _load_weights(network, weights, f"{path}/{WEIGHTS_NAME}")
-    return Prior(config, network.to(device))
+    statistics = {name.removeprefix(_NORMALISER): value for name, value in statistics.items()}
+    _load_weights(normaliser, statistics, f"{path}/{WEIGHTS_NAME}")
+    return Prior(config, network, normaliser)
 
 
 def _parse_config(described: Any, source: str) -> PriorConfig:
@@ -77,6 +84,8 @@ class TrainState:
     network: dict[str, torch.Tensor]
     average: dict[str, torch.Tensor]
     optimiser: dict[str, torch.Tensor]
+    normaliser: dict[str, torch.Tensor]
+    """Statistics of the training rows, if the normaliser takes any."""
     torch_random: torch.Tensor
     """State of torch's default generator, which dropout draws from."""
 
@@ -89,6 +98,7 @@ def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep:
     tensors = {f"network.{name}": value for name, value in state.network.items()}
     tensors |= {f"average.{name}": value for name, value in state.average.items()}
     tensors |= {f"optimiser.{name}": value for name, value in state.optimiser.items()}
+    tensors |= {f"normaliser.{name}": value for name, value in state.normaliser.items()}
     tensors["torch_random"] = state.torch_random
     # one key only: safetensors writes several in an order that changes from run to run
     metadata = {"priorkit": json.dumps({"step": state.step, "settings": settings_fingerprint})}
@@ -117,7 +127,9 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
             continue
         described = json.loads(metadata.get("priorkit", "{}"))
         if described.get("settings") == settings_fingerprint:
-            parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "average": {}, "optimiser": {}}
+            parts: dict[str, dict[str, torch.Tensor]] = {
+                name: {} for name in ("network", "average", "optimiser", "normaliser")
+            }
             random = tensors.pop("torch_random")
             for name, value in tensors.items():
                 part, _, rest = name.partition(".")
@@ -178,7 +190,7 @@ def _read_tensors(file: BinaryIO, source: str) -> tuple[dict[str, torch.Tensor],
     return tensors, header.get("__metadata__", {})
 
 
-def _load_weights(network: PriorNetwork, weights: dict[str, Any], source: str) -> None:
+def _load_weights(network: nn.Module, weights: dict[str, Any], source: str) -> None:
     expected = network.state_dict()
     missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
     if missing or extra:

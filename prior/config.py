@@ -4,37 +4,75 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from ..pipeline.config import DeviceSettings, Settings
+from .function import LATEST_FUNCTION, FunctionVersion
 
 MAX_SEED = 2**63 - 1
 """Largest seed that all generators in use take."""
 
-SamplerName = Literal["ddpm", "ddim"]
+SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "dalle2-ddim"]
+GuidanceName = Literal["text", "dalle2"]
 
 
 class NetworkSettings(Settings):
-    """The prior network."""
+    """The prior network; the names are those of DALLE2-pytorch, whose function it computes."""
 
     width: int = Field(default=512, ge=8)
     """Width of the token stream; independent of the embedding's size."""
     depth: int = Field(default=6, ge=1)
-    """Transformer blocks."""
+    """Transformer layers."""
     heads: int = Field(default=8, ge=1)
-    """Attention heads; their width is `width / heads`."""
-    ff_mult: int = Field(default=4, ge=1)
+    """Attention heads; they share one head of keys and values."""
+    dim_head: int = Field(default=64, ge=2)
+    """Width of an attention head; DALLE2-pytorch's default."""
+    ff_mult: float = Field(default=4, gt=0)
     """Hidden width of the feed-forward layers, as a multiple of `width`."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout of attention and feed-forward outputs; 0 keeps a run a pure function of its seed on any worker count."""
+    attn_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of attention weights; 0 keeps a run a pure function of its seed on any worker count."""
+    ff_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout inside the feed-forward layers."""
     max_text_len: int = Field(default=0, ge=0)
     """Token states that condition the prior besides the pooled text; 0 uses the pooled text alone."""
+    num_timesteps: int | None = Field(default=None, ge=2)
+    """Rows of a table of learned timestep embeddings; null computes them from sinusoids."""
+    num_time_embeds: int = Field(default=1, ge=1)
+    """Tokens for the timestep."""
+    num_image_embeds: int = Field(default=1, ge=1)
+    """Tokens for the noisy image embedding."""
+    num_text_embeds: int = Field(default=1, ge=1)
+    """Tokens for the pooled text embedding."""
+    self_cond: bool = False
+    """Condition on the last estimate of x0 (Chen et al. 2022); training then takes 1.5 times as long."""
+    rotary_emb: bool = True
+    """Rotary position embedding besides the relative bias."""
+    norm_in: bool = False
+    """A norm of the tokens before the first layer."""
+    norm_out: bool = True
+    """A norm of the prediction after the last layer."""
+    final_proj: bool = True
+    """A projection of the prediction; without it `width` must be the embedding's size."""
+    normformer: bool = False
+    """A norm inside the feed-forward layers; the model card's choice."""
+    function_version: str = LATEST_FUNCTION
+    """Release of DALLE2-pytorch whose function is computed; older ones are for imported checkpoints."""
+
+    @field_validator("function_version")
+    @classmethod
+    def _function_is_known(cls, value: str) -> str:
+        FunctionVersion.parse(value)
+        return value
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        if self.width % (2 * self.heads):
-            raise ValueError(f"width ({self.width}) must be a multiple of twice heads ({self.heads})")
+    def _parts_fit(self) -> Self:
+        if self.rotary_emb and self.dim_head % 2:
+            raise ValueError(f"dim_head={self.dim_head} must be even for rotary_emb")
+        if self.num_timesteps is None and self.width % 2:
+            raise ValueError(f"width={self.width} must be even for sinusoidal timesteps; or set num_timesteps")
+        if self.self_cond and not FunctionVersion.parse(self.function_version).takes_self_cond:
+            raise ValueError(f"self_cond=True: dalle2-pytorch {self.function_version} had none")
         return self
 
 
@@ -43,12 +81,38 @@ class DiffusionSettings(Settings):
 
     timesteps: int = Field(default=1000, ge=2)
     """Noise levels; 1000 as in DALL-E 2's prior."""
-    noise_schedule: Literal["cosine", "linear"] = "cosine"
-    """How noise grows with the timestep: cosine (Nichol and Dhariwal 2021) or linear (Ho et al. 2020)."""
+    noise_schedule: Literal["cosine", "linear", "quadratic", "jsd", "sigmoid"] = "cosine"
+    """How noise grows with the timestep; cosine (Nichol and Dhariwal 2021) as in DALL-E 2's prior."""
     prediction: Literal["x0", "eps", "v"] = "x0"
     """What the network predicts; x0, as DALL-E 2 found it to work best."""
+    loss: Literal["l2", "l1", "huber"] = "l2"
+    """Error of the prediction: squared, absolute, or squared below 1 and absolute above."""
     text_drop: float = Field(default=0.1, ge=0, le=1)
     """Share of the training draws whose text is dropped, which makes guidance possible; the model card's value."""
+    image_drop: float = Field(default=0.0, ge=0, le=1)
+    """Share whose noisy image is dropped, which only `guidance: dalle2` needs."""
+    normaliser: Literal["sqrt_dim", "standardise", "whiten"] = "sqrt_dim"
+    """How image embeddings are scaled for diffusion: to norm sqrt(D), or by statistics of the training rows."""
+    embed_scale: float | None = Field(default=None, gt=0)
+    """Norm that `sqrt_dim` scales to in place of sqrt(D)."""
+    x0_clamp: Literal["none", "unit_box", "sphere"] = "none"
+    """What estimates of x0 are held to while sampling: nothing, coordinates in [-1, 1], or unit embeddings."""
+    training_clamp: bool = False
+    """Scale the network's output to the norm of x0 before the loss."""
+    init_clamp: bool = False
+    """Scale the first noise of sampling to the norm of x0."""
+    output_norm: Literal["unit", "none"] = "unit"
+    """Norm of sampled embeddings: 1, or as they come."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.embed_scale is not None and self.normaliser != "sqrt_dim":
+            raise ValueError(f"embed_scale has no meaning for normaliser={self.normaliser}")
+        if self.training_clamp and self.normaliser != "sqrt_dim":
+            raise ValueError(f"training_clamp needs normaliser=sqrt_dim, not {self.normaliser}")
+        if self.noise_schedule in ("linear", "quadratic", "sigmoid") and self.timesteps <= 20:
+            raise ValueError(f"timesteps={self.timesteps}: {self.noise_schedule} needs more than 20")
+        return self
 
 
 class OptimiserSettings(Settings):
@@ -98,16 +162,29 @@ class TrainSettings(DeviceSettings):
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept."""
 
+    @model_validator(mode="after")
+    def _drops_fit(self) -> Self:
+        function, diffusion = FunctionVersion.parse(self.network.function_version), self.diffusion
+        if not function.has_null_tokens and (diffusion.text_drop or diffusion.image_drop):
+            raise ValueError(
+                f"dalle2-pytorch {function} had nothing in place of what is dropped: set diffusion.text_drop and "
+                "diffusion.image_drop to 0, or leave out network.function_version"
+            )
+        return self
+
 
 class SampleSettings(Settings):
     """How embeddings are drawn from a prior."""
 
     sampler: SamplerName = "ddim"
-    """`ddpm`: ancestral. `ddim`: deterministic after the first noise (eta 0)."""
+    """`ddpm`: ancestral. `ddim`: deterministic after the first noise. `dpmsolver++`: as good in fewer steps.
+    `dalle2-ddim`: DALLE2-pytorch's."""
     steps: int = Field(default=64, ge=1)
-    """Network evaluations for one draw."""
-    guidance_scale: float = Field(default=1.0, ge=0)
+    """Network evaluations for one draw; one fewer of `dalle2-ddim`."""
+    guidance_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """1 follows the text as trained; above 1 exaggerates what the text adds; 0 ignores it."""
+    guidance: GuidanceName = "text"
+    """What the other branch of guidance drops: the text, or the text and the noisy image as DALLE2-pytorch does."""
 
 
 class EvaluateSettings(DeviceSettings):

@@ -136,9 +136,9 @@ def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
     if path.exists() and not stale:
         return path
     from ..pipeline.read import EmbeddingDataset
-    from .checkpoint import load_prior
     from .evaluate import evaluated_rows
     from .gallery import draw_gallery, nearest_images, read_images
+    from .load import load_prior
 
     dataset = EmbeddingDataset(recipe.folders.embeddings, recipe.read)
     rows = evaluated_rows(dataset, recipe.evaluate)[:_CAPTIONS_SHOWN]

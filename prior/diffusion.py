@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .config import DiffusionSettings
 from .network import PriorNetwork
+from .normalise import EmbeddingNormaliser
 from .schedule import NoiseSchedule
+
+_LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,14 @@ class StepRandomness:
     """`[B]` int64, uniform."""
     drop_text: torch.Tensor
     """`[B]` bool: rows trained without their text."""
+    drop_image: torch.Tensor
+    """`[B]` bool: rows trained without their noisy image."""
+    self_cond: torch.Tensor
+    """`[B]` bool: rows of a self-conditioned network that are given its own first estimate."""
+
+    def to(self, device: torch.device) -> StepRandomness:
+        """The same on a device."""
+        return StepRandomness(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -30,18 +41,13 @@ class Condition:
     """What a prior is conditioned on, for B captions, as its network takes it."""
 
     text_embed: torch.Tensor
-    """`[B, D]` of norm sqrt(D)."""
+    """`[B, D]`, L2-normalised."""
     token_states: torch.Tensor | None
     """`[B, T, W]`, padded with zeros; None if the network uses none."""
 
 
-def to_network_scale(embed: torch.Tensor) -> torch.Tensor:
-    """Embeddings `[..., D]` of any norm -> norm sqrt(D), so that each coordinate has variance near 1."""
-    return F.normalize(embed.float(), dim=-1) * math.sqrt(embed.shape[-1])
-
-
 def step_randomness(
-    *, seed: int, step: int, batch: int, embed_dim: int, timesteps: int, text_drop: float
+    *, seed: int, step: int, batch: int, embed_dim: int, diffusion: DiffusionSettings
 ) -> StepRandomness:
     """The randomness of one step: a pure function of seed, step and position in the global batch.
 
@@ -49,32 +55,46 @@ def step_randomness(
     """
     random = np.random.Generator(np.random.Philox(key=[seed, step]))
     noise = random.standard_normal((batch, embed_dim), np.float32)
-    drawn = random.integers(0, timesteps, batch)
-    drop = random.random(batch) < text_drop
-    return StepRandomness(torch.from_numpy(noise), torch.from_numpy(drawn), torch.from_numpy(drop))
+    timesteps = random.integers(0, diffusion.timesteps, batch)
+    drop_text = random.random(batch) < diffusion.text_drop
+    drop_image = random.random(batch) < diffusion.image_drop
+    self_cond = random.random(batch) < 0.5
+    return StepRandomness(*map(torch.from_numpy, (noise, timesteps, drop_text, drop_image, self_cond)))
 
 
 def diffusion_loss(
     network: PriorNetwork,
     schedule: NoiseSchedule,
-    prediction: str,
+    diffusion: DiffusionSettings,
+    normaliser: EmbeddingNormaliser,
     image_embed: torch.Tensor,
     condition: Condition,
     random: StepRandomness,
 ) -> torch.Tensor:
-    """Squared error of the prediction, mean over coordinates, for each row: `[B]`.
+    """Error of the prediction, mean over coordinates, for each row: `[B]`.
 
     Args:
-        prediction: what the network predicts: `x0`, `eps` or `v`.
-        image_embed: `[B, D]` of norm sqrt(D).
+        image_embed: `[B, D]` of any norm.
     """
-    x_t = schedule.add_noise(image_embed, random.noise, random.timesteps)
+    x0 = normaliser.encode(image_embed)
+    x_t = schedule.add_noise(x0, random.noise, random.timesteps)
+    estimate = None
+    if network.self_cond and bool(random.self_cond.any()):
+        with torch.no_grad():
+            estimate = network(
+                x_t, random.timesteps, text_embed=condition.text_embed, token_states=condition.token_states
+            )
+        estimate = estimate * random.self_cond[:, None]
     output = network(
         x_t,
         random.timesteps,
         text_embed=condition.text_embed,
         token_states=condition.token_states,
-        drop_text=random.drop_text,
+        drop_text=random.drop_text if diffusion.text_drop else None,
+        drop_image=random.drop_image if diffusion.image_drop else None,
+        self_cond=estimate,
     )
-    target = schedule.target(prediction, image_embed, random.noise, random.timesteps)
-    return F.mse_loss(output.float(), target, reduction="none").mean(dim=-1)
+    if diffusion.training_clamp:
+        output = F.normalize(output, dim=-1) * normaliser.radius
+    target = schedule.target(diffusion.prediction, x0, random.noise, random.timesteps)
+    return _LOSSES[diffusion.loss](output.float(), target, reduction="none").mean(dim=-1)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..pipeline.config import ReadSettings
 from ..pipeline.device import resolve
@@ -30,8 +31,8 @@ from ..pipeline.shards import (
 )
 from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
 from ..pipeline.storage import Store
-from .checkpoint import load_prior
 from .config import EvaluateSettings
+from .load import load_prior
 from .model import Prior
 from .train import RECORD as PRIOR_RECORD
 from .train import STAGE as TRAIN_STAGE
@@ -163,7 +164,7 @@ def compute_metrics(
     prior: Prior, dataset: EmbeddingDataset, settings: EvaluateSettings, progress: ProgressCallback = no_progress
 ) -> dict[str, Any]:
     """All metrics of the prior and the baselines, as `metrics.json` holds them."""
-    if prior.config.clip["weights_sha256"] != dataset.clip["weights_sha256"]:
+    if prior.config.clip.get("weights_sha256") not in (None, dataset.clip["weights_sha256"]):
         raise InputError(f"{dataset.store.url} was embedded by another CLIP than the prior was trained with")
     rows = evaluated_rows(dataset, settings)
     predictors = {
@@ -176,7 +177,7 @@ def compute_metrics(
     results = {}
     for done, (name, draw) in enumerate(predictors.items()):
         progress(done * len(rows), len(predictors) * len(rows), name)
-        values = row_values(draw, dataset, rows, gallery, prior.config.network.max_text_len)
+        values = row_values(draw, dataset, rows, gallery, prior.token_states_used)
         results[name] = {metric: interval(column, settings) for metric, column in values.items()}
     baseline = np.einsum("nd,nd->n", gallery.text_embed, gallery.image_embed)
     return {
@@ -258,13 +259,8 @@ def prior_draws(prior: Prior, settings: EvaluateSettings) -> Draw:
     def draw(batch: EmbeddingBatch, block: int) -> np.ndarray:
         text_embed = torch.from_numpy(batch.text_embed)
         states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
-        sample = settings.sample
-        noise = _block_noise(settings.seed, block, len(batch.rows), settings.draws, text_embed.shape[1])
-        drawn = prior.draw(
-            text_embed, states, settings.draws, sample.guidance_scale, sample.steps, sample.sampler,
-            noise=(value.to(prior.device) for value in noise),
-        )  # fmt: skip
-        return drawn.numpy()
+        noise = _block_noise(settings.seed, block, len(batch.rows), settings.draws, prior.config.embed_dim)
+        return F.normalize(prior.draw(text_embed, states, settings.draws, settings.sample, noise), dim=-1).numpy()
 
     return draw
 

@@ -42,7 +42,7 @@ def nearest_images(
     everything = dataset.take(np.arange(dataset.count))
     keys = dataset.metadata(everything.rows, ["key"]).column("key").to_pylist()
     captions = dataset.metadata(rows, ["caption"]).column("caption").to_pylist()
-    batch = dataset.take(rows, prior.config.network.max_text_len)
+    batch = dataset.take(rows, prior.token_states_used)
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
     predicted = prior.sample(
         text_embed=torch.from_numpy(batch.text_embed), token_states=states, num_candidates=2, steps=32, seed=seed

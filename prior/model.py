@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,20 +11,29 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from ..pipeline.config import Settings
+from ..pipeline.config import Settings, parse_settings
 from ..pipeline.errors import InputError, SettingsError
-from .config import DiffusionSettings, NetworkSettings, SamplerName
-from .diffusion import Condition, to_network_scale
+from .config import MAX_SEED, DiffusionSettings, GuidanceName, NetworkSettings, SamplerName, SampleSettings
+from .diffusion import Condition
+from .guidance import Denoiser, NullBranch, null_prefix
+from .layers import Linear
 from .network import PrefixCache, PriorNetwork
-from .sample import SAMPLERS, gaussian_noise, guided
+from .normalise import EmbeddingNormaliser
+from .sample import find_sampler, generator_noise, seeded_noise, timestep_grid
 from .schedule import NoiseSchedule, noise_schedule
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SAMPLE_BATCH = 64
+"""Captions that are sampled at once, so that memory does not grow with their number."""
 
 
 class PriorConfig(Settings):
     """What `config.json` of a prior's folder says: enough to build the network and find its CLIP."""
 
     embed_dim: int = Field(ge=1)
-    """Size of image and text embeddings."""
+    """Size of image embeddings."""
+    text_dim: int | None = Field(default=None, ge=1)
+    """Size of text embeddings, where they come from another encoder; null where it is that of images."""
     token_width: int | None = Field(ge=1)
     """Width of token states; null where the prior uses none."""
     network: NetworkSettings
@@ -33,49 +41,104 @@ class PriorConfig(Settings):
     diffusion: DiffusionSettings
     """The diffusion."""
     clip: dict[str, Any]
-    """Identity of the CLIP that made the embeddings it was trained on."""
+    """Identity of the CLIP that made the embeddings it was trained on; empty where that is not known."""
     clip_settings: dict[str, Any]
-    """Where that CLIP is to be had."""
+    """Where that CLIP is to be had; empty where it is not known."""
 
     @model_validator(mode="after")
-    def _token_states_have_a_width(self) -> Self:
-        if self.network.max_text_len and self.token_width is None:
-            raise ValueError(f"network.max_text_len={self.network.max_text_len} needs a token_width")
+    def _parts_fit(self) -> Self:
+        network, diffusion = self.network, self.diffusion
+        if network.num_timesteps is not None and network.num_timesteps < diffusion.timesteps:
+            raise ValueError(
+                f"network.num_timesteps={network.num_timesteps} is fewer than diffusion.timesteps={diffusion.timesteps}"
+            )
         return self
 
 
 def build_network(config: PriorConfig) -> PriorNetwork:
     """A network with random weights."""
-    return PriorNetwork(embed_dim=config.embed_dim, token_width=config.token_width, **config.network.model_dump())
+    try:
+        return PriorNetwork(
+            embed_dim=config.embed_dim, text_dim=config.text_dim, token_width=config.token_width,
+            **config.network.model_dump(),
+        )  # fmt: skip
+    except ValueError as error:
+        raise SettingsError(f"network: {error}") from None
+
+
+def build_normaliser(config: PriorConfig) -> EmbeddingNormaliser:
+    """A normaliser whose statistics, if it has any, are still those of the standard normal distribution."""
+    return EmbeddingNormaliser(config.diffusion.normaliser, config.embed_dim, config.diffusion.embed_scale)
 
 
 class Prior:
     """Samples CLIP image embeddings from text."""
 
-    def __init__(self, config: PriorConfig, network: PriorNetwork) -> None:
+    def __init__(self, config: PriorConfig, network: PriorNetwork, normaliser: EmbeddingNormaliser) -> None:
         self.config = config
         self.network = network.eval()
+        self.normaliser = normaliser
         self.schedule: NoiseSchedule = noise_schedule(config.diffusion.noise_schedule, config.diffusion.timesteps)
+        self._null = NullBranch(network)
 
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return next(self.network.parameters()).device
+        return self.network.query.device
+
+    @property
+    def token_states_used(self) -> int:
+        """Token states of a caption that it takes at most."""
+        return self.network.max_text_len if self.network.takes_token_states else 0
+
+    def to(self, device: str | torch.device | None = None, dtype: str | None = None) -> Prior:
+        """Move to a device, and compute large products in `float32` or `bfloat16`; norms stay in float32.
+
+        Raises:
+            SettingsError: the dtype is neither, or there is no such device.
+        """
+        if dtype is not None and dtype not in DTYPES:
+            raise SettingsError(f"dtype={dtype!r}: known are {', '.join(DTYPES)}")
+        try:
+            self.network.to(device)
+            self.normaliser.to(device)
+        except (RuntimeError, AssertionError) as error:  # torch raises either where there is no such device
+            raise SettingsError(f"device={str(device)!r}: {str(error).splitlines()[0]}") from error
+        if dtype is not None:
+            for module in self.network.modules():
+                if isinstance(module, Linear):
+                    module.to(DTYPES[dtype])
+        self._null = NullBranch(self.network)
+        return self
 
     @functools.cached_property
     def text_encoder(self) -> Any:
-        """The CLIP whose text this prior understands, checked against the weights it was trained with."""
+        """The CLIP whose text this prior understands, checked against the weights it was trained with.
+
+        Raises:
+            InputError: the prior does not say which, or the one to be had is another.
+        """
         from ..pipeline.clip import load_encoder
         from ..pipeline.config import ClipSettings, EmbedSettings
         from ..pipeline.device import resolve
 
+        if not self.config.clip_settings:
+            raise InputError(
+                "this prior does not say which CLIP it belongs to: sample from stored text embeddings (text_embed=), "
+                "or convert it again with --clip and --clip-pretrained"
+            )
         clip = ClipSettings(**self.config.clip_settings)
-        encoder = load_encoder(resolve(EmbedSettings(clip=clip, dtype=self.config.clip["dtype"]), "embed"))
-        if encoder.identity["weights_sha256"] != self.config.clip["weights_sha256"]:
+        known = self.config.clip
+        encoder = load_encoder(resolve(EmbedSettings(clip=clip, dtype=known.get("dtype", "float32")), "embed"))
+        if known and encoder.identity["weights_sha256"] != known["weights_sha256"]:
             raise InputError(f"the CLIP {clip.model} here has other weights than the one this prior was trained with")
+        if encoder.identity["embed_dim"] != self.network.text_dim:
+            raise InputError(
+                f"the CLIP {clip.model} makes text embeddings of size {encoder.identity['embed_dim']}, "
+                f"this prior takes {self.network.text_dim}"
+            )
         return encoder
 
-    @torch.inference_mode()
     def sample(
         self,
         prompts: Sequence[str] | None = None,
@@ -84,13 +147,17 @@ class Prior:
         token_states: torch.Tensor | None = None,
         num_candidates: int = 1,
         guidance_scale: float = 1.0,
+        guidance: GuidanceName = "text",
         steps: int = 64,
         sampler: SamplerName = "ddim",
         seed: int = 0,
+        first: int = 0,
         generator: torch.Generator | None = None,
-        noise: Iterator[torch.Tensor] | None = None,
+        noise: Iterable[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Draw one image embedding for each caption: `[B, D]` float32, L2-normalised.
+        """Draw one image embedding for each caption: `[B, D]` float32 on the CPU.
+
+        The noise of a caption is a function of `seed` and its number, so that captions may be sampled in parts.
 
         Args:
             prompts: captions, encoded by the prior's own CLIP; or give `text_embed`.
@@ -98,26 +165,89 @@ class Prior:
             token_states: `[B, T, W]` token states, rows of zeros being padding, if the prior uses them.
             num_candidates: draws for each caption, of which the one nearest to the text by cosine is returned.
             guidance_scale: 1 follows the text as trained, above 1 exaggerates it.
-            steps: network evaluations.
-            seed: seed of the noise; `generator` takes its place if given.
-            noise: tensors `[B * num_candidates, D]` in place of drawn noise, consumed as `sample.py` says.
+            guidance: `text`, or `dalle2` for DALLE2-pytorch's, which scales the norm of samples too.
+            steps: network evaluations; of `dalle2-ddim` one fewer are made.
+            sampler: `ddpm`, `ddim`, `dpmsolver++` or `dalle2-ddim`.
+            seed: seed of the noise.
+            first: number of the first caption, where captions are sampled in parts.
+            generator: draws the noise in place of `seed`.
+            noise: tensors `[B * num_candidates, D]`, the candidates of a caption side by side, in place of drawn noise:
+                first the initial noise, then one for each step that adds noise (`ddpm`: every step, the last times 0).
 
         Raises:
             SettingsError: a setting is out of range, or neither or both of prompts and text_embed are given.
         """
         if (prompts is None) == (text_embed is None):
             raise SettingsError("give either prompts or text_embed")
+        if isinstance(prompts, str):
+            raise SettingsError(f"prompts={prompts!r}: give a list of captions")
+        if prompts is not None and token_states is not None:
+            raise SettingsError("token_states belong to text_embed; prompts are encoded here")
+        if text_embed is not None and token_states is not None and len(text_embed) != len(token_states):
+            raise SettingsError(f"token_states are of {len(token_states)} texts, text_embed of {len(text_embed)}")
+        if generator is not None and noise is not None:
+            raise SettingsError("give either generator or noise")
+        if not 0 <= seed <= MAX_SEED:
+            raise SettingsError(f"seed={seed}: must be from 0 to {MAX_SEED}")
+        if first < 0:
+            raise SettingsError(f"first={first}: must not be negative")
+        values = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "guidance": guidance}
+        settings = parse_settings(SampleSettings, values, "sample")
+        self.check(settings)
         if num_candidates < 1:
             raise SettingsError(f"num_candidates={num_candidates}: must be at least 1")
-        if prompts is not None:
-            text_embed, token_states = self.encode_text(list(prompts))
-        assert text_embed is not None
-        draws = self.draw(
-            text_embed, token_states, num_candidates, guidance_scale, steps, sampler,
-            noise=noise, generator=generator or torch.Generator().manual_seed(seed),
-        )  # fmt: skip
-        cosine = torch.einsum("bkd,bd->bk", draws, F.normalize(text_embed.to(draws), dim=-1))
-        return draws[torch.arange(len(draws)), cosine.argmax(dim=1)]
+        texts: Sequence[str] | torch.Tensor = prompts if prompts is not None else text_embed  # type: ignore[assignment]
+        given = iter(noise) if noise is not None else None
+        batch = SAMPLE_BATCH if given is None else max(1, len(texts))  # given noise is of all captions at once
+        parts = [torch.empty(0, self.config.embed_dim)]
+        for start in range(0, len(texts), batch):
+            chosen = slice(start, start + batch)
+            if prompts is not None:
+                embed, states = self.encode_text(list(prompts[chosen]))
+            else:
+                assert text_embed is not None
+                embed, states = text_embed[chosen], None if token_states is None else token_states[chosen]
+            drawn = given
+            if generator is not None:
+                drawn = generator_noise((len(embed) * num_candidates, self.config.embed_dim), generator, self.device)
+            if drawn is None:
+                drawn = self.noise(seed, first + start, len(embed), num_candidates)
+            draws = self.draw(embed, states, num_candidates, settings, drawn)
+            parts.append(nearest_to_text(draws, embed))
+        return torch.cat(parts)
+
+    def noise(self, seed: int, first: int, texts: int, draws: int) -> Iterator[torch.Tensor]:
+        """The noise that `sample` draws for captions from number `first` on."""
+        return seeded_noise(seed, first, texts, draws, self.config.embed_dim, self.device)
+
+    def check(self, settings: SampleSettings) -> list[int]:
+        """The timesteps that would be evaluated at; SettingsError if this prior cannot be sampled so."""
+        network, diffusion, scale = self.network, self.config.diffusion, settings.guidance_scale
+        if scale != 1.0:
+            if not network.function.has_null_tokens:
+                raise SettingsError(
+                    f"guidance_scale={scale}: in dalle2-pytorch {network.function} nothing was trained for it; use 1"
+                )
+            if diffusion.text_drop == 0:
+                raise SettingsError(f"guidance_scale={scale}: this prior was trained without dropping text; use 1")
+            if settings.guidance == "dalle2" and diffusion.image_drop == 0:
+                raise SettingsError(
+                    "guidance=dalle2: this prior was trained without dropping the image; use guidance=text"
+                )
+            if settings.guidance == "text" and not (network.function.has_null_text or network.takes_token_states):
+                raise SettingsError(
+                    f"guidance=text: dalle2-pytorch {network.function} dropped no pooled text; use guidance=dalle2"
+                )
+        try:
+            grid = timestep_grid(settings.sampler, len(self.schedule), settings.steps, network.function)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        if diffusion.prediction == "eps" and self.schedule.alpha_bar[grid[0]] == 0:
+            raise SettingsError(
+                f"sampler={settings.sampler} begins at a timestep of pure noise, where this prior's prediction of eps "
+                "says nothing; take dalle2-ddim"
+            )
+        return grid
 
     @torch.inference_mode()
     def draw(
@@ -125,58 +255,87 @@ class Prior:
         text_embed: torch.Tensor,
         token_states: torch.Tensor | None,
         draws: int,
-        guidance_scale: float,
-        steps: int,
-        sampler: SamplerName,
-        *,
-        noise: Iterator[torch.Tensor] | None = None,
-        generator: torch.Generator | None = None,
+        settings: SampleSettings,
+        noise: Iterator[torch.Tensor],
     ) -> torch.Tensor:
-        """K draws for each of B captions: `[B, K, D]` on the CPU, L2-normalised; arguments as for `sample`."""
-        if sampler not in SAMPLERS:
-            raise SettingsError(f"sampler={sampler!r}: known are {', '.join(SAMPLERS)}")
-        if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
-            raise SettingsError(f"guidance_scale={guidance_scale}: must be 0 or more")
-        if guidance_scale != 1.0 and self.config.diffusion.text_drop == 0:
-            raise SettingsError(f"guidance_scale={guidance_scale}: this prior was trained without dropping text; use 1")
-        if not 1 <= steps <= len(self.schedule):
-            raise SettingsError(f"steps={steps}: this prior is sampled in 1 to {len(self.schedule)} steps")
-        batch, dim = text_embed.shape
-        if dim != self.config.embed_dim:
-            raise SettingsError(f"text_embed has size {dim}, this prior works on embeddings of {self.config.embed_dim}")
+        """K draws for each of B captions: `[B, K, D]` float32 on the CPU.
+
+        Args:
+            text_embed, token_states: as for `sample`.
+            noise: `[B * K, D]` tensors, as for `sample`.
+        """
+        grid = self.check(settings)
         condition = self.condition(text_embed, token_states)
-        cache = self.network.prefix(condition.text_embed, condition.token_states).repeat(draws)
-        null_cache = None if guidance_scale == 1.0 else self._null_cache(batch * draws)
-        estimate = guided(
-            self.network, self.schedule, self.config.diffusion.prediction, cache, null_cache, guidance_scale
-        )
-        if noise is None:
-            noise = gaussian_noise((batch * draws, dim), generator or torch.Generator().manual_seed(0), self.device)
-        x0 = SAMPLERS[sampler](estimate, self.schedule, iter(noise), steps)
-        return F.normalize(x0.float(), dim=-1).view(batch, draws, dim).cpu()
+        batch, dim = len(text_embed), self.config.embed_dim
+        null_cache = None
+        if settings.guidance_scale != 1.0 and not self._null.is_constant:
+            null_cache = null_prefix(self.network, condition.text_embed, condition.token_states)
+        denoiser = Denoiser(
+            self.network, self.schedule, self.config.diffusion, self.normaliser, self._prefix(condition),
+            guidance=settings.guidance, guidance_scale=settings.guidance_scale, null=self._null, null_cache=null_cache,
+            grid=grid,
+        )  # fmt: skip
+        sampler = find_sampler(settings.sampler, self.network.function, self.config.diffusion.prediction)
+        x0 = sampler(denoiser, self.schedule, self._checked(noise, (batch * draws, dim)), grid)
+        embeds = self.normaliser.decode(x0)
+        if self.config.diffusion.output_norm == "unit":
+            embeds = F.normalize(embeds, dim=-1)
+        return embeds.view(batch, draws, dim).cpu()
+
+    def _prefix(self, condition: Condition) -> PrefixCache:
+        """Keys and values of texts, to be shared by all steps and draws."""
+        padding = self._null.padding() if self.network.pads_only else None
+        return self.network.prefix(condition.text_embed, condition.token_states, padding=padding)
+
+    def _checked(self, noise: Iterator[torch.Tensor], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """The noise on this device, the first of it scaled where the prior wants that."""
+        for index, value in enumerate(noise):
+            if value.shape != shape:
+                raise SettingsError(f"noise number {index} has shape {list(value.shape)}, needed is {list(shape)}")
+            value = value.to(self.device, torch.float32)
+            if index == 0 and self.config.diffusion.init_clamp:
+                value = F.normalize(value, dim=-1) * self.normaliser.radius
+            yield value
+        raise SettingsError("noise ended before the sampler did; it takes one tensor, and one for each noisy step")
 
     def condition(self, text_embed: torch.Tensor, token_states: torch.Tensor | None) -> Condition:
-        """Stored or encoded text as the network takes it, on its device."""
-        uses_tokens = self.config.network.max_text_len > 0
-        if uses_tokens and token_states is None:
+        """Stored or encoded text as the network takes it, on its device.
+
+        Raises:
+            SettingsError: a shape does not fit this prior, or its token states are missing.
+        """
+        if text_embed.ndim != 2 or text_embed.shape[1] != self.network.text_dim:
+            raise SettingsError(
+                f"text_embed has shape {list(text_embed.shape)}, this prior takes [B, {self.network.text_dim}]"
+            )
+        text = F.normalize(text_embed.float(), dim=-1).to(self.device)
+        if not self.network.takes_token_states:
+            return Condition(text, None)
+        if token_states is None:
             raise SettingsError("this prior is conditioned on token states: give token_states besides text_embed")
-        states = token_states.float().to(self.device) if uses_tokens and token_states is not None else None
-        return Condition(to_network_scale(text_embed).to(self.device), states)
+        width = self.config.token_width
+        if token_states.ndim != 3 or (token_states.shape[0], token_states.shape[2]) != (len(text), width):
+            raise SettingsError(
+                f"token_states have shape {list(token_states.shape)}, this prior takes [{len(text)}, T, {width}]"
+            )
+        return Condition(text, token_states.float().to(self.device))
 
     def encode_text(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Captions -> text embeddings `[B, D]` and, if the prior uses them, token states `[B, T, W]`."""
-        uses_tokens = self.config.network.max_text_len > 0
+        uses_tokens = self.network.takes_token_states
         text = self.text_encoder.encode_texts(prompts, token_states=uses_tokens)
         if not uses_tokens:
             return text.text_embed, None
         rows = torch.split(text.token_states, text.lengths)
         return text.text_embed, torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
-    def _null_cache(self, rows: int) -> PrefixCache:
-        """The prefix of dropped text, one constant for the checkpoint."""
-        text = torch.zeros(1, self.config.embed_dim, device=self.device)
-        states = None
-        if self.config.network.max_text_len:
-            states = torch.zeros(1, 1, self.config.token_width or 0, device=self.device)
-        drop = torch.ones(1, dtype=torch.bool, device=self.device)
-        return self.network.prefix(text, states, drop).repeat(rows)
+
+def nearest_to_text(draws: torch.Tensor, text_embed: torch.Tensor) -> torch.Tensor:
+    """The draw `[B, D]` of each caption, of `[B, K, D]`, with the highest cosine to its text `[B, D]`.
+
+    Where texts and images have different encoders, and so different sizes, the first.
+    """
+    if draws.shape[1] == 1 or draws.shape[-1] != text_embed.shape[-1]:
+        return draws[:, 0]
+    cosine = F.cosine_similarity(draws, text_embed.to(draws)[:, None], dim=-1)
+    return draws[torch.arange(len(draws)), cosine.argmax(dim=1)]

@@ -1,8 +1,11 @@
-"""The prior network: a causal transformer over `[token states..., pooled text, time, noisy image, query]`.
+"""The prior network: a causal transformer over `[token states, pooled text, time, noisy image, query]`.
 
-The prediction is read at the query. Text tokens come first and never see the timestep or the noise, so the network has
-two calls: `prefix` turns the text into a cache of keys and values, and `suffix` predicts from the cache. A sampler
-calls `prefix` once and `suffix` once a step.
+It computes the function of DALLE2-pytorch's `DiffusionPriorNetwork`, release by release (see `function.py`), of which
+more widths may differ here. The prediction is read at the last token. Text comes first and never sees the timestep or
+the noise, so the network has two calls: `prefix` turns the text into a cache of keys and values, and `suffix` predicts
+from the cache. A sampler calls `prefix` once and `suffix` once a step.
+
+Letters: B texts, K draws of one text, N = B * K rows, T token states, D embedding, C width of the stream.
 """
 
 from __future__ import annotations
@@ -14,67 +17,127 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-_MAX_PERIOD = 10_000.0
+from .function import LATEST_FUNCTION, FunctionVersion
+from .layers import Attention, FeedForward, KeysValues, LayerNorm, Linear, PositionEncoding
 
-KeysValues = tuple[torch.Tensor, torch.Tensor]
+_MAX_PERIOD = 10_000.0
 
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """Keys and values of the text in every block: pairs of `[B, H, P, C / H]`."""
+    """Keys and values of the text in every layer, the null position first."""
 
     layers: list[KeysValues]
 
-    def repeat(self, times: int) -> PrefixCache:
-        """Each row `times` times in a row, for several draws of one caption."""
-        if times == 1:
-            return self
-        return PrefixCache([(k.repeat_interleave(times, 0), v.repeat_interleave(times, 0)) for k, v in self.layers])
+    @property
+    def texts(self) -> int:
+        """B."""
+        return self.layers[0].keys.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """Positions that are cached, but for the null."""
+        return self.layers[0].keys.shape[1] - 1
+
+    def followed_by(self, other: PrefixCache) -> PrefixCache:
+        """These positions, then the others; of the same texts, or these of one for all."""
+        return PrefixCache([mine.append(its) for mine, its in zip(self.layers, other.layers, strict=True)])
+
+    def stacked_with(self, other: PrefixCache) -> PrefixCache:
+        """These texts, then the others, of the same length."""
+        pairs = zip(self.layers, other.layers, strict=True)
+        return PrefixCache(
+            [KeysValues(*(torch.cat(parts) for parts in zip(mine, its, strict=False))) for mine, its in pairs]
+        )
+
+    def expand(self, texts: int) -> PrefixCache:
+        """The one text of this cache, `texts` times."""
+        return PrefixCache([KeysValues(*(part.expand(texts, -1, -1) for part in layer)) for layer in self.layers])
 
 
 class PriorNetwork(nn.Module):
     """Predicts x0, eps or v of an image embedding from its noisy version, the timestep and the text.
 
     Args:
-        embed_dim: D, size of image and text embeddings, which come scaled to norm sqrt(D).
-        token_width: W, width of token states; None where there are none.
-        width: C, width of the token stream.
-        max_text_len: T, token states that are used; shorter captions are padded with learned vectors.
+        embed_dim: D, size of image embeddings.
+        text_dim: size of pooled text embeddings; None for D.
+        token_width: W, width of token states; None if the network is given none.
+        width: C, width of the token stream; D in DALLE2-pytorch.
+        depth, heads, dim_head, ff_mult: layers, attention heads and their width, and the feed-forward's inner width as
+            a multiple of C.
+        max_text_len: T, token states that are used; missing ones are replaced by learned vectors. 0 uses none.
+        num_timesteps: rows of a table of learned timestep embeddings; None takes sinusoids and a small MLP.
+        num_time_embeds, num_image_embeds, num_text_embeds: tokens that each of them is given.
+        self_cond: take the last estimate as another token (Chen et al. 2022, arXiv 2208.04202).
+        rotary_emb, norm_in, norm_out, final_proj, normformer: parts of the transformer that may be left out or added.
+        function_version: release of DALLE2-pytorch whose function is computed.
     """
 
     def __init__(
         self,
         *,
         embed_dim: int,
+        text_dim: int | None = None,
         token_width: int | None,
         width: int,
         depth: int,
         heads: int,
-        ff_mult: int,
-        dropout: float,
-        max_text_len: int,
+        dim_head: int = 64,
+        ff_mult: float = 4,
+        attn_dropout: float = 0.0,
+        ff_dropout: float = 0.0,
+        max_text_len: int = 0,
+        num_timesteps: int | None = None,
+        num_time_embeds: int = 1,
+        num_image_embeds: int = 1,
+        num_text_embeds: int = 1,
+        self_cond: bool = False,
+        rotary_emb: bool = True,
+        norm_in: bool = False,
+        norm_out: bool = True,
+        final_proj: bool = True,
+        normformer: bool = False,
+        function_version: str = LATEST_FUNCTION,
     ) -> None:
         super().__init__()
-        self.max_text_len = max_text_len
-        self.embed_dim = embed_dim
-        self.project_text = nn.Linear(embed_dim, width)
-        self.project_image = nn.Linear(embed_dim, width)
-        self.null_text = nn.Parameter(torch.zeros(width))
-        if max_text_len:
-            if token_width is None:
-                raise ValueError(f"max_text_len={max_text_len} needs token states, and there are none")
-            self.project_tokens = nn.Linear(token_width, width)
-            self.null_tokens = nn.Parameter(torch.zeros(max_text_len, width))
-            self.token_positions = nn.Parameter(torch.zeros(max_text_len, width))
-        self.time_frequencies = width // 2
-        self.embed_time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.query = nn.Parameter(torch.zeros(width))
-        self.blocks = nn.ModuleList(_Block(width, heads, ff_mult, dropout) for _ in range(depth))
-        self.final_norm = nn.LayerNorm(width)
-        self.to_embed = nn.Linear(width, embed_dim)
-        for parameter in self.parameters():
-            if parameter.ndim > 1 or parameter is self.query or parameter is self.null_text:
-                nn.init.normal_(parameter, std=0.02)
+        self.function = FunctionVersion.parse(function_version)
+        if width != embed_dim and not final_proj:
+            raise ValueError(f"final_proj=False needs a width ({width}) equal to the embedding's size ({embed_dim})")
+        if self_cond and not self.function.takes_self_cond:
+            raise ValueError(f"self_cond=True: dalle2-pytorch {function_version} had none")
+        self.embed_dim, self.width, self.max_text_len = embed_dim, width, max_text_len
+        self.text_dim, self.token_width = text_dim or embed_dim, token_width
+        self.self_cond = self_cond
+        self.takes_token_states = max_text_len > 0 and token_width is not None
+        self.to_text = _Tokens(self.text_dim, width, num_text_embeds)
+        self.to_image = _Tokens(embed_dim, width, num_image_embeds)
+        self.to_time = _TimeTokens(width, num_time_embeds, num_timesteps, self.function.real_timesteps)
+        if self.takes_token_states:
+            assert token_width is not None
+            self.to_token_states = _Tokens(token_width, width, 1)
+        if self_cond and self.function.reads_self_cond:
+            self.to_self_cond = _Tokens(embed_dim, width, 1)
+        self.query = nn.Parameter(torch.randn(width))
+        # learned padding of token states, which also takes their place where the text is dropped
+        self.null_token_states = nn.Parameter(torch.randn(max_text_len, width))
+        if self.function.has_null_tokens:
+            self.null_text = nn.Parameter(torch.randn(num_text_embeds, width))
+            self.null_image = nn.Parameter(torch.randn(width))
+        cosine = self.function.cosine_attention
+        self.norm_in = LayerNorm(width) if norm_in else nn.Identity()
+        self.positions = PositionEncoding(heads, dim_head, rotary=rotary_emb, cosine=cosine)
+        self.attention = nn.ModuleList(
+            Attention(width, heads=heads, head_width=dim_head, dropout=attn_dropout, cosine=cosine)
+            for _ in range(depth)
+        )
+        self.feed_forward = nn.ModuleList(FeedForward(width, ff_mult, ff_dropout, normformer) for _ in range(depth))
+        self.norm_out = LayerNorm(width, stable=True) if norm_out else nn.Identity()
+        self.to_embed = Linear(width, embed_dim) if final_proj else nn.Identity()
+
+    @property
+    def pads_only(self) -> bool:
+        """Whether learned padding is all that it has for token states."""
+        return self.max_text_len > 0 and not self.takes_token_states
 
     def forward(
         self,
@@ -84,85 +147,169 @@ class PriorNetwork(nn.Module):
         text_embed: torch.Tensor,
         token_states: torch.Tensor | None = None,
         drop_text: torch.Tensor | None = None,
+        drop_image: torch.Tensor | None = None,
+        self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The prediction `[B, D]` for noisy embeddings `[B, D]` at timesteps `[B]`; see `prefix` and `suffix`."""
-        return self.suffix(self.prefix(text_embed, token_states, drop_text), noisy_image_embed, timesteps)
+        cache = self.prefix(text_embed, token_states, drop_text)
+        return self.suffix(cache, noisy_image_embed, timesteps, drop_image=drop_image, self_cond=self_cond)
 
     def prefix(
         self,
         text_embed: torch.Tensor,
         token_states: torch.Tensor | None = None,
         drop_text: torch.Tensor | None = None,
+        padding: PrefixCache | None = None,
     ) -> PrefixCache:
-        """Keys and values of the text.
+        """Keys and values of B texts.
 
         Args:
-            text_embed: `[B, D]`.
-            token_states: `[B, T', W]`, rows of zeros being padding, cut at max_text_len; None if the network uses none.
-            drop_text: `[B]` bool, rows whose text is replaced by the learned null; None drops nothing.
+            text_embed: `[B, D]` (or text_dim).
+            token_states: `[B, T', W]`, rows of zeros being padding, cut at max_text_len; None if it takes none.
+            drop_text: `[B]` bool, rows whose text is replaced by learned vectors; None drops nothing.
+            padding: what `padding_prefix` gave, to be computed once where it is needed often.
+
+        Raises:
+            ValueError: token states are missing, or text is dropped of a function that had no vectors for it.
         """
-        keep = torch.ones_like(text_embed[:, :1], dtype=torch.bool) if drop_text is None else ~drop_text[:, None]
-        stream = torch.where(keep, self.project_text(text_embed), self.null_text)[:, None]  # [B, 1, C]
-        if self.max_text_len:
-            if token_states is None:
-                raise ValueError("this prior is conditioned on token states: give token_states")
-            stream = torch.cat([self._tokens(token_states, keep), stream], dim=1)  # [B, P, C]
-        layers: list[KeysValues] = []
-        for block in self.blocks:
-            stream, keys_values = block(stream, None)
-            layers.append(keys_values)
-        return PrefixCache(layers)
+        if drop_text is not None and not self.function.has_null_tokens:
+            raise ValueError(f"the function of dalle2-pytorch {self.function} cannot drop the text")
+        text = self.to_text(text_embed)  # (B, num_text_embeds, C)
+        if drop_text is not None and self.function.has_null_text:
+            text = torch.where(drop_text[:, None, None], self.null_text.to(text.dtype), text)
+        if self.pads_only:
+            padding = padding or self.padding_prefix()
+            return padding.followed_by(self._cache(text, padding))
+        if not self.takes_token_states:
+            return self._cache(text, None)
+        if token_states is None:
+            raise ValueError("this prior is conditioned on token states: give token_states")
+        return self._cache(torch.cat([self._token_states(token_states, drop_text), text], dim=1), None)
 
-    def suffix(self, cache: PrefixCache, noisy_image_embed: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """The prediction `[B, D]` for `noisy_image_embed` `[B, D]` at `timesteps` `[B]` int64."""
-        time = self.embed_time(_sinusoid(timesteps, self.time_frequencies).to(noisy_image_embed.dtype))
-        image = self.project_image(noisy_image_embed)
-        stream = torch.stack([time, image, self.query.expand_as(image)], dim=1)  # [B, 3, C]
-        for block, keys_values in zip(self.blocks, cache.layers, strict=True):
-            stream, _ = block(stream, keys_values)
-        prediction: torch.Tensor = self.to_embed(self.final_norm(stream[:, -1]))
-        return prediction
+    def padding_prefix(self) -> PrefixCache:
+        """Keys and values of the learned padding, where it is all that the network has for token states: one row."""
+        return self._cache(self.null_token_states[None], None)
 
-    def _tokens(self, token_states: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """Token states as `[B, T, C]`: padding and dropped text become a learned vector for each position."""
+    def suffix(
+        self,
+        cache: PrefixCache,
+        noisy_image_embed: torch.Tensor,
+        timesteps: torch.Tensor,
+        *,
+        drop_image: torch.Tensor | None = None,
+        self_cond: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The prediction `[N, D]` for K draws of each of the cache's B texts, all draws of a text side by side.
+
+        Args:
+            noisy_image_embed: `[N, D]`.
+            timesteps: `[N]` int64, or `[B]` where the draws of a text are at the same timestep, which is faster.
+            drop_image: `[N]` bool, rows whose noisy image is replaced by a learned vector.
+            self_cond: `[N, D]` estimates to be conditioned on, zeros if None, of a network that takes them.
+        """
+        texts, draws = cache.texts, len(noisy_image_embed) // cache.texts
+        image = self.to_image(noisy_image_embed)  # (N, num_image_embeds, C)
+        if drop_image is not None:
+            image = torch.where(drop_image[:, None, None], self.null_image.to(image.dtype), image)
+        if self_cond is None:
+            self_cond = torch.zeros_like(noisy_image_embed)
+        time = self.to_time(timesteps)  # (B or N, num_time_embeds, C)
+        tokens = [image, *self._last_tokens(image, self_cond)]
+        shared = time.shape[1]
+        if len(timesteps) != texts:
+            tokens, shared = [time, *tokens], 0
+        own = torch.cat(tokens, dim=1)  # (N, n, C)
+        length = own.shape[1]
+        stream = own.view(texts, draws * length, self.width)
+        stream = self.norm_in(torch.cat([time, stream], dim=1) if shared else stream)  # (B, L, C)
+        positions = self.positions.after(cache.tokens, shared, draws, length)
+        for attention, feed_forward, before in zip(self.attention, self.feed_forward, cache.layers, strict=True):
+            stream = stream + attention(stream, before, positions)[0]
+            stream = stream + feed_forward(stream)
+        last = stream[:, shared:].reshape(-1, length, self.width)[:, -1]  # (N, C)
+        prediction: torch.Tensor = self.to_embed(self.norm_out(last))
+        return prediction if prediction.dtype == torch.float64 else prediction.float()
+
+    def _last_tokens(self, image: torch.Tensor, self_cond: torch.Tensor) -> list[torch.Tensor]:
+        """What follows the image, `[N, _, C]` each; the prediction is read at the last."""
+        query = self.query.expand(image.shape[0], 1, -1)
+        if not self.self_cond:
+            return [query]
+        estimate = self.to_self_cond(self_cond) if self.function.reads_self_cond else torch.zeros_like(query)
+        return [estimate, query] if self.function.self_cond_before_query else [image, estimate]
+
+    def _token_states(self, token_states: torch.Tensor, drop_text: torch.Tensor | None) -> torch.Tensor:
+        """Token states as `[B, T, C]`: padding and dropped text become the learned vector of their position."""
         states = token_states[:, : self.max_text_len]
         states = F.pad(states, (0, 0, 0, self.max_text_len - states.shape[1]))
-        real = (states != 0).any(dim=-1) & keep  # [B, T]
-        return torch.where(real[..., None], self.project_tokens(states) + self.token_positions, self.null_tokens)
+        given = (states != 0).any(dim=-1)  # (B, T)
+        if drop_text is not None:
+            given = given & ~drop_text[:, None]
+        states = self.to_token_states(states.flatten(0, 1)).view(*given.shape, -1)
+        return torch.where(given[..., None], states, self.null_token_states.to(states.dtype))
 
-
-class _Block(nn.Module):
-    """Pre-norm attention and feed-forward, attending causally, and to what came before where that is given."""
-
-    def __init__(self, width: int, heads: int, ff_mult: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(width)
-        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.to_stream = nn.Linear(width, width, bias=False)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, ff_mult * width), nn.GELU(), nn.Linear(ff_mult * width, width)
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, stream: torch.Tensor, before: KeysValues | None) -> tuple[torch.Tensor, KeysValues]:
-        """`[B, n, C]` -> `[B, n, C]`, and the keys and values of these n tokens."""
-        batch, length, width = stream.shape
-        qkv = self.to_qkv(self.attention_norm(stream)).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, n, C / H]
-        keys_values = (key, value)
+    def _cache(self, tokens: torch.Tensor, before: PrefixCache | None) -> PrefixCache:
+        """Keys and values of tokens `[B, n, C]`, at the beginning or after those of one text for all."""
+        batch, length, _ = tokens.shape
+        stream = self.norm_in(tokens)
         if before is None:
-            attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+            positions = self.positions.from_start(length)
         else:
-            key, value = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
-            mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=key.device).tril(key.shape[2] - length)
-            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        stream = stream + self.dropout(self.to_stream(attended.transpose(1, 2).reshape(batch, length, width)))
-        return stream + self.dropout(self.feed_forward(stream)), keys_values
+            stream = stream.view(1, batch * length, self.width)  # texts stand side by side, as draws do
+            positions = self.positions.after(before.tokens, 0, batch, length)
+        layers: list[KeysValues] = []
+        for index, (attention, feed_forward) in enumerate(zip(self.attention, self.feed_forward, strict=True)):
+            known = before.layers[index] if before is not None else None
+            if index + 1 == len(self.attention):  # nobody reads what the last layer would add
+                own = attention.keys_values(stream, known, positions)  # type: ignore[operator]
+            else:
+                added, own = attention(stream, known, positions)
+                stream = stream + added
+                stream = stream + feed_forward(stream)
+            layers.append(KeysValues(*(part.reshape(batch, -1, part.shape[-1]) for part in own)))
+        return PrefixCache(layers)
 
 
-def _sinusoid(timesteps: torch.Tensor, frequencies: int) -> torch.Tensor:
-    """Sines and cosines of timesteps `[B]` at geometric frequencies: `[B, 2 * frequencies]` float32."""
-    steps = torch.arange(frequencies, device=timesteps.device, dtype=torch.float32)
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) / frequencies * steps)
+class _Tokens(nn.Module):
+    """An embedding as tokens of the stream: itself where it is one of the stream's width, else projected."""
+
+    def __init__(self, size: int, width: int, count: int) -> None:
+        super().__init__()
+        self.width, self.count = width, count
+        self.project = nn.Linear(size, count * width) if count > 1 or size != width else nn.Identity()
+
+    def forward(self, embed: torch.Tensor) -> torch.Tensor:
+        """`[B, size]` -> `[B, count, C]`."""
+        return self.project(embed).view(-1, self.count, self.width)  # type: ignore[no-any-return]
+
+
+class _TimeTokens(nn.Module):
+    """A timestep as tokens of the stream."""
+
+    def __init__(self, width: int, count: int, num_timesteps: int | None, real: bool) -> None:
+        super().__init__()
+        self.width, self.count, self.real = width, count, real
+        self.table = None if num_timesteps is None else nn.Embedding(num_timesteps, count * width)
+        if num_timesteps is None:
+            hidden = 2 * count * width
+            self.mlp = nn.Sequential(
+                nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
+                nn.Linear(hidden, count * width),
+            )  # fmt: skip
+
+    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """`[N]` int64 -> `[N, count, C]`."""
+        if self.table is not None:
+            return self.table(timesteps).view(-1, self.count, self.width)  # type: ignore[no-any-return]
+        angles = _sinusoid(timesteps, self.width)
+        if not self.real:
+            angles = angles.trunc()
+        tokens: torch.Tensor = self.mlp(angles.to(self.mlp[0].weight.dtype))  # type: ignore[arg-type]
+        return tokens.view(-1, self.count, self.width)
+
+
+def _sinusoid(timesteps: torch.Tensor, width: int) -> torch.Tensor:
+    """Sines, then cosines, of timesteps `[N]` at geometric frequencies from 1 to 1 / 10,000: `[N, C]` float32."""
+    steps = torch.arange(width // 2, device=timesteps.device, dtype=torch.float32)
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) / (width // 2 - 1) * steps)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

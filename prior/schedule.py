@@ -14,6 +14,8 @@ import torch
 
 _COSINE_OFFSET = 0.008
 _MAX_BETA = 0.999
+_BETAS = (1e-4, 0.02)
+"""First and last noise of Ho et al.'s 1000 timesteps."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,34 @@ class NoiseSchedule:
 
 
 def noise_schedule(name: str, timesteps: int) -> NoiseSchedule:
-    """The schedule `cosine` (Nichol and Dhariwal 2021, arXiv 2102.09672) or `linear` (Ho et al. 2020).
+    """One of DALLE2-pytorch's schedules.
 
-    The linear one is scaled so that any number of timesteps ends at the noise of the original 1000.
+    `cosine` (Nichol and Dhariwal 2021, arXiv 2102.09672); `linear` (Ho et al. 2020), `quadratic` and `sigmoid`, whose
+    betas rise between the same ends, scaled so that any number of timesteps ends at the noise of the original 1000; and
+    `jsd` (Sohl-Dickstein et al. 2015, arXiv 1503.03585), which ends at pure noise.
+
+    Raises:
+        ValueError: the name is unknown, or so few timesteps leave no such schedule.
     """
     if name == "cosine":
         grid = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
         signal = torch.cos((grid + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * math.pi / 2) ** 2
         beta = (1 - signal[1:] / signal[:-1]).clamp(max=_MAX_BETA)
-    elif name == "linear":
-        scale = 1000 / timesteps
-        beta = torch.linspace(scale * 1e-4, scale * 0.02, timesteps, dtype=torch.float64).clamp(max=_MAX_BETA)
+        return NoiseSchedule(torch.cumprod(1 - beta, dim=0))
+    if name == "jsd":
+        left = torch.arange(timesteps - 1, -1, -1, dtype=torch.float64)
+        return NoiseSchedule(left / timesteps)  # the product of 1 - 1 / (timesteps - t)
+    first, last = (1000 / timesteps * end for end in _BETAS)
+    if name == "linear":
+        beta = torch.linspace(first, last, timesteps, dtype=torch.float64)
+    elif name == "quadratic":
+        beta = torch.linspace(math.sqrt(first), math.sqrt(last), timesteps, dtype=torch.float64) ** 2
+    elif name == "sigmoid":
+        beta = torch.sigmoid(torch.linspace(-6, 6, timesteps, dtype=torch.float64)) * (last - first) + first
     else:
-        raise ValueError(f"noise_schedule={name!r}: known are cosine and linear")
+        raise ValueError(f"noise_schedule={name!r}: known are cosine, linear, quadratic, jsd and sigmoid")
+    if float(beta.max()) >= 1:
+        raise ValueError(
+            f"noise_schedule={name} needs more timesteps than {timesteps}: its last ones would be all noise"
+        )
     return NoiseSchedule(torch.cumprod(1 - beta, dim=0))

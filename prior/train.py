@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from ..pipeline.config import ReadSettings
 from ..pipeline.device import resolve
@@ -27,10 +28,10 @@ from .checkpoint import (
     save_prior,
     save_state,
 )
-from .config import TrainSettings
-from .diffusion import Condition, StepRandomness, diffusion_loss, step_randomness, to_network_scale
+from .config import DiffusionSettings, TrainSettings
+from .diffusion import Condition, StepRandomness, diffusion_loss, step_randomness
 from .ema import update_ema
-from .model import PriorConfig, build_network
+from .model import PriorConfig, build_network, build_normaliser
 from .optim import build_optimiser, learning_rate
 from .schedule import noise_schedule
 
@@ -40,6 +41,8 @@ LOG_NAME = "metrics.jsonl"
 
 _VALIDATION_STEP = 2**62
 """Key of the validation noise, which no training step reaches."""
+_NORMALISER_ROWS = 100_000
+"""Rows that the normaliser's statistics are taken from at most."""
 _ASSUMED_FLOPS = {"cpu": 5e10, "cuda": 2e13}
 """For the estimate of `--dry-run`: what 2 cores, and one GPU, sustain in float32."""
 
@@ -179,6 +182,7 @@ class Trainer:
         torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
         self._network = build_network(self._config).to(self._device)
+        self._normaliser = build_normaliser(self._config).to(self._device)
         self._average = copy.deepcopy(self._network).requires_grad_(False).eval()
         self._optimiser = build_optimiser(self._network, settings.optimiser)
         self._schedule = noise_schedule(settings.diffusion.noise_schedule, settings.diffusion.timesteps)
@@ -223,7 +227,7 @@ class Trainer:
         """One optimiser step on global batch number `self._step`; returns its mean loss and gradient norm."""
         settings = self._settings
         batch = self._read_batch(self._step)
-        random = self._randomness(self._step, len(batch.rows), settings.diffusion.text_drop)
+        random = self._randomness(self._step, len(batch.rows), settings.diffusion)
         self._network.train()
         loss = self._mean(self._losses(self._network, batch, random), batch)
         self._optimiser.zero_grad(set_to_none=True)
@@ -245,25 +249,19 @@ class Trainer:
         rows = self._order[position * size : (position + 1) * size]
         return self._dataset.take(rows, self._settings.network.max_text_len)
 
-    def _randomness(self, step: int, batch: int, text_drop: float) -> StepRandomness:
+    def _randomness(self, step: int, batch: int, diffusion: DiffusionSettings) -> StepRandomness:
         return step_randomness(
-            seed=self._settings.seed,
-            step=step,
-            batch=batch,
-            embed_dim=self._config.embed_dim,
-            timesteps=self._settings.diffusion.timesteps,
-            text_drop=text_drop,
+            seed=self._settings.seed, step=step, batch=batch, embed_dim=self._config.embed_dim, diffusion=diffusion
         )
 
     def _losses(self, network: Any, batch: EmbeddingBatch, random: StepRandomness) -> torch.Tensor:
         states = None if batch.token_states is None else torch.from_numpy(batch.token_states).to(self._device)
-        text_embed = to_network_scale(torch.from_numpy(batch.text_embed)).to(self._device)
-        image_embed = to_network_scale(torch.from_numpy(batch.image_embed)).to(self._device)
-        random = StepRandomness(
-            random.noise.to(self._device), random.timesteps.to(self._device), random.drop_text.to(self._device)
-        )
-        prediction = self._settings.diffusion.prediction
-        return diffusion_loss(network, self._schedule, prediction, image_embed, Condition(text_embed, states), random)
+        text_embed = F.normalize(torch.from_numpy(batch.text_embed).float().to(self._device), dim=-1)
+        return diffusion_loss(
+            network, self._schedule, self._settings.diffusion, self._normaliser,
+            torch.from_numpy(batch.image_embed).to(self._device), Condition(text_embed, states),
+            random.to(self._device),
+        )  # fmt: skip
 
     def _validation_batch(self) -> tuple[EmbeddingBatch, StepRandomness] | None:
         split: Split = "validation"
@@ -271,7 +269,15 @@ class Trainer:
         if len(rows) == 0:
             return None
         batch = self._dataset.take(rows, self._settings.network.max_text_len)
-        return batch, self._randomness(_VALIDATION_STEP, len(rows), text_drop=0.0)
+        whole = self._settings.diffusion.model_copy(update={"text_drop": 0.0, "image_drop": 0.0})
+        return batch, self._randomness(_VALIDATION_STEP, len(rows), whole)
+
+    def _fit_normaliser(self) -> None:
+        """Take the normaliser's statistics from training rows."""
+        if self._settings.diffusion.normaliser == "sqrt_dim":
+            return
+        rows = self._dataset.epoch_order("train", self._settings.seed, 0)[:_NORMALISER_ROWS]
+        self._normaliser.fit(torch.from_numpy(self._dataset.take(rows).image_embed).to(self._device))
 
     @torch.no_grad()
     def _validate(self, batch: EmbeddingBatch, random: StepRandomness) -> float:
@@ -303,6 +309,7 @@ class Trainer:
             network=dict(self._network.state_dict()),
             average=dict(self._average.state_dict()),
             optimiser=optimiser_tensors(self._optimiser, self._network),
+            normaliser=dict(self._normaliser.state_dict()),
             torch_random=torch.get_rng_state(),
         )
         fingerprint = self._folder.manifest.settings_fingerprint
@@ -311,14 +318,16 @@ class Trainer:
     def _restore(self) -> int:
         store = self._folder.store
         state = load_state(store, self._folder.manifest.settings_fingerprint)
-        if state is None:
-            return 0
-        if store.size(LOG_NAME) is None:
+        if state is not None and store.size(LOG_NAME) is None:
             # every checkpoint follows a log; one without is what a killed --overwrite left of the old training
             clear_states(store)
+            state = None
+        if state is None:
+            self._fit_normaliser()
             return 0
         self._network.load_state_dict(state.network)
         self._average.load_state_dict(state.average)
+        self._normaliser.load_state_dict(state.normaliser)
         restore_optimiser(self._optimiser, self._network, state.optimiser)
         torch.set_rng_state(state.torch_random)
         with store.open(LOG_NAME) as file:
@@ -331,7 +340,7 @@ class Trainer:
         manifest = self._folder.manifest
         input = self._dataset.content_fingerprint
         commit = ShardCommit(self._folder.store, RECORD, input=input, settings=manifest.settings_fingerprint)
-        save_prior(commit.create, self._config, self._average)
+        save_prior(commit.create, self._config, self._average, self._normaliser)
         with commit.create(LOG_NAME) as file:
             file.write("".join(json.dumps(line) + "\n" for line in self._log).encode())
         self._folder.add(commit.commit(rows=self._rows))

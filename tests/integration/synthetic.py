@@ -116,7 +116,7 @@ SMALL_TRAIN = TrainSettings(
 
 
 def changed(settings: TrainSettings, **values: Any) -> TrainSettings:
-    """Settings with dotted names (`network__dropout`) replaced, validated again."""
+    """Settings with dotted names (`network__ff_dropout`) replaced, validated again."""
     dumped = settings.model_dump()
     for name, value in values.items():
         *outer, last = name.split("__")

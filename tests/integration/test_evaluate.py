@@ -15,7 +15,6 @@ import torch
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import FolderError, InputError
 from priorkit.pipeline.read import EmbeddingDataset
-from priorkit.prior.checkpoint import load_prior
 from priorkit.prior.config import EvaluateSettings, SampleSettings
 from priorkit.prior.evaluate import (
     compute_metrics,
@@ -28,6 +27,7 @@ from priorkit.prior.evaluate import (
     read_metrics,
     row_values,
 )
+from priorkit.prior.load import load_prior
 from priorkit.prior.train import train
 
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
@@ -294,7 +294,7 @@ def test_a_folder_with_other_work_is_left_alone(prior: Path, embeddings: Path, t
 def test_a_prior_that_draws_nan_is_refused(prior: Path, embeddings: Path, tmp_path: Path) -> None:
     loaded = load_prior(str(prior))
     with torch.no_grad():
-        loaded.network.to_embed.bias[3] = float("nan")
+        loaded.network.to_embed.weight[3] = float("nan")
     with pytest.raises(InputError, match="not finite"):
         compute_metrics(loaded, EmbeddingDataset(str(embeddings), READ), SETTINGS)
 

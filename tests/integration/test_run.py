@@ -19,9 +19,9 @@ from priorkit.pipeline.config import parse_settings
 from priorkit.pipeline.errors import FolderError, InputError, Interrupted, SettingsError
 from priorkit.pipeline.read import EmbeddingDataset
 from priorkit.pipeline.stage import ProgressCallback, StagePlan
-from priorkit.prior.checkpoint import load_prior
 from priorkit.prior.evaluate import read_metrics
 from priorkit.prior.gallery import draw_gallery, nearest_images, read_images
+from priorkit.prior.load import load_prior
 from priorkit.prior.recipe import Recipe
 from priorkit.prior.run import STAGES, check, plan, run, stage_name
 from priorkit.prior.status import stage_states

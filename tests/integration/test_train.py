@@ -19,8 +19,8 @@ import torch
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import FolderError, InputError, Interrupted, PriorkitError
 from priorkit.pipeline.read import EmbeddingDataset
-from priorkit.prior.checkpoint import load_prior
 from priorkit.prior.config import TrainSettings
+from priorkit.prior.load import load_prior
 from priorkit.prior.train import plan_train, train
 
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
@@ -96,7 +96,7 @@ def test_other_predictions_learn_too(
 
 def test_token_states_condition_the_prior(small_train: TrainSettings, tmp_path: Path) -> None:
     """They say what the text embedding does not, and here a prior without them cannot know it."""
-    token_embeddings = write_embeddings(tmp_path / "embeddings", token_states=True)
+    token_embeddings = write_embeddings(tmp_path / "embeddings", rows=4000, token_states=True)
     validation = {}
     for name, max_text_len in (("with", 3), ("without", 0)):
         settings = changed(small_train, steps=200, network__max_text_len=max_text_len, checkpoint_every=200)
@@ -128,7 +128,7 @@ def test_golden_losses(small_train: TrainSettings, tmp_path: Path) -> None:
 def test_a_run_repeats_and_its_seed_matters(
     synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
-    settings = changed(small_train, network__dropout=0.1)
+    settings = changed(small_train, network__attn_dropout=0.1, network__ff_dropout=0.1)
     for name in ("one", "two"):
         torch.manual_seed(len(name))
         torch.randn(3)
@@ -156,7 +156,7 @@ def test_stopped_and_resumed_is_bitwise_uninterrupted(
     synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path, folder_bytes: FolderBytes, seed: int
 ) -> None:
     """With dropout, so that the state of torch's generator is part of it."""
-    settings = changed(small_train, network__dropout=0.1)
+    settings = changed(small_train, network__attn_dropout=0.1, network__ff_dropout=0.1)
     train(str(synthetic_embeddings), str(tmp_path / "whole"), settings)
     random = np.random.default_rng(seed)
     stops = 0
@@ -276,7 +276,7 @@ def test_killed_and_resumed_is_bitwise_uninterrupted(
     small_train: TrainSettings, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
     embeddings = write_embeddings(tmp_path / "embeddings")
-    settings = changed(small_train, steps=80, network__dropout=0.1, checkpoint_every=3)
+    settings = changed(small_train, steps=80, network__attn_dropout=0.1, network__ff_dropout=0.1, checkpoint_every=3)
     kill_and_compare(embeddings, settings, tmp_path, folder_bytes, kills=3)
 
 
@@ -285,7 +285,7 @@ def test_killed_twenty_times_and_resumed_is_bitwise_uninterrupted(
     small_train: TrainSettings, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
     embeddings = write_embeddings(tmp_path / "embeddings")
-    settings = changed(small_train, steps=400, network__dropout=0.1, checkpoint_every=3)
+    settings = changed(small_train, steps=400, network__attn_dropout=0.1, network__ff_dropout=0.1, checkpoint_every=3)
     kill_and_compare(embeddings, settings, tmp_path, folder_bytes, kills=20)
 
 

@@ -26,7 +26,7 @@ from priorkit.prior.demo import DEFAULT_PORT
 from priorkit.prior.model import Prior
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
-COMMANDS = ["download", "embed", "inspect", "train", "evaluate", "sample", "run", "status", "demo"]
+COMMANDS = ["download", "embed", "inspect", "train", "evaluate", "sample", "convert", "run", "status", "demo"]
 FOLDERS = FolderSettings()
 
 DEFAULTS = {
@@ -54,6 +54,10 @@ DEFAULTS = {
     ("sample", "sampler"): SampleSettings().sampler,
     ("sample", "seed"): 0,
     ("sample", "device"): "auto",
+    ("sample", "dtype"): "float32",
+    ("sample", "guidance"): SampleSettings().guidance,
+    ("sample", "weights"): "ema",
+    ("convert", "weights"): "ema",
     ("run", "until"): "evaluate",
     ("status", "recipe"): "default folders",
     ("copy", "destination"): ".",
@@ -126,7 +130,7 @@ def test_no_workers_means_this_process() -> None:
 
 def test_the_defaults_of_sample_are_those_of_the_function_where_it_has_them() -> None:
     parameters = inspect.signature(Prior.sample).parameters
-    for name in ("guidance_scale", "steps", "sampler", "seed"):
+    for name in ("guidance_scale", "guidance", "steps", "sampler", "seed"):
         assert parameters[name].default == DEFAULTS["sample", name]
 
 
@@ -147,7 +151,7 @@ def test_every_stage_has_the_options_of_the_design() -> None:
         (["download", "urls.parquet", "--limit", "0"], "'--limit'"),
         (["train", "demo", "--limit", "-3"], "'--limit'"),
         (["download", "urls.parquet", "--image-size", "big"], "'--image-size'"),
-        (["sample", "data/prior"], "prompts"),
+        (["sample"], "prior"),
         (["sample", "data/prior", "a cat", "--steps", "0"], "'--steps'"),
         (["demo", "--port", "70000"], "'--port'"),
         (["recipes", "no-such-command"], "no-such-command"),
@@ -177,6 +181,7 @@ def test_a_command_line_that_does_not_parse_exits_with_2(arguments: list[str], n
         (["recipes", "copy", "nothing"], "no recipe 'nothing'; there are custom, demo"),
         (["sample", "data/prior", "a cat", "--output", "samples.txt"], "--output samples.txt: end it with .npy"),
         (["sample", "data/prior", "a cat"], "no prior is there"),
+        (["sample", "data/prior"], "give one of: captions, --prompts FILE, --embeddings FOLDER"),
         (["inspect", "nothing/here"], "nothing/here"),
         (["download", "nothing.parquet"], "nothing.parquet: no such file or folder"),
         (["embed", "nothing"], "nothing"),

@@ -18,7 +18,7 @@ from priorkit.pipeline.storage import Store
 from priorkit.prior.checkpoint import (
     TrainState,
     clear_states,
-    load_prior,
+    load_folder,
     load_state,
     optimiser_tensors,
     restore_optimiser,
@@ -26,11 +26,13 @@ from priorkit.prior.checkpoint import (
     save_state,
 )
 from priorkit.prior.config import OptimiserSettings
-from priorkit.prior.model import PriorConfig, build_network
+from priorkit.prior.model import Prior, PriorConfig, build_network, build_normaliser
 from priorkit.prior.network import PriorNetwork
+from priorkit.prior.normalise import EmbeddingNormaliser
 from priorkit.prior.optim import build_optimiser
 
 MakeConfig = Callable[..., PriorConfig]
+MakePrior = Callable[..., Prior]
 
 
 @pytest.fixture
@@ -43,13 +45,13 @@ def saved(config: PriorConfig, tmp_path: Path) -> tuple[Path, PriorNetwork]:
     """The folder of a prior, and its network."""
     torch.manual_seed(0)
     network = build_network(config)
-    save_prior(Store(str(tmp_path)).create, config, network)
+    save_prior(Store(str(tmp_path)).create, config, network, build_normaliser(config))
     return tmp_path, network
 
 
 def test_a_prior_comes_back_bit_for_bit(saved: tuple[Path, PriorNetwork], config: PriorConfig) -> None:
     folder, network = saved
-    prior = load_prior(str(folder))
+    prior = load_folder(str(folder))
     assert prior.config == config
     loaded = prior.network.state_dict()
     assert loaded.keys() == network.state_dict().keys()
@@ -62,7 +64,7 @@ def test_a_prior_comes_back_bit_for_bit(saved: tuple[Path, PriorNetwork], config
 def test_two_saves_are_the_same_bytes(saved: tuple[Path, PriorNetwork], config: PriorConfig) -> None:
     folder, network = saved
     again = folder / "again"
-    save_prior(Store(str(again)).create, config, copy.deepcopy(network))
+    save_prior(Store(str(again)).create, config, copy.deepcopy(network), build_normaliser(config))
     for name in ("config.json", "model.safetensors"):
         assert (folder / name).read_bytes() == (again / name).read_bytes()
 
@@ -74,6 +76,7 @@ def test_a_prior_needs_no_pickle_and_describes_itself(saved: tuple[Path, PriorNe
     assert described["network"] == config.network.model_dump()
     assert described["diffusion"]["prediction"] == "v"
     assert described["clip"] == config.clip
+    assert described["format_version"] == 2
     with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(network.state_dict())
 
@@ -81,14 +84,64 @@ def test_a_prior_needs_no_pickle_and_describes_itself(saved: tuple[Path, PriorNe
 def test_a_prior_on_a_remote_store(config: PriorConfig) -> None:
     store = Store("memory://checkpoint-test/prior")
     network = build_network(config)
-    save_prior(store.create, config, network)
-    loaded = load_prior("memory://checkpoint-test/prior").network
+    save_prior(store.create, config, network, build_normaliser(config))
+    loaded = load_folder("memory://checkpoint-test/prior").network
     assert torch.equal(loaded.query, network.query)
+
+
+def fitted(config: PriorConfig) -> EmbeddingNormaliser:
+    """A normaliser with statistics of its own."""
+    normaliser = build_normaliser(config)
+    normaliser.fit(torch.randn(100, 8, generator=torch.Generator().manual_seed(4)) + 1)
+    return normaliser
+
+
+@pytest.mark.parametrize("kind", ["sqrt_dim", "standardise", "whiten"])
+def test_the_normaliser_comes_back_too(make_prior: MakePrior, tmp_path: Path, kind: str) -> None:
+    prior = make_prior(diffusion={"normaliser": kind})
+    prior.normaliser.load_state_dict(fitted(prior.config).state_dict())
+    save_prior(Store(str(tmp_path)).create, prior.config, prior.network, prior.normaliser)
+    loaded = load_folder(str(tmp_path))
+    statistics = prior.normaliser.state_dict()
+    assert loaded.normaliser.state_dict().keys() == statistics.keys()
+    assert all(torch.equal(value, statistics[name]) for name, value in loaded.normaliser.state_dict().items())
+    with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
+        names = {f"normaliser.{name}" for name in ("mean", "to_unit", "from_unit")} if kind != "sqrt_dim" else set()
+        assert set(file.keys()) == set(prior.network.state_dict()) | names
+    text = torch.randn(3, 8, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(loaded.sample(text_embed=text, steps=3), prior.sample(text_embed=text, steps=3))
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"self_cond": True, "num_text_embeds": 2, "num_timesteps": 100, "normformer": True, "norm_in": True},
+        {"max_text_len": 4, "token_width": None, "function_version": "0.23.10"},
+        {"text_dim": 12, "final_proj": False, "embed_dim": 16, "norm_out": False},
+    ],
+)
+def test_every_switch_comes_back(make_prior: MakePrior, tmp_path: Path, switches: dict[str, Any]) -> None:
+    prior = make_prior(**switches)
+    save_prior(Store(str(tmp_path)).create, prior.config, prior.network, prior.normaliser)
+    loaded = load_folder(str(tmp_path))
+    assert loaded.config == prior.config
+    text = torch.randn(3, prior.network.text_dim, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(loaded.sample(text_embed=text, steps=3), prior.sample(text_embed=text, steps=3))
+
+
+def test_a_prior_that_has_sampled_is_saved_as_before(make_prior: MakePrior, tmp_path: Path) -> None:
+    """Packed weights and constants of guidance are no part of it."""
+    prior = make_prior(4)
+    for name in ("before", "after"):
+        save_prior(Store(str(tmp_path / name)).create, prior.config, prior.network, prior.normaliser)
+        prior.sample(text_embed=torch.ones(2, 8), token_states=torch.ones(2, 4, 6), steps=2, guidance_scale=2.0)
+    before, after = (tmp_path / name / "model.safetensors" for name in ("before", "after"))
+    assert before.read_bytes() == after.read_bytes()
 
 
 def refused(folder: Path, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        load_prior(str(folder))
+        load_folder(str(folder))
 
 
 @pytest.mark.parametrize("kept", [0, 4, 8, 100, -1])
@@ -146,9 +199,17 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda d: d["diffusion"].update(prediction="x1"), r"config\.json.*prediction"),
         (lambda d: d.update(embed_dim="eight"), r"config\.json.*embed_dim"),
         (lambda d: d.update(embed_dim=-8), r"config\.json.*embed_dim"),
-        (lambda d: d.update(token_width=None), r"config\.json.*token"),
+        (
+            lambda d: d.update(token_width=None),
+            r"model\.safetensors does not fit its config: .*unknown \['to_token_states",
+        ),
+        (lambda d: d["network"].update(function_version="2.0"), r"config\.json.*function_version.*2\.0: releases"),
+        (lambda d: d["network"].update(num_timesteps=50), r"config\.json.*num_timesteps=50 is fewer than"),
+        (lambda d: d["network"].update(num_timesteps=200), r"model\.safetensors.*missing \['to_time\.table\.weight'\]"),
+        (lambda d: d["diffusion"].update(normaliser="whiten"), r"model\.safetensors.*missing \['from_unit', 'mean',"),
         (lambda d: d.update(clip="ViT"), r"config\.json.*clip"),
-        (lambda d: d.update(format_version=2), r"config\.json.*format version 2"),
+        (lambda d: d.update(format_version=1), r"config\.json has format version 1; this priorkit reads 2"),
+        (lambda d: d.pop("format_version"), r"config\.json has format version None"),
     ],
 )
 def test_a_wrong_config_is_named(
@@ -194,6 +255,7 @@ def state_of(network: PriorNetwork, step: int) -> TrainState:
         network=dict(network.state_dict()),
         average={name: value * 2 for name, value in network.state_dict().items()},
         optimiser=optimiser_tensors(optimiser, network),
+        normaliser={"mean": torch.arange(8.0), "to_unit": torch.full((8,), 2.0), "from_unit": torch.full((8,), 0.5)},
         torch_random=torch.get_rng_state(),
     )
 
@@ -210,7 +272,7 @@ def test_a_state_comes_back_bit_for_bit(store: Store, config: PriorConfig) -> No
     loaded = load_state(store, "settings")
     assert loaded is not None
     assert loaded.step == 7
-    for part in ("network", "average", "optimiser"):
+    for part in ("network", "average", "optimiser", "normaliser"):
         before, after = getattr(state, part), getattr(loaded, part)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before), part
@@ -247,6 +309,7 @@ def test_equal_states_are_equal_files(store: Store, config: PriorConfig, tmp_pat
         network=dict(reversed(state.network.items())),
         average=state.average,
         optimiser=dict(reversed(state.optimiser.items())),
+        normaliser=dict(reversed(state.normaliser.items())),
         torch_random=state.torch_random,
     )
     save_state(store, state, "settings", keep=2)

@@ -56,7 +56,7 @@ def test_decay_is_for_matrices_and_every_parameter_is_in_one_group(make_network:
         expected = 0.0 if name.endswith(".bias") or "norm" in name or parameter.ndim == 1 else 0.3
         assert decay[id(parameter)] == expected, name
     assert decay[id(network.query)] == 0.0
-    assert decay[id(network.project_text.weight)] == 0.3
+    assert decay[id(network.to_text.project.weight)] == 0.3
     assert {group["betas"] for group in optimiser.param_groups} == {(0.9, 0.97)}
 
 

@@ -10,7 +10,8 @@ import torch
 
 from priorkit.prior.schedule import NoiseSchedule, noise_schedule
 
-NAMES = ("cosine", "linear")
+NAMES = ("cosine", "linear", "quadratic", "sigmoid")
+"""Those that leave some signal."""
 
 
 @pytest.mark.parametrize("timesteps", [10, 100, 1000])
@@ -28,11 +29,30 @@ def test_cosine_is_its_closed_form(timesteps: int) -> None:
 
 
 @pytest.mark.parametrize("timesteps", [50, 100, 1000])
-def test_linear_is_its_closed_form(timesteps: int) -> None:
-    scale = 1000 / timesteps
-    betas = [min(0.999, scale * (1e-4 + (0.02 - 1e-4) * step / (timesteps - 1))) for step in range(timesteps)]
+@pytest.mark.parametrize("name", ["linear", "quadratic", "sigmoid"])
+def test_schedules_of_rising_betas_are_their_closed_forms(name: str, timesteps: int) -> None:
+    first, last = 1000 / timesteps * 1e-4, 1000 / timesteps * 0.02
+    betas = []
+    for step in range(timesteps):
+        share = step / (timesteps - 1)
+        if name == "linear":
+            betas.append(first + share * (last - first))
+        elif name == "quadratic":
+            betas.append((first**0.5 + share * (last**0.5 - first**0.5)) ** 2)
+        else:
+            betas.append(first + (last - first) / (1 + math.exp(6 - 12 * share)))
     expected = np.exp(np.cumsum(np.log1p(-np.array(betas))))
-    np.testing.assert_allclose(noise_schedule("linear", timesteps).alpha_bar.numpy(), expected, rtol=1e-10)
+    np.testing.assert_allclose(noise_schedule(name, timesteps).alpha_bar.numpy(), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("timesteps", [2, 10, 1000])
+def test_jsd_is_its_closed_form(timesteps: int) -> None:
+    """beta(t) = 1 / (T - t), whose product telescopes; it ends at pure noise."""
+    betas = 1 / (timesteps - np.arange(timesteps))
+    alpha_bar = noise_schedule("jsd", timesteps).alpha_bar
+    np.testing.assert_allclose(alpha_bar.numpy(), np.cumprod(1 - betas), rtol=1e-10, atol=1e-14)
+    assert alpha_bar[-1] == 0
+    assert (alpha_bar.diff() < 0).all()
 
 
 def test_linear_of_1000_has_the_known_endpoints() -> None:
@@ -49,7 +69,7 @@ def test_linear_ends_at_about_the_same_noise_for_any_number_of_timesteps(timeste
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("timesteps", [2, 7, 100, 1000])
+@pytest.mark.parametrize("timesteps", [21, 100, 1000])
 def test_signal_falls_strictly_and_stays_inside_zero_and_one(name: str, timesteps: int) -> None:
     schedule = noise_schedule(name, timesteps)
     assert len(schedule) == timesteps
@@ -102,6 +122,31 @@ def test_a_perfect_prediction_gives_back_x0_and_noise(prediction: str, name: str
     torch.testing.assert_close(schedule.to_eps(x0, x_t, timesteps)[late], noise[late], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+def test_pure_noise_leaves_x0_finite(prediction: str) -> None:
+    schedule, last = noise_schedule("jsd", 10), torch.tensor([9])
+    x0, noise = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 3.0]])
+    x_t = schedule.add_noise(x0, noise, last)
+    assert torch.equal(x_t, noise)
+    found = schedule.to_x0(prediction, schedule.target(prediction, x0, noise, last), x_t, last)
+    torch.testing.assert_close(found, x0)
+    torch.testing.assert_close(schedule.to_eps(x0, x_t, last), noise)
+
+
+@pytest.mark.parametrize("timesteps", [2, 5])
+def test_short_cosine_and_jsd_schedules_are_allowed(timesteps: int) -> None:
+    for name in ("cosine", "jsd"):
+        alpha_bar = noise_schedule(name, timesteps).alpha_bar
+        assert (alpha_bar.diff() < 0).all()
+        assert alpha_bar[-1] >= 0
+
+
+@pytest.mark.parametrize("name", ["linear", "quadratic", "sigmoid"])
+def test_too_few_timesteps_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"noise_schedule={name} needs more timesteps than 10"):
+        noise_schedule(name, 10)
+
+
 def test_an_unknown_schedule_is_named() -> None:
-    with pytest.raises(ValueError, match=r"'sigmoid'.*cosine and linear"):
-        noise_schedule("sigmoid", 100)
+    with pytest.raises(ValueError, match=r"'cosin': known are cosine, linear, quadratic, jsd and sigmoid"):
+        noise_schedule("cosin", 100)

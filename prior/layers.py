@@ -1,0 +1,273 @@
+"""The layers of the prior network: linear, norm, feed-forward, and attention that can continue from a cache.
+
+Letters: B texts, L tokens of a text (side by side those of all its draws), P cached positions, C width of the stream,
+H heads, A width of a head.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .function import DOT_PRODUCT_BIAS
+
+_COSINE_SCALE = 16.0
+_BUCKETS = 32
+_MAX_DISTANCE = 128
+_ROTARY_WIDTH = 32
+_PACKED_ROWS = 64
+"""Rows that the layout of packed weights is chosen for; measured best of 1, 12 and 64 for 1 to 1,028 rows."""
+
+
+class KeysValues(NamedTuple):
+    """Keys and values of cached positions, shared by all heads."""
+
+    keys: torch.Tensor
+    """`[B, P, A]`, rotated, and of norm 1 where attention is by cosine."""
+    values: torch.Tensor
+    """`[B, P, A]`."""
+
+    def append(self, other: KeysValues) -> KeysValues:
+        """These positions, then the others; of the same rows, or these of one row for all."""
+        rows = other.keys.shape[0]
+        mine = (part.expand(rows, -1, -1) for part in self)
+        return KeysValues(*(torch.cat(pair, dim=1) for pair in zip(mine, other, strict=True)))
+
+
+class Positions(NamedTuple):
+    """What attention knows of the places of L tokens of a text."""
+
+    bias: torch.Tensor
+    """`[H, L, 1 + L]` at the beginning, `[L * H, P + L]` after a cache; -inf where a token must not look."""
+    rotation: torch.Tensor | None
+    """Complex numbers `[L, 1, rotated / 2]` of size 1, which pairs of coordinates are multiplied by."""
+
+
+@functools.cache
+def packing_available(dtype: torch.dtype) -> bool:
+    """Whether this torch and machine have the (private) operators that multiply by weights in oneDNN's own layout."""
+    operators = torch.ops.mkldnn
+    if not (torch._C._has_mkldnn and hasattr(operators, "_linear_pointwise")):
+        return False
+    if not hasattr(operators, "_reorder_linear_weight"):
+        return False
+    if dtype == torch.bfloat16:
+        return hasattr(operators, "_is_mkldnn_bf16_supported") and bool(operators._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
+
+
+class Linear(nn.Linear):
+    """A linear layer without bias that, for inference on the CPU, keeps a copy of its weight in oneDNN's layout.
+
+    A step of sampling multiplies a dozen rows by all weights of the network, so that reading weights is its cost; from
+    this layout they are read at twice to four times the speed. The copy follows changes of the weight.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self._packed: torch.Tensor | None = None
+        # the weight itself and not its address, where after a change of type and back another might lie
+        self._packed_from: tuple[torch.Tensor, int] | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., in]` of any float type -> `[..., out]` in the type of the weight."""
+        x = x.to(self.weight.dtype)
+        weight = self.weight
+        if not (torch.is_inference_mode_enabled() and weight.device.type == "cpu" and packing_available(weight.dtype)):
+            return F.linear(x, weight)
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._pack(), None, "none", [], "")
+        return product
+
+    def _pack(self) -> torch.Tensor:
+        weight, version = self.weight, 0 if self.weight.is_inference() else self.weight._version
+        if self._packed_from is not None:
+            source, packed_version = self._packed_from
+            if (source.data_ptr(), packed_version) != (weight.data_ptr(), version):
+                self._packed = None
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS)
+            self._packed_from = (weight.detach(), version)
+        return self._packed
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the packed copy, which cannot be copied."""
+        return {**self.__dict__, "_packed": None, "_packed_from": None}
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with a gain and no bias, in float32 whatever the type of its input.
+
+    `stable` divides by the largest coordinate first, as the final norm of DALLE2-pytorch does; by the largest, not the
+    largest in size, so that it may flip signs.
+    """
+
+    def __init__(self, width: int, stable: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.stable = stable
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., C]` -> `[..., C]` float32, or float64 of float64."""
+        x = x if x.dtype == torch.float64 else x.float()
+        if self.stable:
+            x = x / x.amax(dim=-1, keepdim=True).detach()
+        return F.layer_norm(x, x.shape[-1:], self.weight)
+
+
+class FeedForward(nn.Module):
+    """Norm, SwiGLU (Shazeer 2020, arXiv 2002.05202), and in a normformer (arXiv 2110.09456) another norm after it."""
+
+    def __init__(self, width: int, mult: float, dropout: float, normformer: bool) -> None:
+        super().__init__()
+        inner = int(mult * width)
+        self.norm = LayerNorm(width)
+        self.to_inner = Linear(width, 2 * inner)
+        self.inner_norm = LayerNorm(inner) if normformer else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.to_stream = Linear(inner, width)
+
+    def forward(self, stream: torch.Tensor) -> torch.Tensor:
+        """`[B, L, C]` -> what is to be added to it."""
+        value, gate = self.to_inner(self.norm(stream)).chunk(2, dim=-1)  # each (B, L, inner)
+        added: torch.Tensor = self.to_stream(self.dropout(self.inner_norm(value * F.silu(gate))))
+        return added
+
+
+class Attention(nn.Module):
+    """Causal attention with one head of keys and values (Shazeer 2019, arXiv 1911.02150) and a learned null position.
+
+    Every query sees the null position, the cached ones, and those of its own row up to itself.
+    """
+
+    def __init__(self, width: int, *, heads: int, head_width: int, dropout: float, cosine: bool) -> None:
+        super().__init__()
+        self.heads, self.head_width, self.dropout, self.cosine = heads, head_width, dropout, cosine
+        self.logit_scale = _COSINE_SCALE if cosine else 1 / math.sqrt(head_width)
+        self.norm = LayerNorm(width)
+        self.to_qkv = Linear(width, (heads + 2) * head_width)
+        self.null = nn.Parameter(torch.randn(2, head_width))
+        self.to_stream = Linear(heads * head_width, width)
+        self.out_norm = LayerNorm(width)
+
+    def forward(
+        self, stream: torch.Tensor, before: KeysValues | None, positions: Positions
+    ) -> tuple[torch.Tensor, KeysValues]:
+        """What is to be added to `[B, L, C]`, and the keys and values of its tokens, after the null where they begin.
+
+        Args:
+            before: keys and values of what precedes; None at the beginning.
+        """
+        query, own = self._project(stream, positions)
+        if before is None:
+            own = self._null_position(own.keys).append(own)
+            attended = self._attend_from_start(query, own, positions.bias)
+        else:
+            attended = self._attend_after(query, before.append(own), positions.bias)
+        return self.out_norm(self.to_stream(attended)), own
+
+    def keys_values(self, stream: torch.Tensor, before: KeysValues | None, positions: Positions) -> KeysValues:
+        """Only the keys and values of `forward`, for a last layer whose output nobody reads."""
+        _, own = self._project(stream, positions)
+        return self._null_position(own.keys).append(own) if before is None else own
+
+    def _project(self, stream: torch.Tensor, positions: Positions) -> tuple[torch.Tensor, KeysValues]:
+        """Queries `[B, L, H, A]`, and keys and values `[B, L, A]`."""
+        qkv = self.to_qkv(self.norm(stream)).unflatten(-1, (self.heads + 2, self.head_width))
+        qkv = qkv if qkv.dtype == torch.float64 else qkv.float()
+        query_key, value = qkv[..., :-1, :], qkv[..., -1, :]  # the key as one more head
+        if positions.rotation is not None:
+            pairs = query_key[..., : 2 * positions.rotation.shape[-1]].unflatten(-1, (-1, 2))
+            torch.view_as_complex(pairs).mul_(positions.rotation)  # qkv is this layer's own
+        query_key = self._direction(query_key)
+        return query_key[..., :-1, :], KeysValues(query_key[..., -1, :], value)
+
+    def _direction(self, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(x, dim=-1) if self.cosine else x
+
+    def _null_position(self, like: torch.Tensor) -> KeysValues:
+        key, value = self.null.to(like.dtype)
+        rows = (like.shape[0], 1, self.head_width)
+        return KeysValues(self._direction(key).expand(rows), value.expand(rows))
+
+    def _attend_from_start(self, query: torch.Tensor, own: KeysValues, bias: torch.Tensor) -> torch.Tensor:
+        """Attention to the null and one another: `[B, L, H * A]`."""
+        kind = self.to_qkv.weight.dtype
+        keys, values = (part[:, None].expand(-1, self.heads, -1, -1).to(kind) for part in own)
+        attended = F.scaled_dot_product_attention(
+            query.transpose(1, 2).to(kind), keys, values, attn_mask=bias.to(kind)[None], scale=self.logit_scale,
+            dropout_p=self.dropout if self.training else 0.0,
+        )  # fmt: skip
+        return attended.transpose(1, 2).flatten(2)
+
+    def _attend_after(self, query: torch.Tensor, known: KeysValues, bias: torch.Tensor) -> torch.Tensor:
+        """Attention to what is cached and one another: `[B, L, H * A]`.
+
+        All tokens and heads of a text ask in one product, in which `bias` hides from each what it must not see; so the
+        cache is repeated neither for heads nor for draws.
+        """
+        batch, length, heads, width = query.shape
+        query = query.reshape(batch, length * heads, width)
+        keys = known.keys.transpose(1, 2)
+        logits = torch.baddbmm(bias, query, keys, alpha=self.logit_scale)  # (B, L * H, P + L)
+        weights = F.dropout(logits.softmax(dim=-1), self.dropout, self.training)
+        return (weights @ known.values).view(batch, length, heads * width)
+
+
+class PositionEncoding(nn.Module):
+    """A learned bias of each head for each bucket of distances, and rotary embedding.
+
+    The bias is T5's (Raffel et al. 2019, arXiv 1910.10683); the null position counts as a token, one before the first.
+    A dot-product function multiplies it by 128. Rotary embedding (Su et al. 2021, arXiv 2104.09864) turns the first 32
+    coordinates of queries and keys.
+    """
+
+    def __init__(self, heads: int, head_width: int, *, rotary: bool, cosine: bool) -> None:
+        super().__init__()
+        self.bias = nn.Embedding(_BUCKETS, heads)
+        self.bias_scale = 1.0 if cosine else DOT_PRODUCT_BIAS
+        self.rotated = min(_ROTARY_WIDTH, head_width) if rotary else 0
+
+    def from_start(self, length: int) -> Positions:
+        """What the first L = `length` tokens need."""
+        places = torch.arange(length, device=self.bias.weight.device)
+        keys = torch.arange(length + 1, device=places.device)
+        bias = self._bias(places, keys).masked_fill((keys > places[:, None] + 1)[..., None], -math.inf)
+        return Positions(bias.permute(2, 0, 1), self._rotation(places))
+
+    def after(self, cached: int, shared: int, draws: int, own: int) -> Positions:
+        """What the L = shared + draws * own tokens after `cached` ones need.
+
+        The shared tokens come first; those of each draw follow them, and do not see those of other draws.
+        """
+        device = self.bias.weight.device
+        index = torch.arange(shared + draws * own, device=device)
+        draw = torch.where(index < shared, -1, (index - shared) // own)
+        places = cached + torch.where(index < shared, index, shared + (index - shared) % own)
+        keys = torch.cat([torch.arange(cached + 1, device=device), places + 1])
+        seen = (places <= places[:, None]) & ((draw == draw[:, None]) | (draw == -1))  # (L, L)
+        seen = torch.cat([seen.new_ones(len(places), cached + 1), seen], dim=1)  # (L, P + L)
+        bias = self._bias(places, keys).masked_fill(~seen[..., None], -math.inf)
+        return Positions(bias.transpose(1, 2).flatten(0, 1), self._rotation(places))
+
+    def _bias(self, places: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Bias `[L, keys, H]` of tokens at `places` for keys, of which number 0 is the null and 1 the first token."""
+        return self.bias(_bucket((places[:, None] - keys).clamp(min=0))) * self.bias_scale  # type: ignore[no-any-return]
+
+    def _rotation(self, places: torch.Tensor) -> torch.Tensor | None:
+        if not self.rotated:
+            return None
+        powers = torch.arange(0, self.rotated, 2, device=places.device, dtype=torch.float32) / self.rotated
+        angles = (places.float()[:, None] / 10_000.0**powers).to(self.bias.weight.dtype)[:, None]
+        return torch.complex(angles.cos(), angles.sin())
+
+
+def _bucket(distance: torch.Tensor) -> torch.Tensor:
+    """T5's buckets: one for each short distance, then wider and wider ones up to 128."""
+    exact = _BUCKETS // 2
+    far = torch.log(distance.clamp(min=1).float() / exact) / math.log(_MAX_DISTANCE / exact) * (_BUCKETS - exact)
+    return torch.where(distance < exact, distance, (exact + far.long()).clamp(max=_BUCKETS - 1))

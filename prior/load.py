@@ -1,0 +1,267 @@
+"""Priors from wherever they are: our folders, and DALLE2-pytorch's checkpoints; and from one to the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, BinaryIO, Literal, TypeGuard, cast
+
+import torch
+
+from ..pipeline.config import ClipSettings, parse_settings
+from ..pipeline.errors import FolderError, InputError, SettingsError
+from ..pipeline.shards import MANIFEST_NAME
+from ..pipeline.storage import Store, check_name, open_location
+from .checkpoint import CONFIG_NAME, STATE_FOLDER, load_folder, save_prior
+from .dalle2 import NAMED_CONFIGS, export_state, import_prior, parse_config, to_dalle2_config, to_prior_config
+from .function import LATEST_FUNCTION, FunctionVersion
+from .model import Prior
+from .pth import read_pth, version_text
+
+Weights = Literal["ema", "online"]
+_PTH = (".pth", ".pt")
+
+
+def load_prior(
+    path: str = "data/prior",
+    device: str = "cpu",
+    dtype: str = "float32",
+    *,
+    config: str | None = None,
+    weights: Weights = "ema",
+    function_version: str | None = None,
+    clip: dict[str, Any] | None = None,
+) -> Prior:
+    """Load a prior: a folder of ours, or a checkpoint of DALLE2-pytorch's trainer (`.pth`); local or remote.
+
+    Args:
+        device: where to sample, such as `cpu` or `cuda`.
+        dtype: of large products: `float32`, or `bfloat16` for about twice the speed.
+        config: of a checkpoint: the JSON of its training script, or `laion-model-card` for the settings of LAION's.
+        weights: of a checkpoint: averaged (`ema`) or `online`. Our folders hold the averaged ones.
+        function_version: of a checkpoint without a version: release of dalle2-pytorch that wrote it, such as 0.23.10.
+        clip: of a checkpoint: `model` and `pretrained` of its CLIP in open_clip, where its settings do not name it.
+
+    Raises:
+        InputError: no prior is there, or a file is damaged or does not fit its settings; says which.
+        SettingsError: an argument is missing, out of range, or of no meaning for what is loaded.
+    """
+    if path.endswith(_PTH):
+        if config is None:
+            names = ", ".join(NAMED_CONFIGS)
+            raise SettingsError(f"{path}: give config=, the JSON of its training script, or one of {names}")
+        prior = _load_pth(path, config, weights, function_version, clip)
+    else:
+        extras = {"config": config, "function_version": function_version, "clip": clip}
+        if given := [name for name, value in extras.items() if value is not None]:
+            raise SettingsError(f"{given[0]}= belongs to checkpoints ({' or '.join(_PTH)}); {path} is a folder")
+        if weights != "ema":
+            raise SettingsError(
+                f"weights={weights!r}: {path} is a folder of priorkit, which holds the averaged weights"
+            )
+        prior = load_folder(path)
+    return prior.to(device, dtype)
+
+
+def convert(source: str, destination: str, *, overwrite: bool = False, **arguments: Any) -> None:
+    """Write a prior as a folder of ours, or (`.pth`) as a checkpoint of DALLE2-pytorch 1.15.6's trainer.
+
+    Beside a checkpoint goes a JSON of its settings, by the same name.
+
+    Args:
+        overwrite: replace what is there.
+        arguments: as for `load_prior`.
+
+    Raises:
+        FolderError: the destination exists, or holds a training.
+        SettingsError: DALLE2-pytorch has no such prior.
+    """
+    prior = load_prior(source, **arguments)
+    try:
+        if destination.endswith(_PTH):
+            _write_pth(prior, destination, overwrite)
+        else:
+            _write_folder(prior, destination, overwrite)
+    except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+        raise FolderError(f"{destination}: {error.filename or error} is in the way; choose another place") from None
+
+
+def clip_location_of(model: str | None, pretrained: str | None) -> dict[str, Any] | None:
+    """The argument `clip` of `load_prior`, from the name of an open_clip model and its weights; None of neither.
+
+    Raises:
+        SettingsError, InputError: no such CLIP is to be had.
+    """
+    if model is None:
+        if pretrained is not None:
+            raise SettingsError("--clip-pretrained: give --clip, the model that these weights belong to")
+        return None
+    from ..pipeline.clip import check_clip, clip_location
+
+    settings = parse_settings(ClipSettings, {"model": model, "pretrained": pretrained}, "--clip")
+    check_clip(settings)
+    return clip_location(settings)
+
+
+def _load_pth(
+    path: str, config: str, weights: Weights, function_version: str | None, clip: dict[str, Any] | None
+) -> Prior:
+    described = parse_config(_read_config(config), config)
+    content = read_pth(path)
+    state = _choose_weights(content, weights, path)
+    if function_version is None:
+        function_version = _stored_version(content, path)
+    try:
+        function = FunctionVersion.parse(function_version)
+    except ValueError as error:
+        raise SettingsError(f"{path}: function_version: {error}") from None
+    prior_config = to_prior_config(described, function, config)
+    if clip is not None:
+        located = parse_settings(ClipSettings, {"pretrained": None, **clip}, "clip")
+        prior_config = prior_config.model_copy(update={"clip_settings": located.model_dump()})
+    return import_prior(state, prior_config, path)
+
+
+def _read_config(config: str) -> Any:
+    if config in NAMED_CONFIGS:
+        return NAMED_CONFIGS[config]
+    fs, location = open_location(config)
+    try:
+        with fs.open(location, "rb") as file:
+            return json.loads(file.read())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise SettingsError(f"config={config!r}: neither a file nor one of {', '.join(NAMED_CONFIGS)}") from None
+    except ValueError as error:
+        raise InputError(f"{config}: not JSON ({error})") from None
+
+
+def _choose_weights(content: dict[str, Any], weights: Weights, path: str) -> dict[str, torch.Tensor]:
+    """The weights of a `DiffusionPrior` in a trainer's checkpoint, or in a bare state_dict."""
+    if weights not in ("ema", "online"):
+        raise SettingsError(f"weights={weights!r}: known are ema and online")
+    if _is_bare(content):
+        return content
+    found = {"ema": _averaged(content), "online": content.get("model")}
+    chosen = found.pop(weights)
+    if _is_state(chosen):
+        return chosen
+    other, there = found.popitem()
+    advice = f"; try weights={other}" if _is_state(there) else ""
+    key = "model" if weights == "online" else "ema_model"
+    raise InputError(
+        f"{path}: holds no {weights} weights (`{key}`) but {', '.join(sorted(map(str, content)))[:200]}{advice}"
+    )
+
+
+def _is_bare(content: dict[str, Any]) -> bool:
+    """Whether it is a state_dict and nothing else."""
+    return _is_state(content) and any(name.startswith("net.") for name in content)
+
+
+def _is_state(value: Any) -> TypeGuard[dict[str, torch.Tensor]]:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(part, torch.Tensor) for name, part in value.items())
+    )
+
+
+def _averaged(content: dict[str, Any]) -> Any:
+    """The averaged weights, which newer trainers store by themselves too."""
+    if "ema_model" in content:
+        return content["ema_model"]
+    inside = content.get("ema")
+    prefix = "ema_model."
+    if not isinstance(inside, Mapping):
+        return None
+    return {name.removeprefix(prefix): value for name, value in inside.items() if str(name).startswith(prefix)}
+
+
+def _stored_version(content: dict[str, Any], path: str) -> str:
+    """The release that wrote a checkpoint."""
+    version = None if _is_bare(content) else version_text(content.get("version"), path)
+    if version is None:
+        raise SettingsError(
+            f"{path}: stores no version; give function_version=, the release of dalle2-pytorch that wrote it (0.23.10 "
+            "for LAION's), since the same weights under another give other embeddings"
+        )
+    return version
+
+
+def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
+    store = Store(destination)
+    if store.size(MANIFEST_NAME) is not None or store.names(STATE_FOLDER):
+        raise FolderError(f"{destination} is the folder of a training; choose another")
+    if store.size(CONFIG_NAME) is not None and not overwrite:
+        raise FolderError(f"{destination} holds a prior; choose another folder, or --overwrite")
+    save_prior(store.create, prior.config, prior.network, prior.normaliser)
+
+
+def _write_pth(prior: Prior, destination: str, overwrite: bool) -> None:
+    fs, location = open_location(destination)
+    folder, _, name = location.rpartition("/")
+    try:
+        settings_name = f"{check_name(name).rpartition('.')[0]}.json"
+    except InputError:
+        raise SettingsError(f"{destination}: name the file with letters, digits, '.', '_' and '-' only") from None
+    store = Store(fs.unstrip_protocol(folder or "/"))
+    for existing in (name, settings_name):
+        if store.size(existing) is not None and not overwrite:
+            raise FolderError(f"{store.path(existing)} exists; choose another name, or --overwrite")
+    content = _trainer_state(export_state(prior), prior.schedule.alpha_bar)
+    with store.create(settings_name) as file:
+        file.write((json.dumps({"prior": to_dalle2_config(prior.config)}, indent=1) + "\n").encode())
+    with store.create(name) as file:
+        torch.save(content, cast(BinaryIO, file))
+
+
+def _trainer_state(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor) -> dict[str, Any]:
+    """What `DiffusionPriorTrainer.load` of release 1.15.6 reads: a trainer that has not made a step.
+
+    Its optimiser decays weights of two dimensions or more, and knows them by number: as it has no state of any yet,
+    how many there are is all that counts. The rotary frequencies of all layers are one weight.
+    """
+    model = {**_schedule_buffers(alpha_bar), **weights}
+    names = [name for name in weights if ".rotary_emb." not in name or ".layers.0." in name]
+    parameters = [torch.nn.Parameter(torch.zeros([1] * weights[name].ndim)) for name in names]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.99), eps=1e-6)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lr_lambda=lambda _: 1.0)
+    average = {"initted": torch.tensor(True), "step": torch.tensor(0)}
+    average |= {f"{part}.{name}": value for part in ("online_model", "ema_model") for name, value in model.items()}
+    return {
+        "version": LATEST_FUNCTION,
+        "step": torch.tensor([0]),
+        "model": model,
+        "optimizer": optimiser.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "ema": average,
+        "ema_model": model,
+    }
+
+
+def _schedule_buffers(alpha_bar: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The constants that DALLE2-pytorch keeps with the weights."""
+    before = torch.cat([torch.ones(1, dtype=alpha_bar.dtype), alpha_bar[:-1]])
+    alpha = alpha_bar / before
+    beta = 1 - alpha
+    variance = beta * (1 - before) / (1 - alpha_bar)
+    buffers = {
+        "betas": beta,
+        "alphas_cumprod": alpha_bar,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": alpha_bar.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - alpha_bar).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - alpha_bar).log(),
+        "sqrt_recip_alphas_cumprod": (1 / alpha_bar).sqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / alpha_bar - 1).sqrt(),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": beta * before.sqrt() / (1 - alpha_bar),
+        "posterior_mean_coef2": (1 - before) * alpha.sqrt() / (1 - alpha_bar),
+        "p2_loss_weight": torch.ones_like(alpha_bar),
+    }
+    return {f"noise_scheduler.{name}": value.float() for name, value in buffers.items()}

@@ -1,0 +1,131 @@
+"""Image embeddings to network space and back, and what fitted statistics make of the rows they were taken from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from priorkit.prior.normalise import EmbeddingNormaliser
+
+KINDS = ("sqrt_dim", "standardise", "whiten")
+D = 6
+
+
+def embeddings(rows: int = 5000, seed: int = 0) -> torch.Tensor:
+    """Embeddings like CLIP's: a narrow cone around a mean, with coordinates of unequal size that go together."""
+    random = np.random.default_rng(seed)
+    mixing = np.random.default_rng(1).standard_normal((D, D)) * [1.0, 0.5, 0.3, 0.2, 0.1, 0.05]
+    rows_ = np.array([3.0, -1.0, 0.5, 0.0, 0.2, -0.4]) + random.standard_normal((rows, D)) @ mixing.T * 0.5
+    return torch.from_numpy(rows_ * random.uniform(0.1, 50, (rows, 1))).float()  # of any norm
+
+
+def fitted(kind: str, rows: torch.Tensor | None = None) -> EmbeddingNormaliser:
+    normaliser = EmbeddingNormaliser(kind, D)
+    normaliser.fit(embeddings() if rows is None else rows)
+    return normaliser
+
+
+@pytest.mark.parametrize("scale", [None, 1.0, 7.5])
+def test_sqrt_dim_scales_unit_vectors(scale: float | None) -> None:
+    normaliser, rows = EmbeddingNormaliser("sqrt_dim", D, scale), embeddings(20)
+    normaliser.fit(rows)  # takes nothing from them
+    radius = 6**0.5 if scale is None else scale
+    assert normaliser.radius == pytest.approx(radius)
+    expected = rows.numpy() / np.linalg.norm(rows.numpy(), axis=-1, keepdims=True) * radius
+    np.testing.assert_allclose(normaliser.encode(rows).numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert normaliser.state_dict() == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_fitted", [False, True])
+def test_decode_undoes_encode(kind: str, is_fitted: bool) -> None:
+    normaliser = fitted(kind) if is_fitted else EmbeddingNormaliser(kind, D)
+    rows = embeddings(50, seed=3)
+    torch.testing.assert_close(normaliser.decode(normaliser.encode(rows)), F.normalize(rows, dim=-1))
+    x = torch.randn(50, D, generator=torch.Generator().manual_seed(0))
+    unit = normaliser.to_sphere(x)
+    decoded = normaliser.decode(x)
+    expected = normaliser.encode(decoded / decoded.norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(unit, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_norm_of_an_embedding_does_not_matter(kind: str) -> None:
+    normaliser, rows = fitted(kind), embeddings(20)
+    torch.testing.assert_close(normaliser.encode(rows * 37), normaliser.encode(rows), rtol=1e-4, atol=1e-4)
+
+
+def test_standardise_makes_mean_0_and_variance_1() -> None:
+    encoded = fitted("standardise").encode(embeddings()).double()
+    torch.testing.assert_close(encoded.mean(dim=0), torch.zeros(D).double(), rtol=0, atol=1e-4)
+    # the smallest coordinates are held back a little: a thousandth of the mean variance is added to each
+    unit = F.normalize(embeddings().double(), dim=-1)
+    variance = unit.var(dim=0, correction=0)
+    torch.testing.assert_close(
+        encoded.var(dim=0, correction=0), variance / (variance + 1e-3 * variance.mean()), rtol=1e-4, atol=1e-4
+    )
+    assert encoded.var(dim=0).min() > 0.95
+    assert (torch.corrcoef(encoded.T) - torch.eye(D)).abs().max() > 0.1  # coordinates still go together
+
+
+def test_whiten_makes_the_covariance_the_unit_matrix() -> None:
+    encoded = fitted("whiten").encode(embeddings()).double()
+    torch.testing.assert_close(encoded.mean(dim=0), torch.zeros(D).double(), rtol=0, atol=1e-3)
+    values, vectors = torch.linalg.eigh(torch.cov(F.normalize(embeddings().double(), dim=-1).T, correction=0))
+    share = values / (values + 1e-3 * values.mean())
+    expected = (vectors * share) @ vectors.T
+    torch.testing.assert_close(torch.cov(encoded.T, correction=0), expected, rtol=0, atol=2e-3)
+    large = share > 0.99
+    assert large.sum() >= 3
+    directions = vectors[:, large]
+    covariance = directions.T @ torch.cov(encoded.T) @ directions
+    torch.testing.assert_close(covariance, torch.eye(int(large.sum())).double(), rtol=0, atol=0.02)
+
+
+def test_whitening_turns_nothing() -> None:
+    """ZCA: of all matrices that whiten, the symmetric one, which stays nearest to the embeddings."""
+    normaliser = fitted("whiten")
+    torch.testing.assert_close(normaliser.from_unit, normaliser.from_unit.T)
+    torch.testing.assert_close(normaliser.from_unit @ normaliser.to_unit, torch.eye(D), rtol=0, atol=1e-3)
+    assert torch.linalg.eigvalsh(normaliser.from_unit).min() > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_to_sphere_is_a_unit_embedding_and_stays_what_it_is(kind: str) -> None:
+    normaliser = fitted(kind)
+    x = torch.randn(30, D, generator=torch.Generator().manual_seed(0)) * 3
+    on_sphere = normaliser.to_sphere(x)
+    torch.testing.assert_close(normaliser.decode(on_sphere).norm(dim=-1), torch.ones(30), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(normaliser.to_sphere(on_sphere), on_sphere, rtol=1e-3, atol=1e-3)
+    cosine = F.cosine_similarity(normaliser.decode(on_sphere), normaliser.decode(x))
+    torch.testing.assert_close(cosine, torch.ones(30), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["standardise", "whiten"])
+@pytest.mark.parametrize("rows", [1, 3, D])
+def test_few_or_equal_rows_give_finite_statistics(kind: str, rows: int) -> None:
+    normaliser = fitted(kind, embeddings(1).expand(rows, -1))
+    assert all(torch.isfinite(value).all() for value in normaliser.state_dict().values())
+    assert torch.isfinite(normaliser.encode(embeddings(9, seed=5))).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_and_double_are_taken(kind: str) -> None:
+    normaliser, rows = fitted(kind), embeddings(20)
+    assert normaliser.encode(rows.half()).dtype == torch.float32
+    exact = normaliser.encode(rows.double())
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(normaliser.encode(rows).double(), exact, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(normaliser.decode(exact), F.normalize(rows.double(), dim=-1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["standardise", "whiten"])
+def test_statistics_are_kept_with_the_weights(kind: str) -> None:
+    first, second = fitted(kind), EmbeddingNormaliser(kind, D)
+    assert sorted(first.state_dict()) == ["from_unit", "mean", "to_unit"]
+    assert not torch.allclose(first.encode(embeddings(9)), second.encode(embeddings(9)), atol=0.1)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.encode(embeddings(9)), second.encode(embeddings(9)))
+    assert list(first.parameters()) == []  # nothing an optimiser would move
