@@ -31,13 +31,13 @@ Create = Callable[[str], contextlib.AbstractContextManager[HashingFile]]
 
 
 def save_prior(create: Create, config: PriorConfig, network: PriorNetwork, normaliser: EmbeddingNormaliser) -> None:
-    """Write what is needed to use a prior."""
-    described = {"format_version": _FORMAT_VERSION, **config.model_dump(mode="json")}
-    with create(CONFIG_NAME) as file:
-        file.write((json.dumps(described, indent=1) + "\n").encode())
+    """Write what is needed to use a prior: the weights, then the settings, without which there is no prior."""
     tensors = {**network.state_dict(), **{f"{_NORMALISER}{k}": v for k, v in normaliser.state_dict().items()}}
     with create(WEIGHTS_NAME) as file:
         file.write(safetensors.torch.save(_to_cpu(tensors)))
+    described = {"format_version": _FORMAT_VERSION, **config.model_dump(mode="json")}
+    with create(CONFIG_NAME) as file:
+        file.write((json.dumps(described, indent=1) + "\n").encode())
 
 
 def load_folder(path: str) -> Prior:

@@ -115,7 +115,7 @@ CheckpointConfigOption = Annotated[
 WeightsOption = Annotated[str, typer.Option(help="Weights of a .pth: ema or online.")]
 FunctionOption = Annotated[
     Optional[str],
-    typer.Option(help="dalle2-pytorch release that wrote a .pth, where it does not say.", show_default=False),
+    typer.Option(help="dalle2-pytorch release whose function a .pth is, if not the stored one.", show_default=False),
 ]
 
 
@@ -213,7 +213,7 @@ def convert(
         chosen = clip_location_of(clip, clip_pretrained)
         convert_prior(
             source, destination, overwrite=overwrite,
-            config=config, weights=weights, function_version=function_version, clip=chosen,
+            config=config, weights=weights, function_version=function_version, clip=chosen,  # type: ignore[arg-type]
         )  # fmt: skip
         if as_json:
             print_json({"source": source, "destination": destination})

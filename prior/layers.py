@@ -43,7 +43,7 @@ class Positions(NamedTuple):
     """What attention knows of the places of L tokens of a text."""
 
     bias: torch.Tensor
-    """`[H, L, 1 + L]` at the beginning, `[L * H, P + L]` after a cache; -inf where a token must not look."""
+    """`[L * H, P + L]`, P being 1 at the beginning; -inf where a token must not look."""
     rotation: torch.Tensor | None
     """Complex numbers `[L, 1, rotated / 2]` of size 1, which pairs of coordinates are multiplied by."""
 
@@ -165,9 +165,7 @@ class Attention(nn.Module):
         query, own = self._project(stream, positions)
         if before is None:
             own = self._null_position(own.keys).append(own)
-            attended = self._attend_from_start(query, own, positions.bias)
-        else:
-            attended = self._attend_after(query, before.append(own), positions.bias)
+        attended = self._attend(query, own if before is None else before.append(own), positions.bias)
         return self.out_norm(self.to_stream(attended)), own
 
     def keys_values(self, stream: torch.Tensor, before: KeysValues | None, positions: Positions) -> KeysValues:
@@ -178,13 +176,13 @@ class Attention(nn.Module):
     def _project(self, stream: torch.Tensor, positions: Positions) -> tuple[torch.Tensor, KeysValues]:
         """Queries `[B, L, H, A]`, and keys and values `[B, L, A]`."""
         qkv = self.to_qkv(self.norm(stream)).unflatten(-1, (self.heads + 2, self.head_width))
-        qkv = qkv if qkv.dtype == torch.float64 else qkv.float()
-        query_key, value = qkv[..., :-1, :], qkv[..., -1, :]  # the key as one more head
+        exact = qkv if qkv.dtype == torch.float64 else qkv.float()
+        query_key = exact[..., :-1, :]  # the key as one more head
         if positions.rotation is not None:
             pairs = query_key[..., : 2 * positions.rotation.shape[-1]].unflatten(-1, (-1, 2))
             torch.view_as_complex(pairs).mul_(positions.rotation)  # qkv is this layer's own
-        query_key = self._direction(query_key)
-        return query_key[..., :-1, :], KeysValues(query_key[..., -1, :], value)
+        query_key = self._direction(query_key).to(qkv.dtype)
+        return query_key[..., :-1, :], KeysValues(query_key[..., -1, :], qkv[..., -1, :])
 
     def _direction(self, x: torch.Tensor) -> torch.Tensor:
         return F.normalize(x, dim=-1) if self.cosine else x
@@ -194,28 +192,18 @@ class Attention(nn.Module):
         rows = (like.shape[0], 1, self.head_width)
         return KeysValues(self._direction(key).expand(rows), value.expand(rows))
 
-    def _attend_from_start(self, query: torch.Tensor, own: KeysValues, bias: torch.Tensor) -> torch.Tensor:
-        """Attention to the null and one another: `[B, L, H * A]`."""
-        kind = self.to_qkv.weight.dtype
-        keys, values = (part[:, None].expand(-1, self.heads, -1, -1).to(kind) for part in own)
-        attended = F.scaled_dot_product_attention(
-            query.transpose(1, 2).to(kind), keys, values, attn_mask=bias.to(kind)[None], scale=self.logit_scale,
-            dropout_p=self.dropout if self.training else 0.0,
-        )  # fmt: skip
-        return attended.transpose(1, 2).flatten(2)
+    def _attend(self, query: torch.Tensor, known: KeysValues, bias: torch.Tensor) -> torch.Tensor:
+        """Attention of `[B, L, H, A]` to all that is known: `[B, L, H * A]`.
 
-    def _attend_after(self, query: torch.Tensor, known: KeysValues, bias: torch.Tensor) -> torch.Tensor:
-        """Attention to what is cached and one another: `[B, L, H * A]`.
-
-        All tokens and heads of a text ask in one product, in which `bias` hides from each what it must not see; so the
-        cache is repeated neither for heads nor for draws.
+        All tokens and heads of a text ask as if they were tokens of one head, in which `bias` hides from each what it
+        must not see; so keys and values are repeated neither for heads nor for draws.
         """
         batch, length, heads, width = query.shape
-        query = query.reshape(batch, length * heads, width)
-        keys = known.keys.transpose(1, 2)
-        logits = torch.baddbmm(bias, query, keys, alpha=self.logit_scale)  # (B, L * H, P + L)
-        weights = F.dropout(logits.softmax(dim=-1), self.dropout, self.training)
-        return (weights @ known.values).view(batch, length, heads * width)
+        attended = F.scaled_dot_product_attention(
+            query.reshape(batch, 1, length * heads, width), known.keys[:, None], known.values[:, None],
+            attn_mask=bias, dropout_p=self.dropout if self.training else 0.0, scale=self.logit_scale,
+        )  # fmt: skip
+        return attended.view(batch, length, heads * width)
 
 
 class PositionEncoding(nn.Module):
@@ -232,14 +220,7 @@ class PositionEncoding(nn.Module):
         self.bias_scale = 1.0 if cosine else DOT_PRODUCT_BIAS
         self.rotated = min(_ROTARY_WIDTH, head_width) if rotary else 0
 
-    def from_start(self, length: int) -> Positions:
-        """What the first L = `length` tokens need."""
-        places = torch.arange(length, device=self.bias.weight.device)
-        keys = torch.arange(length + 1, device=places.device)
-        bias = self._bias(places, keys).masked_fill((keys > places[:, None] + 1)[..., None], -math.inf)
-        return Positions(bias.permute(2, 0, 1), self._rotation(places))
-
-    def after(self, cached: int, shared: int, draws: int, own: int) -> Positions:
+    def forward(self, cached: int, shared: int, draws: int, own: int) -> Positions:
         """What the L = shared + draws * own tokens after `cached` ones need.
 
         The shared tokens come first; those of each draw follow them, and do not see those of other draws.

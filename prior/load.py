@@ -39,7 +39,8 @@ def load_prior(
         dtype: of large products: `float32`, or `bfloat16` for about twice the speed.
         config: of a checkpoint: the JSON of its training script, or `laion-model-card` for the settings of LAION's.
         weights: of a checkpoint: averaged (`ema`) or `online`. Our folders hold the averaged ones.
-        function_version: of a checkpoint without a version: release of dalle2-pytorch that wrote it, such as 0.23.10.
+        function_version: of a checkpoint: release of dalle2-pytorch whose function it is, such as 0.23.10, in place of
+            the one that it stores; needed where it stores none.
         clip: of a checkpoint: `model` and `pretrained` of its CLIP in open_clip, where its settings do not name it.
 
     Raises:
@@ -63,20 +64,29 @@ def load_prior(
     return prior.to(device, dtype)
 
 
-def convert(source: str, destination: str, *, overwrite: bool = False, **arguments: Any) -> None:
+def convert(
+    source: str,
+    destination: str,
+    *,
+    overwrite: bool = False,
+    config: str | None = None,
+    weights: Weights = "ema",
+    function_version: str | None = None,
+    clip: dict[str, Any] | None = None,
+) -> None:
     """Write a prior as a folder of ours, or (`.pth`) as a checkpoint of DALLE2-pytorch 1.15.6's trainer.
 
     Beside a checkpoint goes a JSON of its settings, by the same name.
 
     Args:
         overwrite: replace what is there.
-        arguments: as for `load_prior`.
+        config, weights, function_version, clip: as for `load_prior`.
 
     Raises:
         FolderError: the destination exists, or holds a training.
         SettingsError: DALLE2-pytorch has no such prior.
     """
-    prior = load_prior(source, **arguments)
+    prior = load_prior(source, config=config, weights=weights, function_version=function_version, clip=clip)
     try:
         if destination.endswith(_PTH):
             _write_pth(prior, destination, overwrite)
@@ -192,8 +202,10 @@ def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
     store = Store(destination)
     if store.size(MANIFEST_NAME) is not None or store.names(STATE_FOLDER):
         raise FolderError(f"{destination} is the folder of a training; choose another")
-    if store.size(CONFIG_NAME) is not None and not overwrite:
-        raise FolderError(f"{destination} holds a prior; choose another folder, or --overwrite")
+    if store.size(CONFIG_NAME) is not None:
+        if not overwrite:
+            raise FolderError(f"{destination} holds a prior; choose another folder, or --overwrite")
+        store.remove(CONFIG_NAME)  # first, so that a kill leaves no settings beside the weights of others
     save_prior(store.create, prior.config, prior.network, prior.normaliser)
 
 

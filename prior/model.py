@@ -19,7 +19,7 @@ from .guidance import Denoiser, NullBranch, null_prefix
 from .layers import Linear
 from .network import PrefixCache, PriorNetwork
 from .normalise import EmbeddingNormaliser
-from .sample import find_sampler, generator_noise, seeded_noise, timestep_grid
+from .sample import find_sampler, generator_noise, sampling_grid, seeded_noise
 from .schedule import NoiseSchedule, noise_schedule
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -239,7 +239,7 @@ class Prior:
                     f"guidance=text: dalle2-pytorch {network.function} dropped no pooled text; use guidance=dalle2"
                 )
         try:
-            grid = timestep_grid(settings.sampler, len(self.schedule), settings.steps, network.function)
+            grid = sampling_grid(settings.sampler, self.schedule, settings.steps, network.function)
         except ValueError as error:
             raise SettingsError(str(error)) from None
         if diffusion.prediction == "eps" and self.schedule.alpha_bar[grid[0]] == 0:

@@ -11,14 +11,14 @@ Letters: B texts, K draws of one text, N = B * K rows, T token states, D embeddi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .function import LATEST_FUNCTION, FunctionVersion
-from .layers import Attention, FeedForward, KeysValues, LayerNorm, Linear, PositionEncoding
+from .layers import Attention, FeedForward, KeysValues, LayerNorm, Linear, PositionEncoding, Positions
 
 _MAX_PERIOD = 10_000.0
 
@@ -28,6 +28,8 @@ class PrefixCache:
     """Keys and values of the text in every layer, the null position first."""
 
     layers: list[KeysValues]
+    positions: dict[tuple[int, int, int], Positions] = field(default_factory=dict)
+    """What suffixes need to know of their places, by their lengths: the same in every step."""
 
     @property
     def texts(self) -> int:
@@ -222,13 +224,21 @@ class PriorNetwork(nn.Module):
         length = own.shape[1]
         stream = own.view(texts, draws * length, self.width)
         stream = self.norm_in(torch.cat([time, stream], dim=1) if shared else stream)  # (B, L, C)
-        positions = self.positions.after(cache.tokens, shared, draws, length)
+        lengths = (shared, draws, length)
+        if lengths not in cache.positions:
+            cache.positions[lengths] = self._places(cache.tokens, *lengths)
+        positions = cache.positions[lengths]
         for attention, feed_forward, before in zip(self.attention, self.feed_forward, cache.layers, strict=True):
             stream = stream + attention(stream, before, positions)[0]
             stream = stream + feed_forward(stream)
         last = stream[:, shared:].reshape(-1, length, self.width)[:, -1]  # (N, C)
         prediction: torch.Tensor = self.to_embed(self.norm_out(last))
         return prediction if prediction.dtype == torch.float64 else prediction.float()
+
+    def _places(self, cached: int, shared: int, draws: int, own: int) -> Positions:
+        """What attention needs to know of the tokens after `cached` ones, in the type that it computes in."""
+        positions: Positions = self.positions(cached, shared, draws, own)
+        return positions._replace(bias=positions.bias.to(self.attention[0].to_qkv.weight.dtype))  # type: ignore[union-attr, arg-type]
 
     def _last_tokens(self, image: torch.Tensor, self_cond: torch.Tensor) -> list[torch.Tensor]:
         """What follows the image, `[N, _, C]` each; the prediction is read at the last."""
@@ -253,10 +263,10 @@ class PriorNetwork(nn.Module):
         batch, length, _ = tokens.shape
         stream = self.norm_in(tokens)
         if before is None:
-            positions = self.positions.from_start(length)
+            positions = self._places(0, 0, 1, length)
         else:
             stream = stream.view(1, batch * length, self.width)  # texts stand side by side, as draws do
-            positions = self.positions.after(before.tokens, 0, batch, length)
+            positions = self._places(before.tokens, 0, batch, length)
         layers: list[KeysValues] = []
         for index, (attention, feed_forward) in enumerate(zip(self.attention, self.feed_forward, strict=True)):
             known = before.layers[index] if before is not None else None

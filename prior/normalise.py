@@ -22,10 +22,10 @@ class EmbeddingNormaliser(nn.Module):
 
     mean: torch.Tensor
     """`[D]`."""
-    to_unit: torch.Tensor
+    to_embed: torch.Tensor
     """`[D]` deviations, or `[D, D]` square root of the covariance."""
-    from_unit: torch.Tensor
-    """The inverse of `to_unit`."""
+    to_network: torch.Tensor
+    """The inverse of `to_embed`."""
 
     def __init__(self, kind: str, embed_dim: int, embed_scale: float | None = None) -> None:
         super().__init__()
@@ -35,8 +35,8 @@ class EmbeddingNormaliser(nn.Module):
         if kind != "sqrt_dim":
             shape = (embed_dim, embed_dim) if kind == "whiten" else (embed_dim,)
             self.register_buffer("mean", torch.zeros(embed_dim))
-            self.register_buffer("to_unit", torch.eye(embed_dim) if kind == "whiten" else torch.ones(shape))
-            self.register_buffer("from_unit", torch.eye(embed_dim) if kind == "whiten" else torch.ones(shape))
+            self.register_buffer("to_embed", torch.eye(embed_dim) if kind == "whiten" else torch.ones(shape))
+            self.register_buffer("to_network", torch.eye(embed_dim) if kind == "whiten" else torch.ones(shape))
 
     def fit(self, image_embed: torch.Tensor) -> None:
         """Take the statistics of embeddings `[rows, D]` of any norm."""
@@ -53,7 +53,7 @@ class EmbeddingNormaliser(nn.Module):
             values, vectors = torch.linalg.eigh(covariance)
             deviation = (values.clamp(min=0) + floor).sqrt()
             forward, back = (vectors / deviation) @ vectors.T, (vectors * deviation) @ vectors.T
-        for buffer, value in ((self.mean, mean), (self.from_unit, forward), (self.to_unit, back)):
+        for buffer, value in ((self.mean, mean), (self.to_network, forward), (self.to_embed, back)):
             buffer.copy_(value)
 
     def encode(self, image_embed: torch.Tensor) -> torch.Tensor:
@@ -61,13 +61,13 @@ class EmbeddingNormaliser(nn.Module):
         unit = F.normalize(image_embed if image_embed.dtype == torch.float64 else image_embed.float(), dim=-1)
         if self.kind == "sqrt_dim":
             return unit * self.radius
-        return self._scaled(unit - self.mean, self.from_unit)
+        return self._scaled(unit - self.mean, self.to_network)
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
         """Network space `[N, D]` -> embeddings, of whatever norm they have there."""
         if self.kind == "sqrt_dim":
             return x / self.radius
-        return self._scaled(x, self.to_unit) + self.mean
+        return self._scaled(x, self.to_embed) + self.mean
 
     def to_sphere(self, x: torch.Tensor) -> torch.Tensor:
         """The point of network space that is the unit embedding in the direction of `x` `[N, D]`."""

@@ -19,6 +19,9 @@ from .config import SamplerName
 from .function import FunctionVersion
 from .schedule import NoiseSchedule
 
+_LEAST_HALF_LOG_SNR = -5.1
+"""Below it an embedding is noise to one part in 27,000."""
+
 
 class Estimate(NamedTuple):
     """What is known of the clean embeddings at a step."""
@@ -149,6 +152,33 @@ def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: Funct
     else:
         grid = torch.linspace(0.0, timesteps, steps + 2)[1:-1]
     return list(reversed(grid.int().tolist()))
+
+
+def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """`steps` timesteps from the noisiest down, evenly spaced in log-SNR, in which DPM-Solver is of second order.
+
+    What noise is left at the last one is replaced by its mean; as the steps of `dpmsolver++` are worth several, it ends
+    where an even grid of four times as many does. Where almost nothing but noise is left, no step is spent.
+    """
+    timesteps = len(schedule)
+    last = timesteps - 1 - (min(4 * steps, timesteps) - 1) * timesteps // min(4 * steps, timesteps)
+    half_log_snr = 0.5 * torch.logit(schedule.alpha_bar)
+    start = max(float(half_log_snr[-1]), _LEAST_HALF_LOG_SNR)
+    grid = [timesteps - 1]
+    for index, value in enumerate(torch.linspace(start, float(half_log_snr[last]), steps).tolist()[1:], start=1):
+        nearest = int((half_log_snr - value).abs().argmin())
+        grid.append(min(max(nearest, steps - 1 - index), grid[-1] - 1))  # no timestep twice, and enough of them left
+    return grid
+
+
+def sampling_grid(name: SamplerName, schedule: NoiseSchedule, steps: int, function: FunctionVersion) -> list[int]:
+    """The timesteps that a sampler evaluates at: even in log-SNR of `dpmsolver++`, else those of `timestep_grid`.
+
+    Raises:
+        ValueError: `steps` is out of range.
+    """
+    even = timestep_grid(name, len(schedule), steps, function)
+    return log_snr_grid(schedule, steps) if name == "dpmsolver++" else even
 
 
 def generator_noise(shape: tuple[int, int], generator: torch.Generator, device: torch.device) -> Iterator[torch.Tensor]:

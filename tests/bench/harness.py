@@ -42,21 +42,6 @@ def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> fl
     return median([above / below for above, below in zip(numerator, denominator, strict=True)])
 
 
-def read_bandwidth() -> float:
-    """Bytes per second of a plain read of 1 GB: the best of 9 sums."""
-    values = torch.ones(2**28)
-    seconds = in_turns({"sum": values.sum}, 9)["sum"]
-    return values.nbytes / min(seconds)
-
-
-def matmul_rate(dtype: torch.dtype) -> float:
-    """Flops per second of a product of two matrices of 2,048 rows and columns: the median of 9."""
-    size = 2048
-    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
-    left @ right
-    return 2 * size**3 / median(in_turns({"product": lambda: left @ right}, 9)["product"])
-
-
 def report(results: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
     """Print a result as a line of JSON, and keep it."""
     results.append(values)

@@ -17,10 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from priorkit.pipeline.errors import PriorkitError, SettingsError
 from priorkit.pipeline.read import EmbeddingDataset
 from priorkit.prior import commands, demo
+from priorkit.prior.load import load_prior
 
 from .conftest import PRIORKIT, environment
 
@@ -141,6 +143,15 @@ def test_the_whole_demo(tmp_path: Path, free_port: int, folder_bytes: Callable[[
     similarity = everything.text_embed @ everything.image_embed.T  # [N, N]
     rank = (similarity > np.diag(similarity)[:, None]).sum(axis=1)
     assert (rank < 10).mean() >= 0.70
+
+    prior, rows_seen = load_prior(str(folder / "prior")), dataset.take(dataset.rows("test")[:200])
+    raw = prior.config.diffusion.model_copy(update={"output_norm": "none"})
+    prior.config = prior.config.model_copy(update={"diffusion": raw})
+    plain, guided = (
+        prior.sample(text_embed=torch.from_numpy(rows_seen.text_embed), guidance_scale=scale).norm(dim=1).mean().item()
+        for scale in (1.0, 3.0)
+    )
+    assert guided == pytest.approx(plain, rel=0.1), "text guidance keeps the norm of samples"
 
     before = folder_bytes(folder)
     start = time.monotonic()

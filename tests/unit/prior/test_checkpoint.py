@@ -106,7 +106,7 @@ def test_the_normaliser_comes_back_too(make_prior: MakePrior, tmp_path: Path, ki
     assert loaded.normaliser.state_dict().keys() == statistics.keys()
     assert all(torch.equal(value, statistics[name]) for name, value in loaded.normaliser.state_dict().items())
     with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
-        names = {f"normaliser.{name}" for name in ("mean", "to_unit", "from_unit")} if kind != "sqrt_dim" else set()
+        names = {f"normaliser.{name}" for name in ("mean", "to_embed", "to_network")} if kind != "sqrt_dim" else set()
         assert set(file.keys()) == set(prior.network.state_dict()) | names
     text = torch.randn(3, 8, generator=torch.Generator().manual_seed(5))
     assert torch.equal(loaded.sample(text_embed=text, steps=3), prior.sample(text_embed=text, steps=3))
@@ -206,7 +206,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda d: d["network"].update(function_version="2.0"), r"config\.json.*function_version.*2\.0: releases"),
         (lambda d: d["network"].update(num_timesteps=50), r"config\.json.*num_timesteps=50 is fewer than"),
         (lambda d: d["network"].update(num_timesteps=200), r"model\.safetensors.*missing \['to_time\.table\.weight'\]"),
-        (lambda d: d["diffusion"].update(normaliser="whiten"), r"model\.safetensors.*missing \['from_unit', 'mean',"),
+        (lambda d: d["diffusion"].update(normaliser="whiten"), r"model\.safetensors.*missing \['mean', 'to_embed',"),
         (lambda d: d.update(clip="ViT"), r"config\.json.*clip"),
         (lambda d: d.update(format_version=1), r"config\.json has format version 1; this priorkit reads 2"),
         (lambda d: d.pop("format_version"), r"config\.json has format version None"),
@@ -255,7 +255,7 @@ def state_of(network: PriorNetwork, step: int) -> TrainState:
         network=dict(network.state_dict()),
         average={name: value * 2 for name, value in network.state_dict().items()},
         optimiser=optimiser_tensors(optimiser, network),
-        normaliser={"mean": torch.arange(8.0), "to_unit": torch.full((8,), 2.0), "from_unit": torch.full((8,), 0.5)},
+        normaliser={"mean": torch.arange(8.0), "to_embed": torch.full((8,), 2.0), "to_network": torch.full((8,), 0.5)},
         torch_random=torch.get_rng_state(),
     )
 

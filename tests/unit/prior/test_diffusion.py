@@ -130,7 +130,7 @@ def encoded(normaliser: EmbeddingNormaliser, image: np.ndarray) -> np.ndarray:
     image = image / np.linalg.norm(image, axis=-1, keepdims=True)
     if normaliser.kind == "sqrt_dim":
         return np.asarray(image * normaliser.radius)
-    moved, scale = image - normaliser.mean.double().numpy(), normaliser.from_unit.double().numpy()
+    moved, scale = image - normaliser.mean.double().numpy(), normaliser.to_network.double().numpy()
     return np.asarray(moved @ scale if normaliser.kind == "whiten" else moved * scale)
 
 

@@ -238,15 +238,15 @@ def test_the_table_of_all_timesteps_needs_little_memory(make_prior: MakePrior) -
     """DDPM asks for 1000: as draws of one text, each with 3 tokens of 2 heads, the bias alone would take 70 MB."""
     prior = make_prior(timesteps=1000)
     largest = 0
-    after = prior.network.positions.after
+    places = prior.network.positions.forward
 
     def measured(*args: int) -> Any:
         nonlocal largest
-        positions = after(*args)
+        positions = places(*args)
         largest = max(largest, positions.bias.numel())
         return positions
 
-    prior.network.positions.after = measured  # type: ignore[method-assign]
+    prior.network.positions.forward = measured  # type: ignore[method-assign]
     assert NullBranch(prior.network).outputs(list(range(1000))).shape == (1000, D)
     assert largest < 1000
 

@@ -278,7 +278,7 @@ def encoding(**settings: Any) -> PositionEncoding:
 def test_bias_from_the_start(cosine: bool) -> None:
     positions = encoding(cosine=cosine)
     table, scale = positions.bias.weight, 1 if cosine else 128
-    bias = positions.from_start(30).bias
+    bias = positions(0, 0, 1, 30).bias.view(30, 3, 31).transpose(0, 1)
     assert bias.shape == (3, 30, 31)
     for head, place, key in ((0, 0, 0), (1, 0, 1), (2, 5, 0), (0, 29, 0), (1, 29, 2), (2, 29, 30), (0, 17, 1)):
         assert bias[head, place, key] == table[t5_bucket(max(place - key, 0)), head] * scale
@@ -293,8 +293,9 @@ def test_bias_from_the_start(cosine: bool) -> None:
 def test_bias_after_a_cache_is_that_of_each_draw_alone(cached: int, shared: int, draws: int, own: int) -> None:
     positions = encoding()
     length, heads = shared + draws * own, 3
-    found = positions.after(cached, shared, draws, own).bias.view(length, heads, cached + 1 + length)
-    alone = positions.from_start(cached + shared + own).bias[:, cached:].transpose(0, 1)  # (shared + own, H, keys)
+    found = positions(cached, shared, draws, own).bias.view(length, heads, cached + 1 + length)
+    whole = cached + shared + own
+    alone = positions(0, 0, 1, whole).bias.view(whole, heads, whole + 1)[cached:]  # (shared + own, H, keys)
     for draw in range(draws):
         mine = [*range(shared), *range(shared + draw * own, shared + (draw + 1) * own)]
         keys = [*range(cached + 1), *(cached + 1 + index for index in mine)]
@@ -306,7 +307,7 @@ def test_bias_after_a_cache_is_that_of_each_draw_alone(cached: int, shared: int,
 
 @pytest.mark.parametrize(("width", "rotated"), [(8, 8), (32, 32), (40, 32), (64, 32)])
 def test_rotation_is_by_the_place_and_the_number_of_the_pair(width: int, rotated: int) -> None:
-    rotation = PositionEncoding(1, width, rotary=True, cosine=True).double().after(5, 1, 2, 3).rotation
+    rotation = PositionEncoding(1, width, rotary=True, cosine=True).double()(5, 1, 2, 3).rotation
     assert rotation is not None
     places = [5, 6, 7, 8, 6, 7, 8]  # the shared token, then those of both draws
     expected = [
@@ -318,8 +319,8 @@ def test_rotation_is_by_the_place_and_the_number_of_the_pair(width: int, rotated
 
 def test_without_rotary_there_is_none() -> None:
     positions = encoding(rotary=False)
-    assert positions.from_start(3).rotation is None
-    assert positions.after(3, 1, 2, 2).rotation is None
+    assert positions(0, 0, 1, 3).rotation is None
+    assert positions(3, 1, 2, 2).rotation is None
 
 
 # attention
@@ -330,9 +331,9 @@ def test_attention_after_a_cache_is_attention_from_the_start(cosine: bool) -> No
     torch.manual_seed(0)
     attention = Attention(12, heads=3, head_width=8, dropout=0.0, cosine=cosine).double()
     positions, stream = encoding(cosine=cosine), values(2, 9, 12).double()
-    whole, all_ = attention(stream, None, positions.from_start(9))
-    _, before = attention(stream[:, :6], None, positions.from_start(6))
-    rest, own = attention(stream[:, 6:], before, positions.after(6, 0, 1, 3))
+    whole, all_ = attention(stream, None, positions(0, 0, 1, 9))
+    _, before = attention(stream[:, :6], None, positions(0, 0, 1, 6))
+    rest, own = attention(stream[:, 6:], before, positions(6, 0, 1, 3))
     torch.testing.assert_close(rest, whole[:, 6:], rtol=1e-10, atol=1e-10)
     for joined, expected in zip(before.append(own), all_, strict=True):
         torch.testing.assert_close(joined, expected, rtol=1e-10, atol=1e-10)
@@ -343,10 +344,10 @@ def test_keys_values_are_those_of_a_whole_layer(cached: bool) -> None:
     torch.manual_seed(0)
     attention = Attention(12, heads=3, head_width=8, dropout=0.0, cosine=True).double()
     positions, stream = encoding(), values(2, 4, 12).double()
-    before, places = None, positions.from_start(4)
+    before, places = None, positions(0, 0, 1, 4)
     if cached:
-        _, before = attention(values(2, 3, 12, seed=8).double(), None, positions.from_start(3))
-        places = positions.after(3, 0, 1, 4)
+        _, before = attention(values(2, 3, 12, seed=8).double(), None, positions(0, 0, 1, 3))
+        places = positions(3, 0, 1, 4)
     for alone, whole in zip(
         attention.keys_values(stream, before, places), attention(stream, before, places)[1], strict=True
     ):

@@ -508,4 +508,4 @@ def test_a_network_that_cannot_be_built_is_named(make_config: MakeConfig) -> Non
 def test_build_normaliser_takes_the_settings(make_config: MakeConfig) -> None:
     assert build_normaliser(make_config(diffusion={"embed_scale": 2.5})).radius == 2.5
     whiten: EmbeddingNormaliser = build_normaliser(make_config(diffusion={"normaliser": "whiten"}))
-    assert torch.equal(whiten.from_unit, torch.eye(8))
+    assert torch.equal(whiten.to_network, torch.eye(8))

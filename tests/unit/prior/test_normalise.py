@@ -87,9 +87,9 @@ def test_whiten_makes_the_covariance_the_unit_matrix() -> None:
 def test_whitening_turns_nothing() -> None:
     """ZCA: of all matrices that whiten, the symmetric one, which stays nearest to the embeddings."""
     normaliser = fitted("whiten")
-    torch.testing.assert_close(normaliser.from_unit, normaliser.from_unit.T)
-    torch.testing.assert_close(normaliser.from_unit @ normaliser.to_unit, torch.eye(D), rtol=0, atol=1e-3)
-    assert torch.linalg.eigvalsh(normaliser.from_unit).min() > 0
+    torch.testing.assert_close(normaliser.to_network, normaliser.to_network.T)
+    torch.testing.assert_close(normaliser.to_network @ normaliser.to_embed, torch.eye(D), rtol=0, atol=1e-3)
+    assert torch.linalg.eigvalsh(normaliser.to_network).min() > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -124,7 +124,7 @@ def test_half_precision_and_double_are_taken(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["standardise", "whiten"])
 def test_statistics_are_kept_with_the_weights(kind: str) -> None:
     first, second = fitted(kind), EmbeddingNormaliser(kind, D)
-    assert sorted(first.state_dict()) == ["from_unit", "mean", "to_unit"]
+    assert sorted(first.state_dict()) == ["mean", "to_embed", "to_network"]
     assert not torch.allclose(first.encode(embeddings(9)), second.encode(embeddings(9)), atol=0.1)
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.encode(embeddings(9)), second.encode(embeddings(9)))

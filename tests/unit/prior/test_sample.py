@@ -22,6 +22,8 @@ from priorkit.prior.sample import (
     dpmsolver_pp,
     find_sampler,
     generator_noise,
+    log_snr_grid,
+    sampling_grid,
     seeded_noise,
     timestep_grid,
 )
@@ -285,7 +287,33 @@ def test_dalle2s_grid_is_its_formula(timesteps: int, data: st.DataObject) -> Non
 def test_known_grids() -> None:
     assert timestep_grid("ddim", 1000, 1000, NEWEST) == list(range(999, -1, -1))
     assert timestep_grid("ddpm", 2, 2, NEWEST) == [1, 0]
-    assert timestep_grid("dpmsolver++", 1000, 4, NEWEST) == [999, 749, 499, 249]
+    assert timestep_grid("ddim", 1000, 4, NEWEST) == [999, 749, 499, 249]
+    cosine = noise_schedule("cosine", 1000)
+    assert sampling_grid("dpmsolver++", cosine, 4, NEWEST) == [999, 954, 568, 62]
+
+
+@settings(deadline=None)
+@given(name=st.sampled_from(["cosine", "linear", "jsd"]), timesteps=st.integers(21, 1500), data=st.data())
+def test_a_log_snr_grid_falls_to_where_four_times_the_steps_end(name: Any, timesteps: int, data: st.DataObject) -> None:
+    steps = data.draw(st.integers(1, timesteps))
+    grid = log_snr_grid(noise_schedule(name, timesteps), steps)
+    assert len(grid) == steps
+    assert grid[0] == timesteps - 1
+    assert all(before > after >= 0 for before, after in itertools.pairwise(grid))
+    if steps > 1:
+        assert grid[-1] <= timestep_grid("ddim", timesteps, min(4 * steps, timesteps), NEWEST)[-1]
+
+
+@pytest.mark.parametrize("steps", [8, 16, 32])
+def test_dpmsolver_on_its_grid_is_as_exact_as_ddim_in_four_times_the_steps(steps: int) -> None:
+    schedule = noise_schedule("cosine", 1000)
+
+    def error_on(name: Any, grid: list[int]) -> float:
+        found = find_sampler(name, NEWEST, "x0")(posterior_mean(schedule), schedule, iter([NOISE]), grid)
+        return (found - ode_solution(schedule, grid[-1])).abs().max().item()
+
+    fast = error_on("dpmsolver++", sampling_grid("dpmsolver++", schedule, steps, NEWEST))
+    assert fast < 1.1 * error_on("ddim", sampling_grid("ddim", schedule, 4 * steps, NEWEST))
     assert timestep_grid("dalle2-ddim", 99, 4, NEWEST) == [74, 49, 24]
     assert timestep_grid("dalle2-ddim", 100, 4, OLD) == [80, 60, 40, 20]
 
