@@ -163,12 +163,17 @@ class TrainSettings(DeviceSettings):
     """Newest checkpoints that are kept."""
 
     @model_validator(mode="after")
-    def _drops_fit(self) -> Self:
+    def _parts_fit(self) -> Self:
         function, diffusion = FunctionVersion.parse(self.network.function_version), self.diffusion
         if not function.has_null_tokens and (diffusion.text_drop or diffusion.image_drop):
             raise ValueError(
                 f"dalle2-pytorch {function} had nothing in place of what is dropped: set diffusion.text_drop and "
                 "diffusion.image_drop to 0, or leave out network.function_version"
+            )
+        if self.network.num_timesteps is not None and self.network.num_timesteps < diffusion.timesteps:
+            raise ValueError(
+                f"network.num_timesteps={self.network.num_timesteps} is fewer than diffusion.timesteps="
+                f"{diffusion.timesteps}"
             )
         return self
 

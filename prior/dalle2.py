@@ -226,6 +226,8 @@ def import_prior(state: Mapping[str, torch.Tensor], config: PriorConfig, source:
                     "are they those of this checkpoint?"
                 )
         ours[name] = torch.cat([state[other].float() for other in theirs]).view(parameter.shape)
+        if not bool(ours[name].isfinite().all()):
+            raise InputError(f"{source}: {' and '.join(theirs)} holds numbers that are not finite")
     if missing or left:
         problems = [f"lacks {_some(missing)}"] if missing else []
         problems += [f"holds besides {_some(sorted(left))}"] if left else []

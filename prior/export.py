@@ -18,6 +18,8 @@ TENSOR_NAME = "image_embed"
 
 def check_output(path: Path) -> None:
     """SettingsError if embeddings cannot be written to a file of this name."""
+    if "://" in str(path) or ":/" in str(path)[2:]:
+        raise SettingsError(f"--output {path}: give a local file; copy it from there")
     if path.suffix not in (".npy", ".safetensors"):
         raise SettingsError(f"--output {path}: end it with .npy or .safetensors")
     if path.is_dir():

@@ -30,9 +30,10 @@ class FunctionVersion:
         Raises:
             ValueError: it is none, or not one whose function is known.
         """
-        if not re.fullmatch(r"\d+(\.\d+){1,3}", text):
+        if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){1,2}", text):
             raise ValueError(f"{text!r} is not a release of dalle2-pytorch, such as 1.15.6")
         release = tuple(int(part) for part in text.split("."))
+        release += (0,) * (3 - len(release))
         if not OLDEST <= release <= NEWEST:
             raise ValueError(
                 f"dalle2-pytorch {text}: releases {_text(OLDEST)} to {_text(NEWEST)} are known; "

@@ -20,7 +20,7 @@ class NullBranch:
     """What a network makes of no text: constants of a checkpoint, computed when first needed.
 
     Args:
-        network: not to be trained while this lives; a change of its weights is noticed.
+        network: a change of its weights is noticed, if torch counts it.
     """
 
     def __init__(self, network: PriorNetwork) -> None:

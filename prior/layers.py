@@ -65,7 +65,8 @@ class Linear(nn.Linear):
     """A linear layer without bias that, for inference on the CPU, keeps a copy of its weight in oneDNN's layout.
 
     A step of sampling multiplies a dozen rows by all weights of the network, so that reading weights is its cost; from
-    this layout they are read at twice to four times the speed. The copy follows changes of the weight.
+    this layout they are read at twice to four times the speed. The copy follows changes of the weight that torch
+    counts; after others, such as writes to its `.data`, `forget_packed`.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -93,6 +94,10 @@ class Linear(nn.Linear):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS)
             self._packed_from = (weight.detach(), version)
         return self._packed
+
+    def forget_packed(self) -> None:
+        """Drop the copy, so that the next product packs the weight anew."""
+        self._packed = self._packed_from = None
 
     def __getstate__(self) -> dict[str, object]:
         """Without the packed copy, which cannot be copied."""

@@ -141,7 +141,7 @@ def _read_config(config: str) -> Any:
             return json.loads(file.read())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise SettingsError(f"config={config!r}: neither a file nor one of {', '.join(NAMED_CONFIGS)}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{config}: not JSON ({error})") from None
 
 
@@ -172,7 +172,17 @@ def _is_state(value: Any) -> TypeGuard[dict[str, torch.Tensor]]:
     return (
         isinstance(value, dict)
         and bool(value)
-        and all(isinstance(name, str) and isinstance(part, torch.Tensor) for name, part in value.items())
+        and all(isinstance(name, str) and _is_plain(part) for name, part in value.items())
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor of numbers in memory, one after another."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_nested or value.is_quantized or value.is_complex())
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from ..pipeline.config import Settings, parse_settings
 from ..pipeline.errors import InputError, SettingsError
 from .config import MAX_SEED, DiffusionSettings, GuidanceName, NetworkSettings, SamplerName, SampleSettings
 from .diffusion import Condition
+from .function import FunctionVersion
 from .guidance import Denoiser, NullBranch, null_prefix
 from .layers import Linear
 from .network import PrefixCache, PriorNetwork
@@ -71,6 +72,39 @@ def build_normaliser(config: PriorConfig) -> EmbeddingNormaliser:
     return EmbeddingNormaliser(config.diffusion.normaliser, config.embed_dim, config.diffusion.embed_scale)
 
 
+def check_sampling(
+    network: NetworkSettings, takes_token_states: bool, diffusion: DiffusionSettings, sample: SampleSettings
+) -> list[int]:
+    """The timesteps that a prior of these settings would be evaluated at.
+
+    Raises:
+        SettingsError: it cannot be sampled so; says why.
+    """
+    function, scale = FunctionVersion.parse(network.function_version), sample.guidance_scale
+    if scale != 1.0:
+        if not function.has_null_tokens:
+            raise SettingsError(
+                f"guidance_scale={scale}: in dalle2-pytorch {function} nothing was trained for it; use 1"
+            )
+        if diffusion.text_drop == 0:
+            raise SettingsError(f"guidance_scale={scale}: this prior was trained without dropping text; use 1")
+        if sample.guidance == "dalle2" and diffusion.image_drop == 0:
+            raise SettingsError("guidance=dalle2: this prior was trained without dropping the image; use guidance=text")
+        if sample.guidance == "text" and not (function.has_null_text or takes_token_states):
+            raise SettingsError(f"guidance=text: dalle2-pytorch {function} dropped no pooled text; use guidance=dalle2")
+    schedule = noise_schedule(diffusion.noise_schedule, diffusion.timesteps)
+    try:
+        grid = sampling_grid(sample.sampler, schedule, sample.steps, function)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    if diffusion.prediction == "eps" and schedule.alpha_bar[grid[0]] == 0:
+        raise SettingsError(
+            f"sampler={sample.sampler} begins at a timestep of pure noise, where this prior's prediction of eps says "
+            "nothing; take dalle2-ddim"
+        )
+    return grid
+
+
 class Prior:
     """Samples CLIP image embeddings from text."""
 
@@ -80,6 +114,7 @@ class Prior:
         self.normaliser = normaliser
         self.schedule: NoiseSchedule = noise_schedule(config.diffusion.noise_schedule, config.diffusion.timesteps)
         self._null = NullBranch(network)
+        self._sums: list[float] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -129,7 +164,9 @@ class Prior:
             )
         clip = ClipSettings(**self.config.clip_settings)
         known = self.config.clip
-        encoder = load_encoder(resolve(EmbedSettings(clip=clip, dtype=known.get("dtype", "float32")), "embed"))
+        device: Literal["cpu", "auto"] = "cpu" if self.device.type == "cpu" else "auto"
+        settings = EmbedSettings(clip=clip, dtype=known.get("dtype", "float32"), device=device)
+        encoder = load_encoder(resolve(settings, "embed"))
         if known and encoder.identity["weights_sha256"] != known["weights_sha256"]:
             raise InputError(f"the CLIP {clip.model} here has other weights than the one this prior was trained with")
         if encoder.identity["embed_dim"] != self.network.text_dim:
@@ -196,6 +233,7 @@ class Prior:
         self.check(settings)
         if num_candidates < 1:
             raise SettingsError(f"num_candidates={num_candidates}: must be at least 1")
+        self._forget_if_changed()
         texts: Sequence[str] | torch.Tensor = prompts if prompts is not None else text_embed  # type: ignore[assignment]
         given = iter(noise) if noise is not None else None
         batch = SAMPLE_BATCH if given is None else max(1, len(texts))  # given noise is of all captions at once
@@ -216,38 +254,23 @@ class Prior:
             parts.append(nearest_to_text(draws, embed))
         return torch.cat(parts)
 
+    def _forget_if_changed(self) -> None:
+        """Drop what was computed from other weights; by their sums, since torch does not count every change."""
+        sums = torch.stack([value.detach().sum(dtype=torch.float32) for value in self.network.parameters()]).tolist()
+        if sums != self._sums:
+            self._sums = sums
+            self._null = NullBranch(self.network)
+            for module in self.network.modules():
+                if isinstance(module, Linear):
+                    module.forget_packed()
+
     def noise(self, seed: int, first: int, texts: int, draws: int) -> Iterator[torch.Tensor]:
         """The noise that `sample` draws for captions from number `first` on."""
         return seeded_noise(seed, first, texts, draws, self.config.embed_dim, self.device)
 
     def check(self, settings: SampleSettings) -> list[int]:
         """The timesteps that would be evaluated at; SettingsError if this prior cannot be sampled so."""
-        network, diffusion, scale = self.network, self.config.diffusion, settings.guidance_scale
-        if scale != 1.0:
-            if not network.function.has_null_tokens:
-                raise SettingsError(
-                    f"guidance_scale={scale}: in dalle2-pytorch {network.function} nothing was trained for it; use 1"
-                )
-            if diffusion.text_drop == 0:
-                raise SettingsError(f"guidance_scale={scale}: this prior was trained without dropping text; use 1")
-            if settings.guidance == "dalle2" and diffusion.image_drop == 0:
-                raise SettingsError(
-                    "guidance=dalle2: this prior was trained without dropping the image; use guidance=text"
-                )
-            if settings.guidance == "text" and not (network.function.has_null_text or network.takes_token_states):
-                raise SettingsError(
-                    f"guidance=text: dalle2-pytorch {network.function} dropped no pooled text; use guidance=dalle2"
-                )
-        try:
-            grid = sampling_grid(settings.sampler, self.schedule, settings.steps, network.function)
-        except ValueError as error:
-            raise SettingsError(str(error)) from None
-        if diffusion.prediction == "eps" and self.schedule.alpha_bar[grid[0]] == 0:
-            raise SettingsError(
-                f"sampler={settings.sampler} begins at a timestep of pure noise, where this prior's prediction of eps "
-                "says nothing; take dalle2-ddim"
-            )
-        return grid
+        return check_sampling(self.config.network, self.network.takes_token_states, self.config.diffusion, settings)
 
     @torch.inference_mode()
     def draw(

@@ -186,6 +186,10 @@ def _check_evaluation(recipe: Recipe) -> None:
         raise SettingsError(
             f"evaluate.sample.steps={steps} is more than train.diffusion.timesteps={timesteps}; lower it"
         )
+    from .model import check_sampling
+
+    train = recipe.train
+    check_sampling(train.network, train.network.max_text_len > 0, train.diffusion, recipe.evaluate.sample)
     split = recipe.evaluate.split
     if getattr(recipe.read, f"{split}_fraction") == 0:
         raise SettingsError(f"evaluate.split={split} has no rows, since read.{split}_fraction=0; raise that")

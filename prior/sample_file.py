@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 
+from ..pipeline.errors import Interrupted
 from ..pipeline.stage import ProgressCallback, no_progress
 from .export import embeds_file
 from .model import SAMPLE_BATCH, Prior
@@ -34,6 +37,15 @@ class Sampled:
         return {**asdict(self), "shape": list(self.shape)}
 
 
+@contextlib.contextmanager
+def _nothing_written(output: Path) -> Iterator[None]:
+    """Say what an interrupt leaves."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; {output} was not written, and the same command begins anew") from None
+
+
 def sample_to_file(
     prior: Prior, texts: Texts, output: Path, *, progress: ProgressCallback = no_progress, **settings: Any
 ) -> Sampled:
@@ -50,7 +62,7 @@ def sample_to_file(
     total, first = 0.0, 0
     comparable = prior.network.text_dim == prior.config.embed_dim
     progress(0, texts.count, "")
-    with embeds_file(output, *done.shape) as append:
+    with _nothing_written(output), embeds_file(output, *done.shape) as append:
         for batch in texts.batches(prior, SAMPLE_BATCH):
             embeds = prior.sample(text_embed=batch.text_embed, token_states=batch.token_states, first=first, **settings)
             append(embeds)

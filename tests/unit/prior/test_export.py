@@ -139,3 +139,9 @@ def test_a_folder_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "a.npy").mkdir()
     with pytest.raises(SettingsError, match=r"--output .*a\.npy: is a folder"):
         check_output(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/a.npy", "memory://a.npy"])
+def test_a_remote_file_is_refused_and_not_taken_for_a_folder(path: str) -> None:
+    with pytest.raises(SettingsError, match="give a local file"):
+        check_output(Path(path))

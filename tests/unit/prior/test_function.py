@@ -32,6 +32,9 @@ def test_releases_are_ordered_as_numbers() -> None:
     assert FunctionVersion.parse("1.10.0").has_null_tokens  # as text, 1.10 comes before 1.9
     assert not FunctionVersion.parse("1.4").cosine_attention
     assert FunctionVersion.parse("1.12").real_timesteps
+    assert FunctionVersion.parse("1.9") == FunctionVersion.parse("1.9.0")
+    with pytest.raises(ValueError, match=r"1\.11\.0 trained v"):
+        FunctionVersion.parse("1.11")
 
 
 @pytest.mark.parametrize("release", RELEASES)

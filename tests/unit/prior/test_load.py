@@ -378,3 +378,22 @@ def test_a_failed_write_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OSError, match="no space left"):
         convert(folder, str(tmp_path / "out.pth"))
     assert not [path for path in tmp_path.iterdir() if "pth" in path.name]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda value: value.to("meta"),
+        lambda value: value.to_sparse(),
+        lambda value: value.to(torch.complex64),
+        lambda value: torch.full_like(value, float("nan")),
+    ],
+)
+def test_weights_that_are_no_plain_numbers_are_refused(
+    write: Callable[..., str], settings: str, damage: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    weights = {
+        name: damage(value) if name.endswith("learned_query") else value for name, value in export_state(EMA).items()
+    }
+    with pytest.raises(InputError, match=r"a\.pth: (holds no ema weights|net\.learned_query holds numbers that|cannot be read)"):
+        load_prior(write(ema_model=weights), config=settings)

@@ -509,3 +509,21 @@ def test_build_normaliser_takes_the_settings(make_config: MakeConfig) -> None:
     assert build_normaliser(make_config(diffusion={"embed_scale": 2.5})).radius == 2.5
     whiten: EmbeddingNormaliser = build_normaliser(make_config(diffusion={"normaliser": "whiten"}))
     assert torch.equal(whiten.to_network, torch.eye(8))
+
+
+@pytest.mark.parametrize("change", ["data", "fused"])
+def test_samples_follow_changes_of_the_weights_that_torch_does_not_count(make_prior: MakePrior, change: str) -> None:
+    prior, embed = make_prior(), text()
+    draw: dict[str, Any] = {"text_embed": embed, "steps": 3, "guidance_scale": 2.0}
+    before = prior.sample(**draw)
+    if change == "data":
+        for value in prior.network.parameters():
+            value.data.mul_(0.9)
+    else:
+        optimiser = torch.optim.AdamW(prior.network.parameters(), lr=0.1, fused=True)
+        cache = prior.network.prefix(F.normalize(embed, dim=-1))
+        prior.network.suffix(cache, embed, torch.tensor([1, 2, 3])).square().sum().backward()
+        optimiser.step()
+    fresh = Prior(prior.config, copy.deepcopy(prior.network), prior.normaliser)
+    assert not torch.equal(prior.sample(**draw), before)
+    assert torch.equal(prior.sample(**draw), fresh.sample(**draw))
