@@ -395,5 +395,6 @@ def test_weights_that_are_no_plain_numbers_are_refused(
     weights = {
         name: damage(value) if name.endswith("learned_query") else value for name, value in export_state(EMA).items()
     }
-    with pytest.raises(InputError, match=r"a\.pth: (holds no ema weights|net\.learned_query holds numbers that|cannot be read)"):
+    refused = r"a\.pth: (holds no ema weights|net\.learned_query holds numbers that|cannot be read)"
+    with pytest.raises(InputError, match=refused):
         load_prior(write(ema_model=weights), config=settings)
