@@ -1,4 +1,4 @@
-"""The layers of the prior network: linear, norm, feed-forward, and attention that can continue from a cache.
+"""The layers of the prior network: norm, feed-forward, and attention that can continue from a cache.
 
 Letters: B texts, L tokens of a text (side by side those of all its draws), P cached positions, C width of the stream,
 H heads, A width of a head.
@@ -6,7 +6,6 @@ H heads, A width of a head.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -15,13 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from .function import DOT_PRODUCT_BIAS
+from .linear import Linear
 
 _COSINE_SCALE = 16.0
 _BUCKETS = 32
 _MAX_DISTANCE = 128
 _ROTARY_WIDTH = 32
-_PACKED_ROWS = 64
-"""Rows that the layout of packed weights is chosen for; measured best of 1, 12 and 64 for 1 to 1,028 rows."""
 
 
 class KeysValues(NamedTuple):
@@ -34,9 +32,13 @@ class KeysValues(NamedTuple):
 
     def append(self, other: KeysValues) -> KeysValues:
         """These positions, then the others; of the same rows, or these of one row for all."""
-        rows = other.keys.shape[0]
-        mine = (part.expand(rows, -1, -1) for part in self)
-        return KeysValues(*(torch.cat(pair, dim=1) for pair in zip(mine, other, strict=True)))
+        return KeysValues(_join(self.keys, other.keys), _join(self.values, other.values))
+
+
+def _join(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    if len(before) != len(after):
+        before = before.expand(len(after), -1, -1)
+    return torch.cat([before, after], dim=1)
 
 
 class Positions(NamedTuple):
@@ -46,62 +48,6 @@ class Positions(NamedTuple):
     """`[L * H, P + L]`, P being 1 at the beginning; -inf where a token must not look."""
     rotation: torch.Tensor | None
     """Complex numbers `[L, 1, rotated / 2]` of size 1, which pairs of coordinates are multiplied by."""
-
-
-@functools.cache
-def packing_available(dtype: torch.dtype) -> bool:
-    """Whether this torch and machine have the (private) operators that multiply by weights in oneDNN's own layout."""
-    operators = torch.ops.mkldnn
-    if not (torch._C._has_mkldnn and hasattr(operators, "_linear_pointwise")):
-        return False
-    if not hasattr(operators, "_reorder_linear_weight"):
-        return False
-    if dtype == torch.bfloat16:
-        return hasattr(operators, "_is_mkldnn_bf16_supported") and bool(operators._is_mkldnn_bf16_supported())
-    return dtype == torch.float32
-
-
-class Linear(nn.Linear):
-    """A linear layer without bias that, for inference on the CPU, keeps a copy of its weight in oneDNN's layout.
-
-    A step of sampling multiplies a dozen rows by all weights of the network, so that reading weights is its cost; from
-    this layout they are read at twice to four times the speed. The copy follows changes of the weight that torch
-    counts; after others, such as writes to its `.data`, `forget_packed`.
-    """
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
-        self._packed: torch.Tensor | None = None
-        # the weight itself and not its address, where after a change of type and back another might lie
-        self._packed_from: tuple[torch.Tensor, int] | None = None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., in]` of any float type -> `[..., out]` in the type of the weight."""
-        x = x.to(self.weight.dtype)
-        weight = self.weight
-        if not (torch.is_inference_mode_enabled() and weight.device.type == "cpu" and packing_available(weight.dtype)):
-            return F.linear(x, weight)
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._pack(), None, "none", [], "")
-        return product
-
-    def _pack(self) -> torch.Tensor:
-        weight, version = self.weight, 0 if self.weight.is_inference() else self.weight._version
-        if self._packed_from is not None:
-            source, packed_version = self._packed_from
-            if (source.data_ptr(), packed_version) != (weight.data_ptr(), version):
-                self._packed = None
-        if self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS)
-            self._packed_from = (weight.detach(), version)
-        return self._packed
-
-    def forget_packed(self) -> None:
-        """Drop the copy, so that the next product packs the weight anew."""
-        self._packed = self._packed_from = None
-
-    def __getstate__(self) -> dict[str, object]:
-        """Without the packed copy, which cannot be copied."""
-        return {**self.__dict__, "_packed": None, "_packed_from": None}
 
 
 class LayerNorm(nn.Module):
@@ -114,14 +60,14 @@ class LayerNorm(nn.Module):
     def __init__(self, width: int, stable: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        self.stable = stable
+        self.shape, self.stable = (width,), stable
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., C]` -> `[..., C]` float32, or float64 of float64."""
         x = x if x.dtype == torch.float64 else x.float()
         if self.stable:
             x = x / x.amax(dim=-1, keepdim=True).detach()
-        return F.layer_norm(x, x.shape[-1:], self.weight)
+        return torch.layer_norm(x, self.shape, self.weight)
 
 
 class FeedForward(nn.Module):
@@ -186,8 +132,9 @@ class Attention(nn.Module):
         if positions.rotation is not None:
             pairs = query_key[..., : 2 * positions.rotation.shape[-1]].unflatten(-1, (-1, 2))
             torch.view_as_complex(pairs).mul_(positions.rotation)  # qkv is this layer's own
-        query_key = self._direction(query_key).to(qkv.dtype)
-        return query_key[..., :-1, :], KeysValues(query_key[..., -1, :], qkv[..., -1, :])
+        query_key = self._direction(query_key)
+        query, key = query_key[..., :-1, :].to(qkv.dtype), query_key[..., -1, :].to(qkv.dtype)
+        return query, KeysValues(key, qkv[..., -1, :])
 
     def _direction(self, x: torch.Tensor) -> torch.Tensor:
         return F.normalize(x, dim=-1) if self.cosine else x

@@ -17,7 +17,7 @@ from .config import MAX_SEED, DiffusionSettings, GuidanceName, NetworkSettings, 
 from .diffusion import Condition
 from .function import FunctionVersion
 from .guidance import Denoiser, NullBranch, null_prefix
-from .layers import Linear
+from .linear import Linear
 from .network import PrefixCache, PriorNetwork
 from .normalise import EmbeddingNormaliser
 from .sample import find_sampler, generator_noise, sampling_grid, seeded_noise

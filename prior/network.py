@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .function import LATEST_FUNCTION, FunctionVersion
-from .layers import Attention, FeedForward, KeysValues, LayerNorm, Linear, PositionEncoding, Positions
+from .layers import Attention, FeedForward, KeysValues, LayerNorm, PositionEncoding, Positions
+from .linear import Linear
 
 _MAX_PERIOD = 10_000.0
 

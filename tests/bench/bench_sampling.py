@@ -19,8 +19,9 @@ from dalle2_pytorch import DiffusionPrior, DiffusionPriorNetwork
 from priorkit.prior.config import SampleSettings
 from priorkit.prior.dalle2 import NAMED_CONFIGS, import_prior, parse_config, to_prior_config
 from priorkit.prior.function import FunctionVersion
-from priorkit.prior.layers import Linear
+from priorkit.prior.linear import Linear
 from priorkit.prior.model import Prior
+from priorkit.prior.network import PriorNetwork
 
 BATCH, STEPS, DIM = 4, 64, 768
 CAPTION_TOKENS = 20
@@ -117,8 +118,16 @@ def compare(results: list[dict[str, Any]], max_text_len: int, rounds: int) -> No
         )  # fmt: skip
 
 
+def product_flops(network: PriorNetwork, tokens: int, seen: float) -> float:
+    """Floating-point operations of the products for `tokens` that look at `seen` positions each."""
+    weights = sum(module.weight.numel() for module in network.modules() if isinstance(module, Linear))
+    attention = network.attention[0]
+    width = attention.heads * attention.head_width  # type: ignore[operator]
+    return 2.0 * tokens * (weights + 2 * len(network.attention) * width * seen)  # type: ignore[operator]
+
+
 def step_and_floor(results: list[dict[str, Any]], prior: Prior, dtype: str, max_text_len: int, rounds: int) -> None:
-    """A cached step of 4 rows, as sampling makes it, against the larger of reading all weights and doing all flops.
+    """A cached step of 4 rows, as sampling makes it, against the larger of reading all weights and doing all products.
 
     A step is what 64 steps take more than 4 do, divided by 60; in turns with the read and the product.
     """
@@ -126,7 +135,6 @@ def step_and_floor(results: list[dict[str, Any]], prior: Prior, dtype: str, max_
     noise = noises(BATCH)
     values, size, few = torch.ones(2**27), 2048, 4
     left, right = (torch.randn(size, size).to(DTYPES[dtype]) for _ in range(2))
-    weights = [module.weight for module in prior.network.modules() if isinstance(module, Linear)]
 
     def action(steps: int) -> Callable[[], torch.Tensor]:
         settings = SampleSettings(sampler="ddim", steps=steps)
@@ -139,10 +147,10 @@ def step_and_floor(results: list[dict[str, Any]], prior: Prior, dtype: str, max_
         "product": lambda: [left @ right for _ in range(9)],
     }
     harness.in_turns(actions, 1)
-    seconds = harness.in_turns(actions, max(rounds, 3))
+    seconds = harness.in_turns(actions, max(rounds, 5))
     step = [(many - less) / (STEPS - few) for many, less in zip(seconds["many"], seconds["few"], strict=True)]
-    weight_bytes = sum(weight.nbytes for weight in weights)
-    flops = 2 * 3 * BATCH * sum(weight.numel() for weight in weights)
+    weight_bytes = sum(module.weight.nbytes for module in prior.network.modules() if isinstance(module, Linear))
+    flops = product_flops(prior.network, tokens=3 * BATCH, seen=max_text_len + 1 + 3)
     reading = [second / 9 * weight_bytes / values.nbytes for second in seconds["read"]]
     computing = [second / 9 * flops / (2 * size**3) for second in seconds["product"]]
     floor = [max(pair) for pair in zip(reading, computing, strict=True)]
@@ -192,11 +200,13 @@ def best_of_8(
     for run in actions.values():
         run()
     seconds = harness.in_turns(actions, rounds)
-    weights = sum(module.weight.numel() for module in prior.network.modules() if isinstance(module, Linear))
-    tokens = max_text_len + 1 + STEPS * (1 + 2 * 8)  # the time token is one for all candidates
+    prefix = max_text_len + 1
+    own = 1 + 2 * 8  # the time token is one for all candidates
+    flops = product_flops(prior.network, batch * prefix, prefix / 2)
+    flops += product_flops(prior.network, batch * STEPS * own, prefix + own)
     square = torch.randn(2048, 2048).to(DTYPES[dtype])
     product = harness.median(harness.in_turns({"product": lambda: square @ square}, 9)["product"])
-    floor = product * (2 * weights * batch * tokens) / (2 * 2048**3)
+    floor = product * flops / (2 * 2048**3)
     harness.report(
         results, bench="best of 8", dtype=dtype, text_tokens=max_text_len, batch=batch,
         of_8_seconds=seconds["8"], of_1_seconds=seconds["1"],
@@ -257,7 +267,7 @@ The same weights, noise and sampler. At 256 text tokens one round.
 ## A cached step, batch {BATCH}, against its floor
 
 A step is what 64 steps take more than 4 do, divided by 60. The floor is the larger of reading all weights once and
-doing all flops at the rate of a product of 2,048 x 2,048, both measured in turns with the steps.
+doing all products, attention's with them, at the rate of one of 2,048 x 2,048; both measured in turns with the steps.
 
 {floors}
 

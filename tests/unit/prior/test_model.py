@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from priorkit.pipeline.errors import InputError, SettingsError
 from priorkit.prior.config import SampleSettings
 from priorkit.prior.diffusion import Condition, diffusion_loss, step_randomness
-from priorkit.prior.layers import LayerNorm, Linear
+from priorkit.prior.layers import LayerNorm
+from priorkit.prior.linear import Linear
 from priorkit.prior.model import SAMPLE_BATCH, Prior, PriorConfig, build_network, build_normaliser, nearest_to_text
 from priorkit.prior.normalise import EmbeddingNormaliser
 

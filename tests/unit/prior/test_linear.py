@@ -1,0 +1,208 @@
+"""Products by packed weights against plain ones, whatever changes the weights."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from priorkit.prior import linear as packing_module
+from priorkit.prior.linear import Linear, packing_available
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(params=["packed", "plain"])
+def packing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the private operators, and without, as on machines and torch versions that have none."""
+    if request.param == "plain":
+        monkeypatch.setattr(packing_module, "packing_available", lambda dtype: False)
+    return str(request.param)
+
+
+def linear(inputs: int = 24, outputs: int = 40, dtype: torch.dtype = torch.float32) -> Linear:
+    torch.manual_seed(0)
+    return Linear(inputs, outputs).to(dtype)
+
+
+def values(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def infer(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        result: torch.Tensor = layer(x)
+    return result
+
+
+def right(layer: Linear, x: torch.Tensor) -> bool:
+    """Whether a product in inference is that of the weights as they are now, to rounding."""
+    expected = x.double() @ layer.weight.detach().double().T
+    found = infer(layer, x)
+    assert found.dtype == layer.weight.dtype
+    return bool((found.double() - expected).abs().max() <= TOLERANCE[found.dtype] * expected.abs().max())
+
+
+def test_this_machine_packs_float32() -> None:
+    """Else the tests below compare the fallback with itself; private operators of another torch may go away."""
+    assert packing_available(torch.float32)
+    assert not packing_available(torch.float64)
+    assert not packing_available(torch.float16)
+
+
+def test_a_torch_without_the_operators_packs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    uncached = packing_available.__wrapped__
+    assert uncached(torch.float32)
+    monkeypatch.setattr(torch._C, "_has_mkldnn", False)
+    assert not uncached(torch.float32)
+    monkeypatch.undo()
+
+    class Operators:
+        _linear_pointwise = None
+
+    monkeypatch.setattr(packing_module.torch, "ops", type("Ops", (), {"mkldnn": Operators}))
+    assert not uncached(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (12, 24), (3, 5, 24), (200, 24), (0, 24)])
+def test_inference_is_the_plain_product(packing: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    layer, x = linear(dtype=dtype), values(*shape)
+    found = infer(layer, x)
+    assert found.shape == (*shape[:-1], 40)
+    assert (layer._packed is not None) == (packing == "packed" and packing_available(dtype))
+    expected = F.linear(x.to(dtype), layer.weight).detach()
+    torch.testing.assert_close(found, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_inputs_may_be_strided_and_of_another_type(packing: str) -> None:
+    layer = linear()
+    assert right(layer, values(24, 6).T)
+    assert right(layer, values(6, 48)[:, ::2])
+    assert right(layer, values(3, 24).double())
+    assert right(layer, values(3, 24).bfloat16())
+
+
+def test_both_ways_are_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = linear(), values(7, 24)
+    packed = infer(layer, x)
+    monkeypatch.setattr(packing_module, "packing_available", lambda dtype: False)
+    torch.testing.assert_close(infer(layer, x), packed, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = linear()
+    infer(layer, values(3, 24))
+    packed = layer._packed
+    for rows in (1, 3, 300):
+        infer(layer, values(rows, 24))
+    assert packed is not None
+    assert layer._packed is packed
+
+
+def test_outside_of_inference_mode_nothing_is_packed() -> None:
+    layer = linear()
+    layer(values(3, 24)).sum().backward()
+    with torch.no_grad():
+        layer(values(3, 24))
+    assert layer._packed is None
+    assert layer.weight.grad is not None
+
+
+def in_place(layer: Linear) -> None:
+    with torch.no_grad():
+        layer.weight.mul_(-3)
+
+
+def in_place_in_inference_mode(layer: Linear) -> None:
+    with torch.inference_mode():
+        layer.weight.mul_(-3)
+
+
+def by_state_dict(layer: Linear) -> None:
+    layer.load_state_dict({"weight": values(40, 24, seed=9)})
+
+
+def by_assigned_state_dict(layer: Linear) -> None:
+    layer.load_state_dict({"weight": values(40, 24, seed=9)}, assign=True)
+
+
+def by_data(layer: Linear) -> None:
+    layer.weight.data = values(40, 24, seed=9)
+
+
+def by_new_parameter(layer: Linear) -> None:
+    layer.weight = torch.nn.Parameter(values(40, 24, seed=9))
+
+
+def by_optimiser(layer: Linear) -> None:
+    optimiser = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    layer(values(5, 24)).square().sum().backward()
+    optimiser.step()
+
+
+CHANGES = (
+    in_place, in_place_in_inference_mode, by_state_dict, by_assigned_state_dict, by_data, by_new_parameter,
+    by_optimiser,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_the_packed_copy_follows_the_weight(packing: str, change: Any) -> None:
+    layer, x = linear(), values(5, 24)
+    before = infer(layer, x)
+    for _ in range(2):
+        change(layer)
+        assert right(layer, x)
+        assert (infer(layer, x) - before).abs().max() > 0.1
+        in_place(layer)
+        assert right(layer, x)
+
+
+def test_the_packed_copy_follows_changes_of_type(packing: str) -> None:
+    layer, x = linear(), values(5, 24)
+    for dtype in (torch.float32, torch.bfloat16, torch.float32, torch.bfloat16):
+        layer.to(dtype)
+        assert right(layer, x)
+
+
+def test_a_weight_that_comes_to_lie_where_an_older_one_lay_is_packed_anew(packing: str) -> None:
+    """There and back in another type without a product between them: rounded weights, often at the old address."""
+    for size in (64, 128, 256):
+        for _ in range(5):
+            layer, x = linear(size, size), values(3, size)
+            infer(layer, x)
+            layer.to(torch.bfloat16).to(torch.float32)
+            assert right(layer, x)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, copy.copy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_a_copy_after_inference_is_a_layer_of_its_own(packing: str, way: Any) -> None:
+    layer, x = linear(), values(5, 24)
+    before = infer(layer, x)
+    twin = way(layer)
+    assert twin._packed is None
+    assert torch.equal(infer(twin, x), before)
+    if twin.weight is not layer.weight:
+        in_place(twin)
+        assert right(twin, x)
+    assert right(layer, x)
+    assert torch.equal(infer(layer, x), before)
+
+
+def test_the_packed_copy_is_no_part_of_the_state(packing: str) -> None:
+    layer = linear()
+    infer(layer, values(3, 24))
+    assert list(layer.state_dict()) == ["weight"]
+
+
+def test_training_goes_on_after_inference(packing: str) -> None:
+    layer, x = linear(), values(5, 24)
+    infer(layer, x)
+    layer(x).square().sum().backward()
+    expected = 2 * (x @ layer.weight.T).T @ x
+    torch.testing.assert_close(layer.weight.grad, expected.detach(), rtol=1e-4, atol=1e-4)
