@@ -11,6 +11,7 @@ import typer
 
 from .pipeline import commands as pipeline_commands
 from .prior import commands as prior_commands
+from .prior import recipe_commands, sample_commands
 
 app = typer.Typer(
     name="priorkit",
@@ -24,14 +25,14 @@ for command in (
     pipeline_commands.inspect,
     prior_commands.train,
     prior_commands.evaluate,
-    prior_commands.sample,
-    prior_commands.convert,
+    sample_commands.sample,
+    sample_commands.convert,
     prior_commands.run,
     prior_commands.status,
     prior_commands.demo,
 ):
     app.command()(command)
-app.add_typer(prior_commands.recipes, name="recipes")
+app.add_typer(recipe_commands.recipes, name="recipes")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,8 +1,7 @@
-"""The commands of the prior and of the whole chain. Heavy imports happen when a command runs."""
+"""The commands that train and evaluate, and those of the whole chain. Heavy imports happen when a command runs."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -106,121 +105,6 @@ def evaluate(
             print_metrics(metrics)
 
 
-CheckpointConfigOption = Annotated[
-    Optional[str],
-    typer.Option(
-        "--config", help="Settings of a .pth: the JSON of its training script, or laion-model-card.", show_default=False
-    ),
-]
-WeightsOption = Annotated[str, typer.Option(help="Weights of a .pth: ema or online.")]
-FunctionOption = Annotated[
-    Optional[str],
-    typer.Option(help="dalle2-pytorch release whose function a .pth is, if not the stored one.", show_default=False),
-]
-
-
-def sample(
-    prior: Annotated[str, typer.Argument(help="Folder of a trained prior, or a .pth of dalle2-pytorch.")],
-    captions: Annotated[Optional[list[str]], typer.Argument(help="One or more captions.", show_default=False)] = None,
-    prompts: Annotated[
-        Optional[str], typer.Option(help="Text file with a caption in every line.", show_default=False)
-    ] = None,
-    embeddings: Annotated[
-        Optional[str],
-        typer.Option(help="Stored text embeddings: folder of embedding shards, or .npy.", show_default=False),
-    ] = None,
-    output: Annotated[Path, typer.Option(help="File to write: .npy or .safetensors.")] = Path("samples.npy"),
-    num_candidates: Annotated[int, typer.Option(min=1, help="Draws for each caption; the nearest to it is kept.")] = 2,
-    guidance_scale: Annotated[float, typer.Option(help="1 follows the text as trained.")] = 1.0,
-    guidance: Annotated[str, typer.Option(help="text, or dalle2 as in dalle2-pytorch.")] = "text",
-    steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")] = 64,
-    sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpmsolver++ or dalle2-ddim.")] = "ddim",
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of large products: float32 or bfloat16.")] = "float32",
-    config: CheckpointConfigOption = None,
-    weights: WeightsOption = "ema",
-    function_version: FunctionOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Draw a CLIP image embedding for each caption.
-
-    Example: priorkit sample data/prior "a corgi in sunglasses" --output corgi.npy
-    """
-    from ..pipeline.terminal import print_json, print_line, print_table, progress_bar, reported_errors
-
-    with reported_errors():
-        from ..pipeline.device import choose_device
-        from ..pipeline.errors import SettingsError
-        from .export import check_output
-        from .load import load_prior
-        from .sample_file import sample_to_file
-        from .texts import CaptionFile, Captions, Texts, stored_texts
-
-        if sum(source is not None for source in (captions or None, prompts, embeddings)) != 1:
-            raise SettingsError("give one of: captions, --prompts FILE, --embeddings FOLDER")
-        check_output(output)
-        texts: Texts = (
-            CaptionFile(prompts) if prompts is not None
-            else stored_texts(embeddings) if embeddings is not None
-            else Captions(captions or [])
-        )  # fmt: skip
-        model = load_prior(
-            prior, choose_device(device, "--device"), dtype,
-            config=config, weights=weights, function_version=function_version,  # type: ignore[arg-type]
-        )  # fmt: skip
-        with progress_bar("sample", "captions", quiet=as_json or texts.count <= 1) as progress:
-            done = sample_to_file(
-                model, texts, output, progress=progress, num_candidates=num_candidates, guidance_scale=guidance_scale,
-                guidance=guidance, steps=steps, sampler=sampler, seed=seed,
-            )  # fmt: skip
-        if as_json:
-            print_json({"output": str(output), **done.to_json()})
-            return
-        rows = [(label, f"{cosine:.4f}") for label, cosine in zip(done.labels, done.cosine_to_text, strict=False)]
-        if rows:
-            shown = "" if len(rows) == texts.count else f" (first {len(rows)} of {texts.count:,})"
-            print_table(f"samples{shown}", ("caption", "cosine to its text"), rows)
-            print_line(f"mean cosine to the text: {done.mean_cosine_to_text:.4f}")
-        print_line(f"wrote {output}: float32 {list(done.shape)}")
-
-
-def convert(
-    source: Annotated[str, typer.Argument(help="A .pth of dalle2-pytorch, or a folder of a trained prior.")],
-    destination: Annotated[str, typer.Argument(help="Folder to write, or a .pth for dalle2-pytorch 1.15.6.")],
-    config: CheckpointConfigOption = None,
-    weights: WeightsOption = "ema",
-    function_version: FunctionOption = None,
-    clip: Annotated[
-        Optional[str], typer.Option(help="open_clip model that the prior belongs to.", show_default=False)
-    ] = None,
-    clip_pretrained: Annotated[
-        Optional[str], typer.Option(help="Tag or file of that model's weights.", show_default=False)
-    ] = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Turn a dalle2-pytorch checkpoint into a prior's folder, or a folder into such a checkpoint.
-
-    Example: priorkit convert prior.pth data/prior --config laion-model-card
-    """
-    from ..pipeline.terminal import print_json, print_line, reported_errors
-
-    with reported_errors():
-        from .load import clip_location_of
-        from .load import convert as convert_prior
-
-        chosen = clip_location_of(clip, clip_pretrained)
-        convert_prior(
-            source, destination, overwrite=overwrite,
-            config=config, weights=weights, function_version=function_version, clip=chosen,  # type: ignore[arg-type]
-        )  # fmt: skip
-        if as_json:
-            print_json({"source": source, "destination": destination})
-        else:
-            print_line(f"wrote {destination}")
-
-
 def run(
     recipe: RecipeArgument,
     until: Annotated[str, typer.Option(help="Last stage: download, embed, train or evaluate.")] = "evaluate",
@@ -284,68 +168,6 @@ def status(
             return
         rows = [(state.stage, state.folder, f"{state.shards:,}", f"{state.rows:,}", state.state) for state in states]
         print_table("status", ("stage", "folder", "shards", "rows", "state"), rows)
-
-
-recipes = typer.Typer(no_args_is_help=True, help="The recipes that come with priorkit, and checking your own.")
-
-
-@recipes.command("list")
-def list_recipes(as_json: JsonOption = False) -> None:
-    """List the recipes that come with priorkit.
-
-    Example: priorkit recipes list
-    """
-    from ..pipeline.terminal import print_json, print_table, reported_errors
-
-    with reported_errors():
-        from .recipe import recipe_names, recipe_text
-
-        described = {name: recipe_text(name).partition("\n")[0].lstrip("# ") for name in recipe_names()}
-        if as_json:
-            print_json(described)
-        else:
-            print_table("recipes", ("name", "what it is"), list(described.items()))
-
-
-@recipes.command("copy")
-def copy(
-    name: Annotated[str, typer.Argument(help="Name as `recipes list` shows it.")],
-    destination: Annotated[Path, typer.Argument(help="File or folder to write to.")] = Path("."),
-) -> None:
-    """Copy a recipe that comes with priorkit, to edit it.
-
-    Example: priorkit recipes copy custom my_recipe.yaml
-    """
-    from ..pipeline.terminal import print_line, reported_errors
-
-    with reported_errors():
-        from .recipe import copy_recipe
-
-        print_line(f"wrote {copy_recipe(name, destination)}")
-
-
-@recipes.command("validate")
-def validate(recipe: RecipeArgument, settings: SetOption = None, as_json: JsonOption = False) -> None:
-    """Check every key and value of a recipe, and print it with all defaults filled in.
-
-    Example: priorkit recipes validate my_recipe.yaml
-    """
-    from ..pipeline.terminal import clean, print_json, reported_errors
-
-    with reported_errors():
-        import yaml
-
-        from ..pipeline.clip import check_clip
-        from .recipe import load_recipe
-
-        loaded = load_recipe(recipe, settings or [])
-        check_clip(loaded.embed.clip)
-        chosen = loaded.model_dump(mode="json")
-        if as_json:
-            print_json(chosen)
-        else:
-            print(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=False), end="")
-            print(f"{clean(recipe)}: valid", file=sys.stderr)  # what is printed above stays a recipe
 
 
 def demo(

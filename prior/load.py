@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Literal, TypeGuard, cast
 
@@ -13,7 +14,8 @@ from ..pipeline.errors import FolderError, InputError, SettingsError
 from ..pipeline.shards import MANIFEST_NAME
 from ..pipeline.storage import Store, check_name, open_location
 from .checkpoint import CONFIG_NAME, STATE_FOLDER, load_folder, save_prior
-from .dalle2 import NAMED_CONFIGS, export_state, import_prior, parse_config, to_dalle2_config, to_prior_config
+from .dalle2 import export_state, import_prior
+from .dalle2_config import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
 from .function import LATEST_FUNCTION, FunctionVersion
 from .model import Prior
 from .pth import read_pth, version_text
@@ -23,7 +25,7 @@ _PTH = (".pth", ".pt")
 
 
 def load_prior(
-    path: str = "data/prior",
+    path: str | os.PathLike[str] = "data/prior",
     device: str = "cpu",
     dtype: str = "float32",
     *,
@@ -47,6 +49,7 @@ def load_prior(
         InputError: no prior is there, or a file is damaged or does not fit its settings; says which.
         SettingsError: an argument is missing, out of range, or of no meaning for what is loaded.
     """
+    path = os.fspath(path)
     if path.endswith(_PTH):
         if config is None:
             names = ", ".join(NAMED_CONFIGS)
@@ -65,8 +68,8 @@ def load_prior(
 
 
 def convert(
-    source: str,
-    destination: str,
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
     *,
     overwrite: bool = False,
     config: str | None = None,
@@ -86,6 +89,7 @@ def convert(
         FolderError: the destination exists, or holds a training.
         SettingsError: DALLE2-pytorch has no such prior.
     """
+    destination = os.fspath(destination)
     prior = load_prior(source, config=config, weights=weights, function_version=function_version, clip=clip)
     try:
         if destination.endswith(_PTH):

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -180,8 +182,8 @@ class Prior:
         self,
         prompts: Sequence[str] | None = None,
         *,
-        text_embed: torch.Tensor | None = None,
-        token_states: torch.Tensor | None = None,
+        text_embed: torch.Tensor | npt.NDArray[Any] | None = None,
+        token_states: torch.Tensor | npt.NDArray[Any] | None = None,
         num_candidates: int = 1,
         guidance_scale: float = 1.0,
         guidance: GuidanceName = "text",
@@ -229,6 +231,7 @@ class Prior:
         if first < 0:
             raise SettingsError(f"first={first}: must not be negative")
         values = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "guidance": guidance}
+        text_embed, token_states = _as_tensor(text_embed), _as_tensor(token_states)
         settings = parse_settings(SampleSettings, values, "sample")
         self.check(settings)
         if num_candidates < 1:
@@ -351,6 +354,10 @@ class Prior:
             return text.text_embed, None
         rows = torch.split(text.token_states, text.lengths)
         return text.text_embed, torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def _as_tensor(value: torch.Tensor | npt.NDArray[Any] | None) -> torch.Tensor | None:
+    return torch.tensor(value) if isinstance(value, np.ndarray) else value  # a copy, as arrays may be read-only
 
 
 def nearest_to_text(draws: torch.Tensor, text_embed: torch.Tensor) -> torch.Tensor:

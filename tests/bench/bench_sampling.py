@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from dalle2_pytorch import DiffusionPrior, DiffusionPriorNetwork
 
 from priorkit.prior.config import SampleSettings
-from priorkit.prior.dalle2 import NAMED_CONFIGS, import_prior, parse_config, to_prior_config
+from priorkit.prior.dalle2 import import_prior
+from priorkit.prior.dalle2_config import NAMED_CONFIGS, parse_config, to_prior_config
 from priorkit.prior.function import FunctionVersion
 from priorkit.prior.linear import Linear
 from priorkit.prior.model import Prior
@@ -147,7 +148,7 @@ def step_and_floor(results: list[dict[str, Any]], prior: Prior, dtype: str, max_
         "product": lambda: [left @ right for _ in range(9)],
     }
     harness.in_turns(actions, 1)
-    seconds = harness.in_turns(actions, max(rounds, 5))
+    seconds = harness.in_turns(actions, max(rounds, 9))
     step = [(many - less) / (STEPS - few) for many, less in zip(seconds["many"], seconds["few"], strict=True)]
     weight_bytes = sum(module.weight.nbytes for module in prior.network.modules() if isinstance(module, Linear))
     flops = product_flops(prior.network, tokens=3 * BATCH, seen=max_text_len + 1 + 3)

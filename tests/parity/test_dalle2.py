@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from priorkit.prior.config import SampleSettings
-from priorkit.prior.dalle2 import import_prior, parse_config, to_prior_config
+from priorkit.prior.dalle2 import import_prior
+from priorkit.prior.dalle2_config import parse_config, to_prior_config
 from priorkit.prior.diffusion import Condition, StepRandomness, diffusion_loss
 from priorkit.prior.function import FunctionVersion
 from priorkit.prior.model import Prior

@@ -10,14 +10,8 @@ import torch
 
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 from priorkit.prior.config import DiffusionSettings, NetworkSettings
-from priorkit.prior.dalle2 import (
-    NAMED_CONFIGS,
-    export_state,
-    import_prior,
-    parse_config,
-    to_dalle2_config,
-    to_prior_config,
-)
+from priorkit.prior.dalle2 import export_state, import_prior
+from priorkit.prior.dalle2_config import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
 from priorkit.prior.function import FunctionVersion
 from priorkit.prior.model import Prior, PriorConfig, build_network, build_normaliser
 
@@ -159,7 +153,7 @@ def test_where_the_clip_is(clip: dict[str, Any] | None, located: dict[str, Any])
 def test_the_clips_of_openai_are_those_of_open_clip() -> None:
     import open_clip
 
-    from priorkit.prior.dalle2 import _OPENAI_CLIPS
+    from priorkit.prior.dalle2_config import _OPENAI_CLIPS
 
     assert {(name, "openai") for name in _OPENAI_CLIPS.values()} <= set(open_clip.list_pretrained())
 

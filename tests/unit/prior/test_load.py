@@ -18,7 +18,8 @@ from priorkit.pipeline.errors import FolderError, InputError, PriorkitError, Set
 from priorkit.pipeline.storage import Store
 from priorkit.prior.checkpoint import save_prior
 from priorkit.prior.config import DiffusionSettings, NetworkSettings
-from priorkit.prior.dalle2 import export_state, to_dalle2_config
+from priorkit.prior.dalle2 import export_state
+from priorkit.prior.dalle2_config import to_dalle2_config
 from priorkit.prior.load import convert, load_prior
 from priorkit.prior.model import Prior, PriorConfig, build_network, build_normaliser
 from priorkit.prior.pth import read_pth
@@ -89,6 +90,7 @@ def test_the_public_names(write: Callable[..., str], settings: str, tmp_path: Pa
     assert_equal(public_load_prior(write(), config=settings), EMA)
     public_convert(write(), str(tmp_path / "prior"), config=settings)
     assert_equal(public_load_prior(str(tmp_path / "prior")), EMA)
+    assert_equal(public_load_prior(tmp_path / "prior"), EMA)
 
 
 def test_the_averaged_weights_of_older_trainers(write: Callable[..., str], settings: str) -> None:

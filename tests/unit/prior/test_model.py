@@ -206,6 +206,14 @@ def test_best_of_n_is_the_draw_nearest_to_its_text(make_prior: MakePrior, count:
         assert torch.equal(best[row], draws[row, cosine.argmax()])
 
 
+def test_numpy_arrays_are_texts_too(make_prior: MakePrior) -> None:
+    prior = make_prior()
+    array = text().numpy().astype(np.float16)
+    array.flags.writeable = False
+    found = prior.sample(text_embed=array, steps=4)
+    assert torch.equal(found, prior.sample(text_embed=torch.tensor(array), steps=4))
+
+
 def test_nearest_is_by_direction() -> None:
     draws = torch.tensor([[[5.0, 5.0], [0.1, 0.0], [-9.0, 0.0]]])
     assert nearest_to_text(draws, torch.tensor([[2.0, 0.0]])).tolist() == [[pytest.approx(0.1), 0.0]]
