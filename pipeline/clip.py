@@ -7,16 +7,17 @@ import functools
 import hashlib
 import os
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from .config import ClipSettings, EmbedSettings
 from .errors import InputError
+from .pixels import Pixels
 from .shards import fingerprint
+from .text_tower import TextEmbeds, TextTower, probe_captions
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing phones home unless asked to
 
@@ -25,18 +26,6 @@ _BUNDLED_PREFIX = "priorkit:"
 _LOCAL_PREFIX = "local-dir:"
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth"})
 _RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-
-
-@dataclass(frozen=True)
-class TextEmbeds:
-    """What the text tower makes of B captions."""
-
-    text_embed: torch.Tensor
-    """`[B, D]` float32, not normalised."""
-    token_states: torch.Tensor | None
-    """`[sum of lengths, D_text]` float32: states after the final norm, before projection; None unless asked for."""
-    lengths: list[int]
-    """Token states of each caption."""
 
 
 def check_clip(settings: ClipSettings) -> None:
@@ -135,25 +124,23 @@ class ClipEncoder:
     """
 
     def __init__(self, settings: EmbedSettings) -> None:
-        self._device = torch.device(settings.device)
-        self._dtype = getattr(torch, settings.dtype)
+        device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
         torch.set_num_threads(settings.threads)
-        self._model, self.preprocess, self._tokenizer, config = _load(settings)
-        text = self._model if hasattr(self._model, "ln_final") else self._model.text
-        self._final_norm = getattr(text, "ln_final", None)
-        pooling = getattr(text, "text_pool_type", None) or getattr(text, "pool_type", None)
-        causal = getattr(text, "attn_mask", None) is not None
-        # only a causal tower that pools at end-of-text has a boundary after which nothing matters
-        self._ends_at_eot = causal and pooling in ("argmax", "eos")
-        self._eot_id = getattr(text, "text_eos_id", None) if pooling == "eos" else None
-        if settings.token_states and self._final_norm is None:
+        self._model, preprocess, self._tokenizer, config = _load(settings)
+        self._pixels = Pixels(preprocess, _longest(self._model.visual.image_size), device, dtype)
+        self._text = TextTower(self._model, device, settings.batch_size)
+        self._text.try_cut(self._tokenizer(probe_captions()))
+        if settings.token_states and self._text.final_norm is None:
             raise InputError(f"{settings.clip.model}: this text tower has no final norm; set embed.token_states=false")
         self.identity = self._describe(settings, config)
+        if settings.compile:
+            self._model.visual.compile()
 
     def _describe(self, settings: EmbedSettings, config: dict[str, Any]) -> dict[str, Any]:
         visual = self._model.visual
         quick = any(type(module).__name__ == "QuickGELU" for module in self._model.modules())
-        token_width = self._final_norm.weight.shape[0] if self._final_norm is not None else None
+        norm = self._text.final_norm
+        token_width = norm.weight.shape[0] if norm is not None else None  # type: ignore[union-attr, index]
         return {
             "source": clip_source(settings.clip),
             "weights_sha256": _hash_weights(self._model),
@@ -162,52 +149,48 @@ class ClipEncoder:
             "preprocess": {name: _plain(value) for name, value in sorted(visual.preprocess_cfg.items())},
             "dtype": settings.dtype,
             "normalised": True,
+            "text_cut": self._text.is_cut,
             "embed_dim": int(config["embed_dim"]),
             "token_width": token_width,
             "context_length": int(self._model.context_length),
         }
 
     def decode(self, data: bytes) -> torch.Tensor:
-        """Decode and preprocess one image: encoded bytes -> `[3, H, W]` float32. Safe in several threads at once."""
-        import io
+        """Decode and preprocess one image for `encode_images`. Safe in several threads at once.
 
-        with Image.open(io.BytesIO(data)) as image:
-            pixels: torch.Tensor = self.preprocess(image)
-        return pixels
+        Raises:
+            PixelError: the bytes are no image, or one of too many pixels.
+        """
+        return self._pixels.decode(data)
 
-    @torch.inference_mode()
-    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Preprocessed images `[B, 3, H, W]` -> embeddings `[B, D]` float32 on the CPU, not normalised."""
-        features = self._model.encode_image(pixels.to(self._device, self._dtype))
-        return torch.as_tensor(features).float().cpu()
+    def encode_images(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Decoded images -> embeddings `[B, D]` float32, not normalised; on a GPU they are there, and not waited for."""
+        return self.encode_pixels(self.prepare(images))
 
-    @torch.inference_mode()
     def encode_texts(self, captions: list[str], token_states: bool = False) -> TextEmbeds:
-        """Captions -> pooled embeddings and, if asked for, the states of their tokens."""
-        tokens = self._tokenizer(captions).to(self._device)  # [B, T]
-        kept: list[torch.Tensor] = []
-        hook = None
-        if token_states:
-            assert self._final_norm is not None
-            hook = self._final_norm.register_forward_hook(lambda module, inputs, output: kept.append(output))
-        try:
-            features = self._model.encode_text(tokens).float().cpu()  # [B, D]
-        finally:
-            if hook is not None:
-                hook.remove()
-        if not token_states:
-            return TextEmbeds(features, None, [])
-        states = kept[0].float().cpu()  # [B, T, D_text]
-        lengths = self._lengths(tokens)
-        rows = [row[:length] for row, length in zip(states, lengths, strict=True)]
-        return TextEmbeds(features, torch.cat(rows), lengths)
+        """Captions -> pooled embeddings and, if asked for, the states of their tokens; on the CPU."""
+        return self.encode_tokens(self.tokenize(captions), token_states)
 
-    def _lengths(self, tokens: torch.Tensor) -> list[int]:
-        """Begin-of-text through end-of-text for causal towers, all positions for others."""
-        if not self._ends_at_eot:
-            return [tokens.shape[1]] * tokens.shape[0]
-        at_end = tokens == self._eot_id if self._eot_id is not None else tokens
-        return [int(position) + 1 for position in at_end.int().argmax(dim=-1)]
+    def prepare(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Decoded images -> what the image tower takes, `[B, 3, H, W]`, where it is."""
+        return self._pixels.batch(images)
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`[B, 3, H, W]` -> embeddings `[B, D]` float32, not normalised, where the tower is."""
+        return torch.as_tensor(self._model.encode_image(pixels)).float()
+
+    def tokenize(self, captions: list[str]) -> torch.Tensor:
+        """Captions -> tokens `[B, T]` int64, T being the context's length."""
+        return torch.as_tensor(self._tokenizer(captions))
+
+    def encode_tokens(self, tokens: torch.Tensor, token_states: bool = False) -> TextEmbeds:
+        """Tokens `[B, T]` -> pooled embeddings and, if asked for, the states of the tokens; on the CPU."""
+        return self._text.encode(tokens, token_states)
+
+
+def _longest(size: int | tuple[int, int]) -> int:
+    return size if isinstance(size, int) else max(size)
 
 
 def _load(settings: EmbedSettings) -> tuple[Any, Any, Any, dict[str, Any]]:

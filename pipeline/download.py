@@ -208,7 +208,7 @@ class DownloadWorker:
         self._resize = ImageResizer(settings)
         self._tls = ssl.create_default_context()
 
-    def __call__(self, task: DownloadTask) -> ShardRecord:
+    def __call__(self, task: DownloadTask, following: DownloadTask | None = None) -> ShardRecord:
         start = time.time()
         name, encoding = task.planned.name, self._settings.encode_format
         commit = ShardCommit(self._store, name, input=task.planned.digest, settings=self._settings_fingerprint)

@@ -174,6 +174,9 @@ class _OpenShard:
         self._record = record
         self.rows = record.rows
         self.has_token_states = self._name("token_states") in record.files
+        for kind, setting in (("img_emb", "image"), ("text_emb", "text")):
+            if self._name(kind) not in record.files:
+                raise InputError(f"{store.url} holds no {kind}: it was embedded with embed.{setting}=false")
         self._arrays: dict[str, np.ndarray] = {}
         for name, entry in record.files.items():
             size = store.size(name)

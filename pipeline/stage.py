@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from .config import ComputeSettings
 from .errors import InputError
-from .parallel import map_shards
+from .parallel import Worker, map_shards
 from .shards import ShardRecord, StageFolder
 from .storage import Store
 
@@ -70,7 +70,7 @@ def run_shards(
     folder: StageFolder,
     tasks: Callable[[list[str]], Iterable[Task]],
     inputs: dict[str, str],
-    make_worker: Callable[[], Callable[[Task], ShardRecord]],
+    make_worker: Callable[[], Worker[Task, ShardRecord]],
     compute: ComputeSettings,
     progress: ProgressCallback,
 ) -> StageResult:

@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import InputError
+from .samples import IMAGE_EXTENSIONS, Sample
 from .shards import fingerprint, missing_files, read_manifest
 from .storage import Store
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 _HEADER_BYTES = 512
 
 
@@ -34,18 +34,23 @@ class ImageShard:
         return f"{self.name}.tar"
 
     @property
+    def title(self) -> str:
+        return self.tar_name
+
+    @property
     def table_name(self) -> str:
         return f"{self.name}.parquet"
 
+    def read(self, store: Store) -> Iterator[Sample]:
+        """The samples in the order of the tar; where it is damaged, a last one says so."""
+        try:
+            yield from read_samples(store, self)
+        except InputError as error:
+            yield Sample(self.tar_name, None, None, f"damaged_shard: {error}")
 
-@dataclass(frozen=True)
-class Sample:
-    """One image with its caption, either of which may be missing."""
-
-    key: str
-    image: bytes | None
-    caption: bytes | None
-    """UTF-8 text, not yet decoded."""
+    def table(self, store: Store) -> pa.Table | None:
+        """The rows of the list, by `key`, the failed ones included; None where there is no table that has keys."""
+        return read_shard_table(store, self)
 
 
 def list_image_shards(store: Store) -> list[ImageShard]:
@@ -92,7 +97,20 @@ def _foreign_shard(store: Store, tar_name: str) -> ImageShard:
     table = _read_parquet(store, shard.table_name, columns=["status"])
     if table is not None and table.num_columns:
         return ImageShard(name, mark, pc.sum(pc.equal(table.column("status"), "success")).as_py() or 0)
-    return ImageShard(name, mark, sum(1 for _ in read_samples(store, shard)))
+    return ImageShard(name, mark, _count_samples(store, shard))
+
+
+def _count_samples(store: Store, shard: ImageShard) -> int:
+    """Samples of a tar, from its headers; of a damaged one those before the damage."""
+    stems: set[str] = set()
+    try:
+        with store.open(shard.tar_name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.isfile():
+                    stems.add(member.name.rpartition("/")[2].partition(".")[0])
+    except (tarfile.TarError, EOFError):
+        return len(stems)
+    return len(stems)
 
 
 def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
@@ -113,9 +131,12 @@ def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
                 if stem != key and members:
                     yield _sample(key, members)
                     members = {}
+                elif extension.lower() in members:  # another sample of the same key
+                    yield _sample(key, members)
+                    members = {}
                 key = stem
                 members[extension.lower()] = content.read()
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError) as error:
         raise InputError(f"{store.url}/{shard.tar_name} is damaged ({error}); download that shard again") from error
     if members:
         yield _sample(key, members)

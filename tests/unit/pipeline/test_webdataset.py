@@ -13,7 +13,8 @@ import pytest
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.shards import Manifest, ShardCommit, open_stage
 from priorkit.pipeline.storage import Store
-from priorkit.pipeline.webdataset import Sample, list_image_shards, read_samples, read_shard_table
+from priorkit.pipeline.samples import Sample
+from priorkit.pipeline.webdataset import list_image_shards, read_samples, read_shard_table
 
 
 def tar_bytes(members: list[tuple[str, bytes]]) -> bytes:

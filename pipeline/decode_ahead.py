@@ -1,0 +1,108 @@
+"""Reads and decodes samples in the background, that of the next shard while this one ends."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+Task = TypeVar("Task")
+Sample = TypeVar("Sample")
+Decoded = TypeVar("Decoded")
+
+_POLL_SECONDS = 0.1
+
+
+class _Stream(Generic[Decoded]):
+    """The samples of one task: a thread reads them, and hands each to the decoding threads."""
+
+    def __init__(
+        self,
+        read: Callable[[], Iterator[Sample]],
+        decode: Callable[[Sample], Decoded],
+        threads: ThreadPoolExecutor,
+        depth: int,
+    ) -> None:
+        self._ready: queue.Queue[Future[Decoded] | BaseException | None] = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(read, decode, threads), daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Decoded]:
+        while (item := self._ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item.result()
+
+    def stop(self) -> None:
+        """Read no further, and wait until nothing of this stream is at work."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(
+        self, read: Callable[[], Iterator[Sample]], decode: Callable[[Sample], Decoded], threads: ThreadPoolExecutor
+    ) -> None:
+        try:
+            for sample in read():
+                if self._stopped.is_set():
+                    return
+                self._put(threads.submit(decode, sample))
+            self._put(None)
+        except BaseException as error:  # raised to whoever reads the samples
+            self._put(error)
+
+    def _put(self, item: Future[Decoded] | BaseException | None) -> None:
+        """Wait for room, but not for a reader that is gone."""
+        while not self._stopped.is_set():
+            try:
+                self._ready.put(item, timeout=_POLL_SECONDS)
+                return
+            except queue.Full:
+                continue
+
+
+class DecodeAhead(Generic[Task, Sample, Decoded]):
+    """Decoded samples of one task after the other.
+
+    Args:
+        read: yields the samples of a task; called in a thread of its own.
+        decode: called in `threads` threads.
+        depth: samples that are decoded ahead at most, of this task and again of the next.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Task], Iterator[Sample]],
+        decode: Callable[[Sample], Decoded],
+        *,
+        threads: int,
+        depth: int,
+    ) -> None:
+        self._read, self._decode, self._depth = read, decode, depth
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._next: tuple[Task, _Stream[Decoded]] | None = None
+
+    def samples(self, task: Task, following: Task | None) -> Iterator[Decoded]:
+        """The samples of a task in order; at their end, those of the following task are begun."""
+        stream = self._take(task)
+        try:
+            yield from stream
+            if following is not None:
+                self._next = (following, self._start(following))
+        finally:
+            stream.stop()
+
+    def _take(self, task: Task) -> _Stream[Decoded]:
+        if self._next is None:
+            return self._start(task)
+        begun, stream = self._next
+        self._next = None
+        if begun == task:
+            return stream
+        stream.stop()
+        return self._start(task)
+
+    def _start(self, task: Task) -> _Stream[Decoded]:
+        return _Stream(lambda: self._read(task), self._decode, self._threads, self._depth)

@@ -1,0 +1,102 @@
+"""A folder of image files, each with a caption in a text file of the same name."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from .errors import InputError
+from .samples import IMAGE_EXTENSIONS, Sample
+from .shards import fingerprint
+from .storage import Store
+
+_CAPTION_EXTENSION = "txt"
+_READ_TOGETHER = 32
+"""Files that are asked for at once, since remote ones each take a round trip."""
+_CHANGES_WITH_CONTENT = ("size", "mtime", "ETag", "etag", "LastModified")
+
+
+@dataclass(frozen=True)
+class _Pair:
+    key: str
+    """Path in the folder, without the extension."""
+    image: str | None
+    """Path of the file system."""
+    caption: str | None
+
+
+@dataclass(frozen=True)
+class FileShard:
+    """Neighbouring files of a folder."""
+
+    name: str
+    fingerprint: str
+    pairs: tuple[_Pair, ...]
+
+    @property
+    def samples(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def title(self) -> str:
+        return f"{self.pairs[0].key} to {self.pairs[-1].key}"
+
+    def read(self, store: Store) -> Iterator[Sample]:
+        pairs = iter(self.pairs)
+        while some := list(itertools.islice(pairs, _READ_TOGETHER)):
+            paths = [path for pair in some for path in (pair.image, pair.caption) if path is not None]
+            found: dict[str, Any] = store.fs.cat(paths, on_error="return") if paths else {}
+            for pair in some:
+                image, caption = (None if path is None else found[path] for path in (pair.image, pair.caption))
+                failed = next((value for value in (image, caption) if isinstance(value, Exception)), None)
+                if failed is not None:
+                    yield Sample(pair.key, None, None, f"unreadable: {failed}")
+                else:
+                    yield Sample(pair.key, image, caption)
+
+    def table(self, store: Store) -> pa.Table | None:
+        return None
+
+
+def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]:
+    """The files of a folder, by path, in shards of `rows` pairs.
+
+    Args:
+        image: pairs are those of image files; else those of caption files.
+
+    Raises:
+        InputError: there are no such files, or two images share a name.
+    """
+    store.fs.invalidate_cache()
+    described: dict[str, dict[str, Any]] = store.fs.find(store.root, detail=True) if store.fs.isdir(store.root) else {}
+    images: dict[str, str] = {}
+    captions: dict[str, str] = {}
+    for path in sorted(described):
+        stem, _, extension = path[len(store.root) :].lstrip("/").rpartition(".")
+        kind = captions if extension.lower() == _CAPTION_EXTENSION else images
+        if kind is images and extension.lower() not in IMAGE_EXTENSIONS:
+            continue
+        if stem in kind:
+            raise InputError(f"{store.url}: {kind[stem]} and {path} have the same name; rename one")
+        kind[stem] = path
+    keys = sorted(images if image else captions)
+    if not keys:
+        what = f"images ({', '.join(sorted(IMAGE_EXTENSIONS))})" if image else "captions (txt)"
+        raise InputError(f"{store.url} holds no {what}, no image shards (*.tar) and no tables (*.parquet)")
+    pairs = [_Pair(key, images.get(key), captions.get(key)) for key in keys]
+    shards = []
+    for start in range(0, len(pairs), rows):
+        chosen = tuple(pairs[start : start + rows])
+        marks = [[pair.key, *(_mark(described, path) for path in (pair.image, pair.caption))] for pair in chosen]
+        shards.append(FileShard(f"{len(shards):05d}", fingerprint(marks), chosen))
+    return shards
+
+
+def _mark(described: dict[str, dict[str, Any]], path: str | None) -> list[str] | None:
+    if path is None:
+        return None
+    return [str(described[path].get(name)) for name in _CHANGES_WITH_CONTENT]

@@ -1,0 +1,47 @@
+"""Rows that are gathered part by part and written as one array, without holding them all in memory."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from typing import BinaryIO, cast
+
+import numpy as np
+
+_MEMORY_BYTES = 64 << 20
+"""Beyond this, rows wait in a temporary file."""
+_COPY_BYTES = 1 << 20
+
+
+class RowSpool:
+    """Rows of one dtype and shape, to be written as a `.npy` file.
+
+    Args:
+        row_shape: shape of a row; () for numbers.
+    """
+
+    def __init__(self, dtype: type[np.generic], row_shape: tuple[int, ...]) -> None:
+        self._dtype, self._row_shape = np.dtype(dtype), row_shape
+        self._file = tempfile.SpooledTemporaryFile(_MEMORY_BYTES)  # noqa: SIM115, closed by `close`
+        self.rows = 0
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add rows `[n, *row_shape]`."""
+        assert rows.shape[1:] == self._row_shape, (rows.shape, self._row_shape)
+        self._file.write(np.ascontiguousarray(rows, self._dtype).data)
+        self.rows += len(rows)
+
+    def save(self, target: BinaryIO) -> None:
+        """Write all rows in NumPy's format, as `np.save` would."""
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self.rows, *self._row_shape),
+        }
+        np.lib.format.write_array_header_1_0(target, header)
+        self._file.seek(0)
+        shutil.copyfileobj(cast(BinaryIO, self._file), target, _COPY_BYTES)
+
+    def close(self) -> None:
+        """Free the memory or file."""
+        self._file.close()

@@ -1,0 +1,185 @@
+"""What can be embedded besides image shards: files and tables, and shards that are joined."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from priorkit.pipeline.config import EmbedSettings
+from priorkit.pipeline.errors import InputError, SettingsError
+from priorkit.pipeline.inputs import InputShard, list_input_shards, open_input
+from priorkit.pipeline.samples import Sample
+
+
+def shards_of(path: Path, **settings: Any) -> list[InputShard]:
+    return list_input_shards(str(path), EmbedSettings(**settings))
+
+
+def samples_of(path: Path, **settings: Any) -> list[list[Sample]]:
+    store = open_input(str(path))
+    return [list(shard.read(store)) for shard in shards_of(path, **settings)]
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+PAIRS = {
+    "b.jpg": b"image b", "b.txt": b"caption b", "a photo.PNG": b"image a", "a photo.txt": b"caption a",
+    "sub/c.webp": b"image c", "only text.txt": b"text", "readme.md": b"no", "猫.jpeg": b"image cat", "猫.txt": b"cat",
+}  # fmt: skip
+
+
+def test_files_are_paired_by_path_in_order(tmp_path: Path) -> None:
+    (found,) = samples_of(write(tmp_path, PAIRS))
+    assert found == [
+        Sample("a photo", b"image a", b"caption a"),
+        Sample("b", b"image b", b"caption b"),
+        Sample("sub/c", b"image c", None),
+        Sample("猫", b"image cat", b"cat"),
+    ]
+
+
+def test_captions_alone_are_those_of_text_files(tmp_path: Path) -> None:
+    (found,) = samples_of(write(tmp_path, PAIRS), image=False)
+    assert [sample.key for sample in found] == ["a photo", "b", "only text", "猫"]
+
+
+def test_files_are_cut_into_shards(tmp_path: Path) -> None:
+    shards = shards_of(write(tmp_path, PAIRS), rows_per_shard=3)
+    assert [(shard.name, shard.samples) for shard in shards] == [("00000", 3), ("00001", 1)]
+
+
+def test_a_changed_file_changes_its_shard_alone(tmp_path: Path) -> None:
+    folder = write(tmp_path, PAIRS)
+    before = [shard.fingerprint for shard in shards_of(folder, rows_per_shard=2)]
+    (folder / "猫.txt").write_bytes(b"a cat that is longer")
+    after = [shard.fingerprint for shard in shards_of(folder, rows_per_shard=2)]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False]
+
+
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="same name"):
+        shards_of(write(tmp_path, {"a.jpg": b"1", "a.png": b"2"}))
+
+
+def test_a_file_that_cannot_be_read_is_a_sample_with_an_error(tmp_path: Path) -> None:
+    folder = write(tmp_path, PAIRS)
+    store, (shard,) = open_input(str(folder)), shards_of(folder)
+    (folder / "b.jpg").unlink()
+    found = list(shard.read(store))
+    assert [sample.error is not None for sample in found] == [False, True, False, False]
+    assert found[1].error is not None
+    assert found[1].error.startswith("unreadable: ")
+
+
+def table(**columns: Any) -> pa.Table:
+    return pa.table(columns)
+
+
+def test_a_table_of_captions(tmp_path: Path) -> None:
+    pq.write_table(table(caption=["one", None, "drei ü"], lang=["en", "en", "de"]), tmp_path / "t.parquet")
+    (found,) = samples_of(tmp_path, image=False)
+    assert [(sample.key, sample.caption) for sample in found] == [
+        ("t_000000000", b"one"), ("t_000000001", None), ("t_000000002", "drei ü".encode()),
+    ]  # fmt: skip
+    (shard,) = shards_of(tmp_path, image=False)
+    known = shard.table(open_input(str(tmp_path)))
+    assert known is not None
+    assert known.to_pydict() == {"lang": ["en", "en", "de"], "key": [sample.key for sample in found]}
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_a_table_of_images_with_keys_of_its_own(tmp_path: Path, struct: bool) -> None:
+    images: list[Any] = [b"1", b"2", None]
+    if struct:  # as Hugging Face datasets store them
+        images = [{"bytes": value, "path": "p"} for value in images]
+    data = table(key=["x", "y", "z"], text=["1", "2", "3"], photo=images, url=["u", "v", "w"])
+    pq.write_table(data, tmp_path / "t.parquet")
+    settings = {"caption_column": "text", "image_column": "photo"}
+    (found,) = samples_of(tmp_path, **settings)
+    assert [(s.key, s.image, s.caption) for s in found] == [("x", b"1", b"1"), ("y", b"2", b"2"), ("z", None, b"3")]
+    (shard,) = shards_of(tmp_path, **settings)
+    known = shard.table(open_input(str(tmp_path)))
+    assert known is not None
+    assert known.column_names == ["url", "key"]
+
+
+@pytest.mark.parametrize("group", [1, 7, 1000])
+def test_a_table_is_cut_by_rows_whatever_its_row_groups(tmp_path: Path, group: int) -> None:
+    captions = [f"caption {row}" for row in range(1000)]
+    pq.write_table(table(caption=captions), tmp_path / "a.parquet", row_group_size=group)
+    pq.write_table(table(caption=["last"]), tmp_path / "b.parquet")
+    parts = samples_of(tmp_path, image=False, rows_per_shard=300)
+    assert [len(part) for part in parts] == [300, 300, 300, 100, 1]
+    assert [sample.caption for part in parts for sample in part] == [*(c.encode() for c in captions), b"last"]
+    assert len({sample.key for part in parts for sample in part}) == 1001
+
+
+def test_one_table_may_be_named(tmp_path: Path) -> None:
+    pq.write_table(table(caption=["a"]), tmp_path / "a.parquet")
+    pq.write_table(table(caption=["b"]), tmp_path / "b.parquet")
+    ((found,),) = samples_of(tmp_path / "b.parquet", image=False)
+    assert (found.key, found.caption) == ("b_000000000", b"b")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"image": False, "caption_column": "text"}, "caption_column=text.*it has caption, number"),
+        ({"image": False, "caption_column": "number"}, "caption_column=number.*int64.*text"),
+        ({"image_column": "caption"}, "image_column=caption.*string.*binary"),
+    ],
+)
+def test_wrong_columns_are_named(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
+    pq.write_table(table(caption=["a"], number=[1]), tmp_path / "a.parquet")
+    with pytest.raises(SettingsError, match=named):
+        shards_of(tmp_path, **settings)
+
+
+def test_what_holds_nothing_or_no_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing to embed"):
+        shards_of(tmp_path)
+    with pytest.raises(InputError, match="no images"):
+        shards_of(write(tmp_path / "docs", {"a.md": b""}))
+    with pytest.raises(InputError, match="no parquet file"):
+        shards_of(write(tmp_path / "tables", {"a.parquet": b"nothing"}), image=False)
+
+
+def write_tar(path: Path, first: int, count: int) -> None:
+    with tarfile.open(path, "w") as tar:
+        for number in range(first, first + count):
+            info = tarfile.TarInfo(f"{number:05d}.txt")
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+
+
+def test_image_shards_are_joined_up_to_the_rows_asked_for(tmp_path: Path) -> None:
+    for number, count in enumerate([3, 1, 2, 5, 1]):
+        write_tar(tmp_path / f"{number:05d}.tar", number * 10, count)
+    assert [shard.samples for shard in shards_of(tmp_path)] == [3, 1, 2, 5, 1]
+    joined = shards_of(tmp_path, rows_per_shard=4)
+    assert [(shard.name, shard.samples) for shard in joined] == [("00000", 4), ("00001", 7), ("00002", 1)]
+    keys = [[sample.key for sample in part] for part in samples_of(tmp_path, rows_per_shard=4)]
+    assert keys[0] == ["00000", "00001", "00002", "00010"]
+
+
+def test_a_damaged_tar_gives_what_is_before_the_damage_and_says_so(tmp_path: Path) -> None:
+    write_tar(tmp_path / "00000.tar", 0, 4)
+    write_tar(tmp_path / "00001.tar", 10, 2)
+    data = (tmp_path / "00000.tar").read_bytes()
+    (tmp_path / "00000.tar").write_bytes(data[: 2 * 1024 + 700])
+    (found,) = samples_of(tmp_path, rows_per_shard=100)
+    assert [sample.key for sample in found if sample.error is None] == ["00000", "00001", "00010", "00011"]
+    (bad,) = (sample for sample in found if sample.error is not None)
+    assert bad.key == "00000.tar"
+    assert str(bad.error).startswith("damaged_shard: ")
