@@ -129,9 +129,11 @@ class ClipEncoder:
         self._model, preprocess, self._tokenizer, config = _load(settings)
         self._pixels = Pixels(preprocess, _longest(self._model.visual.image_size), device, dtype)
         self._text = TextTower(self._model, device, settings.batch_size)
-        self._text.try_cut(self._tokenizer(probe_captions()))
-        if settings.token_states and self._text.final_norm is None:
-            raise InputError(f"{settings.clip.model}: this text tower has no final norm; set embed.token_states=false")
+        self._text.probe(self._tokenizer(probe_captions()))
+        if settings.token_states and self._text.token_width is None:
+            raise InputError(
+                f"{settings.clip.model}: this text tower gives no token states; set embed.token_states=false"
+            )
         self.identity = self._describe(settings, config)
         if settings.compile:
             self._model.visual.compile()
@@ -139,8 +141,6 @@ class ClipEncoder:
     def _describe(self, settings: EmbedSettings, config: dict[str, Any]) -> dict[str, Any]:
         visual = self._model.visual
         quick = any(type(module).__name__ == "QuickGELU" for module in self._model.modules())
-        norm = self._text.final_norm
-        token_width = norm.weight.shape[0] if norm is not None else None  # type: ignore[union-attr, index]
         return {
             "source": clip_source(settings.clip),
             "weights_sha256": _hash_weights(self._model),
@@ -151,7 +151,7 @@ class ClipEncoder:
             "normalised": True,
             "text_cut": self._text.is_cut,
             "embed_dim": int(config["embed_dim"]),
-            "token_width": token_width,
+            "token_width": self._text.token_width,
             "context_length": int(self._model.context_length),
         }
 
@@ -164,7 +164,7 @@ class ClipEncoder:
         return self._pixels.decode(data)
 
     def encode_images(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Decoded images -> embeddings `[B, D]` float32, not normalised; on a GPU they are there, and not waited for."""
+        """Decoded images -> embeddings `[B, D]` float32, not normalised; where the tower is, not waited for."""
         return self.encode_pixels(self.prepare(images))
 
     def encode_texts(self, captions: list[str], token_states: bool = False) -> TextEmbeds:

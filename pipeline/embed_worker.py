@@ -121,7 +121,7 @@ class EmbedWorker:
         rows = table.take(pa.array([position[key] for key in done.keys], pa.int64()))
         carried = {name: rows.column(name) for name in rows.schema.names if name not in _LEFT_BEHIND}
         ordered = [*columns, *(name for name in carried if name not in columns)]
-        return pa.table({**{**carried, **columns}, **norms}).select([*ordered, *norms])
+        return pa.table({**carried, **columns, **norms}).select([*ordered, *norms])
 
 
 def _keep(window: Window, done: _Embedded, spools: dict[str, RowSpool]) -> None:

@@ -88,7 +88,7 @@ def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]
         what = f"images ({', '.join(sorted(IMAGE_EXTENSIONS))})" if image else "captions (txt)"
         raise InputError(f"{store.url} holds no {what}, no image shards (*.tar) and no tables (*.parquet)")
     pairs = [_Pair(key, images.get(key), captions.get(key)) for key in keys]
-    shards = []
+    shards: list[FileShard] = []
     for start in range(0, len(pairs), rows):
         chosen = tuple(pairs[start : start + rows])
         marks = [[pair.key, *(_mark(described, path) for path in (pair.image, pair.caption))] for pair in chosen]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import pyarrow as pa
 
@@ -95,12 +95,13 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
     """
     store = open_input(url)
     rows = settings.rows_per_shard or _ROWS_PER_SHARD
-    kind = settings.input_format
-    if kind == "auto":
-        kind = _kind_of(store, url)
+    kind = settings.input_format if settings.input_format != "auto" else _kind_of(store, url)
     if kind == "parquet":
         only = posixpath.basename(url) if url.endswith(".parquet") else None
-        columns = (settings.caption_column if settings.text else None, settings.image_column if settings.image else None)
+        columns = (
+            settings.caption_column if settings.text else None,
+            settings.image_column if settings.image else None,
+        )
         return list(list_table_shards(store, only, *columns, rows))
     if kind == "files":
         return list(list_file_shards(store, rows, image=settings.image))
@@ -108,7 +109,7 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
     return shards if settings.rows_per_shard is None else _merge(shards, rows)
 
 
-def _kind_of(store: Store, url: str) -> str:
+def _kind_of(store: Store, url: str) -> Literal["webdataset", "files", "parquet"]:
     if url.endswith(".parquet") and not store.fs.isdir(Store(url).root):
         return "parquet"
     names = store.names()
@@ -117,9 +118,7 @@ def _kind_of(store: Store, url: str) -> str:
     if any(name.endswith(".parquet") for name in names):
         return "parquet"
     if not names:
-        raise InputError(
-            f"{store.url} holds nothing to embed; run `priorkit download` first or name another folder"
-        )
+        raise InputError(f"{store.url} holds nothing to embed; run `priorkit download` first or name another folder")
     return "files"
 
 

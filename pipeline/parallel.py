@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, Optional, TypeVar
-
-from typing_extensions import TypeAlias
+from typing import Any, Generic, Optional, TypeAlias, TypeVar
 
 from .config import ComputeSettings
 from .errors import PriorkitError

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import Compose, Normalize, ToTensor
+from torchvision.transforms import Compose, Normalize, ToTensor  # type: ignore[import-untyped]
+
+# what Pillow would rather be given; the palette's own colours are meant
+warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
 _MAX_PIXELS = 89_478_485
 """Of an image, or of what it becomes when its shorter side is resized: Pillow's own bound against bombs, 256 MB."""
@@ -57,6 +61,8 @@ class Pixels:
                 return pixels if self._mean is None else torch.from_numpy(np.array(pixels))
         except PixelError:
             raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise PixelError(f"image_too_large: {error}") from None
         except Exception as error:  # a decoder raises anything on hostile bytes
             raise PixelError(f"image_decode: {str(error)[:200]}") from None
 

@@ -99,7 +99,8 @@ def _binary(table: pa.Table, column: str | None) -> list[bytes | None]:
     values = table.column(column)
     if pa.types.is_struct(values.type):
         values = pa.chunked_array([chunk.field("bytes") for chunk in values.chunks], pa.binary())
-    return values.cast(pa.large_binary()).to_pylist()
+    plain: list[bytes | None] = values.cast(pa.large_binary()).to_pylist()
+    return plain
 
 
 def list_table_shards(
@@ -145,12 +146,12 @@ def list_table_shards(
 
 def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, image_column: str | None) -> None:
     def is_text(kind: pa.DataType) -> bool:
-        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
     def is_bytes(kind: pa.DataType) -> bool:
         if pa.types.is_struct(kind):
             return any(field.name == "bytes" for field in kind)
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
     for setting, column, fits, what in (
         ("caption_column", caption_column, is_text, "text"),

@@ -43,7 +43,7 @@ class TextTower:
     def __init__(self, model: Any, device: torch.device, batch_size: int) -> None:
         self._model, self._device, self._batch_size = model, device, batch_size
         self._tower = model if hasattr(model, "ln_final") else getattr(model, "text", model)
-        self.final_norm: nn.Module | None = getattr(self._tower, "ln_final", None)
+        self._final_norm: nn.Module | None = getattr(self._tower, "ln_final", None)
         pooling = getattr(self._tower, "text_pool_type", None) or getattr(self._tower, "pool_type", None)
         self._end_id: int | None = None
         if pooling == "eos":
@@ -53,9 +53,16 @@ class TextTower:
         """Whether only tokens up to end-of-text matter, as in causal towers; SigLIP's, for one, is none."""
         self.is_cut = False
         """Whether batches are cut after their last end-of-text token."""
+        self.token_width: int | None = None
+        """D_text; None of towers whose token states cannot be had."""
 
-    def try_cut(self, tokens: torch.Tensor) -> None:
-        """Cut batches from here on, if on these tokens `[B, T]` that gives what the whole tower gives."""
+    @torch.inference_mode()
+    def probe(self, tokens: torch.Tensor) -> None:
+        """Try on tokens `[B, T]` what the tower gives: whether token states, and whether the same when it is cut."""
+        if self._final_norm is not None:
+            states = self._forward(tokens.to(self._device), token_states=True)[1]
+            if states is not None and states.shape[:-1] == tokens.shape:
+                self.token_width = states.shape[-1]
         if not (self.ends_at_end_of_text and _is_plain(self._tower)):
             return
         whole = self.encode(tokens).text_embed
@@ -74,7 +81,7 @@ class TextTower:
         order = torch.tensor(lengths).argsort(stable=True) if self.is_cut else torch.arange(len(tokens))
         embeds: list[torch.Tensor] = []
         states: list[torch.Tensor] = [torch.empty(0)] * len(tokens)
-        for rows in order.split(self._batch_size):
+        for rows in torch.split(order, self._batch_size):
             batch = tokens[rows]
             if self.is_cut:
                 batch = batch[:, : max(lengths[row] for row in rows.tolist())]
@@ -109,8 +116,8 @@ class TextTower:
         kept: list[torch.Tensor] = []
         hook = None
         if token_states:
-            assert self.final_norm is not None
-            hook = self.final_norm.register_forward_hook(lambda module, inputs, output: kept.append(output))
+            assert self._final_norm is not None
+            hook = self._final_norm.register_forward_hook(lambda module, inputs, output: kept.append(output))
         try:
             return self._model.encode_text(tokens), kept[0] if kept else None
         finally:
@@ -148,5 +155,5 @@ def _is_plain(tower: Any) -> bool:
 
 
 def probe_captions() -> list[str]:
-    """Captions of several lengths, for `TextTower.try_cut`."""
+    """Captions of several lengths, for `TextTower.probe`."""
     return ["word " * count for count in _PROBE_LENGTHS]

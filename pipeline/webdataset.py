@@ -128,10 +128,7 @@ def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
                 if content is None:
                     continue
                 stem, _, extension = member.name.rpartition("/")[2].partition(".")
-                if stem != key and members:
-                    yield _sample(key, members)
-                    members = {}
-                elif extension.lower() in members:  # another sample of the same key
+                if (stem != key and members) or extension.lower() in members:
                     yield _sample(key, members)
                     members = {}
                 key = stem

@@ -31,8 +31,7 @@ from priorkit.pipeline.storage import Store
 from priorkit.pipeline.webdataset import list_image_shards, read_samples
 
 MODEL, BATCH = "ViT-B-32", 64
-WORDS = ("a photo of the red old small house near river with two dogs and green trees at night "
-         "painting city people street blue water snow mountain bird").split()  # fmt: skip
+WORDS = ("a", "photo", "of", "the", "red", "house", "near", "river", "with", "two", "dogs", "at", "night", "painting")
 WAYS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},

@@ -259,7 +259,7 @@ def test_a_lost_image_shard_is_refused(captioned: Path, embed_settings: EmbedSet
     write_tar(captioned / "00001.tar", [{"png": picture(1), "txt": b"x"}])
     embed(str(captioned), str(tmp_path / "out"), embed_settings)
     (captioned / "00000.tar").unlink()
-    with pytest.raises(FolderError, match=r"holds shard 0000, for which .* has no images"):
+    with pytest.raises(FolderError, match=r"holds shard 0000, for which .* has no input"):
         embed(str(captioned), str(tmp_path / "out"), embed_settings)
 
 
@@ -329,18 +329,19 @@ def test_a_clip_that_is_not_there_is_a_clear_error_before_anything_is_written(
     assert not list((tmp_path / "out").rglob("*.npy"))
 
 
-def test_a_damaged_tar_loses_no_shard_that_is_done(
+def test_of_a_damaged_tar_what_is_before_the_damage_is_embedded_and_the_rest_counted(
     captioned: Path, embed_settings: EmbedSettings, tmp_path: Path
 ) -> None:
-    write_tar(captioned / "00001.tar", [{"png": picture(1), "txt": b"x"}])
+    write_tar(captioned / "00001.tar", [{"png": picture(number), "txt": b"x"} for number in range(3)])
     whole = (captioned / "00001.tar").read_bytes()
-    pq.write_table(pa.table({"key": ["0000"], "status": ["success"]}), captioned / "00001.parquet")
-    (captioned / "00001.tar").write_bytes(whole[:700])
-    with pytest.raises(InputError, match=r"00001\.tar is damaged"):
-        embed(str(captioned), str(tmp_path / "out"), embed_settings)
-    (captioned / "00001.tar").write_bytes(whole)
-    result = embed(str(captioned), str(tmp_path / "out"), embed_settings)
-    assert (result.done_now, result.rows) == (1, 6)
+    (captioned / "00001.tar").write_bytes(whole[: len(whole) // 2])
+    out = tmp_path / "out"
+    result = embed(str(captioned), str(out), embed_settings)
+    assert result.counts == {"success": 5 + len(keys(out, "0001")), "damaged_shard": 1}
+    assert "00001.tar is damaged" in failures(out, "0001")["00001.tar"]
+    (captioned / "00001.tar").write_bytes(whole)  # mended, it is another input
+    again = embed(str(captioned), str(out), embed_settings)
+    assert (again.done_now, again.counts) == (1, {"success": 8})
 
 
 def test_a_plan_counts_and_does_nothing(images_folder: Path, embed_settings: EmbedSettings, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_tasks_are_spread_over_the_workers_and_all_come_back() -> None:
     def make_worker() -> Callable[[int], tuple[int, int]]:
         import time
 
-        def work(task: int) -> tuple[int, int]:
+        def work(task: int, following: int | None) -> tuple[int, int]:
             time.sleep(0.05)
             return task, os.getpid()
 
@@ -78,7 +78,7 @@ def test_tasks_are_made_only_as_fast_as_the_work_goes_on() -> None:
             made.append(number)
             yield number
 
-    results = map_shards(lambda: lambda task: task, tasks(), TWO_WORKERS)
+    results = map_shards(lambda: lambda task, following: task, tasks(), TWO_WORKERS)
     next(results)
     assert len(made) <= 4
     results.close()  # type: ignore[attr-defined]
@@ -86,7 +86,7 @@ def test_tasks_are_made_only_as_fast_as_the_work_goes_on() -> None:
 
 def test_the_exception_of_a_task_is_raised_as_itself() -> None:
     def make_worker() -> Callable[[int], int]:
-        def work(task: int) -> int:
+        def work(task: int, following: int | None) -> int:
             if task == 3:
                 raise InputError("shard 3 is damaged")
             return task
@@ -109,7 +109,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_shard_repeated(tmp_path: Pa
     mark = tmp_path / "killed_once"
 
     def make_worker() -> Callable[[int], int]:
-        def work(task: int) -> int:
+        def work(task: int, following: int | None) -> int:
             if task == 2 and not mark.exists():
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -123,17 +123,32 @@ def test_a_worker_that_is_killed_is_replaced_and_its_shard_repeated(tmp_path: Pa
 
 def test_a_demand_that_the_cluster_can_never_meet_is_refused_at_once() -> None:
     with pytest.raises(PriorkitError, match="cpus_per_worker=1000, but the Ray cluster has 2 CPU"):
-        list(map_shards(lambda: str, [1], ComputeSettings(backend="ray", cpus_per_worker=1000)))
+        list(
+            map_shards(
+                lambda: lambda task, following: str(task), [1], ComputeSettings(backend="ray", cpus_per_worker=1000)
+            )
+        )
     with pytest.raises(PriorkitError, match="gpus_per_worker=1, but the Ray cluster has 0 GPU"):
-        list(map_shards(lambda: str, [1], ComputeSettings(backend="ray", gpus_per_worker=1)))
+        list(
+            map_shards(
+                lambda: lambda task, following: str(task), [1], ComputeSettings(backend="ray", gpus_per_worker=1)
+            )
+        )
 
 
 def test_a_cluster_that_is_not_there_is_a_clear_error_and_none_is_left_running() -> None:
     ray.shutdown()
     try:
         with pytest.raises(PriorkitError, match=r"cannot join Ray at compute\.address='auto'"):
-            list(map_shards(lambda: str, [1], ComputeSettings(backend="ray", address="auto")))
-        assert list(map_shards(lambda: str, [1, 2], ComputeSettings(backend="ray"))) == ["1", "2"]
+            list(
+                map_shards(
+                    lambda: lambda task, following: str(task), [1], ComputeSettings(backend="ray", address="auto")
+                )
+            )
+        assert list(map_shards(lambda: lambda task, following: str(task), [1, 2], ComputeSettings(backend="ray"))) == [
+            "1",
+            "2",
+        ]
         assert not ray.is_initialized()
     finally:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)

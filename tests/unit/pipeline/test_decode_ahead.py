@@ -10,7 +10,7 @@ import pytest
 
 from priorkit.pipeline.decode_ahead import DecodeAhead
 
-TASKS = {"a": range(0, 20), "b": range(100, 107), "empty": range(0)}
+TASKS = {"a": range(20), "b": range(100, 107), "empty": range(0)}
 
 
 class Source:

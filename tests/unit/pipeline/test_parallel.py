@@ -19,7 +19,7 @@ def test_results_come_in_order_from_one_worker_made_once() -> None:
 
     def make_worker() -> Callable[[int], int]:
         made.append(1)
-        return lambda task: task * 2
+        return lambda task, following: task * 2
 
     assert list(map_shards(make_worker, range(5), LOCAL)) == [0, 2, 4, 6, 8]
     assert made == [1]
@@ -32,7 +32,7 @@ def test_nothing_to_do_makes_no_worker() -> None:
     assert list(map_shards(make_worker, [], LOCAL)) == []
 
 
-def test_a_task_is_made_when_the_one_before_is_done() -> None:
+def test_tasks_are_made_one_ahead_and_each_worker_is_told_of_it() -> None:
     events: list[str] = []
 
     def tasks() -> Iterator[int]:
@@ -40,15 +40,17 @@ def test_a_task_is_made_when_the_one_before_is_done() -> None:
             events.append(f"made {number}")
             yield number
 
-    for result in map_shards(lambda: lambda task: task, tasks(), LOCAL):
-        events.append(f"done {result}")
-    assert events == ["made 0", "done 0", "made 1", "done 1", "made 2", "done 2"]
+    for task, following in map_shards(lambda: lambda task, following: (task, following), tasks(), LOCAL):
+        events.append(f"done {task} before {following}")
+    assert events == [
+        "made 0", "made 1", "done 0 before 1", "made 2", "done 1 before 2", "done 2 before None",
+    ]  # fmt: skip
 
 
 def test_an_exception_ends_the_map_and_is_raised_as_itself() -> None:
     seen: list[int] = []
 
-    def work(task: int) -> int:
+    def work(task: int, following: int | None) -> int:
         seen.append(task)
         if task == 1:
             raise InputError("shard 1")
@@ -65,6 +67,7 @@ def test_the_local_map_does_not_import_ray() -> None:
     code = (
         "import sys; from priorkit.pipeline.parallel import map_shards; "
         "from priorkit.pipeline.config import ComputeSettings; "
-        "list(map_shards(lambda: str, [1], ComputeSettings())); assert 'ray' not in sys.modules"
+        "list(map_shards(lambda: lambda task, following: str(task), [1], ComputeSettings())); "
+        "assert 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -99,7 +99,7 @@ def test_of_an_animation_the_first_frame_counts() -> None:
         (b"<svg/>", "image_decode"),
         (ORDINARY["jpeg"][:-400], "image_decode"),
         (ORDINARY["png"][:100], "image_decode"),
-        (encoded("PNG", "1", size=(20_000, 20_000)), "image_too_large|image_decode"),
+        (encoded("PNG", "1", size=(20_000, 20_000)), "image_too_large"),
         (encoded("PNG", "1", size=(10_000, 9_000)), "image_too_large"),
         (encoded("PNG", size=(1, 100_000)), "image_too_thin"),
     ],

@@ -36,5 +36,6 @@ def test_strided_rows_and_other_types_are_stored_as_declared() -> None:
     rows.append(values)
     file = io.BytesIO()
     rows.save(file)
+    rows.close()
     file.seek(0)
     assert np.array_equal(np.load(file), values.astype(np.float16))

@@ -48,7 +48,7 @@ def tokens(captions: list[str] = CAPTIONS) -> torch.Tensor:
 
 def tower_of(made: Any, batch_size: int = 3) -> TextTower:
     tower = TextTower(made, torch.device("cpu"), batch_size)
-    tower.try_cut(tokens(["word", "word word", "word word word word word"]))
+    tower.probe(tokens(["word", "word word", "word word word word word"]))
     return tower
 
 
@@ -106,7 +106,7 @@ def test_the_work_grows_with_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.text_embed.shape == (7, 16)
 
 
-@pytest.mark.parametrize("name", [*CAUSAL, *OTHERS])
+@pytest.mark.parametrize("name", [*CAUSAL, "siglip", "sees later tokens", "pools last"])
 def test_token_states_are_those_after_the_final_norm(name: str) -> None:
     made = model(*{**CAUSAL, **OTHERS}[name])
     tower = tower_of(made)
@@ -115,6 +115,7 @@ def test_token_states_are_those_after_the_final_norm(name: str) -> None:
     found = tower.encode(tokens(), token_states=True)
     with norm.register_forward_hook(lambda module, inputs, output: kept.append(output)):
         whole(made)
+    assert tower.token_width == 16
     assert found.token_states is not None
     assert len(found.token_states) == sum(found.lengths)
     for states, of_one, row in zip(found.token_states.split(found.lengths), kept, tokens(), strict=True):
@@ -122,6 +123,10 @@ def test_token_states_are_those_after_the_final_norm(name: str) -> None:
         if tower.ends_at_end_of_text:
             assert len(states) == end
         else:
-            assert len(states) == of_one.shape[1] or len(states) == CONTEXT
+            assert len(states) == CONTEXT
         torch.testing.assert_close(states, of_one[0, : len(states)].detach(), rtol=1e-4, atol=1e-5)
     assert tower.encode(tokens()).token_states is None
+
+
+def test_a_tower_that_norms_its_embedding_only_has_no_token_states() -> None:
+    assert tower_of(model(*OTHERS["class token"])).token_width is None
