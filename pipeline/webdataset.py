@@ -16,6 +16,7 @@ from .shards import fingerprint, missing_files, read_manifest
 from .storage import Store
 
 _HEADER_BYTES = 512
+_END_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,15 @@ def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
         raise InputError(f"{store.url}/{shard.tar_name} is damaged ({error}); download that shard again") from error
     if members:
         yield _sample(key, members)
+    if not _is_whole(store, shard.tar_name):  # tarfile takes an end between two members for the end
+        raise InputError(f"{store.url}/{shard.tar_name} is damaged (it ends early); download that shard again")
+
+
+def _is_whole(store: Store, tar_name: str) -> bool:
+    """Whether a tar ends with the two empty blocks that every tar ends with."""
+    with store.open(tar_name) as file:
+        file.seek(max(0, file.seek(0, 2) - _END_BYTES))
+        return not any(file.read())
 
 
 def _sample(key: str, members: dict[str, bytes]) -> Sample:

@@ -337,7 +337,8 @@ def test_of_a_damaged_tar_what_is_before_the_damage_is_embedded_and_the_rest_cou
     (captioned / "00001.tar").write_bytes(whole[: len(whole) // 2])
     out = tmp_path / "out"
     result = embed(str(captioned), str(out), embed_settings)
-    assert result.counts == {"success": 5 + len(keys(out, "0001")), "damaged_shard": 1}
+    assert result.counts["damaged_shard"] == 1
+    assert result.counts["success"] == 5 + len(keys(out, "0001")) == 6
     assert "00001.tar is damaged" in failures(out, "0001")["00001.tar"]
     (captioned / "00001.tar").write_bytes(whole)  # mended, it is another input
     again = embed(str(captioned), str(out), embed_settings)

@@ -173,13 +173,14 @@ def test_image_shards_are_joined_up_to_the_rows_asked_for(tmp_path: Path) -> Non
     assert keys[0] == ["00000", "00001", "00002", "00010"]
 
 
-def test_a_damaged_tar_gives_what_is_before_the_damage_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [2 * 1024 + 700, 2 * 1024, 3 * 1024 + 512])
+def test_a_damaged_tar_gives_what_is_before_the_damage_and_says_so(tmp_path: Path, left: int) -> None:
     write_tar(tmp_path / "00000.tar", 0, 4)
     write_tar(tmp_path / "00001.tar", 10, 2)
-    data = (tmp_path / "00000.tar").read_bytes()
-    (tmp_path / "00000.tar").write_bytes(data[: 2 * 1024 + 700])
+    (tmp_path / "00000.tar").write_bytes((tmp_path / "00000.tar").read_bytes()[:left])
     (found,) = samples_of(tmp_path, rows_per_shard=100)
-    assert [sample.key for sample in found if sample.error is None] == ["00000", "00001", "00010", "00011"]
+    whole = [f"{number:05d}" for number in range(left // 1024)]
+    assert [sample.key for sample in found if sample.error is None] == [*whole, "00010", "00011"]
     (bad,) = (sample for sample in found if sample.error is not None)
     assert bad.key == "00000.tar"
     assert str(bad.error).startswith("damaged_shard: ")
