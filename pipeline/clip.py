@@ -25,6 +25,8 @@ _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _BUNDLED_PREFIX = "priorkit:"
 _LOCAL_PREFIX = "local-dir:"
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth"})
+_CHARACTERS_PER_TOKEN = 64
+"""More than any vocabulary's tokens have on average, so that what is cut off would not have been read."""
 _RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -182,7 +184,10 @@ class ClipEncoder:
 
     def tokenize(self, captions: list[str]) -> torch.Tensor:
         """Captions -> tokens `[B, T]` int64, T being the context's length."""
-        return torch.as_tensor(self._tokenizer(captions))
+        longest = _CHARACTERS_PER_TOKEN * int(self._model.context_length)
+        # byte-pair encoding takes minutes for one word of 100,000 letters, of which a few hundred would be used
+        shortened = [c if len(c) <= longest else " ".join(c.split())[:longest] for c in captions]
+        return torch.as_tensor(self._tokenizer(shortened))
 
     def encode_tokens(self, tokens: torch.Tensor, token_states: bool = False) -> TextEmbeds:
         """Tokens `[B, T]` -> pooled embeddings and, if asked for, the states of the tokens; on the CPU."""
@@ -198,6 +203,11 @@ def _load(settings: EmbedSettings) -> tuple[Any, Any, Any, dict[str, Any]]:
 
     check_clip(settings.clip)
     folder = _local_folder(settings.clip)
+    if folder is not None and int(open_clip.__version__.partition(".")[0]) < 3:
+        raise InputError(
+            f"embed.clip.model={settings.clip.model}: folders need open_clip_torch 3 or newer, here is "
+            f"{open_clip.__version__}; give a model's name, and the path of its weights as pretrained"
+        )
     name = f"{_LOCAL_PREFIX}{folder}" if folder is not None else settings.clip.model
     try:
         with warnings.catch_warnings():

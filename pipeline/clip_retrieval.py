@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
+import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,12 +17,21 @@ import torch
 from .config import EmbedSettings
 from .engines import EmbedTask, Failure, Window
 from .errors import PriorkitError, SettingsError
+from .samples import IMAGE_EXTENSIONS, Sample
 from .storage import Store
 from .text_tower import TextEmbeds
 from .webdataset import ImageShard
 
-_IMAGE_KEY = "jpg;png;jpeg;webp"
-_INSTALL = "pip install 'priorkit[clip-retrieval]' (Python below 3.13)"
+_INSTALL = "pip install clip-retrieval (2.45, Python below 3.13, in an environment of its own)"
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What we know of a sample that clip-retrieval has not given yet."""
+
+    caption: str
+    reason: str
+    """Why there will be none, if it gives none."""
 
 
 class ClipRetrievalEngine:
@@ -42,37 +55,64 @@ class ClipRetrievalEngine:
             raise PriorkitError(f"embed.engine=clip-retrieval: {error}; install it with {_INSTALL}") from error
         self._source, self._settings, self._reader = source, settings, WebdatasetReader
         name = f"open_clip:{settings.clip.model}/{settings.clip.pretrained}"
-        _, self._preprocess, self._tokenizer = load_clip(clip_model=name, use_jit=False, warmup_batch_size=1)
-        self._mapper = ClipMapper(
-            enable_image=settings.image, enable_text=settings.text, enable_metadata=False, use_mclip=False,
-            clip_model=name, use_jit=False, mclip_model=None,
-        )  # fmt: skip
+        with contextlib.redirect_stdout(sys.stderr):  # it tells of its warm-up where our results go
+            _, self._preprocess, self._tokenizer = load_clip(clip_model=name, use_jit=False, warmup_batch_size=1)
+            self._mapper = ClipMapper(
+                enable_image=settings.image, enable_text=settings.text, enable_metadata=False, use_mclip=False,
+                clip_model=name, use_jit=False, mclip_model=None,
+            )  # fmt: skip
 
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
-        """See `Engine`. What clip-retrieval leaves out, it does not say why."""
+        """See `Engine`. Where images have several extensions, rows are in order within each."""
         if not isinstance(task.shard, ImageShard):
             raise SettingsError("embed.engine=clip-retrieval reads image shards (*.tar) one for one")
-        samples = list(task.shard.read(self._source))[: task.limit]
-        wanted = {sample.key for sample in samples}
-        given: set[str] = set()
+        waiting: dict[str, _Known] = {}
+        for sample in itertools.islice(task.shard.read(self._source), task.limit):
+            if sample.key in waiting:
+                yield Failure(sample.key, "duplicate_key: the shard has an earlier sample of this key")
+            else:
+                waiting[sample.key] = self._known(sample)
         with self._local(task.shard) as path:
             for batch in self._batches(path):
-                window = _window(self._mapper(batch), batch, wanted - given)
-                given |= set(window.keys)
-                if window.keys:
-                    yield window
-        for sample in samples:
-            if sample.key not in given:
-                yield Failure(sample.key, sample.error or "clip_retrieval: gave no row")
+                rows = _first_rows(batch, waiting)
+                if rows:
+                    yield self._window(batch, rows, waiting)
+        for key, known in waiting.items():
+            yield Failure(key, known.reason)
+
+    def _known(self, sample: Sample) -> _Known:
+        caption, reason = "", "clip_retrieval: gave no row"  # why it leaves a sample out, it does not say
+        try:
+            caption = (sample.caption or b"").decode()
+        except UnicodeDecodeError as error:
+            if self._settings.text:
+                reason = f"caption_not_utf8: {error}"
+        if sample.image is None:
+            reason = "missing_image"
+        elif sample.caption is None and self._settings.text:
+            reason = "missing_caption"
+        return _Known(caption, sample.error or reason)
 
     def _batches(self, path: str) -> Iterator[dict[str, Any]]:
-        reader = self._reader(
-            lambda urls: urls, self._preprocess, self._tokenizer, [path], self._settings.batch_size,
-            1,  # with fewer shards than workers it dies
-            # without images it does not say which row is whose
-            enable_text=self._settings.text, enable_image=True, wds_image_key=_IMAGE_KEY,
-        )  # fmt: skip
-        yield from reader
+        """What its reader makes of a shard. It knows one extension at a time, and lists of them it takes for a name."""
+        for extension in _image_extensions(path):
+            yield from self._reader(
+                lambda urls: urls, self._preprocess, self._tokenizer, [path], self._settings.batch_size,
+                1,  # with fewer shards than workers it dies
+                # without images it does not say which row is whose
+                enable_text=self._settings.text, enable_image=True, wds_image_key=extension,
+            )  # fmt: skip
+
+    def _window(self, batch: dict[str, Any], rows: dict[str, int], waiting: dict[str, _Known]) -> Window:
+        """What the mapper makes of a batch, of the rows given by key, which then wait no more."""
+        made = self._mapper(batch)
+        at = list(rows.values())
+        captions = [waiting.pop(key).caption for key in rows]
+        image, text = (
+            None if made[kind] is None else torch.from_numpy(made[kind][at]) for kind in ("image_embs", "text_embs")
+        )
+        texts = None if text is None else TextEmbeds(text, None, [])
+        return Window(list(rows), captions, image, texts, normalised=True)
 
     @contextlib.contextmanager
     def _local(self, shard: ImageShard) -> Iterator[str]:
@@ -88,26 +128,41 @@ class ClipRetrievalEngine:
 
 def check_settings(settings: EmbedSettings) -> None:
     """SettingsError if clip-retrieval cannot do what is asked for; names the setting."""
+    device, dtype = "cpu", "float32"
+    if torch.cuda.is_available():  # it takes the GPU if there is one, and casts as it sees fit
+        device, dtype = "cuda", "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
     asked = {
-        "embed.dtype": (settings.dtype, "float32"),
+        "embed.device": (settings.device, device),
+        "embed.dtype": (settings.dtype, dtype),
         "embed.token_states": (settings.token_states, False),
         "embed.compile": (settings.compile, False),
+        "embed.rows_per_shard": (settings.rows_per_shard, None),
     }
     for name, (value, only) in asked.items():
         if value != only:
-            raise SettingsError(f"{name}={value}: embed.engine=clip-retrieval can only do {name}={only}")
+            raise SettingsError(f"{name}={value}: embed.engine=clip-retrieval can only do {name}={only} here")
     if settings.clip.pretrained is None:
         raise SettingsError(
             f"embed.clip.model={settings.clip.model}: embed.engine=clip-retrieval takes an open_clip name and tag"
         )
 
 
-def _window(made: dict[str, Any], batch: dict[str, Any], wanted: set[str]) -> Window:
-    """What the mapper made of a batch, of the samples that are wanted."""
-    rows = [row for row, key in enumerate(batch["image_filename"]) if key in wanted]
-    keys = [batch["image_filename"][row] for row in rows]
-    captions = [batch["text"][row] for row in rows] if "text" in batch else [""] * len(rows)
-    image, text = (
-        None if made[kind] is None else torch.from_numpy(made[kind][rows]) for kind in ("image_embs", "text_embs")
-    )
-    return Window(keys, captions, image, None if text is None else TextEmbeds(text, None, []), normalised=True)
+def _first_rows(batch: dict[str, Any], waiting: dict[str, _Known]) -> dict[str, int]:
+    """The first row in a batch of each key that waits for one."""
+    rows: dict[str, int] = {}
+    for row, name in enumerate(batch["image_filename"]):
+        key = name.rpartition("/")[2]  # webdataset's keys have the folders in the tar
+        if key in waiting:
+            rows.setdefault(key, row)
+    return rows
+
+
+def _image_extensions(path: str) -> list[str]:
+    """Extensions of the images in a tar, in order of appearance; of a damaged one those before the damage."""
+    found: dict[str, None] = {}
+    with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(path, "r:") as tar:
+        for member in tar:
+            extension = member.name.rpartition("/")[2].partition(".")[2].lower()
+            if member.isfile() and extension in IMAGE_EXTENSIONS:
+                found[extension] = None
+    return list(found)

@@ -13,6 +13,8 @@ Sample = TypeVar("Sample")
 Decoded = TypeVar("Decoded")
 
 _POLL_SECONDS = 0.1
+_STOP_SECONDS = 1.0
+"""A read that hangs, as on a network, holds nobody longer who wants to end."""
 
 
 class _Stream(Generic[Decoded]):
@@ -37,9 +39,13 @@ class _Stream(Generic[Decoded]):
             yield item.result()
 
     def stop(self) -> None:
-        """Read no further, and wait until nothing of this stream is at work."""
+        """Read no further and decode nothing that is not begun; only a read that hangs is left to itself."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(_STOP_SECONDS)
+        while not self._ready.empty():
+            item = self._ready.get()
+            if isinstance(item, Future):
+                item.cancel()
 
     def _run(
         self, read: Callable[[], Iterator[Sample]], decode: Callable[[Sample], Decoded], threads: ThreadPoolExecutor

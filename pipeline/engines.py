@@ -5,6 +5,7 @@ An engine yields windows of rows. What is written, and how a shard is committed,
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,6 +128,7 @@ class NativeEngine:
         """The samples of a task, of which no two have the same key."""
         seen: set[str] = set()
         for sample in itertools.islice(task.shard.read(self._source), task.limit):
+            sample = dataclasses.replace(sample, key=_encodable(sample.key))
             if sample.key in seen:
                 reason = "duplicate_key: the shard has an earlier sample of this key"
                 sample = Sample(sample.key, None, None, reason)
@@ -136,7 +138,7 @@ class NativeEngine:
     def _decode(self, sample: Sample) -> _Row | Failure:
         """Called in decoding threads."""
         if sample.error is not None:
-            return Failure(sample.key, sample.error)
+            return Failure(sample.key, _encodable(sample.error))
         caption, pixels = "", None
         if self._settings.image and sample.image is None:
             return Failure(sample.key, "missing_image")
@@ -154,3 +156,8 @@ class NativeEngine:
         except PixelError as error:
             return Failure(sample.key, str(error))
         return _Row(sample.key, caption, pixels)
+
+
+def _encodable(text: str) -> str:
+    """A name as UTF-8 can hold it: Python keeps what is no UTF-8 in names of files as lone surrogates."""
+    return text.encode(errors="backslashreplace").decode()

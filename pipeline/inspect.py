@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +72,9 @@ def inspect_folder(path: str, progress: ProgressCallback = no_progress) -> Inspe
 
 
 def _unsound_embeddings(path: str, manifest: Manifest) -> Iterator[str]:
+    if not (manifest.settings.get("image", True) and manifest.settings.get("text", True)):
+        yield from _unsound_arrays(Store(path), manifest)
+        return
     dataset = EmbeddingDataset(path)
     names = [name for name in sorted(manifest.shards) for _ in range(manifest.shards[name].rows)]
     first = {name: names.index(name) for name in manifest.shards if manifest.shards[name].rows}
@@ -82,6 +86,25 @@ def _unsound_embeddings(path: str, manifest: Manifest) -> Iterator[str]:
             for row in rows[~(np.abs(norms - 1) <= _UNIT_TOLERANCE)]:
                 name, norm = names[row], norms[row - start]
                 yield f"shard {name}, row {row - first[name]}: {kind} embedding has norm {norm:.4g}, not 1"
+
+
+def _unsound_arrays(store: Store, manifest: Manifest) -> Iterator[str]:
+    """As for a dataset, of a folder that holds no pairs: images or captions alone."""
+    planned = manifest.input.get("shards", 0)
+    if len(manifest.shards) < planned:
+        yield f"holds {len(manifest.shards):,} of {planned:,} shards; run `priorkit embed` again"
+    for name, record in sorted(manifest.shards.items()):
+        for kind, folder in (("image", "img_emb"), ("text", "text_emb")):
+            file = f"{folder}/{folder}_{name}.npy"
+            if file not in record.files:
+                continue
+            with store.open(file) as opened:
+                embeds = np.load(io.BytesIO(opened.read()), allow_pickle=False)
+            if len(embeds) != record.rows:
+                yield f"{file} has {len(embeds)} rows, its record says {record.rows}"
+            for row, norm in enumerate(np.linalg.norm(embeds.astype(np.float32), axis=-1)):
+                if not abs(norm - 1) <= _UNIT_TOLERANCE:
+                    yield f"shard {name}, row {row}: {kind} embedding has norm {norm:.4g}, not 1"
 
 
 def _inspect_foreign(store: Store) -> Inspection:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, Optional, TypeAlias, TypeVar
 
@@ -15,8 +19,10 @@ Result = TypeVar("Result")
 Worker: TypeAlias = Callable[[Task, Optional[Task]], Result]
 """Does a task; told of the next one too."""
 
-_RESTARTS = 3
-"""How often Ray replaces a worker that died, and repeats the shard it held, before the run fails."""
+_ATTEMPTS = 4
+"""Workers that may die over one shard until the run fails; or, for each place, as they start."""
+_CHECK_SECONDS = 5.0
+"""While no worker is there to work, it is looked again so often whether the cluster can still hold one."""
 
 
 def map_shards(
@@ -27,6 +33,12 @@ def map_shards(
     `following` is what the worker is likely to be given next, so that it may read ahead; None if that is not known.
     `make_worker` is called once in each worker, for what is dear to build, such as a model. `tasks` is consumed only as
     fast as the work goes on. The first exception of a task ends the map and is raised here.
+
+    On Ray, the task of a worker that died is given to another, and the worker is replaced where there is room for a
+    new one; where there is none, those that are left do the work.
+
+    Raises:
+        PriorkitError: Ray cannot be had, or cannot hold a worker; or a task has taken down one worker after the other.
     """
     if compute.backend == "local":
         worker: Worker[Task, Result] | None = None
@@ -52,44 +64,159 @@ def _map_on_ray(
     except ImportError as error:
         raise PriorkitError(f"compute.backend=ray needs Ray ({error}): pip install 'ray[train]'") from error
 
-    class Actor:
-        work: Worker[Task, Result] | None = None
-
-        def run(self, task: Task, following: Task | None) -> Result:
-            # made here, because Ray hides what a constructor raises behind an error of its own
-            self.work = self.work or make_worker()
-            return self.work(task, following)
-
     started_here = not ray.is_initialized()
     if started_here:
         try:
-            ray.init(address=compute.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            with _own_handler_of_sigterm():
+                ray.init(
+                    address=compute.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+                )
         except (ConnectionError, ValueError) as error:
             raise PriorkitError(f"cannot join Ray at compute.address={compute.address!r}: {error}") from error
-    actor_class = ray.remote(Actor).options(
-        num_cpus=compute.cpus_per_worker,
-        num_gpus=compute.gpus_per_worker,
-        max_restarts=_RESTARTS,
-        max_task_retries=_RESTARTS,
-    )
-    idle: list[Any] = []
-    busy: dict[Any, Any] = {}
     try:
-        _require_resources(ray.cluster_resources(), compute)  # type: ignore[no-untyped-call]
-        idle = [actor_class.remote() for _ in range(compute.workers)]
-        upcoming = _Upcoming(tasks)
-        while True:
-            while idle and (task := upcoming.take(idle[-1])) is not None:
-                actor = idle.pop()
-                busy[actor.run.remote(task, upcoming.reserve(actor))] = actor
-            if not busy:
-                break
-            yield _next_result(ray, busy, idle)
+        pool = _Pool(ray, make_worker, compute)
+        try:
+            yield from pool.map(tasks)
+        finally:
+            pool.stop()
     finally:
-        for actor in [*idle, *busy.values()]:
-            ray.kill(actor)
         if started_here:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_handler_of_sigterm() -> Iterator[None]:
+    """Put back what Ray replaces as it starts: its own handler ends the process with a dump, and with code 15."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+class _Pool(Generic[Task, Result]):
+    """Actors that each do one task at a time.
+
+    Ray's own restarts are off: a task that it repeats on a restarted actor waits for ever where no node has room for
+    that actor any more. Here an actor is given work only once it runs.
+    """
+
+    def __init__(self, ray: Any, make_worker: Callable[[], Worker[Task, Result]], compute: ComputeSettings) -> None:
+        class Actor:
+            work: Worker[Task, Result] | None = None
+
+            def ready(self) -> None:
+                """Returns when the actor has found its place."""
+
+            def run(self, task: Task, following: Task | None) -> Result:
+                # made here, because Ray hides what a constructor raises behind an error of its own
+                self.work = self.work or make_worker()
+                return self.work(task, following)
+
+        self._ray, self._compute = ray, compute
+        self._actor_class = ray.remote(Actor).options(
+            num_cpus=compute.cpus_per_worker, num_gpus=compute.gpus_per_worker, max_restarts=0, max_task_retries=0
+        )
+        exceptions = ray.exceptions
+        self._death = (
+            exceptions.RayActorError,
+            exceptions.NodeDiedError,
+            exceptions.ObjectLostError,
+            exceptions.OutOfMemoryError,
+            exceptions.WorkerCrashedError,
+        )
+        self._starting: dict[Any, Any] = {}
+        """Actors that do not run yet, by what tells that they do."""
+        self._idle: list[Any] = []
+        self._busy: dict[Any, tuple[Any, Task]] = {}
+        """Actors at work with their tasks, by the result to come."""
+        self._failed_starts = 0
+        """In a row."""
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[Result]:
+        """Results in the order of completion."""
+        self._require_room()
+        for _ in range(self._compute.workers):
+            self._start()
+        upcoming = _Upcoming(tasks)
+        while True:
+            while self._idle and (task := upcoming.take(self._idle[-1])) is not None:
+                actor = self._idle.pop()
+                self._busy[actor.run.remote(task, upcoming.reserve(actor))] = (actor, task)
+            if not self._busy and upcoming.is_empty():
+                return
+            ready, _ = self._ray.wait([*self._busy, *self._starting], num_returns=1, timeout=_CHECK_SECONDS)
+            if not ready and not self._busy:
+                self._require_room()
+            for reference in ready:
+                if reference in self._starting:
+                    self._welcome(reference)
+                else:
+                    yield from self._result(reference, upcoming)
+
+    def stop(self) -> None:
+        """End all actors at once."""
+        for actor in [*self._starting.values(), *self._idle, *(actor for actor, _ in self._busy.values())]:
+            self._ray.kill(actor)
+
+    def _start(self) -> None:
+        actor = self._actor_class.remote()
+        self._starting[actor.ready.remote()] = actor
+
+    def _welcome(self, reference: Any) -> None:
+        """Take in an actor that has started, or has died over it."""
+        actor = self._starting.pop(reference)
+        try:
+            self._ray.get(reference)
+        except self._death as error:
+            self._failed_starts += 1
+            if self._failed_starts == _ATTEMPTS * self._compute.workers:
+                raise PriorkitError(
+                    f"{self._failed_starts} Ray workers in a row died as they started; "
+                    f"see Ray's logs for the cause ({error})"
+                ) from error
+            self._ray.kill(actor)
+            self._start()
+        else:
+            self._failed_starts = 0
+            self._idle.append(actor)
+
+    def _result(self, reference: Any, upcoming: _Upcoming[Task]) -> Iterator[Result]:
+        """The result of a task; none if its actor has died, which puts the task back and another actor in place."""
+        actor, task = self._busy.pop(reference)
+        try:
+            result = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            self._idle.append(actor)
+            raise error.cause from error
+        except self._death as error:
+            self._ray.kill(actor)  # one that is only out of reach must not write beside its successor
+            if upcoming.put_back(task, actor) == _ATTEMPTS:
+                raise PriorkitError(
+                    f"shard {getattr(task, 'name', task)} has taken down {_ATTEMPTS} Ray workers; "
+                    f"they may need more memory, so fewer workers or smaller batches ({error})"
+                ) from error
+            self._start()
+            # those that waited may have died with the same node: they get no work before they have answered
+            self._starting.update({waiting.ready.remote(): waiting for waiting in self._idle})
+            self._idle = []
+        else:
+            self._idle.append(actor)
+            yield result
+
+    def _require_room(self) -> None:
+        """A cluster that can hold no worker at all would make Ray wait for ever."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        compute = self._compute
+        for name, needed in (("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker)):
+            found = max((node.get(name, 0.0) for node in nodes), default=0.0)
+            if needed > found:
+                raise PriorkitError(
+                    f"compute.{name.lower()}s_per_worker={needed:g}, "
+                    f"but the Ray cluster has {found:g} {name} on the node that has most"
+                )
+            nodes = [node for node in nodes if node.get(name, 0.0) >= needed]
 
 
 class _Upcoming(Generic[Task]):
@@ -98,6 +225,8 @@ class _Upcoming(Generic[Task]):
     def __init__(self, tasks: Iterable[Task]) -> None:
         self._tasks = iter(tasks)
         self._reserved: dict[Any, Task] = {}
+        self._deaths: list[Task] = []
+        """Tasks that were put back, once for each time."""
 
     def take(self, actor: Any) -> Task | None:
         """The task that an actor shall do now; None when all are given out."""
@@ -115,21 +244,16 @@ class _Upcoming(Generic[Task]):
             self._reserved[actor] = task
         return task
 
+    def put_back(self, task: Task, actor: Any) -> int:
+        """Take back what a dead actor was to do, and say how often that has happened to its task."""
+        returned = [task, self._reserved.pop(actor)] if actor in self._reserved else [task]
+        self._tasks = itertools.chain(returned, self._tasks)
+        self._deaths.append(task)
+        return self._deaths.count(task)
 
-def _next_result(ray: Any, busy: dict[Any, Any], idle: list[Any]) -> Any:
-    ready, _ = ray.wait(list(busy), num_returns=1)
-    idle.append(busy.pop(ready[0]))
-    try:
-        return ray.get(ready[0])
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
-
-
-def _require_resources(available: dict[str, float], compute: ComputeSettings) -> None:
-    """A cluster that can never hold one worker would make Ray wait for ever."""
-    for name, needed in (("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker)):
-        found = available.get(name, 0.0)
-        if needed > found:
-            raise PriorkitError(
-                f"compute.{name.lower()}s_per_worker={needed:g}, but the Ray cluster has {found:g} {name}"
-            )
+    def is_empty(self) -> bool:
+        """Whether all tasks are given out."""
+        task = next(self._tasks, None)
+        if task is not None:
+            self._tasks = itertools.chain([task], self._tasks)
+        return task is None and not self._reserved

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import Compose, Normalize, ToTensor  # type: ignore[import-untyped]
 
 # what Pillow would rather be given; the palette's own colours are meant
@@ -63,6 +63,8 @@ class Pixels:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise PixelError(f"image_too_large: {error}") from None
+        except UnidentifiedImageError:  # its message holds an address in memory, which differs from run to run
+            raise PixelError("image_decode: no image of a known kind") from None
         except Exception as error:  # a decoder raises anything on hostile bytes
             raise PixelError(f"image_decode: {str(error)[:200]}") from None
 

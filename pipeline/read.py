@@ -1,7 +1,7 @@
 """Embedding shards -> deterministic, shuffled, resumable batches.
 
-A row has a number: shards in order of name, rows in order of the shard. A *selection* says for every row which split it
-belongs to; it depends on the row's content group and the settings alone, so that copies of an image stay on one side
+A row has a number: shards in order of theirs, rows in order of the shard. A *selection* says for every row which split
+it belongs to; it depends on the row's content group and the settings alone, so that copies of an image stay on one side
 and rows stay put when data is added.
 """
 
@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .config import ReadSettings
+from .embedding_shards import EmbeddingShard, find_shards
 from .errors import InputError
-from .shards import Manifest, ShardRecord, fingerprint, require_manifest
+from .shards import Manifest, fingerprint, read_manifest, require_manifest
 from .storage import TEMPORARY_SUFFIX, Store
 
 Split = Literal["train", "validation", "test"]
@@ -29,8 +29,6 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 _DATA_FOLDERS = ("img_emb", "text_emb", "metadata", "token_states")
 _SPLIT_SALT = b"priorkit split\0"
-_GROUP_COLUMNS = ("sha256", "url")
-"""Columns that name the content of an image, the best first."""
 _DOUBLE_VALUES = 1 << 53
 
 
@@ -49,37 +47,63 @@ class EmbeddingBatch:
 
 
 class EmbeddingDataset:
-    """The embedding shards of one folder, checked against their manifest.
+    """The embedding shards of one folder, checked against their manifest, or else against each other.
 
     Args:
-        url: folder that `embed` wrote.
+        url: folder that `embed` or clip-retrieval wrote, or that LAION published.
         settings: how rows are split.
 
     Raises:
-        InputError: the folder is none of ours, or a file is missing, short or misaligned.
+        InputError: the folder holds no embeddings, or a file is missing, short or misaligned.
     """
 
     def __init__(self, url: str, settings: ReadSettings | None = None) -> None:
         self.store = Store(url)
         self.settings = settings or ReadSettings()
-        manifest = require_manifest(self.store, "embed")
-        if not {"clip", "clip_settings"} <= manifest.about.keys():
-            raise InputError(f"{url} does not say which CLIP made it; run `priorkit embed` again")
-        self._shards = [_OpenShard(self.store, manifest.shards[name]) for name in sorted(manifest.shards)]
-        self._refuse_unfinished(manifest)
-        if not self._shards or manifest.rows == 0:
-            raise InputError(f"{url} holds no embeddings; run `priorkit embed` again")
+        self.token_width: int | None = None
+        """Width of the stored token states; None where none are stored."""
+        self._about: dict[str, Any] = {}
+        found = find_shards(self.store) if read_manifest(self.store) is None else None
+        if found is not None:
+            self._shards, self.embed_dim = found.shards, found.embed_dim
+            self.content_fingerprint = found.fingerprint
+        else:
+            self._open_recorded(require_manifest(self.store, "embed"))
         self._starts = np.cumsum([0] + [shard.rows for shard in self._shards])
-        self.clip: dict[str, Any] = manifest.about["clip"]
-        """Identity of the CLIP that made the embeddings."""
-        self.clip_settings: dict[str, Any] = manifest.about["clip_settings"]
-        """Where that CLIP is to be had."""
         self.count = int(self._starts[-1])
         """Rows of all splits."""
+        if self.count == 0:
+            raise InputError(f"{url} holds no embeddings; run `priorkit embed` again")
+
+    def _open_recorded(self, manifest: Manifest) -> None:
+        if not {"clip", "clip_settings"} <= manifest.about.keys():
+            raise InputError(f"{self.store.url} does not say which CLIP made it; run `priorkit embed` again")
+        self._about = manifest.about
+        self._shards = [EmbeddingShard.of_record(self.store, manifest.shards[name]) for name in sorted(manifest.shards)]
+        self._refuse_unfinished(manifest)
         self.embed_dim = int(self.clip["embed_dim"])
-        self.token_width: int | None = self.clip["token_width"] if self._shards[0].has_token_states else None
-        """Width of the stored token states; None where none are stored."""
+        if self._shards and self._shards[0].has_token_states:
+            self.token_width = self.clip["token_width"]
         self.content_fingerprint = manifest.content_fingerprint()
+
+    @property
+    def clip(self) -> dict[str, Any]:
+        """Identity of the CLIP that made the embeddings; InputError if the folder has no manifest to name it."""
+        return self._named("clip")
+
+    @property
+    def clip_settings(self) -> dict[str, Any]:
+        """Where that CLIP is to be had; InputError as for `clip`."""
+        return self._named("clip_settings")
+
+    def _named(self, what: str) -> dict[str, Any]:
+        if what not in self._about:
+            raise InputError(
+                f"{self.store.url} does not name its CLIP: it has no manifest. It can be read, but to train, evaluate "
+                "or sample with it the CLIP must be known; make it with `priorkit embed`"
+            )
+        named: dict[str, Any] = self._about[what]
+        return named
 
     @functools.cached_property
     def selection(self) -> np.ndarray:
@@ -155,7 +179,7 @@ class EmbeddingDataset:
                         "(run it again), or the file is not its own (remove it)"
                     )
 
-    def _select(self, shard: _OpenShard) -> np.ndarray:
+    def _select(self, shard: EmbeddingShard) -> np.ndarray:
         validation, test = self.settings.validation_fraction, self.settings.test_fraction
         split = np.zeros(shard.rows, np.uint8)
         for row, group in enumerate(shard.content_groups()):
@@ -164,84 +188,6 @@ class EmbeddingDataset:
             # test first: its rows stay the same whatever the share of validation
             split[row] = 2 if place < test else 1 if place < test + validation else 0
         return split
-
-
-class _OpenShard:
-    """One embedding shard: arrays are mapped from local files, and read whole from remote ones."""
-
-    def __init__(self, store: Store, record: ShardRecord) -> None:
-        self._store = store
-        self._record = record
-        self.rows = record.rows
-        self.has_token_states = self._name("token_states") in record.files
-        for kind, setting in (("img_emb", "image"), ("text_emb", "text")):
-            if self._name(kind) not in record.files:
-                raise InputError(f"{store.url} holds no {kind}: it was embedded with embed.{setting}=false")
-        self._arrays: dict[str, np.ndarray] = {}
-        for name, entry in record.files.items():
-            size = store.size(name)
-            if size != entry.bytes:
-                found = "is missing" if size is None else f"has {size} bytes instead of {entry.bytes}"
-                raise InputError(f"{store.url}/{name} {found}; run `priorkit embed` again to restore it")
-
-    def _name(self, kind: str) -> str:
-        folder = "token_states" if kind == "offsets" else kind
-        extension = "parquet" if kind == "metadata" else "npy"
-        return f"{folder}/{kind}_{self._record.name}.{extension}"
-
-    def array(self, kind: str) -> np.ndarray:
-        """A stored array, its length checked against the record."""
-        if kind not in self._arrays:
-            name = self._name(kind)
-            try:
-                if self._store.is_local:
-                    array = np.load(self._store.path(name), mmap_mode="r", allow_pickle=False)
-                else:
-                    with self._store.open(name) as file:
-                        array = np.load(io.BytesIO(file.read()), allow_pickle=False)
-            except (EOFError, ValueError) as error:
-                raise InputError(f"{self._store.url}/{name} is not an array of numbers ({error})") from error
-            expected = {"offsets": self.rows + 1, "token_states": len(array)}.get(kind, self.rows)
-            if len(array) != expected:
-                raise InputError(f"{self._store.url}/{name} has {len(array)} rows, its record says {expected}")
-            self._arrays[kind] = array
-        return self._arrays[kind]
-
-    def fill_token_states(self, states: np.ndarray, at: np.ndarray, local: np.ndarray) -> None:
-        """Copy the first token states of rows `local` into `states[at]`."""
-        if not self.has_token_states:
-            raise InputError(f"{self._store.url} stores no token states; embed with token_states: true")
-        offsets, flat = self.array("offsets"), self.array("token_states")
-        for target, row in zip(at, local, strict=True):
-            start = int(offsets[row])
-            length = min(int(offsets[row + 1]) - start, states.shape[1])
-            states[target, :length] = flat[start : start + length]
-
-    def metadata(self, columns: list[str]) -> pa.Table:
-        with self._store.open(self._name("metadata")) as file:
-            parquet = pq.ParquetFile(file)
-            if parquet.metadata.num_rows != self.rows:
-                raise InputError(
-                    f"{self._store.url}/{self._name('metadata')} has {parquet.metadata.num_rows} rows, "
-                    f"its record says {self.rows}"
-                )
-            missing = [name for name in columns if name not in parquet.schema_arrow.names]
-            if missing:
-                raise InputError(f"{self._store.url}/{self._name('metadata')} has no column {missing[0]!r}")
-            return parquet.read(columns=columns)
-
-    def content_groups(self) -> list[bytes]:
-        """What names the content of each row: image hash, else URL, else the bytes of the embedding."""
-        with self._store.open(self._name("metadata")) as file:
-            available = pq.ParquetFile(file).schema_arrow.names
-        columns = [name for name in _GROUP_COLUMNS if name in available]
-        named = self.metadata(columns).to_pylist() if columns else [{}] * self.rows
-        embeds = self.array("img_emb")
-        groups = []
-        for row, values in enumerate(named):
-            name = next((values[column] for column in columns if values[column]), None)
-            groups.append(str(name).encode() if name is not None else embeds[row].tobytes())
-        return groups
 
 
 def read_embeddings(url: str = "data/embeddings", settings: ReadSettings | None = None) -> EmbeddingDataset:

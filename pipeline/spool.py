@@ -8,8 +8,6 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-_MEMORY_BYTES = 64 << 20
-"""Beyond this, rows wait in a temporary file."""
 _COPY_BYTES = 1 << 20
 
 
@@ -22,7 +20,7 @@ class RowSpool:
 
     def __init__(self, dtype: type[np.generic], row_shape: tuple[int, ...]) -> None:
         self._dtype, self._row_shape = np.dtype(dtype), row_shape
-        self._file = tempfile.SpooledTemporaryFile(_MEMORY_BYTES)  # noqa: SIM115, closed by `close`
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
         self.rows = 0
 
     def append(self, rows: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from .storage import Store
 
 _HEADER_BYTES = 512
 _END_BYTES = 1024
+_TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
+"""What tarfile raises on hostile bytes: the last two on numbers that make no sense."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +106,23 @@ def _foreign_shard(store: Store, tar_name: str) -> ImageShard:
 
 def _count_samples(store: Store, shard: ImageShard) -> int:
     """Samples of a tar, from its headers; of a damaged one those before the damage."""
-    stems: set[str] = set()
-    try:
+    paths: set[str] = set()
+    with contextlib.suppress(*_TAR_ERRORS):
         with store.open(shard.tar_name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if member.isfile():
-                    stems.add(member.name.rpartition("/")[2].partition(".")[0])
-    except (tarfile.TarError, EOFError):
-        return len(stems)
-    return len(stems)
+            paths.update(path for _, path, _ in _members(tar, store.size(shard.tar_name)))
+    return len(paths)
+
+
+def _members(tar: tarfile.TarFile, tar_bytes: int | None) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
+    """The files of a tar that are part of a sample, with the sample's path and the extension; as webdataset has it."""
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has met, 1 kB each
+        if not 0 <= member.size <= (tar_bytes or 0):  # tarfile would skip that far, and never arrive
+            raise tarfile.ReadError(f"a member of {member.size:,} bytes")
+        folder, slash, name = member.name.rpartition("/")
+        stem, dot, extension = name.partition(".")
+        if member.isfile() and stem and dot:  # others, such as macOS's `._0001.jpg`, are of no sample
+            yield member, f"{folder}{slash}{stem}", extension.lower()
 
 
 def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
@@ -120,24 +131,25 @@ def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
     Raises:
         InputError: the tar is cut or is none.
     """
-    key = ""
+    sample_path = ""
     members: dict[str, bytes] = {}
+    damage: Exception | None = None
     try:
         with store.open(shard.tar_name) as file, tarfile.open(fileobj=file, mode="r|") as tar:
-            for member in tar:
-                content = tar.extractfile(member) if member.isfile() else None
-                if content is None:
-                    continue
-                stem, _, extension = member.name.rpartition("/")[2].partition(".")
-                if (stem != key and members) or extension.lower() in members:
-                    yield _sample(key, members)
+            for member, path, extension in _members(tar, store.size(shard.tar_name)):
+                if (path != sample_path and members) or extension in members:
+                    yield _sample(sample_path, members)
                     members = {}
-                key = stem
-                members[extension.lower()] = content.read()
-    except (tarfile.TarError, EOFError) as error:
-        raise InputError(f"{store.url}/{shard.tar_name} is damaged ({error}); download that shard again") from error
-    if members:
-        yield _sample(key, members)
+                sample_path = path
+                content = tar.extractfile(member)
+                assert content is not None
+                members[extension] = content.read()
+    except _TAR_ERRORS as error:
+        damage = error
+    if members:  # before the damage, so perhaps whole
+        yield _sample(sample_path, members)
+    if damage is not None:
+        raise InputError(f"{store.url}/{shard.tar_name} is damaged ({damage}); download that shard again") from damage
     if not _is_whole(store, shard.tar_name):  # tarfile takes an end between two members for the end
         raise InputError(f"{store.url}/{shard.tar_name} is damaged (it ends early); download that shard again")
 
@@ -149,9 +161,9 @@ def _is_whole(store: Store, tar_name: str) -> bool:
         return not any(file.read())
 
 
-def _sample(key: str, members: dict[str, bytes]) -> Sample:
+def _sample(path: str, members: dict[str, bytes]) -> Sample:
     image = next((data for extension, data in members.items() if extension in IMAGE_EXTENSIONS), None)
-    return Sample(key, image, members.get("txt"))
+    return Sample(path.rpartition("/")[2], image, members.get("txt"))
 
 
 def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:

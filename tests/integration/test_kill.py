@@ -1,17 +1,28 @@
-"""`kill -9` at random instants of `priorkit run`, then the same command: the same bytes as if nothing had happened."""
+"""`kill -9` at random instants of a command, then the same again: the same bytes as if nothing had happened.
+
+And Ctrl-C or SIGTERM in the middle of `priorkit embed`, which has threads and Ray's processes to end.
+"""
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
+import signal
+import subprocess
+import threading
 import time
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from priorkit.pipeline.decode_ahead import DecodeAhead
 from priorkit.pipeline.shards import differing_files, read_manifest
 from priorkit.pipeline.storage import Store
 
-from .conftest import STAGE_FOLDERS, Finished, Workspace, wait_for
+from .conftest import PRIORKIT, STAGE_FOLDERS, Finished, Workspace, environment, stop, wait_for
 
 
 def changed(folder: Path, known: set[str]) -> bool:
@@ -23,11 +34,13 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*") if not path.name.startswith(".")}
 
 
-def kill_in_stage(workspace: Workspace, stage: str, delay: float) -> bool:
-    """Start the run, and kill it some seconds after the stage has begun to write; whether it was still running."""
+def kill_in_stage(
+    workspace: Workspace, stage: str, delay: float, command: tuple[str, ...] = ("run", "recipe.yaml")
+) -> bool:
+    """Start a command, and kill it some seconds after the stage has begun to write; whether it was still running."""
     folder = workspace.folder(stage)
     known = names(folder)
-    process = workspace.start("run", "recipe.yaml")
+    process = workspace.start(*command)
     wait_for(lambda: changed(folder, known) or process.poll() is not None)
     time.sleep(delay)
     running = process.poll() is None
@@ -71,3 +84,131 @@ def test_a_kill_in_each_stage_changes_no_byte(workspace: Workspace, finished: Fi
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_twenty_kills_change_no_byte(workspace: Workspace, finished: Finished, seed: int) -> None:
     kill_in_every_stage(workspace, finished, seed)
+
+
+@pytest.fixture
+def embed_command(tiny_clip: Path) -> tuple[str, ...]:
+    """What the recipe says of `embed`, as a command of its own."""
+    settings = {"token_states": "true", "batch_size": 2, "threads": 1, "device": "cpu"}
+    options = [option for name, value in settings.items() for option in ("--set", f"embed.{name}={value}")]
+    return ("embed", "--model", f"local-dir:{tiny_clip}", *options)
+
+
+def assert_embedded(workspace: Workspace, finished: Finished) -> None:
+    assert workspace.committed("embed") == finished.workspace.committed("embed")
+    assert not list(workspace.data.rglob("*tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_twenty_kills_of_embed_change_no_byte(
+    holding: Callable[..., Workspace], finished: Finished, embed_command: tuple[str, ...]
+) -> None:
+    """Kill after kill of the same work until it is done, then anew, until there were twenty."""
+    workspace = holding("download")
+    instants = random.Random(7)
+    seconds = finished.seconds["embed"]
+    killed = 0
+    while killed < 20:
+        running = kill_in_stage(workspace, "embed", instants.uniform(0, seconds), embed_command)
+        killed += running
+        assert_records_hold(workspace)
+        if not running or killed == 20:
+            workspace.run(*embed_command)
+            assert_embedded(workspace, finished)
+            shutil.rmtree(workspace.folder("embed"))
+
+
+@pytest.fixture
+def started(workspace: Workspace) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts commands in a process group of their own, as a shell does, and sees to it that none of theirs is left."""
+    mark = f"PRIORKIT_TEST_MARK={uuid.uuid4().hex}"
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [PRIORKIT, *arguments],
+            cwd=workspace.path, env={**environment(), **dict([mark.split("=")])}, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    yield start
+    left = marked_processes(mark)
+    end = time.monotonic() + 20
+    while left and time.monotonic() < end:
+        time.sleep(0.2)
+        left = marked_processes(mark)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
+def marked_processes(mark: str) -> list[int]:
+    """Processes that run with a mark in their environment, which children inherit."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            marked = mark.encode() in path.read_bytes().split(b"\0")
+        except OSError:  # it has ended, or it is not ours
+            continue
+        if marked:
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_embed_ends_soon_when_asked_and_goes_on_later(
+    holding: Callable[..., Workspace], finished: Finished, embed_command: tuple[str, ...],
+    started: Callable[..., subprocess.Popen[str]], number: signal.Signals, workers: int,
+) -> None:  # fmt: skip
+    workspace = holding("download")
+    folder = workspace.folder("embed")
+    process = started(*embed_command, *(("--workers", str(workers)) if workers else ()))
+    wait_for(lambda: (folder / "shards/0001.json").exists() or process.poll() is not None)
+    begun = time.monotonic()
+    stop(process, number)
+    assert time.monotonic() - begun < 10
+    assert_records_hold(workspace)
+    assert 2 <= len(list((folder / "shards").iterdir())) < 12, "too late to mean anything"
+    assert workspace.json(*embed_command)["done_now"] < 12
+    assert_embedded(workspace, finished)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_reaches_rays_processes_too(
+    holding: Callable[..., Workspace], finished: Finished, embed_command: tuple[str, ...],
+    started: Callable[..., subprocess.Popen[str]],
+) -> None:  # fmt: skip
+    workspace = holding("download")
+    process = started(*embed_command, "--workers", "2")
+    wait_for(lambda: (workspace.folder("embed") / "shards/0001.json").exists() or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    workspace.run(*embed_command)
+    assert_embedded(workspace, finished)
+
+
+def test_a_read_that_hangs_does_not_hold_who_wants_to_end() -> None:
+    hang = threading.Event()
+    decoded: list[int] = []
+
+    def read(task: str) -> Iterator[int]:
+        yield from range(20)
+        hang.wait(60)
+
+    def decode(number: int) -> int:
+        time.sleep(0.1)
+        decoded.append(number)
+        return number
+
+    samples = DecodeAhead(read, decode, threads=1, depth=20).samples("a", None)
+    assert next(samples) == 0
+    begun = time.monotonic()
+    samples.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - begun < 5
+    so_far = len(decoded)
+    time.sleep(0.5)
+    assert len(decoded) <= so_far + 1, "what nobody will take was decoded"
+    hang.set()

@@ -26,11 +26,13 @@ def test_embeddings_of_which_shards_are_still_to_come_are_not_read(
     whole = embed_module.EmbedWorker.__call__
     done: list[str] = []
 
-    def two_shards(worker: embed_module.EmbedWorker, task: embed_module.EmbedTask) -> ShardRecord:
+    def two_shards(
+        worker: embed_module.EmbedWorker, task: embed_module.EmbedTask, following: embed_module.EmbedTask | None
+    ) -> ShardRecord:
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(task.name)
-        return whole(worker, task)
+        return whole(worker, task, following)
 
     folder = tmp_path / "embeddings"
     monkeypatch.setattr(embed_module.EmbedWorker, "__call__", two_shards)

@@ -7,17 +7,12 @@ import io
 import numpy as np
 import pytest
 
-from priorkit.pipeline import spool
 from priorkit.pipeline.spool import RowSpool
 
 
-@pytest.mark.parametrize("memory", [10, 1 << 20])
 @pytest.mark.parametrize("counts", [[], [0], [3], [5, 0, 2, 100]])
 @pytest.mark.parametrize("row_shape", [(), (7,)])
-def test_the_file_is_numpys_own(
-    monkeypatch: pytest.MonkeyPatch, memory: int, counts: list[int], row_shape: tuple[int, ...]
-) -> None:
-    monkeypatch.setattr(spool, "_MEMORY_BYTES", memory)
+def test_the_file_is_numpys_own(counts: list[int], row_shape: tuple[int, ...]) -> None:
     rows = RowSpool(np.float16, row_shape)
     parts = [np.random.default_rng(n).normal(size=(n, *row_shape)).astype(np.float16) for n in counts]
     for part in parts:

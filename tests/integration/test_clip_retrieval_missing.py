@@ -1,0 +1,67 @@
+"""The engine clip-retrieval where that package is not: an error that says what to install, never a silent no-op."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from priorkit.pipeline.clip_retrieval import ClipRetrievalEngine, check_settings
+from priorkit.pipeline.config import ClipSettings, EmbedSettings
+from priorkit.pipeline.embed import embed
+from priorkit.pipeline.errors import PriorkitError, SettingsError
+from priorkit.pipeline.storage import Store
+
+
+def settings_of(**changed: Any) -> EmbedSettings:
+    clip = ClipSettings(model="ViT-S-32-alt", pretrained="weights.pt")
+    return EmbedSettings(**{"clip": clip, "engine": "clip-retrieval", "device": "cpu", "threads": 1, **changed})
+
+
+@pytest.mark.parametrize("absent", ["all_clip", "clip_retrieval.clip_inference.mapper"])
+def test_a_missing_package_is_an_error_that_says_what_to_install(
+    absent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(PriorkitError, match=r"embed\.engine=clip-retrieval: .*; install it with pip install clip-retr"):
+        ClipRetrievalEngine(Store(str(tmp_path)), settings_of())
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"dtype": "bfloat16"}, r"embed\.dtype=bfloat16: .* only do embed\.dtype=float32"),
+        ({"token_states": True}, r"embed\.token_states=True: .* only do embed\.token_states=False"),
+        ({"compile": True}, r"embed\.compile=True: .* only do embed\.compile=False"),
+        ({"rows_per_shard": 10}, r"embed\.rows_per_shard=10: .* only do embed\.rows_per_shard=None"),
+        ({"device": "cuda"}, r"embed\.device=cuda: .* only do embed\.device=cpu"),
+        ({"clip": ClipSettings(model="hf-hub:org/name")}, r"embed\.clip\.model=hf-hub:org/name: .* an open_clip name"),
+    ],
+)
+def test_what_it_cannot_do_is_named(changed: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    check_settings(settings_of())
+    with pytest.raises(SettingsError, match=named):
+        check_settings(settings_of(**changed))
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (False, "float16")])
+def test_on_a_gpu_it_casts_as_it_sees_fit(bf16: bool, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: bf16)
+    check_settings(settings_of(device="cuda", dtype=dtype))
+    with pytest.raises(SettingsError, match=rf"embed\.dtype=float32: .* only do embed\.dtype={dtype}"):
+        check_settings(settings_of(device="cuda"))
+    with pytest.raises(SettingsError, match=r"embed\.device=cpu"):
+        check_settings(settings_of(dtype=dtype))
+
+
+def test_it_is_refused_before_anything_is_embedded(
+    images_folder: Path, embed_settings: EmbedSettings, tmp_path: Path
+) -> None:
+    wrong = embed_settings.model_copy(update={"engine": "clip-retrieval", "token_states": False})
+    with pytest.raises(SettingsError, match=r"embed\.engine=clip-retrieval takes an open_clip name and tag"):
+        embed(str(images_folder), str(tmp_path / "out"), wrong)
+    embed(str(images_folder), str(tmp_path / "out"), embed_settings)  # the folder is not taken

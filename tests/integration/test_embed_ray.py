@@ -1,0 +1,260 @@
+"""Embed on Ray while its workers and its nodes are killed: the same bytes, or an error that says what happened."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import signal
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from priorkit.pipeline import stage
+from priorkit.pipeline.config import ComputeSettings, EmbedSettings
+from priorkit.pipeline.embed import embed
+from priorkit.pipeline.errors import PriorkitError
+from priorkit.pipeline.parallel import map_shards
+
+from ..conftest import picture
+from .conftest import wait_for
+
+FolderBytes = Callable[[Path], dict[str, bytes]]
+TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
+SHARDS, SAMPLES = 10, 24
+QUICK_DEATHS = {
+    "health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3
+}  # fmt: skip
+"""Ray's own limits let a dead node pass for a live one for a quarter of a minute."""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    for shard in range(SHARDS):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for number in range(shard * SAMPLES, (shard + 1) * SAMPLES):
+                for extension, data in (("jpg", picture(number)), ("txt", f"a picture, number {number}".encode())):
+                    info = tarfile.TarInfo(f"{number:06d}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return folder
+
+
+@pytest.fixture
+def expected(
+    shards: Path, embed_settings: EmbedSettings, tmp_path: Path, folder_bytes: FolderBytes
+) -> dict[str, bytes]:
+    """What one process makes of the shards without being disturbed."""
+    embed(str(shards), str(tmp_path / "expected"), embed_settings)
+    return folder_bytes(tmp_path / "expected")
+
+
+class Marks:
+    """Where workers note what they begin: (process, node, shard)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def begun(self) -> set[tuple[int, str, str]]:
+        found = [path.name.split(".") for path in self.folder.iterdir()]
+        return {(int(pid), node, shard) for pid, node, shard in found}
+
+    def nodes(self) -> set[str]:
+        return {node for _, node, _ in self.begun()}
+
+    def hold(self, node: str) -> None:
+        """Workers of a node shall begin a shard and get no further."""
+        Path(f"{self.folder}-{node}").touch()
+
+    def processes(self, node: str | None = None) -> set[int]:
+        return {pid for pid, where, _ in self.begun() if node in (None, where)}
+
+
+@pytest.fixture
+def marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Marks:
+    """Makes the workers of `embed` note each shard they begin, and take a moment over it."""
+    made = Marks(tmp_path / "marks")
+    folder = str(made.folder)
+
+    def noted_map(make_worker: Any, tasks: Iterable[Any], compute: ComputeSettings) -> Iterator[Any]:
+        def make_noting_worker() -> Callable[[Any, Any], Any]:
+            worker = make_worker()
+
+            def work(task: Any, following: Any) -> Any:
+                node = ray.get_runtime_context().get_node_id()
+                open(os.path.join(folder, f"{os.getpid()}.{node}.{task.name}"), "w").close()
+                time.sleep(0.2)
+                while os.path.exists(f"{folder}-{node}"):
+                    time.sleep(0.05)
+                return worker(task, following)
+
+            return work
+
+        return map_shards(make_noting_worker, tasks, compute)
+
+    monkeypatch.setattr(stage, "map_shards", noted_map)
+    return made
+
+
+@contextlib.contextmanager
+def cluster(*cpus: int) -> Iterator[tuple[Cluster, list[Any]]]:
+    """A Ray cluster of nodes on this machine, the head first."""
+    made = Cluster()
+    try:
+        nodes = []
+        for number, count in enumerate(cpus):
+            head = {"_system_config": QUICK_DEATHS, "include_dashboard": False} if number == 0 else {}
+            nodes.append(made.add_node(num_cpus=count, object_store_memory=80_000_000, **head))
+        made.wait_for_nodes()
+        ray.init(address=made.address, log_to_driver=False)
+        yield made, nodes
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+@contextlib.contextmanager
+def meanwhile(work: Callable[[], None]) -> Iterator[None]:
+    """Do something in a thread beside the block; what fails there fails here."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def test_workers_that_are_killed_at_any_instant_change_no_byte(
+    shards: Path, expected: dict[str, bytes], marks: Marks, embed_settings: EmbedSettings, tmp_path: Path,
+    folder_bytes: FolderBytes,
+) -> None:  # fmt: skip
+    instants = random.Random(0)
+    killed: list[int] = []
+
+    def kill_some() -> None:
+        for _ in range(3):  # a shard that takes down four is an error
+            before = len(marks.begun())
+            wait_for(lambda before=before: len(marks.begun()) > before)  # type: ignore[misc]
+            newest = max(marks.folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+            time.sleep(instants.uniform(0, 0.5))
+            pid = int(newest.name.split(".")[0])
+            if pid not in killed:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    with cluster(2), meanwhile(kill_some):
+        result = embed(str(shards), str(tmp_path / "out"), embed_settings, compute=TWO_WORKERS)
+    assert (result.done_now, result.counts) == (SHARDS, {"success": SHARDS * SAMPLES})
+    assert len(killed) >= 2
+    assert len(marks.processes()) > 2
+    assert folder_bytes(tmp_path / "out") == expected
+
+
+def test_a_node_that_is_killed_changes_no_byte(
+    shards: Path, expected: dict[str, bytes], marks: Marks, embed_settings: EmbedSettings, tmp_path: Path,
+    folder_bytes: FolderBytes,
+) -> None:  # fmt: skip
+    """The other node has no room for one more worker: the one that it has does the work of both."""
+    with cluster(1, 1) as (made, (head, other)):
+        head_id, other_id = head.node_id, other.node_id
+        marks.hold(other_id)
+
+        def kill_node() -> None:
+            wait_for(lambda: marks.nodes() == {head_id, other_id})
+            made.remove_node(other, allow_graceful=False)
+
+        with meanwhile(kill_node):
+            embed(str(shards), str(tmp_path / "out"), embed_settings, compute=TWO_WORKERS)
+    assert folder_bytes(tmp_path / "out") == expected
+    (lost,) = {shard for _, node, shard in marks.begun() if node == other_id}
+    assert lost in {shard for _, node, shard in marks.begun() if node == head_id}
+    assert len(marks.processes(head_id)) == 1
+
+
+def test_a_worker_is_replaced_on_another_node_where_there_is_room(
+    shards: Path, expected: dict[str, bytes], marks: Marks, embed_settings: EmbedSettings, tmp_path: Path,
+    folder_bytes: FolderBytes,
+) -> None:  # fmt: skip
+    """The only worker is on the node that dies; the other node has had no room for it until then."""
+    with cluster(1, 1) as (made, nodes):
+        by_id = {node.node_id: node for node in nodes}
+        head_id = nodes[0].node_id
+        blocker = ray.remote(lambda: time.sleep(3600)).options(num_cpus=1, scheduling_strategy=_on_node(head_id))
+        blocking = blocker.remote()
+        wait_for(lambda: ray.available_resources().get("CPU", 0) == 1)
+
+        def kill_node() -> None:
+            wait_for(lambda: len(marks.begun()) >= 3)
+            (node,) = marks.nodes()
+            assert node != head_id
+            made.remove_node(by_id[node], allow_graceful=False)
+            ray.cancel(blocking, force=True)
+
+        with meanwhile(kill_node):
+            embed(str(shards), str(tmp_path / "out"), embed_settings, compute=ComputeSettings(backend="ray", workers=1))
+        assert head_id in marks.nodes()
+    assert folder_bytes(tmp_path / "out") == expected
+
+
+def _on_node(node: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+
+
+def test_a_cluster_that_loses_all_its_room_is_an_error_and_not_a_wait_for_ever() -> None:
+    with cluster(0, 1) as (made, (_, other)):
+        begun = time.monotonic()
+
+        def tasks() -> Iterator[int]:
+            yield from range(100)
+
+        results = map_shards(lambda: lambda task, following: task, tasks(), ComputeSettings(backend="ray"))
+        assert next(results) in range(3)
+        made.remove_node(other, allow_graceful=False)
+        with pytest.raises(PriorkitError, match="cpus_per_worker=1, but the Ray cluster has 0 CPU"):
+            list(results)
+        assert time.monotonic() - begun < 60
+
+
+def test_fewer_places_than_workers_is_no_wait_for_ever_and_a_deadly_task_is_named(
+    tmp_path: Path,
+) -> None:
+    with cluster(2):
+        more = ComputeSettings(backend="ray", workers=5)
+        assert sorted(map_shards(lambda: lambda task, following: task, range(12), more)) == list(range(12))
+
+        folder = str(tmp_path)
+
+        def make_worker() -> Callable[[int, int | None], int]:
+            def work(task: int, following: int | None) -> int:
+                if task == 3:
+                    open(os.path.join(folder, str(os.getpid())), "w").close()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return task
+
+            return work
+
+        with pytest.raises(PriorkitError, match="shard 3 has taken down 4 Ray workers"):
+            list(map_shards(make_worker, range(6), TWO_WORKERS))
+        assert len(list(tmp_path.iterdir())) == 4

@@ -1,0 +1,308 @@
+"""Folders without a manifest, as clip-retrieval writes them and LAION publishes them: paired by number, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from priorkit.pipeline.config import ReadSettings
+from priorkit.pipeline.embedding_shards import pair_files
+from priorkit.pipeline.errors import InputError
+from priorkit.pipeline.read import SPLITS, EmbeddingDataset, read_embeddings
+from priorkit.pipeline.storage import Store
+
+DIM = 8
+NAMES = [f"row{number}" for number in range(300)]
+HALVES = ReadSettings(validation_fraction=0.3, test_fraction=0.2)
+VectorOf = Callable[[str, str], np.ndarray]
+WriteForeign = Callable[..., Path]
+PLAIN = {"image_path": lambda name: name, "caption": lambda name: f"caption of {name}"}
+LAION = {
+    "image_path": lambda name: name,
+    "caption": lambda name: f"caption of {name}",
+    "key": lambda name: f"key of {name}",
+    "url": lambda name: f"http://{name}",
+    "md5": lambda name: f"md5 of {name[-1]}",
+}
+
+
+@pytest.fixture
+def write_foreign(tmp_path: Path, vector_of: VectorOf) -> WriteForeign:
+    """Write shards as clip-retrieval does, each by the text of its number."""
+
+    def write(
+        shards: dict[str, list[str]],
+        folder: str = "foreign",
+        columns: dict[str, Callable[[str], Any]] = PLAIN,
+        folders: tuple[str, str, str] = ("img_emb", "text_emb", "metadata"),
+        dtype: str = "float16",
+    ) -> Path:
+        root = tmp_path / folder
+        for number, names in shards.items():
+            for place, kind in zip(folders, ("img", "text"), strict=False):
+                (root / place).mkdir(parents=True, exist_ok=True)
+                rows = np.array([vector_of(name, kind) for name in names]).reshape(len(names), DIM).astype(dtype)
+                np.save(root / place / f"{kind}_emb_{number}.npy", rows)
+            (root / folders[2]).mkdir(exist_ok=True)
+            table = {name: pa.array([make(row) for row in names], pa.string()) for name, make in columns.items()}
+            pq.write_table(pa.table(table), root / folders[2] / f"metadata_{number}.parquet")
+        return root
+
+    return write
+
+
+@pytest.fixture
+def three(write_foreign: WriteForeign) -> Path:
+    """Shards 2, 9 and 10, which sorting by name would put in another order."""
+    return write_foreign({"10": NAMES[180:], "2": NAMES[:100], "9": NAMES[100:180]})
+
+
+def keys(dataset: EmbeddingDataset, rows: np.ndarray) -> list[str]:
+    return dataset.metadata(rows, ["key"]).column("key").to_pylist()
+
+
+@pytest.mark.parametrize("digits", [1, 2, 4])
+def test_shards_are_in_order_of_number_and_paired_by_it(
+    write_foreign: WriteForeign, vector_of: VectorOf, digits: int
+) -> None:
+    shards = {"10": NAMES[180:], "2": NAMES[:100], "9": NAMES[100:180]}
+    folder = write_foreign({number.zfill(digits): names for number, names in shards.items()})
+    dataset = read_embeddings(str(folder))
+    assert (dataset.count, dataset.embed_dim, dataset.token_width) == (300, DIM, None)
+    rows = np.array([299, 0, 150, 100, 99, 179, 180, 7, 7])
+    batch = dataset.take(rows)
+    for place, row in enumerate(rows):
+        assert np.array_equal(batch.image_embed[place], vector_of(NAMES[row], "img").astype(np.float32))
+        assert np.array_equal(batch.text_embed[place], vector_of(NAMES[row], "text").astype(np.float32))
+    assert keys(dataset, np.arange(300)) == NAMES
+
+
+def test_digits_may_differ_between_files_of_one_number(write_foreign: WriteForeign) -> None:
+    folder = write_foreign({"0": NAMES[:3]})
+    (folder / "text_emb/text_emb_0.npy").rename(folder / "text_emb/text_emb_0000.npy")
+    assert read_embeddings(str(folder)).count == 3
+
+
+def test_what_is_not_stored_is_not_made_up(three: Path) -> None:
+    dataset = read_embeddings(str(three))
+    table = dataset.metadata(np.array([5, 4]), ["caption", "image_path", "key"])
+    assert table.to_pydict() == {
+        "caption": ["caption of row5", "caption of row4"],
+        "image_path": ["row5", "row4"],
+        "key": ["row5", "row4"],
+    }
+    with pytest.raises(InputError, match=r"metadata_2\.parquet has no column 'url'"):
+        dataset.metadata(np.array([0]), ["url"])
+    with pytest.raises(InputError, match="stores no token states"):
+        dataset.take(np.array([0]), max_text_len=2)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("img_emb", "text_emb", "metadata"),
+        ("images", "texts", "metadata"),
+        ("img_emb", "text_emb", "laion2B-en-metadata"),
+    ],
+    ids=["LAION-5B", "LAION-400M", "LAION-2B-en"],
+)
+def test_laions_folders_are_read_with_its_keys(write_foreign: WriteForeign, folders: tuple[str, str, str]) -> None:
+    folder = write_foreign({"0000": NAMES[:20], "0001": NAMES[20:40]}, columns=LAION, folders=folders)
+    (folder / "README.md").write_text("about")
+    (folder / folders[0] / "index.html").write_text("about")
+    dataset = read_embeddings(str(folder))
+    assert keys(dataset, np.array([21, 3])) == ["key of row21", "key of row3"]
+
+
+def test_copies_of_an_image_are_on_one_side_by_hash_before_url(write_foreign: WriteForeign) -> None:
+    dataset = EmbeddingDataset(str(write_foreign({"0": NAMES}, columns=LAION)), HALVES)
+    splits = dict(zip(NAMES, dataset.selection, strict=True))
+    for digit in "0123456789":
+        assert len({split for name, split in splits.items() if name[-1] == digit}) == 1
+    assert len(set(splits.values())) > 1
+
+
+def test_without_hash_and_url_the_embedding_names_the_image(write_foreign: WriteForeign) -> None:
+    dataset = EmbeddingDataset(str(write_foreign({"0": NAMES, "1": NAMES[::-1]})), HALVES)
+    assert dataset.selection[:300].tolist() == dataset.selection[300:][::-1].tolist()
+    assert {SPLITS[code] for code in dataset.selection} == set(SPLITS)
+
+
+def test_other_floats_are_read_and_an_empty_shard_moves_no_row(write_foreign: WriteForeign) -> None:
+    dataset = read_embeddings(str(write_foreign({"0": NAMES[:2], "1": [], "2": NAMES[2:4]}, dtype="float32")))
+    assert keys(dataset, np.arange(4)) == NAMES[:4]
+    assert dataset.take(np.array([2])).image_embed.dtype == np.float32
+
+
+def test_the_fingerprint_is_of_names_sizes_and_headers(write_foreign: WriteForeign) -> None:
+    def mark(**changed: Any) -> str:
+        arguments = {"shards": {"0": NAMES[:9], "1": NAMES[9:20]}, "folder": str(len(marks)), **changed}
+        marks.append(read_embeddings(str(write_foreign(**arguments))).content_fingerprint)
+        return marks[-1]
+
+    marks: list[str] = []
+    first = mark()
+    assert mark() == first  # another folder of the same
+    others = [
+        mark(shards={"0": NAMES[:9], "2": NAMES[9:20]}),
+        mark(shards={"0": NAMES[:9], "1": NAMES[9:21]}),
+        mark(dtype="float32"),
+        mark(columns=LAION),
+    ]
+    assert len({first, *others}) == 5
+
+
+@pytest.mark.parametrize(
+    ("lost", "other"),
+    [
+        ("img_emb/img_emb_9.npy", "metadata/metadata_9.parquet"),
+        ("text_emb/text_emb_9.npy", "img_emb/img_emb_9.npy"),
+        ("metadata/metadata_9.parquet", "img_emb/img_emb_9.npy"),
+    ],
+)
+def test_a_missing_file_is_named_and_nothing_shifts(three: Path, lost: str, other: str) -> None:
+    (three / lost).unlink()
+    with pytest.raises(InputError, match=f"foreign/{lost} is missing, though there is {other}"):
+        read_embeddings(str(three))
+
+
+def test_a_missing_folder_is_named(three: Path) -> None:
+    for path in (three / "text_emb").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match=r"text_emb/text_emb_\d+\.npy is missing"):
+        read_embeddings(str(three))
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        ("metadata/metadata_11.parquet", r"img_emb/img_emb_11\.npy is missing, though there is metadata/metadata_11"),
+        ("img_emb/img_emb_copy.npy", r"img_emb/img_emb_copy\.npy is not named as img_emb/img_emb_0\.npy is"),
+        ("img_emb/old/img_emb_2.npy", r"img_emb/old/img_emb_2\.npy is not named"),
+        ("text_emb/img_emb_2.npy", r"text_emb/img_emb_2\.npy is not named as text_emb/text_emb_0\.npy is"),
+        ("img_emb/img_emb_002.npy", r"img_emb_002\.npy and img_emb/img_emb_2\.npy have the same number"),
+    ],
+)
+def test_an_extra_file_is_named(three: Path, extra: str, named: str) -> None:
+    (three / extra).parent.mkdir(exist_ok=True)
+    (three / extra).write_bytes(b"")
+    with pytest.raises(InputError, match=named):
+        read_embeddings(str(three))
+
+
+def test_files_of_one_number_must_have_the_same_rows(three: Path) -> None:
+    for name in ("text_emb/text_emb_9.npy", "img_emb/img_emb_9.npy"):
+        whole = np.load(three / name)
+        np.save(three / name, whole[:-1])
+        with pytest.raises(InputError, match=r"foreign/\w+/\w+_9\.\w+ has \d+ rows, img_emb/img_emb_9\.npy has \d+"):
+            read_embeddings(str(three))
+        np.save(three / name, whole)
+    path = three / "metadata/metadata_9.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+    with pytest.raises(InputError, match=r"metadata_9\.parquet has 79 rows, img_emb/img_emb_9\.npy has 80"):
+        read_embeddings(str(three))
+
+
+def test_swapped_files_of_equal_folders_are_seen_by_their_rows(three: Path) -> None:
+    one, other = three / "metadata/metadata_2.parquet", three / "metadata/metadata_9.parquet"
+    one.rename(three / "waiting")
+    other.rename(one)
+    (three / "waiting").rename(other)
+    with pytest.raises(InputError, match=r"metadata_2\.parquet has 80 rows, img_emb/img_emb_2\.npy has 100"):
+        read_embeddings(str(three))
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        (np.zeros((80, DIM + 1), np.float16), rf"text_emb_9\.npy holds embeddings of {DIM + 1}, img_emb/img_emb_2"),
+        (np.zeros(80, np.float16), r"text_emb_9\.npy is not an array of numbers \(shape \(80,\)"),
+        (np.zeros((80, DIM), np.int8), r"text_emb_9\.npy is not an array of numbers .*int8"),
+        (np.array([[print] * DIM] * 80, dtype=object), r"text_emb_9\.npy is not an array of numbers .*object"),
+    ],
+    ids=["size", "shape", "integers", "pickle"],
+)
+def test_arrays_that_are_no_embeddings_are_named(three: Path, values: np.ndarray, named: str) -> None:
+    np.save(three / "text_emb/text_emb_9.npy", values)
+    with pytest.raises(InputError, match=named):
+        read_embeddings(str(three))
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [("img_emb/img_emb_9.npy", "bytes instead of"), ("metadata/metadata_9.parquet", "is damaged")],
+)
+def test_a_file_cut_short_is_named(three: Path, name: str, state: str) -> None:
+    whole = (three / name).read_bytes()
+    for content in (whole[:-1], whole[: len(whole) // 2]):
+        (three / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name} .*{state}"):
+            read_embeddings(str(three))
+    for content in (b"", whole[:7], b"no such file at all"):
+        (three / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name} "):
+            read_embeddings(str(three))
+
+
+def test_a_file_that_changes_after_it_was_opened_is_seen(three: Path) -> None:
+    dataset = read_embeddings(str(three))
+    np.save(three / "text_emb/text_emb_9.npy", np.zeros((7, DIM), np.float16))
+    with pytest.raises(InputError, match=r"text_emb_9\.npy has 7 rows, the header of img_emb/img_emb_9\.npy says 80"):
+        dataset.take(np.array([150]))
+
+
+def test_it_does_not_name_its_clip(three: Path) -> None:
+    dataset = read_embeddings(str(three))
+    for ask in (lambda: dataset.clip, lambda: dataset.clip_settings):
+        with pytest.raises(InputError, match="foreign does not name its CLIP"):
+            ask()
+
+
+def test_training_and_sampling_from_it_are_refused_for_its_clip(three: Path, tmp_path: Path) -> None:
+    from priorkit.prior.config import TrainSettings
+    from priorkit.prior.train import plan_train, train
+
+    settings = TrainSettings(steps=1, device="cpu", threads=1)
+    with pytest.raises(InputError, match="does not name its CLIP"):
+        plan_train(str(three), str(tmp_path / "prior"), settings, ReadSettings())
+    with pytest.raises(InputError, match="does not name its CLIP"):
+        train(str(three), str(tmp_path / "prior"), settings)
+
+
+def test_remote_folders_are_read_alike(three: Path) -> None:
+    remote, local = Store("memory://foreign"), Store(str(three))
+    for name in local.names():
+        with local.open(name) as source, remote.create(name) as target:
+            target.write(source.read())
+    one, other = read_embeddings(remote.url), read_embeddings(str(three))
+    rows = np.arange(0, 300, 7)
+    assert np.array_equal(one.take(rows).text_embed, other.take(rows).text_embed)
+    assert keys(one, rows) == keys(other, rows)
+    assert one.content_fingerprint == other.content_fingerprint
+
+
+def test_a_folder_without_files_like_these_is_none_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/00000.parquet").write_bytes(b"of images")
+    (tmp_path / "img_emb.npy").write_bytes(b"no folder")
+    with pytest.raises(InputError, match="holds no result of `priorkit embed`"):
+        read_embeddings(str(tmp_path))
+
+
+def test_a_folder_of_no_rows_is_refused(write_foreign: WriteForeign) -> None:
+    with pytest.raises(InputError, match="holds no embeddings"):
+        read_embeddings(str(write_foreign({"0": []})))
+
+
+def test_pairing_looks_at_names_alone() -> None:
+    names = ["metadata/metadata_01.parquet", "text_emb/text_emb_1.npy", "img_emb/img_emb_001.npy", "stats/stats_1.json"]
+    assert pair_files(names, "url") == {
+        1: {"metadata": names[0], "text_emb": names[1], "img_emb": names[2]},
+    }
+    assert pair_files([], "url") == {}
