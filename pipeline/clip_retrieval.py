@@ -22,7 +22,7 @@ from .storage import Store
 from .text_tower import TextEmbeds
 from .webdataset import ImageShard
 
-_INSTALL = "pip install clip-retrieval (2.45, Python below 3.13, in an environment of its own)"
+_INSTALL = "pip install 'priorkit[clip-retrieval]', Python below 3.13, in an environment of its own"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ClipRetrievalEngine:
             from clip_retrieval.clip_inference.mapper import ClipMapper
             from clip_retrieval.clip_inference.reader import WebdatasetReader
         except ImportError as error:
-            raise PriorkitError(f"embed.engine=clip-retrieval: {error}; install it with {_INSTALL}") from error
+            raise PriorkitError(f"embed.engine=clip-retrieval: {error}; install it: {_INSTALL}") from error
         self._source, self._settings, self._reader = source, settings, WebdatasetReader
         name = f"open_clip:{settings.clip.model}/{settings.clip.pretrained}"
         with contextlib.redirect_stdout(sys.stderr):  # it tells of its warm-up where our results go

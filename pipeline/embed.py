@@ -1,10 +1,11 @@
-"""Embed: image shards -> embedding shards in clip-retrieval's layout, one for one, every sample accounted for."""
+"""Embed: images and captions -> embedding shards in clip-retrieval's layout, every sample accounted for."""
 
 from __future__ import annotations
 
 from functools import partial
 
 from .clip import clip_location, clip_source, load_encoder
+from .clip_retrieval import check_settings
 from .config import ComputeSettings, EmbedSettings
 from .device import resolve
 from .embed_worker import EmbedWorker
@@ -43,7 +44,7 @@ def embed(
     overwrite: bool = False,
     progress: ProgressCallback = no_progress,
 ) -> StageResult:
-    """Embed the images and captions of a folder of webdataset shards, or what is missing of them.
+    """Embed images and captions with a CLIP, or what is missing of them.
 
     Args:
         images: folder that `download` or img2dataset wrote; or a folder of image and caption files, or of parquet
@@ -80,6 +81,8 @@ def embed(
 
 def embed_manifest(settings: EmbedSettings) -> Manifest:
     """The manifest of resolved settings before any work: paths of the CLIP are replaced by hashes."""
+    if settings.engine == "clip-retrieval":
+        check_settings(settings)
     return Manifest(STAGE, {**settings.identity(), "clip": clip_source(settings.clip)}, input={})
 
 

@@ -25,7 +25,9 @@ def test_a_missing_package_is_an_error_that_says_what_to_install(
     absent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, absent, None)
-    with pytest.raises(PriorkitError, match=r"embed\.engine=clip-retrieval: .*; install it with pip install clip-retr"):
+    with pytest.raises(
+        PriorkitError, match=r"clip-retrieval: .*; install it: pip install 'priorkit\[clip-retrieval\]'"
+    ):
         ClipRetrievalEngine(Store(str(tmp_path)), settings_of())
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import open_clip
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch

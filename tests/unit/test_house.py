@@ -36,6 +36,8 @@ SINGLE_HOMES = {
 
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "all_clip": "clip-retrieval",
+    "clip_retrieval": "clip-retrieval",
     "cv2": "img2dataset",
     "embedding_reader": "embedding-reader",
     "open_clip": "open-clip-torch",
