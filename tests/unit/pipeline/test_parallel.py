@@ -40,8 +40,8 @@ def test_tasks_are_made_one_ahead_and_each_worker_is_told_of_it() -> None:
             events.append(f"made {number}")
             yield number
 
-    for task, following in map_shards(lambda: lambda task, following: (task, following), tasks(), LOCAL):
-        events.append(f"done {task} before {following}")
+    for done, told in map_shards(lambda: lambda task, following: (task, following), tasks(), LOCAL):
+        events.append(f"done {done} before {told}")
     assert events == [
         "made 0", "made 1", "done 0 before 1", "made 2", "done 1 before 2", "done 2 before None",
     ]  # fmt: skip
