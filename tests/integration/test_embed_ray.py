@@ -229,7 +229,14 @@ def test_a_cluster_that_loses_all_its_room_is_an_error_and_not_a_wait_for_ever()
         def tasks() -> Iterator[int]:
             yield from range(100)
 
-        results = map_shards(lambda: lambda task, following: task, tasks(), ComputeSettings(backend="ray"))
+        def make_worker() -> Callable[[int, int | None], int]:
+            def work(task: int, following: int | None) -> int:
+                time.sleep(0.5)  # so that work is left when the node goes
+                return task
+
+            return work
+
+        results = map_shards(make_worker, tasks(), ComputeSettings(backend="ray"))
         assert next(results) in range(3)
         made.remove_node(other, allow_graceful=False)
         with pytest.raises(PriorkitError, match="cpus_per_worker=1, but the Ray cluster has 0 CPU"):

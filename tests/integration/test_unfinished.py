@@ -51,7 +51,7 @@ def test_the_old_record_of_a_shard_is_gone_before_its_files_are_rewritten(
     """Else a kill among the new files would leave an old record over a mixture."""
     recorded: list[set[str]] = []
 
-    def stopped(worker: embed_module.EmbedWorker, task: embed_module.EmbedTask) -> ShardRecord:
+    def stopped(worker: embed_module.EmbedWorker, task: embed_module.EmbedTask, following: object) -> ShardRecord:
         manifest = read_manifest(Store(str(embeddings_folder)))
         assert manifest is not None
         recorded.append(set(manifest.shards))
