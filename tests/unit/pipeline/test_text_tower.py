@@ -130,3 +130,17 @@ def test_token_states_are_those_after_the_final_norm(name: str) -> None:
 
 def test_a_tower_that_norms_its_embedding_only_has_no_token_states() -> None:
     assert tower_of(model(*OTHERS["class token"])).token_width is None
+
+
+def test_a_tower_that_only_looks_causal_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = model(*CAUSAL["clip"])
+    forward = made.transformer.forward
+
+    def leaking(x: torch.Tensor, **options: Any) -> torch.Tensor:
+        result: torch.Tensor = forward(x, **options) + 5 * x.mean(dim=1, keepdim=True)
+        return result
+
+    monkeypatch.setattr(made.transformer, "forward", leaking)
+    tower = tower_of(made)
+    assert tower.ends_at_end_of_text
+    assert not tower.is_cut
