@@ -15,6 +15,7 @@ import torch
 
 from .config import ClipSettings, EmbedSettings
 from .errors import InputError
+from .packed_block import pack_blocks
 from .pixels import Pixels
 from .shards import fingerprint
 from .text_tower import TextEmbeds, TextTower, probe_captions
@@ -25,6 +26,8 @@ _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _BUNDLED_PREFIX = "priorkit:"
 _LOCAL_PREFIX = "local-dir:"
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth"})
+_CPU_IMAGES = 32
+"""In one pass of the image tower on the CPU, so that activations stay in its caches; 96 take 7% longer an image."""
 _CHARACTERS_PER_TOKEN = 64
 """More than any vocabulary's tokens have on average, so that what is cut off would not have been read."""
 _RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -139,6 +142,8 @@ class ClipEncoder:
         self.identity = self._describe(settings, config)
         if settings.compile:
             self._model.visual.compile()
+        else:
+            pack_blocks(self._model)
 
     def _describe(self, settings: EmbedSettings, config: dict[str, Any]) -> dict[str, Any]:
         visual = self._model.visual
@@ -180,7 +185,8 @@ class ClipEncoder:
     @torch.inference_mode()
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """`[B, 3, H, W]` -> embeddings `[B, D]` float32, not normalised, where the tower is."""
-        return torch.as_tensor(self._model.encode_image(pixels)).float()
+        passes = torch.split(pixels, _CPU_IMAGES) if pixels.is_cpu else [pixels]
+        return torch.cat([torch.as_tensor(self._model.encode_image(images)) for images in passes]).float()
 
     def tokenize(self, captions: list[str]) -> torch.Tensor:
         """Captions -> tokens `[B, T]` int64, T being the context's length."""

@@ -28,8 +28,8 @@ from .storage import Store
 
 STAGE = "embed"
 
-_ASSUMED_PAIRS_PER_SECOND = {"cpu": 8.0, "cuda": 1000.0}
-"""For the estimate of `--dry-run`: ViT-B/32 in float32 on 2 cores, and on one GPU."""
+_ASSUMED_SECONDS = {"cpu": {"image": 0.05, "text": 0.005}, "cuda": {"image": 0.001, "text": 0.0001}}
+"""Of an image and a caption, for the estimate of `--dry-run`: ViT-B/32 in float32 on 2 cores, and on one GPU."""
 _ASSUMED_DIM = 768
 _ASSUMED_TOKENS = 16
 
@@ -99,7 +99,8 @@ def plan_embed(
     names = pending_shards(store, kept or manifest, {task.name: task.input for task in tasks})
     pending = [task for task in tasks if task.name in names]
     rows = sum(task.shard.samples if task.limit is None else task.limit for task in pending)
-    values = 2 + (_ASSUMED_TOKENS if settings.token_states else 0)
+    kinds = [kind for kind in ("image", "text") if getattr(settings, kind)]
+    embeds = len(kinds) + (_ASSUMED_TOKENS if settings.token_states else 0)
     return StagePlan(
         stage=STAGE,
         folder=store.url,
@@ -107,9 +108,9 @@ def plan_embed(
         pending_units=len(pending),
         unit="shards",
         pending_rows=rows,
-        bytes_needed=rows * values * _ASSUMED_DIM * 2,
+        bytes_needed=rows * embeds * _ASSUMED_DIM * 2,
         bytes_free=free_bytes(store),
-        seconds=rows / _ASSUMED_PAIRS_PER_SECOND[settings.device],
+        seconds=rows * sum(_ASSUMED_SECONDS[settings.device][kind] for kind in kinds),
     )
 
 

@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..pipeline.onednn import pack, packed_product, packing_available
+
 _PACKED_ROWS = 64
 """Rows that the layout of packed weights is chosen for; measured best of 1, 12 and 64 for 1 to 1,028 rows."""
-
-
-@functools.cache
-def packing_available(dtype: torch.dtype) -> bool:
-    """Whether this torch and machine have the (private) operators that multiply by weights in oneDNN's own layout."""
-    operators = torch.ops.mkldnn
-    if not (torch._C._has_mkldnn and hasattr(operators, "_linear_pointwise")):
-        return False
-    if not hasattr(operators, "_reorder_linear_weight"):
-        return False
-    if dtype == torch.bfloat16:
-        return hasattr(operators, "_is_mkldnn_bf16_supported") and bool(operators._is_mkldnn_bf16_supported())
-    return dtype == torch.float32
-
-
-@functools.cache
-def _packed_product() -> Callable[..., torch.Tensor]:
-    """The overload itself: looking it up takes as long as a small product."""
-    product: Callable[..., torch.Tensor] = torch.ops.mkldnn._linear_pointwise.default
-    return product
 
 
 class Linear(nn.Linear):
@@ -54,7 +33,7 @@ class Linear(nn.Linear):
             x = x.to(weight.dtype)
         if not (torch.is_inference_mode_enabled() and weight.is_cpu and packing_available(weight.dtype)):
             return F.linear(x, weight)
-        return _packed_product()(x, self._packed_copy(weight), None, "none", [], "")
+        return packed_product(x, self._packed_copy(weight))
 
     def _packed_copy(self, weight: torch.Tensor) -> torch.Tensor:
         version = 0 if weight.is_inference() else weight._version
@@ -63,7 +42,7 @@ class Linear(nn.Linear):
             if (source.data_ptr(), packed_version) != (weight.data_ptr(), version):
                 self._packed = None
         if self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS)
+            self._packed = pack(weight, _PACKED_ROWS)
             self._packed_from = (weight.detach(), version)
         return self._packed
 

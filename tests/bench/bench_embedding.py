@@ -110,14 +110,14 @@ def bare_towers(settings: EmbedSettings, images: Path) -> tuple[float, float]:
     pixels = encoder.prepare([encoder.decode(sample.image or b"") for sample in samples[:BATCH]])
 
     def image() -> None:
-        for _ in range(4):
+        for _ in range(2):
             encoder.encode_pixels(pixels)
 
     def text() -> None:
         encoder.encode_tokens(tokens)
 
     seconds = harness.in_turns({"image": image, "text": text}, 4)
-    per_image = harness.median(seconds["image"][1:]) / (4 * BATCH) if settings.image else 0.0
+    per_image = harness.median(seconds["image"][1:]) / (2 * BATCH) if settings.image else 0.0
     return per_image, harness.median(seconds["text"][1:]) / len(captions)
 
 

@@ -224,7 +224,7 @@ def test_swapped_files_of_equal_folders_are_seen_by_their_rows(three: Path) -> N
         (np.zeros((80, DIM + 1), np.float16), rf"text_emb_9\.npy holds embeddings of {DIM + 1}, img_emb/img_emb_2"),
         (np.zeros(80, np.float16), r"text_emb_9\.npy is not an array of numbers \(shape \(80,\)"),
         (np.zeros((80, DIM), np.int8), r"text_emb_9\.npy is not an array of numbers .*int8"),
-        (np.array([[print] * DIM] * 80, dtype=object), r"text_emb_9\.npy is not an array of numbers .*object"),
+        (np.full((80, DIM), None, dtype=object), r"text_emb_9\.npy is not an array of numbers .*object"),
     ],
     ids=["size", "shape", "integers", "pickle"],
 )

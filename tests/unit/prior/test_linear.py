@@ -10,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from priorkit.pipeline import onednn
+from priorkit.pipeline.onednn import packing_available
 from priorkit.prior import linear as packing_module
-from priorkit.prior.linear import Linear, packing_available
+from priorkit.prior.linear import Linear
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -64,7 +66,7 @@ def test_a_torch_without_the_operators_packs_nothing(monkeypatch: pytest.MonkeyP
     class Operators:
         _linear_pointwise = None
 
-    monkeypatch.setattr(packing_module.torch, "ops", type("Ops", (), {"mkldnn": Operators}))
+    monkeypatch.setattr(onednn.torch, "ops", type("Ops", (), {"mkldnn": Operators}))
     assert not uncached(torch.float32)
 
 
