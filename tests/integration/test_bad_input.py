@@ -81,6 +81,7 @@ def test_a_list_that_cannot_be_used_is_named(bad_lists: Workspace) -> None:
     )
 
 
+@pytest.mark.slow
 def test_run_checks_list_and_recipe_before_it_starts(
     holding: Callable[..., Workspace], bad_lists: Workspace, tmp_path: Path
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_recipe_of_another_clip_is_refused(holding: Callable[..., Workspace], 
     ])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_clip_that_is_not_there_is_named_and_the_right_one_still_works(
     holding: Callable[..., Workspace], finished: Finished, tiny_clip: Path
 ) -> None:
@@ -153,6 +155,7 @@ def test_a_clip_that_is_not_there_is_named_and_the_right_one_still_works(
     assert workspace.committed("embed") == finished.workspace.committed("embed")
 
 
+@pytest.mark.slow
 def test_hostile_captions_pass_through_unchanged_and_steer_nothing(workspace: Workspace, gate: Gate) -> None:
     captions = [HOSTILE[index % len(HOSTILE)] for index in range(90)]
     urls = [f"{gate.url}/{index}.png" for index in range(90)]
@@ -224,6 +227,7 @@ def test_a_full_disk_loses_nothing_that_was_committed(
         assert committed(folder) == committed(finished.workspace.folder(stage))
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_work_is_left_alone(holding: Callable[..., Workspace]) -> None:
     workspace = holding("download", "embed", "train")
     for name in STAGE_FOLDERS.values():
@@ -255,6 +259,7 @@ def test_a_folder_of_other_work_is_left_alone(holding: Callable[..., Workspace])
     ])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_changed_settings_are_refused_and_named(holding: Callable[..., Workspace]) -> None:
     workspace = holding()
     differences = {

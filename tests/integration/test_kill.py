@@ -78,6 +78,7 @@ def kill_in_every_stage(workspace: Workspace, finished: Finished, seed: int) -> 
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_kill_in_each_stage_changes_no_byte(workspace: Workspace, finished: Finished) -> None:
     kill_in_every_stage(workspace, finished, seed=0)
 

@@ -178,7 +178,9 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 
 def test_the_network_knows_torch_and_nothing_else() -> None:
-    own = {f"priorkit.prior.{name}" for name in ("function", "linear", "layers", "network")}
+    own = {f"priorkit.prior.{name}" for name in ("function", "linear", "layers", "network")} | {
+        "priorkit.pipeline.onednn"
+    }
     for module in own:
         targets = {found.target for found in IMPORTS[module] if not found.target.startswith(tuple(own))}
         assert {target.split(".")[0] for target in targets} <= {"torch", *sys.stdlib_module_names}, module
@@ -194,7 +196,7 @@ def test_what_trains_and_samples_knows_no_command_line(module: str) -> None:
 def test_every_module_that_is_imported_has_a_declared_dependency() -> None:
     project = pyproject()["project"]
     extras = project["optional-dependencies"]
-    stated = [*project["dependencies"], *extras["demo"], *extras["clip-retrieval"]]
+    stated = [*project["dependencies"], *extras["demo"], *extras["clip-retrieval"], *extras["report"]]
     declared = {re.split(r"[\[<>=; ]", line)[0].lower().replace("_", "-") for line in stated}
     imported = {found.target.split(".")[0] for imports in IMPORTS.values() for found in imports}
     third_party = imported - set(sys.stdlib_module_names) - {PACKAGE}
