@@ -143,7 +143,9 @@ class ClipEncoder:
         if settings.compile:
             self._model.visual.compile()
         else:
-            pack_blocks(self._model)
+            pack_blocks(self._model.visual)
+        if self._text.blocks is not None:
+            pack_blocks(self._text.blocks)
 
     def _describe(self, settings: EmbedSettings, config: dict[str, Any]) -> dict[str, Any]:
         visual = self._model.visual

@@ -111,7 +111,9 @@ class EmbedWorker:
         table = task.shard.table(self._source)
         if table is None:
             return pa.table({**columns, "key": columns["image_path"], **norms})
-        position = {key: row for row, key in enumerate(table.column("key").to_pylist())}
+        position: dict[str, int] = {}
+        for row, key in enumerate(table.column("key").to_pylist()):
+            position.setdefault(key, row)  # as of the samples, of which the first of a key is embedded
         missing = [key for key in done.keys if key not in position]
         if missing:
             raise InputError(

@@ -49,7 +49,9 @@ class FileShard:
         pairs = iter(self.pairs)
         while some := list(itertools.islice(pairs, _READ_TOGETHER)):
             paths = [path for pair in some for path in (pair.image, pair.caption) if path is not None]
-            found: dict[str, Any] = store.fs.cat(paths, on_error="return") if paths else {}
+            # by ranges, since by names alone the brackets and stars of a file's name would be a pattern
+            contents = store.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
+            found: dict[str, Any] = dict(zip(paths, contents, strict=True))
             for pair in some:
                 image, caption = (None if path is None else found[path] for path in (pair.image, pair.caption))
                 failed = next((value for value in (image, caption) if isinstance(value, Exception)), None)
@@ -63,10 +65,10 @@ class FileShard:
 
 
 def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]:
-    """The files of a folder, by path, in shards of `rows` pairs.
+    """The images and captions of a folder, by path, in shards of `rows` pairs, of which either may be missing.
 
     Args:
-        image: pairs are those of image files; else those of caption files.
+        image: images are embedded, so that there must be some; else captions.
 
     Raises:
         InputError: there are no such files, or two images share a name.
@@ -83,8 +85,8 @@ def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]
         if stem in kind:
             raise InputError(f"{store.url}: {kind[stem]} and {path} have the same name; rename one")
         kind[stem] = path
-    keys = sorted(images if image else captions)
-    if not keys:
+    keys = sorted(images.keys() | captions.keys())
+    if not (images if image else captions):
         what = f"images ({', '.join(sorted(IMAGE_EXTENSIONS))})" if image else "captions (txt)"
         raise InputError(f"{store.url} holds no {what}, no image shards (*.tar) and no tables (*.parquet)")
     pairs = [_Pair(key, images.get(key), captions.get(key)) for key in keys]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,12 +12,13 @@ import pyarrow as pa
 from .config import EmbedSettings
 from .errors import InputError
 from .file_pairs import list_file_shards
-from .samples import Sample
+from .samples import IMAGE_EXTENSIONS, Sample
 from .shards import fingerprint, read_manifest
 from .storage import Store
 from .tables import list_table_shards
 from .webdataset import list_image_shards
 
+_Kind = Literal["webdataset", "files", "parquet"]
 _ROWS_PER_SHARD = 10_000
 """Of inputs that are no shards themselves; as img2dataset's default."""
 
@@ -106,20 +107,46 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
     if kind == "files":
         return list(list_file_shards(store, rows, image=settings.image))
     shards: list[InputShard] = list(list_image_shards(store))
-    return shards if settings.rows_per_shard is None else _merge(shards, rows)
+    if settings.rows_per_shard is None:
+        return shards
+    _require_tables_of_all_or_none(store, shards)
+    return _merge(shards, rows)
 
 
-def _kind_of(store: Store, url: str) -> Literal["webdataset", "files", "parquet"]:
+def _kind_of(store: Store, url: str) -> _Kind:
+    """What a folder holds, by its names; of image shards and tables the tables are about the shards."""
     if url.endswith(".parquet") and not store.fs.isdir(Store(url).root):
         return "parquet"
-    names = store.names()
-    if read_manifest(store) is not None or any(name.endswith(".tar") for name in names):
+    if read_manifest(store) is not None:
         return "webdataset"
-    if any(name.endswith(".parquet") for name in names):
-        return "parquet"
+    names = store.names()
     if not names:
+        if store.fs.isfile(store.root):
+            raise InputError(f"{store.url} is a file; name the folder that it is in, or a table (*.parquet)")
         raise InputError(f"{store.url} holds nothing to embed; run `priorkit download` first or name another folder")
-    return "files"
+    images = [name for name in names if name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS]
+    tars = [name for name in names if name.lower().endswith(".tar")]
+    tables = [name for name in names if name.endswith(".parquet")]
+    if images and all(
+        any(name.startswith(f"{table.removesuffix('.parquet')}/") for name in images) for table in tables
+    ):
+        tables = []  # img2dataset's, which are beside the folders of files that they are about
+    if images and (tars or tables):
+        raise InputError(
+            f"{store.url} holds images ({images[0]}) and {(tars or tables)[0]}; say which are meant by "
+            f"embed.input_format=files or embed.input_format={'webdataset' if tars else 'parquet'}"
+        )
+    return "webdataset" if tars else "parquet" if tables else "files"
+
+
+def _require_tables_of_all_or_none(store: Store, shards: Sequence[InputShard]) -> None:
+    names = set(store.names())
+    lacking = [shard for shard in shards if f"{shard.name}.parquet" not in names]
+    if lacking and len(lacking) < len(shards):
+        raise InputError(
+            f"{store.url}: {lacking[0].name}.parquet is missing, others are there; shards that are joined have a table "
+            "each or none has: restore it, or leave embed.rows_per_shard out"
+        )
 
 
 def _merge(shards: list[InputShard], rows: int) -> list[InputShard]:

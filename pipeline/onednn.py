@@ -1,4 +1,6 @@
-"""Products by weights that are kept in oneDNN's own layout, which CPUs read several times faster than torch's.
+"""Products by weights that are kept in oneDNN's own layout.
+
+Against torch's they take a fifth less time for hundreds of rows, and for a dozen a half to a quarter.
 
 The operators are private ones of torch, of its compiler: ask `packing_available` first, and keep another way.
 """

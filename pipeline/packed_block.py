@@ -1,4 +1,7 @@
-"""The blocks of an open_clip tower on the CPU: the same function with weights in oneDNN's layout, a fifth faster."""
+"""The blocks of an open_clip tower on the CPU: the same function with weights in oneDNN's layout.
+
+ViT-B/32's image tower gains a quarter in float32 and a tenth in bfloat16, on 2 cores.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ _LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 def pack_blocks(model: nn.Module) -> int:
     """Replace the forward pass of each block of `model` that is of the known kind, and return how many were.
 
-    A block is tried out first. One that has other parts, or gives something else, stays as it is. For inference only:
-    later changes of weights are not seen.
+    A block is tried out first; one that has other parts, or gives something else, stays as it is. The weights move:
+    those of a packed block are empty afterwards, so that there is no second copy.
     """
     packed = 0
     for module in model.modules():
@@ -30,6 +33,9 @@ def pack_blocks(model: nn.Module) -> int:
             replacement = PackedBlock(module)
             if _is_same(module, replacement):
                 module.forward = replacement
+                for linear in ("attn.out_proj", "mlp.c_fc", "mlp.c_proj"):
+                    _empty(module.get_submodule(linear), "weight")
+                _empty(module.get_submodule("attn"), "in_proj_weight")
                 packed += 1
     return packed
 
@@ -87,12 +93,18 @@ def _is_known(block: nn.Module) -> bool:
     attention, network = getattr(block, "attn", None), getattr(block, "mlp", None)
     if not isinstance(attention, nn.MultiheadAttention) or attention.in_proj_weight is None:
         return False
-    if attention.bias_k is not None or attention.add_zero_attn or hasattr(block, "ln_1_kv"):
+    if hasattr(block, "ln_1_kv") or not all(hasattr(block, name) for name in ("ls_1", "ls_2")):
         return False
     if [name for name, _ in getattr(network, "named_children", list)()] != ["c_fc", "gelu", "c_proj"]:
         return False
     weight = attention.in_proj_weight
     return weight.is_cpu and packing_available(weight.dtype)
+
+
+def _empty(module: nn.Module, name: str) -> None:
+    """Give up the values of a weight; its type stays to be asked for."""
+    parameter = module.get_parameter(name)
+    parameter.data = parameter.data.new_empty(0)
 
 
 @torch.inference_mode()

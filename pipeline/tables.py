@@ -54,12 +54,20 @@ class TableShard:
 
     def table(self, store: Store) -> pa.Table | None:
         tables, row = [], self.first
-        for table in self._parts(store, lambda field: field.name != self.caption_column and not _holds_bytes(field)):
-            keys = pa.array(self._keys(table, row), pa.string())
-            row += table.num_rows
-            rest = table.drop_columns(["key"]) if "key" in table.schema.names else table
-            tables.append(rest.append_column("key", keys))
+        try:
+            for table in self._parts(store, self._is_carried):
+                keys = pa.array(self._keys(table, row), pa.string())
+                row += table.num_rows
+                rest = table.drop_columns(["key"]) if "key" in table.schema.names else table
+                tables.append(rest.append_column("key", keys))
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{self.path} is damaged at row {row:,} ({error}); write it again, or without the damaged column"
+            ) from error
         return pa.concat_tables(tables) if tables else None
+
+    def _is_carried(self, field: pa.Field) -> bool:
+        return field.name != self.caption_column and not _holds_bytes(field)
 
     def _parts(self, store: Store, wanted: Callable[[pa.Field], bool]) -> Iterator[pa.Table]:
         """The rows in order, some at a time, of the columns that `wanted` accepts."""
@@ -128,7 +136,7 @@ def list_table_shards(
                 file.seek(max(0, size - _FOOTER_BYTES))
                 footer = hashlib.sha256(file.read()).hexdigest()
         except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
+            raise InputError(f"{path}: no such table") from None
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path} is no parquet file ({error})") from error
         _check_columns(schema, path, caption_column, image_column)
@@ -161,7 +169,8 @@ def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, ima
             continue
         if column not in schema.names:
             raise SettingsError(
-                f"embed.{setting}={column}: {path} has no such column; it has {', '.join(schema.names)}"
+                f"embed.{setting}={column}: {path} has no such column; it has {', '.join(schema.names)}; to embed "
+                f"without, embed.{setting.partition('_')[0].replace('caption', 'text')}=false"
             )
         kind = schema.field(column).type
         if not fits(kind):

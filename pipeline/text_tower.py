@@ -56,6 +56,12 @@ class TextTower:
         self.token_width: int | None = None
         """D_text; None of towers whose token states cannot be had."""
 
+    @property
+    def blocks(self) -> nn.Module | None:
+        """What its transformer's blocks are in, if it is of open_clip's own make."""
+        found = getattr(self._tower, "transformer", None)
+        return found if isinstance(found, nn.Module) else None
+
     @torch.inference_mode()
     def probe(self, tokens: torch.Tensor) -> None:
         """Try on tokens `[B, T]` what the tower gives: whether token states, and whether the same when it is cut."""

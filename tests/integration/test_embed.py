@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
@@ -205,6 +206,19 @@ def test_columns_of_the_list_and_the_image_hash_come_along_by_key(images_folder:
         for row in metadata:
             for column in ("url", "caption", "licence", "sha256", "original_width"):
                 assert row[column] == kept[row["key"]][column]
+
+
+def test_of_rows_with_one_key_the_first_is_embedded_with_what_is_known_of_it(
+    embed_settings: EmbedSettings, tmp_path: Path
+) -> None:
+    keys, rows = ["a", "b", "a", "c"], ["row0", "row1", "row2", "row3"]
+    (tmp_path / "list").mkdir()
+    pq.write_table(pa.table({"key": keys, "caption": rows, "source": rows}), tmp_path / "list/t.parquet")
+    settings = embed_settings.model_copy(update={"image": False})
+    result = embed(str(tmp_path / "list"), str(tmp_path / "out"), settings)
+    assert result.counts == {"success": 3, "duplicate_key": 1}
+    found = pq.read_table(tmp_path / "out/metadata/metadata_0000.parquet").to_pydict()
+    assert found["caption"] == found["source"] == ["row0", "row1", "row3"]
 
 
 def test_limited_runs_then_the_full_one_give_the_bytes_of_the_full_one(

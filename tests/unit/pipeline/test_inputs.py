@@ -36,14 +36,18 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 PAIRS = {
     "b.jpg": b"image b", "b.txt": b"caption b", "a photo.PNG": b"image a", "a photo.txt": b"caption a",
     "sub/c.webp": b"image c", "only text.txt": b"text", "readme.md": b"no", "猫.jpeg": b"image cat", "猫.txt": b"cat",
+    "d [1]?.jpg": b"image d", "d [1]?.txt": b"caption d", "*.txt": b"star",
 }  # fmt: skip
 
 
 def test_files_are_paired_by_path_in_order(tmp_path: Path) -> None:
     (found,) = samples_of(write(tmp_path, PAIRS))
     assert found == [
+        Sample("*", None, b"star"),
         Sample("a photo", b"image a", b"caption a"),
         Sample("b", b"image b", b"caption b"),
+        Sample("d [1]?", b"image d", b"caption d"),
+        Sample("only text", None, b"text"),
         Sample("sub/c", b"image c", None),
         Sample("猫", b"image cat", b"cat"),
     ]
@@ -51,19 +55,22 @@ def test_files_are_paired_by_path_in_order(tmp_path: Path) -> None:
 
 def test_captions_alone_are_those_of_text_files(tmp_path: Path) -> None:
     (found,) = samples_of(write(tmp_path, PAIRS), image=False)
-    assert [sample.key for sample in found] == ["a photo", "b", "only text", "猫"]
+    assert [sample.key for sample in found if sample.caption is None] == ["sub/c"]
+    assert len(found) == 7
+    with pytest.raises(InputError, match="holds no captions"):
+        shards_of(write(tmp_path / "images", {"a.jpg": b"1"}), image=False)
 
 
 def test_files_are_cut_into_shards(tmp_path: Path) -> None:
     shards = shards_of(write(tmp_path, PAIRS), rows_per_shard=3)
-    assert [(shard.name, shard.samples) for shard in shards] == [("00000", 3), ("00001", 1)]
+    assert [(shard.name, shard.samples) for shard in shards] == [("00000", 3), ("00001", 3), ("00002", 1)]
 
 
 def test_a_changed_file_changes_its_shard_alone(tmp_path: Path) -> None:
     folder = write(tmp_path, PAIRS)
-    before = [shard.fingerprint for shard in shards_of(folder, rows_per_shard=2)]
+    before = [shard.fingerprint for shard in shards_of(folder, rows_per_shard=4)]
     (folder / "猫.txt").write_bytes(b"a cat that is longer")
-    after = [shard.fingerprint for shard in shards_of(folder, rows_per_shard=2)]
+    after = [shard.fingerprint for shard in shards_of(folder, rows_per_shard=4)]
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, False]
 
 
@@ -77,9 +84,9 @@ def test_a_file_that_cannot_be_read_is_a_sample_with_an_error(tmp_path: Path) ->
     store, (shard,) = open_input(str(folder)), shards_of(folder)
     (folder / "b.jpg").unlink()
     found = list(shard.read(store))
-    assert [sample.error is not None for sample in found] == [False, True, False, False]
-    assert found[1].error is not None
-    assert found[1].error.startswith("unreadable: ")
+    (bad,) = (sample for sample in found if sample.error is not None)
+    assert bad.key == "b"
+    assert str(bad.error).startswith("unreadable: ")
 
 
 def table(**columns: Any) -> pa.Table:
@@ -146,6 +153,47 @@ def test_wrong_columns_are_named(tmp_path: Path, settings: dict[str, Any], named
         shards_of(tmp_path, **settings)
 
 
+def test_a_folder_of_two_kinds_is_asked_about(tmp_path: Path) -> None:
+    write(tmp_path, PAIRS)
+    write_tar(tmp_path / "00000.tar", 0, 2)
+    with pytest.raises(InputError, match=r"images .* and 00000\.tar; .*input_format=files or .*=webdataset"):
+        shards_of(tmp_path)
+    assert shards_of(tmp_path, input_format="webdataset")[0].samples == 2
+    assert shards_of(tmp_path, input_format="files")[0].samples == 7
+    (tmp_path / "00000.tar").unlink()
+    pq.write_table(table(caption=["a"]), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"and t\.parquet; .*input_format=parquet"):
+        shards_of(tmp_path)
+
+
+def test_files_as_img2dataset_writes_them(tmp_path: Path) -> None:
+    """With a table beside each folder."""
+    for shard in ("00000", "00001"):
+        write(tmp_path, {f"{shard}/{shard}0000.jpg": b"1", f"{shard}/{shard}0000.txt": b"a"})
+        pq.write_table(table(caption=["a"], status=["success"]), tmp_path / f"{shard}.parquet")
+    (found,) = samples_of(tmp_path)
+    assert [sample.key for sample in found] == ["00000/000000000", "00001/000010000"]
+
+
+def test_a_file_in_place_of_its_folder_is_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "00000.tar", 0, 2)
+    with pytest.raises(InputError, match="is a file; name the folder"):
+        shards_of(tmp_path / "00000.tar")
+
+
+def test_damage_in_a_column_that_is_carried_along_is_named(tmp_path: Path) -> None:
+    data = table(caption=["one"] * 2000, url=[f"https://example.com/{row}" for row in range(2000)])
+    pq.write_table(data, tmp_path / "t.parquet", compression="NONE", use_dictionary=False)
+    column = pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(0).column(1)
+    content = bytearray((tmp_path / "t.parquet").read_bytes())
+    content[column.data_page_offset : column.data_page_offset + 40] = b"\xff" * 40
+    (tmp_path / "t.parquet").write_bytes(content)
+    (shard,) = shards_of(tmp_path, image=False)
+    assert len(list(shard.read(open_input(str(tmp_path))))) == 2000
+    with pytest.raises(InputError, match=r"t\.parquet is damaged at row 0"):
+        shard.table(open_input(str(tmp_path)))
+
+
 def test_what_holds_nothing_or_no_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to embed"):
         shards_of(tmp_path)
@@ -171,6 +219,15 @@ def test_image_shards_are_joined_up_to_the_rows_asked_for(tmp_path: Path) -> Non
     assert [(shard.name, shard.samples) for shard in joined] == [("00000", 4), ("00001", 7), ("00002", 1)]
     keys = [[sample.key for sample in part] for part in samples_of(tmp_path, rows_per_shard=4)]
     assert keys[0] == ["00000", "00001", "00002", "00010"]
+
+
+def test_shards_that_are_joined_have_tables_all_or_none(tmp_path: Path) -> None:
+    for number in range(3):
+        write_tar(tmp_path / f"{number:05d}.tar", number * 10, 2)
+    pq.write_table(table(key=["00000", "00001"], url=["u", "v"], status=["success"] * 2), tmp_path / "00000.parquet")
+    assert len(shards_of(tmp_path)) == 3
+    with pytest.raises(InputError, match=r"00001\.parquet is missing, others are there.*rows_per_shard"):
+        shards_of(tmp_path, rows_per_shard=100)
 
 
 @pytest.mark.parametrize("left", [2 * 1024 + 700, 2 * 1024, 3 * 1024 + 512])
