@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from .config import PipelineSettings
+    from .inspect_found import Inspection
     from .stage import StagePlan, StageResult
 
 LimitOption = Annotated[Optional[int], typer.Option("--limit", min=1, help="Work on the first N rows only.")]
@@ -152,40 +153,49 @@ def show_result(result: StageResult, as_json: bool) -> None:
 
 def inspect(
     path: Annotated[str, typer.Argument(help="Folder of any stage, ours, img2dataset's or clip-retrieval's.")],
+    html: Annotated[Optional[str], typer.Option(metavar="FILE", help="Write a page with plots to this file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is in a folder and whether it is sound; exit code 1 on damage.
 
-    Example: priorkit inspect data/embeddings
+    Example: priorkit inspect data/embeddings --html inspection.html
     """
     from dataclasses import asdict
 
     from .inspect import inspect_folder
-    from .terminal import EXIT_FAILURE, print_json, print_table, progress_bar, reported_errors
+    from .inspect_page import check_page_target, inspection_page
+    from .terminal import EXIT_FAILURE, print_error, print_json, progress_bar, reported_errors
 
     with reported_errors():
+        if html is not None:
+            check_page_target(html)
         with progress_bar("inspect", "shards", quiet=as_json) as progress:
             found = inspect_folder(path, progress)
         if as_json:
             print_json(asdict(found))
         else:
-            rows: list[tuple[str, Any]] = [("stage", found.stage), ("shards", f"{found.shards:,}")]
-            rows += [("rows", f"{found.rows:,}"), ("bytes", f"{found.bytes:,}")]
-            rows += [(f"  {outcome}", f"{number:,}") for outcome, number in sorted(found.counts.items())]
-            rows += [(name, value) for name, value in _flat({**found.about, "settings": found.settings})]
-            rows += [("health", "sound" if not found.problems else f"{len(found.problems)} problems")]
-            rows += [("  problem", problem) for problem in found.problems[:20]]
-            print_table(found.folder, ("", ""), rows)
-        if found.problems:
+            _show_inspection(found)
+        if html is not None:
+            with open(html, "wb") as file:
+                file.write(inspection_page(found))
+        if found.problem_count:
+            print_error(f"{found.folder} is damaged: {found.problem_count:,} problems")
             raise typer.Exit(EXIT_FAILURE)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested values as dotted names."""
-    rows: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{name}.")
-        else:
-            rows.append((f"{prefix}{name}", value))
-    return rows
+def _show_inspection(found: Inspection) -> None:
+    """Print an inspection as tables; `--json` has the findings that are not shown."""
+    from . import inspect_page as rows
+    from .terminal import print_table
+
+    print_table(found.folder, ("", ""), [*rows.summary_rows(found), *rows.setting_rows(found)])
+    if found.errors:
+        print_table("failures", ("message", "rows"), rows.error_rows(found))
+    if found.looked_at:
+        print_table("looked at", ("", ""), rows.looked_at_rows(found))
+    if found.distributions:
+        print_table("distributions", rows.DISTRIBUTION_HEADER, rows.distribution_rows(found))
+    health = [("health", rows.health(found))]
+    health += [("problem", problem) for problem in rows.listed(found.problems, found.problem_count, 20)]
+    health += [("note", note) for note in rows.listed(found.notes, found.note_count, 20)]
+    print_table("", ("", ""), health)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -56,8 +57,7 @@ class EmbeddingShard:
         Raises:
             InputError: a file is missing or not of the recorded size, or there are no images or no texts in it.
         """
-        names = {kind: _name(kind, record.name) for kind in _EXTENSIONS}
-        files = {kind: name for kind, name in names.items() if name in record.files}
+        files = recorded_files(record)
         for kind, setting in (("img_emb", "image"), ("text_emb", "text")):
             if kind not in files:
                 raise InputError(f"{store.url} holds no {kind}: it was embedded with embed.{setting}=false")
@@ -151,7 +151,7 @@ def find_shards(store: Store) -> FoundShards | None:
         return None
     names = [name for files in pairs.values() for name in files.values()]
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        headers = dict(zip(names, pool.map(lambda name: _read_header(store, name), names), strict=True))
+        headers = dict(zip(names, pool.map(lambda name: read_header(store, name), names), strict=True))
     first = next(iter(pairs.values()))["img_emb"]
     shards = []
     for files in pairs.values():
@@ -175,6 +175,15 @@ def pair_files(names: Iterable[str], url: str) -> dict[int, dict[str, str]]:
     Raises:
         InputError: a shard lacks a file or has one twice, or a file has no number.
     """
+    pairs = group_files(names, url, _refuse)
+    for files in pairs.values():
+        for fault in missing_kinds(files, _FOREIGN_KINDS, url):
+            _refuse(fault)
+    return pairs
+
+
+def group_files(names: Iterable[str], url: str, tell: Callable[[str], None]) -> dict[int, dict[str, str]]:
+    """As `pair_files`, of shards that may lack files; what cannot be grouped is left out, and `tell` is told of it."""
     pairs: dict[int, dict[str, str]] = {}
     for name in names:
         folder, _, file = name.partition("/")
@@ -182,24 +191,38 @@ def pair_files(names: Iterable[str], url: str) -> dict[int, dict[str, str]]:
         if kind not in _FOREIGN_KINDS or not file.endswith((".npy", ".parquet")):
             continue
         number = re.fullmatch(rf"{kind}_([0-9]+)\.{_EXTENSIONS[kind]}", file)
-        if number is None and folder != kind:
-            continue  # of a folder of that name may be anything
         if number is None:
-            raise InputError(f"{url}/{name} is not named as {_name(kind, '0')} is; remove it, or give it its number")
+            if folder == kind:  # of a folder of another name it may be anything
+                tell(f"{url}/{name} is not named as {_name(kind, '0')} is; remove it, or give it its number")
+            continue
         files = pairs.setdefault(int(number[1]), {})
         if kind in files:
-            raise InputError(f"{url}: {files[kind]} and {name} have the same number; remove one of them")
-        files[kind] = name
-    for files in pairs.values():
-        for kind in _FOREIGN_KINDS:
-            if kind not in files:
-                other = next(iter(files.values()))
-                digits = other.rpartition("_")[2].partition(".")[0]
-                raise InputError(
-                    f"{url}/{_name(kind, digits)} is missing, though there is {other}; "
-                    f"restore the one, or remove what is of number {digits}"
-                )
+            tell(f"{url}: {files[kind]} and {name} have the same number; remove one of them")
+        else:
+            files[kind] = name
     return {number: pairs[number] for number in sorted(pairs)}
+
+
+def missing_kinds(files: Mapping[str, str], kinds: Iterable[str], url: str) -> Iterator[str]:
+    """What a shard lacks of some kinds of file, a sentence each."""
+    other = next(iter(files.values()))
+    digits = other.rpartition("_")[2].partition(".")[0]
+    for kind in kinds:
+        if kind not in files:
+            yield (
+                f"{url}/{_name(kind, digits)} is missing, though there is {other}; "
+                f"restore the one, or remove what is of number {digits}"
+            )
+
+
+def recorded_files(record: ShardRecord) -> dict[str, str]:
+    """Name of each file that a record of `embed` has, by kind."""
+    names = {kind: _name(kind, record.name) for kind in _EXTENSIONS}
+    return {kind: name for kind, name in names.items() if name in record.files}
+
+
+def _refuse(fault: str) -> None:
+    raise InputError(fault)
 
 
 def _name(kind: str, number: str) -> str:
@@ -208,7 +231,7 @@ def _name(kind: str, number: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Header:
+class FileHeader:
     """What a file says of itself."""
 
     rows: int
@@ -220,35 +243,42 @@ class _Header:
     """The header itself, in hexadecimal."""
 
 
-def _read_header(store: Store, name: str) -> _Header:
+def read_header(store: Store, name: str) -> FileHeader:
+    """The header of an array of embeddings or of metadata; InputError if it is none, or the file is cut short."""
     size = store.size(name) or 0
     return _read_footer(store, name, size) if name.endswith(".parquet") else _read_array_header(store, name, size)
 
 
-def _read_array_header(store: Store, name: str, size: int) -> _Header:
-    try:
-        with store.open(name) as file:
-            shape, _, dtype = _HEADER_READERS[np.lib.format.read_magic(file)](file)
-            length = file.tell()
-            file.seek(0)
-            content = file.read(length)
-    except (EOFError, ValueError, KeyError) as error:
-        raise _no_array(store, name, error) from error
+def _read_array_header(store: Store, name: str, size: int) -> FileHeader:
+    with store.open(name) as file:
+        shape, _, dtype = read_array_start(store, name, file)
+        length = file.tell()
+        file.seek(0)
+        content = file.read(length)
     if len(shape) != 2 or dtype.kind != "f":
         raise _no_array(store, name, f"shape {shape} of {dtype}")
     whole = length + math.prod(shape) * dtype.itemsize
     if size != whole:
         raise InputError(f"{store.url}/{name} has {size} bytes instead of {whole}; fetch or embed it again")
-    return _Header(shape[0], shape[1], size, content.hex())
+    return FileHeader(shape[0], shape[1], size, content.hex())
 
 
-def _read_footer(store: Store, name: str, size: int) -> _Header:
+def read_array_start(store: Store, name: str, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and type of an array; leaves `file` where its values start."""
+    try:
+        shape, fortran_order, dtype = _HEADER_READERS[np.lib.format.read_magic(file)](file)
+    except (EOFError, ValueError, KeyError) as error:
+        raise _no_array(store, name, error) from error
+    return shape, fortran_order, dtype
+
+
+def _read_footer(store: Store, name: str, size: int) -> FileHeader:
     """The header of a parquet file, which stands at its end."""
     try:
         with store.open(name) as file:
             metadata = pq.ParquetFile(file).metadata
             file.seek(max(0, size - _FOOTER_END_BYTES - metadata.serialized_size))
-            return _Header(metadata.num_rows, 0, size, file.read().hex())
+            return FileHeader(metadata.num_rows, 0, size, file.read().hex())
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{store.url}/{name} is damaged ({error}); fetch or embed it again") from error
 

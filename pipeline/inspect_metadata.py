@@ -1,0 +1,221 @@
+"""Inspects what stands beside the vectors of embedding shards: keys and captions, token states, and failures."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .errors import InputError
+from .inspect_found import Examples, Inspection, Tell
+from .inspect_statistics import Distribution, Repeats, hashes_of, lengths, magnitudes
+from .inspect_vectors import ShardParts, array_blocks
+from .storage import Store
+
+_BATCH_ROWS = 16384
+_NORMS = {"image_norm": "image", "text_norm": "text"}
+"""Columns of norms before normalisation."""
+
+
+class MetadataInspector:
+    """Inspects the metadata and token states of one shard after the other.
+
+    Args:
+        ours: the folder is `embed`'s, whose columns are known.
+    """
+
+    def __init__(self, store: Store, found: Inspection, *, ours: bool) -> None:
+        self._store, self._found, self._ours = store, found, ours
+        self._keys = Repeats()
+        self._rows = 0
+        self._without_key = False
+        self._empty = Examples()
+        self._captions = lengths()
+        self._tokens = lengths()
+        self._norms = {name: magnitudes() for name in _NORMS}
+
+    def inspect(self, shard: ShardParts) -> None:
+        """Inspect the metadata of one shard."""
+        name, tell = shard.files["metadata"], shard.tell["metadata"]
+        try:
+            with opened_parquet(self._store, name) as table:
+                self._inspect_table(shard, table, tell)
+        except (pa.ArrowException, OSError, InputError) as error:
+            tell(f"shard {shard.name}: {self._store.url}/{name} is damaged ({_first_line(error)}); embed it again")
+
+    def _inspect_table(self, shard: ShardParts, table: pq.ParquetFile, tell: Tell) -> None:
+        name, stored = shard.files["metadata"], table.schema_arrow.names
+        if table.metadata.num_rows != shard.rows:
+            tell(f"shard {shard.name}: {name} has {table.metadata.num_rows} rows, {shard.counted_by} says {shard.rows}")
+        key = next((column for column in ("key", "image_path") if column in stored), None)
+        has_caption = "caption" in stored
+        if not has_caption and (self._ours or "text_emb" in shard.files):
+            tell(f"shard {shard.name}: {name} has no column 'caption', though there are text embeddings of captions")
+        if key is None and self._ours:
+            tell(f"shard {shard.name}: {name} has no column 'key'")
+        self._without_key |= key is None
+        columns = [column for column in ("key", "image_path", "caption", *_NORMS) if column in stored]
+        hashes: list[np.ndarray] = []
+        start = 0
+        for batch in table.iter_batches(_BATCH_ROWS, columns=columns) if columns else ():
+            if key is not None:
+                hashes.append(self._inspect_keys(shard, start, batch, key, tell))
+            if has_caption:
+                self._inspect_captions(shard, start, batch.column("caption"), tell)
+            for column, values in self._norms.items():
+                if column in columns and self._ours:
+                    self._inspect_norms(shard, start, column, batch.column(column), values, tell)
+            start += batch.num_rows
+        if hashes:
+            self._report_repeats(shard, key or "", np.concatenate(hashes), tell)
+        self._rows += start
+
+    def _inspect_keys(self, shard: ShardParts, start: int, batch: pa.RecordBatch, key: str, tell: Tell) -> np.ndarray:
+        keys = batch.column(key).to_pylist()
+        for row, value in enumerate(keys) if batch.column(key).null_count else ():
+            if value is None:
+                tell(f"shard {shard.name}, row {start + row}: no {key}")
+        if self._ours and {"key", "image_path"} <= set(batch.schema.names):
+            # `embed` writes the key as both: where they differ, columns were shifted against each other
+            for row in _differing(batch.column("key"), batch.column("image_path")):
+                tell(f"shard {shard.name}, row {start + row}: key {keys[row]!r} is not the row's image_path")
+        return hashes_of(keys, len(keys))
+
+    def _report_repeats(self, shard: ShardParts, key: str, hashes: np.ndarray, tell: Tell) -> None:
+        rows = np.arange(len(hashes))
+        self._keys.add(hashes, shard.first_row + rows)
+        within = Repeats()
+        within.add(hashes, rows)
+        repeated, examples = within.find(most=20)
+        if not repeated:
+            return
+        # within a shard of ours no key comes twice; across shards it may, if the input was so
+        report = tell if self._ours else self._found.note
+        for row, earlier in examples:
+            report(f"shard {shard.name}, row {row}: has the {key} of row {earlier}")
+        if repeated > len(examples):
+            report(f"shard {shard.name}: {repeated:,} rows have the {key} of an earlier one")
+
+    def _inspect_captions(self, shard: ShardParts, start: int, captions: pa.Array, tell: Tell) -> None:
+        if not (pa.types.is_string(captions.type) or pa.types.is_large_string(captions.type)):
+            if start == 0:
+                tell(f"shard {shard.name}: column 'caption' holds {captions.type}, not text")
+            return
+        sizes = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(captions)), 0).to_numpy(zero_copy_only=False)
+        self._captions.add(sizes)
+        empty = np.flatnonzero(sizes == 0)
+        self._empty.add(len(empty), lambda: [f"shard {shard.name}, row {start + row}" for row in empty[:3]])
+
+    def _inspect_norms(
+        self, shard: ShardParts, start: int, column: str, norms: pa.Array, values: Distribution, tell: Tell
+    ) -> None:
+        numbers = norms.to_numpy(zero_copy_only=False)
+        if numbers.dtype.kind != "f":
+            if start == 0:
+                tell(f"shard {shard.name}: column {column!r} holds {norms.type}, not numbers")
+            return
+        values.add(numbers)
+        for row in np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0))):
+            tell(f"shard {shard.name}, row {start + row}: {column} is {numbers[row]:.4g}")
+
+    def inspect_token_states(self, shard: ShardParts) -> None:
+        """Inspect the offsets and token states of one shard."""
+        name, tell = shard.files["offsets"], shard.tell["offsets"]
+        try:
+            offsets = np.concatenate(list(array_blocks(self._store, name)) or [np.empty(0, np.int64)])
+        except InputError as error:
+            tell(f"shard {shard.name}: {error}")
+            return
+        if offsets.ndim != 1 or offsets.dtype.kind != "i" or len(offsets) != shard.rows + 1:
+            tell(
+                f"shard {shard.name}: {name} holds {offsets.dtype} of shape {offsets.shape} instead of "
+                f"{shard.rows + 1} whole numbers"
+            )
+            return
+        counts = np.diff(offsets)
+        if offsets[0] != 0:
+            tell(f"shard {shard.name}, row 0: {name} starts at {offsets[0]}, not at 0")
+        for row in np.flatnonzero(counts <= 0):
+            tell(
+                f"shard {shard.name}, row {row}: {name} goes from {offsets[row]} to {offsets[row + 1]}; "
+                "every row has at least one token state"
+            )
+        self._tokens.add(counts[counts > 0])
+        self._inspect_states(shard, offsets)
+
+    def _inspect_states(self, shard: ShardParts, offsets: np.ndarray) -> None:
+        if "token_states" not in shard.files:
+            return
+        name, tell = shard.files["token_states"], shard.tell["token_states"]
+        length, reported = 0, -1
+        try:
+            for block in array_blocks(self._store, name):
+                if block.ndim != 2 or block.dtype.kind != "f":
+                    tell(f"shard {shard.name}: {name} holds {block.dtype} of {block.ndim} dimensions")
+                    return
+                bad = length + np.flatnonzero(~np.isfinite(block).all(axis=1))
+                rows = np.unique(np.searchsorted(offsets, bad, side="right") - 1)
+                for row in rows[rows > reported]:
+                    tell(f"shard {shard.name}, row {row}: token states hold NaN or infinity")
+                    reported = row
+                length += len(block)
+        except InputError as error:
+            tell(f"shard {shard.name}: {error}")
+            return
+        if length != offsets[-1]:
+            tell(
+                f"shard {shard.name}, row {shard.rows - 1}: {name} has {length} token states, "
+                f"{shard.files['offsets']} ends at {offsets[-1]}"
+            )
+
+    def finish(self, place: Callable[[int], str]) -> None:
+        """Report what shows in the whole folder only; `place` names the shard and row of a row's number."""
+        found = self._found
+        self._empty.tell(found.note, "captions are empty")
+        if self._without_key and not self._ours:
+            found.note("the metadata has neither key nor image_path: rows cannot be told apart by name")
+        found.looked_at["rows of metadata"] = self._rows
+        repeated, examples = self._keys.find()
+        if repeated:
+            pairs = "; ".join(f"{place(row)} and {place(earlier)}" for row, earlier in examples)
+            of = "" if self._keys.one_in == 1 else f" (among 1 in {self._keys.one_in} keys)"
+            found.note(f"{repeated:,} rows{of} have the key of an earlier one, such as {pairs}")
+        named = {"caption length in characters": self._captions, "token states of a caption": self._tokens}
+        named |= {f"norm of {word} embeddings before normalisation": self._norms[c] for c, word in _NORMS.items()}
+        found.distributions.update({name: values.to_json() for name, values in named.items() if values.rows})
+
+
+def inspect_failures(store: Store, found: Inspection, name: str, shard: str, expected: int, tell: Tell) -> None:
+    """Count the messages of a shard's failures, and hold their number against the record."""
+    try:
+        with opened_parquet(store, name) as table:
+            rows = table.metadata.num_rows
+            for batch in table.iter_batches(_BATCH_ROWS, columns=["error"]):
+                found.count_errors(collections.Counter(str(value) for value in batch.column("error").to_pylist()))
+    except (pa.ArrowException, OSError, KeyError) as error:
+        tell(f"shard {shard}: {store.url}/{name} is damaged ({_first_line(error)}); embed it again")
+        return
+    if rows != expected:
+        tell(f"shard {shard}: {name} has {rows} rows, its record says {expected}")
+
+
+@contextlib.contextmanager
+def opened_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
+    """A parquet file, open while the block runs; what pyarrow raises on a damaged one passes through."""
+    with store.open(name) as file:
+        yield pq.ParquetFile(file)
+
+
+def _differing(one: pa.Array, other: pa.Array) -> list[int]:
+    if one.type != other.type:
+        return []
+    return [int(row) for row in np.flatnonzero(pc.fill_null(pc.not_equal(one, other), False).to_numpy(False))]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or repr(error)).splitlines()[0]
