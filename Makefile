@@ -31,6 +31,7 @@ test-peers: $(PEERS_INSTALLED)
 bench: $(INSTALLED) $(PEERS_INSTALLED)
 	$(BIN)/priorkit demo
 	$(BIN)/python tests/bench/bench_samplers.py --demo data/demo
+	$(BIN)/python tests/bench/bench_evaluation.py
 	$(PEERS)/bin/python tests/bench/bench_sampling.py
 	$(PEERS)/bin/python tests/bench/bench_embedding.py
 

@@ -11,7 +11,7 @@ import typer
 
 from .pipeline import commands as pipeline_commands
 from .prior import commands as prior_commands
-from .prior import recipe_commands, sample_commands
+from .prior import compare_commands, recipe_commands, report_commands, sample_commands
 
 app = typer.Typer(
     name="priorkit",
@@ -25,6 +25,8 @@ for command in (
     pipeline_commands.inspect,
     prior_commands.train,
     prior_commands.evaluate,
+    report_commands.report,
+    compare_commands.compare,
     sample_commands.sample,
     sample_commands.convert,
     prior_commands.run,

@@ -42,6 +42,10 @@ th { color: var(--faint); font-weight: 600; } th:first-child, td:first-child { t
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; flex: 1 1 26rem; min-width: 0; background: var(--panel); border-radius: .5rem; padding: .8rem; }
 figure svg { width: 100%; height: auto; display: block; color: var(--ink); }
+.card { flex: 1 1 26rem; min-width: 0; background: var(--panel); border-radius: .5rem; padding: .8rem; }
+.card .strip { margin-top: .5rem; } .card .strip img { width: calc(20% - .32rem); height: auto; aspect-ratio: 1; }
+h3 { font-size: 1rem; margin: 0 0 .4rem; }
+.plots > * { max-width: 33rem; }
 .strip { display: flex; flex-wrap: wrap; gap: .4rem; align-items: center; }
 .strip img { width: 6rem; height: 6rem; object-fit: cover; border-radius: .3rem; }
 .strip img.marked { outline: 3px solid #2a9d5c; }
@@ -86,14 +90,22 @@ def strip(label: str, pictures: Iterable[str]) -> str:
     return f'<div class="strip"><span>{text(label)}</span>{"".join(pictures)}</div>'
 
 
+def card(heading: str, fragments: Iterable[str]) -> str:
+    """Fragments under a heading, to stand beside others of the kind in `plots`."""
+    return f'<article class="card"><h3>{text(heading)}</h3>{"".join(fragments)}</article>'
+
+
 def plots(figures: Iterable[str]) -> str:
     """Plots side by side, as many as the page is wide for."""
     return f'<div class="plots">{"".join(figures)}</div>'
 
 
 @contextlib.contextmanager
-def new_plot(title: str, x: str, y: str, height: float = 3.2) -> Iterator[tuple[Axes, list[str]]]:
+def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6) -> Iterator[tuple[Axes, list[str]]]:
     """Axes to draw on and, once the block has ended, the fragment of the plot in the list.
+
+    Args:
+        height, width: in inches of its letters, which are about 10 points: the page makes it as wide as its place.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -113,7 +125,7 @@ def new_plot(title: str, x: str, y: str, height: float = 3.2) -> Iterator[tuple[
     }  # fmt: skip
     made: list[str] = []
     with mpl.rc_context(style):
-        figure = Figure(figsize=(5.6, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot(xlabel=x, ylabel=y, title=title)
         yield axes, made
         made.append(_drawn(figure, title))

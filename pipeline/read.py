@@ -11,7 +11,7 @@ import contextlib
 import functools
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +30,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _DATA_FOLDERS = ("img_emb", "text_emb", "metadata", "token_states")
 _SPLIT_SALT = b"priorkit split\0"
 _DOUBLE_VALUES = 1 << 53
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+"""Multiplying by it spreads a change of any bit over those above (Knuth, volume 3, section 6.4)."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ class EmbeddingDataset:
         return self._named("clip")
 
     @property
+    def clip_if_known(self) -> dict[str, Any]:
+        """Identity of the CLIP that made the embeddings; empty if the folder has no manifest to name it."""
+        return dict(self._about.get("clip", {}))
+
+    @property
     def clip_settings(self) -> dict[str, Any]:
         """Where that CLIP is to be had; InputError as for `clip`."""
         return self._named("clip_settings")
@@ -109,16 +116,25 @@ class EmbeddingDataset:
     def selection(self) -> np.ndarray:
         """`[count]` uint8: the split of each row, as its position in `SPLITS`. Built once and kept in the folder."""
         mark = fingerprint([self.content_fingerprint, self.settings.identity()])[:16]
-        name = f"selections/selection_{mark}.npy"
+        return self._kept(f"selection_{mark}", self._select)
+
+    @functools.cached_property
+    def row_ids(self) -> np.ndarray:
+        """`[count]` uint64: a hash of what each row holds, wherever it stands. Built once and kept in the folder."""
+        return self._kept(f"row_ids_{fingerprint(self.content_fingerprint)[:16]}", _row_ids)
+
+    def _kept(self, name: str, make: Callable[[EmbeddingShard], np.ndarray]) -> np.ndarray:
+        """What `make` gives of all shards, or gave another time."""
+        file_name = f"selections/{name}.npy"
         with contextlib.suppress(OSError, EOFError, ValueError):
-            with self.store.open(name) as file:
+            with self.store.open(file_name) as file:
                 found = np.load(io.BytesIO(file.read()), allow_pickle=False)
             if found.shape == (self.count,):
                 return np.asarray(found)
-        selection = np.concatenate([self._select(shard) for shard in self._shards])
-        with contextlib.suppress(OSError), self.store.create(name) as file:  # a cache: a read-only folder does without
-            np.save(file, selection)
-        return selection
+        made = np.concatenate([make(shard) for shard in self._shards])
+        with contextlib.suppress(OSError), self.store.create(file_name) as file:  # a read-only folder does without
+            np.save(file, made)
+        return made
 
     def rows(self, split: Split) -> np.ndarray:
         """Row numbers of a split, ascending: `[n]` int64."""
@@ -127,6 +143,13 @@ class EmbeddingDataset:
     def epoch_order(self, split: Split, seed: int, epoch: int) -> np.ndarray:
         """Row numbers of a split in the order of one epoch: a pure function of selection, seed and epoch."""
         return np.random.default_rng([seed, epoch]).permutation(self.rows(split))
+
+    def content_order(self, split: Split, seed: int) -> np.ndarray:
+        """Row numbers of a split in an order that follows from what the rows hold and the seed, not from the shards."""
+        rows = self.rows(split)
+        mark = hashlib.sha256(f"priorkit order {seed}".encode()).digest()
+        mixed = (self.row_ids[rows] ^ np.uint64(int.from_bytes(mark[:8], "big"))) * _ODD
+        return rows[np.argsort(mixed ^ (mixed >> np.uint64(32)), kind="stable")]
 
     def take(self, rows: np.ndarray, max_text_len: int = 0) -> EmbeddingBatch:
         """Read rows by number, in the order given.
@@ -188,6 +211,13 @@ class EmbeddingDataset:
             # test first: its rows stay the same whatever the share of validation
             split[row] = 2 if place < test else 1 if place < test + validation else 0
         return split
+
+
+def _row_ids(shard: EmbeddingShard) -> np.ndarray:
+    texts = np.ascontiguousarray(shard.array("text_emb"))
+    names = (group + texts[row].tobytes() for row, group in enumerate(shard.content_groups()))
+    digests = b"".join(hashlib.sha256(name).digest()[:8] for name in names)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
 def read_embeddings(url: str = "data/embeddings", settings: ReadSettings | None = None) -> EmbeddingDataset:

@@ -87,14 +87,16 @@ def evaluate(
         from .evaluate import plan_evaluate, read_metrics
         from .recipe import load_recipe
 
-        chosen = load_recipe(recipe, settings or [], ("evaluate",))
+        chosen = load_recipe(recipe, settings or [], ("evaluate", "read", "compute"))
+        # a prior that was trained here brings its own, unless told otherwise
+        read = chosen.read if "read" in chosen.model_fields_set else None
         if dry_run:
-            plan = plan_evaluate(prior, embeddings, evaluation, chosen.evaluate, limit=limit, overwrite=overwrite)
+            plan = plan_evaluate(prior, embeddings, evaluation, chosen.evaluate, read, limit=limit, overwrite=overwrite)
             show_plan(plan, as_json)
             return
         with progress_bar("evaluate", "rows", quiet=as_json) as progress:
             result = run_evaluate(
-                prior, embeddings, evaluation, chosen.evaluate,
+                prior, embeddings, evaluation, chosen.evaluate, read, chosen.compute,
                 limit=limit, overwrite=overwrite, progress=progress,
             )  # fmt: skip
         metrics = read_metrics(evaluation)
@@ -103,6 +105,7 @@ def evaluate(
         else:
             show_result(result, as_json)
             print_metrics(metrics)
+        _require_sound(metrics)
 
 
 def run(
@@ -139,10 +142,12 @@ def run(
         metrics = read_metrics(chosen.folders.evaluation) if last == "evaluate" else None
         if as_json:
             print_json({"stages": [result.to_json() for result in results], "metrics": metrics})
-            return
-        _show_results(results)
+        else:
+            _show_results(results)
+            if metrics is not None:
+                print_metrics(metrics)
         if metrics is not None:
-            print_metrics(metrics)
+            _require_sound(metrics)
 
 
 def status(
@@ -201,24 +206,49 @@ def demo(
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
-    """The metrics of a prior beside the baselines, with 95% intervals."""
+    """The metrics of a prior beside the baselines, with 95% intervals, split by split."""
     from ..pipeline.terminal import print_line, print_table
 
     names = ("energy_score", "cosine_to_image", "cosine_to_text", "recall_at_1", "recall_at_10")
-    header = ("", "energy score (lower is better)", "cosine to true image", "cosine to text", "recall@1", "recall@10")
-    rows = []
-    for predictor, values in metrics["predictors"].items():
-        cells = [f"{values[n]['mean']:.4f} [{values[n]['low']:.4f}, {values[n]['high']:.4f}]" for n in names[:2]]
-        cells += [f"{values[n]['mean']:.4f}" for n in names[2:]]
-        rows.append((predictor, *cells))
-    title = (
-        f"{metrics['rows']:,} rows of the {metrics['split']} split, {metrics['draws']} draws a caption, 95% intervals"
-    )
-    print_table(title, header, rows)
-    print_line(
-        f"recall: true image among the nearest of a gallery of {metrics['gallery']:,}; "
-        f"cosine of text and true image: {metrics['text_image_cosine']['mean']:.4f}"
-    )
+    header = (
+        "", "energy score (lower is better)", "cosine to true image", "cosine to text", "recall@1", "recall@10",
+        "energy distance",
+    )  # fmt: skip
+    for split, found in metrics["splits"].items():
+        rows: list[tuple[str, ...]] = []
+        for predictor in found["predictors"]:
+            if "broken" in predictor:
+                rows.append((predictor["name"], f"broken: {predictor['broken']}", *[""] * 5))
+                continue
+            values = predictor["metrics"]
+            cells = [f"{values[n]['value']:.4f} [{values[n]['low']:.4f}, {values[n]['high']:.4f}]" for n in names[:2]]
+            cells += [f"{values[n]['value']:.4f}" for n in names[2:]]
+            cells.append(_distance(predictor["distances"]))
+            rows.append((predictor["name"], *cells))
+        rows.append(("(real images against real ones)", *[""] * 5, _distance(found["real_against_real"])))
+        title = f"{found['rows']:,} rows of the {split} split, {metrics['draws']} draws a caption, 95% intervals"
+        print_table(title, header, rows)
+        print_line(
+            f"recall: true image among the nearest of a gallery of {found['gallery']:,}; distances of distributions "
+            f"over {found['distance_rows']:,} rows"
+        )
+
+
+def _require_sound(metrics: dict[str, Any]) -> None:
+    """InputError, so that a script stops, if what was evaluated cannot be scored."""
+    from ..pipeline.errors import InputError
+
+    for split, found in metrics["splits"].items():
+        if problem := found["predictors"][0].get("broken"):
+            raise InputError(
+                f"predictions of {found['predictors'][0]['name']!r} for the {split} split are {problem}; train a "
+                "prior again with a lower learning rate"
+            )
+
+
+def _distance(distances: dict[str, dict[str, float]]) -> str:
+    found = distances.get("energy_distance")
+    return f"{found['value']:.4f}" if found else "too few rows"
 
 
 def _show_plans(plans: list[StagePlan | tuple[StageName, str]], as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
@@ -15,6 +15,11 @@ MAX_SEED = 2**63 - 1
 
 SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "dalle2-ddim"]
 GuidanceName = Literal["text", "dalle2"]
+BaselineName = Literal[
+    "text embedding", "mean shift", "ridge regression", "linear-Gaussian", "nearest neighbour",
+    "random training image",
+]  # fmt: skip
+BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 
 
 class NetworkSettings(Settings):
@@ -192,17 +197,42 @@ class SampleSettings(Settings):
     """What the other branch of guidance drops: the text, or the text and the noisy image as DALLE2-pytorch does."""
 
 
-class EvaluateSettings(DeviceSettings):
-    """Evaluation of a prior on a split it was not trained on."""
+class SweepSettings(Settings):
+    """Other ways of drawing, to see what they do to quality: each varies one setting of `evaluate.sample`."""
 
-    split: Literal["validation", "test"] = "test"
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Network evaluations."""
+    samplers: tuple[SamplerName, ...] = ()
+    """Samplers."""
+    guidance_scales: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = ()
+    """Scales of guidance."""
+
+
+class EvaluateSettings(DeviceSettings):
+    """Evaluation of a prior on splits it was not trained on."""
+
+    splits: tuple[Literal["validation", "test"], ...] = Field(default=("test",), min_length=1)
     """Rows to evaluate on."""
+    weights: tuple[Literal["ema", "online"], ...] = Field(default=("ema",), min_length=1)
+    """Averaged weights, those that were trained, or both; the first are the prior's."""
     draws: int = Field(default=8, ge=2)
     """Embeddings drawn for each caption; the energy score wants at least 8."""
     max_rows: int = Field(default=10_000, ge=2)
-    """Rows of the split that are used at most, the first in a seeded order; the number used is printed."""
+    """Rows of a split that are used at most, the first in a seeded order; the number used is printed."""
+    gallery_size: int = Field(default=10_000, ge=2)
+    """Images that the true one is searched among at most: the first of the evaluated rows."""
+    distance_rows: int = Field(default=5_000, ge=40)
+    """Rows that distances of distributions are taken over at most: such distances depend on their number."""
+    baselines: tuple[BaselineName, ...] = BASELINES
+    """What else is evaluated on the same rows."""
+    bank_rows: int = Field(default=100_000, ge=2)
+    """Training rows that baselines are fitted on at most."""
+    loss_bins: int = Field(default=10, ge=1)
+    """Equal parts of the timesteps, in each of which every row has one loss."""
     sample: SampleSettings = SampleSettings()
     """How embeddings are drawn."""
+    sweep: SweepSettings = SweepSettings()
+    """What else is tried, beside the way of `sample`."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of draws, of the random baseline and of the bootstrap."""
     bootstrap_samples: int = Field(default=1000, ge=100)

@@ -136,12 +136,12 @@ def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
     if path.exists() and not stale:
         return path
     from ..pipeline.read import EmbeddingDataset
-    from .evaluate import evaluated_rows
     from .gallery import draw_gallery, nearest_images, read_images
     from .load import load_prior
+    from .scoring import EvaluatedRows
 
     dataset = EmbeddingDataset(recipe.folders.embeddings, recipe.read)
-    rows = evaluated_rows(dataset, recipe.evaluate)[:_CAPTIONS_SHOWN]
+    rows = EvaluatedRows(dataset, recipe.evaluate.splits[0], recipe.evaluate).rows[:_CAPTIONS_SHOWN]
     found = nearest_images(load_prior(recipe.folders.prior), dataset, rows, _IMAGES_SHOWN, recipe.evaluate.seed)
     keys = {key for row in found for key in (*row.by_text, *row.by_prior)}
     title = "Captions that the prior was not trained on, and the images nearest to them (green: the true one)"

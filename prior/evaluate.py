@@ -1,4 +1,4 @@
-"""Evaluation: metrics of a prior and of baselines, under one evaluator, as means over rows with 95% intervals.
+"""Evaluation: metrics of a prior and of baselines, under one evaluator, with 95% intervals.
 
 The headline is the energy score, E|X - y| - E|X - X'| / 2, with X and X' independent draws for a caption and y its true
 image embedding (Gneiting and Raftery 2007, JASA 102). Lower is better, and only the true distribution is best.
@@ -6,24 +6,28 @@ image embedding (Gneiting and Raftery 2007, JASA 102). Lower is better, and only
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
 
-from ..pipeline.config import ReadSettings
+from ..pipeline.config import ComputeSettings, ReadSettings
 from ..pipeline.device import resolve
 from ..pipeline.errors import InputError, SettingsError
-from ..pipeline.read import EmbeddingBatch, EmbeddingDataset
+from ..pipeline.parallel import Worker, map_shards
+from ..pipeline.read import EmbeddingDataset, Split
 from ..pipeline.shards import (
     Manifest,
     ShardCommit,
     check_stage,
-    differing_files,
     fingerprint,
     open_stage,
     pending_shards,
@@ -32,25 +36,19 @@ from ..pipeline.shards import (
 from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
 from ..pipeline.storage import Store
 from .config import EvaluateSettings
-from .load import load_prior
-from .model import Prior
-from .train import RECORD as PRIOR_RECORD
-from .train import STAGE as TRAIN_STAGE
+from .metrics import Estimate, mean_intervals, set_distances
+from .predictors import Bank
+from .scoring import BLOCK_ROWS, GIVEN, BlockScores, EvaluatedRows, ScorerMaker, ScoreTask, Variant, as_units, variants
+from .subject import Subject, find_subject
 
 STAGE = "evaluate"
 RECORD = "metrics"
 METRICS_NAME = "metrics.json"
-
-_FIRST_BLOCK_KEY = 2**63
-"""Keys of the evaluation's noise, which no training step reaches."""
-
-BLOCK_ROWS = 128
-"""Rows drawn for at once. A constant, since the noise of a row depends on its block."""
-RECALL_AT = (1, 5, 10)
-_MEAN_SHIFT_ROWS = 100_000
-
-Draw = Callable[[EmbeddingBatch, int], np.ndarray]
-"""Takes a block of rows and its number, returns K predictions for each row: `[B, K, D]`, L2-normalised."""
+FORMAT_VERSION = 2
+_LEAST_DISTANCE_ROWS = 40
+"""Two in each group of the jackknife."""
+_ALL_EQUAL = 1e-6
+"""Of a coordinate over all captions: a range below it is no prediction."""
 
 
 def evaluate(
@@ -59,6 +57,7 @@ def evaluate(
     evaluation: str = "data/evaluation",
     settings: EvaluateSettings | None = None,
     read: ReadSettings | None = None,
+    compute: ComputeSettings | None = None,
     *,
     limit: int | None = None,
     overwrite: bool = False,
@@ -67,8 +66,10 @@ def evaluate(
     """Evaluate a prior and the baselines on rows it was not trained on, and write `metrics.json`.
 
     Args:
-        read: how rows are split; the same as in training, which is the default.
-        limit: use at most this many rows.
+        prior: folder of a prior: one that was trained here, or any that `load_prior` reads; or a `.npy` of predictions
+            `[rows, D]` or `[rows, K, D]` for all rows of the embeddings, in order.
+        read: how rows are split; of a prior that was trained here the same as in training, which is the default.
+        limit: use at most this many rows of each split.
 
     Raises:
         InputError: the prior or the embeddings are missing, do not fit each other, or leave no rows to evaluate on.
@@ -76,21 +77,27 @@ def evaluate(
     start = time.monotonic()
     settings = _limited(resolve(settings or EvaluateSettings(), "evaluate"), limit)
     torch.set_num_threads(settings.threads)
-    trained = require_manifest(Store(prior), TRAIN_STAGE)
-    dataset = EmbeddingDataset(embeddings, read or ReadSettings(**trained.settings["read"]))
+    subject = find_subject(prior, read)
+    subject.require_finished()
+    dataset = EmbeddingDataset(embeddings, subject.read)
     store = Store(evaluation)
-    inputs = {RECORD: _input(trained, dataset, settings)}
+    inputs = {RECORD: _input(subject, dataset, settings)}
     with open_stage(store, evaluate_manifest(), overwrite=overwrite) as folder:
         done_now = 0
         if folder.pending(inputs):
-            if bad := differing_files(Store(prior), trained.shards[PRIOR_RECORD]):
-                raise InputError(f"{prior}/{bad[0]} differs from what was trained; restore it, or train again")
-            metrics = compute_metrics(load_prior(prior, settings.device), dataset, settings, progress)
+            subject.check(dataset)
+            maker = ScorerMaker(embeddings, subject.read, settings, prior)
+            evaluation_found = compute_metrics(
+                dataset, settings, maker, compute, given=subject.is_predictions, progress=progress
+            )
             folder.withdraw(inputs)
             commit = ShardCommit(store, RECORD, input=inputs[RECORD], settings=folder.manifest.settings_fingerprint)
+            for split, table in evaluation_found.rows.items():
+                with commit.create(rows_name(split)) as file:
+                    pq.write_table(table, file)
             with commit.create(METRICS_NAME) as file:
-                file.write((json.dumps(metrics, indent=1) + "\n").encode())
-            done_now = metrics["rows"]
+                file.write((json.dumps(evaluation_found.metrics, indent=1) + "\n").encode())
+            done_now = sum(table.num_rows for table in evaluation_found.rows.values())
             folder.add(commit.commit(rows=done_now))
         rows = folder.manifest.rows
         progress(rows, rows, "")
@@ -98,37 +105,187 @@ def evaluate(
         return StageResult(STAGE, store.url, rows, done_now, "rows", rows, time.monotonic() - start)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found."""
+
+    metrics: dict[str, Any]
+    """As `metrics.json` holds it."""
+    rows: dict[Split, pa.Table]
+    """The metrics of each row, by split; a column `row_id`, and one of each predictor's metrics."""
+
+
+def compute_metrics(
+    dataset: EmbeddingDataset,
+    settings: EvaluateSettings,
+    make_scorer: Callable[[], Worker[ScoreTask, BlockScores]],
+    compute: ComputeSettings | None = None,
+    *,
+    given: bool = False,
+    progress: ProgressCallback = no_progress,
+) -> Evaluation:
+    """All metrics of a prior, or of given predictions, and of the baselines.
+
+    Args:
+        settings: resolved ones, for which `make_scorer` makes its scorers too.
+        given: there are predictions in place of a prior.
+    """
+    evaluated: dict[Split, EvaluatedRows] = {
+        split: EvaluatedRows(dataset, split, settings) for split in settings.splits
+    }
+    bank = Bank.read(dataset, min(settings.bank_rows, settings.distance_rows), settings.seed)
+    real = {
+        split: as_units(dataset.take(rows.rows[: settings.distance_rows]).image_embed)[: len(bank.image)]
+        for split, rows in evaluated.items()
+    }
+    names = [GIVEN] if given else [variant.name for variant in variants(settings)]
+    groups = ((False, [*names, *settings.baselines]), (True, [] if given else settings.weights))
+    tasks = [
+        ScoreTask(split, name, block, is_loss=is_loss)
+        for split, rows in evaluated.items()
+        for is_loss, group in groups
+        for name in group
+        for block in range(rows.blocks)
+    ]
+    gathered: dict[tuple[Split, str, bool], _Gathered] = {}
+    summaries: dict[tuple[Split, str, bool], dict[str, Any]] = {}
+    for done, scores in enumerate(map_shards(make_scorer, tasks, compute or ComputeSettings())):
+        task = scores.task
+        progress(done * BLOCK_ROWS, len(tasks) * BLOCK_ROWS, task.name)
+        rows, key = evaluated[task.split], (task.split, task.name, task.is_loss)
+        found = gathered.setdefault(key, _Gathered(len(rows.rows)))
+        if found.add(rows.block(task.block), scores):
+            summaries[key] = found.losses(settings) if task.is_loss else found.summary(real[task.split], settings)
+    ways = {} if given else {variant.name: variant for variant in variants(settings)}
+    metrics: dict[str, Any] = {}
+    tables: dict[Split, pa.Table] = {}
+    for split, rows in evaluated.items():
+        metrics[split] = {
+            "rows": len(rows.rows),
+            "rows_fingerprint": hashlib.sha256(rows.ids.tobytes()).hexdigest(),
+            "gallery": rows.gallery_size,
+            "distance_rows": len(real[split]),
+            "real_against_real": _estimates(_distances(as_units(bank.image)[: len(real[split])], real[split])),
+            "predictors": [
+                {"name": name, **_described(ways.get(name)), **summaries[split, name, False]} for name in groups[0][1]
+            ],
+            "losses": {name: summaries[split, name, True] for name in groups[1][1]},
+        }
+        columns = {
+            f"{name}/{metric}": values
+            for name in groups[0][1]
+            for metric, values in gathered[split, name, False].columns.items()
+        }
+        tables[split] = pa.table({"row_id": rows.ids, **columns})
+    return Evaluation({"format_version": FORMAT_VERSION, "draws": settings.draws, "splits": metrics}, tables)
+
+
+def _described(way: Variant | None) -> dict[str, Any]:
+    """How a prior was drawn from; nothing of other predictors."""
+    return {} if way is None else {"weights": way.weights, "sample": way.sample.model_dump(mode="json")}
+
+
+class _Gathered:
+    """The scores of one predictor for the N rows of a split."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = self._missing = rows
+        self._first_draws: dict[int, np.ndarray] = {}
+        self._broken: dict[int, str] = {}
+        self.columns: dict[str, np.ndarray] = {}
+
+    def add(self, chosen: slice, scores: BlockScores) -> bool:
+        """Take in a block; True if it was the last that was missing."""
+        if scores.broken is not None:
+            self._broken[chosen.start] = scores.broken
+        for name, values in scores.values.items():
+            self.columns.setdefault(name, np.full(self._rows, np.nan))[chosen] = values
+        self._first_draws[chosen.start] = scores.first_draws
+        self._missing -= chosen.stop - chosen.start
+        return self._missing == 0
+
+    def summary(self, real: np.ndarray, settings: EvaluateSettings) -> dict[str, Any]:
+        """Means with intervals and distances to real images `[M, D]`; or what is wrong."""
+        broken = next((self._broken[start] for start in sorted(self._broken)), None)
+        if broken is None:
+            first_draws = np.concatenate([self._first_draws[start] for start in sorted(self._first_draws)])
+            if np.ptp(first_draws, axis=0).max() < _ALL_EQUAL:
+                broken = "the same for every caption"
+        self._first_draws = {}
+        if broken is not None:
+            self.columns = {}
+            return {"broken": broken}
+        means = mean_intervals(self.columns, settings.bootstrap_samples, settings.seed)
+        return {"metrics": _estimates(means), "distances": _estimates(_distances(first_draws[: len(real)], real))}
+
+    def losses(self, settings: EvaluateSettings) -> dict[str, Any]:
+        """The mean loss over all timesteps, and in each part of them."""
+        overall = np.mean(list(self.columns.values()), axis=0)
+        if not np.isfinite(overall).all():
+            return {"broken": "not finite"}
+        means = mean_intervals({"overall": overall, **self.columns}, settings.bootstrap_samples, settings.seed)
+        return _estimates(means)
+
+
+def _distances(found: np.ndarray, real: np.ndarray) -> dict[str, Estimate]:
+    """None of fewer rows than their intervals need."""
+    return set_distances(found, real) if len(real) >= _LEAST_DISTANCE_ROWS else {}
+
+
+def _estimates(values: dict[str, Estimate]) -> dict[str, dict[str, float]]:
+    return {name: dataclasses.asdict(value) for name, value in values.items()}
+
+
 def plan_evaluate(
     prior: str,
     embeddings: str,
     evaluation: str,
     settings: EvaluateSettings,
+    read: ReadSettings | None = None,
     *,
     limit: int | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
     """What `evaluate` would do, without doing it."""
     settings = _limited(resolve(settings, "evaluate"), limit)
-    trained = require_manifest(Store(prior), TRAIN_STAGE)
-    dataset = EmbeddingDataset(embeddings, ReadSettings(**trained.settings["read"]))
+    subject = find_subject(prior, read)
+    dataset = EmbeddingDataset(embeddings, subject.read)
     store = Store(evaluation)
     found = check_stage(store, evaluate_manifest(), overwrite=overwrite)
     kept = found if found is not None and not overwrite else evaluate_manifest()
-    rows = len(evaluated_rows(dataset, settings))
-    finished = PRIOR_RECORD in trained.shards
-    done = finished and not pending_shards(store, kept, {RECORD: _input(trained, dataset, settings)})
-    pending = 0 if done else rows
-    weights = trained.shards[PRIOR_RECORD].files["model.safetensors"].bytes / 4 if finished else 0
-    flops = pending * settings.draws * settings.sample.steps * 3 * 2 * weights
-    return StagePlan(STAGE, store.url, rows, pending, "rows", pending, 10_000, free_bytes(store), flops / 5e10)
+    rows = sum(len(EvaluatedRows(dataset, split, settings).rows) for split in settings.splits)
+    is_done = subject.content and not pending_shards(store, kept, {RECORD: _input(subject, dataset, settings)})
+    pending = 0 if is_done else rows
+    steps = 0 if subject.is_predictions else sum(variant.sample.steps for variant in variants(settings))
+    flops = pending * settings.draws * steps * 3 * 2 * subject.parameters
+    return StagePlan(STAGE, store.url, rows, pending, "rows", pending, 100 * rows, free_bytes(store), flops / 5e10)
 
 
 def read_metrics(evaluation: str) -> dict[str, Any]:
-    """The content of an evaluation's `metrics.json`."""
+    """The content of an evaluation's `metrics.json`.
+
+    Raises:
+        InputError: there is none, or one of another format.
+    """
     store = Store(evaluation)
     require_manifest(store, STAGE)
     value: dict[str, Any] = store.read_json(METRICS_NAME)
+    if value.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{store.url}/{METRICS_NAME} has format version {value.get('format_version')}, this priorkit reads "
+            f"{FORMAT_VERSION}; run `priorkit evaluate` again"
+        )
     return value
+
+
+def rows_name(split: str) -> str:
+    """Name of the file with the metrics of each row of a split."""
+    return f"rows_{split}.parquet"
+
+
+def evaluate_manifest() -> Manifest:
+    """The manifest before any work. All that metrics depend on is their input: a change makes them anew."""
+    return Manifest(STAGE, {}, input={})
 
 
 def _limited(settings: EvaluateSettings, limit: int | None) -> EvaluateSettings:
@@ -137,166 +294,6 @@ def _limited(settings: EvaluateSettings, limit: int | None) -> EvaluateSettings:
     return settings if limit is None else settings.model_copy(update={"max_rows": min(limit, settings.max_rows)})
 
 
-def evaluate_manifest() -> Manifest:
-    """The manifest before any work. All that metrics depend on is their input: a change makes them anew."""
-    return Manifest(STAGE, {}, input={})
-
-
-def _input(trained: Manifest, dataset: EmbeddingDataset, settings: EvaluateSettings) -> str:
-    if PRIOR_RECORD not in trained.shards:
-        raise InputError("the prior's training has not ended; run `priorkit train` again, it goes on where it was")
-    prior = trained.shards[PRIOR_RECORD].content()
-    return fingerprint([prior, dataset.content_fingerprint, dataset.settings.identity(), settings.identity()])
-
-
-def evaluated_rows(dataset: EmbeddingDataset, settings: EvaluateSettings) -> np.ndarray:
-    """Row numbers that are evaluated on, in a seeded order, so that neighbours are unrelated: `[N]`."""
-    rows = dataset.epoch_order(settings.split, settings.seed, 0)[: settings.max_rows]
-    if len(rows) < 2:
-        raise InputError(
-            f"{dataset.store.url}: the {settings.split} split has {len(rows)} rows, at least 2 are needed; "
-            f"raise read.{settings.split}_fraction and train again"
-        )
-    return rows
-
-
-def compute_metrics(
-    prior: Prior, dataset: EmbeddingDataset, settings: EvaluateSettings, progress: ProgressCallback = no_progress
-) -> dict[str, Any]:
-    """All metrics of the prior and the baselines, as `metrics.json` holds them."""
-    if prior.config.clip.get("weights_sha256") not in (None, dataset.clip["weights_sha256"]):
-        raise InputError(f"{dataset.store.url} was embedded by another CLIP than the prior was trained with")
-    rows = evaluated_rows(dataset, settings)
-    predictors = {
-        "prior": prior_draws(prior, settings),
-        "text embedding": lambda batch, block: batch.text_embed[:, None],
-        "mean shift": mean_shift(dataset, settings),
-        "random training image": random_training_image(dataset, settings),
-    }
-    gallery = dataset.take(rows)
-    results = {}
-    for done, (name, draw) in enumerate(predictors.items()):
-        progress(done * len(rows), len(predictors) * len(rows), name)
-        values = row_values(draw, dataset, rows, gallery, prior.token_states_used)
-        results[name] = {metric: interval(column, settings) for metric, column in values.items()}
-    baseline = np.einsum("nd,nd->n", gallery.text_embed, gallery.image_embed)
-    return {
-        "format_version": 1,
-        "split": settings.split,
-        "rows": len(rows),
-        "draws": settings.draws,
-        "gallery": len(rows),
-        "sample": settings.sample.model_dump(mode="json"),
-        "text_image_cosine": interval(baseline, settings),
-        "predictors": results,
-    }
-
-
-def row_values(
-    draw: Draw, dataset: EmbeddingDataset, rows: np.ndarray, gallery: EmbeddingBatch, max_text_len: int
-) -> dict[str, np.ndarray]:
-    """Every metric of one predictor for every row: name -> `[N]`."""
-    parts: dict[str, list[np.ndarray]] = {}
-    for block, start in enumerate(range(0, len(rows), BLOCK_ROWS)):
-        chosen = slice(start, start + BLOCK_ROWS)
-        batch = dataset.take(rows[chosen], max_text_len)
-        draws = draw(batch, block).astype(np.float64)  # [B, K, D]
-        if not np.isfinite(draws).all():
-            raise InputError("the prior draws embeddings that are not finite; train again with a lower learning rate")
-        unrelated = gallery.text_embed[(np.arange(start, start + len(batch.rows)) + 1) % len(rows)]
-        values = {
-            "energy_score": energy_score(draws, batch.image_embed),
-            "cosine_to_image": np.einsum("bkd,bd->bk", draws, batch.image_embed).mean(axis=1),
-            "cosine_to_text": np.einsum("bkd,bd->bk", draws, batch.text_embed).mean(axis=1),
-            "cosine_to_unrelated_caption": np.einsum("bkd,bd->bk", draws, unrelated).mean(axis=1),
-            **_recalls(draws, batch.image_embed, gallery.image_embed),
-        }
-        for name, column in values.items():
-            parts.setdefault(name, []).append(column)
-    return {name: np.concatenate(columns) for name, columns in parts.items()}
-
-
-def energy_score(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The energy score of K draws `[B, K, D]` against the truth `[B, D]`: `[B]`.
-
-    The second term is the unbiased mean over pairs of different draws. One draw is taken as a point prediction, whose
-    spread is 0.
-    """
-    count = draws.shape[1]
-    error = np.linalg.norm(draws - truth[:, None], axis=-1).mean(axis=1)
-    if count == 1:
-        return np.asarray(error)
-    spread = np.zeros(len(draws))
-    for shift in range(1, count):  # each shift pairs every draw with another one
-        spread += np.linalg.norm(draws - np.roll(draws, shift, axis=1), axis=-1).sum(axis=1)
-    return np.asarray(error - spread / (count * (count - 1)) / 2)
-
-
-def _recalls(draws: np.ndarray, truth: np.ndarray, gallery: np.ndarray) -> dict[str, np.ndarray]:
-    """Share of a row's draws whose true image is among the nearest of the gallery: name -> `[B]`."""
-    similarity = draws @ gallery.T.astype(np.float64)  # [B, K, N]
-    own = np.einsum("bkd,bd->bk", draws, truth)
-    # copies of the true image, and float rounding, do not count against it
-    rank = (similarity > own[..., None] + 1e-9).sum(axis=-1)  # [B, K]
-    return {f"recall_at_{n}": (rank < n).mean(axis=1) for n in RECALL_AT}
-
-
-def interval(values: np.ndarray, settings: EvaluateSettings) -> dict[str, float]:
-    """Mean of per-row values `[N]` with its 95% percentile bootstrap interval (Efron 1979)."""
-    random = np.random.default_rng([settings.seed, 0])
-    means = np.array([_resampled_mean(values, random) for _ in range(settings.bootstrap_samples)])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
-
-
-def _resampled_mean(values: np.ndarray, random: np.random.Generator) -> float:
-    return float(values[random.integers(0, len(values), len(values))].mean())
-
-
-def prior_draws(prior: Prior, settings: EvaluateSettings) -> Draw:
-    """The prior as a predictor of K draws a row."""
-
-    def draw(batch: EmbeddingBatch, block: int) -> np.ndarray:
-        text_embed = torch.from_numpy(batch.text_embed)
-        states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
-        noise = _block_noise(settings.seed, block, len(batch.rows), settings.draws, prior.config.embed_dim)
-        return F.normalize(prior.draw(text_embed, states, settings.draws, settings.sample, noise), dim=-1).numpy()
-
-    return draw
-
-
-def _block_noise(seed: int, block: int, rows: int, draws: int, embed_dim: int) -> Iterator[torch.Tensor]:
-    """Endless noise `[rows * K, D]`, cut from that of a full block: a row's does not depend on how many follow."""
-    random = np.random.Generator(np.random.Philox(key=np.array([seed, _FIRST_BLOCK_KEY + block], np.uint64)))
-    while True:
-        noise = random.standard_normal((BLOCK_ROWS * draws, embed_dim), np.float32)
-        yield torch.from_numpy(noise[: rows * draws])
-
-
-def mean_shift(dataset: EmbeddingDataset, settings: EvaluateSettings) -> Draw:
-    """The text embedding moved by the mean difference of image and text over training rows, as a point prediction."""
-    batch = dataset.take(_training_rows(dataset, settings)[:_MEAN_SHIFT_ROWS])
-    shift = (batch.image_embed - batch.text_embed).mean(axis=0, dtype=np.float64)
-
-    def draw(batch: EmbeddingBatch, block: int) -> np.ndarray:
-        moved = batch.text_embed + shift
-        return np.asarray(moved / np.linalg.norm(moved, axis=-1, keepdims=True))[:, None]
-
-    return draw
-
-
-def random_training_image(dataset: EmbeddingDataset, settings: EvaluateSettings) -> Draw:
-    """Image embeddings of K random training rows for each caption: the right distribution, blind to the text."""
-    rows = _training_rows(dataset, settings)
-
-    def draw(batch: EmbeddingBatch, block: int) -> np.ndarray:
-        random = np.random.default_rng([settings.seed, 1, block])
-        chosen = rows[random.integers(0, len(rows), (len(batch.rows), settings.draws))]
-        embeds = dataset.take(chosen.reshape(-1)).image_embed
-        return embeds.reshape(*chosen.shape, -1)
-
-    return draw
-
-
-def _training_rows(dataset: EmbeddingDataset, settings: EvaluateSettings) -> np.ndarray:
-    return dataset.epoch_order("train", settings.seed, 0)
+def _input(subject: Subject, dataset: EmbeddingDataset, settings: EvaluateSettings) -> str:
+    about = [FORMAT_VERSION, subject.content, dataset.content_fingerprint]
+    return fingerprint([*about, dataset.settings.identity(), settings.identity()])

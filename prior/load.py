@@ -11,9 +11,9 @@ import torch
 
 from ..pipeline.config import ClipSettings, parse_settings
 from ..pipeline.errors import FolderError, InputError, SettingsError
-from ..pipeline.shards import MANIFEST_NAME
+from ..pipeline.shards import MANIFEST_NAME, read_manifest
 from ..pipeline.storage import Store, check_name, open_location
-from .checkpoint import CONFIG_NAME, STATE_FOLDER, load_folder, save_prior
+from .checkpoint import CONFIG_NAME, STATE_FOLDER, load_folder, load_state, save_prior
 from .dalle2 import export_state, import_prior
 from .dalle2_config import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
 from .function import LATEST_FUNCTION, FunctionVersion
@@ -40,7 +40,8 @@ def load_prior(
         device: where to sample, such as `cpu` or `cuda`.
         dtype: of large products: `float32`, or `bfloat16` for about twice the speed.
         config: of a checkpoint: the JSON of its training script, or `laion-model-card` for the settings of LAION's.
-        weights: of a checkpoint: averaged (`ema`) or `online`. Our folders hold the averaged ones.
+        weights: averaged (`ema`), or those that were trained (`online`), which our folders keep in their newest
+            checkpoint.
         function_version: of a checkpoint: release of dalle2-pytorch whose function it is, such as 0.23.10, in place of
             the one that it stores; needed where it stores none.
         clip: of a checkpoint: `model` and `pretrained` of its CLIP in open_clip, where its settings do not name it.
@@ -59,11 +60,11 @@ def load_prior(
         extras = {"config": config, "function_version": function_version, "clip": clip}
         if given := [name for name, value in extras.items() if value is not None]:
             raise SettingsError(f"{given[0]}= belongs to checkpoints ({' or '.join(_PTH)}); {path} is a folder")
-        if weights != "ema":
-            raise SettingsError(
-                f"weights={weights!r}: {path} is a folder of priorkit, which holds the averaged weights"
-            )
+        if weights not in ("ema", "online"):
+            raise SettingsError(f"weights={weights!r}: known are ema and online")
         prior = load_folder(path)
+        if weights == "online":
+            prior.network.load_state_dict(_online_weights(path))
     return prior.to(device, dtype)
 
 
@@ -147,6 +148,15 @@ def _read_config(config: str) -> Any:
         raise SettingsError(f"config={config!r}: neither a file nor one of {', '.join(NAMED_CONFIGS)}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{config}: not JSON ({error})") from None
+
+
+def _online_weights(path: str) -> dict[str, torch.Tensor]:
+    """Those that were trained, of which the averaged ones are an average."""
+    manifest = read_manifest(Store(path))
+    state = None if manifest is None else load_state(Store(path), manifest.settings_fingerprint)
+    if state is None:
+        raise InputError(f"{path}: weights='online' are in a training's checkpoints, and there are none; use 'ema'")
+    return state.network
 
 
 def _choose_weights(content: dict[str, Any], weights: Weights, path: str) -> dict[str, torch.Tensor]:

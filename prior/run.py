@@ -142,11 +142,11 @@ def steps(
         Step(
             "evaluate",
             lambda: plan_evaluate(
-                folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, overwrite=overwrite
+                folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, read, overwrite=overwrite
             ),
             lambda progress: evaluate(
                 folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, read,
-                overwrite=overwrite, progress=progress,
+                compute=recipe.compute, overwrite=overwrite, progress=progress,
             ),
         ),
     )  # fmt: skip
@@ -181,15 +181,17 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
 
 
 def _check_evaluation(recipe: Recipe) -> None:
-    steps, timesteps = recipe.evaluate.sample.steps, recipe.train.diffusion.timesteps
-    if steps > timesteps:
-        raise SettingsError(
-            f"evaluate.sample.steps={steps} is more than train.diffusion.timesteps={timesteps}; lower it"
-        )
     from .model import check_sampling
+    from .scoring import variants
 
     train = recipe.train
-    check_sampling(train.network, train.network.max_text_len > 0, train.diffusion, recipe.evaluate.sample)
-    split = recipe.evaluate.split
-    if getattr(recipe.read, f"{split}_fraction") == 0:
-        raise SettingsError(f"evaluate.split={split} has no rows, since read.{split}_fraction=0; raise that")
+    for variant in variants(recipe.evaluate):
+        steps, timesteps = variant.sample.steps, train.diffusion.timesteps
+        if steps > timesteps:
+            raise SettingsError(
+                f"evaluate.sample.steps={steps} is more than train.diffusion.timesteps={timesteps}; lower it"
+            )
+        check_sampling(train.network, train.network.max_text_len > 0, train.diffusion, variant.sample)
+    for split in recipe.evaluate.splits:
+        if getattr(recipe.read, f"{split}_fraction") == 0:
+            raise SettingsError(f"evaluate.splits: {split} has no rows, since read.{split}_fraction=0; raise that")

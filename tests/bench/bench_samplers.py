@@ -5,16 +5,19 @@ Run in the ordinary environment on a finished demo, as `make bench` does. About 
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, get_args
 
 import harness
 import matplotlib
+import numpy as np
 import torch
 
 from priorkit import load_prior, load_recipe, read_embeddings
 from priorkit.prior.config import EvaluateSettings, SamplerName, SampleSettings
-from priorkit.prior.evaluate import evaluated_rows, interval, prior_draws, row_values
+from priorkit.prior.metrics import mean_intervals
+from priorkit.prior.scoring import EvaluatedRows, Scorer, ScoreTask
 
 STEPS = (2, 4, 8, 16, 32, 64, 250)
 
@@ -23,15 +26,21 @@ def measure(results: list[dict[str, Any]], folder: str, dtype: str, settings: Ev
     """The scores of every sampler at every number of steps."""
     prior = load_prior(f"{folder}/prior", dtype=dtype)
     dataset = read_embeddings(f"{folder}/embeddings", load_recipe("demo").read)
-    rows = evaluated_rows(dataset, settings)
-    gallery = dataset.take(rows)
+    rows = EvaluatedRows(dataset, "test", settings)
     for sampler in get_args(SamplerName):
         for steps in STEPS:
             chosen = settings.model_copy(update={"sample": SampleSettings(sampler=sampler, steps=steps)})
-            values = row_values(prior_draws(prior, chosen), dataset, rows, gallery, prior.token_states_used)
-            scores = {name: interval(values[name], settings) for name in ("energy_score", "cosine_to_image")}
+            scorer = Scorer(dataset, chosen, lambda weights: prior)
+            blocks = [scorer(ScoreTask("test", "prior", block)).values for block in range(rows.blocks)]
+            values = {
+                name: np.concatenate([block[name] for block in blocks]) for name in ("energy_score", "cosine_to_image")
+            }
+            scores = {
+                name: dataclasses.asdict(estimate)
+                for name, estimate in mean_intervals(values, settings.bootstrap_samples, settings.seed).items()
+            }
             harness.report(
-                results, sampler=sampler, steps=steps, dtype=dtype, rows=len(rows), draws=settings.draws, **scores
+                results, sampler=sampler, steps=steps, dtype=dtype, rows=len(rows.rows), draws=settings.draws, **scores
             )
 
 
@@ -47,7 +56,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         for sampler in get_args(SamplerName):
             shown = [result for result in results if result["sampler"] == sampler]
             steps = [result["steps"] for result in shown]
-            axis.plot(steps, [result[metric]["mean"] for result in shown], marker="o", markersize=3, label=sampler)
+            axis.plot(steps, [result[metric]["value"] for result in shown], marker="o", markersize=3, label=sampler)
             axis.fill_between(
                 steps, *([result[metric][end] for result in shown] for end in ("low", "high")), alpha=0.12
             )
@@ -65,10 +74,10 @@ def page(results: list[dict[str, Any]], picture: str) -> str:
     rows, draws = results[0]["rows"], results[0]["draws"]
     flat = [
         {**result, **{f"{metric}_{end}": result[metric][end] for metric in ("energy_score", "cosine_to_image")
-                      for end in ("mean", "low", "high")}}
+                      for end in ("value", "low", "high")}}
         for result in results
     ]  # fmt: skip
-    form = "{{{0}_mean:.4f}} [{{{0}_low:.4f}}, {{{0}_high:.4f}}]"
+    form = "{{{0}_value:.4f}} [{{{0}_low:.4f}}, {{{0}_high:.4f}}]"
     columns = {
         "sampler": "{sampler}",
         "steps": "{steps}",
@@ -82,7 +91,7 @@ The demo's prior on {rows:,} rows of its test split, {draws} draws a caption, wi
 intervals over rows, computed in {results[0]["dtype"]}. `dalle2-ddim` makes one evaluation fewer than its steps.
 
 On this prior, fewer steps score better: it was trained for minutes, and its estimates at low noise blur what the steps
-there should sharpen. `dpmsolver++` at 16 steps scores {fast["mean"]:.4f}, `ddim` at 64 steps {slow["mean"]:.4f}
+there should sharpen. `dpmsolver++` at 16 steps scores {fast["value"]:.4f}, `ddim` at 64 steps {slow["value"]:.4f}
 [{slow["low"]:.4f}, {slow["high"]:.4f}].
 
 ![Energy score and cosine against steps]({picture})

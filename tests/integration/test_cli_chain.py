@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
+from priorkit.prior.config import BASELINES
+
 from .conftest import LIST_FAILURES, LIST_ROWS, REFUSED_ROW, STAGE_FOLDERS, Finished, Gate, Workspace, committed
 
 ROWS = LIST_ROWS - len(LIST_FAILURES) - 1
@@ -42,9 +44,9 @@ def test_the_commands_one_by_one_make_what_run_makes(
     trained = workspace.json("train", "recipe.yaml")
     assert (trained["stage"], trained["units"], trained["done_now"]) == ("train", 60, 60)
     evaluated = workspace.json("evaluate", "--recipe", "recipe.yaml")
-    predictors = {"prior", "text embedding", "mean shift", "random training image"}
-    assert set(evaluated["metrics"]["predictors"]) == predictors
-    assert evaluated["done_now"] == evaluated["metrics"]["rows"] > 2
+    found = evaluated["metrics"]["splits"]["test"]
+    assert [predictor["name"] for predictor in found["predictors"]] == ["prior", *BASELINES]
+    assert evaluated["done_now"] == found["rows"] > 2
     assert workspace.committed() == finished.workspace.committed()
     assert workspace.last_checkpoint() == finished.workspace.last_checkpoint()
 
@@ -69,7 +71,7 @@ def test_a_second_run_does_nothing(holding: Callable[..., Workspace], gate: Gate
     before, asked = workspace.snapshot(), len(gate.requests)
     summary = workspace.json("run", "recipe.yaml")
     assert done_now(summary) == [0, 0, 0, 0]
-    assert summary["metrics"]["rows"] > 2
+    assert summary["metrics"]["splits"]["test"]["rows"] > 2
     assert len(gate.requests) == asked
     assert workspace.snapshot() == before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -9,32 +10,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from priorkit.pipeline.config import ReadSettings
-from priorkit.pipeline.errors import FolderError, InputError
+from priorkit.pipeline.config import ComputeSettings, ReadSettings
+from priorkit.pipeline.errors import FolderError, InputError, SettingsError
 from priorkit.pipeline.read import EmbeddingDataset
-from priorkit.prior.config import EvaluateSettings, SampleSettings
-from priorkit.prior.evaluate import (
-    compute_metrics,
-    evaluate,
-    evaluated_rows,
-    mean_shift,
-    plan_evaluate,
-    prior_draws,
-    random_training_image,
-    read_metrics,
-    row_values,
-)
+from priorkit.prior import scoring
+from priorkit.prior.config import BASELINES, EvaluateSettings, SampleSettings
+from priorkit.prior.evaluate import Evaluation, compute_metrics, evaluate, plan_evaluate, read_metrics, rows_name
 from priorkit.prior.load import load_prior
+from priorkit.prior.scoring import EvaluatedRows, Scorer
 from priorkit.prior.train import train
 
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
 
 READ = ReadSettings(validation_fraction=0.05, test_fraction=0.25)
 SETTINGS = EvaluateSettings(threads=1, draws=8, sample=SampleSettings(steps=12), bootstrap_samples=200)
-PREDICTORS = ("prior", "text embedding", "mean shift", "random training image")
+PREDICTORS = ("prior", *BASELINES)
+QUICK = EvaluateSettings(
+    threads=1, draws=2, max_rows=150, sample=SampleSettings(steps=2), bootstrap_samples=100, device="cpu"
+)
+
+
+def found_in(metrics: dict[str, Any], name: str = "prior", split: str = "test") -> dict[str, Any]:
+    """What is said of a predictor."""
+    by_name: dict[str, dict[str, Any]] = {found["name"]: found for found in metrics["splits"][split]["predictors"]}
+    return by_name[name]
+
+
+def computed(prior: Path, dataset: EmbeddingDataset, settings: EvaluateSettings = SETTINGS) -> Evaluation:
+    loaded = load_prior(str(prior))
+    return compute_metrics(dataset, settings, lambda: Scorer(dataset, settings, lambda weights: loaded))
 
 
 @pytest.fixture(scope="module")
@@ -56,33 +64,39 @@ def prior(embeddings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def metrics(prior: Path, embeddings: Path) -> dict[str, Any]:
     """What `evaluate` finds."""
-    return compute_metrics(load_prior(str(prior)), EmbeddingDataset(str(embeddings), READ), SETTINGS)
+    return computed(prior, EmbeddingDataset(str(embeddings), READ)).metrics
 
 
 # what is found
 
 
-def test_the_prior_beats_every_baseline_on_the_energy_score(metrics: dict[str, Any]) -> None:
-    score = {name: metrics["predictors"][name]["energy_score"] for name in PREDICTORS}
-    for name in PREDICTORS[1:]:
+def test_the_prior_beats_blind_baselines_on_the_energy_score(metrics: dict[str, Any]) -> None:
+    score = {name: found_in(metrics, name)["metrics"]["energy_score"] for name in PREDICTORS}
+    blind = ("text embedding", "mean shift", "random training image")
+    for name in blind:
         assert score["prior"]["high"] < score[name]["low"], name
-    cosine = {name: metrics["predictors"][name]["cosine_to_image"]["mean"] for name in PREDICTORS}
-    assert all(cosine["prior"] > cosine[name] + 0.2 for name in PREDICTORS[1:])
-    recall = {name: metrics["predictors"][name]["recall_at_10"]["mean"] for name in PREDICTORS}
-    assert recall["prior"] > 2 * max(recall[name] for name in PREDICTORS[1:])
+    cosine = {name: found_in(metrics, name)["metrics"]["cosine_to_image"]["value"] for name in PREDICTORS}
+    assert all(cosine["prior"] > cosine[name] + 0.2 for name in blind)
+    assert score["prior"]["value"] < score["nearest neighbour"]["value"]
+    # the problem is linear with normal noise: the linear models know it, and the mean wins on cosine, not on energy
+    assert cosine["ridge regression"] > cosine["linear-Gaussian"]
+    assert score["linear-Gaussian"]["high"] < score["ridge regression"]["low"]
+    recall = {name: found_in(metrics, name)["metrics"]["recall_at_10"]["value"] for name in PREDICTORS}
+    assert recall["prior"] > 2 * max(recall[name] for name in blind)
 
 
 def test_metrics_say_what_they_are_of(metrics: dict[str, Any], embeddings: Path) -> None:
     rows = len(EmbeddingDataset(str(embeddings), READ).rows("test"))
     assert 200 < rows < 300
-    assert (metrics["split"], metrics["rows"], metrics["gallery"], metrics["draws"]) == ("test", rows, rows, 8)
-    assert metrics["sample"]["steps"] == 12
-    assert tuple(metrics["predictors"]) == PREDICTORS
-    names = {"energy_score", "cosine_to_image", "cosine_to_text", "cosine_to_unrelated_caption"}
-    for values in metrics["predictors"].values():
-        assert set(values) == names | {"recall_at_1", "recall_at_5", "recall_at_10"}
-        for value in values.values():
-            assert value["low"] <= value["mean"] <= value["high"]
+    assert (metrics["format_version"], metrics["draws"]) == (2, 8)
+    test = metrics["splits"]["test"]
+    assert (test["rows"], test["gallery"], test["distance_rows"]) == (rows, rows, rows)
+    assert found_in(metrics)["sample"]["steps"] == 12
+    assert [found["name"] for found in test["predictors"]] == list(PREDICTORS)
+    for found in test["predictors"]:
+        assert set(found["distances"]) == {"frechet_distance", "energy_distance", "mmd"}
+        for value in (*found["metrics"].values(), *found["distances"].values()):
+            assert value["low"] <= value["value"] <= value["high"]
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
 
@@ -90,113 +104,188 @@ def test_baselines_have_the_scores_that_are_known(metrics: dict[str, Any], embed
     dataset = EmbeddingDataset(str(embeddings), READ)
     batch = dataset.take(dataset.rows("test"))
     image, text = batch.image_embed.astype(np.float64), batch.text_embed.astype(np.float64)
-    found = metrics["predictors"]["text embedding"]
-    assert found["energy_score"]["mean"] == pytest.approx(np.linalg.norm(image - text, axis=1).mean(), abs=1e-9)
-    cosine = (image * text).sum(axis=1).mean()
-    assert found["cosine_to_image"]["mean"] == pytest.approx(cosine, abs=1e-6)
-    assert metrics["text_image_cosine"]["mean"] == pytest.approx(cosine, abs=1e-6)
-    assert found["cosine_to_text"]["mean"] == pytest.approx(1, abs=1e-3)
+    image /= np.linalg.norm(image, axis=1, keepdims=True)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    found = found_in(metrics, "text embedding")["metrics"]
+    assert found["energy_score"]["value"] == pytest.approx(np.linalg.norm(image - text, axis=1).mean(), abs=1e-9)
+    assert found["cosine_to_image"]["value"] == pytest.approx((image * text).sum(axis=1).mean(), abs=1e-9)
+    assert found["cosine_to_text"]["value"] == pytest.approx(1)
+    assert found["difference_from_baseline"]["value"] == pytest.approx(1 - (image * text).sum(axis=1).mean(), abs=1e-9)
     # a random image: E|X - y| - E|X - X'| / 2 for X, X', y alike is half the mean distance of two images
     distances = np.linalg.norm(image[:, None] - image[None], axis=-1)
     expected = distances.sum() / (len(image) * (len(image) - 1)) / 2
-    assert metrics["predictors"]["random training image"]["energy_score"]["mean"] == pytest.approx(expected, rel=0.05)
-    recall = metrics["predictors"]["random training image"]["recall_at_10"]
+    blind = found_in(metrics, "random training image")
+    assert blind["metrics"]["energy_score"]["value"] == pytest.approx(expected, rel=0.05)
+    recall = blind["metrics"]["recall_at_10"]
     assert recall["low"] <= 10 / len(image) <= recall["high"]
+    # blind to captions, and yet as near to the real distribution as real images are
+    floor = metrics["splits"]["test"]["real_against_real"]["energy_distance"]
+    assert blind["distances"]["energy_distance"]["low"] <= floor["high"]
 
 
-def test_the_oracle_beats_the_conditional_mean_and_random_images(embeddings: Path) -> None:
-    """A sampler of the true conditional distribution, under the very evaluator that priors get."""
-    dataset = EmbeddingDataset(str(embeddings), READ)
-    rows = evaluated_rows(dataset, SETTINGS)
+def oracles(text: np.ndarray, known: np.ndarray) -> dict[str, np.ndarray]:
+    """Predictions for captions `[N, D]` by what the problem is known to be, `[N, K, D]` each."""
     rotation = np.linalg.qr(np.random.default_rng(1234).standard_normal((16, 16)))[0]
     random = np.random.default_rng(0)
-
-    def oracle(batch: Any, block: int) -> np.ndarray:
-        noise = random.standard_normal((len(batch.rows), 8, 16)) * 0.5 / 4
-        drawn = (batch.text_embed @ rotation)[:, None] + noise
-        return np.asarray(drawn / np.linalg.norm(drawn, axis=-1, keepdims=True))
-
-    def conditional_mean(batch: Any, block: int) -> np.ndarray:
-        return np.asarray(batch.text_embed @ rotation)[:, None]
-
-    gallery = dataset.take(rows)
-    score = {
-        name: row_values(draw, dataset, rows, gallery, 0)
-        for name, draw in (
-            ("oracle", oracle),
-            ("mean", conditional_mean),
-            ("random", random_training_image(dataset, SETTINGS)),
-        )
+    mean = (text @ rotation)[:, None]
+    drawn = mean + random.standard_normal((len(text), 8, 16)) * 0.5 / 4
+    return {
+        "true conditional": drawn,
+        "its mean": mean,
+        "shuffled": np.roll(drawn, 1, axis=0),
+        "random image": known[random.integers(0, len(known), (len(text), 8))],
     }
-    for name in ("mean", "random"):
-        difference = score[name]["energy_score"] - score["oracle"]["energy_score"]
-        assert difference.mean() > 4 * difference.std() / np.sqrt(len(rows)), name
-    # the mean-seeking predictor wins on cosine: why the energy score is the headline
-    assert score["mean"]["cosine_to_image"].mean() > score["oracle"]["cosine_to_image"].mean()
 
 
-def test_mean_shift_uses_training_rows_only(embeddings: Path) -> None:
+def test_oracles_are_ranked_as_they_must_be(embeddings: Path) -> None:
+    """The table of the documentation, under the very evaluator that priors get."""
     dataset = EmbeddingDataset(str(embeddings), READ)
-    train_batch, batch = dataset.take(dataset.rows("train")), dataset.take(dataset.rows("test")[:7])
-    shift = (train_batch.image_embed.astype(np.float64) - train_batch.text_embed).mean(axis=0)
-    expected = batch.text_embed + shift
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    found = mean_shift(dataset, SETTINGS)(batch, 0)
-    assert found.shape == (7, 1, 16)
-    np.testing.assert_allclose(found[:, 0], expected, atol=1e-6)
+    everything = dataset.take(np.arange(dataset.count))
+    known = everything.image_embed[dataset.rows("train")]
+    found = {}
+    for name, predictions in oracles(everything.text_embed, known).items():
+        settings = SETTINGS.model_copy(update={"bootstrap_samples": 100})
+        made = compute_metrics(
+            dataset, settings, functools.partial(Scorer, dataset, settings, None, predictions), given=True
+        )
+        found[name] = found_in(made.metrics, "given predictions")
+    score = {name: value["metrics"]["energy_score"] for name, value in found.items()}
+    for name in ("its mean", "shuffled", "random image"):
+        assert score["true conditional"]["high"] < score[name]["low"], name
+    assert max(score, key=lambda name: score[name]["value"]) in ("shuffled", "random image")
+    of = {name: {n: v["value"] for n, v in value["metrics"].items()} for name, value in found.items()}
+    assert of["its mean"]["cosine_to_image"] > of["true conditional"]["cosine_to_image"]
+    assert of["its mean"]["recall_at_1"] >= of["true conditional"]["recall_at_1"]
+    assert of["its mean"]["diversity"] == pytest.approx(0)
+    assert of["true conditional"]["diversity"] > 0.1
+    rows = len(dataset.rows("test"))
+    for name in ("shuffled", "random image"):
+        assert of[name]["recall_at_10"] == pytest.approx(10 / rows, abs=0.04)
+    for name in ("true conditional", "shuffled", "random image"):
+        low = found[name]["distances"]["energy_distance"]["low"]
+        assert low < 0.01, name
 
 
-def test_random_training_images_are_training_images(embeddings: Path) -> None:
+def test_broken_predictions_are_named_and_not_averaged(embeddings: Path) -> None:
     dataset = EmbeddingDataset(str(embeddings), READ)
-    trained = {row.tobytes() for row in dataset.take(dataset.rows("train")).image_embed}
-    draw = random_training_image(dataset, SETTINGS)
-    batch = dataset.take(dataset.rows("test")[:20])
-    found = draw(batch, 0)
-    assert found.shape == (20, 8, 16)
-    assert all(row.tobytes() in trained for row in found.reshape(-1, 16))
-    assert np.array_equal(draw(batch, 0), found)
-    assert np.array_equal(draw(dataset.take(dataset.rows("test")[:5]), 0), found[:5])
-    assert not np.array_equal(draw(batch, 1), found)
+    good = np.random.default_rng(0).standard_normal((dataset.count, 16)).astype(np.float32)
+    row = int(dataset.rows("test")[3])
+    hole, zero = good.copy(), good.copy()
+    hole[row, 3], zero[row] = np.nan, 0
+    cases = {
+        "not finite": hole,
+        "norm 0, first for row": zero,
+        "the same for every caption": np.repeat(good[:1], dataset.count, axis=0),
+    }
+    for message, predictions in cases.items():
+        maker = functools.partial(Scorer, dataset, QUICK, None, predictions)
+        made = compute_metrics(dataset, QUICK, maker, given=True)
+        found = found_in(made.metrics, "given predictions")
+        if message == "the same for every caption" or row in EvaluatedRows(dataset, "test", QUICK).rows:
+            assert message in found["broken"]
+            assert "metrics" not in found
+            assert not [name for name in made.rows["test"].column_names if name.startswith("given")]
+        assert "metrics" in found_in(made.metrics, "mean shift")
 
 
-def test_draws_are_those_of_the_prior(prior: Path, embeddings: Path) -> None:
-    dataset = EmbeddingDataset(str(embeddings), READ)
-    batch = dataset.take(dataset.rows("test")[:5])
-    loaded = load_prior(str(prior))
-    found = prior_draws(loaded, SETTINGS)(batch, 0)
-    assert found.shape == (5, 8, 16)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
-    random = np.random.Generator(np.random.Philox(key=np.array([0, 2**63], np.uint64)))
-    noise = random.standard_normal((40, 16), np.float32)
-    text = torch.from_numpy(batch.text_embed).repeat_interleave(8, 0)
-    alone = loaded.sample(text_embed=text, steps=12, noise=iter([torch.from_numpy(noise)]))
-    np.testing.assert_allclose(found.reshape(40, 16), alone.numpy(), atol=1e-5)
+def test_every_way_that_is_asked_for_is_measured(prior: Path, embeddings: Path, tmp_path: Path) -> None:
+    settings = EvaluateSettings.model_validate(
+        QUICK.model_dump()
+        | {"splits": ["test", "validation"], "weights": ["ema", "online"]}
+        | {"sweep": {"steps": [2, 3], "samplers": ["ddpm"], "guidance_scales": []}}
+    )
+    evaluate(str(prior), str(embeddings), str(tmp_path / "evaluation"), settings)
+    metrics = read_metrics(str(tmp_path / "evaluation"))
+    names = ["prior", "prior, online weights", "prior, steps=3", "prior, sampler=ddpm", *BASELINES]
+    for split in ("test", "validation"):
+        found = metrics["splits"][split]
+        assert [value["name"] for value in found["predictors"]] == names
+        assert len({json.dumps(value["metrics"]) for value in found["predictors"]}) == len(names)
+        for weights in ("ema", "online"):
+            losses = found["losses"][weights]
+            assert list(losses) == ["overall", *(f"{i}-{i + 9}" for i in range(0, 100, 10))]
+            parts = [value["value"] for name, value in losses.items() if name != "overall"]
+            assert losses["overall"]["value"] == pytest.approx(np.mean(parts))
+            assert parts[-1] > parts[0]  # more noise is harder
+        assert found["losses"]["ema"] != found["losses"]["online"]
+    table = pq.read_table(tmp_path / "evaluation" / rows_name("test"))
+    assert table.num_rows == metrics["splits"]["test"]["rows"]
+    mean = table.column("prior/energy_score").to_numpy().mean()
+    assert mean == pytest.approx(found_in(metrics)["metrics"]["energy_score"]["value"])
 
 
 # sameness
 
 
 def test_results_depend_on_the_seed_alone(prior: Path, embeddings: Path, metrics: dict[str, Any]) -> None:
-    loaded, dataset = load_prior(str(prior)), EmbeddingDataset(str(embeddings), READ)
+    dataset = EmbeddingDataset(str(embeddings), READ)
     torch.manual_seed(5)
     np.random.seed(5)
-    assert compute_metrics(loaded, dataset, SETTINGS) == metrics
-    other = compute_metrics(loaded, dataset, SETTINGS.model_copy(update={"seed": 1}))
+    assert computed(prior, dataset).metrics == metrics
+    other = computed(prior, dataset, SETTINGS.model_copy(update={"seed": 1})).metrics
     for name in ("prior", "random training image"):
-        assert other["predictors"][name]["energy_score"] != metrics["predictors"][name]["energy_score"]
+        assert found_in(other, name)["metrics"]["energy_score"] != found_in(metrics, name)["metrics"]["energy_score"]
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """The numbers of a metrics file by where they stand."""
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}/{key}").items()}
+    if isinstance(value, list):
+        return flat({inner.get("name", i): inner for i, inner in enumerate(value)}, name)
+    return {name: value}
+
+
+def assert_near(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    found, expected = flat(found), flat(expected)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), name
+
+
+def test_the_order_of_shards_changes_no_number(prior: Path, embeddings: Path, tmp_path: Path) -> None:
+    reordered = tmp_path / "embeddings"
+    shutil.copytree(embeddings, reordered)
+    (reordered / "manifest.json").unlink()
+    for folder in ("shards", "selections", "failures", "stats", "token_states"):
+        shutil.rmtree(reordered / folder, ignore_errors=True)
+    for kind in ("img_emb", "text_emb", "metadata"):
+        for path in sorted((reordered / kind).iterdir()):
+            path.rename(path.with_name(path.name.replace("000", "9")))  # 0, 1, 2 -> 90, 91, 92
+        first, last = (reordered / kind / f"{kind}_9{number}.{path.suffix[1:]}" for number in (0, 2))
+        first.rename(first.with_name("other"))
+        last.rename(first)
+        first.with_name("other").rename(last)
+    one, other = EmbeddingDataset(str(embeddings), READ), EmbeddingDataset(str(reordered), READ)
+    assert other.count == one.count
+    assert not np.array_equal(other.row_ids, one.row_ids)
+    assert_near(computed(prior, other, QUICK).metrics, computed(prior, one, QUICK).metrics)
+
+
+def test_the_size_of_blocks_changes_no_number(prior: Path, embeddings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = EmbeddingDataset(str(embeddings), READ)
+    expected = computed(prior, dataset, QUICK).metrics
+    for rows in (7, 1000):
+        monkeypatch.setattr(scoring, "BLOCK_ROWS", rows)
+        assert_near(computed(prior, dataset, QUICK).metrics, expected)
+
+
+def test_workers_of_ray_give_the_numbers_of_one_process(prior: Path, embeddings: Path, tmp_path: Path) -> None:
+    settings = QUICK.model_copy(update={"max_rows": 300})
+    evaluate(str(prior), str(embeddings), str(tmp_path / "one"), settings)
+    compute = ComputeSettings(backend="ray", workers=2)
+    evaluate(str(prior), str(embeddings), str(tmp_path / "two"), settings, compute=compute)
+    assert_near(read_metrics(str(tmp_path / "two")), read_metrics(str(tmp_path / "one")))
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_scores_of_a_row_do_not_change_when_rows_are_appended(prior: Path, embeddings: Path, sampler: Any) -> None:
-    loaded, dataset = load_prior(str(prior)), EmbeddingDataset(str(embeddings), READ)
-    settings = SETTINGS.model_copy(update={"sample": SampleSettings(steps=4, sampler=sampler)})
-    rows = evaluated_rows(dataset, settings)
-    scores = [
-        row_values(prior_draws(loaded, settings), dataset, rows[:count], dataset.take(rows[:count]), 0)["energy_score"]
-        for count in (20, 140, 200)
-    ]
-    np.testing.assert_allclose(scores[0], scores[2][:20], atol=1e-5)
-    np.testing.assert_allclose(scores[1], scores[2][:140], atol=1e-5)
+def test_scores_of_a_row_do_not_change_with_the_rows_beside_it(prior: Path, embeddings: Path, sampler: Any) -> None:
+    dataset = EmbeddingDataset(str(embeddings), READ)
+    scores = []
+    for rows in (150, 240):
+        settings = QUICK.model_copy(update={"sample": SampleSettings(steps=4, sampler=sampler), "max_rows": rows})
+        scores.append(computed(prior, dataset, settings).rows["test"].column("prior/energy_score").to_numpy())
+    np.testing.assert_allclose(scores[0], scores[1][:150], atol=1e-5)
 
 
 # the stage
@@ -209,14 +298,15 @@ def test_a_second_run_does_nothing_and_gives_the_same_file_anew(
     first = evaluate(
         str(prior), str(embeddings), str(tmp_path / "one"), SETTINGS, progress=lambda *told: calls.append(told)
     )
-    assert first.done_now == first.rows == metrics["rows"]
-    assert calls[-1][0] == calls[-1][1] == metrics["rows"]
+    rows = metrics["splits"]["test"]["rows"]
+    assert first.done_now == first.rows == rows
+    assert calls[-1][0] == calls[-1][1] == rows
     assert read_metrics(str(tmp_path / "one")) == metrics  # the split is the one of the training
     second = evaluate(str(prior), str(embeddings), str(tmp_path / "one"), SETTINGS)
-    assert (second.done_now, second.rows) == (0, metrics["rows"])
+    assert (second.done_now, second.rows) == (0, rows)
     before = folder_bytes(tmp_path / "one")
     (tmp_path / "one/metrics.json").unlink()
-    assert evaluate(str(prior), str(embeddings), str(tmp_path / "one"), SETTINGS).done_now == metrics["rows"]
+    assert evaluate(str(prior), str(embeddings), str(tmp_path / "one"), SETTINGS).done_now == rows
     assert folder_bytes(tmp_path / "one") == before
 
 
@@ -238,8 +328,8 @@ def test_a_new_prior_or_other_settings_make_it_stale(prior: Path, embeddings: Pa
     assert pending() == 40
     assert evaluate(str(own), str(embeddings), folder, quick).done_now == 40
     second = read_metrics(folder)
-    assert first["predictors"]["prior"] != second["predictors"]["prior"]
-    assert first["predictors"]["mean shift"] == second["predictors"]["mean shift"]
+    assert found_in(first) != found_in(second)
+    assert found_in(first, "mean shift") == found_in(second, "mean shift")
     more = quick.model_copy(update={"draws": 3})
     assert evaluate(str(own), str(embeddings), folder, more).done_now == 40
     assert read_metrics(folder)["draws"] == 3
@@ -268,10 +358,16 @@ def test_another_clip_is_refused(prior: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "evaluation/metrics.json").exists()
 
 
-def test_a_split_that_is_too_small_is_refused(prior: Path, embeddings: Path, tmp_path: Path) -> None:
+def test_a_split_that_is_too_small_is_refused(embeddings: Path, tmp_path: Path) -> None:
     none = ReadSettings(validation_fraction=0, test_fraction=0)
+    train(str(embeddings), str(tmp_path / "prior"), changed(SMALL_TRAIN, steps=2), none)
     with pytest.raises(InputError, match=r"the test split has 0 rows, at least 2 .*read\.test_fraction"):
-        evaluate(str(prior), str(embeddings), str(tmp_path / "evaluation"), SETTINGS, none)
+        evaluate(str(tmp_path / "prior"), str(embeddings), str(tmp_path / "evaluation"), SETTINGS)
+
+
+def test_other_splits_than_those_of_the_training_are_refused(prior: Path, embeddings: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="would mix in rows that it was trained on"):
+        evaluate(str(prior), str(embeddings), str(tmp_path / "evaluation"), QUICK, ReadSettings(test_fraction=0.5))
 
 
 def test_an_unfinished_or_missing_prior_is_refused(embeddings: Path, tmp_path: Path) -> None:
@@ -291,12 +387,54 @@ def test_a_folder_with_other_work_is_left_alone(prior: Path, embeddings: Path, t
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_prior_that_draws_nan_is_refused(prior: Path, embeddings: Path, tmp_path: Path) -> None:
-    loaded = load_prior(str(prior))
+def test_a_prior_that_draws_nan_is_named(prior: Path, embeddings: Path) -> None:
+    loaded, dataset = load_prior(str(prior)), EmbeddingDataset(str(embeddings), READ)
     with torch.no_grad():
         loaded.network.to_embed.weight[3] = float("nan")
-    with pytest.raises(InputError, match="not finite"):
-        compute_metrics(loaded, EmbeddingDataset(str(embeddings), READ), SETTINGS)
+    made = compute_metrics(dataset, QUICK, lambda: Scorer(dataset, QUICK, lambda weights: loaded))
+    assert found_in(made.metrics)["broken"].startswith("not finite, or of norm 0, first for row ")
+    assert json.loads(json.dumps(made.metrics, allow_nan=False)) == made.metrics
+
+
+# other subjects
+
+
+def test_a_prior_that_was_not_trained_here_is_evaluated_on_any_embeddings(
+    prior: Path, embeddings: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(prior / name, other / name)
+    evaluate(str(other), str(embeddings), str(tmp_path / "evaluation"), QUICK, READ)
+    evaluate(str(prior), str(embeddings), str(tmp_path / "same"), QUICK)
+    assert read_metrics(str(tmp_path / "evaluation")) == read_metrics(str(tmp_path / "same"))
+    foreign = tmp_path / "foreign"  # as of clip-retrieval: nothing says which CLIP
+    foreign.mkdir()
+    for kind in ("img_emb", "text_emb", "metadata"):
+        shutil.copytree(embeddings / kind, foreign / kind)
+    evaluate(str(other), str(foreign), str(tmp_path / "third"), QUICK, READ)
+    assert read_metrics(str(tmp_path / "third")) == read_metrics(str(tmp_path / "same"))
+
+
+def test_given_predictions_are_evaluated(embeddings: Path, tmp_path: Path) -> None:
+    dataset = EmbeddingDataset(str(embeddings), READ)
+    np.save(tmp_path / "predicted.npy", dataset.take(np.arange(dataset.count)).text_embed)
+    path, folder = str(tmp_path / "predicted.npy"), str(tmp_path / "evaluation")
+    evaluate(path, str(embeddings), folder, QUICK, READ)
+    metrics = read_metrics(folder)
+    found, baseline = found_in(metrics, "given predictions"), found_in(metrics, "text embedding")
+    assert {**found, "name": ""} == {**baseline, "name": ""}
+    assert metrics["splits"]["test"]["losses"] == {}
+    assert plan_evaluate(path, str(embeddings), folder, QUICK, READ).pending_units == 0
+    np.save(tmp_path / "predicted.npy", np.zeros((7, 16), np.float32))
+    with pytest.raises(InputError, match=r"has shape \[7, 16\], needed is \[1000, 16\] or \[1000, K, 16\]"):
+        evaluate(path, str(embeddings), folder, QUICK, READ)
+    with pytest.raises(InputError, match="cannot be read"):
+        evaluate(str(tmp_path / "nothing.npy"), str(embeddings), folder, QUICK, READ)
+
+
+# the same again
 
 
 def test_a_prior_that_was_moved_is_the_same_prior(prior: Path, embeddings: Path, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_everything_then_nothing_then_what_changed(
     rows = len(EmbeddingDataset(str(data / "embeddings"), recipe.read).rows("test"))
     assert [result.done_now for result in results] == [4, 4, 6, rows]
     assert shown == [("download", "shards"), ("embed", "shards"), ("train", "steps"), ("evaluate", "rows")]
-    assert read_metrics(str(data / "evaluation"))["rows"] == rows
+    assert read_metrics(str(data / "evaluation"))["splits"]["test"]["rows"] == rows
     assert states(recipe) == ["up to date"] * 4
     assert states(recipe, plan_too=False) == ["there"] * 4
     assert [(state.shards, state.rows) for state in stage_states(recipe, plan_too=False)][:2] == [(4, 63), (4, 60)]
@@ -195,9 +195,9 @@ def test_a_stop_request_reaches_the_training_and_the_next_run_goes_on(
             SettingsError,
             r"evaluate\.sample\.steps=51 .*train\.diffusion\.timesteps=50",
         ),
-        ({"read__test_fraction": 0}, SettingsError, r"evaluate\.split=test .*read\.test_fraction=0"),
+        ({"read__test_fraction": 0}, SettingsError, r"evaluate\.splits: test .*read\.test_fraction=0"),
         (
-            {"evaluate__split": "validation", "read__validation_fraction": 0},
+            {"evaluate__splits": ["validation"], "read__validation_fraction": 0},
             SettingsError,
             r"read\.validation_fraction",
         ),

@@ -26,7 +26,9 @@ from priorkit.prior.demo import DEFAULT_PORT
 from priorkit.prior.model import Prior
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
-COMMANDS = ["download", "embed", "inspect", "train", "evaluate", "sample", "convert", "run", "status", "demo"]
+COMMANDS = [
+    "download", "embed", "inspect", "train", "evaluate", "compare", "report", "sample", "convert", "run", "status", "demo",
+]  # fmt: skip
 FOLDERS = FolderSettings()
 
 DEFAULTS = {
@@ -47,6 +49,11 @@ DEFAULTS = {
     ("evaluate", "prior"): FOLDERS.prior,
     ("evaluate", "embeddings"): FOLDERS.embeddings,
     ("evaluate", "evaluation"): FOLDERS.evaluation,
+    ("report", "evaluation"): FOLDERS.evaluation,
+    ("report", "prior"): FOLDERS.prior,
+    ("report", "embeddings"): FOLDERS.embeddings,
+    ("report", "images"): FOLDERS.images,
+    ("report", "output"): "EVALUATION.html",
     ("sample", "output"): "samples.npy",
     ("sample", "num_candidates"): 2,
     ("sample", "guidance_scale"): SampleSettings().guidance_scale,
@@ -262,7 +269,7 @@ def test_a_terminal_without_utf_8_shows_escapes(tmp_path: Path) -> None:
         (["download", "urls.csv"], "train.steps=3", "download, compute"),
         (["embed"], "download.image_size=3", "embed, compute"),
         (["train", "custom"], "evaluate.draws=3", "train, read, folders, embed"),
-        (["evaluate"], "read.test_fraction=0.5", "evaluate"),
+        (["evaluate"], "train.steps=5", "evaluate, read, compute"),
     ],
 )
 def test_a_setting_that_a_command_does_not_read_is_refused(command: list[str], override: str, read: str) -> None:

@@ -297,7 +297,7 @@ for words in asked:
 print(json.dumps([len(asked), sorted({name.split(".")[0] for name in sys.modules})]))
 """
     asked, loaded = run_python(code)
-    assert asked == 15  # the root, ten commands, the group of recipes and its three
+    assert asked == 17  # the root, twelve commands, the group of recipes and its three
     heavy = {"torch", "ray", "open_clip", "img2dataset", "pyarrow", "numpy", "embedding_reader"}
     assert heavy.isdisjoint(loaded)
 

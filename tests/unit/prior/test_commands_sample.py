@@ -213,7 +213,7 @@ def test_exactly_one_source(arguments: list[str], here: Path) -> None:
         (["nothing.pth", "a cat"], "nothing.pth: give config="),
         (["nothing.pth", "a cat", "--config", "laion-model-card"], "nothing.pth: no such file"),
         (["prior", "a cat", "--config", "laion-model-card"], "config= belongs to checkpoints"),
-        (["prior", "a cat", "--weights", "online"], "weights='online': prior is a folder of priorkit"),
+        (["prior", "a cat", "--weights", "online"], "weights='online' are in a training's checkpoints"),
         (["prior", "a cat", "--function-version", "1.15.6"], "function_version= belongs to checkpoints"),
         (["no_clip", "a cat"], "does not say which CLIP it belongs to"),
         (["prior", "a cat", "--output", "a.txt"], "--output a.txt: end it with .npy or .safetensors"),

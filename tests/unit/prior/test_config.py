@@ -77,7 +77,7 @@ def test_every_field_says_what_it_is_and_has_a_default(cls: type[Settings]) -> N
         (SampleSettings, {"steps": 0}),
         (SampleSettings, {"sampler": "euler"}),
         (SampleSettings, {"guidance": "cfg"}),
-        (EvaluateSettings, {"split": "train"}),
+        (EvaluateSettings, {"splits": ["train"]}),
         (EvaluateSettings, {"max_rows": 1}),
     ],
 )

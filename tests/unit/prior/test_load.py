@@ -212,13 +212,18 @@ def test_missing_files_are_named(settings: str, tmp_path: Path) -> None:
         load_prior(str(tmp_path / "nothing"))
 
 
+def test_a_folder_without_checkpoints_has_no_online_weights(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="weights='online' are in a training's checkpoints, and there are none"):
+        load_prior(write_folder(EMA, str(tmp_path / "prior")), weights="online")
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         ({"config": "a.json"}, r"config= belongs to checkpoints \(\.pth or \.pt\); .*prior is a folder"),
         ({"function_version": "1.15.6"}, "function_version= belongs to checkpoints"),
         ({"clip": {"model": "ViT-B-32"}}, "clip= belongs to checkpoints"),
-        ({"weights": "online"}, "weights='online': .*prior is a folder of priorkit, which holds the averaged weights"),
+        ({"weights": "best"}, "weights='best': known are ema and online"),
         ({"dtype": "float16"}, "dtype='float16': known are float32, bfloat16"),
     ],
 )

@@ -1,0 +1,216 @@
+"""What predicts image embeddings from captions: a prior, or a baseline that it has to beat.
+
+Every predictor gives K draws for each of B rows, of norm 1. Its randomness is a function of the seed and of what the
+row holds, so that neither the order of rows nor who computes them changes a draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ..pipeline.read import EmbeddingBatch, EmbeddingDataset
+from .config import BASELINES, SampleSettings
+from .model import Prior
+
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Of ridge regression, as shares of the mean variance of a text's coordinate."""
+_HELD_OUT = 10
+"""One in so many training rows chooses the penalty."""
+
+
+class Predictor(Protocol):
+    """Draws image embeddings for captions."""
+
+    def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
+        """B rows and their ids `[B]` -> `[B, K, D]` float64."""
+
+
+PRIOR, RESIDUAL, RANDOM, LOSS = range(4)
+"""Purposes of noise."""
+
+
+class RowNoise:
+    """Endless standard normal noise `[B * K, D]` float32, of which each row has a stream of its own.
+
+    Args:
+        purpose: tells streams of one seed apart.
+        row_ids: `[B]` uint64.
+    """
+
+    def __init__(self, seed: int, purpose: int, row_ids: np.ndarray, shape: tuple[int, ...]) -> None:
+        mark = hashlib.sha256(f"priorkit noise {seed} {purpose}".encode()).digest()
+        keys = [np.array([int.from_bytes(mark[:8], "big"), row_id], np.uint64) for row_id in row_ids]
+        self._streams = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
+        self._shape = shape
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        while True:
+            yield self.draw()
+
+    def draw(self) -> np.ndarray:
+        """`[B, *shape]` float32."""
+        return np.stack([stream.standard_normal(self._shape, np.float32) for stream in self._streams])
+
+    def choose(self, count: int) -> np.ndarray:
+        """`[B, *shape]` whole numbers below `count`."""
+        return np.stack([stream.integers(0, count, self._shape) for stream in self._streams])
+
+
+class PriorPredictor:
+    """A prior, sampled in one way."""
+
+    def __init__(self, prior: Prior, sample: SampleSettings, draws: int, seed: int) -> None:
+        self._prior, self._sample, self._draws, self._seed = prior, sample, draws, seed
+
+    def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
+        """See `Predictor`."""
+        dim = self._prior.config.embed_dim
+        noise = (
+            torch.from_numpy(values.reshape(-1, dim))
+            for values in RowNoise(self._seed, PRIOR, row_ids, (self._draws, dim))
+        )
+        states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
+        drawn = self._prior.draw(torch.from_numpy(batch.text_embed), states, self._draws, self._sample, noise)
+        return _unit(drawn.numpy().astype(np.float64))
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Training rows that baselines are fitted on: M of them, the first in the order of their content."""
+
+    text: np.ndarray
+    """`[M, D]` float32."""
+    image: np.ndarray
+    """`[M, D]` float32."""
+
+    @staticmethod
+    def read(dataset: EmbeddingDataset, size: int, seed: int) -> Bank:
+        """At most `size` rows of the training split."""
+        batch = dataset.take(dataset.content_order("train", seed)[:size])
+        return Bank(batch.text_embed, batch.image_embed)
+
+
+def baselines(bank: Bank, draws: int, seed: int) -> dict[str, Predictor]:
+    """All baselines by name, fitted on training rows."""
+    regression = Ridge(bank)
+    made: tuple[Predictor, ...] = (
+        text_embedding, MeanShift(bank), regression, LinearGaussian(regression, bank, draws, seed),
+        NearestNeighbours(bank, draws), RandomImages(bank, draws, seed),
+    )  # fmt: skip
+    return dict(zip(BASELINES, made, strict=True))
+
+
+def text_embedding(batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
+    """The text embedding itself, as a point."""
+    return _unit(batch.text_embed.astype(np.float64))[:, None]
+
+
+class MeanShift:
+    """The text embedding moved by the mean difference of image and text, as a point."""
+
+    def __init__(self, bank: Bank) -> None:
+        self._shift = bank.image.mean(axis=0, dtype=np.float64) - bank.text.mean(axis=0, dtype=np.float64)
+
+    def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
+        """See `Predictor`."""
+        return _unit(batch.text_embed + self._shift)[:, None]
+
+
+class Ridge:
+    """Ridge regression of image on text (Hoerl and Kennard 1970, Technometrics 12), as a point.
+
+    The penalty is the one of a few that does best on a tenth of the rows, which the others then take in again.
+    """
+
+    def __init__(self, bank: Bank) -> None:
+        text, image = bank.text.astype(np.float64), bank.image.astype(np.float64)
+        held_out = np.arange(len(text)) % _HELD_OUT == 0
+        self.penalty = _PENALTIES[0]
+        if not held_out.all():
+            errors = []
+            for penalty in _PENALTIES:
+                self._fit(text[~held_out], image[~held_out], penalty)
+                errors.append(float(np.square(self.predict(text[held_out]) - image[held_out]).sum()))
+            self.penalty = _PENALTIES[int(np.argmin(errors))]
+        self._fit(text, image, self.penalty)
+
+    def _fit(self, text: np.ndarray, image: np.ndarray, penalty: float) -> None:
+        self._text_mean, self._image_mean = text.mean(axis=0), image.mean(axis=0)
+        centred = text - self._text_mean
+        products = centred.T @ centred
+        added = penalty * max(float(np.trace(products)) / len(products), 1e-12) * np.eye(len(products))
+        self._weights = np.linalg.solve(products + added, centred.T @ (image - self._image_mean))
+        self.degrees_of_freedom = 1 + float(np.trace(np.linalg.solve(products + added, products)))
+        """That the fit has taken from the rows (Hastie, Tibshirani and Friedman 2009, section 3.4.1)."""
+
+    def predict(self, text: np.ndarray) -> np.ndarray:
+        """`[B, D]` -> `[B, D]`, of whatever norm."""
+        return np.asarray(self._image_mean + (text - self._text_mean) @ self._weights)
+
+    def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
+        """See `Predictor`."""
+        return _unit(self.predict(batch.text_embed.astype(np.float64)))[:, None]
+
+
+class LinearGaussian:
+    """Ridge regression and normal noise of the covariance that it leaves: what a linear model knows, as draws."""
+
+    def __init__(self, regression: Ridge, bank: Bank, draws: int, seed: int) -> None:
+        self._regression, self._draws, self._seed = regression, draws, seed
+        residuals = bank.image - regression.predict(bank.text.astype(np.float64))
+        covariance = residuals.T @ residuals / max(1.0, len(residuals) - regression.degrees_of_freedom)
+        values, vectors = np.linalg.eigh(covariance)
+        self._root = vectors * np.sqrt(np.maximum(values, 0))
+
+    def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
+        """See `Predictor`."""
+        mean = self._regression.predict(batch.text_embed.astype(np.float64))
+        noise = RowNoise(self._seed, RESIDUAL, row_ids, (self._draws, mean.shape[1])).draw()
+        return _unit(mean[:, None] + noise.astype(np.float64) @ self._root.T)
+
+
+class NearestNeighbours:
+    """Images of the K training captions that are nearest to the caption."""
+
+    def __init__(self, bank: Bank, draws: int) -> None:
+        self._bank, self._draws = bank, min(draws, len(bank.text))
+
+    def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
+        """See `Predictor`."""
+        similarity = batch.text_embed @ self._bank.text.T
+        nearest = np.argsort(-similarity, axis=-1, kind="stable")[:, : self._draws]
+        return _unit(self._bank.image[nearest].astype(np.float64))
+
+
+class RandomImages:
+    """K random training images: the right distribution, blind to the caption."""
+
+    def __init__(self, bank: Bank, draws: int, seed: int) -> None:
+        self._bank, self._draws, self._seed = bank, draws, seed
+
+    def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
+        """See `Predictor`."""
+        chosen = RowNoise(self._seed, RANDOM, row_ids, (self._draws,)).choose(len(self._bank.image))
+        return _unit(self._bank.image[chosen].astype(np.float64))
+
+
+class GivenPredictions:
+    """Predictions that were made elsewhere, one or K for every row of the dataset."""
+
+    def __init__(self, predictions: np.ndarray) -> None:
+        self._predictions = predictions if predictions.ndim == 3 else predictions[:, None]  # (N, K, D)
+
+    def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
+        """See `Predictor`."""
+        return _unit(self._predictions[batch.rows].astype(np.float64))
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):  # what is not finite is looked for, and named
+        return np.asarray(values / np.linalg.norm(values, axis=-1, keepdims=True))

@@ -1,0 +1,365 @@
+"""A report: one evaluation as a self-contained HTML page, with what the prior makes of captions beside the numbers.
+
+What is missing - a log, images, captions - is said in a sentence where it would stand; what does not belong together is
+an error.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..pipeline import page
+from ..pipeline.config import parse_settings
+from ..pipeline.device import resolve
+from ..pipeline.errors import InputError
+from ..pipeline.read import EmbeddingDataset
+from ..pipeline.shards import differing_files, require_manifest
+from ..pipeline.stage import ProgressCallback, no_progress
+from ..pipeline.storage import TEMPORARY_SUFFIX, Store
+from . import report_plots as draw
+from .config import BASELINES, EvaluateSettings, SampleSettings
+from .evaluate import RECORD, STAGE, read_metrics, rows_name
+from .predictors import GivenPredictions, Predictor, PriorPredictor
+from .report_gallery import CAPTIONS, SEARCHED_ROWS, find_rows, gallery, projection
+from .scoring import BLOCK_ROWS, GIVEN, as_units, read_predictions
+from .subject import Subject, find_subject
+from .train import LOG_NAME
+
+PROJECTED_ROWS = 1000
+"""At most: more points hide each other."""
+_NAMES = {
+    "energy_score": "energy score", "cosine_to_image": "cosine to true image", "cosine_to_text": "cosine to its text",
+    "cosine_to_unrelated_caption": "cosine to an unrelated caption",
+    "difference_from_baseline": "difference from baseline", "recall_at_1": "recall@1", "recall_at_5": "recall@5",
+    "recall_at_10": "recall@10", "diversity": "diversity", "frechet_distance": "Frechet distance",
+    "energy_distance": "energy distance", "mmd": "MMD",
+}  # fmt: skip
+_SWEPT = {"steps": "steps", "guidance_scale": "guidance scale"}
+_REAL = "(real against real)"
+
+Section = tuple[str, list[str]]
+"""Heading and fragments."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write_report` wrote."""
+
+    path: str
+    bytes: int
+    missing: tuple[str, ...]
+    """Sentences that stand in place of what is missing."""
+
+
+def write_report(
+    evaluation: str = "data/evaluation",
+    prior: str = "data/prior",
+    embeddings: str = "data/embeddings",
+    images: str = "data/images",
+    output: str | None = None,
+    *,
+    progress: ProgressCallback = no_progress,
+) -> Written:
+    """Write the report of an evaluation.
+
+    Args:
+        prior: what was evaluated: a prior, or the `.npy` of predictions.
+        embeddings: what it was evaluated on.
+        images: folder of the images, as webdataset shards.
+        output: file to write; `<evaluation>.html` if None.
+
+    Raises:
+        InputError: there is no evaluation, the prior or the embeddings are not those that were evaluated, the page
+            cannot be written there, or matplotlib is not installed.
+    """
+    path = _target(output, evaluation, (evaluation, prior, embeddings, images))
+    made = Report(evaluation, prior, embeddings, images, progress)
+    content = page.page(f"Report: {evaluation}", made.sections())
+    temporary = path + TEMPORARY_SUFFIX
+    with open(temporary, "wb") as file:
+        file.write(content)
+    os.replace(temporary, path)
+    return Written(path, len(content), tuple(made.missing))
+
+
+def _target(output: str | None, evaluation: str, folders: Sequence[str]) -> str:
+    """Where to write, which fails before the work and not after it."""
+    store = Store(evaluation)
+    if output is None and not store.is_local:
+        raise InputError(f"{store.url} is not on this machine; name a file to write with --output")
+    path = os.path.abspath(output if output is not None else f"{store.root}.html")
+    if os.path.isdir(path):
+        raise InputError(f"--output {path} is a folder; name a file, such as report.html")
+    if not os.path.isdir(os.path.dirname(path)):
+        raise InputError(f"--output {path}: there is no folder {os.path.dirname(path)}; make it or name another file")
+    for folder in folders:
+        inside = Store(folder)
+        if inside.is_local and os.path.realpath(path).startswith(os.path.realpath(inside.root) + os.sep):
+            raise InputError(f"--output {path} is inside {folder}, whose files are recorded; name a file outside")
+    with page.new_plot("", "", ""):  # matplotlib is there
+        pass
+    return path
+
+
+@dataclass
+class Report:
+    """The parts of a report."""
+
+    evaluation: str
+    prior: str
+    embeddings: str
+    images: str
+    progress: ProgressCallback = no_progress
+    missing: list[str] = field(default_factory=list)
+    """Sentences that stand in place of what is missing, once `sections` has been asked for."""
+
+    def __post_init__(self) -> None:
+        store = Store(self.evaluation)
+        manifest = require_manifest(store, STAGE)
+        record = manifest.shards.get(RECORD)
+        if record is None:
+            raise InputError(f"{store.url}: the evaluation has not ended; run `priorkit evaluate` again")
+        if bad := differing_files(store, record):
+            raise InputError(f"{store.url}/{bad[0]} differs from what was found; run `priorkit evaluate` again")
+        self.metrics = read_metrics(self.evaluation)
+        self.splits: dict[str, dict[str, Any]] = self.metrics["splits"]
+        self.rows = {split: _read_rows(store, split) for split in self.splits}
+        self.first_split = "test" if "test" in self.splits else next(iter(self.splits))
+        self.main: dict[str, Any] = self.splits[self.first_split]["predictors"][0]
+        self.is_given: bool = self.main["name"] == GIVEN
+
+    def sections(self) -> list[Section]:
+        """Every section, in the order of the page."""
+        return [
+            self._about(), self._training(), *(self._metrics(split) for split in self.splits), self._losses(),
+            self._sweeps(), self._cosines(), *self._projection_and_gallery(),
+        ]  # fmt: skip
+
+    def _lacks(self, sentence: str) -> str:
+        self.missing.append(sentence)
+        return page.paragraph(sentence)
+
+    def _about(self) -> Section:
+        about: list[tuple[str, object]] = [("evaluation", self.evaluation), ("prior", self.prior)]
+        about.append(("embeddings", self.embeddings))
+        about += [(f"rows of the {split} split", f"{found['rows']:,}") for split, found in self.splits.items()]
+        about.append(("draws for each caption", self.metrics["draws"]))
+        about += [(name.replace("_", " "), value) for name, value in self.main.get("sample", {}).items()]
+        return "What was evaluated", [page.table(("", ""), about)]
+
+    def _training(self) -> Section:
+        heading = "Training"
+        if self.is_given or self.prior.endswith(".npy"):
+            return heading, [self._lacks("Predictions were given in place of a prior: there is no training to show.")]
+        store = Store(self.prior)
+        if store.size(LOG_NAME) is None:
+            return heading, [self._lacks(f"{store.url} has no {LOG_NAME}: no prior was trained there.")]
+        with store.open(LOG_NAME) as file:
+            content = file.read()
+        try:
+            lines = [json.loads(line) for line in content.splitlines()]
+            found = {
+                name: [(int(line["step"]), float(line[name])) for line in lines if name in line]
+                for name in ("loss", "validation_loss", "grad_norm", "learning_rate")
+            }
+        except (ValueError, TypeError, KeyError) as error:
+            return heading, [self._lacks(f"{store.url}/{LOG_NAME} is damaged ({error}): there are no curves.")]
+        losses = {"training": found["loss"], "validation, averaged weights": found["validation_loss"]}
+        drawn = [("Loss", "loss", {name: points for name, points in losses.items() if points})]
+        drawn += [("Norm of the gradient", "norm", {"norm": found["grad_norm"]})]
+        drawn += [("Learning rate", "learning rate", {"rate": found["learning_rate"]})]
+        return heading, [
+            page.plots(draw.curves(title, "step", y, series) for title, y, series in drawn if any(series.values())),
+            page.paragraph("Training losses are of batches with dropped texts; validation drops nothing."),
+        ]
+
+    def _metrics(self, split: str) -> Section:
+        found = self.splits[split]
+        broken = [p for p in found["predictors"] if "broken" in p]
+        sound = {p["name"]: p for p in found["predictors"] if "broken" not in p}
+        shown = {name: p for name, p in sound.items() if name in BASELINES or "=" not in name}
+        body = [page.paragraph(
+            f"{found['rows']:,} rows, 95% intervals. The energy score is the headline: lower is better, and only the "
+            f"true distribution is best. Recall: the true image among {found['gallery']:,}. Distances of distributions "
+            f"are over {found['distance_rows']:,} rows."
+        )]  # fmt: skip
+        body += [page.paragraph(f"{p['name']} is broken and not shown: {p['broken']}.") for p in broken]
+        if not any(p["name"] in BASELINES for p in found["predictors"]):
+            body.append(self._lacks(f"No baseline was evaluated on the {split} split; evaluate.baselines names some."))
+        metrics = {name: p["metrics"] for name, p in sound.items()}
+        distances = {name: p["distances"] for name, p in sound.items() if p["distances"]}
+        if found["real_against_real"]:
+            distances[_REAL] = found["real_against_real"]
+        notes = {"energy_score": "lower is better", "energy_distance": "lower is better"}
+        drawn = []
+        for name in ("energy_score", "cosine_to_image", "recall_at_10", "energy_distance"):
+            source = distances if name == "energy_distance" else metrics
+            values = {n: v[name] for n, v in source.items() if n in shown or n == _REAL}
+            if values:
+                title = _NAMES[name][:1].upper() + _NAMES[name][1:]
+                drawn.append(draw.intervals(f"{title}, {split}", notes.get(name, "higher is better"), values))
+        if drawn:
+            body.append(page.plots(drawn))
+        body += [_table(metrics), _table(distances)] if distances else [_table(metrics)]
+        if not distances:
+            body.append(self._lacks(f"The {split} split has too few rows for distances of distributions."))
+        return f"Metrics, {split} split", body
+
+    def _losses(self) -> Section:
+        body, drawn = [], []
+        for split, found in self.splits.items():
+            sound = {weights: value for weights, value in found["losses"].items() if "broken" not in value}
+            for weights in found["losses"].keys() - sound.keys():
+                body.append(page.paragraph(f"{split}: the loss of {weights} weights is not finite."))
+            if sound:
+                drawn.append(draw.losses_by_timestep(f"Loss by timestep, {split}", sound))
+        if drawn:
+            body.append(page.plots(drawn))
+        if not body:
+            body.append(self._lacks("Predictions were given in place of a prior: there is no loss by timestep."))
+        return "Loss by timestep", body
+
+    def _sweeps(self) -> Section:
+        body = []
+        if self.is_given:
+            return "Steps and guidance", [self._lacks("Predictions were given: there is nothing to vary.")]
+        for setting, said in _SWEPT.items():
+            drawn = []
+            for split, found in self.splits.items():
+                values = sweep_values(found["predictors"], setting)
+                if len(values) < 2:
+                    continue
+                for name in ("energy_score", "cosine_to_image"):
+                    points = {place: metrics[name] for place, metrics in values.items()}
+                    title = f"{_NAMES[name].capitalize()} against {said}, {split}"
+                    drawn.append(draw.swept(title, said, _NAMES[name], points))
+            option = "steps=[4,16,64]" if setting == "steps" else "guidance_scales=[1,1.5,3]"
+            body.append(page.plots(drawn) if drawn else self._lacks(
+                f"No other {said} was evaluated; `priorkit evaluate --set evaluate.sweep.{option}` would."
+            ))  # fmt: skip
+        return "Steps and guidance", body
+
+    def _cosines(self) -> Section:
+        drawn = []
+        for split, rows in self.rows.items():
+            name = self.main["name"]
+            columns = {
+                "To the true image": {n: f"{n}/cosine_to_image" for n in (name, "text embedding", BASELINES[-1])},
+                f"Of {name}": {
+                    "to its text": f"{name}/cosine_to_text", "to the true image": f"{name}/cosine_to_image",
+                    "to an unrelated caption": f"{name}/cosine_to_unrelated_caption",
+                },
+            }  # fmt: skip
+            for title, wanted in columns.items():
+                values = {n: rows.column(c).to_numpy() for n, c in wanted.items() if c in rows.column_names}
+                if values:
+                    drawn.append(draw.histograms(f"{title}, {split}", "cosine", values))
+        if not drawn:
+            return "Histograms of cosines", [self._lacks("Nothing that is not broken has cosines.")]
+        said = page.paragraph("A row counts once, with the mean of its draws.")
+        return "Histograms of cosines", [page.plots(drawn), said]
+
+    def _projection_and_gallery(self) -> list[Section]:
+        headings = ("Projection", "Captions and the images they find")
+        try:
+            dataset = EmbeddingDataset(self.embeddings)
+        except InputError as error:
+            return [(heading, [self._lacks(f"There are no embeddings to show: {error}.")]) for heading in headings]
+        ids = self.rows[self.first_split].column("row_id").to_numpy()[:PROJECTED_ROWS]
+        by_id = np.argsort(dataset.row_ids, kind="stable")
+        rows = find_rows(dataset.row_ids, by_id, ids)
+        if (rows < 0).any():
+            raise InputError(
+                f"{dataset.store.url}: {int((rows < 0).sum()):,} of {len(rows):,} rows of {self.evaluation} are not "
+                "there; name the embeddings that were evaluated with --embeddings"
+            )
+        predicted, why = self._predicted(dataset, rows, ids)
+        batch = dataset.take(rows)
+        said = [] if predicted is not None else [self._lacks(f"There are no predictions to show: {why}")]
+        text = as_units(batch.text_embed)
+        projected = projection(as_units(batch.image_embed), text, predicted, self.first_split)
+        shown = rows[:CAPTIONS]
+        queries = {"nearest by the raw text": text[:CAPTIONS]}
+        if predicted is not None:
+            queries["nearest by the prediction" if self.is_given else "nearest by the prior"] = predicted[:CAPTIONS]
+        searched = np.concatenate([shown, by_id[~np.isin(by_id, shown)]])[:SEARCHED_ROWS]
+        cards, lacks = gallery(dataset, self.images, shown, searched, queries)
+        about = f"The first {len(shown)} rows of the {self.first_split} split."
+        return [
+            (headings[0], [*said, *projected]),
+            (headings[1], [page.paragraph(about), *(self._lacks(sentence) for sentence in lacks), *cards]),
+        ]
+
+    def _predicted(self, dataset: EmbeddingDataset, rows: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray | None, str]:
+        """The first draw for each row `[N, D]`, of norm 1; or None and why."""
+        if "broken" in self.main:
+            return None, f"{self.main['name']} is broken: {self.main['broken']}."
+        try:
+            subject = find_subject(self.prior, None)
+        except InputError as error:
+            return None, f"{error}."
+        if subject.is_predictions != self.is_given:
+            evaluated = "predictions; name their .npy" if self.is_given else "a prior; name its folder"
+            raise InputError(f"{self.evaluation} is of {evaluated} with --prior, not {self.prior}")
+        subject.check(dataset)
+        predictor, states_used = self._predictor(subject, dataset)
+        found = []
+        for start in range(0, len(rows), BLOCK_ROWS):
+            self.progress(start, len(rows), "")
+            part = slice(start, start + BLOCK_ROWS)
+            found.append(predictor(dataset.take(rows[part], states_used), ids[part])[:, 0])
+        self.progress(len(rows), len(rows), "")
+        predicted = np.concatenate(found)
+        return (predicted, "") if np.isfinite(predicted).all() else (None, "some are not finite.")
+
+    def _predictor(self, subject: Subject, dataset: EmbeddingDataset) -> tuple[Predictor, int]:
+        """What predicts, and how many token states it reads."""
+        if subject.is_predictions:
+            return GivenPredictions(read_predictions(subject.path, dataset)), 0
+        import torch
+
+        from .load import load_prior
+
+        settings = resolve(EvaluateSettings(), "evaluate")
+        torch.set_num_threads(settings.threads)
+        online = self.main["weights"] == "online"
+        prior = load_prior(self.prior, settings.device, weights="online" if online else "ema")
+        sample = parse_settings(SampleSettings, self.main["sample"], "metrics.json")
+        return PriorPredictor(prior, sample, 1, settings.seed), prior.token_states_used
+
+
+def sweep_values(predictors: Sequence[Mapping[str, Any]], setting: str) -> dict[float, Mapping[str, Any]]:
+    """Metrics by the value of one setting, of sound predictors that differ from the first in that alone."""
+    first = predictors[0]
+
+    def rest(predictor: Mapping[str, Any]) -> Any:
+        return predictor["weights"], {name: v for name, v in predictor["sample"].items() if name != setting}
+
+    return {
+        float(p["sample"][setting]): p["metrics"]
+        for p in predictors
+        if "sample" in p and "broken" not in p and rest(p) == rest(first)
+    }
+
+
+def _table(values: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    names = list(next(iter(values.values()), {}))
+    rows = [
+        (who, *(f"{v[n]['value']:.4f} [{v[n]['low']:.4f},\u00a0{v[n]['high']:.4f}]" for n in names))
+        for who, v in values.items()
+    ]
+    return page.table(("", *(_NAMES.get(name, name) for name in names)), rows)
+
+
+def _read_rows(store: Store, split: str) -> pa.Table:
+    with store.open(rows_name(split)) as file:
+        return pq.read_table(io.BytesIO(file.read()))

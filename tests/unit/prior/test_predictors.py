@@ -1,0 +1,141 @@
+"""Baselines against closed forms, and draws that depend on the row and the seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from priorkit.prior import predictors
+from priorkit.prior.config import BASELINES, SampleSettings
+from priorkit.prior.predictors import Bank, GivenPredictions, LinearGaussian, PriorPredictor, Ridge, RowNoise
+
+ROWS, D, K = 400, 6, 3
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values / np.linalg.norm(values, axis=-1, keepdims=True))
+
+
+def make_bank(rows: int = ROWS, noise: float = 0.4) -> Bank:
+    random = np.random.default_rng(0)
+    text = random.standard_normal((rows, D))
+    image = text @ random.standard_normal((D, D)) + 0.3 + noise * random.standard_normal((rows, D))
+    return Bank(text.astype(np.float32), image.astype(np.float32))
+
+
+BANK = make_bank()
+IDS = np.arange(100, 109, dtype=np.uint64)
+
+
+def batch(rows: int = 9) -> Any:
+    text = unit(np.random.default_rng(5).standard_normal((9, D))).astype(np.float32)
+    return SimpleNamespace(rows=np.arange(rows), text_embed=text[:rows], token_states=None)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_draws_are_units_that_follow_from_row_and_seed(name: str) -> None:
+    made = predictors.baselines(BANK, K, seed=3)[name]
+    found = made(batch(), IDS)
+    assert found.dtype == np.float64
+    assert found.shape in ((9, K, D), (9, 1, D))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1)
+    assert np.array_equal(made(batch(4), IDS[:4]), found[:4])
+    assert np.array_equal(predictors.baselines(BANK, K, seed=3)[name](batch(), IDS), found)
+    drawn = name in ("linear-Gaussian", "random training image")
+    assert np.array_equal(predictors.baselines(BANK, K, seed=4)[name](batch(), IDS), found) != drawn
+    assert np.array_equal(made(batch(), IDS + np.uint64(1)), found) != drawn
+
+
+def test_ridge_regression_is_least_squares_where_rows_are_exact() -> None:
+    exact = make_bank(noise=0)
+    regression = Ridge(exact)
+    assert regression.penalty == min(predictors._PENALTIES)
+    np.testing.assert_allclose(regression.predict(exact.text.astype(np.float64)), exact.image, atol=2e-3)
+
+
+@pytest.mark.parametrize("rows", [8, 40, 400])
+def test_ridge_regression_is_the_minimum_of_what_it_minimises(rows: int) -> None:
+    bank = make_bank(rows, noise=3.0)
+    regression = Ridge(bank)
+    text, image = bank.text.astype(np.float64), bank.image.astype(np.float64)
+    x, y = text - text.mean(axis=0), image - image.mean(axis=0)
+    strength = regression.penalty * np.trace(x.T @ x) / D
+    # the same problem as least squares with rows that pull the weights to 0
+    augmented = np.concatenate([x, np.sqrt(strength) * np.eye(D)])
+    weights = np.linalg.lstsq(augmented, np.concatenate([y, np.zeros((D, D))]), rcond=None)[0]
+    new = np.random.default_rng(1).standard_normal((5, D))
+    expected = image.mean(axis=0) + (new - text.mean(axis=0)) @ weights
+    np.testing.assert_allclose(regression.predict(new), expected, rtol=1e-9)
+    assert 1 <= regression.degrees_of_freedom <= D + 1
+
+
+def test_more_noise_and_fewer_rows_want_a_stronger_penalty() -> None:
+    assert Ridge(make_bank(30, noise=20.0)).penalty > Ridge(make_bank(400, noise=0.1)).penalty
+
+
+def test_linear_gaussian_has_the_mean_and_the_covariance_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictors, "_unit", lambda values: values)
+    bank = make_bank(4000, noise=0.5)
+    regression = Ridge(bank)
+    found = LinearGaussian(regression, bank, 4000, seed=0)(batch(2), IDS[:2])
+    np.testing.assert_allclose(found.mean(axis=1), regression.predict(batch(2).text_embed), atol=0.05)
+    for row in found:
+        np.testing.assert_allclose(np.cov(row.T), 0.25 * np.eye(D), atol=0.03)
+
+
+def test_nearest_neighbours_are_images_of_the_nearest_captions() -> None:
+    found = predictors.baselines(BANK, K, seed=0)["nearest neighbour"](batch(), IDS)
+    order = np.argsort(-batch().text_embed @ BANK.text.T, axis=-1)[:, :K]
+    np.testing.assert_allclose(found, unit(BANK.image[order].astype(np.float64)))
+
+
+def test_random_training_images_are_training_images() -> None:
+    found = predictors.baselines(BANK, 50, seed=0)["random training image"](batch(), IDS)
+    known = {row.tobytes() for row in unit(BANK.image.astype(np.float64)).round(6)}
+    assert all(row.tobytes() in known for row in found.reshape(-1, D).round(6))
+    assert len({row.tobytes() for row in found.reshape(-1, D)}) > 200
+
+
+def test_given_predictions_are_those_of_their_rows() -> None:
+    one = np.random.default_rng(0).standard_normal((20, D)).astype(np.float32)
+    chosen = SimpleNamespace(rows=np.array([7, 3]))
+    np.testing.assert_allclose(GivenPredictions(one)(chosen, IDS[:2])[:, 0], unit(one[[7, 3]]), atol=1e-6)  # type: ignore[arg-type]
+    many = np.repeat(one[:, None], K, axis=1)
+    assert GivenPredictions(many)(chosen, IDS[:2]).shape == (2, K, D)  # type: ignore[arg-type]
+
+
+def test_noise_is_of_the_row_the_seed_and_the_purpose() -> None:
+    def first(seed: int = 0, purpose: int = 0, ids: np.ndarray = IDS, draws: int = 2) -> np.ndarray:
+        stream = RowNoise(seed, purpose, ids, (draws, D))
+        return np.stack([stream.draw(), stream.draw()])
+
+    found = first()
+    assert found.shape == (2, 9, 2, D)
+    assert np.array_equal(first(ids=IDS[::-1]), found[:, ::-1])
+    for other in (first(seed=1), first(purpose=1), first(ids=IDS + np.uint64(9))):
+        assert not np.isin(other, found).any()
+    assert abs(found.mean()) < 0.2
+    assert abs(found.std() - 1) < 0.2
+    assert first(seed=2**63 - 1).shape == found.shape
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_draws_of_a_prior_follow_from_row_and_seed(sampler: Any, small_prior: Any) -> None:
+    text = unit(np.random.default_rng(0).standard_normal((9, 8))).astype(np.float32)
+
+    def rows(chosen: slice) -> Any:
+        return SimpleNamespace(rows=np.arange(9)[chosen], text_embed=text[chosen], token_states=None)
+
+    make: Callable[[int], PriorPredictor] = lambda seed: PriorPredictor(  # noqa: E731
+        small_prior, SampleSettings(steps=4, sampler=sampler), 3, seed
+    )
+    found = make(0)(rows(slice(None)), IDS)
+    assert found.shape == (9, 3, 8)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1)
+    np.testing.assert_allclose(make(0)(rows(slice(4, 9)), IDS[4:]), found[4:], atol=1e-6)
+    assert not np.allclose(make(1)(rows(slice(None)), IDS), found)
+    assert not np.allclose(make(0)(rows(slice(None)), IDS + np.uint64(1)), found)
