@@ -43,7 +43,8 @@ _NAMES = {
     "recall_at_10": "recall@10", "diversity": "diversity", "frechet_distance": "Frechet distance",
     "energy_distance": "energy distance", "mmd": "MMD",
 }  # fmt: skip
-_SWEPT = {"steps": "steps", "guidance_scale": "guidance scale"}
+_SWEPT = {"steps": ("steps", "steps=[4,16,64]"), "guidance_scale": ("guidance scale", "guidance_scales=[1,1.5,3]")}
+"""Settings: what they are called, and an example of a sweep."""
 _REAL = "(real against real)"
 
 Section = tuple[str, list[str]]
@@ -229,24 +230,22 @@ class Report:
         return "Loss by timestep", body
 
     def _sweeps(self) -> Section:
-        body = []
         if self.is_given:
             return "Steps and guidance", [self._lacks("Predictions were given: there is nothing to vary.")]
-        for setting, said in _SWEPT.items():
-            drawn = []
+        drawn: list[str] = []
+        lacking: list[str] = []
+        for setting, (said, option) in _SWEPT.items():
+            before = len(drawn)
             for split, found in self.splits.items():
                 values = sweep_values(found["predictors"], setting)
-                if len(values) < 2:
-                    continue
-                for name in ("energy_score", "cosine_to_image"):
+                for name in ("energy_score", "cosine_to_image") if len(values) > 1 else ():
                     points = {place: metrics[name] for place, metrics in values.items()}
                     title = f"{_NAMES[name].capitalize()} against {said}, {split}"
                     drawn.append(draw.swept(title, said, _NAMES[name], points))
-            option = "steps=[4,16,64]" if setting == "steps" else "guidance_scales=[1,1.5,3]"
-            body.append(page.plots(drawn) if drawn else self._lacks(
-                f"No other {said} was evaluated; `priorkit evaluate --set evaluate.sweep.{option}` would."
-            ))  # fmt: skip
-        return "Steps and guidance", body
+            if len(drawn) == before:
+                way = f"`priorkit evaluate --set evaluate.sweep.{option}` would"
+                lacking.append(self._lacks(f"No other {said} was evaluated; {way}."))
+        return "Steps and guidance", [*([page.plots(drawn)] if drawn else []), *lacking]
 
     def _cosines(self) -> Section:
         drawn = []

@@ -110,7 +110,7 @@ def scatter(title: str, axis_names: tuple[str, str], limits: np.ndarray, points:
         for number, (name, found) in enumerate(points.items()):
             axes.plot(
                 found[:, 0], found[:, 1], linestyle="none", marker=_MARKERS[number % len(_MARKERS)], markersize=3,
-                markeredgewidth=0, alpha=0.55, color=COLOURS[number % len(COLOURS)], label=label(name),
+                markeredgewidth=0, alpha=0.75, color=COLOURS[number % len(COLOURS)], label=label(name),
             )  # fmt: skip
         margin = 0.04 * (limits[1] - limits[0] + 1e-9)
         axes.set_xlim(limits[0, 0] - margin[0], limits[1, 0] + margin[0])

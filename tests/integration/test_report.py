@@ -291,6 +291,11 @@ def test_what_is_broken_is_named_and_not_drawn(embeddings: Path, images: Path, t
     assert page.figures["Projection"] == 1
     assert "given predictions" not in page.content.decode().partition("Histograms of cosines")[2].partition("<h2>")[0]
     assert any("broken" in sentence for sentence in done.missing)
+    alone = SETTINGS.model_copy(update={"baselines": ()})
+    evaluate(str(tmp_path / "same.npy"), str(embeddings), str(tmp_path / "alone"), alone, READ)
+    done, page = written(tmp_path / "report.html", tmp_path / "alone", tmp_path / "same.npy", embeddings, images)
+    assert "No baseline was evaluated" in page.text["Metrics, test split"]
+    assert "Nothing that is not broken has cosines" in page.text["Histograms of cosines"]
 
 
 def test_a_search_is_of_a_part_of_many_rows(
