@@ -27,7 +27,8 @@ from priorkit.prior.model import Prior
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
 COMMANDS = [
-    "download", "embed", "inspect", "train", "evaluate", "compare", "report", "sample", "convert", "run", "status", "demo",
+    "download", "embed", "inspect", "train", "evaluate", "compare", "report", "sample", "convert", "run", "status",
+    "demo",
 ]  # fmt: skip
 FOLDERS = FolderSettings()
 
