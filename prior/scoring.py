@@ -143,7 +143,9 @@ class Scorer:
         truth = as_units(batch.image_embed)
         nearer = rank(draws[:, 0], truth, self._gallery(task.split), place)
         values = row_metrics(draws, truth, as_units(batch.text_embed), as_units(unrelated), nearer)
-        return BlockScores(task, values, draws[: max(0, self._settings.distance_rows - chosen.start), 0])
+        # a copy, since a view would keep all draws of all blocks
+        first_draws = draws[: max(0, self._settings.distance_rows - chosen.start), 0].copy()
+        return BlockScores(task, values, first_draws)
 
     @functools.lru_cache  # noqa: B019 - a worker has one scorer, for as long as it lives
     def _evaluated(self, split: Split) -> EvaluatedRows:
