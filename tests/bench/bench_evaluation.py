@@ -106,7 +106,8 @@ def main() -> None:
         body = f"""
 All metrics of one prediction for each row, of dimension {DIM}, in float64, bootstraps and jackknife included. The
 products with the gallery, timed by themselves in the same run, are what the retrieval cannot do without. Peak memory is
-that of the process; embeddings and predictions are mapped files of 4.9 GB, whose pages the system drops when it needs them.
+the process's own; embeddings and predictions are mapped files of 4.9 GB, in part mapped twice, whose pages the system
+drops when it needs them.
 
 {table}
 """
