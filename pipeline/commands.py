@@ -163,21 +163,20 @@ def inspect(
     from dataclasses import asdict
 
     from .inspect import inspect_folder
-    from .inspect_page import check_page_target, inspection_page
+    from .inspect_page import inspection_page
+    from .page import page_target, write_page
     from .terminal import EXIT_FAILURE, print_error, print_json, progress_bar, reported_errors
 
     with reported_errors():
-        if html is not None:
-            check_page_target(html)
+        target = page_target("--html", html, [path]) if html is not None else None
         with progress_bar("inspect", "shards", quiet=as_json) as progress:
             found = inspect_folder(path, progress)
         if as_json:
             print_json(asdict(found))
         else:
             _show_inspection(found)
-        if html is not None:
-            with open(html, "wb") as file:
-                file.write(inspection_page(found))
+        if target is not None:
+            write_page(target, inspection_page(found))
         if found.problem_count:
             print_error(f"{found.folder} is damaged: {found.problem_count:,} problems")
             raise typer.Exit(EXIT_FAILURE)

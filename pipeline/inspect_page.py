@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import InputError
 from .inspect_found import Inspection
 from .page import new_plot, page, paragraph, plots, table
 
@@ -68,21 +66,6 @@ def listed(findings: Sequence[str], count: int, most: int) -> list[str]:
     if count > len(shown):
         shown.append(f"and {count - len(shown):,} more")
     return shown
-
-
-def check_page_target(path: str) -> None:
-    """Fail before the work and not after it.
-
-    Raises:
-        InputError: a page cannot be written to `path`, or matplotlib is not installed.
-    """
-    if os.path.isdir(path):
-        raise InputError(f"--html {path} is a folder; name a file, such as inspection.html")
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise InputError(f"--html {path}: there is no folder {folder}; make it or name another file")
-    with new_plot("", "", ""):
-        pass
 
 
 def inspection_page(found: Inspection) -> bytes:

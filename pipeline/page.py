@@ -10,12 +10,14 @@ import base64
 import contextlib
 import html
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from .errors import InputError
+from .storage import TEMPORARY_SUFFIX, Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -150,3 +152,35 @@ def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> bytes:
         '<meta name="referrer" content="no-referrer">'
         f"<style>{_STYLE}</style></head><body><h1>{text(title)}</h1>{parts}</body></html>\n"
     ).encode()
+
+
+def page_target(option: str, path: str, folders: Iterable[str]) -> str:
+    """Where to write a page, which fails before the work and not after it.
+
+    Args:
+        option: that names the file, for messages.
+        folders: whose files are recorded, so that the page cannot be among them.
+
+    Raises:
+        InputError: a page cannot be written there, or matplotlib is not installed.
+    """
+    target = os.path.abspath(path)
+    if not path or os.path.isdir(target):
+        raise InputError(f"{option} {path!r} is no name of a file; name one, such as page.html")
+    if not os.path.isdir(os.path.dirname(target)):
+        raise InputError(f"{option} {path}: there is no folder {os.path.dirname(target)}; make it or name another file")
+    for folder in folders:
+        inside = Store(folder)
+        if inside.is_local and os.path.realpath(target).startswith(os.path.realpath(inside.root) + os.sep):
+            raise InputError(f"{option} {path} is inside {folder}, whose files are recorded; name a file outside")
+    with new_plot("", "", ""):  # matplotlib is there
+        pass
+    return target
+
+
+def write_page(target: str, content: bytes) -> None:
+    """Write a page whole or not at all."""
+    temporary = target + TEMPORARY_SUFFIX
+    with open(temporary, "wb") as file:
+        file.write(content)
+    os.replace(temporary, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ..pipeline.errors import InputError
 from ..pipeline.storage import Store
-from .evaluate import read_metrics, rows_name
+from .evaluate import read_metrics, require_whole, rows_name
 from .metrics import Estimate, mean_intervals
 
 _SAMPLES, _SEED = 1000, 0
@@ -51,6 +52,8 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
     """
     if len(evaluations) < 2:
         raise InputError("compare needs at least two evaluations")
+    for evaluation in evaluations:
+        require_whole(evaluation)
     found = [read_metrics(evaluation) for evaluation in evaluations]
     shared = [split for split in found[0]["splits"] if all(split in metrics["splits"] for metrics in found)]
     if not shared:
@@ -101,7 +104,7 @@ class _Run:
         if "broken" in by_name[name]:
             raise InputError(f"{evaluation}: predictions of {name!r} are broken: {by_name[name]['broken']}")
         with Store(evaluation).open(rows_name(split)) as file:
-            table = pq.read_table(file)
+            table = pq.ParquetFile(io.BytesIO(file.read())).read()
         order = np.argsort(table.column("row_id").to_numpy(), kind="stable")
         rows = {metric: table.column(f"{name}/{metric}").to_numpy()[order] for metric in by_name[name]["metrics"]}
         return _Run(found, by_name[name], rows, table.column("row_id").to_numpy()[order])

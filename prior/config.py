@@ -237,3 +237,10 @@ class EvaluateSettings(DeviceSettings):
     """Seed of draws, of the random baseline and of the bootstrap."""
     bootstrap_samples: int = Field(default=1000, ge=100)
     """Resamplings of the rows for the 95% intervals."""
+
+    @field_validator("splits", "weights", "baselines")
+    @classmethod
+    def _no_name_twice(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"{', '.join(names)}: a name comes twice")
+        return names

@@ -28,6 +28,7 @@ from ..pipeline.shards import (
     Manifest,
     ShardCommit,
     check_stage,
+    differing_files,
     fingerprint,
     open_stage,
     pending_shards,
@@ -85,7 +86,7 @@ def evaluate(
     with open_stage(store, evaluate_manifest(), overwrite=overwrite) as folder:
         done_now = 0
         if folder.pending(inputs):
-            subject.check(dataset)
+            subject.check(dataset, [way.sample for way in variants(settings)], settings.weights)
             maker = ScorerMaker(embeddings, subject.read, settings, prior)
             evaluation_found = compute_metrics(
                 dataset, settings, maker, compute, given=subject.is_predictions, progress=progress
@@ -276,6 +277,16 @@ def read_metrics(evaluation: str) -> dict[str, Any]:
             f"{FORMAT_VERSION}; run `priorkit evaluate` again"
         )
     return value
+
+
+def require_whole(evaluation: str) -> None:
+    """InputError if an evaluation has not ended, or a file of it is not what was written."""
+    store = Store(evaluation)
+    record = require_manifest(store, STAGE).shards.get(RECORD)
+    if record is None:
+        raise InputError(f"{store.url}: the evaluation has not ended; run `priorkit evaluate` again")
+    if bad := differing_files(store, record):
+        raise InputError(f"{store.url}/{bad[0]} differs from what was written; run `priorkit evaluate` again")
 
 
 def rows_name(split: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,12 +21,11 @@ from ..pipeline.config import parse_settings
 from ..pipeline.device import resolve
 from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingDataset
-from ..pipeline.shards import differing_files, require_manifest
 from ..pipeline.stage import ProgressCallback, no_progress
-from ..pipeline.storage import TEMPORARY_SUFFIX, Store
+from ..pipeline.storage import Store
 from . import report_plots as draw
 from .config import BASELINES, EvaluateSettings, SampleSettings
-from .evaluate import RECORD, STAGE, read_metrics, rows_name
+from .evaluate import read_metrics, require_whole, rows_name
 from .predictors import GivenPredictions, Predictor, PriorPredictor
 from .report_gallery import CAPTIONS, SEARCHED_ROWS, find_rows, gallery, projection
 from .scoring import BLOCK_ROWS, GIVEN, as_units, read_predictions
@@ -85,10 +83,7 @@ def write_report(
     path = _target(output, evaluation, (evaluation, prior, embeddings, images))
     made = Report(evaluation, prior, embeddings, images, progress)
     content = page.page(f"Report: {evaluation}", made.sections())
-    temporary = path + TEMPORARY_SUFFIX
-    with open(temporary, "wb") as file:
-        file.write(content)
-    os.replace(temporary, path)
+    page.write_page(path, content)
     return Written(path, len(content), tuple(made.missing))
 
 
@@ -97,18 +92,7 @@ def _target(output: str | None, evaluation: str, folders: Sequence[str]) -> str:
     store = Store(evaluation)
     if output is None and not store.is_local:
         raise InputError(f"{store.url} is not on this machine; name a file to write with --output")
-    path = os.path.abspath(output if output is not None else f"{store.root}.html")
-    if os.path.isdir(path):
-        raise InputError(f"--output {path} is a folder; name a file, such as report.html")
-    if not os.path.isdir(os.path.dirname(path)):
-        raise InputError(f"--output {path}: there is no folder {os.path.dirname(path)}; make it or name another file")
-    for folder in folders:
-        inside = Store(folder)
-        if inside.is_local and os.path.realpath(path).startswith(os.path.realpath(inside.root) + os.sep):
-            raise InputError(f"--output {path} is inside {folder}, whose files are recorded; name a file outside")
-    with page.new_plot("", "", ""):  # matplotlib is there
-        pass
-    return path
+    return page.page_target("--output", output if output is not None else f"{store.root}.html", folders)
 
 
 @dataclass
@@ -125,12 +109,7 @@ class Report:
 
     def __post_init__(self) -> None:
         store = Store(self.evaluation)
-        manifest = require_manifest(store, STAGE)
-        record = manifest.shards.get(RECORD)
-        if record is None:
-            raise InputError(f"{store.url}: the evaluation has not ended; run `priorkit evaluate` again")
-        if bad := differing_files(store, record):
-            raise InputError(f"{store.url}/{bad[0]} differs from what was found; run `priorkit evaluate` again")
+        require_whole(self.evaluation)
         self.metrics = read_metrics(self.evaluation)
         self.splits: dict[str, dict[str, Any]] = self.metrics["splits"]
         self.rows = {split: _read_rows(store, split) for split in self.splits}
@@ -309,7 +288,7 @@ class Report:
         if subject.is_predictions != self.is_given:
             evaluated = "predictions; name their .npy" if self.is_given else "a prior; name its folder"
             raise InputError(f"{self.evaluation} is of {evaluated} with --prior, not {self.prior}")
-        subject.check(dataset)
+        subject.check(dataset, (), ())
         predictor, states_used = self._predictor(subject, dataset)
         found = []
         for start in range(0, len(rows), BLOCK_ROWS):

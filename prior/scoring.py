@@ -90,12 +90,23 @@ class EvaluatedRows:
             )
         self.ids = dataset.row_ids[self.rows]
         """`[N]`."""
+        self.unrelated = _next_different(self.ids)
+        """`[N]`: for each position the one of another row, whose caption is none of its own."""
         self.gallery_size = min(settings.gallery_size, len(self.rows))
         self.blocks = -(-len(self.rows) // BLOCK_ROWS)
 
     def block(self, number: int) -> slice:
         """Positions of a block's rows."""
         return slice(number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, len(self.rows)))
+
+
+def _next_different(ids: np.ndarray) -> np.ndarray:
+    """For each of `[N]` ids, equal ones side by side, the position of the next that differs."""
+    changes = np.flatnonzero(ids != np.roll(ids, -1)) + 1  # where the next run of equal ids begins
+    if not len(changes):
+        return np.arange(len(ids))
+    following = np.searchsorted(changes, np.arange(len(ids)), side="right") % len(changes)
+    return np.asarray(changes[following] % len(ids))
 
 
 class Scorer:
@@ -136,9 +147,8 @@ class Scorer:
         if not finite.all():
             row = int(batch.rows[np.flatnonzero(~finite)[0]])
             return BlockScores(task, {}, np.empty((0, 0)), f"not finite, or of norm 0, first for row {row}")
-        last = self._dataset.take(evaluated.rows[[chosen.stop % len(evaluated.rows)]])
-        unrelated = np.concatenate([batch.text_embed[1:], last.text_embed])  # the next row's
         positions = np.arange(chosen.start, chosen.stop)
+        unrelated = self._dataset.take(evaluated.rows[evaluated.unrelated[chosen]]).text_embed
         place = np.where(positions < evaluated.gallery_size, positions, -1)
         truth = as_units(batch.image_embed)
         nearer = rank(draws[:, 0], truth, self._gallery(task.split), place)
@@ -272,7 +282,11 @@ def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: cannot be read as an array of predictions ({error})") from error
     wanted = f"[{dataset.count}, {dataset.embed_dim}] or [{dataset.count}, K, {dataset.embed_dim}]"
-    if found.ndim not in (2, 3) or (found.shape[0], found.shape[-1]) != (dataset.count, dataset.embed_dim):
+    if (
+        found.ndim not in (2, 3)
+        or found.size == 0
+        or (found.shape[0], found.shape[-1]) != (dataset.count, dataset.embed_dim)
+    ):
         raise InputError(
             f"{path} has shape {list(found.shape)}, needed is {wanted}: a prediction for each row, in order"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..pipeline.config import ReadSettings
@@ -11,6 +12,8 @@ from ..pipeline.read import EmbeddingDataset
 from ..pipeline.shards import Manifest, differing_files, fingerprint, read_manifest, require_manifest
 from ..pipeline.storage import Store
 from .checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_folder
+from .config import SampleSettings
+from .load import load_prior
 from .train import RECORD, STAGE
 
 PREDICTIONS_SUFFIX = ".npy"
@@ -41,17 +44,23 @@ class Subject:
         if not self.content:
             raise InputError("the prior's training has not ended; run `priorkit train` again, it goes on where it was")
 
-    def check(self, dataset: EmbeddingDataset) -> None:
-        """Check, before any work, that it is whole and fits the embeddings.
+    def check(self, dataset: EmbeddingDataset, samples: Sequence[SampleSettings], weights: Sequence[str]) -> None:
+        """Check, before any work, that it is whole, fits the embeddings, and can be drawn from in all these ways.
 
         Raises:
-            InputError: it is damaged, or of another CLIP.
+            InputError: it is damaged, of another CLIP, or lacks weights.
+            SettingsError: it cannot be sampled so.
         """
         if self.is_predictions:
             return
         if self.trained is not None and (bad := differing_files(Store(self.path), self.trained.shards[RECORD])):
             raise InputError(f"{self.path}/{bad[0]} differs from what was trained; restore it, or train again")
-        config = load_folder(self.path).config
+        prior = load_folder(self.path)
+        config = prior.config
+        for sample in samples:
+            prior.check(sample)
+        if "online" in weights:
+            load_prior(self.path, weights="online")
         if config.embed_dim != dataset.embed_dim:
             raise InputError(
                 f"{dataset.store.url} holds embeddings of {dataset.embed_dim}, {self.path} predicts {config.embed_dim}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,14 @@ def test_what_cannot_be_compared_is_refused(
     other = evaluated(tmp_path / "other", embeddings, 0.1, SETTINGS.model_copy(update=changes))
     with pytest.raises(InputError, match=named):
         compare([runs[0], other])
+
+
+def test_an_evaluation_that_was_changed_is_refused(runs: tuple[str, str], tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "cut")
+    path = tmp_path / "cut" / rows_name("test")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"rows_test\.parquet differs from what was written"):
+        compare([runs[0], str(tmp_path / "cut")])
 
 
 def test_one_evaluation_is_too_few(runs: tuple[str, str]) -> None:

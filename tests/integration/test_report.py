@@ -321,7 +321,7 @@ def test_what_does_not_belong_together_is_refused(
         ((target, evaluation, tmp_path / "x.npy", embeddings), "cannot be read|is of a prior; name its folder"),
         ((evaluation / "report.html", evaluation, prior, embeddings), "is inside .*whose files are recorded"),
         ((prior / "report.html", evaluation, prior, embeddings), "is inside"),
-        ((tmp_path, evaluation, prior, embeddings), "is a folder; name a file"),
+        ((tmp_path, evaluation, prior, embeddings), "is no name of a file"),
         ((tmp_path / "none/report.html", evaluation, prior, embeddings), "there is no folder"),
     ]
     np.save(tmp_path / "x.npy", np.ones((480, 16), np.float32))
@@ -333,7 +333,7 @@ def test_what_does_not_belong_together_is_refused(
     damaged = tmp_path / "damaged"
     shutil.copytree(evaluation, damaged)
     (damaged / "metrics.json").write_text((damaged / "metrics.json").read_text().replace("0.1", "0.2"))
-    with pytest.raises(InputError, match="differs from what was found; run `priorkit evaluate` again"):
+    with pytest.raises(InputError, match="differs from what was written; run `priorkit evaluate` again"):
         written(target, damaged, prior, embeddings)
     assert not target.exists()
     assert sorted(path.name for path in tmp_path.glob("*tmp")) == []

@@ -79,7 +79,7 @@ def test_an_empty_inspection_has_a_page() -> None:
 
 
 def test_where_no_page_can_be_written_nothing_is_inspected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for target, named in ((tmp_path, "is a folder"), (tmp_path / "none/page.html", "there is no folder")):
+    for target, named in ((tmp_path, "is no name of a file"), (tmp_path / "none/page.html", "there is no folder")):
         result = CliRunner().invoke(app, ["inspect", "nothing/here", "--html", str(target)])
         assert result.exit_code == 1
         assert named in result.stderr.replace("\n", "")
@@ -87,3 +87,13 @@ def test_where_no_page_can_be_written_nothing_is_inspected(tmp_path: Path, monke
     result = CliRunner().invoke(app, ["inspect", "nothing/here", "--html", str(tmp_path / "page.html")])
     assert "install priorkit[report]" in result.stderr
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_page_is_never_written_over_what_is_inspected(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    for name in ("manifest.json", "page.html"):
+        result = CliRunner().invoke(app, ["inspect", str(tmp_path), "--html", str(tmp_path / name)])
+        assert result.exit_code == 1
+        assert "whose files are recorded" in result.stderr.replace("\n", " ")
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    assert (tmp_path / "manifest.json").read_text() == "{}"
