@@ -225,6 +225,10 @@ class ReadSettings(Settings):
             raise ValueError("validation_fraction + test_fraction must be below 1, or nothing is left to train on")
         return self
 
+    def splits(self) -> dict[str, float]:
+        """What says which split a row belongs to."""
+        return {"validation_fraction": self.validation_fraction, "test_fraction": self.test_fraction}
+
 
 class FolderSettings(Settings):
     """Where each stage writes: local paths or fsspec URLs."""

@@ -115,7 +115,7 @@ class EmbeddingDataset:
     @functools.cached_property
     def selection(self) -> np.ndarray:
         """`[count]` uint8: the split of each row, as its position in `SPLITS`. Built once and kept in the folder."""
-        mark = fingerprint([self.content_fingerprint, self.settings.identity()])[:16]
+        mark = fingerprint([self.content_fingerprint, self.settings.splits()])[:16]
         return self._kept(f"selection_{mark}", self._select)
 
     @functools.cached_property

@@ -307,4 +307,4 @@ def _limited(settings: EvaluateSettings, limit: int | None) -> EvaluateSettings:
 
 def _input(subject: Subject, dataset: EmbeddingDataset, settings: EvaluateSettings) -> str:
     about = [FORMAT_VERSION, subject.content, dataset.content_fingerprint]
-    return fingerprint([*about, dataset.settings.identity(), settings.identity()])
+    return fingerprint([*about, dataset.settings.splits(), settings.identity()])

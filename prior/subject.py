@@ -85,9 +85,9 @@ def find_subject(path: str, read: ReadSettings | None) -> Subject:
         return Subject(path, read or ReadSettings(), _hash(names, path))
     trained = require_manifest(store, STAGE)
     own = ReadSettings(**trained.settings["read"])
-    if read is not None and read.identity() != own.identity():
+    if read is not None and read.splits() != own.splits():
         raise SettingsError(
-            f"read={read.identity()}: {path} was trained with {own.identity()}; other splits would mix in rows that "
+            f"read={read.splits()}: {path} was trained with {own.splits()}; other splits would mix in rows that "
             "it was trained on; use the same"
         )
     content = fingerprint(trained.shards[RECORD].content()) if RECORD in trained.shards else ""
