@@ -118,6 +118,18 @@ def _load_encoder(settings: EmbedSettings, source: str) -> ClipEncoder:
     return ClipEncoder(settings)
 
 
+def load_text_encoder(settings: EmbedSettings) -> ClipEncoder:
+    """The encoder for resolved settings, without its image tower; kept as that of `load_encoder` is."""
+    return _load_text_encoder(settings, fingerprint(clip_source(settings.clip)))
+
+
+@functools.lru_cache(maxsize=1)
+def _load_text_encoder(settings: EmbedSettings, source: str) -> ClipEncoder:
+    encoder = ClipEncoder(settings)
+    encoder.drop_image_tower()
+    return encoder
+
+
 class ClipEncoder:
     """An open_clip model with its preprocessing and tokenizer.
 
@@ -152,7 +164,7 @@ class ClipEncoder:
         quick = any(type(module).__name__ == "QuickGELU" for module in self._model.modules())
         return {
             "source": clip_source(settings.clip),
-            "weights_sha256": _hash_weights(self._model),
+            "weights_sha256": hash_weights(self._model),
             "config_sha256": fingerprint(config),
             "activation": "quick_gelu" if quick else "gelu",
             "preprocess": {name: _plain(value) for name, value in sorted(visual.preprocess_cfg.items())},
@@ -163,6 +175,10 @@ class ClipEncoder:
             "token_width": self._text.token_width,
             "context_length": int(self._model.context_length),
         }
+
+    def drop_image_tower(self) -> None:
+        """Free the image tower, where only captions are to be encoded."""
+        self._model.visual = None
 
     def decode(self, data: bytes) -> torch.Tensor:
         """Decode and preprocess one image for `encode_images`. Safe in several threads at once.
@@ -233,7 +249,7 @@ def _load(settings: EmbedSettings) -> tuple[Any, Any, Any, dict[str, Any]]:
     return model.eval(), preprocess, tokenizer, config
 
 
-def _hash_weights(model: torch.nn.Module) -> str:
+def hash_weights(model: torch.nn.Module) -> str:
     """SHA-256 over names and values of all weights as loaded, whatever the format of their file."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):

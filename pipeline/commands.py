@@ -122,13 +122,18 @@ def _settings(
     """Settings from `--set`, then from options of their own, which are what the user typed last."""
     from .config import PipelineSettings, parse_settings, with_overrides
 
-    if workers is not None:
-        options = {**options, "compute.backend": "ray", "compute.workers": workers}
     # options are plain words: quoted as JSON, so that YAML does not read a column `no` as false
     given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
     return parse_settings(
-        PipelineSettings, with_overrides({}, [*(overrides or []), *given], (section, "compute")), "options"
+        PipelineSettings,
+        with_overrides({}, [*(overrides or []), *worker_overrides(workers), *given], (section, "compute")),
+        "options",
     )
+
+
+def worker_overrides(workers: int | None) -> list[str]:
+    """What the option `--workers` says of the settings."""
+    return [] if workers is None else ["compute.backend=ray", f"compute.workers={workers}"]
 
 
 def show_plan(plan: StagePlan, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -61,9 +61,8 @@ def _describe(cls: type[Settings], problem: Mapping[str, Any]) -> str:
     owner: type[Settings] = cls
     for part in location[:-1]:
         annotation = owner.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, Settings)
-        owner = annotation
+        nested = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        owner = next(kind for kind in nested if issubclass(kind, Settings))
     known = sorted(owner.model_fields)
     nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
@@ -71,12 +70,14 @@ def _describe(cls: type[Settings], problem: Mapping[str, Any]) -> str:
 
 
 class ComputeSettings(Settings):
-    """Where shards are worked on. Never changes a byte of the result."""
+    """Where shards are worked on, and where training runs. Never changes a byte of shards or evaluations."""
 
     backend: Literal["local", "ray"] = "local"
     """`local`: in this process, one shard at a time. `ray`: on a Ray cluster, or one that Ray starts here."""
     workers: int = Field(default=1, ge=1)
-    """Ray actors that each work on one shard at a time; needs `backend: ray` when above 1."""
+    """Ray actors that each work on one shard at a time, or train together; needs `backend: ray` when above 1."""
+    min_workers: int = Field(default=1, ge=1)
+    """Workers that training needs at least, where nodes are lost; 1, since fewer workers change only its speed."""
     address: str | None = None
     """Ray cluster to join, such as `auto` or `ray://host:10001`; none starts Ray on this machine."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
@@ -88,6 +89,8 @@ class ComputeSettings(Settings):
     def _workers_need_ray(self) -> Self:
         if self.backend == "local" and (self.workers > 1 or self.address is not None):
             raise ValueError("compute.workers above 1 and compute.address need compute.backend=ray")
+        if self.min_workers > self.workers:
+            raise ValueError(f"compute.min_workers={self.min_workers} is more than compute.workers={self.workers}")
         return self
 
 
@@ -262,7 +265,7 @@ class PipelineSettings(Settings):
     folders: FolderSettings = FolderSettings()
     """Where each stage writes."""
     compute: ComputeSettings = ComputeSettings()
-    """Where download and embed work on their shards."""
+    """Where download, embed and evaluate work on their shards, and where training runs."""
     download: DownloadSettings = DownloadSettings()
     """From URLs to images."""
     embed: EmbedSettings = EmbedSettings()

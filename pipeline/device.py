@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from .config import DeviceSettings
+from .config import ComputeSettings, DeviceSettings
 from .errors import SettingsError
 
 ResolvedType = TypeVar("ResolvedType", bound=DeviceSettings)
@@ -32,12 +32,19 @@ def choose_device(wanted: str, setting: str) -> str:
     return wanted
 
 
-def resolve(settings: ResolvedType, section: str) -> ResolvedType:
-    """Replace `auto` and 0 by what this machine has, so that manifests name what was used.
+def resolve(settings: ResolvedType, section: str, compute: ComputeSettings | None = None) -> ResolvedType:
+    """Replace `auto` and 0 by what there is, so that manifests name what was used.
 
     Args:
         section: the settings' name in a recipe, for the error.
+        compute: where the work is done; on Ray what counts is what a worker is given, not what this machine has.
     """
+    if compute is not None and compute.backend == "ray":
+        if settings.device == "cuda" and not compute.gpus_per_worker:
+            raise SettingsError(f"{section}.device=cuda, but compute.gpus_per_worker=0 gives workers none; set it to 1")
+        device = "cpu" if settings.device == "cpu" or not compute.gpus_per_worker else "cuda"
+        threads = settings.threads or max(1, int(compute.cpus_per_worker))
+        return settings.model_copy(update={"device": device, "threads": threads})
     device = choose_device(settings.device, f"{section}.device")
     return settings.model_copy(update={"device": device, "threads": settings.threads or available_cores()})
 

@@ -56,6 +56,21 @@ def map_shards(
 def _map_on_ray(
     make_worker: Callable[[], Worker[Task, Result]], tasks: Iterable[Task], compute: ComputeSettings
 ) -> Iterator[Result]:
+    with ray_cluster(compute) as ray:
+        pool = _Pool(ray, make_worker, compute)
+        try:
+            yield from pool.map(tasks)
+        finally:
+            pool.stop()
+
+
+@contextlib.contextmanager
+def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
+    """The module `ray`, joined to the cluster that the settings name, or to one that is started for the block.
+
+    Raises:
+        PriorkitError: Ray is not installed, or there is no such cluster.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing phones home unless asked to
     # a worker shows no GPU that Ray did not give it; Ray announces this as its future default
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -74,11 +89,7 @@ def _map_on_ray(
         except (ConnectionError, ValueError) as error:
             raise PriorkitError(f"cannot join Ray at compute.address={compute.address!r}: {error}") from error
     try:
-        pool = _Pool(ray, make_worker, compute)
-        try:
-            yield from pool.map(tasks)
-        finally:
-            pool.stop()
+        yield ray
     finally:
         if started_here:
             ray.shutdown()
@@ -93,6 +104,31 @@ def _own_handler_of_sigterm() -> Iterator[None]:
     finally:
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+
+
+def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
+    """PriorkitError if a cluster could not hold so many workers even if nothing else ran: Ray would wait for ever."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, needed in (("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker)):
+        found = max((node.get(name, 0.0) for node in nodes), default=0.0)
+        if needed > found:
+            raise PriorkitError(
+                f"compute.{name.lower()}s_per_worker={needed:g}, "
+                f"but the Ray cluster has {found:g} {name} on the node that has most"
+            )
+        nodes = [node for node in nodes if node.get(name, 0.0) >= needed]
+    room = sum(_places(node, compute) for node in nodes)
+    if workers > room:
+        raise PriorkitError(
+            f"compute.min_workers={workers}, but the Ray cluster has room for {room} workers of "
+            f"{compute.cpus_per_worker:g} CPU and {compute.gpus_per_worker:g} GPU"
+        )
+
+
+def _places(node: dict[str, float], compute: ComputeSettings) -> int:
+    """Workers that a node has room for."""
+    needs = (("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker))
+    return min(int(node.get(name, 0.0) // needed) for name, needed in needs if needed)
 
 
 class _Pool(Generic[Task, Result]):
@@ -136,7 +172,7 @@ class _Pool(Generic[Task, Result]):
 
     def map(self, tasks: Iterable[Task]) -> Iterator[Result]:
         """Results in the order of completion."""
-        self._require_room()
+        require_room(self._ray, self._compute, 1)
         for _ in range(self._compute.workers):
             self._start()
         upcoming = _Upcoming(tasks)
@@ -148,7 +184,7 @@ class _Pool(Generic[Task, Result]):
                 return
             ready, _ = self._ray.wait([*self._busy, *self._starting], num_returns=1, timeout=_CHECK_SECONDS)
             if not ready and not self._busy:
-                self._require_room()
+                require_room(self._ray, self._compute, 1)
             for reference in ready:
                 if reference in self._starting:
                     self._welcome(reference)
@@ -204,19 +240,6 @@ class _Pool(Generic[Task, Result]):
         else:
             self._idle.append(actor)
             yield result
-
-    def _require_room(self) -> None:
-        """A cluster that can hold no worker at all would make Ray wait for ever."""
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        compute = self._compute
-        for name, needed in (("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker)):
-            found = max((node.get(name, 0.0) for node in nodes), default=0.0)
-            if needed > found:
-                raise PriorkitError(
-                    f"compute.{name.lower()}s_per_worker={needed:g}, "
-                    f"but the Ray cluster has {found:g} {name} on the node that has most"
-                )
-            nodes = [node for node in nodes if node.get(name, 0.0) >= needed]
 
 
 class _Upcoming(Generic[Task]):

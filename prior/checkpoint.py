@@ -1,10 +1,13 @@
-"""A prior's folder: `config.json` and `model.safetensors` to use it, `state/` to go on training it. No pickle."""
+"""A prior's folder: `config.json` and `model.safetensors` to use it, `state/` to go on training it. No pickle.
+
+`best.safetensors` holds the averaged weights that did best in validation, for priors that were trained here.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -22,6 +25,7 @@ from .normalise import EmbeddingNormaliser
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+BEST_NAME = "best.safetensors"
 STATE_FOLDER = "state"
 _FORMAT_VERSION = 2
 _NORMALISER = "normaliser."
@@ -32,12 +36,16 @@ Create = Callable[[str], contextlib.AbstractContextManager[HashingFile]]
 
 def save_prior(create: Create, config: PriorConfig, network: PriorNetwork, normaliser: EmbeddingNormaliser) -> None:
     """Write what is needed to use a prior: the weights, then the settings, without which there is no prior."""
-    tensors = {**network.state_dict(), **{f"{_NORMALISER}{k}": v for k, v in normaliser.state_dict().items()}}
     with create(WEIGHTS_NAME) as file:
-        file.write(safetensors.torch.save(_to_cpu(tensors)))
+        file.write(safetensors.torch.save(_to_cpu(prior_tensors(network, normaliser))))
     described = {"format_version": _FORMAT_VERSION, **config.model_dump(mode="json")}
     with create(CONFIG_NAME) as file:
         file.write((json.dumps(described, indent=1) + "\n").encode())
+
+
+def prior_tensors(network: PriorNetwork, normaliser: EmbeddingNormaliser) -> dict[str, torch.Tensor]:
+    """All weights and statistics of a prior by name."""
+    return {**network.state_dict(), **{f"{_NORMALISER}{k}": v for k, v in normaliser.state_dict().items()}}
 
 
 def load_folder(path: str) -> Prior:
@@ -86,8 +94,22 @@ class TrainState:
     optimiser: dict[str, torch.Tensor]
     normaliser: dict[str, torch.Tensor]
     """Statistics of the training rows, if the normaliser takes any."""
-    torch_random: torch.Tensor
-    """State of torch's default generator, which dropout draws from."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of them by name, the part first."""
+        return {f"{part}.{name}": value for part in _PARTS for name, value in getattr(self, part).items()}
+
+    @staticmethod
+    def from_tensors(step: int, tensors: Mapping[str, torch.Tensor]) -> TrainState:
+        """Of what `tensors` gave."""
+        parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
+        for name, value in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value
+        return TrainState(step=step, **parts)
+
+
+_PARTS = ("network", "average", "optimiser", "normaliser")
 
 
 def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep: int) -> None:
@@ -95,15 +117,10 @@ def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep:
 
     Later ones are of a training that was discarded: this one goes on from its own newest.
     """
-    tensors = {f"network.{name}": value for name, value in state.network.items()}
-    tensors |= {f"average.{name}": value for name, value in state.average.items()}
-    tensors |= {f"optimiser.{name}": value for name, value in state.optimiser.items()}
-    tensors |= {f"normaliser.{name}": value for name, value in state.normaliser.items()}
-    tensors["torch_random"] = state.torch_random
     # one key only: safetensors writes several in an order that changes from run to run
     metadata = {"priorkit": json.dumps({"step": state.step, "settings": settings_fingerprint})}
     with store.create(_state_name(state.step)) as file:
-        file.write(safetensors.torch.save(_to_cpu(tensors), metadata))
+        file.write(safetensors.torch.save(_to_cpu(state.tensors()), metadata))
     steps = _state_steps(store)
     kept = [step for step in steps if step <= state.step][-keep:]
     for step in steps:
@@ -127,23 +144,34 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
             continue
         described = json.loads(metadata.get("priorkit", "{}"))
         if described.get("settings") == settings_fingerprint:
-            parts: dict[str, dict[str, torch.Tensor]] = {
-                name: {} for name in ("network", "average", "optimiser", "normaliser")
-            }
-            random = tensors.pop("torch_random")
-            for name, value in tensors.items():
-                part, _, rest = name.partition(".")
-                parts[part][rest] = value
-            return TrainState(step=described["step"], torch_random=random, **parts)
+            return TrainState.from_tensors(described["step"], tensors)
     if damage is not None:
         raise damage  # to begin anew in silence would lose the work
     return None
 
 
 def clear_states(store: Store) -> None:
-    """Remove all checkpoints."""
+    """Remove all checkpoints, and the best weights with them."""
     for step in _state_steps(store):
         store.remove(_state_name(step))
+    store.remove(BEST_NAME)
+
+
+def save_best(store: Store, network: PriorNetwork, step: int, loss: float, settings_fingerprint: str) -> None:
+    """Keep averaged weights that did better in validation than all before."""
+    metadata = {"priorkit": json.dumps({"step": step, "validation_loss": loss, "settings": settings_fingerprint})}
+    with store.create(BEST_NAME) as file:
+        file.write(safetensors.torch.save(_to_cpu(network.state_dict()), metadata))
+
+
+def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor] | None:
+    """The averaged weights that did best in validation; None where training with these settings has kept none."""
+    try:
+        with store.open(BEST_NAME) as file:
+            tensors, metadata = _read_tensors(file, store.path(BEST_NAME))
+    except FileNotFoundError:
+        return None
+    return tensors if json.loads(metadata.get("priorkit", "{}")).get("settings") == settings_fingerprint else None
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, network: PriorNetwork) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -15,6 +16,7 @@ from ..pipeline.commands import (
     SetOption,
     show_plan,
     show_result,
+    worker_overrides,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +34,12 @@ def train(
     prior: Annotated[
         Optional[str], typer.Option(show_default="data/prior", help="Folder of the trained prior.")
     ] = None,
+    init_from: Annotated[
+        Optional[str], typer.Option(help="Prior to start from: a folder, or a .pth of DALLE2-pytorch.")
+    ] = None,
+    workers: Annotated[
+        Optional[int], typer.Option(show_default="this process", help="Ray workers that train together.")
+    ] = None,
     settings: SetOption = None,
     limit: Annotated[
         Optional[int], typer.Option("--limit", min=1, help="Stop after N steps, with a checkpoint.")
@@ -47,20 +55,28 @@ def train(
     from ..pipeline.terminal import progress_bar, reported_errors, stop_requests
 
     with reported_errors():
-        from .recipe import load_recipe, require_same_clip
+        from .recipe import declared_clip, load_recipe, require_same_clip
         from .train import plan_train
         from .train import train as run_train
 
-        chosen = load_recipe(recipe, settings or [], ("train", "read", "folders", "embed"))
-        source, target = embeddings or chosen.folders.embeddings, prior or chosen.folders.prior
+        overrides = [*(settings or []), *worker_overrides(workers)]
+        if init_from is not None:
+            overrides.append(f"train.init_from.path={json.dumps(init_from)}")
+        chosen = load_recipe(recipe, overrides, ("train", "read", "folders", "embed", "compute"))
+        source, target, clip = (
+            embeddings or chosen.folders.embeddings,
+            prior or chosen.folders.prior,
+            declared_clip(chosen),
+        )
         require_same_clip(chosen, source)
         if dry_run:
-            show_plan(plan_train(source, target, chosen.train, chosen.read, overwrite=overwrite), as_json)
+            plan = plan_train(source, target, chosen.train, chosen.read, chosen.compute, clip=clip, overwrite=overwrite)
+            show_plan(plan, as_json)
             return
         with progress_bar("train", "steps", quiet=as_json) as progress, stop_requests() as should_stop:
             result = run_train(
-                source, target, chosen.train, chosen.read,
-                limit=limit, overwrite=overwrite, progress=progress, should_stop=should_stop,
+                source, target, chosen.train, chosen.read, chosen.compute,
+                clip=clip, limit=limit, overwrite=overwrite, progress=progress, should_stop=should_stop,
             )  # fmt: skip
         show_result(result, as_json)
 

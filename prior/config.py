@@ -139,10 +139,28 @@ class OptimiserSettings(Settings):
     """Decay of the averaged weights each step, after a warmup of (1 + step) / (10 + step)."""
 
 
+class InitSettings(Settings):
+    """A prior to start from: whatever `load_prior` reads."""
+
+    path: str
+    """Folder of a prior, or a checkpoint of DALLE2-pytorch (`.pth`)."""
+    weights: Literal["ema", "online", "best"] = "ema"
+    """Averaged weights, those that were trained, or the averaged ones that validated best."""
+    config: str | None = None
+    """Of a checkpoint: the JSON of its training script, or `laion-model-card`."""
+    function_version: str | None = None
+    """Of a checkpoint that stores none: the release of dalle2-pytorch whose function it is."""
+
+
 class TrainSettings(DeviceSettings):
     """Training of a prior."""
 
-    runtime_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "keep_checkpoints"})
+    runtime_fields: ClassVar[frozenset[str]] = frozenset(
+        {
+            "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "trackers", "tracker_folder",
+            "init_from",  # its weights are part of the identity, wherever they lie
+        }
+    )  # fmt: skip
 
     network: NetworkSettings = NetworkSettings()
     """The network."""
@@ -150,22 +168,46 @@ class TrainSettings(DeviceSettings):
     """The diffusion."""
     optimiser: OptimiserSettings = OptimiserSettings()
     """The optimiser."""
+    init_from: InitSettings | None = None
+    """A prior to start from: network, diffusion and the normaliser's statistics are its own."""
+    text_condition: Literal["pooled", "stored", "online"] | None = None
+    """Where text comes from. `pooled`: stored embeddings. `stored`: stored token states too. `online`: captions, by the
+    embeddings' CLIP. Null: `stored` where the network takes token states, else `pooled`."""
     steps: int = Field(default=100_000, ge=1)
     """Optimiser steps in all."""
     batch_size: int = Field(default=256, ge=1)
-    """Rows in one step; the last batch of an epoch is shorter."""
+    """Rows in one step, over all workers; the last batch of an epoch is shorter."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that a worker's rows of a step are computed in, one after the other, to save memory."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    """Seed of weights, data order, noise, timesteps and text drops."""
+    """Seed of weights, data order, noise, timesteps, text drops and dropout."""
     log_every: int = Field(default=50, ge=1)
     """Steps between lines of `metrics.jsonl`."""
     validate_every: int = Field(default=500, ge=1)
     """Steps between validations of the averaged weights."""
     validation_rows: int = Field(default=2048, ge=1)
     """Rows of the validation split that are used, with noise that never changes."""
+    validate_draws: int = Field(default=0, ge=0)
+    """Embeddings drawn for each validation caption, for energy score and cosine; 0 takes losses only."""
+    validate_steps: int = Field(default=16, ge=1)
+    """Network evaluations of each of these draws."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints: at most this much work is lost by a kill."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """Minutes between checkpoints, where steps are slow."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """What shows metrics besides `metrics.jsonl`; an extra each."""
+    tracker_folder: str | None = None
+    """Local folder that trackers write to; null is `trackers` in the prior's, if that is local."""
+
+    @field_validator("validate_draws")
+    @classmethod
+    def _one_draw_has_no_spread(cls, draws: int) -> int:
+        if draws == 1:
+            raise ValueError("the energy score needs at least 2 draws; or 0 for none")
+        return draws
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -180,6 +222,15 @@ class TrainSettings(DeviceSettings):
                 f"network.num_timesteps={self.network.num_timesteps} is fewer than diffusion.timesteps="
                 f"{diffusion.timesteps}"
             )
+        if self.validate_draws and self.validate_steps > diffusion.timesteps:
+            raise ValueError(f"validate_steps={self.validate_steps} is more than diffusion.timesteps")
+        if self.init_from is None and self.text_condition == "pooled" and self.network.max_text_len:
+            raise ValueError(
+                f"text_condition=pooled has no token states: set network.max_text_len to 0, not "
+                f"{self.network.max_text_len}, or take stored or online"
+            )
+        if self.init_from is None and self.text_condition == "stored" and not self.network.max_text_len:
+            raise ValueError("text_condition=stored reads token states: set network.max_text_len, or take pooled")
         return self
 
 
@@ -213,8 +264,9 @@ class EvaluateSettings(DeviceSettings):
 
     splits: tuple[Literal["validation", "test"], ...] = Field(default=("test",), min_length=1)
     """Rows to evaluate on."""
-    weights: tuple[Literal["ema", "online"], ...] = Field(default=("ema",), min_length=1)
-    """Averaged weights, those that were trained, or both; the first are the prior's."""
+    weights: tuple[Literal["ema", "online", "best"], ...] = Field(default=("ema",), min_length=1)
+    """Averaged weights, those that were trained, the averaged ones that validated best, or several; the first are the
+    prior's."""
     draws: int = Field(default=8, ge=2)
     """Embeddings drawn for each caption; the energy score wants at least 8."""
     max_rows: int = Field(default=10_000, ge=2)

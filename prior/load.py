@@ -13,14 +13,14 @@ from ..pipeline.config import ClipSettings, parse_settings
 from ..pipeline.errors import FolderError, InputError, SettingsError
 from ..pipeline.shards import MANIFEST_NAME, read_manifest
 from ..pipeline.storage import Store, check_name, open_location
-from .checkpoint import CONFIG_NAME, STATE_FOLDER, load_folder, load_state, save_prior
+from .checkpoint import CONFIG_NAME, STATE_FOLDER, load_best, load_folder, load_state, save_prior
 from .dalle2 import export_state, import_prior
 from .dalle2_config import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
 from .function import LATEST_FUNCTION, FunctionVersion
 from .model import Prior
 from .pth import read_pth, version_text
 
-Weights = Literal["ema", "online"]
+Weights = Literal["ema", "online", "best"]
 _PTH = (".pth", ".pt")
 
 
@@ -40,8 +40,8 @@ def load_prior(
         device: where to sample, such as `cpu` or `cuda`.
         dtype: of large products: `float32`, or `bfloat16` for about twice the speed.
         config: of a checkpoint: the JSON of its training script, or `laion-model-card` for the settings of LAION's.
-        weights: averaged (`ema`), or those that were trained (`online`), which our folders keep in their newest
-            checkpoint.
+        weights: averaged (`ema`), those that were trained (`online`), which our folders keep in their newest
+            checkpoint, or the averaged ones that did best in validation while they were trained here (`best`).
         function_version: of a checkpoint: release of dalle2-pytorch whose function it is, such as 0.23.10, in place of
             the one that it stores; needed where it stores none.
         clip: of a checkpoint: `model` and `pretrained` of its CLIP in open_clip, where its settings do not name it.
@@ -60,11 +60,11 @@ def load_prior(
         extras = {"config": config, "function_version": function_version, "clip": clip}
         if given := [name for name, value in extras.items() if value is not None]:
             raise SettingsError(f"{given[0]}= belongs to checkpoints ({' or '.join(_PTH)}); {path} is a folder")
-        if weights not in ("ema", "online"):
-            raise SettingsError(f"weights={weights!r}: known are ema and online")
+        if weights not in ("ema", "online", "best"):
+            raise SettingsError(f"weights={weights!r}: known are ema, online and best")
         prior = load_folder(path)
-        if weights == "online":
-            prior.network.load_state_dict(_online_weights(path))
+        if weights != "ema":
+            prior.network.load_state_dict(_trained_weights(path, weights))
     return prior.to(device, dtype)
 
 
@@ -150,10 +150,16 @@ def _read_config(config: str) -> Any:
         raise InputError(f"{config}: not JSON ({error})") from None
 
 
-def _online_weights(path: str) -> dict[str, torch.Tensor]:
-    """Those that were trained, of which the averaged ones are an average."""
-    manifest = read_manifest(Store(path))
-    state = None if manifest is None else load_state(Store(path), manifest.settings_fingerprint)
+def _trained_weights(path: str, weights: Weights) -> dict[str, torch.Tensor]:
+    """Those that were trained, of which the averaged ones are an average; or the best averaged ones."""
+    store = Store(path)
+    manifest = read_manifest(store)
+    if weights == "best":
+        best = None if manifest is None else load_best(store, manifest.settings_fingerprint)
+        if best is None:
+            raise InputError(f"{path}: weights='best' are kept by a training that validates, and there are none")
+        return best
+    state = None if manifest is None else load_state(store, manifest.settings_fingerprint)
     if state is None:
         raise InputError(f"{path}: weights='online' are in a training's checkpoints, and there are none; use 'ema'")
     return state.network

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from ..pipeline.config import Settings, parse_settings
+from ..pipeline.config import DeviceSettings, Settings, parse_settings
 from ..pipeline.errors import InputError, SettingsError
 from .config import MAX_SEED, DiffusionSettings, GuidanceName, NetworkSettings, SamplerName, SampleSettings
 from .diffusion import Condition
@@ -24,6 +24,7 @@ from .network import PrefixCache, PriorNetwork
 from .normalise import EmbeddingNormaliser
 from .sample import find_sampler, generator_noise, sampling_grid, seeded_noise
 from .schedule import NoiseSchedule, noise_schedule
+from .text_encoder import find_text_encoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAMPLE_BATCH = 64
@@ -155,25 +156,19 @@ class Prior:
         Raises:
             InputError: the prior does not say which, or the one to be had is another.
         """
-        from ..pipeline.clip import load_encoder
-        from ..pipeline.config import ClipSettings, EmbedSettings
-        from ..pipeline.device import resolve
-
         if not self.config.clip_settings:
             raise InputError(
                 "this prior does not say which CLIP it belongs to: sample from stored text embeddings (text_embed=), "
                 "or convert it again with --clip and --clip-pretrained"
             )
-        clip = ClipSettings(**self.config.clip_settings)
-        known = self.config.clip
         device: Literal["cpu", "auto"] = "cpu" if self.device.type == "cpu" else "auto"
-        settings = EmbedSettings(clip=clip, dtype=known.get("dtype", "float32"), device=device)
-        encoder = load_encoder(resolve(settings, "embed"))
-        if known and encoder.identity["weights_sha256"] != known["weights_sha256"]:
-            raise InputError(f"the CLIP {clip.model} here has other weights than the one this prior was trained with")
-        if encoder.identity["embed_dim"] != self.network.text_dim:
+        encoder = find_text_encoder(
+            self.config.clip_settings, self.config.clip, "this prior was trained with", DeviceSettings(device=device)
+        )
+        size = encoder.identity["embed_dim"]
+        if size != self.network.text_dim:
             raise InputError(
-                f"the CLIP {clip.model} makes text embeddings of size {encoder.identity['embed_dim']}, "
+                f"the CLIP {self.config.clip_settings['model']} makes text embeddings of size {size}, "
                 f"this prior takes {self.network.text_dim}"
             )
         return encoder

@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from ..pipeline.config import PipelineSettings, parse_settings, with_overrides
+from ..pipeline.config import ClipSettings, PipelineSettings, parse_settings, with_overrides
+from ..pipeline.embedding_shards import pair_files
 from ..pipeline.errors import InputError, SettingsError
-from ..pipeline.shards import difference, require_manifest
+from ..pipeline.shards import difference, read_manifest, require_manifest
 from ..pipeline.storage import Store, open_location
 from .config import EvaluateSettings, TrainSettings
 
@@ -43,18 +44,30 @@ def load_recipe(path: str | None, overrides: Sequence[str] = (), sections: Seque
 
 
 def require_same_clip(recipe: Recipe, embeddings: str) -> None:
-    """Refuse to use a recipe on embeddings of another CLIP than the one it names."""
-    if "embed" not in recipe.model_fields_set or "clip" not in recipe.embed.model_fields_set:
+    """Refuse to use a recipe on embeddings of another CLIP than the one it names.
+
+    A folder of another tool does not say which CLIP made it: there the recipe's word is taken.
+    """
+    if declared_clip(recipe) is None:
         return
     from ..pipeline.clip import clip_source
 
-    made_by = require_manifest(Store(embeddings), "embed").about["clip"]["source"]
+    store = Store(embeddings)
+    if read_manifest(store) is None and pair_files(store.names(), store.url):
+        return
+    made_by = require_manifest(store, "embed").about["clip"]["source"]
     wanted = clip_source(recipe.embed.clip)
     if made_by != wanted:
         raise SettingsError(
             f"the recipe's CLIP is not the one that made {embeddings} ({difference(made_by, wanted)}); "
             "set embed.clip to what made them, or name other embeddings"
         )
+
+
+def declared_clip(recipe: Recipe) -> ClipSettings | None:
+    """The CLIP that a recipe names; None if it leaves that to the default."""
+    named = "embed" in recipe.model_fields_set and "clip" in recipe.embed.model_fields_set
+    return recipe.embed.clip if named else None
 
 
 def recipe_names() -> list[str]:

@@ -30,7 +30,7 @@ from .predictors import GivenPredictions, Predictor, PriorPredictor
 from .report_gallery import CAPTIONS, SEARCHED_ROWS, find_rows, gallery, projection
 from .scoring import BLOCK_ROWS, GIVEN, as_units, read_predictions
 from .subject import Subject, find_subject
-from .train import LOG_NAME
+from .training_folder import LOG_NAME
 
 PROJECTED_ROWS = 1000
 """At most: more points hide each other."""

@@ -113,7 +113,7 @@ def steps(
     def run_train(progress: ProgressCallback) -> StageResult:
         with stop_requests() as should_stop:
             return train(
-                folders.embeddings, folders.prior, recipe.train, read,
+                folders.embeddings, folders.prior, recipe.train, read, recipe.compute,
                 overwrite=overwrite, progress=progress, should_stop=should_stop,
             )  # fmt: skip
 
@@ -136,7 +136,9 @@ def steps(
         ),
         Step(
             "train",
-            lambda: plan_train(folders.embeddings, folders.prior, recipe.train, read, overwrite=overwrite),
+            lambda: plan_train(
+                folders.embeddings, folders.prior, recipe.train, read, recipe.compute, overwrite=overwrite
+            ),
             run_train,
         ),
         Step(
@@ -164,10 +166,11 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
     from .evaluate import evaluate_manifest
     from .train import check_prior_folder
 
-    if recipe.train.network.max_text_len and not recipe.embed.token_states:
+    train = recipe.train
+    if train.network.max_text_len and train.text_condition != "online" and not recipe.embed.token_states:
         raise SettingsError(
-            f"train.network.max_text_len={recipe.train.network.max_text_len} needs embed.token_states=true, "
-            "so that there are token states to train on"
+            f"train.network.max_text_len={train.network.max_text_len} needs embed.token_states=true, so that there are "
+            "token states to train on; or train.text_condition=online"
         )
     if until == "evaluate":
         _check_evaluation(recipe)
@@ -177,7 +180,7 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
     folders = recipe.folders
     plan_download(recipe.urls, folders.images, recipe.download, limit=limit, overwrite=overwrite)
     check_stage(Store(folders.embeddings), embed_manifest(resolve(recipe.embed, "embed")), overwrite=overwrite)
-    check_prior_folder(folders.prior, recipe.train, recipe.read, overwrite=overwrite)
+    check_prior_folder(folders.prior, train, recipe.read, recipe.compute, overwrite=overwrite)
 
 
 def _check_evaluation(recipe: Recipe) -> None:

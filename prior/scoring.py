@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -265,10 +266,10 @@ class ScorerMaker:
             return Scorer(dataset, self.settings, None, read_predictions(self.prior, dataset))
         return Scorer(dataset, self.settings, self._load)
 
-    def _load(self, weights: str) -> Prior:
+    def _load(self, weights: Any) -> Prior:
         from .load import load_prior
 
-        return load_prior(self.prior, self.settings.device, weights="online" if weights == "online" else "ema")
+        return load_prior(self.prior, self.settings.device, weights=weights)
 
 
 def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:

@@ -13,8 +13,9 @@ from ..pipeline.shards import Manifest, differing_files, fingerprint, read_manif
 from ..pipeline.storage import Store
 from .checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_folder
 from .config import SampleSettings
+from .job import STAGE
 from .load import load_prior
-from .train import RECORD, STAGE
+from .training_folder import RECORD
 
 PREDICTIONS_SUFFIX = ".npy"
 
@@ -59,8 +60,9 @@ class Subject:
         config = prior.config
         for sample in samples:
             prior.check(sample)
-        if "online" in weights:
-            load_prior(self.path, weights="online")
+        for name in ("online", "best"):
+            if name in weights:
+                load_prior(self.path, weights=name)
         if config.embed_dim != dataset.embed_dim:
             raise InputError(
                 f"{dataset.store.url} holds embeddings of {dataset.embed_dim}, {self.path} predicts {config.embed_dim}"

@@ -19,8 +19,10 @@ import torch
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import FolderError, InputError, Interrupted, PriorkitError
 from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.prior import validation
 from priorkit.prior.config import TrainSettings
 from priorkit.prior.load import load_prior
+from priorkit.prior.step import Learner
 from priorkit.prior.train import plan_train, train
 
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
@@ -344,19 +346,22 @@ def test_test_and_validation_rows_are_never_trained_on(
 ) -> None:
     read = ReadSettings(validation_fraction=0.1, test_fraction=0.2)
     dataset = EmbeddingDataset(str(synthetic_embeddings), read)
-    losses: list[tuple[np.ndarray, bool]] = []
-    from priorkit.prior.train import Trainer
+    trained_on: list[np.ndarray] = []
+    validated_on: list[np.ndarray] = []
+    step, validate = Learner.step, validation.timestep_losses
 
-    compute = Trainer._losses
+    def spy_step(self: Learner, number: int, batch: Any, *others: Any) -> Any:
+        trained_on.append(batch.rows)
+        return step(self, number, batch, *others)
 
-    def spy(self: Trainer, network: Any, batch: Any, random: Any) -> torch.Tensor:
-        losses.append((batch.rows, torch.is_grad_enabled()))
-        return compute(self, network, batch, random)
+    def spy_validation(prior: Any, batch: Any, *others: Any) -> Any:
+        validated_on.append(batch.rows)
+        return validate(prior, batch, *others)
 
-    monkeypatch.setattr(Trainer, "_losses", spy)
+    monkeypatch.setattr(Learner, "step", spy_step)
+    monkeypatch.setattr(validation, "timestep_losses", spy_validation)
     train(str(synthetic_embeddings), str(tmp_path), small_train, read)
-    trained = np.unique(np.concatenate([rows for rows, grad in losses if grad]))
-    validated = np.unique(np.concatenate([rows for rows, grad in losses if not grad]))
+    trained, validated = np.unique(np.concatenate(trained_on)), np.unique(np.concatenate(validated_on))
     assert np.array_equal(trained, dataset.rows("train"))
     assert np.array_equal(validated, dataset.rows("validation"))
     assert len(dataset.rows("test")) > 50

@@ -349,7 +349,10 @@ def test_convert_overwrites_only_when_told(exported: Path) -> None:
         (["theirs.pth", "out", "--config", "laion-model-card"], "its settings make"),
         (["theirs.pth", "out", "--config", "typo.json"], "net.dept: unknown key; did you mean 'depth'?"),
         (["theirs.pth", "out", "--config", "text.json"], "text.json: not JSON"),
-        (["theirs.pth", "out", "--config", "theirs.json", "--weights", "best"], "weights='best': known are ema and"),
+        (
+            ["theirs.pth", "out", "--config", "theirs.json", "--weights", "newest"],
+            "weights='newest': known are ema and",
+        ),
         (["theirs.pth", "out", "--config", "theirs.json", "--function-version", "9"], "'9' is not a release"),
         (["theirs.pth", "out", "--config", "theirs.json", "--function-version", "9.0"], "dalle2-pytorch 9.0: releases"),
         (

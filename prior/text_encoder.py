@@ -1,0 +1,41 @@
+"""The CLIP whose text a prior understands, found again and checked against the weights that made the embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..pipeline.config import ClipSettings, DeviceSettings, EmbedSettings
+from ..pipeline.device import resolve
+from ..pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from ..pipeline.clip import ClipEncoder
+
+
+def find_text_encoder(
+    location: Mapping[str, Any], identity: Mapping[str, Any], made: str, device: DeviceSettings, batch_size: int = 64
+) -> ClipEncoder:
+    """Load a CLIP without its image tower.
+
+    Args:
+        location: its settings, as `clip_location` gives them.
+        identity: what is known of it; empty where nothing is.
+        made: what those weights are known of, for the error.
+        device: where it shall run, with how many threads.
+        batch_size: captions in one forward pass.
+
+    Raises:
+        InputError: it is not to be had, or has other weights.
+    """
+    from ..pipeline.clip import load_text_encoder
+
+    clip = ClipSettings(**location)
+    dtype = identity.get("dtype", "float32")
+    settings = EmbedSettings(
+        clip=clip, dtype=dtype, device=device.device, threads=device.threads, batch_size=batch_size
+    )
+    encoder = load_text_encoder(resolve(settings, "embed"))
+    if identity and encoder.identity["weights_sha256"] != identity["weights_sha256"]:
+        raise InputError(f"the CLIP {clip.model} here has other weights than the one {made}")
+    return encoder
