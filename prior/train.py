@@ -251,8 +251,9 @@ class Trainer:
 
     def _randomness(self, step: int, batch: int, diffusion: DiffusionSettings) -> StepRandomness:
         return step_randomness(
-            seed=self._settings.seed, step=step, batch=batch, embed_dim=self._config.embed_dim, diffusion=diffusion
-        )
+            seed=self._settings.seed, step=step, first=0, rows=batch, draws=self._settings.noise_draws,
+            embed_dim=self._config.embed_dim, diffusion=diffusion,
+        )  # fmt: skip
 
     def _losses(self, network: Any, batch: EmbeddingBatch, random: StepRandomness) -> torch.Tensor:
         states = None if batch.token_states is None else torch.from_numpy(batch.token_states).to(self._device)
