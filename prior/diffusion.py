@@ -1,4 +1,7 @@
-"""The training objective: the loss of a network on a batch, given its randomness as an argument."""
+"""The training objective: the loss of a network on a batch, given its randomness as an argument.
+
+Letters: B rows, K draws of noise and timestep for each, N = B * K draws in all, D embedding.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +11,45 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .cache import PrefixCache
 from .config import DiffusionSettings
 from .network import PriorNetwork
 from .normalise import EmbeddingNormaliser
 from .schedule import NoiseSchedule
 
+MIN_SNR_GAMMA = 5.0
+"""Signal-to-noise ratio above which `min_snr` gives timesteps no more weight; Hang et al.'s choice."""
+
 _LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
+_STREAM_PLACES = 32
+"""Places of a batch that share a stream of random numbers: few enough that a rank draws little for its neighbours."""
+_NORMAL, _UNIFORM = 0, 1
+"""Purposes of streams."""
 
 
 @dataclass(frozen=True)
 class StepRandomness:
-    """All that is random in one step, for the rows of its global batch."""
+    """All that is random in one step, for B places of its global batch and K draws of each."""
 
     noise: torch.Tensor
-    """`[B, D]` standard normal."""
+    """`[B, K, D]` standard normal."""
     timesteps: torch.Tensor
-    """`[B]` int64, uniform."""
+    """`[B, K]` int64, uniform, and in each row one of each K-th of the timesteps."""
     drop_text: torch.Tensor
-    """`[B]` bool: rows trained without their text."""
+    """`[B, K]` bool: draws trained without their text."""
     drop_image: torch.Tensor
-    """`[B]` bool: rows trained without their noisy image."""
+    """`[B, K]` bool: draws trained without their noisy image."""
     self_cond: torch.Tensor
-    """`[B]` bool: rows of a self-conditioned network that are given its own first estimate."""
+    """`[B, K]` bool: draws for which a self-conditioned network is given its own first estimate."""
 
     def to(self, device: torch.device) -> StepRandomness:
-        """The same on a device."""
-        return StepRandomness(**{name: value.to(device) for name, value in vars(self).items()})
+        """The same on a device; but for what decides how much is computed, which is needed on the CPU."""
+        stay = {"drop_text", "self_cond"}
+        return StepRandomness(**{k: v if k in stay else v.to(device) for k, v in vars(self).items()})
+
+    def take(self, order: torch.Tensor) -> StepRandomness:
+        """Rows of it by their numbers."""
+        return StepRandomness(**{k: v[order.to(v.device)] for k, v in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -45,21 +61,41 @@ class Condition:
     token_states: torch.Tensor | None
     """`[B, T, W]`, padded with zeros; None if the network uses none."""
 
+    def take(self, order: torch.Tensor) -> Condition:
+        """Captions of it by their numbers."""
+        order = order.to(self.text_embed.device)
+        return Condition(self.text_embed[order], None if self.token_states is None else self.token_states[order])
+
 
 def step_randomness(
-    *, seed: int, step: int, batch: int, embed_dim: int, diffusion: DiffusionSettings
+    *, seed: int, step: int, first: int, rows: int, draws: int, embed_dim: int, diffusion: DiffusionSettings
 ) -> StepRandomness:
-    """The randomness of one step: a pure function of seed, step and position in the global batch.
+    """The randomness of places `first` to `first + rows` of a step's global batch.
 
+    What a place is given is a function of seed, step, place and K alone, whatever part of the batch is asked for.
     Drawn by numpy's Philox, whose stream is the same on every platform and device.
     """
-    random = np.random.Generator(np.random.Philox(key=[seed, step]))
-    noise = random.standard_normal((batch, embed_dim), np.float32)
-    timesteps = random.integers(0, diffusion.timesteps, batch)
-    drop_text = random.random(batch) < diffusion.text_drop
-    drop_image = random.random(batch) < diffusion.image_drop
-    self_cond = random.random(batch) < 0.5
+    noise = np.empty((rows, draws, embed_dim), np.float32)
+    uniform = np.empty((rows, draws, 4))
+    end = first + rows
+    for number in range(first // _STREAM_PLACES, -(-end // _STREAM_PLACES)):
+        start, stop = number * _STREAM_PLACES, min((number + 1) * _STREAM_PLACES, end)
+        unwanted = max(0, first - start)
+        wanted = slice(start + unwanted - first, stop - first)
+        normal = _stream(seed, step, _NORMAL, number)
+        noise[wanted] = normal.standard_normal((stop - start, draws, embed_dim), np.float32)[unwanted:]
+        uniform[wanted] = _stream(seed, step, _UNIFORM, number).random((stop - start, draws, 4))[unwanted:]
+    strata = (np.arange(draws) + uniform[..., 0]) / draws  # draw k from the k-th part of [0, 1)
+    timesteps = np.minimum((strata * diffusion.timesteps).astype(np.int64), diffusion.timesteps - 1)
+    drop_text = uniform[..., 1] < diffusion.text_drop
+    drop_image = uniform[..., 2] < diffusion.image_drop
+    self_cond = uniform[..., 3] < 0.5
     return StepRandomness(*map(torch.from_numpy, (noise, timesteps, drop_text, drop_image, self_cond)))
+
+
+def _stream(seed: int, step: int, purpose: int, number: int) -> np.random.Generator:
+    """A stream of random numbers; the low half of the counter is what it advances by."""
+    return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, purpose, number]))
 
 
 def diffusion_loss(
@@ -71,30 +107,86 @@ def diffusion_loss(
     condition: Condition,
     random: StepRandomness,
 ) -> torch.Tensor:
-    """Error of the prediction, mean over coordinates, for each row: `[B]`.
+    """Weighted error of the prediction, mean over coordinates and over the K draws, for each row: `[B]`.
+
+    The draws of a text share its prefix. Those whose text is dropped share one other, of no text.
 
     Args:
         image_embed: `[B, D]` of any norm.
     """
-    x0 = normaliser.encode(image_embed)
-    x_t = schedule.add_noise(x0, random.noise, random.timesteps)
-    estimate = None
-    if network.self_cond and bool(random.self_cond.any()):
-        with torch.no_grad():
-            estimate = network(
-                x_t, random.timesteps, text_embed=condition.text_embed, token_states=condition.token_states
-            )
-        estimate = estimate * random.self_cond[:, None]
-    output = network(
-        x_t,
-        random.timesteps,
-        text_embed=condition.text_embed,
-        token_states=condition.token_states,
-        drop_text=random.drop_text if diffusion.text_drop else None,
-        drop_image=random.drop_image if diffusion.image_drop else None,
-        self_cond=estimate,
-    )
+    rows, draws, _ = random.noise.shape
+    needed = _needed(network, random)
+    order = None
+    if not needed.all():  # texts that nobody looks at go to the end, and get no prefix
+        order = torch.argsort(~needed, stable=True)
+        random, condition = random.take(order), condition.take(order)
+        image_embed = image_embed[order.to(image_embed.device)]
+    texts, null = _prefixes(network, condition, random.drop_text, int(needed.sum()))
+    noise, timesteps = random.noise.flatten(0, 1), random.timesteps.flatten()
+    x0 = normaliser.encode(image_embed).repeat_interleave(draws, dim=0)  # (N, D)
+    x_t = schedule.add_noise(x0, noise, timesteps)
+    output = network.suffix(
+        texts.of_draws(random.drop_text, null), x_t, timesteps,
+        drop_image=random.drop_image.flatten() if diffusion.image_drop else None,
+        self_cond=_estimates(network, texts, random.self_cond, x_t, timesteps) if network.self_cond else None,
+    )  # fmt: skip
     if diffusion.training_clamp:
         output = F.normalize(output, dim=-1) * normaliser.radius
-    target = schedule.target(diffusion.prediction, x0, random.noise, random.timesteps)
-    return _LOSSES[diffusion.loss](output.float(), target, reduction="none").mean(dim=-1)
+    target = schedule.target(diffusion.prediction, x0, noise, timesteps)
+    losses = _LOSSES[diffusion.loss](output, target, reduction="none").mean(dim=-1)  # (N,)
+    if diffusion.loss_weighting == "min_snr":
+        losses = losses * min_snr_weight(schedule, diffusion.prediction, timesteps).to(losses.dtype)
+    losses = losses.view(rows, draws).mean(dim=1)
+    return losses if order is None else losses[torch.argsort(order).to(losses.device)]
+
+
+def _needed(network: PriorNetwork, random: StepRandomness) -> torch.Tensor:
+    """`[B]` bool: texts that any draw sees. Where dropping leaves something of a text, that is every one."""
+    if not network.function.has_null_text:
+        return torch.ones(len(random.drop_text), dtype=torch.bool)
+    seen = ~random.drop_text
+    if network.self_cond:  # the first estimate is made with nothing dropped
+        seen = seen | random.self_cond
+    return seen.any(dim=1)
+
+
+def _prefixes(
+    network: PriorNetwork, condition: Condition, drop_text: torch.Tensor, texts: int
+) -> tuple[PrefixCache, PrefixCache | None]:
+    """Prefixes of the first `texts` captions, and of no text if any draw wants it: one, or one for each caption."""
+    if not drop_text.any():
+        return network.prefix(condition.text_embed, condition.token_states), None
+    nulls = 1 if network.function.has_null_text else len(drop_text)
+    rows = torch.cat([torch.arange(texts), torch.arange(nulls)])
+    both = condition.take(rows)
+    dropped = (torch.arange(len(rows)) >= texts).to(both.text_embed.device)
+    cache = network.prefix(both.text_embed, both.token_states, dropped)
+    return cache.rows(0, texts), cache.rows(texts, texts + nulls)
+
+
+@torch.no_grad()
+def _estimates(
+    network: PriorNetwork, texts: PrefixCache, chosen: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor | None:
+    """What the network first says to the chosen `[B, K]` of N draws, nothing dropped: `[N, D]`, zeros for others."""
+    draws = chosen.shape[1]
+    numbers = chosen.flatten().nonzero()[:, 0]
+    if len(numbers) == 0:
+        return None
+    own, numbers = texts.take((numbers // draws).to(x_t.device)), numbers.to(x_t.device)
+    said = network.suffix(own, x_t[numbers], timesteps[numbers])
+    return torch.zeros_like(x_t).index_copy(0, numbers, said)
+
+
+def min_snr_weight(schedule: NoiseSchedule, prediction: str, timesteps: torch.Tensor) -> torch.Tensor:
+    """Weights `[N]` float64 of losses at timesteps `[N]` (Hang et al. 2023, arXiv 2303.09556).
+
+    The squared error of x0 is weighted by min(SNR, gamma); those of eps and v so that they weigh as much.
+    """
+    alpha_bar = schedule.alpha_bar.to(timesteps.device)[timesteps]
+    ratio = alpha_bar / (1 - alpha_bar)
+    if prediction == "x0":
+        return ratio.clamp(max=MIN_SNR_GAMMA)
+    if prediction == "eps":
+        return (MIN_SNR_GAMMA / ratio).clamp(max=1)
+    return ratio.clamp(max=MIN_SNR_GAMMA) / (ratio + 1)

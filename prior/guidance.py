@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import torch
 
+from .cache import PrefixCache
 from .config import DiffusionSettings, GuidanceName
-from .network import PrefixCache, PriorNetwork
+from .network import PriorNetwork
 from .normalise import EmbeddingNormaliser
 from .sample import Estimate
 from .schedule import NoiseSchedule

@@ -78,7 +78,7 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
         ranks=ranks.size,
     )  # fmt: skip
     batches = stream.batches(step)
-    pace = Pace(draws=1)
+    pace = Pace(settings.noise_draws)
     keeper = None if folder is None else Keeper(job, folder, learner, watch, step)
     stop = bool(ranks.sum(torch.tensor([float(watch.should_stop())], dtype=torch.float64)).item())
     try:

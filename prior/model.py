@@ -15,12 +15,13 @@ from typing_extensions import Self
 
 from ..pipeline.config import DeviceSettings, Settings, parse_settings
 from ..pipeline.errors import InputError, SettingsError
+from .cache import PrefixCache
 from .config import MAX_SEED, DiffusionSettings, GuidanceName, NetworkSettings, SamplerName, SampleSettings
 from .diffusion import Condition
 from .function import FunctionVersion
 from .guidance import Denoiser, NullBranch, null_prefix
 from .linear import Linear
-from .network import PrefixCache, PriorNetwork
+from .network import PriorNetwork
 from .normalise import EmbeddingNormaliser
 from .sample import find_sampler, generator_noise, sampling_grid, seeded_noise
 from .schedule import NoiseSchedule, noise_schedule

@@ -11,51 +11,17 @@ Letters: B texts, K draws of one text, N = B * K rows, T token states, D embeddi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .cache import PrefixCache
 from .function import LATEST_FUNCTION, FunctionVersion
 from .layers import Attention, FeedForward, KeysValues, LayerNorm, PositionEncoding, Positions
 from .linear import Linear
 
 _MAX_PERIOD = 10_000.0
-
-
-@dataclass(frozen=True)
-class PrefixCache:
-    """Keys and values of the text in every layer, the null position first."""
-
-    layers: list[KeysValues]
-    positions: dict[tuple[int, int, int], Positions] = field(default_factory=dict)
-    """What suffixes need to know of their places, by their lengths: the same in every step."""
-
-    @property
-    def texts(self) -> int:
-        """B."""
-        return self.layers[0].keys.shape[0]
-
-    @property
-    def tokens(self) -> int:
-        """Positions that are cached, but for the null."""
-        return self.layers[0].keys.shape[1] - 1
-
-    def followed_by(self, other: PrefixCache) -> PrefixCache:
-        """These positions, then the others; of the same texts, or these of one for all."""
-        return PrefixCache([mine.append(its) for mine, its in zip(self.layers, other.layers, strict=True)])
-
-    def stacked_with(self, other: PrefixCache) -> PrefixCache:
-        """These texts, then the others, of the same length."""
-        pairs = zip(self.layers, other.layers, strict=True)
-        return PrefixCache(
-            [KeysValues(*(torch.cat(parts) for parts in zip(mine, its, strict=False))) for mine, its in pairs]
-        )
-
-    def expand(self, texts: int) -> PrefixCache:
-        """The one text of this cache, `texts` times."""
-        return PrefixCache([KeysValues(*(part.expand(texts, -1, -1) for part in layer)) for layer in self.layers])
 
 
 class PriorNetwork(nn.Module):

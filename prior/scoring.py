@@ -231,7 +231,7 @@ def timestep_losses(
     condition = prior.condition(torch.from_numpy(batch.text_embed), states)
     image = torch.from_numpy(batch.image_embed).to(prior.device)
     stream = RowNoise(settings.seed, LOSS, row_ids, (dim + 1,))
-    nothing = torch.zeros(len(row_ids), dtype=torch.bool)
+    nothing = torch.zeros(len(row_ids), 1, dtype=torch.bool)
     edges = np.linspace(0, diffusion.timesteps, settings.loss_bins + 1).round().astype(np.int64)
     losses = {}
     for first, end in itertools.pairwise(edges.tolist()):
@@ -240,8 +240,8 @@ def timestep_losses(
         drawn = stream.draw()
         # the last value chooses the timestep: of a normal the fraction of a large multiple is uniform
         fraction = np.modf(np.abs(drawn[:, -1].astype(np.float64)) * 4096)[0]
-        timesteps = torch.from_numpy(first + (fraction * (end - first)).astype(np.int64))
-        random = StepRandomness(torch.from_numpy(drawn[:, :-1].copy()), timesteps, nothing, nothing, nothing)
+        timesteps = torch.from_numpy(first + (fraction * (end - first)).astype(np.int64))[:, None]
+        random = StepRandomness(torch.from_numpy(drawn[:, None, :-1].copy()), timesteps, nothing, nothing, nothing)
         loss = diffusion_loss(
             prior.network, prior.schedule, diffusion, prior.normaliser, image, condition, random.to(prior.device)
         )

@@ -13,7 +13,7 @@ from .config import InitSettings, TrainSettings
 from .load import load_prior
 from .model import Prior
 
-_OWN_CHOICE = {"loss", "text_drop", "image_drop", "attn_dropout", "ff_dropout"}
+_OWN_CHOICE = {"loss", "loss_weighting", "text_drop", "image_drop", "attn_dropout", "ff_dropout"}
 """Of network and diffusion: how it is trained on, not what it computes."""
 
 

@@ -17,7 +17,7 @@ from ..pipeline.batches import TrainBatch
 from ..pipeline.errors import PriorkitError
 from .checkpoint import TrainState, optimiser_tensors, restore_optimiser
 from .config import MAX_SEED, TrainSettings
-from .diffusion import Condition, StepRandomness, diffusion_loss, step_randomness
+from .diffusion import Condition, diffusion_loss, step_randomness
 from .ema import update_ema
 from .model import PriorConfig, build_network, build_normaliser
 from .optim import build_optimiser, learning_rate
@@ -117,7 +117,10 @@ class Learner:
     def _losses(self, number: int, batch: TrainBatch, text: Condition, part: slice) -> torch.Tensor:
         """The losses of some rows of the batch."""
         device, diffusion = self._ranks.device, self._settings.diffusion
-        random = self._randomness(number, batch, part)
+        random = step_randomness(
+            seed=self._settings.seed, step=number, first=batch.first + part.start, rows=part.stop - part.start,
+            draws=self._settings.noise_draws, embed_dim=self._embed_dim, diffusion=diffusion,
+        )  # fmt: skip
         text_embed = F.normalize(text.text_embed[part].to(device).float(), dim=-1)
         states = None if text.token_states is None else text.token_states[part].to(device).float()
         image_embed = torch.from_numpy(batch.image_embed[part]).to(device)
@@ -125,15 +128,6 @@ class Learner:
             self.network, self._schedule, diffusion, self.normaliser, image_embed, Condition(text_embed, states),
             random.to(device),
         )  # fmt: skip
-
-    def _randomness(self, number: int, batch: TrainBatch, part: slice) -> StepRandomness:
-        """Of some rows, by their places in the global batch."""
-        whole = step_randomness(
-            seed=self._settings.seed, step=number, batch=batch.global_rows, embed_dim=self._embed_dim,
-            diffusion=self._settings.diffusion,
-        )  # fmt: skip
-        places = slice(batch.first + part.start, batch.first + part.stop)
-        return StepRandomness(**{name: value[places] for name, value in vars(whole).items()})
 
     def _seed_dropout(self, number: int) -> None:
         """Dropout is a function of seed, step and rank, so that no generator's state has to be kept."""

@@ -67,11 +67,11 @@ def test_loss(golden: Golden) -> None:
     prior = imported(golden)
     rows = len(golden.times)
     random = StepRandomness(
-        noise=torch.from_numpy(golden.loss_noise),
-        timesteps=torch.tensor(golden.times),
-        drop_text=~torch.tensor(golden.text_keep),
-        drop_image=~torch.tensor(golden.image_keep),
-        self_cond=torch.full((rows,), golden.self_conditioned),
+        noise=torch.from_numpy(golden.loss_noise)[:, None],
+        timesteps=torch.tensor(golden.times)[:, None],
+        drop_text=~torch.tensor(golden.text_keep)[:, None] & (prior.config.diffusion.text_drop > 0),
+        drop_image=~torch.tensor(golden.image_keep)[:, None],
+        self_cond=torch.full((rows, 1), golden.self_conditioned),
     )
     with torch.no_grad():
         losses = diffusion_loss(

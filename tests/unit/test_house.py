@@ -178,7 +178,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 
 def test_the_network_knows_torch_and_nothing_else() -> None:
-    own = {f"priorkit.prior.{name}" for name in ("function", "linear", "layers", "network")} | {
+    own = {f"priorkit.prior.{name}" for name in ("function", "linear", "layers", "cache", "network")} | {
         "priorkit.pipeline.onednn"
     }
     for module in own:

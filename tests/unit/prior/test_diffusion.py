@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from priorkit.prior.config import DiffusionSettings
-from priorkit.prior.diffusion import Condition, StepRandomness, diffusion_loss, step_randomness
+from priorkit.prior.diffusion import Condition, StepRandomness, diffusion_loss, min_snr_weight, step_randomness
 from priorkit.prior.model import PriorConfig
 from priorkit.prior.network import PriorNetwork
 from priorkit.prior.normalise import EmbeddingNormaliser
@@ -23,13 +23,17 @@ from .reference import Text, single_pass
 
 MakeConfig = Callable[..., PriorConfig]
 MakeNetwork = Callable[..., PriorNetwork]
+CountCalls = Callable[[PriorNetwork, str], list[tuple[int, bool]]]
 
 
 def randomness(
-    seed: int = 3, step: int = 7, batch: int = 64, text_drop: float = 0.25, image_drop: float = 0.25, dim: int = 8
-) -> StepRandomness:
-    diffusion = DiffusionSettings(timesteps=100, text_drop=text_drop, image_drop=image_drop)
-    return step_randomness(seed=seed, step=step, batch=batch, embed_dim=dim, diffusion=diffusion)
+    seed: int = 3, step: int = 7, batch: int = 64, text_drop: float = 0.25, image_drop: float = 0.25, dim: int = 8,
+    draws: int = 1, first: int = 0, timesteps: int = 100,
+) -> StepRandomness:  # fmt: skip
+    diffusion = DiffusionSettings(timesteps=timesteps, text_drop=text_drop, image_drop=image_drop)
+    return step_randomness(
+        seed=seed, step=step, first=first, rows=batch, draws=draws, embed_dim=dim, diffusion=diffusion
+    )
 
 
 def same(a: StepRandomness, b: StepRandomness) -> list[bool]:
@@ -56,7 +60,7 @@ def test_shares_of_drops_change_nothing_else() -> None:
 def test_drops_and_coin_are_independent() -> None:
     drawn = [randomness(step=step, batch=2000, text_drop=0.5, image_drop=0.5) for step in range(10)]
     masks = [
-        torch.cat([getattr(random, name) for random in drawn]).double()
+        torch.cat([getattr(random, name) for random in drawn]).flatten().double()
         for name in ("drop_text", "drop_image", "self_cond")
     ]
     assert torch.corrcoef(torch.stack(masks)).fill_diagonal_(0).abs().max() < 4 / math.sqrt(20_000)
@@ -67,30 +71,74 @@ def test_the_coin_of_self_conditioning_is_fair() -> None:
     assert coins.mean().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(len(coins)))
 
 
-def test_it_moves_as_one() -> None:
+def test_what_moves_to_a_device() -> None:
     moved = randomness().to(torch.device("meta"))
-    assert {value.device.type for value in vars(moved).values()} == {"meta"}
+    places = {name: value.device.type for name, value in vars(moved).items()}
+    assert places == {
+        "noise": "meta", "timesteps": "meta", "drop_image": "meta",
+        "drop_text": "cpu", "self_cond": "cpu",  # they decide what is computed
+    }  # fmt: skip
 
 
 def test_randomness_is_what_numpys_philox_gives() -> None:
-    random = np.random.Generator(np.random.Philox(key=[3, 7]))
-    assert np.array_equal(randomness().noise.numpy(), random.standard_normal((64, 8), np.float32))
+    """The same on every platform: 32 places to a stream, told apart by the top of its counter."""
+    found = randomness(batch=64, draws=2).noise.numpy()
+    for number in range(2):
+        random = np.random.Generator(np.random.Philox(key=[3, 7], counter=[0, 0, 0, number]))
+        expected = random.standard_normal((32, 2, 8), np.float32)
+        assert np.array_equal(found[32 * number : 32 * (number + 1)], expected)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_place_is_given_the_same_whatever_part_is_asked_for(draws: int) -> None:
+    whole = randomness(batch=101, draws=draws)
+    parts = [(0, 101), (0, 1), (31, 2), (32, 32), (40, 61), (100, 1), (7, 0), (64, 0)]
+    parts += [(first, 1) for first in range(101)]
+    for first, rows in parts:
+        part = randomness(first=first, batch=rows, draws=draws)
+        for name, values in vars(whole).items():
+            assert torch.equal(getattr(part, name), values[first : first + rows]), (name, first, rows)
+
+
+def test_places_and_draws_differ() -> None:
+    noise = randomness(batch=100, draws=3).noise
+    assert len(torch.unique(noise.flatten(0, 1), dim=0)) == 300
 
 
 def test_shapes_and_types() -> None:
-    found = randomness(batch=5)
-    assert (found.noise.shape, found.noise.dtype) == ((5, 8), torch.float32)
-    assert (found.timesteps.shape, found.timesteps.dtype) == ((5,), torch.int64)
+    found = randomness(batch=5, draws=3)
+    assert (found.noise.shape, found.noise.dtype) == ((5, 3, 8), torch.float32)
+    assert (found.timesteps.shape, found.timesteps.dtype) == ((5, 3), torch.int64)
     for mask in (found.drop_text, found.drop_image, found.self_cond):
-        assert (mask.shape, mask.dtype) == ((5,), torch.bool)
+        assert (mask.shape, mask.dtype) == ((5, 3), torch.bool)
 
 
-def test_timesteps_are_uniform() -> None:
-    drawn = torch.cat([randomness(step=step, batch=2000).timesteps for step in range(50)])
-    counts = torch.bincount(drawn, minlength=100).double()
-    assert len(counts) == 100
-    chi_square = ((counts - 1000) ** 2 / 1000).sum().item()
-    assert 60 < chi_square < 150  # 99 degrees of freedom: mean 99, deviation 14
+@pytest.mark.parametrize(("draws", "timesteps"), [(1, 100), (4, 100), (7, 100), (3, 5), (8, 5), (4, 1000)])
+def test_timesteps_are_uniform(draws: int, timesteps: int) -> None:
+    drawn = [randomness(step=step, batch=2000, draws=draws, timesteps=timesteps, dim=1).timesteps for step in range(50)]
+    counts = torch.bincount(torch.cat(drawn).flatten(), minlength=timesteps).double()
+    assert len(counts) == timesteps
+    expected = 100_000 * draws / timesteps
+    chi_square = ((counts - expected) ** 2 / expected).sum().item()
+    # strata make it less than that of independent draws, whose deviation is the root of twice its mean
+    assert chi_square < timesteps - 1 + 4 * math.sqrt(2 * (timesteps - 1))
+    if draws == 1:
+        assert chi_square > timesteps - 1 - 4 * math.sqrt(2 * (timesteps - 1))
+
+
+@pytest.mark.parametrize(("draws", "timesteps"), [(4, 100), (7, 100), (8, 5)])
+def test_each_draw_has_a_part_of_the_timesteps(draws: int, timesteps: int) -> None:
+    drawn = randomness(batch=5000, draws=draws, timesteps=timesteps, dim=1).timesteps
+    for draw in range(draws):
+        assert drawn[:, draw].min() == draw * timesteps // draws
+        assert drawn[:, draw].max() == -(-(draw + 1) * timesteps // draws) - 1
+
+
+def test_draws_of_a_row_are_independent_but_for_their_parts() -> None:
+    drawn = torch.cat([randomness(step=step, batch=2000, draws=4).timesteps for step in range(20)]).double()
+    assert torch.corrcoef(drawn.T).fill_diagonal_(0).abs().max() < 4 / math.sqrt(40_000)
+    drops = torch.cat([randomness(step=step, batch=2000, draws=4).drop_text for step in range(20)]).double()
+    assert torch.corrcoef(drops.T).fill_diagonal_(0).abs().max() < 4 / math.sqrt(40_000)
 
 
 def test_noise_is_standard_normal() -> None:
@@ -164,21 +212,22 @@ def test_the_loss_is_its_formula_in_numpy(
     schedule = noise_schedule(settings.noise_schedule, 100)
     random = randomness(seed=5, batch=ROWS, text_drop=settings.text_drop, image_drop=settings.image_drop)
     random.timesteps[0] = 99
-    random.self_cond[:2] = torch.tensor([True, False])
+    random.self_cond[:2] = torch.tensor([[True], [False]])
     image, text = unit(ROWS, 8, seed=2) * 7, Text(unit(ROWS, 8, seed=3), unit(ROWS, 4, 6, seed=4))
     found = diffusion_loss(small, schedule, settings, normaliser, image, Condition(*text), random)
 
-    x0, noise = encoded(normaliser, image.double().numpy()), random.noise.double().numpy()
-    alpha_bar = schedule.alpha_bar.numpy()[random.timesteps.numpy()][:, None]
+    x0, noise = encoded(normaliser, image.double().numpy()), random.noise[:, 0].double().numpy()
+    timesteps = random.timesteps[:, 0]
+    alpha_bar = schedule.alpha_bar.numpy()[timesteps.numpy()][:, None]
     signal, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
     x_t, estimate = torch.from_numpy(signal * x0 + sigma * noise), None
     architecture = make_config(4, **network).network
     if network.get("self_cond"):  # of rows whose coin says so, without drops
-        estimate = single_pass(small, architecture, x_t, random.timesteps, text)
-        estimate = torch.where(random.self_cond[:, None], estimate, torch.zeros_like(estimate))
+        estimate = single_pass(small, architecture, x_t, timesteps, text)
+        estimate = torch.where(random.self_cond, estimate, torch.zeros_like(estimate))
     output = single_pass(
-        small, architecture, x_t, random.timesteps, text, self_cond=estimate,
-        drop_text=random.drop_text, drop_image=random.drop_image,
+        small, architecture, x_t, timesteps, text, self_cond=estimate,
+        drop_text=random.drop_text[:, 0], drop_image=random.drop_image[:, 0],
     ).numpy()  # fmt: skip
     if settings.training_clamp:
         output = output / np.linalg.norm(output, axis=-1, keepdims=True) * normaliser.radius
@@ -194,11 +243,11 @@ def test_dropped_rows_do_not_see_what_is_dropped(make_network: MakeNetwork, what
     network, schedule = make_network(dtype=torch.float32), noise_schedule("cosine", 100)
     settings = DiffusionSettings(timesteps=100, text_drop=0.5, image_drop=0.5)
     random = randomness(batch=16, text_drop=0.5, image_drop=0.5)
-    dropped = getattr(random, f"drop_{what}")
+    dropped = getattr(random, f"drop_{what}")[:, 0]
     assert 0 < dropped.sum() < 16
 
     def losses(text_seed: int, noise_seed: int) -> torch.Tensor:
-        noisier = dataclasses.replace(random, noise=unit(16, 8, seed=noise_seed) * 3)
+        noisier = dataclasses.replace(random, noise=unit(16, 1, 8, seed=noise_seed) * 3)
         condition = Condition(unit(16, 8, seed=text_seed), None)
         return diffusion_loss(
             network, schedule, settings, normaliser_of(settings), unit(16, 8, seed=1), condition, noisier
@@ -208,36 +257,53 @@ def test_dropped_rows_do_not_see_what_is_dropped(make_network: MakeNetwork, what
     assert (moved.abs() > 1e-6).tolist() == (~dropped).tolist()
 
 
-def test_rows_whose_coin_says_no_are_not_self_conditioned(make_network: MakeNetwork) -> None:
+@pytest.fixture
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> CountCalls:
+    """Counts what a network is asked for from here on: how many texts, or draws, and whether for gradients."""
+
+    def count(network: PriorNetwork, what: str) -> list[tuple[int, bool]]:
+        calls: list[tuple[int, bool]] = []
+        original = getattr(network, what)
+
+        def counted(first: Any, second: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append((len(first if what == "prefix" else second), torch.is_grad_enabled()))
+            return original(first, second, *args, **kwargs)
+
+        monkeypatch.setattr(network, what, counted)
+        return calls
+
+    return count
+
+
+def test_rows_whose_coin_says_no_are_not_self_conditioned(make_network: MakeNetwork, count_calls: CountCalls) -> None:
     """They cost what they cost in a batch where nobody is; and the first estimate carries no gradient."""
     network, schedule = make_network(dtype=torch.float32, self_cond=True), noise_schedule("cosine", 100)
     settings, coins = DiffusionSettings(timesteps=100), torch.tensor([True, False] * 4)
-    calls: list[bool] = []
-    network.register_forward_hook(lambda module, args, output: calls.append(output.requires_grad))
+    calls = count_calls(network, "suffix")
 
     def losses(coins: torch.Tensor) -> torch.Tensor:
-        random = dataclasses.replace(randomness(batch=8, text_drop=0.0), self_cond=coins)
+        random = dataclasses.replace(randomness(batch=8, text_drop=0.0), self_cond=coins[:, None])
         condition = Condition(unit(8, 8, seed=3), None)
         return diffusion_loss(
             network, schedule, settings, normaliser_of(settings), unit(8, 8, seed=1), condition, random
         )
 
     mixed = losses(coins)
-    assert calls == [False, True]
+    assert calls == [(4, False), (8, True)]
     nobody = losses(torch.zeros(8, dtype=torch.bool))
-    assert calls == [False, True, True]  # one pass where no coin says yes
+    assert calls == [(4, False), (8, True), (8, True)]  # one pass where no coin says yes
     assert ((mixed - nobody).abs() > 1e-6).tolist() == coins.tolist()
 
 
-def test_a_network_without_self_conditioning_is_asked_once(make_network: MakeNetwork) -> None:
-    network, calls = make_network(dtype=torch.float32), []
-    network.register_forward_hook(lambda *args: calls.append(1))
+def test_a_network_without_self_conditioning_is_asked_once(make_network: MakeNetwork, count_calls: CountCalls) -> None:
+    network = make_network(dtype=torch.float32)
+    calls = count_calls(network, "suffix")
     settings = DiffusionSettings(timesteps=100)
     diffusion_loss(
         network, noise_schedule("cosine", 100), settings, normaliser_of(settings), unit(64, 8, seed=1),
         Condition(unit(64, 8, seed=2), None), randomness(),
     )  # fmt: skip
-    assert calls == [1]
+    assert calls == [(64, True)]
 
 
 def test_the_norm_of_an_image_embedding_does_not_matter(make_network: MakeNetwork) -> None:
@@ -250,3 +316,108 @@ def test_the_norm_of_an_image_embedding_does_not_matter(make_network: MakeNetwor
         for given in (image, (image * 37).half())
     )
     torch.testing.assert_close(once, again, rtol=2e-2, atol=1e-3)
+
+
+# several draws
+
+MANY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "pooled text": ({}, {}),
+    "token states": ({}, {"max_text_len": 4}),
+    "learned padding alone": ({}, {"max_text_len": 4, "token_width": None}),
+    "eps": ({"prediction": "eps"}, {"max_text_len": 4}),
+    "v and min_snr": ({"prediction": "v", "loss_weighting": "min_snr"}, {"max_text_len": 4}),
+    "several tokens": ({}, {"num_time_embeds": 2, "num_image_embeds": 3, "num_text_embeds": 2, "max_text_len": 4}),
+    "self_cond": ({}, {"self_cond": True, "max_text_len": 4}),
+    "image drop": ({"image_drop": 0.5}, {"max_text_len": 4}),
+    "text drop": ({"text_drop": 0.5}, {"max_text_len": 4}),
+    "text drop without token states": ({"text_drop": 0.5}, {}),
+    "text drop of nearly all": ({"text_drop": 0.9}, {"max_text_len": 4}),
+    "text drop of all": ({"text_drop": 1.0}, {"max_text_len": 4}),
+    "both drops and self_cond": ({"text_drop": 0.7, "image_drop": 0.5}, {"self_cond": True, "max_text_len": 4}),
+    "text drop that leaves the pooled text": ({"text_drop": 0.7}, {"function_version": "1.9.0", "max_text_len": 4}),
+    "no null": ({}, {"function_version": "0.23.10", "max_text_len": 4}),
+    "l1 and training_clamp": ({"loss": "l1", "training_clamp": True}, {"max_text_len": 4}),
+}
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+@pytest.mark.parametrize(("diffusion", "network"), MANY.values(), ids=MANY.keys())
+def test_several_draws_are_as_many_losses(
+    make_network: MakeNetwork, diffusion: dict[str, Any], network: dict[str, Any], draws: int
+) -> None:
+    """The mean over draws, and its gradient, of losses computed one by one: each row and draw in a batch of its own."""
+    settings = DiffusionSettings(timesteps=100, **{"text_drop": 0.0, **diffusion})
+    small, normaliser = make_network(**network), normaliser_of(settings).double()
+    schedule = noise_schedule(settings.noise_schedule, 100)
+    random = randomness(seed=5, batch=ROWS, draws=draws, text_drop=settings.text_drop, image_drop=settings.image_drop)
+    random = dataclasses.replace(random, noise=random.noise.double())
+    image = unit(ROWS, 8, seed=2).double()
+    states = unit(ROWS, 4, 6, seed=4).double() if small.takes_token_states else None
+    if states is not None:
+        states[::2, 3:] = 0.0  # padding
+    condition = Condition(unit(ROWS, 8, seed=3).double(), states)
+
+    def losses(rows: slice, random: StepRandomness) -> torch.Tensor:
+        some = Condition(condition.text_embed[rows], None if states is None else states[rows])
+        return diffusion_loss(small, schedule, settings, normaliser, image[rows], some, random)
+
+    def gradient(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        weights = dict(small.named_parameters())
+        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(weights, found, strict=True))
+
+    def alone(row: int, draw: int) -> torch.Tensor:
+        its = {name: values[row : row + 1, draw : draw + 1] for name, values in vars(random).items()}
+        return losses(slice(row, row + 1), StepRandomness(**its))
+
+    together = losses(slice(None), random)
+    apart = torch.cat([torch.stack([alone(row, draw) for draw in range(draws)]).mean(dim=0) for row in range(ROWS)])
+    torch.testing.assert_close(together, apart, rtol=1e-9, atol=1e-12)
+    weights = torch.linspace(0.5, 1.5, ROWS, dtype=torch.float64)  # so that a mixed-up order shows
+    found, expected = gradient((together * weights).sum()), gradient((apart * weights).sum())
+    for name in expected:
+        assert (found[name] - expected[name]).norm() <= 1e-6 * expected[name].norm() + 1e-12, name
+
+
+def test_texts_that_nobody_sees_are_not_computed(make_network: MakeNetwork, count_calls: CountCalls) -> None:
+    """One row stands for all that is dropped, so that at one draw a row nothing is computed twice."""
+    network, settings = make_network(dtype=torch.float32), DiffusionSettings(timesteps=100)
+    texts, draws = count_calls(network, "prefix"), count_calls(network, "suffix")
+    for count in (1, 4):
+        random = randomness(batch=64, draws=count, text_drop=0.5)
+        seen = int((~random.drop_text).any(dim=1).sum())
+        assert seen < 64
+        diffusion_loss(
+            network, noise_schedule("cosine", 100), settings, normaliser_of(settings), unit(64, 8, seed=1),
+            Condition(unit(64, 8, seed=2), None), random,
+        )  # fmt: skip
+        assert texts.pop() == (seen + 1, True)
+        assert draws.pop() == (64 * count, True)
+
+
+@pytest.mark.parametrize("noise_schedule_name", ["cosine", "jsd"])
+@pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
+def test_min_snr_is_its_formula(prediction: str, noise_schedule_name: str) -> None:
+    schedule = noise_schedule(noise_schedule_name, 100)
+    timesteps = torch.arange(100)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        alpha_bar = schedule.alpha_bar.numpy()
+        ratio = alpha_bar / (1 - alpha_bar)
+        capped = np.minimum(ratio, 5.0)
+        expected = {"x0": capped, "eps": np.where(ratio > 0, capped / ratio, 1.0), "v": capped / (ratio + 1)}
+    np.testing.assert_allclose(min_snr_weight(schedule, prediction, timesteps), expected[prediction], rtol=1e-12)
+
+
+def test_min_snr_weighs_the_loss_of_each_draw(make_network: MakeNetwork) -> None:
+    network, plain = make_network(), DiffusionSettings(timesteps=100)
+    weighted = plain.model_copy(update={"loss_weighting": "min_snr"})
+    schedule, random = noise_schedule("cosine", 100), randomness(batch=ROWS)
+
+    def losses(settings: DiffusionSettings) -> torch.Tensor:
+        condition = Condition(unit(ROWS, 8, seed=3).double(), None)
+        return diffusion_loss(
+            network, schedule, settings, normaliser_of(settings), unit(ROWS, 8, seed=2).double(), condition, random
+        )
+
+    weights = min_snr_weight(schedule, "x0", random.timesteps[:, 0])
+    torch.testing.assert_close(losses(weighted), losses(plain) * weights)

@@ -301,7 +301,7 @@ def trained(prior: Prior, steps: int = 150) -> Prior:
     for step in range(steps):
         given = F.normalize(text(64, seed=step, size=16), dim=-1)
         image = given @ turn + 0.1 * text(64, seed=10_000 + step, size=16)
-        random = step_randomness(seed=0, step=step, batch=64, embed_dim=16, diffusion=diffusion)
+        random = step_randomness(seed=0, step=step, first=0, rows=64, draws=1, embed_dim=16, diffusion=diffusion)
         losses = diffusion_loss(
             prior.network, schedule, diffusion, prior.normaliser, image, Condition(given, None), random
         )

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from priorkit.prior.cache import PrefixCache
 from priorkit.prior.config import SampleSettings
 from priorkit.prior.guidance import Denoiser, NullBranch, null_prefix
 from priorkit.prior.layers import KeysValues
 from priorkit.prior.model import Prior, PriorConfig
-from priorkit.prior.network import PrefixCache, PriorNetwork, _sinusoid
+from priorkit.prior.network import PriorNetwork, _sinusoid
 from priorkit.prior.sample import Estimate, ddim
 
 from .reference import RELEASES, Text, guided, relative_error, single_pass, uncached_ddim
