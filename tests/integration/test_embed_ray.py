@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import random
 import signal
 import tarfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import Any
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from priorkit.pipeline import stage
 from priorkit.pipeline.config import ComputeSettings, EmbedSettings
@@ -26,15 +23,11 @@ from priorkit.pipeline.parallel import map_shards
 
 from ..conftest import picture
 from .conftest import wait_for
+from .ray_nodes import cluster, meanwhile
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
 SHARDS, SAMPLES = 10, 24
-QUICK_DEATHS = {
-    "health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3
-}  # fmt: skip
-"""Ray's own limits let a dead node pass for a live one for a quarter of a minute."""
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
@@ -106,42 +99,6 @@ def marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Marks:
 
     monkeypatch.setattr(stage, "map_shards", noted_map)
     return made
-
-
-@contextlib.contextmanager
-def cluster(*cpus: int) -> Iterator[tuple[Cluster, list[Any]]]:
-    """A Ray cluster of nodes on this machine, the head first."""
-    made = Cluster()
-    try:
-        nodes = []
-        for number, count in enumerate(cpus):
-            head = {"_system_config": QUICK_DEATHS, "include_dashboard": False} if number == 0 else {}
-            nodes.append(made.add_node(num_cpus=count, object_store_memory=80_000_000, **head))
-        made.wait_for_nodes()
-        ray.init(address=made.address, log_to_driver=False)
-        yield made, nodes
-    finally:
-        ray.shutdown()
-        made.shutdown()
-
-
-@contextlib.contextmanager
-def meanwhile(work: Callable[[], None]) -> Iterator[None]:
-    """Do something in a thread beside the block; what fails there fails here."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield
-    thread.join()
-    if errors:
-        raise errors[0]
 
 
 def test_workers_that_are_killed_at_any_instant_change_no_byte(
