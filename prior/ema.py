@@ -15,5 +15,4 @@ def update_ema(average: nn.Module, network: nn.Module, decay: float, step: int) 
     decay = min(decay, (1 + step) / (10 + step))
     averaged, current = dict(average.named_parameters()), dict(network.named_parameters())
     assert averaged.keys() == current.keys()
-    for name, parameter in averaged.items():
-        parameter.lerp_(current[name], 1 - decay)
+    torch._foreach_lerp_(list(averaged.values()), [current[name] for name in averaged], 1 - decay)

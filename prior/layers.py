@@ -7,7 +7,7 @@ H heads, A width of a head.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -84,9 +84,29 @@ class FeedForward(nn.Module):
 
     def forward(self, stream: torch.Tensor) -> torch.Tensor:
         """`[B, L, C]` -> what is to be added to it."""
-        value, gate = self.to_inner(self.norm(stream)).chunk(2, dim=-1)  # each (B, L, inner)
-        added: torch.Tensor = self.to_stream(self.dropout(self.inner_norm(value * F.silu(gate))))
+        inner: torch.Tensor = _SwiGLU.apply(self.to_inner(self.norm(stream)))  # type: ignore[no-untyped-call]
+        added: torch.Tensor = self.to_stream(self.dropout(self.inner_norm(inner)))
         return added
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Values times the SiLU of their gates, `[..., 2 * inner]` -> `[..., inner]`, that keeps only its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x)
+        value, gate = x.chunk(2, dim=-1)
+        return F.silu(gate).mul_(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        value, gate = x.chunk(2, dim=-1)
+        of_x = torch.empty_like(x)  # both halves are written where they belong, instead of joined
+        of_value, of_gate = of_x.chunk(2, dim=-1)
+        torch.mul(grad, F.silu(gate), out=of_value)
+        torch.ops.aten.silu_backward.grad_input(grad * value, gate, grad_input=of_gate)
+        return of_x
 
 
 class Attention(nn.Module):
@@ -151,10 +171,19 @@ class Attention(nn.Module):
         must not see; so keys and values are repeated neither for heads nor for draws.
         """
         batch, length, heads, width = query.shape
-        attended = F.scaled_dot_product_attention(
-            query.reshape(batch, 1, length * heads, width), known.keys[:, None], known.values[:, None],
-            attn_mask=bias, dropout_p=self.dropout if self.training else 0.0, scale=self.logit_scale,
-        )  # fmt: skip
+        dropout = self.dropout if self.training else 0.0
+        query = query.reshape(batch, length * heads, width)
+        if query.is_cpu and bias.requires_grad:
+            # what torch's own falls back to, without its search for rows that see nothing; exact also under autocast
+            with torch.autocast("cpu", enabled=False):
+                keys, values = (part.to(query.dtype) for part in known)
+                weights = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=self.logit_scale).softmax(dim=-1)
+                attended = F.dropout(weights, dropout) @ values
+        else:
+            attended = F.scaled_dot_product_attention(
+                query[:, None], known.keys[:, None], known.values[:, None],
+                attn_mask=bias, dropout_p=dropout, scale=self.logit_scale,
+            )  # fmt: skip
         return attended.view(batch, length, heads * width)
 
 
