@@ -27,13 +27,15 @@ from .synthetic import SMALL_TRAIN, changed, write_embeddings
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(300),
-    pytest.mark.filterwarnings("ignore:`use_push_based_shuffle` is deprecated"),  # Ray's, as Ray Train imports it
+    pytest.mark.filterwarnings("ignore:`use_p:DeprecationWarning"),  # settings of Ray Data, which Ray Train imports
 ]
 
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
 HUNDRED = changed(SMALL_TRAIN, steps=100, log_every=1, checkpoint_every=1000, batch_size=61)
-HEAVY = changed(HUNDRED, network__width=256, network__depth=4, batch_size=100, checkpoint_every=7)
-"""Some seconds, so that there is time to kill."""
+HEAVY = changed(
+    HUNDRED, network__width=256, network__depth=4, batch_size=100, checkpoint_every=7, optimiser__learning_rate=1e-4
+)
+"""Some seconds, so that there is time to kill; at a rate at which rounding does not grow."""
 
 
 @pytest.fixture(scope="module")

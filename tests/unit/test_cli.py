@@ -186,7 +186,7 @@ def test_a_command_line_that_does_not_parse_exits_with_2(arguments: list[str], n
         (["run", "no_such_recipe.yaml"], "no_such_recipe.yaml: no such recipe file"),
         (["train", "no_such_recipe.yaml"], "no_such_recipe.yaml: no such recipe file"),
         (["recipes", "validate", "no_such_recipe.yaml"], "no_such_recipe.yaml: no such recipe file"),
-        (["recipes", "copy", "nothing"], "no recipe 'nothing'; there are custom, demo"),
+        (["recipes", "copy", "nothing"], "no recipe 'nothing'; there are custom, demo, laion, ray-cluster"),
         (["sample", "data/prior", "a cat", "--output", "samples.txt"], "--output samples.txt: end it with .npy"),
         (["sample", "data/prior", "a cat"], "no prior is there"),
         (["sample", "data/prior"], "give one of: captions, --prompts FILE, --embeddings FOLDER"),

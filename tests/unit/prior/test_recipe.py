@@ -173,7 +173,7 @@ def test_copying_writes_the_text_and_refuses_to_overwrite(tmp_path: Path) -> Non
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no recipe 'laoin'; there are .*custom, demo"):
+    with pytest.raises(InputError, match=r"no recipe 'laoin'; there are .*custom, demo, laion, ray-cluster"):
         copy_recipe("laoin", tmp_path)
 
 
