@@ -27,7 +27,9 @@ from .synthetic import SMALL_TRAIN, changed, write_embeddings
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(300),
-    pytest.mark.filterwarnings("ignore:`use_p:DeprecationWarning"),  # settings of Ray Data, which Ray Train imports
+    pytest.mark.filterwarnings(
+        "ignore:`use_[a-z0-9_]+` is deprecated:DeprecationWarning"
+    ),  # settings of Ray Data, which Ray Train imports
 ]
 
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)

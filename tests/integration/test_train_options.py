@@ -1,0 +1,322 @@
+"""What a training may be told besides: where to start from, where its text comes from, and who is shown its metrics."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from priorkit.pipeline.config import ClipSettings, EmbedSettings, ReadSettings
+from priorkit.pipeline.device import resolve
+from priorkit.pipeline.embed import embed
+from priorkit.pipeline.errors import FolderError, InputError, SettingsError
+from priorkit.prior import trackers
+from priorkit.prior.config import TrainSettings
+from priorkit.prior.load import convert, load_prior
+from priorkit.prior.train import plan_train, train
+
+from .conftest import environment
+from .synthetic import SMALL_TRAIN, changed, write_embeddings
+
+SPLIT = ReadSettings(validation_fraction=0.1)
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_embeddings(tmp_path_factory.mktemp("synthetic") / "embeddings")
+
+
+@pytest.fixture(scope="module")
+def first(embeddings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prior to start from, with whitened embeddings."""
+    folder = tmp_path_factory.mktemp("first")
+    train(str(embeddings), str(folder), changed(SMALL_TRAIN, steps=60, diffusion__normaliser="whiten"))
+    return folder
+
+
+def starting(path: Path, **values: Any) -> TrainSettings:
+    """Settings of a recipe that says nothing of the network."""
+    common = SMALL_TRAIN.model_dump(exclude={"network", "diffusion"})
+    return TrainSettings.model_validate({**common, "init_from": {"path": str(path)}, "log_every": 1, **values})
+
+
+# the best weights
+
+
+def test_the_best_weights_are_those_of_the_lowest_validation_loss(embeddings: Path, tmp_path: Path) -> None:
+    """With a rate that is far too high at the end of a short warmup, which the average follows late."""
+    settings = changed(SMALL_TRAIN, validate_every=3, optimiser__learning_rate=0.1, optimiser__warmup_steps=20)
+    train(str(embeddings), str(tmp_path / "whole"), settings, SPLIT)
+    losses = {line["step"]: line["validation_loss"] for line in log_of(tmp_path / "whole") if "validation_loss" in line}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 30
+    train(str(embeddings), str(tmp_path / "until"), settings, SPLIT, limit=int(best))
+    state = safetensors.torch.load_file(tmp_path / "until" / f"state/step_{int(best):09d}.safetensors")
+    found = load_prior(str(tmp_path / "whole"), weights="best").network.state_dict()
+    assert all(torch.equal(value, state[f"average.{name}"]) for name, value in found.items())
+    assert not torch.equal(found["query"], load_prior(str(tmp_path / "whole")).network.query)
+    for limit in (5, 16, 17, None):
+        train(str(embeddings), str(tmp_path / "parts"), settings, SPLIT, limit=limit)
+    whole, parts = ((tmp_path / name / "best.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_without_validation_there_are_no_best_weights(embeddings: Path, tmp_path: Path) -> None:
+    train(str(embeddings), str(tmp_path), SMALL_TRAIN, ReadSettings(validation_fraction=0))
+    with pytest.raises(InputError, match="weights='best' are kept by a training that validates"):
+        load_prior(str(tmp_path), weights="best")
+
+
+def test_checkpoints_by_time(embeddings: Path, tmp_path: Path) -> None:
+    settings = changed(SMALL_TRAIN, checkpoint_every=1000, checkpoint_minutes=1e-9, keep_checkpoints=100)
+    train(str(embeddings), str(tmp_path), settings)
+    assert len(list((tmp_path / "state").iterdir())) == 30
+
+
+# another prior
+
+
+def test_a_start_goes_on_with_the_weights_and_statistics_of_another_prior(
+    embeddings: Path, first: Path, tmp_path: Path
+) -> None:
+    source = load_prior(str(first))
+    settings = starting(first, optimiser={**SMALL_TRAIN.optimiser.model_dump(), "warmup_steps": 0})
+    train(str(embeddings), str(tmp_path / "tuned"), settings)
+    tuned = load_prior(str(tmp_path / "tuned"))
+    assert tuned.config == source.config
+    assert torch.equal(tuned.normaliser.mean, source.normaliser.mean)
+    assert not torch.equal(tuned.network.query, source.network.query)
+    train(str(embeddings), str(tmp_path / "anew"), changed(SMALL_TRAIN, log_every=1, diffusion__normaliser="whiten"))
+    early = [np.mean([line["loss"] for line in log_of(tmp_path / name)[:5]]) for name in ("tuned", "anew")]
+    assert early[0] < 0.85 * early[1]
+
+
+def test_a_start_is_resumed_exactly_and_another_source_is_refused(
+    embeddings: Path, first: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    convert(first, moved)
+    train(str(embeddings), str(tmp_path / "whole"), starting(first))
+    for limit, path in ((7, first), (19, moved), (None, first)):  # the same weights elsewhere are the same
+        train(str(embeddings), str(tmp_path / "parts"), starting(path), limit=limit)
+    for file in ("metrics.jsonl", "model.safetensors"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
+    weights = safetensors.torch.load_file(moved / "model.safetensors")
+    safetensors.torch.save_file({**weights, "query": weights["query"] + 1}, moved / "model.safetensors")
+    with pytest.raises(FolderError, match=r"init_from\.sha256"):
+        train(str(embeddings), str(tmp_path / "parts"), starting(moved))
+    with pytest.raises(FolderError, match="init_from"):
+        train(str(embeddings), str(tmp_path / "parts"), changed(SMALL_TRAIN, diffusion__normaliser="whiten"))
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"network": {"depth": 3}}, r"train\.network\.depth=3, but the prior to start from has 2; leave it out"),
+        ({"diffusion": {"prediction": "v"}}, r"train\.diffusion\.prediction=v, but the prior .* has x0"),
+        ({"text_condition": "stored"}, None),
+        ({"network": {"depth": 2, "ff_dropout": 0.1}, "diffusion": {"loss": "l1", "text_drop": 0.2}}, None),
+    ],
+)
+def test_what_a_start_leaves_to_the_recipe(
+    embeddings: Path, first: Path, tmp_path: Path, values: dict[str, Any], named: str | None
+) -> None:
+    settings = starting(first, steps=2, **values)
+    if named is None:
+        train(str(embeddings), str(tmp_path / "prior"), settings)
+        found = load_prior(str(tmp_path / "prior")).config
+        assert found.network.ff_dropout == values.get("network", {}).get("ff_dropout", 0.0)
+        assert found.diffusion.loss == values.get("diffusion", {}).get("loss", "l2")
+    else:
+        with pytest.raises(SettingsError, match=named):
+            train(str(embeddings), str(tmp_path / "prior"), settings)
+        assert not (tmp_path / "prior").exists()
+
+
+def test_a_start_from_a_checkpoint_of_dalle2_pytorch(embeddings: Path, tmp_path: Path) -> None:
+    own = changed(SMALL_TRAIN, network__width=16, network__dim_head=64, steps=4)
+    train(str(embeddings), str(tmp_path / "own"), own)
+    convert(tmp_path / "own", tmp_path / "theirs.pth")
+    init = {"path": str(tmp_path / "theirs.pth"), "config": str(tmp_path / "theirs.json")}
+    settings = starting(tmp_path, init_from=init)
+    train(str(embeddings), str(tmp_path / "tuned"), settings, limit=1)
+    state = safetensors.torch.load_file(tmp_path / "tuned/state/step_000000001.safetensors")
+    weights = safetensors.torch.load_file(tmp_path / "own/model.safetensors")
+    assert (state["network.query"] - weights["query"]).abs().max() < 1e-2
+
+
+def test_a_start_that_does_not_fit_is_refused(embeddings: Path, first: Path, tmp_path: Path) -> None:
+    other = write_embeddings(tmp_path / "other", clip="another")
+    with pytest.raises(InputError, match="was trained with another CLIP than the one that made"):
+        train(str(other), str(tmp_path / "prior"), starting(first))
+    with pytest.raises(InputError, match="no prior is there"):
+        train(str(embeddings), str(tmp_path / "prior"), starting(tmp_path / "nowhere"))
+
+
+# text
+
+
+@pytest.fixture(scope="module")
+def clip_embeddings(images_folder: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embeddings of a real, tiny CLIP, with token states."""
+    folder = tmp_path_factory.mktemp("clip") / "embeddings"
+    settings = EmbedSettings(
+        clip=ClipSettings(model=f"local-dir:{tiny_clip}"), token_states=True, batch_size=8, threads=1, device="cpu"
+    )
+    embed(str(images_folder), str(folder), resolve(settings, "embed"))
+    return folder
+
+
+def test_captions_through_the_text_tower_train_as_stored_token_states_do(clip_embeddings: Path, tmp_path: Path) -> None:
+    for condition in ("stored", "online"):
+        settings = changed(SMALL_TRAIN, text_condition=condition, network__max_text_len=6, batch_size=16, log_every=1)
+        train(str(clip_embeddings), str(tmp_path / condition), settings, ReadSettings(validation_fraction=0.2))
+    stored, online = (log_of(tmp_path / name) for name in ("stored", "online"))
+    for one, other in zip(stored, online, strict=True):
+        for name in one.keys() & {"loss", "validation_loss"}:
+            assert one[name] == pytest.approx(other[name], rel=2e-3)  # what is stored is rounded to float16
+    assert load_prior(str(tmp_path / "stored")).config == load_prior(str(tmp_path / "online")).config
+
+
+def test_another_clip_than_the_one_that_made_the_embeddings_is_refused(clip_embeddings: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "embeddings"
+    shutil.copytree(clip_embeddings, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["about"]["clip"]["weights_sha256"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    settings = changed(SMALL_TRAIN, text_condition="online", network__max_text_len=6)
+    with pytest.raises(InputError, match="has other weights than the one that made the embeddings"):
+        train(str(folder), str(tmp_path / "prior"), settings)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"text_condition": "pooled", "network": {"max_text_len": 3}}, "pooled has no token states"),
+        ({"text_condition": "stored"}, "stored reads token states: set network.max_text_len"),
+        ({"validate_draws": 1}, "needs at least 2 draws"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        TrainSettings.model_validate(values)
+
+
+def foreign(embeddings: Path, folder: Path) -> Path:
+    """The same embeddings as another tool leaves them."""
+    for kind in ("img_emb", "text_emb", "metadata"):
+        (folder / kind).mkdir(parents=True)
+        for path in (embeddings / kind).iterdir():
+            (folder / kind / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_embeddings_of_other_tools_are_trained_on_once_their_clip_is_declared(
+    clip_embeddings: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    folder = foreign(clip_embeddings, tmp_path / "foreign")
+    settings = changed(SMALL_TRAIN, steps=3, batch_size=16)
+    with pytest.raises(InputError, match=r"does not name its CLIP.*embed\.clip"):
+        train(str(folder), str(tmp_path / "prior"), settings)
+    clip = ClipSettings(model=f"local-dir:{tiny_clip}")
+    train(str(folder), str(tmp_path / "prior"), settings, clip=clip)
+    prior = load_prior(str(tmp_path / "prior"))
+    assert prior.config.clip_settings["model"] == f"local-dir:{tiny_clip}"
+    assert prior.sample(["a caption"], steps=2).shape == (1, prior.config.embed_dim)
+    online = changed(settings, text_condition="online", network__max_text_len=5)
+    train(str(folder), str(tmp_path / "online"), online, clip=clip)
+    assert load_prior(str(tmp_path / "online")).config.token_width is not None
+
+
+# trackers
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_anything_begins(
+    embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(trackers._MODULES, "tensorboard", "no_such_module")
+    settings = changed(SMALL_TRAIN, trackers=("tensorboard",))
+    for start in (train, plan_train):
+        with pytest.raises(SettingsError, match=r"tensorboard is not installed .*priorkit\[tensorboard\]"):
+            start(str(embeddings), str(tmp_path / "prior"), settings, ReadSettings())  # type: ignore[operator]
+    assert not (tmp_path / "prior").exists()
+
+
+def test_trackers_need_a_local_folder(embeddings: Path) -> None:
+    settings = changed(SMALL_TRAIN, trackers=("wandb",))
+    with pytest.raises(SettingsError, match=r"memory://prior is none: set train\.tracker_folder"):
+        train(str(embeddings), "memory://prior", settings)
+
+
+TRACKED = """
+    import sys
+    from priorkit.prior.config import TrainSettings
+    from priorkit.prior.train import train
+    settings = TrainSettings.model_validate_json(sys.argv[3])
+    for limit in (7, 12, None):
+        train(sys.argv[1], sys.argv[2], settings, limit=limit)
+        # as after a kill: the last checkpoint is lost, so that steps are made, and shown, again
+        import pathlib
+        states = sorted(pathlib.Path(sys.argv[2], "state").iterdir())
+        if limit is not None:
+            states[-1].unlink()
+"""
+
+
+def run_tracked(embeddings: Path, prior: Path, tracker: str) -> None:
+    settings = changed(SMALL_TRAIN, trackers=(tracker,), log_every=1, validate_every=5)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(TRACKED), str(embeddings), str(prior), settings.model_dump_json()],
+        env={**environment(), "WANDB_MODE": "offline"}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_tensorboard_shows_every_step_once(embeddings: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_tracked(embeddings, tmp_path, "tensorboard")
+    shown = EventAccumulator(str(tmp_path / "trackers/tensorboard"))
+    shown.Reload()
+    losses = {line["step"]: line["loss"] for line in log_of(tmp_path) if "loss" in line}
+    events = shown.Scalars("loss")
+    assert [event.step for event in events] == list(losses) == list(range(1, 31))
+    assert [event.value for event in events] == pytest.approx(list(losses.values()), rel=1e-6)
+    assert [event.step for event in shown.Scalars("validation_loss")] == [5, 10, 15, 20, 25, 30]
+    assert shown.Scalars("samples_per_second")[0].value > 0
+
+
+def test_wandb_offline_is_given_every_step_once(embeddings: Path, tmp_path: Path) -> None:
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    run_tracked(embeddings, tmp_path, "wandb")
+    files = sorted((tmp_path / "trackers/wandb").rglob("run-*.wandb"))
+    assert len({path.name for path in files}) == 1  # one run, gone on with twice
+    steps, losses = [], []
+    for path in files:
+        store = DataStore()
+        store.open_for_scan(str(path))
+        while (data := store.scan_data()) is not None:
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") == "history":
+                values = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+                steps.append(int(values["_step"]))
+                losses.append(float(values["loss"]))
+    ordered = dict(sorted(zip(steps, losses, strict=True)))
+    assert sorted(steps) == list(range(1, 31))
+    assert list(ordered.values()) == pytest.approx([line["loss"] for line in log_of(tmp_path) if "loss" in line])
