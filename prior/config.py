@@ -144,7 +144,9 @@ class OptimiserSettings(Settings):
 class TrainSettings(DeviceSettings):
     """Training of a prior."""
 
-    runtime_fields: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "keep_checkpoints"})
+    runtime_fields: ClassVar[frozenset[str]] = frozenset(
+        {"checkpoint_every", "keep_checkpoints", "activation_checkpointing"}
+    )
 
     network: NetworkSettings = NetworkSettings()
     """The network."""
@@ -159,6 +161,12 @@ class TrainSettings(DeviceSettings):
     noise_draws: int = Field(default=1, ge=1)
     """Timesteps and noises for each row of a step, over one pass of its text: with token states 4 cost little more
     than 1. Rows, not draws, are what the learning rate belongs to."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of large products; weights, norms, attention's weights, the loss and the optimiser stay in float32."""
+    compile: bool = False
+    """Compile the layers with torch.compile: minutes at the start, for a GPU and long runs."""
+    activation_checkpointing: bool = False
+    """Compute each layer anew in the backward pass: a third more work for a fraction of the memory, same results."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of weights, data order, noise, timesteps and text drops."""
     log_every: int = Field(default=50, ge=1)
