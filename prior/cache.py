@@ -5,6 +5,7 @@ Letters: B texts, K draws of one text, P positions, A width of a head.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -41,42 +42,49 @@ class PrefixCache:
             [KeysValues(*(torch.cat(parts) for parts in zip(mine, its, strict=False))) for mine, its in pairs]
         )
 
-    def rows(self, first: int, end: int) -> PrefixCache:
-        """Some of these texts, side by side."""
-        return PrefixCache([KeysValues(*(part[first:end] for part in layer)) for layer in self.layers])
-
     def take(self, numbers: torch.Tensor) -> PrefixCache:
         """Texts by their numbers, any of them more than once."""
         return PrefixCache([KeysValues(*(part[numbers] for part in layer)) for layer in self.layers])
 
-    def of_draws(self, drop_text: torch.Tensor, null: PrefixCache | None) -> PrefixCache:
-        """For each of K draws of T texts the prefix that it sees, one text for each draw: B * K of them.
-
-        Only expanded, chosen between and joined, so that gradients are sums in the same order every time.
-
-        Args:
-            drop_text: `[B, K]` bool: the first T rows are of these texts, of the others all draws are dropped.
-            null: of dropped text, one for all or one for each text; None if nothing is dropped.
-        """
-        (all_rows, draws), rows = drop_text.shape, self.texts
-        chosen = drop_text[:rows]
-        mixed = bool(chosen.any())
-        dropped = chosen[:, :, None, None].to(self.layers[0].keys.device)
-
-        def of_part(text: torch.Tensor, none: torch.Tensor | None) -> torch.Tensor:
-            own = text[:, None].expand(-1, draws, -1, -1)  # (T, K, P, A)
-            if none is not None and mixed:
-                own = torch.where(dropped, none[:, None], own)
-            own = own.flatten(0, 1)
-            if rows == all_rows:
-                return own
-            assert none is not None
-            return torch.cat([own, none.expand((all_rows - rows) * draws, -1, -1)])
-
-        nothing: list[KeysValues] | list[tuple[None, None]] = [(None, None)] * len(self.layers)
-        pairs = zip(self.layers, null.layers if null is not None else nothing, strict=True)
-        return PrefixCache([KeysValues(*map(of_part, mine, its)) for mine, its in pairs])
-
     def expand(self, texts: int) -> PrefixCache:
         """The one text of this cache, `texts` times."""
         return PrefixCache([KeysValues(*(part.expand(texts, -1, -1) for part in layer)) for layer in self.layers])
+
+
+@dataclass(frozen=True)
+class DrawnTexts:
+    """Which prefix each of K draws of B texts sees, in a batch of prefixes that it is one row of.
+
+    Only expanded, chosen between and joined, so that gradients are sums in the same order every time.
+    """
+
+    drop_text: torch.Tensor
+    """`[B, K]` bool on the CPU: draws whose text is dropped."""
+    texts: int
+    """T: prefixes of the first texts, which come first; of the others all draws are dropped."""
+
+    def __call__(self, layer: int, known: list[KeysValues]) -> KeysValues:
+        """From T prefixes, then those of no text (none, one for all or one for each), `[B * K, P, A]`."""
+        whole = known[0]
+        for part in known[1:]:
+            whole = whole.append(part)
+        return KeysValues(self._of_draws(whole.keys), self._of_draws(whole.values))
+
+    def _of_draws(self, prefixes: torch.Tensor) -> torch.Tensor:
+        rows, draws = self.drop_text.shape
+        text, null = prefixes[: self.texts], prefixes[self.texts :]
+        own = text[:, None].expand(-1, draws, -1, -1)  # (T, K, P, A)
+        if self._some_dropped:
+            own = torch.where(self._dropped.to(text.device), null[:, None], own)
+        own = own.flatten(0, 1)
+        if self.texts == rows:
+            return own
+        return torch.cat([own, null.expand((rows - self.texts) * draws, -1, -1)])
+
+    @functools.cached_property
+    def _dropped(self) -> torch.Tensor:
+        return self.drop_text[: self.texts, :, None, None]
+
+    @functools.cached_property
+    def _some_dropped(self) -> bool:
+        return bool(self._dropped.any())

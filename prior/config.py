@@ -159,7 +159,7 @@ class TrainSettings(DeviceSettings):
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
         {
-            "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "trackers", "tracker_folder",
+            "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "activation_checkpointing", "trackers", "tracker_folder",
             "init_from",  # its weights are part of the identity, wherever they lie
         }
     )  # fmt: skip
@@ -184,6 +184,12 @@ class TrainSettings(DeviceSettings):
     noise_draws: int = Field(default=1, ge=1)
     """Timesteps and noises for each row of a step, over one pass of its text: with token states 4 cost little more
     than 1. Rows, not draws, are what the learning rate belongs to."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of large products; weights, norms, attention's weights, the loss and the optimiser stay in float32."""
+    compile: bool = False
+    """Compile the layers with torch.compile: minutes at the start, for a GPU and long runs."""
+    activation_checkpointing: bool = False
+    """Compute each layer anew in the backward pass: a third more work for a fraction of the memory, same results."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of weights, data order, noise, timesteps, text drops and dropout."""
     log_every: int = Field(default=50, ge=1)

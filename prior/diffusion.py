@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .cache import PrefixCache
+from .cache import DrawnTexts
 from .config import DiffusionSettings
 from .network import PriorNetwork
 from .normalise import EmbeddingNormaliser
@@ -115,20 +115,22 @@ def diffusion_loss(
         image_embed: `[B, D]` of any norm.
     """
     rows, draws, _ = random.noise.shape
-    needed = _needed(network, random)
+    needed = (~random.drop_text).any(dim=1)
+    if not network.function.has_null_text:  # dropping leaves something of every text
+        needed = torch.ones_like(needed)
     order = None
-    if not needed.all():  # texts that nobody looks at go to the end, and get no prefix
+    if not needed.all():  # texts that no draw sees go to the end, and get no prefix
         order = torch.argsort(~needed, stable=True)
         random, condition = random.take(order), condition.take(order)
         image_embed = image_embed[order.to(image_embed.device)]
-    texts, null = _prefixes(network, condition, random.drop_text, int(needed.sum()))
     noise, timesteps = random.noise.flatten(0, 1), random.timesteps.flatten()
     x0 = normaliser.encode(image_embed).repeat_interleave(draws, dim=0)  # (N, D)
     x_t = schedule.add_noise(x0, noise, timesteps)
-    output = network.suffix(
-        texts.of_draws(random.drop_text, null), x_t, timesteps,
+    seen = DrawnTexts(random.drop_text, int(needed.sum()))
+    output = network.draws(
+        *_prefixes(network, condition, seen), seen, x_t, timesteps,
         drop_image=random.drop_image.flatten() if diffusion.image_drop else None,
-        self_cond=_estimates(network, texts, random.self_cond, x_t, timesteps) if network.self_cond else None,
+        self_cond=_estimates(network, condition, random.self_cond, x_t, timesteps) if network.self_cond else None,
     )  # fmt: skip
     if diffusion.training_clamp:
         output = F.normalize(output, dim=-1) * normaliser.radius
@@ -140,41 +142,31 @@ def diffusion_loss(
     return losses if order is None else losses[torch.argsort(order).to(losses.device)]
 
 
-def _needed(network: PriorNetwork, random: StepRandomness) -> torch.Tensor:
-    """`[B]` bool: texts that any draw sees. Where dropping leaves something of a text, that is every one."""
-    if not network.function.has_null_text:
-        return torch.ones(len(random.drop_text), dtype=torch.bool)
-    seen = ~random.drop_text
-    if network.self_cond:  # the first estimate is made with nothing dropped
-        seen = seen | random.self_cond
-    return seen.any(dim=1)
-
-
 def _prefixes(
-    network: PriorNetwork, condition: Condition, drop_text: torch.Tensor, texts: int
-) -> tuple[PrefixCache, PrefixCache | None]:
-    """Prefixes of the first `texts` captions, and of no text if any draw wants it: one, or one for each caption."""
-    if not drop_text.any():
-        return network.prefix(condition.text_embed, condition.token_states), None
-    nulls = 1 if network.function.has_null_text else len(drop_text)
-    rows = torch.cat([torch.arange(texts), torch.arange(nulls)])
+    network: PriorNetwork, condition: Condition, seen: DrawnTexts
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Text embeddings, token states and drops of the texts that are seen, and of no text if any draw wants it."""
+    if not seen.drop_text.any():
+        return condition.text_embed, condition.token_states, None
+    nulls = 1 if network.function.has_null_text else len(seen.drop_text)
+    rows = torch.cat([torch.arange(seen.texts), torch.arange(nulls)])
     both = condition.take(rows)
-    dropped = (torch.arange(len(rows)) >= texts).to(both.text_embed.device)
-    cache = network.prefix(both.text_embed, both.token_states, dropped)
-    return cache.rows(0, texts), cache.rows(texts, texts + nulls)
+    return both.text_embed, both.token_states, (torch.arange(len(rows)) >= seen.texts).to(both.text_embed.device)
 
 
 @torch.no_grad()
 def _estimates(
-    network: PriorNetwork, texts: PrefixCache, chosen: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
+    network: PriorNetwork, condition: Condition, chosen: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor | None:
     """What the network first says to the chosen `[B, K]` of N draws, nothing dropped: `[N, D]`, zeros for others."""
-    draws = chosen.shape[1]
-    numbers = chosen.flatten().nonzero()[:, 0]
+    texts, numbers = chosen.any(dim=1), chosen.flatten().nonzero()[:, 0]
     if len(numbers) == 0:
         return None
-    own, numbers = texts.take((numbers // draws).to(x_t.device)), numbers.to(x_t.device)
-    said = network.suffix(own, x_t[numbers], timesteps[numbers])
+    condition = condition.take(texts.nonzero()[:, 0])
+    cache = network.prefix(condition.text_embed, condition.token_states)
+    text_of = (texts.cumsum(0) - 1)[numbers // chosen.shape[1]].to(x_t.device)
+    numbers = numbers.to(x_t.device)
+    said = network.suffix(cache.take(text_of), x_t[numbers], timesteps[numbers])
     return torch.zeros_like(x_t).index_copy(0, numbers, said)
 
 

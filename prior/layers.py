@@ -7,6 +7,7 @@ H heads, A width of a head.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +51,43 @@ class Positions(NamedTuple):
     """Complex numbers `[L, 1, rotated / 2]` of size 1, which pairs of coordinates are multiplied by."""
 
 
+Before = Callable[[int, list[KeysValues]], KeysValues]
+"""From the number of a layer and what earlier parts have there, null position included, what precedes a part."""
+
+
+class Part(NamedTuple):
+    """R rows of L tokens that look at the same: at what precedes them, and at those of their own row."""
+
+    rows: int
+    length: int
+    positions: Positions
+    before: Before | None
+    """None at the beginning."""
+
+
+def join(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tokens of parts, `[R, L, ...]` each, as one sequence `[1, M, ...]`; of one part as they are."""
+    return values[0] if len(values) == 1 else torch.cat([value.flatten(0, 1) for value in values])[None]
+
+
+def split(joined: torch.Tensor, parts: Sequence[Part]) -> list[torch.Tensor]:
+    """What `join` joined."""
+    if len(parts) == 1:
+        return [joined]
+    pieces = torch.split(joined[0], [part.rows * part.length for part in parts])
+    each = zip(pieces, parts, strict=True)
+    return [piece.view(part.rows, part.length, *piece.shape[1:]) for piece, part in each]
+
+
+def join_rotations(parts: Sequence[Part]) -> torch.Tensor | None:
+    """The rotations of what `join` joins."""
+    rotations = [part.positions.rotation for part in parts]
+    if len(parts) == 1 or rotations[0] is None:
+        return rotations[0]
+    pairs = zip(rotations, parts, strict=True)
+    return torch.cat([rotation.repeat(part.rows, 1, 1) for rotation, part in pairs if rotation is not None])
+
+
 class LayerNorm(nn.Module):
     """Layer norm with a gain and no bias, in float32 whatever the type of its input.
 
@@ -84,7 +122,7 @@ class FeedForward(nn.Module):
 
     def forward(self, stream: torch.Tensor) -> torch.Tensor:
         """`[B, L, C]` -> what is to be added to it."""
-        inner: torch.Tensor = _SwiGLU.apply(self.to_inner(self.norm(stream)))  # type: ignore[no-untyped-call]
+        inner: torch.Tensor = _SwiGLU.apply(self.to_inner(self.norm(stream)))
         added: torch.Tensor = self.to_stream(self.dropout(self.inner_norm(inner)))
         return added
 
@@ -93,13 +131,13 @@ class _SwiGLU(torch.autograd.Function):
     """Values times the SiLU of their gates, `[..., 2 * inner]` -> `[..., inner]`, that keeps only its input."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x)
         value, gate = x.chunk(2, dim=-1)
         return F.silu(gate).mul_(value)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
         value, gate = x.chunk(2, dim=-1)
         of_x = torch.empty_like(x)  # both halves are written where they belong, instead of joined
@@ -126,32 +164,39 @@ class Attention(nn.Module):
         self.out_norm = LayerNorm(width)
 
     def forward(
-        self, stream: torch.Tensor, before: KeysValues | None, positions: Positions
-    ) -> tuple[torch.Tensor, KeysValues]:
-        """What is to be added to `[B, L, C]`, and the keys and values of its tokens, after the null where they begin.
+        self, stream: torch.Tensor, rotation: torch.Tensor | None, parts: Sequence[Part], layer: int = 0, asked: int = 0
+    ) -> tuple[torch.Tensor | None, list[KeysValues]]:
+        """What is to be added to joined parts, and each part's keys and values, after the null where they begin.
 
         Args:
-            before: keys and values of what precedes; None at the beginning.
+            stream: `[B, L, C]`, or several parts as `join` has them.
+            rotation: as `join_rotations` has it.
+            layer: number of this layer, for `Part.before`.
+            asked: the first part that is to be added to: None is, where it is past the last.
         """
-        query, own = self._project(stream, positions)
-        if before is None:
-            own = self._null_position(own.keys).append(own)
-        attended = self._attend(query, own if before is None else before.append(own), positions.bias)
-        return self.out_norm(self.to_stream(attended)), own
+        queries, own = self._project(stream, rotation)
+        each = zip(parts, split(queries, parts), split(own.keys, parts), split(own.values, parts), strict=True)
+        known: list[KeysValues] = []
+        attended = []
+        for number, (part, query, keys, values) in enumerate(each):
+            own = KeysValues(keys, values)
+            before = part.before(layer, known) if part.before is not None else None
+            if before is None:
+                own = self._null_position(keys).append(own)
+            known.append(own)
+            if number >= asked:
+                seen = own if before is None else before.append(own)
+                attended.append(self._attend(query, seen, part.positions.bias))
+        return self.out_norm(self.to_stream(join(attended))) if attended else None, known
 
-    def keys_values(self, stream: torch.Tensor, before: KeysValues | None, positions: Positions) -> KeysValues:
-        """Only the keys and values of `forward`, for a last layer whose output nobody reads."""
-        _, own = self._project(stream, positions)
-        return self._null_position(own.keys).append(own) if before is None else own
-
-    def _project(self, stream: torch.Tensor, positions: Positions) -> tuple[torch.Tensor, KeysValues]:
+    def _project(self, stream: torch.Tensor, rotation: torch.Tensor | None) -> tuple[torch.Tensor, KeysValues]:
         """Queries `[B, L, H, A]`, and keys and values `[B, L, A]`."""
         qkv = self.to_qkv(self.norm(stream)).unflatten(-1, (self.heads + 2, self.head_width))
         exact = qkv if qkv.dtype == torch.float64 else qkv.float()
         query_key = exact[..., :-1, :]  # the key as one more head
-        if positions.rotation is not None:
-            pairs = query_key[..., : 2 * positions.rotation.shape[-1]].unflatten(-1, (-1, 2))
-            torch.view_as_complex(pairs).mul_(positions.rotation)  # qkv is this layer's own
+        if rotation is not None:
+            pairs = query_key[..., : 2 * rotation.shape[-1]].unflatten(-1, (-1, 2))
+            torch.view_as_complex(pairs).mul_(rotation)  # qkv is this layer's own
         query_key = self._direction(query_key)
         query, key = query_key[..., :-1, :].to(qkv.dtype), query_key[..., -1, :].to(qkv.dtype)
         return query, KeysValues(key, qkv[..., -1, :])
@@ -176,7 +221,7 @@ class Attention(nn.Module):
         if query.is_cpu and bias.requires_grad:
             # what torch's own falls back to, without its search for rows that see nothing; exact also under autocast
             with torch.autocast("cpu", enabled=False):
-                keys, values = (part.to(query.dtype) for part in known)
+                query, keys, values = (part.to(bias.dtype) for part in (query, *known))
                 weights = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=self.logit_scale).softmax(dim=-1)
                 attended = F.dropout(weights, dropout) @ values
         else:

@@ -21,12 +21,12 @@ class _Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         return packed_product(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         x, weight = ctx.saved_tensors
         of_x = packed_product(grad, weight.t()) if ctx.needs_input_grad[0] else None
         of_weight = None
@@ -62,7 +62,7 @@ class Linear(nn.Linear):
             return packed_product(x, self._packed_copy(weight))
         if weight.dtype != torch.float32:
             return F.linear(x, weight)
-        product: torch.Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), weight)  # type: ignore[no-untyped-call]
+        product: torch.Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), weight)
         return product.view(*x.shape[:-1], -1)
 
     def _packed_copy(self, weight: torch.Tensor) -> torch.Tensor:

@@ -15,10 +15,22 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from .cache import PrefixCache
+from .cache import DrawnTexts, PrefixCache
 from .function import LATEST_FUNCTION, FunctionVersion
-from .layers import Attention, FeedForward, KeysValues, LayerNorm, PositionEncoding, Positions
+from .layers import (
+    Attention,
+    FeedForward,
+    KeysValues,
+    LayerNorm,
+    Part,
+    PositionEncoding,
+    Positions,
+    join,
+    join_rotations,
+    split,
+)  # fmt: skip
 from .linear import Linear
 
 _MAX_PERIOD = 10_000.0
@@ -77,6 +89,8 @@ class PriorNetwork(nn.Module):
         self.embed_dim, self.width, self.max_text_len = embed_dim, width, max_text_len
         self.text_dim, self.token_width = text_dim or embed_dim, token_width
         self.self_cond = self_cond
+        self.checkpoint_activations = False
+        """Whether layers are computed anew in the backward pass instead of kept."""
         self.takes_token_states = max_text_len > 0 and token_width is not None
         self.to_text = _Tokens(self.text_dim, width, num_text_embeds)
         self.to_image = _Tokens(embed_dim, width, num_image_embeds)
@@ -141,19 +155,11 @@ class PriorNetwork(nn.Module):
         Raises:
             ValueError: token states are missing, or text is dropped of a function that had no vectors for it.
         """
-        if drop_text is not None and not self.function.has_null_tokens:
-            raise ValueError(f"the function of dalle2-pytorch {self.function} cannot drop the text")
-        text = self.to_text(text_embed)  # (B, num_text_embeds, C)
-        if drop_text is not None and self.function.has_null_text:
-            text = torch.where(drop_text[:, None, None], self.null_text.to(text.dtype), text)
-        if self.pads_only:
-            padding = padding or self.padding_prefix()
-            return padding.followed_by(self._cache(text, padding))
-        if not self.takes_token_states:
-            return self._cache(text, None)
-        if token_states is None:
-            raise ValueError("this prior is conditioned on token states: give token_states")
-        return self._cache(torch.cat([self._token_states(token_states, drop_text), text], dim=1), None)
+        tokens = self._prefix_tokens(text_embed, token_states, drop_text)
+        if not self.pads_only:
+            return self._cache(tokens, None)
+        padding = padding or self.padding_prefix()
+        return padding.followed_by(self._cache(tokens, padding))
 
     def padding_prefix(self) -> PrefixCache:
         """Keys and values of the learned padding, where it is all that the network has for token states: one row."""
@@ -176,31 +182,128 @@ class PriorNetwork(nn.Module):
             drop_image: `[N]` bool, rows whose noisy image is replaced by a learned vector.
             self_cond: `[N, D]` estimates to be conditioned on, zeros if None, of a network that takes them.
         """
-        texts, draws = cache.texts, len(noisy_image_embed) // cache.texts
+        tokens, lengths = self._suffix_tokens(cache.texts, noisy_image_embed, timesteps, drop_image, self_cond)
+        if lengths not in cache.positions:
+            cache.positions[lengths] = self._places(cache.tokens, *lengths)
+        layers = cache.layers
+        part = Part(len(tokens), tokens.shape[1], cache.positions[lengths], lambda layer, known: layers[layer])
+        stream, _ = self._run([tokens], [part])
+        assert stream is not None
+        return self._prediction(stream, lengths)
+
+    def draws(
+        self,
+        text_embed: torch.Tensor,
+        token_states: torch.Tensor | None,
+        drop_text: torch.Tensor | None,
+        draws: DrawnTexts,
+        noisy_image_embed: torch.Tensor,
+        timesteps: torch.Tensor,
+        *,
+        drop_image: torch.Tensor | None = None,
+        self_cond: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The prediction `[N, D]` of N draws, as `suffix` of `prefix` gives it, in one pass over the weights.
+
+        For training: a layer multiplies the tokens of texts and draws at once, and its gradient is computed once.
+
+        Args:
+            text_embed, token_states, drop_text: as for `prefix`.
+            draws: which of these texts each draw sees.
+            noisy_image_embed, timesteps, drop_image, self_cond: as for `suffix`, N of each.
+        """
+        text = self._prefix_tokens(text_embed, token_states, drop_text)
+        own, lengths = self._suffix_tokens(len(timesteps), noisy_image_embed, timesteps, drop_image, self_cond)
+        tokens, parts, cached = [text, own], [], 0
+        if self.pads_only:
+            tokens.insert(0, self.null_token_states[None])
+            cached = self.max_text_len
+            parts.append(Part(1, cached, self._places(0, 0, 1, cached), None))
+        length = text.shape[1]
+        parts.append(Part(len(text), length, self._places(cached, 0, 1, length), _last_known if cached else None))
+        parts.append(Part(len(own), own.shape[1], self._places(cached + length, *lengths), draws))
+        stream, _ = self._run(tokens, parts)
+        assert stream is not None
+        return self._prediction(stream, lengths)
+
+    def _run(
+        self, tokens: list[torch.Tensor], parts: list[Part], read: bool = True
+    ) -> tuple[torch.Tensor | None, list[list[KeysValues]]]:
+        """The layers, over the tokens of parts `[R, L, C]`.
+
+        Returns the last part's stream `[R, L, C]` if it is read, and in every layer each part's keys and values.
+        """
+        rotation = join_rotations(parts)
+        stream = self.norm_in(join(tokens))
+        found: list[list[KeysValues]] = []
+        for layer in range(len(self.attention)):
+            asked = 0
+            if layer + 1 == len(self.attention):  # nobody reads what the last layer would add to others
+                asked = len(parts) - 1 if read else len(parts)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                stream, known = checkpoint(
+                    self._layer, stream, layer, rotation, parts, asked, use_reentrant=False
+                )  # fmt: skip
+            else:
+                stream, known = self._layer(stream, layer, rotation, parts, asked)
+            found.append(known)
+        return stream, found
+
+    def _layer(
+        self, stream: torch.Tensor, layer: int, rotation: torch.Tensor | None, parts: list[Part], asked: int
+    ) -> tuple[torch.Tensor, list[KeysValues]]:
+        """One layer: the stream of the parts from number `asked` on, and all keys and values."""
+        added, known = self.attention[layer](stream, rotation, parts, layer, asked)
+        if added is not None:
+            stream = (join(split(stream, parts)[asked:]) if asked else stream) + added
+            stream = stream + self.feed_forward[layer](stream)
+        return stream, known
+
+    def _prediction(self, stream: torch.Tensor, lengths: tuple[int, int, int]) -> torch.Tensor:
+        """What the last token of each draw says, `[N, D]`."""
+        shared, _, own = lengths
+        last = stream[:, shared:].reshape(-1, own, self.width)[:, -1]  # (N, C)
+        prediction: torch.Tensor = self.to_embed(self.norm_out(last))
+        return prediction if prediction.dtype == torch.float64 else prediction.float()
+
+    def _prefix_tokens(
+        self, text_embed: torch.Tensor, token_states: torch.Tensor | None, drop_text: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Tokens `[B, P, C]` of texts, without padding where that is all there is; see `prefix`."""
+        if drop_text is not None and not self.function.has_null_tokens:
+            raise ValueError(f"the function of dalle2-pytorch {self.function} cannot drop the text")
+        text: torch.Tensor = self.to_text(text_embed)  # (B, num_text_embeds, C)
+        if drop_text is not None and self.function.has_null_text:
+            text = torch.where(drop_text[:, None, None], self.null_text.to(text.dtype), text)
+        if not self.takes_token_states:
+            return text
+        if token_states is None:
+            raise ValueError("this prior is conditioned on token states: give token_states")
+        return torch.cat([self._token_states(token_states, drop_text), text], dim=1)
+
+    def _suffix_tokens(
+        self,
+        texts: int,
+        noisy_image_embed: torch.Tensor,
+        timesteps: torch.Tensor,
+        drop_image: torch.Tensor | None,
+        self_cond: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, tuple[int, int, int]]:
+        """Tokens `[texts, L, C]` of draws, those of a text side by side; how many are shared, draws, tokens of each."""
         image = self.to_image(noisy_image_embed)  # (N, num_image_embeds, C)
         if drop_image is not None:
             image = torch.where(drop_image[:, None, None], self.null_image.to(image.dtype), image)
         if self_cond is None:
             self_cond = torch.zeros_like(noisy_image_embed)
-        time = self.to_time(timesteps)  # (B or N, num_time_embeds, C)
+        time = self.to_time(timesteps)  # (texts or N, num_time_embeds, C)
         tokens = [image, *self._last_tokens(image, self_cond)]
         shared = time.shape[1]
         if len(timesteps) != texts:
             tokens, shared = [time, *tokens], 0
         own = torch.cat(tokens, dim=1)  # (N, n, C)
-        length = own.shape[1]
-        stream = own.view(texts, draws * length, self.width)
-        stream = self.norm_in(torch.cat([time, stream], dim=1) if shared else stream)  # (B, L, C)
-        lengths = (shared, draws, length)
-        if lengths not in cache.positions:
-            cache.positions[lengths] = self._places(cache.tokens, *lengths)
-        positions = cache.positions[lengths]
-        for attention, feed_forward, before in zip(self.attention, self.feed_forward, cache.layers, strict=True):
-            stream = stream + attention(stream, before, positions)[0]
-            stream = stream + feed_forward(stream)
-        last = stream[:, shared:].reshape(-1, length, self.width)[:, -1]  # (N, C)
-        prediction: torch.Tensor = self.to_embed(self.norm_out(last))
-        return prediction if prediction.dtype == torch.float64 else prediction.float()
+        lengths = (shared, len(noisy_image_embed) // texts, own.shape[1])
+        own = own.view(texts, -1, self.width)
+        return (torch.cat([time, own], dim=1) if shared else own), lengths
 
     def _places(self, cached: int, shared: int, draws: int, own: int) -> Positions:
         """What attention needs to know of the tokens after `cached` ones, in the type that it computes in."""
@@ -228,23 +331,17 @@ class PriorNetwork(nn.Module):
     def _cache(self, tokens: torch.Tensor, before: PrefixCache | None) -> PrefixCache:
         """Keys and values of tokens `[B, n, C]`, at the beginning or after those of one text for all."""
         batch, length, _ = tokens.shape
-        stream = self.norm_in(tokens)
         if before is None:
-            positions = self._places(0, 0, 1, length)
+            part = Part(batch, length, self._places(0, 0, 1, length), None)
         else:
-            stream = stream.view(1, batch * length, self.width)  # texts stand side by side, as draws do
-            positions = self._places(before.tokens, 0, batch, length)
-        layers: list[KeysValues] = []
-        for index, (attention, feed_forward) in enumerate(zip(self.attention, self.feed_forward, strict=True)):
-            known = before.layers[index] if before is not None else None
-            if index + 1 == len(self.attention):  # nobody reads what the last layer would add
-                own = attention.keys_values(stream, known, positions)  # type: ignore[operator]
-            else:
-                added, own = attention(stream, known, positions)
-                stream = stream + added
-                stream = stream + feed_forward(stream)
-            layers.append(KeysValues(*(part.reshape(batch, -1, part.shape[-1]) for part in own)))
-        return PrefixCache(layers)
+            layers = before.layers
+            part = Part(batch, length, self._places(before.tokens, 0, 1, length), lambda layer, known: layers[layer])
+        _, found = self._run([tokens], [part], read=False)
+        return PrefixCache([known[0] for known in found])
+
+
+def _last_known(layer: int, known: list[KeysValues]) -> KeysValues:
+    return known[-1]
 
 
 class _Tokens(nn.Module):

@@ -23,7 +23,7 @@ from .reference import Text, single_pass
 
 MakeConfig = Callable[..., PriorConfig]
 MakeNetwork = Callable[..., PriorNetwork]
-CountCalls = Callable[[PriorNetwork, str], list[tuple[int, bool]]]
+CountCalls = Callable[[PriorNetwork], list[tuple[int, bool]]]
 
 
 def randomness(
@@ -259,17 +259,14 @@ def test_dropped_rows_do_not_see_what_is_dropped(make_network: MakeNetwork, what
 
 @pytest.fixture
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> CountCalls:
-    """Counts what a network is asked for from here on: how many texts, or draws, and whether for gradients."""
+    """Tokens that go through a network's first layer from here on, and whether for gradients."""
 
-    def count(network: PriorNetwork, what: str) -> list[tuple[int, bool]]:
+    def count(network: PriorNetwork) -> list[tuple[int, bool]]:
         calls: list[tuple[int, bool]] = []
-        original = getattr(network, what)
-
-        def counted(first: Any, second: Any, *args: Any, **kwargs: Any) -> Any:
-            calls.append((len(first if what == "prefix" else second), torch.is_grad_enabled()))
-            return original(first, second, *args, **kwargs)
-
-        monkeypatch.setattr(network, what, counted)
+        layer = network.attention[0].to_qkv
+        layer.register_forward_hook(
+            lambda module, args, output: calls.append((output.shape[:-1].numel(), torch.is_grad_enabled()))
+        )
         return calls
 
     return count
@@ -279,7 +276,7 @@ def test_rows_whose_coin_says_no_are_not_self_conditioned(make_network: MakeNetw
     """They cost what they cost in a batch where nobody is; and the first estimate carries no gradient."""
     network, schedule = make_network(dtype=torch.float32, self_cond=True), noise_schedule("cosine", 100)
     settings, coins = DiffusionSettings(timesteps=100), torch.tensor([True, False] * 4)
-    calls = count_calls(network, "suffix")
+    calls = count_calls(network)
 
     def losses(coins: torch.Tensor) -> torch.Tensor:
         random = dataclasses.replace(randomness(batch=8, text_drop=0.0), self_cond=coins[:, None])
@@ -289,21 +286,21 @@ def test_rows_whose_coin_says_no_are_not_self_conditioned(make_network: MakeNetw
         )
 
     mixed = losses(coins)
-    assert calls == [(4, False), (8, True)]
+    assert calls == [(4, False), (4 * 4, False), (8 + 8 * 4, True)]  # texts and draws of the coin, then all at once
     nobody = losses(torch.zeros(8, dtype=torch.bool))
-    assert calls == [(4, False), (8, True), (8, True)]  # one pass where no coin says yes
+    assert calls[3:] == [(8 + 8 * 4, True)]  # one pass where no coin says yes
     assert ((mixed - nobody).abs() > 1e-6).tolist() == coins.tolist()
 
 
 def test_a_network_without_self_conditioning_is_asked_once(make_network: MakeNetwork, count_calls: CountCalls) -> None:
     network = make_network(dtype=torch.float32)
-    calls = count_calls(network, "suffix")
+    calls = count_calls(network)
     settings = DiffusionSettings(timesteps=100)
     diffusion_loss(
         network, noise_schedule("cosine", 100), settings, normaliser_of(settings), unit(64, 8, seed=1),
-        Condition(unit(64, 8, seed=2), None), randomness(),
+        Condition(unit(64, 8, seed=2), None), randomness(text_drop=0.0),
     )  # fmt: skip
-    assert calls == [(64, True)]
+    assert calls == [(64 + 64 * 3, True)]
 
 
 def test_the_norm_of_an_image_embedding_does_not_matter(make_network: MakeNetwork) -> None:
@@ -382,7 +379,7 @@ def test_several_draws_are_as_many_losses(
 def test_texts_that_nobody_sees_are_not_computed(make_network: MakeNetwork, count_calls: CountCalls) -> None:
     """One row stands for all that is dropped, so that at one draw a row nothing is computed twice."""
     network, settings = make_network(dtype=torch.float32), DiffusionSettings(timesteps=100)
-    texts, draws = count_calls(network, "prefix"), count_calls(network, "suffix")
+    calls = count_calls(network)
     for count in (1, 4):
         random = randomness(batch=64, draws=count, text_drop=0.5)
         seen = int((~random.drop_text).any(dim=1).sum())
@@ -391,8 +388,7 @@ def test_texts_that_nobody_sees_are_not_computed(make_network: MakeNetwork, coun
             network, noise_schedule("cosine", 100), settings, normaliser_of(settings), unit(64, 8, seed=1),
             Condition(unit(64, 8, seed=2), None), random,
         )  # fmt: skip
-        assert texts.pop() == (seen + 1, True)
-        assert draws.pop() == (64 * count, True)
+        assert calls.pop() == (seen + 1 + 64 * count * 3, True)
 
 
 @pytest.mark.parametrize("noise_schedule_name", ["cosine", "jsd"])

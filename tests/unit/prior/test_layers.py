@@ -10,7 +10,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from priorkit.prior.layers import Attention, FeedForward, KeysValues, LayerNorm, PositionEncoding, _bucket
+from priorkit.prior.layers import (
+    Attention,
+    FeedForward,
+    KeysValues,
+    LayerNorm,
+    Part,
+    PositionEncoding,
+    Positions,
+    _bucket,
+    join,
+    join_rotations,
+    split,
+)
 
 
 def values(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -124,14 +136,24 @@ def test_without_rotary_there_is_none() -> None:
 # attention
 
 
+def attend(
+    attention: Attention, stream: torch.Tensor, before: KeysValues | None, places: Positions, asked: int = 0
+) -> tuple[torch.Tensor | None, KeysValues]:
+    """Attention of one part `[B, L, C]`."""
+    part = Part(*stream.shape[:2], places, None if before is None else lambda layer, known: before)
+    added, known = attention(stream, places.rotation, [part], 0, asked)
+    return added, known[0]
+
+
 @pytest.mark.parametrize("cosine", [True, False])
 def test_attention_after_a_cache_is_attention_from_the_start(cosine: bool) -> None:
     torch.manual_seed(0)
     attention = Attention(12, heads=3, head_width=8, dropout=0.0, cosine=cosine).double()
     positions, stream = encoding(cosine=cosine), values(2, 9, 12).double()
-    whole, all_ = attention(stream, None, positions(0, 0, 1, 9))
-    _, before = attention(stream[:, :6], None, positions(0, 0, 1, 6))
-    rest, own = attention(stream[:, 6:], before, positions(6, 0, 1, 3))
+    whole, all_ = attend(attention, stream, None, positions(0, 0, 1, 9))
+    _, before = attend(attention, stream[:, :6], None, positions(0, 0, 1, 6))
+    rest, own = attend(attention, stream[:, 6:], before, positions(6, 0, 1, 3))
+    assert whole is not None
     torch.testing.assert_close(rest, whole[:, 6:], rtol=1e-10, atol=1e-10)
     for joined, expected in zip(before.append(own), all_, strict=True):
         torch.testing.assert_close(joined, expected, rtol=1e-10, atol=1e-10)
@@ -144,12 +166,39 @@ def test_keys_values_are_those_of_a_whole_layer(cached: bool) -> None:
     positions, stream = encoding(), values(2, 4, 12).double()
     before, places = None, positions(0, 0, 1, 4)
     if cached:
-        _, before = attention(values(2, 3, 12, seed=8).double(), None, positions(0, 0, 1, 3))
+        _, before = attend(attention, values(2, 3, 12, seed=8).double(), None, positions(0, 0, 1, 3))
         places = positions(3, 0, 1, 4)
-    for alone, whole in zip(
-        attention.keys_values(stream, before, places), attention(stream, before, places)[1], strict=True
-    ):
-        assert torch.equal(alone, whole)
+    nothing, alone = attend(attention, stream, before, places, asked=1)
+    assert nothing is None
+    for found, expected in zip(alone, attend(attention, stream, before, places)[1], strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_parts_that_are_joined_are_parts_one_after_the_other() -> None:
+    """Texts, then rows that each continue one of them; what is not asked for is left out."""
+    torch.manual_seed(0)
+    attention = Attention(12, heads=3, head_width=8, dropout=0.0, cosine=True).double()
+    positions, text, rest = encoding(), values(2, 4, 12).double(), values(6, 3, 12, seed=2).double()
+    added, known = attend(attention, text, None, positions(0, 0, 1, 4))
+    texts_of = torch.tensor([0, 1, 1, 0, 0, 1])
+
+    def before(layer: int, known: list[KeysValues]) -> KeysValues:
+        assert layer == 5
+        return KeysValues(*(part[texts_of] for part in known[0]))
+
+    places = positions(4, 0, 1, 3)
+    continued, own = attend(attention, rest, before(5, [known]), places)
+    parts = [Part(2, 4, positions(0, 0, 1, 4), None), Part(6, 3, places, before)]
+    stream, rotation = join([text, rest]), join_rotations(parts)
+    assert stream.shape == (1, 2 * 4 + 6 * 3, 12)
+    for asked in range(3):
+        found, keys_values = attention(stream, rotation, parts, 5, asked)
+        expected = [added, continued][asked:]
+        for part, wanted in zip(split(found, parts[asked:]) if expected else [], expected, strict=True):
+            torch.testing.assert_close(part.view(wanted.shape), wanted, rtol=1e-12, atol=1e-12)
+        assert (found is None) == (not expected)
+        for one, other in zip(keys_values, [known, own], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_appending_to_one_row_repeats_it() -> None:
