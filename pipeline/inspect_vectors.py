@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .embedding_shards import read_array_start, read_header
+from .array_files import read_array_start, read_header
 from .errors import InputError
 from .inspect_found import Inspection, Tell
 from .inspect_neighbours import NEAR_COSINE, NeighbourBank

@@ -1,17 +1,15 @@
-"""Embedding shards -> deterministic, shuffled, resumable batches.
+"""Embedding shards -> rows by number, and which of them train, validate and test.
 
 A row has a number: shards in order of theirs, rows in order of the shard. A *selection* says for every row which split
 it belongs to; it depends on the row's content group and the settings alone, so that copies of an image stay on one side
-and rows stay put when data is added.
+and rows stay put when data is added. `batches` reads the rows of a split in the shuffled order of its epochs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +19,7 @@ import pyarrow as pa
 from .config import ReadSettings
 from .embedding_shards import EmbeddingShard, find_shards
 from .errors import InputError
+from .selection import Blocks, Visits, find_shared_groups, identify_rows, kept_rows, select_splits
 from .shards import Manifest, fingerprint, read_manifest, require_manifest
 from .storage import TEMPORARY_SUFFIX, Store
 
@@ -28,8 +27,6 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 _DATA_FOLDERS = ("img_emb", "text_emb", "metadata", "token_states")
-_SPLIT_SALT = b"priorkit split\0"
-_DOUBLE_VALUES = 1 << 53
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 """Multiplying by it spreads a change of any bit over those above (Knuth, volume 3, section 6.4)."""
 
@@ -67,13 +64,15 @@ class EmbeddingDataset:
         self._about: dict[str, Any] = {}
         found = find_shards(self.store) if read_manifest(self.store) is None else None
         if found is not None:
-            self._shards, self.embed_dim = found.shards, found.embed_dim
+            self.shards, self.embed_dim = found.shards, found.embed_dim
             self.content_fingerprint = found.fingerprint
         else:
             self._open_recorded(require_manifest(self.store, "embed"))
-        self._starts = np.cumsum([0] + [shard.rows for shard in self._shards])
-        self.count = int(self._starts[-1])
+        self.shard_starts = np.cumsum([0] + [shard.rows for shard in self.shards])
+        """`[shards + 1]`: row number of the first row of each shard."""
+        self.count = int(self.shard_starts[-1])
         """Rows of all splits."""
+        self.has_text_embed = all(shard.has("text_emb") for shard in self.shards)
         if self.count == 0:
             raise InputError(f"{url} holds no embeddings; run `priorkit embed` again")
 
@@ -81,10 +80,17 @@ class EmbeddingDataset:
         if not {"clip", "clip_settings"} <= manifest.about.keys():
             raise InputError(f"{self.store.url} does not say which CLIP made it; run `priorkit embed` again")
         self._about = manifest.about
-        self._shards = [EmbeddingShard.of_record(self.store, manifest.shards[name]) for name in sorted(manifest.shards)]
-        self._refuse_unfinished(manifest)
         self.embed_dim = int(self.clip["embed_dim"])
-        if self._shards and self._shards[0].has_token_states:
+        sizes = {name: size for folder in _DATA_FOLDERS for name, size in self.store.sizes(folder).items()}
+        rest = {name.partition("/")[0] for record in manifest.shards.values() for name in record.files}
+        for folder in sorted(rest - set(_DATA_FOLDERS)):
+            sizes.update(self.store.sizes(folder))
+        self.shards = [
+            EmbeddingShard.of_record(self.store, manifest.shards[name], sizes, self.embed_dim)
+            for name in sorted(manifest.shards)
+        ]
+        self._refuse_unfinished(manifest, sizes)
+        if self.shards and self.shards[0].has("token_states"):
             self.token_width = self.clip["token_width"]
         self.content_fingerprint = manifest.content_fingerprint()
 
@@ -114,27 +120,37 @@ class EmbeddingDataset:
 
     @functools.cached_property
     def selection(self) -> np.ndarray:
-        """`[count]` uint8: the split of each row, as its position in `SPLITS`. Built once and kept in the folder."""
-        mark = fingerprint([self.content_fingerprint, self.settings.splits()])[:16]
-        return self._kept(f"selection_{mark}", self._select)
+        """`[count]` uint8: the split of each row, as its position in `SPLITS`. Built once, kept in the folder."""
+        make = functools.partial(select_splits, self.shards, self.settings)
+        return kept_rows(self.store, f"selection_{self._mark(split=True)}", self.count, np.dtype(np.uint8), (), make)
 
     @functools.cached_property
     def row_ids(self) -> np.ndarray:
-        """`[count]` uint64: a hash of what each row holds, wherever it stands. Built once and kept in the folder."""
-        return self._kept(f"row_ids_{fingerprint(self.content_fingerprint)[:16]}", _row_ids)
+        """`[count]` uint64: a hash of what each row holds, wherever it stands. Built once, kept in the folder."""
+        make = functools.partial(identify_rows, self.shards)
+        return kept_rows(self.store, f"row_ids_{self._mark()}", self.count, np.dtype(np.uint64), (), make)
 
-    def _kept(self, name: str, make: Callable[[EmbeddingShard], np.ndarray]) -> np.ndarray:
-        """What `make` gives of all shards, or gave another time."""
-        file_name = f"selections/{name}.npy"
-        with contextlib.suppress(OSError, EOFError, ValueError):
-            with self.store.open(file_name) as file:
-                found = np.load(io.BytesIO(file.read()), allow_pickle=False)
-            if found.shape == (self.count,):
-                return np.asarray(found)
-        made = np.concatenate([make(shard) for shard in self._shards])
-        with contextlib.suppress(OSError), self.store.create(file_name) as file:  # a read-only folder does without
-            np.save(file, made)
-        return made
+    @functools.cached_property
+    def blocks(self) -> Blocks:
+        """The blocks of rows that are read at once."""
+        return Blocks.of_shards(self.shard_starts, self.settings.block_rows)
+
+    def visits(self, split: Split) -> Visits:
+        """Which rows of a split are visited in an epoch."""
+        name = f"counts_{self._mark(self.settings.block_rows, split=True)}"
+        count = functools.partial(self.blocks.count_splits, self.selection, len(SPLITS))
+        counts = kept_rows(self.store, name, len(self.blocks.shards), np.dtype(np.uint32), (len(SPLITS),), count)
+        shared = None
+        if self.settings.captions == "one":
+            find = functools.partial(find_shared_groups, self.shards)
+            shared = kept_rows(self.store, f"shared_{self._mark()}", None, np.dtype(np.int64), (4,), find)
+        code = SPLITS.index(split)
+        return Visits(self.blocks, self.selection, code, counts[:, code], shared)
+
+    def _mark(self, *what: Any, split: bool = False) -> str:
+        """Names what is kept: by the data, and what else it follows from."""
+        parts = [self.content_fingerprint, *([self.settings.splits()] if split else []), *what]
+        return fingerprint(parts if len(parts) > 1 else parts[0])[:16]
 
     def rows(self, split: Split) -> np.ndarray:
         """Row numbers of a split, ascending: `[n]` int64."""
@@ -158,35 +174,50 @@ class EmbeddingDataset:
             rows: `[B]` row numbers.
             max_text_len: token states of each row that are read at most; 0 reads none.
         """
-        image = np.empty((len(rows), self.embed_dim), np.float32)
-        text = np.empty((len(rows), self.embed_dim), np.float32)
+        self.require(text_embed=True, token_states=max_text_len > 0)
+        image, text = self.embeds("img_emb", rows), self.embeds("text_emb", rows)
         states = np.zeros((len(rows), max_text_len, self.token_width or 0), np.float32) if max_text_len else None
-        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
-        for index in np.unique(shard_of):
-            shard = self._shards[index]
-            at = np.flatnonzero(shard_of == index)
-            local = rows[at] - self._starts[index]
-            image[at] = shard.array("img_emb")[local]
-            text[at] = shard.array("text_emb")[local]
-            if states is not None:
-                shard.fill_token_states(states, at, local)
+        if states is not None:
+            shard_of = np.searchsorted(self.shard_starts, rows, side="right") - 1
+            for index in np.unique(shard_of):
+                at = np.flatnonzero(shard_of == index)
+                self.shards[index].fill_token_states(states, at, rows[at] - self.shard_starts[index])
         return EmbeddingBatch(rows, image, text, states)
+
+    def embeds(self, kind: Literal["img_emb", "text_emb"], rows: np.ndarray) -> np.ndarray:
+        """Image or text embeddings of rows by number: `[B, D]` float32."""
+        found = np.empty((len(rows), self.embed_dim), np.float32)
+        shard_of = np.searchsorted(self.shard_starts, rows, side="right") - 1
+        for index in np.unique(shard_of):
+            at = np.flatnonzero(shard_of == index)
+            found[at] = self.shards[index].array(kind)[rows[at] - self.shard_starts[index]]
+        return found
+
+    def require(self, *, text_embed: bool = False, token_states: bool = False) -> None:
+        """InputError unless the folder has what is asked for."""
+        if text_embed and not self.has_text_embed:
+            raise InputError(
+                f"{self.store.url} stores no text embeddings; embed with embed.text=true, or train with "
+                "train.text_condition=online, which computes them from captions"
+            )
+        if token_states and self.token_width is None:
+            raise InputError(f"{self.store.url} stores no token states; embed with token_states: true")
 
     def metadata(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Columns of the metadata for rows by number, in the order given."""
-        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        shard_of = np.searchsorted(self.shard_starts, rows, side="right") - 1
         parts, positions = [], []
         for index in np.unique(shard_of):
             at = np.flatnonzero(shard_of == index)
-            table = self._shards[index].metadata(list(columns))
-            parts.append(table.take(pa.array(rows[at] - self._starts[index])))
+            table = self.shards[index].metadata(list(columns))
+            parts.append(table.take(pa.array(rows[at] - self.shard_starts[index])))
             positions.append(at)
         if not parts:
             return pa.table({name: [] for name in columns})
         order = np.argsort(np.concatenate(positions))
         return pa.concat_tables(parts, promote_options="permissive").take(pa.array(order))
 
-    def _refuse_unfinished(self, manifest: Manifest) -> None:
+    def _refuse_unfinished(self, manifest: Manifest, sizes: Mapping[str, int]) -> None:
         planned = manifest.input.get("shards", 0)
         if len(manifest.shards) < planned:
             raise InputError(
@@ -194,30 +225,13 @@ class EmbeddingDataset:
                 "`priorkit embed` is still running or was killed: run it again"
             )
         recorded = {name for record in manifest.shards.values() for name in record.files}
-        for folder in _DATA_FOLDERS:
-            for name in self.store.names(folder):
-                if name not in recorded and not name.endswith(TEMPORARY_SUFFIX):
-                    raise InputError(
-                        f"{self.store.url}/{name} is in no record: `priorkit embed` is still running or was killed "
-                        "(run it again), or the file is not its own (remove it)"
-                    )
-
-    def _select(self, shard: EmbeddingShard) -> np.ndarray:
-        validation, test = self.settings.validation_fraction, self.settings.test_fraction
-        split = np.zeros(shard.rows, np.uint8)
-        for row, group in enumerate(shard.content_groups()):
-            digest = hashlib.sha256(_SPLIT_SALT + group).digest()
-            place = (int.from_bytes(digest[:8], "big") >> 11) / _DOUBLE_VALUES  # uniform in [0, 1)
-            # test first: its rows stay the same whatever the share of validation
-            split[row] = 2 if place < test else 1 if place < test + validation else 0
-        return split
-
-
-def _row_ids(shard: EmbeddingShard) -> np.ndarray:
-    texts = np.ascontiguousarray(shard.array("text_emb"))
-    names = (group + texts[row].tobytes() for row, group in enumerate(shard.content_groups()))
-    digests = b"".join(hashlib.sha256(name).digest()[:8] for name in names)
-    return np.frombuffer(digests, "<u8").astype(np.uint64)
+        for name in sizes:
+            extra = name.partition("/")[0] in _DATA_FOLDERS and name not in recorded
+            if extra and not name.endswith(TEMPORARY_SUFFIX):
+                raise InputError(
+                    f"{self.store.url}/{name} is in no record: `priorkit embed` is still running or was killed "
+                    "(run it again), or the file is not its own (remove it)"
+                )
 
 
 def read_embeddings(url: str = "data/embeddings", settings: ReadSettings | None = None) -> EmbeddingDataset:

@@ -1,4 +1,4 @@
-"""Rows that are gathered part by part and written as one array, without holding them all in memory."""
+"""Rows that are gathered part by part and written or mapped as one array, without holding them all in memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RowSpool:
         row_shape: shape of a row; () for numbers.
     """
 
-    def __init__(self, dtype: type[np.generic], row_shape: tuple[int, ...]) -> None:
+    def __init__(self, dtype: type[np.generic] | np.dtype, row_shape: tuple[int, ...]) -> None:
         self._dtype, self._row_shape = np.dtype(dtype), row_shape
         self._file = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
         self.rows = 0
@@ -39,6 +39,13 @@ class RowSpool:
         np.lib.format.write_array_header_1_0(target, header)
         self._file.seek(0)
         shutil.copyfileobj(cast(BinaryIO, self._file), target, _COPY_BYTES)
+
+    def mapped(self) -> np.ndarray:
+        """All rows `[N, *row_shape]`, mapped from the file; they outlive `close`."""
+        if self.rows == 0:
+            return np.empty((0, *self._row_shape), self._dtype)
+        self._file.flush()
+        return np.memmap(self._file, self._dtype, "r", shape=(self.rows, *self._row_shape))
 
     def close(self) -> None:
         """Free the memory or file."""

@@ -121,6 +121,19 @@ class Store:
         except FileNotFoundError:
             return None
 
+    def read_into(self, name: str, start: int, target: memoryview) -> int:
+        """Read bytes of `name` from `start` on into `target`; returns how many there were, fewer only at its end."""
+        if not self.is_local:
+            data = self.fs.cat_file(self.path(name), start=start, end=start + len(target))
+            target[: len(data)] = data
+            return len(data)
+        with open(self.path(name), "rb", buffering=0) as file:
+            file.seek(start)
+            done = 0
+            while done < len(target) and (read := file.readinto(target[done:])):
+                done += read
+            return done
+
     def read_json(self, name: str) -> Any:
         """The content of a JSON file; FileNotFoundError if absent, InputError if it is not JSON."""
         with self.open(name) as file:
@@ -139,6 +152,17 @@ class Store:
         if not self.fs.isdir(base):
             return []
         return sorted(path[len(self.root) :].lstrip("/") for path in self.fs.find(base))
+
+    def sizes(self, under: str) -> dict[str, int]:
+        """Bytes of all files below `under`, by relative name: one listing, where `size` asks for each file."""
+        base = self.path(under)
+        if self.is_local:
+            return dict(_local_sizes(base, under))
+        self.fs.invalidate_cache()
+        if not self.fs.isdir(base):
+            return {}
+        found = self.fs.find(base, detail=True)
+        return {path[len(self.root) :].lstrip("/"): int(found[path]["size"]) for path in sorted(found)}
 
     def remove(self, name: str) -> None:
         """Remove `name` if it is there."""
@@ -165,7 +189,9 @@ class Store:
                     shutil.copyfileobj(whole, target, _COPY_BYTES)
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = path + TEMPORARY_SUFFIX
+        temporary = (
+            f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"  # of its own: readers too keep what they found out
+        )
         try:
             with open(temporary, "wb") as target:
                 yield HashingFile(target)
@@ -251,6 +277,15 @@ class Store:
             done.set()
             thread.join()
             self.remove(LEASE_NAME)
+
+
+def _local_sizes(folder: str, name: str) -> Iterator[tuple[str, int]]:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_dir():
+                yield from _local_sizes(entry.path, f"{name}/{entry.name}")
+            else:
+                yield f"{name}/{entry.name}", entry.stat().st_size
 
 
 def _process_runs(pid: int) -> bool:

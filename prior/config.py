@@ -159,7 +159,8 @@ class TrainSettings(DeviceSettings):
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
         {
-            "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "activation_checkpointing", "trackers", "tracker_folder",
+            "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "activation_checkpointing", "trackers",
+            "tracker_folder",
             "init_from",  # its weights are part of the identity, wherever they lie
         }
     )  # fmt: skip

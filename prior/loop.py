@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 
-from ..pipeline.batches import BatchStream
+from ..pipeline.batches import BatchStream, TrainBatch
 from ..pipeline.errors import PriorkitError
 from ..pipeline.read import EmbeddingDataset
 from ..pipeline.shards import ShardRecord
@@ -20,7 +21,7 @@ from .optim import learning_rate
 from .ranks import Ranks
 from .start import load_start
 from .step import Learner, NotFinite
-from .text_condition import IMAGES_ONLY, read_rows, text_columns, text_source
+from .text_condition import text_columns, text_source
 from .trackers import open_trackers
 from .training_folder import TrainingFolder
 from .validation import Validation
@@ -77,7 +78,7 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
         dataset, "train", batch_size=settings.batch_size, seed=settings.seed, columns=columns, rank=ranks.rank,
         ranks=ranks.size,
     )  # fmt: skip
-    batches = stream.batches(step)
+    batches = cast("Generator[TrainBatch]", stream.batches(step))
     pace = Pace(settings.noise_draws)
     keeper = None if folder is None else Keeper(job, folder, learner, watch, step)
     stop = bool(ranks.sum(torch.tensor([float(watch.should_stop())], dtype=torch.float64)).item())
@@ -209,7 +210,7 @@ def _make_anew(job: TrainJob, dataset: EmbeddingDataset, learner: Learner) -> No
         learner.normaliser.load_state_dict(start.normaliser.state_dict())
     elif settings.diffusion.normaliser != "sqrt_dim":
         rows = dataset.epoch_order("train", settings.seed, 0)[:_NORMALISER_ROWS]
-        image_embed = read_rows(dataset, rows, IMAGES_ONLY).image_embed
+        image_embed = dataset.embeds("img_emb", rows)
         learner.normaliser.fit(torch.from_numpy(image_embed).to(settings.device))
 
 

@@ -21,6 +21,7 @@ from .diffusion import Condition, diffusion_loss, step_randomness
 from .ema import update_ema
 from .model import PriorConfig, build_network, build_normaliser
 from .optim import build_optimiser, learning_rate
+from .prepare import autocast, prepare_network
 from .ranks import Ranks
 from .schedule import noise_schedule
 from .text_condition import TextOf
@@ -60,6 +61,9 @@ class Learner:
         self.network = build_network(config).to(ranks.device)
         self.normaliser = build_normaliser(config).to(ranks.device)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
+        prepare_network(
+            self.network, compile=settings.compile, activation_checkpointing=settings.activation_checkpointing
+        )
         self._optimiser = build_optimiser(self.network, settings.optimiser)
         self._schedule = noise_schedule(settings.diffusion.noise_schedule, settings.diffusion.timesteps)
 
@@ -124,10 +128,11 @@ class Learner:
         text_embed = F.normalize(text.text_embed[part].to(device).float(), dim=-1)
         states = None if text.token_states is None else text.token_states[part].to(device).float()
         image_embed = torch.from_numpy(batch.image_embed[part]).to(device)
-        return diffusion_loss(
-            self.network, self._schedule, diffusion, self.normaliser, image_embed, Condition(text_embed, states),
-            random.to(device),
-        )  # fmt: skip
+        with autocast(self._settings.dtype, device):
+            return diffusion_loss(
+                self.network, self._schedule, diffusion, self.normaliser, image_embed, Condition(text_embed, states),
+                random.to(device),
+            )  # fmt: skip
 
     def _seed_dropout(self, number: int) -> None:
         """Dropout is a function of seed, step and rank, so that no generator's state has to be kept."""

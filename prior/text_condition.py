@@ -18,8 +18,6 @@ from .text_encoder import find_text_encoder
 if TYPE_CHECKING:
     from ..pipeline.clip import ClipEncoder
 
-IMAGES_ONLY = Columns(text_embed=False, max_text_len=0, captions=False)
-
 TextOf = Callable[[TrainBatch], Condition]
 """The text of a batch's rows, on the CPU, of any float type and norm."""
 
@@ -52,11 +50,13 @@ def stored_text(batch: TrainBatch) -> Condition:
 
 def read_rows(dataset: EmbeddingDataset, rows: np.ndarray, columns: Columns) -> TrainBatch:
     """Rows by number, as a batch of their own."""
-    found = dataset.take(rows, columns.max_text_len)
-    captions = None
+    image, text, states, captions = dataset.embeds("img_emb", rows), None, None, None
+    if columns.text_embed:
+        found = dataset.take(rows, columns.max_text_len)
+        text, states = found.text_embed, found.token_states
     if columns.captions:
         captions = [str(c or "") for c in dataset.metadata(rows, ["caption"]).column("caption").to_pylist()]
-    return TrainBatch(rows, found.image_embed, found.text_embed, found.token_states, captions, 0, len(rows))
+    return TrainBatch(rows, image, text, states, captions, 0, len(rows))
 
 
 def with_text(batch: TrainBatch, text_of: TextOf) -> EmbeddingBatch:

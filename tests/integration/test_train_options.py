@@ -257,7 +257,7 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_begins(
 
 def test_trackers_need_a_local_folder(embeddings: Path) -> None:
     settings = changed(SMALL_TRAIN, trackers=("wandb",))
-    with pytest.raises(SettingsError, match=r"memory://prior is none: set train\.tracker_folder"):
+    with pytest.raises(SettingsError, match=r"memory:///?prior is none: set train\.tracker_folder"):
         train(str(embeddings), "memory://prior", settings)
 
 

@@ -56,7 +56,11 @@ def test_settings_are_frozen_and_survive_a_round_trip(kind: type[Settings]) -> N
         ({"downlod": {}}, "downlod: unknown key; did you mean 'download'?"),
         ({"download": {"image_sise": 1}}, "download.image_sise: unknown key; did you mean 'image_size'?"),
         ({"embed": {"clip": {"modle": "x"}}}, "embed.clip.modle: unknown key; did you mean 'model'?"),
-        ({"read": {"qqq": 1}}, "read.qqq: unknown key; known keys: test_fraction, validation_fraction"),
+        (
+            {"read": {"qqq": 1}},
+            "read.qqq: unknown key; known keys: block_rows, captions, read_threads, shuffle_window, test_fraction, "
+            "validation_fraction",
+        ),
     ],
 )
 def test_an_unknown_key_names_the_nearest_known_one(values: dict[str, Any], message: str) -> None:

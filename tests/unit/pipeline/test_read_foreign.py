@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from priorkit.pipeline.batches import BatchStream, Columns
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.embedding_shards import pair_files
 from priorkit.pipeline.errors import InputError
@@ -172,11 +174,30 @@ def test_a_missing_file_is_named_and_nothing_shifts(three: Path, lost: str, othe
         read_embeddings(str(three))
 
 
-def test_a_missing_folder_is_named(three: Path) -> None:
-    for path in (three / "text_emb").iterdir():
+@pytest.mark.parametrize("kind", ["img_emb", "metadata"])
+def test_a_missing_folder_is_named(three: Path, kind: str) -> None:
+    for path in (three / kind).iterdir():
         path.unlink()
-    with pytest.raises(InputError, match=r"text_emb/text_emb_\d+\.npy is missing"):
+    with pytest.raises(InputError, match=rf"{kind}/{kind}_\d+\.\w+ is missing"):
         read_embeddings(str(three))
+
+
+def test_a_folder_without_texts_is_read_until_they_are_asked_for(three: Path) -> None:
+    whole = EmbeddingDataset(str(three), HALVES)
+    shutil.rmtree(three / "text_emb")
+    dataset = EmbeddingDataset(str(three), HALVES)
+    assert np.array_equal(dataset.selection, whole.selection)
+    assert len(np.unique(dataset.row_ids)) == 300
+    stream = BatchStream(dataset, "train", batch_size=50, seed=0, columns=Columns(text_embed=False, captions=True))
+    batch = next(stream.batches())
+    assert batch.text_embed is None
+    assert batch.captions == [f"caption of {NAMES[row]}" for row in batch.rows]
+    for ask in (
+        lambda: BatchStream(dataset, "train", batch_size=50, seed=0),
+        lambda: dataset.take(np.arange(3)),
+    ):
+        with pytest.raises(InputError, match=r"stores no text embeddings; .*train\.text_condition=online"):
+            ask()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,132 @@
+"""Files of embedding shards by themselves: what their headers say, and rows of arrays read by range."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import InputError
+from .storage import Store
+
+HEADER_BYTES = 128
+"""Of every array that NumPy writes whose shape and type are as short as ours."""
+_HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_FOOTER_END_BYTES = 8
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """Where the rows of an array stand in its file."""
+
+    rows: int
+    row_shape: tuple[int, ...]
+    dtype: np.dtype
+    start: int
+    """Byte of the first row."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return math.prod(self.row_shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class FileHeader:
+    """What a file says of itself."""
+
+    rows: int
+    embed_dim: int
+    """0 of metadata."""
+    size: int
+    """Bytes of the file."""
+    content: str
+    """The header itself, in hexadecimal."""
+    layout: ArrayLayout | None
+    """None of metadata."""
+    columns: tuple[str, ...]
+    """Of metadata."""
+
+
+def read_header(store: Store, name: str, size: int | None = None) -> FileHeader:
+    """The header of an array of embeddings or of metadata; InputError if it is none, or the file is cut short.
+
+    Args:
+        size: bytes of the file, if they are known.
+    """
+    if size is None:
+        size = store.size(name) or 0
+    return _read_footer(store, name, size) if name.endswith(".parquet") else _read_array_header(store, name, size)
+
+
+def _read_array_header(store: Store, name: str, size: int) -> FileHeader:
+    with store.open(name) as file:
+        layout = _read_layout(store, name, file)
+        file.seek(0)
+        content = file.read(layout.start)
+    if len(layout.row_shape) != 1 or layout.dtype.kind != "f":
+        raise _no_array(store, name, f"shape {(layout.rows, *layout.row_shape)} of {layout.dtype}")
+    whole = layout.start + layout.rows * layout.row_bytes
+    if size != whole:
+        raise InputError(f"{store.url}/{name} has {size} bytes instead of {whole}; fetch or embed it again")
+    return FileHeader(layout.rows, layout.row_shape[0], size, content.hex(), layout, ())
+
+
+def read_layout(store: Store, name: str) -> ArrayLayout:
+    """Where the rows of an array are; InputError if it is none, or is not stored row by row."""
+    with store.open(name) as file:
+        return _read_layout(store, name, file)
+
+
+def _read_layout(store: Store, name: str, file: BinaryIO) -> ArrayLayout:
+    shape, fortran_order, dtype = read_array_start(store, name, file)
+    if not shape or dtype.hasobject:
+        raise _no_array(store, name, f"shape {shape} of {dtype}")
+    if fortran_order and len(shape) > 1:
+        raise InputError(f"{store.url}/{name} is in Fortran's order, which cannot be read by rows; save it in C's")
+    if not dtype.isnative:
+        raise InputError(
+            f"{store.url}/{name} is of {dtype}, in another machine's order of bytes; save it in this one's"
+        )
+    return ArrayLayout(shape[0], shape[1:], dtype, file.tell())
+
+
+def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: np.ndarray) -> None:
+    """Read the rows from `first` on into a contiguous array of the layout's type; InputError if the file ends early."""
+    if target.size == 0:
+        return
+    start = layout.start + first * layout.row_bytes
+    done = store.read_into(name, start, target.reshape(-1).view(np.uint8).data)
+    if done != target.nbytes:
+        row = first + done // max(1, layout.row_bytes)
+        raise InputError(f"{store.url}/{name} ends early, in row {row} of {layout.rows}; fetch or embed it again")
+
+
+def read_array_start(store: Store, name: str, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and type of an array; leaves `file` where its values start."""
+    try:
+        shape, fortran_order, dtype = _HEADER_READERS[np.lib.format.read_magic(file)](file)
+    except (EOFError, ValueError, KeyError) as error:
+        raise _no_array(store, name, error) from error
+    return shape, fortran_order, dtype
+
+
+def _read_footer(store: Store, name: str, size: int) -> FileHeader:
+    """The header of a parquet file, which stands at its end."""
+    try:
+        with store.open(name) as file:
+            metadata = pq.ParquetFile(file).metadata
+            file.seek(max(0, size - _FOOTER_END_BYTES - metadata.serialized_size))
+            content = file.read().hex()
+            columns = tuple(metadata.schema.names)
+            return FileHeader(metadata.num_rows, 0, size, content, None, columns)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{store.url}/{name} is damaged ({error}); fetch or embed it again") from error
+
+
+def _no_array(store: Store, name: str, why: object) -> InputError:
+    return InputError(f"{store.url}/{name} is not an array of numbers ({why})")
