@@ -33,6 +33,7 @@ from .diffusion import Condition, StepRandomness, diffusion_loss, step_randomnes
 from .ema import update_ema
 from .model import PriorConfig, build_network, build_normaliser
 from .optim import build_optimiser, learning_rate
+from .prepare import autocast, prepare_network
 from .schedule import noise_schedule
 
 STAGE = "train"
@@ -184,6 +185,9 @@ class Trainer:
         self._network = build_network(self._config).to(self._device)
         self._normaliser = build_normaliser(self._config).to(self._device)
         self._average = copy.deepcopy(self._network).requires_grad_(False).eval()
+        prepare_network(
+            self._network, compile=settings.compile, activation_checkpointing=settings.activation_checkpointing
+        )
         self._optimiser = build_optimiser(self._network, settings.optimiser)
         self._schedule = noise_schedule(settings.diffusion.noise_schedule, settings.diffusion.timesteps)
         self._rows = len(dataset.rows("train"))
@@ -229,7 +233,9 @@ class Trainer:
         batch = self._read_batch(self._step)
         random = self._randomness(self._step, len(batch.rows), settings.diffusion)
         self._network.train()
-        loss = self._mean(self._losses(self._network, batch, random), batch)
+        with autocast(settings.dtype, self._device):
+            losses = self._losses(self._network, batch, random)
+        loss = self._mean(losses, batch)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         grad_norm = torch.nn.utils.clip_grad_norm_(self._network.parameters(), settings.optimiser.max_grad_norm)
