@@ -27,13 +27,14 @@ peers: $(PEERS_INSTALLED)
 test-peers: $(PEERS_INSTALLED)
 	$(PEERS)/bin/python -m pytest tests/peers --confcutdir=tests/peers -m peers
 
-# Timings and scores, into docs/benchmarks: about an hour on 2 cores that nothing else uses.
+# Timings and scores, into docs/benchmarks: about an hour and a half on 2 cores that nothing else uses.
 bench: $(INSTALLED) $(PEERS_INSTALLED)
 	$(BIN)/priorkit demo
 	$(BIN)/python tests/bench/bench_samplers.py --demo data/demo
 	$(BIN)/python tests/bench/bench_evaluation.py
 	$(PEERS)/bin/python tests/bench/bench_sampling.py
 	$(PEERS)/bin/python tests/bench/bench_embedding.py
+	$(PEERS)/bin/python tests/bench/bench_training.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..pipeline.config import ClipSettings, ComputeSettings, ReadSettings
 from ..pipeline.device import resolve
 from ..pipeline.errors import InputError, SettingsError
@@ -35,8 +37,6 @@ class TrainJob:
     """What the result depends on: the settings of its manifest."""
     input: str
     """Fingerprint of the embeddings."""
-    rows: int
-    """Of the training split."""
     limit: int | None = None
     """Steps to stop after, with a checkpoint."""
 
@@ -102,12 +102,9 @@ def make_job(
         identity["clip"] = config.clip_settings
     _check_text(dataset, settings, config)
     check_trackers(settings, prior)
-    rows = len(dataset.rows("train"))
-    if rows == 0:
-        raise InputError(f"{dataset.store.url}: no row is left to train on; lower the fractions in `read`")
     return TrainJob(
         embeddings=dataset.store.url, read=dataset.settings, prior=prior.url, settings=settings, config=config,
-        identity=identity, input=dataset.content_fingerprint, rows=rows, limit=limit,
+        identity=identity, input=dataset.content_fingerprint, limit=limit,
     )  # fmt: skip
 
 
@@ -153,7 +150,7 @@ def _check_text(dataset: EmbeddingDataset, settings: TrainSettings, config: Prio
     most, known = config.network.max_text_len, dataset.clip_if_known
     takes_states = most > 0 and (config.token_width is not None or settings.init_from is None)
     if settings.text_condition == "online":
-        dataset.metadata(dataset.rows("train")[:1], ["caption"])
+        dataset.metadata(np.arange(1), ["caption"])
         if takes_states and config.token_width is None:
             raise InputError(
                 f"train.text_condition=online: the CLIP {config.clip_settings['model']} gives no token states; set "

@@ -103,7 +103,7 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
         watch.report(step, pace.note)
         record = None
         if keeper is not None and step == settings.steps:
-            record = keeper.publish()
+            record = keeper.publish(len(dataset.rows("train")))
     except NotFinite as error:
         raise _named(error, dataset) from error
     finally:
@@ -145,11 +145,11 @@ class Keeper:
         self._folder.save(self._learner.state(step))
         self._saved = time.monotonic()
 
-    def publish(self) -> ShardRecord:
-        """The trained prior."""
+    def publish(self, rows: int) -> ShardRecord:
+        """The trained prior, of so many training rows."""
         self._watch.before_writing()
         job, learner = self._job, self._learner
-        return self._folder.publish(job.config, learner.average, learner.normaliser, input=job.input, rows=job.rows)
+        return self._folder.publish(job.config, learner.average, learner.normaliser, input=job.input, rows=rows)
 
     def close(self) -> None:
         """End the trackers."""

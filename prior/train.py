@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ..pipeline.config import ClipSettings, ComputeSettings, ReadSettings
 from ..pipeline.device import resolve
-from ..pipeline.errors import FolderError, Interrupted
+from ..pipeline.errors import FolderError, InputError, Interrupted
 from ..pipeline.read import EmbeddingDataset
 from ..pipeline.shards import Manifest, check_stage, open_stage, read_manifest
 from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
@@ -56,7 +56,9 @@ def train(
     compute = compute or ComputeSettings()
     dataset, store = EmbeddingDataset(embeddings, read), Store(prior)
     job = make_job(dataset, store, settings or TrainSettings(), compute, clip, limit)
-    manifest = job.manifest()
+    manifest, rows = job.manifest(), len(dataset.rows("train"))
+    if rows == 0:
+        raise InputError(f"{dataset.store.url}: no row is left to train on; lower the fractions in `read`")
     if not overwrite:
         _refuse_other_embeddings(store, manifest, dataset)
     steps, done_now = job.settings.steps, 0
@@ -75,7 +77,7 @@ def train(
         else:
             progress(steps, steps, "")
         folder.finish()
-        return StageResult(STAGE, store.url, steps, done_now, "steps", job.rows, time.monotonic() - start)
+        return StageResult(STAGE, store.url, steps, done_now, "steps", rows, time.monotonic() - start)
 
 
 def _run(

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import s3fs
 
 from priorkit.pipeline import embed_worker
 from priorkit.pipeline.config import DownloadSettings, EmbedSettings
@@ -23,65 +20,15 @@ from priorkit.pipeline.errors import FolderError, InputError
 from priorkit.pipeline.read import read_embeddings
 from priorkit.pipeline.storage import LEASE_NAME, Store
 
-from .conftest import PRIORKIT, environment
+from .conftest import PRIORKIT, environment, upload
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
-
-SERVER = """
-import sys
-from moto.server import ThreadedMotoServer
-
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-"""
-"""Tells its port, and ends when its standard input does."""
-
-
-@pytest.fixture(scope="module")
-def server_url() -> Iterator[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    finally:
-        process.stdin.close()
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-@pytest.fixture
-def bucket(server_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty bucket; where the server is stands in the environment, as it does for users."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server_url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    s3fs.S3FileSystem.clear_instance_cache()
-    name = tmp_path.name.replace("_", "-").lower().strip("-")[-40:].lstrip("-")
-    fsspec.filesystem("s3").mkdir(name)
-    yield f"s3://{name}"
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
 def download_settings() -> DownloadSettings:
     """Few connections at once, since the test server's queue of them is short and a dropped one waits for a second."""
     return DownloadSettings(rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4)
-
-
-def upload(folder: Path, url: str) -> None:
-    store = Store(url)
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != ".lock":
-            store.fs.pipe_file(f"{store.root}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
 
 def stored(url: str) -> dict[str, bytes]:

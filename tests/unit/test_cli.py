@@ -45,6 +45,7 @@ DEFAULTS = {
     ("embed", "batch_size"): EmbedSettings().batch_size,
     ("embed", "device"): EmbedSettings().device,
     ("embed", "workers"): "this process",
+    ("train", "workers"): "this process",
     ("train", "embeddings"): FOLDERS.embeddings,
     ("train", "prior"): FOLDERS.prior,
     ("evaluate", "prior"): FOLDERS.prior,
@@ -269,7 +270,7 @@ def test_a_terminal_without_utf_8_shows_escapes(tmp_path: Path) -> None:
     [
         (["download", "urls.csv"], "train.steps=3", "download, compute"),
         (["embed"], "download.image_size=3", "embed, compute"),
-        (["train", "custom"], "evaluate.draws=3", "train, read, folders, embed"),
+        (["train", "custom"], "evaluate.draws=3", "train, read, folders, embed, compute"),
         (["evaluate"], "train.steps=5", "evaluate, read, compute"),
     ],
 )

@@ -101,6 +101,7 @@ def test_bfloat16_keeps_weights_norms_and_loss_in_float32(make_network: MakeNetw
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # what the compiler itself does is not ours to warn of
 def test_compiled_layers_are_the_same(make_network: MakeNetwork) -> None:
     network = make_network(4, dtype=torch.float32).train()
     compiled = copy.deepcopy(network)
