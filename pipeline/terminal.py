@@ -52,6 +52,13 @@ def print_error(text: str) -> None:
     Console(stderr=True).print(line, soft_wrap=True)
 
 
+def print_warning(text: str) -> None:
+    """Print a warning to standard error."""
+    line = Text("warning: ", style="bold yellow")
+    line.append(clean(text), style="default not bold")
+    Console(stderr=True).print(line, soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
     """Print one JSON value to standard output."""
     print(json.dumps(value, indent=1))

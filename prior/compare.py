@@ -48,7 +48,8 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
         predictor: its name; None for the first of each, which is what was evaluated.
 
     Raises:
-        InputError: there are fewer than two, they are of unequal size, or have no split in common.
+        InputError: there are fewer than two, they are of unequal size, of other CLIPs or galleries, or have no
+            split in common.
     """
     if len(evaluations) < 2:
         raise InputError("compare needs at least two evaluations")
@@ -58,9 +59,11 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
     shared = [split for split in found[0]["splits"] if all(split in metrics["splits"] for metrics in found)]
     if not shared:
         raise InputError(f"{' and '.join(evaluations)} have no split in common; set evaluate.splits alike")
-    if len({metrics["draws"] for metrics in found}) > 1:
+    clips = [metrics["embeddings"]["clip"] for metrics in found]
+    if len({clip for clip in clips if clip is not None}) > 1:
         raise InputError(
-            f"draws a caption differ ({_listed(evaluations, [m['draws'] for m in found])}); set evaluate.draws alike"
+            f"their embeddings are of other CLIPs ({_listed(evaluations, [str(clip)[:12] for clip in clips])}, by the "
+            "hash of the weights), so that their numbers are of other spaces; evaluate on embeddings of one CLIP"
         )
     comparisons: list[Comparison] = []
     for split in shared:
@@ -75,9 +78,25 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
                     f"{name} of the {split} split differ ({_listed(evaluations, sizes)}), and what depends on them "
                     f"cannot be compared; evaluate again with {setting} at most {min(sizes)}"
                 )
+        _refuse_unlike(split, evaluations, runs)
         comparisons += _compare_means(split, runs)
         comparisons += _compare_distances(split, runs)
     return comparisons
+
+
+def _refuse_unlike(split: str, evaluations: Sequence[str], runs: Sequence[_Run]) -> None:
+    draws = [run.result["draws"] for run in runs]
+    if len(set(draws)) > 1:
+        raise InputError(
+            f"draws a caption differ ({_listed(evaluations, draws)}); set evaluate.draws alike, or give as many "
+            "predictions for each row"
+        )
+    galleries = {run.found["gallery_fingerprint"] for run in runs if np.array_equal(run.row_ids, runs[0].row_ids)}
+    if len(galleries) > 1:  # of other rows the galleries cannot but differ
+        raise InputError(
+            f"galleries of the {split} split are of the same size and of other images, and recall depends on them; "
+            "evaluate again with evaluate.seed alike"
+        )
 
 
 def _listed(evaluations: Sequence[str], values: Sequence[object]) -> str:

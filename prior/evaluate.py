@@ -40,12 +40,12 @@ from .config import EvaluateSettings
 from .metrics import Estimate, mean_intervals, set_distances
 from .predictors import Bank
 from .scoring import BLOCK_ROWS, GIVEN, BlockScores, EvaluatedRows, ScorerMaker, ScoreTask, Variant, as_units, variants
-from .subject import Subject, find_subject
+from .subject import PriorSource, Subject, find_subject
 
 STAGE = "evaluate"
 RECORD = "metrics"
 METRICS_NAME = "metrics.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _LEAST_DISTANCE_ROWS = 40
 """Two in each group of the jackknife."""
 _ALL_EQUAL = 1e-6
@@ -60,6 +60,8 @@ def evaluate(
     read: ReadSettings | None = None,
     compute: ComputeSettings | None = None,
     *,
+    config: str | None = None,
+    function_version: str | None = None,
     limit: int | None = None,
     overwrite: bool = False,
     progress: ProgressCallback = no_progress,
@@ -67,27 +69,30 @@ def evaluate(
     """Evaluate a prior and the baselines on rows it was not trained on, and write `metrics.json`.
 
     Args:
-        prior: folder of a prior: one that was trained here, or any that `load_prior` reads; or a `.npy` of predictions
-            `[rows, D]` or `[rows, K, D]` for all rows of the embeddings, in order.
-        read: how rows are split; of a prior that was trained here the same as in training, which is the default.
+        prior: one that was trained here, or any that `load_prior` reads; or a `.npy` of predictions `[rows, D]` or
+            `[rows, K, D]` for all rows of the embeddings, in order.
+        read: how rows are split; the default is the way of the prior's training, where that is known.
+        config, function_version: of a checkpoint, as for `load_prior`; `settings.weights` says which of its weights.
         limit: use at most this many rows of each split.
 
     Raises:
         InputError: the prior or the embeddings are missing, do not fit each other, or leave no rows to evaluate on.
+        SettingsError: an option is missing or wrong, or other splits would mix in rows that it was trained on.
     """
     start = time.monotonic()
     settings = _limited(resolve(settings or EvaluateSettings(), "evaluate"), limit)
     torch.set_num_threads(settings.threads)
-    subject = find_subject(prior, read)
+    subject = find_subject(PriorSource(prior, config, function_version), read)
     subject.require_finished()
     dataset = EmbeddingDataset(embeddings, subject.read)
+    about = {"subject": subject.described(dataset), "embeddings": {"path": embeddings, **_described(dataset)}}
     store = Store(evaluation)
     inputs = {RECORD: _input(subject, dataset, settings)}
     with open_stage(store, evaluate_manifest(), overwrite=overwrite) as folder:
         done_now = 0
         if folder.pending(inputs):
             subject.check(dataset, [way.sample for way in variants(settings)], settings.weights)
-            maker = ScorerMaker(embeddings, subject.read, settings, prior)
+            maker = ScorerMaker(embeddings, subject.read, settings, subject.source)
             evaluation_found = compute_metrics(
                 dataset, settings, maker, compute, given=subject.is_predictions, progress=progress
             )
@@ -97,7 +102,8 @@ def evaluate(
                 with commit.create(rows_name(split)) as file:
                     pq.write_table(table, file)
             with commit.create(METRICS_NAME) as file:
-                file.write((json.dumps(evaluation_found.metrics, indent=1) + "\n").encode())
+                metrics = {"format_version": FORMAT_VERSION, **about, **evaluation_found.metrics}
+                file.write((json.dumps(metrics, indent=1) + "\n").encode())
             done_now = sum(table.num_rows for table in evaluation_found.rows.values())
             folder.add(commit.commit(rows=done_now))
         rows = folder.manifest.rows
@@ -111,7 +117,7 @@ class Evaluation:
     """What was found."""
 
     metrics: dict[str, Any]
-    """As `metrics.json` holds it."""
+    """As `metrics.json` holds it, but for what was evaluated."""
     rows: dict[Split, pa.Table]
     """The metrics of each row, by split; a column `row_id`, and one of each predictor's metrics."""
 
@@ -134,9 +140,9 @@ def compute_metrics(
     evaluated: dict[Split, EvaluatedRows] = {
         split: EvaluatedRows(dataset, split, settings) for split in settings.splits
     }
-    bank = Bank.read(dataset, min(settings.bank_rows, settings.distance_rows), settings.seed)
+    others = as_units(Bank.read(dataset, settings.distance_rows, settings.seed).image)
     real = {
-        split: as_units(dataset.take(rows.rows[: settings.distance_rows]).image_embed)[: len(bank.image)]
+        split: as_units(dataset.take(rows.rows[: settings.distance_rows]).image_embed)
         for split, rows in evaluated.items()
     }
     names = [GIVEN] if given else [variant.name for variant in variants(settings)]
@@ -150,11 +156,12 @@ def compute_metrics(
     ]
     gathered: dict[tuple[Split, str, bool], _Gathered] = {}
     summaries: dict[tuple[Split, str, bool], dict[str, Any]] = {}
+    draws: dict[tuple[Split, str, bool], int] = {}
     for done, scores in enumerate(map_shards(make_scorer, tasks, compute or ComputeSettings())):
         task = scores.task
         progress(done * BLOCK_ROWS, len(tasks) * BLOCK_ROWS, task.name)
         rows, key = evaluated[task.split], (task.split, task.name, task.is_loss)
-        found = gathered.setdefault(key, _Gathered(len(rows.rows)))
+        found, draws[key] = gathered.setdefault(key, _Gathered(len(rows.rows))), scores.draws
         if found.add(rows.block(task.block), scores):
             summaries[key] = found.losses(settings) if task.is_loss else found.summary(real[task.split], settings)
     ways = {} if given else {variant.name: variant for variant in variants(settings)}
@@ -165,10 +172,13 @@ def compute_metrics(
             "rows": len(rows.rows),
             "rows_fingerprint": hashlib.sha256(rows.ids.tobytes()).hexdigest(),
             "gallery": rows.gallery_size,
+            "gallery_fingerprint": hashlib.sha256(rows.ids[: rows.gallery_size].tobytes()).hexdigest(),
             "distance_rows": len(real[split]),
-            "real_against_real": _estimates(_distances(as_units(bank.image)[: len(real[split])], real[split])),
+            **_floor(others, real[split]),
             "predictors": [
-                {"name": name, **_described(ways.get(name)), **summaries[split, name, False]} for name in groups[0][1]
+                {"name": name, "draws": draws[split, name, False], **_drawn(ways.get(name))}
+                | summaries[split, name, False]
+                for name in groups[0][1]
             ],
             "losses": {name: summaries[split, name, True] for name in groups[1][1]},
         }
@@ -178,12 +188,26 @@ def compute_metrics(
             for metric, values in gathered[split, name, False].columns.items()
         }
         tables[split] = pa.table({"row_id": rows.ids, **columns})
-    return Evaluation({"format_version": FORMAT_VERSION, "draws": settings.draws, "splits": metrics}, tables)
+    return Evaluation({"seed": settings.seed, "read": dataset.settings.splits(), "splits": metrics}, tables)
 
 
-def _described(way: Variant | None) -> dict[str, Any]:
+def _described(dataset: EmbeddingDataset) -> dict[str, Any]:
+    """What names embeddings, wherever they are."""
+    return {"content": dataset.content_fingerprint, "clip": dataset.clip_if_known.get("weights_sha256")}
+
+
+def _drawn(way: Variant | None) -> dict[str, Any]:
     """How a prior was drawn from; nothing of other predictors."""
     return {} if way is None else {"weights": way.weights, "sample": way.sample.model_dump(mode="json")}
+
+
+def _floor(others: np.ndarray, real: np.ndarray) -> dict[str, Any]:
+    """Distances of other true images `[M, D]` to those `[N, D]` that predictions are held against."""
+    count = min(len(others), len(real))
+    distances = _estimates(_distances(others[:count], real[:count]))
+    if count < len(real):
+        distances.pop("frechet_distance", None)  # which falls with the number of rows: of fewer it is no floor
+    return {"real_against_real": distances, "real_against_real_rows": count}
 
 
 class _Gathered:
@@ -244,13 +268,16 @@ def plan_evaluate(
     settings: EvaluateSettings,
     read: ReadSettings | None = None,
     *,
+    config: str | None = None,
+    function_version: str | None = None,
     limit: int | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
     """What `evaluate` would do, without doing it."""
     settings = _limited(resolve(settings, "evaluate"), limit)
-    subject = find_subject(prior, read)
+    subject = find_subject(PriorSource(prior, config, function_version), read)
     dataset = EmbeddingDataset(embeddings, subject.read)
+    subject.training_rows(dataset)  # refuses splits that would mix
     store = Store(evaluation)
     found = check_stage(store, evaluate_manifest(), overwrite=overwrite)
     kept = found if found is not None and not overwrite else evaluate_manifest()
@@ -258,7 +285,8 @@ def plan_evaluate(
     is_done = subject.content and not pending_shards(store, kept, {RECORD: _input(subject, dataset, settings)})
     pending = 0 if is_done else rows
     steps = 0 if subject.is_predictions else sum(variant.sample.steps for variant in variants(settings))
-    flops = pending * settings.draws * steps * 3 * 2 * subject.parameters
+    evaluations = pending * settings.draws * steps
+    flops = evaluations * 3 * 2 * subject.parameters(settings.weights[0]) if evaluations else 0
     return StagePlan(STAGE, store.url, rows, pending, "rows", pending, 100 * rows, free_bytes(store), flops / 5e10)
 
 
@@ -306,5 +334,5 @@ def _limited(settings: EvaluateSettings, limit: int | None) -> EvaluateSettings:
 
 
 def _input(subject: Subject, dataset: EmbeddingDataset, settings: EvaluateSettings) -> str:
-    about = [FORMAT_VERSION, subject.content, dataset.content_fingerprint]
+    about = [FORMAT_VERSION, subject.kind, subject.content, dataset.content_fingerprint]
     return fingerprint([*about, dataset.settings.splits(), settings.identity()])

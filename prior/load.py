@@ -51,15 +51,10 @@ def load_prior(
         SettingsError: an argument is missing, out of range, or of no meaning for what is loaded.
     """
     path = os.fspath(path)
-    if path.endswith(_PTH):
-        if config is None:
-            names = ", ".join(NAMED_CONFIGS)
-            raise SettingsError(f"{path}: give config=, the JSON of its training script, or one of {names}")
+    if is_checkpoint(path, config=config, function_version=function_version, clip=clip):
+        assert config is not None
         prior = _load_pth(path, config, weights, function_version, clip)
     else:
-        extras = {"config": config, "function_version": function_version, "clip": clip}
-        if given := [name for name, value in extras.items() if value is not None]:
-            raise SettingsError(f"{given[0]}= belongs to checkpoints ({' or '.join(_PTH)}); {path} is a folder")
         if weights not in ("ema", "online"):
             raise SettingsError(f"weights={weights!r}: known are ema and online")
         prior = load_folder(path)
@@ -118,10 +113,29 @@ def clip_location_of(model: str | None, pretrained: str | None) -> dict[str, Any
     return clip_location(settings)
 
 
+def is_checkpoint(path: str, **options: Any) -> bool:
+    """Whether a path is that of a checkpoint.
+
+    Args:
+        options: arguments of `load_prior` that belong to checkpoints, `config` first.
+
+    Raises:
+        SettingsError: it is one and `config` is missing, or it is none and an option is given.
+    """
+    if path.endswith(_PTH):
+        if options["config"] is None:
+            names = ", ".join(NAMED_CONFIGS)
+            raise SettingsError(f"{path}: give config=, the JSON of its training script, or one of {names}")
+        return True
+    if given := [name for name, value in options.items() if value is not None]:
+        raise SettingsError(f"{given[0]}= belongs to checkpoints ({' or '.join(_PTH)}); {path} is none")
+    return False
+
+
 def _load_pth(
     path: str, config: str, weights: Weights, function_version: str | None, clip: dict[str, Any] | None
 ) -> Prior:
-    described = parse_config(_read_config(config), config)
+    described = parse_config(read_config(config), config)
     content = read_pth(path)
     state = _choose_weights(content, weights, path)
     if function_version is None:
@@ -137,7 +151,8 @@ def _load_pth(
     return import_prior(state, prior_config, path)
 
 
-def _read_config(config: str) -> Any:
+def read_config(config: str) -> Any:
+    """The JSON of a checkpoint's settings, by the place of its file or a name; SettingsError if it is neither."""
     if config in NAMED_CONFIGS:
         return NAMED_CONFIGS[config]
     fs, location = open_location(config)

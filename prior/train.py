@@ -31,7 +31,7 @@ from .checkpoint import (
 from .config import DiffusionSettings, TrainSettings
 from .diffusion import Condition, StepRandomness, diffusion_loss, step_randomness
 from .ema import update_ema
-from .model import PriorConfig, build_network, build_normaliser
+from .model import PriorConfig, TrainedOn, build_network, build_normaliser
 from .optim import build_optimiser, learning_rate
 from .schedule import noise_schedule
 
@@ -167,6 +167,7 @@ def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings) -> PriorCo
         diffusion=settings.diffusion,
         clip=dataset.clip,
         clip_settings=dataset.clip_settings,
+        trained_on=TrainedOn(embeddings=dataset.content_fingerprint, read=dataset.settings.identity()),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import torch
 from priorkit.pipeline.config import ComputeSettings, ReadSettings
 from priorkit.pipeline.errors import FolderError, InputError, SettingsError
 from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.shards import fingerprint
 from priorkit.prior import scoring
 from priorkit.prior.config import BASELINES, EvaluateSettings, SampleSettings
 from priorkit.prior.evaluate import Evaluation, compute_metrics, evaluate, plan_evaluate, read_metrics, rows_name
@@ -38,6 +40,10 @@ def found_in(metrics: dict[str, Any], name: str = "prior", split: str = "test") 
     """What is said of a predictor."""
     by_name: dict[str, dict[str, Any]] = {found["name"]: found for found in metrics["splits"][split]["predictors"]}
     return by_name[name]
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def computed(prior: Path, dataset: EmbeddingDataset, settings: EvaluateSettings = SETTINGS) -> Evaluation:
@@ -88,9 +94,14 @@ def test_the_prior_beats_blind_baselines_on_the_energy_score(metrics: dict[str, 
 def test_metrics_say_what_they_are_of(metrics: dict[str, Any], embeddings: Path) -> None:
     rows = len(EmbeddingDataset(str(embeddings), READ).rows("test"))
     assert 200 < rows < 300
-    assert (metrics["format_version"], metrics["draws"]) == (2, 8)
+    assert (metrics["seed"], metrics["read"]) == (0, {"validation_fraction": 0.05, "test_fraction": 0.25})
     test = metrics["splits"]["test"]
     assert (test["rows"], test["gallery"], test["distance_rows"]) == (rows, rows, rows)
+    assert test["real_against_real_rows"] == rows
+    points = ("text embedding", "mean shift", "ridge regression")
+    assert {found["name"]: found["draws"] for found in test["predictors"]} == {
+        name: 1 if name in points else 8 for name in PREDICTORS
+    }
     assert found_in(metrics)["sample"]["steps"] == 12
     assert [found["name"] for found in test["predictors"]] == list(PREDICTORS)
     for found in test["predictors"]:
@@ -260,6 +271,7 @@ def test_the_order_of_shards_changes_no_number(prior: Path, embeddings: Path, tm
     assert other.count == one.count
     assert not np.array_equal(other.row_ids, one.row_ids)
     assert_near(computed(prior, other, QUICK).metrics, computed(prior, one, QUICK).metrics)
+    assert other.content_fingerprint != one.content_fingerprint
 
 
 def test_the_size_of_blocks_changes_no_number(prior: Path, embeddings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +313,19 @@ def test_a_second_run_does_nothing_and_gives_the_same_file_anew(
     rows = metrics["splits"]["test"]["rows"]
     assert first.done_now == first.rows == rows
     assert calls[-1][0] == calls[-1][1] == rows
-    assert read_metrics(str(tmp_path / "one")) == metrics  # the split is the one of the training
+    found = read_metrics(str(tmp_path / "one"))
+    assert {name: found[name] for name in metrics} == metrics  # the split is the one of the training
+    dataset = EmbeddingDataset(str(embeddings), READ)
+    assert {name: value for name, value in found.items() if name not in metrics} == {
+        "format_version": 3,
+        "subject": {
+            "path": str(prior), "kind": "prior, trained here", "training_rows": "held out",
+            "content": fingerprint({name: sha256(prior / name) for name in ("config.json", "model.safetensors")}),
+        },
+        "embeddings": {
+            "path": str(embeddings), "content": dataset.content_fingerprint, "clip": fingerprint("synthetic"),
+        },
+    }  # fmt: skip
     second = evaluate(str(prior), str(embeddings), str(tmp_path / "one"), SETTINGS)
     assert (second.done_now, second.rows) == (0, rows)
     before = folder_bytes(tmp_path / "one")
@@ -332,7 +356,7 @@ def test_a_new_prior_or_other_settings_make_it_stale(prior: Path, embeddings: Pa
     assert found_in(first, "mean shift") == found_in(second, "mean shift")
     more = quick.model_copy(update={"draws": 3})
     assert evaluate(str(own), str(embeddings), folder, more).done_now == 40
-    assert read_metrics(folder)["draws"] == 3
+    assert found_in(read_metrics(folder))["draws"] == 3
     assert evaluate(str(own), str(embeddings), folder, more, limit=10).rows == 10
 
 
@@ -406,15 +430,20 @@ def test_a_prior_that_was_not_trained_here_is_evaluated_on_any_embeddings(
     other.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(prior / name, other / name)
-    evaluate(str(other), str(embeddings), str(tmp_path / "evaluation"), QUICK, READ)
+    evaluate(str(other), str(embeddings), str(tmp_path / "evaluation"), QUICK)
     evaluate(str(prior), str(embeddings), str(tmp_path / "same"), QUICK)
-    assert read_metrics(str(tmp_path / "evaluation")) == read_metrics(str(tmp_path / "same"))
+    found, same = (read_metrics(str(tmp_path / name)) for name in ("evaluation", "same"))
+    assert found["splits"] == same["splits"]
+    assert found["subject"] == {**same["subject"], "path": str(other), "kind": "prior"}
     foreign = tmp_path / "foreign"  # as of clip-retrieval: nothing says which CLIP
     foreign.mkdir()
     for kind in ("img_emb", "text_emb", "metadata"):
         shutil.copytree(embeddings / kind, foreign / kind)
     evaluate(str(other), str(foreign), str(tmp_path / "third"), QUICK, READ)
-    assert read_metrics(str(tmp_path / "third")) == read_metrics(str(tmp_path / "same"))
+    third = read_metrics(str(tmp_path / "third"))
+    assert third["splits"] == same["splits"]
+    assert third["subject"]["training_rows"] == "of other embeddings"
+    assert third["embeddings"]["clip"] is None
 
 
 def test_given_predictions_are_evaluated(embeddings: Path, tmp_path: Path) -> None:
@@ -423,7 +452,9 @@ def test_given_predictions_are_evaluated(embeddings: Path, tmp_path: Path) -> No
     path, folder = str(tmp_path / "predicted.npy"), str(tmp_path / "evaluation")
     evaluate(path, str(embeddings), folder, QUICK, READ)
     metrics = read_metrics(folder)
+    assert (metrics["subject"]["kind"], metrics["subject"]["training_rows"]) == ("predictions", "unknown")
     found, baseline = found_in(metrics, "given predictions"), found_in(metrics, "text embedding")
+    assert found["draws"] == 1
     assert {**found, "name": ""} == {**baseline, "name": ""}
     assert metrics["splits"]["test"]["losses"] == {}
     assert plan_evaluate(path, str(embeddings), folder, QUICK, READ).pending_units == 0
