@@ -77,15 +77,14 @@ def write_report(
         embeddings: where what it was evaluated on is now; None if it is where it was.
         images: folder of the images, as webdataset shards.
         output: file to write; `<evaluation>.html` if None.
-        config, function_version: of a checkpoint that is given as `prior`, as for `load_prior`.
+        config, function_version: of a checkpoint, as for `load_prior`; None if they are what they were.
 
     Raises:
         InputError: there is no evaluation, the prior or the embeddings are not those that were evaluated, the page
             cannot be written there, or matplotlib is not installed.
     """
     target = _target(output, evaluation)
-    source = None if prior is None else PriorSource(prior, config, function_version)
-    made = Report(evaluation, source, embeddings, images, progress)
+    made = Report(evaluation, prior, embeddings, images, progress, config=config, function_version=function_version)
     path = page.page_target("--output", target, (evaluation, made.source.path, made.embeddings, images))
     content = page.page(f"Report: {evaluation}", made.sections())
     page.write_page(path, content)
@@ -105,17 +104,23 @@ class Report:
     def __init__(
         self,
         evaluation: str,
-        source: PriorSource | None,
+        prior: str | None,
         embeddings: str | None,
         images: str,
         progress: ProgressCallback = no_progress,
+        *,
+        config: str | None = None,
+        function_version: str | None = None,
     ) -> None:
         store = Store(evaluation)
         require_whole(evaluation)
         self.evaluation, self.images, self.progress = evaluation, images, progress
         self.metrics = read_metrics(evaluation)
-        evaluated = self.metrics["subject"]
-        self.source = source or PriorSource(*(evaluated.get(name) for name in ("path", "config", "function_version")))
+        if prior is None:
+            evaluated = self.metrics["subject"]
+            prior, config = evaluated["path"], config or evaluated.get("config")
+            function_version = function_version or evaluated.get("function_version")
+        self.source = PriorSource(str(prior), config, function_version)
         self.embeddings: str = embeddings or self.metrics["embeddings"]["path"]
         self.missing: list[str] = []
         """Sentences that stand in place of what is missing, once `sections` has been asked for."""
