@@ -94,6 +94,8 @@ class _Run:
     rows: dict[str, np.ndarray]
     """`[N]` of each metric, in the order of row ids."""
     row_ids: np.ndarray
+    groups: np.ndarray
+    """`[N]`: equal ones are of one image."""
 
     @staticmethod
     def read(evaluation: str, split: str, found: dict[str, Any], predictor: str | None) -> _Run:
@@ -105,9 +107,10 @@ class _Run:
             raise InputError(f"{evaluation}: predictions of {name!r} are broken: {by_name[name]['broken']}")
         with Store(evaluation).open(rows_name(split)) as file:
             table = pq.ParquetFile(io.BytesIO(file.read())).read()
-        order = np.argsort(table.column("row_id").to_numpy(), kind="stable")
-        rows = {metric: table.column(f"{name}/{metric}").to_numpy()[order] for metric in by_name[name]["metrics"]}
-        return _Run(found, by_name[name], rows, table.column("row_id").to_numpy()[order])
+        table = table.sort_by("row_id")
+        ids, groups = (table.column(column).to_numpy() for column in ("row_id", "group_id"))
+        rows = {metric: table.column(f"{name}/{metric}").to_numpy() for metric in by_name[name]["metrics"]}
+        return _Run(found, by_name[name], rows, ids, groups)
 
 
 def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
@@ -117,7 +120,7 @@ def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
     for run, same in zip(runs[1:], paired, strict=True):
         if same:
             columns = {metric: run.rows[metric] - values for metric, values in first.rows.items()}
-            differences.append(mean_intervals(columns, _SAMPLES, _SEED))
+            differences.append(mean_intervals(columns, first.groups, _SAMPLES, _SEED, of_differences=True))
         else:
             differences.append({m: _difference(_estimate(run, m), _estimate(first, m)) for m in first.rows})
     return [
