@@ -131,12 +131,16 @@ def test_there_are_no_distances_of_too_few_images() -> None:
     assert distances(found[5:], real[5:], groups[5:]) == {}
 
 
-def test_few_images_of_other_groups_are_dealt_evenly() -> None:
-    """Whatever their names are: no part of either set is empty."""
-    found, real = pairs(0, LEAST_GROUPS, 3)
+@pytest.mark.parametrize("shared", [0, LEAST_GROUPS])
+def test_few_images_are_dealt_evenly_whatever_their_names(shared: int) -> None:
+    """No part of either set is empty."""
+    found, real = pairs(0, 2 * LEAST_GROUPS, 3)
     for seed in range(20):
-        names = random(seed).permutation(2 * LEAST_GROUPS)
-        estimates = set_distances(EmbeddingSet(found, names[:LEAST_GROUPS]), EmbeddingSet(real, names[LEAST_GROUPS:]))
+        names = random(seed).permutation(4 * LEAST_GROUPS)
+        others = names[2 * LEAST_GROUPS - shared :][:LEAST_GROUPS]
+        estimates = set_distances(
+            EmbeddingSet(found, names[: 2 * LEAST_GROUPS]), EmbeddingSet(real[:LEAST_GROUPS], others)
+        )
         assert set(estimates) == {"frechet_distance", "energy_distance", "mmd"}
 
 
