@@ -11,7 +11,7 @@ import contextlib
 import functools
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -123,6 +123,11 @@ class EmbeddingDataset:
         """`[count]` uint64: a hash of what each row holds, wherever it stands. Built once and kept in the folder."""
         return self._kept(f"row_ids_{fingerprint(self.content_fingerprint)[:16]}", _row_ids)
 
+    @functools.cached_property
+    def group_ids(self) -> np.ndarray:
+        """`[count]` uint64: a hash of each row's content group, the same for all captions and copies of an image."""
+        return self._kept(f"group_ids_{fingerprint(self.content_fingerprint)[:16]}", _group_ids)
+
     def _kept(self, name: str, make: Callable[[EmbeddingShard], np.ndarray]) -> np.ndarray:
         """What `make` gives of all shards, or gave another time."""
         file_name = f"selections/{name}.npy"
@@ -215,7 +220,14 @@ class EmbeddingDataset:
 
 def _row_ids(shard: EmbeddingShard) -> np.ndarray:
     texts = np.ascontiguousarray(shard.array("text_emb"))
-    names = (group + texts[row].tobytes() for row, group in enumerate(shard.content_groups()))
+    return _hashes(group + texts[row].tobytes() for row, group in enumerate(shard.content_groups()))
+
+
+def _group_ids(shard: EmbeddingShard) -> np.ndarray:
+    return _hashes(shard.content_groups())
+
+
+def _hashes(names: Iterable[bytes]) -> np.ndarray:
     digests = b"".join(hashlib.sha256(name).digest()[:8] for name in names)
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 

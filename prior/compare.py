@@ -61,9 +61,10 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
         raise InputError(f"{' and '.join(evaluations)} have no split in common; set evaluate.splits alike")
     clips = [metrics["embeddings"]["clip"] for metrics in found]
     if len({clip for clip in clips if clip is not None}) > 1:
+        named = [(clip or "unknown")[:12] for clip in clips]
         raise InputError(
-            f"their embeddings are of other CLIPs ({_listed(evaluations, [str(clip)[:12] for clip in clips])}, by the "
-            "hash of the weights), so that their numbers are of other spaces; evaluate on embeddings of one CLIP"
+            f"their embeddings are of other CLIPs ({_listed(evaluations, named)}, by the hash of the "
+            "weights), so that their numbers are of other spaces; evaluate on embeddings of one CLIP"
         )
     comparisons: list[Comparison] = []
     for split in shared:
@@ -113,6 +114,8 @@ class _Run:
     rows: dict[str, np.ndarray]
     """`[N]` of each metric, in the order of row ids."""
     row_ids: np.ndarray
+    groups: np.ndarray
+    """`[N]`: equal ones are of one image."""
 
     @staticmethod
     def read(evaluation: str, split: str, found: dict[str, Any], predictor: str | None) -> _Run:
@@ -124,9 +127,10 @@ class _Run:
             raise InputError(f"{evaluation}: predictions of {name!r} are broken: {by_name[name]['broken']}")
         with Store(evaluation).open(rows_name(split)) as file:
             table = pq.ParquetFile(io.BytesIO(file.read())).read()
-        order = np.argsort(table.column("row_id").to_numpy(), kind="stable")
-        rows = {metric: table.column(f"{name}/{metric}").to_numpy()[order] for metric in by_name[name]["metrics"]}
-        return _Run(found, by_name[name], rows, table.column("row_id").to_numpy()[order])
+        table = table.sort_by("row_id")
+        ids, groups = (table.column(column).to_numpy() for column in ("row_id", "group_id"))
+        rows = {metric: table.column(f"{name}/{metric}").to_numpy() for metric in by_name[name]["metrics"]}
+        return _Run(found, by_name[name], rows, ids, groups)
 
 
 def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
@@ -136,7 +140,7 @@ def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
     for run, same in zip(runs[1:], paired, strict=True):
         if same:
             columns = {metric: run.rows[metric] - values for metric, values in first.rows.items()}
-            differences.append(mean_intervals(columns, _SAMPLES, _SEED))
+            differences.append(mean_intervals(columns, first.groups, _SAMPLES, _SEED, of_differences=True))
         else:
             differences.append({m: _difference(_estimate(run, m), _estimate(first, m)) for m in first.rows})
     return [

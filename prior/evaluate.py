@@ -37,8 +37,8 @@ from ..pipeline.shards import (
 from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
 from ..pipeline.storage import Store
 from .config import EvaluateSettings
-from .metrics import Estimate, mean_intervals, set_distances
-from .predictors import Bank
+from .distances import EmbeddingSet, set_distances
+from .metrics import Estimate, mean_intervals
 from .scoring import BLOCK_ROWS, GIVEN, BlockScores, EvaluatedRows, ScorerMaker, ScoreTask, Variant, as_units, variants
 from .subject import PriorSource, Subject, find_subject
 
@@ -46,8 +46,6 @@ STAGE = "evaluate"
 RECORD = "metrics"
 METRICS_NAME = "metrics.json"
 FORMAT_VERSION = 3
-_LEAST_DISTANCE_ROWS = 40
-"""Two in each group of the jackknife."""
 _ALL_EQUAL = 1e-6
 """Of a coordinate over all captions: a range below it is no prediction."""
 
@@ -119,7 +117,7 @@ class Evaluation:
     metrics: dict[str, Any]
     """As `metrics.json` holds it, but for what was evaluated."""
     rows: dict[Split, pa.Table]
-    """The metrics of each row, by split; a column `row_id`, and one of each predictor's metrics."""
+    """The metrics of each row, by split; columns `row_id` and `group_id`, and one of each predictor's metrics."""
 
 
 def compute_metrics(
@@ -140,11 +138,8 @@ def compute_metrics(
     evaluated: dict[Split, EvaluatedRows] = {
         split: EvaluatedRows(dataset, split, settings) for split in settings.splits
     }
-    others = as_units(Bank.read(dataset, settings.distance_rows, settings.seed).image)
-    real = {
-        split: as_units(dataset.take(rows.rows[: settings.distance_rows]).image_embed)
-        for split, rows in evaluated.items()
-    }
+    known = _images(dataset, dataset.content_order("train", settings.seed)[: settings.distance_rows])
+    real = {split: _images(dataset, rows.rows[: settings.distance_rows]) for split, rows in evaluated.items()}
     names = [GIVEN] if given else [variant.name for variant in variants(settings)]
     groups = ((False, [*names, *settings.baselines]), (True, [] if given else settings.weights))
     tasks = [
@@ -161,7 +156,7 @@ def compute_metrics(
         task = scores.task
         progress(done * BLOCK_ROWS, len(tasks) * BLOCK_ROWS, task.name)
         rows, key = evaluated[task.split], (task.split, task.name, task.is_loss)
-        found, draws[key] = gathered.setdefault(key, _Gathered(len(rows.rows))), scores.draws
+        found, draws[key] = gathered.setdefault(key, _Gathered(rows.groups)), scores.draws
         if found.add(rows.block(task.block), scores):
             summaries[key] = found.losses(settings) if task.is_loss else found.summary(real[task.split], settings)
     ways = {} if given else {variant.name: variant for variant in variants(settings)}
@@ -173,8 +168,9 @@ def compute_metrics(
             "rows_fingerprint": hashlib.sha256(rows.ids.tobytes()).hexdigest(),
             "gallery": rows.gallery_size,
             "gallery_fingerprint": hashlib.sha256(rows.ids[: rows.gallery_size].tobytes()).hexdigest(),
-            "distance_rows": len(real[split]),
-            **_floor(others, real[split]),
+            "distance_rows": len(real[split].embeds),
+            "real_against_real": _estimates(_floor(known, real[split])),
+            "real_against_real_rows": min(len(known.embeds), len(real[split].embeds)),
             "predictors": [
                 {"name": name, "draws": draws[split, name, False], **_drawn(ways.get(name))}
                 | summaries[split, name, False]
@@ -187,7 +183,7 @@ def compute_metrics(
             for name in groups[0][1]
             for metric, values in gathered[split, name, False].columns.items()
         }
-        tables[split] = pa.table({"row_id": rows.ids, **columns})
+        tables[split] = pa.table({"row_id": rows.ids, "group_id": rows.groups, **columns})
     return Evaluation({"seed": settings.seed, "read": dataset.settings.splits(), "splits": metrics}, tables)
 
 
@@ -201,20 +197,11 @@ def _drawn(way: Variant | None) -> dict[str, Any]:
     return {} if way is None else {"weights": way.weights, "sample": way.sample.model_dump(mode="json")}
 
 
-def _floor(others: np.ndarray, real: np.ndarray) -> dict[str, Any]:
-    """Distances of other true images `[M, D]` to those `[N, D]` that predictions are held against."""
-    count = min(len(others), len(real))
-    distances = _estimates(_distances(others[:count], real[:count]))
-    if count < len(real):
-        distances.pop("frechet_distance", None)  # which falls with the number of rows: of fewer it is no floor
-    return {"real_against_real": distances, "real_against_real_rows": count}
-
-
 class _Gathered:
-    """The scores of one predictor for the N rows of a split."""
+    """The scores of one predictor for the rows of a split, whose images `[N]` are named by `groups`."""
 
-    def __init__(self, rows: int) -> None:
-        self._rows = self._missing = rows
+    def __init__(self, groups: np.ndarray) -> None:
+        self._groups, self._missing = groups, len(groups)
         self._first_draws: dict[int, np.ndarray] = {}
         self._broken: dict[int, str] = {}
         self.columns: dict[str, np.ndarray] = {}
@@ -224,13 +211,13 @@ class _Gathered:
         if scores.broken is not None:
             self._broken[chosen.start] = scores.broken
         for name, values in scores.values.items():
-            self.columns.setdefault(name, np.full(self._rows, np.nan))[chosen] = values
+            self.columns.setdefault(name, np.full(len(self._groups), np.nan))[chosen] = values
         self._first_draws[chosen.start] = scores.first_draws
         self._missing -= chosen.stop - chosen.start
         return self._missing == 0
 
-    def summary(self, real: np.ndarray, settings: EvaluateSettings) -> dict[str, Any]:
-        """Means with intervals and distances to real images `[M, D]`; or what is wrong."""
+    def summary(self, real: EmbeddingSet, settings: EvaluateSettings) -> dict[str, Any]:
+        """Means with intervals, and distances to the real images of the first rows; or what is wrong."""
         broken = next((self._broken[start] for start in sorted(self._broken)), None)
         if broken is None:
             first_draws = np.concatenate([self._first_draws[start] for start in sorted(self._first_draws)])
@@ -240,21 +227,31 @@ class _Gathered:
         if broken is not None:
             self.columns = {}
             return {"broken": broken}
-        means = mean_intervals(self.columns, settings.bootstrap_samples, settings.seed)
-        return {"metrics": _estimates(means), "distances": _estimates(_distances(first_draws[: len(real)], real))}
+        means = mean_intervals(self.columns, self._groups, settings.bootstrap_samples, settings.seed)
+        distances = set_distances(EmbeddingSet(first_draws, real.groups), real)
+        return {"metrics": _estimates(means), "distances": _estimates(distances)}
 
     def losses(self, settings: EvaluateSettings) -> dict[str, Any]:
         """The mean loss over all timesteps, and in each part of them."""
         overall = np.mean(list(self.columns.values()), axis=0)
         if not np.isfinite(overall).all():
             return {"broken": "not finite"}
-        means = mean_intervals({"overall": overall, **self.columns}, settings.bootstrap_samples, settings.seed)
+        columns = {"overall": overall, **self.columns}
+        means = mean_intervals(columns, self._groups, settings.bootstrap_samples, settings.seed)
         return _estimates(means)
 
 
-def _distances(found: np.ndarray, real: np.ndarray) -> dict[str, Estimate]:
-    """None of fewer rows than their intervals need."""
-    return set_distances(found, real) if len(real) >= _LEAST_DISTANCE_ROWS else {}
+def _images(dataset: EmbeddingDataset, rows: np.ndarray) -> EmbeddingSet:
+    return EmbeddingSet(as_units(dataset.take(rows).image_embed), dataset.group_ids[rows])
+
+
+def _floor(known: EmbeddingSet, real: EmbeddingSet) -> dict[str, Estimate]:
+    """Distances between training images and the real ones: what is left between sets of one distribution."""
+    count = len(real.embeds)
+    found = set_distances(EmbeddingSet(known.embeds[:count], known.groups[:count]), real)
+    if len(known.embeds) < count:
+        found.pop("frechet_distance", None)  # which depends on the number of rows
+    return found
 
 
 def _estimates(values: dict[str, Estimate]) -> dict[str, dict[str, float]]:

@@ -94,6 +94,8 @@ class EvaluatedRows:
             )
         self.ids = dataset.row_ids[self.rows]
         """`[N]`."""
+        self.groups = dataset.group_ids[self.rows]
+        """`[N]`: equal ones are of one image."""
         self.unrelated = _next_different(self.ids)
         """`[N]`: for each position the one of another row, whose caption is none of its own."""
         self.gallery_size = min(settings.gallery_size, len(self.rows))

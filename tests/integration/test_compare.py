@@ -76,6 +76,26 @@ def test_differences_are_of_the_same_rows(runs: tuple[str, str]) -> None:
     assert distance.differences[0].value == pytest.approx(distance.values[1].value - distance.values[0].value)
 
 
+def test_differences_of_captions_of_one_image_are_one_image_to_intervals(tmp_path: Path) -> None:
+    embeddings = write_embeddings(tmp_path / "embeddings", rows=1000, captions=5)
+    runs = []
+    for number, spread in enumerate((0.1, 0.2)):
+        (tmp_path / f"{number}").mkdir()
+        dataset = EmbeddingDataset(str(embeddings), READ)
+        images = np.arange(dataset.count) // 5
+        noise = np.random.default_rng(0).standard_normal((images[-1] + 1, dataset.embed_dim))[images]
+        predictions = dataset.take(np.arange(dataset.count)).image_embed + spread * noise
+        np.save(tmp_path / f"{number}/predictions.npy", predictions.astype(np.float32))
+        runs.append(str(tmp_path / f"{number}/evaluation"))
+        evaluate(str(tmp_path / f"{number}/predictions.npy"), str(embeddings), runs[-1], SETTINGS, READ)
+    found = by_metric(compare(runs))["energy_score"].differences[0]
+    one, other = (
+        pq.read_table(f"{run}/{rows_name('test')}").column("given predictions/energy_score").to_numpy() for run in runs
+    )
+    error = (other - one).std() / np.sqrt(len(one) / 5)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.25)
+
+
 def test_a_run_does_not_differ_from_itself(runs: tuple[str, str]) -> None:
     for comparison in compare([runs[0], runs[0]]):
         assert comparison.differences[0].value == 0

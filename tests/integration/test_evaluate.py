@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -144,37 +145,75 @@ def oracles(text: np.ndarray, known: np.ndarray) -> dict[str, np.ndarray]:
         "true conditional": drawn,
         "its mean": mean,
         "shuffled": np.roll(drawn, 1, axis=0),
-        "random image": known[random.integers(0, len(known), (len(text), 8))],
+        "random training image": known[random.integers(0, len(known), (len(text), 8))],
     }
 
 
-def test_oracles_are_ranked_as_they_must_be(embeddings: Path) -> None:
-    """The table of the documentation, under the very evaluator that priors get."""
+@pytest.fixture(scope="module")
+def of_oracles(embeddings: Path) -> dict[str, dict[str, Any]]:
+    """What the very evaluator that priors get finds of each."""
     dataset = EmbeddingDataset(str(embeddings), READ)
     everything = dataset.take(np.arange(dataset.count))
     known = everything.image_embed[dataset.rows("train")]
+    settings = SETTINGS.model_copy(update={"bootstrap_samples": 100, "baselines": ()})
     found = {}
     for name, predictions in oracles(everything.text_embed, known).items():
-        settings = SETTINGS.model_copy(update={"bootstrap_samples": 100})
-        made = compute_metrics(
-            dataset, settings, functools.partial(Scorer, dataset, settings, None, predictions), given=True
-        )
+        maker = functools.partial(Scorer, dataset, settings, None, predictions)
+        made = compute_metrics(dataset, settings, maker, given=True)
         found[name] = found_in(made.metrics, "given predictions")
-    score = {name: value["metrics"]["energy_score"] for name, value in found.items()}
-    for name in ("its mean", "shuffled", "random image"):
-        assert score["true conditional"]["high"] < score[name]["low"], name
-    assert max(score, key=lambda name: score[name]["value"]) in ("shuffled", "random image")
-    of = {name: {n: v["value"] for n, v in value["metrics"].items()} for name, value in found.items()}
+    found["floor"] = {"distances": made.metrics["splits"]["test"]["real_against_real"]}
+    return found
+
+
+def test_oracles_are_ranked_as_they_must_be(of_oracles: dict[str, dict[str, Any]], embeddings: Path) -> None:
+    score = {name: found["metrics"]["energy_score"] for name, found in of_oracles.items() if "metrics" in found}
+    order = ("true conditional", "its mean", "random training image", "shuffled")  # the last is sure of what is wrong
+    for better, worse in itertools.pairwise(order):
+        assert score[better]["high"] < score[worse]["low"], worse
+    of = {name: {n: v["value"] for n, v in of_oracles[name]["metrics"].items()} for name in score}
     assert of["its mean"]["cosine_to_image"] > of["true conditional"]["cosine_to_image"]
     assert of["its mean"]["recall_at_1"] >= of["true conditional"]["recall_at_1"]
     assert of["its mean"]["diversity"] == pytest.approx(0)
     assert of["true conditional"]["diversity"] > 0.1
-    rows = len(dataset.rows("test"))
-    for name in ("shuffled", "random image"):
+    rows = len(EmbeddingDataset(str(embeddings), READ).rows("test"))
+    for name in ("shuffled", "random training image"):
         assert of[name]["recall_at_10"] == pytest.approx(10 / rows, abs=0.04)
-    for name in ("true conditional", "shuffled", "random image"):
-        low = found[name]["distances"]["energy_distance"]["low"]
-        assert low < 0.01, name
+    floor = of_oracles["floor"]["distances"]
+    for name in ("true conditional", "shuffled", "random training image"):
+        for distance in ("frechet_distance", "energy_distance"):
+            assert of_oracles[name]["distances"][distance]["low"] < floor[distance]["high"], (name, distance)
+
+
+SHOWN = ("energy_score", "cosine_to_image", "recall_at_1", "diversity")
+
+
+def test_the_table_of_oracles_in_the_documentation_is_what_is_found(of_oracles: dict[str, dict[str, Any]]) -> None:
+    text = (Path(__file__).parents[2] / "docs/pages/evaluation.md").read_text()
+    for name, found in of_oracles.items():
+        line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        shown = [float(cell.replace("*", "")) for cell in line.split("|")[2:-1] if cell.strip()]
+        values = [found["metrics"][metric]["value"] for metric in SHOWN if "metrics" in found]
+        values += [found["distances"][distance]["value"] for distance in ("frechet_distance", "energy_distance")]
+        assert shown == pytest.approx(values, abs=0.002), name
+
+
+def test_captions_of_one_image_are_one_image_to_intervals(tmp_path: Path) -> None:
+    """Five captions of an image tell less than five images: intervals are as wide as its rows are alike."""
+    embeddings = write_embeddings(tmp_path / "embeddings", rows=1000, captions=5)
+    dataset = EmbeddingDataset(str(embeddings), READ)
+    predictions = dataset.take(np.arange(dataset.count) // 5 * 5).text_embed  # the same for all captions of an image
+    settings = SETTINGS.model_copy(update={"baselines": ()})
+    made = compute_metrics(
+        dataset, settings, functools.partial(Scorer, dataset, settings, None, predictions), given=True
+    )
+    table = made.rows["test"]
+    images = {row // 5 for row in EmbeddingDataset(str(embeddings), READ).rows("test").tolist()}
+    assert len(set(table.column("group_id").to_pylist())) == len(images) > 40
+    assert table.num_rows == 5 * len(images)
+    score = table.column("given predictions/energy_score").to_numpy()
+    found = found_in(made.metrics, "given predictions")["metrics"]["energy_score"]
+    error = score.std() / np.sqrt(len(images))
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.25)
 
 
 def test_broken_predictions_are_named_and_not_averaged(embeddings: Path) -> None:
