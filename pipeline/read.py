@@ -19,7 +19,7 @@ import pyarrow as pa
 from .config import ReadSettings
 from .embedding_shards import EmbeddingShard, find_shards
 from .errors import InputError
-from .selection import Blocks, Visits, find_shared_groups, identify_rows, kept_rows, select_splits
+from .selection import Blocks, Visits, find_shared_groups, identify_groups, identify_rows, kept_rows, select_splits
 from .shards import Manifest, fingerprint, read_manifest, require_manifest
 from .storage import TEMPORARY_SUFFIX, Store
 
@@ -129,6 +129,12 @@ class EmbeddingDataset:
         """`[count]` uint64: a hash of what each row holds, wherever it stands. Built once, kept in the folder."""
         make = functools.partial(identify_rows, self.shards)
         return kept_rows(self.store, f"row_ids_{self._mark()}", self.count, np.dtype(np.uint64), (), make)
+
+    @functools.cached_property
+    def group_ids(self) -> np.ndarray:
+        """`[count]` uint64: a hash of each row's content group, the same for all captions and copies of an image."""
+        make = functools.partial(identify_groups, self.shards)
+        return kept_rows(self.store, f"group_ids_{self._mark()}", self.count, np.dtype(np.uint64), (), make)
 
     @functools.cached_property
     def blocks(self) -> Blocks:

@@ -98,6 +98,12 @@ def identify_rows(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
             first += len(groups)
 
 
+def identify_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
+    """`[count]` uint64 in parts: a hash of each row's content group."""
+    for digests in _group_digests(shards):
+        yield digests[:, 0]
+
+
 def _group_digests(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
     """`[n, 4]` uint64: the hash of each row's content group."""
     for shard in shards:

@@ -47,7 +47,16 @@ def print_line(text: str) -> None:
 
 def print_error(text: str) -> None:
     """Print an error to standard error."""
-    line = Text("error: ", style="bold red")
+    _print_labelled("error: ", "bold red", text)
+
+
+def print_warning(text: str) -> None:
+    """Print a warning to standard error."""
+    _print_labelled("warning: ", "bold yellow", text)
+
+
+def _print_labelled(label: str, style: str, text: str) -> None:
+    line = Text(label, style=style)
     line.append(clean(text), style="default not bold")
     Console(stderr=True).print(line, soft_wrap=True)
 

@@ -56,7 +56,7 @@ def load_folder(path: str) -> Prior:
     """
     store = Store(path)
     try:
-        described = store.read_json(CONFIG_NAME)
+        config = load_config(store)
         with store.open(WEIGHTS_NAME) as file:
             weights = _read_tensors(file, store.path(WEIGHTS_NAME))[0]
     except (FileNotFoundError, NotADirectoryError):
@@ -64,7 +64,6 @@ def load_folder(path: str) -> Prior:
         raise InputError(
             f"{path}: {unfinished} ({CONFIG_NAME} and {WEIGHTS_NAME} are needed); run `priorkit train`"
         ) from None
-    config = _parse_config(described, f"{path}/{CONFIG_NAME}")
     network, normaliser = build_network(config), build_normaliser(config)
     statistics = {name: weights.pop(name) for name in list(weights) if name.startswith(_NORMALISER)}
     _load_weights(network, weights, f"{path}/{WEIGHTS_NAME}")
@@ -73,7 +72,14 @@ def load_folder(path: str) -> Prior:
     return Prior(config, network, normaliser)
 
 
-def _parse_config(described: Any, source: str) -> PriorConfig:
+def load_config(store: Store) -> PriorConfig:
+    """What `config.json` of a prior's folder says.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InputError: it is damaged, or of another format; says what.
+    """
+    described, source = store.read_json(CONFIG_NAME), f"{store.url}/{CONFIG_NAME}"
     version = described.pop("format_version", None) if isinstance(described, dict) else None
     if version != _FORMAT_VERSION:
         raise InputError(f"{source} has format version {version}; this priorkit reads {_FORMAT_VERSION}")

@@ -18,6 +18,7 @@ from ..pipeline.commands import (
     show_result,
     worker_overrides,
 )
+from .sample_commands import CheckpointConfigOption, FunctionOption
 
 if TYPE_CHECKING:
     from ..pipeline.stage import StagePlan, StageResult
@@ -82,10 +83,17 @@ def train(
 
 
 def evaluate(
-    prior: Annotated[str, typer.Argument(help="Folder of a trained prior.")] = "data/prior",
+    prior: Annotated[
+        str, typer.Argument(help="Folder of a prior, a .pth of dalle2-pytorch, or a .npy of predictions.")
+    ] = "data/prior",
     embeddings: Annotated[str, typer.Option(help="Folder of embedding shards.")] = "data/embeddings",
     evaluation: Annotated[str, typer.Option(help="Folder to write metrics to.")] = "data/evaluation",
     recipe: Annotated[Optional[str], typer.Option(help="Recipe whose section `evaluate` applies.")] = None,
+    config: CheckpointConfigOption = None,
+    weights: Annotated[
+        Optional[str], typer.Option(help="Weights to evaluate: ema or online.", show_default="evaluate.weights")
+    ] = None,
+    function_version: FunctionOption = None,
     settings: SetOption = None,
     limit: LimitOption = None,
     dry_run: DryRunOption = False,
@@ -96,24 +104,29 @@ def evaluate(
 
     Example: priorkit evaluate data/prior --set evaluate.draws=16
     """
-    from ..pipeline.terminal import print_json, progress_bar, reported_errors
+    from ..pipeline.terminal import print_json, print_warning, progress_bar, reported_errors
 
     with reported_errors():
         from .evaluate import evaluate as run_evaluate
         from .evaluate import plan_evaluate, read_metrics
         from .recipe import load_recipe
+        from .subject import SAID_OF_TRAINING_ROWS
 
-        chosen = load_recipe(recipe, settings or [], ("evaluate", "read", "compute"))
+        overrides = [*(settings or []), *([] if weights is None else [f"evaluate.weights=[{weights}]"])]
+        chosen = load_recipe(recipe, overrides, ("evaluate", "read", "compute"))
         # a prior that was trained here brings its own, unless told otherwise
         read = chosen.read if "read" in chosen.model_fields_set else None
         if dry_run:
-            plan = plan_evaluate(prior, embeddings, evaluation, chosen.evaluate, read, limit=limit, overwrite=overwrite)
+            plan = plan_evaluate(
+                prior, embeddings, evaluation, chosen.evaluate, read,
+                config=config, function_version=function_version, limit=limit, overwrite=overwrite,
+            )  # fmt: skip
             show_plan(plan, as_json)
             return
         with progress_bar("evaluate", "rows", quiet=as_json) as progress:
             result = run_evaluate(
                 prior, embeddings, evaluation, chosen.evaluate, read, chosen.compute,
-                limit=limit, overwrite=overwrite, progress=progress,
+                config=config, function_version=function_version, limit=limit, overwrite=overwrite, progress=progress,
             )  # fmt: skip
         metrics = read_metrics(evaluation)
         if as_json:
@@ -121,6 +134,8 @@ def evaluate(
         else:
             show_result(result, as_json)
             print_metrics(metrics)
+        if said := SAID_OF_TRAINING_ROWS.get(metrics["subject"]["training_rows"]):
+            print_warning(f"{prior}: {said}")
         _require_sound(metrics)
 
 
@@ -227,26 +242,27 @@ def print_metrics(metrics: dict[str, Any]) -> None:
 
     names = ("energy_score", "cosine_to_image", "cosine_to_text", "recall_at_1", "recall_at_10")
     header = (
-        "", "energy score (lower is better)", "cosine to true image", "cosine to text", "recall@1", "recall@10",
-        "energy distance",
+        "", "draws", "energy score (lower is better)", "cosine to true image", "cosine to text", "recall@1",
+        "recall@10", "energy distance",
     )  # fmt: skip
     for split, found in metrics["splits"].items():
         rows: list[tuple[str, ...]] = []
         for predictor in found["predictors"]:
             if "broken" in predictor:
-                rows.append((predictor["name"], f"broken: {predictor['broken']}", *[""] * 5))
+                rows.append((predictor["name"], str(predictor["draws"]), f"broken: {predictor['broken']}", *[""] * 5))
                 continue
             values = predictor["metrics"]
             cells = [f"{values[n]['value']:.4f} [{values[n]['low']:.4f}, {values[n]['high']:.4f}]" for n in names[:2]]
             cells += [f"{values[n]['value']:.4f}" for n in names[2:]]
             cells.append(_distance(predictor["distances"]))
-            rows.append((predictor["name"], *cells))
-        rows.append(("(real images against real ones)", *[""] * 5, _distance(found["real_against_real"])))
-        title = f"{found['rows']:,} rows of the {split} split, {metrics['draws']} draws a caption, 95% intervals"
-        print_table(title, header, rows)
+            rows.append((predictor["name"], str(predictor["draws"]), *cells))
+        rows.append(("(real images against real ones)", *[""] * 6, _distance(found["real_against_real"])))
+        print_table(f"{found['rows']:,} rows of the {split} split, 95% intervals", header, rows)
+        floor = found["real_against_real_rows"]
+        fewer = f", of real images against real ones over {floor:,}" if floor < found["distance_rows"] else ""
         print_line(
-            f"recall: true image among the nearest of a gallery of {found['gallery']:,}; distances of distributions "
-            f"over {found['distance_rows']:,} rows"
+            f"draws: for each caption; recall: true image among the nearest of a gallery of {found['gallery']:,}; "
+            f"distances of distributions over {found['distance_rows']:,} rows{fewer}"
         )
 
 

@@ -48,7 +48,8 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
         predictor: its name; None for the first of each, which is what was evaluated.
 
     Raises:
-        InputError: there are fewer than two, they are of unequal size, or have no split in common.
+        InputError: there are fewer than two, they are of unequal size, of other CLIPs or galleries, or have no
+            split in common.
     """
     if len(evaluations) < 2:
         raise InputError("compare needs at least two evaluations")
@@ -58,9 +59,12 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
     shared = [split for split in found[0]["splits"] if all(split in metrics["splits"] for metrics in found)]
     if not shared:
         raise InputError(f"{' and '.join(evaluations)} have no split in common; set evaluate.splits alike")
-    if len({metrics["draws"] for metrics in found}) > 1:
+    clips = [metrics["embeddings"]["clip"] for metrics in found]
+    if len({clip for clip in clips if clip is not None}) > 1:
+        named = [(clip or "unknown")[:12] for clip in clips]
         raise InputError(
-            f"draws a caption differ ({_listed(evaluations, [m['draws'] for m in found])}); set evaluate.draws alike"
+            f"their embeddings are of other CLIPs ({_listed(evaluations, named)}, by the hash of the "
+            "weights), so that their numbers are of other spaces; evaluate on embeddings of one CLIP"
         )
     comparisons: list[Comparison] = []
     for split in shared:
@@ -75,9 +79,25 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
                     f"{name} of the {split} split differ ({_listed(evaluations, sizes)}), and what depends on them "
                     f"cannot be compared; evaluate again with {setting} at most {min(sizes)}"
                 )
+        _refuse_unlike(split, evaluations, runs)
         comparisons += _compare_means(split, runs)
         comparisons += _compare_distances(split, runs)
     return comparisons
+
+
+def _refuse_unlike(split: str, evaluations: Sequence[str], runs: Sequence[_Run]) -> None:
+    draws = [run.result["draws"] for run in runs]
+    if len(set(draws)) > 1:
+        raise InputError(
+            f"draws a caption differ ({_listed(evaluations, draws)}); set evaluate.draws alike, or give as many "
+            "predictions for each row"
+        )
+    galleries = {run.found["gallery_fingerprint"] for run in runs if np.array_equal(run.row_ids, runs[0].row_ids)}
+    if len(galleries) > 1:  # of other rows the galleries cannot but differ
+        raise InputError(
+            f"galleries of the {split} split are of the same size and of other images, and recall depends on them; "
+            "evaluate again with evaluate.seed alike"
+        )
 
 
 def _listed(evaluations: Sequence[str], values: Sequence[object]) -> str:
@@ -94,6 +114,8 @@ class _Run:
     rows: dict[str, np.ndarray]
     """`[N]` of each metric, in the order of row ids."""
     row_ids: np.ndarray
+    groups: np.ndarray
+    """`[N]`: equal ones are of one image."""
 
     @staticmethod
     def read(evaluation: str, split: str, found: dict[str, Any], predictor: str | None) -> _Run:
@@ -105,9 +127,10 @@ class _Run:
             raise InputError(f"{evaluation}: predictions of {name!r} are broken: {by_name[name]['broken']}")
         with Store(evaluation).open(rows_name(split)) as file:
             table = pq.ParquetFile(io.BytesIO(file.read())).read()
-        order = np.argsort(table.column("row_id").to_numpy(), kind="stable")
-        rows = {metric: table.column(f"{name}/{metric}").to_numpy()[order] for metric in by_name[name]["metrics"]}
-        return _Run(found, by_name[name], rows, table.column("row_id").to_numpy()[order])
+        table = table.sort_by("row_id")
+        ids, groups = (table.column(column).to_numpy() for column in ("row_id", "group_id"))
+        rows = {metric: table.column(f"{name}/{metric}").to_numpy() for metric in by_name[name]["metrics"]}
+        return _Run(found, by_name[name], rows, ids, groups)
 
 
 def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
@@ -117,7 +140,7 @@ def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
     for run, same in zip(runs[1:], paired, strict=True):
         if same:
             columns = {metric: run.rows[metric] - values for metric, values in first.rows.items()}
-            differences.append(mean_intervals(columns, _SAMPLES, _SEED))
+            differences.append(mean_intervals(columns, first.groups, _SAMPLES, _SEED, of_differences=True))
         else:
             differences.append({m: _difference(_estimate(run, m), _estimate(first, m)) for m in first.rows})
     return [

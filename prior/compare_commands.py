@@ -33,9 +33,10 @@ def compare(
             print_json(to_json(found))
             return
         for split in dict.fromkeys(comparison.split for comparison in found):
+            score = next(c for c in found if (c.split, c.metric) == (split, "energy_score"))
             header: list[str] = ["", evaluations[0]]
-            for name in evaluations[1:]:
-                header += [name, "difference [95%]"]
+            for name, same_rows in zip(evaluations[1:], score.paired, strict=True):
+                header += [name, "difference [95%]" if same_rows else "difference [95%], other rows"]
             rows = []
             for comparison in (comparison for comparison in found if comparison.split == split):
                 cells = [comparison.metric.replace("_", " "), f"{comparison.values[0].value:.4f}"]
@@ -47,4 +48,7 @@ def compare(
             print_table(f"{split} split", tuple(header), rows)
         print_line("*: the interval does not hold 0. Lower is better of energy score and of distances.")
         if not all(all(comparison.paired) for comparison in found if comparison.metric == "energy_score"):
-            print_line("The evaluations are of different rows: differences are those of independent means.")
+            print_line(
+                "Other rows: differences are those of independent means, and recall is among other images; how hard "
+                "the rows are differs too."
+            )

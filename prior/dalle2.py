@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from ..pipeline.errors import InputError
 from .dalle2_config import require_exportable
+from .function import LATEST_FUNCTION
 from .model import Prior, PriorConfig, build_network, build_normaliser
 
 _SCHEDULE_TOLERANCE = 1e-2
@@ -146,3 +148,55 @@ _FEED_FORWARD_NAMES = {
 def _some(names: list[str]) -> str:
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def trainer_state(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor) -> dict[str, Any]:
+    """What `DiffusionPriorTrainer.load` of release 1.15.6 reads: a trainer that has not made a step.
+
+    Its optimiser decays weights of two dimensions or more, and knows them by number: as it has no state of any yet,
+    how many there are is all that counts. The rotary frequencies of all layers are one weight.
+    """
+    model = {**_schedule_buffers(alpha_bar), **weights}
+    names = [name for name in weights if ".rotary_emb." not in name or ".layers.0." in name]
+    parameters = [torch.nn.Parameter(torch.zeros([1] * weights[name].ndim)) for name in names]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.99), eps=1e-6)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lr_lambda=lambda _: 1.0)
+    average = {"initted": torch.tensor(True), "step": torch.tensor(0)}
+    average |= {f"{part}.{name}": value for part in ("online_model", "ema_model") for name, value in model.items()}
+    return {
+        "version": LATEST_FUNCTION,
+        "step": torch.tensor([0]),
+        "model": model,
+        "optimizer": optimiser.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "ema": average,
+        "ema_model": model,
+    }
+
+
+def _schedule_buffers(alpha_bar: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The constants that DALLE2-pytorch keeps with the weights."""
+    before = torch.cat([torch.ones(1, dtype=alpha_bar.dtype), alpha_bar[:-1]])
+    alpha = alpha_bar / before
+    beta = 1 - alpha
+    variance = beta * (1 - before) / (1 - alpha_bar)
+    buffers = {
+        "betas": beta,
+        "alphas_cumprod": alpha_bar,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": alpha_bar.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - alpha_bar).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - alpha_bar).log(),
+        "sqrt_recip_alphas_cumprod": (1 / alpha_bar).sqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / alpha_bar - 1).sqrt(),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": beta * before.sqrt() / (1 - alpha_bar),
+        "posterior_mean_coef2": (1 - before) * alpha.sqrt() / (1 - alpha_bar),
+        "p2_loss_weight": torch.ones_like(alpha_bar),
+    }
+    return {f"noise_scheduler.{name}": value.float() for name, value in buffers.items()}

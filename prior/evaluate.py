@@ -37,17 +37,15 @@ from ..pipeline.shards import (
 from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
 from ..pipeline.storage import Store
 from .config import EvaluateSettings
-from .metrics import Estimate, mean_intervals, set_distances
-from .predictors import Bank
+from .distances import EmbeddingSet, set_distances
+from .metrics import Estimate, mean_intervals
 from .scoring import BLOCK_ROWS, GIVEN, BlockScores, EvaluatedRows, ScorerMaker, ScoreTask, Variant, as_units, variants
-from .subject import Subject, find_subject
+from .subject import PriorSource, Subject, find_subject
 
 STAGE = "evaluate"
 RECORD = "metrics"
 METRICS_NAME = "metrics.json"
-FORMAT_VERSION = 2
-_LEAST_DISTANCE_ROWS = 40
-"""Two in each group of the jackknife."""
+FORMAT_VERSION = 3
 _ALL_EQUAL = 1e-6
 """Of a coordinate over all captions: a range below it is no prediction."""
 
@@ -60,6 +58,8 @@ def evaluate(
     read: ReadSettings | None = None,
     compute: ComputeSettings | None = None,
     *,
+    config: str | None = None,
+    function_version: str | None = None,
     limit: int | None = None,
     overwrite: bool = False,
     progress: ProgressCallback = no_progress,
@@ -67,27 +67,30 @@ def evaluate(
     """Evaluate a prior and the baselines on rows it was not trained on, and write `metrics.json`.
 
     Args:
-        prior: folder of a prior: one that was trained here, or any that `load_prior` reads; or a `.npy` of predictions
-            `[rows, D]` or `[rows, K, D]` for all rows of the embeddings, in order.
-        read: how rows are split; of a prior that was trained here the same as in training, which is the default.
+        prior: one that was trained here, or any that `load_prior` reads; or a `.npy` of predictions `[rows, D]` or
+            `[rows, K, D]` for all rows of the embeddings, in order.
+        read: how rows are split; the default is the way of the prior's training, where that is known.
+        config, function_version: of a checkpoint, as for `load_prior`; `settings.weights` says which of its weights.
         limit: use at most this many rows of each split.
 
     Raises:
         InputError: the prior or the embeddings are missing, do not fit each other, or leave no rows to evaluate on.
+        SettingsError: an option is missing or wrong, or other splits would mix in rows that it was trained on.
     """
     start = time.monotonic()
     settings = _limited(resolve(settings or EvaluateSettings(), "evaluate"), limit)
     torch.set_num_threads(settings.threads)
-    subject = find_subject(prior, read)
+    subject = find_subject(PriorSource(prior, config, function_version), read)
     subject.require_finished()
     dataset = EmbeddingDataset(embeddings, subject.read)
+    about = {"subject": subject.described(dataset), "embeddings": {"path": embeddings, **_described(dataset)}}
     store = Store(evaluation)
     inputs = {RECORD: _input(subject, dataset, settings)}
     with open_stage(store, evaluate_manifest(), overwrite=overwrite) as folder:
         done_now = 0
         if folder.pending(inputs):
             subject.check(dataset, [way.sample for way in variants(settings)], settings.weights)
-            maker = ScorerMaker(embeddings, subject.read, settings, prior)
+            maker = ScorerMaker(embeddings, subject.read, settings, subject.source)
             evaluation_found = compute_metrics(
                 dataset, settings, maker, compute, given=subject.is_predictions, progress=progress
             )
@@ -97,7 +100,8 @@ def evaluate(
                 with commit.create(rows_name(split)) as file:
                     pq.write_table(table, file)
             with commit.create(METRICS_NAME) as file:
-                file.write((json.dumps(evaluation_found.metrics, indent=1) + "\n").encode())
+                metrics = {"format_version": FORMAT_VERSION, **about, **evaluation_found.metrics}
+                file.write((json.dumps(metrics, indent=1) + "\n").encode())
             done_now = sum(table.num_rows for table in evaluation_found.rows.values())
             folder.add(commit.commit(rows=done_now))
         rows = folder.manifest.rows
@@ -111,9 +115,9 @@ class Evaluation:
     """What was found."""
 
     metrics: dict[str, Any]
-    """As `metrics.json` holds it."""
+    """As `metrics.json` holds it, but for what was evaluated."""
     rows: dict[Split, pa.Table]
-    """The metrics of each row, by split; a column `row_id`, and one of each predictor's metrics."""
+    """The metrics of each row, by split; columns `row_id` and `group_id`, and one of each predictor's metrics."""
 
 
 def compute_metrics(
@@ -134,11 +138,8 @@ def compute_metrics(
     evaluated: dict[Split, EvaluatedRows] = {
         split: EvaluatedRows(dataset, split, settings) for split in settings.splits
     }
-    bank = Bank.read(dataset, min(settings.bank_rows, settings.distance_rows), settings.seed)
-    real = {
-        split: as_units(dataset.take(rows.rows[: settings.distance_rows]).image_embed)[: len(bank.image)]
-        for split, rows in evaluated.items()
-    }
+    known = _images(dataset, dataset.content_order("train", settings.seed)[: settings.distance_rows])
+    real = {split: _images(dataset, rows.rows[: settings.distance_rows]) for split, rows in evaluated.items()}
     names = [GIVEN] if given else [variant.name for variant in variants(settings)]
     groups = ((False, [*names, *settings.baselines]), (True, [] if given else settings.weights))
     tasks = [
@@ -150,11 +151,12 @@ def compute_metrics(
     ]
     gathered: dict[tuple[Split, str, bool], _Gathered] = {}
     summaries: dict[tuple[Split, str, bool], dict[str, Any]] = {}
+    draws: dict[tuple[Split, str, bool], int] = {}
     for done, scores in enumerate(map_shards(make_scorer, tasks, compute or ComputeSettings())):
         task = scores.task
         progress(done * BLOCK_ROWS, len(tasks) * BLOCK_ROWS, task.name)
         rows, key = evaluated[task.split], (task.split, task.name, task.is_loss)
-        found = gathered.setdefault(key, _Gathered(len(rows.rows)))
+        found, draws[key] = gathered.setdefault(key, _Gathered(rows.groups)), scores.draws
         if found.add(rows.block(task.block), scores):
             summaries[key] = found.losses(settings) if task.is_loss else found.summary(real[task.split], settings)
     ways = {} if given else {variant.name: variant for variant in variants(settings)}
@@ -165,10 +167,14 @@ def compute_metrics(
             "rows": len(rows.rows),
             "rows_fingerprint": hashlib.sha256(rows.ids.tobytes()).hexdigest(),
             "gallery": rows.gallery_size,
-            "distance_rows": len(real[split]),
-            "real_against_real": _estimates(_distances(as_units(bank.image)[: len(real[split])], real[split])),
+            "gallery_fingerprint": hashlib.sha256(rows.ids[: rows.gallery_size].tobytes()).hexdigest(),
+            "distance_rows": len(real[split].embeds),
+            "real_against_real": _estimates(_floor(known, real[split])),
+            "real_against_real_rows": min(len(known.embeds), len(real[split].embeds)),
             "predictors": [
-                {"name": name, **_described(ways.get(name)), **summaries[split, name, False]} for name in groups[0][1]
+                {"name": name, "draws": draws[split, name, False], **_drawn(ways.get(name))}
+                | summaries[split, name, False]
+                for name in groups[0][1]
             ],
             "losses": {name: summaries[split, name, True] for name in groups[1][1]},
         }
@@ -177,20 +183,25 @@ def compute_metrics(
             for name in groups[0][1]
             for metric, values in gathered[split, name, False].columns.items()
         }
-        tables[split] = pa.table({"row_id": rows.ids, **columns})
-    return Evaluation({"format_version": FORMAT_VERSION, "draws": settings.draws, "splits": metrics}, tables)
+        tables[split] = pa.table({"row_id": rows.ids, "group_id": rows.groups, **columns})
+    return Evaluation({"seed": settings.seed, "read": dataset.settings.splits(), "splits": metrics}, tables)
 
 
-def _described(way: Variant | None) -> dict[str, Any]:
+def _described(dataset: EmbeddingDataset) -> dict[str, Any]:
+    """What names embeddings, wherever they are."""
+    return {"content": dataset.content_fingerprint, "clip": dataset.clip_if_known.get("weights_sha256")}
+
+
+def _drawn(way: Variant | None) -> dict[str, Any]:
     """How a prior was drawn from; nothing of other predictors."""
     return {} if way is None else {"weights": way.weights, "sample": way.sample.model_dump(mode="json")}
 
 
 class _Gathered:
-    """The scores of one predictor for the N rows of a split."""
+    """The scores of one predictor for the rows of a split, whose images `[N]` are named by `groups`."""
 
-    def __init__(self, rows: int) -> None:
-        self._rows = self._missing = rows
+    def __init__(self, groups: np.ndarray) -> None:
+        self._groups, self._missing = groups, len(groups)
         self._first_draws: dict[int, np.ndarray] = {}
         self._broken: dict[int, str] = {}
         self.columns: dict[str, np.ndarray] = {}
@@ -200,13 +211,13 @@ class _Gathered:
         if scores.broken is not None:
             self._broken[chosen.start] = scores.broken
         for name, values in scores.values.items():
-            self.columns.setdefault(name, np.full(self._rows, np.nan))[chosen] = values
+            self.columns.setdefault(name, np.full(len(self._groups), np.nan))[chosen] = values
         self._first_draws[chosen.start] = scores.first_draws
         self._missing -= chosen.stop - chosen.start
         return self._missing == 0
 
-    def summary(self, real: np.ndarray, settings: EvaluateSettings) -> dict[str, Any]:
-        """Means with intervals and distances to real images `[M, D]`; or what is wrong."""
+    def summary(self, real: EmbeddingSet, settings: EvaluateSettings) -> dict[str, Any]:
+        """Means with intervals, and distances to the real images of the first rows; or what is wrong."""
         broken = next((self._broken[start] for start in sorted(self._broken)), None)
         if broken is None:
             first_draws = np.concatenate([self._first_draws[start] for start in sorted(self._first_draws)])
@@ -216,21 +227,31 @@ class _Gathered:
         if broken is not None:
             self.columns = {}
             return {"broken": broken}
-        means = mean_intervals(self.columns, settings.bootstrap_samples, settings.seed)
-        return {"metrics": _estimates(means), "distances": _estimates(_distances(first_draws[: len(real)], real))}
+        means = mean_intervals(self.columns, self._groups, settings.bootstrap_samples, settings.seed)
+        distances = set_distances(EmbeddingSet(first_draws, real.groups), real)
+        return {"metrics": _estimates(means), "distances": _estimates(distances)}
 
     def losses(self, settings: EvaluateSettings) -> dict[str, Any]:
         """The mean loss over all timesteps, and in each part of them."""
         overall = np.mean(list(self.columns.values()), axis=0)
         if not np.isfinite(overall).all():
             return {"broken": "not finite"}
-        means = mean_intervals({"overall": overall, **self.columns}, settings.bootstrap_samples, settings.seed)
+        columns = {"overall": overall, **self.columns}
+        means = mean_intervals(columns, self._groups, settings.bootstrap_samples, settings.seed)
         return _estimates(means)
 
 
-def _distances(found: np.ndarray, real: np.ndarray) -> dict[str, Estimate]:
-    """None of fewer rows than their intervals need."""
-    return set_distances(found, real) if len(real) >= _LEAST_DISTANCE_ROWS else {}
+def _images(dataset: EmbeddingDataset, rows: np.ndarray) -> EmbeddingSet:
+    return EmbeddingSet(as_units(dataset.take(rows).image_embed), dataset.group_ids[rows])
+
+
+def _floor(known: EmbeddingSet, real: EmbeddingSet) -> dict[str, Estimate]:
+    """Distances between training images and the real ones: what is left between sets of one distribution."""
+    count = len(real.embeds)
+    found = set_distances(EmbeddingSet(known.embeds[:count], known.groups[:count]), real)
+    if len(known.embeds) < count:
+        found.pop("frechet_distance", None)  # which depends on the number of rows
+    return found
 
 
 def _estimates(values: dict[str, Estimate]) -> dict[str, dict[str, float]]:
@@ -244,13 +265,16 @@ def plan_evaluate(
     settings: EvaluateSettings,
     read: ReadSettings | None = None,
     *,
+    config: str | None = None,
+    function_version: str | None = None,
     limit: int | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
     """What `evaluate` would do, without doing it."""
     settings = _limited(resolve(settings, "evaluate"), limit)
-    subject = find_subject(prior, read)
+    subject = find_subject(PriorSource(prior, config, function_version), read)
     dataset = EmbeddingDataset(embeddings, subject.read)
+    subject.training_rows(dataset)  # refuses splits that would mix
     store = Store(evaluation)
     found = check_stage(store, evaluate_manifest(), overwrite=overwrite)
     kept = found if found is not None and not overwrite else evaluate_manifest()
@@ -258,7 +282,8 @@ def plan_evaluate(
     is_done = subject.content and not pending_shards(store, kept, {RECORD: _input(subject, dataset, settings)})
     pending = 0 if is_done else rows
     steps = 0 if subject.is_predictions else sum(variant.sample.steps for variant in variants(settings))
-    flops = pending * settings.draws * steps * 3 * 2 * subject.parameters
+    evaluations = pending * settings.draws * steps
+    flops = evaluations * 3 * 2 * subject.parameters(settings.weights[0]) if evaluations else 0
     return StagePlan(STAGE, store.url, rows, pending, "rows", pending, 100 * rows, free_bytes(store), flops / 5e10)
 
 
@@ -306,5 +331,5 @@ def _limited(settings: EvaluateSettings, limit: int | None) -> EvaluateSettings:
 
 
 def _input(subject: Subject, dataset: EmbeddingDataset, settings: EvaluateSettings) -> str:
-    about = [FORMAT_VERSION, subject.content, dataset.content_fingerprint]
+    about = [FORMAT_VERSION, subject.kind, subject.content, dataset.content_fingerprint]
     return fingerprint([*about, dataset.settings.splits(), settings.identity()])

@@ -14,7 +14,7 @@ from ..pipeline.read import EmbeddingDataset
 from ..pipeline.shards import Manifest
 from ..pipeline.storage import Store
 from .config import TrainSettings
-from .model import PriorConfig
+from .model import PriorConfig, TrainedOn
 from .start import check_start, load_start, start_fingerprint, starting_from
 from .text_encoder import find_text_encoder
 from .trackers import check_trackers
@@ -92,7 +92,7 @@ def make_job(
         start = load_start(settings.init_from)
         check_start(start, dataset, settings.init_from.path)
         settings = starting_from(settings, start)
-        made = {"clip": config.clip, "clip_settings": config.clip_settings}
+        made = {"clip": config.clip, "clip_settings": config.clip_settings, "trained_on": config.trained_on}
         own = {"network": settings.network, "diffusion": settings.diffusion}
         config = start.config.model_copy(update={**own, **made})
         identity["train"] = settings.identity()
@@ -128,6 +128,7 @@ def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: Clip
         diffusion=settings.diffusion,
         clip=identity,
         clip_settings=location,
+        trained_on=TrainedOn(embeddings=dataset.content_fingerprint, read=dataset.settings.identity()),
     )
 
 

@@ -14,9 +14,9 @@ from ..pipeline.errors import FolderError, InputError, SettingsError
 from ..pipeline.shards import MANIFEST_NAME, read_manifest
 from ..pipeline.storage import Store, check_name, open_location
 from .checkpoint import CONFIG_NAME, STATE_FOLDER, load_best, load_folder, load_state, save_prior
-from .dalle2 import export_state, import_prior
+from .dalle2 import export_state, import_prior, trainer_state
 from .dalle2_config import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
-from .function import LATEST_FUNCTION, FunctionVersion
+from .function import FunctionVersion
 from .model import Prior
 from .pth import read_pth, version_text
 
@@ -51,15 +51,10 @@ def load_prior(
         SettingsError: an argument is missing, out of range, or of no meaning for what is loaded.
     """
     path = os.fspath(path)
-    if path.endswith(_PTH):
-        if config is None:
-            names = ", ".join(NAMED_CONFIGS)
-            raise SettingsError(f"{path}: give config=, the JSON of its training script, or one of {names}")
+    if is_checkpoint(path, config=config, function_version=function_version, clip=clip):
+        assert config is not None
         prior = _load_pth(path, config, weights, function_version, clip)
     else:
-        extras = {"config": config, "function_version": function_version, "clip": clip}
-        if given := [name for name, value in extras.items() if value is not None]:
-            raise SettingsError(f"{given[0]}= belongs to checkpoints ({' or '.join(_PTH)}); {path} is a folder")
         if weights not in ("ema", "online", "best"):
             raise SettingsError(f"weights={weights!r}: known are ema, online and best")
         prior = load_folder(path)
@@ -118,10 +113,29 @@ def clip_location_of(model: str | None, pretrained: str | None) -> dict[str, Any
     return clip_location(settings)
 
 
+def is_checkpoint(path: str, **options: Any) -> bool:
+    """Whether a path is that of a checkpoint.
+
+    Args:
+        options: arguments of `load_prior` that belong to checkpoints, `config` first.
+
+    Raises:
+        SettingsError: it is one and `config` is missing, or it is none and an option is given.
+    """
+    if path.endswith(_PTH):
+        if options["config"] is None:
+            names = ", ".join(NAMED_CONFIGS)
+            raise SettingsError(f"{path}: give config=, the JSON of its training script, or one of {names}")
+        return True
+    if given := [name for name, value in options.items() if value is not None]:
+        raise SettingsError(f"{given[0]}= belongs to checkpoints ({' or '.join(_PTH)}); {path} is none")
+    return False
+
+
 def _load_pth(
     path: str, config: str, weights: Weights, function_version: str | None, clip: dict[str, Any] | None
 ) -> Prior:
-    described = parse_config(_read_config(config), config)
+    described = parse_config(read_config(config), config)
     content = read_pth(path)
     state = _choose_weights(content, weights, path)
     if function_version is None:
@@ -137,7 +151,8 @@ def _load_pth(
     return import_prior(state, prior_config, path)
 
 
-def _read_config(config: str) -> Any:
+def read_config(config: str) -> Any:
+    """The JSON of a checkpoint's settings, by the place of its file or a name; SettingsError if it is neither."""
     if config in NAMED_CONFIGS:
         return NAMED_CONFIGS[config]
     fs, location = open_location(config)
@@ -250,60 +265,8 @@ def _write_pth(prior: Prior, destination: str, overwrite: bool) -> None:
     for existing in (name, settings_name):
         if store.size(existing) is not None and not overwrite:
             raise FolderError(f"{store.path(existing)} exists; choose another name, or --overwrite")
-    content = _trainer_state(export_state(prior), prior.schedule.alpha_bar)
+    content = trainer_state(export_state(prior), prior.schedule.alpha_bar)
     with store.create(settings_name) as file:
         file.write((json.dumps({"prior": to_dalle2_config(prior.config)}, indent=1) + "\n").encode())
     with store.create(name) as file:
         torch.save(content, cast(BinaryIO, file))
-
-
-def _trainer_state(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor) -> dict[str, Any]:
-    """What `DiffusionPriorTrainer.load` of release 1.15.6 reads: a trainer that has not made a step.
-
-    Its optimiser decays weights of two dimensions or more, and knows them by number: as it has no state of any yet,
-    how many there are is all that counts. The rotary frequencies of all layers are one weight.
-    """
-    model = {**_schedule_buffers(alpha_bar), **weights}
-    names = [name for name in weights if ".rotary_emb." not in name or ".layers.0." in name]
-    parameters = [torch.nn.Parameter(torch.zeros([1] * weights[name].ndim)) for name in names]
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0},
-    ]
-    optimiser = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.99), eps=1e-6)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lr_lambda=lambda _: 1.0)
-    average = {"initted": torch.tensor(True), "step": torch.tensor(0)}
-    average |= {f"{part}.{name}": value for part in ("online_model", "ema_model") for name, value in model.items()}
-    return {
-        "version": LATEST_FUNCTION,
-        "step": torch.tensor([0]),
-        "model": model,
-        "optimizer": optimiser.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "ema": average,
-        "ema_model": model,
-    }
-
-
-def _schedule_buffers(alpha_bar: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The constants that DALLE2-pytorch keeps with the weights."""
-    before = torch.cat([torch.ones(1, dtype=alpha_bar.dtype), alpha_bar[:-1]])
-    alpha = alpha_bar / before
-    beta = 1 - alpha
-    variance = beta * (1 - before) / (1 - alpha_bar)
-    buffers = {
-        "betas": beta,
-        "alphas_cumprod": alpha_bar,
-        "alphas_cumprod_prev": before,
-        "sqrt_alphas_cumprod": alpha_bar.sqrt(),
-        "sqrt_one_minus_alphas_cumprod": (1 - alpha_bar).sqrt(),
-        "log_one_minus_alphas_cumprod": (1 - alpha_bar).log(),
-        "sqrt_recip_alphas_cumprod": (1 / alpha_bar).sqrt(),
-        "sqrt_recipm1_alphas_cumprod": (1 / alpha_bar - 1).sqrt(),
-        "posterior_variance": variance,
-        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
-        "posterior_mean_coef1": beta * before.sqrt() / (1 - alpha_bar),
-        "posterior_mean_coef2": (1 - before) * alpha.sqrt() / (1 - alpha_bar),
-        "p2_loss_weight": torch.ones_like(alpha_bar),
-    }
-    return {f"noise_scheduler.{name}": value.float() for name, value in buffers.items()}

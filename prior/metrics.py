@@ -1,22 +1,22 @@
-"""Metrics of predicted embeddings, as functions of arrays, in float64.
+"""Metrics of predicted embeddings that are values of rows, and their means with intervals, in float64.
 
-Two kinds: values of rows, which are averaged, and distances between sets of embeddings, which are means of nothing and
-have intervals of their own. N captions, K draws for each, embeddings of D values.
+N captions, K draws for each, embeddings of D values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 RECALL_AT = (1, 5, 10)
-GROUPS = 20
-"""Of the jackknife: more give a steadier interval, and each costs one Frechet distance."""
-_T_QUANTILE = 2.0930
-"""97.5% of Student's t with 19 degrees of freedom: the spread of 20 groups is itself an estimate."""
-_MEDIAN_ROWS = 1000
+SHARES = tuple(f"recall_at_{count}" for count in RECALL_AT)
+"""Metrics that are 0 or 1 for each row."""
+NORMAL_QUANTILE = 1.9600
+"""97.5% of the normal distribution."""
+_AGRESTI_COULL, _BONETT_PRICE = (0, 0, 1, 1), (-1, 1)
+"""Groups that are added for the interval of a share, and of a difference of shares of the same rows."""
 _SAME = 1e-9
 """Cosines that differ by less are those of copies."""
 
@@ -66,129 +66,43 @@ def rank(predicted: np.ndarray, truth: np.ndarray, gallery: np.ndarray, place: n
     return np.asarray(nearer.sum(axis=1))
 
 
-def mean_intervals(values: Mapping[str, np.ndarray], samples: int, seed: int) -> dict[str, Estimate]:
-    """Means of columns `[N]` with percentile bootstrap intervals (Efron 1979, Ann. Statist. 7), by name.
+def mean_intervals(
+    values: Mapping[str, np.ndarray], groups: np.ndarray, samples: int, seed: int, *, of_differences: bool = False
+) -> dict[str, Estimate]:
+    """Means of columns `[N]` with 95% intervals, by name.
 
-    All columns are resampled together: a resample is how often it has each row, `[N]`.
+    Rows of a group are not independent: whole groups are resampled (the cluster bootstrap; Field and Welsh 2007, J. R.
+    Stat. Soc. B 69), all columns together, and the interval is that of percentiles (Efron 1979, Ann. Statist. 7). Of
+    `SHARES`, where few rows are 0 or few are 1, that is too narrow: theirs is the normal one after groups of the mean
+    size have been added (Agresti and Coull 1998, Am. Stat. 52; of differences Bonett and Price 2012, J. Educ. Behav.
+    Stat. 37).
+
+    Args:
+        groups: `[N]`: equal ones are of one image.
+        of_differences: columns hold the differences of two evaluations, row by row.
     """
     columns = np.stack(list(values.values()))  # (M, N)
-    count = columns.shape[1]
+    number = np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(number).astype(np.float64)  # (G,)
+    sums = np.stack([np.bincount(number, column) for column in columns])  # (M, G)
     random = np.random.default_rng(seed)
     means = np.empty((samples, len(columns)))
     for sample in range(samples):
-        times = np.bincount(random.integers(0, count, count), minlength=count)
-        means[sample] = columns @ times.astype(np.float64) / count
+        times = np.bincount(random.integers(0, len(sizes), len(sizes)), minlength=len(sizes)).astype(np.float64)
+        means[sample] = sums @ times / (sizes @ times)
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
-    middle = columns.mean(axis=1)
-    return {name: Estimate(float(middle[i]), float(low[i]), float(high[i])) for i, name in enumerate(values)}
+    added = _BONETT_PRICE if of_differences else _AGRESTI_COULL
+    found = {}
+    for i, name in enumerate(values):
+        ends = _share_interval(sums[i], sizes, added) if name in SHARES else (float(low[i]), float(high[i]))
+        found[name] = Estimate(float(columns[i].mean()), *ends)
+    return found
 
 
-def set_distances(found: np.ndarray, real: np.ndarray) -> dict[str, Estimate]:
-    """Distances between the distributions that two sets `[N, D]` are drawn from; row i of both is of one caption.
-
-    - `frechet_distance`: squared, between the Gaussians of the sets' moments (Dowson and Landau 1982, J. Multivariate
-      Anal. 12), as FID has it. It falls with N: its interval is of what it is at this N.
-    - `energy_distance`: 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013, J. Stat. Plan. Inference 143).
-    - `mmd`: squared, of exp(-d^2 / 2 s^2), s being the median distance of real embeddings (Gretton et al. 2012, JMLR
-      13).
-
-    The last two are unbiased (and may be below 0), over pairs of different rows. Intervals are of a jackknife that
-    leaves out one of 20 groups of rows at a time (Kott 2001, J. Off. Stat. 17): a bootstrap would draw rows twice,
-    whose distance is 0.
-    """
-    parts = [slice(start, None, GROUPS) for start in range(GROUPS)]
-    found_parts, real_parts = [found[part] for part in parts], [real[part] for part in parts]
-    scale = float(np.median(_upper(_distances(real[:_MEDIAN_ROWS], real[:_MEDIAN_ROWS]))))
-    sizes = np.array([len(part) for part in found_parts], np.float64)
-    pairs = np.outer(sizes, sizes) - np.diag(sizes)
-    kernels: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "energy_distance": np.negative,
-        "mmd": lambda distance: np.exp(-(distance**2) / (2 * scale**2)),
-    }
-    sums = {name: np.zeros((GROUPS, GROUPS)) for name in kernels}
-    for i in range(GROUPS):
-        for j in range(i + 1):
-            distances = (
-                _distances(found_parts[i], found_parts[j]), _distances(real_parts[i], real_parts[j]),
-                _distances(found_parts[i], real_parts[j]), _distances(real_parts[i], found_parts[j]),
-            )  # fmt: skip
-            for name, kernel in kernels.items():
-                of_found, of_real, across, back = (kernel(distance) for distance in distances)
-                similarity = of_found + of_real - across - back
-                if i == j:
-                    np.fill_diagonal(similarity, 0)
-                sums[name][i, j] = sums[name][j, i] = similarity.sum()
-    estimates = {name: _of_pairs(of_kernel, pairs) for name, of_kernel in sums.items()}
-    return {"frechet_distance": _frechet_estimate(found_parts, real_parts), **estimates}
-
-
-def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`[N, D]`, `[M, D]` -> `[N, M]`."""
-    squares = np.square(a).sum(-1)[:, None] + np.square(b).sum(-1) - 2 * a @ b.T
-    return np.asarray(np.sqrt(np.maximum(squares, 0)))
-
-
-def _upper(square: np.ndarray) -> np.ndarray:
-    return np.asarray(square[np.triu_indices(len(square), 1)])
-
-
-def _of_pairs(sums: np.ndarray, pairs: np.ndarray) -> Estimate:
-    """A mean over pairs of rows, from sums and numbers of the pairs of each two groups."""
-    without = [
-        (sums.sum() - 2 * sums[group].sum() + sums[group, group])
-        / (pairs.sum() - 2 * pairs[group].sum() + pairs[group, group])
-        for group in range(GROUPS)
-    ]
-    return _jackknife(float(sums.sum() / pairs.sum()), without)
-
-
-def _jackknife(value: float, without: Sequence[float]) -> Estimate:
-    """The interval from the values that each group's absence gives."""
-    spread = np.square(np.asarray(without) - np.mean(without)).sum() * (GROUPS - 1) / GROUPS
-    half = _T_QUANTILE * float(np.sqrt(spread))
-    return Estimate(value, value - half, value + half)
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """Of a set of embeddings: its size, sum `[D]` and sum of outer products `[D, D]`."""
-
-    count: int
-    total: np.ndarray
-    products: np.ndarray
-
-    @staticmethod
-    def of(values: np.ndarray) -> _Moments:
-        return _Moments(len(values), values.sum(axis=0), values.T @ values)
-
-    def plus(self, other: _Moments, sign: int = 1) -> _Moments:
-        return _Moments(
-            self.count + sign * other.count,
-            self.total + sign * other.total,
-            self.products + sign * other.products,
-        )
-
-    def mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
-        mean = self.total / self.count
-        return mean, (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
-
-
-def _frechet_estimate(found_parts: Sequence[np.ndarray], real_parts: Sequence[np.ndarray]) -> Estimate:
-    # about the real mean, so that the moments' sums lose no digits
-    centre = np.mean([part.mean(axis=0) for part in real_parts], axis=0)
-    found = [_Moments.of(part - centre) for part in found_parts]
-    real = [_Moments.of(part - centre) for part in real_parts]
-    all_found, all_real = found[0], real[0]
-    for group in range(1, GROUPS):
-        all_found, all_real = all_found.plus(found[group]), all_real.plus(real[group])
-    without = [_frechet(all_found.plus(a, -1), all_real.plus(b, -1)) for a, b in zip(found, real, strict=True)]
-    return _jackknife(_frechet(all_found, all_real), without)
-
-
-def _frechet(a: _Moments, b: _Moments) -> float:
-    (mean_a, covariance_a), (mean_b, covariance_b) = a.mean_and_covariance(), b.mean_and_covariance()
-    values, vectors = np.linalg.eigh(covariance_a)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    mixed = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariance_b @ root), 0)).sum()
-    difference = np.square(mean_a - mean_b).sum()
-    return float(difference + np.trace(covariance_a) + np.trace(covariance_b) - 2 * mixed)
+def _share_interval(sums: np.ndarray, sizes: np.ndarray, added: Sequence[float]) -> tuple[float, float]:
+    """Of the sums and sizes of groups `[G]`."""
+    size = float(sizes.mean())
+    sums, sizes = np.append(sums, np.multiply(added, size)), np.append(sizes, np.full(len(added), size))
+    centre = float(sums.sum() / sizes.sum())
+    half = NORMAL_QUANTILE * float(np.sqrt(np.square(sums - centre * sizes).sum()) / sizes.sum())
+    return max(float(min(added)), centre - half), min(float(max(added)), centre + half)

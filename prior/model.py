@@ -32,6 +32,15 @@ SAMPLE_BATCH = 64
 """Captions that are sampled at once, so that memory does not grow with their number."""
 
 
+class TrainedOn(Settings):
+    """Which rows a prior has seen: what it takes to keep them out of its evaluation."""
+
+    embeddings: str
+    """Fingerprint of the embeddings' content."""
+    read: dict[str, Any]
+    """How their rows were split."""
+
+
 class PriorConfig(Settings):
     """What `config.json` of a prior's folder says: enough to build the network and find its CLIP."""
 
@@ -49,6 +58,8 @@ class PriorConfig(Settings):
     """Identity of the CLIP that made the embeddings it was trained on; empty where that is not known."""
     clip_settings: dict[str, Any]
     """Where that CLIP is to be had; empty where it is not known."""
+    trained_on: TrainedOn | None = None
+    """Its training rows; null where they are not known, as of imported checkpoints."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

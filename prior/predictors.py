@@ -146,12 +146,23 @@ class Ridge:
         products = centred.T @ centred
         added = penalty * max(float(np.trace(products)) / len(products), 1e-12) * np.eye(len(products))
         self._weights = np.linalg.solve(products + added, centred.T @ (image - self._image_mean))
-        self.degrees_of_freedom = 1 + float(np.trace(np.linalg.solve(products + added, products)))
+        self._inverse, self._rows = np.linalg.inv(products + added), len(text)
+        self.degrees_of_freedom = 1 + float(np.sum(self._inverse * products))
         """That the fit has taken from the rows (Hastie, Tibshirani and Friedman 2009, section 3.4.1)."""
 
     def predict(self, text: np.ndarray) -> np.ndarray:
         """`[B, D]` -> `[B, D]`, of whatever norm."""
         return np.asarray(self._image_mean + (text - self._text_mean) @ self._weights)
+
+    def own_variance(self, text: np.ndarray) -> np.ndarray:
+        """The variance of `predict` about the true mean, as a multiple of the residuals' own: `[B, D]` -> `[B]`.
+
+        1/n + (t - m)' (X'X + penalty)^-1 (t - m), for texts X about their mean m: the posterior variance where the
+        penalty is a normal prior of the weights (Bishop 2006, Pattern Recognition and Machine Learning, equation 3.59;
+        without penalty that of Seber and Lee 2003, Linear Regression Analysis, section 5.3).
+        """
+        centred = text - self._text_mean
+        return np.asarray(1 / self._rows + np.einsum("bd,de,be->b", centred, self._inverse, centred))
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
         """See `Predictor`."""
@@ -159,7 +170,10 @@ class Ridge:
 
 
 class LinearGaussian:
-    """Ridge regression and normal noise of the covariance that it leaves: what a linear model knows, as draws."""
+    """Ridge regression and normal noise: what a linear model knows, as draws.
+
+    The noise has the covariance of the residuals, times 1 for the image's own and `own_variance` for the regression's.
+    """
 
     def __init__(self, regression: Ridge, bank: Bank, draws: int, seed: int) -> None:
         self._regression, self._draws, self._seed = regression, draws, seed
@@ -170,9 +184,10 @@ class LinearGaussian:
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
         """See `Predictor`."""
-        mean = self._regression.predict(batch.text_embed.astype(np.float64))
+        text = batch.text_embed.astype(np.float64)
+        mean, scale = self._regression.predict(text), np.sqrt(1 + self._regression.own_variance(text))
         noise = RowNoise(self._seed, RESIDUAL, row_ids, (self._draws, mean.shape[1])).draw()
-        return _unit(mean[:, None] + noise.astype(np.float64) @ self._root.T)
+        return _unit(mean[:, None] + scale[:, None, None] * (noise.astype(np.float64) @ self._root.T))
 
 
 class NearestNeighbours:

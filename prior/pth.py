@@ -52,6 +52,14 @@ class StandIn:
         self.values = state
 
 
+def find_pth(path: str) -> tuple[Any, str]:
+    """The file system of a `.pth` or `.pt` file, and its path there; InputError if there is no such file."""
+    fs, location = open_location(path)
+    if not fs.isfile(location):
+        raise InputError(f"{path}: {'a folder, not a checkpoint' if fs.isdir(location) else 'no such file'}")
+    return fs, location
+
+
 def read_pth(path: str) -> dict[str, Any]:
     """The dictionary of a `.pth` or `.pt` file, local or remote.
 
@@ -59,9 +67,7 @@ def read_pth(path: str) -> dict[str, Any]:
         InputError: the file is missing, damaged, no dictionary, or holds anything besides tensors, plain values and
             the stand-ins above; names what.
     """
-    fs, location = open_location(path)
-    if not fs.isfile(location):
-        raise InputError(f"{path}: {'a folder, not a checkpoint' if fs.isdir(location) else 'no such file'}")
+    fs, location = find_pth(path)
     if isinstance(fs, LocalFileSystem):
         content = _load(location, path, mmap=zipfile.is_zipfile(location))  # most of a checkpoint is not needed
     else:

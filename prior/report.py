@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from .evaluate import read_metrics, require_whole, rows_name
 from .predictors import GivenPredictions, Predictor, PriorPredictor
 from .report_gallery import CAPTIONS, SEARCHED_ROWS, find_rows, gallery, projection
 from .scoring import BLOCK_ROWS, GIVEN, as_units, read_predictions
-from .subject import Subject, find_subject
+from .subject import SAID_OF_TRAINING_ROWS, PriorSource, Subject, find_subject
 from .training_folder import LOG_NAME
 
 PROJECTED_ROWS = 1000
@@ -61,61 +61,90 @@ class Written:
 
 def write_report(
     evaluation: str = "data/evaluation",
-    prior: str = "data/prior",
-    embeddings: str = "data/embeddings",
+    prior: str | None = None,
+    embeddings: str | None = None,
     images: str = "data/images",
     output: str | None = None,
     *,
+    config: str | None = None,
+    function_version: str | None = None,
     progress: ProgressCallback = no_progress,
 ) -> Written:
     """Write the report of an evaluation.
 
     Args:
-        prior: what was evaluated: a prior, or the `.npy` of predictions.
-        embeddings: what it was evaluated on.
+        prior: where what was evaluated is now; None if it is where it was.
+        embeddings: where what it was evaluated on is now; None if it is where it was.
         images: folder of the images, as webdataset shards.
         output: file to write; `<evaluation>.html` if None.
+        config, function_version: of a checkpoint, as for `load_prior`; None if they are what they were.
 
     Raises:
         InputError: there is no evaluation, the prior or the embeddings are not those that were evaluated, the page
             cannot be written there, or matplotlib is not installed.
     """
-    path = _target(output, evaluation, (evaluation, prior, embeddings, images))
-    made = Report(evaluation, prior, embeddings, images, progress)
+    target = _target(output, evaluation)
+    made = Report(evaluation, prior, embeddings, images, progress, config=config, function_version=function_version)
+    path = page.page_target("--output", target, (evaluation, made.source.path, made.embeddings, images))
     content = page.page(f"Report: {evaluation}", made.sections())
     page.write_page(path, content)
     return Written(path, len(content), tuple(made.missing))
 
 
-def _target(output: str | None, evaluation: str, folders: Sequence[str]) -> str:
-    """Where to write, which fails before the work and not after it."""
+def _target(output: str | None, evaluation: str) -> str:
     store = Store(evaluation)
     if output is None and not store.is_local:
         raise InputError(f"{store.url} is not on this machine; name a file to write with --output")
-    return page.page_target("--output", output if output is not None else f"{store.root}.html", folders)
+    return output if output is not None else f"{store.root}.html"
 
 
-@dataclass
 class Report:
-    """The parts of a report."""
+    """The parts of a report; arguments as of `write_report`."""
 
-    evaluation: str
-    prior: str
-    embeddings: str
-    images: str
-    progress: ProgressCallback = no_progress
-    missing: list[str] = field(default_factory=list)
-    """Sentences that stand in place of what is missing, once `sections` has been asked for."""
-
-    def __post_init__(self) -> None:
-        store = Store(self.evaluation)
-        require_whole(self.evaluation)
-        self.metrics = read_metrics(self.evaluation)
+    def __init__(
+        self,
+        evaluation: str,
+        prior: str | None,
+        embeddings: str | None,
+        images: str,
+        progress: ProgressCallback = no_progress,
+        *,
+        config: str | None = None,
+        function_version: str | None = None,
+    ) -> None:
+        store = Store(evaluation)
+        require_whole(evaluation)
+        self.evaluation, self.images, self.progress = evaluation, images, progress
+        self.metrics = read_metrics(evaluation)
+        if prior is None:
+            evaluated = self.metrics["subject"]
+            prior, config = evaluated["path"], config or evaluated.get("config")
+            function_version = function_version or evaluated.get("function_version")
+        self.source = PriorSource(str(prior), config, function_version)
+        self.embeddings: str = embeddings or self.metrics["embeddings"]["path"]
+        self.missing: list[str] = []
+        """Sentences that stand in place of what is missing, once `sections` has been asked for."""
         self.splits: dict[str, dict[str, Any]] = self.metrics["splits"]
         self.rows = {split: _read_rows(store, split) for split in self.splits}
         self.first_split = "test" if "test" in self.splits else next(iter(self.splits))
         self.main: dict[str, Any] = self.splits[self.first_split]["predictors"][0]
         self.is_given: bool = self.main["name"] == GIVEN
+        self.subject, self.no_subject = self._find_subject()
+
+    def _find_subject(self) -> tuple[Subject | None, str]:
+        """What was evaluated; or None and why it is not there."""
+        try:
+            found = find_subject(self.source, None)
+        except InputError as error:
+            return None, f"{error}."
+        evaluated = self.metrics["subject"]
+        if found.content != evaluated["content"]:
+            raise InputError(
+                f"{self.source.path} is not what {self.evaluation} is of: that was {evaluated['path']} "
+                f"({evaluated['kind']}, content {evaluated['content'][:12]}, not {found.content[:12] or 'yet known'}); "
+                "name it with --prior, or run `priorkit evaluate` again"
+            )
+        return found, ""
 
     def sections(self) -> list[Section]:
         """Every section, in the order of the page."""
@@ -129,19 +158,27 @@ class Report:
         return page.paragraph(sentence)
 
     def _about(self) -> Section:
-        about: list[tuple[str, object]] = [("evaluation", self.evaluation), ("prior", self.prior)]
-        about.append(("embeddings", self.embeddings))
+        subject, embeddings = self.metrics["subject"], self.metrics["embeddings"]
+        about: list[tuple[str, object]] = [("evaluation", self.evaluation), ("evaluated", subject["path"])]
+        about += [(name, subject[name]) for name in ("kind", "config", "function_version") if subject.get(name)]
+        about += [("content", subject["content"]), ("embeddings", embeddings["path"])]
+        about.append(("content of the embeddings", embeddings["content"]))
         about += [(f"rows of the {split} split", f"{found['rows']:,}") for split, found in self.splits.items()]
-        about.append(("draws for each caption", self.metrics["draws"]))
+        about += [("draws for each caption", self.main["draws"]), ("seed", self.metrics["seed"])]
         about += [(name.replace("_", " "), value) for name, value in self.main.get("sample", {}).items()]
-        return "What was evaluated", [page.table(("", ""), about)]
+        body = [page.table(("", ""), about)]
+        if said := SAID_OF_TRAINING_ROWS.get(subject["training_rows"]):
+            body.append(page.paragraph(said))
+        return "What was evaluated", body
 
     def _training(self) -> Section:
         heading = "Training"
-        if self.is_given or self.prior.endswith(".npy"):
+        if self.is_given:
             return heading, [self._lacks("Predictions were given in place of a prior: there is no training to show.")]
-        store = Store(self.prior)
-        if store.size(LOG_NAME) is None:
+        if self.subject is None:
+            return heading, [self._lacks(f"There is no training to show: {self.no_subject}")]
+        store = Store(self.source.path)
+        if self.subject.kind == "checkpoint" or store.size(LOG_NAME) is None:
             return heading, [self._lacks(f"{store.url} has no {LOG_NAME}: no prior was trained there.")]
         with store.open(LOG_NAME) as file:
             content = file.read()
@@ -169,8 +206,8 @@ class Report:
         shown = {name: p for name, p in sound.items() if name in BASELINES or "=" not in name}
         body = [page.paragraph(
             f"{found['rows']:,} rows, 95% intervals. The energy score is the headline: lower is better, and only the "
-            f"true distribution is best. Recall: the true image among {found['gallery']:,}. Distances of distributions "
-            f"are over {found['distance_rows']:,} rows."
+            f"true distribution is best, whatever the number of draws. Recall: the true image among "
+            f"{found['gallery']:,}. Distances of distributions are over {found['distance_rows']:,} rows."
         )]  # fmt: skip
         body += [page.paragraph(f"{p['name']} is broken and not shown: {p['broken']}.") for p in broken]
         if not any(p["name"] in BASELINES for p in found["predictors"]):
@@ -179,6 +216,8 @@ class Report:
         distances = {name: p["distances"] for name, p in sound.items() if p["distances"]}
         if found["real_against_real"]:
             distances[_REAL] = found["real_against_real"]
+        if (floor := found["real_against_real_rows"]) < found["distance_rows"]:
+            body.append(page.paragraph(f"There are {floor:,} training rows for the distances of real against real."))
         notes = {"energy_score": "lower is better", "energy_distance": "lower is better"}
         drawn = []
         for name in ("energy_score", "cosine_to_image", "recall_at_10", "energy_distance"):
@@ -189,7 +228,8 @@ class Report:
                 drawn.append(draw.intervals(f"{title}, {split}", notes.get(name, "higher is better"), values))
         if drawn:
             body.append(page.plots(drawn))
-        body += [_table(metrics), _table(distances)] if distances else [_table(metrics)]
+        draws = {name: p["draws"] for name, p in sound.items()}
+        body += [_table(metrics, draws), _table(distances)] if distances else [_table(metrics, draws)]
         if not distances:
             body.append(self._lacks(f"The {split} split has too few rows for distances of distributions."))
         return f"Metrics, {split} split", body
@@ -281,15 +321,9 @@ class Report:
         """The first draw for each row `[N, D]`, of norm 1; or None and why."""
         if "broken" in self.main:
             return None, f"{self.main['name']} is broken: {self.main['broken']}."
-        try:
-            subject = find_subject(self.prior, None)
-        except InputError as error:
-            return None, f"{error}."
-        if subject.is_predictions != self.is_given:
-            evaluated = "predictions; name their .npy" if self.is_given else "a prior; name its folder"
-            raise InputError(f"{self.evaluation} is of {evaluated} with --prior, not {self.prior}")
-        subject.check(dataset, (), ())
-        predictor, states_used = self._predictor(subject, dataset)
+        if self.subject is None:
+            return None, self.no_subject
+        predictor, states_used = self._predictor(self.subject, dataset)
         found = []
         for start in range(0, len(rows), BLOCK_ROWS):
             self.progress(start, len(rows), "")
@@ -302,17 +336,15 @@ class Report:
     def _predictor(self, subject: Subject, dataset: EmbeddingDataset) -> tuple[Predictor, int]:
         """What predicts, and how many token states it reads."""
         if subject.is_predictions:
-            return GivenPredictions(read_predictions(subject.path, dataset)), 0
+            return GivenPredictions(read_predictions(subject.source.path, dataset)), 0
         import torch
-
-        from .load import load_prior
 
         settings = resolve(EvaluateSettings(), "evaluate")
         torch.set_num_threads(settings.threads)
-        online = self.main["weights"] == "online"
-        prior = load_prior(self.prior, settings.device, weights="online" if online else "ema")
         sample = parse_settings(SampleSettings, self.main["sample"], "metrics.json")
-        return PriorPredictor(prior, sample, 1, settings.seed), prior.token_states_used
+        subject.check(dataset, [sample], [self.main["weights"]])
+        prior = subject.source.load(self.main["weights"], settings.device)
+        return PriorPredictor(prior, sample, 1, self.metrics["seed"]), prior.token_states_used
 
 
 def sweep_values(predictors: Sequence[Mapping[str, Any]], setting: str) -> dict[float, Mapping[str, Any]]:
@@ -329,13 +361,16 @@ def sweep_values(predictors: Sequence[Mapping[str, Any]], setting: str) -> dict[
     }
 
 
-def _table(values: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def _table(values: Mapping[str, Mapping[str, Mapping[str, float]]], draws: Mapping[str, int] | None = None) -> str:
     names = list(next(iter(values.values()), {}))
-    rows = [
-        (who, *(f"{v[n]['value']:.4f} [{v[n]['low']:.4f},\u00a0{v[n]['high']:.4f}]" for n in names))
-        for who, v in values.items()
-    ]
-    return page.table(("", *(_NAMES.get(name, name) for name in names)), rows)
+    rows: list[tuple[object, ...]] = []
+    for who, of in values.items():
+        cells = [
+            f"{v['value']:.4f} [{v['low']:.4f},\u00a0{v['high']:.4f}]" if (v := of.get(name)) else "" for name in names
+        ]
+        rows.append((who, *([] if draws is None else [draws[who]]), *cells))
+    header = ("", *([] if draws is None else ["draws"]), *(_NAMES.get(name, name) for name in names))
+    return page.table(header, rows)
 
 
 def _read_rows(store: Store, split: str) -> pa.Table:

@@ -7,14 +7,19 @@ from typing import Annotated, Optional
 import typer
 
 from ..pipeline.commands import JsonOption
+from .sample_commands import CheckpointConfigOption, FunctionOption
 
 
 def report(
     evaluation: Annotated[str, typer.Argument(help="Folder of an evaluation.")] = "data/evaluation",
     prior: Annotated[
-        str, typer.Option(help="The prior that was evaluated, or the .npy of predictions.")
-    ] = "data/prior",
-    embeddings: Annotated[str, typer.Option(help="The embeddings that it was evaluated on.")] = "data/embeddings",
+        Optional[str], typer.Option(help="Where what was evaluated is now.", show_default="where it was")
+    ] = None,
+    config: CheckpointConfigOption = None,
+    function_version: FunctionOption = None,
+    embeddings: Annotated[
+        Optional[str], typer.Option(help="Where the embeddings are now.", show_default="where they were")
+    ] = None,
     images: Annotated[str, typer.Option(help="Folder of the images, for the gallery.")] = "data/images",
     output: Annotated[
         Optional[str], typer.Option(metavar="FILE", show_default="EVALUATION.html", help="Page to write.")
@@ -31,7 +36,10 @@ def report(
         from .report import write_report
 
         with progress_bar("report", "rows", quiet=as_json) as progress:
-            written = write_report(evaluation, prior, embeddings, images, output, progress=progress)
+            written = write_report(
+                evaluation, prior, embeddings, images, output,
+                config=config, function_version=function_version, progress=progress,
+            )  # fmt: skip
         if as_json:
             print_json({"report": written.path, "bytes": written.bytes, "missing": list(written.missing)})
             return

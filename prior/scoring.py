@@ -6,7 +6,6 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +15,11 @@ from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset, Split
 from .config import EvaluateSettings, SampleSettings
 from .diffusion import StepRandomness, diffusion_loss
+from .load import Weights
 from .metrics import RECALL_AT, cosine, diversity, energy_score, rank
 from .model import Prior
 from .predictors import LOSS, Bank, GivenPredictions, Predictor, PriorPredictor, RowNoise, baselines
+from .subject import PriorSource
 
 BLOCK_ROWS = 128
 """Rows scored at once."""
@@ -31,7 +32,7 @@ class Variant:
     """A way to draw from a prior."""
 
     name: str
-    weights: str
+    weights: Weights
     sample: SampleSettings
 
 
@@ -70,6 +71,8 @@ class BlockScores:
     """`[B]` of each metric; of losses `[B]` of each bin of timesteps."""
     first_draws: np.ndarray
     """`[B, D]`, of the rows that distances are taken over."""
+    draws: int = 0
+    """K of the predictor; 0 of losses."""
     broken: str | None = None
     """What is wrong with the predictions, where they cannot be scored."""
 
@@ -91,6 +94,8 @@ class EvaluatedRows:
             )
         self.ids = dataset.row_ids[self.rows]
         """`[N]`."""
+        self.groups = dataset.group_ids[self.rows]
+        """`[N]`: equal ones are of one image."""
         self.unrelated = _next_different(self.ids)
         """`[N]`: for each position the one of another row, whose caption is none of its own."""
         self.gallery_size = min(settings.gallery_size, len(self.rows))
@@ -122,7 +127,7 @@ class Scorer:
         self,
         dataset: EmbeddingDataset,
         settings: EvaluateSettings,
-        load_prior: Callable[[str], Prior] | None,
+        load_prior: Callable[[Weights], Prior] | None,
         given: np.ndarray | None = None,
     ) -> None:
         self._dataset, self._settings, self._load_prior, self._given = dataset, settings, load_prior, given
@@ -134,7 +139,7 @@ class Scorer:
         evaluated = self._evaluated(task.split)
         chosen = evaluated.block(task.block)
         if task.is_loss:
-            prior = self._prior(task.name)
+            prior = self._prior("online" if task.name == "online" else "ema")
             batch = self._dataset.take(evaluated.rows[chosen], prior.token_states_used)
             values = timestep_losses(prior, batch, evaluated.ids[chosen], self._settings)
             return BlockScores(task, values, np.empty((0, 0)))
@@ -147,7 +152,8 @@ class Scorer:
         finite = np.isfinite(draws).all(axis=(1, 2))
         if not finite.all():
             row = int(batch.rows[np.flatnonzero(~finite)[0]])
-            return BlockScores(task, {}, np.empty((0, 0)), f"not finite, or of norm 0, first for row {row}")
+            problem = f"not finite, or of norm 0, first for row {row}"
+            return BlockScores(task, {}, np.empty((0, 0)), draws.shape[1], problem)
         positions = np.arange(chosen.start, chosen.stop)
         unrelated = self._dataset.take(evaluated.rows[evaluated.unrelated[chosen]]).text_embed
         place = np.where(positions < evaluated.gallery_size, positions, -1)
@@ -156,7 +162,7 @@ class Scorer:
         values = row_metrics(draws, truth, as_units(batch.text_embed), as_units(unrelated), nearer)
         # a copy, since a view would keep all draws of all blocks
         first_draws = draws[: max(0, self._settings.distance_rows - chosen.start), 0].copy()
-        return BlockScores(task, values, first_draws)
+        return BlockScores(task, values, first_draws, draws.shape[1])
 
     @functools.lru_cache  # noqa: B019 - a worker has one scorer, for as long as it lives
     def _evaluated(self, split: Split) -> EvaluatedRows:
@@ -177,7 +183,7 @@ class Scorer:
             )
         return baselines(bank, self._settings.draws, self._settings.seed)
 
-    def _prior(self, weights: str) -> Prior:
+    def _prior(self, weights: Weights) -> Prior:
         assert self._load_prior is not None
         if weights not in self._priors:
             self._priors[weights] = self._load_prior(weights)
@@ -256,20 +262,15 @@ class ScorerMaker:
     embeddings: str
     read: ReadSettings
     settings: EvaluateSettings
-    prior: str
+    source: PriorSource
 
     def __call__(self) -> Scorer:
         """Open the embeddings and, when asked for, the prior."""
         torch.set_num_threads(self.settings.threads)
         dataset = EmbeddingDataset(self.embeddings, self.read)
-        if self.prior.endswith(".npy"):
-            return Scorer(dataset, self.settings, None, read_predictions(self.prior, dataset))
-        return Scorer(dataset, self.settings, self._load)
-
-    def _load(self, weights: Any) -> Prior:
-        from .load import load_prior
-
-        return load_prior(self.prior, self.settings.device, weights=weights)
+        if self.source.is_predictions:
+            return Scorer(dataset, self.settings, None, read_predictions(self.source.path, dataset))
+        return Scorer(dataset, self.settings, functools.partial(self.source.load, device=self.settings.device))
 
 
 def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:

@@ -2,50 +2,120 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from ..pipeline.config import ReadSettings
+from ..pipeline.config import ReadSettings, parse_settings
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.read import EmbeddingDataset
 from ..pipeline.shards import Manifest, differing_files, fingerprint, read_manifest, require_manifest
-from ..pipeline.storage import Store
-from .checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_folder
+from ..pipeline.storage import Store, open_location
+from .checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_config
 from .config import SampleSettings
 from .job import STAGE
-from .load import load_prior
+from .load import Weights, is_checkpoint, load_prior, read_config
+from .model import Prior, TrainedOn
+from .pth import find_pth
 from .training_folder import RECORD
 
 PREDICTIONS_SUFFIX = ".npy"
+Kind = Literal["prior, trained here", "prior", "checkpoint", "predictions"]
+TrainingRows = Literal["held out", "of other embeddings", "unknown"]
+SAID_OF_TRAINING_ROWS: dict[TrainingRows, str] = {
+    "of other embeddings": "It was trained on other embeddings: where images are in both, it may be evaluated on rows "
+    "that it was trained on.",
+    "unknown": "On which rows it was trained is not known: if these are among them, its scores are too good.",
+}
+"""What a reader must be told."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is evaluated, and on which splits of the rows."""
+class PriorSource:
+    """Where a prior is and how it is loaded, by the arguments of `load_prior`; or where predictions are."""
 
     path: str
-    read: ReadSettings
-    content: str
-    """Names what it holds: other content is another subject; empty of a training that has not ended."""
-    trained: Manifest | None = None
-    """Of a prior that was trained here."""
+    config: str | None = None
+    function_version: str | None = None
 
     @property
     def is_predictions(self) -> bool:
         return self.path.endswith(PREDICTIONS_SUFFIX)
 
     @property
-    def parameters(self) -> float:
-        """Of the network, by the size of its file; 0 where there is none."""
-        return 0 if self.is_predictions else (Store(self.path).size(WEIGHTS_NAME) or 0) / 4
+    def is_checkpoint(self) -> bool:
+        """Whether it is one of DALLE2-pytorch's; SettingsError if the options do not belong to what it is."""
+        return is_checkpoint(self.path, config=self.config, function_version=self.function_version)
+
+    def load(self, weights: Weights = "ema", device: str = "cpu") -> Prior:
+        """The prior, with weights of that name."""
+        return load_prior(
+            self.path, device, config=self.config, weights=weights, function_version=self.function_version
+        )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and on which splits of the rows."""
+
+    source: PriorSource
+    kind: Kind
+    read: ReadSettings
+    content: str
+    """Names what it holds: other content is another subject; empty of a training that has not ended."""
+    trained_on: TrainedOn | None = None
+    """Its training rows; None where they are not known."""
+    trained: Manifest | None = None
+    """Of a prior that was trained here."""
+
+    @property
+    def is_predictions(self) -> bool:
+        return self.source.is_predictions
+
+    def parameters(self, weights: Weights) -> float:
+        """Of the network of a prior; of a folder by the size of its file."""
+        if self.kind == "checkpoint":  # which holds its weights several times
+            return sum(value.numel() for value in self.source.load(weights).network.parameters())
+        return (Store(self.source.path).size(WEIGHTS_NAME) or 0) / 4
 
     def require_finished(self) -> None:
         """InputError if its training has not ended."""
         if not self.content:
             raise InputError("the prior's training has not ended; run `priorkit train` again, it goes on where it was")
 
-    def check(self, dataset: EmbeddingDataset, samples: Sequence[SampleSettings], weights: Sequence[str]) -> None:
+    def training_rows(self, dataset: EmbeddingDataset) -> TrainingRows:
+        """What is known of its training rows among those that it is evaluated on.
+
+        Raises:
+            SettingsError: the dataset's splits would mix the rows that it was trained on with others.
+        """
+        if self.trained_on is None:
+            return "unknown"
+        if self.trained_on.embeddings != dataset.content_fingerprint:
+            return "of other embeddings"
+        own = _read_settings(self.trained_on, self.source.path)
+        if dataset.settings.splits() != own.splits():
+            raise SettingsError(
+                f"read={dataset.settings.splits()}: {self.source.path} was trained with {own.splits()}; other splits "
+                "would mix in rows that it was trained on; use the same"
+            )
+        return "held out"
+
+    def described(self, dataset: EmbeddingDataset) -> dict[str, Any]:
+        """As `metrics.json` has it."""
+        source = self.source
+        loaded = {"config": source.config, "function_version": source.function_version}
+        return {
+            "path": source.path,
+            "kind": self.kind,
+            **(loaded if self.kind == "checkpoint" else {}),
+            "content": self.content,
+            "training_rows": self.training_rows(dataset),
+        }
+
+    def check(self, dataset: EmbeddingDataset, samples: Sequence[SampleSettings], weights: Sequence[Weights]) -> None:
         """Check, before any work, that it is whole, fits the embeddings, and can be drawn from in all these ways.
 
         Raises:
@@ -54,56 +124,71 @@ class Subject:
         """
         if self.is_predictions:
             return
-        if self.trained is not None and (bad := differing_files(Store(self.path), self.trained.shards[RECORD])):
-            raise InputError(f"{self.path}/{bad[0]} differs from what was trained; restore it, or train again")
-        prior = load_folder(self.path)
+        path = self.source.path
+        if self.trained is not None and (bad := differing_files(Store(path), self.trained.shards[RECORD])):
+            raise InputError(f"{path}/{bad[0]} differs from what was trained; restore it, or train again")
+        for name in weights:
+            prior = self.source.load(name)
         config = prior.config
         for sample in samples:
             prior.check(sample)
-        for name in ("online", "best"):
-            if name in weights:
-                load_prior(self.path, weights=name)
         if config.embed_dim != dataset.embed_dim:
             raise InputError(
-                f"{dataset.store.url} holds embeddings of {dataset.embed_dim}, {self.path} predicts {config.embed_dim}"
+                f"{dataset.store.url} holds embeddings of {dataset.embed_dim}, {path} predicts {config.embed_dim}"
+            )
+        if prior.token_states_used and dataset.token_width != config.token_width:
+            stored = "no token states" if dataset.token_width is None else f"token states of {dataset.token_width}"
+            raise InputError(
+                f"{dataset.store.url} stores {stored}, {path} takes those of {config.token_width}; embed with "
+                "token_states: true and the CLIP that it was trained with"
             )
         wanted, there = config.clip.get("weights_sha256"), dataset.clip_if_known.get("weights_sha256")
         if wanted is not None and there is not None and wanted != there:
             raise InputError(f"{dataset.store.url} was embedded by another CLIP than the prior was trained with")
 
 
-def find_subject(path: str, read: ReadSettings | None) -> Subject:
-    """Find what is at `path`, without loading it.
+def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
+    """Find what is at a place, without loading it.
+
+    Args:
+        read: how rows are split; None for the way of its training, where that is known.
 
     Raises:
         InputError: nothing is there that could be evaluated.
-        SettingsError: `read` would mix the rows that it was trained on with others.
+        SettingsError: an option is missing, or of no meaning for what is there.
     """
+    path = source.path
+    if source.is_checkpoint:
+        assert source.config is not None
+        loaded = [_sha256(*find_pth(path), path), read_config(source.config), source.function_version]
+        return Subject(source, "checkpoint", read or ReadSettings(), fingerprint(loaded))
+    if source.is_predictions:
+        return Subject(source, "predictions", read or ReadSettings(), _sha256(*open_location(path), path))
     store = Store(path)
-    if path.endswith(PREDICTIONS_SUFFIX):
-        return Subject(path, read or ReadSettings(), _hash([path], path))
     if read_manifest(store) is None and store.size(CONFIG_NAME) is not None:
-        names = [store.path(name) for name in (CONFIG_NAME, WEIGHTS_NAME)]
-        return Subject(path, read or ReadSettings(), _hash(names, path))
-    trained = require_manifest(store, STAGE)
-    own = ReadSettings(**trained.settings["read"])
-    if read is not None and read.splits() != own.splits():
-        raise SettingsError(
-            f"read={read.splits()}: {path} was trained with {own.splits()}; other splits would mix in rows that "
-            "it was trained on; use the same"
-        )
-    content = fingerprint(trained.shards[RECORD].content()) if RECORD in trained.shards else ""
-    return Subject(path, own, content, trained)
+        known = load_config(store).trained_on
+        files = {name: _sha256(store.fs, store.path(name), path) for name in (CONFIG_NAME, WEIGHTS_NAME)}
+        kind: Kind = "prior"
+        trained = None
+    else:
+        trained, kind = require_manifest(store, STAGE), "prior, trained here"
+        known = TrainedOn(embeddings=trained.settings["embeddings"]["sha256"], read=trained.settings["read"])
+        record = trained.shards.get(RECORD)
+        files = {} if record is None else {name: record.files[name].sha256 for name in (CONFIG_NAME, WEIGHTS_NAME)}
+    chosen = read or (ReadSettings() if known is None else _read_settings(known, path))
+    return Subject(source, kind, chosen, fingerprint(files) if files else "", known, trained)
 
 
-def _hash(names: list[str], path: str) -> str:
+def _read_settings(trained_on: TrainedOn, path: str) -> ReadSettings:
+    return parse_settings(ReadSettings, trained_on.read, f"{path}: what it was trained on")
+
+
+def _sha256(fs: Any, location: str, path: str) -> str:
     digest = hashlib.sha256()
-    for name in names:
-        folder, _, file_name = name.rpartition("/")
-        try:
-            with Store(folder or ".").open(file_name) as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise InputError(f"{path}: {name} cannot be read ({error})") from error
+    try:
+        with fs.open(location, "rb") as file:
+            for block in iter(functools.partial(file.read, 1 << 20), b""):
+                digest.update(block)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
     return digest.hexdigest()

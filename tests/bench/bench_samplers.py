@@ -35,10 +35,8 @@ def measure(results: list[dict[str, Any]], folder: str, dtype: str, settings: Ev
             values = {
                 name: np.concatenate([block[name] for block in blocks]) for name in ("energy_score", "cosine_to_image")
             }
-            scores = {
-                name: dataclasses.asdict(estimate)
-                for name, estimate in mean_intervals(values, settings.bootstrap_samples, settings.seed).items()
-            }
+            means = mean_intervals(values, rows.groups, settings.bootstrap_samples, settings.seed)
+            scores = {name: dataclasses.asdict(estimate) for name, estimate in means.items()}
             harness.report(
                 results, sampler=sampler, steps=steps, dtype=dtype, rows=len(rows.rows), draws=settings.draws, **scores
             )

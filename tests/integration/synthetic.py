@@ -30,6 +30,7 @@ def write_embeddings(
     rows: int = 480,
     *,
     token_states: bool = False,
+    captions: int = 1,
     seed: int = 0,
     clip: str = "synthetic",
     damage: Callable[[np.ndarray], None] | None = None,
@@ -37,13 +38,14 @@ def write_embeddings(
     """A folder as `embed` writes it, in 3 shards: image = rotation of text + noise, which token states give away.
 
     Args:
+        captions: so many rows in a row are of one image.
         damage: changes the image embeddings `[rows, D]` before they are written.
     """
     rotation = np.linalg.qr(np.random.default_rng(1234).standard_normal((D, D)))[0]  # the same for every seed
     random = np.random.default_rng(seed)
     text = unit(random.standard_normal((rows, D)))
     noise = random.standard_normal((rows, D)) * SPREAD / np.sqrt(D)
-    image = unit(text @ rotation + noise)
+    image = unit(text @ rotation + noise)[np.arange(rows) // captions * captions]
     if damage is not None:
         damage(image)
     lengths = random.integers(1, T + 1, rows)
@@ -61,7 +63,7 @@ def write_embeddings(
             if token_states:
                 # the token state says what the noise was, in the first W coordinates
                 states = np.concatenate([np.tile(noise[row, :W] * 4, (lengths[row], 1)) for row in part])
-            _write_shard(stage, index, part, image[part], text[part], states, lengths[part])
+            _write_shard(stage, index, part, part // captions, image[part], text[part], states, lengths[part])
         stage.finish()
     return folder
 
@@ -70,11 +72,13 @@ def _write_shard(
     stage: StageFolder,
     index: int,
     rows: np.ndarray,
+    images: np.ndarray,
     image: np.ndarray,
     text: np.ndarray,
     states: np.ndarray | None,
     lengths: np.ndarray,
 ) -> None:
+    """`images` numbers the image of each row."""
     name = embedding_shard_name(index)
     commit = ShardCommit(stage.store, name, input=f"input {index}", settings=stage.manifest.settings_fingerprint)
     arrays = {"img_emb": image.astype(np.float16), "text_emb": text.astype(np.float16)}
@@ -92,7 +96,7 @@ def _write_shard(
             "image_path": keys,
             "caption": [f"caption {row}" for row in rows],
             "key": keys,
-            "url": [f"http://example.com/{row}" for row in rows],
+            "url": [f"http://example.com/{image}" for image in images],
         }
     )
     with commit.create(f"metadata/metadata_{name}.parquet") as file:

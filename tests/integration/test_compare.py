@@ -25,11 +25,13 @@ READ = ReadSettings(validation_fraction=0.1, test_fraction=0.4)
 SETTINGS = EvaluateSettings(threads=1, draws=2, bootstrap_samples=200, device="cpu")
 
 
-def evaluated(folder: Path, embeddings: Path, spread: float, settings: EvaluateSettings = SETTINGS) -> str:
+def evaluated(
+    folder: Path, embeddings: Path, spread: float, settings: EvaluateSettings = SETTINGS, draws: int = 4
+) -> str:
     """An evaluation of predictions that are the truth with some noise."""
     dataset = EmbeddingDataset(str(embeddings), READ)
     truth = dataset.take(np.arange(dataset.count)).image_embed
-    noise = np.random.default_rng(0).standard_normal((len(truth), 4, truth.shape[1])).astype(np.float32)
+    noise = np.random.default_rng(0).standard_normal((len(truth), draws, truth.shape[1])).astype(np.float32)
     folder.mkdir()
     np.save(folder / "predictions.npy", truth[:, None] + spread * noise)
     evaluate(str(folder / "predictions.npy"), str(embeddings), str(folder / "evaluation"), settings, READ)
@@ -74,6 +76,26 @@ def test_differences_are_of_the_same_rows(runs: tuple[str, str]) -> None:
     assert distance.differences[0].value == pytest.approx(distance.values[1].value - distance.values[0].value)
 
 
+def test_differences_of_captions_of_one_image_are_one_image_to_intervals(tmp_path: Path) -> None:
+    embeddings = write_embeddings(tmp_path / "embeddings", rows=1000, captions=5)
+    runs = []
+    for number, spread in enumerate((0.1, 0.2)):
+        (tmp_path / f"{number}").mkdir()
+        dataset = EmbeddingDataset(str(embeddings), READ)
+        images = np.arange(dataset.count) // 5
+        noise = np.random.default_rng(0).standard_normal((images[-1] + 1, dataset.embed_dim))[images]
+        predictions = dataset.take(np.arange(dataset.count)).image_embed + spread * noise
+        np.save(tmp_path / f"{number}/predictions.npy", predictions.astype(np.float32))
+        runs.append(str(tmp_path / f"{number}/evaluation"))
+        evaluate(str(tmp_path / f"{number}/predictions.npy"), str(embeddings), runs[-1], SETTINGS, READ)
+    found = by_metric(compare(runs))["energy_score"].differences[0]
+    one, other = (
+        pq.read_table(f"{run}/{rows_name('test')}").column("given predictions/energy_score").to_numpy() for run in runs
+    )
+    error = (other - one).std() / np.sqrt(len(one) / 5)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.25)
+
+
 def test_a_run_does_not_differ_from_itself(runs: tuple[str, str]) -> None:
     for comparison in compare([runs[0], runs[0]]):
         assert comparison.differences[0].value == 0
@@ -101,6 +123,36 @@ def test_other_rows_of_the_same_number_are_compared_as_independent(runs: tuple[s
         found.values[1].value - found.values[1].low, found.values[0].high - found.values[0].value
     )
     assert found.differences[0].low == pytest.approx(low)
+    shown = CliRunner().invoke(app, ["compare", small, other]).stdout
+    assert "Other rows: differences are those of independent means" in " ".join(shown.split())
+
+
+def test_unlike_draws_of_what_is_compared_are_refused(runs: tuple[str, str], embeddings: Path, tmp_path: Path) -> None:
+    more = evaluated(tmp_path / "more", embeddings, 0.1, SETTINGS.model_copy(update={"draws": 3}), draws=3)
+    with pytest.raises(InputError, match=r"draws a caption differ .*: 4, .*: 3\); set evaluate\.draws alike"):
+        compare([runs[0], more])
+    with pytest.raises(InputError, match=r"draws a caption differ .*: 2, .*: 3\)"):
+        compare([runs[0], more], "linear-Gaussian")
+    assert compare([runs[0], more], "ridge regression")  # a point in both
+
+
+def test_other_images_in_a_gallery_of_the_same_size_are_refused(embeddings: Path, tmp_path: Path) -> None:
+    seeds = [
+        evaluated(tmp_path / f"{seed}", embeddings, 0.1, SETTINGS.model_copy(update={"seed": seed, "gallery_size": 50}))
+        for seed in (0, 1)
+    ]
+    with pytest.raises(InputError, match=r"galleries of the test split .*evaluate\.seed alike"):
+        compare(seeds)
+
+
+def test_embeddings_of_other_clips_are_refused(runs: tuple[str, str], tmp_path: Path) -> None:
+    other = write_embeddings(tmp_path / "embeddings", rows=400, clip="another")
+    with pytest.raises(InputError, match=r"embeddings are of other CLIPs .*evaluate on embeddings of one CLIP"):
+        compare([runs[0], evaluated(tmp_path / "other", other, 0.1)])
+    for folder in ("shards", "selections"):
+        shutil.rmtree(other / folder, ignore_errors=True)
+    (other / "manifest.json").unlink()  # of which nothing says the CLIP
+    assert compare([runs[0], evaluated(tmp_path / "foreign", other, 0.1)])
 
 
 @pytest.mark.parametrize(
@@ -109,7 +161,6 @@ def test_other_rows_of_the_same_number_are_compared_as_independent(runs: tuple[s
         ({"max_rows": 100}, r"rows of the test split differ .*: 100\), .*evaluate\.max_rows, or --limit, at most 100"),
         ({"gallery_size": 50}, r"gallery of the test split differ .*evaluate\.gallery_size at most 50"),
         ({"distance_rows": 60}, r"distance_rows of the test split differ .*evaluate\.distance_rows at most 60"),
-        ({"draws": 3}, r"draws a caption differ .*: 2, .*: 3\); set evaluate\.draws alike"),
         ({"splits": ("validation",)}, "no split in common; set evaluate.splits alike"),
     ],
 )

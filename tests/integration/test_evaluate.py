@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import torch
 from priorkit.pipeline.config import ComputeSettings, ReadSettings
 from priorkit.pipeline.errors import FolderError, InputError, SettingsError
 from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.shards import fingerprint
 from priorkit.prior import scoring
 from priorkit.prior.config import BASELINES, EvaluateSettings, SampleSettings
 from priorkit.prior.evaluate import Evaluation, compute_metrics, evaluate, plan_evaluate, read_metrics, rows_name
@@ -38,6 +41,10 @@ def found_in(metrics: dict[str, Any], name: str = "prior", split: str = "test") 
     """What is said of a predictor."""
     by_name: dict[str, dict[str, Any]] = {found["name"]: found for found in metrics["splits"][split]["predictors"]}
     return by_name[name]
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def computed(prior: Path, dataset: EmbeddingDataset, settings: EvaluateSettings = SETTINGS) -> Evaluation:
@@ -88,9 +95,14 @@ def test_the_prior_beats_blind_baselines_on_the_energy_score(metrics: dict[str, 
 def test_metrics_say_what_they_are_of(metrics: dict[str, Any], embeddings: Path) -> None:
     rows = len(EmbeddingDataset(str(embeddings), READ).rows("test"))
     assert 200 < rows < 300
-    assert (metrics["format_version"], metrics["draws"]) == (2, 8)
+    assert (metrics["seed"], metrics["read"]) == (0, {"validation_fraction": 0.05, "test_fraction": 0.25})
     test = metrics["splits"]["test"]
     assert (test["rows"], test["gallery"], test["distance_rows"]) == (rows, rows, rows)
+    assert test["real_against_real_rows"] == rows
+    points = ("text embedding", "mean shift", "ridge regression")
+    assert {found["name"]: found["draws"] for found in test["predictors"]} == {
+        name: 1 if name in points else 8 for name in PREDICTORS
+    }
     assert found_in(metrics)["sample"]["steps"] == 12
     assert [found["name"] for found in test["predictors"]] == list(PREDICTORS)
     for found in test["predictors"]:
@@ -133,37 +145,75 @@ def oracles(text: np.ndarray, known: np.ndarray) -> dict[str, np.ndarray]:
         "true conditional": drawn,
         "its mean": mean,
         "shuffled": np.roll(drawn, 1, axis=0),
-        "random image": known[random.integers(0, len(known), (len(text), 8))],
+        "random training image": known[random.integers(0, len(known), (len(text), 8))],
     }
 
 
-def test_oracles_are_ranked_as_they_must_be(embeddings: Path) -> None:
-    """The table of the documentation, under the very evaluator that priors get."""
+@pytest.fixture(scope="module")
+def of_oracles(embeddings: Path) -> dict[str, dict[str, Any]]:
+    """What the very evaluator that priors get finds of each."""
     dataset = EmbeddingDataset(str(embeddings), READ)
     everything = dataset.take(np.arange(dataset.count))
     known = everything.image_embed[dataset.rows("train")]
+    settings = SETTINGS.model_copy(update={"bootstrap_samples": 100, "baselines": ()})
     found = {}
     for name, predictions in oracles(everything.text_embed, known).items():
-        settings = SETTINGS.model_copy(update={"bootstrap_samples": 100})
-        made = compute_metrics(
-            dataset, settings, functools.partial(Scorer, dataset, settings, None, predictions), given=True
-        )
+        maker = functools.partial(Scorer, dataset, settings, None, predictions)
+        made = compute_metrics(dataset, settings, maker, given=True)
         found[name] = found_in(made.metrics, "given predictions")
-    score = {name: value["metrics"]["energy_score"] for name, value in found.items()}
-    for name in ("its mean", "shuffled", "random image"):
-        assert score["true conditional"]["high"] < score[name]["low"], name
-    assert max(score, key=lambda name: score[name]["value"]) in ("shuffled", "random image")
-    of = {name: {n: v["value"] for n, v in value["metrics"].items()} for name, value in found.items()}
+    found["floor"] = {"distances": made.metrics["splits"]["test"]["real_against_real"]}
+    return found
+
+
+def test_oracles_are_ranked_as_they_must_be(of_oracles: dict[str, dict[str, Any]], embeddings: Path) -> None:
+    score = {name: found["metrics"]["energy_score"] for name, found in of_oracles.items() if "metrics" in found}
+    order = ("true conditional", "its mean", "random training image", "shuffled")  # the last is sure of what is wrong
+    for better, worse in itertools.pairwise(order):
+        assert score[better]["high"] < score[worse]["low"], worse
+    of = {name: {n: v["value"] for n, v in of_oracles[name]["metrics"].items()} for name in score}
     assert of["its mean"]["cosine_to_image"] > of["true conditional"]["cosine_to_image"]
     assert of["its mean"]["recall_at_1"] >= of["true conditional"]["recall_at_1"]
     assert of["its mean"]["diversity"] == pytest.approx(0)
     assert of["true conditional"]["diversity"] > 0.1
-    rows = len(dataset.rows("test"))
-    for name in ("shuffled", "random image"):
+    rows = len(EmbeddingDataset(str(embeddings), READ).rows("test"))
+    for name in ("shuffled", "random training image"):
         assert of[name]["recall_at_10"] == pytest.approx(10 / rows, abs=0.04)
-    for name in ("true conditional", "shuffled", "random image"):
-        low = found[name]["distances"]["energy_distance"]["low"]
-        assert low < 0.01, name
+    floor = of_oracles["floor"]["distances"]
+    for name in ("true conditional", "shuffled", "random training image"):
+        for distance in ("frechet_distance", "energy_distance"):
+            assert of_oracles[name]["distances"][distance]["low"] < floor[distance]["high"], (name, distance)
+
+
+SHOWN = ("energy_score", "cosine_to_image", "recall_at_1", "diversity")
+
+
+def test_the_table_of_oracles_in_the_documentation_is_what_is_found(of_oracles: dict[str, dict[str, Any]]) -> None:
+    text = (Path(__file__).parents[2] / "docs/pages/evaluation.md").read_text()
+    for name, found in of_oracles.items():
+        line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        shown = [float(cell.replace("*", "")) for cell in line.split("|")[2:-1] if cell.strip()]
+        values = [found["metrics"][metric]["value"] for metric in SHOWN if "metrics" in found]
+        values += [found["distances"][distance]["value"] for distance in ("frechet_distance", "energy_distance")]
+        assert shown == pytest.approx(values, abs=0.002), name
+
+
+def test_captions_of_one_image_are_one_image_to_intervals(tmp_path: Path) -> None:
+    """Five captions of an image tell less than five images: intervals are as wide as its rows are alike."""
+    embeddings = write_embeddings(tmp_path / "embeddings", rows=1000, captions=5)
+    dataset = EmbeddingDataset(str(embeddings), READ)
+    predictions = dataset.take(np.arange(dataset.count) // 5 * 5).text_embed  # the same for all captions of an image
+    settings = SETTINGS.model_copy(update={"baselines": ()})
+    made = compute_metrics(
+        dataset, settings, functools.partial(Scorer, dataset, settings, None, predictions), given=True
+    )
+    table = made.rows["test"]
+    images = {row // 5 for row in EmbeddingDataset(str(embeddings), READ).rows("test").tolist()}
+    assert len(set(table.column("group_id").to_pylist())) == len(images) > 40
+    assert table.num_rows == 5 * len(images)
+    score = table.column("given predictions/energy_score").to_numpy()
+    found = found_in(made.metrics, "given predictions")["metrics"]["energy_score"]
+    error = score.std() / np.sqrt(len(images))
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.25)
 
 
 def test_broken_predictions_are_named_and_not_averaged(embeddings: Path) -> None:
@@ -260,6 +310,7 @@ def test_the_order_of_shards_changes_no_number(prior: Path, embeddings: Path, tm
     assert other.count == one.count
     assert not np.array_equal(other.row_ids, one.row_ids)
     assert_near(computed(prior, other, QUICK).metrics, computed(prior, one, QUICK).metrics)
+    assert other.content_fingerprint != one.content_fingerprint
 
 
 def test_the_size_of_blocks_changes_no_number(prior: Path, embeddings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +352,19 @@ def test_a_second_run_does_nothing_and_gives_the_same_file_anew(
     rows = metrics["splits"]["test"]["rows"]
     assert first.done_now == first.rows == rows
     assert calls[-1][0] == calls[-1][1] == rows
-    assert read_metrics(str(tmp_path / "one")) == metrics  # the split is the one of the training
+    found = read_metrics(str(tmp_path / "one"))
+    assert {name: found[name] for name in metrics} == metrics  # the split is the one of the training
+    dataset = EmbeddingDataset(str(embeddings), READ)
+    assert {name: value for name, value in found.items() if name not in metrics} == {
+        "format_version": 3,
+        "subject": {
+            "path": str(prior), "kind": "prior, trained here", "training_rows": "held out",
+            "content": fingerprint({name: sha256(prior / name) for name in ("config.json", "model.safetensors")}),
+        },
+        "embeddings": {
+            "path": str(embeddings), "content": dataset.content_fingerprint, "clip": fingerprint("synthetic"),
+        },
+    }  # fmt: skip
     second = evaluate(str(prior), str(embeddings), str(tmp_path / "one"), SETTINGS)
     assert (second.done_now, second.rows) == (0, rows)
     before = folder_bytes(tmp_path / "one")
@@ -332,7 +395,7 @@ def test_a_new_prior_or_other_settings_make_it_stale(prior: Path, embeddings: Pa
     assert found_in(first, "mean shift") == found_in(second, "mean shift")
     more = quick.model_copy(update={"draws": 3})
     assert evaluate(str(own), str(embeddings), folder, more).done_now == 40
-    assert read_metrics(folder)["draws"] == 3
+    assert found_in(read_metrics(folder))["draws"] == 3
     assert evaluate(str(own), str(embeddings), folder, more, limit=10).rows == 10
 
 
@@ -406,15 +469,20 @@ def test_a_prior_that_was_not_trained_here_is_evaluated_on_any_embeddings(
     other.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(prior / name, other / name)
-    evaluate(str(other), str(embeddings), str(tmp_path / "evaluation"), QUICK, READ)
+    evaluate(str(other), str(embeddings), str(tmp_path / "evaluation"), QUICK)
     evaluate(str(prior), str(embeddings), str(tmp_path / "same"), QUICK)
-    assert read_metrics(str(tmp_path / "evaluation")) == read_metrics(str(tmp_path / "same"))
+    found, same = (read_metrics(str(tmp_path / name)) for name in ("evaluation", "same"))
+    assert found["splits"] == same["splits"]
+    assert found["subject"] == {**same["subject"], "path": str(other), "kind": "prior"}
     foreign = tmp_path / "foreign"  # as of clip-retrieval: nothing says which CLIP
     foreign.mkdir()
     for kind in ("img_emb", "text_emb", "metadata"):
         shutil.copytree(embeddings / kind, foreign / kind)
     evaluate(str(other), str(foreign), str(tmp_path / "third"), QUICK, READ)
-    assert read_metrics(str(tmp_path / "third")) == read_metrics(str(tmp_path / "same"))
+    third = read_metrics(str(tmp_path / "third"))
+    assert third["splits"] == same["splits"]
+    assert third["subject"]["training_rows"] == "of other embeddings"
+    assert third["embeddings"]["clip"] is None
 
 
 def test_given_predictions_are_evaluated(embeddings: Path, tmp_path: Path) -> None:
@@ -423,7 +491,9 @@ def test_given_predictions_are_evaluated(embeddings: Path, tmp_path: Path) -> No
     path, folder = str(tmp_path / "predicted.npy"), str(tmp_path / "evaluation")
     evaluate(path, str(embeddings), folder, QUICK, READ)
     metrics = read_metrics(folder)
+    assert (metrics["subject"]["kind"], metrics["subject"]["training_rows"]) == ("predictions", "unknown")
     found, baseline = found_in(metrics, "given predictions"), found_in(metrics, "text embedding")
+    assert found["draws"] == 1
     assert {**found, "name": ""} == {**baseline, "name": ""}
     assert metrics["splits"]["test"]["losses"] == {}
     assert plan_evaluate(path, str(embeddings), folder, QUICK, READ).pending_units == 0

@@ -18,18 +18,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from priorkit.cli import app
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read import EmbeddingDataset
 from priorkit.prior import report_gallery
 from priorkit.prior.config import EvaluateSettings, SampleSettings
 from priorkit.prior.evaluate import evaluate
-from priorkit.prior.report import Written, write_report
+from priorkit.prior.load import convert, load_prior
+from priorkit.prior.predictors import PriorPredictor
+from priorkit.prior.report import Report, Written, write_report
 from priorkit.prior.train import train
 
 from .conftest import Workspace
-from .synthetic import SMALL_TRAIN, write_embeddings
+from .synthetic import SMALL_TRAIN, changed, write_embeddings
 
 READ = ReadSettings(validation_fraction=0.1, test_fraction=0.2)
 SETTINGS = EvaluateSettings.model_validate(
@@ -278,7 +282,8 @@ def test_given_predictions_have_a_report(embeddings: Path, images: Path, prior: 
     # the mean of the true conditional finds the true image where the raw text does not
     marked = [image for image in page.of("img") if image.get("class") == "marked"]
     assert len(marked) >= 6
-    with pytest.raises(InputError, match="is of predictions; name their"):
+    assert "On which rows it was trained is not known" in page.text["What was evaluated"]
+    with pytest.raises(InputError, match=r"prior is not what .*ev is of: that was .*given\.npy \(predictions, "):
         written(tmp_path / "report.html", tmp_path / "ev", prior, embeddings)
 
 
@@ -318,7 +323,10 @@ def test_what_does_not_belong_together_is_refused(
         ((target, evaluation, prior, other), "name the embeddings that were evaluated with --embeddings"),
         ((target, tmp_path / "none", prior, embeddings), "run that first"),
         ((target, prior, prior, embeddings), "was written by `priorkit train`"),
-        ((target, evaluation, tmp_path / "x.npy", embeddings), "cannot be read|is of a prior; name its folder"),
+        (
+            (target, evaluation, tmp_path / "x.npy", embeddings),
+            r"x\.npy is not what .*prior \(prior, trained here, ",
+        ),
         ((evaluation / "report.html", evaluation, prior, embeddings), "is inside .*whose files are recorded"),
         ((prior / "report.html", evaluation, prior, embeddings), "is inside"),
         ((tmp_path, evaluation, prior, embeddings), "is no name of a file"),
@@ -337,6 +345,81 @@ def test_what_does_not_belong_together_is_refused(
         written(target, damaged, prior, embeddings)
     assert not target.exists()
     assert sorted(path.name for path in tmp_path.glob("*tmp")) == []
+
+
+def test_the_prior_that_was_evaluated_is_found_and_another_is_refused(
+    prior: Path, embeddings: Path, evaluation: Path, images: Path, tmp_path: Path
+) -> None:
+    done = write_report(str(evaluation), images=str(images), output=str(tmp_path / "report.html"))
+    page = Page(tmp_path / "report.html")
+    assert len(done.missing) == 1
+    assert page.figures["Projection"] == 2
+    about = page.text["What was evaluated"].replace("\n", "")
+    for said in (f"evaluated{prior}", "kindprior, trained here", f"embeddings{embeddings}", "draws for each caption2"):
+        assert said in about
+    assert "On which rows" not in about
+    assert "drawsenergy score" in page.text["Metrics, test split"].replace("\n", "")
+    own = tmp_path / "own"
+    train(str(embeddings), str(own), changed(SMALL_TRAIN, seed=1), READ)
+    message = r"own is not what .* is of: that was .*prior .*name it with --prior, or run `priorkit evaluate` again"
+    with pytest.raises(InputError, match=message):
+        written(tmp_path / "other.html", evaluation, own, embeddings, images)
+    # one that was trained anew where it was, of which no part is drawn, even without embeddings
+    evaluate(str(own), str(embeddings), str(tmp_path / "ev"), SETTINGS)
+    train(str(embeddings), str(own), changed(SMALL_TRAIN, seed=2), READ, overwrite=True)
+    with pytest.raises(InputError, match="own is not what"):
+        write_report(str(tmp_path / "ev"), embeddings=str(tmp_path / "none"), output=str(tmp_path / "other.html"))
+    assert not (tmp_path / "other.html").exists()
+
+
+def test_a_checkpoint_has_a_report(embeddings: Path, images: Path, tmp_path: Path) -> None:
+    train(str(embeddings), str(tmp_path / "prior"), changed(SMALL_TRAIN, steps=5, network__width=16), READ)
+    pth, config = str(tmp_path / "prior.pth"), str(tmp_path / "prior.json")
+    convert(str(tmp_path / "prior"), pth)
+    evaluate(pth, str(embeddings), str(tmp_path / "ev"), SETTINGS, READ, config=config)
+    write_report(str(tmp_path / "ev"), images=str(images), output=str(tmp_path / "report.html"))
+    page = Page(tmp_path / "report.html")
+    assert page.figures["Projection"] == 2
+    assert "no prior was trained there" in page.text["Training"]
+    shutil.copy(pth, tmp_path / "moved.pth")
+    arguments = ["report", str(tmp_path / "ev"), "--prior", str(tmp_path / "moved.pth"), "--images", str(images)]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 1
+    assert "moved.pth: give config=" in refused.stderr
+    arguments += ["--config", config]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    for options in (arguments, [arguments[0], arguments[1]]):
+        assert "is not what" in CliRunner().invoke(app, [*options, "--function-version", "1.14.2"]).stderr
+
+
+def test_predictions_are_drawn_with_the_seed_of_the_evaluation(prior: Path, embeddings: Path, tmp_path: Path) -> None:
+    dataset = EmbeddingDataset(str(embeddings), READ)
+    rows = dataset.rows("test")[:4]
+    for seed in (0, 3):
+        settings = SETTINGS.model_copy(update={"seed": seed, "baselines": ()})
+        evaluate(str(prior), str(embeddings), str(tmp_path / f"ev{seed}"), settings)
+        made = Report(str(tmp_path / f"ev{seed}"), None, None, "none")
+        found, _ = made._predicted(dataset, rows, dataset.row_ids[rows])
+        predictor = PriorPredictor(load_prior(str(prior)), SampleSettings(steps=2), 1, seed)
+        expected = predictor(dataset.take(rows), dataset.row_ids[rows])[:, 0]
+        np.testing.assert_allclose(found, expected, atol=1e-6)  # type: ignore[arg-type]
+
+
+def test_a_floor_of_fewer_rows_says_so(embeddings: Path, images: Path, tmp_path: Path) -> None:
+    """Where there are fewer training rows than evaluated ones."""
+    read = ReadSettings(validation_fraction=0.0, test_fraction=0.8)
+    dataset = EmbeddingDataset(str(embeddings), read)
+    np.save(tmp_path / "given.npy", dataset.take(np.arange(dataset.count)).text_embed)
+    evaluate(str(tmp_path / "given.npy"), str(embeddings), str(tmp_path / "ev"), SETTINGS, read)
+    found = json.loads((tmp_path / "ev/metrics.json").read_text())["splits"]["test"]
+    train_rows = len(dataset.rows("train"))
+    assert found["distance_rows"] == len(dataset.rows("test")) > train_rows > 40
+    assert found["real_against_real_rows"] == train_rows
+    assert set(found["real_against_real"]) == {"energy_distance", "mmd"}
+    assert set(found["predictors"][0]["distances"]) == {"frechet_distance", "energy_distance", "mmd"}
+    write_report(str(tmp_path / "ev"), images=str(images), output=str(tmp_path / "report.html"))
+    text = Page(tmp_path / "report.html").text["Metrics, test split"]
+    assert f"There are {train_rows} training rows for the distances of real against real." in text
 
 
 def test_the_way_of_drawing_is_the_one_that_was_evaluated(

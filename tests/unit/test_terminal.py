@@ -65,9 +65,10 @@ def test_tables_hold_markup_and_long_text_whole(capsys: pytest.CaptureFixture[st
 def test_lines_and_errors_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.print_line("\x1b[2J[b]")
     terminal.print_error("a [b]bad[/b] value \x07" + "x" * 300)
+    terminal.print_warning("[i]\x1b")
     captured = capsys.readouterr()
     assert captured.out == "\\x1b[2J[b]\n"
-    assert captured.err == "error: a [b]bad[/b] value \\x07" + "x" * 300 + "\n"
+    assert captured.err == "error: a [b]bad[/b] value \\x07" + "x" * 300 + "\nwarning: [i]\\x1b\n"
 
 
 def test_json_is_ascii_and_parses(capsys: pytest.CaptureFixture[str]) -> None:

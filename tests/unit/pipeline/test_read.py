@@ -39,6 +39,18 @@ def test_rows_are_numbered_by_shard_and_position(write_embeddings: WriteEmbeddin
     assert keys(dataset, np.arange(300)) == NAMES
 
 
+def test_copies_and_captions_of_an_image_have_one_group_id(write_embeddings: WriteEmbeddings) -> None:
+    """By the hash of the image, wherever the row stands and whatever is beside it."""
+    names = [f"image{number % 40}, caption{number}" for number in range(120)]
+    by_image = {"sha256": lambda name: name.split(",")[0]}
+    dataset = read_embeddings(str(write_embeddings([names[:70], names[70:]], columns=by_image)))
+    ids = dict(zip(keys(dataset, np.arange(120)), dataset.group_ids.tolist(), strict=True))
+    assert len({(name.split(",")[0], group) for name, group in ids.items()}) == len(set(ids.values())) == 40
+    moved = read_embeddings(str(write_embeddings([names[::-1]], "moved", columns=by_image)))
+    assert dict(zip(keys(moved, np.arange(120)), moved.group_ids.tolist(), strict=True)) == ids
+    assert len(set(dataset.row_ids.tolist())) == 120
+
+
 def test_rows_are_read_in_the_order_asked_for_with_all_their_parts(
     write_embeddings: WriteEmbeddings,
     vector_of: Callable[[str, str], np.ndarray],

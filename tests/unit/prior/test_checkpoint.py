@@ -77,6 +77,7 @@ def test_a_prior_needs_no_pickle_and_describes_itself(saved: tuple[Path, PriorNe
     assert described["diffusion"]["prediction"] == "v"
     assert described["clip"] == config.clip
     assert described["format_version"] == 2
+    assert described["trained_on"] is None
     with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(network.state_dict())
 
@@ -208,6 +209,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda d: d["network"].update(num_timesteps=200), r"model\.safetensors.*missing \['to_time\.table\.weight'\]"),
         (lambda d: d["diffusion"].update(normaliser="whiten"), r"model\.safetensors.*missing \['mean', 'to_embed',"),
         (lambda d: d.update(clip="ViT"), r"config\.json.*clip"),
+        (lambda d: d.update(trained_on={"embeddings": "0"}), r"config\.json.*trained_on\.read: Field required"),
         (lambda d: d.update(format_version=1), r"config\.json has format version 1; this priorkit reads 2"),
         (lambda d: d.pop("format_version"), r"config\.json has format version None"),
     ],

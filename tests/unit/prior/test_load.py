@@ -220,7 +220,7 @@ def test_a_folder_without_checkpoints_has_no_online_weights(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"config": "a.json"}, r"config= belongs to checkpoints \(\.pth or \.pt\); .*prior is a folder"),
+        ({"config": "a.json"}, r"config= belongs to checkpoints \(\.pth or \.pt\); .*prior is none"),
         ({"function_version": "1.15.6"}, "function_version= belongs to checkpoints"),
         ({"clip": {"model": "ViT-B-32"}}, "clip= belongs to checkpoints"),
         ({"weights": "newest"}, "weights='newest': known are ema, online and best"),

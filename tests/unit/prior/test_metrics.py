@@ -20,13 +20,6 @@ def unit(values: np.ndarray) -> np.ndarray:
     return np.asarray(values / np.linalg.norm(values, axis=-1, keepdims=True))
 
 
-def pairs(seed: int, rows: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings and predictions of them, `[N, D]` each: alike row for row, and of another distribution."""
-    draw = random(seed)
-    real = draw.standard_normal((rows, size))
-    return unit(0.6 * real + draw.standard_normal((rows, size)) + 0.3), unit(real)
-
-
 def test_energy_score_is_its_definition() -> None:
     draws, truth = random(0).standard_normal((5, 4, 3)), random(1).standard_normal((5, 3))
     for row in range(5):
@@ -86,101 +79,81 @@ def test_copies_of_the_true_image_are_no_rivals() -> None:
     assert metrics.rank(unit(truth + 0.1), truth, gallery, np.array([2])) == 0
 
 
-def with_moments(seed: int, rows: int, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """A sample `[N, D]` that has just these moments."""
-    values = random(seed).standard_normal((rows, len(mean)))
-    values -= values.mean(axis=0)
-    values = values @ np.linalg.inv(np.linalg.cholesky(np.cov(values.T))).T
-    return np.asarray(mean + values @ np.linalg.cholesky(covariance).T)
-
-
-def test_frechet_distance_of_gaussians_is_the_analytic_one() -> None:
-    """Of covariances that commute, |m - m'|^2 plus the squared differences of the roots of their eigenvalues."""
-    basis = np.linalg.qr(random(0).standard_normal((6, 6)))[0]
-    first, second = np.array([0.1, 0.5, 1, 2, 3, 4]), np.array([0.2, 0.4, 1, 3, 1, 5])
-    mean = random(1).standard_normal(6)
-    found = with_moments(2, 100, mean, basis * first @ basis.T)
-    real = with_moments(3, 100, 3 * mean + 100, basis * second @ basis.T)
-    expected = np.square(2 * mean + 100).sum() + np.square(np.sqrt(first) - np.sqrt(second)).sum()
-    estimate = metrics.set_distances(found, real)["frechet_distance"]
-    assert estimate.value == pytest.approx(expected, rel=1e-9)
-
-
-def test_frechet_distance_where_covariances_do_not_commute() -> None:
-    """Against the root by another way: eigenvalues of the product of the covariances."""
-    found, real = pairs(0, 80, 5)
-    a, b = np.cov(found.T), np.cov(real.T)
-    root = np.sqrt(np.linalg.eigvals(a @ b).real).sum()
-    expected = np.square(found.mean(0) - real.mean(0)).sum() + np.trace(a) + np.trace(b) - 2 * root
-    assert metrics.set_distances(found, real)["frechet_distance"].value == pytest.approx(expected, abs=1e-9)
-
-
-def brute_force(found: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    """Energy distance and MMD by their sums over pairs of different rows."""
-    rows = range(len(found))
-    scale = np.median([np.linalg.norm(real[i] - real[j]) for i, j in itertools.combinations(rows, 2)])
-
-    def mean(kernel: str, a: np.ndarray, b: np.ndarray) -> float:
-        distances = np.array([np.linalg.norm(a[i] - b[j]) for i, j in itertools.permutations(rows, 2)])
-        values = -distances if kernel == "energy_distance" else np.exp(-(distances**2) / (2 * scale**2))
-        return float(values.mean())
-
-    return {
-        kernel: mean(kernel, found, found) + mean(kernel, real, real) - 2 * mean(kernel, found, real)
-        for kernel in ("energy_distance", "mmd")
-    }
-
-
-def test_distances_are_their_sums_over_pairs() -> None:
-    found, real = pairs(0, 47, 4)
-    expected = brute_force(found, real)
-    estimates = metrics.set_distances(found, real)
-    for name, value in expected.items():
-        assert estimates[name].value == pytest.approx(value, abs=1e-12)
-
-
-def test_intervals_are_of_values_without_each_group() -> None:
-    found, real = pairs(0, 60, 4)
-    estimates = metrics.set_distances(found, real)
-    scores = []
-    for group in range(metrics.GROUPS):
-        kept = np.arange(60) % metrics.GROUPS != group
-        scores.append(brute_force(found[kept], real[kept])["energy_distance"])
-    error = np.sqrt(np.var(scores) * (metrics.GROUPS - 1))
-    estimate = estimates["energy_distance"]
-    assert (estimate.high - estimate.low) / 2 == pytest.approx(2.0930 * error, rel=1e-9)
-    assert (estimate.high + estimate.low) / 2 == pytest.approx(estimate.value)
-
-
-def test_the_same_set_is_at_no_distance() -> None:
-    real = pairs(0, 200, 4)[1]
-    assert metrics.set_distances(real, real)["frechet_distance"].value == pytest.approx(0, abs=1e-6)
-    for name in ("energy_distance", "mmd"):
-        estimate = metrics.set_distances(random(5).permutation(real), real)[name]
-        assert estimate.low < 0 < estimate.high + 0.05
-
-
 def coverage(estimates: list[Estimate], truth: float) -> int:
+    """How many intervals hold the truth."""
     return sum(estimate.low <= truth <= estimate.high for estimate in estimates)
 
 
+def interval(values: np.ndarray, groups: np.ndarray | None = None, name: str = "x", **options: bool) -> Estimate:
+    groups = np.arange(len(values)) if groups is None else groups
+    return metrics.mean_intervals({name: values}, groups, 1000, 1, **options)[name]
+
+
 def test_row_mean_intervals_hold_the_truth() -> None:
-    simulations = [
-        metrics.mean_intervals({"x": random(seed).exponential(size=200)}, 300, 1000 + seed)["x"] for seed in range(100)
-    ]
+    simulations = [interval(random(seed).exponential(size=200)) for seed in range(100)]
     assert 90 <= coverage(simulations, 1.0) <= 99
+
+
+@pytest.mark.parametrize("captions", [2, 5, 20])
+def test_intervals_hold_the_truth_where_rows_are_captions_of_one_image(captions: int) -> None:
+    """Rows of an image have much in common; images have from one caption to twice as many as the mean."""
+    simulations = []
+    for seed in range(100):
+        draw = random(seed)
+        groups = np.repeat(np.arange(100), draw.integers(1, 2 * captions, 100))
+        simulations.append(interval(draw.standard_normal(100)[groups] + draw.standard_normal(len(groups)) / 2, groups))
+    assert 90 <= coverage(simulations, 0.0) <= 99
+
+
+def test_groups_are_resampled_whole() -> None:
+    """So copies of all rows of each group add nothing that is known; and the names of groups are of no matter."""
+    values, groups = random(0).standard_normal(60), np.repeat(np.arange(20), 3)
+    once = interval(values, groups)
+    copied = interval(np.tile(values, 4), np.tile(groups, 4))
+    assert (copied.value, copied.low, copied.high) == pytest.approx((once.value, once.low, once.high))
+    assert interval(values).high - interval(values).low < once.high - once.low + 1
+    assert interval(values, groups + 7) == once
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.001, 1000), (0.01, 300), (0.5, 200), (0.97, 150), (0.999, 2000)])
+def test_intervals_of_recalls_hold_the_truth_near_their_ends(share: float, rows: int) -> None:
+    simulations = [
+        interval((random(seed).random(rows) < share).astype(float), name="recall_at_1") for seed in range(200)
+    ]
+    assert coverage(simulations, share) >= 180
+    assert all(0 <= one.low <= one.value <= one.high <= 1 for one in simulations)
+
+
+def test_intervals_of_recalls_hold_the_truth_where_rows_are_captions_of_one_image() -> None:
+    groups = np.repeat(np.arange(80), 5)
+    simulations = [
+        interval((random(seed).random(80) < 0.3)[groups].astype(float), groups, "recall_at_1") for seed in range(100)
+    ]
+    assert 90 <= coverage(simulations, 0.3) <= 99
+
+
+def test_the_interval_of_a_share_is_agresti_and_coulls() -> None:
+    """(successes + 2) / (n + 4) and the normal reach around it."""
+    found = interval(np.repeat([1.0, 0.0], [12, 88]), name="recall_at_1")
+    middle = 14 / 104
+    reach = 1.96 * math.sqrt(middle * (1 - middle) / 104)
+    assert (found.value, found.low, found.high) == pytest.approx((0.12, middle - reach, middle + reach), rel=1e-9)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.02, 0.01), (0.5, 0.6), (0.005, 0.005)])
+def test_intervals_of_differences_of_recalls_hold_the_truth(first: float, second: float) -> None:
+    """Of the same rows, as two evaluations are."""
+    simulations = []
+    for seed in range(200):
+        hard = random(seed).random(300)  # for both
+        difference = (hard < first).astype(float) - (hard < second)
+        simulations.append(interval(difference, name="recall_at_1", of_differences=True))
+    assert coverage(simulations, first - second) >= 180
+    assert all(one.low <= one.value <= one.high for one in simulations)
 
 
 def test_row_mean_intervals_are_of_the_whole_row() -> None:
     values = random(0).standard_normal(300)
-    both = metrics.mean_intervals({"a": values, "b": 3 - 2 * values}, 200, 0)
+    both = metrics.mean_intervals({"a": values, "b": 3 - 2 * values}, np.arange(300), 200, 0)
     assert both["b"].value == pytest.approx(3 - 2 * both["a"].value)
     assert both["b"].low == pytest.approx(3 - 2 * both["a"].high)
-
-
-def test_intervals_of_distances_hold_the_truth() -> None:
-    """The truth is the mean over many sets of this size: Frechet distance is quoted for its size."""
-    estimates = [metrics.set_distances(*pairs(seed, 200, 4)) for seed in range(200)]
-    for name in ("frechet_distance", "energy_distance", "mmd"):
-        truth = float(np.mean([estimate[name].value for estimate in estimates]))
-        assert 90 <= coverage([estimate[name] for estimate in estimates[:100]], truth) <= 99, name

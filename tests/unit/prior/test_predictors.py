@@ -87,6 +87,43 @@ def test_linear_gaussian_has_the_mean_and_the_covariance_of_the_rows(monkeypatch
         np.testing.assert_allclose(np.cov(row.T), 0.25 * np.eye(D), atol=0.03)
 
 
+@pytest.mark.parametrize("rows", [8, 40, 400])
+def test_the_regression_s_own_variance_is_that_of_a_gaussian_process(rows: int) -> None:
+    """The same model without weights: linear in the text with normal weights, and a constant of any size."""
+    bank = make_bank(rows, noise=3.0)
+    regression = Ridge(bank)
+    text, new = bank.text.astype(np.float64), 2 * np.random.default_rng(1).standard_normal((5, D))
+    centred = text - text.mean(axis=0)
+    strength = regression.penalty * np.trace(centred.T @ centred) / D
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.asarray((a - text.mean(axis=0)) @ (b - text.mean(axis=0)).T / strength + 1e6)
+
+    across = kernel(text, new)
+    left = kernel(new, new) - across.T @ np.linalg.solve(kernel(text, text) + np.eye(rows), across)
+    np.testing.assert_allclose(regression.own_variance(new), np.diag(left), rtol=1e-3)
+
+
+def test_linear_gaussian_is_as_unsure_as_it_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 20 rows the regression itself errs: over many problems draws are as far from their mean as the truth."""
+    monkeypatch.setattr(predictors, "_unit", lambda values: values)
+    random = np.random.default_rng(0)
+    claimed, wrong = [], []
+    for problem in range(800):
+        weights = random.standard_normal((D, D))
+        text = random.standard_normal((29, D))
+        image = text @ weights + 0.5 * random.standard_normal((29, D))
+        bank = Bank(text[:20].astype(np.float32), image[:20].astype(np.float32))
+        rows: Any = SimpleNamespace(text_embed=text[20:].astype(np.float32))
+        regression = Ridge(bank)
+        mean = regression.predict(text[20:])
+        drawn = LinearGaussian(regression, bank, 8, seed=problem)(rows, IDS)
+        claimed.append(np.square(drawn - mean[:, None]).sum(axis=-1).mean())
+        wrong.append(np.square(image[20:] - mean).sum(axis=-1).mean())
+    assert np.mean(wrong) > 1.3 * D * 0.25  # by much more than the noise of an image
+    assert np.mean(claimed) == pytest.approx(np.mean(wrong), rel=0.04)
+
+
 def test_nearest_neighbours_are_images_of_the_nearest_captions() -> None:
     found = predictors.baselines(BANK, K, seed=0)["nearest neighbour"](batch(), IDS)
     order = np.argsort(-batch().text_embed @ BANK.text.T, axis=-1)[:, :K]
