@@ -94,6 +94,7 @@ class BatchStream:
                     window.fill(batch, share.places, reader)
                     unfinished = batch if share.end > window.end else None
                     if unfinished is None:
+                        reader.require_sound(batch)
                         yield batch
                 begun.popleft()
                 free.append(window.close())

@@ -261,7 +261,7 @@ def _require_like(url: str, name: str, header: FileHeader, first_name: str, firs
     """InputError unless a file has the type, or the columns of keys, of the first of its kind."""
     if header.layout is not None and first.layout is not None and header.layout.dtype != first.layout.dtype:
         raise InputError(
-            f"{url}/{name} is of {header.layout.dtype}, {first_name} of {first.layout.dtype}; save all files of one "
+            f"{url}/{name} is of {header.layout.dtype}, {first_name} is of {first.layout.dtype}; save all files of one "
             "kind in one type"
         )
     for column in _KEY_COLUMNS:

@@ -109,7 +109,8 @@ def inspect_foreign_embeddings(store: Store, names: list[str], progress: Progres
         return None
     kinds = {kind for files in groups.values() for kind in files}
     for kind in sorted({*WORDS, "metadata"} - kinds):
-        found.note(f"the folder has no {kind}: it can be inspected, but reading it for a prior needs all three")
+        needs = "text embeddings computed while training" if kind == "text_emb" else f"files of {kind}"
+        found.note(f"the folder has no {kind}: it can be inspected, but a prior needs {needs}")
     shards = []
     for files in groups.values():
         for fault in missing_kinds(files, sorted(kinds), store.url):

@@ -20,7 +20,7 @@ from .config import ReadSettings
 from .embedding_shards import EmbeddingShard, find_shards
 from .errors import InputError
 from .selection import Blocks, Visits, find_shared_groups, identify_groups, identify_rows, kept_rows, select_splits
-from .shards import Manifest, fingerprint, read_manifest, require_manifest
+from .shards import Manifest, fingerprint, read_manifest, require_stage
 from .storage import TEMPORARY_SUFFIX, Store
 
 Split = Literal["train", "validation", "test"]
@@ -62,12 +62,13 @@ class EmbeddingDataset:
         self.token_width: int | None = None
         """Width of the stored token states; None where none are stored."""
         self._about: dict[str, Any] = {}
-        found = find_shards(self.store) if read_manifest(self.store) is None else None
+        manifest = read_manifest(self.store)
+        found = find_shards(self.store) if manifest is None else None
         if found is not None:
             self.shards, self.embed_dim = found.shards, found.embed_dim
             self.content_fingerprint = found.fingerprint
         else:
-            self._open_recorded(require_manifest(self.store, "embed"))
+            self._open_recorded(require_stage(self.store, manifest, "embed"))
         self.shard_starts = np.cumsum([0] + [shard.rows for shard in self.shards])
         """`[shards + 1]`: row number of the first row of each shard."""
         self.count = int(self.shard_starts[-1])

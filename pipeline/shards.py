@@ -164,7 +164,11 @@ def _read_records(store: Store) -> dict[str, ShardRecord]:
 
 def require_manifest(store: Store, stage: str) -> Manifest:
     """The manifest of a folder that `stage` wrote; InputError says what is there instead and what to run."""
-    manifest = read_manifest(store)
+    return require_stage(store, read_manifest(store), stage)
+
+
+def require_stage(store: Store, manifest: Manifest | None, stage: str) -> Manifest:
+    """As `require_manifest`, of a folder whose manifest has been read, or that has none."""
     if manifest is None:
         raise InputError(f"{store.url} holds no result of `priorkit {stage}`; run that first or name another folder")
     if manifest.stage != stage:

@@ -1,4 +1,4 @@
-"""The rows of one shuffle window in memory: read by blocks in threads, checked, and put into batches."""
+"""The rows of one shuffle window in memory: read by blocks in threads, put into batches, and checked there."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .state_ranges import StateRanges
 
 UNIT_TOLERANCE = 2e-3
 """How far from 1 the norm of a stored float16 unit vector may be: its rounding is at most 5e-4."""
-_NORM_VALUES = 1 << 15
-"""Values whose norms are computed at once: they stay in the cache, and torch needs no threads for so few."""
+_NORM_VALUES = (1 << 15) - 1
+"""Values whose norms are computed at once: so few that torch does not wake its threads, which training needs."""
 _NAMED_ROWS = 5
 
 
@@ -82,7 +82,6 @@ class Buffers:
         rows = min(dataset.count, dataset.settings.shuffle_window + dataset.settings.block_rows - 1)
         layouts = {kind: dataset.shards[0].layout(kind) for kind in columns.embeds}
         self.embeds = {kind: np.empty((rows, *layout.row_shape), layout.dtype) for kind, layout in layouts.items()}
-        self.sound = np.empty(rows, bool)
 
 
 class BlockReader:
@@ -100,10 +99,8 @@ class BlockReader:
         index = int(np.searchsorted(self.dataset.shard_starts, start, side="right")) - 1
         shard, first = self.dataset.shards[index], start - int(self.dataset.shard_starts[index])
         here = slice(part.slot, part.slot + end - start)
-        buffers.sound[here] = True
         for kind, rows in buffers.embeds.items():
             shard.read_into(kind, first, rows[here])
-            buffers.sound[here] &= _are_unit_vectors(rows[here])
         if self.columns.max_text_len:
             part.states = StateRanges(shard, first, end - start)
         if self._captions is not None:
@@ -127,9 +124,15 @@ class BlockReader:
             global_rows=share.global_rows,
         )
 
-    def require_sound(self, rows: np.ndarray, sound: np.ndarray) -> None:
-        """InputError that names those rows that are not sound, if any."""
-        bad = rows[~sound]
+    def require_sound(self, batch: TrainBatch) -> None:
+        """InputError that names those rows of a batch that are not sound, if any."""
+        sound = np.ones(len(batch.rows), bool)
+        for embeds in (batch.image_embed, batch.text_embed):
+            if embeds is not None and len(embeds):
+                sound &= _are_unit_vectors(embeds)
+        if batch.token_states is not None:
+            sound &= np.isfinite(batch.token_states).all(axis=(1, 2))
+        bad = batch.rows[~sound]
         if not len(bad):
             return
         named = bad[:_NAMED_ROWS]
@@ -147,7 +150,7 @@ class BlockReader:
 
 def _are_unit_vectors(embeds: np.ndarray) -> np.ndarray:
     """Whether each row `[n, D]` has norm 1, as far as its type can tell; NaN and infinity have none."""
-    step = max(1, _NORM_VALUES // embeds.shape[1] - 1)
+    step = max(1, _NORM_VALUES // embeds.shape[1])
     parts = [torch.from_numpy(embeds[at : at + step]) for at in range(0, len(embeds), step)]
     norms = torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts])
     return np.asarray(((norms - 1).abs() <= UNIT_TOLERANCE).numpy())
@@ -207,7 +210,6 @@ class Window:
             return
         slots = self._slots[places[mine] - self.start]
         batch.rows[mine] = self._rows[places[mine] - self.start]
-        reader.require_sound(batch.rows[mine], self.buffers.sound[slots])
         whole = len(mine) == len(places)
         for kind, target in (("img_emb", batch.image_embed), ("text_emb", batch.text_embed)):
             if target is None:
@@ -224,8 +226,6 @@ class Window:
                 part.states.fill(slot - part.slot, states[at])
             if captions is not None and part.captions is not None:
                 captions[at] = part.captions[slot - part.slot].as_py()
-        if states is not None:
-            reader.require_sound(batch.rows[mine], np.isfinite(states[mine]).all(axis=(1, 2)))
 
     def close(self) -> Buffers:
         """Let go of files; reads that have not begun do not begin. Returns the arrays, which may be used again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from priorkit.pipeline import embed_worker
-from priorkit.pipeline.config import DownloadSettings, EmbedSettings
+from priorkit.pipeline.batches import BatchStream, Columns
+from priorkit.pipeline.config import DownloadSettings, EmbedSettings, ReadSettings
 from priorkit.pipeline.embed import embed
 from priorkit.pipeline.errors import FolderError, InputError
-from priorkit.pipeline.read import read_embeddings
+from priorkit.pipeline.read import EmbeddingDataset, read_embeddings
 from priorkit.pipeline.storage import LEASE_NAME, Store
 
 from .conftest import PRIORKIT, environment, upload
@@ -190,3 +192,22 @@ def test_the_command_and_a_bucket_that_is_not_there(
     assert absent.returncode == 1
     assert "Traceback" not in absent.stderr
     assert "no-such-bucket-here" in absent.stderr
+
+
+def test_batches_are_those_of_the_local_folder(bucket: str, embeddings_folder: Path) -> None:
+    embeddings = f"{bucket}/embeddings"
+    upload(embeddings_folder, embeddings)
+    settings = ReadSettings(block_rows=4, shuffle_window=16)
+    streams = [
+        BatchStream(EmbeddingDataset(folder, settings), "train", batch_size=7, seed=0, columns=Columns(True, 8, True))
+        for folder in (embeddings, str(embeddings_folder), embeddings)  # the last reads the selection that was kept
+    ]
+    batches = [list(islice(stream.batches(3), 2 * stream.steps_per_epoch)) for stream in streams]
+    assert len(batches[0]) > 10
+    for parts in zip(*batches, strict=True):
+        for part in parts[1:]:
+            for field in ("rows", "image_embed", "text_embed", "token_states"):
+                assert np.array_equal(getattr(part, field), getattr(parts[0], field))
+            assert part.captions == parts[0].captions
+    kept = Store(embeddings).names("selections")
+    assert {name.rpartition("_")[0] for name in kept} == {"selections/selection", "selections/counts"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read import SPLITS, EmbeddingDataset, read_embeddings
+from priorkit.pipeline.storage import Store
 
 WriteEmbeddings = Callable[..., Path]
 NAMES = [f"row{number}" for number in range(300)]
@@ -246,3 +248,62 @@ def test_folders_that_hold_no_embeddings_are_refused(write_embeddings: WriteEmbe
         read_embeddings(str(tmp_path / "none"))
     with pytest.raises(InputError, match="holds no embeddings"):
         read_embeddings(str(write_embeddings([[], []], "empty")))
+
+
+def test_splits_are_those_of_one_hash_after_the_other(write_embeddings: WriteEmbeddings) -> None:
+    """As they have been from the first version on, for rows must never move from one split to another."""
+    dataset = EmbeddingDataset(str(write_embeddings(SHARDS)), HALVES)
+    for row, name in enumerate(NAMES):
+        digest = hashlib.sha256(b"priorkit split\0" + f"hash of {name}".encode()).digest()
+        place = (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+        assert dataset.selection[row] == (2 if place < 0.2 else 1 if place < 0.5 else 0)
+
+
+@pytest.mark.parametrize("block_rows", [1, 7, 64, 1000])
+def test_counts_of_blocks_are_those_of_their_rows(write_embeddings: WriteEmbeddings, block_rows: int) -> None:
+    settings = HALVES.model_copy(update={"block_rows": block_rows})
+    dataset = EmbeddingDataset(str(write_embeddings([SHARDS[0], [], *SHARDS[1:]])), settings)
+    for split in SPLITS:
+        visits = dataset.visits(split)
+        counts = visits.counts(0, 0)
+        rows = [visits.rows_of(block, 0, 0) for block in range(len(counts))]
+        assert [len(part) for part in rows] == counts.tolist()
+        assert np.array_equal(np.concatenate(rows), dataset.rows(split))
+    sizes = dataset.blocks.sizes
+    assert sizes.max() <= block_rows
+    starts = dataset.blocks.starts
+    shards = np.searchsorted(dataset.shard_starts, [starts[:-1], starts[1:] - 1], side="right")
+    assert np.array_equal(*shards)  # a block is of one shard
+
+
+def test_a_folder_without_text_embeddings_opens(write_embeddings: WriteEmbeddings) -> None:
+    folder = write_embeddings(SHARDS)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for shard in manifest["shards"].values():
+        shard["files"] = {name: entry for name, entry in shard["files"].items() if "text_emb" not in name}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(folder / "text_emb")
+    dataset = read_embeddings(str(folder))
+    assert len(dataset.rows("train")) > 200
+    with pytest.raises(InputError, match=r"stores no text embeddings; embed with embed\.text=true"):
+        dataset.take(np.arange(3))
+
+
+def test_files_of_ours_in_another_type_are_refused_at_open(
+    write_embeddings: WriteEmbeddings, replace_array: Callable[[Path, str, np.ndarray], None]
+) -> None:
+    folder = write_embeddings(SHARDS)
+    replace_array(folder, "text_emb/text_emb_0001.npy", np.zeros((80, 8), np.float32))
+    with pytest.raises(InputError, match=r"text_emb_0001\.npy holds embeddings of 8 in float32, the manifest says 8"):
+        read_embeddings(str(folder))
+
+
+def test_opening_reads_no_file_but_the_manifest(
+    write_embeddings: WriteEmbeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, opened = write_embeddings(SHARDS), []
+    original = Store.open
+    monkeypatch.setattr(Store, "open", lambda store, name: (opened.append(name), original(store, name))[1])
+    monkeypatch.setattr(Store, "size", lambda store, name: pytest.fail(f"asks for the size of {name}"))
+    assert read_embeddings(str(folder)).count == 300
+    assert opened == ["manifest.json"]

@@ -327,3 +327,38 @@ def test_pairing_looks_at_names_alone() -> None:
         1: {"metadata": names[0], "text_emb": names[1], "img_emb": names[2]},
     }
     assert pair_files([], "url") == {}
+
+
+@pytest.mark.parametrize("kind", ["img", "text"])
+def test_files_of_one_kind_must_be_of_one_type(three: Path, kind: str) -> None:
+    path = three / f"{kind}_emb/{kind}_emb_9.npy"
+    np.save(path, np.load(path).astype(np.float32))
+    with pytest.raises(
+        InputError, match=rf"{kind}_emb_9\.npy is of float32, {kind}_emb/{kind}_emb_2\.npy is of float16"
+    ):
+        read_embeddings(str(three))
+
+
+def test_some_shards_with_keys_and_some_without_are_refused(three: Path) -> None:
+    path = three / "metadata/metadata_9.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("key", table.column("image_path")), path)
+    with pytest.raises(InputError, match=r"metadata_2\.parquet has no column 'key', though metadata/metadata_9"):
+        read_embeddings(str(three))
+
+
+def test_arrays_that_are_not_stored_row_by_row_are_refused(three: Path) -> None:
+    path = three / "img_emb/img_emb_9.npy"
+    for values, named in (
+        (np.asfortranarray(np.load(path)), "is in Fortran's order"),
+        (np.load(path).astype(">f2"), "is of >f2, in another machine's order of bytes"),
+    ):
+        np.save(path, values)
+        with pytest.raises(InputError, match=rf"img_emb_9\.npy {named}"):
+            read_embeddings(str(three))
+
+
+def test_float32_stays_float32(write_foreign: WriteForeign) -> None:
+    dataset = EmbeddingDataset(str(write_foreign({"0": NAMES}, dtype="float32")), HALVES)
+    batch = next(BatchStream(dataset, "train", batch_size=50, seed=0).batches())
+    assert batch.image_embed.dtype == np.float32

@@ -226,3 +226,23 @@ def test_a_damaged_lease_is_a_clear_error(bucket: Store, content: str) -> None:
     with pytest.raises(InputError, match=r"lease\.json"), bucket.writer():
         pass
     assert json.loads(content) == bucket.read_json(LEASE_NAME)
+
+
+def test_ranges_and_sizes(store: Store) -> None:
+    for name, content in (("a/one.bin", b"0123456789"), ("a/b/two.bin", b""), ("c/three.bin", b"x")):
+        with store.create(name) as file:
+            file.write(content)
+    assert store.sizes("a") == {"a/b/two.bin": 0, "a/one.bin": 10}
+    assert store.sizes("none") == {}
+    for start, length, expected in ((0, 10, b"0123456789"), (3, 4, b"3456"), (8, 5, b"89")):
+        target = bytearray(length)
+        assert store.read_into("a/one.bin", start, memoryview(target)) == len(expected)
+        assert target[: len(expected)] == expected
+
+
+def test_two_writers_of_one_file_do_not_meet_in_a_temporary_one(store: Store) -> None:
+    with store.create("kept.bin") as first, store.create("kept.bin") as second:
+        first.write(b"the first, longer")
+        second.write(b"the second")
+    with store.open("kept.bin") as file:
+        assert file.read() == b"the first, longer"  # whose block ended last
