@@ -45,7 +45,7 @@ from .subject import PriorSource, Subject, find_subject
 STAGE = "evaluate"
 RECORD = "metrics"
 METRICS_NAME = "metrics.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _ALL_EQUAL = 1e-6
 """Of a coordinate over all captions: a range below it is no prediction."""
 
@@ -166,8 +166,8 @@ def compute_metrics(
         metrics[split] = {
             "rows": len(rows.rows),
             "rows_fingerprint": hashlib.sha256(rows.ids.tobytes()).hexdigest(),
-            "gallery": rows.gallery_size,
-            "gallery_fingerprint": hashlib.sha256(rows.ids[: rows.gallery_size].tobytes()).hexdigest(),
+            "gallery": len(rows.gallery),
+            "gallery_fingerprint": hashlib.sha256(rows.groups[rows.gallery].tobytes()).hexdigest(),
             "distance_rows": len(real[split].embeds),
             "real_against_real": _estimates(_floor(known, real[split])),
             "real_against_real_rows": min(len(known.embeds), len(real[split].embeds)),
