@@ -39,6 +39,7 @@ from ..pipeline.storage import Store
 from .config import EvaluateSettings
 from .distances import EmbeddingSet, set_distances
 from .metrics import Estimate, mean_intervals
+from .predictors import take_sound
 from .scoring import BLOCK_ROWS, GIVEN, BlockScores, EvaluatedRows, ScorerMaker, ScoreTask, Variant, as_units, variants
 from .subject import PriorSource, Subject, find_subject
 
@@ -189,7 +190,8 @@ def compute_metrics(
 
 def _described(dataset: EmbeddingDataset) -> dict[str, Any]:
     """What names embeddings, wherever they are."""
-    return {"content": dataset.content_fingerprint, "clip": dataset.clip_if_known.get("weights_sha256")}
+    clip = dataset.clip_if_known.get("weights_sha256")
+    return {"content": dataset.content_fingerprint, "clip": clip, "embed_dim": dataset.embed_dim}
 
 
 def _drawn(way: Variant | None) -> dict[str, Any]:
@@ -242,7 +244,7 @@ class _Gathered:
 
 
 def _images(dataset: EmbeddingDataset, rows: np.ndarray) -> EmbeddingSet:
-    return EmbeddingSet(as_units(dataset.take(rows).image_embed), dataset.group_ids[rows])
+    return EmbeddingSet(as_units(take_sound(dataset, rows).image_embed), dataset.group_ids[rows])
 
 
 def _floor(known: EmbeddingSet, real: EmbeddingSet) -> dict[str, Estimate]:

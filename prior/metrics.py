@@ -58,7 +58,8 @@ def rank(predicted: np.ndarray, truth: np.ndarray, gallery: np.ndarray, place: n
     """How many rivals of the true image are nearer to the prediction, by cosine: `[B, D]`, `[B, D]` -> `[B]`.
 
     Rivals are the images of a gallery `[G, D]` but one: of a row whose image is there, at `place` of `[B]`, that;
-    of one whose image is not, with a place of -1, the last. So every row has G - 1. Copies of the true image do not count.
+    of one whose image is not, with a place of -1, the last. So every row has G - 1. Copies of the true image do not
+    count.
     """
     own = np.einsum("bd,bd->b", predicted, truth)
     nearer = predicted @ gallery.T > own[:, None] + _SAME

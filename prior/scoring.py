@@ -13,12 +13,13 @@ import torch
 from ..pipeline.config import ReadSettings
 from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset, Split
+from ..pipeline.storage import Store
 from .config import EvaluateSettings, SampleSettings
 from .diffusion import StepRandomness, diffusion_loss
 from .load import Weights
 from .metrics import RECALL_AT, cosine, diversity, energy_score, rank
 from .model import Prior
-from .predictors import LOSS, Bank, GivenPredictions, Predictor, PriorPredictor, RowNoise, baselines
+from .predictors import LOSS, Bank, GivenPredictions, Predictor, PriorPredictor, RowNoise, baselines, take_sound
 from .subject import PriorSource
 
 BLOCK_ROWS = 128
@@ -153,14 +154,14 @@ class Scorer:
         states_used = (
             0 if variant is None or self._load_prior is None else self._prior(variant.weights).token_states_used
         )
-        batch = self._dataset.take(evaluated.rows[chosen], states_used)
+        batch = take_sound(self._dataset, evaluated.rows[chosen], states_used)
         draws = self._predictor(task.name)(batch, evaluated.ids[chosen])
         finite = np.isfinite(draws).all(axis=(1, 2))
         if not finite.all():
             row = int(batch.rows[np.flatnonzero(~finite)[0]])
             problem = f"not finite, or of norm 0, first for row {row}"
             return BlockScores(task, {}, np.empty((0, 0)), draws.shape[1], problem)
-        unrelated = self._dataset.take(evaluated.rows[evaluated.unrelated[chosen]]).text_embed
+        unrelated = take_sound(self._dataset, evaluated.rows[evaluated.unrelated[chosen]]).text_embed
         truth = as_units(batch.image_embed)
         nearer = rank(draws[:, 0], truth, self._gallery(task.split), evaluated.places[chosen])
         values = row_metrics(draws, truth, as_units(batch.text_embed), as_units(unrelated), nearer)
@@ -175,7 +176,7 @@ class Scorer:
     @functools.lru_cache  # noqa: B019
     def _gallery(self, split: Split) -> np.ndarray:
         evaluated = self._evaluated(split)
-        return as_units(self._dataset.take(evaluated.rows[evaluated.gallery]).image_embed)
+        return as_units(take_sound(self._dataset, evaluated.rows[evaluated.gallery]).image_embed)
 
     @functools.cached_property
     def _baselines(self) -> Mapping[str, Predictor]:
@@ -281,8 +282,10 @@ def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
     """Predictions for every row of a dataset, mapped from a local `.npy`: `[N, D]` or `[N, K, D]`.
 
     Raises:
-        InputError: the file is missing, no such array, or of another shape than the dataset has.
+        InputError: the file is missing, remote, no such array, or of another shape than the dataset has.
     """
+    if not Store(path).is_local:
+        raise InputError(f"{path} is not on this machine, where predictions are read row by row; copy it here first")
     try:
         found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

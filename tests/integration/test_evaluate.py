@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,7 @@ import torch
 
 from priorkit.pipeline.config import ComputeSettings, ReadSettings
 from priorkit.pipeline.errors import FolderError, InputError, SettingsError
-from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.read import EmbeddingDataset, Split
 from priorkit.pipeline.shards import fingerprint
 from priorkit.prior import scoring
 from priorkit.prior.config import BASELINES, EvaluateSettings, SampleSettings
@@ -526,6 +527,25 @@ def test_given_predictions_are_evaluated(embeddings: Path, tmp_path: Path) -> No
         evaluate(path, str(embeddings), folder, QUICK, READ)
     with pytest.raises(InputError, match="cannot be read"):
         evaluate(str(tmp_path / "nothing.npy"), str(embeddings), folder, QUICK, READ)
+    with fsspec.open("memory://predicted/remote.npy", "wb") as file:
+        np.save(file, np.zeros((1000, 16), np.float32))
+    with pytest.raises(InputError, match=r"remote\.npy is not on this machine, .*copy it here first"):
+        evaluate("memory://predicted/remote.npy", str(embeddings), folder, QUICK, READ)
+
+
+@pytest.mark.parametrize("value", [0, np.nan])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_embeddings_without_direction_are_named(split: Split, value: float, embeddings: Path, tmp_path: Path) -> None:
+    row = int(EmbeddingDataset(str(embeddings), READ).rows(split)[5])
+
+    def damage(image: np.ndarray) -> None:
+        image[row] = value
+
+    damaged = write_embeddings(tmp_path / "embeddings", rows=1000, damage=damage)
+    np.save(tmp_path / "predicted.npy", np.random.default_rng(0).standard_normal((1000, 16)))
+    settings = QUICK.model_copy(update={"max_rows": 1000})
+    with pytest.raises(InputError, match=rf"image embedding of row {row} is not finite, or of norm 0; .*inspect"):
+        evaluate(str(tmp_path / "predicted.npy"), str(damaged), str(tmp_path / "evaluation"), settings, READ)
 
 
 # the same again
