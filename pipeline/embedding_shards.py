@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -98,6 +99,12 @@ class EmbeddingShard:
     def metadata(self, columns: list[str]) -> pa.Table:
         """Columns of the metadata; `key` is `image_path` where there is no such column, as in others' folders."""
         name = self._files["metadata"]
+        try:
+            return self._read_metadata(name, columns)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{self._store.url}/{name} is damaged ({error}); fetch or embed it again") from error
+
+    def _read_metadata(self, name: str, columns: list[str]) -> pa.Table:
         with self._store.open(name) as file:
             parquet = pq.ParquetFile(file)
             self._require_rows(name, parquet.metadata.num_rows, self.rows)
@@ -109,6 +116,7 @@ class EmbeddingShard:
             if missing:
                 raise InputError(f"{self._store.url}/{name} has no column {missing[0]!r}")
             table = parquet.read(columns=list(dict.fromkeys(source.values())))
+            table.validate(full=True)  # text may be no UTF-8
         return pa.table({column: table.column(source[column]) for column in columns})
 
     def content_groups(self) -> list[bytes]:
@@ -267,7 +275,7 @@ def read_array_start(store: Store, name: str, file: BinaryIO) -> tuple[tuple[int
     """Shape, whether in Fortran's order, and type of an array; leaves `file` where its values start."""
     try:
         shape, fortran_order, dtype = _HEADER_READERS[np.lib.format.read_magic(file)](file)
-    except (EOFError, ValueError, KeyError) as error:
+    except (EOFError, ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:  # numpy parses it as Python
         raise _no_array(store, name, error) from error
     return shape, fortran_order, dtype
 
