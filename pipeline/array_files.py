@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -110,7 +111,7 @@ def read_array_start(store: Store, name: str, file: BinaryIO) -> tuple[tuple[int
     """Shape, whether in Fortran's order, and type of an array; leaves `file` where its values start."""
     try:
         shape, fortran_order, dtype = _HEADER_READERS[np.lib.format.read_magic(file)](file)
-    except (EOFError, ValueError, KeyError) as error:
+    except (EOFError, ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:  # numpy parses it as Python
         raise _no_array(store, name, error) from error
     return shape, fortran_order, dtype
 

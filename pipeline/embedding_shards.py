@@ -6,6 +6,7 @@ a file that is missing would else shift all that follow; what the headers say of
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -162,18 +163,16 @@ class EmbeddingShard:
 
     def metadata(self, columns: list[str]) -> pa.Table:
         """Columns of the metadata; `key` is `image_path` where there is no such column, as in others' folders."""
-        name = self.files["metadata"]
-        with self._store.open(name) as file:
-            parquet = pq.ParquetFile(file)
-            self._require_rows(name, parquet.metadata.num_rows, self.rows)
+        with self._open_metadata() as parquet:
             stored = parquet.schema_arrow.names
             source = {column: column for column in columns}
             if "key" in source and "key" not in stored and "image_path" in stored:
                 source["key"] = "image_path"
             missing = [column for column in source.values() if column not in stored]
             if missing:
-                raise InputError(f"{self._store.url}/{name} has no column {missing[0]!r}")
+                raise InputError(f"{self._store.url}/{self.files['metadata']} has no column {missing[0]!r}")
             table = parquet.read(columns=list(dict.fromkeys(source.values())))
+            table.validate(full=True)  # text may be no UTF-8
         return pa.table({column: table.column(source[column]) for column in columns})
 
     def content_groups(self) -> Iterator[list[bytes]]:
@@ -194,16 +193,26 @@ class EmbeddingShard:
 
     def _group_columns(self) -> Iterator[list[list[Any]]]:
         """The columns that name content, best first, a block of rows at a time; no columns where there are none."""
-        name = self.files["metadata"]
-        with self._store.open(name) as file:
-            parquet = pq.ParquetFile(file, buffer_size=_STREAM_BYTES)  # row groups of others may be of any size
-            self._require_rows(name, parquet.metadata.num_rows, self.rows)
+        with self._open_metadata() as parquet:
             columns = [column for column in _GROUP_COLUMNS if column in parquet.schema_arrow.names]
             if not columns:
                 yield from ([] for _ in range(0, self.rows, READ_BLOCK_ROWS))
                 return
             for batch in parquet.iter_batches(READ_BLOCK_ROWS, columns=columns):
+                batch.validate(full=True)
                 yield [batch.column(column).to_pylist() for column in columns]
+
+    @contextlib.contextmanager
+    def _open_metadata(self) -> Iterator[pq.ParquetFile]:
+        """The metadata, its length checked; InputError if it turns out to be damaged while it is read."""
+        name = self.files["metadata"]
+        try:
+            with self._store.open(name) as file:
+                parquet = pq.ParquetFile(file, buffer_size=_STREAM_BYTES)  # row groups of others may be of any size
+                self._require_rows(name, parquet.metadata.num_rows, self.rows)
+                yield parquet
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{self._store.url}/{name} is damaged ({error}); fetch or embed it again") from error
 
     def _require_rows(self, name: str, found: int, expected: int) -> None:
         if found != expected:

@@ -44,6 +44,7 @@ def read_shard_rows(store: Store, name: str) -> ShardTable:
         with opened_parquet(store, name) as parquet:
             stored = [column for column in _COLUMNS if column in parquet.schema_arrow.names]
             table = parquet.read(columns=stored)
+            table.validate(full=True)  # text may be no UTF-8
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{store.url}/{name} is damaged ({reason}); download that shard again") from error

@@ -45,7 +45,7 @@ class MetadataInspector:
         try:
             with opened_parquet(self._store, name) as table:
                 self._inspect_table(shard, table, tell)
-        except (pa.ArrowException, OSError, InputError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             tell(f"shard {shard.name}: {self._store.url}/{name} is damaged ({_first_line(error)}); embed it again")
 
     def _inspect_table(self, shard: ShardParts, table: pq.ParquetFile, tell: Tell) -> None:
@@ -58,6 +58,9 @@ class MetadataInspector:
             tell(f"shard {shard.name}: {name} has no column 'caption', though there are text embeddings of captions")
         if key is None and self._ours:
             tell(f"shard {shard.name}: {name} has no column 'key'")
+        if key is not None and pa.types.is_nested(table.schema_arrow.field(key).type):
+            tell(f"shard {shard.name}: column {key!r} holds {table.schema_arrow.field(key).type}, not names")
+            key = None
         self._without_key |= key is None
         columns = [column for column in ("key", "image_path", "caption", *_NORMS) if column in stored]
         hashes: list[np.ndarray] = []

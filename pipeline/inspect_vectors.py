@@ -127,7 +127,8 @@ class VectorInspector:
     def _inspect_block(self, shard: ShardParts, kind: str, start: int, stored: np.ndarray) -> np.ndarray:
         """Tell of rows that are no unit vectors, and return unit vectors `[n, D]` float32, NaN for those."""
         embeds = stored.astype(np.float32)
-        norms = np.linalg.norm(embeds, axis=-1)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named
+            norms = np.linalg.norm(embeds, axis=-1)
         self._norms[kind].add(norms)
         sound = np.abs(norms - 1) <= UNIT_TOLERANCE
         for at in np.flatnonzero(~sound):

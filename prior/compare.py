@@ -66,6 +66,12 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
             f"their embeddings are of other CLIPs ({_listed(evaluations, named)}, by the hash of the "
             "weights), so that their numbers are of other spaces; evaluate on embeddings of one CLIP"
         )
+    dims = [metrics["embeddings"]["embed_dim"] for metrics in found]
+    if len(set(dims)) > 1:
+        raise InputError(
+            f"their embeddings are of other sizes ({_listed(evaluations, dims)}), so that their numbers are of other "
+            "spaces; evaluate on embeddings of one CLIP"
+        )
     comparisons: list[Comparison] = []
     for split in shared:
         runs = [
@@ -150,9 +156,14 @@ def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
 
 
 def _compare_distances(split: str, runs: list[_Run]) -> list[Comparison]:
-    """As of evaluations that know nothing of each other, which is wide where they have rows in common."""
+    """As of evaluations that know nothing of each other, which is wide where they have rows in common.
+
+    Of distances that all have: of fewer than 48 images there are none.
+    """
     comparisons = []
     for name in runs[0].result["distances"]:
+        if any(name not in run.result["distances"] for run in runs):
+            continue
         values = [Estimate(**run.result["distances"][name]) for run in runs]
         differences = [_difference(value, values[0]) for value in values[1:]]
         comparisons.append(Comparison(split, name, values, differences, [False] * len(differences)))

@@ -284,7 +284,7 @@ class EvaluateSettings(DeviceSettings):
     max_rows: int = Field(default=10_000, ge=2)
     """Rows of a split that are used at most, the first in a seeded order; the number used is printed."""
     gallery_size: int = Field(default=10_000, ge=2)
-    """Images that the true one is searched among at most: the first of the evaluated rows."""
+    """Images that the true one is searched among at most: those of the first evaluated rows, each once."""
     distance_rows: int = Field(default=5_000, ge=48)
     """Rows that distances of distributions are taken over at most: such distances depend on their number."""
     baselines: tuple[BaselineName, ...] = BASELINES

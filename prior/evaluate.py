@@ -39,13 +39,14 @@ from ..pipeline.storage import Store
 from .config import EvaluateSettings
 from .distances import EmbeddingSet, set_distances
 from .metrics import Estimate, mean_intervals
+from .predictors import take_sound
 from .scoring import BLOCK_ROWS, GIVEN, BlockScores, EvaluatedRows, ScorerMaker, ScoreTask, Variant, as_units, variants
 from .subject import PriorSource, Subject, find_subject
 
 STAGE = "evaluate"
 RECORD = "metrics"
 METRICS_NAME = "metrics.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _ALL_EQUAL = 1e-6
 """Of a coordinate over all captions: a range below it is no prediction."""
 
@@ -166,8 +167,8 @@ def compute_metrics(
         metrics[split] = {
             "rows": len(rows.rows),
             "rows_fingerprint": hashlib.sha256(rows.ids.tobytes()).hexdigest(),
-            "gallery": rows.gallery_size,
-            "gallery_fingerprint": hashlib.sha256(rows.ids[: rows.gallery_size].tobytes()).hexdigest(),
+            "gallery": len(rows.gallery),
+            "gallery_fingerprint": hashlib.sha256(rows.groups[rows.gallery].tobytes()).hexdigest(),
             "distance_rows": len(real[split].embeds),
             "real_against_real": _estimates(_floor(known, real[split])),
             "real_against_real_rows": min(len(known.embeds), len(real[split].embeds)),
@@ -189,7 +190,8 @@ def compute_metrics(
 
 def _described(dataset: EmbeddingDataset) -> dict[str, Any]:
     """What names embeddings, wherever they are."""
-    return {"content": dataset.content_fingerprint, "clip": dataset.clip_if_known.get("weights_sha256")}
+    clip = dataset.clip_if_known.get("weights_sha256")
+    return {"content": dataset.content_fingerprint, "clip": clip, "embed_dim": dataset.embed_dim}
 
 
 def _drawn(way: Variant | None) -> dict[str, Any]:
@@ -242,7 +244,7 @@ class _Gathered:
 
 
 def _images(dataset: EmbeddingDataset, rows: np.ndarray) -> EmbeddingSet:
-    return EmbeddingSet(as_units(dataset.take(rows).image_embed), dataset.group_ids[rows])
+    return EmbeddingSet(as_units(take_sound(dataset, rows).image_embed), dataset.group_ids[rows])
 
 
 def _floor(known: EmbeddingSet, real: EmbeddingSet) -> dict[str, Estimate]:

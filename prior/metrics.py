@@ -57,8 +57,9 @@ def cosine(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
 def rank(predicted: np.ndarray, truth: np.ndarray, gallery: np.ndarray, place: np.ndarray) -> np.ndarray:
     """How many rivals of the true image are nearer to the prediction, by cosine: `[B, D]`, `[B, D]` -> `[B]`.
 
-    Rivals are the images of a gallery `[G, D]` but one: of a row that is in the gallery, at `place` of `[B]`, itself;
-    of one that is not, whose place is -1, the last. So every row has G - 1. Copies of the true image do not count.
+    Rivals are the images of a gallery `[G, D]` but one: of a row whose image is there, at `place` of `[B]`, that;
+    of one whose image is not, with a place of -1, the last. So every row has G - 1. Copies of the true image do not
+    count.
     """
     own = np.einsum("bd,bd->b", predicted, truth)
     nearer = predicted @ gallery.T > own[:, None] + _SAME

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset
 from .config import BASELINES, SampleSettings
 from .model import Prior
@@ -80,6 +81,23 @@ class PriorPredictor:
         return _unit(drawn.numpy().astype(np.float64))
 
 
+def take_sound(dataset: EmbeddingDataset, rows: np.ndarray, max_text_len: int = 0) -> EmbeddingBatch:
+    """Rows of a dataset as `take` reads them.
+
+    Raises:
+        InputError: an embedding among them has no direction, so that there is nothing to compare with.
+    """
+    batch = dataset.take(rows, max_text_len)
+    for word, embeds in (("image", batch.image_embed), ("text", batch.text_embed)):
+        squares = np.einsum("bd,bd->b", embeds, embeds, dtype=np.float64)
+        if len(bad := np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))):
+            raise InputError(
+                f"{dataset.store.url}: the {word} embedding of row {rows[bad[0]]} is not finite, or of norm 0; "
+                "`priorkit inspect` names all such rows; embed them again, or leave them out"
+            )
+    return batch
+
+
 @dataclass(frozen=True)
 class Bank:
     """Training rows that baselines are fitted on: M of them, the first in the order of their content."""
@@ -92,7 +110,7 @@ class Bank:
     @staticmethod
     def read(dataset: EmbeddingDataset, size: int, seed: int) -> Bank:
         """At most `size` rows of the training split."""
-        batch = dataset.take(dataset.content_order("train", seed)[:size])
+        batch = take_sound(dataset, dataset.content_order("train", seed)[:size])
         return Bank(batch.text_embed, batch.image_embed)
 
 
@@ -228,4 +246,5 @@ class GivenPredictions:
 
 def _unit(values: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):  # what is not finite is looked for, and named
-        return np.asarray(values / np.linalg.norm(values, axis=-1, keepdims=True))
+        scaled = values / np.abs(values).max(axis=-1, keepdims=True)  # whose squares neither overflow nor vanish
+        return np.asarray(scaled / np.linalg.norm(scaled, axis=-1, keepdims=True))

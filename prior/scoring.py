@@ -13,12 +13,13 @@ import torch
 from ..pipeline.config import ReadSettings
 from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset, Split
+from ..pipeline.storage import Store
 from .config import EvaluateSettings, SampleSettings
 from .diffusion import StepRandomness, diffusion_loss
 from .load import Weights
 from .metrics import RECALL_AT, cosine, diversity, energy_score, rank
 from .model import Prior
-from .predictors import LOSS, Bank, GivenPredictions, Predictor, PriorPredictor, RowNoise, baselines
+from .predictors import LOSS, Bank, GivenPredictions, Predictor, PriorPredictor, RowNoise, baselines, take_sound
 from .subject import PriorSource
 
 BLOCK_ROWS = 128
@@ -96,9 +97,15 @@ class EvaluatedRows:
         """`[N]`."""
         self.groups = dataset.group_ids[self.rows]
         """`[N]`: equal ones are of one image."""
-        self.unrelated = _next_different(self.ids)
-        """`[N]`: for each position the one of another row, whose caption is none of its own."""
-        self.gallery_size = min(settings.gallery_size, len(self.rows))
+        self.unrelated = _next_different(self.groups)
+        """`[N]`: for each position the one of another image, whose caption is none of its own."""
+        groups, firsts, number = np.unique(self.groups, return_index=True, return_inverse=True)
+        self.gallery = np.sort(firsts)[: settings.gallery_size]
+        """`[G]`: positions of the rows whose images are searched among: each image once."""
+        places = np.full(len(groups), -1)
+        places[number[self.gallery]] = np.arange(len(self.gallery))
+        self.places = places[number]
+        """`[N]`: of each row's image in the gallery; -1 of one that is not there."""
         self.blocks = -(-len(self.rows) // BLOCK_ROWS)
 
     def block(self, number: int) -> slice:
@@ -107,7 +114,7 @@ class EvaluatedRows:
 
 
 def _next_different(ids: np.ndarray) -> np.ndarray:
-    """For each of `[N]` ids, equal ones side by side, the position of the next that differs."""
+    """For each of `[N]` ids the position of the next that differs; its own where all are equal."""
     changes = np.flatnonzero(ids != np.roll(ids, -1)) + 1  # where the next run of equal ids begins
     if not len(changes):
         return np.arange(len(ids))
@@ -147,18 +154,16 @@ class Scorer:
         states_used = (
             0 if variant is None or self._load_prior is None else self._prior(variant.weights).token_states_used
         )
-        batch = self._dataset.take(evaluated.rows[chosen], states_used)
+        batch = take_sound(self._dataset, evaluated.rows[chosen], states_used)
         draws = self._predictor(task.name)(batch, evaluated.ids[chosen])
         finite = np.isfinite(draws).all(axis=(1, 2))
         if not finite.all():
             row = int(batch.rows[np.flatnonzero(~finite)[0]])
             problem = f"not finite, or of norm 0, first for row {row}"
             return BlockScores(task, {}, np.empty((0, 0)), draws.shape[1], problem)
-        positions = np.arange(chosen.start, chosen.stop)
-        unrelated = self._dataset.take(evaluated.rows[evaluated.unrelated[chosen]]).text_embed
-        place = np.where(positions < evaluated.gallery_size, positions, -1)
+        unrelated = take_sound(self._dataset, evaluated.rows[evaluated.unrelated[chosen]]).text_embed
         truth = as_units(batch.image_embed)
-        nearer = rank(draws[:, 0], truth, self._gallery(task.split), place)
+        nearer = rank(draws[:, 0], truth, self._gallery(task.split), evaluated.places[chosen])
         values = row_metrics(draws, truth, as_units(batch.text_embed), as_units(unrelated), nearer)
         # a copy, since a view would keep all draws of all blocks
         first_draws = draws[: max(0, self._settings.distance_rows - chosen.start), 0].copy()
@@ -171,7 +176,7 @@ class Scorer:
     @functools.lru_cache  # noqa: B019
     def _gallery(self, split: Split) -> np.ndarray:
         evaluated = self._evaluated(split)
-        return as_units(self._dataset.take(evaluated.rows[: evaluated.gallery_size]).image_embed)
+        return as_units(take_sound(self._dataset, evaluated.rows[evaluated.gallery]).image_embed)
 
     @functools.cached_property
     def _baselines(self) -> Mapping[str, Predictor]:
@@ -208,7 +213,7 @@ def row_metrics(
 
     Args:
         draws: `[B, K, D]`; all embeddings are of norm 1.
-        image, text, unrelated: `[B, D]`: the true image, its caption, and the caption of another row.
+        image, text, unrelated: `[B, D]`: the true image, its caption, and the caption of another image.
         nearer: `[B]`: rivals of the true image that are nearer to the first draw.
     """
     to_text = cosine(draws, text)
@@ -277,8 +282,10 @@ def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
     """Predictions for every row of a dataset, mapped from a local `.npy`: `[N, D]` or `[N, K, D]`.
 
     Raises:
-        InputError: the file is missing, no such array, or of another shape than the dataset has.
+        InputError: the file is missing, remote, no such array, or of another shape than the dataset has.
     """
+    if not Store(path).is_local:
+        raise InputError(f"{path} is not on this machine, where predictions are read row by row; copy it here first")
     try:
         found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -19,6 +19,7 @@ from priorkit.prior.compare import Comparison, compare
 from priorkit.prior.config import EvaluateSettings
 from priorkit.prior.evaluate import evaluate, rows_name
 
+from . import synthetic
 from .synthetic import write_embeddings
 
 READ = ReadSettings(validation_fraction=0.1, test_fraction=0.4)
@@ -153,6 +154,28 @@ def test_embeddings_of_other_clips_are_refused(runs: tuple[str, str], tmp_path: 
         shutil.rmtree(other / folder, ignore_errors=True)
     (other / "manifest.json").unlink()  # of which nothing says the CLIP
     assert compare([runs[0], evaluated(tmp_path / "foreign", other, 0.1)])
+
+
+def test_embeddings_of_other_sizes_are_refused(
+    runs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "D", 8)
+    other = write_embeddings(tmp_path / "embeddings", rows=400)
+    with pytest.raises(InputError, match=r"embeddings are of other sizes .*: 16, .*: 8\)"):
+        compare([runs[0], evaluated(tmp_path / "other", other, 0.1)])
+
+
+def test_distances_are_compared_where_all_have_them(tmp_path: Path) -> None:
+    """Of 50 rows of 10 images there are none."""
+    settings = SETTINGS.model_copy(update={"max_rows": 50, "gallery_size": 5})
+    found = []
+    for captions in (1, 5):
+        rows = write_embeddings(tmp_path / f"embeddings{captions}", rows=400, captions=captions)
+        found.append(evaluated(tmp_path / f"run{captions}", rows, 0.1, settings))
+    for pair in (found, found[::-1]):
+        metrics = by_metric(compare(pair))
+        assert "energy_score" in metrics
+        assert "energy_distance" not in metrics
 
 
 @pytest.mark.parametrize(

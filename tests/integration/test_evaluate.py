@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,7 @@ import torch
 
 from priorkit.pipeline.config import ComputeSettings, ReadSettings
 from priorkit.pipeline.errors import FolderError, InputError, SettingsError
-from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.read import EmbeddingDataset, Split
 from priorkit.pipeline.shards import fingerprint
 from priorkit.prior import scoring
 from priorkit.prior.config import BASELINES, EvaluateSettings, SampleSettings
@@ -216,6 +217,30 @@ def test_captions_of_one_image_are_one_image_to_intervals(tmp_path: Path) -> Non
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.25)
 
 
+def test_recall_is_among_images_and_not_among_their_captions(tmp_path: Path) -> None:
+    """An image with five captions is one rival, not five; and none of its captions is unrelated to the others."""
+    dataset = EmbeddingDataset(str(write_embeddings(tmp_path / "embeddings", rows=600, captions=5)), READ)
+    predictions = np.random.default_rng(0).standard_normal((dataset.count, 16))
+    settings = SETTINGS.model_copy(update={"baselines": (), "gallery_size": 20})
+    made = compute_metrics(
+        dataset, settings, functools.partial(Scorer, dataset, settings, None, predictions), given=True
+    )
+    evaluated = EvaluatedRows(dataset, "test", settings)
+    images = evaluated.rows // 5
+    first = list(dict.fromkeys(images.tolist()))  # in their order
+    assert made.metrics["splits"]["test"]["gallery"] == 20 < len(first)
+    truth = {image: dataset.take(np.array([image * 5])).image_embed[0].astype(np.float64) for image in first}
+    nearer = []
+    for row, image in zip(evaluated.rows, images, strict=True):
+        rivals = [other for other in first[:20] if other != image][:19]
+        cosines = [predictions[row] @ truth[one] / np.linalg.norm(truth[one]) for one in (image, *rivals)]
+        nearer.append(sum(cosine > cosines[0] for cosine in cosines[1:]))
+    for count in (1, 5, 10):
+        found = made.rows["test"].column(f"given predictions/recall_at_{count}").to_numpy()
+        assert np.array_equal(found, np.array(nearer) < count)
+    assert (images[evaluated.unrelated] != images).all()
+
+
 def test_broken_predictions_are_named_and_not_averaged(embeddings: Path) -> None:
     dataset = EmbeddingDataset(str(embeddings), READ)
     good = np.random.default_rng(0).standard_normal((dataset.count, 16)).astype(np.float32)
@@ -356,7 +381,7 @@ def test_a_second_run_does_nothing_and_gives_the_same_file_anew(
     assert {name: found[name] for name in metrics} == metrics  # the split is the one of the training
     dataset = EmbeddingDataset(str(embeddings), READ)
     assert {name: value for name, value in found.items() if name not in metrics} == {
-        "format_version": 3,
+        "format_version": 4,
         "subject": {
             "path": str(prior), "kind": "prior, trained here", "training_rows": "held out",
             "content": fingerprint({name: sha256(prior / name) for name in ("config.json", "model.safetensors")}),
@@ -502,6 +527,25 @@ def test_given_predictions_are_evaluated(embeddings: Path, tmp_path: Path) -> No
         evaluate(path, str(embeddings), folder, QUICK, READ)
     with pytest.raises(InputError, match="cannot be read"):
         evaluate(str(tmp_path / "nothing.npy"), str(embeddings), folder, QUICK, READ)
+    with fsspec.open("memory://predicted/remote.npy", "wb") as file:
+        np.save(file, np.zeros((1000, 16), np.float32))
+    with pytest.raises(InputError, match=r"remote\.npy is not on this machine, .*copy it here first"):
+        evaluate("memory://predicted/remote.npy", str(embeddings), folder, QUICK, READ)
+
+
+@pytest.mark.parametrize("value", [0, np.nan])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_embeddings_without_direction_are_named(split: Split, value: float, embeddings: Path, tmp_path: Path) -> None:
+    row = int(EmbeddingDataset(str(embeddings), READ).rows(split)[5])
+
+    def damage(image: np.ndarray) -> None:
+        image[row] = value
+
+    damaged = write_embeddings(tmp_path / "embeddings", rows=1000, damage=damage)
+    np.save(tmp_path / "predicted.npy", np.random.default_rng(0).standard_normal((1000, 16)))
+    settings = QUICK.model_copy(update={"max_rows": 1000})
+    with pytest.raises(InputError, match=rf"image embedding of row {row} is not finite, or of norm 0; .*inspect"):
+        evaluate(str(tmp_path / "predicted.npy"), str(damaged), str(tmp_path / "evaluation"), settings, READ)
 
 
 # the same again

@@ -179,6 +179,16 @@ def column(name: str, number: int, value: Any) -> Change:
     return change
 
 
+def not_utf8(name: str) -> Change:
+    """Put bytes that are no text into a column of text, which pyarrow reads without a word."""
+
+    def change(rows: pa.Table) -> pa.Table:
+        values = pa.array([b"\xff", *(str(value).encode() for value in rows[name].to_pylist()[1:])])
+        return rows.set_column(rows.schema.get_field_index(name), name, values.view(pa.string()))
+
+    return change
+
+
 def content(name: str, change: Change) -> Damage:
     """Damage the bytes of a file."""
     return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes())) and None
@@ -307,6 +317,13 @@ OF_CLIP_RETRIEVAL: dict[str, tuple[Damage, list[str]]] = {
     "no captions": (table(META_1, lambda t: t.drop_columns(["caption"])), ["shard 1: ", META_1, "'caption'"]),
     "texts of another shard": (swap(TEXT_1, "text_emb/text_emb_2.npy"), ["shard 1, rows 0 to 59: ", "belong"]),
     "no image_path": (table(META_1, column("image_path", 5, None)), ["shard 1, row 5: no image_path"]),
+    "header of an array": (content(TEXT_1, lambda data: data[:10] + b"\xff" * 30 + data[40:]),
+                           ["shard 1: ", TEXT_1, "is not an array of numbers"]),
+    "beyond all numbers": (array(IMAGE_1, lambda v: v.astype(np.float32) * 1e30), ["shard 1, row 0: ", "norm inf"]),
+    "names that are no text": (table(META_1, not_utf8("image_path")), ["shard 1: ", META_1, "is damaged", "utf-8"]),
+    "captions that are no text": (table(META_1, not_utf8("caption")), ["shard 1: ", META_1, "is damaged", "UTF8"]),
+    "lists of names": (table(META_1, lambda t: t.set_column(0, "image_path", pa.array([["x"]] * ROWS))),
+                       ["shard 1: ", "'image_path' holds list", "not names"]),
 }  # fmt: skip
 
 
@@ -365,6 +382,7 @@ OF_IMAGES: dict[str, tuple[Damage, list[str]]] = {
     "another size": (member(0, encoded(32, 32)), ["shard 00001, row 0: ", "is 32x32, its table says 24x16"]),
     "another caption": (member(7, b"of another"), ["shard 00001, row 4: the caption of '000010004'"]),
     "tar of another shard": (copy("00000.tar", "00001.tar"), ["shard 00001, row 0: ", "'000000000'", "'000010000'"]),
+    "keys that are no text": (table("00001.parquet", not_utf8("key")), ["shard 00001: ", "00001.parquet is damaged"]),
     "statistics": (content("00001_stats.json", lambda data: data.replace(b"4", b"3")), ["shard 00001: ", "3 images"]),
     "cut statistics": (content("00001_stats.json", lambda data: data[:9]), ["shard 00001: ", "is damaged"]),
     "no number": (copy("00001.tar", "extra.tar"), ["extra.tar: image shards are named by number"]),

@@ -271,6 +271,18 @@ def test_a_file_cut_short_is_named(three: Path, name: str, state: str) -> None:
             read_embeddings(str(three))
 
 
+def test_metadata_that_is_damaged_inside_is_named(three: Path) -> None:
+    path = three / "metadata/metadata_9.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4] + b"\xff" * 100 + whole[104:])
+    with pytest.raises(InputError, match=r"metadata_9\.parquet is damaged"):
+        read_embeddings(str(three)).metadata(np.array([150]), ["key"])
+    names = pa.array([b"\xff"] * 80).view(pa.string())
+    pq.write_table(pa.table({"image_path": names, "caption": names, "url": names}), path)
+    with pytest.raises(InputError, match=r"metadata_9\.parquet is damaged .*UTF8"):
+        read_embeddings(str(three)).selection  # noqa: B018 - is made when asked for
+
+
 def test_a_file_that_changes_after_it_was_opened_is_seen(three: Path) -> None:
     dataset = read_embeddings(str(three))
     np.save(three / "text_emb/text_emb_9.npy", np.zeros((7, DIM), np.float16))

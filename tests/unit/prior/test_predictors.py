@@ -145,6 +145,13 @@ def test_given_predictions_are_those_of_their_rows() -> None:
     assert GivenPredictions(many)(chosen, IDS[:2]).shape == (2, K, D)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e300])
+def test_given_predictions_may_be_of_any_norm(scale: float) -> None:
+    made = np.random.default_rng(0).standard_normal((20, D))
+    chosen: Any = SimpleNamespace(rows=np.arange(20))
+    np.testing.assert_allclose(GivenPredictions(scale * made)(chosen, IDS)[:, 0], unit(made))
+
+
 def test_noise_is_of_the_row_the_seed_and_the_purpose() -> None:
     def first(seed: int = 0, purpose: int = 0, ids: np.ndarray = IDS, draws: int = 2) -> np.ndarray:
         stream = RowNoise(seed, purpose, ids, (draws, D))
