@@ -388,6 +388,7 @@ def test_a_second_run_does_nothing_and_gives_the_same_file_anew(
         },
         "embeddings": {
             "path": str(embeddings), "content": dataset.content_fingerprint, "clip": fingerprint("synthetic"),
+            "embed_dim": 16,
         },
     }  # fmt: skip
     second = evaluate(str(prior), str(embeddings), str(tmp_path / "one"), SETTINGS)
