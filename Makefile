@@ -36,6 +36,7 @@ bench: $(INSTALLED) $(PEERS_INSTALLED)
 	$(PEERS)/bin/python tests/bench/bench_sampling.py
 	$(PEERS)/bin/python tests/bench/bench_embedding.py
 	$(PEERS)/bin/python tests/bench/bench_training.py
+	$(PEERS)/bin/python tests/bench/bench_time_to_quality.py --demo data/demo
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
