@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -122,29 +122,9 @@ class FeedForward(nn.Module):
 
     def forward(self, stream: torch.Tensor) -> torch.Tensor:
         """`[B, L, C]` -> what is to be added to it."""
-        inner: torch.Tensor = _SwiGLU.apply(self.to_inner(self.norm(stream)))
-        added: torch.Tensor = self.to_stream(self.dropout(self.inner_norm(inner)))
+        value, gate = self.to_inner.halves(self.norm(stream))  # each (B, L, inner)
+        added: torch.Tensor = self.to_stream(self.dropout(self.inner_norm(value * F.silu(gate))))
         return added
-
-
-class _SwiGLU(torch.autograd.Function):
-    """Values times the SiLU of their gates, `[..., 2 * inner]` -> `[..., inner]`, that keeps only its input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x)
-        value, gate = x.chunk(2, dim=-1)
-        return F.silu(gate).mul_(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        (x,) = ctx.saved_tensors
-        value, gate = x.chunk(2, dim=-1)
-        of_x = torch.empty_like(x)  # both halves are written where they belong, instead of joined
-        of_value, of_gate = of_x.chunk(2, dim=-1)
-        torch.mul(grad, F.silu(gate), out=of_value)
-        torch.ops.aten.silu_backward.grad_input(grad * value, gate, grad_input=of_gate)
-        return of_x
 
 
 class Attention(nn.Module):

@@ -35,6 +35,12 @@ class _Product(torch.autograd.Function):
         return of_x, of_weight
 
 
+def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`[..., in]` -> `[..., out]`."""
+    product: torch.Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), weight)
+    return product.view(*x.shape[:-1], -1)
+
+
 class Linear(nn.Linear):
     """A linear layer without bias that, for inference on the CPU, keeps a copy of its weight in oneDNN's layout.
 
@@ -56,14 +62,32 @@ class Linear(nn.Linear):
             return F.linear(x, weight)
         if x.dtype != weight.dtype:
             x = x.to(weight.dtype)
-        if not weight.is_cpu or torch.compiler.is_compiling() or not packing_available(weight.dtype):
-            return F.linear(x, weight)
-        if torch.is_inference_mode_enabled():
+        if self._trains_by_onednn():
+            return _product(x, weight)
+        if torch.is_inference_mode_enabled() and weight.is_cpu and packing_available(weight.dtype):
             return packed_product(x, self._packed_copy(weight))
-        if weight.dtype != torch.float32:
-            return F.linear(x, weight)
-        product: torch.Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), weight)
-        return product.view(*x.shape[:-1], -1)
+        return F.linear(x, weight)
+
+    def halves(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first and second half of `forward`'s output, `[..., out / 2]` each.
+
+        By two products, where those are oneDNN's: for a thousand rows of 6,144 they take 0.9 of the time of one.
+        """
+        first, second = (
+            (_product(x.to(self.weight.dtype), half) for half in self.weight.chunk(2))
+            if self._trains_by_onednn() and not torch.is_autocast_enabled("cpu")
+            else self(x).chunk(2, dim=-1)
+        )
+        return first, second
+
+    def _trains_by_onednn(self) -> bool:
+        return (
+            torch.is_grad_enabled()
+            and self.weight.is_cpu
+            and self.weight.dtype == torch.float32
+            and packing_available(torch.float32)
+            and not torch.compiler.is_compiling()
+        )
 
     def _packed_copy(self, weight: torch.Tensor) -> torch.Tensor:
         version = 0 if weight.is_inference() else weight._version
