@@ -148,7 +148,7 @@ def test_a_node_that_is_killed_is_made_do_without(embeddings: Path, expected: Pa
 def test_too_few_nodes_for_the_least_are_an_error_and_not_a_wait_for_ever(
     embeddings: Path, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "_PATIENCE_SECONDS", 8.0)
+    monkeypatch.setattr(distributed, "_PATIENCE_SECONDS", 25.0)
     both = ComputeSettings(backend="ray", workers=2, min_workers=2)
     with cluster(0, 1, 1) as (made, nodes):
 
