@@ -200,6 +200,7 @@ def test_their_sampler_on_our_export_is_ours(exported: tuple[Prior, Path], monke
     ids=["warmup", "cosine decay", "Adam", "no token states"],
 )
 def test_we_load_what_their_trainer_has_just_saved(checkpoint: Any, arguments: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)  # some networks that so few steps of such a rate make amplify rounding more than others
     described = {name: value for name, value in checkpoint.prior.items() if name != "clip"}
     (tmp_path / "prior.json").write_text(json.dumps({"prior": described}))
     prior = prior_of({"prior": described})
