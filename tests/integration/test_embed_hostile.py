@@ -390,7 +390,7 @@ def test_images_or_captions_alone_fail_only_for_what_is_embedded(
     assert ("image_norm" in metadata(out), "text_norm" in metadata(out)) == ("text" in only, "text" not in only)
 
     if "text" in only:  # images alone can be trained on, with captions through the text tower
-        with pytest.raises(InputError, match="stores no text embeddings; embed with embed.text=true"):
+        with pytest.raises(InputError, match=r"stores no text embeddings; embed with embed\.text=true"):
             read_embeddings(str(out)).take(np.arange(1))
     else:
         with pytest.raises(InputError, match=r"holds no img_emb: it was embedded with embed\.image=false"):
