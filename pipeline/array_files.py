@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import tokenize
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -18,6 +19,8 @@ HEADER_BYTES = 128
 """Of every array that NumPy writes whose shape and type are as short as ours."""
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _FOOTER_END_BYTES = 8
+_PARSER = threading.Lock()
+"""NumPy parses headers with `ast`, which two threads of Python 3.11 at once can make raise a SystemError."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,11 @@ def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: 
 
 def read_array_start(store: Store, name: str, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether in Fortran's order, and type of an array; leaves `file` where its values start."""
+    file.read(HEADER_BYTES)  # fetched before the lock is held
+    file.seek(0)
     try:
-        shape, fortran_order, dtype = _HEADER_READERS[np.lib.format.read_magic(file)](file)
+        with _PARSER:
+            shape, fortran_order, dtype = _HEADER_READERS[np.lib.format.read_magic(file)](file)
     except (EOFError, ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:  # numpy parses it as Python
         raise _no_array(store, name, error) from error
     return shape, fortran_order, dtype

@@ -1,33 +1,18 @@
-"""Download: a list of URLs -> webdataset shards of images, in img2dataset's layout, every row accounted for."""
+"""Download: a list of URLs -> webdataset shards of images, in img2dataset's layout, every row accounted for.
+
+What is planned, refused and resumed is here; how one shard is made is in `download_worker`.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import collections
-import contextlib
-import hashlib
-import io
-import json
-import math
-import ssl
-import tarfile
-import time
-from collections.abc import AsyncGenerator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, BinaryIO, cast
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .config import ComputeSettings, DownloadSettings
+from .download_worker import DownloadTask, DownloadWorker, PlannedShard
 from .errors import FolderError
-from .fetch import Fetcher, FetchError
 from .shards import (
     Manifest,
-    ShardCommit,
-    ShardRecord,
     check_stage,
     fingerprint,
     image_shard_name,
@@ -40,32 +25,10 @@ from .urls import UrlList, open_url_list, rows_digest
 
 STAGE = "download"
 
-_RESIZE_OUTCOMES = frozenset({"not_image", "decode", "filtered"})
-"""Outcomes of a body that arrived; img2dataset's status for them is `failed_to_resize`."""
-
 _ASSUMED_IMAGES_PER_SECOND = 100.0
 """For the estimate of `--dry-run`: about half of what 2 cores can decode and encode."""
 _ASSUMED_BYTES_PER_PIXEL = 0.45
 """For the estimate of `--dry-run`: a photograph as JPEG of quality 95."""
-
-
-@dataclass(frozen=True)
-class PlannedShard:
-    """Rows of the list that make one shard."""
-
-    name: str
-    rows: int
-    digest: str
-    """SHA-256 of the rows' values."""
-
-
-@dataclass(frozen=True)
-class DownloadTask:
-    """One shard to fetch."""
-
-    planned: PlannedShard
-    first_row: int
-    table: pa.Table
 
 
 def download(
@@ -184,145 +147,3 @@ def _tasks(
     for index, (shard, table) in enumerate(zip(planned, tables, strict=False)):  # a limit ends the plan first
         if shard.name in pending:
             yield DownloadTask(shard, index * settings.rows_per_shard, table.slice(0, shard.rows))
-
-
-@dataclass
-class Row:
-    """One row of the list on its way to the shard."""
-
-    meta: dict[str, Any]
-    """The row's columns and what was found out, in the order of the parquet file."""
-    image: bytes | None = None
-    outcome: str = "success"
-
-
-class DownloadWorker:
-    """Fetches one shard after the other in this process."""
-
-    def __init__(self, store: Store, settings: DownloadSettings, settings_fingerprint: str) -> None:
-        from .images import ImageResizer  # img2dataset takes seconds to import, and only workers need it
-
-        self._store = store
-        self._settings = settings
-        self._settings_fingerprint = settings_fingerprint
-        self._resize = ImageResizer(settings)
-        self._tls = ssl.create_default_context()
-
-    def __call__(self, task: DownloadTask, following: DownloadTask | None = None) -> ShardRecord:
-        start = time.time()
-        name, encoding = task.planned.name, self._settings.encode_format
-        commit = ShardCommit(self._store, name, input=task.planned.digest, settings=self._settings_fingerprint)
-        outcomes: collections.Counter[str] = collections.Counter()
-        metas: list[dict[str, Any]] = []
-
-        async def fill(tar: tarfile.TarFile) -> None:
-            async with contextlib.aclosing(self._rows(task)) as rows:
-                async for row in rows:
-                    outcomes[row.outcome] += 1
-                    metas.append(row.meta)
-                    if row.image is not None:
-                        _add_sample(tar, row, encoding)
-
-        with commit.create(f"{name}.tar") as file:
-            with tarfile.open(fileobj=cast(BinaryIO, file), mode="w|") as tar:
-                asyncio.run(fill(tar))
-        with commit.create(f"{name}.parquet") as file:
-            pq.write_table(pa.Table.from_pylist(metas, schema=_schema(task.table.schema)), file)
-        commit.write_log(f"{name}_stats.json", _stats(outcomes, start, time.time()))
-        return commit.commit(rows=len(metas), counts=outcomes)
-
-    async def _rows(self, task: DownloadTask) -> AsyncGenerator[Row, None]:
-        """All rows in input order; a window of them is in flight, so that a slow one does not stop the others."""
-        window: collections.deque[asyncio.Task[Row]] = collections.deque()
-        size = self._settings.concurrency * 4
-        with ThreadPoolExecutor(self._settings.resize_threads) as threads:
-            async with Fetcher(self._settings, self._tls) as fetcher:
-                try:
-                    for offset, values in enumerate(task.table.to_pylist()):
-                        key = row_key(task.first_row, offset, self._settings.rows_per_shard)
-                        work = self._fetch_and_resize(key, values, fetcher, threads)
-                        window.append(asyncio.create_task(work))
-                        if len(window) == size:
-                            yield await _first_of(window)
-                    while window:
-                        yield await _first_of(window)
-                finally:
-                    for fetch in window:
-                        fetch.cancel()
-                    await asyncio.gather(*window, return_exceptions=True)
-
-    async def _fetch_and_resize(
-        self, key: str, values: dict[str, Any], fetcher: Fetcher, threads: ThreadPoolExecutor
-    ) -> Row:
-        meta = {**values, "key": key, "status": "success", "error_message": None}
-        sizes = {"width": None, "height": None, "original_width": None, "original_height": None}
-        row = Row({**meta, **sizes, "sha256": None})
-        try:
-            body = await fetcher.fetch(values["url"])
-            image = await asyncio.get_running_loop().run_in_executor(threads, self._resize, body)
-        except FetchError as error:
-            resize = error.outcome in _RESIZE_OUTCOMES
-            row.outcome = error.outcome
-            row.meta["status"] = "failed_to_resize" if resize else "failed_to_download"
-            row.meta["error_message"] = str(error)
-            return row
-        row.image = image.data
-        row.meta.update(
-            width=image.width,
-            height=image.height,
-            original_width=image.original_width,
-            original_height=image.original_height,
-            sha256=hashlib.sha256(body).hexdigest(),
-        )
-        return row
-
-
-async def _first_of(window: collections.deque[asyncio.Task[Row]]) -> Row:
-    """Take the oldest row, when it is done. To await its task could hand that a Ctrl-C just as it ends, and lose it."""
-    await asyncio.wait([window[0]])
-    return window.popleft().result()
-
-
-def row_key(first_row: int, offset: int, rows_per_shard: int) -> str:
-    """img2dataset's key of a row: the shard's number, then the position in the shard, in decimal digits."""
-    digits = math.ceil(math.log10(rows_per_shard)) if rows_per_shard > 1 else 0
-    shard = first_row // rows_per_shard
-    return f"{10**digits * shard + offset:0{digits + 5}d}"
-
-
-def _schema(columns: pa.Schema) -> pa.Schema:
-    text, number = pa.string(), pa.int32()
-    added: list[tuple[str, pa.DataType]] = [("key", text), ("status", text), ("error_message", text)]
-    added += [(name, number) for name in ("width", "height", "original_width", "original_height")]
-    added += [("sha256", text)]
-    return pa.schema([*columns, *(pa.field(name, kind) for name, kind in added)])
-
-
-def _add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
-    """The members of one sample, in the order in which img2dataset writes them."""
-    assert row.image is not None
-    members = {encoding: row.image, "json": json.dumps(row.meta, indent=4, default=str).encode()}
-    if "caption" in row.meta:
-        caption = row.meta["caption"]
-        members["txt"] = ("" if caption is None else str(caption)).encode(errors="surrogatepass")
-    for extension in sorted(members):
-        info = tarfile.TarInfo(f"{row.meta['key']}.{extension}")
-        info.size = len(members[extension])
-        info.mode = 0o444
-        tar.addfile(info, io.BytesIO(members[extension]))
-
-
-def _stats(outcomes: collections.Counter[str], start: float, end: float) -> dict[str, Any]:
-    """img2dataset's `_stats.json` of a shard."""
-    count, successes = sum(outcomes.values()), outcomes["success"]
-    resize = sum(number for outcome, number in outcomes.items() if outcome in _RESIZE_OUTCOMES)
-    return {
-        "count": count,
-        "successes": successes,
-        "failed_to_download": count - successes - resize,
-        "failed_to_resize": resize,
-        "duration": end - start,
-        "start_time": start,
-        "end_time": end,
-        "status_dict": dict(sorted(outcomes.items())),
-    }

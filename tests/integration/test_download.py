@@ -24,7 +24,8 @@ import pytest
 import webdataset
 
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.download import download, plan_download, row_key
+from priorkit.pipeline.download import download, plan_download
+from priorkit.pipeline.download_worker import row_key
 from priorkit.pipeline.errors import FolderError, InputError
 from priorkit.pipeline.storage import Store
 
