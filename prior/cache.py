@@ -5,7 +5,6 @@ Letters: B texts, K draws of one text, P positions, A width of a head.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -53,38 +52,27 @@ class PrefixCache:
 
 @dataclass(frozen=True)
 class DrawnTexts:
-    """Which prefix each of K draws of B texts sees, in a batch of prefixes that it is one row of.
+    """Which prefix each of K draws of B rows sees: that of its row's text, or the one of no text.
 
-    Only expanded, chosen between and joined, so that gradients are sums in the same order every time.
+    Only expanded and joined, so that gradients are sums in the same order every time.
     """
 
-    drop_text: torch.Tensor
-    """`[B, K]` bool on the CPU: draws whose text is dropped."""
+    rows: int
+    """B."""
+    draws: int
+    """K."""
     texts: int
-    """T: prefixes of the first texts, which come first; of the others all draws are dropped."""
+    """T: the first rows have a prefix each; what follows is the prefix of all others."""
 
     def __call__(self, layer: int, known: list[KeysValues]) -> KeysValues:
-        """From T prefixes, then those of no text (none, one for all or one for each), `[B * K, P, A]`."""
+        """From T prefixes, and one more where T is less than B, `[B * K, P, A]`."""
         whole = known[0]
         for part in known[1:]:
             whole = whole.append(part)
         return KeysValues(self._of_draws(whole.keys), self._of_draws(whole.values))
 
     def _of_draws(self, prefixes: torch.Tensor) -> torch.Tensor:
-        rows, draws = self.drop_text.shape
-        text, null = prefixes[: self.texts], prefixes[self.texts :]
-        own = text[:, None].expand(-1, draws, -1, -1)  # (T, K, P, A)
-        if self._some_dropped:
-            own = torch.where(self._dropped.to(text.device), null[:, None], own)
-        own = own.flatten(0, 1)
-        if self.texts == rows:
+        own = prefixes[: self.texts, None].expand(-1, self.draws, -1, -1).flatten(0, 1)  # (T * K, P, A)
+        if self.texts == self.rows:
             return own
-        return torch.cat([own, null.expand((rows - self.texts) * draws, -1, -1)])
-
-    @functools.cached_property
-    def _dropped(self) -> torch.Tensor:
-        return self.drop_text[: self.texts, :, None, None]
-
-    @functools.cached_property
-    def _some_dropped(self) -> bool:
-        return bool(self._dropped.any())
+        return torch.cat([own, prefixes[self.texts :].expand((self.rows - self.texts) * self.draws, -1, -1)])

@@ -95,7 +95,7 @@ class DiffusionSettings(Settings):
     loss_weighting: Literal["none", "min_snr"] = "none"
     """Weights of timesteps in the loss: equal, or the signal-to-noise ratio up to 5 (Hang et al. 2023)."""
     text_drop: float = Field(default=0.1, ge=0, le=1)
-    """Share of the training draws whose text is dropped, which makes guidance possible; the model card's value."""
+    """Share of the captions seen whose text is dropped, which makes guidance possible; the model card's value."""
     image_drop: float = Field(default=0.0, ge=0, le=1)
     """Share whose noisy image is dropped, which only `guidance: dalle2` needs."""
     normaliser: Literal["sqrt_dim", "standardise", "whiten"] = "sqrt_dim"

@@ -36,7 +36,7 @@ class StepRandomness:
     timesteps: torch.Tensor
     """`[B, K]` int64, uniform, and in each row one of each K-th of the timesteps."""
     drop_text: torch.Tensor
-    """`[B, K]` bool: draws trained without their text."""
+    """`[B]` bool: rows trained without their text, in all draws, so that a text is computed for K draws or for none."""
     drop_image: torch.Tensor
     """`[B, K]` bool: draws trained without their noisy image."""
     self_cond: torch.Tensor
@@ -87,7 +87,7 @@ def step_randomness(
         uniform[wanted] = _stream(seed, step, _UNIFORM, number).random((stop - start, draws, 4))[unwanted:]
     strata = (np.arange(draws) + uniform[..., 0]) / draws  # draw k from the k-th part of [0, 1)
     timesteps = np.minimum((strata * diffusion.timesteps).astype(np.int64), diffusion.timesteps - 1)
-    drop_text = uniform[..., 1] < diffusion.text_drop
+    drop_text = uniform[:, 0, 1] < diffusion.text_drop
     drop_image = uniform[..., 2] < diffusion.image_drop
     self_cond = uniform[..., 3] < 0.5
     return StepRandomness(*map(torch.from_numpy, (noise, timesteps, drop_text, drop_image, self_cond)))
@@ -109,26 +109,25 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """Weighted error of the prediction, mean over coordinates and over the K draws, for each row: `[B]`.
 
-    The draws of a text share its prefix. Those whose text is dropped share one other, of no text.
+    The draws of a text share its prefix, and all whose text is dropped share one of no text.
 
     Args:
         image_embed: `[B, D]` of any norm.
     """
     rows, draws, _ = random.noise.shape
-    needed = (~random.drop_text).any(dim=1)
-    if not network.function.has_null_text:  # dropping leaves something of every text
-        needed = torch.ones_like(needed)
-    order = None
-    if not needed.all():  # texts that no draw sees go to the end, and get no prefix
-        order = torch.argsort(~needed, stable=True)
+    kept, order = rows, None
+    if network.function.has_null_text and random.drop_text.any():  # rows without a text go to the end
+        kept, order = int((~random.drop_text).sum()), torch.argsort(random.drop_text, stable=True)
         random, condition = random.take(order), condition.take(order)
         image_embed = image_embed[order.to(image_embed.device)]
     noise, timesteps = random.noise.flatten(0, 1), random.timesteps.flatten()
     x0 = normaliser.encode(image_embed).repeat_interleave(draws, dim=0)  # (N, D)
     x_t = schedule.add_noise(x0, noise, timesteps)
-    seen = DrawnTexts(random.drop_text, int(needed.sum()))
+    texts = min(kept + 1, rows)  # the first of the rows without a text stands for all of them
+    first, drop_text = condition.take(torch.arange(texts)), random.drop_text[:texts].to(x_t.device)
     output = network.draws(
-        *_prefixes(network, condition, seen), seen, x_t, timesteps,
+        first.text_embed, first.token_states, drop_text if drop_text.any() else None, DrawnTexts(rows, draws, kept),
+        x_t, timesteps,
         drop_image=random.drop_image.flatten() if diffusion.image_drop else None,
         self_cond=_estimates(network, condition, random.self_cond, x_t, timesteps) if network.self_cond else None,
     )  # fmt: skip
@@ -140,18 +139,6 @@ def diffusion_loss(
         losses = losses * min_snr_weight(schedule, diffusion.prediction, timesteps).to(losses.dtype)
     losses = losses.view(rows, draws).mean(dim=1)
     return losses if order is None else losses[torch.argsort(order).to(losses.device)]
-
-
-def _prefixes(
-    network: PriorNetwork, condition: Condition, seen: DrawnTexts
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Text embeddings, token states and drops of the texts that are seen, and of no text if any draw wants it."""
-    if not seen.drop_text.any():
-        return condition.text_embed, condition.token_states, None
-    nulls = 1 if network.function.has_null_text else len(seen.drop_text)
-    rows = torch.cat([torch.arange(seen.texts), torch.arange(nulls)])
-    both = condition.take(rows)
-    return both.text_embed, both.token_states, (torch.arange(len(rows)) >= seen.texts).to(both.text_embed.device)
 
 
 @torch.no_grad()

@@ -199,11 +199,11 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         query = query.reshape(batch, length * heads, width)
         if query.is_cpu and bias.requires_grad:
-            # what torch's own falls back to, without its search for rows that see nothing; exact also under autocast
+            # what torch's own falls back to, without its search for rows that see nothing; logits exact under autocast
             with torch.autocast("cpu", enabled=False):
-                query, keys, values = (part.to(bias.dtype) for part in (query, *known))
-                weights = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=self.logit_scale).softmax(dim=-1)
-                attended = F.dropout(weights, dropout) @ values
+                exact, keys = query.to(bias.dtype), known.keys.to(bias.dtype)
+                weights = torch.baddbmm(bias, exact, keys.transpose(1, 2), alpha=self.logit_scale).softmax(dim=-1)
+                attended = F.dropout(weights, dropout).to(query.dtype) @ known.values
         else:
             attended = F.scaled_dot_product_attention(
                 query[:, None], known.keys[:, None], known.values[:, None],

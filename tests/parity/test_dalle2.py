@@ -69,7 +69,7 @@ def test_loss(golden: Golden) -> None:
     random = StepRandomness(
         noise=torch.from_numpy(golden.loss_noise)[:, None],
         timesteps=torch.tensor(golden.times)[:, None],
-        drop_text=~torch.tensor(golden.text_keep)[:, None] & (prior.config.diffusion.text_drop > 0),
+        drop_text=~torch.tensor(golden.text_keep) & (prior.config.diffusion.text_drop > 0),
         drop_image=~torch.tensor(golden.image_keep)[:, None],
         self_cond=torch.full((rows, 1), golden.self_conditioned),
     )
