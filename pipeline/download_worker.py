@@ -6,8 +6,6 @@ import asyncio
 import collections
 import contextlib
 import hashlib
-import io
-import json
 import math
 import ssl
 import tarfile
@@ -22,11 +20,9 @@ import pyarrow.parquet as pq
 
 from .config import DownloadSettings
 from .fetch import Fetcher, FetchError
+from .image_shard import RESIZE_OUTCOMES, Row, add_sample, image_schema, shard_stats
 from .shards import ShardCommit, ShardRecord
 from .storage import Store
-
-_RESIZE_OUTCOMES = frozenset({"not_image", "decode", "filtered"})
-"""Outcomes of a body that arrived; img2dataset's status for them is `failed_to_resize`."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +42,6 @@ class DownloadTask:
     planned: PlannedShard
     first_row: int
     table: pa.Table
-
-
-@dataclass
-class Row:
-    """One row of the list on its way to the shard."""
-
-    meta: dict[str, Any]
-    """The row's columns and what was found out, in the order of the parquet file."""
-    image: bytes | None = None
-    outcome: str = "success"
 
 
 class DownloadWorker:
@@ -83,14 +69,14 @@ class DownloadWorker:
                     outcomes[row.outcome] += 1
                     metas.append(row.meta)
                     if row.image is not None:
-                        _add_sample(tar, row, encoding)
+                        add_sample(tar, row, encoding)
 
         with commit.create(f"{name}.tar") as file:
             with tarfile.open(fileobj=cast(BinaryIO, file), mode="w|") as tar:
                 asyncio.run(fill(tar))
         with commit.create(f"{name}.parquet") as file:
-            pq.write_table(pa.Table.from_pylist(metas, schema=_schema(task.table.schema)), file)
-        commit.write_log(f"{name}_stats.json", _stats(outcomes, start, time.time()))
+            pq.write_table(pa.Table.from_pylist(metas, schema=image_schema(task.table.schema)), file)
+        commit.write_log(f"{name}_stats.json", shard_stats(outcomes, start, time.time()))
         return commit.commit(rows=len(metas), counts=outcomes)
 
     async def _rows(self, task: DownloadTask) -> AsyncGenerator[Row, None]:
@@ -123,7 +109,7 @@ class DownloadWorker:
             body = await fetcher.fetch(values["url"])
             image = await asyncio.get_running_loop().run_in_executor(threads, self._resize, body)
         except FetchError as error:
-            resize = error.outcome in _RESIZE_OUTCOMES
+            resize = error.outcome in RESIZE_OUTCOMES
             row.outcome = error.outcome
             row.meta["status"] = "failed_to_resize" if resize else "failed_to_download"
             row.meta["error_message"] = str(error)
@@ -150,41 +136,3 @@ def row_key(first_row: int, offset: int, rows_per_shard: int) -> str:
     digits = math.ceil(math.log10(rows_per_shard)) if rows_per_shard > 1 else 0
     shard = first_row // rows_per_shard
     return f"{10**digits * shard + offset:0{digits + 5}d}"
-
-
-def _schema(columns: pa.Schema) -> pa.Schema:
-    text, number = pa.string(), pa.int32()
-    added: list[tuple[str, pa.DataType]] = [("key", text), ("status", text), ("error_message", text)]
-    added += [(name, number) for name in ("width", "height", "original_width", "original_height")]
-    added += [("sha256", text)]
-    return pa.schema([*columns, *(pa.field(name, kind) for name, kind in added)])
-
-
-def _add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
-    """The members of one sample, in the order in which img2dataset writes them."""
-    assert row.image is not None
-    members = {encoding: row.image, "json": json.dumps(row.meta, indent=4, default=str).encode()}
-    if "caption" in row.meta:
-        caption = row.meta["caption"]
-        members["txt"] = ("" if caption is None else str(caption)).encode(errors="surrogatepass")
-    for extension in sorted(members):
-        info = tarfile.TarInfo(f"{row.meta['key']}.{extension}")
-        info.size = len(members[extension])
-        info.mode = 0o444
-        tar.addfile(info, io.BytesIO(members[extension]))
-
-
-def _stats(outcomes: collections.Counter[str], start: float, end: float) -> dict[str, Any]:
-    """img2dataset's `_stats.json` of a shard."""
-    count, successes = sum(outcomes.values()), outcomes["success"]
-    resize = sum(number for outcome, number in outcomes.items() if outcome in _RESIZE_OUTCOMES)
-    return {
-        "count": count,
-        "successes": successes,
-        "failed_to_download": count - successes - resize,
-        "failed_to_resize": resize,
-        "duration": end - start,
-        "start_time": start,
-        "end_time": end,
-        "status_dict": dict(sorted(outcomes.items())),
-    }
