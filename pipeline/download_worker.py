@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import contextlib
 import hashlib
@@ -10,17 +9,21 @@ import math
 import ssl
 import tarfile
 import time
-from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .config import DownloadSettings
+from .decoded import IMAGE_OUTCOMES, ImageError
+from .decoders import Decoders
 from .fetch import Fetcher, FetchError
-from .image_shard import RESIZE_OUTCOMES, Row, add_sample, image_schema, shard_stats
+from .fetch_ahead import Claim, FetchAhead, RowMaker
+from .image_shard import Row, add_sample, image_schema, shard_stats
 from .shards import ShardCommit, ShardRecord
 from .storage import Store
 
@@ -41,20 +44,31 @@ class DownloadTask:
 
     planned: PlannedShard
     first_row: int
-    table: pa.Table
+    table: pa.Table = field(compare=False)
+    """The rows, which the digest of `planned` stands for."""
 
 
 class DownloadWorker:
-    """Fetches one shard after the other in this process."""
+    """Fetches one shard after the other in this process. Use as a context, or end the process.
+
+    What it fetches with (connections, decoding processes) lives as long as it does.
+    """
 
     def __init__(self, store: Store, settings: DownloadSettings, settings_fingerprint: str) -> None:
-        from .images import ImageResizer  # img2dataset takes seconds to import, and only workers need it
-
         self._store = store
         self._settings = settings
         self._settings_fingerprint = settings_fingerprint
-        self._resize = ImageResizer(settings)
-        self._tls = ssl.create_default_context()
+        self._ahead: FetchAhead[DownloadTask] = FetchAhead(
+            self._tools(), self._makers, buffer_bytes=settings.buffer_bytes, fetches=2 * settings.concurrency
+        )  # twice as many as are fetched at once, since some wait for a host that is busy
+
+    def __enter__(self) -> DownloadWorker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ahead.close()
 
     def __call__(self, task: DownloadTask, following: DownloadTask | None = None) -> ShardRecord:
         start = time.time()
@@ -62,55 +76,44 @@ class DownloadWorker:
         commit = ShardCommit(self._store, name, input=task.planned.digest, settings=self._settings_fingerprint)
         outcomes: collections.Counter[str] = collections.Counter()
         metas: list[dict[str, Any]] = []
-
-        async def fill(tar: tarfile.TarFile) -> None:
-            async with contextlib.aclosing(self._rows(task)) as rows:
-                async for row in rows:
-                    outcomes[row.outcome] += 1
-                    metas.append(row.meta)
-                    if row.image is not None:
-                        add_sample(tar, row, encoding)
-
-        with commit.create(f"{name}.tar") as file:
-            with tarfile.open(fileobj=cast(BinaryIO, file), mode="w|") as tar:
-                asyncio.run(fill(tar))
+        with (
+            commit.create(f"{name}.tar") as file,
+            tarfile.open(fileobj=cast(BinaryIO, file), mode="w|") as tar,
+            contextlib.closing(self._ahead.rows(task, following)) as rows,
+        ):
+            for row in rows:
+                outcomes[row.outcome] += 1
+                metas.append(row.meta)
+                if row.image is not None:
+                    add_sample(tar, row, encoding)
         with commit.create(f"{name}.parquet") as file:
             pq.write_table(pa.Table.from_pylist(metas, schema=image_schema(task.table.schema)), file)
         commit.write_log(f"{name}_stats.json", shard_stats(outcomes, start, time.time()))
         return commit.commit(rows=len(metas), counts=outcomes)
 
-    async def _rows(self, task: DownloadTask) -> AsyncGenerator[Row, None]:
-        """All rows in input order; a window of them is in flight, so that a slow one does not stop the others."""
-        window: collections.deque[asyncio.Task[Row]] = collections.deque()
-        size = self._settings.concurrency * 4
-        with ThreadPoolExecutor(self._settings.resize_threads) as threads:
-            async with Fetcher(self._settings, self._tls) as fetcher:
-                try:
-                    for offset, values in enumerate(task.table.to_pylist()):
-                        key = row_key(task.first_row, offset, self._settings.rows_per_shard)
-                        work = self._fetch_and_resize(key, values, fetcher, threads)
-                        window.append(asyncio.create_task(work))
-                        if len(window) == size:
-                            yield await _first_of(window)
-                    while window:
-                        yield await _first_of(window)
-                finally:
-                    for fetch in window:
-                        fetch.cancel()
-                    await asyncio.gather(*window, return_exceptions=True)
+    @contextlib.asynccontextmanager
+    async def _tools(self) -> AsyncIterator[None]:
+        tls = ssl.create_default_context()
+        async with Decoders(self._settings) as self._decoders, Fetcher(self._settings, tls) as self._fetcher:
+            yield
 
-    async def _fetch_and_resize(
-        self, key: str, values: dict[str, Any], fetcher: Fetcher, threads: ThreadPoolExecutor
-    ) -> Row:
+    def _makers(self, task: DownloadTask) -> list[RowMaker]:
+        """What makes the task's rows, in input order."""
+        keys = (row_key(task.first_row, offset, self._settings.rows_per_shard) for offset in range(task.table.num_rows))
+        rows = task.table.to_pylist()
+        return [partial(self._fetch_and_resize, key, values) for key, values in zip(keys, rows, strict=True)]
+
+    async def _fetch_and_resize(self, key: str, values: dict[str, Any], claim: Claim) -> Row:
         meta = {**values, "key": key, "status": "success", "error_message": None}
         sizes = {"width": None, "height": None, "original_width": None, "original_height": None}
         row = Row({**meta, **sizes, "sha256": None})
         try:
-            body = await fetcher.fetch(values["url"])
-            image = await asyncio.get_running_loop().run_in_executor(threads, self._resize, body)
-        except FetchError as error:
-            resize = error.outcome in RESIZE_OUTCOMES
+            body = await self._fetcher.fetch(values["url"])
+            claim.hold(len(body))
+            image = await self._decoders.decode(body)
+        except (FetchError, ImageError) as error:
             row.outcome = error.outcome
+            resize = error.outcome in IMAGE_OUTCOMES
             row.meta["status"] = "failed_to_resize" if resize else "failed_to_download"
             row.meta["error_message"] = str(error)
             return row
@@ -123,12 +126,6 @@ class DownloadWorker:
             sha256=hashlib.sha256(body).hexdigest(),
         )
         return row
-
-
-async def _first_of(window: collections.deque[asyncio.Task[Row]]) -> Row:
-    """Take the oldest row, when it is done. To await its task could hand that a Ctrl-C just as it ends, and lose it."""
-    await asyncio.wait([window[0]])
-    return window.popleft().result()
 
 
 def row_key(first_row: int, offset: int, rows_per_shard: int) -> str:

@@ -11,8 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-RESIZE_OUTCOMES = frozenset({"not_image", "decode", "filtered"})
-"""Outcomes of a body that arrived; img2dataset's status for them is `failed_to_resize`."""
+from .decoded import IMAGE_OUTCOMES
 
 
 @dataclass
@@ -51,7 +50,7 @@ def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
 def shard_stats(outcomes: collections.Counter[str], start: float, end: float) -> dict[str, Any]:
     """img2dataset's `_stats.json` of a shard."""
     count, successes = sum(outcomes.values()), outcomes["success"]
-    resize = sum(number for outcome, number in outcomes.items() if outcome in RESIZE_OUTCOMES)
+    resize = sum(number for outcome, number in outcomes.items() if outcome in IMAGE_OUTCOMES)
     return {
         "count": count,
         "successes": successes,
