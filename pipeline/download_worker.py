@@ -59,8 +59,8 @@ class DownloadWorker:
         self._settings = settings
         self._settings_fingerprint = settings_fingerprint
         self._ahead: FetchAhead[DownloadTask] = FetchAhead(
-            self._tools(), self._makers, buffer_bytes=settings.buffer_bytes, fetches=2 * settings.concurrency
-        )  # twice as many as are fetched at once, since some wait for a host that is busy
+            self._tools(), self._makers, buffer_bytes=settings.buffer_bytes, most=2 * settings.concurrency
+        )  # twice as many as are fetched at once, since some wait for a busy host or for a decoder
 
     def __enter__(self) -> DownloadWorker:
         return self
@@ -109,7 +109,7 @@ class DownloadWorker:
         row = Row({**meta, **sizes, "sha256": None})
         try:
             body = await self._fetcher.fetch(values["url"])
-            claim.hold(len(body))
+            claim.arrived(len(body))
             image = await self._decoders.decode(body)
         except (FetchError, ImageError) as error:
             row.outcome = error.outcome

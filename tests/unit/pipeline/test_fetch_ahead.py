@@ -46,7 +46,7 @@ class Web:
         except asyncio.CancelledError:
             self.cancelled.append(key)
             raise
-        claim.hold(BODY)
+        claim.arrived(BODY)
         await asyncio.sleep(0)
         if "bug" in key:
             raise RuntimeError(key)
@@ -66,8 +66,8 @@ Ahead = FetchAhead[tuple[str, int]]
 
 
 @contextlib.contextmanager
-def fetching(web: Web, buffer_bytes: int = 10**9, fetches: int = 1000) -> Iterator[Ahead]:
-    ahead: Ahead = FetchAhead(web.tools(), web.makers, buffer_bytes=buffer_bytes, fetches=fetches)
+def fetching(web: Web, buffer_bytes: int = 10**9, most: int = 1000) -> Iterator[Ahead]:
+    ahead: Ahead = FetchAhead(web.tools(), web.makers, buffer_bytes=buffer_bytes, most=most)
     try:
         yield ahead
     finally:
@@ -124,11 +124,11 @@ def test_what_was_read_ahead_for_another_task_is_dropped(web: Web) -> None:
         assert taken(ahead, ("b", 2)) == keys("b", 2)
 
 
-def test_no_more_is_fetched_at_once_than_allowed(web: Web) -> None:
+def test_no_more_rows_are_in_the_making_than_allowed(web: Web) -> None:
     slow = web.hold("a0")
     for key in keys("a", 50)[1:]:
         web.held_back[key] = slow
-    with fetching(web, fetches=7) as ahead:
+    with fetching(web, most=7) as ahead:
         rows = ahead.rows(("a", 50), None)
         threading.Timer(0.2, lambda: (begun.extend(web.begun), slow.set())).start()
         begun: list[str] = []
@@ -140,7 +140,7 @@ def test_nothing_begins_while_too_much_is_held(web: Web) -> None:
     """Images that wait for a slow row fill the buffer, and fetching goes on when it has come."""
     slow = web.hold("a0")
     limit = 200 * IMAGE
-    with fetching(web, buffer_bytes=limit, fetches=2) as ahead:
+    with fetching(web, buffer_bytes=limit, most=2) as ahead:
         begun: list[int] = []
         ahead._buffer.mean = BODY
         threading.Timer(0.5, lambda: (begun.append(len(web.begun)), slow.set())).start()
@@ -153,7 +153,7 @@ def test_the_row_whose_turn_it_is_is_always_admitted(web: Web, limit: int) -> No
     with fetching(web, buffer_bytes=limit) as ahead:
         assert taken(ahead, ("a", 50), ("b", 50)) == keys("a", 50)
         assert taken(ahead, ("b", 50)) == keys("b", 50)
-        assert ahead._buffer.held == ahead._buffer.fetching == 0
+        assert ahead._buffer.held == ahead._buffer.in_making == ahead._buffer.expected == 0
 
 
 def test_a_bug_in_a_row_is_raised(web: Web) -> None:
@@ -161,7 +161,7 @@ def test_a_bug_in_a_row_is_raised(web: Web) -> None:
         with pytest.raises(RuntimeError, match="bug0"):
             list(ahead.rows(("bug", 5), None))
         assert taken(ahead, ("a", 5)) == keys("a", 5)
-        until(lambda: ahead._buffer.held == ahead._buffer.fetching == 0)
+        until(lambda: ahead._buffer.held == ahead._buffer.in_making == ahead._buffer.expected == 0)
 
 
 def test_who_takes_no_more_stops_what_is_under_way(web: Web) -> None:
