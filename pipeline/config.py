@@ -97,7 +97,9 @@ class ComputeSettings(Settings):
 class DownloadSettings(Settings):
     """From a list of URLs to webdataset shards of resized images."""
 
-    runtime_fields: ClassVar[frozenset[str]] = frozenset({"concurrency", "decode_processes", "buffer_bytes"})
+    runtime_fields: ClassVar[frozenset[str]] = frozenset(
+        {"buffer_bytes", "concurrency", "decode_memory_bytes", "decode_processes", "decode_timeout_seconds"}
+    )
 
     url_column: str = "url"
     """Column of the list that holds the image URL."""
@@ -125,10 +127,6 @@ class DownloadSettings(Settings):
     """Images whose header tells of more pixels are never decoded; Pillow's own bound against bombs, 256 MB."""
     decode_mode: Literal["exact", "fast"] = "exact"
     """`exact` gives img2dataset's bytes. `fast` lets the JPEG decoder halve sides that stay above their target."""
-    decode_timeout_seconds: float = Field(default=30.0, gt=0)
-    """Time for decoding, resizing and encoding one image; a decoder that takes longer hangs, and is replaced."""
-    decode_memory_bytes: int = Field(default=4_000_000_000, ge=1_000_000_000)
-    """Address space of one decoding process, on Linux; large images with transparency need most."""
     timeout_seconds: float = Field(default=10.0, gt=0)
     """Total time for one URL, name look-up, redirects and body included; img2dataset's default."""
     max_bytes: int = Field(default=50_000_000, ge=1)
@@ -141,8 +139,12 @@ class DownloadSettings(Settings):
     """URLs fetched at once by one worker."""
     decode_processes: int = Field(default=0, ge=0)
     """Processes that decode, resize and encode beside the fetch; 0 is one for each core that may be used."""
-    buffer_bytes: int = Field(default=256_000_000, ge=0)
-    """Bodies and images that one worker may hold in memory, until no further fetch begins."""
+    decode_timeout_seconds: float = Field(default=30.0, gt=0)
+    """Time for decoding, resizing and encoding one image; a decoder that takes longer hangs, and is replaced."""
+    decode_memory_bytes: int = Field(default=4_000_000_000, ge=1_000_000_000)
+    """Address space of one decoding process, on Linux; large images with transparency need most."""
+    buffer_bytes: int = Field(default=512_000_000, ge=1)
+    """Bytes of bodies, expected ones included, and images that one worker may hold until no further fetch begins."""
 
     @model_validator(mode="after")
     def _png_quality_is_a_level(self) -> Self:

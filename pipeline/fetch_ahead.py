@@ -25,6 +25,8 @@ _STOP_SECONDS = 5.0
 """Nobody who wants to end waits longer, as for a look-up of a name that hangs."""
 _FIRST_MEAN = 100_000.0
 """Bytes of a body, as long as none is known."""
+_BODIES_SHARE = 8
+"""One part of the buffer in so many may hold bodies that wait for a decoder, which more of would not keep busier."""
 _MEAN_OVER = 64
 """Bodies whose mean is what the next ones are expected to be."""
 
@@ -37,7 +39,7 @@ class Buffer:
 
     Args:
         limit: bytes that may be held. Fetches that are under way when it is reached come on top.
-        most: rows that may be in the making, which bounds what waits for a decoder too.
+        most: rows that may be in the making.
         changed: called when there may be room again.
     """
 
@@ -45,6 +47,8 @@ class Buffer:
         self._limit, self._most, self.changed = limit, most, changed
         self.held = 0
         """Bytes of bodies and images."""
+        self.bodies = 0
+        """Bytes of bodies."""
         self.in_making = 0
         """Rows that have begun and are not made."""
         self.expected = 0
@@ -56,7 +60,9 @@ class Buffer:
         """Whether another row may begin, if the bodies under way are as large as those of late."""
         if self.in_making == 0 and self.held == 0:
             return True
-        return self.in_making < self._most and self.held + self.expected * self.mean < self._limit
+        if self.in_making >= self._most or self.bodies * _BODIES_SHARE >= self._limit:
+            return False
+        return self.held + self.expected * self.mean < self._limit
 
 
 class Claim:
@@ -64,28 +70,35 @@ class Claim:
 
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
-        self._size: int | None = None
-        self._made = False
+        self._body: int | None = None
+        self._image: int | None = None
         buffer.in_making += 1
         buffer.expected += 1
 
     def arrived(self, size: int) -> None:
         """The row's body is there."""
+        self._body = size
+        self._buffer.expected -= 1
         self._buffer.mean += (size - self._buffer.mean) / _MEAN_OVER
-        self._hold(size)
+        self._buffer.bodies += size
+        self._buffer.held += size
+        self._buffer.changed()
 
     def made(self, size: int) -> None:
-        """The row is made, or given up; it waits for its turn with so many bytes."""
-        if not self._made:
-            self._made = True
-            self._buffer.in_making -= 1
-        self._hold(size)
-
-    def _hold(self, size: int) -> None:
-        if self._size is None:
+        """The row is made, with an image of so many bytes, and waits for its turn."""
+        self._image = size
+        self._buffer.in_making -= 1
+        if self._body is None:
             self._buffer.expected -= 1
-        self._buffer.held += size - (self._size or 0)
-        self._size = size
+        self._buffer.bodies -= self._body or 0
+        self._buffer.held += size - (self._body or 0)
+        self._buffer.changed()
+
+    def release(self) -> None:
+        """The row is taken, or given up."""
+        if self._image is None:
+            self.made(0)
+        self._buffer.held -= self._image or 0
         self._buffer.changed()
 
 
@@ -190,7 +203,7 @@ class FetchAhead(Generic[Task]):
         taken: list[Row] = []
         while begun and begun[0][0].done() and len(taken) < _HANDED_OVER:
             made, claim = begun.popleft()
-            claim.made(0)  # which lets others begin, here too
+            claim.release()
             taken.append(made.result())
         self._begin()
         return taken
@@ -218,5 +231,5 @@ async def _drop(flight: _Flight[Task]) -> None:
         made.cancel()
     await asyncio.gather(*(made for made, _ in flight.begun), return_exceptions=True)
     for _, claim in flight.begun:
-        claim.made(0)
+        claim.release()
     flight.begun.clear()

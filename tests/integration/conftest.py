@@ -41,6 +41,7 @@ download:
   rows_per_shard: 10
   image_size: 32
   allow_private_addresses: true
+  decode_processes: 1
 embed:
   clip:
     model: local-dir:{clip}

@@ -110,13 +110,11 @@ def test_a_model_with_a_scheme_needs_no_weights_tag() -> None:
 
 def test_the_identity_holds_what_changes_bytes_and_nothing_else() -> None:
     settings = DownloadSettings()
-    assert set(settings.identity()) == set(DownloadSettings.model_fields) - {
-        "concurrency",
-        "decode_processes",
-        "buffer_bytes",
-    }
+    runtime = {"buffer_bytes", "concurrency", "decode_memory_bytes", "decode_processes", "decode_timeout_seconds"}
+    assert set(settings.identity()) == set(DownloadSettings.model_fields) - runtime
     assert settings.identity() == DownloadSettings(concurrency=1, decode_processes=9, buffer_bytes=1).identity()
     assert settings.identity() != DownloadSettings(image_size=255).identity()
+    assert settings.identity() != DownloadSettings(decode_mode="fast").identity()
     assert EmbedSettings().identity() == EmbedSettings(decode_threads=7).identity()
     for changed in (EmbedSettings(batch_size=1), EmbedSettings(threads=3), EmbedSettings(dtype="bfloat16")):
         assert changed.identity() != EmbedSettings().identity()

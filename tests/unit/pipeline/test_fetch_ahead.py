@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from priorkit.pipeline.fetch_ahead import Claim, FetchAhead, RowMaker
+from priorkit.pipeline.fetch_ahead import Buffer, Claim, FetchAhead, RowMaker
 from priorkit.pipeline.image_shard import Row
 
 BODY, IMAGE = 1000, 100
@@ -139,13 +139,28 @@ def test_no_more_rows_are_in_the_making_than_allowed(web: Web) -> None:
 def test_nothing_begins_while_too_much_is_held(web: Web) -> None:
     """Images that wait for a slow row fill the buffer, and fetching goes on when it has come."""
     slow = web.hold("a0")
-    limit = 200 * IMAGE
+    limit = 20 * BODY
     with fetching(web, buffer_bytes=limit, most=2) as ahead:
         begun: list[int] = []
         ahead._buffer.mean = BODY
         threading.Timer(0.5, lambda: (begun.append(len(web.begun)), slow.set())).start()
         assert taken(ahead, ("a", 1000)) == keys("a", 1000)
     assert 150 < begun[0] <= 200
+
+
+def test_bodies_that_wait_for_a_decoder_stop_the_fetch(web: Web) -> None:
+    buffer = Buffer(80 * BODY, 1000, lambda: None)
+    claims = []
+    while buffer.has_room():
+        claims.append(Claim(buffer))
+        claims[-1].arrived(BODY)
+    assert len(claims) == 10
+    claims[3].made(IMAGE)
+    assert buffer.has_room()
+    assert (buffer.held, buffer.bodies, buffer.in_making) == (9 * BODY + IMAGE, 9 * BODY, 9)
+    for claim in claims:
+        claim.release()
+    assert buffer.held == buffer.bodies == buffer.in_making == buffer.expected == 0
 
 
 @pytest.mark.parametrize("limit", [1, IMAGE, BODY])
