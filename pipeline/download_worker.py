@@ -6,11 +6,12 @@ import asyncio
 import collections
 import contextlib
 import hashlib
+import itertools
 import math
 import ssl
 import tarfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -19,9 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .config import DownloadSettings
+from .download_stats import NOT_UTF8, ShardStatistics
 from .fetch import Fetcher, FetchError
-from .image_shard import RESIZE_OUTCOMES, Row, add_sample, image_schema, shard_stats
-from .shards import ShardCommit, ShardRecord
+from .image_hash import check_hash
+from .image_shard import RESIZE_OUTCOMES, Row, add_sample, image_schema, kept_rows
+from .shards import ShardCommit, ShardRecord, finish_replacements
 from .storage import Store
 
 
@@ -42,53 +45,81 @@ class DownloadTask:
     planned: PlannedShard
     first_row: int
     table: pa.Table
+    retry: bool = False
+    """Whether the shard is there already and only its passing failures are fetched again."""
+
+    @property
+    def name(self) -> str:
+        return self.planned.name
 
 
 class DownloadWorker:
-    """Fetches one shard after the other in this process."""
+    """Fetches one shard after the other in this process.
 
-    def __init__(self, store: Store, settings: DownloadSettings, settings_fingerprint: str) -> None:
+    Args:
+        on_row: told of each row as it is done; None where nobody in this process wants to know.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: DownloadSettings,
+        settings_fingerprint: str,
+        on_row: Callable[[Row], None] | None = None,
+    ) -> None:
         from .images import ImageResizer  # img2dataset takes seconds to import, and only workers need it
 
         self._store = store
         self._settings = settings
         self._settings_fingerprint = settings_fingerprint
+        self._on_row = on_row
         self._resize = ImageResizer(settings)
         self._tls = ssl.create_default_context()
 
     def __call__(self, task: DownloadTask, following: DownloadTask | None = None) -> ShardRecord:
         start = time.time()
         name, encoding = task.planned.name, self._settings.encode_format
-        commit = ShardCommit(self._store, name, input=task.planned.digest, settings=self._settings_fingerprint)
-        outcomes: collections.Counter[str] = collections.Counter()
+        if task.retry and (record := finish_replacements(self._store, name)) is not None:
+            return record  # a worker before this one was killed when all but its last moves were done
+        commit = ShardCommit(
+            self._store, name, input=task.planned.digest, settings=self._settings_fingerprint, replaces=task.retry
+        )
+        statistics = ShardStatistics(task.table)
         metas: list[dict[str, Any]] = []
 
         async def fill(tar: tarfile.TarFile) -> None:
             async with contextlib.aclosing(self._rows(task)) as rows:
                 async for row in rows:
-                    outcomes[row.outcome] += 1
+                    statistics.add(row)
                     metas.append(row.meta)
                     if row.image is not None:
                         add_sample(tar, row, encoding)
+                    if self._on_row is not None:
+                        self._on_row(row)
 
         with commit.create(f"{name}.tar") as file:
             with tarfile.open(fileobj=cast(BinaryIO, file), mode="w|") as tar:
                 asyncio.run(fill(tar))
         with commit.create(f"{name}.parquet") as file:
             pq.write_table(pa.Table.from_pylist(metas, schema=image_schema(task.table.schema)), file)
-        commit.write_log(f"{name}_stats.json", shard_stats(outcomes, start, time.time()))
-        return commit.commit(rows=len(metas), counts=outcomes)
+        commit.write_log(f"{name}_stats.json", statistics.to_json(start, time.time()))
+        return commit.commit(rows=len(metas), counts=statistics.outcomes)
 
     async def _rows(self, task: DownloadTask) -> AsyncGenerator[Row, None]:
         """All rows in input order; a window of them is in flight, so that a slow one does not stop the others."""
         window: collections.deque[asyncio.Task[Row]] = collections.deque()
         size = self._settings.concurrency * 4
+        values = task.table.to_pylist()
+        kept = kept_rows(self._store, task.name, values) if task.retry else itertools.repeat(None, len(values))
         with ThreadPoolExecutor(self._settings.resize_threads) as threads:
             async with Fetcher(self._settings, self._tls) as fetcher:
                 try:
-                    for offset, values in enumerate(task.table.to_pylist()):
+                    for offset, (row_values, row) in enumerate(zip(values, kept, strict=True)):
                         key = row_key(task.first_row, offset, self._settings.rows_per_shard)
-                        work = self._fetch_and_resize(key, values, fetcher, threads)
+                        if row is None:
+                            work = self._fetch_and_resize(key, row_values, fetcher, threads)
+                        else:
+                            work = _as_it_is(row)
                         window.append(asyncio.create_task(work))
                         if len(window) == size:
                             yield await _first_of(window)
@@ -106,7 +137,12 @@ class DownloadWorker:
         sizes = {"width": None, "height": None, "original_width": None, "original_height": None}
         row = Row({**meta, **sizes, "sha256": None})
         try:
+            if NOT_UTF8 in (values["url"] or ""):
+                raise FetchError("bad_url", "it holds bytes that are not UTF-8")
             body = await fetcher.fetch(values["url"])
+            row.body_bytes = len(body)
+            if self._settings.hash_column is not None:
+                check_hash(body, values[self._settings.hash_column])
             image = await asyncio.get_running_loop().run_in_executor(threads, self._resize, body)
         except FetchError as error:
             resize = error.outcome in RESIZE_OUTCOMES
@@ -123,6 +159,10 @@ class DownloadWorker:
             sha256=hashlib.sha256(body).hexdigest(),
         )
         return row
+
+
+async def _as_it_is(row: Row) -> Row:
+    return row
 
 
 async def _first_of(window: collections.deque[asyncio.Task[Row]]) -> Row:

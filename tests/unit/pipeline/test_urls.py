@@ -72,10 +72,10 @@ def test_every_format_gives_the_same_rows_and_digest(tmp_path: Path, kind: str, 
     path = tmp_path / (f"list.{kind}.gz" if gz else f"list.{kind}")
     path.write_bytes(gzip.compress(data) if gz else data)
     urls = open_list(path)
-    (table,) = urls.shards(100)
+    ((_, table),) = urls.shards(100)
     assert table.to_pylist() == ROWS
     assert rows_digest(table) == rows_digest(pa.Table.from_pylist(ROWS))
-    assert urls.names == ("url", "caption", "licence")
+    assert tuple(urls.schema.names) == ("url", "caption", "licence")
 
 
 @pytest.mark.parametrize("gz", [False, True])
@@ -97,7 +97,7 @@ def test_a_folder_is_its_files_in_order_whatever_their_formats(tmp_path: Path) -
     (tmp_path / "part/_SUCCESS").write_bytes(b"")
     (tmp_path / "part/README.md").write_bytes(b"no list")
     assert read(tmp_path / "part") == ROWS
-    (table,) = open_list(tmp_path / "part").shards(100)
+    ((_, table),) = open_list(tmp_path / "part").shards(100)
     assert rows_digest(table) == rows_digest(pa.Table.from_pylist(ROWS))
 
 
@@ -117,7 +117,7 @@ def test_text_has_one_type_however_a_parquet_file_stores_it(tmp_path: Path) -> N
     for number, kind in enumerate(kinds):
         table = pa.table({"url": pa.array(texts).cast(kind), "caption": pa.array(texts).cast(kind)})
         pq.write_table(table, tmp_path / f"{number}.parquet")
-    (shard,) = open_list(tmp_path).shards(100)
+    ((_, shard),) = open_list(tmp_path).shards(100)
     assert shard.column("url").to_pylist() == texts * 3
     assert set(shard.schema.types) == {pa.string()}
 
@@ -132,7 +132,7 @@ def test_columns_are_renamed_and_the_rest_comes_along_in_order(tmp_path: Path) -
     path = tmp_path / "list.jsonl"
     path.write_bytes(as_jsonl([{"a": 1, "TEXT": "c", "b": [1, 2], "link": "http://h/0.jpg"}]))
     urls = open_list(path, url_column="link", caption_column="TEXT")
-    assert urls.names == ("url", "caption", "a", "b")
+    assert tuple(urls.schema.names) == ("url", "caption", "a", "b")
     assert read(path, url_column="link", caption_column="TEXT") == [
         {"url": "http://h/0.jpg", "caption": "c", "a": 1, "b": [1, 2]}
     ]
@@ -175,7 +175,7 @@ def test_captions_that_start_after_many_rows_without_are_kept(tmp_path: Path) ->
 def test_shards_are_the_rows_cut_at_equal_counts_across_files(tmp_path: Path, rows_per_shard: int) -> None:
     for number, row in enumerate(ROWS):
         (tmp_path / f"{number}.csv").write_bytes(as_delimited([row]))
-    shards = list(open_list(tmp_path).shards(rows_per_shard))
+    shards = [shard for _, shard in open_list(tmp_path).shards(rows_per_shard)]
     assert [shard.num_rows for shard in shards[:-1]] == [rows_per_shard] * (len(shards) - 1)
     assert [row for shard in shards for row in shard.to_pylist()] == ROWS
 
@@ -264,19 +264,20 @@ GZIPPED = gzip.compress(as_delimited(ROWS * 200))
         ("list.parquet", as_parquet(ROWS)[:-20]),
         ("list.parquet", b""),
         ("list.csv", b"url,caption\na,b,c\n"),
-        ("list.csv", b"url,caption\na,\xff\xfe\n"),
         ("list.csv", b"url,url,caption\na,b,c\n"),
         ("list.csv.gz", b"not compressed"),
         ("list.csv.gz", GZIPPED[: len(GZIPPED) // 2]),
         ("list.csv.gz", GZIPPED[:40] + b"\xff" * 40),
         ("list.json", b"[{"),
         ("list.json", b"5"),
-        ("list.json", b'{"url": "a", "caption": "b"}'),
+        ("list.json", b'[{"url": "a", "caption": "b"}'),
+        ("list.json", b'[{"url": "a", "caption": "b"}] 5'),
         ("list.jsonl", b'["a", "b"]\n'),
         ("list.jsonl", b'{"url": "a", "caption": "b"}\n{"url": "c", "cap'),
         ("list.jsonl", b'{"url": "a", "caption": "b"}\n{"url": "c", "caption": 5}\n'),
         ("list.jsonl", b'{"url": "a", "caption": "b"}\n{"url": "c", "caption": {"en": "d"}}\n'),
         ("list.txt", b"\xff\xfeh\x00"),
+        ("list.csv", "url,caption\na,b\n".encode("utf-16")),
     ],
 )
 def test_a_damaged_or_misnamed_list_is_a_clear_error_that_names_it(tmp_path: Path, name: str, data: bytes) -> None:
