@@ -154,6 +154,8 @@ def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
     if settings.caption_column is not None:
         columns.append(_require(settings.caption_column, "caption_column", available, source))
         names.append("caption")
+    if settings.hash_column is not None and _require(settings.hash_column, "hash_column", available, source) in columns:
+        raise InputError(f"{source}: hash_column {settings.hash_column!r} is the column of URLs or captions itself")
     for name, setting in zip(columns, ("url_column", "caption_column"), strict=False):
         kind = first.schema.field(name).type
         if not pa.types.is_string(kind):
