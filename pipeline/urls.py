@@ -26,7 +26,7 @@ EMBED_COLUMNS = ("image_path", "image_norm", "text_norm")
 
 _MARK_THREADS = 16
 """Files whose marks are read at once: each waits for remote storage a few times."""
-_NO_ROW = -1
+_NO_VALUE = -1
 
 
 @dataclass(frozen=True)
@@ -194,21 +194,36 @@ def _mark(path: str) -> FileMark | None:
 def rows_digest(table: pa.Table) -> str:
     """SHA-256 of the names and values of all columns; the same however the list is stored and its rows are held.
 
-    Of a column of text: the lengths of all values, -1 for none, then all values in one.
+    Of a column of text: the lengths of all values, -1 for none, then all values in one. Of a column of numbers: which
+    there are, then the values in 64 bits. Of others: how Python writes each value.
     """
     digest = hashlib.sha256()
     for name, column in zip(table.column_names, table.columns, strict=True):
         digest.update(f"{name}\0{len(column)}\0".encode())
-        if not pa.types.is_string(column.type):
+        if pa.types.is_string(column.type):
+            digest.update(_plain(pc.fill_null(pc.binary_length(column), _NO_VALUE), "<i4"))
+            for chunk in column.chunks:
+                digest.update(_text_bytes(chunk.drop_null()))
+        elif kind := _number_kind(column.type):
+            digest.update(_plain(column.is_valid(), "u1"))
+            digest.update(_plain(column.drop_null(), kind))
+        else:
             for value in column.to_pylist():
                 digest.update(f"{value!r}\0".encode(errors="surrogatepass"))
-            continue
-        for chunk in column.chunks:
-            lengths = pc.fill_null(pc.binary_length(chunk), _NO_ROW)
-            digest.update(lengths.to_numpy(zero_copy_only=False).astype("<i4"))
-        for chunk in column.chunks:
-            digest.update(_text_bytes(chunk.drop_null()))
     return digest.hexdigest()
+
+
+def _number_kind(kind: pa.DataType) -> str | None:
+    """As what numbers are hashed, so that their width in the file does not matter; None for what is no number."""
+    if pa.types.is_uint64(kind):
+        return "<u8"
+    return "<i8" if pa.types.is_integer(kind) else "<f8" if pa.types.is_floating(kind) else None
+
+
+def _plain(column: pa.ChunkedArray, kind: str) -> bytes:
+    """Values without nulls, one after the other, each in as many bits as `kind` says."""
+    values: np.ndarray = column.to_numpy().astype(kind)
+    return values.tobytes()
 
 
 def _text_bytes(texts: pa.Array) -> memoryview:

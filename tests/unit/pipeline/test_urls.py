@@ -499,3 +499,21 @@ def test_a_hash_column_must_be_one_of_the_list(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(as_delimited(ROWS))
     assert "no column 'md5'; The list has" in refusal(tmp_path / "list.csv", hash_column="md5")
     assert "is the column of URLs or captions itself" in refusal(tmp_path / "list.csv", hash_column="caption")
+
+
+@pytest.mark.parametrize(
+    ("values", "kinds"),
+    [
+        ([1, None, -3, 0], (pa.int8(), pa.int32(), pa.int64())),
+        ([1, None, 200, 0], (pa.uint8(), pa.int16(), pa.uint64())),
+        ([1.5, None, float("nan"), 0.0], (pa.float32(), pa.float64())),
+    ],
+)
+def test_the_width_of_numbers_is_no_part_of_the_digest_and_their_values_are(
+    values: list[float | None], kinds: tuple[pa.DataType, ...]
+) -> None:
+    tables = [pa.table({"n": pa.array(values, kind)}) for kind in kinds]
+    assert len({rows_digest(table) for table in tables}) == 1
+    assert rows_digest(pa.concat_tables([tables[0].slice(0, 3), tables[0].slice(3)])) == rows_digest(tables[0])
+    for changed in ([values[0], 0, *values[2:]], [None, values[0], *values[2:]], [2, *values[1:]]):
+        assert rows_digest(pa.table({"n": pa.array(changed, kinds[0])})) != rows_digest(tables[0])
