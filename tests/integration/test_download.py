@@ -398,7 +398,7 @@ def test_without_ray_one_process_works_and_asking_for_ray_says_what_is_missing(
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert folder_bytes(folder) == folder_bytes(images_folder)
-    assert done.stdout == "[('http_4xx', 1), ('not_image', 1), ('refused', 1), ('success', 60))]\n"
+    assert done.stdout == "[('http_4xx', 1), ('not_image', 1), ('refused', 1), ('success', 60)]\n"
     assert "PriorkitError: compute.backend=ray needs Ray" in done.stderr
     assert "pip install 'ray[train]'" in done.stderr
 
