@@ -98,7 +98,7 @@ class DownloadSettings(Settings):
     """From a list of URLs to webdataset shards of resized images."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
-        {"concurrency", "resize_threads", "min_success_rate", "success_window"}
+        {"concurrency", "decode_processes", "buffer_bytes", "min_success_rate", "success_window"}
     )
 
     url_column: str = "url"
@@ -123,6 +123,16 @@ class DownloadSettings(Settings):
     """Images whose shorter side in pixels is below this are counted as failed; 0 keeps all."""
     max_aspect_ratio: float | None = Field(default=None, ge=1)
     """Images with a longer to shorter side above this are counted as failed; null keeps all."""
+    max_image_area: int | None = Field(default=None, ge=1)
+    """Images of more pixels than this are counted as failed, after they are decoded; null keeps all."""
+    max_pixels: int = Field(default=89_478_485, ge=1)
+    """Images whose header tells of more pixels are never decoded; Pillow's own bound against bombs, 256 MB."""
+    decode_mode: Literal["exact", "fast"] = "exact"
+    """`exact` gives img2dataset's bytes. `fast` lets the JPEG decoder halve sides that stay above their target."""
+    decode_timeout_seconds: float = Field(default=30.0, gt=0)
+    """Time for decoding, resizing and encoding one image; a decoder that takes longer hangs, and is replaced."""
+    decode_memory_bytes: int = Field(default=4_000_000_000, ge=1_000_000_000)
+    """Address space of one decoding process, on Linux; large images with transparency need most."""
     timeout_seconds: float = Field(default=10.0, gt=0)
     """Total time for one URL, name look-up, redirects and body included; img2dataset's default."""
     max_bytes: int = Field(default=50_000_000, ge=1)
@@ -133,9 +143,10 @@ class DownloadSettings(Settings):
     """Name sent to servers, and the agent that X-Robots-Tag opt-outs may address."""
     concurrency: int = Field(default=64, ge=1)
     """URLs fetched at once by one worker."""
-    resize_threads: int = Field(default=2, ge=1)
-    """Threads that decode, resize and encode beside the fetch."""
-
+    decode_processes: int = Field(default=0, ge=0)
+    """Processes that decode, resize and encode beside the fetch; 0 is one for each core that may be used."""
+    buffer_bytes: int = Field(default=256_000_000, ge=0)
+    """Bodies and images that one worker may hold in memory, until no further fetch begins."""
     min_success_rate: float = Field(default=0.05, ge=0, le=1)
     """Stop when fewer of the last rows than this share gave an image, since the cause is here then; 0 never stops."""
     success_window: int = Field(default=2_000, ge=1)

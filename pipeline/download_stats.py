@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .decoded import IMAGE_OUTCOMES
 from .errors import InputError
-from .image_shard import RESIZE_OUTCOMES, Row
+from .image_shard import Row
 from .shards import Manifest
 from .storage import Store
 
@@ -155,7 +156,7 @@ class ShardStatistics:
     def to_json(self, start: float, end: float) -> dict[str, Any]:
         """img2dataset's `_stats.json` of a shard, and what we count besides."""
         count, successes = sum(self.outcomes.values()), self.outcomes["success"]
-        resize = sum(number for outcome, number in self.outcomes.items() if outcome in RESIZE_OUTCOMES)
+        resize = sum(number for outcome, number in self.outcomes.items() if outcome in IMAGE_OUTCOMES)
         hashes, repeats = np.unique(url_hashes(self._table.column("url").to_pylist()), return_counts=True)
         sample = UrlSample(_SHARD_SAMPLE)
         sample.add(hashes, repeats)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import collections
 import contextlib
 import hashlib
 import itertools
@@ -11,19 +9,23 @@ import math
 import ssl
 import tarfile
 import time
-from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .config import DownloadSettings
+from .decoded import IMAGE_OUTCOMES, ImageError
+from .decoders import Decoders
 from .download_stats import NOT_UTF8, ShardStatistics
 from .fetch import Fetcher, FetchError
+from .fetch_ahead import Claim, FetchAhead, RowMaker
 from .image_hash import check_hash
-from .image_shard import RESIZE_OUTCOMES, Row, add_sample, image_schema, kept_rows
+from .image_shard import Row, add_sample, image_schema, kept_rows
 from .shards import ShardCommit, ShardRecord, finish_replacements
 from .storage import Store
 
@@ -44,7 +46,8 @@ class DownloadTask:
 
     planned: PlannedShard
     first_row: int
-    table: pa.Table
+    table: pa.Table = field(compare=False)
+    """The rows, which the digest of `planned` stands for."""
     retry: bool = False
     """Whether the shard is there already and only its passing failures are fetched again."""
 
@@ -54,7 +57,9 @@ class DownloadTask:
 
 
 class DownloadWorker:
-    """Fetches one shard after the other in this process.
+    """Fetches one shard after the other in this process. Use as a context, or end the process.
+
+    What it fetches with (connections, decoding processes) lives as long as it does.
 
     Args:
         on_row: told of each row as it is done; None where nobody in this process wants to know.
@@ -67,14 +72,21 @@ class DownloadWorker:
         settings_fingerprint: str,
         on_row: Callable[[Row], None] | None = None,
     ) -> None:
-        from .images import ImageResizer  # img2dataset takes seconds to import, and only workers need it
-
         self._store = store
         self._settings = settings
         self._settings_fingerprint = settings_fingerprint
         self._on_row = on_row
-        self._resize = ImageResizer(settings)
-        self._tls = ssl.create_default_context()
+        self._ahead: FetchAhead[DownloadTask] = FetchAhead(
+            self._tools(), self._makers, buffer_bytes=settings.buffer_bytes, fetches=2 * settings.concurrency
+        )  # twice as many as are fetched at once, since some wait for a host that is busy
+
+    def __enter__(self) -> DownloadWorker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ahead.close()
 
     def __call__(self, task: DownloadTask, following: DownloadTask | None = None) -> ShardRecord:
         start = time.time()
@@ -86,67 +98,53 @@ class DownloadWorker:
         )
         statistics = ShardStatistics(task.table)
         metas: list[dict[str, Any]] = []
-
-        async def fill(tar: tarfile.TarFile) -> None:
-            async with contextlib.aclosing(self._rows(task)) as rows:
-                async for row in rows:
-                    statistics.add(row)
-                    metas.append(row.meta)
-                    if row.image is not None:
-                        add_sample(tar, row, encoding)
-                    if self._on_row is not None:
-                        self._on_row(row)
-
-        with commit.create(f"{name}.tar") as file:
-            with tarfile.open(fileobj=cast(BinaryIO, file), mode="w|") as tar:
-                asyncio.run(fill(tar))
+        with (
+            commit.create(f"{name}.tar") as file,
+            tarfile.open(fileobj=cast(BinaryIO, file), mode="w|") as tar,
+            contextlib.closing(self._ahead.rows(task, following)) as rows,
+        ):
+            for row in rows:
+                statistics.add(row)
+                metas.append(row.meta)
+                if row.image is not None:
+                    add_sample(tar, row, encoding)
+                if self._on_row is not None:
+                    self._on_row(row)
         with commit.create(f"{name}.parquet") as file:
             pq.write_table(pa.Table.from_pylist(metas, schema=image_schema(task.table.schema)), file)
         commit.write_log(f"{name}_stats.json", statistics.to_json(start, time.time()))
         return commit.commit(rows=len(metas), counts=statistics.outcomes)
 
-    async def _rows(self, task: DownloadTask) -> AsyncGenerator[Row, None]:
-        """All rows in input order; a window of them is in flight, so that a slow one does not stop the others."""
-        window: collections.deque[asyncio.Task[Row]] = collections.deque()
-        size = self._settings.concurrency * 4
-        values = task.table.to_pylist()
-        kept = kept_rows(self._store, task.name, values) if task.retry else itertools.repeat(None, len(values))
-        with ThreadPoolExecutor(self._settings.resize_threads) as threads:
-            async with Fetcher(self._settings, self._tls) as fetcher:
-                try:
-                    for offset, (row_values, row) in enumerate(zip(values, kept, strict=True)):
-                        key = row_key(task.first_row, offset, self._settings.rows_per_shard)
-                        if row is None:
-                            work = self._fetch_and_resize(key, row_values, fetcher, threads)
-                        else:
-                            work = _as_it_is(row)
-                        window.append(asyncio.create_task(work))
-                        if len(window) == size:
-                            yield await _first_of(window)
-                    while window:
-                        yield await _first_of(window)
-                finally:
-                    for fetch in window:
-                        fetch.cancel()
-                    await asyncio.gather(*window, return_exceptions=True)
+    @contextlib.asynccontextmanager
+    async def _tools(self) -> AsyncIterator[None]:
+        tls = ssl.create_default_context()
+        async with Decoders(self._settings) as self._decoders, Fetcher(self._settings, tls) as self._fetcher:
+            yield
 
-    async def _fetch_and_resize(
-        self, key: str, values: dict[str, Any], fetcher: Fetcher, threads: ThreadPoolExecutor
-    ) -> Row:
+    def _makers(self, task: DownloadTask) -> Iterator[RowMaker]:
+        """What makes the task's rows, in input order."""
+        rows = task.table.to_pylist()
+        kept = kept_rows(self._store, task.name, rows) if task.retry else itertools.repeat(None, len(rows))
+        for offset, (values, row) in enumerate(zip(rows, kept, strict=True)):
+            key = row_key(task.first_row, offset, self._settings.rows_per_shard)
+            yield partial(self._fetch_and_resize, key, values) if row is None else partial(_as_it_is, row)
+
+    async def _fetch_and_resize(self, key: str, values: dict[str, Any], claim: Claim) -> Row:
         meta = {**values, "key": key, "status": "success", "error_message": None}
         sizes = {"width": None, "height": None, "original_width": None, "original_height": None}
         row = Row({**meta, **sizes, "sha256": None})
         try:
             if NOT_UTF8 in (values["url"] or ""):
                 raise FetchError("bad_url", "it holds bytes that are not UTF-8")
-            body = await fetcher.fetch(values["url"])
+            body = await self._fetcher.fetch(values["url"])
+            claim.hold(len(body))
             row.body_bytes = len(body)
             if self._settings.hash_column is not None:
                 check_hash(body, values[self._settings.hash_column])
-            image = await asyncio.get_running_loop().run_in_executor(threads, self._resize, body)
-        except FetchError as error:
-            resize = error.outcome in RESIZE_OUTCOMES
+            image = await self._decoders.decode(body)
+        except (FetchError, ImageError) as error:
             row.outcome = error.outcome
+            resize = error.outcome in IMAGE_OUTCOMES
             row.meta["status"] = "failed_to_resize" if resize else "failed_to_download"
             row.meta["error_message"] = str(error)
             return row
@@ -161,14 +159,8 @@ class DownloadWorker:
         return row
 
 
-async def _as_it_is(row: Row) -> Row:
+async def _as_it_is(row: Row, claim: Claim) -> Row:
     return row
-
-
-async def _first_of(window: collections.deque[asyncio.Task[Row]]) -> Row:
-    """Take the oldest row, when it is done. To await its task could hand that a Ctrl-C just as it ends, and lose it."""
-    await asyncio.wait([window[0]])
-    return window.popleft().result()
 
 
 def row_key(first_row: int, offset: int, rows_per_shard: int) -> str:

@@ -15,9 +15,6 @@ from .errors import InputError
 from .storage import Store
 from .webdataset import ImageShard, read_samples, read_shard_table
 
-RESIZE_OUTCOMES = frozenset({"not_image", "decode", "filtered"})
-"""Outcomes of a body that arrived; img2dataset's status for them is `failed_to_resize`."""
-
 TRANSIENT_OUTCOMES = frozenset({"dns", "refused", "tls", "connection", "timeout", "http_429", "http_5xx"})
 """Failures that may pass, by themselves or with a mended resolver, clock or network: what `--retry-failed` redoes."""
 

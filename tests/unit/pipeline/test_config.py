@@ -112,11 +112,12 @@ def test_the_identity_holds_what_changes_bytes_and_nothing_else() -> None:
     settings = DownloadSettings()
     assert set(settings.identity()) == set(DownloadSettings.model_fields) - {
         "concurrency",
-        "resize_threads",
+        "decode_processes",
+        "buffer_bytes",
         "min_success_rate",
         "success_window",
     }
-    assert settings.identity() == DownloadSettings(concurrency=1, resize_threads=9).identity()
+    assert settings.identity() == DownloadSettings(concurrency=1, decode_processes=9, buffer_bytes=1).identity()
     assert settings.identity() != DownloadSettings(image_size=255).identity()
     assert EmbedSettings().identity() == EmbedSettings(decode_threads=7).identity()
     for changed in (EmbedSettings(batch_size=1), EmbedSettings(threads=3), EmbedSettings(dtype="bfloat16")):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, features
 
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.fetch import FetchError
+from priorkit.pipeline.decoded import ImageError
 from priorkit.pipeline.images import ImageResizer, is_image
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
@@ -49,7 +49,7 @@ def test_known_kinds_of_images_pass(kind: str) -> None:
 )
 def test_all_else_is_refused_before_the_decoder(body: bytes) -> None:
     assert not is_image(body)
-    with pytest.raises(FetchError, match="not_image: first bytes") as error:
+    with pytest.raises(ImageError, match="not_image: first bytes") as error:
         ImageResizer(DownloadSettings())(body)
     assert error.value.outcome == "not_image"
 
@@ -83,7 +83,7 @@ def test_small_images_stay_as_they_are() -> None:
     ],
 )
 def test_images_out_of_bounds_are_filtered(settings: DownloadSettings, reason: str) -> None:
-    with pytest.raises(FetchError, match=f"filtered: {reason}") as error:
+    with pytest.raises(ImageError, match=f"filtered: {reason}") as error:
         ImageResizer(settings)(encoded("PNG"))
     assert error.value.outcome == "filtered"
 
@@ -94,7 +94,7 @@ def test_images_on_the_bounds_are_kept() -> None:
 
 @pytest.mark.parametrize("body", [b"\xff\xd8\xff\xe0 nothing more", b"\x89PNG\r\n\x1a\n", b"BM", encoded("PNG")[:60]])
 def test_bytes_that_do_not_decode_are_counted(body: bytes) -> None:
-    with pytest.raises(FetchError) as error:
+    with pytest.raises(ImageError) as error:
         ImageResizer(DownloadSettings())(body)
     assert error.value.outcome == "decode"
 
@@ -102,6 +102,6 @@ def test_bytes_that_do_not_decode_are_counted(body: bytes) -> None:
 def test_an_image_that_claims_too_many_pixels_is_refused() -> None:
     header = bytearray(encoded("PNG"))
     header[16:24] = (60_000).to_bytes(4, "big") * 2
-    with pytest.raises(FetchError) as error:
+    with pytest.raises(ImageError) as error:
         ImageResizer(DownloadSettings())(bytes(header))
     assert error.value.outcome == "decode"
