@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 @pytest.fixture
 def download_settings() -> DownloadSettings:
-    return DownloadSettings(rows_per_shard=ROWS_PER_SHARD, image_size=32, allow_private_addresses=True, concurrency=4)
+    return DownloadSettings(
+        rows_per_shard=ROWS_PER_SHARD, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1
+    )
 
 
 @pytest.fixture
@@ -124,13 +128,17 @@ def test_a_cluster_that_is_lost_is_gone_on_from_in_one_process(
         while not ended:
             for pid in marks.processes() - seen:
                 seen.add(pid)
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
 
     ended: list[bool] = []
     with cluster(2), meanwhile(kill_all):
-        with pytest.raises(PriorkitError, match="has taken down 4 Ray workers"):
-            download(str(url_list.path), str(tmp_path / "out"), download_settings, compute=TWO_WORKERS)
-        ended.append(True)
+        try:
+            with pytest.raises(PriorkitError, match="has taken down 4 Ray workers"):
+                download(str(url_list.path), str(tmp_path / "out"), download_settings, compute=TWO_WORKERS)
+        finally:
+            ended.append(True)
     done = {path.stem for path in (tmp_path / "out/shards").glob("*.json")}
     assert done
     image_server.requests.clear()
