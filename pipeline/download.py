@@ -292,6 +292,10 @@ def _plan(urls: UrlList, settings: DownloadSettings, limit: int | None, store: S
     rows = urls.rows
     complete, to_read = set(), set()
     for name, record in plan.kept.items():
+        if not name.isdecimal():
+            raise FolderError(
+                f"{store.url}: shard {name!r} in its manifest is none of a download; restore the manifest"
+            )
         index, first = int(name), int(name) * size
         if first + record.rows > unchanged or (rows is None and record.rows < size):
             to_read.add(index)

@@ -28,6 +28,8 @@ _SHARD_HOSTS = 20
 _TOTAL_HOSTS = 20
 _MOST_HOSTS = 10_000
 """Hosts that are counted while shards are added up; those with the fewest failures are dropped beyond twice as many."""
+_LONGEST_HOST = 253
+"""Characters of a name, by RFC 1035; what is longer is none."""
 _SHARD_SAMPLE = 1024
 _TOTAL_SAMPLE = 1 << 22
 """URL hashes kept of a shard, and of all: 8 kB and 32 MB."""
@@ -44,7 +46,7 @@ def failure_label(row: Row) -> str:
 def host_of(url: str | None) -> str:
     """The host of a URL, or what stands for one that has none."""
     try:
-        return urlsplit(url or "").hostname or "no host"
+        return (urlsplit(url or "").hostname or "no host")[:_LONGEST_HOST]
     except ValueError:
         return "no host"
 
