@@ -34,7 +34,7 @@ _SHARD_SAMPLE = 1024
 _TOTAL_SAMPLE = 1 << 22
 """URL hashes kept of a shard, and of all: 8 kB and 32 MB."""
 _READERS = 16
-_STATUS = re.compile(r"http_\w+: (\d{3})\b")
+_STATUS = re.compile(r"http_(?:4xx|5xx|other): (\d{3})\b")
 
 
 def failure_label(row: Row) -> str:

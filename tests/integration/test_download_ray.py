@@ -25,6 +25,8 @@ from .ray_nodes import Marks, cluster, meanwhile
 FolderBytes = Callable[[Path], dict[str, bytes]]
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
 ROWS_PER_SHARD, SHARDS = 5, 13
+LAST_SHARDS = {"00011", "00012"}
+"""At the end a worker may take over what another has begun to fetch ahead."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
@@ -70,22 +72,24 @@ def test_two_nodes_share_the_work(
         assert marks.nodes() == {node.node_id for node in nodes}
     assert (result.done_now, result.rows) == (SHARDS, 63)
     assert folder_bytes(tmp_path / "out") == expected
-    assert fetched_twice(image_server, url_list) == set()
+    assert fetched_twice(image_server, url_list) <= LAST_SHARDS
     assert told[0][:2] == (0, 63)
     assert told[-1][:2] == (63, 63)
     assert "95% success" in told[-1][2]
 
 
-def test_a_worker_that_is_killed_costs_its_shard_only(
+def test_a_worker_that_is_killed_costs_no_finished_shard(
     url_list: Any, image_server: Any, download_settings: DownloadSettings, expected: dict[str, bytes], marks: Marks,
     tmp_path: Path, folder_bytes: FolderBytes,
 ) -> None:  # fmt: skip
     killed: list[str] = []
+    finished: set[str] = set()
 
     def kill_one() -> None:
         wait_for(lambda: len(marks.begun()) >= 4)
         newest = max(marks.folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
         pid, _, shard = newest.name.split(".")
+        finished.update(path.stem for path in (tmp_path / "out/shards").glob("*.json"))
         os.kill(int(pid), signal.SIGKILL)
         killed.append(shard)
 
@@ -93,10 +97,13 @@ def test_a_worker_that_is_killed_costs_its_shard_only(
         result = download(str(url_list.path), str(tmp_path / "out"), download_settings, compute=TWO_WORKERS)
     assert result.done_now == SHARDS
     assert folder_bytes(tmp_path / "out") == expected
-    assert fetched_twice(image_server, url_list) <= set(killed)
+    twice = fetched_twice(image_server, url_list)
+    assert finished
+    assert not twice & finished
+    assert len(twice - LAST_SHARDS - set(killed)) <= 1  # what it had fetched ahead
 
 
-def test_a_node_that_is_killed_costs_its_shard_only(
+def test_a_node_that_is_killed_costs_no_finished_shard(
     url_list: Any, image_server: Any, download_settings: DownloadSettings, expected: dict[str, bytes], marks: Marks,
     tmp_path: Path, folder_bytes: FolderBytes,
 ) -> None:  # fmt: skip
@@ -113,7 +120,7 @@ def test_a_node_that_is_killed_costs_its_shard_only(
     assert folder_bytes(tmp_path / "out") == expected
     (lost,) = {shard for _, node, shard in marks.begun() if node == other_id}
     assert lost in {shard for _, node, shard in marks.begun() if node == head_id}
-    assert fetched_twice(image_server, url_list) <= {lost}
+    assert fetched_twice(image_server, url_list) <= {lost, *LAST_SHARDS}
 
 
 def test_a_cluster_that_is_lost_is_gone_on_from_in_one_process(

@@ -12,7 +12,14 @@ import pytest
 from priorkit.pipeline import download_progress
 from priorkit.pipeline.collapse import SuccessWatch, diagnosis
 from priorkit.pipeline.download_progress import DownloadProgress
-from priorkit.pipeline.download_stats import ShardStatistics, UrlSample, rows_not_utf8, total_statistics, url_hashes
+from priorkit.pipeline.download_stats import (
+    ShardStatistics,
+    UrlSample,
+    failure_label,
+    rows_not_utf8,
+    total_statistics,
+    url_hashes,
+)
 from priorkit.pipeline.errors import PriorkitError
 from priorkit.pipeline.image_shard import Row
 from priorkit.pipeline.shards import Manifest, ShardRecord
@@ -79,6 +86,22 @@ def test_failures_are_named_with_their_status() -> None:
     assert found["hosts"] == {"a": {"http_4xx 404": 1, "dns": 1}, "no host": {"bad_url": 1}}
     assert found["fetched"] == {"bad_url": 1, "dns": 1, "http_4xx 404": 1}
     assert (found["count"], found["successes"], found["failed_to_download"], found["duration"]) == (4, 1, 3, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("message", "label"),
+    [
+        (None, "success"),
+        ("http_4xx: 403", "http_4xx 403"),
+        ("http_5xx: 503, to be tried again after 30 s", "http_5xx 503"),
+        ("http_429: 429", "http_429"),
+        ("http_429", "http_429"),
+        ("timeout: no whole body within 10 s", "timeout"),
+        ("decode", "decode"),
+    ],
+)
+def test_the_label_of_a_failure(message: str | None, label: str) -> None:
+    assert failure_label(row("http://h/", message)) == label
 
 
 def test_the_hosts_of_a_shard_and_of_all_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
