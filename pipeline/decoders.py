@@ -26,6 +26,8 @@ from .errors import PriorkitError
 
 _IN_HAND = 2
 """Bodies that a process has: one to work on, and one that is there already when it is done with that."""
+_STARTS = 3
+"""Processes that may fail to start, one after the other."""
 _SOCKET_BYTES = 1 << 20
 """Asked of the system for either direction, so that most bodies are handed over at once."""
 _PROGRAM = "import sys; sys.path[:] = {path}; from {module} import main; main()"
@@ -98,7 +100,7 @@ class _Place:
     async def run(self) -> None:
         """Work until cancelled, by one process after the other if need be."""
         while True:
-            process = await _Process.start(self.settings)
+            process = await self._start()
             feeding = asyncio.create_task(self._feed(process))
             try:
                 await self._collect(process)
@@ -108,6 +110,12 @@ class _Place:
                 fate = await process.end()
             if self.in_hand:
                 self._settle(ImageError("decode", fate))
+
+    async def _start(self) -> _Process:
+        for _ in range(_STARTS - 1):
+            with contextlib.suppress(PriorkitError):  # as of one that was ended where memory ran out
+                return await _Process.start(self.settings)
+        return await _Process.start(self.settings)
 
     async def _feed(self, process: _Process) -> None:
         """Hand bodies to the process, first those that a process before it has left."""

@@ -77,8 +77,8 @@ class DownloadWorker:
         self._settings_fingerprint = settings_fingerprint
         self._on_row = on_row
         self._ahead: FetchAhead[DownloadTask] = FetchAhead(
-            self._tools(), self._makers, buffer_bytes=settings.buffer_bytes, fetches=2 * settings.concurrency
-        )  # twice as many as are fetched at once, since some wait for a host that is busy
+            self._tools(), self._makers, buffer_bytes=settings.buffer_bytes, most=2 * settings.concurrency
+        )  # twice as many as are fetched at once, since some wait for a busy host or for a decoder
 
     def __enter__(self) -> DownloadWorker:
         return self
@@ -137,7 +137,7 @@ class DownloadWorker:
             if NOT_UTF8 in (values["url"] or ""):
                 raise FetchError("bad_url", "it holds bytes that are not UTF-8")
             body = await self._fetcher.fetch(values["url"])
-            claim.hold(len(body))
+            claim.arrived(len(body))
             row.body_bytes = len(body)
             if self._settings.hash_column is not None:
                 check_hash(body, values[self._settings.hash_column])

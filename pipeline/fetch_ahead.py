@@ -37,22 +37,26 @@ class Buffer:
 
     Args:
         limit: bytes that may be held. Fetches that are under way when it is reached come on top.
-        fetches: fetches that may be under way.
+        most: rows that may be in the making, which bounds what waits for a decoder too.
         changed: called when there may be room again.
     """
 
-    def __init__(self, limit: int, fetches: int, changed: Callable[[], None]) -> None:
-        self._limit, self._fetches, self.changed = limit, fetches, changed
+    def __init__(self, limit: int, most: int, changed: Callable[[], None]) -> None:
+        self._limit, self._most, self.changed = limit, most, changed
         self.held = 0
-        self.fetching = 0
+        """Bytes of bodies and images."""
+        self.in_making = 0
+        """Rows that have begun and are not made."""
+        self.expected = 0
+        """Those of them whose body is not there."""
         self.mean = _FIRST_MEAN
         """Bytes of a body, of late."""
 
     def has_room(self) -> bool:
         """Whether another row may begin, if the bodies under way are as large as those of late."""
-        if self.fetching == 0 and self.held == 0:
+        if self.in_making == 0 and self.held == 0:
             return True
-        return self.fetching < self._fetches and self.held + self.fetching * self.mean < self._limit
+        return self.in_making < self._most and self.held + self.expected * self.mean < self._limit
 
 
 class Claim:
@@ -61,21 +65,32 @@ class Claim:
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
         self._size: int | None = None
-        buffer.fetching += 1
+        self._made = False
+        buffer.in_making += 1
+        buffer.expected += 1
 
-    def hold(self, size: int) -> None:
-        """The row holds so many bytes now, and is done with its fetch."""
+    def arrived(self, size: int) -> None:
+        """The row's body is there."""
+        self._buffer.mean += (size - self._buffer.mean) / _MEAN_OVER
+        self._hold(size)
+
+    def made(self, size: int) -> None:
+        """The row is made, or given up; it waits for its turn with so many bytes."""
+        if not self._made:
+            self._made = True
+            self._buffer.in_making -= 1
+        self._hold(size)
+
+    def _hold(self, size: int) -> None:
         if self._size is None:
-            self._buffer.fetching -= 1
-            if size:
-                self._buffer.mean += (size - self._buffer.mean) / _MEAN_OVER
+            self._buffer.expected -= 1
         self._buffer.held += size - (self._size or 0)
         self._size = size
         self._buffer.changed()
 
 
 RowMaker: TypeAlias = Callable[[Claim], Coroutine[Any, Any, Row]]
-"""Makes a row, and tells its claim of the body."""
+"""Makes a row, and tells its claim when the body has arrived."""
 
 
 @dataclass(eq=False)
@@ -98,7 +113,8 @@ class FetchAhead(Generic[Task]):
     Args:
         tools: what the coroutines work with; is entered in the loop, and left at `close`.
         makers: what makes the rows of a task, in order.
-        buffer_bytes, fetches: bounds of the buffer.
+        buffer_bytes: bytes of bodies and images that may be held.
+        most: rows that may be in the making.
     """
 
     def __init__(
@@ -107,10 +123,10 @@ class FetchAhead(Generic[Task]):
         makers: Callable[[Task], Iterable[RowMaker]],
         *,
         buffer_bytes: int,
-        fetches: int,
+        most: int,
     ) -> None:
         self._tools, self._makers = tools, makers
-        self._buffer = Buffer(buffer_bytes, fetches, self._begin)
+        self._buffer = Buffer(buffer_bytes, most, self._begin)
         self._flights: collections.deque[_Flight[Task]] = collections.deque()
         """The task that is worked on, and the one after it. Changed in the loop only."""
         self._loop = asyncio.new_event_loop()
@@ -174,7 +190,7 @@ class FetchAhead(Generic[Task]):
         taken: list[Row] = []
         while begun and begun[0][0].done() and len(taken) < _HANDED_OVER:
             made, claim = begun.popleft()
-            claim.hold(0)  # which lets others begin, here too
+            claim.made(0)  # which lets others begin, here too
             taken.append(made.result())
         self._begin()
         return taken
@@ -191,7 +207,7 @@ class FetchAhead(Generic[Task]):
 
 async def _make(maker: RowMaker, claim: Claim) -> Row:
     row = await maker(claim)
-    claim.hold(len(row.image or b""))
+    claim.made(len(row.image or b""))
     return row
 
 
@@ -202,5 +218,5 @@ async def _drop(flight: _Flight[Task]) -> None:
         made.cancel()
     await asyncio.gather(*(made for made, _ in flight.begun), return_exceptions=True)
     for _, claim in flight.begun:
-        claim.hold(0)
+        claim.made(0)
     flight.begun.clear()
