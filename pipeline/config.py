@@ -98,13 +98,23 @@ class DownloadSettings(Settings):
     """From a list of URLs to webdataset shards of resized images."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
-        {"buffer_bytes", "concurrency", "decode_memory_bytes", "decode_processes", "decode_timeout_seconds"}
+        {
+            "buffer_bytes",
+            "concurrency",
+            "decode_memory_bytes",
+            "decode_processes",
+            "decode_timeout_seconds",
+            "min_success_rate",
+            "success_window",
+        }
     )
 
     url_column: str = "url"
     """Column of the list that holds the image URL."""
     caption_column: str | None = "caption"
     """Column of the list that holds the caption; null for a list without captions."""
+    hash_column: str | None = None
+    """Column of the list with the hexadecimal MD5, SHA-1 or SHA-256 of each body; another body is counted as failed."""
     rows_per_shard: int = Field(default=10_000, ge=1)
     """Rows of the list in one shard, failures included; img2dataset's default."""
     image_size: int = Field(default=256, ge=1)
@@ -145,6 +155,10 @@ class DownloadSettings(Settings):
     """Address space of one decoding process, on Linux; large images with transparency need most."""
     buffer_bytes: int = Field(default=512_000_000, ge=1)
     """Bytes of bodies, expected ones included, and images that one worker may hold until no further fetch begins."""
+    min_success_rate: float = Field(default=0.05, ge=0, le=1)
+    """Stop when fewer of the last rows than this share gave an image, since the cause is here then; 0 never stops."""
+    success_window: int = Field(default=2_000, ge=1)
+    """Rows over which the share of success is taken; a list sorted by host needs more."""
 
     @model_validator(mode="after")
     def _png_quality_is_a_level(self) -> Self:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import hashlib
+import itertools
 import math
 import ssl
 import tarfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -21,10 +21,12 @@ import pyarrow.parquet as pq
 from .config import DownloadSettings
 from .decoded import IMAGE_OUTCOMES, ImageError
 from .decoders import Decoders
+from .download_stats import NOT_UTF8, ShardStatistics
 from .fetch import Fetcher, FetchError
 from .fetch_ahead import Claim, FetchAhead, RowMaker
-from .image_shard import Row, add_sample, image_schema, shard_stats
-from .shards import ShardCommit, ShardRecord
+from .image_hash import check_hash
+from .image_shard import Row, add_sample, image_schema, kept_rows
+from .shards import ShardCommit, ShardRecord, finish_replacements
 from .storage import Store
 
 
@@ -46,18 +48,34 @@ class DownloadTask:
     first_row: int
     table: pa.Table = field(compare=False)
     """The rows, which the digest of `planned` stands for."""
+    retry: bool = False
+    """Whether the shard is there already and only its passing failures are fetched again."""
+
+    @property
+    def name(self) -> str:
+        return self.planned.name
 
 
 class DownloadWorker:
     """Fetches one shard after the other in this process. Use as a context, or end the process.
 
     What it fetches with (connections, decoding processes) lives as long as it does.
+
+    Args:
+        on_row: told of each row as it is done; None where nobody in this process wants to know.
     """
 
-    def __init__(self, store: Store, settings: DownloadSettings, settings_fingerprint: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: DownloadSettings,
+        settings_fingerprint: str,
+        on_row: Callable[[Row], None] | None = None,
+    ) -> None:
         self._store = store
         self._settings = settings
         self._settings_fingerprint = settings_fingerprint
+        self._on_row = on_row
         self._ahead: FetchAhead[DownloadTask] = FetchAhead(
             self._tools(), self._makers, buffer_bytes=settings.buffer_bytes, most=2 * settings.concurrency
         )  # twice as many as are fetched at once, since some wait for a busy host or for a decoder
@@ -73,8 +91,12 @@ class DownloadWorker:
     def __call__(self, task: DownloadTask, following: DownloadTask | None = None) -> ShardRecord:
         start = time.time()
         name, encoding = task.planned.name, self._settings.encode_format
-        commit = ShardCommit(self._store, name, input=task.planned.digest, settings=self._settings_fingerprint)
-        outcomes: collections.Counter[str] = collections.Counter()
+        if task.retry and (record := finish_replacements(self._store, name)) is not None:
+            return record  # a worker before this one was killed when all but its last moves were done
+        commit = ShardCommit(
+            self._store, name, input=task.planned.digest, settings=self._settings_fingerprint, replaces=task.retry
+        )
+        statistics = ShardStatistics(task.table)
         metas: list[dict[str, Any]] = []
         with (
             commit.create(f"{name}.tar") as file,
@@ -82,14 +104,16 @@ class DownloadWorker:
             contextlib.closing(self._ahead.rows(task, following)) as rows,
         ):
             for row in rows:
-                outcomes[row.outcome] += 1
+                statistics.add(row)
                 metas.append(row.meta)
                 if row.image is not None:
                     add_sample(tar, row, encoding)
+                if self._on_row is not None:
+                    self._on_row(row)
         with commit.create(f"{name}.parquet") as file:
             pq.write_table(pa.Table.from_pylist(metas, schema=image_schema(task.table.schema)), file)
-        commit.write_log(f"{name}_stats.json", shard_stats(outcomes, start, time.time()))
-        return commit.commit(rows=len(metas), counts=outcomes)
+        commit.write_log(f"{name}_stats.json", statistics.to_json(start, time.time()))
+        return commit.commit(rows=len(metas), counts=statistics.outcomes)
 
     @contextlib.asynccontextmanager
     async def _tools(self) -> AsyncIterator[None]:
@@ -97,19 +121,26 @@ class DownloadWorker:
         async with Decoders(self._settings) as self._decoders, Fetcher(self._settings, tls) as self._fetcher:
             yield
 
-    def _makers(self, task: DownloadTask) -> list[RowMaker]:
+    def _makers(self, task: DownloadTask) -> Iterator[RowMaker]:
         """What makes the task's rows, in input order."""
-        keys = (row_key(task.first_row, offset, self._settings.rows_per_shard) for offset in range(task.table.num_rows))
         rows = task.table.to_pylist()
-        return [partial(self._fetch_and_resize, key, values) for key, values in zip(keys, rows, strict=True)]
+        kept = kept_rows(self._store, task.name, rows) if task.retry else itertools.repeat(None, len(rows))
+        for offset, (values, row) in enumerate(zip(rows, kept, strict=True)):
+            key = row_key(task.first_row, offset, self._settings.rows_per_shard)
+            yield partial(self._fetch_and_resize, key, values) if row is None else partial(_as_it_is, row)
 
     async def _fetch_and_resize(self, key: str, values: dict[str, Any], claim: Claim) -> Row:
         meta = {**values, "key": key, "status": "success", "error_message": None}
         sizes = {"width": None, "height": None, "original_width": None, "original_height": None}
         row = Row({**meta, **sizes, "sha256": None})
         try:
+            if NOT_UTF8 in (values["url"] or ""):
+                raise FetchError("bad_url", "it holds bytes that are not UTF-8")
             body = await self._fetcher.fetch(values["url"])
             claim.arrived(len(body))
+            row.body_bytes = len(body)
+            if self._settings.hash_column is not None:
+                check_hash(body, values[self._settings.hash_column])
             image = await self._decoders.decode(body)
         except (FetchError, ImageError) as error:
             row.outcome = error.outcome
@@ -126,6 +157,10 @@ class DownloadWorker:
             sha256=hashlib.sha256(body).hexdigest(),
         )
         return row
+
+
+async def _as_it_is(row: Row, claim: Claim) -> Row:
+    return row
 
 
 def row_key(first_row: int, offset: int, rows_per_shard: int) -> str:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from .image_shard import Row
@@ -187,7 +188,11 @@ class FetchAhead(Generic[Task]):
             while not flight.all_begun:
                 if room <= 0 or not self._buffer.has_room():
                     return
-                maker = next(flight.coming, None)
+                try:
+                    maker = next(flight.coming, None)
+                except Exception as error:  # raised to whoever takes the rows
+                    maker = partial(_fail, error)
+                    flight.coming = iter(())
                 if maker is None:
                     flight.all_begun = True
                     break
@@ -222,6 +227,10 @@ async def _make(maker: RowMaker, claim: Claim) -> Row:
     row = await maker(claim)
     claim.made(len(row.image or b""))
     return row
+
+
+async def _fail(error: Exception, claim: Claim) -> Row:
+    raise error
 
 
 async def _drop(flight: _Flight[Task]) -> None:

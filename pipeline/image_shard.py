@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import collections
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from .decoded import IMAGE_OUTCOMES
+from .errors import InputError
+from .storage import Store
+from .webdataset import ImageShard, read_samples, read_shard_table
+
+TRANSIENT_OUTCOMES = frozenset({"dns", "refused", "tls", "connection", "timeout", "http_429", "http_5xx"})
+"""Failures that may pass, by themselves or with a mended resolver, clock or network: what `--retry-failed` redoes."""
 
 
 @dataclass
@@ -22,6 +27,10 @@ class Row:
     """The row's columns and what was found out, in the order of the parquet file."""
     image: bytes | None = None
     outcome: str = "success"
+    body_bytes: int = 0
+    """Of what the server sent."""
+    kept: bool = False
+    """Taken over from the shard that this one replaces, not fetched now."""
 
 
 def image_schema(columns: pa.Schema) -> pa.Schema:
@@ -47,17 +56,40 @@ def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
         tar.addfile(info, io.BytesIO(members[extension]))
 
 
-def shard_stats(outcomes: collections.Counter[str], start: float, end: float) -> dict[str, Any]:
-    """img2dataset's `_stats.json` of a shard."""
-    count, successes = sum(outcomes.values()), outcomes["success"]
-    resize = sum(number for outcome, number in outcomes.items() if outcome in IMAGE_OUTCOMES)
-    return {
-        "count": count,
-        "successes": successes,
-        "failed_to_download": count - successes - resize,
-        "failed_to_resize": resize,
-        "duration": end - start,
-        "start_time": start,
-        "end_time": end,
-        "status_dict": dict(sorted(outcomes.items())),
-    }
+def kept_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterator[Row | None]:
+    """The rows of a committed shard as they are, in order; None for each whose failure may pass.
+
+    Args:
+        values: the columns of the list for each row.
+
+    Raises:
+        InputError: the shard's files do not fit each other.
+    """
+    shard = ImageShard(name, "", 0)
+    table = read_shard_table(store, shard)
+    if table is None or table.num_rows != len(values):
+        raise InputError(
+            f"{store.url}/{shard.table_name} is damaged; remove it, and `priorkit download` makes it again"
+        )
+    added = table.select([name for name in table.column_names if name not in values[0]])
+    samples = read_samples(store, shard)
+    for row_values, found in zip(values, added.to_pylist(), strict=True):
+        outcome = (found["error_message"] or "success").partition(":")[0]
+        if outcome in TRANSIENT_OUTCOMES:
+            yield None
+            continue
+        row = Row({**row_values, **found}, outcome=outcome, kept=True)
+        if outcome == "success":
+            sample = next(samples, None)
+            if sample is None or sample.key != found["key"] or sample.image is None:
+                raise _misfit(store, shard)
+            row.image = sample.image
+        yield row
+    if next(samples, None) is not None:
+        raise _misfit(store, shard)
+
+
+def _misfit(store: Store, shard: ImageShard) -> InputError:
+    return InputError(
+        f"{store.url}/{shard.tar_name} holds other images than {shard.table_name}; remove it to have both made again"
+    )

@@ -110,7 +110,10 @@ def test_a_model_with_a_scheme_needs_no_weights_tag() -> None:
 
 def test_the_identity_holds_what_changes_bytes_and_nothing_else() -> None:
     settings = DownloadSettings()
-    runtime = {"buffer_bytes", "concurrency", "decode_memory_bytes", "decode_processes", "decode_timeout_seconds"}
+    runtime = {
+        "buffer_bytes", "concurrency", "decode_memory_bytes", "decode_processes", "decode_timeout_seconds",
+        "min_success_rate", "success_window",
+    }  # fmt: skip
     assert set(settings.identity()) == set(DownloadSettings.model_fields) - runtime
     assert settings.identity() == DownloadSettings(concurrency=1, decode_processes=9, buffer_bytes=1).identity()
     assert settings.identity() != DownloadSettings(image_size=255).identity()

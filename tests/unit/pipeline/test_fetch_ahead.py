@@ -179,6 +179,17 @@ def test_a_bug_in_a_row_is_raised(web: Web) -> None:
         until(lambda: ahead._buffer.held == ahead._buffer.in_making == ahead._buffer.expected == 0)
 
 
+def test_an_error_in_what_says_the_rows_is_raised(web: Web) -> None:
+    def makers(task: tuple[str, int]) -> Iterator[RowMaker]:
+        yield from web.makers(task)
+        raise OSError("the old shard is gone")
+
+    ahead: Ahead = FetchAhead(web.tools(), makers, buffer_bytes=10**9, most=1000)
+    with contextlib.closing(ahead):
+        with pytest.raises(OSError, match="the old shard is gone"):
+            taken(ahead, ("a", 3))
+
+
 def test_who_takes_no_more_stops_what_is_under_way(web: Web) -> None:
     web.hold("a5")
     with fetching(web) as ahead:
