@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from priorkit.pipeline import fetch as fetch_module
+from priorkit.pipeline.addresses import is_public
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.fetch import Fetcher, FetchError, is_public, opted_out
+from priorkit.pipeline.fetch import Fetcher, FetchError
+from priorkit.pipeline.robots import opted_out
 
 Answer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -75,7 +77,7 @@ class Server:
 
 
 def settings(**changes: Any) -> DownloadSettings:
-    return DownloadSettings(**{"allow_private_addresses": True, "timeout_seconds": 5.0, **changes})
+    return DownloadSettings(**{"allow_private_addresses": True, "timeout_seconds": 5.0, "retries": 0, **changes})
 
 
 def fetch(urls: list[str | None], server: Server, **changes: Any) -> list[bytes | str]:
@@ -102,7 +104,7 @@ def fetch_one(answer: Answer, **changes: Any) -> bytes | str:
 def test_a_good_answer_is_its_body() -> None:
     server = Server({"/x.jpg": response(body=bytes(range(256)) * 1000)})
     assert fetch(["{server}/x.jpg"], server) == [bytes(range(256)) * 1000]
-    assert b"user-agent: priorkit\r\n" in server.requests[0].lower()
+    assert b"user-agent: priorkit/" in server.requests[0].lower()
     assert b"cookie" not in server.requests[0].lower()
 
 
@@ -112,7 +114,7 @@ def test_a_good_answer_is_its_body() -> None:
         ("404 Not Found", "http_4xx: 404"),
         ("410 Gone", "http_4xx: 410"),
         ("403 Forbidden", "http_4xx: 403"),
-        ("429 Too Many Requests", "http_429"),
+        ("429 Too Many Requests", "http_429: 429"),
         ("500 Internal Server Error", "http_5xx: 500"),
         ("503 Service Unavailable", "http_5xx: 503"),
         ("204 No Content", "http_other: 204"),
@@ -213,7 +215,7 @@ def test_an_endless_body_meets_the_cap() -> None:
 @pytest.mark.parametrize(("size", "kept"), [(1000, True), (1001, False)])
 def test_the_cap_is_exact(size: int, kept: bool) -> None:
     outcome = fetch_one(response(body=b"x" * size), max_bytes=1000)
-    assert outcome == (b"x" * size if kept else "too_large: more than 1000 bytes")
+    assert outcome == (b"x" * size if kept else "too_large: Content-Length of 1001 is more than 1000 bytes")
 
 
 def test_a_gzip_bomb_is_capped_after_decompression_and_takes_little_memory() -> None:
@@ -416,7 +418,7 @@ def test_one_failure_does_not_touch_the_others() -> None:
         (["max-image-preview:large, noai"], True),
         (["otherbot: unavailable_after: 25 Jun 2010 15:00:00 PST, noai"], False),
         (["priorkit: unavailable_after: 25 Jun 2010 15:00:00 PST, noai"], True),
-        (["img2dataset: noai"], False),
+        (["img2dataset: noai"], True),
     ],
 )
 def test_opt_outs_are_read_as_google_and_upstream_write_them(headers: list[str], expected: bool) -> None:
