@@ -176,12 +176,12 @@ class Fetcher:
 
     def _check_response(self, response: aiohttp.ClientResponse) -> None:
         status = response.status
-        if status == 429 or status >= 500:
+        if status == 429 or 500 <= status < 600:
             wait = _retry_after(response.headers.get("Retry-After", ""))
             detail = str(status) if wait is None else f"{status}, to be tried again after {wait:.0f} s"
             raise FetchError("http_429" if status == 429 else "http_5xx", detail, transient=True, retry_after=wait)
         if status != 200:
-            raise FetchError("http_4xx" if status >= 400 else "http_other", str(status))
+            raise FetchError("http_4xx" if 400 <= status < 500 else "http_other", str(status))
         if opted_out(response.headers.getall("X-Robots-Tag", []), self._settings.user_agent):
             raise FetchError("opted_out", "X-Robots-Tag")
 
