@@ -189,6 +189,8 @@ class Fetcher:
         limit = self._settings.max_bytes
         if (response.content_length or 0) > limit:
             raise FetchError("too_large", f"Content-Length of {response.content_length} is more than {limit} bytes")
+        connection = response.connection
+        protocol = None if connection is None or response.content_length is not None else connection.protocol
         body = bytearray()
         free = _INFLATED_BYTES if "Content-Encoding" in response.headers else limit
         async with contextlib.AsyncExitStack() as place:
@@ -199,6 +201,9 @@ class Fetcher:
                 if len(body) > free:
                     await place.enter_async_context(self._inflating)
                     free = limit
+        if protocol is not None and isinstance(protocol.exception(), aiohttp.ClientOSError):
+            # a body without a length ends with its connection, and aiohttp takes a reset for such an end
+            raise FetchError("connection", _short(protocol.exception()), transient=True)
         return bytes(body)
 
     async def _read_robots(self, url: URL) -> bytes | None:

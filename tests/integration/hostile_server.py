@@ -236,6 +236,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     # connections that break
     "reset-before": Behaviour("connection", resetting(b"")),  # aiohttp asks again at once, of itself
     "reset-in-headers": Behaviour("connection", resetting(b"HTTP/1.1 200 OK\r\nContent")),
+    "reset-in-length": Behaviour("connection", resetting(response(body=IMAGE)[:-9]), requests=2),
     "reset-in-body": Behaviour("connection", resetting(UNBOUND + b"body"), requests=2),
     "close-before": Behaviour("connection", first(b"", b"")),
     "short-body": Behaviour("connection", raw("Content-Length: 100\r\n", b"body")),
