@@ -193,18 +193,21 @@ class Fetcher:
         protocol = None if connection is None or response.content_length is not None else connection.protocol
         body = bytearray()
         free = _INFLATED_BYTES if "Content-Encoding" in response.headers else limit
-        async with contextlib.AsyncExitStack() as place:
-            async for block in response.content.iter_chunked(_BLOCK_BYTES):
-                body += block
-                if len(body) > limit:
-                    raise FetchError("too_large", f"more than {limit} bytes")
-                if len(body) > free:
-                    await place.enter_async_context(self._inflating)
-                    free = limit
-        if protocol is not None and isinstance(protocol.exception(), aiohttp.ClientOSError):
-            # a body without a length ends with its connection, and aiohttp takes a reset for such an end
-            raise FetchError("connection", _short(protocol.exception()), transient=True)
-        return bytes(body)
+        try:
+            async with contextlib.AsyncExitStack() as place:
+                async for block in response.content.iter_chunked(_BLOCK_BYTES):
+                    body += block
+                    if len(body) > limit:
+                        raise FetchError("too_large", f"more than {limit} bytes")
+                    if len(body) > free:
+                        await place.enter_async_context(self._inflating)
+                        free = limit
+            if protocol is not None and isinstance(protocol.exception(), aiohttp.ClientOSError):
+                # a body without a length ends with its connection, and aiohttp takes a reset for such an end
+                raise FetchError("connection", _short(protocol.exception()), transient=True)
+            return bytes(body)
+        finally:
+            body.clear()  # the traceback of a failure would hold it until the next garbage collection
 
     async def _read_robots(self, url: URL) -> bytes | None:
         """The beginning of a robots.txt; empty where there is none, None where that is not known.

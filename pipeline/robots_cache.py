@@ -11,8 +11,8 @@ from yarl import URL
 from .robots import FORBID_ALL, RobotsRules
 
 _MOST_ORIGINS = 10_000
-_MOST_CHARACTERS = 50_000_000
-"""Of all rules that are remembered together; a hostile site's may be as long as what is read of a robots.txt."""
+_MOST_BYTES = 100_000_000
+"""Of all rules that are remembered together; a hostile site's take more than 10 MB."""
 
 
 class RobotsCache:
@@ -44,12 +44,15 @@ class RobotsCache:
     async def _load(self, url: URL, origin: str) -> RobotsRules:
         try:
             body = await self._read(url.with_path("/robots.txt"))
-            rules = FORBID_ALL if body is None else RobotsRules.parse(body, self._user_agent)
+            if body is None:
+                rules = FORBID_ALL
+            else:  # in a thread, since the longest takes half a second, in which other deadlines pass
+                rules = await asyncio.to_thread(RobotsRules.parse, body, self._user_agent)
         finally:
             del self._reading[origin]
         self._rules[origin] = rules
         self._size += rules.size
-        while len(self._rules) > _MOST_ORIGINS or self._size > _MOST_CHARACTERS:
+        while len(self._rules) > _MOST_ORIGINS or self._size > _MOST_BYTES:
             _, forgotten = self._rules.popitem(last=False)
             self._size -= forgotten.size
         return rules
