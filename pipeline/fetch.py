@@ -70,6 +70,7 @@ class Fetcher:
         self._settings = settings
         self._tls = tls
         self._slots = asyncio.Semaphore(_affordable(settings.concurrency))
+        self._turn = asyncio.Lock()
         self._host_slots: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
         self._inflating = asyncio.Semaphore(_INFLATED_AT_ONCE)
         self._robots = RobotsCache(settings.user_agent, self._read_robots) if settings.robots_txt else None
@@ -116,6 +117,10 @@ class Fetcher:
         host_slots = self._host_slots.setdefault(host, asyncio.Semaphore(self._settings.connections_per_host))
         seconds = self._settings.timeout_seconds
         async with host_slots, self._slots:
+            async with (
+                self._turn
+            ):  # one begins at each turn of the event loop: while it is busy, none is made late by more
+                await asyncio.sleep(0)
             try:
                 return await asyncio.wait_for(self._attempts(checked), seconds)
             except asyncio.TimeoutError:

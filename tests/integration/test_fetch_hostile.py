@@ -21,9 +21,10 @@ from priorkit.pipeline import fetch as fetch_module
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.fetch import Fetcher, FetchError
 
-from .hostile_server import BEHAVIOURS, MAX_BYTES, ROBOTS, Behaviour, HostileServer, Places, response
+from .hostile_server import BEHAVIOURS, MAX_BYTES, ROBOTS, Behaviour, HostileServer, response
 
-DEADLINE = 3.0
+DEADLINE, PATIENCE = 1.5, 30.0
+"""Seconds for what never ends, and for all else, which a busy machine may make slow."""
 SERVER = "127.0.9.9"
 """The one address that counts as public, for want of a public server."""
 
@@ -141,7 +142,7 @@ class Result:
 
 
 def settings(**changes: Any) -> DownloadSettings:
-    values = {"allow_private_addresses": True, "timeout_seconds": DEADLINE, "max_bytes": MAX_BYTES}
+    values = {"allow_private_addresses": True, "timeout_seconds": PATIENCE, "max_bytes": MAX_BYTES}
     return DownloadSettings(**{**values, "connections_per_host": 1000, **changes})
 
 
@@ -154,8 +155,16 @@ async def _fetch(fetcher: Fetcher, url: str) -> Result:
     return Result("success", "", time.monotonic() - start)
 
 
+CASES = {
+    **{f"/{name}": behaviour.outcome for name, behaviour in BEHAVIOURS.items()},
+    **{name: outcome for name, (outcome, _) in (OPEN | GUARDED).items()},
+    **{f"robots.txt of {host}": outcome for host, (outcome, _) in ROBOTS.items()},
+}
+ENDLESS = {name for name, outcome in CASES.items() if outcome == "timeout"} | {"robots.txt of 127.0.1.10"}
+
+
 class Run:
-    """All cases fetched at once."""
+    """All cases that end fetched at once, and then all those that do not."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -167,29 +176,28 @@ class Run:
         with _public_server(), contextlib.closing(socket.socket()) as closed:
             closed.bind(("127.0.0.1", 0))  # taken, but nobody listens
             async with server.running() as places:
-                tls = ssl.create_default_context(cafile=str(server.authority))
-                everything = {**vars(places), "closed": closed.getsockname()[1]}
-                await asyncio.gather(
-                    self._fetch_all(settings(), tls, self._open_urls(everything)),
-                    self._fetch_all(settings(allow_private_addresses=False), tls, self._guarded_urls(everything)),
-                    self._fetch_all(settings(robots_txt=True, retries=0), tls, self._robots_urls(places)),
-                )
+                self._places = {**vars(places), "closed": closed.getsockname()[1]}
+                self._tls = ssl.create_default_context(cafile=str(server.authority))
+                for changes in ({}, {"timeout_seconds": DEADLINE}):
+                    await asyncio.gather(
+                        self._fetch({f"/{name}": f"http://127.0.0.1:{{plain}}/{name}" for name in BEHAVIOURS}, changes),
+                        self._fetch({name: url for name, (_, url) in OPEN.items()}, changes),
+                        self._fetch(
+                            {name: url for name, (_, url) in GUARDED.items()},
+                            {**changes, "allow_private_addresses": False},
+                        ),
+                        self._fetch(
+                            {f"robots.txt of {host}": f"http://{host}:{{plain}}/image" for host in ROBOTS},
+                            {**changes, "robots_txt": True, "retries": 0},
+                        ),
+                    )
         self.requests = collections.Counter(server.requests)
 
-    def _open_urls(self, places: dict[str, int]) -> dict[str, str]:
-        urls = {f"/{name}": f"http://127.0.0.1:{places['plain']}/{name}" for name in BEHAVIOURS}
-        return {**urls, **{name: url.format(**places) for name, (_, url) in OPEN.items()}}
-
-    def _guarded_urls(self, places: dict[str, int]) -> dict[str, str]:
-        return {name: url.format(**places) for name, (_, url) in GUARDED.items()}
-
-    def _robots_urls(self, places: Places) -> dict[str, str]:
-        return {f"robots.txt of {host}": f"http://{host}:{places.plain}/image" for host in ROBOTS}
-
-    async def _fetch_all(self, chosen: DownloadSettings, tls: ssl.SSLContext, urls: dict[str, str]) -> None:
-        async with Fetcher(chosen, tls) as fetcher:
-            results = await asyncio.gather(*(_fetch(fetcher, url) for url in urls.values()))
-        self.results.update(zip(urls, results, strict=True))
+    async def _fetch(self, urls: dict[str, str], changes: dict[str, Any]) -> None:
+        chosen = {name: url for name, url in urls.items() if (name in ENDLESS) == ("timeout_seconds" in changes)}
+        async with Fetcher(settings(**changes), self._tls) as fetcher:
+            tried = (_fetch(fetcher, url.format(**self._places)) for url in chosen.values())
+            self.results.update(zip(chosen, await asyncio.gather(*tried), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -199,18 +207,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-CASES = {
-    **{f"/{name}": behaviour.outcome for name, behaviour in BEHAVIOURS.items()},
-    **{name: outcome for name, (outcome, _) in (OPEN | GUARDED).items()},
-    **{f"robots.txt of {host}": outcome for host, (outcome, _) in ROBOTS.items()},
-}
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_every_behaviour_has_its_outcome_within_the_deadline(run: Run, case: str) -> None:
     result = run.results[case]
     assert result.outcome == CASES[case], result
-    assert result.seconds < DEADLINE + 1
+    assert result.seconds < (DEADLINE if case in ENDLESS else PATIENCE) + 1
 
 
 @pytest.mark.parametrize("name", [name for name, behaviour in BEHAVIOURS.items() if behaviour.requests])
