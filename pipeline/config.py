@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from .. import __version__
 from .errors import SettingsError
 
 SettingsType = TypeVar("SettingsType", bound="Settings")
@@ -101,13 +102,17 @@ class DownloadSettings(Settings):
         {
             "buffer_bytes",
             "concurrency",
+            "connections_per_host",
             "decode_memory_bytes",
             "decode_processes",
             "decode_timeout_seconds",
             "min_success_rate",
+            "retries",
             "success_window",
+            "timeout_seconds",
+            "user_agent",
         }
-    )
+    )  # how fast, how patiently and under what name the same bytes are asked for
 
     url_column: str = "url"
     """Column of the list that holds the image URL."""
@@ -138,15 +143,25 @@ class DownloadSettings(Settings):
     decode_mode: Literal["exact", "fast"] = "exact"
     """`exact` gives img2dataset's bytes. `fast` lets the JPEG decoder halve sides that stay above their target."""
     timeout_seconds: float = Field(default=10.0, gt=0)
-    """Total time for one URL, name look-up, redirects and body included; img2dataset's default."""
+    """Total time for one URL, name look-up, redirects, body and all attempts included; img2dataset's default. It runs
+    from when the URL has a place among `concurrency` and `connections_per_host`: that wait is no server's doing."""
+    retries: int = Field(default=1, ge=0)
+    """Further attempts after a failure that may pass (no or a broken connection, 429, 5xx, a name server that is busy),
+    within the same deadline; one, since what outlasts that is better asked again another day."""
     max_bytes: int = Field(default=50_000_000, ge=1)
     """Largest body in bytes, after decompression; a larger one is counted as `too_large`."""
     allow_private_addresses: bool = False
     """Fetch from loopback and private networks too; off, since a list from the web must not reach inside."""
-    user_agent: str = "priorkit"
-    """Name sent to servers, and the agent that X-Robots-Tag opt-outs may address."""
-    concurrency: int = Field(default=64, ge=1)
-    """URLs fetched at once by one worker."""
+    user_agent: str = Field(
+        default=f"priorkit/{__version__} (image data sets; no contact given)", pattern=r"^[!-~][ -~]*$"
+    )
+    """Our name for servers; add a way to reach you. Opt-outs may address what is before its first slash."""
+    robots_txt: bool = False
+    """Ask each site's robots.txt first, once; off as in img2dataset, since it is meant for those who follow links."""
+    concurrency: int = Field(default=2048, ge=1)
+    """URLs fetched at once by one worker; many, since most of them wait, and the slowest for all of their deadline."""
+    connections_per_host: int = Field(default=16, ge=1)
+    """URLs of one host fetched at once by one worker; enough for a large host, and bearable for a small one."""
     decode_processes: int = Field(default=0, ge=0)
     """Processes that decode, resize and encode beside the fetch; 0 is one for each core that may be used."""
     decode_timeout_seconds: float = Field(default=30.0, gt=0)
