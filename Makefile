@@ -33,6 +33,8 @@ bench: $(INSTALLED) $(PEERS_INSTALLED)
 	$(BIN)/python tests/bench/bench_samplers.py --demo data/demo
 	$(BIN)/python tests/bench/bench_evaluation.py
 	$(BIN)/python tests/bench/bench_reader.py
+	$(BIN)/python tests/bench/bench_download.py
+	$(BIN)/python tests/bench/bench_download_slow.py
 	$(PEERS)/bin/python tests/bench/bench_sampling.py
 	$(PEERS)/bin/python tests/bench/bench_embedding.py
 	$(PEERS)/bin/python tests/bench/bench_training.py

@@ -33,6 +33,12 @@ def download(
         Optional[str], typer.Option(show_default="caption", help="Column of the caption.")
     ] = None,
     image_size: Annotated[Optional[int], typer.Option(show_default="256", help="Side in pixels to resize to.")] = None,
+    verify_hash: Annotated[
+        Optional[str], typer.Option(metavar="COLUMN", help="Column of the MD5, SHA-1 or SHA-256 that bodies must have.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Fetch those rows again whose failure may have passed.")
+    ] = False,
     workers: Annotated[
         Optional[int], typer.Option(show_default="this process", help="Ray workers to spread over.")
     ] = None,
@@ -48,6 +54,7 @@ def download(
     """
     from .download import download as run_download
     from .download import plan_download
+    from .errors import SettingsError
     from .terminal import progress_bar, reported_errors
 
     with reported_errors():
@@ -55,17 +62,44 @@ def download(
             "download.url_column": url_column,
             "download.caption_column": caption_column,
             "download.image_size": image_size,
+            "download.hash_column": verify_hash,
         }
         chosen = _settings("download", settings, options, workers)
+        if retry_failed and overwrite:
+            raise SettingsError("--retry-failed keeps what the folder holds, --overwrite discards it: use one of them")
         if dry_run:
             show_plan(plan_download(urls, images, chosen.download, limit=limit, overwrite=overwrite), as_json)
             return
-        with progress_bar("download", "shards", quiet=as_json) as progress:
+        with progress_bar("download", "rows", quiet=as_json) as progress:
             result = run_download(
-                urls, images, chosen.download,
-                compute=chosen.compute, limit=limit, overwrite=overwrite, progress=progress,
+                urls, images, chosen.download, compute=chosen.compute,
+                limit=limit, overwrite=overwrite, retry_failed=retry_failed, progress=progress,
             )  # fmt: skip
         show_result(result, as_json)
+        if not as_json:
+            _show_statistics(result.statistics)
+
+
+def _show_statistics(statistics: dict[str, Any]) -> None:
+    """Print what a download counts besides outcomes; `--json` has it too."""
+    from .terminal import print_table
+
+    if tried := statistics.get("retried"):
+        print_table("tried again", ("", ""), [("rows", f"{tried['rows']:,}"), ("  success", f"{tried['success']:,}")])
+    if statistics["errors"]:
+        print_table("failures", ("error", "rows"), [(name, f"{n:,}") for name, n in statistics["errors"].items()])
+    if statistics["hosts"]:
+        rows = [
+            (host, f"{sum(failures.values()):,}", ", ".join(f"{n:,} {label}" for label, n in failures.items()))
+            for host, failures in statistics["hosts"].items()
+        ]
+        print_table("hosts with most failures", ("host", "rows", "errors"), rows)
+    about = "" if statistics["duplicates_exact"] else ", about"
+    counts = [
+        (f"rows whose URL came before{about}", f"{statistics['duplicate_urls']:,}"),
+        ("rows with text that is not UTF-8", f"{statistics['not_utf8']:,}"),
+    ]
+    print_table("list", ("", ""), counts)
 
 
 def embed(

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from .. import __version__
 from .errors import SettingsError
 
 SettingsType = TypeVar("SettingsType", bound="Settings")
@@ -97,12 +98,28 @@ class ComputeSettings(Settings):
 class DownloadSettings(Settings):
     """From a list of URLs to webdataset shards of resized images."""
 
-    runtime_fields: ClassVar[frozenset[str]] = frozenset({"concurrency", "resize_threads"})
+    runtime_fields: ClassVar[frozenset[str]] = frozenset(
+        {
+            "buffer_bytes",
+            "concurrency",
+            "connections_per_host",
+            "decode_memory_bytes",
+            "decode_processes",
+            "decode_timeout_seconds",
+            "min_success_rate",
+            "retries",
+            "success_window",
+            "timeout_seconds",
+            "user_agent",
+        }
+    )  # how fast, how patiently and under what name the same bytes are asked for
 
     url_column: str = "url"
     """Column of the list that holds the image URL."""
     caption_column: str | None = "caption"
     """Column of the list that holds the caption; null for a list without captions."""
+    hash_column: str | None = None
+    """Column of the list with the hexadecimal MD5, SHA-1 or SHA-256 of each body; another body is counted as failed."""
     rows_per_shard: int = Field(default=10_000, ge=1)
     """Rows of the list in one shard, failures included; img2dataset's default."""
     image_size: int = Field(default=256, ge=1)
@@ -119,18 +136,44 @@ class DownloadSettings(Settings):
     """Images whose shorter side in pixels is below this are counted as failed; 0 keeps all."""
     max_aspect_ratio: float | None = Field(default=None, ge=1)
     """Images with a longer to shorter side above this are counted as failed; null keeps all."""
+    max_image_area: int | None = Field(default=None, ge=1)
+    """Images of more pixels than this are counted as failed, after they are decoded; null keeps all."""
+    max_pixels: int = Field(default=89_478_485, ge=1)
+    """Images whose header tells of more pixels are never decoded; Pillow's own bound against bombs, 256 MB."""
+    decode_mode: Literal["exact", "fast"] = "exact"
+    """`exact` gives img2dataset's bytes. `fast` lets the JPEG decoder halve sides that stay above their target."""
     timeout_seconds: float = Field(default=10.0, gt=0)
-    """Total time for one URL, name look-up, redirects and body included; img2dataset's default."""
+    """Total time for one URL, name look-up, redirects, body and all attempts included; img2dataset's default. It runs
+    from when the URL has a place among `concurrency` and `connections_per_host`: that wait is no server's doing."""
+    retries: int = Field(default=1, ge=0)
+    """Further attempts after a failure that may pass (no or a broken connection, 429, 5xx, a name server that is busy),
+    within the same deadline; one, since what outlasts that is better asked again another day."""
     max_bytes: int = Field(default=50_000_000, ge=1)
     """Largest body in bytes, after decompression; a larger one is counted as `too_large`."""
     allow_private_addresses: bool = False
     """Fetch from loopback and private networks too; off, since a list from the web must not reach inside."""
-    user_agent: str = "priorkit"
-    """Name sent to servers, and the agent that X-Robots-Tag opt-outs may address."""
-    concurrency: int = Field(default=64, ge=1)
-    """URLs fetched at once by one worker."""
-    resize_threads: int = Field(default=2, ge=1)
-    """Threads that decode, resize and encode beside the fetch."""
+    user_agent: str = Field(
+        default=f"priorkit/{__version__} (image data sets; no contact given)", pattern=r"^[!-~][ -~]*$"
+    )
+    """Our name for servers; add a way to reach you. Opt-outs may address what is before its first slash."""
+    robots_txt: bool = False
+    """Ask each site's robots.txt first, once; off as in img2dataset, since it is meant for those who follow links."""
+    concurrency: int = Field(default=2048, ge=1)
+    """URLs fetched at once by one worker; many, since most of them wait, and the slowest for all of their deadline."""
+    connections_per_host: int = Field(default=16, ge=1)
+    """URLs of one host fetched at once by one worker; enough for a large host, and bearable for a small one."""
+    decode_processes: int = Field(default=0, ge=0)
+    """Processes that decode, resize and encode beside the fetch; 0 is one for each core that may be used."""
+    decode_timeout_seconds: float = Field(default=30.0, gt=0)
+    """Time for decoding, resizing and encoding one image; a decoder that takes longer hangs, and is replaced."""
+    decode_memory_bytes: int = Field(default=4_000_000_000, ge=1_000_000_000)
+    """Address space of one decoding process, on Linux; large images with transparency need most."""
+    buffer_bytes: int = Field(default=512_000_000, ge=1)
+    """Bytes of bodies, expected ones included, and images that one worker may hold until no further fetch begins."""
+    min_success_rate: float = Field(default=0.05, ge=0, le=1)
+    """Stop when fewer of the last rows than this share gave an image, since the cause is here then; 0 never stops."""
+    success_window: int = Field(default=2_000, ge=1)
+    """Rows over which the share of success is taken; a list sorted by host needs more."""
 
     @model_validator(mode="after")
     def _png_quality_is_a_level(self) -> Self:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
-import collections
 import contextlib
 import hashlib
-import io
-import json
+import itertools
 import math
 import ssl
 import tarfile
 import time
-from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .config import DownloadSettings
+from .decoded import IMAGE_OUTCOMES, ImageError
+from .decoders import Decoders
+from .download_stats import NOT_UTF8, ShardStatistics
 from .fetch import Fetcher, FetchError
-from .shards import ShardCommit, ShardRecord
+from .fetch_ahead import Claim, FetchAhead, RowMaker
+from .image_hash import check_hash
+from .image_shard import Row, add_sample, image_schema, kept_rows
+from .shards import ShardCommit, ShardRecord, finish_replacements
 from .storage import Store
-
-_RESIZE_OUTCOMES = frozenset({"not_image", "decode", "filtered"})
-"""Outcomes of a body that arrived; img2dataset's status for them is `failed_to_resize`."""
 
 
 @dataclass(frozen=True)
@@ -45,86 +46,105 @@ class DownloadTask:
 
     planned: PlannedShard
     first_row: int
-    table: pa.Table
+    table: pa.Table = field(compare=False)
+    """The rows, which the digest of `planned` stands for."""
+    retry: bool = False
+    """Whether the shard is there already and only its passing failures are fetched again."""
 
-
-@dataclass
-class Row:
-    """One row of the list on its way to the shard."""
-
-    meta: dict[str, Any]
-    """The row's columns and what was found out, in the order of the parquet file."""
-    image: bytes | None = None
-    outcome: str = "success"
+    @property
+    def name(self) -> str:
+        return self.planned.name
 
 
 class DownloadWorker:
-    """Fetches one shard after the other in this process."""
+    """Fetches one shard after the other in this process. Use as a context, or end the process.
 
-    def __init__(self, store: Store, settings: DownloadSettings, settings_fingerprint: str) -> None:
-        from .images import ImageResizer  # img2dataset takes seconds to import, and only workers need it
+    What it fetches with (connections, decoding processes) lives as long as it does.
 
+    Args:
+        on_row: told of each row as it is done; None where nobody in this process wants to know.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: DownloadSettings,
+        settings_fingerprint: str,
+        on_row: Callable[[Row], None] | None = None,
+    ) -> None:
         self._store = store
         self._settings = settings
         self._settings_fingerprint = settings_fingerprint
-        self._resize = ImageResizer(settings)
-        self._tls = ssl.create_default_context()
+        self._on_row = on_row
+        self._ahead: FetchAhead[DownloadTask] = FetchAhead(
+            self._tools(), self._makers, buffer_bytes=settings.buffer_bytes, most=2 * settings.concurrency
+        )  # twice as many as are fetched at once, since some wait for a busy host or for a decoder
+
+    def __enter__(self) -> DownloadWorker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ahead.close()
 
     def __call__(self, task: DownloadTask, following: DownloadTask | None = None) -> ShardRecord:
         start = time.time()
         name, encoding = task.planned.name, self._settings.encode_format
-        commit = ShardCommit(self._store, name, input=task.planned.digest, settings=self._settings_fingerprint)
-        outcomes: collections.Counter[str] = collections.Counter()
+        if task.retry and (record := finish_replacements(self._store, name)) is not None:
+            return record  # a worker before this one was killed when all but its last moves were done
+        commit = ShardCommit(
+            self._store, name, input=task.planned.digest, settings=self._settings_fingerprint, replaces=task.retry
+        )
+        statistics = ShardStatistics(task.table)
         metas: list[dict[str, Any]] = []
-
-        async def fill(tar: tarfile.TarFile) -> None:
-            async with contextlib.aclosing(self._rows(task)) as rows:
-                async for row in rows:
-                    outcomes[row.outcome] += 1
-                    metas.append(row.meta)
-                    if row.image is not None:
-                        _add_sample(tar, row, encoding)
-
-        with commit.create(f"{name}.tar") as file:
-            with tarfile.open(fileobj=cast(BinaryIO, file), mode="w|") as tar:
-                asyncio.run(fill(tar))
+        with (
+            commit.create(f"{name}.tar") as file,
+            tarfile.open(fileobj=cast(BinaryIO, file), mode="w|") as tar,
+            contextlib.closing(self._ahead.rows(task, following)) as rows,
+        ):
+            for row in rows:
+                statistics.add(row)
+                metas.append(row.meta)
+                if row.image is not None:
+                    add_sample(tar, row, encoding)
+                if self._on_row is not None:
+                    self._on_row(row)
         with commit.create(f"{name}.parquet") as file:
-            pq.write_table(pa.Table.from_pylist(metas, schema=_schema(task.table.schema)), file)
-        commit.write_log(f"{name}_stats.json", _stats(outcomes, start, time.time()))
-        return commit.commit(rows=len(metas), counts=outcomes)
+            pq.write_table(pa.Table.from_pylist(metas, schema=image_schema(task.table.schema)), file)
+        commit.write_log(f"{name}_stats.json", statistics.to_json(start, time.time()))
+        return commit.commit(rows=len(metas), counts=statistics.outcomes)
 
-    async def _rows(self, task: DownloadTask) -> AsyncGenerator[Row, None]:
-        """All rows in input order; a window of them is in flight, so that a slow one does not stop the others."""
-        window: collections.deque[asyncio.Task[Row]] = collections.deque()
-        size = self._settings.concurrency * 4
-        with ThreadPoolExecutor(self._settings.resize_threads) as threads:
-            async with Fetcher(self._settings, self._tls) as fetcher:
-                try:
-                    for offset, values in enumerate(task.table.to_pylist()):
-                        key = row_key(task.first_row, offset, self._settings.rows_per_shard)
-                        work = self._fetch_and_resize(key, values, fetcher, threads)
-                        window.append(asyncio.create_task(work))
-                        if len(window) == size:
-                            yield await _first_of(window)
-                    while window:
-                        yield await _first_of(window)
-                finally:
-                    for fetch in window:
-                        fetch.cancel()
-                    await asyncio.gather(*window, return_exceptions=True)
+    @contextlib.asynccontextmanager
+    async def _tools(self) -> AsyncIterator[None]:
+        tls = ssl.create_default_context()
+        async with Decoders(self._settings) as self._decoders, Fetcher(self._settings, tls) as self._fetcher:
+            yield
 
-    async def _fetch_and_resize(
-        self, key: str, values: dict[str, Any], fetcher: Fetcher, threads: ThreadPoolExecutor
-    ) -> Row:
+    def _makers(self, task: DownloadTask) -> Iterator[RowMaker]:
+        """What makes the task's rows, in input order."""
+        rows = task.table.to_pylist()
+        kept = kept_rows(self._store, task.name, rows) if task.retry else itertools.repeat(None, len(rows))
+        for offset, (values, row) in enumerate(zip(rows, kept, strict=True)):
+            key = row_key(task.first_row, offset, self._settings.rows_per_shard)
+            yield partial(self._fetch_and_resize, key, values) if row is None else partial(_as_it_is, row)
+
+    async def _fetch_and_resize(self, key: str, values: dict[str, Any], claim: Claim) -> Row:
         meta = {**values, "key": key, "status": "success", "error_message": None}
         sizes = {"width": None, "height": None, "original_width": None, "original_height": None}
         row = Row({**meta, **sizes, "sha256": None})
         try:
-            body = await fetcher.fetch(values["url"])
-            image = await asyncio.get_running_loop().run_in_executor(threads, self._resize, body)
-        except FetchError as error:
-            resize = error.outcome in _RESIZE_OUTCOMES
+            if NOT_UTF8 in (values["url"] or ""):
+                raise FetchError("bad_url", "it holds bytes that are not UTF-8")
+            body = await self._fetcher.fetch(values["url"])
+            claim.arrived(len(body))
+            row.body_bytes = len(body)
+            if self._settings.hash_column is not None:
+                check_hash(body, values[self._settings.hash_column])
+            image = await self._decoders.decode(body)
+        except (FetchError, ImageError) as error:
             row.outcome = error.outcome
+            resize = error.outcome in IMAGE_OUTCOMES
             row.meta["status"] = "failed_to_resize" if resize else "failed_to_download"
             row.meta["error_message"] = str(error)
             return row
@@ -139,10 +159,8 @@ class DownloadWorker:
         return row
 
 
-async def _first_of(window: collections.deque[asyncio.Task[Row]]) -> Row:
-    """Take the oldest row, when it is done. To await its task could hand that a Ctrl-C just as it ends, and lose it."""
-    await asyncio.wait([window[0]])
-    return window.popleft().result()
+async def _as_it_is(row: Row, claim: Claim) -> Row:
+    return row
 
 
 def row_key(first_row: int, offset: int, rows_per_shard: int) -> str:
@@ -150,41 +168,3 @@ def row_key(first_row: int, offset: int, rows_per_shard: int) -> str:
     digits = math.ceil(math.log10(rows_per_shard)) if rows_per_shard > 1 else 0
     shard = first_row // rows_per_shard
     return f"{10**digits * shard + offset:0{digits + 5}d}"
-
-
-def _schema(columns: pa.Schema) -> pa.Schema:
-    text, number = pa.string(), pa.int32()
-    added: list[tuple[str, pa.DataType]] = [("key", text), ("status", text), ("error_message", text)]
-    added += [(name, number) for name in ("width", "height", "original_width", "original_height")]
-    added += [("sha256", text)]
-    return pa.schema([*columns, *(pa.field(name, kind) for name, kind in added)])
-
-
-def _add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
-    """The members of one sample, in the order in which img2dataset writes them."""
-    assert row.image is not None
-    members = {encoding: row.image, "json": json.dumps(row.meta, indent=4, default=str).encode()}
-    if "caption" in row.meta:
-        caption = row.meta["caption"]
-        members["txt"] = ("" if caption is None else str(caption)).encode(errors="surrogatepass")
-    for extension in sorted(members):
-        info = tarfile.TarInfo(f"{row.meta['key']}.{extension}")
-        info.size = len(members[extension])
-        info.mode = 0o444
-        tar.addfile(info, io.BytesIO(members[extension]))
-
-
-def _stats(outcomes: collections.Counter[str], start: float, end: float) -> dict[str, Any]:
-    """img2dataset's `_stats.json` of a shard."""
-    count, successes = sum(outcomes.values()), outcomes["success"]
-    resize = sum(number for outcome, number in outcomes.items() if outcome in _RESIZE_OUTCOMES)
-    return {
-        "count": count,
-        "successes": successes,
-        "failed_to_download": count - successes - resize,
-        "failed_to_resize": resize,
-        "duration": end - start,
-        "start_time": start,
-        "end_time": end,
-        "status_dict": dict(sorted(outcomes.items())),
-    }

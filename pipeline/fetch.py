@@ -1,137 +1,160 @@
-"""One URL -> bytes, or a named failure: asynchronous, with a total deadline, a cap on bytes, and guarded addresses."""
+"""One URL -> bytes, or a named failure: asynchronous, with a total deadline, caps, retries, and guarded addresses."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import contextlib
+import email.utils
+import random
 import re
+import resource
 import socket
 import ssl
+import time
+import weakref
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from urllib.parse import urljoin
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from .addresses import BlockedAddress, GuardedResolver, is_public, literal_address
 from .config import DownloadSettings
+from .robots import MAX_ROBOTS_BYTES, opted_out
+from .robots_cache import RobotsCache
 
 _MAX_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
-"""X-Robots-Tag directives that keep an image out, as in img2dataset; `none` stands for noindex and nofollow."""
-_VALUED_DIRECTIVES = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
-_AGENT = re.compile(r"^\s*([A-Za-z0-9_.*-]+)\s*:\s*(.*)$", re.DOTALL)
 _BLOCK_BYTES = 1 << 16
-_IPV4_IN_LAST_BITS = tuple(ipaddress.IPv6Network(net) for net in ("::/96", "::ffff:0:0/96", "64:ff9b::/96"))
-"""IPv6 networks whose addresses stand for IPv4 ones: compatible, mapped, and NAT64."""
+"""Bytes read, or decompressed, in one step; a connection buffers up to three times as many."""
+_INFLATED_BYTES = 1 << 20
+"""Up to here a compressed body grows freely; images are compressed already, so that a larger one may be a bomb."""
+_INFLATED_AT_ONCE = 8
+"""Compressed bodies that may grow beyond that at once, since little traffic can fill much memory with them."""
+_RESOLVER_THREADS = 256
+_DNS_SECONDS, _DNS_NAMES = 300, 10_000
+"""How long addresses are kept, and of how many names."""
+_IDLE_SECONDS = 2.0
+"""How long a connection waits for the next URL of its host; lists are shuffled, and longer only holds files open."""
+_FIRST_BACKOFF_SECONDS = 0.5
 _LEGAL_URL = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
 
 
 class FetchError(Exception):
     """A URL that gave no image bytes. `outcome` is one of the names that are counted."""
 
-    def __init__(self, outcome: str, detail: str = "") -> None:
-        super().__init__(f"{outcome}: {detail}" if detail else outcome)
+    def __init__(
+        self, outcome: str, detail: str = "", *, transient: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(outcome, detail)
         self.outcome = outcome
+        self.detail = detail
+        self.transient = transient
+        """Whether another attempt may end otherwise."""
+        self.retry_after = retry_after
+        """Seconds that the server asks to wait before it."""
 
-
-class BlockedAddress(Exception):
-    """A host that is, or resolves to, an address we must not reach; its only argument."""
-
-
-class GuardedResolver(AbstractResolver):
-    """Resolves names and refuses private addresses, so that the connection goes to the address that was checked."""
-
-    def __init__(self) -> None:
-        self._resolver = aiohttp.ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        results = await self._resolver.resolve(host, port, family)
-        for result in results:
-            if not is_public(result["host"]):
-                raise BlockedAddress(result["host"])
-        return results
-
-    async def close(self) -> None:
-        await self._resolver.close()
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is on the public internet: not loopback, private, link-local, multicast or reserved."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        if any(ip in network for network in _IPV4_IN_LAST_BITS):
-            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-        if ip.sixtofour is not None:
-            return is_public(str(ip.sixtofour))
-        if ip.is_site_local:
-            return False
-    return ip.is_global and not ip.is_multicast
+    def __str__(self) -> str:
+        return f"{self.outcome}: {self.detail}" if self.detail else self.outcome
 
 
 class Fetcher:
-    """A pool of connections with the limits of one set of download settings. Use as an asynchronous context."""
+    """A pool of connections with the limits of one set of download settings. Use as an asynchronous context.
+
+    Memory is bounded by `concurrency` times the buffers of a connection, by what the line brings within one deadline,
+    and for compressed bodies by a few of `max_bytes`.
+    """
 
     def __init__(self, settings: DownloadSettings, tls: ssl.SSLContext) -> None:
         self._settings = settings
         self._tls = tls
-        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._slots = asyncio.Semaphore(_affordable(settings.concurrency))
+        self._turn = asyncio.Lock()
+        self._host_slots: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
+        self._inflating = asyncio.Semaphore(_INFLATED_AT_ONCE)
+        self._robots = RobotsCache(settings.user_agent, self._read_robots) if settings.robots_txt else None
 
     async def __aenter__(self) -> Fetcher:
+        self._resolver = GuardedResolver(
+            threads=min(self._settings.concurrency, _RESOLVER_THREADS),
+            allow_private=self._settings.allow_private_addresses,
+        )
         connector = aiohttp.TCPConnector(
-            limit=self._settings.concurrency,
+            limit=0,  # the slots limit, before the deadline begins
             ssl=self._tls,
-            resolver=None if self._settings.allow_private_addresses else GuardedResolver(),
+            resolver=self._resolver,
+            ttl_dns_cache=_DNS_SECONDS,
+            dns_cache_max_size=_DNS_NAMES,
+            keepalive_timeout=_IDLE_SECONDS,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
-            headers={"User-Agent": self._settings.user_agent},
-            timeout=aiohttp.ClientTimeout(total=None),  # the deadline below covers redirects and body too
+            # images are compressed already; what comes compressed nevertheless is decompressed under the caps
+            headers={"User-Agent": self._settings.user_agent, "Accept-Encoding": "identity"},
+            timeout=aiohttp.ClientTimeout(total=None),  # the deadline below covers attempts, redirects and body
             cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=_BLOCK_BYTES,
         )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._robots is not None:
+            await self._robots.close()
         await self._session.close()
+        await self._resolver.close()
 
     async def fetch(self, url: str | None) -> bytes:
-        """The body of `url`.
+        """The body of `url`. The deadline begins when its host and the whole have a place free.
 
         Raises:
             FetchError: with the outcome that is counted for this URL.
         """
-        async with self._slots:
+        checked = self._check(url)
+        host = checked.raw_host or ""
+        host_slots = self._host_slots.setdefault(host, asyncio.Semaphore(self._settings.connections_per_host))
+        seconds = self._settings.timeout_seconds
+        async with host_slots, self._slots:
+            async with (
+                self._turn
+            ):  # one begins at each turn of the event loop: while it is busy, none is made late by more
+                await asyncio.sleep(0)
             try:
-                return await asyncio.wait_for(self._follow(url), self._settings.timeout_seconds)
+                return await asyncio.wait_for(self._attempts(checked), seconds)
             except asyncio.TimeoutError:
-                raise FetchError("timeout", f"no whole body within {self._settings.timeout_seconds:g} s") from None
-            except BlockedAddress as error:
-                raise FetchError("blocked_address", str(error)) from None
-            except aiohttp.ClientConnectorDNSError as error:
-                raise FetchError("dns", str(error.host)) from None
-            except (aiohttp.ClientSSLError, ssl.SSLError) as error:
-                raise FetchError("tls", _short(error)) from None
-            except aiohttp.ClientConnectorError as error:
-                raise FetchError("refused", _short(error.os_error)) from None
-            except aiohttp.InvalidURL as error:
-                raise FetchError("bad_url", _short(error)) from None
-            except (aiohttp.ClientError, OSError, ValueError) as error:
-                raise FetchError("connection", _short(error)) from None
+                raise FetchError("timeout", f"no whole body within {seconds:g} s") from None
 
-    async def _follow(self, url: str | None) -> bytes:
+    async def _attempts(self, url: URL) -> bytes:
+        deadline = time.monotonic() + self._settings.timeout_seconds
+        attempt = 0
+        while True:
+            try:
+                with _named_failures():
+                    async with self._get(url) as response:
+                        self._check_response(response)
+                        return await self._read(response)
+            except FetchError as error:
+                wait = max(_backoff(url, attempt), error.retry_after or 0.0)
+                late = time.monotonic() + wait >= deadline
+                if not error.transient or attempt >= self._settings.retries or late:
+                    raise
+            await asyncio.sleep(wait)
+            attempt += 1
+
+    @contextlib.asynccontextmanager
+    async def _get(self, url: URL, *, obey_robots: bool = True) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The response at the end of the redirects, each of which is checked as the first URL is."""
         for _ in range(_MAX_REDIRECTS):
-            checked = self._check(url)
-            async with self._session.get(checked, allow_redirects=False) as response:
-                if response.status in _REDIRECTS and "Location" in response.headers:
-                    url = urljoin(str(checked), response.headers["Location"])
-                    continue
-                self._check_response(response)
-                return await self._read(response)
+            if self._robots is not None and obey_robots and not await self._robots.allow(url):
+                raise FetchError("robots", f"robots.txt of {url.raw_host}")
+            async with self._session.get(url, allow_redirects=False) as response:
+                if response.status not in _REDIRECTS or "Location" not in response.headers:
+                    yield response
+                    return
+                location = response.headers["Location"]
+            url = self._check(urljoin(str(url), location))
         raise FetchError("redirect_loop", f"more than {_MAX_REDIRECTS} redirects")
 
     def _check(self, url: str | None) -> URL:
@@ -140,58 +163,130 @@ class Fetcher:
         try:
             # a legal URL is sent as it is written, since signatures in it do not survive another quoting
             checked = URL(url.strip(), encoded=_LEGAL_URL.fullmatch(url.strip()) is not None)
+            host, port, credentials = checked.raw_host, checked.port, checked.raw_user or checked.raw_password
         except ValueError as error:
             raise FetchError("bad_url", _short(error)) from None
         if checked.scheme not in ("http", "https"):
             raise FetchError("bad_scheme", f"{checked.scheme or 'none'} is not http or https")
-        if not checked.host:
-            raise FetchError("bad_url", "no host")
-        if not self._settings.allow_private_addresses:
-            try:
-                public = is_public(checked.host)
-            except ValueError:
-                return checked  # a name: its addresses are checked when it is resolved
-            if not public:
-                raise BlockedAddress(checked.host)
-        return checked
+        if not host or not port:
+            raise FetchError("bad_url", "no host" if not host else "port 0")
+        if credentials is not None:  # in a list from the web they are stolen, or there to disguise the host
+            raise FetchError("bad_url", "a user name or password before the host")
+        address = literal_address(host)
+        if address is None:
+            return checked  # a name: its addresses are checked when it is resolved
+        if not self._settings.allow_private_addresses and not is_public(address):
+            raise FetchError("blocked_address", address)
+        return checked if address == host else checked.with_host(address)
 
     def _check_response(self, response: aiohttp.ClientResponse) -> None:
         status = response.status
-        if status == 429:
-            raise FetchError("http_429")
+        if status == 429 or 500 <= status < 600:
+            wait = _retry_after(response.headers.get("Retry-After", ""))
+            detail = str(status) if wait is None else f"{status}, to be tried again after {wait:.0f} s"
+            raise FetchError("http_429" if status == 429 else "http_5xx", detail, transient=True, retry_after=wait)
         if status != 200:
-            family = "http_5xx" if status >= 500 else "http_4xx" if status >= 400 else "http_other"
-            raise FetchError(family, str(status))
+            raise FetchError("http_4xx" if 400 <= status < 500 else "http_other", str(status))
         if opted_out(response.headers.getall("X-Robots-Tag", []), self._settings.user_agent):
             raise FetchError("opted_out", "X-Robots-Tag")
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         limit = self._settings.max_bytes
+        if (response.content_length or 0) > limit:
+            raise FetchError("too_large", f"Content-Length of {response.content_length} is more than {limit} bytes")
+        connection = response.connection
+        protocol = None if connection is None or response.content_length is not None else connection.protocol
         body = bytearray()
-        async for block in response.content.iter_chunked(_BLOCK_BYTES):
-            body += block
-            if len(body) > limit:
-                raise FetchError("too_large", f"more than {limit} bytes")
-        return bytes(body)
+        free = _INFLATED_BYTES if "Content-Encoding" in response.headers else limit
+        try:
+            async with contextlib.AsyncExitStack() as place:
+                async for block in response.content.iter_chunked(_BLOCK_BYTES):
+                    body += block
+                    if len(body) > limit:
+                        raise FetchError("too_large", f"more than {limit} bytes")
+                    if len(body) > free:
+                        await place.enter_async_context(self._inflating)
+                        free = limit
+            if protocol is not None and isinstance(protocol.exception(), aiohttp.ClientOSError):
+                # a body without a length ends with its connection, and aiohttp takes a reset for such an end
+                raise FetchError("connection", _short(protocol.exception()), transient=True)
+            return bytes(body)
+        finally:
+            body.clear()  # the traceback of a failure would hold it until the next garbage collection
+
+    async def _read_robots(self, url: URL) -> bytes | None:
+        """The beginning of a robots.txt; empty where there is none, None where that is not known.
+
+        It gets half of a deadline, so that the URL that waits for it can still say what failed.
+        """
+        try:
+            return await asyncio.wait_for(self._first_bytes(url), self._settings.timeout_seconds / 2)
+        except asyncio.TimeoutError:
+            return None
+        except FetchError as error:
+            return b"" if error.outcome in ("http_4xx", "redirect_loop") else None
+
+    async def _first_bytes(self, url: URL) -> bytes:
+        with _named_failures():
+            async with self._get(url, obey_robots=False) as response:
+                if response.status != 200:
+                    self._check_response(response)
+                body = bytearray()
+                async for block in response.content.iter_chunked(_BLOCK_BYTES):
+                    body += block
+                    if len(body) >= MAX_ROBOTS_BYTES:
+                        break
+                return bytes(body[:MAX_ROBOTS_BYTES])
 
 
-def opted_out(headers: list[str], user_agent: str) -> bool:
-    """Whether X-Robots-Tag headers forbid the use of an image by us.
+@contextlib.contextmanager
+def _named_failures() -> Iterator[None]:
+    """Whatever can go wrong with a connection, as a FetchError."""
+    try:
+        yield
+    except BlockedAddress as error:
+        raise FetchError("blocked_address", str(error)) from None
+    except aiohttp.ClientConnectorDNSError as error:
+        again = isinstance(error.os_error, socket.gaierror) and error.os_error.errno == socket.EAI_AGAIN
+        raise FetchError("dns", str(error.host), transient=again) from None
+    except (aiohttp.ClientSSLError, ssl.SSLError) as error:
+        raise FetchError("tls", _short(error)) from None
+    except aiohttp.ClientConnectorError as error:
+        broken = isinstance(error.os_error, ConnectionResetError | ConnectionAbortedError)
+        raise FetchError("connection" if broken else "refused", _short(error.os_error), transient=True) from None
+    except (aiohttp.InvalidURL, ValueError) as error:  # ValueError: a host that no look-up can take
+        raise FetchError("bad_url", _short(error)) from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise FetchError("connection", _short(error), transient=True) from None
 
-    A header is a list of directives; `agent: ...` addresses those after it to one agent only. The colon of a directive
-    with a value, such as `unavailable_after`, names no agent.
+
+def _backoff(url: URL, attempt: int) -> float:
+    """Seconds before the next attempt: doubled each time, spread by a jitter that belongs to the URL."""
+    return _FIRST_BACKOFF_SECONDS * 2.0**attempt * random.Random(f"{url} {attempt}").uniform(0.5, 1.5)
+
+
+def _retry_after(value: str) -> float | None:
+    """The seconds of a Retry-After header, which states seconds or a date; None for anything else."""
+    if re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
+        return float(value)
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return max(0.0, date.timestamp() - time.time())
+
+
+def _affordable(concurrency: int) -> int:
+    """As many URLs at once as this process may open files for, after it has asked for more.
+
+    Each takes a connection, and as many again may be idle for a moment.
     """
-    ours = user_agent.split("/")[0].strip().lower()
-    for header in headers:
-        agent = None
-        for part in header.split(","):
-            directive = part
-            match = _AGENT.match(part)
-            if match and match.group(1).lower() not in _VALUED_DIRECTIVES:
-                agent, directive = match.group(1).lower(), match.group(2)
-            if agent in (None, ours, "*") and directive.strip().lower() in _OPT_OUTS:
-                return True
-    return False
+    needed = 4 * concurrency + 512
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return concurrency if soft == resource.RLIM_INFINITY else max(1, min(concurrency, (soft - 512) // 4))
 
 
 def _short(error: BaseException | None) -> str:

@@ -52,11 +52,11 @@ class RecordedImages:
     def finish(self) -> None:
         """Look for rows that are missing and files that nobody has recorded, and end the statistics."""
         found, manifest = self._found, self._manifest
-        planned = manifest.input.get("rows", 0)
-        if manifest.rows < planned:
+        planned = manifest.input.get("rows")
+        if planned is None or manifest.rows < planned:  # None until a list of text has been read to its end
             found.problem(
-                f"holds {manifest.rows:,} of {planned:,} rows: `priorkit download` is still running or was killed; "
-                "run it again"
+                f"holds {manifest.rows:,} of {'all' if planned is None else f'{planned:,}'} rows: `priorkit download` "
+                "is still running or was killed; run it again"
             )
         records = manifest.shards.values()
         recorded = {name for record in records for name in (*record.files, *record.logs)}

@@ -31,8 +31,9 @@ def map_shards(
     """Yield `worker(task, following)` for every task, in the order of completion.
 
     `following` is what the worker is likely to be given next, so that it may read ahead; None if that is not known.
-    `make_worker` is called once in each worker, for what is dear to build, such as a model. `tasks` is consumed only as
-    fast as the work goes on. The first exception of a task ends the map and is raised here.
+    `make_worker` is called once in each worker, for what is dear to build, such as a model; what it gives may be a
+    context, which is left at the end here, and ends with its process on Ray. `tasks` is consumed only as fast as the
+    work goes on. The first exception of a task ends the map and is raised here.
 
     On Ray, the task of a worker that died is given to another, and the worker is replaced where there is room for a
     new one; where there is none, those that are left do the work.
@@ -44,11 +45,15 @@ def map_shards(
         worker: Worker[Task, Result] | None = None
         upcoming = iter(tasks)
         task = next(upcoming, None)
-        while task is not None:
-            worker = worker or make_worker()
-            following = next(upcoming, None)
-            yield worker(task, following)
-            task = following
+        with contextlib.ExitStack() as stack:
+            while task is not None:
+                if worker is None:
+                    worker = make_worker()
+                    if isinstance(worker, contextlib.AbstractContextManager):
+                        stack.enter_context(worker)
+                following = next(upcoming, None)
+                yield worker(task, following)
+                task = following
     else:
         yield from _map_on_ray(make_worker, tasks, compute)
 

@@ -21,6 +21,8 @@ from .storage import LEASE_NAME, LOCK_NAME, TEMPORARY_SUFFIX, FileRecord, Hashin
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 RECORD_FOLDER = "shards"
+REPLACEMENT_FOLDER = "replacing"
+"""Where a committed shard is written anew, before it takes the place of the old one."""
 READ_BLOCK_ROWS = 4096
 """Rows of one parquet row group of metadata, so that captions can be read by block."""
 _ABSENT = type("absent", (), {"__repr__": lambda self: "absent"})()
@@ -147,10 +149,10 @@ def read_manifest(store: Store) -> Manifest | None:
     return manifest
 
 
-def _read_records(store: Store) -> dict[str, ShardRecord]:
+def _read_records(store: Store, folder: str = RECORD_FOLDER) -> dict[str, ShardRecord]:
     """Records that are not merged into the manifest yet, by shard."""
     records = {}
-    for name in store.names(RECORD_FOLDER):
+    for name in store.names(folder):
         if name.endswith(".json") and not name.rpartition("/")[2].startswith("."):
             try:
                 record = ShardRecord.from_json(store.read_json(name))
@@ -203,15 +205,18 @@ def pending_shards(store: Store, manifest: Manifest, inputs: Mapping[str, str]) 
 
     A shard is done when its record has this input and the manifest's settings, and its files are there.
     """
+    whole = whole_shards(store, manifest)
+    return [name for name, input in inputs.items() if name not in whole or manifest.shards[name].input != input]
+
+
+def whole_shards(store: Store, manifest: Manifest) -> set[str]:
+    """Names of the shards that were made with the manifest's settings and whose files are there."""
     settings = manifest.settings_fingerprint
-
-    def is_done(name: str, input: str) -> bool:
-        record = manifest.shards.get(name)
-        if record is None or record.input != input or record.settings != settings:
-            return False
-        return not missing_files(store, record)
-
-    return [name for name, input in inputs.items() if not is_done(name, input)]
+    made = [record for record in manifest.shards.values() if record.settings == settings]
+    sizes = store.sizes() if made else {}
+    return {
+        record.name for record in made if all(sizes.get(name) == entry.bytes for name, entry in record.files.items())
+    }
 
 
 class ShardCommit:
@@ -219,10 +224,15 @@ class ShardCommit:
 
     Every file is written whole before the record, and only one process writes a shard, so a kill at any instant leaves
     either no record, and the shard is done again, or the record of a whole shard.
+
+    Args:
+        replaces: the shard has a record, which stays until the new files are all written. They are then moved over the
+            old ones; a kill among these moves is mended by `finish_replacements`.
     """
 
-    def __init__(self, store: Store, name: str, *, input: str, settings: str) -> None:
+    def __init__(self, store: Store, name: str, *, input: str, settings: str, replaces: bool = False) -> None:
         self._store = store
+        self._replaces = replaces
         self._name = name
         self._input = input
         self._settings = settings
@@ -232,22 +242,46 @@ class ShardCommit:
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
         """A new file of this shard, atomically written, its size and hash noted for the record."""
-        with self._store.create(name) as file:
+        with self._store.create(self._place(name)) as file:
             yield file
             self._files[name] = file.record()
 
     def write_log(self, name: str, value: Any) -> None:
         """A JSON file of this shard whose content may differ between equal runs, such as timings."""
-        self._store.write_json(name, value)
+        self._store.write_json(self._place(name), value)
         self._logs.append(name)
+
+    def _place(self, name: str) -> str:
+        return f"{REPLACEMENT_FOLDER}/{name}" if self._replaces else name
 
     def commit(self, *, rows: int, counts: Mapping[str, int] | None = None) -> ShardRecord:
         """Record the shard: from here on it exists."""
         files = {name: self._files[name] for name in sorted(self._files)}
         ordered = dict(sorted((counts or {}).items()))
         record = ShardRecord(self._name, rows, self._input, self._settings, files, ordered, self._logs)
-        self._store.write_json(f"{RECORD_FOLDER}/{self._name}.json", asdict(record))
+        self._store.write_json(self._place(f"{RECORD_FOLDER}/{self._name}.json"), asdict(record))
+        if self._replaces:
+            _move_in(self._store, record)
         return record
+
+
+def _move_in(store: Store, record: ShardRecord) -> None:
+    """Put a shard that was written anew in the place of the old one; may be begun again after a kill."""
+    for name in (*record.files, *record.logs, f"{RECORD_FOLDER}/{record.name}.json"):
+        store.move(f"{REPLACEMENT_FOLDER}/{name}", name)
+
+
+def finish_replacements(store: Store, name: str | None = None) -> ShardRecord | None:
+    """Put into place what a killed writer has written anew to its end: one shard, or all.
+
+    Returns:
+        The record of the shard that was asked for; None if it was not written to its end.
+    """
+    records = _read_records(store, f"{REPLACEMENT_FOLDER}/{RECORD_FOLDER}")
+    for record in records.values():
+        if name in (None, record.name):
+            _move_in(store, record)
+    return records.get(name) if name is not None else None
 
 
 class StageFolder:
@@ -288,6 +322,7 @@ class StageFolder:
         self._write_manifest()
         for name in self.manifest.shards:
             self.store.remove(f"{RECORD_FOLDER}/{name}.json")
+        _clear_replacements(self.store)
         if self.store.is_local:
             with contextlib.suppress(OSError):
                 self.store.fs.rmdir(self.store.path(RECORD_FOLDER))
@@ -306,6 +341,7 @@ def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> I
     """
     check_stage(store, planned, overwrite=overwrite)
     with store.writer():
+        finish_replacements(store)
         # looked at again under the lock: another writer may have been here since
         found = check_stage(store, planned, overwrite=overwrite)
         if found is not None and overwrite:
@@ -340,6 +376,16 @@ def check_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> 
             "set them back, name another folder, or use --overwrite to discard what is there"
         )
     return found
+
+
+def _clear_replacements(store: Store) -> None:
+    """Remove what was begun anew and is not wanted any more."""
+    for name in store.names(REPLACEMENT_FOLDER):
+        store.remove(name)
+    if store.is_local:
+        for folder in (f"{REPLACEMENT_FOLDER}/{RECORD_FOLDER}", REPLACEMENT_FOLDER):
+            with contextlib.suppress(OSError):
+                store.fs.rmdir(store.path(folder))
 
 
 def _work(store: Store) -> list[str]:

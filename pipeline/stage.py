@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar
 
 from .config import ComputeSettings
 from .errors import InputError
@@ -17,11 +17,11 @@ from .storage import Store
 
 Task = TypeVar("Task")
 
-ProgressCallback = Callable[[int, int, str], None]
-"""Told of progress as (done, total, note)."""
+ProgressCallback = Callable[[int, Optional[int], str], None]
+"""Told of progress as (done, total, note); the total is None where it is not known yet."""
 
 
-def no_progress(done: int, total: int, note: str) -> None:
+def no_progress(done: int, total: int | None, note: str) -> None:
     """The progress callback of callers that do not want to know."""
 
 
@@ -61,6 +61,8 @@ class StageResult:
     seconds: float
     counts: dict[str, int] = field(default_factory=dict)
     """Rows by outcome, over all shards of the folder."""
+    statistics: dict[str, Any] = field(default_factory=dict)
+    """What else a stage counts, over all shards of the folder; see its documentation."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -153,9 +153,9 @@ class Store:
             return []
         return sorted(path[len(self.root) :].lstrip("/") for path in self.fs.find(base))
 
-    def sizes(self, under: str) -> dict[str, int]:
+    def sizes(self, under: str = "") -> dict[str, int]:
         """Bytes of all files below `under`, by relative name: one listing, where `size` asks for each file."""
-        base = self.path(under)
+        base = self.path(under) if under else self.root
         if self.is_local:
             return dict(_local_sizes(base, under))
         self.fs.invalidate_cache()
@@ -168,6 +168,15 @@ class Store:
         """Remove `name` if it is there."""
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(name))
+
+    def move(self, name: str, target: str) -> None:
+        """Put `name` in the place of `target`, if it is there: one that was moved before is not moved twice."""
+        if self.is_local:
+            os.makedirs(os.path.dirname(self.path(target)), exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(self.path(name), self.path(target))
+        elif self.size(name) is not None:
+            self.fs.mv(self.path(name), self.path(target))
 
     def make(self) -> None:
         """Create the folder."""
@@ -283,9 +292,9 @@ def _local_sizes(folder: str, name: str) -> Iterator[tuple[str, int]]:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.is_dir():
-                yield from _local_sizes(entry.path, f"{name}/{entry.name}")
+                yield from _local_sizes(entry.path, f"{name}/{entry.name}" if name else entry.name)
             else:
-                yield f"{name}/{entry.name}", entry.stat().st_size
+                yield f"{name}/{entry.name}" if name else entry.name, entry.stat().st_size
 
 
 def _process_runs(pid: int) -> bool:

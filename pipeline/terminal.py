@@ -123,7 +123,7 @@ def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[P
     bar = Progress(*columns, console=Console(stderr=True), disable=quiet)
     task = bar.add_task(clean(description), total=None, unit=unit, note="")
 
-    def update(done: int, total: int, note: str) -> None:
+    def update(done: int, total: int | None, note: str) -> None:
         bar.start()
         bar.update(task, completed=done, total=total, note=clean(note))
 

@@ -1,25 +1,22 @@
-"""URL lists -> rows: txt, csv, tsv, json, jsonl or parquet, also `.gz`, one file or a folder of them, as a stream."""
+"""URL lists -> rows: one file or a folder of them, local or remote, as a stream that is cut into shards."""
 
 from __future__ import annotations
 
-import csv
 import difflib
-import gzip
 import hashlib
-import json
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import fsspec
+import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from .config import DownloadSettings
 from .errors import InputError
 from .storage import open_location
+from .url_files import FORMATS, READ_ERRORS, FileMark, file_mark, list_format, read_file
 
 ADDED_COLUMNS = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "sha256")
 """Columns that download adds to each row."""
@@ -27,10 +24,9 @@ ADDED_COLUMNS = ("key", "status", "error_message", "width", "height", "original_
 EMBED_COLUMNS = ("image_path", "image_norm", "text_norm")
 """Columns that embed adds to each row."""
 
-_FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "json")
-_BATCH_ROWS = 10_000
-_READ_ERRORS = (pa.ArrowException, OSError, EOFError, ValueError, csv.Error, zlib.error)
-"""What a damaged or misnamed file raises, from pyarrow, gzip, json and the decoding of text."""
+_MARK_THREADS = 16
+"""Files whose marks are read at once: each waits for remote storage a few times."""
+_NO_VALUE = -1
 
 
 @dataclass(frozen=True)
@@ -44,42 +40,92 @@ class UrlList:
     files: tuple[str, ...]
     columns: tuple[str, ...]
     """Columns of the files in the order in which rows are given."""
-    names: tuple[str, ...]
-    """What those columns are called in the rows."""
+    schema: pa.Schema
+    """What those columns are called in the rows, and their types."""
+    marks: tuple[FileMark | None, ...]
+    """Of each file; None where it has to be read to be known."""
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of the list; None where they have to be counted by reading."""
+        counts = [mark.rows for mark in self.marks if mark is not None]
+        return sum(counts) if len(counts) == len(self.marks) else None
+
+    def marks_json(self) -> list[dict[str, Any] | None]:
+        """The marks as a manifest holds them."""
+        return [None if mark is None else asdict(mark) for mark in self.marks]
+
+    def unchanged_rows(self, marks: Sequence[Mapping[str, Any] | None]) -> int:
+        """Rows at the start of the list that lie in the files that a manifest holds the marks of."""
+        rows = 0
+        for mark, known in zip(self.marks, marks, strict=False):
+            if mark is None or known != asdict(mark):
+                break
+            rows += mark.rows
+        return rows
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All rows, in the order of the files and of the rows in them."""
-        schema: pa.Schema | None = None
-        for path in self.files:
+        for part in self._parts(lambda first, last: False):
+            assert not isinstance(part, int)
+            yield part
+
+    def shards(
+        self, rows_per_shard: int, unwanted: Callable[[int], bool] = lambda index: False
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """Rows cut into shards of `rows_per_shard`, the last one shorter, each with its number.
+
+        Args:
+            unwanted: whether a shard shall be left out. Its rows are not even read where that can be helped.
+        """
+
+        def all_unwanted(first: int, last: int) -> bool:
+            return all(map(unwanted, range(first // rows_per_shard, -(-last // rows_per_shard))))
+
+        held: list[pa.RecordBatch] = []
+        row = 0
+        for part in self._parts(all_unwanted):
+            if isinstance(part, int):
+                row += part
+                continue
+            offset = 0
+            while offset < part.num_rows:
+                index = row // rows_per_shard
+                piece = part.slice(offset, (index + 1) * rows_per_shard - row)
+                if not unwanted(index):
+                    held.append(piece)
+                offset += piece.num_rows
+                row += piece.num_rows
+                if held and row % rows_per_shard == 0:
+                    yield index, _to_table(held)
+                    held = []
+        if held:
+            yield row // rows_per_shard, _to_table(held)
+
+    def _parts(self, unwanted: Callable[[int, int], bool]) -> Iterator[pa.RecordBatch | int]:
+        """Rows in order, and the numbers of those between them that were left out."""
+        row = 0
+        for path, mark in zip(self.files, self.marks, strict=True):
+            if mark is not None and unwanted(row, row + mark.rows):
+                row += mark.rows
+                yield mark.rows
+                continue
+            start = row
             try:
-                for batch in _read_file(path):
-                    if not batch.num_rows:
-                        continue
-                    missing = [name for name in self.columns if name not in batch.schema.names]
-                    if missing:
-                        raise InputError(f"{path}: no column {missing[0]!r}, which {self.files[0]} has")
-                    columns = [batch.column(name) for name in self.columns]
-                    kinds = [column.type for column in columns] if schema is None else schema.types
-                    schema = schema or pa.schema(list(zip(self.names, kinds, strict=True)))
-                    cast_columns = [column.cast(kind) for column, kind in zip(columns, kinds, strict=True)]
-                    yield pa.RecordBatch.from_arrays(cast_columns, schema=schema)
-            except _READ_ERRORS as error:
+                for part in read_file(path, lambda first, last, start=start: unwanted(start + first, start + last)):  # type: ignore[misc]
+                    row += part if isinstance(part, int) else part.num_rows
+                    yield part if isinstance(part, int) else self._arranged(path, part)
+            except READ_ERRORS as error:
                 raise _unreadable(path, error) from error
 
-    def shards(self, rows_per_shard: int) -> Iterator[pa.Table]:
-        """Rows cut into shards of `rows_per_shard`, the last one shorter."""
-        held: list[pa.RecordBatch] = []
-        held_rows = 0
-        for batch in self.batches():
-            held.append(batch)
-            held_rows += batch.num_rows
-            while held_rows >= rows_per_shard:
-                table = _to_table(held)
-                yield table.slice(0, rows_per_shard)
-                rest = table.slice(rows_per_shard)
-                held, held_rows = rest.to_batches(), rest.num_rows
-        if held_rows:
-            yield _to_table(held)
+    def _arranged(self, path: str, batch: pa.RecordBatch) -> pa.RecordBatch:
+        missing = [name for name in self.columns if name not in batch.schema.names]
+        if missing and batch.num_rows:
+            raise InputError(f"{path}: no column {missing[0]!r}, which {self.files[0]} has")
+        if missing:
+            return pa.RecordBatch.from_pylist([], schema=self.schema)
+        columns = [batch.column(name).cast(kind) for name, kind in zip(self.columns, self.schema.types, strict=True)]
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
 def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
@@ -92,13 +138,13 @@ def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
     if fs.isdir(path):
         found = [fs.unstrip_protocol(name) for name in sorted(fs.find(path)) if _is_list(name)]
         if not found:
-            raise InputError(f"{source}: no list of URLs in this folder (looked for {', '.join(_FORMATS)}, also .gz)")
+            raise InputError(f"{source}: no list of URLs in this folder (looked for {', '.join(FORMATS)}, also .gz)")
     elif fs.exists(path):
         found = [fs.unstrip_protocol(path)]
     else:
-        raise InputError(f"{source}: no such file or folder; name a list of URLs ({', '.join(_FORMATS)})")
-    if _format(found[0]) not in _FORMATS:
-        raise InputError(f"{source}: unknown kind of list; known endings are {', '.join(_FORMATS)}, also with .gz")
+        raise InputError(f"{source}: no such file or folder; name a list of URLs ({', '.join(FORMATS)})")
+    if list_format(found[0]) not in FORMATS:
+        raise InputError(f"{source}: unknown kind of list; known endings are {', '.join(FORMATS)}, also with .gz")
     first = _first_batch(found)
     if first is None:
         raise InputError(f"{source}: the list is empty; it needs at least one row with a URL")
@@ -108,6 +154,8 @@ def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
     if settings.caption_column is not None:
         columns.append(_require(settings.caption_column, "caption_column", available, source))
         names.append("caption")
+    if settings.hash_column is not None and _require(settings.hash_column, "hash_column", available, source) in columns:
+        raise InputError(f"{source}: hash_column {settings.hash_column!r} is the column of URLs or captions itself")
     for name, setting in zip(columns, ("url_column", "caption_column"), strict=False):
         kind = first.schema.field(name).type
         if not pa.types.is_string(kind):
@@ -116,40 +164,85 @@ def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
     taken = [name for name in extra if name in (*ADDED_COLUMNS, *EMBED_COLUMNS, *names)]
     if taken:
         raise InputError(f"{source}: column {taken[0]!r} is written by priorkit itself; rename or drop it in the list")
-    return UrlList(source, tuple(found), (*columns, *extra), (*names, *extra))
+    columns += extra
+    kinds = [first.schema.field(name).type for name in columns]
+    schema = pa.schema(list(zip([*names, *extra], kinds, strict=True)))
+    with ThreadPoolExecutor(_MARK_THREADS) as threads:
+        marks = tuple(threads.map(_mark, found))
+    return UrlList(source, tuple(found), tuple(columns), schema, marks)
 
 
 def _first_batch(files: list[str]) -> pa.RecordBatch | None:
     """The first rows of a list; None where no file has any."""
     for path in files:
         try:
-            for batch in _read_file(path):
-                if batch.num_rows:
+            for batch in read_file(path, lambda first, last: False):
+                if not isinstance(batch, int) and batch.num_rows:
                     return batch
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise _unreadable(path, error) from error
     return None
 
 
+def _mark(path: str) -> FileMark | None:
+    try:
+        return file_mark(path)
+    except READ_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
 def rows_digest(table: pa.Table) -> str:
-    """SHA-256 of the values of all rows, in order; the same however the list is stored."""
+    """SHA-256 of the names and values of all columns; the same however the list is stored and its rows are held.
+
+    Of a column of text: the lengths of all values, -1 for none, then all values in one. Of a column of numbers: which
+    there are, then the values in 64 bits. Of others: how Python writes each value.
+    """
     digest = hashlib.sha256()
-    for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        digest.update(repr(row).encode(errors="surrogatepass"))
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        digest.update(f"{name}\0{len(column)}\0".encode())
+        if pa.types.is_string(column.type):
+            digest.update(_plain(pc.fill_null(pc.binary_length(column), _NO_VALUE), "<i4"))
+            for chunk in column.chunks:
+                digest.update(_text_bytes(chunk.drop_null()))
+        elif kind := _number_kind(column.type):
+            digest.update(_plain(column.is_valid(), "u1"))
+            digest.update(_plain(column.drop_null(), kind))
+        else:
+            for value in column.to_pylist():
+                digest.update(f"{value!r}\0".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 
+def _number_kind(kind: pa.DataType) -> str | None:
+    """As what numbers are hashed, so that their width in the file does not matter; None for what is no number."""
+    if pa.types.is_uint64(kind):
+        return "<u8"
+    return "<i8" if pa.types.is_integer(kind) else "<f8" if pa.types.is_floating(kind) else None
+
+
+def _plain(column: pa.ChunkedArray, kind: str) -> bytes:
+    """Values without nulls, one after the other, each in as many bits as `kind` says."""
+    values: np.ndarray = column.to_numpy().astype(kind)
+    return values.tobytes()
+
+
+def _text_bytes(texts: pa.Array) -> memoryview:
+    """The bytes of texts without nulls, one after the other."""
+    _, offsets, values = texts.buffers()
+    if values is None or len(texts) == 0:
+        return memoryview(b"")
+    bounds = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    return memoryview(values)[bounds[0] : bounds[-1]]
+
+
 def _to_table(batches: list[pa.RecordBatch]) -> pa.Table:
-    table = pa.Table.from_batches(batches, schema=batches[0].schema)
-    return table.combine_chunks()
+    """The rows in memory of their own: a slice that is sent to a worker would take along what it was cut from."""
+    table = pa.Table.from_batches(batches)
+    return table.take(pa.array(np.arange(table.num_rows))).combine_chunks()
 
 
 def _is_list(path: str) -> bool:
-    return _format(path) in _FORMATS and not path.rpartition("/")[2].startswith(".")
-
-
-def _format(path: str) -> str:
-    return path.removesuffix(".gz").rpartition(".")[2].lower()
+    return list_format(path) in FORMATS and not path.rpartition("/")[2].startswith(".")
 
 
 def _require(column: str, setting: str, available: list[str], source: str) -> str:
@@ -163,93 +256,9 @@ def _require(column: str, setting: str, available: list[str], source: str) -> st
     )
 
 
-def _unreadable(path: str, error: Exception) -> InputError:
+def _unreadable(path: str, error: BaseException) -> InputError:
     if isinstance(error, InputError):
         return error
-    return InputError(f"{path}: cannot be read as {_format(path)} ({error}); is it complete, and named as what it is?")
-
-
-def _read_file(path: str) -> Iterator[pa.RecordBatch]:
-    """Batches of one file; text and columns without a value have one type, however the file stores them."""
-    for batch in _read_stored(path):
-        names = batch.schema.names
-        if len(set(names)) < len(names):
-            raise ValueError(f"a column is named twice: {', '.join(names)}")
-        columns = [column.cast(pa.string()) if _is_text(column.type) else column for column in batch.columns]
-        for column in columns:
-            column.validate(full=True)  # text that is not UTF-8
-        yield pa.RecordBatch.from_arrays(columns, names=names)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
-
-
-def _read_stored(path: str) -> Iterator[pa.RecordBatch]:
-    kind = _format(path)
-    fs, plain_path = fsspec.core.url_to_fs(path)
-    with fs.open(plain_path, "rb") as raw:
-        file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw)
-        if kind == "parquet":
-            yield from pq.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS)
-        elif kind in ("csv", "tsv"):
-            yield from _read_delimited(file, "," if kind == "csv" else "\t")
-        elif kind == "txt":
-            lines = (line.decode("utf-8-sig" if number == 0 else "utf-8").strip() for number, line in enumerate(file))
-            yield from _to_batches({"url": line} for line in lines if line)
-        elif kind == "jsonl":
-            yield from _to_batches(json.loads(line) for line in file if line.strip())
-        else:
-            rows = json.load(file)
-            if not isinstance(rows, list):
-                raise ValueError(f"expected a list of objects, got {rows!r:.80}")
-            yield from _to_batches(iter(rows))
-
-
-def _read_delimited(file: BinaryIO, delimiter: str) -> Iterator[pa.RecordBatch]:
-    """Every column as text: a type guessed from the first block would fail on a later one."""
-    header = file.readline().decode("utf-8-sig")
-    if not header.strip():
-        return
-    names = next(_csv_rows(header, delimiter))
-    try:
-        reader = pyarrow.csv.open_csv(
-            file,
-            read_options=pyarrow.csv.ReadOptions(column_names=names),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in names}),
-        )
-    except pa.ArrowInvalid as error:
-        if "Empty CSV file" in str(error):  # only a header
-            return
-        raise
-    yield from reader
-
-
-def _csv_rows(text: str, delimiter: str) -> Iterator[list[str]]:
-    return csv.reader([text], delimiter=delimiter)
-
-
-def _to_batches(rows: Iterator[Any]) -> Iterator[pa.RecordBatch]:
-    """Rows of plain values as batches; a key that a row lacks is a null; the first batch names the columns."""
-    held: list[dict[str, Any]] = []
-    names: list[str] = []
-    for row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f"each row must be an object with a key for each column, got {row!r:.80}")
-        held.append(row)
-        if len(held) == _BATCH_ROWS:
-            names = names or _keys(held)
-            yield _to_batch(held, names)
-            held = []
-    if held:
-        yield _to_batch(held, names or _keys(held))
-
-
-def _keys(rows: list[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for row in rows for key in row))
-
-
-def _to_batch(rows: list[dict[str, Any]], names: list[str]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pydict({name: [row.get(name) for row in rows] for name in names})
+    return InputError(
+        f"{path}: cannot be read as {list_format(path)} ({error}); is it complete, and named as what it is?"
+    )

@@ -20,7 +20,7 @@ ProgressFactory = Callable[[str, str], contextlib.AbstractContextManager[Progres
 StopRequests = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
 """Opens a block in which the function that it yields says whether to stop."""
 
-_UNITS = {"download": "shards", "embed": "shards", "train": "steps", "evaluate": "rows"}
+_UNITS = {"download": "rows", "embed": "shards", "train": "steps", "evaluate": "rows"}
 
 
 def stage_name(name: str) -> StageName:
@@ -159,7 +159,7 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
     """Check list, settings and folders of all stages up to `until`, before any of them starts."""
     from ..pipeline.clip import check_clip
     from ..pipeline.device import resolve
-    from ..pipeline.download import plan_download
+    from ..pipeline.download import check_download
     from ..pipeline.embed import embed_manifest
     from ..pipeline.shards import check_stage
     from ..pipeline.storage import Store
@@ -178,7 +178,7 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
     if until != "download":
         check_clip(recipe.embed.clip)
     folders = recipe.folders
-    plan_download(recipe.urls, folders.images, recipe.download, limit=limit, overwrite=overwrite)
+    check_download(recipe.urls, folders.images, recipe.download, limit=limit, overwrite=overwrite)
     check_stage(Store(folders.embeddings), embed_manifest(resolve(recipe.embed, "embed")), overwrite=overwrite)
     check_prior_folder(folders.prior, train, recipe.read, recipe.compute, overwrite=overwrite)
 

@@ -41,6 +41,7 @@ download:
   rows_per_shard: 10
   image_size: 32
   allow_private_addresses: true
+  decode_processes: 1
 embed:
   clip:
     model: local-dir:{clip}
@@ -77,6 +78,7 @@ class Gate:
 
     url: str
     requests: list[str]
+    folder: Path
     held_from: int | None = None
     """Requests beyond this number wait until the gate is opened."""
     _open: threading.Event = field(default_factory=threading.Event)
@@ -117,7 +119,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
         pixels[:20, :16] = random.integers(0, 255, 3, dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index}.png")
     (folder / "page.html").write_text("<html>no image</html>")
-    gate = Gate("", [])
+    gate = Gate("", [], folder)
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

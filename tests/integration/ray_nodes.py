@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
+
+from priorkit.pipeline.config import ComputeSettings
 
 QUICK_DEATHS = {
     "health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3
@@ -50,3 +55,47 @@ def meanwhile(work: Callable[[], None]) -> Iterator[None]:
     thread.join()
     if errors:
         raise errors[0]
+
+
+class Marks:
+    """Where workers note what they begin: (process, node, shard)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def begun(self) -> set[tuple[int, str, str]]:
+        found = [path.name.split(".") for path in self.folder.iterdir()]
+        return {(int(pid), node, shard) for pid, node, shard in found}
+
+    def nodes(self) -> set[str]:
+        return {node for _, node, _ in self.begun()}
+
+    def hold(self, node: str) -> None:
+        """Workers of a node shall begin a shard and get no further."""
+        Path(f"{self.folder}-{node}").touch()
+
+    def processes(self, node: str | None = None) -> set[int]:
+        return {pid for pid, where, _ in self.begun() if node in (None, where)}
+
+    def noted_map(self, map_shards: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        """A `map_shards` whose workers note what they begin, and take a moment over it."""
+        folder = str(self.folder)
+
+        def noted(make_worker: Any, tasks: Iterable[Any], compute: ComputeSettings) -> Iterator[Any]:
+            def make_noting_worker() -> Callable[[Any, Any], Any]:
+                worker = make_worker()
+
+                def work(task: Any, following: Any) -> Any:
+                    node = ray.get_runtime_context().get_node_id()
+                    open(os.path.join(folder, f"{os.getpid()}.{node}.{task.name}"), "w").close()
+                    time.sleep(0.2)
+                    while os.path.exists(f"{folder}-{node}"):
+                        time.sleep(0.05)
+                    return worker(task, following)
+
+                return work
+
+            return map_shards(make_noting_worker, tasks, compute)
+
+        return noted

@@ -14,7 +14,7 @@ import tarfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from priorkit.pipeline import download as download_module
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download import download, plan_download
 from priorkit.pipeline.download_worker import row_key
 from priorkit.pipeline.errors import FolderError, InputError
 from priorkit.pipeline.storage import Store
+from priorkit.pipeline.urls import UrlList, rows_digest
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 
@@ -96,7 +98,7 @@ def test_concurrency_and_threads_do_not_change_a_byte(
     url_list: Any, download_settings: DownloadSettings, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
     for name, concurrency, threads in (("one", 1, 1), ("many", 4, 4)):
-        settings = download_settings.model_copy(update={"concurrency": concurrency, "resize_threads": threads})
+        settings = download_settings.model_copy(update={"concurrency": concurrency, "decode_processes": threads})
         download(str(url_list.path), str(tmp_path / name), settings)
     assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "many")
 
@@ -172,6 +174,63 @@ def test_a_changed_list_is_refused_and_nothing_changed(
         with pytest.raises(FolderError, match="another list"):
             download(str(changed), str(images_folder), download_settings)
     assert folder_bytes(images_folder) == before
+
+
+def test_shards_of_unchanged_files_are_not_read_again_and_those_of_others_are(
+    images_folder: Path, url_list: Any, download_settings: DownloadSettings, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    digested: list[int] = []
+
+    def noted(table: pa.Table) -> str:
+        digested.append(table.num_rows)
+        return rows_digest(table)
+
+    monkeypatch.setattr(download_module, "rows_digest", noted)
+    assert download(str(url_list.path), str(images_folder), download_settings).done_now == 0
+    assert digested == []
+    table = pq.read_table(url_list.path)
+    pq.write_table(table, url_list.path, compression="none")  # the same rows in another file
+    assert download(str(url_list.path), str(images_folder), download_settings).done_now == 0
+    assert digested == [20, 20, 20, 3]
+    digested.clear()
+    assert download(str(url_list.path), str(images_folder), download_settings).done_now == 0
+    assert digested == []
+
+
+def test_the_first_image_is_fetched_before_the_list_is_read(
+    url_list: Any, image_server: Any, download_settings: DownloadSettings, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    made: list[int] = []
+    original = UrlList.shards
+
+    def noted(self: UrlList, *arguments: Any) -> Iterator[tuple[int, pa.Table]]:
+        for index, table in original(self, *arguments):
+            made.append(len(image_server.requests))
+            yield index, table
+
+    monkeypatch.setattr(UrlList, "shards", noted)
+    download(str(url_list.path), str(tmp_path / "images"), download_settings)
+    assert made[:2] == [0, 0]  # this shard, and the one that a worker may read ahead
+    assert made[2] >= 20 - 1
+    assert made[3] >= 40 - 2
+
+
+def test_a_list_that_is_damaged_further_on_keeps_what_was_done(
+    url_list: Any, download_settings: DownloadSettings, tmp_path: Path
+) -> None:
+    rows = pq.read_table(url_list.path).to_pylist()
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list/0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:45]))
+    (tmp_path / "list/1.jsonl").write_text('{"url": "http://h/')
+    with pytest.raises(InputError, match=r"1\.jsonl: cannot be read as jsonl"):
+        download(str(tmp_path / "list"), str(tmp_path / "images"), download_settings)
+    assert (tmp_path / "images/shards/00000.json").exists()
+    (tmp_path / "list/1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[45:]))
+    result = download(str(tmp_path / "list"), str(tmp_path / "images"), download_settings)
+    assert (result.units, result.rows) == (4, 63)
+    assert result.done_now < 4
 
 
 def test_the_same_list_in_another_format_is_the_same_list(
@@ -276,9 +335,9 @@ def test_an_object_store_holds_the_same_files(
 
 @dataclasses.dataclass
 class Progress:
-    steps: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    steps: list[tuple[int, int | None]] = dataclasses.field(default_factory=list)
 
-    def __call__(self, done: int, total: int, note: str) -> None:
+    def __call__(self, done: int, total: int | None, note: str) -> None:
         self.steps.append((done, total))
 
 
@@ -288,7 +347,8 @@ def test_progress_starts_at_what_is_done_and_ends_at_all(
     progress = Progress()
     download(str(url_list.path), str(tmp_path / "images"), download_settings, limit=20)
     download(str(url_list.path), str(tmp_path / "images"), download_settings, progress=progress)
-    assert progress.steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert progress.steps[0] == (20, 63)
+    assert progress.steps[-1] == (63, 63)
 
 
 DOWNLOAD = """
@@ -304,7 +364,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     images_folder: Path, url_list: Any, download_settings: DownloadSettings, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
     folder = tmp_path / "killed"
-    slow = download_settings.model_copy(update={"concurrency": 1, "resize_threads": 1})
+    slow = download_settings.model_copy(update={"concurrency": 1, "decode_processes": 1})
     command = [sys.executable, "-c", DOWNLOAD, str(url_list.path), str(folder), slow.model_dump_json()]
     process = subprocess.Popen(command)
     deadline = time.monotonic() + 60
@@ -315,6 +375,32 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert (folder / "00000.tar").exists()
     download(str(url_list.path), str(folder), download_settings)
     assert folder_bytes(folder) == folder_bytes(images_folder)
+
+
+WITHOUT_RAY = """
+import sys
+sys.modules["ray"] = None
+from priorkit.pipeline.config import ComputeSettings, DownloadSettings
+from priorkit.pipeline.download import download
+if __name__ == "__main__":
+    settings = DownloadSettings.model_validate_json(sys.argv[3])
+    print(sorted(download(sys.argv[1], sys.argv[2], settings).counts.items()))
+    download(sys.argv[1], sys.argv[2] + "_ray", settings, compute=ComputeSettings(backend="ray"))
+"""
+
+
+def test_without_ray_one_process_works_and_asking_for_ray_says_what_is_missing(
+    images_folder: Path, url_list: Any, download_settings: DownloadSettings, tmp_path: Path, folder_bytes: FolderBytes
+) -> None:
+    folder = tmp_path / "no_ray"
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RAY, str(url_list.path), str(folder), download_settings.model_dump_json()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert folder_bytes(folder) == folder_bytes(images_folder)
+    assert done.stdout == "[('http_4xx', 1), ('not_image', 1), ('refused', 1), ('success', 60)]\n"
+    assert "PriorkitError: compute.backend=ray needs Ray" in done.stderr
+    assert "pip install 'ray[train]'" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -328,7 +414,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         (2_000_000_000, 5, 10_000, "2000000005"),
     ],
 )
-def test_keys_are_those_of_img2dataset(first_row: int, offset: int, rows_per_shard: int, key: str) -> None:
+def test_keys_are_those_of_img2dataset(
+    first_row: int, offset: int, rows_per_shard: int, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
     from img2dataset.downloader import compute_key
 
     assert row_key(first_row, offset, rows_per_shard) == key

@@ -34,7 +34,9 @@ CAPTIONS = ["a cat", "", "一只猫 🐈", "word " * 40, "a red square with a ra
 @pytest.fixture
 def download_settings() -> DownloadSettings:
     """Few connections at once, since the test server's queue of them is short and a dropped one waits for a second."""
-    return DownloadSettings(rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4)
+    return DownloadSettings(
+        rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1
+    )
 
 
 def picture(index: int, kind: str = "PNG", mode: str = "RGB") -> bytes:

@@ -8,7 +8,7 @@ import random
 import signal
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from priorkit.pipeline.parallel import map_shards
 
 from ..conftest import picture
 from .conftest import wait_for
-from .ray_nodes import cluster, meanwhile
+from .ray_nodes import Marks, cluster, meanwhile
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
@@ -53,51 +53,11 @@ def expected(
     return folder_bytes(tmp_path / "expected")
 
 
-class Marks:
-    """Where workers note what they begin: (process, node, shard)."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-
-    def begun(self) -> set[tuple[int, str, str]]:
-        found = [path.name.split(".") for path in self.folder.iterdir()]
-        return {(int(pid), node, shard) for pid, node, shard in found}
-
-    def nodes(self) -> set[str]:
-        return {node for _, node, _ in self.begun()}
-
-    def hold(self, node: str) -> None:
-        """Workers of a node shall begin a shard and get no further."""
-        Path(f"{self.folder}-{node}").touch()
-
-    def processes(self, node: str | None = None) -> set[int]:
-        return {pid for pid, where, _ in self.begun() if node in (None, where)}
-
-
 @pytest.fixture
 def marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Marks:
     """Makes the workers of `embed` note each shard they begin, and take a moment over it."""
     made = Marks(tmp_path / "marks")
-    folder = str(made.folder)
-
-    def noted_map(make_worker: Any, tasks: Iterable[Any], compute: ComputeSettings) -> Iterator[Any]:
-        def make_noting_worker() -> Callable[[Any, Any], Any]:
-            worker = make_worker()
-
-            def work(task: Any, following: Any) -> Any:
-                node = ray.get_runtime_context().get_node_id()
-                open(os.path.join(folder, f"{os.getpid()}.{node}.{task.name}"), "w").close()
-                time.sleep(0.2)
-                while os.path.exists(f"{folder}-{node}"):
-                    time.sleep(0.05)
-                return worker(task, following)
-
-            return work
-
-        return map_shards(make_noting_worker, tasks, compute)
-
-    monkeypatch.setattr(stage, "map_shards", noted_map)
+    monkeypatch.setattr(stage, "map_shards", made.noted_map(map_shards))
     return made
 
 

@@ -30,7 +30,9 @@ FolderBytes = Callable[[Path], dict[str, bytes]]
 @pytest.fixture
 def download_settings() -> DownloadSettings:
     """Few connections at once, since the test server's queue of them is short and a dropped one waits for a second."""
-    return DownloadSettings(rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4)
+    return DownloadSettings(
+        rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1
+    )
 
 
 def stored(url: str) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from priorkit.pipeline.decode_ahead import DecodeAhead
 from priorkit.pipeline.shards import differing_files, read_manifest
 from priorkit.pipeline.storage import Store
 
-from .conftest import PRIORKIT, STAGE_FOLDERS, Finished, Workspace, environment, stop, wait_for
+from .conftest import PRIORKIT, STAGE_FOLDERS, Finished, Gate, Workspace, environment, stop, wait_for
 
 
 def changed(folder: Path, known: set[str]) -> bool:
@@ -121,6 +121,33 @@ def test_twenty_kills_of_embed_change_no_byte(
             workspace.run(*embed_command)
             assert_embedded(workspace, finished)
             shutil.rmtree(workspace.folder("embed"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_twenty_kills_of_download_change_no_byte_and_fetch_no_finished_shard_again(
+    workspace: Workspace, finished: Finished, gate: Gate
+) -> None:
+    """Kill after kill of the same work until it is done, then anew, until there were twenty."""
+    settings = ("rows_per_shard=10", "image_size=32", "allow_private_addresses=true", "concurrency=2")
+    command = ("download", "urls.parquet", *(f"--set=download.{setting}" for setting in settings))
+    store = Store(str(workspace.folder("download")))
+    instants = random.Random(3)
+    killed = 0
+    while killed < 20:
+        manifest = read_manifest(store)
+        done = set() if manifest is None else {int(name) for name in manifest.shards}
+        gate.requests.clear()
+        running = kill_in_stage(workspace, "download", instants.uniform(0, finished.seconds["download"]), command)
+        killed += running
+        assert_records_hold(workspace)
+        again = {int(name) // 10 for path in gate.requests if (name := path.strip("/").partition(".")[0]).isdigit()}
+        assert not again & done
+        if not running or killed == 20:
+            workspace.run(*command)
+            assert workspace.committed("download") == finished.workspace.committed("download")
+            assert not list(workspace.data.rglob("*tmp"))
+            shutil.rmtree(workspace.folder("download"))
 
 
 @pytest.fixture

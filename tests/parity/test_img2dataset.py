@@ -104,8 +104,14 @@ def rows_by_key(folder: Path) -> dict[str, dict[str, Any]]:
     [
         {},
         {"resize_mode": "border", "encode_format": "webp", "min_image_size": 30, "max_aspect_ratio": 3.0},
+        pytest.param({"resize_mode": "no", "max_image_area": 25_000}, marks=pytest.mark.slow),
+        pytest.param({"resize_mode": "center_crop", "resize_only_if_bigger": False}, marks=pytest.mark.slow),
+        pytest.param(
+            {"resize_mode": "keep_ratio_largest", "encode_format": "png", "encode_quality": 3}, marks=pytest.mark.slow
+        ),
+        pytest.param({"resize_mode": "border", "resize_only_if_bigger": False}, marks=pytest.mark.slow),
     ],
-    ids=["default", "bordered webp"],
+    ids=["default", "bordered webp", "not resized", "cropped and enlarged", "png by the longer side", "bordered"],
 )
 def test_the_results_are_those_of_img2dataset(
     served: tuple[str, Path], tmp_path: Path, changes: dict[str, Any]
@@ -120,6 +126,7 @@ def test_the_results_are_those_of_img2dataset(
         "image_size": settings.image_size, "resize_mode": settings.resize_mode,
         "resize_only_if_bigger": settings.resize_only_if_bigger, "encode_format": settings.encode_format,
         "encode_quality": settings.encode_quality, "min_image_size": settings.min_image_size,
+        "max_image_area": settings.max_image_area or float("inf"),
         "max_aspect_ratio": settings.max_aspect_ratio or float("inf"), "number_sample_per_shard": ROWS_PER_SHARD,
         "processes_count": 1, "thread_count": 4, "extract_exif": False, "compute_hash": "sha256", "retries": 0,
         "enable_wandb": False,

@@ -194,6 +194,7 @@ def test_a_command_line_that_does_not_parse_exits_with_2(arguments: list[str], n
         (["sample", "data/prior"], "give one of: captions, --prompts FILE, --embeddings FOLDER"),
         (["inspect", "nothing/here"], "nothing/here"),
         (["download", "nothing.parquet"], "nothing.parquet: no such file or folder"),
+        (["download", "urls.parquet", "--retry-failed", "--overwrite"], "use one of them"),
         (["embed", "nothing"], "nothing"),
         (["embed", "--device", "tpu"], "embed.device"),
         (["download", "urls.parquet", "--set", "compute.workers=2"], "compute.backend=ray"),

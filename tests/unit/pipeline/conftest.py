@@ -93,7 +93,9 @@ def replace_array() -> Callable[[Path, str, np.ndarray], None]:
 @pytest.fixture
 def download_settings() -> DownloadSettings:
     """Few connections at once, since the test server's queue of them is short and a dropped one waits for a second."""
-    return DownloadSettings(rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4)
+    return DownloadSettings(
+        rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1
+    )
 
 
 @pytest.fixture

@@ -110,9 +110,12 @@ def test_a_model_with_a_scheme_needs_no_weights_tag() -> None:
 
 def test_the_identity_holds_what_changes_bytes_and_nothing_else() -> None:
     settings = DownloadSettings()
-    assert set(settings.identity()) == set(DownloadSettings.model_fields) - {"concurrency", "resize_threads"}
-    assert settings.identity() == DownloadSettings(concurrency=1, resize_threads=9).identity()
+    assert set(settings.identity()) == set(DownloadSettings.model_fields) - DownloadSettings.runtime_fields
+    patient = {"timeout_seconds": 60, "retries": 5, "user_agent": "me/1", "connections_per_host": 1}
+    assert settings.identity() == DownloadSettings(**patient).identity()
+    assert settings.identity() == DownloadSettings(concurrency=1, decode_processes=9, buffer_bytes=1).identity()
     assert settings.identity() != DownloadSettings(image_size=255).identity()
+    assert settings.identity() != DownloadSettings(decode_mode="fast").identity()
     assert EmbedSettings().identity() == EmbedSettings(decode_threads=7).identity()
     for changed in (EmbedSettings(batch_size=1), EmbedSettings(threads=3), EmbedSettings(dtype="bfloat16")):
         assert changed.identity() != EmbedSettings().identity()

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import gzip
 import logging
+import pickle
+import random
 import socket
 import ssl
 import threading
@@ -17,8 +19,9 @@ from typing import Any
 import pytest
 
 from priorkit.pipeline import fetch as fetch_module
+from priorkit.pipeline.addresses import is_public
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.fetch import Fetcher, FetchError, is_public, opted_out
+from priorkit.pipeline.fetch import Fetcher, FetchError
 
 Answer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -75,7 +78,7 @@ class Server:
 
 
 def settings(**changes: Any) -> DownloadSettings:
-    return DownloadSettings(**{"allow_private_addresses": True, "timeout_seconds": 5.0, **changes})
+    return DownloadSettings(**{"allow_private_addresses": True, "timeout_seconds": 5.0, "retries": 0, **changes})
 
 
 def fetch(urls: list[str | None], server: Server, **changes: Any) -> list[bytes | str]:
@@ -102,7 +105,7 @@ def fetch_one(answer: Answer, **changes: Any) -> bytes | str:
 def test_a_good_answer_is_its_body() -> None:
     server = Server({"/x.jpg": response(body=bytes(range(256)) * 1000)})
     assert fetch(["{server}/x.jpg"], server) == [bytes(range(256)) * 1000]
-    assert b"user-agent: priorkit\r\n" in server.requests[0].lower()
+    assert b"user-agent: priorkit/" in server.requests[0].lower()
     assert b"cookie" not in server.requests[0].lower()
 
 
@@ -112,7 +115,7 @@ def test_a_good_answer_is_its_body() -> None:
         ("404 Not Found", "http_4xx: 404"),
         ("410 Gone", "http_4xx: 410"),
         ("403 Forbidden", "http_4xx: 403"),
-        ("429 Too Many Requests", "http_429"),
+        ("429 Too Many Requests", "http_429: 429"),
         ("500 Internal Server Error", "http_5xx: 500"),
         ("503 Service Unavailable", "http_5xx: 503"),
         ("204 No Content", "http_other: 204"),
@@ -213,7 +216,7 @@ def test_an_endless_body_meets_the_cap() -> None:
 @pytest.mark.parametrize(("size", "kept"), [(1000, True), (1001, False)])
 def test_the_cap_is_exact(size: int, kept: bool) -> None:
     outcome = fetch_one(response(body=b"x" * size), max_bytes=1000)
-    assert outcome == (b"x" * size if kept else "too_large: more than 1000 bytes")
+    assert outcome == (b"x" * size if kept else "too_large: Content-Length of 1001 is more than 1000 bytes")
 
 
 def test_a_gzip_bomb_is_capped_after_decompression_and_takes_little_memory() -> None:
@@ -385,99 +388,229 @@ def test_one_failure_does_not_touch_the_others() -> None:
     assert fetch(urls, server) == [b"body", "http_4xx: 404", "empty_url", b"body"] * 5
 
 
-@pytest.mark.parametrize(
-    ("headers", "expected"),
-    [
-        ([], False),
-        (["noai"], True),
-        (["NoAI "], True),
-        (["noimageai"], True),
-        (["noindex, nofollow"], True),
-        (["nofollow, noimageindex"], True),
-        (["none"], True),
-        (["all"], False),
-        (["nofollow, noarchive, nosnippet"], False),
-        (["noaindex"], False),
-        (["noai, "], True),
-        ([""], False),
-        (["priorkit: noai"], True),
-        (["PriorKit : noai"], True),
-        (["*: noai"], True),
-        (["otherbot: noai"], False),
-        (["otherbot: noindex, noai"], False),
-        (["otherbot: noindex, priorkit: noai"], True),
-        (["priorkit: nofollow, otherbot: noai"], False),
-        (["otherbot: noai", "noimageai"], True),
-        (["all", "priorkit: none"], True),
-        (["unavailable_after: 25 Jun 2010 15:00:00 PST, noai"], True),
-        (["unavailable_after: Friday, 25-Jun-10 15:00:00 PST, noai"], True),
-        (["unavailable_after: 2010-06-25T15:00:00+00:00"], False),
-        (["max-snippet: 0, max-image-preview: none"], False),
-        (["max-image-preview:large, noai"], True),
-        (["otherbot: unavailable_after: 25 Jun 2010 15:00:00 PST, noai"], False),
-        (["priorkit: unavailable_after: 25 Jun 2010 15:00:00 PST, noai"], True),
-        (["img2dataset: noai"], False),
-    ],
-)
-def test_opt_outs_are_read_as_google_and_upstream_write_them(headers: list[str], expected: bool) -> None:
-    assert opted_out(headers, "priorkit") is expected
-
-
-@pytest.mark.parametrize(
-    "header", ["img2dataset: noai", "IMG2DATASET:noindex", "noai", "other: all, img2dataset: none"]
-)
-def test_opt_outs_address_the_agent_that_we_call_ourselves(header: str) -> None:
-    assert opted_out([header], "img2dataset/1.47 (+https://example.org)")
-
-
 def test_an_opted_out_image_is_counted_and_its_body_not_used() -> None:
     answer = b"HTTP/1.1 200 OK\r\nX-Robots-Tag: all\r\nX-Robots-Tag: priorkit: noai\r\nContent-Length: 4\r\n\r\nbody"
     assert fetch_one(answer) == "opted_out: X-Robots-Tag"
     assert fetch_one(answer, user_agent="someone") == b"body"
 
 
+def recovering(*failures: bytes) -> Answer:
+    """Answer with each of these once, and then well."""
+    left = list(failures)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(left.pop(0) if left else response())
+        await writer.drain()
+
+    return answer
+
+
+BUSY, DOWN = response("429 Too Many Requests", b""), response("503 Service Unavailable", b"")
+
+
+def test_attempts_end_at_the_first_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "_FIRST_BACKOFF_SECONDS", 0.001)
+    broken = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\nbody"
+    server = Server({"/x": recovering(DOWN, BUSY, broken)})
+    assert fetch(["{server}/x"], server, retries=5) == [b"body"]
+    assert len(server.requests) == 4
+
+
+def test_attempts_are_one_more_than_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "_FIRST_BACKOFF_SECONDS", 0.001)
+    server = Server({"/x": DOWN})
+    assert fetch(["{server}/x"], server, retries=3) == ["http_5xx: 503"]
+    assert len(server.requests) == 4
+
+
+def test_no_attempt_begins_that_the_deadline_would_end() -> None:
+    """The failure is named then, and not the deadline."""
+    server = Server({"/x": DOWN})
+    start = time.monotonic()
+    assert fetch(["{server}/x"], server, retries=100, timeout_seconds=2.5) == ["http_5xx: 503"]
+    assert time.monotonic() - start < 3.5
+    assert 2 <= len(server.requests) <= 4
+
+
+def test_the_deadline_covers_attempts_that_are_slow() -> None:
+    async def slow_failure(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.4)
+        writer.write(DOWN)
+        await writer.drain()
+
+    start = time.monotonic()
+    outcome = fetch(["{server}/x"], Server({"/x": slow_failure}), retries=100, timeout_seconds=1.0)
+    assert outcome in (["timeout: no whole body within 1 s"], ["http_5xx: 503"])
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(("wait", "expected"), [("1", b"body"), ("4", "http_429: 429, to be tried again after 4 s")])
+def test_retry_after_is_kept_to_if_it_fits(wait: str, expected: bytes | str) -> None:
+    server = Server({"/x": recovering(response("429 Too Many Requests", b"", Retry_After=wait))})
+    start = time.monotonic()
+    assert fetch(["{server}/x"], server, retries=1, timeout_seconds=3.0) == [expected]
+    assert (time.monotonic() - start >= 1) == (expected == b"body")
+    assert len(server.requests) == (2 if expected == b"body" else 1)
+
+
 @pytest.mark.parametrize(
-    ("address", "expected"),
+    ("value", "low", "high"),
     [
-        ("8.8.8.8", True),
-        ("1.1.1.1", True),
-        ("2001:4860:4860::8888", True),
-        ("2606:4700:4700::1111", True),
-        ("0.0.0.0", False),
-        ("10.1.2.3", False),
-        ("100.64.0.1", False),
-        ("100.127.255.255", False),
-        ("127.0.0.1", False),
-        ("127.255.255.254", False),
-        ("169.254.169.254", False),
-        ("172.16.0.1", False),
-        ("172.32.0.1", True),
-        ("192.0.2.1", False),
-        ("192.168.0.1", False),
-        ("198.18.0.1", False),
-        ("224.0.0.1", False),
-        ("239.255.255.255", False),
-        ("240.0.0.1", False),
-        ("255.255.255.255", False),
-        ("::", False),
-        ("::1", False),
-        ("::127.0.0.1", False),
-        ("::ffff:127.0.0.1", False),
-        ("::ffff:10.0.0.1", False),
-        ("::ffff:8.8.8.8", True),
-        ("64:ff9b::10.0.0.1", False),
-        ("64:ff9b::8.8.8.8", True),
-        ("2002:7f00:1::", False),
-        ("2002:808:808::", True),
-        ("fc00::1", False),
-        ("fd12:3456::1", False),
-        ("fe80::1", False),
-        ("fe80::1%eth0", False),
-        ("fec0::1", False),
-        ("ff02::1", False),
-        ("ff0e::1", False),
-        ("2001:db8::1", False),
+        ("120", 120, 120),
+        (" 0 ", 0, 0),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", 0, 0),
+        ("Fri, 31 Dec 2199 23:59:59 GMT", 4e9, 9e9),
+        ("Friday, 31-Dec-99 23:59:59 GMT", 0, 4e9),
+        ("Fri Dec 31 23:59:59 1999", 0, 0),
     ],
 )
-def test_public_addresses_are_told_from_all_others(address: str, expected: bool) -> None:
-    assert is_public(address) is expected
+def test_retry_after_is_seconds_or_a_date(value: str, low: float, high: float) -> None:
+    found = fetch_module._retry_after(value)
+    assert found is not None
+    assert low <= found <= high
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-5", "1.5", "9" * 5000, "Fri, 99 Dec 1999 23:59:59 GMT", "\x00", "1e9"])
+def test_any_other_retry_after_is_ignored(value: str) -> None:
+    assert fetch_module._retry_after(value) is None
+
+
+def test_the_backoff_doubles_and_its_jitter_is_of_the_url() -> None:
+    one, other = fetch_module.URL("http://a/1"), fetch_module.URL("http://a/2")
+    waits = [fetch_module._backoff(one, attempt) for attempt in range(6)]
+    for attempt, wait in enumerate(waits):
+        assert 0.25 * 2**attempt <= wait <= 0.75 * 2**attempt
+    assert waits == [fetch_module._backoff(one, attempt) for attempt in range(6)]
+    assert waits[0] != fetch_module._backoff(other, 0)
+
+
+class Busyness:
+    """An answer that takes a moment, and how many are given at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    async def __call__(self, writer: asyncio.StreamWriter) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0.05)
+        self.now -= 1
+        writer.write(response())
+        await writer.drain()
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [({"connections_per_host": 3}, 3), ({"concurrency": 5}, 5), ({"connections_per_host": 100}, 12)],
+)
+def test_no_more_urls_than_allowed_are_fetched_at_once(changes: dict[str, int], most: int) -> None:
+    busy = Busyness()
+    assert fetch(["{server}/x"] * 12, Server({"/x": busy}), **changes) == [b"body"] * 12
+    assert busy.most == most
+
+
+def test_a_slow_host_does_not_hold_up_the_others() -> None:
+    """Its URLs wait for it without a place among all."""
+
+    async def slow(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.3)
+        writer.write(response())
+        await writer.drain()
+
+    async def run() -> list[str]:
+        server = Server({"/slow": slow, "/quick": response()})
+        ended: list[str] = []
+        chosen = settings(concurrency=2, connections_per_host=1)
+        async with server.running(), Fetcher(chosen, ssl.create_default_context()) as fetcher:
+
+            async def one(host: str, path: str) -> None:
+                await fetcher.fetch(f"http://{host}:{server.port}{path}")
+                ended.append(path)
+
+            await asyncio.gather(*(one("127.0.0.1", "/slow") for _ in range(3)), one("localhost", "/quick"))
+            assert not fetcher._host_slots  # hosts are forgotten with their last URL
+        return ended
+
+    assert asyncio.run(run())[0] == "/quick"
+
+
+def test_one_connection_serves_one_url_after_the_other() -> None:
+    connections = 0
+
+    async def run() -> None:
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                while await reader.readuntil(b"\r\n\r\n"):
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody")
+            writer.close()
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, Fetcher(settings(), ssl.create_default_context()) as fetcher:
+            for _ in range(5):
+                assert await fetcher.fetch(f"http://127.0.0.1:{port}/x") == b"body"
+
+    asyncio.run(run())
+    assert connections == 1
+
+
+def test_few_compressed_bodies_grow_large_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kB each become megabytes: the rest waits at the first of them, and all arrive."""
+    monkeypatch.setattr(fetch_module, "_INFLATED_AT_ONCE", 2)
+    body = bytes(8_000_000)
+    answer = response(body=gzip.compress(body), Content_Encoding="gzip")
+    tracemalloc.start()
+    try:
+        outcomes = fetch(["{server}/x"] * 10, Server({"/x": answer}), max_bytes=7_000_000, timeout_seconds=30.0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert outcomes == ["too_large: more than 7000000 bytes"] * 10
+    assert peak < 2 * 8_000_000 + 10 * 2_000_000 + len(body)
+    assert fetch(["{server}/x"] * 5, Server({"/x": answer}), timeout_seconds=30.0) == [body] * 5
+
+
+@pytest.mark.parametrize(("soft", "hard", "concurrency"), [(1024, 4096, 896), (64, 64, 1), (1024, 1 << 20, 2048)])
+def test_concurrency_keeps_within_the_files_that_may_be_open(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, concurrency: int
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(fetch_module.resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(fetch_module.resource, "setrlimit", lambda _, limits: asked.append(limits[0]))
+    assert fetch_module._affordable(2048) == concurrency
+    assert asked == [min(hard, 4 * 2048 + 512)]
+
+
+def test_an_error_survives_the_way_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(FetchError("http_429", "429", transient=True, retry_after=3.0)))
+    assert (error.outcome, error.detail, str(error)) == ("http_429", "429", "http_429: 429")
+    assert (error.transient, error.retry_after) == (True, 3.0)
+    assert str(pickle.loads(pickle.dumps(FetchError("empty_url")))) == "empty_url"
+
+
+GOOD = (
+    b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n\r\n"
+    b"4\r\nbody\r\n0\r\n\r\n"
+)
+
+
+def test_no_garbage_ends_in_anything_but_a_body_or_a_named_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """Answers with pieces cut out, doubled and overwritten; what escapes would end a whole shard."""
+    chance = random.Random(0)
+    answers: dict[str, Answer] = {}
+    for number in range(300):
+        answer = bytearray(GOOD)
+        for _ in range(chance.randint(1, 8)):
+            start = chance.randrange(len(answer) or 1)
+            end = start + chance.randint(0, 12)
+            answer[start:end] = chance.choice(
+                [b"", answer[start:end] * 2, chance.randbytes(end - start), b"\r\n", b"0"]
+            )
+        answers[f"/{number}"] = bytes(answer)
+    outcomes = fetch([f"{{server}}{path}" for path in answers], Server(answers), timeout_seconds=5.0)
+    assert {outcome.partition(":")[0] for outcome in outcomes if isinstance(outcome, str)} <= {
+        "connection", "http_other", "http_4xx", "http_5xx", "http_429", "timeout", "too_large",
+    }  # fmt: skip
+    assert not caplog.records

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, features
 
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.fetch import FetchError
+from priorkit.pipeline.decoded import ImageError, ResizedImage
 from priorkit.pipeline.images import ImageResizer, is_image
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
@@ -34,6 +37,7 @@ def test_known_kinds_of_images_pass(kind: str) -> None:
         b"\xff\xd8",
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         b"<?xml version='1.0'?><svg/>",
+        b"<!DOCTYPE svg [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><svg><text>&e;</text></svg>",
         b"<!DOCTYPE html><html></html>",
         b'{"error": "not found"}',
         b"%PDF-1.7",
@@ -49,7 +53,7 @@ def test_known_kinds_of_images_pass(kind: str) -> None:
 )
 def test_all_else_is_refused_before_the_decoder(body: bytes) -> None:
     assert not is_image(body)
-    with pytest.raises(FetchError, match="not_image: first bytes") as error:
+    with pytest.raises(ImageError, match="not_image: first bytes") as error:
         ImageResizer(DownloadSettings())(body)
     assert error.value.outcome == "not_image"
 
@@ -80,28 +84,132 @@ def test_small_images_stay_as_they_are() -> None:
     [
         (DownloadSettings(min_image_size=41), "image too small"),
         (DownloadSettings(max_aspect_ratio=1.4), "aspect ratio too large"),
+        (DownloadSettings(max_image_area=2399), "image area too large"),
     ],
 )
 def test_images_out_of_bounds_are_filtered(settings: DownloadSettings, reason: str) -> None:
-    with pytest.raises(FetchError, match=f"filtered: {reason}") as error:
+    with pytest.raises(ImageError, match=f"filtered: {reason}") as error:
         ImageResizer(settings)(encoded("PNG"))
     assert error.value.outcome == "filtered"
 
 
 def test_images_on_the_bounds_are_kept() -> None:
-    assert ImageResizer(DownloadSettings(min_image_size=40, max_aspect_ratio=1.5))(encoded("PNG")).width == 60
+    settings = DownloadSettings(min_image_size=40, max_aspect_ratio=1.5, max_image_area=2400, max_pixels=2400)
+    assert ImageResizer(settings)(encoded("PNG")).width == 60
 
 
 @pytest.mark.parametrize("body", [b"\xff\xd8\xff\xe0 nothing more", b"\x89PNG\r\n\x1a\n", b"BM", encoded("PNG")[:60]])
 def test_bytes_that_do_not_decode_are_counted(body: bytes) -> None:
-    with pytest.raises(FetchError) as error:
+    with pytest.raises(ImageError) as error:
         ImageResizer(DownloadSettings())(body)
     assert error.value.outcome == "decode"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_more_pixels_than_allowed_are_not_decoded(kind: str, mode: str) -> None:
+    settings = DownloadSettings.model_validate({"max_pixels": 2399, "decode_mode": mode})
+    with pytest.raises(ImageError, match="too_many_pixels: 60 x 40") as error:
+        ImageResizer(settings)(encoded(kind))
+    assert error.value.outcome == "too_many_pixels"
 
 
 def test_an_image_that_claims_too_many_pixels_is_refused() -> None:
     header = bytearray(encoded("PNG"))
     header[16:24] = (60_000).to_bytes(4, "big") * 2
-    with pytest.raises(FetchError) as error:
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    with pytest.raises(ImageError) as error:
         ImageResizer(DownloadSettings())(bytes(header))
-    assert error.value.outcome == "decode"
+    assert error.value.outcome == "too_many_pixels"
+
+
+def photograph(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """Pixels `[H, W, 3]` whose spectrum falls as that of photographs does."""
+    random = np.random.default_rng(seed)
+    square = np.fft.fftfreq(height)[:, None] ** 2 + np.fft.rfftfreq(width)[None] ** 2
+    square[0, 0] = 1
+    white = random.standard_normal((3, height, width))
+    planes = np.fft.irfft2(np.fft.rfft2(white) / square**0.7, (height, width))
+    planes = (planes - planes.mean((1, 2), keepdims=True)) / planes.std((1, 2), keepdims=True)
+    light = 128 + 45 * planes[0]
+    return np.stack([light + 12 * planes[1], light, light + 12 * planes[2]], -1).clip(0, 255).astype(np.uint8)
+
+
+def ssim(first: bytes, second: bytes) -> float:
+    """Mean structural similarity of the luminance of two images, over windows of 8x8 (Wang et al. 2004)."""
+    a, b = (np.asarray(Image.open(io.BytesIO(data)).convert("L"), np.float64) for data in (first, second))
+    a, b = (np.lib.stride_tricks.sliding_window_view(image, (8, 8)) for image in (a, b))
+    mean_a, mean_b = a.mean((-1, -2)), b.mean((-1, -2))
+    covariance = (a * b).mean((-1, -2)) - mean_a * mean_b
+    c1, c2 = 2.55**2, 7.65**2
+    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return float((similarity / ((mean_a**2 + mean_b**2 + c1) * (a.var((-1, -2)) + b.var((-1, -2)) + c2))).mean())
+
+
+def both(body: bytes, **changes: Any) -> tuple[ResizedImage, ResizedImage]:
+    """What `exact` and `fast` make of a body."""
+    modes = [DownloadSettings.model_validate({"decode_mode": mode, **changes}) for mode in ("exact", "fast")]
+    exact, fast = (ImageResizer(settings)(body) for settings in modes)
+    return exact, fast
+
+
+@pytest.mark.parametrize("resize_mode", ["keep_ratio", "center_crop", "border", "keep_ratio_largest"])
+def test_fast_images_look_as_exact_ones_do(resize_mode: str) -> None:
+    alike = []
+    shapes = [(700, 500), (501, 777), (1201, 600), (333, 1999), (640, 640), (1500, 1100), (300, 1900)]
+    for seed, (width, height) in enumerate(shapes):
+        body = encoded("JPEG", photograph(width, height, seed))
+        exact, fast = both(body, image_size=96, resize_mode=resize_mode)
+        assert dataclasses.replace(fast, data=b"") == dataclasses.replace(exact, data=b"")
+        assert (fast.original_width, fast.original_height) == (width, height)
+        assert fast.data != exact.data
+        alike.append(ssim(exact.data, fast.data))
+    assert np.mean(alike) >= 0.97
+    assert min(alike) > 0.9
+
+
+def test_fast_images_of_all_sorts_are_right() -> None:
+    """Grey stays grey, CMYK is understood, and a turned photograph is left as it lies, as in `exact`."""
+    pixels = photograph(800, 500)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for mode in ("L", "CMYK", "RGB"):
+        file = io.BytesIO()
+        Image.fromarray(pixels).convert(mode).save(file, "JPEG", exif=exif, progressive=mode == "RGB")
+        exact, fast = both(file.getvalue(), image_size=100)
+        assert exact.data != fast.data
+        opened = [Image.open(io.BytesIO(one.data)) for one in (exact, fast)]
+        assert opened[0].size == opened[1].size == (160, 100)
+        assert opened[0].mode == opened[1].mode == ("L" if mode == "L" else "RGB")
+        assert ssim(exact.data, fast.data) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "changes"),
+    [
+        ("PNG", (800, 500), {}),
+        ("WEBP", (800, 500), {}),
+        ("JPEG", (300, 249), {}),
+        ("JPEG", (240, 200), {"resize_mode": "border"}),
+        ("JPEG", (800, 500), {"resize_mode": "no"}),
+        ("JPEG", (80, 50), {"resize_only_if_bigger": False}),
+    ],
+)
+def test_fast_is_exact_where_nothing_can_be_halved(kind: str, size: tuple[int, int], changes: dict[str, Any]) -> None:
+    exact, fast = both(encoded(kind, photograph(*size)), image_size=100, **changes)
+    assert exact == fast
+
+
+@pytest.mark.parametrize("changes", [{"min_image_size": 501}, {"max_aspect_ratio": 1.59}, {"max_image_area": 399_999}])
+def test_fast_filters_by_the_true_size(changes: dict[str, Any]) -> None:
+    body = encoded("JPEG", photograph(800, 500))
+    with pytest.raises(ImageError, match="filtered"):
+        ImageResizer(DownloadSettings.model_validate({"decode_mode": "fast", "image_size": 100, **changes}))(body)
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_a_cut_photograph_is_not_decoded(kept: float, mode: str) -> None:
+    body = encoded("JPEG", photograph(800, 500))
+    with pytest.raises(ImageError, match="decode: Image decoding error"):
+        ImageResizer(DownloadSettings.model_validate({"decode_mode": mode}))(body[: int(kept * len(body))])

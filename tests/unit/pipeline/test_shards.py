@@ -25,6 +25,7 @@ from priorkit.pipeline.shards import (
     differing_files,
     embedding_shard_name,
     fingerprint,
+    finish_replacements,
     image_shard_name,
     missing_files,
     open_stage,
@@ -417,3 +418,63 @@ def test_fingerprints_do_not_change_between_versions() -> None:
     assert fingerprint({"b": [1, 2.5, None, True], "a": "é"}) == (
         "0b8cc543e984d4d7398f5f603a4b91d358a2565f1d6b6a058565d662854e37cf"
     )
+
+
+MOVE = Store.move
+
+
+def write_anew(store: Store, content: bytes, *, replaces: bool) -> ShardRecord:
+    commit = ShardCommit(store, "00000", input="in", settings=fingerprint(SETTINGS), replaces=replaces)
+    for name in ("00000.tar", "00000.parquet"):
+        with commit.create(name) as file:
+            file.write(content + name.encode())
+    commit.write_log("00000_stats.json", {"content": content.decode()})
+    return commit.commit(rows=1)
+
+
+@pytest.mark.parametrize("scheme", ["local", "memory"])
+def test_a_shard_written_anew_takes_the_place_of_the_old_one_when_it_is_whole(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill before each of the moves: the old shard or the new one, never a mixture after the next opening."""
+    for moves in range(5):
+        store = Store(str(tmp_path / str(moves)) if scheme == "local" else f"memory://{uuid.uuid4().hex}")
+        planned = Manifest("download", SETTINGS, {})
+        with open_stage(store, planned) as folder:
+            folder.add(write_anew(store, b"old", replaces=False))
+            folder.finish()
+        left = [moves]
+
+        def killed(self: Store, name: str, target: str, left: list[int] = left) -> None:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            MOVE(self, name, target)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "move", killed)
+            with contextlib.suppress(KeyboardInterrupt):
+                write_anew(store, b"new", replaces=True)
+        assert (finish_replacements(store, "00000") is None) == (moves == 4)
+        assert finish_replacements(store, "00001") is None
+        with open_stage(store, Manifest("download", SETTINGS, {})) as folder:
+            (record,) = folder.manifest.shards.values()
+            assert differing_files(store, record) == []
+            assert store.read_json("00000_stats.json") == {"content": "new"}
+            folder.finish()
+        assert [name for name in store.names() if "replacing" in name] == []
+
+
+def test_a_shard_that_was_not_written_anew_to_its_end_stays_as_it_was(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with open_stage(store, Manifest("download", SETTINGS, {})) as folder:
+        folder.add(write_anew(store, b"old", replaces=False))
+        folder.finish()
+    with ShardCommit(store, "00000", input="in", settings="s", replaces=True).create("00000.tar") as file:
+        file.write(b"new")
+    assert (tmp_path / "replacing/00000.tar").exists()
+    with open_stage(store, Manifest("download", SETTINGS, {})) as folder:
+        (record,) = folder.manifest.shards.values()
+        assert differing_files(store, record) == []
+        folder.finish()
+    assert not (tmp_path / "replacing").exists()

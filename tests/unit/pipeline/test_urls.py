@@ -6,6 +6,8 @@ import csv
 import gzip
 import io
 import json
+import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,12 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.errors import InputError
+from priorkit.pipeline.url_files import file_mark
 from priorkit.pipeline.urls import UrlList, open_url_list, rows_digest
 
 ROWS = [
@@ -72,10 +77,10 @@ def test_every_format_gives_the_same_rows_and_digest(tmp_path: Path, kind: str, 
     path = tmp_path / (f"list.{kind}.gz" if gz else f"list.{kind}")
     path.write_bytes(gzip.compress(data) if gz else data)
     urls = open_list(path)
-    (table,) = urls.shards(100)
+    ((_, table),) = urls.shards(100)
     assert table.to_pylist() == ROWS
     assert rows_digest(table) == rows_digest(pa.Table.from_pylist(ROWS))
-    assert urls.names == ("url", "caption", "licence")
+    assert tuple(urls.schema.names) == ("url", "caption", "licence")
 
 
 @pytest.mark.parametrize("gz", [False, True])
@@ -97,7 +102,7 @@ def test_a_folder_is_its_files_in_order_whatever_their_formats(tmp_path: Path) -
     (tmp_path / "part/_SUCCESS").write_bytes(b"")
     (tmp_path / "part/README.md").write_bytes(b"no list")
     assert read(tmp_path / "part") == ROWS
-    (table,) = open_list(tmp_path / "part").shards(100)
+    ((_, table),) = open_list(tmp_path / "part").shards(100)
     assert rows_digest(table) == rows_digest(pa.Table.from_pylist(ROWS))
 
 
@@ -117,7 +122,7 @@ def test_text_has_one_type_however_a_parquet_file_stores_it(tmp_path: Path) -> N
     for number, kind in enumerate(kinds):
         table = pa.table({"url": pa.array(texts).cast(kind), "caption": pa.array(texts).cast(kind)})
         pq.write_table(table, tmp_path / f"{number}.parquet")
-    (shard,) = open_list(tmp_path).shards(100)
+    ((_, shard),) = open_list(tmp_path).shards(100)
     assert shard.column("url").to_pylist() == texts * 3
     assert set(shard.schema.types) == {pa.string()}
 
@@ -132,7 +137,7 @@ def test_columns_are_renamed_and_the_rest_comes_along_in_order(tmp_path: Path) -
     path = tmp_path / "list.jsonl"
     path.write_bytes(as_jsonl([{"a": 1, "TEXT": "c", "b": [1, 2], "link": "http://h/0.jpg"}]))
     urls = open_list(path, url_column="link", caption_column="TEXT")
-    assert urls.names == ("url", "caption", "a", "b")
+    assert tuple(urls.schema.names) == ("url", "caption", "a", "b")
     assert read(path, url_column="link", caption_column="TEXT") == [
         {"url": "http://h/0.jpg", "caption": "c", "a": 1, "b": [1, 2]}
     ]
@@ -175,7 +180,7 @@ def test_captions_that_start_after_many_rows_without_are_kept(tmp_path: Path) ->
 def test_shards_are_the_rows_cut_at_equal_counts_across_files(tmp_path: Path, rows_per_shard: int) -> None:
     for number, row in enumerate(ROWS):
         (tmp_path / f"{number}.csv").write_bytes(as_delimited([row]))
-    shards = list(open_list(tmp_path).shards(rows_per_shard))
+    shards = [shard for _, shard in open_list(tmp_path).shards(rows_per_shard)]
     assert [shard.num_rows for shard in shards[:-1]] == [rows_per_shard] * (len(shards) - 1)
     assert [row for shard in shards for row in shard.to_pylist()] == ROWS
 
@@ -264,19 +269,20 @@ GZIPPED = gzip.compress(as_delimited(ROWS * 200))
         ("list.parquet", as_parquet(ROWS)[:-20]),
         ("list.parquet", b""),
         ("list.csv", b"url,caption\na,b,c\n"),
-        ("list.csv", b"url,caption\na,\xff\xfe\n"),
         ("list.csv", b"url,url,caption\na,b,c\n"),
         ("list.csv.gz", b"not compressed"),
         ("list.csv.gz", GZIPPED[: len(GZIPPED) // 2]),
         ("list.csv.gz", GZIPPED[:40] + b"\xff" * 40),
         ("list.json", b"[{"),
         ("list.json", b"5"),
-        ("list.json", b'{"url": "a", "caption": "b"}'),
+        ("list.json", b'[{"url": "a", "caption": "b"}'),
+        ("list.json", b'[{"url": "a", "caption": "b"}] 5'),
         ("list.jsonl", b'["a", "b"]\n'),
         ("list.jsonl", b'{"url": "a", "caption": "b"}\n{"url": "c", "cap'),
         ("list.jsonl", b'{"url": "a", "caption": "b"}\n{"url": "c", "caption": 5}\n'),
         ("list.jsonl", b'{"url": "a", "caption": "b"}\n{"url": "c", "caption": {"en": "d"}}\n'),
         ("list.txt", b"\xff\xfeh\x00"),
+        ("list.csv", "url,caption\na,b\n".encode("utf-16")),
     ],
 )
 def test_a_damaged_or_misnamed_list_is_a_clear_error_that_names_it(tmp_path: Path, name: str, data: bytes) -> None:
@@ -317,3 +323,197 @@ def test_a_later_file_that_lacks_a_column_is_named(tmp_path: Path) -> None:
     text = refusal(tmp_path)
     assert "1.csv: no column 'caption', which" in text
     assert "0.csv has" in text
+
+
+def test_text_that_is_not_utf8_keeps_its_row_and_its_place(tmp_path: Path) -> None:
+    bad = b"http://h/\xe9.jpg"
+    table = pa.table(
+        {"url": [b"http://h/0.jpg", bad, b"http://h/2.jpg"], "caption": [b"a", b"caf\xe9", b"\xf0\x9f\x90\x88"]}
+    )
+    as_text = [pa.StringArray.from_buffers(3, *column.combine_chunks().buffers()[1:]) for column in table.columns]
+    pq.write_table(pa.table(as_text, names=["url", "caption"]), tmp_path / "0.parquet")
+    lines = list(zip(*table.to_pydict().values(), strict=True))
+    (tmp_path / "1.csv").write_bytes(b"url,caption\n" + b"".join(b"%b,%b\n" % line for line in lines))
+    (tmp_path / "2.jsonl").write_bytes(b"".join(b'{"url": "%b", "caption": "%b"}\n' % line for line in lines))
+    (tmp_path / "3.json").write_bytes(b"[%b]" % b",".join(b'{"url": "%b", "caption": "%b"}' % line for line in lines))
+    expected = [
+        {"url": "http://h/0.jpg", "caption": "a"},
+        {"url": "http://h/\ufffd.jpg", "caption": "caf\ufffd"},
+        {"url": "http://h/2.jpg", "caption": "🐈"},
+    ]
+    assert read(tmp_path) == expected * 4
+    (tmp_path / "list.txt").write_bytes(b"http://h/0.jpg\n" + bad + b"\nhttp://h/2.jpg\n")
+    assert [row["url"] for row in read(tmp_path / "list.txt", caption_column=None)] == [row["url"] for row in expected]
+
+
+def test_half_a_utf16_pair_in_json_is_a_replaced_character(tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_bytes(b'{"url": "http://h/\\ud83d.jpg", "caption": "ok"}\n')
+    assert read(tmp_path / "list.jsonl") == [{"url": "http://h/\ufffd.jpg", "caption": "ok"}]
+
+
+@pytest.mark.parametrize("name", ["list.json", "list.jsonl"])
+def test_json_may_hold_plain_urls_or_an_object_a_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "list.json":
+        path.write_text('["http://h/0.jpg", "http://h/1.jpg"]')
+    else:
+        path.write_text('"http://h/0.jpg"\n"http://h/1.jpg"\n')
+    assert [row["url"] for row in read(path, caption_column=None)] == ["http://h/0.jpg", "http://h/1.jpg"]
+    path.write_bytes(as_jsonl(ROWS))
+    assert read(path) == ROWS
+
+
+def test_a_json_list_is_read_as_a_stream(tmp_path: Path) -> None:
+    """Values of all lengths, so that the blocks in which the file is read end everywhere in them."""
+    rows = [{"url": f"http://h/{i}.jpg", "caption": '[{,\\"]}' * (i % 97)} for i in range(20_000)]
+    (tmp_path / "list.json").write_text(json.dumps(rows, indent=1))
+    assert (tmp_path / "list.json").stat().st_size > 8 << 20
+    assert read(tmp_path / "list.json") == rows
+    tracemalloc.start()
+    try:
+        for _ in open_list(tmp_path / "list.json").shards(1000):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def column_bytes(values: list[str | None]) -> pa.Array:
+    """Texts in which what is null has bytes all the same."""
+    full = pa.array(["left behind" if value is None else value for value in values])
+    mask = pa.array([value is not None for value in values])
+    return pa.Array.from_buffers(pa.string(), len(values), [mask.buffers()[1], *full.buffers()[1:]])
+
+
+def test_the_digest_is_that_of_the_values_however_they_are_held() -> None:
+    values = ["a", None, "", "猫", "tail"] * 50
+    table = pa.table({"url": values, "n": list(range(250))})
+    expected = rows_digest(table)
+    chunked = pa.concat_tables([table.slice(0, 7), table.slice(7, 0), table.slice(7, 100), table.slice(107)])
+    assert chunked.column("url").num_chunks == 4
+    assert rows_digest(chunked) == expected
+    assert rows_digest(pa.table({"url": column_bytes(values), "n": list(range(250))})) == expected
+    padded = pa.concat_tables([table, table]).combine_chunks()
+    assert rows_digest(padded.slice(250)) == expected
+    assert rows_digest(padded.slice(249, 250)) != expected
+    assert rows_digest(table.rename_columns(["url", "m"])) != expected
+
+
+@given(st.lists(st.tuples(st.none() | st.text(max_size=4), st.none() | st.text(max_size=4)), max_size=6))
+def test_equal_digests_are_of_equal_rows(rows: list[tuple[str | None, str | None]]) -> None:
+    """Against every other way to cut the same characters into cells."""
+
+    def table(rows: list[tuple[str | None, str | None]]) -> pa.Table:
+        columns = list(zip(*rows, strict=True)) or [(), ()]
+        return pa.table({name: pa.array(column, pa.string()) for name, column in zip("ab", columns, strict=True)})
+
+    digest = rows_digest(table(rows))
+    cells = [cell for row in rows for cell in row]
+    for place in range(len(cells) - 1):
+        changed = list(cells)
+        changed[place], changed[place + 1] = changed[place + 1], changed[place]
+        others = list(zip(changed[::2], changed[1::2], strict=True))
+        assert (rows_digest(table(others)) == digest) == (others == rows)
+
+
+def many_rows(path: Path, rows: int, group: int) -> list[str]:
+    urls = [f"http://h/{number}.jpg" for number in range(rows)]
+    pq.write_table(pa.table({"url": urls, "caption": urls}), path, row_group_size=group)
+    return urls
+
+
+def test_rows_that_nobody_wants_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = many_rows(tmp_path / "0.parquet", 100, 10) + many_rows(tmp_path / "1.parquet", 60, 20)
+    opened = open_list(tmp_path)
+    assert opened.rows == 160
+    read_rows: list[int] = []
+    original = pq.ParquetFile.iter_batches
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for batch in original(self, *args, **kwargs):
+            read_rows.append(batch.num_rows)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noted)
+    wanted = {3, 12}
+    shards = list(opened.shards(11, lambda index: index not in wanted))
+    assert [index for index, _ in shards] == [3, 12]
+    assert [row for _, shard in shards for row in shard.column("url").to_pylist()] == urls[33:44] + urls[132:143]
+    assert sum(read_rows) <= 60  # the row groups that they lie in
+    read_rows.clear()
+    assert list(opened.shards(11, lambda index: True)) == []
+    assert read_rows == []
+
+
+@pytest.mark.parametrize("kind", ["parquet.gz", "csv"])
+def test_shards_that_are_left_out_move_no_other(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"list.{kind}"
+    rows = [{"url": str(number), "caption": "x"} for number in range(50)]
+    data = as_parquet(rows) if "parquet" in kind else as_delimited(rows)
+    path.write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
+    shards = open_list(path).shards(8, lambda index: index % 2 == 0)
+    found = {index: [row["url"] for row in shard.to_pylist()] for index, shard in shards}
+    assert found == {index: [str(row) for row in range(index * 8, min(index * 8 + 8, 50))] for index in (1, 3, 5)}
+
+
+def test_a_shard_takes_no_more_to_send_than_its_rows(tmp_path: Path) -> None:
+    many_rows(tmp_path / "list.parquet", 10_000, 10_000)
+    _, shard = next(open_list(tmp_path / "list.parquet").shards(20))
+    assert len(pickle.dumps(shard)) < 5_000
+
+
+def test_a_file_is_known_again_by_its_mark_and_any_change_of_it_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    many_rows(path, 100, 10)
+    mark = file_mark(str(path))
+    assert mark is not None
+    assert (mark.rows, mark.bytes) == (100, path.stat().st_size)
+    assert file_mark(str(path)) == mark
+    table = pq.read_table(path)
+    swapped = list(range(100))
+    swapped[41], swapped[43] = 43, 41  # as long as each other, in one row group and no end of it
+    pq.write_table(table.take(swapped), path, row_group_size=10, compression="none", write_statistics=False)
+    other = file_mark(str(path))
+    pq.write_table(table, path, row_group_size=10, compression="none", write_statistics=False)
+    same_size = file_mark(str(path))
+    assert other is not None
+    assert same_size is not None
+    assert other.bytes == same_size.bytes
+    assert other.sha256 != same_size.sha256
+    assert file_mark(str(tmp_path / "list.csv")) is None
+
+
+def test_unchanged_rows_end_at_the_first_file_that_changed(tmp_path: Path) -> None:
+    for number in range(3):
+        many_rows(tmp_path / f"{number}.parquet", 10 * (number + 1), 10)
+    before = open_list(tmp_path).marks_json()
+    many_rows(tmp_path / "3.parquet", 5, 5)
+    assert open_list(tmp_path).unchanged_rows(before) == 60
+    many_rows(tmp_path / "1.parquet", 21, 10)
+    assert open_list(tmp_path).unchanged_rows(before) == 10
+    (tmp_path / "0.parquet").unlink()
+    assert open_list(tmp_path).unchanged_rows(before) == 0
+
+
+def test_a_hash_column_must_be_one_of_the_list(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes(as_delimited(ROWS))
+    assert "no column 'md5'; The list has" in refusal(tmp_path / "list.csv", hash_column="md5")
+    assert "is the column of URLs or captions itself" in refusal(tmp_path / "list.csv", hash_column="caption")
+
+
+@pytest.mark.parametrize(
+    ("values", "kinds"),
+    [
+        ([1, None, -3, 0], (pa.int8(), pa.int32(), pa.int64())),
+        ([1, None, 200, 0], (pa.uint8(), pa.int16(), pa.uint64())),
+        ([1.5, None, float("nan"), 0.0], (pa.float32(), pa.float64())),
+    ],
+)
+def test_the_width_of_numbers_is_no_part_of_the_digest_and_their_values_are(
+    values: list[float | None], kinds: tuple[pa.DataType, ...]
+) -> None:
+    tables = [pa.table({"n": pa.array(values, kind)}) for kind in kinds]
+    assert len({rows_digest(table) for table in tables}) == 1
+    assert rows_digest(pa.concat_tables([tables[0].slice(0, 3), tables[0].slice(3)])) == rows_digest(tables[0])
+    for changed in ([values[0], 0, *values[2:]], [None, values[0], *values[2:]], [2, *values[1:]]):
+        assert rows_digest(pa.table({"n": pa.array(changed, kinds[0])})) != rows_digest(tables[0])

@@ -1,0 +1,109 @@
+"""A download whose success has collapsed: noticed over the last rows, and explained by their failures."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+
+from .errors import PriorkitError
+
+_ADVICE = (
+    (
+        ("dns",),
+        "host names are not resolved: the resolver refuses or is too slow for so many names; run one of your own, such "
+        "as bind9 or knot-resolver on this machine, or lower download.concurrency",
+    ),
+    (
+        ("refused", "connection"),
+        "connections are refused or broken: a firewall or proxy lets nothing through, or has cut this machine off for "
+        "having too many of them; try one of the URLs by hand, or lower download.concurrency",
+    ),
+    (
+        ("http_4xx 401", "http_4xx 403", "http_4xx 407", "http_429"),
+        "servers refuse us: set download.user_agent to a name and an address that say who you are, lower "
+        "download.concurrency, or wait; behind a proxy, see that it lets you through",
+    ),
+    (
+        ("timeout",),
+        "time runs out: more is fetched at once than the network or the resolver carries; lower download.concurrency, "
+        "or raise download.timeout_seconds",
+    ),
+    (
+        ("blocked_address",),
+        "host names resolve to private addresses: the resolver of a company, a hotel or a filter answers in place "
+        "of the real one; set another resolver, or download.allow_private_addresses if the images are inside",
+    ),
+    (
+        ("tls",),
+        "certificates are not accepted: see that this machine's clock is right and its CA certificates are there "
+        "(package ca-certificates), and that no proxy puts in its own",
+    ),
+    (
+        ("not_image",),
+        "servers answer with something that is no image: a login page of the network or a proxy answers for them, or "
+        "download.url_column names pages; open one of the URLs by hand",
+    ),
+    (
+        ("http_4xx 404", "http_4xx 410"),
+        "the images are gone: the list is old, or its URLs are cut; set download.min_success_rate=0 if that is known",
+    ),
+    (
+        ("empty_url", "bad_url", "bad_scheme"),
+        "the list holds no URLs there: see that download.url_column is the right one",
+    ),
+    (
+        ("hash_mismatch",),
+        "bodies do not have the hashes of the list: see that download.hash_column is of the original bytes",
+    ),
+)
+"""What failures point to, by their labels in the table of errors."""
+
+
+class SuccessWatch:
+    """The outcomes of the last rows.
+
+    Args:
+        min_rate: share of them that must be images; 0 never complains.
+        rows: how many rows are looked at, and how many there must be at least.
+    """
+
+    def __init__(self, min_rate: float, rows: int) -> None:
+        self._min_rate, self._rows = min_rate, rows
+        self._parts: collections.deque[Mapping[str, int]] = collections.deque()
+        self._total: collections.Counter[str] = collections.Counter()
+        self._count = 0
+
+    def add(self, labels: Mapping[str, int]) -> None:
+        """Take in rows by their labels, `success` or that of a failure.
+
+        Raises:
+            PriorkitError: too few of the last rows were images; says how many, and why.
+        """
+        if self._min_rate == 0 or not labels:
+            return
+        self._parts.append(labels)
+        self._total.update(labels)
+        self._count += sum(labels.values())
+        while self._count - (oldest := sum(self._parts[0].values())) >= self._rows:
+            self._total.subtract(self._parts.popleft())
+            self._count -= oldest
+        successes = self._total["success"]
+        if self._count >= self._rows and successes < self._min_rate * self._count:
+            raise PriorkitError(
+                f"success has collapsed: {successes:,} of the last {self._count:,} rows gave an image, less than "
+                f"download.min_success_rate={self._min_rate:g}; {diagnosis(self._total)}. What is committed is kept, "
+                "the same command goes on from there; download.min_success_rate=0 goes on whatever comes"
+            )
+
+
+def diagnosis(labels: Mapping[str, int]) -> str:
+    """What most failures are, and what to do about it."""
+    failures = {label: number for label, number in labels.items() if label != "success" and number > 0}
+    groups = {causes: sum(failures.get(cause, 0) for cause in causes) for causes, _ in _ADVICE}
+    causes, number = max(groups.items(), key=lambda item: item[1])
+    total = sum(failures.values())
+    if number * 2 > total:
+        named = ", ".join(cause for cause in causes if cause in failures)
+        return f"{number / total:.0%} of the failures are {named}: {dict(_ADVICE)[causes]}"
+    most = sorted(failures.items(), key=lambda item: -item[1])[:3]
+    return "the failures are of several kinds, most of them " + ", ".join(f"{n:,} {label}" for label, n in most)

@@ -1,0 +1,297 @@
+"""Decoding in processes: what a crash, a hang or the end of either side costs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from priorkit.pipeline import decoders as module
+from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.decoded import ImageError, ResizedImage, pack, unpack
+from priorkit.pipeline.decoders import Decoders, usable_cores
+from priorkit.pipeline.errors import PriorkitError
+from priorkit.pipeline.images import ImageResizer
+
+SETTINGS = DownloadSettings(image_size=32, decode_processes=2)
+ONE = SETTINGS.model_copy(update={"decode_processes": 1})
+
+
+def body(seed: int = 0, kind: str = "PNG") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (60, 50, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def children(pid: int | None = None) -> set[int]:
+    """Processes that a process has started and that have not ended."""
+    found = set()
+    for task in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
+        found |= {int(child) for child in (task / "children").read_text().split()}
+    return found
+
+
+def state(pid: int) -> str:
+    """The letter of /proc for what a process does; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        await asyncio.sleep(0.01)
+
+
+def with_decoders(settings: DownloadSettings, work: Callable[[Decoders, set[int]], Coroutine[Any, Any, None]]) -> None:
+    """Do something with ready decoders, and see that nothing is left of them."""
+    before, descriptors = children(), len(os.listdir("/proc/self/fd"))
+
+    async def inside() -> None:
+        async with Decoders(settings) as decoders:
+            await decoders.decode(body())
+            processes = children() - before
+            assert len(processes) == settings.decode_processes
+            await until(lambda: all(os.readlink(f"/proc/{pid}/fd/2") == os.devnull for pid in processes))
+            await asyncio.gather(*(decoders.decode(body()) for _ in range(8)))
+            await work(decoders, processes)
+
+    async def outside() -> None:
+        open_files = len(os.listdir("/proc/self/fd"))
+        await inside()
+        assert len(os.listdir("/proc/self/fd")) == open_files
+
+    asyncio.run(outside())
+    assert children() == before
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_images_and_failures_are_those_of_the_resizer() -> None:
+    async def work(decoders: Decoders, processes: set[int]) -> None:
+        resize = ImageResizer(SETTINGS)
+        bodies = [body(seed, kind) for seed in range(10) for kind in ("PNG", "JPEG", "WEBP")]
+        images = await asyncio.gather(*(decoders.decode(one) for one in bodies))
+        assert images == [resize(one) for one in bodies]
+        assert len({image.data for image in images}) == 30
+        for bad, outcome in ((b"<html>", "not_image"), (body()[:50], "decode")):
+            with pytest.raises(ImageError) as error:
+                await decoders.decode(bad)
+            assert error.value.outcome == outcome
+
+    with_decoders(SETTINGS, work)
+
+
+def test_bodies_of_many_megabytes_pass() -> None:
+    async def work(decoders: Decoders, processes: set[int]) -> None:
+        padded = [body(seed) + bytes(20_000_000) for seed in range(6)]
+        images = await asyncio.gather(*(decoders.decode(one) for one in padded))
+        assert images == [ImageResizer(SETTINGS)(body(seed)) for seed in range(6)]
+
+    with_decoders(SETTINGS, work)
+
+
+def test_a_decoder_that_is_killed_costs_one_image() -> None:
+    async def work(decoders: Decoders, processes: set[int]) -> None:
+        for pid in processes:
+            os.kill(pid, signal.SIGSTOP)
+        answers = [asyncio.create_task(decoders.decode(body(seed))) for seed in range(20)]
+        await asyncio.sleep(0.1)  # each has two images in hand now
+        victim, other = processes
+        os.kill(victim, signal.SIGKILL)
+        os.kill(other, signal.SIGCONT)
+        results = await asyncio.gather(*answers, return_exceptions=True)
+        failures = [result for result in results if isinstance(result, BaseException)]
+        assert [str(failure) for failure in failures] == ["decode: the decoder was ended by SIGKILL"]
+        assert isinstance(failures[0], ImageError)
+        assert len({result.data for result in results if isinstance(result, ResizedImage)}) == 19
+        await until(lambda: len(children() - {victim}) >= 2)
+        assert await decoders.decode(body(99)) == ImageResizer(SETTINGS)(body(99))
+
+    with_decoders(SETTINGS, work)
+
+
+def test_a_decoder_that_hangs_costs_one_image() -> None:
+    async def work(decoders: Decoders, processes: set[int]) -> None:
+        (pid,) = processes
+        os.kill(pid, signal.SIGSTOP)
+        answers = [asyncio.create_task(decoders.decode(body(seed))) for seed in range(5)]
+        results = await asyncio.gather(*answers, return_exceptions=True)
+        assert str(results[0]) == "decode: the decoder hung for 2 s"
+        assert [type(result) for result in results[1:]] == [ResizedImage] * 4
+
+    with_decoders(ONE.model_copy(update={"decode_timeout_seconds": 2.0}), work)
+
+
+def test_one_that_dies_with_nothing_to_do_costs_nothing() -> None:
+    async def work(decoders: Decoders, processes: set[int]) -> None:
+        (pid,) = processes
+        for number in (signal.SIGSEGV, signal.SIGKILL):
+            os.kill(pid, number)
+            known = pid
+            await until(lambda: bool(children() - {known}))  # noqa: B023
+            (pid,) = children() - {known}
+            assert await decoders.decode(body(1)) == ImageResizer(SETTINGS)(body(1))
+
+    with_decoders(ONE, work)
+
+
+def test_an_image_that_needs_too_much_memory_is_named_and_the_decoder_lives() -> None:
+    file = io.BytesIO()
+    Image.new("RGBA", (4000, 3000), (1, 2, 3, 4)).save(file, "PNG", compress_level=1)  # matting it takes 1 GB
+
+    async def work(decoders: Decoders, processes: set[int]) -> None:
+        with pytest.raises(ImageError, match=r"decode: .*(allocate|memory)"):
+            await decoders.decode(file.getvalue())
+        await decoders.decode(body())
+        assert all(state(pid) for pid in processes)
+
+    with_decoders(ONE.model_copy(update={"decode_memory_bytes": 1_000_000_000}), work)
+
+
+def test_the_bound_on_pixels_is_the_decoders_own_too() -> None:
+    """Where Pillow cannot read the header, OpenCV's may still tell of a bomb."""
+    bomb = struct.pack("<2sIHHI", b"BM", 1000, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 44, 90, 90, 1, 24, *[0] * 6)
+
+    async def work(decoders: Decoders, processes: set[int]) -> None:
+        with pytest.raises(ImageError) as error:
+            await decoders.decode(bomb + bytes(90 * 90 * 3))
+        assert error.value.outcome == "too_many_pixels"
+
+    with_decoders(ONE.model_copy(update={"max_pixels": 5000}), work)
+
+
+def test_cancelled_images_are_left_out() -> None:
+    async def work(decoders: Decoders, processes: set[int]) -> None:
+        answers = [asyncio.create_task(decoders.decode(body(seed))) for seed in range(20)]
+        await asyncio.sleep(0)
+        for answer in answers[::2]:
+            answer.cancel()
+        results = await asyncio.gather(*answers, return_exceptions=True)
+        assert results[1::2] == [ImageResizer(SETTINGS)(body(seed)) for seed in range(1, 20, 2)]
+
+    with_decoders(ONE, work)
+
+
+def test_decoders_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with Decoders(SETTINGS) as decoders:
+            for _ in range(2):
+                with pytest.raises(PriorkitError, match="no process to decode images can be started"):
+                    await decoders.decode(body())
+
+    monkeypatch.setattr(module, "_PROGRAM", "raise SystemExit('no luck')")
+    with pytest.raises(PriorkitError, match="ended with code 1; no luck"):
+        asyncio.run(_first_decode())
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    asyncio.run(run())
+
+
+async def _first_decode() -> None:
+    async with Decoders(ONE) as decoders:
+        await decoders.decode(body())
+
+
+@pytest.mark.parametrize("message", [b"", b"[]", b"null", b"[1, 2]", b"[" * 100_000, b'["success", "x"]', b"\xff"])
+def test_nonsense_is_no_answer(message: bytes) -> None:
+    with pytest.raises((ValueError, RecursionError)):
+        unpack(message)
+
+
+def test_answers_arrive_as_they_were_sent() -> None:
+    image = ResizedImage(b"\n\0\n", 1, 2, 3, 4)
+    assert unpack(pack(image)) == image
+    error = unpack(pack(ImageError("decode", "line\nline")))
+    assert isinstance(error, ImageError)
+    assert str(error) == "decode: line\nline"
+
+
+def test_the_number_of_processes_is_that_of_the_cores_that_may_be_used() -> None:
+    if hasattr(os, "sched_getaffinity"):
+        assert usable_cores() == len(os.sched_getaffinity(0))
+
+
+PARENT = """
+import asyncio, sys
+from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.decoders import Decoders
+
+async def main():
+    async with Decoders(DownloadSettings(decode_processes=2)) as decoders:
+        body = sys.stdin.buffer.read()
+        await asyncio.gather(*(decoders.decode(body) for _ in range(8)))
+        print("ready", flush=True)
+        await asyncio.gather(*(decoders.decode(body) for _ in range(5000)))
+
+try:
+    asyncio.run(main())  # with no guard: nothing imports this script again
+except KeyboardInterrupt:
+    sys.exit(3)
+"""
+
+
+@contextlib.contextmanager
+def parent() -> Any:
+    """A script with two busy decoders, and their process ids."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(body())
+            process.stdin.close()
+            process.stdin = None
+            assert process.stdout.readline() == b"ready\n"
+            yield process, children(process.pid)
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_no_decoder_outlives_a_parent_that_is_killed(stopped: bool) -> None:
+    with parent() as (process, pids):
+        assert len(pids) == 2
+        if stopped:  # the end of the parent comes while the decoder does nothing
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+        process.kill()
+        process.wait()
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        asyncio.run(until(lambda: all(state(pid) in ("", "Z") for pid in pids)))
+
+
+def test_an_interrupt_at_the_terminal_is_none_of_the_decoders_business() -> None:
+    with parent() as (process, pids):
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 3
+        assert not re.search(rb"Traceback|Error", said), said
+        assert all(state(pid) in ("", "Z") for pid in pids)
+
+
+def test_a_decoder_loads_no_more_than_it_needs() -> None:
+    code = "import sys, priorkit.pipeline.decoder_main, priorkit.pipeline.images; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert {"torch", "ray", "pyarrow", "aiohttp", "pandas", "wandb", "open_clip"}.isdisjoint(done.stdout.split())

@@ -1,0 +1,209 @@
+"""Rows made in the background: their order, what is begun when, and how much of it is held."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+
+import pytest
+
+from priorkit.pipeline.fetch_ahead import Buffer, Claim, FetchAhead, RowMaker
+from priorkit.pipeline.image_shard import Row
+
+BODY, IMAGE = 1000, 100
+
+
+class Web:
+    """Rows that take as long as a test wants; what has begun is written down."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.cancelled: list[str] = []
+        self.held_back: dict[str, threading.Event] = {}
+        self.open = False
+
+    @contextlib.asynccontextmanager
+    async def tools(self) -> AsyncIterator[None]:
+        self.open = True
+        yield
+        self.open = False
+
+    def makers(self, task: tuple[str, int]) -> list[RowMaker]:
+        name, rows = task
+        return [partial(self.make, f"{name}{number}") for number in range(rows)]
+
+    async def make(self, key: str, claim: Claim) -> Row:
+        assert self.open
+        self.begun.append(key)
+        try:
+            while key in self.held_back and not self.held_back[key].is_set():
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.cancelled.append(key)
+            raise
+        claim.arrived(BODY)
+        await asyncio.sleep(0)
+        if "bug" in key:
+            raise RuntimeError(key)
+        return Row({"key": key}, image=bytes(IMAGE))
+
+    def hold(self, key: str) -> threading.Event:
+        self.held_back[key] = threading.Event()
+        return self.held_back[key]
+
+
+@pytest.fixture
+def web() -> Web:
+    return Web()
+
+
+Ahead = FetchAhead[tuple[str, int]]
+
+
+@contextlib.contextmanager
+def fetching(web: Web, buffer_bytes: int = 10**9, most: int = 1000) -> Iterator[Ahead]:
+    ahead: Ahead = FetchAhead(web.tools(), web.makers, buffer_bytes=buffer_bytes, most=most)
+    try:
+        yield ahead
+    finally:
+        ahead.close()
+        assert "fetch" not in {thread.name for thread in threading.enumerate()}
+        assert not web.open
+
+
+def keys(name: str, rows: int) -> list[str]:
+    return [f"{name}{number}" for number in range(rows)]
+
+
+def taken(ahead: Ahead, task: tuple[str, int], following: tuple[str, int] | None = None) -> list[str]:
+    return [row.meta["key"] for row in ahead.rows(task, following)]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.001)
+
+
+def test_rows_come_in_order_and_a_slow_one_holds_up_nobody(web: Web) -> None:
+    slow = web.hold("a0")
+    with fetching(web) as ahead:
+        threading.Thread(target=lambda: (until(lambda: len(web.begun) == 500), slow.set())).start()
+        assert taken(ahead, ("a", 500)) == keys("a", 500)
+        assert taken(ahead, ("b", 3)) == keys("b", 3)
+        assert taken(ahead, ("none", 0)) == []
+
+
+def test_the_next_task_begins_while_the_last_rows_of_this_one_are_waited_for(web: Web) -> None:
+    slow = web.hold("a9")
+    with fetching(web) as ahead:
+        rows = ahead.rows(("a", 10), ("b", 10))
+        assert [next(rows).meta["key"] for _ in range(9)] == keys("a", 9)
+        until(lambda: web.begun == keys("a", 10) + keys("b", 10))
+        slow.set()
+        assert [row.meta["key"] for row in rows] == ["a9"]
+        assert taken(ahead, ("b", 10), ("c", 2)) == keys("b", 10)
+        assert taken(ahead, ("c", 2)) == keys("c", 2)
+    assert web.begun == keys("a", 10) + keys("b", 10) + keys("c", 2)  # each once
+
+
+def test_what_was_read_ahead_for_another_task_is_dropped(web: Web) -> None:
+    web.hold("b1")
+    with fetching(web) as ahead:
+        assert taken(ahead, ("a", 3), ("b", 3)) == keys("a", 3)
+        until(lambda: "b2" in web.begun)
+        assert taken(ahead, ("c", 3), ("b", 2)) == keys("c", 3)
+        assert web.cancelled == ["b1"]
+        web.held_back.clear()
+        assert taken(ahead, ("b", 2)) == keys("b", 2)
+
+
+def test_no_more_rows_are_in_the_making_than_allowed(web: Web) -> None:
+    slow = web.hold("a0")
+    for key in keys("a", 50)[1:]:
+        web.held_back[key] = slow
+    with fetching(web, most=7) as ahead:
+        rows = ahead.rows(("a", 50), None)
+        threading.Timer(0.2, lambda: (begun.extend(web.begun), slow.set())).start()
+        begun: list[str] = []
+        assert len(list(rows)) == 50
+        assert begun == keys("a", 7)
+
+
+def test_nothing_begins_while_too_much_is_held(web: Web) -> None:
+    """Images that wait for a slow row fill the buffer, and fetching goes on when it has come."""
+    slow = web.hold("a0")
+    limit = 20 * BODY
+    with fetching(web, buffer_bytes=limit, most=2) as ahead:
+        begun: list[int] = []
+        ahead._buffer.mean = BODY
+        threading.Timer(0.5, lambda: (begun.append(len(web.begun)), slow.set())).start()
+        assert taken(ahead, ("a", 1000)) == keys("a", 1000)
+    assert 150 < begun[0] <= 200
+
+
+def test_bodies_that_wait_for_a_decoder_stop_the_fetch(web: Web) -> None:
+    buffer = Buffer(80 * BODY, 1000, lambda: None)
+    claims = []
+    while buffer.has_room():
+        claims.append(Claim(buffer))
+        claims[-1].arrived(BODY)
+    assert len(claims) == 10
+    claims[3].made(IMAGE)
+    assert buffer.has_room()
+    assert (buffer.held, buffer.bodies, buffer.in_making) == (9 * BODY + IMAGE, 9 * BODY, 9)
+    for claim in claims:
+        claim.release()
+    assert buffer.held == buffer.bodies == buffer.in_making == buffer.expected == 0
+
+
+@pytest.mark.parametrize("limit", [1, IMAGE, BODY])
+def test_the_row_whose_turn_it_is_is_always_admitted(web: Web, limit: int) -> None:
+    with fetching(web, buffer_bytes=limit) as ahead:
+        assert taken(ahead, ("a", 50), ("b", 50)) == keys("a", 50)
+        assert taken(ahead, ("b", 50)) == keys("b", 50)
+        assert ahead._buffer.held == ahead._buffer.in_making == ahead._buffer.expected == 0
+
+
+def test_a_bug_in_a_row_is_raised(web: Web) -> None:
+    with fetching(web) as ahead:
+        with pytest.raises(RuntimeError, match="bug0"):
+            list(ahead.rows(("bug", 5), None))
+        assert taken(ahead, ("a", 5)) == keys("a", 5)
+        until(lambda: ahead._buffer.held == ahead._buffer.in_making == ahead._buffer.expected == 0)
+
+
+def test_an_error_in_what_says_the_rows_is_raised(web: Web) -> None:
+    def makers(task: tuple[str, int]) -> Iterator[RowMaker]:
+        yield from web.makers(task)
+        raise OSError("the old shard is gone")
+
+    ahead: Ahead = FetchAhead(web.tools(), makers, buffer_bytes=10**9, most=1000)
+    with contextlib.closing(ahead):
+        with pytest.raises(OSError, match="the old shard is gone"):
+            taken(ahead, ("a", 3))
+
+
+def test_who_takes_no_more_stops_what_is_under_way(web: Web) -> None:
+    web.hold("a5")
+    with fetching(web) as ahead:
+        rows = ahead.rows(("a", 10), None)
+        next(rows)
+        rows.close()
+        assert web.cancelled == ["a5"]
+        web.held_back.clear()
+        assert taken(ahead, ("a", 10)) == keys("a", 10)
+
+
+def test_closing_ends_what_is_under_way(web: Web) -> None:
+    web.hold("b3")
+    with fetching(web) as ahead:
+        assert taken(ahead, ("a", 3), ("b", 5)) == keys("a", 3)
+        until(lambda: "b4" in web.begun)
+    assert web.cancelled == ["b3"]
