@@ -91,11 +91,14 @@ def test_a_column_that_a_stage_writes_itself_is_refused_in_a_list(column: str, t
         download(str(tmp_path / "urls.parquet"), str(tmp_path / "images"), DownloadSettings())
 
 
-def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
-    bad = pa.array([b"caf\xe9"], pa.binary()).view(pa.string())
-    pq.write_table(pa.table({"url": ["http://h/0.jpg"], "caption": bad}), tmp_path / "urls.parquet")
-    with pytest.raises(InputError, match=r"urls\.parquet: cannot be read as parquet .*UTF8"):
+def test_text_that_is_not_utf8_stops_nothing(tmp_path: Path) -> None:
+    bad = pa.array([b"caf\xe9", b"\xff"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"url": bad, "caption": bad}), tmp_path / "urls.parquet")
+    with pytest.raises(InputError, match=r"no row gave an image \(2 bad_url\)"):
         download(str(tmp_path / "urls.parquet"), str(tmp_path / "images"), DownloadSettings())
+    rows = pq.read_table(tmp_path / "images/00000.parquet").to_pylist()
+    assert [row["caption"] for row in rows] == ["caf\ufffd", "\ufffd"]
+    assert {row["error_message"] for row in rows} == {"bad_url: it holds bytes that are not UTF-8"}
 
 
 @pytest.mark.parametrize(
