@@ -184,7 +184,7 @@ def main() -> None:
             {"URLs": "{urls:,}", "seconds": "{seconds:.1f}", "longest of one URL, seconds": "{longest_seconds:.2f}"},
         )
         body = f"""
-Images of 11 kB from {HOSTS} loopback addresses. Each URL answers after 0.2 to 3 seconds, 5% never. All have {DEADLINE}
+Images of 10 kB from {HOSTS} loopback addresses. Each URL answers after 0.2 to 3 seconds, 5% never. All have {DEADLINE}
 seconds for a URL and no retries; priorkit may fetch from loopback; otherwise their defaults. The last URLs that never
 answer hold the end of each run up for most of their {DEADLINE} seconds.
 

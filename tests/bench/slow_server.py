@@ -14,14 +14,14 @@ import sys
 import numpy as np
 from PIL import Image
 
-IMAGE_SIDE = 300
+IMAGE_SIDE = 256
 
 
 def image() -> bytes:
     """A JPEG of about 10 kB."""
     noise = np.random.default_rng(0).integers(0, 256, (IMAGE_SIDE // 10, IMAGE_SIDE // 10, 3), np.uint8)
     file = io.BytesIO()
-    Image.fromarray(noise).resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC).save(file, "JPEG", quality=40)
+    Image.fromarray(noise).resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC).save(file, "JPEG", quality=60)
     return file.getvalue()
 
 

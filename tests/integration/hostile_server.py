@@ -321,6 +321,7 @@ ROBOTS: dict[str, tuple[str, Answer]] = {
     "127.0.1.13": ("robots", redirect("http://127.0.1.1/robots.txt")),
     "127.0.1.14": ("success", response(body=b"\xff\xfe\x00<html>")),
     "127.0.1.15": ("robots", redirect("file:///etc/passwd")),
+    "127.0.1.17": ("success", repeating(UNBOUND, b"# nothing\n" * 5000, 0)),
     "127.0.1.16": ("success", response(body=gzip.compress(ZEROS), Content_Encoding="gzip")),
 }
 """By host: what comes of `/image` with its robots.txt, which is that."""

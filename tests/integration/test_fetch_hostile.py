@@ -170,10 +170,11 @@ class Run:
         self.folder = folder
         self.results: dict[str, Result] = {}
         self.requests: collections.Counter[str] = collections.Counter()
+        self.look_ups: collections.Counter[str] = collections.Counter()
 
     async def __call__(self) -> None:
         server = HostileServer(self.folder)
-        with _public_server(), contextlib.closing(socket.socket()) as closed:
+        with _public_server() as names, contextlib.closing(socket.socket()) as closed:
             closed.bind(("127.0.0.1", 0))  # taken, but nobody listens
             async with server.running() as places:
                 self._places = {**vars(places), "closed": closed.getsockname()[1]}
@@ -192,6 +193,7 @@ class Run:
                         ),
                     )
         self.requests = collections.Counter(server.requests)
+        self.look_ups = names.asked
 
     async def _fetch(self, urls: dict[str, str], changes: dict[str, Any]) -> None:
         chosen = {name: url for name, url in urls.items() if (name in ENDLESS) == ("timeout_seconds" in changes)}
@@ -217,6 +219,10 @@ def test_every_behaviour_has_its_outcome_within_the_deadline(run: Run, case: str
 @pytest.mark.parametrize("name", [name for name, behaviour in BEHAVIOURS.items() if behaviour.requests])
 def test_only_what_may_pass_is_asked_for_again(run: Run, name: str) -> None:
     assert run.requests[f"127.0.0.1/{name}"] == BEHAVIOURS[name].requests
+
+
+def test_only_a_busy_name_server_is_asked_again(run: Run) -> None:
+    assert [run.look_ups[f"{name}.test"] for name in ("dead", "busy", "busier", "private")] == [1, 2, 2, 1]
 
 
 def test_what_no_outcome_may_ask_for_is_never_asked_for(run: Run) -> None:
