@@ -71,7 +71,8 @@ def evaluate(
         prior: one that was trained here, or any that `load_prior` reads; or a `.npy` of predictions `[rows, D]` or
             `[rows, K, D]` for all rows of the embeddings, in order.
         read: how rows are split; the default is the way of the prior's training, where that is known.
-        config, function_version: of a checkpoint, as for `load_prior`; `settings.weights` says which of its weights.
+        config: of a checkpoint, as for `load_prior`; `settings.weights` says which of its weights.
+        function_version: of a checkpoint, as for `load_prior`.
         limit: use at most this many rows of each split.
 
     Raises:
