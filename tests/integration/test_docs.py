@@ -167,9 +167,10 @@ def run_block(block: Block, recipe: dict[str, Any], namespace: dict[str, Any]) -
 
 
 def edit(copied: Path, recipe: dict[str, Any]) -> None:
-    """What a reader does to a recipe that was copied."""
+    """What a reader does to a recipe that was copied: other settings, and folders for what follows from them."""
     assert parse_settings(Recipe, yaml.safe_load(copied.read_text()), str(copied))
-    copied.write_text(yaml.safe_dump(recipe))
+    folders = {"prior": "runs/prior", "evaluation": "runs/evaluation"}
+    copied.write_text(yaml.safe_dump({**recipe, "folders": folders}))
 
 
 def run_page(page: str, tiny_recipe: dict[str, Any], *needs: str | None) -> None:
