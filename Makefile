@@ -48,7 +48,7 @@ check: $(INSTALLED)
 # The documentation as a web site, in build/site.
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
-	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

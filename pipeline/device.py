@@ -12,6 +12,9 @@ from .errors import SettingsError
 
 ResolvedType = TypeVar("ResolvedType", bound=DeviceSettings)
 
+ASSUMED_FLOPS = {"cpu": 5e10, "cuda": 2e13}
+"""For the estimates of `--dry-run`: what 2 cores, and one GPU, sustain in float32, a second."""
+
 
 def choose_device(wanted: str, setting: str) -> str:
     """`cpu` or `cuda` for a setting of `auto`, `cpu` or `cuda`.

@@ -91,9 +91,12 @@ def evaluate(
     recipe: Annotated[Optional[str], typer.Option(help="Recipe whose section `evaluate` applies.")] = None,
     config: CheckpointConfigOption = None,
     weights: Annotated[
-        Optional[str], typer.Option(help="Weights to evaluate: ema or online.", show_default="evaluate.weights")
+        Optional[str], typer.Option(help="Weights to evaluate: ema, online or best.", show_default="evaluate.weights")
     ] = None,
     function_version: FunctionOption = None,
+    workers: Annotated[
+        Optional[int], typer.Option(show_default="this process", help="Ray workers to spread over.")
+    ] = None,
     settings: SetOption = None,
     limit: LimitOption = None,
     dry_run: DryRunOption = False,
@@ -112,7 +115,8 @@ def evaluate(
         from .recipe import load_recipe
         from .subject import SAID_OF_TRAINING_ROWS
 
-        overrides = [*(settings or []), *([] if weights is None else [f"evaluate.weights=[{weights}]"])]
+        overrides = [*(settings or []), *worker_overrides(workers)]
+        overrides += [] if weights is None else [f"evaluate.weights=[{weights}]"]
         chosen = load_recipe(recipe, overrides, ("evaluate", "read", "compute"))
         # a prior that was trained here brings its own, unless told otherwise
         read = chosen.read if "read" in chosen.model_fields_set else None
@@ -142,6 +146,9 @@ def evaluate(
 def run(
     recipe: RecipeArgument,
     until: Annotated[str, typer.Option(help="Last stage: download, embed, train or evaluate.")] = "evaluate",
+    workers: Annotated[
+        Optional[int], typer.Option(show_default="the recipe's", help="Ray workers to spread every stage over.")
+    ] = None,
     settings: SetOption = None,
     limit: Annotated[
         Optional[int], typer.Option("--limit", min=1, help="Use the first N rows of the list only.")
@@ -161,7 +168,8 @@ def run(
         from .evaluate import read_metrics
         from .recipe import load_recipe
 
-        chosen, last = load_recipe(recipe, settings or []), chain.stage_name(until)
+        chosen = load_recipe(recipe, [*(settings or []), *worker_overrides(workers)])
+        last = chain.stage_name(until)
         if dry_run:
             chain.check(chosen, until=last, limit=limit, overwrite=overwrite)
             _show_plans(chain.plan(chosen, until=last, limit=limit, overwrite=overwrite), as_json)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ..pipeline.config import ComputeSettings, ReadSettings
-from ..pipeline.device import resolve
+from ..pipeline.device import ASSUMED_FLOPS, resolve
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.parallel import Worker, map_shards
 from ..pipeline.read import EmbeddingDataset, Split
@@ -71,7 +71,8 @@ def evaluate(
         prior: one that was trained here, or any that `load_prior` reads; or a `.npy` of predictions `[rows, D]` or
             `[rows, K, D]` for all rows of the embeddings, in order.
         read: how rows are split; the default is the way of the prior's training, where that is known.
-        config, function_version: of a checkpoint, as for `load_prior`; `settings.weights` says which of its weights.
+        config: of a checkpoint, as for `load_prior`; `settings.weights` says which of its weights.
+        function_version: of a checkpoint, as for `load_prior`.
         limit: use at most this many rows of each split.
 
     Raises:
@@ -286,7 +287,8 @@ def plan_evaluate(
     steps = 0 if subject.is_predictions else sum(variant.sample.steps for variant in variants(settings))
     evaluations = pending * settings.draws * steps
     flops = evaluations * 3 * 2 * subject.parameters(settings.weights[0]) if evaluations else 0
-    return StagePlan(STAGE, store.url, rows, pending, "rows", pending, 100 * rows, free_bytes(store), flops / 5e10)
+    seconds = flops / ASSUMED_FLOPS[settings.device]
+    return StagePlan(STAGE, store.url, rows, pending, "rows", pending, 100 * rows, free_bytes(store), seconds)
 
 
 def read_metrics(evaluation: str) -> dict[str, Any]:

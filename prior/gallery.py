@@ -35,6 +35,11 @@ class GalleryRow:
     """Keys of the nearest images by the prior's prediction."""
 
 
+def nearest(queries: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the `count` embeddings of `[S, D]` that are nearest to `[C, D]`, all of norm 1: `[C, count]`."""
+    return np.asarray(np.argsort(-(queries.astype(np.float32) @ images.T), axis=1, kind="stable")[:, :count])
+
+
 def nearest_images(
     prior: Prior, dataset: EmbeddingDataset, rows: np.ndarray, count: int, seed: int
 ) -> list[GalleryRow]:
@@ -48,13 +53,10 @@ def nearest_images(
         text_embed=torch.from_numpy(batch.text_embed), token_states=states, num_candidates=2, steps=32, seed=seed
     ).numpy()
 
-    def nearest(query: np.ndarray) -> list[str]:
-        order = np.argsort(-(everything.image_embed @ query), kind="stable")[:count]
-        return [keys[row] for row in order]
-
+    by_text, by_prior = (nearest(query, everything.image_embed, count) for query in (batch.text_embed, predicted))
     return [
-        GalleryRow(captions[i], keys[rows[i]], nearest(batch.text_embed[i]), nearest(predicted[i]))
-        for i in range(len(rows))
+        GalleryRow(captions[i], keys[row], [keys[at] for at in by_text[i]], [keys[at] for at in by_prior[i]])
+        for i, row in enumerate(rows)
     ]
 
 

@@ -79,7 +79,10 @@ def convert(
 
     Args:
         overwrite: replace what is there.
-        config, weights, function_version, clip: as for `load_prior`.
+        config: as for `load_prior`, and so the following.
+        weights: `ema`, `online` or `best`.
+        function_version: of a checkpoint.
+        clip: of a checkpoint.
 
     Raises:
         FolderError: the destination exists, or holds a training.

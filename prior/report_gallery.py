@@ -14,7 +14,7 @@ from ..pipeline import page
 from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingDataset
 from . import report_plots as draw
-from .gallery import read_images
+from .gallery import nearest, read_images
 
 CAPTIONS = 12
 FOUND_IMAGES = 5
@@ -33,11 +33,6 @@ def find_rows(known: np.ndarray, by_id: np.ndarray, wanted: np.ndarray) -> np.nd
     """
     place = np.minimum(np.searchsorted(known, wanted, sorter=by_id), len(known) - 1)
     return np.asarray(np.where(known[by_id[place]] == wanted, by_id[place], -1))
-
-
-def nearest(queries: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the `count` embeddings of `[S, D]` that are nearest to `[C, D]`, all of norm 1: `[C, count]`."""
-    return np.asarray(np.argsort(-(queries.astype(np.float32) @ images.T), axis=1, kind="stable")[:, :count])
 
 
 def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ CheckpointConfigOption = Annotated[
         "--config", help="Settings of a .pth: the JSON of its training script, or laion-model-card.", show_default=False
     ),
 ]
-WeightsOption = Annotated[str, typer.Option(help="Weights of a .pth: ema or online.")]
+WeightsOption = Annotated[str, typer.Option(help="ema, online, or of a prior trained here best.")]
 FunctionOption = Annotated[
     Optional[str],
     typer.Option(help="dalle2-pytorch release whose function a .pth is, if not the stored one.", show_default=False),

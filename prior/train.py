@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from ..pipeline.config import ClipSettings, ComputeSettings, ReadSettings
-from ..pipeline.device import resolve
+from ..pipeline.device import ASSUMED_FLOPS, resolve
 from ..pipeline.errors import FolderError, InputError, Interrupted
 from ..pipeline.read import EmbeddingDataset
 from ..pipeline.shards import Manifest, check_stage, open_stage, read_manifest
@@ -18,9 +18,6 @@ from .job import STAGE, TrainJob, make_job, resolved_identity
 from .loop import Outcome, run_loop
 from .model import build_network
 from .training_folder import RECORD
-
-_ASSUMED_FLOPS = {"cpu": 5e10, "cuda": 2e13}
-"""For the estimate of `--dry-run`: what 2 cores, and one GPU, sustain in float32."""
 
 
 def train(
@@ -141,7 +138,7 @@ def plan_train(
         pending_rows=left * settings.batch_size,
         bytes_needed=weights * 4 * (2 + 4 * settings.keep_checkpoints) if left else 0,
         bytes_free=free_bytes(store),
-        seconds=flops / _ASSUMED_FLOPS[settings.device] / compute.workers,
+        seconds=flops / ASSUMED_FLOPS[settings.device] / compute.workers,
     )
 
 

@@ -28,6 +28,8 @@ from PIL import Image
 
 from priorkit.pipeline.storage import Store
 
+from .browser import Browser
+
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
 STAGE_FOLDERS = {"download": "images", "embed": "embeddings", "train": "prior", "evaluate": "evaluation"}
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")
@@ -302,6 +304,13 @@ def holding(workspace: Workspace, finished: Finished) -> Callable[..., Workspace
         return workspace
 
     return fill
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    started = Browser(tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()
 
 
 SERVER = """

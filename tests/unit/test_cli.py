@@ -68,7 +68,9 @@ DEFAULTS = {
     ("sample", "guidance"): SampleSettings().guidance,
     ("sample", "weights"): "ema",
     ("convert", "weights"): "ema",
+    ("evaluate", "workers"): "this process",
     ("run", "until"): "evaluate",
+    ("run", "workers"): "the recipe's",
     ("status", "recipe"): "default folders",
     ("copy", "destination"): ".",
     ("demo", "folder"): "data/demo",
@@ -136,6 +138,19 @@ def test_every_default_is_shown_and_is_the_one_that_applies() -> None:
 
 def test_no_workers_means_this_process() -> None:
     assert ComputeSettings().backend == "local"
+
+
+@pytest.mark.parametrize(
+    "command", [["download", "urls.csv"], ["embed"], ["train", "demo"], ["evaluate"], ["run", "demo"]]
+)
+def test_workers_are_those_of_ray(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The option stands in every stage for the two settings, and is checked with them."""
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, [*command, "--workers", "0"])
+    assert refused.exit_code == 1
+    assert "compute.workers" in refused.stderr
+    taken = CliRunner().invoke(app, [*command, "--workers", "2", "--set", "compute.min_workers=3"])
+    assert "compute.min_workers=3 is more than compute.workers=2" in taken.stderr
 
 
 def test_the_defaults_of_sample_are_those_of_the_function_where_it_has_them() -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from priorkit.prior import report_plots as draw
+from priorkit.prior.gallery import nearest
 from priorkit.prior.report import sweep_values
-from priorkit.prior.report_gallery import find_rows, nearest, principal_axes, projection
+from priorkit.prior.report_gallery import find_rows, principal_axes, projection
 
 HOSTILE = "</svg><script>alert(1)</script> $\\frac{$ \x1b"
 

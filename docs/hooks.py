@@ -1,0 +1,92 @@
+"""What the site makes of the program itself: the page of every command, and that of every setting."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from typer.cli import get_docs_for_click
+from typer.main import get_command
+
+import priorkit
+from priorkit.cli import app
+from priorkit.pipeline.config import Settings
+from priorkit.prior.recipe import Recipe
+
+
+def on_startup(**_: Any) -> None:
+    """Copy the modules to where mkdocstrings finds them: it knows no package whose folder is the checkout."""
+    package, copy = Path(priorkit.__file__).parent, Path(__file__).parents[1] / "build" / "api" / "priorkit"
+    shutil.rmtree(copy, ignore_errors=True)
+    for module in [*package.glob("*.py"), *package.glob("pipeline/*.py"), *package.glob("prior/*.py")]:
+        target = copy / module.relative_to(package)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(module, target)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages to those that are written by hand."""
+    files.append(File.generated(config, "command-line.md", content=command_page()))
+    files.append(File.generated(config, "settings.md", content=settings_page()))
+    return files
+
+
+def command_page() -> str:
+    """Every command with its arguments and options, as typer describes them."""
+    command = get_command(app)
+    context = click.Context(command, info_name="priorkit")  # type: ignore[arg-type]
+    page = get_docs_for_click(obj=command, ctx=context, name="priorkit", title="Command line")  # type: ignore[arg-type]
+    return page.replace("Example: ", "\nExample: ")
+
+
+def settings_page() -> str:
+    """Every setting of a recipe, by section, with its default and its docstring."""
+    lines = [
+        "# Settings",
+        "",
+        "What a [recipe](recipes.md) may say, and `--set` on the command line. This page is made of the program's own "
+        "docstrings.",
+    ]
+    for name, cls in _sections("", Recipe):
+        lines += ["", f"## `{name}`" if name else "## At the top", ""]
+        lines += [inspect.cleandoc(cls.__doc__ or "")]
+        for field, info in cls.model_fields.items():
+            if _nested(info.annotation) is None:
+                default = "" if info.is_required() else f" = `{_shown(info.get_default(call_default_factory=True))}`"
+                text = " ".join((info.description or "").split())
+                words = [word for word in _words(info.annotation) if f"`{word}`" not in text]
+                allowed = f" One of {', '.join(f'`{word}`' for word in _words(info.annotation))}." if words else ""
+                lines += ["", f"`{field}`{default}", f":   {text}{allowed}"]
+    return "\n".join(lines) + "\n"
+
+
+def _sections(name: str, cls: type[Settings]) -> Iterator[tuple[str, type[Settings]]]:
+    yield name, cls
+    for field, info in cls.model_fields.items():
+        if (inner := _nested(info.annotation)) is not None:
+            yield from _sections(f"{name}.{field}".lstrip("."), inner)
+
+
+def _nested(annotation: Any) -> type[Settings] | None:
+    """The settings that an annotation holds, if it does."""
+    kinds = [annotation, *get_args(annotation)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
+
+
+def _words(annotation: Any) -> tuple[str, ...]:
+    """The words that an annotation allows, if it lists them."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next(filter(None, map(_words, get_args(annotation))), ())
+
+
+def _shown(value: Any) -> str:
+    """A default as a recipe would write it."""
+    return value if isinstance(value, str) and value else json.dumps(value, default=str)
