@@ -59,8 +59,11 @@ def _show(found: Diagnosis) -> None:
     versions = {name: version for need in [*found.chain, *found.extras] for name, version in need.versions.items()}
     machine += [(name, version) for name, version in sorted(versions.items())]
     print_table("this machine", ("", ""), machine)
-    rows = [(need.name, amiss(need) or "ready", need.mend or "") for need in found.chain]
-    rows += [(f"extra {need.name}", amiss(need) or "ready", need.mend or "") for need in found.extras]
-    print_table("what can run", ("stage", "state", "to mend it"), rows)
+    rows = [(need.name, amiss(need) or "ready") for need in found.chain]
+    rows += [(f"extra {need.name}", amiss(need) or "ready") for need in found.extras]
+    print_table("what can run", ("stage", "state"), rows)
+    for need in [*found.chain, *found.extras]:
+        if need.mend:  # a line of its own, so that it can be copied whole
+            print_line(f"to mend {need.name}: {need.mend}")
     for note in found.notes:
         print_line(f"note: {note}")
