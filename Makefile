@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 PEERS := .venv-peers
 PEERS_INSTALLED := $(PEERS)/installed
 
-.PHONY: demo test check test-marked peers test-peers bench docs clean
+.PHONY: demo test check test-marked test-pythons peers test-peers bench docs clean
 
 # The whole chain, offline, from a list of URLs to an evaluated prior.
 demo: $(INSTALLED)
@@ -19,6 +19,10 @@ test: $(INSTALLED)
 # The tests that need more: slow ones, and those that need what `.ci/run` installs.
 test-marked: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow or root or nginx or browser"
+
+# The wheel in a fresh environment of every Python from 3.10 to 3.13 that is here, and the light install.
+test-pythons: $(INSTALLED)
+	$(BIN)/python tests/install/smoke.py --no-page
 
 # The environment of the tools that priorkit is compared with, which do not install beside it.
 peers: $(PEERS_INSTALLED)
@@ -35,6 +39,7 @@ bench: $(INSTALLED) $(PEERS_INSTALLED)
 	$(BIN)/python tests/bench/bench_reader.py
 	$(BIN)/python tests/bench/bench_download.py
 	$(BIN)/python tests/bench/bench_download_slow.py
+	$(BIN)/python tests/install/smoke.py
 	$(PEERS)/bin/python tests/bench/bench_sampling.py
 	$(PEERS)/bin/python tests/bench/bench_embedding.py
 	$(PEERS)/bin/python tests/bench/bench_training.py

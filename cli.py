@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .pipeline import commands as pipeline_commands
+from .pipeline import doctor_commands
 from .prior import commands as prior_commands
 from .prior import compare_commands, recipe_commands, report_commands, sample_commands
 
@@ -32,6 +33,7 @@ for command in (
     prior_commands.run,
     prior_commands.status,
     prior_commands.demo,
+    doctor_commands.doctor,
 ):
     app.command()(command)
 app.add_typer(recipe_commands.recipes, name="recipes")
@@ -67,4 +69,15 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 shows escapes
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
     signal.signal(signal.SIGTERM, interrupt)  # a terminated command unwinds, so temporary files and locks go
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        from .pipeline.requirements import explain_missing
+        from .pipeline.terminal import EXIT_FAILURE, print_error
+
+        command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+        message = explain_missing(error, f"priorkit {command}".rstrip())
+        if message is None:
+            raise
+        print_error(message)
+        sys.exit(EXIT_FAILURE)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import hashlib
+import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +236,7 @@ def _load(settings: EmbedSettings) -> tuple[Any, Any, Any, dict[str, Any]]:
         )
     name = f"{_LOCAL_PREFIX}{folder}" if folder is not None else settings.clip.model
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _told_by_errors():
             # weights trained with one activation give wrong embeddings under the other
             warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
             model, _, preprocess = open_clip.create_model_and_transforms(
@@ -243,10 +245,40 @@ def _load(settings: EmbedSettings) -> tuple[Any, Any, Any, dict[str, Any]]:
             tokenizer = open_clip.get_tokenizer(name)
             config = open_clip.get_model_config(name)
     except Exception as error:  # open_clip raises what torch, the hub and its own parsing raise
-        raise InputError(
-            f"embed.clip.model={settings.clip.model}, pretrained={settings.clip.pretrained}: cannot be loaded ({error})"
-        ) from error
+        wanted = f"embed.clip.model={settings.clip.model}, pretrained={settings.clip.pretrained}"
+        *_, cause = _causes(error)
+        if any(type(link).__name__ == "LocalEntryNotFoundError" for link in _causes(error)):
+            raise InputError(
+                f"{wanted}: its files are not on this machine, and the hub that has them cannot be reached ({cause}); "
+                "connect this machine, or copy the weights here and give their path as pretrained (--pretrained FILE)"
+            ) from error
+        raise InputError(f"{wanted}: cannot be loaded ({error})") from error
     return model.eval(), preprocess, tokenizer, config
+
+
+@contextlib.contextmanager
+def _told_by_errors() -> Iterator[None]:
+    """Keep what open_clip and the hub log of failures out of the terminal: the error that follows says it once."""
+    hub, root = logging.getLogger("huggingface_hub"), logging.getLogger()
+    level = hub.level
+
+    def is_no_error(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+    hub.setLevel(logging.ERROR)
+    root.addFilter(is_no_error)
+    try:
+        yield
+    finally:
+        hub.setLevel(level)
+        root.removeFilter(is_no_error)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on to the first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def hash_weights(model: torch.nn.Module) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import TypeVar
 
-import torch
-
 from .config import ComputeSettings, DeviceSettings
 from .errors import SettingsError
 
@@ -26,6 +24,8 @@ def choose_device(wanted: str, setting: str) -> str:
     Raises:
         SettingsError: it is none of these, or a GPU is asked for and there is none.
     """
+    import torch  # here, so that cores can be counted without it
+
     if wanted not in ("auto", "cpu", "cuda"):
         raise SettingsError(f"{setting}={wanted}: known are auto, cpu and cuda")
     if wanted == "auto":

@@ -23,7 +23,16 @@ from .shards import (
     open_stage,
     pending_shards,
 )
-from .stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, require_success, run_shards
+from .stage import (
+    ProgressCallback,
+    StagePlan,
+    StageResult,
+    free_bytes,
+    no_progress,
+    require_space,
+    require_success,
+    run_shards,
+)
 from .storage import Store
 
 STAGE = "embed"
@@ -55,13 +64,17 @@ def embed(
 
     Raises:
         InputError: there are no images, or the CLIP cannot be loaded.
-        FolderError: the folder holds other work, other settings, or embeddings of other images.
+        FolderError: the folder holds other work, other settings, or embeddings of other images; or the
+            disk has no room.
     """
     settings = resolve(settings or EmbedSettings(), "embed")
     source, store = open_input(images), Store(embeddings)
     manifest = embed_manifest(settings)
     found = check_stage(store, manifest, overwrite=overwrite)
-    tasks = plan_tasks(images, settings, limit, None if overwrite else found, embeddings)
+    kept = None if overwrite else found
+    tasks = plan_tasks(images, settings, limit, kept, embeddings)
+    if store.is_local:
+        require_space(_plan(store, settings, kept or manifest, tasks))
     manifest.input = {"shards": len(tasks), "sha256": fingerprint([task.input for task in tasks])}
     inputs = {task.name: task.input for task in tasks}
     with open_stage(store, manifest, overwrite=overwrite) as folder:
@@ -96,7 +109,11 @@ def plan_embed(
     found = check_stage(store, manifest, overwrite=overwrite)
     kept = None if overwrite else found
     tasks = plan_tasks(images, settings, limit, kept, embeddings)
-    names = pending_shards(store, kept or manifest, {task.name: task.input for task in tasks})
+    return _plan(store, settings, kept or manifest, tasks)
+
+
+def _plan(store: Store, settings: EmbedSettings, manifest: Manifest, tasks: list[EmbedTask]) -> StagePlan:
+    names = pending_shards(store, manifest, {task.name: task.input for task in tasks})
     pending = [task for task in tasks if task.name in names]
     rows = sum(task.shard.samples if task.limit is None else task.limit for task in pending)
     kinds = [kind for kind in ("image", "text") if getattr(settings, kind)]

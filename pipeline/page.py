@@ -117,7 +117,7 @@ def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6
         from matplotlib.figure import Figure
         from matplotlib.rcsetup import cycler
     except ImportError as error:
-        raise InputError("pages are drawn with matplotlib; install priorkit[report]") from error
+        raise InputError('plots need matplotlib, which is not installed: pip install "priorkit[report]"') from error
     colours = {f"{part}.color": _INK for part in ("text", "xtick", "ytick")}
     colours |= {"axes.edgecolor": _INK, "axes.labelcolor": _INK, "legend.labelcolor": _INK}
     style: Any = {

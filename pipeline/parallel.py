@@ -6,7 +6,9 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, Optional, TypeAlias, TypeVar
@@ -23,6 +25,7 @@ _ATTEMPTS = 4
 """Workers that may die over one shard until the run fails; or, for each place, as they start."""
 _CHECK_SECONDS = 5.0
 """While no worker is there to work, it is looked again so often whether the cluster can still hold one."""
+_CONNECT_SECONDS = 10.0
 
 
 def map_shards(
@@ -86,6 +89,7 @@ def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
 
     started_here = not ray.is_initialized()
     if started_here:
+        _require_listener(compute.address)
         try:
             with _own_handler_of_sigterm():
                 ray.init(
@@ -98,6 +102,20 @@ def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
     finally:
         if started_here:
             ray.shutdown()
+
+
+def _require_listener(address: str | None) -> None:
+    """PriorkitError if nothing listens where a cluster shall be: Ray tries for minutes, and then ends the process."""
+    found = re.fullmatch(r"(?:ray://)?([\w.-]+):(\d+)", address or "")
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise PriorkitError(
+            f"cannot join Ray at compute.address={address!r}: {error}; start it there with `ray start --head`, "
+            "or leave the address out"
+        ) from None
 
 
 @contextlib.contextmanager

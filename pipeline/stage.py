@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Optional, TypeVar
 
 from .config import ComputeSettings
-from .errors import InputError
+from .errors import FolderError, InputError
 from .parallel import Worker, map_shards
 from .shards import ShardRecord, StageFolder
 from .storage import Store
@@ -119,6 +119,19 @@ def require_success(result: StageResult, what: str) -> None:
         named = ", ".join(f"{number:,} {outcome}" for outcome, number in outcomes) or "there were none"
         raise InputError(
             f"{result.folder}: no row gave {what} ({named}); its files name each; mend the cause, then use --overwrite"
+        )
+
+
+def require_space(plan: StagePlan) -> None:
+    """Refuse to start what the disk has no room for.
+
+    Raises:
+        FolderError: says what is needed and what is free.
+    """
+    if plan.bytes_free is not None and plan.bytes_needed > plan.bytes_free:
+        raise FolderError(
+            f"{plan.folder}: what is to do takes about {plan.bytes_needed / 1e9:,.1f} GB, and the disk has "
+            f"{plan.bytes_free / 1e9:,.1f} GB free; free some, name a folder elsewhere, or do a part with --limit"
         )
 
 

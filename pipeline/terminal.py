@@ -99,8 +99,8 @@ def print_plans(plans: Sequence[StagePlan]) -> None:
             plan.folder,
             f"{plan.pending_units:,} of {plan.units:,} {plan.unit}",
             f"{plan.pending_rows:,}",
-            _bytes(plan.bytes_needed),
-            "" if plan.bytes_free is None else _bytes(plan.bytes_free),
+            in_bytes(plan.bytes_needed),
+            "" if plan.bytes_free is None else in_bytes(plan.bytes_free),
             _duration(plan.seconds),
         )
         for plan in plans
@@ -148,6 +148,8 @@ def reported_errors() -> Iterator[None]:
     except PriorkitError as error:
         print_error(str(error))
         raise typer.Exit(EXIT_FAILURE) from None
+    except BrokenPipeError:
+        raise  # whoever read the output has gone, as `head` does: click ends without a word
     except OSError as error:
         print_error(_explain(error))
         raise typer.Exit(EXIT_FAILURE) from None
@@ -186,7 +188,8 @@ def _explain(error: OSError) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _bytes(number: float) -> str:
+def in_bytes(number: float) -> str:
+    """A number of bytes, short."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.0f} {unit}"

@@ -115,6 +115,8 @@ def _count_samples(store: Store, shard: ImageShard) -> int:
 
 def _members(tar: tarfile.TarFile, tar_bytes: int | None) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
     """The files of a tar that are part of a sample, with the sample's path and the extension; as webdataset has it."""
+    if tar.firstmember is None:  # type: ignore[attr-defined]  # an empty tar, over which `next` of Python 3.10 stumbles
+        return
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has met, 1 kB each
         if not 0 <= member.size <= (tar_bytes or 0):  # tarfile would skip that far, and never arrive

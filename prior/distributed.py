@@ -135,6 +135,8 @@ class _Thread(threading.Thread):
             self._work()
         except Exception as error:
             self.error = error
+        except SystemExit:
+            return  # by which Ray ends the calls of a driver that has left
 
 
 @contextlib.contextmanager

@@ -55,7 +55,10 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
     store = Store(embeddings)
     if read_manifest(store) is None and pair_files(store.names(), store.url):
         return
-    made_by = require_manifest(store, "embed").about["clip"]["source"]
+    about = require_manifest(store, "embed").about
+    if "clip" not in about:
+        raise InputError(f"{embeddings}: `priorkit embed` ended before it had a CLIP; run it again")
+    made_by = about["clip"]["source"]
     wanted = clip_source(recipe.embed.clip)
     if made_by != wanted:
         raise SettingsError(

@@ -28,7 +28,7 @@ from priorkit.prior.model import Prior
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
 COMMANDS = [
     "download", "embed", "inspect", "train", "evaluate", "compare", "report", "sample", "convert", "run", "status",
-    "demo",
+    "demo", "doctor",
 ]  # fmt: skip
 FOLDERS = FolderSettings()
 

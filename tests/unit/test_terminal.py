@@ -172,3 +172,8 @@ def test_a_plan_names_disk_and_time(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for shown in ("embed", "s3://bucket/x", "4 of 10 shards", "40,000", "3 GB", "2.5 h", "nothing was done"):
         assert shown in out
+
+
+def test_a_reader_that_has_gone_is_left_to_click() -> None:
+    with pytest.raises(BrokenPipeError), terminal.reported_errors():
+        raise BrokenPipeError(32, "Broken pipe")

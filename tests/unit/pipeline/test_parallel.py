@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from priorkit.pipeline.config import ComputeSettings
-from priorkit.pipeline.errors import InputError
+from priorkit.pipeline.errors import InputError, PriorkitError
 from priorkit.pipeline.parallel import map_shards
 
 LOCAL = ComputeSettings()
@@ -71,3 +72,13 @@ def test_the_local_map_does_not_import_ray() -> None:
         "assert 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_where_nothing_listens_is_an_error_at_once(scheme: str) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"{scheme}127.0.0.1:{bound.getsockname()[1]}"
+        compute = ComputeSettings(backend="ray", address=address)
+        with pytest.raises(PriorkitError, match=r"cannot join Ray at compute\.address=.*; start it there"):
+            next(map_shards(lambda: lambda task, following: task, [1], compute))

@@ -226,3 +226,11 @@ def test_another_clip_is_refused_by_name(embeddings: str, tiny_clip: Path, tmp_p
 def test_embeddings_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no result of `priorkit embed`"):
         require_same_clip(load_recipe(None, ["embed.clip.model=ViT-B-32"]), str(tmp_path / "nowhere"))
+
+
+def test_embeddings_that_were_given_up_before_they_had_a_clip_are_named(tmp_path: Path) -> None:
+    recipe = load_recipe(None, ["embed.clip.model=priorkit:demo"])
+    with open_stage(Store(str(tmp_path)), Manifest("embed", {}, input={}), overwrite=False):
+        pass  # as `priorkit embed` leaves it where its weights are not to be had
+    with pytest.raises(InputError, match="ended before it had a CLIP; run it again"):
+        require_same_clip(recipe, str(tmp_path))

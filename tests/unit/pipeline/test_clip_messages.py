@@ -1,0 +1,58 @@
+"""What a user is told where a CLIP cannot be had: once, and with the way out."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import open_clip
+import pytest
+
+from priorkit.pipeline.clip import ClipEncoder
+from priorkit.pipeline.config import EmbedSettings
+from priorkit.pipeline.errors import InputError
+
+SETTINGS = EmbedSettings(device="cpu", threads=1)
+
+
+class LocalEntryNotFoundError(Exception):
+    """As huggingface_hub's: not in the cache, and the hub was not reached."""
+
+
+def failing(first: Exception, second: Exception) -> Any:
+    def load(*args: Any, **kwargs: Any) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("thrown while requesting HEAD")
+        try:
+            try:
+                raise OSError("[Errno -2] Name or service not known")
+            except OSError as error:
+                raise first from error
+        except Exception as error:
+            logging.error("Failed to download weights")
+            raise second from error
+
+    return load
+
+
+def test_a_hub_out_of_reach_is_told_once_and_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load = failing(LocalEntryNotFoundError("no"), RuntimeError("Failed to download"))
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", load)
+    with pytest.raises(InputError) as raised:
+        ClipEncoder(SETTINGS)
+    assert str(raised.value) == (
+        "embed.clip.model=ViT-B-32, pretrained=laion2b_s34b_b79k: its files are not on this machine, and the hub that "
+        "has them cannot be reached ([Errno -2] Name or service not known); connect this machine, or copy the weights "
+        "here and give their path as pretrained (--pretrained FILE)"
+    )
+    assert caplog.records == []
+    logging.getLogger("huggingface_hub").warning("seen again")
+    logging.error("seen too")
+    assert [record.message for record in caplog.records] == ["seen again", "seen too"]
+
+
+def test_weights_that_do_not_fit_are_no_trouble_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", failing(ValueError("a"), RuntimeError("do not fit")))
+    with pytest.raises(InputError, match=r"cannot be loaded \(do not fit\)"):
+        ClipEncoder(SETTINGS)

@@ -1,0 +1,37 @@
+"""Refusing what the disk has no room for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from priorkit.pipeline import embed as embedding
+from priorkit.pipeline.config import EmbedSettings
+from priorkit.pipeline.errors import FolderError
+from priorkit.pipeline.stage import StagePlan, require_space
+
+PLAN = StagePlan("embed", "data/embeddings", 3, 3, "shards", 30_000, 2_000_000_000, 1_500_000_000, 60.0)
+
+
+def test_too_little_disk_is_refused_with_both_figures() -> None:
+    with pytest.raises(
+        FolderError, match=r"data/embeddings: .* about 2\.0 GB, and the disk has 1\.5 GB free; .*--limit"
+    ):
+        require_space(PLAN)
+
+
+@pytest.mark.parametrize("free", [None, 2_000_000_000])
+def test_what_fits_and_what_is_not_on_a_disk_is_not_refused(free: int | None) -> None:
+    require_space(dataclasses.replace(PLAN, bytes_free=free))
+
+
+def test_embed_looks_at_the_disk_before_it_touches_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "a.txt").write_text("a caption")
+    settings = EmbedSettings.model_validate({"clip": {"model": "priorkit:demo"}, "image": False})
+    monkeypatch.setattr(embedding, "free_bytes", lambda store: 10)
+    with pytest.raises(FolderError, match="the disk has"):
+        embedding.embed(str(tmp_path / "pairs"), str(tmp_path / "out"), settings)
+    assert not (tmp_path / "out").exists()
