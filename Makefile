@@ -12,9 +12,9 @@ PEERS_INSTALLED := $(PEERS)/installed
 demo: $(INSTALLED)
 	$(BIN)/priorkit demo
 
-# The tests that need pip packages only.
+# The tests that need pip packages only, on as many processes as there are cores.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # The tests that need more: slow ones, and those that need what `.ci/run` installs.
 test-marked: $(INSTALLED)

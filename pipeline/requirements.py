@@ -30,7 +30,7 @@ _CLIP = ("open-clip-torch", "pillow", "torchvision")
 _OF_PYTHON = ("standard-imghdr",) if sys.version_info >= (3, 13) else ()
 
 CHAIN = {
-    "download": (*_FOLDERS, "aiohttp", "img2dataset", *_OF_PYTHON),
+    "download": (*_FOLDERS, "aiohttp", "img2dataset", "numpy", "pillow", *_OF_PYTHON),
     "embed": (*_FOLDERS, "numpy", "torch", *_CLIP),
     "train": _PRIOR,
     "evaluate": _PRIOR,

@@ -107,6 +107,7 @@ def prepared(
         invoke(["convert", "data/prior", "prior.pth"])
         (folder / "prior.json").rename(folder / "config.json")
     (folder / "captions.txt").write_text("a red square\na blue square\n")
+    shutil.copy(folder / "data/embeddings/text_emb/text_emb_0000.npy", folder / "text_embeddings.npy")
     return lambda target: shutil.copytree(folder, target, dirs_exist_ok=True)
 
 

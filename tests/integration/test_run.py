@@ -101,7 +101,7 @@ def test_everything_then_nothing_then_what_changed(
     assert [result.stage for result in results] == list(STAGES)
     rows = len(EmbeddingDataset(str(data / "embeddings"), recipe.read).rows("test"))
     assert [result.done_now for result in results] == [4, 4, 6, rows]
-    assert shown == [("download", "shards"), ("embed", "shards"), ("train", "steps"), ("evaluate", "rows")]
+    assert shown == [("download", "rows"), ("embed", "shards"), ("train", "steps"), ("evaluate", "rows")]
     assert read_metrics(str(data / "evaluation"))["splits"]["test"]["rows"] == rows
     assert states(recipe) == ["up to date"] * 4
     assert states(recipe, plan_too=False) == ["there"] * 4
