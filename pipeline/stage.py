@@ -130,8 +130,8 @@ def require_space(plan: StagePlan) -> None:
     """
     if plan.bytes_free is not None and plan.bytes_needed > plan.bytes_free:
         raise FolderError(
-            f"{plan.folder}: what is to do takes about {plan.bytes_needed / 1e9:,.1f} GB, and the disk has "
-            f"{plan.bytes_free / 1e9:,.1f} GB free; free some, name a folder elsewhere, or do a part with --limit"
+            f"{plan.folder}: what is to do takes about {plan.bytes_needed / 1e6:,.1f} MB, and the disk has "
+            f"{plan.bytes_free / 1e6:,.1f} MB free; free some, name a folder elsewhere, or do a part with --limit"
         )
 
 

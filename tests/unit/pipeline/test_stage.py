@@ -17,7 +17,7 @@ PLAN = StagePlan("embed", "data/embeddings", 3, 3, "shards", 30_000, 2_000_000_0
 
 def test_too_little_disk_is_refused_with_both_figures() -> None:
     with pytest.raises(
-        FolderError, match=r"data/embeddings: .* about 2\.0 GB, and the disk has 1\.5 GB free; .*--limit"
+        FolderError, match=r"data/embeddings: .* about 2,000\.0 MB, and the disk has 1,500\.0 MB free; .*--limit"
     ):
         require_space(PLAN)
 
