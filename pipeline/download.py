@@ -1,24 +1,22 @@
 """Download: a list of URLs -> webdataset shards of images, in img2dataset's layout, every row accounted for.
 
-What is planned, refused and resumed is here; how one shard is made is in `download_worker`. The list is read as the
-work goes on: before it starts, only those shards that are there already are held against it.
+How the stage is run, resumed and summed up is here; what there is to do is in `download_plan`, and how one shard is
+made in `download_worker`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-
-import pyarrow as pa
 
 from .collapse import SuccessWatch
 from .config import ComputeSettings, DownloadSettings
+from .download_plan import DownloadPlan, make_plan
 from .download_progress import DownloadProgress
 from .download_stats import total_statistics
-from .download_worker import DownloadTask, DownloadWorker, PlannedShard
-from .errors import FolderError
+from .download_worker import DownloadTask, DownloadWorker
 from .image_shard import TRANSIENT_OUTCOMES
 from .parallel import map_shards
 from .shards import (
@@ -29,11 +27,10 @@ from .shards import (
     fingerprint,
     image_shard_name,
     open_stage,
-    whole_shards,
 )
 from .stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, require_success
 from .storage import Store
-from .urls import UrlList, open_url_list, rows_digest
+from .urls import open_url_list
 
 STAGE = "download"
 
@@ -41,82 +38,6 @@ _ASSUMED_IMAGES_PER_SECOND = 100.0
 """For the estimate of `--dry-run`: about half of what 2 cores can decode and encode."""
 _ASSUMED_BYTES_PER_PIXEL = 0.45
 """For the estimate of `--dry-run`: a photograph as JPEG of quality 95."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a folder holds of a list, and what is to come."""
-
-    urls: UrlList
-    store: Store
-    rows_per_shard: int
-    limit: int | None
-    kept: dict[str, ShardRecord]
-    """Shards that the folder had, and that are of this list."""
-    complete: frozenset[str]
-    """Those of them that need nothing."""
-    rows: int | None
-    """Rows of the list; None where they are not counted yet."""
-
-    @property
-    def total(self) -> int | None:
-        """Rows that the folder shall hold; None where that is not known yet."""
-        shards = self.shards()
-        return None if shards is None else sum(shards.values())
-
-    def wanted(self, index: int, available: int) -> int:
-        """Rows that a shard shall have, of those that the list has for it."""
-        rows = available
-        if self.limit is not None:
-            rows = min(rows, max(0, self.limit - index * self.rows_per_shard))
-        record = self.kept.get(image_shard_name(index))
-        return rows if record is None else max(rows, record.rows)
-
-    def shards(self) -> dict[int, int] | None:
-        """Rows of each shard that the folder shall hold, by its number; None where the list is not counted yet."""
-        if self.rows is None:
-            return None
-        size = self.rows_per_shard
-        rows = self.rows if self.limit is None else min(self.rows, self.limit)
-        numbers = sorted({*range(-(-rows // size)), *map(int, self.kept)})
-        return {index: self.wanted(index, min(size, self.rows - index * size)) for index in numbers}
-
-    def is_unwanted(self, index: int) -> bool:
-        """Whether a shard needs nothing, or is beyond the limit."""
-        name = image_shard_name(index)
-        return name in self.complete or (name not in self.kept and self.wanted(index, 1) == 0)
-
-    def is_complete(self) -> bool:
-        """Whether there is nothing to do, as far as can be told without reading the list."""
-        if len(self.complete) < len(self.kept):
-            return False
-        if (shards := self.shards()) is not None:
-            return all(map(self.is_unwanted, shards))
-        return self.limit is not None and all(map(self.is_unwanted, range(-(-self.limit // self.rows_per_shard))))
-
-    def tasks(self) -> Iterator[DownloadTask]:
-        """The shards to fetch, read from the list one after the other."""
-        if self.is_complete():
-            return
-        last_kept = max(map(int, self.kept), default=-1)
-        for index, table in self.urls.shards(self.rows_per_shard, self.is_unwanted):
-            yield self._task(index, table.slice(0, self.wanted(index, table.num_rows)))
-            if index >= last_kept and self.is_unwanted(index + 1):
-                return  # the limit: what follows in the list need not be read
-
-    def retries(self, names: list[str]) -> Iterator[DownloadTask]:
-        """Those of the complete shards that shall be tried again."""
-        numbers = set(map(int, names))
-        for index, table in self.urls.shards(self.rows_per_shard, lambda index: index not in numbers):
-            yield self._task(index, table.slice(0, self.kept[image_shard_name(index)].rows), retry=True)
-            numbers.remove(index)
-            if not numbers:
-                return
-
-    def _task(self, index: int, table: pa.Table, retry: bool = False) -> DownloadTask:
-        name, digest = image_shard_name(index), rows_digest(table)
-        check_rows(self.urls, self.store, self.kept.get(name), index * self.rows_per_shard, table)
-        return DownloadTask(PlannedShard(name, table.num_rows, digest), index * self.rows_per_shard, table, retry)
 
 
 def download(
@@ -152,11 +73,11 @@ def download(
     store = Store(images)
     manifest = _manifest(settings)
     found = check_stage(store, manifest, overwrite=overwrite)
-    plan = _plan(url_list, settings, limit, store, None if overwrite else found)
+    plan = make_plan(url_list, settings.rows_per_shard, limit, store, None if overwrite else found)
     manifest.input = {"files": url_list.marks_json(), "rows": plan.total}
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         if folder.manifest.shards != plan.kept:  # another writer has been here since
-            plan = _plan(url_list, settings, limit, store, folder.manifest)
+            plan = make_plan(url_list, settings.rows_per_shard, limit, store, folder.manifest)
         folder.withdraw([name for name in plan.kept if name not in plan.complete])
         retried = _shards_to_retry(plan) if retry_failed else []
         done_now = _fetch(folder, plan, retried, settings, compute, progress)
@@ -187,7 +108,7 @@ def download(
 
 def _fetch(
     folder: StageFolder,
-    plan: Plan,
+    plan: DownloadPlan,
     retried: list[str],
     settings: DownloadSettings,
     compute: ComputeSettings,
@@ -217,11 +138,11 @@ def _fetch(
         if not is_here:
             stats = store.read_json(record.logs[0])
             meter.add_rows(stats["fetched"], stats["bytes"])
-    meter.end()
+    meter.tell()
     return written
 
 
-def _shards_to_retry(plan: Plan) -> list[str]:
+def _shards_to_retry(plan: DownloadPlan) -> list[str]:
     return sorted(name for name in plan.complete if _transient(plan.kept[name]))
 
 
@@ -230,7 +151,7 @@ def _transient(record: ShardRecord) -> int:
     return sum(number for outcome, number in record.counts.items() if outcome in TRANSIENT_OUTCOMES)
 
 
-def _won(plan: Plan, retried: list[str], manifest: Manifest) -> dict[str, int]:
+def _won(plan: DownloadPlan, retried: list[str], manifest: Manifest) -> dict[str, int]:
     """How many rows were tried again, and how many of them gave an image."""
     won = sum(
         manifest.shards[name].counts.get("success", 0) - plan.kept[name].counts.get("success", 0) for name in retried
@@ -264,75 +185,12 @@ def plan_download(
 
 def check_download(
     urls: str, images: str, settings: DownloadSettings, *, limit: int | None = None, overwrite: bool = False
-) -> Plan:
+) -> DownloadPlan:
     """Raise what `download` would raise before it starts."""
     store = Store(images)
     url_list = open_url_list(urls, settings)
     found = check_stage(store, _manifest(settings), overwrite=overwrite)
-    return _plan(url_list, settings, limit, store, None if overwrite else found)
-
-
-def _plan(urls: UrlList, settings: DownloadSettings, limit: int | None, store: Store, found: Manifest | None) -> Plan:
-    """Hold a list against the shards that a folder has already.
-
-    A list may grow at its end. Any other change is refused, since rows of two lists would be mixed. Shards whose rows
-    are in files that have not changed since are taken as they are; the rows of others are read and compared. What the
-    folder holds beyond a limit is kept.
-
-    Raises:
-        FolderError: the folder's shards are of another list.
-    """
-    size = settings.rows_per_shard
-    plan = Plan(urls, store, size, limit, {}, frozenset(), urls.rows)
-    if found is None or not found.shards:
-        return plan
-    plan = replace(plan, kept=dict(found.shards))
-    whole = whole_shards(store, found)
-    unchanged = urls.unchanged_rows(found.input.get("files", ()))
-    rows = urls.rows
-    complete, to_read = set(), set()
-    for name, record in plan.kept.items():
-        if not name.isdecimal():
-            raise FolderError(
-                f"{store.url}: shard {name!r} in its manifest is none of a download; restore the manifest"
-            )
-        index, first = int(name), int(name) * size
-        if first + record.rows > unchanged or (rows is None and record.rows < size):
-            to_read.add(index)
-        elif name in whole and record.rows == plan.wanted(index, size if rows is None else min(size, rows - first)):
-            complete.add(name)
-    for index, table in urls.shards(size, lambda index: index not in to_read) if to_read else ():
-        name = image_shard_name(index)
-        check_rows(urls, store, plan.kept[name], index * size, table)
-        if name in whole and plan.kept[name].rows == plan.wanted(index, table.num_rows):
-            complete.add(name)
-        if table.num_rows < size:
-            rows = index * size + table.num_rows  # here it ends
-        to_read.remove(index)
-        if not to_read:
-            break
-    if to_read:
-        raise _changed_list(urls, store, f"it ends before row {min(to_read) * size:,}, where the folder goes on")
-    return replace(plan, complete=frozenset(complete), rows=rows)
-
-
-def check_rows(urls: UrlList, store: Store, record: ShardRecord | None, first: int, table: pa.Table) -> None:
-    """Hold rows of a list against the record of the shard that they made.
-
-    Raises:
-        FolderError: they made no such shard.
-    """
-    if record is not None and (
-        record.rows > table.num_rows or rows_digest(table.slice(0, record.rows)) != record.input
-    ):
-        raise _changed_list(urls, store, f"rows {first:,} to {first + record.rows:,} differ")
-
-
-def _changed_list(urls: UrlList, store: Store, detail: str) -> FolderError:
-    return FolderError(
-        f"{store.url} was downloaded from another list than {urls.source} ({detail}); "
-        "a list may only grow at its end: name another folder for this one"
-    )
+    return make_plan(url_list, settings.rows_per_shard, limit, store, None if overwrite else found)
 
 
 def _manifest(settings: DownloadSettings) -> Manifest:

@@ -29,33 +29,27 @@ class DownloadProgress:
         self._rows, self._fetched, self._images, self._bytes = done, 0, 0, 0
         self._marks = collections.deque([(time.monotonic(), 0, 0)])
         """Times at which it was told, with the images and bytes by then."""
-        self._tell()
+        self.tell()
 
     def add_row(self, row: Row) -> None:
         """Take in one row, as it is done in this process."""
         if not row.kept:
-            self._add({failure_label(row): 1}, row.body_bytes)
+            self.add_rows({failure_label(row): 1}, row.body_bytes)
 
     def add_rows(self, labels: Mapping[str, int], bytes: int) -> None:
-        """Take in the rows that were fetched for a shard elsewhere, by their labels."""
-        self._add(labels, bytes)
-
-    def end(self) -> None:
-        """Tell of the last rows."""
-        self._tell()
-
-    def _add(self, labels: Mapping[str, int], bytes: int) -> None:
+        """Take in rows by their labels, such as those that were fetched for a shard elsewhere."""
         rows = sum(labels.values())
         self._rows += rows
         self._fetched += rows
         self._images += labels.get("success", 0)
         self._bytes += bytes
         if time.monotonic() - self._marks[-1][0] >= _UPDATE_SECONDS:
-            self._tell()
+            self.tell()
         if self._watch is not None:
             self._watch.add(labels)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Tell of all rows so far; done by itself twice a second."""
         now = time.monotonic()
         self._marks.append((now, self._images, self._bytes))
         while now - self._marks[0][0] > _RATE_SECONDS and len(self._marks) > 2:

@@ -31,29 +31,17 @@ from .storage import Store
 
 
 @dataclass(frozen=True)
-class PlannedShard:
-    """Rows of the list that make one shard."""
-
-    name: str
-    rows: int
-    digest: str
-    """SHA-256 of the rows' values."""
-
-
-@dataclass(frozen=True)
 class DownloadTask:
     """One shard to fetch."""
 
-    planned: PlannedShard
+    name: str
+    digest: str
+    """SHA-256 of the rows' values."""
     first_row: int
     table: pa.Table = field(compare=False)
-    """The rows, which the digest of `planned` stands for."""
+    """The rows, which the digest stands for."""
     retry: bool = False
     """Whether the shard is there already and only its passing failures are fetched again."""
-
-    @property
-    def name(self) -> str:
-        return self.planned.name
 
 
 class DownloadWorker:
@@ -90,11 +78,11 @@ class DownloadWorker:
 
     def __call__(self, task: DownloadTask, following: DownloadTask | None = None) -> ShardRecord:
         start = time.time()
-        name, encoding = task.planned.name, self._settings.encode_format
+        name, encoding = task.name, self._settings.encode_format
         if task.retry and (record := finish_replacements(self._store, name)) is not None:
             return record  # a worker before this one was killed when all but its last moves were done
         commit = ShardCommit(
-            self._store, name, input=task.planned.digest, settings=self._settings_fingerprint, replaces=task.retry
+            self._store, name, input=task.digest, settings=self._settings_fingerprint, replaces=task.retry
         )
         statistics = ShardStatistics(task.table)
         metas: list[dict[str, Any]] = []

@@ -117,9 +117,8 @@ class Fetcher:
         host_slots = self._host_slots.setdefault(host, asyncio.Semaphore(self._settings.connections_per_host))
         seconds = self._settings.timeout_seconds
         async with host_slots, self._slots:
-            async with (
-                self._turn
-            ):  # one begins at each turn of the event loop: while it is busy, none is made late by more
+            # one begins at each turn of the event loop: while it is busy, none is made late by more
+            async with self._turn:
                 await asyncio.sleep(0)
             try:
                 return await asyncio.wait_for(self._attempts(checked), seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import http.server
@@ -76,32 +77,49 @@ class ImageServer:
     requests: list[str]
 
 
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Answers with the files of a folder, on connections that stay, and logs nothing."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class QuietServer(http.server.ThreadingHTTPServer):
+    request_queue_size = 128  # the default of 5 drops connections, which then cost a second each
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that was killed is no news."""
+
+
+@contextlib.contextmanager
+def serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A real HTTP server in a thread; yields its URL."""
+    server = QuietServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 @pytest.fixture
 def image_server(tmp_path: Path) -> Iterator[ImageServer]:
     folder = tmp_path / "served"
     folder.mkdir()
     requests: list[str] = []
 
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             requests.append(self.path)
             super().do_GET()
 
-    class Server(http.server.ThreadingHTTPServer):
-        request_queue_size = 128  # the default of 5 drops connections, which then cost a second each
-
-    server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield ImageServer(f"http://127.0.0.1:{server.server_address[1]}", folder, requests)
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(functools.partial(Handler, directory=str(folder))) as url:
+        yield ImageServer(url, folder, requests)
 
 
 def picture(index: int, encoding: str = "JPEG", size: int | None = None) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import http.server
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from PIL import Image
 
 from priorkit.pipeline.storage import Store
 
+from ..conftest import QuietHandler, serving
 from .browser import Browser
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
@@ -123,31 +123,14 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     (folder / "page.html").write_text("<html>no image</html>")
     gate = Gate("", [], folder)
 
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             gate.requests.append(self.path)
             gate.pass_through()
             super().do_GET()
 
-    class Server(http.server.ThreadingHTTPServer):
-        request_queue_size = 128
-
-        def handle_error(self, request: object, client_address: object) -> None:
-            """A client that was killed is no news."""
-
-    server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    gate.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield gate
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(functools.partial(Handler, directory=str(folder))) as gate.url:
+        yield gate
 
 
 @pytest.fixture(scope="session")

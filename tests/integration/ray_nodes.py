@@ -15,6 +15,8 @@ from ray.cluster_utils import Cluster
 
 from priorkit.pipeline.config import ComputeSettings
 
+from .conftest import wait_for
+
 QUICK_DEATHS = {
     "health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3
 }  # fmt: skip
@@ -57,6 +59,25 @@ def meanwhile(work: Callable[[], None]) -> Iterator[None]:
         raise errors[0]
 
 
+@contextlib.contextmanager
+def losing_a_node(marks: Marks) -> Iterator[tuple[str, str]]:
+    """A cluster of two nodes, of which the second begins a shard, gets no further and is killed.
+
+    Yields:
+        The nodes' names, that of the lost one last.
+    """
+    with cluster(1, 1) as (made, (head, other)):
+        head_id, other_id = head.node_id, other.node_id
+        marks.hold(other_id)
+
+        def kill_node() -> None:
+            wait_for(lambda: marks.nodes() == {head_id, other_id})
+            made.remove_node(other, allow_graceful=False)
+
+        with meanwhile(kill_node):
+            yield head_id, other_id
+
+
 class Marks:
     """Where workers note what they begin: (process, node, shard)."""
 
@@ -74,6 +95,10 @@ class Marks:
     def hold(self, node: str) -> None:
         """Workers of a node shall begin a shard and get no further."""
         Path(f"{self.folder}-{node}").touch()
+
+    def begun_by(self, node: str) -> set[str]:
+        """Shards that a node has begun."""
+        return {shard for _, where, shard in self.begun() if where == node}
 
     def processes(self, node: str | None = None) -> set[int]:
         return {pid for pid, where, _ in self.begun() if node in (None, where)}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import http.server
 import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from priorkit.cli import app
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.prior.config import NetworkSettings
 
+from ..conftest import QuietHandler, serving
 from .browser import DESKTOP, PHONE, Browser
 from .snippets import ROOT
 
@@ -74,17 +73,8 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
 
 @pytest.fixture(scope="module")
 def address(site: Path) -> Iterator[str]:
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(site)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(functools.partial(QuietHandler, directory=str(site))) as url:
+        yield url
 
 
 @pytest.mark.browser

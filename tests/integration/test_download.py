@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from priorkit.pipeline import download as download_module
+from priorkit.pipeline import download_plan
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download import download, plan_download
 from priorkit.pipeline.download_worker import row_key
@@ -186,7 +186,7 @@ def test_shards_of_unchanged_files_are_not_read_again_and_those_of_others_are(
         digested.append(table.num_rows)
         return rows_digest(table)
 
-    monkeypatch.setattr(download_module, "rows_digest", noted)
+    monkeypatch.setattr(download_plan, "rows_digest", noted)
     assert download(str(url_list.path), str(images_folder), download_settings).done_now == 0
     assert digested == []
     table = pq.read_table(url_list.path)

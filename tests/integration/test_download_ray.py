@@ -20,7 +20,7 @@ from priorkit.pipeline.errors import PriorkitError
 from priorkit.pipeline.parallel import map_shards
 
 from .conftest import wait_for
-from .ray_nodes import Marks, cluster, meanwhile
+from .ray_nodes import Marks, cluster, losing_a_node, meanwhile
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
@@ -107,19 +107,11 @@ def test_a_node_that_is_killed_costs_no_finished_shard(
     url_list: Any, image_server: Any, download_settings: DownloadSettings, expected: dict[str, bytes], marks: Marks,
     tmp_path: Path, folder_bytes: FolderBytes,
 ) -> None:  # fmt: skip
-    with cluster(1, 1) as (made, (head, other)):
-        head_id, other_id = head.node_id, other.node_id
-        marks.hold(other_id)
-
-        def kill_node() -> None:
-            wait_for(lambda: marks.nodes() == {head_id, other_id})
-            made.remove_node(other, allow_graceful=False)
-
-        with meanwhile(kill_node):
-            download(str(url_list.path), str(tmp_path / "out"), download_settings, compute=TWO_WORKERS)
+    with losing_a_node(marks) as (head_id, other_id):
+        download(str(url_list.path), str(tmp_path / "out"), download_settings, compute=TWO_WORKERS)
     assert folder_bytes(tmp_path / "out") == expected
-    (lost,) = {shard for _, node, shard in marks.begun() if node == other_id}
-    assert lost in {shard for _, node, shard in marks.begun() if node == head_id}
+    (lost,) = marks.begun_by(other_id)
+    assert lost in marks.begun_by(head_id)
     assert fetched_twice(image_server, url_list) <= {lost, *LAST_SHARDS}
 
 

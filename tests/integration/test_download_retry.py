@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +21,7 @@ from priorkit.pipeline.errors import FolderError, InputError, PriorkitError
 from priorkit.pipeline.shards import differing_files, read_manifest
 from priorkit.pipeline.storage import Store
 
-from ..conftest import picture
+from ..conftest import QuietHandler, picture, serving
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 ROWS = 50
@@ -42,12 +40,7 @@ class Flaky:
 def flaky() -> Iterator[Flaky]:
     made = Flaky("")
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             number = int(self.path.strip("/").partition(".")[0])
             made.asked.append(number)
@@ -58,17 +51,8 @@ def flaky() -> Iterator[Flaky]:
             self.end_headers()
             self.wfile.write(body)
 
-    class Server(http.server.ThreadingHTTPServer):
-        request_queue_size = 128
-
-    server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    made.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield made
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Handler) as made.url:
+        yield made
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from priorkit.pipeline.parallel import map_shards
 
 from ..conftest import picture
 from .conftest import wait_for
-from .ray_nodes import Marks, cluster, meanwhile
+from .ray_nodes import Marks, cluster, losing_a_node, meanwhile
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
@@ -92,19 +92,11 @@ def test_a_node_that_is_killed_changes_no_byte(
     folder_bytes: FolderBytes,
 ) -> None:  # fmt: skip
     """The other node has no room for one more worker: the one that it has does the work of both."""
-    with cluster(1, 1) as (made, (head, other)):
-        head_id, other_id = head.node_id, other.node_id
-        marks.hold(other_id)
-
-        def kill_node() -> None:
-            wait_for(lambda: marks.nodes() == {head_id, other_id})
-            made.remove_node(other, allow_graceful=False)
-
-        with meanwhile(kill_node):
-            embed(str(shards), str(tmp_path / "out"), embed_settings, compute=TWO_WORKERS)
+    with losing_a_node(marks) as (head_id, other_id):
+        embed(str(shards), str(tmp_path / "out"), embed_settings, compute=TWO_WORKERS)
     assert folder_bytes(tmp_path / "out") == expected
-    (lost,) = {shard for _, node, shard in marks.begun() if node == other_id}
-    assert lost in {shard for _, node, shard in marks.begun() if node == head_id}
+    (lost,) = marks.begun_by(other_id)
+    assert lost in marks.begun_by(head_id)
     assert len(marks.processes(head_id)) == 1
 
 

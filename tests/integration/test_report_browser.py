@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import http.server
 import io
 import re
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ..conftest import QuietHandler, serving
 from .browser import DESKTOP, PHONE, Browser
 from .conftest import Finished
 
@@ -70,7 +69,7 @@ def test_everything_is_drawn_and_nothing_leaves(browser: Browser, report: Path, 
     assert pixels.std() > 20
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     def __init__(self, asked: list[str], *arguments: Any) -> None:
         self._asked = asked
         super().__init__(*arguments)
@@ -78,19 +77,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._asked.append(self.path)
         self.send_response(404)
+        self.send_header("Content-Length", "0")
         self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 def test_a_page_that_would_ask_or_run_is_held_back_and_noticed(browser: Browser, report: Path, tmp_path: Path) -> None:
     """The policy holds against what escaping would have missed, and the checks above can fail."""
     asked: list[str] = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Handler, asked))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        base = f"http://127.0.0.1:{server.server_address[1]}"
+    with serving(functools.partial(_Handler, asked)) as base:
         hostile = (
             f'<img src="{base}/image.png"><script src="{base}/script.js"></script>'
             f'<script>fetch("{base}/fetched")</script><link rel="stylesheet" href="{base}/style.css">'
@@ -107,6 +101,3 @@ def test_a_page_that_would_ask_or_run_is_held_back_and_noticed(browser: Browser,
         assert {"/image.png", "/script.js", "/fetched", "/style.css", "/frame", "/background"} <= set(asked)
         assert seen.errors
         assert [url for url in seen.requests if url.startswith(base)]
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import http.server
 import io
 import json
 import subprocess
 import sys
 import tarfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,8 @@ from PIL import Image
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download import download
 
+from ..conftest import QuietHandler, serving
+
 ROWS_PER_SHARD = 10
 IMG2DATASET = """
 import json, sys
@@ -30,15 +30,6 @@ from img2dataset import download
 if __name__ == "__main__":
     download(**json.loads(sys.argv[1]))
 """
-
-
-class QuietServer(http.server.ThreadingHTTPServer):
-    request_queue_size = 128
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +58,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     (folder / "page.html").write_text("<html>no image</html>")
     (folder / "cut.png").write_bytes((folder / "1.png").read_bytes()[:50])
     names = [*names[:7], "gone.jpg", *names[7:], "page.html", "cut.png", "turned.jpg"]
-    server = QuietServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    base = f"http://127.0.0.1:{server.server_address[1]}"
-    source = tmp_path_factory.mktemp("list") / "list.parquet"
-    captions = [f"caption {number}, 猫" for number in range(len(names))]
-    urls = [f"{base}/{name}" for name in names]
-    pq.write_table(pa.table({"url": urls, "caption": captions, "licence": ["cc0"] * len(names)}), source)
-    yield base, source
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(functools.partial(QuietHandler, directory=str(folder))) as base:
+        source = tmp_path_factory.mktemp("list") / "list.parquet"
+        captions = [f"caption {number}, 猫" for number in range(len(names))]
+        urls = [f"{base}/{name}" for name in names]
+        pq.write_table(pa.table({"url": urls, "caption": captions, "licence": ["cc0"] * len(names)}), source)
+        yield base, source
 
 
 def members(folder: Path) -> dict[str, bytes]:

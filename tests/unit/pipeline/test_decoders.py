@@ -239,7 +239,8 @@ async def main():
         body = sys.stdin.buffer.read()
         await asyncio.gather(*(decoders.decode(body) for _ in range(8)))
         print("ready", flush=True)
-        await asyncio.gather(*(decoders.decode(body) for _ in range(5000)))
+        while True:
+            await asyncio.gather(*(decoders.decode(body) for _ in range(8)))
 
 try:
     asyncio.run(main())  # with no guard: nothing imports this script again

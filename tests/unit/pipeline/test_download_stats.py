@@ -183,6 +183,6 @@ def test_progress_tells_of_rows_and_rates_within_a_shard(monkeypatch: pytest.Mon
     assert [done for done, _, _ in told] == [100, 102, 104, 106, 108]
     assert told[-1] == (108, 1000, "3 img/s, 75% success, 8.0 Mbit/s")
     progress.add_rows({"success": 90, "timeout": 10}, 1_000_000)
-    progress.end()
+    progress.tell()
     assert told[-1][0] == 208
     assert "89% success" in told[-1][2]
