@@ -195,23 +195,25 @@ class Fetcher:
             raise FetchError("too_large", f"Content-Length of {response.content_length} is more than {limit} bytes")
         connection = response.connection
         protocol = None if connection is None or response.content_length is not None else connection.protocol
-        body = bytearray()
+        blocks: list[bytes] = []
+        size = 0
         free = _INFLATED_BYTES if "Content-Encoding" in response.headers else limit
         try:
             async with contextlib.AsyncExitStack() as place:
-                async for block in response.content.iter_chunked(_BLOCK_BYTES):
-                    body += block
-                    if len(body) > limit:
+                async for block in response.content.iter_any():
+                    blocks.append(block)
+                    size += len(block)
+                    if size > limit:
                         raise FetchError("too_large", f"more than {limit} bytes")
-                    if len(body) > free:
+                    if size > free:
                         await place.enter_async_context(self._inflating)
                         free = limit
             if protocol is not None and isinstance(protocol.exception(), aiohttp.ClientOSError):
                 # a body without a length ends with its connection, and aiohttp takes a reset for such an end
                 raise FetchError("connection", _short(protocol.exception()), transient=True)
-            return bytes(body)
+            return b"".join(blocks)
         finally:
-            body.clear()  # the traceback of a failure would hold it until the next garbage collection
+            blocks.clear()  # the traceback of a failure would hold it until the next garbage collection
 
     async def _read_robots(self, url: URL) -> bytes | None:
         """The beginning of a robots.txt; empty where there is none, None where that is not known.
@@ -231,7 +233,7 @@ class Fetcher:
                 if response.status != 200:
                     self._check_response(response)
                 body = bytearray()
-                async for block in response.content.iter_chunked(_BLOCK_BYTES):
+                async for block in response.content.iter_any():
                     body += block
                     if len(body) >= MAX_ROBOTS_BYTES:
                         break

@@ -6,6 +6,7 @@ import asyncio
 import collections
 import concurrent.futures
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -22,6 +23,8 @@ _WINDOW = 8192
 """Rows that are under way or wait for their turn: those of 10 seconds at 800 a second."""
 _HANDED_OVER = 64
 """Rows that are taken to the shard at once."""
+_GATHER_SECONDS = 0.05
+"""How long the first of them waits for the others: waking the other thread for each would cost more than writing it."""
 _STOP_SECONDS = 5.0
 """Nobody who wants to end waits longer, as for a look-up of a name that hangs."""
 _FIRST_MEAN = 100_000.0
@@ -204,7 +207,9 @@ class FetchAhead(Generic[Task]):
         """The next rows of the first task, at least one; none at its end."""
         begun = self._flights[0].begun
         if begun:
-            await asyncio.wait([begun[0][0]])
+            first = [made for made, _ in itertools.islice(begun, _HANDED_OVER)]
+            await asyncio.wait(first[:1])
+            await asyncio.wait(first, timeout=_GATHER_SECONDS)
         taken: list[Row] = []
         while begun and begun[0][0].done() and len(taken) < _HANDED_OVER:
             made, claim = begun.popleft()
