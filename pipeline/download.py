@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from .collapse import SuccessWatch
+from .collapse import SuccessWatch, diagnosis
 from .config import ComputeSettings, DownloadSettings
 from .download_plan import DownloadPlan, make_plan
 from .download_progress import DownloadProgress
@@ -102,7 +102,8 @@ def download(
         counts=folder.manifest.counts(),
         statistics=statistics,
     )
-    require_success(result, "an image")
+    errors = statistics["errors"]
+    require_success(result, "an image", diagnosis(errors) if errors else "")
     return result
 
 

@@ -108,8 +108,11 @@ def run_shards(
     )
 
 
-def require_success(result: StageResult, what: str) -> None:
+def require_success(result: StageResult, what: str, diagnosis: str = "") -> None:
     """Refuse to call a stage done that gave nothing at all.
+
+    Args:
+        diagnosis: what the outcomes point to, if that is known.
 
     Raises:
         InputError: names the outcomes, the most frequent first.
@@ -117,8 +120,10 @@ def require_success(result: StageResult, what: str) -> None:
     if result.counts.get("success", 0) == 0:
         outcomes = sorted(result.counts.items(), key=lambda item: -item[1])
         named = ", ".join(f"{number:,} {outcome}" for outcome, number in outcomes) or "there were none"
+        why = f"; {diagnosis}" if diagnosis else ""
         raise InputError(
-            f"{result.folder}: no row gave {what} ({named}); its files name each; mend the cause, then use --overwrite"
+            f"{result.folder}: no row gave {what} ({named}){why}. Its files name each; mend the cause, "
+            "then use --overwrite"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import yaml
 from ..pipeline.config import ClipSettings, PipelineSettings, parse_settings, with_overrides
 from ..pipeline.embedding_shards import pair_files
 from ..pipeline.errors import InputError, SettingsError
-from ..pipeline.shards import difference, read_manifest, require_manifest
+from ..pipeline.shards import read_manifest, require_manifest
 from ..pipeline.storage import Store, open_location
 from .config import EvaluateSettings, TrainSettings
 
@@ -62,9 +62,15 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
     wanted = clip_source(recipe.embed.clip)
     if made_by != wanted:
         raise SettingsError(
-            f"the recipe's CLIP is not the one that made {embeddings} ({difference(made_by, wanted)}); "
-            "set embed.clip to what made them, or name other embeddings"
+            f"the recipe's CLIP, {_clip_name(wanted)}, is not the one that made {embeddings}, {_clip_name(made_by)}; "
+            "set embed.clip.model and embed.clip.pretrained to what made them, or name other embeddings"
         )
+
+
+def _clip_name(source: Mapping[str, Any]) -> str:
+    """How a message names what `clip_source` gave."""
+    files = ", ".join(f"{name} of SHA-256 {digest[:12]}" for name, digest in source.get("files", {}).items())
+    return f"{source['model']} ({source.get('pretrained') or files})"
 
 
 def declared_clip(recipe: Recipe) -> ClipSettings | None:

@@ -132,7 +132,7 @@ def test_a_recipe_of_another_clip_is_refused(holding: Callable[..., Workspace], 
     workspace = holding()
     other = ("--set", f"embed.clip.model=local-dir:{other_clip}")
     workspace.refuses_each([
-        (("train", "recipe.yaml", *other), "the recipe's CLIP is not the one that made"),
+        (("train", "recipe.yaml", *other), "is not the one that made"),
         (("run", "recipe.yaml", *other), "made with other settings (clip.files.open_clip_model"),
         (("run", "recipe.yaml", "--set", "embed.clip={}"), "clip.pretrained"),
     ])  # fmt: skip

@@ -79,7 +79,8 @@ def test_a_download_without_any_image_is_no_success(
 ) -> None:
     urls = [f"{image_server.url}/none/{index}.jpg" for index in range(5)]  # type: ignore[attr-defined]
     pq.write_table(pa.table({"url": urls, "caption": ["a"] * 5}), tmp_path / "urls.parquet")
-    with pytest.raises(InputError, match=r"no row gave an image \(5 http_4xx\)"):
+    diagnosis = "100% of the failures are http_4xx 404: the images are gone"
+    with pytest.raises(InputError, match=rf"no row gave an image \(5 http_4xx\); {diagnosis}"):
         download(str(tmp_path / "urls.parquet"), str(tmp_path / "images"), download_settings)
     assert pq.read_table(tmp_path / "images/00000.parquet").num_rows == 5
 

@@ -209,7 +209,7 @@ def test_a_recipe_that_names_no_clip_takes_the_one_that_is_there(embeddings: str
 
 
 def test_another_clip_is_refused_by_name(embeddings: str, tiny_clip: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"not the one that made .*model: 'local-dir' -> 'ViT-B-32'.*embed\.clip"):
+    with pytest.raises(SettingsError, match=r"CLIP, ViT-B-32 \(.*not the one that made .*, local-dir \(.*embed\.clip"):
         require_same_clip(load_recipe(None, ["embed.clip.model=ViT-B-32"]), embeddings)
     other = tmp_path / "other"
     other.mkdir()
