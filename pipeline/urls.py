@@ -124,7 +124,15 @@ class UrlList:
             raise InputError(f"{path}: no column {missing[0]!r}, which {self.files[0]} has")
         if missing:
             return pa.RecordBatch.from_pylist([], schema=self.schema)
-        columns = [batch.column(name).cast(kind) for name, kind in zip(self.columns, self.schema.types, strict=True)]
+        columns = []
+        for name, kind in zip(self.columns, self.schema.types, strict=True):
+            try:
+                columns.append(batch.column(name).cast(kind))
+            except pa.ArrowException as error:
+                raise InputError(
+                    f"{path}: column {name!r} is {kind} in the first rows of the list, which later ones do not fit "
+                    f"({error}); store it as one kind, or drop it"
+                ) from error
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
