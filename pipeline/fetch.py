@@ -145,7 +145,7 @@ class Fetcher:
     @contextlib.asynccontextmanager
     async def _get(self, url: URL, *, obey_robots: bool = True) -> AsyncIterator[aiohttp.ClientResponse]:
         """The response at the end of the redirects, each of which is checked as the first URL is."""
-        for _ in range(_MAX_REDIRECTS):
+        for _ in range(_MAX_REDIRECTS + 1):
             if self._robots is not None and obey_robots and not await self._robots.allow(url):
                 raise FetchError("robots", f"robots.txt of {url.raw_host}")
             async with self._session.get(url, allow_redirects=False) as response:

@@ -280,7 +280,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     # redirects
     "redirect": Behaviour("success", redirect("/image")),
     "redirect-308": Behaviour("success", redirect("image?x=%2F#part", "308 Permanent Redirect")),
-    "redirect-to-itself": Behaviour("redirect_loop", redirect("/redirect-to-itself"), requests=10),
+    "redirect-to-itself": Behaviour("redirect_loop", redirect("/redirect-to-itself"), requests=11),
     "redirect-to-the-other": Behaviour("redirect_loop", redirect("/redirect-back")),
     "redirect-back": Behaviour("redirect_loop", redirect("/redirect-to-the-other")),
     "redirect-chain": Behaviour("redirect_loop", endless_redirects),

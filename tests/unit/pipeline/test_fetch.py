@@ -147,7 +147,13 @@ def _redirect_to(url: Callable[[], str]) -> Answer:
 def test_a_redirect_loop_ends() -> None:
     server = Server({"/a": response("302 Found", b"", Location="/b"), "/b": response("302 Found", b"", Location="/a")})
     assert fetch(["{server}/a"], server) == ["redirect_loop: more than 10 redirects"]
-    assert len(server.requests) == 10
+    assert len(server.requests) == 11
+
+
+def test_as_many_redirects_as_allowed_are_followed() -> None:
+    answers: dict[str, Answer] = {f"/{n}": response("302 Found", b"", Location=f"/{n - 1}") for n in range(1, 12)}
+    server = Server({**answers, "/0": response()})
+    assert fetch(["{server}/10", "{server}/11"], server) == [b"body", "redirect_loop: more than 10 redirects"]
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://h/x", "data:image/png;base64,AAAA", "javascript:1"])
