@@ -491,6 +491,17 @@ def test_the_backoff_doubles_and_its_jitter_is_of_the_url() -> None:
     assert waits[0] != fetch_module._backoff(other, 0)
 
 
+def test_urls_fail_as_their_robots_txt_does_and_are_tried_again_as_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "_FIRST_BACKOFF_SECONDS", 0.001)
+    for retries, expected in ((0, "http_5xx: 503, of robots.txt"), (1, b"body")):
+        server = Server({"/robots.txt": recovering(DOWN), "/x": response()})
+        assert fetch(["{server}/x"], server, robots_txt=True, retries=retries) == [expected]
+        paths = [request.split()[1] for request in server.requests]
+        assert paths == [b"/robots.txt", b"/robots.txt", b"/x"][: 1 + 2 * retries]
+    (blocked,) = fetch(["http://localhost:1/x"], Server({}), robots_txt=True, allow_private_addresses=False)
+    assert str(blocked).startswith("blocked_address: ")
+
+
 class Busyness:
     """An answer that takes a moment, and how many are given at once."""
 
