@@ -68,7 +68,10 @@ def download(
         if retry_failed and overwrite:
             raise SettingsError("--retry-failed keeps what the folder holds, --overwrite discards it: use one of them")
         if dry_run:
-            show_plan(plan_download(urls, images, chosen.download, limit=limit, overwrite=overwrite), as_json)
+            plan = plan_download(
+                urls, images, chosen.download, limit=limit, overwrite=overwrite, retry_failed=retry_failed
+            )
+            show_plan(plan, as_json)
             return
         with progress_bar("download", "rows", quiet=as_json) as progress:
             result = run_download(
