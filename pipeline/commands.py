@@ -160,7 +160,7 @@ def _settings(
     from .config import PipelineSettings, parse_settings, with_overrides
 
     # options are plain words: quoted as JSON, so that YAML does not read a column `no` as false
-    given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
+    given = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in options.items() if value is not None]
     return parse_settings(
         PipelineSettings,
         with_overrides({}, [*(overrides or []), *worker_overrides(workers), *given], (section, "compute")),
