@@ -143,15 +143,15 @@ def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
         InputError: the list is missing, empty, unreadable or lacks a column.
     """
     fs, path = open_location(source)
-    if fs.isdir(path):
+    if list_format(path) in FORMATS and fs.isfile(path):  # first, since the search for an HTTP folder loads the file
+        found = [fs.unstrip_protocol(path)]
+    elif fs.isdir(path):
         found = [fs.unstrip_protocol(name) for name in sorted(fs.find(path)) if _is_list(name)]
         if not found:
             raise InputError(f"{source}: no list of URLs in this folder (looked for {', '.join(FORMATS)}, also .gz)")
-    elif fs.exists(path):
-        found = [fs.unstrip_protocol(path)]
-    else:
+    elif not fs.exists(path):
         raise InputError(f"{source}: no such file or folder; name a list of URLs ({', '.join(FORMATS)})")
-    if list_format(found[0]) not in FORMATS:
+    else:
         raise InputError(f"{source}: unknown kind of list; known endings are {', '.join(FORMATS)}, also with .gz")
     first = _first_batch(found)
     if first is None:

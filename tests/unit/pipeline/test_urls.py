@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import io
 import json
@@ -16,6 +17,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.http import HTTPFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +25,8 @@ from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.url_files import file_mark
 from priorkit.pipeline.urls import UrlList, open_url_list, rows_digest
+
+from ...conftest import QuietHandler, serving
 
 ROWS = [
     {"url": "http://h/0.jpg", "caption": "plain", "licence": "cc0"},
@@ -131,6 +135,18 @@ def test_lists_are_read_from_object_stores(tmp_path: Path) -> None:
     with fsspec.open("memory://lists/urls.csv.gz", "wb") as file:
         file.write(gzip.compress(as_delimited(ROWS)))
     assert read("memory://lists/urls.csv.gz") == ROWS
+
+
+def test_a_list_is_read_over_http_without_a_search_for_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would load the whole list to look for links in it."""
+
+    def searched(self: HTTPFileSystem, path: str, **options: Any) -> Any:
+        raise AssertionError(path)
+
+    (tmp_path / "list.csv").write_bytes(as_delimited(ROWS))
+    monkeypatch.setattr(HTTPFileSystem, "_ls", searched)
+    with serving(functools.partial(QuietHandler, directory=str(tmp_path))) as url:
+        assert read(f"{url}/list.csv") == ROWS
 
 
 def test_columns_are_renamed_and_the_rest_comes_along_in_order(tmp_path: Path) -> None:
