@@ -68,7 +68,10 @@ def download(
         if retry_failed and overwrite:
             raise SettingsError("--retry-failed keeps what the folder holds, --overwrite discards it: use one of them")
         if dry_run:
-            show_plan(plan_download(urls, images, chosen.download, limit=limit, overwrite=overwrite), as_json)
+            plan = plan_download(
+                urls, images, chosen.download, limit=limit, overwrite=overwrite, retry_failed=retry_failed
+            )
+            show_plan(plan, as_json)
             return
         with progress_bar("download", "rows", quiet=as_json) as progress:
             result = run_download(
@@ -157,7 +160,7 @@ def _settings(
     from .config import PipelineSettings, parse_settings, with_overrides
 
     # options are plain words: quoted as JSON, so that YAML does not read a column `no` as false
-    given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
+    given = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in options.items() if value is not None]
     return parse_settings(
         PipelineSettings,
         with_overrides({}, [*(overrides or []), *worker_overrides(workers), *given], (section, "compute")),

@@ -161,7 +161,13 @@ def _won(plan: DownloadPlan, retried: list[str], manifest: Manifest) -> dict[str
 
 
 def plan_download(
-    urls: str, images: str, settings: DownloadSettings, *, limit: int | None = None, overwrite: bool = False
+    urls: str,
+    images: str,
+    settings: DownloadSettings,
+    *,
+    limit: int | None = None,
+    overwrite: bool = False,
+    retry_failed: bool = False,
 ) -> StagePlan:
     """What `download` would do, without doing it. Lists that are not parquet are read, to count their rows."""
     plan = check_download(urls, images, settings, limit=limit, overwrite=overwrite)
@@ -170,12 +176,13 @@ def plan_download(
     shards = plan.shards()
     assert shards is not None
     pending = {index: rows for index, rows in shards.items() if image_shard_name(index) not in plan.complete}
-    rows = sum(pending.values())
+    retried = [_transient(plan.kept[name]) for name in _shards_to_retry(plan)] if retry_failed else []
+    rows = sum(pending.values()) + sum(retried)
     return StagePlan(
         stage=STAGE,
         folder=plan.store.url,
         units=len(shards),
-        pending_units=len(pending),
+        pending_units=len(pending) + len(retried),
         unit="shards",
         pending_rows=rows,
         bytes_needed=int(rows * settings.image_size**2 * _ASSUMED_BYTES_PER_PIXEL),

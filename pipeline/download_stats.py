@@ -85,8 +85,9 @@ class UrlSample:
     def add(self, hashes: np.ndarray, counts: np.ndarray, level: int = 0) -> None:
         """Take in hashes `[n]` uint64 with the number of rows of each, those chosen at `level`."""
         self.level = max(self.level, level)
-        self._added.append((hashes, counts))
-        self._added_hashes += len(hashes)
+        chosen = self._chosen(hashes)
+        self._added.append((hashes[chosen], counts[chosen]))
+        self._added_hashes += int(chosen.sum())
         if self._added_hashes > self._limit // 4:
             self._sort_in()
 
@@ -102,8 +103,12 @@ class UrlSample:
             self._choose()
 
     def _choose(self) -> None:
-        chosen = self._hashes & np.uint64((1 << self.level) - 1) == 0
+        chosen = self._chosen(self._hashes)
         self._hashes, self._counts = self._hashes[chosen], self._counts[chosen]
+
+    def _chosen(self, hashes: np.ndarray) -> np.ndarray:
+        chosen: np.ndarray = hashes & np.uint64((1 << self.level) - 1) == 0
+        return chosen
 
     def duplicates(self) -> int:
         """Rows whose URL another row before them has: counted at level 0, else estimated."""
@@ -215,7 +220,7 @@ def total_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
                 for host, failures in stats["hosts"].items():
                     hosts.setdefault(host, collections.Counter()).update(failures)
                 sample.add_json(stats["url_sample"])
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, AttributeError):
                 continue
             if len(hosts) > 2 * _MOST_HOSTS:
                 hosts = {

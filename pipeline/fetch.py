@@ -145,7 +145,7 @@ class Fetcher:
     @contextlib.asynccontextmanager
     async def _get(self, url: URL, *, obey_robots: bool = True) -> AsyncIterator[aiohttp.ClientResponse]:
         """The response at the end of the redirects, each of which is checked as the first URL is."""
-        for _ in range(_MAX_REDIRECTS):
+        for _ in range(_MAX_REDIRECTS + 1):
             if self._robots is not None and obey_robots and not await self._robots.allow(url):
                 raise FetchError("robots", f"robots.txt of {url.raw_host}")
             async with self._session.get(url, allow_redirects=False) as response:
@@ -215,17 +215,24 @@ class Fetcher:
         finally:
             blocks.clear()  # the traceback of a failure would hold it until the next garbage collection
 
-    async def _read_robots(self, url: URL) -> bytes | None:
-        """The beginning of a robots.txt; empty where there is none, None where that is not known.
+    async def _read_robots(self, url: URL) -> bytes:
+        """The beginning of a robots.txt; empty where there is none.
 
         It gets half of a deadline, so that the URL that waits for it can still say what failed.
+
+        Raises:
+            FetchError: it cannot be read, so what it asks is not known, and its URLs fail as it does.
         """
+        seconds = self._settings.timeout_seconds / 2
         try:
-            return await asyncio.wait_for(self._first_bytes(url), self._settings.timeout_seconds / 2)
+            return await asyncio.wait_for(self._first_bytes(url), seconds)
         except asyncio.TimeoutError:
-            return None
+            raise FetchError("timeout", f"no robots.txt within {seconds:g} s") from None
         except FetchError as error:
-            return b"" if error.outcome in ("http_4xx", "redirect_loop") else None
+            if error.outcome in ("http_4xx", "redirect_loop"):
+                return b""
+            detail = f"{error.detail}, of robots.txt"
+            raise FetchError(error.outcome, detail, transient=error.transient, retry_after=error.retry_after) from None
 
     async def _first_bytes(self, url: URL) -> bytes:
         with _named_failures():

@@ -91,10 +91,6 @@ class RobotsRules:
         return next((allow for parts, whole, allow in self._rules if _matches(parts, whole, path)), True)
 
 
-FORBID_ALL = RobotsRules([("/", False)])
-"""For a robots.txt that cannot be read: its site may be in trouble, and what it asks is not known."""
-
-
 def _matches(parts: list[str], whole: bool, path: str) -> bool:
     """Whether the parts, with anything between them, begin the path, or are all of it. Takes linear time."""
     first, *rest = parts

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from yarl import URL
 
-from .robots import FORBID_ALL, RobotsRules
+from .robots import RobotsRules
 
 _MOST_ORIGINS = 10_000
 _MOST_BYTES = 100_000_000
@@ -16,9 +16,12 @@ _MOST_BYTES = 100_000_000
 
 
 class RobotsCache:
-    """Asks once per origin, however many of its URLs wait for the answer. The oldest are forgotten."""
+    """Asks once per origin, however many of its URLs wait for the answer. The oldest are forgotten.
 
-    def __init__(self, user_agent: str, read: Callable[[URL], Awaitable[bytes | None]]) -> None:
+    A failure to read one is raised to all that wait for it, and not remembered, since it may pass.
+    """
+
+    def __init__(self, user_agent: str, read: Callable[[URL], Awaitable[bytes]]) -> None:
         self._user_agent = user_agent
         self._read = read
         self._rules: collections.OrderedDict[str, RobotsRules] = collections.OrderedDict()
@@ -44,10 +47,8 @@ class RobotsCache:
     async def _load(self, url: URL, origin: str) -> RobotsRules:
         try:
             body = await self._read(url.with_path("/robots.txt"))
-            if body is None:
-                rules = FORBID_ALL
-            else:  # in a thread, since the longest takes half a second, in which other deadlines pass
-                rules = await asyncio.to_thread(RobotsRules.parse, body, self._user_agent)
+            # in a thread, since the longest takes half a second, in which other deadlines pass
+            rules = await asyncio.to_thread(RobotsRules.parse, body, self._user_agent)
         finally:
             del self._reading[origin]
         self._rules[origin] = rules

@@ -320,8 +320,9 @@ class StageFolder:
     def finish(self) -> None:
         """Merge all records into the manifest and clear what is no longer needed."""
         self._write_manifest()
-        for name in self.manifest.shards:
-            self.store.remove(f"{RECORD_FOLDER}/{name}.json")
+        known = {f"{RECORD_FOLDER}/{name}.json" for name in self.manifest.shards}
+        for name in known.intersection(self.store.names(RECORD_FOLDER)):  # mostly few, and a removal takes a request
+            self.store.remove(name)
         _clear_replacements(self.store)
         if self.store.is_local:
             with contextlib.suppress(OSError):

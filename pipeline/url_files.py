@@ -38,7 +38,13 @@ _TAIL_BYTES = 1 << 16
 _WHOLE_BYTES = 16 << 20
 _SAMPLES, _SAMPLE_BYTES = 4, 1 << 16
 _JSON_BETWEEN = re.compile(r"[\s,]*")
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_FOREIGN = {
+    codecs.BOM_UTF16_LE: "it is UTF-16; store it as UTF-8",
+    codecs.BOM_UTF16_BE: "it is UTF-16; store it as UTF-8",
+    b"\x1f\x8b": "it is compressed; add .gz to its name",
+}
+"""First bytes of what is no list as it stands, and what to do about it."""
+_LAST_CELL = "\0the end"
 
 Unwanted = Callable[[int, int], bool]
 """Whether nobody wants the rows of a file from one number up to another, so that they need not be read."""
@@ -118,8 +124,8 @@ def _read_stored(path: str, unwanted: Unwanted) -> Iterator[pa.RecordBatch | int
             yield from _read_parquet(raw, path.endswith(".gz"), unwanted)
             return
         file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw)
-        if file.read(2) in _UTF16:
-            raise ValueError("it is UTF-16; store it as UTF-8")
+        if foreign := _FOREIGN.get(file.read(2)):
+            raise ValueError(foreign)
         file.seek(0)
         if kind in ("csv", "tsv"):
             yield from _read_delimited(file, "," if kind == "csv" else "\t")
@@ -151,24 +157,50 @@ def _read_parquet(raw: BinaryIO, compressed: bool, unwanted: Unwanted) -> Iterat
 
 def _read_delimited(file: BinaryIO, delimiter: str) -> Iterator[pa.RecordBatch]:
     """Every column as text: a type guessed from the first block would fail on a later one."""
-    header = file.readline().decode("utf-8-sig", "replace")
-    if not header.strip():
+    lines = (line.decode("utf-8-sig", "replace") for line in file)
+    header = next((line for line in lines if line.strip()), None)
+    if header is None:
         return
     names = next(csv.reader([header], delimiter=delimiter))
     try:
         reader = pyarrow.csv.open_csv(
-            file,
-            read_options=pyarrow.csv.ReadOptions(column_names=names),
+            _OneRowMore(file, f"\n{delimiter.join([_LAST_CELL] * len(names))}\n".encode()),
+            read_options=pyarrow.csv.ReadOptions(column_names=names, block_size=_BUFFER_BYTES),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 check_utf8=False, column_types={name: pa.string() for name in names}
             ),
         )
+        held = reader.read_next_batch()
+        for batch in reader:
+            if batch.num_rows:
+                yield held
+                held = batch
     except pa.ArrowInvalid as error:
-        if "Empty CSV file" in str(error):  # only a header
-            return
-        raise
-    yield from reader
+        what = "a row has more than 1 MB" if "straddling" in str(error) else error
+        raise ValueError(
+            f"{what}; a field with {delimiter!r}, a quote or a line break in it needs quotes around it"
+        ) from error
+    last = held.num_rows - 1
+    if held.column(0)[last].as_py() != _LAST_CELL:
+        raise ValueError(f"a quote is never closed, in the row that begins with {held.column(0)[last].as_py()!r:.80}")
+    yield held.slice(0, last)
+
+
+class _OneRowMore(io.RawIOBase):
+    """A file with a row at its end; a quote in the file that is never closed swallows it, and so is seen."""
+
+    def __init__(self, file: BinaryIO, row: bytes) -> None:
+        self._file, self._row = file, row
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if data := self._file.read(size):
+            return data
+        row, self._row = self._row, b""
+        return row
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
@@ -229,15 +261,23 @@ def _keys(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _to_batch(rows: list[dict[str, Any]], names: list[str]) -> pa.RecordBatch:
-    columns = {name: [row.get(name) for row in rows] for name in names}
+    return pa.RecordBatch.from_arrays([_column(name, [row.get(name) for row in rows]) for name in names], names=names)
+
+
+def _column(name: str, values: list[Any]) -> pa.Array:
     try:
-        return pa.RecordBatch.from_pydict(columns)
+        return pa.array(values)
     except UnicodeEncodeError:  # JSON can write halves of UTF-16 pairs, which are no text
-        whole = {name: [_without_halves(value) for value in values] for name, values in columns.items()}
-        return pa.RecordBatch.from_pydict(whole)
+        return pa.array([_without_halves(value) for value in values])
+    except (pa.ArrowException, OverflowError) as error:
+        raise ValueError(f"column {name!r}: {error}") from error
 
 
 def _without_halves(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_halves(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_halves(key): _without_halves(item) for key, item in value.items()}
     if not isinstance(value, str):
         return value
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

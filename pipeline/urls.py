@@ -124,7 +124,15 @@ class UrlList:
             raise InputError(f"{path}: no column {missing[0]!r}, which {self.files[0]} has")
         if missing:
             return pa.RecordBatch.from_pylist([], schema=self.schema)
-        columns = [batch.column(name).cast(kind) for name, kind in zip(self.columns, self.schema.types, strict=True)]
+        columns = []
+        for name, kind in zip(self.columns, self.schema.types, strict=True):
+            try:
+                columns.append(batch.column(name).cast(kind))
+            except pa.ArrowException as error:
+                raise InputError(
+                    f"{path}: column {name!r} is {kind} in the first rows of the list, which later ones do not fit "
+                    f"({error}); store it as one kind, or drop it"
+                ) from error
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
@@ -135,15 +143,15 @@ def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
         InputError: the list is missing, empty, unreadable or lacks a column.
     """
     fs, path = open_location(source)
-    if fs.isdir(path):
+    if list_format(path) in FORMATS and fs.isfile(path):  # first, since the search for an HTTP folder loads the file
+        found = [fs.unstrip_protocol(path)]
+    elif fs.isdir(path):
         found = [fs.unstrip_protocol(name) for name in sorted(fs.find(path)) if _is_list(name)]
         if not found:
             raise InputError(f"{source}: no list of URLs in this folder (looked for {', '.join(FORMATS)}, also .gz)")
-    elif fs.exists(path):
-        found = [fs.unstrip_protocol(path)]
-    else:
+    elif not fs.exists(path):
         raise InputError(f"{source}: no such file or folder; name a list of URLs ({', '.join(FORMATS)})")
-    if list_format(found[0]) not in FORMATS:
+    else:
         raise InputError(f"{source}: unknown kind of list; known endings are {', '.join(FORMATS)}, also with .gz")
     first = _first_batch(found)
     if first is None:

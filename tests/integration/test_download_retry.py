@@ -16,7 +16,7 @@ import pytest
 
 from priorkit.pipeline import storage
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.download import download
+from priorkit.pipeline.download import download, plan_download
 from priorkit.pipeline.errors import FolderError, InputError, PriorkitError
 from priorkit.pipeline.shards import differing_files, read_manifest
 from priorkit.pipeline.storage import Store
@@ -115,6 +115,18 @@ def test_only_failures_that_may_pass_are_tried_again_and_the_result_is_that_of_o
     flaky.asked.clear()
     again = download(source, str(failed), settings, retry_failed=True)
     assert (again.done_now, again.statistics["retried"]) == (0, {"rows": 0, "success": 0})
+    assert flaky.asked == []
+
+
+def test_a_plan_counts_what_would_be_tried_again(
+    flaky: Flaky, source: str, settings: DownloadSettings, failed: Path
+) -> None:
+    for retry, expected in ((False, (0, 0)), (True, (2, 4))):
+        plan = plan_download(source, str(failed), settings, retry_failed=retry)
+        assert (plan.units, plan.pending_units, plan.pending_rows) == (3, *expected)
+    (failed / "00002.tar").unlink()
+    plan = plan_download(source, str(failed), settings, retry_failed=True)
+    assert (plan.pending_units, plan.pending_rows) == (3, 14)
     assert flaky.asked == []
 
 

@@ -51,7 +51,7 @@ def mix(places: Places) -> list[tuple[str | None, tuple[str, ...]]]:
         urls.append((f"http://127.0.0.{1 + len(urls) % 50}:{places.plain}/{name}?{{n}}", outcomes))
         urls += [(f"http://127.0.2.{1 + len(urls) % 250}:{places.plain}/image?{{n}}", ("success",))] * PLAIN_SHARE
     urls += [(f"http://{host}:{places.plain}/image", (outcome,)) for host, (outcome, _) in ROBOTS.items()]
-    for port, outcome in (("trusted", "success"), ("expired", "robots"), ("mute", "robots"), ("rude", "robots")):
+    for port, outcome in (("trusted", "success"), ("expired", "tls"), ("mute", "timeout"), ("rude", "connection")):
         urls.append((f"https://127.0.0.1:{getattr(places, port)}/image?{{n}}", (outcome,)))
     return [*urls, (None, ("empty_url",)), ("file:///etc/passwd?{n}", ("bad_scheme",)), ("no url", ("bad_scheme",))]
 

@@ -228,6 +228,15 @@ def test_a_wrong_value_exits_with_1_and_names_it(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["猫", "🐈", "no", "null", "a: [b"])
+def test_an_option_is_taken_as_it_is_typed(name: str, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(f"url,{name}\nhttp://h/0.jpg,c\n", encoding="utf-8")
+    arguments = ["download", str(tmp_path / "list.csv"), "--caption-column", name, "--dry-run", "--json"]
+    result = CliRunner().invoke(app, [*arguments, "--images", str(tmp_path / "images")])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["pending_rows"] == 1
+
+
 def test_the_version_is_printed() -> None:
     result = CliRunner().invoke(app, ["--version"])
     assert (result.exit_code, result.output) == (0, f"priorkit {__version__}\n")

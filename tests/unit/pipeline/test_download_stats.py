@@ -68,6 +68,19 @@ def test_a_large_sample_is_bounded_and_estimates_duplicates(parts: int) -> None:
     assert len(joined._hashes) <= 4096
 
 
+def test_what_a_sample_would_not_choose_is_not_held() -> None:
+    """Or the samples of 200,000 shards would be sorted in a hundred times."""
+    made = sample([f"http://h/{number}" for number in range(5000)], 4096)
+    made.duplicates()
+    assert made.level == 1
+    odd = np.arange(1, 2001, 2, dtype=np.uint64)
+    made.add(odd, np.ones(1000, np.int64))
+    assert sum(len(hashes) for hashes, _ in made._added) == 0
+    chosen = np.array([1 << 60], np.uint64)
+    made.add(chosen, np.array([3]))
+    assert made.duplicates() >> made.level == 2
+
+
 def test_rows_that_are_not_utf8_are_counted_once_each() -> None:
     table = pa.table({"url": ["a", "\ufffd", "c", None], "caption": ["\ufffd", "\ufffd", None, "d"], "n": [1, 2, 3, 4]})
     assert rows_not_utf8(table) == 2
@@ -117,6 +130,8 @@ def test_the_hosts_of_a_shard_and_of_all_are_bounded(monkeypatch: pytest.MonkeyP
         manifest.shards[name] = ShardRecord(name, len(urls), "", "", {})
     store.write_json("00003_stats.json", "damaged")
     store.remove("00004_stats.json")
+    store.write_json("00010_stats.json", {**stats, "duration": 0, "hosts": ["bad"]})
+    manifest.shards["00010"] = ShardRecord("00010", 1, "", "", {})
     found = total_statistics(store, manifest)
     assert len(found["hosts"]) == 20
     assert next(iter(found["hosts"].items())) == ("bad", {"timeout": sum(range(3, 13)) - 6 - 7})

@@ -147,7 +147,13 @@ def _redirect_to(url: Callable[[], str]) -> Answer:
 def test_a_redirect_loop_ends() -> None:
     server = Server({"/a": response("302 Found", b"", Location="/b"), "/b": response("302 Found", b"", Location="/a")})
     assert fetch(["{server}/a"], server) == ["redirect_loop: more than 10 redirects"]
-    assert len(server.requests) == 10
+    assert len(server.requests) == 11
+
+
+def test_as_many_redirects_as_allowed_are_followed() -> None:
+    answers: dict[str, Answer] = {f"/{n}": response("302 Found", b"", Location=f"/{n - 1}") for n in range(1, 12)}
+    server = Server({**answers, "/0": response()})
+    assert fetch(["{server}/10", "{server}/11"], server) == [b"body", "redirect_loop: more than 10 redirects"]
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://h/x", "data:image/png;base64,AAAA", "javascript:1"])
@@ -483,6 +489,17 @@ def test_the_backoff_doubles_and_its_jitter_is_of_the_url() -> None:
         assert 0.25 * 2**attempt <= wait <= 0.75 * 2**attempt
     assert waits == [fetch_module._backoff(one, attempt) for attempt in range(6)]
     assert waits[0] != fetch_module._backoff(other, 0)
+
+
+def test_urls_fail_as_their_robots_txt_does_and_are_tried_again_as_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "_FIRST_BACKOFF_SECONDS", 0.001)
+    for retries, expected in ((0, "http_5xx: 503, of robots.txt"), (1, b"body")):
+        server = Server({"/robots.txt": recovering(DOWN), "/x": response()})
+        assert fetch(["{server}/x"], server, robots_txt=True, retries=retries) == [expected]
+        paths = [request.split()[1] for request in server.requests]
+        assert paths == [b"/robots.txt", b"/robots.txt", b"/x"][: 1 + 2 * retries]
+    (blocked,) = fetch(["http://localhost:1/x"], Server({}), robots_txt=True, allow_private_addresses=False)
+    assert str(blocked).startswith("blocked_address: ")
 
 
 class Busyness:

@@ -9,7 +9,7 @@ import pytest
 from yarl import URL
 
 from priorkit.pipeline import robots_cache
-from priorkit.pipeline.robots import FORBID_ALL, RobotsRules, opted_out, product_token
+from priorkit.pipeline.robots import RobotsRules, opted_out, product_token
 from priorkit.pipeline.robots_cache import RobotsCache
 
 US = "priorkit/0.1 (a contact)"
@@ -142,11 +142,6 @@ def test_garbage_forbids_nothing(body: bytes) -> None:
     assert RobotsRules.parse(body, US).allow("/x")
 
 
-def test_all_is_forbidden_where_nothing_is_known() -> None:
-    assert not FORBID_ALL.allow("/")
-    assert not FORBID_ALL.allow("/x?y")
-
-
 @pytest.mark.parametrize(
     "body",
     [
@@ -171,10 +166,10 @@ def test_the_cache_asks_once_per_origin_and_forgets_the_oldest(
     monkeypatch.setattr(robots_cache, bound, most)
     asked: list[str] = []
 
-    async def read(url: URL) -> bytes | None:
+    async def read(url: URL) -> bytes:
         asked.append(str(url))
         await asyncio.sleep(0)
-        return None if url.host == "down" else b"User-agent: *\nDisallow: /no"
+        return b"User-agent: *\nDisallow: /" if url.host == "shut" else b"User-agent: *\nDisallow: /no"
 
     async def allow(cache: RobotsCache, *urls: str) -> list[bool]:
         return list(await asyncio.gather(*(cache.allow(URL(url)) for url in urls)))
@@ -184,11 +179,34 @@ def test_the_cache_asks_once_per_origin_and_forgets_the_oldest(
         assert await allow(cache, "http://a/x", "http://a/no", "http://a/") == [True, False, True]
         assert asked == ["http://a/robots.txt"]
         assert await allow(cache, "https://a/x") == [True]
-        assert await allow(cache, "http://down/x") == [False]
-        assert await allow(cache, "http://down/y", "https://a/no?x") == [False, False]
-        assert asked[1:] == ["https://a/robots.txt", "http://down/robots.txt"]
+        assert await allow(cache, "http://shut/x") == [False]
+        assert await allow(cache, "http://shut/y", "https://a/no?x") == [False, False]
+        assert asked[1:] == ["https://a/robots.txt", "http://shut/robots.txt"]
         assert await allow(cache, "http://a/x") == [True]
         assert asked[3:] == ["http://a/robots.txt"]
+        await cache.close()
+
+    asyncio.run(run())
+
+
+def test_a_failure_is_told_to_all_that_wait_for_it_and_not_remembered() -> None:
+    asked: list[str] = []
+
+    async def read(url: URL) -> bytes:
+        asked.append(str(url))
+        await asyncio.sleep(0)
+        if len(asked) == 1:
+            raise OSError("down")
+        return b"User-agent: *\nDisallow: /no"
+
+    async def run() -> None:
+        cache = RobotsCache(US, read)
+        failures = await asyncio.gather(*(cache.allow(URL("http://a/x")) for _ in range(3)), return_exceptions=True)
+        assert [str(failure) for failure in failures] == ["down"] * 3
+        assert len(asked) == 1
+        assert await cache.allow(URL("http://a/x"))
+        assert not await cache.allow(URL("http://a/no"))
+        assert len(asked) == 2
         await cache.close()
 
     asyncio.run(run())

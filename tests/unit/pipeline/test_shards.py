@@ -107,6 +107,19 @@ def test_the_record_names_files_with_size_and_hash_and_keeps_logs_apart(store: S
     assert record.content() == {"00000.tar": record.files["00000.tar"].sha256}
 
 
+def test_only_records_that_are_there_are_removed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_shards(store)
+    assert store.names("shards") == []
+    removed: list[str] = []
+    original = Store.remove
+    monkeypatch.setattr(Store, "remove", lambda self, name: (removed.append(name), original(self, name)))
+    with open_stage(store, planned()) as folder:
+        folder.add(write_shard(folder, "00002"))
+        folder.finish()
+    assert [name for name in removed if name.startswith("shards/")] == ["shards/00002.json"]
+    assert store.names("shards") == []
+
+
 def test_a_file_whose_block_failed_is_not_in_the_record(store: Store) -> None:
     with open_stage(store, planned()) as folder:
         commit = ShardCommit(store, "00000", input="in", settings=folder.manifest.settings_fingerprint)

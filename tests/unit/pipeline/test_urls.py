@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import io
 import json
@@ -16,6 +17,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.http import HTTPFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +25,8 @@ from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.url_files import file_mark
 from priorkit.pipeline.urls import UrlList, open_url_list, rows_digest
+
+from ...conftest import QuietHandler, serving
 
 ROWS = [
     {"url": "http://h/0.jpg", "caption": "plain", "licence": "cc0"},
@@ -131,6 +135,18 @@ def test_lists_are_read_from_object_stores(tmp_path: Path) -> None:
     with fsspec.open("memory://lists/urls.csv.gz", "wb") as file:
         file.write(gzip.compress(as_delimited(ROWS)))
     assert read("memory://lists/urls.csv.gz") == ROWS
+
+
+def test_a_list_is_read_over_http_without_a_search_for_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would load the whole list to look for links in it."""
+
+    def searched(self: HTTPFileSystem, path: str, **options: Any) -> Any:
+        raise AssertionError(path)
+
+    (tmp_path / "list.csv").write_bytes(as_delimited(ROWS))
+    monkeypatch.setattr(HTTPFileSystem, "_ls", searched)
+    with serving(functools.partial(QuietHandler, directory=str(tmp_path))) as url:
+        assert read(f"{url}/list.csv") == ROWS
 
 
 def test_columns_are_renamed_and_the_rest_comes_along_in_order(tmp_path: Path) -> None:
@@ -259,7 +275,7 @@ def test_a_folder_of_empty_lists_is_empty(tmp_path: Path) -> None:
     assert "the list is empty" in refusal(tmp_path)
 
 
-GZIPPED = gzip.compress(as_delimited(ROWS * 200))
+GZIPPED = gzip.compress(as_delimited(ROWS * 200), mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +286,9 @@ GZIPPED = gzip.compress(as_delimited(ROWS * 200))
         ("list.parquet", b""),
         ("list.csv", b"url,caption\na,b,c\n"),
         ("list.csv", b"url,url,caption\na,b,c\n"),
+        ("list.csv", b'url,caption\na,b\nc,"d\ne,f\n'),
+        ("list.tsv", b'url\tcaption\na\t"b"\nc\t"d "" e'),
+        ("list.csv", gzip.compress(b"url,caption\na,b\n", mtime=0)),
         ("list.csv.gz", b"not compressed"),
         ("list.csv.gz", GZIPPED[: len(GZIPPED) // 2]),
         ("list.csv.gz", GZIPPED[:40] + b"\xff" * 40),
@@ -291,6 +310,47 @@ def test_a_damaged_or_misnamed_list_is_a_clear_error_that_names_it(tmp_path: Pat
     text = refusal(path, caption_column=None if name.endswith("txt") else "caption")
     assert str(path) in text
     assert "cannot be read as" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("list.csv", b"url,caption\na,b,c\n", "Expected 2 columns, got 3: a,b,c; a field with ',', a quote"),
+        ("list.tsv", b"url\tcaption\nabc\n", r"Expected 2 columns, got 1: abc; a field with '\t', a quote"),
+        ("list.csv", b'url,caption\na,b\nc,"d\ne,f\n', "a quote is never closed, in the row that begins with 'c'"),
+        ("list.csv", gzip.compress(b"url,caption\na,b\n", mtime=0), "it is compressed; add .gz to its name"),
+        ("list.jsonl", b'{"url": "a", "caption": "b", "n": 1}\n{"url": "c", "n": []}\n', "column 'n': "),
+    ],
+)
+def test_what_is_wrong_with_a_row_and_how_to_mend_it_is_said(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert said in refusal(tmp_path / name)
+
+
+def test_a_row_that_is_longer_than_a_block_is_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes(b'url,caption\na,"' + b"b" * 3_000_000 + b'"\nc,d\n')
+    assert "a row has more than 1 MB" in refusal(tmp_path / "list.csv")
+
+
+def test_a_quote_that_ends_with_the_file_swallows_no_row(tmp_path: Path) -> None:
+    for data in (b'url,caption\na,"b\n"', b'url,caption\na,"b\n"\n', b'url,caption\r\na,"b\n"\r\n\r\n'):
+        (tmp_path / "list.csv").write_bytes(data)
+        assert read(tmp_path / "list.csv") == [{"url": "a", "caption": "b\n"}]
+
+
+def test_empty_lines_before_the_header_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "0.csv").write_bytes(b"url,caption\na,b\n")
+    (tmp_path / "1.csv").write_bytes(b"\r\n\nurl,caption\nc,d\n")
+    assert read(tmp_path) == [{"url": "a", "caption": "b"}, {"url": "c", "caption": "d"}]
+
+
+@pytest.mark.parametrize(("first", "later"), [(1, 2.5), (None, {"a": 1}), ([], ["a"])])
+def test_a_column_whose_later_values_are_of_another_kind_is_named(tmp_path: Path, first: Any, later: Any) -> None:
+    rows = [{"url": "a", "caption": "b", "n": first}] * 10_000 + [{"url": "c", "caption": "d", "n": later}]
+    (tmp_path / "list.jsonl").write_bytes(as_jsonl(rows))
+    text = refusal(tmp_path / "list.jsonl")
+    assert "list.jsonl: column 'n' is " in text
+    assert "store it as one kind, or drop it" in text
 
 
 def test_a_column_that_a_parquet_file_names_twice_is_refused(tmp_path: Path) -> None:
@@ -347,8 +407,12 @@ def test_text_that_is_not_utf8_keeps_its_row_and_its_place(tmp_path: Path) -> No
 
 
 def test_half_a_utf16_pair_in_json_is_a_replaced_character(tmp_path: Path) -> None:
-    (tmp_path / "list.jsonl").write_bytes(b'{"url": "http://h/\\ud83d.jpg", "caption": "ok"}\n')
-    assert read(tmp_path / "list.jsonl") == [{"url": "http://h/\ufffd.jpg", "caption": "ok"}]
+    (tmp_path / "list.jsonl").write_bytes(
+        b'{"url": "http://h/\\ud83d.jpg", "caption": "ok", "tags": ["\\ud83d"], "more": {"a": "\\ud83d"}}\n'
+    )
+    assert read(tmp_path / "list.jsonl") == [
+        {"url": "http://h/\ufffd.jpg", "caption": "ok", "tags": ["\ufffd"], "more": {"a": "\ufffd"}}
+    ]
 
 
 @pytest.mark.parametrize("name", ["list.json", "list.jsonl"])
