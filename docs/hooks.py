@@ -17,7 +17,7 @@ from typer.main import get_command
 
 import priorkit
 from priorkit.cli import app
-from priorkit.pipeline.config import Settings
+from priorkit.pipeline.settings import Settings
 from priorkit.prior.recipe import Recipe
 
 

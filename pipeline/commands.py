@@ -157,7 +157,8 @@ def _settings(
     section: str, overrides: list[str] | None, options: dict[str, Any], workers: int | None
 ) -> PipelineSettings:
     """Settings from `--set`, then from options of their own, which are what the user typed last."""
-    from .config import PipelineSettings, parse_settings, with_overrides
+    from .config import PipelineSettings
+    from .settings import parse_settings, with_overrides
 
     # options are plain words: quoted as JSON, so that YAML does not read a column `no` as false
     given = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in options.items() if value is not None]

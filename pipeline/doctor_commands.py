@@ -22,8 +22,9 @@ def doctor(settings: SetOption = None, as_json: JsonOption = False) -> None:
     with reported_errors():
         from dataclasses import asdict
 
-        from .config import PipelineSettings, parse_settings, with_overrides
+        from .config import PipelineSettings
         from .doctor import diagnose
+        from .settings import parse_settings, with_overrides
 
         values = with_overrides({}, settings or [], ("folders", "compute"))
         if (values.get("compute") or {}).get("address") is not None:

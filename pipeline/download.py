@@ -19,16 +19,9 @@ from .download_stats import total_statistics
 from .download_worker import DownloadTask, DownloadWorker
 from .image_shard import TRANSIENT_OUTCOMES
 from .parallel import map_shards
-from .shards import (
-    Manifest,
-    ShardRecord,
-    StageFolder,
-    check_stage,
-    fingerprint,
-    image_shard_name,
-    open_stage,
-)
+from .shards import Manifest, ShardRecord, fingerprint, image_shard_name
 from .stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, require_success
+from .stage_folder import StageFolder, check_stage, open_stage
 from .storage import Store
 from .urls import open_url_list
 

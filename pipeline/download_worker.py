@@ -26,7 +26,8 @@ from .fetch import Fetcher, FetchError
 from .fetch_ahead import Claim, FetchAhead, RowMaker
 from .image_hash import check_hash
 from .image_shard import Row, add_sample, image_schema, kept_rows
-from .shards import ShardCommit, ShardRecord, finish_replacements
+from .shards import ShardRecord
+from .stage_folder import ShardCommit, finish_replacements
 from .storage import Store
 
 

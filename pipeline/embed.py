@@ -12,17 +12,7 @@ from .embed_worker import EmbedWorker
 from .engines import EmbedTask
 from .errors import FolderError
 from .inputs import InputShard, list_input_shards, open_input
-from .shards import (
-    Manifest,
-    ShardRecord,
-    StageFolder,
-    check_stage,
-    difference,
-    embedding_shard_name,
-    fingerprint,
-    open_stage,
-    pending_shards,
-)
+from .shards import Manifest, ShardRecord, embedding_shard_name, fingerprint, pending_shards
 from .stage import (
     ProgressCallback,
     StagePlan,
@@ -33,6 +23,7 @@ from .stage import (
     require_success,
     run_shards,
 )
+from .stage_folder import StageFolder, check_stage, difference, open_stage
 from .storage import Store
 
 STAGE = "embed"

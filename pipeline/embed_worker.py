@@ -16,8 +16,9 @@ from .clip import load_encoder
 from .config import EmbedSettings
 from .engines import EmbedTask, Engine, Failure, NativeEngine, Window
 from .errors import InputError
-from .shards import READ_BLOCK_ROWS, Manifest, ShardCommit, ShardRecord
+from .shards import READ_BLOCK_ROWS, Manifest, ShardRecord
 from .spool import RowSpool
+from .stage_folder import ShardCommit
 from .storage import Store
 from .urls import EMBED_COLUMNS
 

@@ -12,7 +12,8 @@ from typing import Any, Optional, TypeVar
 from .config import ComputeSettings
 from .errors import FolderError, InputError
 from .parallel import Worker, map_shards
-from .shards import ShardRecord, StageFolder
+from .shards import ShardRecord
+from .stage_folder import StageFolder
 from .storage import Store
 
 Task = TypeVar("Task")

@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..pipeline.config import parse_settings
 from ..pipeline.errors import InputError, SettingsError
+from ..pipeline.settings import parse_settings
 from ..pipeline.storage import HashingFile, Store
 from .model import Prior, PriorConfig, build_network, build_normaliser
 from .network import PriorNetwork

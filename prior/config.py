@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from ..pipeline.config import DeviceSettings, Settings
+from ..pipeline.config import DeviceSettings
+from ..pipeline.settings import Settings
 from .function import LATEST_FUNCTION, FunctionVersion
 
 MAX_SEED = 2**63 - 1

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ..pipeline.config import Settings, parse_settings
 from ..pipeline.errors import SettingsError
+from ..pipeline.settings import Settings, parse_settings
 from .config import DiffusionSettings, NetworkSettings
 from .function import LATEST_FUNCTION, FunctionVersion
 from .model import PriorConfig

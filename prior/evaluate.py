@@ -24,17 +24,9 @@ from ..pipeline.device import ASSUMED_FLOPS, resolve
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.parallel import Worker, map_shards
 from ..pipeline.read import EmbeddingDataset, Split
-from ..pipeline.shards import (
-    Manifest,
-    ShardCommit,
-    check_stage,
-    differing_files,
-    fingerprint,
-    open_stage,
-    pending_shards,
-    require_manifest,
-)
+from ..pipeline.shards import Manifest, differing_files, fingerprint, pending_shards, require_manifest
 from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
+from ..pipeline.stage_folder import ShardCommit, check_stage, open_stage
 from ..pipeline.storage import Store
 from .config import EvaluateSettings
 from .distances import EmbeddingSet, set_distances

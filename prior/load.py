@@ -9,8 +9,9 @@ from typing import Any, BinaryIO, Literal, TypeGuard, cast
 
 import torch
 
-from ..pipeline.config import ClipSettings, parse_settings
+from ..pipeline.config import ClipSettings
 from ..pipeline.errors import FolderError, InputError, SettingsError
+from ..pipeline.settings import parse_settings
 from ..pipeline.shards import MANIFEST_NAME, read_manifest
 from ..pipeline.storage import Store, check_name, open_location
 from .checkpoint import CONFIG_NAME, STATE_FOLDER, load_best, load_folder, load_state, save_prior

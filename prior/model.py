@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from ..pipeline.config import DeviceSettings, Settings, parse_settings
+from ..pipeline.config import DeviceSettings
 from ..pipeline.errors import InputError, SettingsError
+from ..pipeline.settings import Settings, parse_settings
 from .cache import PrefixCache
 from .config import MAX_SEED, DiffusionSettings, GuidanceName, NetworkSettings, SamplerName, SampleSettings
 from .diffusion import Condition

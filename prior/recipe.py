@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from ..pipeline.config import ClipSettings, PipelineSettings, parse_settings, with_overrides
+from ..pipeline.config import ClipSettings, PipelineSettings
 from ..pipeline.embedding_shards import pair_files
 from ..pipeline.errors import InputError, SettingsError
+from ..pipeline.settings import parse_settings, with_overrides
 from ..pipeline.shards import read_manifest, require_manifest
 from ..pipeline.storage import Store, open_location
 from .config import EvaluateSettings, TrainSettings

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..pipeline import page
-from ..pipeline.config import parse_settings
 from ..pipeline.device import resolve
 from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingDataset
+from ..pipeline.settings import parse_settings
 from ..pipeline.stage import ProgressCallback, no_progress
 from ..pipeline.storage import Store
 from . import report_plots as draw

@@ -161,7 +161,7 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
     from ..pipeline.device import resolve
     from ..pipeline.download import check_download
     from ..pipeline.embed import embed_manifest
-    from ..pipeline.shards import check_stage
+    from ..pipeline.stage_folder import check_stage
     from ..pipeline.storage import Store
     from .evaluate import evaluate_manifest
     from .train import check_prior_folder

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from ..pipeline.config import Settings, parse_settings
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.read import EmbeddingDataset
+from ..pipeline.settings import Settings, parse_settings
 from .checkpoint import prior_tensors
 from .config import InitSettings, TrainSettings
 from .load import load_prior

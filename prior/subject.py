@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..pipeline.config import ReadSettings, parse_settings
+from ..pipeline.config import ReadSettings
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.read import EmbeddingDataset
+from ..pipeline.settings import parse_settings
 from ..pipeline.shards import Manifest, differing_files, fingerprint, read_manifest, require_manifest
 from ..pipeline.storage import Store, open_location
 from .checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_config

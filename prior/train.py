@@ -9,8 +9,9 @@ from ..pipeline.config import ClipSettings, ComputeSettings, ReadSettings
 from ..pipeline.device import ASSUMED_FLOPS, resolve
 from ..pipeline.errors import FolderError, InputError, Interrupted
 from ..pipeline.read import EmbeddingDataset
-from ..pipeline.shards import Manifest, check_stage, open_stage, read_manifest
+from ..pipeline.shards import Manifest, read_manifest
 from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
+from ..pipeline.stage_folder import check_stage, open_stage
 from ..pipeline.storage import Store
 from .checkpoint import clear_states, load_state
 from .config import TrainSettings

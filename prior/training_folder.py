@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..pipeline.shards import ShardCommit, ShardRecord
+from ..pipeline.shards import ShardRecord
+from ..pipeline.stage_folder import ShardCommit
 from ..pipeline.storage import Store
 from .checkpoint import TrainState, clear_states, load_state, save_best, save_prior, save_state
 from .model import PriorConfig

@@ -26,7 +26,8 @@ from embedding_reader import EmbeddingReader
 from priorkit.pipeline.batches import BatchStream
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.read import EmbeddingDataset
-from priorkit.pipeline.shards import Manifest, ShardCommit, open_stage
+from priorkit.pipeline.shards import Manifest
+from priorkit.pipeline.stage_folder import ShardCommit, open_stage
 from priorkit.pipeline.storage import Store
 
 DIM, SHARD_ROWS, BATCH = 768, 40_000, 1024

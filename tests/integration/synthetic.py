@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from priorkit.pipeline.shards import Manifest, ShardCommit, StageFolder, embedding_shard_name, fingerprint, open_stage
+from priorkit.pipeline.shards import Manifest, embedding_shard_name, fingerprint
+from priorkit.pipeline.stage_folder import ShardCommit, StageFolder, open_stage
 from priorkit.pipeline.storage import Store
 from priorkit.prior.config import DiffusionSettings, NetworkSettings, OptimiserSettings, TrainSettings
 

@@ -23,7 +23,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from priorkit.cli import app
-from priorkit.pipeline.config import parse_settings
+from priorkit.pipeline.settings import parse_settings
 from priorkit.prior.recipe import Recipe, recipe_names
 
 from ..unit.test_house import pyproject

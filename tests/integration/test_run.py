@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from priorkit.pipeline.config import parse_settings
 from priorkit.pipeline.errors import FolderError, InputError, Interrupted, SettingsError
 from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.settings import parse_settings
 from priorkit.pipeline.stage import ProgressCallback, StagePlan
 from priorkit.prior.evaluate import read_metrics
 from priorkit.prior.gallery import draw_gallery, nearest_images, read_images

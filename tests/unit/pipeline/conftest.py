@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.shards import Manifest, ShardCommit, open_stage
+from priorkit.pipeline.shards import Manifest
+from priorkit.pipeline.stage_folder import ShardCommit, open_stage
 from priorkit.pipeline.storage import Store
 
 DIM, WIDTH = 8, 4

@@ -16,11 +16,9 @@ from priorkit.pipeline.config import (
     FolderSettings,
     PipelineSettings,
     ReadSettings,
-    Settings,
-    parse_settings,
-    with_overrides,
 )
 from priorkit.pipeline.errors import SettingsError
+from priorkit.pipeline.settings import Settings, parse_settings, with_overrides
 
 ALL_SETTINGS = [
     value

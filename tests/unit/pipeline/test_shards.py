@@ -17,20 +17,22 @@ from priorkit.pipeline.errors import FolderError, InputError
 from priorkit.pipeline.shards import (
     MANIFEST_NAME,
     Manifest,
-    ShardCommit,
     ShardRecord,
-    StageFolder,
-    check_stage,
-    difference,
     differing_files,
     embedding_shard_name,
     fingerprint,
-    finish_replacements,
     image_shard_name,
     missing_files,
-    open_stage,
     read_manifest,
     require_manifest,
+)
+from priorkit.pipeline.stage_folder import (
+    ShardCommit,
+    StageFolder,
+    check_stage,
+    difference,
+    finish_replacements,
+    open_stage,
 )
 from priorkit.pipeline.storage import FileRecord, Store
 

@@ -12,7 +12,8 @@ import pytest
 
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.samples import Sample
-from priorkit.pipeline.shards import Manifest, ShardCommit, open_stage
+from priorkit.pipeline.shards import Manifest
+from priorkit.pipeline.stage_folder import ShardCommit, open_stage
 from priorkit.pipeline.storage import Store
 from priorkit.pipeline.webdataset import list_image_shards, read_samples, read_shard_table
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from priorkit.pipeline.config import Settings, parse_settings
 from priorkit.pipeline.errors import SettingsError
+from priorkit.pipeline.settings import Settings, parse_settings
 from priorkit.prior.config import (
     DiffusionSettings,
     EvaluateSettings,
