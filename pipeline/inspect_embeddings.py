@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .array_files import FileHeader, read_header
-from .embedding_shards import group_files, missing_kinds, recorded_files
+from .embedding_files import group_files, missing_kinds, recorded_files
 from .errors import InputError
 from .inspect_found import Inspection, Tell
 from .inspect_metadata import MetadataInspector, inspect_failures

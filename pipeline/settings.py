@@ -1,4 +1,4 @@
-"""What settings are: frozen, typed, closed to unknown keys, with errors that name the key. `config` has the sections."""
+"""What settings are: frozen, typed, closed to unknown keys, with errors that name them. `config` has the sections."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ..pipeline.config import ClipSettings, PipelineSettings
-from ..pipeline.embedding_shards import pair_files
+from ..pipeline.embedding_files import pair_files
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.settings import parse_settings, with_overrides
 from ..pipeline.shards import read_manifest, require_manifest

@@ -14,7 +14,7 @@ import pytest
 
 from priorkit.pipeline.batches import BatchStream, Columns
 from priorkit.pipeline.config import ReadSettings
-from priorkit.pipeline.embedding_shards import pair_files
+from priorkit.pipeline.embedding_files import pair_files
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read import SPLITS, EmbeddingDataset, read_embeddings
 from priorkit.pipeline.storage import Store
