@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .layers import KeysValues, Positions
+from .parts import KeysValues, Positions
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,10 @@ class PrefixCache:
     def tokens(self) -> int:
         """Positions that are cached, but for the null."""
         return self.layers[0].keys.shape[1] - 1
+
+    def __call__(self, layer: int, known: list[KeysValues]) -> KeysValues:
+        """What precedes a part that continues these texts; see `parts.Before`."""
+        return self.layers[layer]
 
     def followed_by(self, other: PrefixCache) -> PrefixCache:
         """These positions, then the others; of the same texts, or these of one for all."""

@@ -7,85 +7,21 @@ H heads, A width of a head.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .function import DOT_PRODUCT_BIAS
 from .linear import Linear
+from .parts import KeysValues, Part, Positions, join, join_rotations, split
 
 _COSINE_SCALE = 16.0
 _BUCKETS = 32
 _MAX_DISTANCE = 128
 _ROTARY_WIDTH = 32
-
-
-class KeysValues(NamedTuple):
-    """Keys and values of cached positions, shared by all heads."""
-
-    keys: torch.Tensor
-    """`[B, P, A]`, rotated, and of norm 1 where attention is by cosine."""
-    values: torch.Tensor
-    """`[B, P, A]`."""
-
-    def append(self, other: KeysValues) -> KeysValues:
-        """These positions, then the others; of the same rows, or these of one row for all."""
-        return KeysValues(_join(self.keys, other.keys), _join(self.values, other.values))
-
-
-def _join(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    if len(before) != len(after):
-        before = before.expand(len(after), -1, -1)
-    return torch.cat([before, after], dim=1)
-
-
-class Positions(NamedTuple):
-    """What attention knows of the places of L tokens of a text."""
-
-    bias: torch.Tensor
-    """`[L * H, P + L]`, P being 1 at the beginning; -inf where a token must not look."""
-    rotation: torch.Tensor | None
-    """Complex numbers `[L, 1, rotated / 2]` of size 1, which pairs of coordinates are multiplied by."""
-
-
-Before = Callable[[int, list[KeysValues]], KeysValues]
-"""From the number of a layer and what earlier parts have there, null position included, what precedes a part."""
-
-
-class Part(NamedTuple):
-    """R rows of L tokens that look at the same: at what precedes them, and at those of their own row."""
-
-    rows: int
-    length: int
-    positions: Positions
-    before: Before | None
-    """None at the beginning."""
-
-
-def join(values: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Tokens of parts, `[R, L, ...]` each, as one sequence `[1, M, ...]`; of one part as they are."""
-    return values[0] if len(values) == 1 else torch.cat([value.flatten(0, 1) for value in values])[None]
-
-
-def split(joined: torch.Tensor, parts: Sequence[Part]) -> list[torch.Tensor]:
-    """What `join` joined."""
-    if len(parts) == 1:
-        return [joined]
-    pieces = torch.split(joined[0], [part.rows * part.length for part in parts])
-    each = zip(pieces, parts, strict=True)
-    return [piece.view(part.rows, part.length, *piece.shape[1:]) for piece, part in each]
-
-
-def join_rotations(parts: Sequence[Part]) -> torch.Tensor | None:
-    """The rotations of what `join` joins."""
-    rotations = [part.positions.rotation for part in parts]
-    if len(parts) == 1 or rotations[0] is None:
-        return rotations[0]
-    pairs = zip(rotations, parts, strict=True)
-    return torch.cat([rotation.repeat(part.rows, 1, 1) for rotation, part in pairs if rotation is not None])
 
 
 class LayerNorm(nn.Module):
@@ -258,3 +194,49 @@ def _bucket(distance: torch.Tensor) -> torch.Tensor:
     exact = _BUCKETS // 2
     far = torch.log(distance.clamp(min=1).float() / exact) / math.log(_MAX_DISTANCE / exact) * (_BUCKETS - exact)
     return torch.where(distance < exact, distance, (exact + far.long()).clamp(max=_BUCKETS - 1))
+
+
+def run_layers(
+    stream: torch.Tensor,
+    parts: Sequence[Part],
+    attention: nn.ModuleList,
+    feed_forward: nn.ModuleList,
+    *,
+    read: bool,
+    checkpointed: bool,
+) -> tuple[torch.Tensor, list[list[KeysValues]]]:
+    """Every layer in turn, over the stream of joined parts.
+
+    Args:
+        read: whether the stream is wanted, and not the keys and values alone.
+        checkpointed: compute each layer anew in the backward pass.
+
+    Returns the last part's stream `[R, L, C]`, if it is read, and in every layer each part's keys and values.
+    """
+    rotation = join_rotations(parts)
+    found: list[list[KeysValues]] = []
+    for number, (attend, feed) in enumerate(zip(attention, feed_forward, strict=True)):
+        asked = 0
+        if number + 1 == len(attention):  # nobody reads what the last layer would add to others
+            asked = len(parts) - 1 if read else len(parts)
+        given = (stream, rotation, parts, number, asked, attend, feed)
+        stream, known = checkpoint(_layer, *given, use_reentrant=False) if checkpointed else _layer(*given)
+        found.append(known)
+    return stream, found
+
+
+def _layer(
+    stream: torch.Tensor,
+    rotation: torch.Tensor | None,
+    parts: Sequence[Part],
+    number: int,
+    asked: int,
+    attend: nn.Module,
+    feed: nn.Module,
+) -> tuple[torch.Tensor, list[KeysValues]]:
+    """One layer: the stream of the parts from number `asked` on, and all keys and values."""
+    added, known = attend(stream, rotation, parts, number, asked)
+    if added is not None:
+        stream = (join(split(stream, parts)[asked:]) if asked else stream) + added
+        stream = stream + feed(stream)
+    return stream, known

@@ -10,30 +10,16 @@ Letters: B texts, K draws of one text, N = B * K rows, T token states, D embeddi
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from .cache import DrawnTexts, PrefixCache
 from .function import LATEST_FUNCTION, FunctionVersion
-from .layers import (
-    Attention,
-    FeedForward,
-    KeysValues,
-    LayerNorm,
-    Part,
-    PositionEncoding,
-    Positions,
-    join,
-    join_rotations,
-    split,
-)  # fmt: skip
+from .layers import Attention, FeedForward, LayerNorm, PositionEncoding, run_layers
 from .linear import Linear
-
-_MAX_PERIOD = 10_000.0
+from .parts import KeysValues, Part, Positions, after_the_last, join
+from .tokens import TimeTokens, Tokens
 
 
 class PriorNetwork(nn.Module):
@@ -92,14 +78,14 @@ class PriorNetwork(nn.Module):
         self.checkpoint_activations = False
         """Whether layers are computed anew in the backward pass instead of kept."""
         self.takes_token_states = max_text_len > 0 and token_width is not None
-        self.to_text = _Tokens(self.text_dim, width, num_text_embeds)
-        self.to_image = _Tokens(embed_dim, width, num_image_embeds)
-        self.to_time = _TimeTokens(width, num_time_embeds, num_timesteps, self.function.real_timesteps)
+        self.to_text = Tokens(self.text_dim, width, num_text_embeds)
+        self.to_image = Tokens(embed_dim, width, num_image_embeds)
+        self.to_time = TimeTokens(width, num_time_embeds, num_timesteps, self.function.real_timesteps)
         if self.takes_token_states:
             assert token_width is not None
-            self.to_token_states = _Tokens(token_width, width, 1)
+            self.to_token_states = Tokens(token_width, width, 1)
         if self_cond and self.function.reads_self_cond:
-            self.to_self_cond = _Tokens(embed_dim, width, 1)
+            self.to_self_cond = Tokens(embed_dim, width, 1)
         self.query = nn.Parameter(torch.randn(width))
         # learned padding of token states, which also takes their place where the text is dropped
         self.null_token_states = nn.Parameter(torch.randn(max_text_len, width))
@@ -185,10 +171,8 @@ class PriorNetwork(nn.Module):
         tokens, lengths = self._suffix_tokens(cache.texts, noisy_image_embed, timesteps, drop_image, self_cond)
         if lengths not in cache.positions:
             cache.positions[lengths] = self._places(cache.tokens, *lengths)
-        layers = cache.layers
-        part = Part(len(tokens), tokens.shape[1], cache.positions[lengths], lambda layer, known: layers[layer])
+        part = Part(len(tokens), tokens.shape[1], cache.positions[lengths], cache)
         stream, _ = self._run([tokens], [part])
-        assert stream is not None
         return self._prediction(stream, lengths)
 
     def draws(
@@ -220,44 +204,19 @@ class PriorNetwork(nn.Module):
             cached = self.max_text_len
             parts.append(Part(1, cached, self._places(0, 0, 1, cached), None))
         length = text.shape[1]
-        parts.append(Part(len(text), length, self._places(cached, 0, 1, length), _last_known if cached else None))
+        parts.append(Part(len(text), length, self._places(cached, 0, 1, length), after_the_last if cached else None))
         parts.append(Part(len(own), own.shape[1], self._places(cached + length, *lengths), draws))
         stream, _ = self._run(tokens, parts)
-        assert stream is not None
         return self._prediction(stream, lengths)
 
     def _run(
         self, tokens: list[torch.Tensor], parts: list[Part], read: bool = True
-    ) -> tuple[torch.Tensor | None, list[list[KeysValues]]]:
-        """The layers, over the tokens of parts `[R, L, C]`.
-
-        Returns the last part's stream `[R, L, C]` if it is read, and in every layer each part's keys and values.
-        """
-        rotation = join_rotations(parts)
-        stream = self.norm_in(join(tokens))
-        found: list[list[KeysValues]] = []
-        for layer in range(len(self.attention)):
-            asked = 0
-            if layer + 1 == len(self.attention):  # nobody reads what the last layer would add to others
-                asked = len(parts) - 1 if read else len(parts)
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                stream, known = checkpoint(
-                    self._layer, stream, layer, rotation, parts, asked, use_reentrant=False
-                )  # fmt: skip
-            else:
-                stream, known = self._layer(stream, layer, rotation, parts, asked)
-            found.append(known)
-        return stream, found
-
-    def _layer(
-        self, stream: torch.Tensor, layer: int, rotation: torch.Tensor | None, parts: list[Part], asked: int
-    ) -> tuple[torch.Tensor, list[KeysValues]]:
-        """One layer: the stream of the parts from number `asked` on, and all keys and values."""
-        added, known = self.attention[layer](stream, rotation, parts, layer, asked)
-        if added is not None:
-            stream = (join(split(stream, parts)[asked:]) if asked else stream) + added
-            stream = stream + self.feed_forward[layer](stream)
-        return stream, known
+    ) -> tuple[torch.Tensor, list[list[KeysValues]]]:
+        """The layers, over the tokens of parts `[R, L, C]`; see `run_layers`."""
+        return run_layers(
+            self.norm_in(join(tokens)), parts, self.attention, self.feed_forward,
+            read=read, checkpointed=self.checkpoint_activations and torch.is_grad_enabled(),
+        )  # fmt: skip
 
     def _prediction(self, stream: torch.Tensor, lengths: tuple[int, int, int]) -> torch.Tensor:
         """What the last token of each draw says, `[N, D]`."""
@@ -331,59 +290,6 @@ class PriorNetwork(nn.Module):
     def _cache(self, tokens: torch.Tensor, before: PrefixCache | None) -> PrefixCache:
         """Keys and values of tokens `[B, n, C]`, at the beginning or after those of one text for all."""
         batch, length, _ = tokens.shape
-        if before is None:
-            part = Part(batch, length, self._places(0, 0, 1, length), None)
-        else:
-            layers = before.layers
-            part = Part(batch, length, self._places(before.tokens, 0, 1, length), lambda layer, known: layers[layer])
+        part = Part(batch, length, self._places(0 if before is None else before.tokens, 0, 1, length), before)
         _, found = self._run([tokens], [part], read=False)
         return PrefixCache([known[0] for known in found])
-
-
-def _last_known(layer: int, known: list[KeysValues]) -> KeysValues:
-    return known[-1]
-
-
-class _Tokens(nn.Module):
-    """An embedding as tokens of the stream: itself where it is one of the stream's width, else projected."""
-
-    def __init__(self, size: int, width: int, count: int) -> None:
-        super().__init__()
-        self.width, self.count = width, count
-        self.project = nn.Linear(size, count * width) if count > 1 or size != width else nn.Identity()
-
-    def forward(self, embed: torch.Tensor) -> torch.Tensor:
-        """`[B, size]` -> `[B, count, C]`."""
-        return self.project(embed).view(-1, self.count, self.width)  # type: ignore[no-any-return]
-
-
-class _TimeTokens(nn.Module):
-    """A timestep as tokens of the stream."""
-
-    def __init__(self, width: int, count: int, num_timesteps: int | None, real: bool) -> None:
-        super().__init__()
-        self.width, self.count, self.real = width, count, real
-        self.table = None if num_timesteps is None else nn.Embedding(num_timesteps, count * width)
-        if num_timesteps is None:
-            hidden = 2 * count * width
-            self.mlp = nn.Sequential(
-                nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
-                nn.Linear(hidden, count * width),
-            )  # fmt: skip
-
-    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """`[N]` int64 -> `[N, count, C]`."""
-        if self.table is not None:
-            return self.table(timesteps).view(-1, self.count, self.width)  # type: ignore[no-any-return]
-        angles = _sinusoid(timesteps, self.width)
-        if not self.real:
-            angles = angles.trunc()
-        tokens: torch.Tensor = self.mlp(angles.to(self.mlp[0].weight.dtype))  # type: ignore[arg-type]
-        return tokens.view(-1, self.count, self.width)
-
-
-def _sinusoid(timesteps: torch.Tensor, width: int) -> torch.Tensor:
-    """Sines, then cosines, of timesteps `[N]` at geometric frequencies from 1 to 1 / 10,000: `[N, C]` float32."""
-    steps = torch.arange(width // 2, device=timesteps.device, dtype=torch.float32)
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) / (width // 2 - 1) * steps)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -165,9 +165,9 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 
 def test_the_network_knows_torch_and_nothing_else() -> None:
-    own = {f"priorkit.prior.{name}" for name in ("function", "linear", "layers", "cache", "network")} | {
-        "priorkit.pipeline.onednn"
-    }
+    own = {
+        f"priorkit.prior.{name}" for name in ("function", "linear", "parts", "layers", "cache", "tokens", "network")
+    } | {"priorkit.pipeline.onednn"}
     for module in own:
         targets = {found.target for found in IMPORTS[module] if not found.target.startswith(tuple(own))}
         assert {target.split(".")[0] for target in targets} <= {"torch", *sys.stdlib_module_names}, module

@@ -10,19 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from priorkit.prior.layers import (
-    Attention,
-    FeedForward,
-    KeysValues,
-    LayerNorm,
-    Part,
-    PositionEncoding,
-    Positions,
-    _bucket,
-    join,
-    join_rotations,
-    split,
-)
+from priorkit.prior.layers import Attention, FeedForward, LayerNorm, PositionEncoding, _bucket
+from priorkit.prior.parts import KeysValues, Part, Positions, join, join_rotations, split
 
 
 def values(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -199,11 +188,3 @@ def test_parts_that_are_joined_are_parts_one_after_the_other() -> None:
         assert (found is None) == (not expected)
         for one, other in zip(keys_values, [known, own], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-
-
-def test_appending_to_one_row_repeats_it() -> None:
-    one, three = KeysValues(values(1, 2, 4), values(1, 2, 4)), KeysValues(values(3, 1, 4), values(3, 1, 4, seed=2))
-    joined = one.append(three)
-    assert joined.keys.shape == (3, 3, 4)
-    for row in range(3):
-        assert torch.equal(joined.values[row], torch.cat([one.values[0], three.values[row]]))

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from priorkit.prior.cache import PrefixCache
 from priorkit.prior.config import SampleSettings
 from priorkit.prior.guidance import Denoiser, NullBranch, null_prefix
-from priorkit.prior.layers import KeysValues
 from priorkit.prior.model import Prior, PriorConfig
-from priorkit.prior.network import PriorNetwork, _sinusoid
+from priorkit.prior.network import PriorNetwork
+from priorkit.prior.parts import KeysValues
 from priorkit.prior.sample import Estimate, ddim
 
 from .reference import RELEASES, Text, guided, relative_error, single_pass, uncached_ddim
@@ -397,15 +397,6 @@ def test_token_states_are_cut_at_max_text_len(make_network: MakeNetwork) -> None
     long, cut = network.prefix(text, states), network.prefix(text, states[:, :T])
     assert long.tokens == T + 1
     assert all(torch.equal(a, b) for a, b in zip(tensors(long), tensors(cut), strict=True))
-
-
-@pytest.mark.parametrize("timestep", [0, 1, 500, 999])
-def test_sinusoids_are_their_formula(timestep: int) -> None:
-    """Sines, then cosines, at frequencies from 1 to 1 / 10,000; float32 at an angle of 999 is good to 6e-5."""
-    angles = [timestep * 10_000 ** (-index / 7) for index in range(8)]
-    expected = torch.tensor(angles, dtype=torch.float64)
-    expected = torch.cat([expected.sin(), expected.cos()])
-    torch.testing.assert_close(_sinusoid(torch.tensor([timestep]), 16)[0].double(), expected, rtol=0, atol=6e-5)
 
 
 @pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES.keys())

@@ -1,0 +1,58 @@
+"""What the prior network sees: an embedding, or a timestep, as tokens of its stream.
+
+Letters: N rows, C width of the stream.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+_MAX_PERIOD = 10_000.0
+
+
+class Tokens(nn.Module):
+    """An embedding as tokens of the stream: itself where it is one of the stream's width, else projected."""
+
+    def __init__(self, size: int, width: int, count: int) -> None:
+        super().__init__()
+        self.width, self.count = width, count
+        self.project = nn.Linear(size, count * width) if count > 1 or size != width else nn.Identity()
+
+    def forward(self, embed: torch.Tensor) -> torch.Tensor:
+        """`[B, size]` -> `[B, count, C]`."""
+        return self.project(embed).view(-1, self.count, self.width)  # type: ignore[no-any-return]
+
+
+class TimeTokens(nn.Module):
+    """A timestep as tokens of the stream."""
+
+    def __init__(self, width: int, count: int, num_timesteps: int | None, real: bool) -> None:
+        super().__init__()
+        self.width, self.count, self.real = width, count, real
+        self.table = None if num_timesteps is None else nn.Embedding(num_timesteps, count * width)
+        if num_timesteps is None:
+            hidden = 2 * count * width
+            self.mlp = nn.Sequential(
+                nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
+                nn.Linear(hidden, count * width),
+            )  # fmt: skip
+
+    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """`[N]` int64 -> `[N, count, C]`."""
+        if self.table is not None:
+            return self.table(timesteps).view(-1, self.count, self.width)  # type: ignore[no-any-return]
+        angles = _sinusoid(timesteps, self.width)
+        if not self.real:
+            angles = angles.trunc()
+        tokens: torch.Tensor = self.mlp(angles.to(self.mlp[0].weight.dtype))  # type: ignore[arg-type]
+        return tokens.view(-1, self.count, self.width)
+
+
+def _sinusoid(timesteps: torch.Tensor, width: int) -> torch.Tensor:
+    """Sines, then cosines, of timesteps `[N]` at geometric frequencies from 1 to 1 / 10,000: `[N, C]` float32."""
+    steps = torch.arange(width // 2, device=timesteps.device, dtype=torch.float32)
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) / (width // 2 - 1) * steps)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
