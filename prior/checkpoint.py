@@ -19,9 +19,10 @@ from torch import nn
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.settings import parse_settings
 from ..pipeline.storage import HashingFile, Store
-from .model import Prior, PriorConfig, build_network, build_normaliser
+from .model import Prior
 from .network import PriorNetwork
 from .normalise import EmbeddingNormaliser
+from .prior_config import PriorConfig, build_network, build_normaliser
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"

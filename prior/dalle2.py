@@ -11,7 +11,8 @@ import torch
 from ..pipeline.errors import InputError
 from .dalle2_config import require_exportable
 from .function import LATEST_FUNCTION
-from .model import Prior, PriorConfig, build_network, build_normaliser
+from .model import Prior
+from .prior_config import PriorConfig, build_network, build_normaliser
 
 _SCHEDULE_TOLERANCE = 1e-2
 """Beyond the rounding of half precision; two schedules of as many timesteps differ by more."""

@@ -14,7 +14,7 @@ from ..pipeline.errors import SettingsError
 from ..pipeline.settings import Settings, parse_settings
 from .config import DiffusionSettings, NetworkSettings
 from .function import LATEST_FUNCTION, FunctionVersion
-from .model import PriorConfig
+from .prior_config import PriorConfig
 
 _DEFAULT_TEXT_LEN = 256
 _OPENAI_CLIPS = {

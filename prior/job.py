@@ -14,7 +14,7 @@ from ..pipeline.read import EmbeddingDataset
 from ..pipeline.shards import Manifest
 from ..pipeline.storage import Store
 from .config import TrainSettings
-from .model import PriorConfig, TrainedOn
+from .prior_config import PriorConfig, TrainedOn
 from .start import check_start, load_start, start_fingerprint, starting_from
 from .text_encoder import find_text_encoder
 from .trackers import check_trackers

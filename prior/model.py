@@ -10,115 +10,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from ..pipeline.config import DeviceSettings
 from ..pipeline.errors import InputError, SettingsError
-from ..pipeline.settings import Settings, parse_settings
+from ..pipeline.settings import parse_settings
 from .cache import PrefixCache
-from .config import MAX_SEED, DiffusionSettings, GuidanceName, NetworkSettings, SamplerName, SampleSettings
+from .config import MAX_SEED, GuidanceName, SamplerName, SampleSettings
 from .diffusion import Condition
-from .function import FunctionVersion
 from .guidance import Denoiser, NullBranch, null_prefix
 from .linear import Linear
 from .network import PriorNetwork
 from .normalise import EmbeddingNormaliser
-from .sample import find_sampler, generator_noise, sampling_grid, seeded_noise
+from .prior_config import PriorConfig, check_sampling
+from .sample import find_sampler, generator_noise, seeded_noise
 from .schedule import NoiseSchedule, noise_schedule
 from .text_encoder import find_text_encoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAMPLE_BATCH = 64
 """Captions that are sampled at once, so that memory does not grow with their number."""
-
-
-class TrainedOn(Settings):
-    """Which rows a prior has seen: what it takes to keep them out of its evaluation."""
-
-    embeddings: str
-    """Fingerprint of the embeddings' content."""
-    read: dict[str, Any]
-    """How their rows were split."""
-
-
-class PriorConfig(Settings):
-    """What `config.json` of a prior's folder says: enough to build the network and find its CLIP."""
-
-    embed_dim: int = Field(ge=1)
-    """Size of image embeddings."""
-    text_dim: int | None = Field(default=None, ge=1)
-    """Size of text embeddings, where they come from another encoder; null where it is that of images."""
-    token_width: int | None = Field(ge=1)
-    """Width of token states; null where the prior uses none."""
-    network: NetworkSettings
-    """The network."""
-    diffusion: DiffusionSettings
-    """The diffusion."""
-    clip: dict[str, Any]
-    """Identity of the CLIP that made the embeddings it was trained on; empty where that is not known."""
-    clip_settings: dict[str, Any]
-    """Where that CLIP is to be had; empty where it is not known."""
-    trained_on: TrainedOn | None = None
-    """Its training rows; null where they are not known, as of imported checkpoints."""
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
-        network, diffusion = self.network, self.diffusion
-        if network.num_timesteps is not None and network.num_timesteps < diffusion.timesteps:
-            raise ValueError(
-                f"network.num_timesteps={network.num_timesteps} is fewer than diffusion.timesteps={diffusion.timesteps}"
-            )
-        return self
-
-
-def build_network(config: PriorConfig) -> PriorNetwork:
-    """A network with random weights."""
-    try:
-        return PriorNetwork(
-            embed_dim=config.embed_dim, text_dim=config.text_dim, token_width=config.token_width,
-            **config.network.model_dump(),
-        )  # fmt: skip
-    except ValueError as error:
-        raise SettingsError(f"network: {error}") from None
-
-
-def build_normaliser(config: PriorConfig) -> EmbeddingNormaliser:
-    """A normaliser whose statistics, if it has any, are still those of the standard normal distribution."""
-    return EmbeddingNormaliser(config.diffusion.normaliser, config.embed_dim, config.diffusion.embed_scale)
-
-
-def check_sampling(
-    network: NetworkSettings, takes_token_states: bool, diffusion: DiffusionSettings, sample: SampleSettings
-) -> list[int]:
-    """The timesteps that a prior of these settings would be evaluated at.
-
-    Raises:
-        SettingsError: it cannot be sampled so; says why.
-    """
-    function, scale = FunctionVersion.parse(network.function_version), sample.guidance_scale
-    if scale != 1.0:
-        if not function.has_null_tokens:
-            raise SettingsError(
-                f"guidance_scale={scale}: in dalle2-pytorch {function} nothing was trained for it; use 1"
-            )
-        if diffusion.text_drop == 0:
-            raise SettingsError(f"guidance_scale={scale}: this prior was trained without dropping text; use 1")
-        if sample.guidance == "dalle2" and diffusion.image_drop == 0:
-            raise SettingsError("guidance=dalle2: this prior was trained without dropping the image; use guidance=text")
-        if sample.guidance == "text" and not (function.has_null_text or takes_token_states):
-            raise SettingsError(f"guidance=text: dalle2-pytorch {function} dropped no pooled text; use guidance=dalle2")
-    schedule = noise_schedule(diffusion.noise_schedule, diffusion.timesteps)
-    try:
-        grid = sampling_grid(sample.sampler, schedule, sample.steps, function)
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
-    if diffusion.prediction == "eps" and schedule.alpha_bar[grid[0]] == 0:
-        raise SettingsError(
-            f"sampler={sample.sampler} begins at a timestep of pure noise, where this prior's prediction of eps says "
-            "nothing; take dalle2-ddim"
-        )
-    return grid
 
 
 class Prior:
@@ -224,26 +134,17 @@ class Prior:
         Raises:
             SettingsError: a setting is out of range, or neither or both of prompts and text_embed are given.
         """
-        if (prompts is None) == (text_embed is None):
-            raise SettingsError("give either prompts or text_embed")
-        if isinstance(prompts, str):
-            raise SettingsError(f"prompts={prompts!r}: give a list of captions")
-        if prompts is not None and token_states is not None:
-            raise SettingsError("token_states belong to text_embed; prompts are encoded here")
-        if text_embed is not None and token_states is not None and len(text_embed) != len(token_states):
-            raise SettingsError(f"token_states are of {len(token_states)} texts, text_embed of {len(text_embed)}")
-        if generator is not None and noise is not None:
-            raise SettingsError("give either generator or noise")
+        _check_arguments(prompts, text_embed, token_states, generator, noise)
         if not 0 <= seed <= MAX_SEED:
             raise SettingsError(f"seed={seed}: must be from 0 to {MAX_SEED}")
         if first < 0:
             raise SettingsError(f"first={first}: must not be negative")
+        if num_candidates < 1:
+            raise SettingsError(f"num_candidates={num_candidates}: must be at least 1")
         values = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "guidance": guidance}
         text_embed, token_states = _as_tensor(text_embed), _as_tensor(token_states)
         settings = parse_settings(SampleSettings, values, "sample")
         self.check(settings)
-        if num_candidates < 1:
-            raise SettingsError(f"num_candidates={num_candidates}: must be at least 1")
         self._forget_if_changed()
         texts: Sequence[str] | torch.Tensor = prompts if prompts is not None else text_embed  # type: ignore[assignment]
         given = iter(noise) if noise is not None else None
@@ -362,6 +263,26 @@ class Prior:
             return text.text_embed, None
         rows = torch.split(text.token_states, text.lengths)
         return text.text_embed, torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def _check_arguments(
+    prompts: Sequence[str] | None,
+    text_embed: torch.Tensor | npt.NDArray[Any] | None,
+    token_states: torch.Tensor | npt.NDArray[Any] | None,
+    generator: torch.Generator | None,
+    noise: Iterable[torch.Tensor] | None,
+) -> None:
+    """SettingsError if arguments of `Prior.sample` exclude each other."""
+    if (prompts is None) == (text_embed is None):
+        raise SettingsError("give either prompts or text_embed")
+    if isinstance(prompts, str):
+        raise SettingsError(f"prompts={prompts!r}: give a list of captions")
+    if prompts is not None and token_states is not None:
+        raise SettingsError("token_states belong to text_embed; prompts are encoded here")
+    if text_embed is not None and token_states is not None and len(text_embed) != len(token_states):
+        raise SettingsError(f"token_states are of {len(token_states)} texts, text_embed of {len(text_embed)}")
+    if generator is not None and noise is not None:
+        raise SettingsError("give either generator or noise")
 
 
 def _as_tensor(value: torch.Tensor | npt.NDArray[Any] | None) -> torch.Tensor | None:

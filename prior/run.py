@@ -184,7 +184,7 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
 
 
 def _check_evaluation(recipe: Recipe) -> None:
-    from .model import check_sampling
+    from .prior_config import check_sampling
     from .scoring import variants
 
     train = recipe.train

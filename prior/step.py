@@ -19,9 +19,9 @@ from .checkpoint import TrainState, optimiser_tensors, restore_optimiser
 from .config import MAX_SEED, TrainSettings
 from .diffusion import Condition, diffusion_loss, step_randomness
 from .ema import update_ema
-from .model import PriorConfig, build_network, build_normaliser
 from .optim import build_optimiser, learning_rate
 from .prepare import autocast, prepare_network
+from .prior_config import PriorConfig, build_network, build_normaliser
 from .ranks import Ranks
 from .schedule import noise_schedule
 from .text_condition import TextOf

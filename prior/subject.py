@@ -18,7 +18,8 @@ from .checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_config
 from .config import SampleSettings
 from .job import STAGE
 from .load import Weights, is_checkpoint, load_prior, read_config
-from .model import Prior, TrainedOn
+from .model import Prior
+from .prior_config import TrainedOn
 from .pth import find_pth
 from .training_folder import RECORD
 

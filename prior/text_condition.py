@@ -12,7 +12,7 @@ from ..pipeline.batches import Columns, TrainBatch
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset
 from .config import TrainSettings
 from .diffusion import Condition
-from .model import PriorConfig
+from .prior_config import PriorConfig
 from .text_encoder import find_text_encoder
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from .checkpoint import clear_states, load_state
 from .config import TrainSettings
 from .job import STAGE, TrainJob, make_job, resolved_identity
 from .loop import Outcome, run_loop
-from .model import build_network
+from .prior_config import build_network
 from .training_folder import RECORD
 
 

@@ -11,9 +11,9 @@ from ..pipeline.shards import ShardRecord
 from ..pipeline.stage_folder import ShardCommit
 from ..pipeline.storage import Store
 from .checkpoint import TrainState, clear_states, load_state, save_best, save_prior, save_state
-from .model import PriorConfig
 from .network import PriorNetwork
 from .normalise import EmbeddingNormaliser
+from .prior_config import PriorConfig
 
 RECORD = "prior"
 LOG_NAME = "metrics.jsonl"

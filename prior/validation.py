@@ -9,8 +9,9 @@ from ..pipeline.batches import Columns
 from ..pipeline.read import EmbeddingDataset
 from .config import EvaluateSettings, SampleSettings, TrainSettings
 from .metrics import cosine, energy_score
-from .model import Prior, PriorConfig
+from .model import Prior
 from .predictors import PriorPredictor
+from .prior_config import PriorConfig
 from .ranks import Ranks
 from .scoring import BLOCK_ROWS, as_units, timestep_losses
 from .step import Learner, NotFinite

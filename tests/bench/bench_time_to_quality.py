@@ -25,7 +25,8 @@ from priorkit.pipeline.read import EmbeddingDataset
 from priorkit.prior.config import EvaluateSettings, NetworkSettings, OptimiserSettings, TrainSettings
 from priorkit.prior.dalle2 import import_prior
 from priorkit.prior.diffusion import Condition
-from priorkit.prior.model import Prior, PriorConfig
+from priorkit.prior.model import Prior
+from priorkit.prior.prior_config import PriorConfig
 from priorkit.prior.ranks import Ranks
 from priorkit.prior.recipe import load_recipe
 from priorkit.prior.scoring import EvaluatedRows, timestep_losses

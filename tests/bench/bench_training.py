@@ -19,9 +19,9 @@ from priorkit.prior.config import DiffusionSettings, NetworkSettings, OptimiserS
 from priorkit.prior.diffusion import Condition, diffusion_loss, step_randomness
 from priorkit.prior.ema import update_ema
 from priorkit.prior.linear import Linear
-from priorkit.prior.model import PriorConfig, build_network, build_normaliser
 from priorkit.prior.network import PriorNetwork
 from priorkit.prior.optim import build_optimiser
+from priorkit.prior.prior_config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.schedule import noise_schedule
 
 BATCH, DIM, DEPTH, HEADS = 16, 768, 12, 12

@@ -26,10 +26,11 @@ from priorkit.prior.checkpoint import (
     save_state,
 )
 from priorkit.prior.config import OptimiserSettings
-from priorkit.prior.model import Prior, PriorConfig, build_network, build_normaliser
+from priorkit.prior.model import Prior
 from priorkit.prior.network import PriorNetwork
 from priorkit.prior.normalise import EmbeddingNormaliser
 from priorkit.prior.optim import build_optimiser
+from priorkit.prior.prior_config import PriorConfig, build_network, build_normaliser
 
 MakeConfig = Callable[..., PriorConfig]
 MakePrior = Callable[..., Prior]

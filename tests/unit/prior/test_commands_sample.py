@@ -23,7 +23,8 @@ from priorkit.pipeline.storage import Store
 from priorkit.prior.checkpoint import save_prior
 from priorkit.prior.config import DiffusionSettings, NetworkSettings
 from priorkit.prior.load import convert, load_prior
-from priorkit.prior.model import Prior, PriorConfig, build_network, build_normaliser
+from priorkit.prior.model import Prior
+from priorkit.prior.prior_config import PriorConfig, build_network, build_normaliser
 
 FAST = ("--steps", "3", "--device", "cpu")
 

@@ -13,7 +13,8 @@ from priorkit.prior.config import DiffusionSettings, NetworkSettings
 from priorkit.prior.dalle2 import export_state, import_prior
 from priorkit.prior.dalle2_config import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
 from priorkit.prior.function import FunctionVersion
-from priorkit.prior.model import Prior, PriorConfig, build_network, build_normaliser
+from priorkit.prior.model import Prior
+from priorkit.prior.prior_config import PriorConfig, build_network, build_normaliser
 
 NEWEST = FunctionVersion.parse("1.15.6")
 LAIONS = FunctionVersion.parse("0.23.10")

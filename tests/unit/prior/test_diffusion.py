@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 from priorkit.prior.config import DiffusionSettings
 from priorkit.prior.diffusion import Condition, StepRandomness, diffusion_loss, min_snr_weight, step_randomness
-from priorkit.prior.model import PriorConfig
 from priorkit.prior.network import PriorNetwork
 from priorkit.prior.normalise import EmbeddingNormaliser
+from priorkit.prior.prior_config import PriorConfig
 from priorkit.prior.schedule import noise_schedule
 
 from .reference import Text, single_pass

@@ -21,7 +21,8 @@ from priorkit.prior.config import DiffusionSettings, NetworkSettings
 from priorkit.prior.dalle2 import export_state
 from priorkit.prior.dalle2_config import to_dalle2_config
 from priorkit.prior.load import convert, load_prior
-from priorkit.prior.model import Prior, PriorConfig, build_network, build_normaliser
+from priorkit.prior.model import Prior
+from priorkit.prior.prior_config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.pth import read_pth
 
 

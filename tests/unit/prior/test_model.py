@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
 
 from priorkit.pipeline.errors import InputError, SettingsError
 from priorkit.prior.config import SampleSettings
 from priorkit.prior.diffusion import Condition, diffusion_loss, step_randomness
 from priorkit.prior.layers import LayerNorm
 from priorkit.prior.linear import Linear
-from priorkit.prior.model import SAMPLE_BATCH, Prior, PriorConfig, build_network, build_normaliser, nearest_to_text
-from priorkit.prior.normalise import EmbeddingNormaliser
+from priorkit.prior.model import SAMPLE_BATCH, Prior, nearest_to_text
+from priorkit.prior.prior_config import PriorConfig, build_network, build_normaliser
 
 MakeConfig = Callable[..., PriorConfig]
 MakePrior = Callable[..., Prior]
@@ -501,23 +500,6 @@ def test_eps_says_nothing_of_pure_noise(make_prior: MakePrior, sampler: Any) -> 
 
 def test_check_gives_the_timesteps(make_prior: MakePrior) -> None:
     assert make_prior().check(SampleSettings(steps=4)) == [99, 74, 49, 24]
-
-
-def test_a_table_of_too_few_timesteps_is_refused(make_config: MakeConfig) -> None:
-    with pytest.raises(ValidationError, match=r"network\.num_timesteps=50 is fewer than diffusion\.timesteps=100"):
-        make_config(num_timesteps=50)
-    assert make_config(num_timesteps=100).network.num_timesteps == 100
-
-
-def test_a_network_that_cannot_be_built_is_named(make_config: MakeConfig) -> None:
-    with pytest.raises(SettingsError, match=r"network: final_proj=False needs a width \(16\) equal to .* \(8\)"):
-        build_network(make_config(final_proj=False))
-
-
-def test_build_normaliser_takes_the_settings(make_config: MakeConfig) -> None:
-    assert build_normaliser(make_config(diffusion={"embed_scale": 2.5})).radius == 2.5
-    whiten: EmbeddingNormaliser = build_normaliser(make_config(diffusion={"normaliser": "whiten"}))
-    assert torch.equal(whiten.to_network, torch.eye(8))
 
 
 @pytest.mark.parametrize("change", ["data", "fused"])

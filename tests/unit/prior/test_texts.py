@@ -17,7 +17,8 @@ import torch
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read import EmbeddingDataset
 from priorkit.prior.config import DiffusionSettings, NetworkSettings
-from priorkit.prior.model import Prior, PriorConfig, build_network, build_normaliser
+from priorkit.prior.model import Prior
+from priorkit.prior.prior_config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.texts import CaptionFile, Captions, StoredArray, StoredEmbeddings, Texts, stored_texts
 
 
