@@ -111,7 +111,8 @@ def evaluate(
 
     with reported_errors():
         from .evaluate import evaluate as run_evaluate
-        from .evaluate import plan_evaluate, read_metrics
+        from .evaluate import plan_evaluate
+        from .evaluation_folder import read_metrics
         from .recipe import load_recipe
         from .subject import SAID_OF_TRAINING_ROWS
 
@@ -165,7 +166,7 @@ def run(
 
     with reported_errors():
         from . import run as chain
-        from .evaluate import read_metrics
+        from .evaluation_folder import read_metrics
         from .recipe import load_recipe
 
         chosen = load_recipe(recipe, [*(settings or []), *worker_overrides(workers)])
@@ -228,7 +229,7 @@ def demo(
 
     with reported_errors():
         from .demo import run_demo
-        from .evaluate import read_metrics
+        from .evaluation_folder import read_metrics
 
         done = run_demo(
             folder, port, settings or [], lambda stage, unit: progress_bar(stage, unit, quiet=as_json), stop_requests

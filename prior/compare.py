@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from ..pipeline.errors import InputError
-from ..pipeline.storage import Store
-from .evaluate import read_metrics, require_whole, rows_name
+from .evaluation_folder import read_metrics, read_rows, require_whole
 from .metrics import Estimate, mean_intervals
 
 _SAMPLES, _SEED = 1000, 0
@@ -131,9 +128,7 @@ class _Run:
             raise InputError(f"{evaluation} has no predictor {name!r}; it has {', '.join(by_name)}")
         if "broken" in by_name[name]:
             raise InputError(f"{evaluation}: predictions of {name!r} are broken: {by_name[name]['broken']}")
-        with Store(evaluation).open(rows_name(split)) as file:
-            table = pq.ParquetFile(io.BytesIO(file.read())).read()
-        table = table.sort_by("row_id")
+        table = read_rows(evaluation, split).sort_by("row_id")
         ids, groups = (table.column(column).to_numpy() for column in ("row_id", "group_id"))
         rows = {metric: table.column(f"{name}/{metric}").to_numpy() for metric in by_name[name]["metrics"]}
         return _Run(found, by_name[name], rows, ids, groups)

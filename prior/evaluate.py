@@ -21,24 +21,21 @@ import torch
 
 from ..pipeline.config import ComputeSettings, ReadSettings
 from ..pipeline.device import ASSUMED_FLOPS, resolve
-from ..pipeline.errors import InputError, SettingsError
+from ..pipeline.errors import SettingsError
 from ..pipeline.parallel import Worker, map_shards
 from ..pipeline.read import EmbeddingDataset, Split
-from ..pipeline.shards import Manifest, differing_files, fingerprint, pending_shards, require_manifest
+from ..pipeline.shards import fingerprint, pending_shards
 from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
 from ..pipeline.stage_folder import ShardCommit, check_stage, open_stage
 from ..pipeline.storage import Store
 from .config import EvaluateSettings
 from .distances import EmbeddingSet, set_distances
+from .evaluation_folder import FORMAT_VERSION, METRICS_NAME, RECORD, STAGE, evaluate_manifest, rows_name
 from .metrics import Estimate, mean_intervals
 from .predictors import take_sound
 from .scoring import BLOCK_ROWS, GIVEN, BlockScores, EvaluatedRows, ScorerMaker, ScoreTask, Variant, as_units, variants
 from .subject import PriorSource, Subject, find_subject
 
-STAGE = "evaluate"
-RECORD = "metrics"
-METRICS_NAME = "metrics.json"
-FORMAT_VERSION = 4
 _ALL_EQUAL = 1e-6
 """Of a coordinate over all captions: a range below it is no prediction."""
 
@@ -281,43 +278,6 @@ def plan_evaluate(
     flops = evaluations * 3 * 2 * subject.parameters(settings.weights[0]) if evaluations else 0
     seconds = flops / ASSUMED_FLOPS[settings.device]
     return StagePlan(STAGE, store.url, rows, pending, "rows", pending, 100 * rows, free_bytes(store), seconds)
-
-
-def read_metrics(evaluation: str) -> dict[str, Any]:
-    """The content of an evaluation's `metrics.json`.
-
-    Raises:
-        InputError: there is none, or one of another format.
-    """
-    store = Store(evaluation)
-    require_manifest(store, STAGE)
-    value: dict[str, Any] = store.read_json(METRICS_NAME)
-    if value.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{store.url}/{METRICS_NAME} has format version {value.get('format_version')}, this priorkit reads "
-            f"{FORMAT_VERSION}; run `priorkit evaluate` again"
-        )
-    return value
-
-
-def require_whole(evaluation: str) -> None:
-    """InputError if an evaluation has not ended, or a file of it is not what was written."""
-    store = Store(evaluation)
-    record = require_manifest(store, STAGE).shards.get(RECORD)
-    if record is None:
-        raise InputError(f"{store.url}: the evaluation has not ended; run `priorkit evaluate` again")
-    if bad := differing_files(store, record):
-        raise InputError(f"{store.url}/{bad[0]} differs from what was written; run `priorkit evaluate` again")
-
-
-def rows_name(split: str) -> str:
-    """Name of the file with the metrics of each row of a split."""
-    return f"rows_{split}.parquet"
-
-
-def evaluate_manifest() -> Manifest:
-    """The manifest before any work. All that metrics depend on is their input: a change makes them anew."""
-    return Manifest(STAGE, {}, input={})
 
 
 def _limited(settings: EvaluateSettings, limit: int | None) -> EvaluateSettings:

@@ -6,15 +6,12 @@ an error.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..pipeline import page
 from ..pipeline.device import resolve
@@ -25,7 +22,7 @@ from ..pipeline.stage import ProgressCallback, no_progress
 from ..pipeline.storage import Store
 from . import report_plots as draw
 from .config import BASELINES, EvaluateSettings, SampleSettings
-from .evaluate import read_metrics, require_whole, rows_name
+from .evaluation_folder import read_metrics, read_rows, require_whole
 from .predictors import GivenPredictions, Predictor, PriorPredictor
 from .report_gallery import CAPTIONS, SEARCHED_ROWS, find_rows, gallery, projection
 from .scoring import BLOCK_ROWS, GIVEN, as_units, read_predictions
@@ -112,7 +109,6 @@ class Report:
         config: str | None = None,
         function_version: str | None = None,
     ) -> None:
-        store = Store(evaluation)
         require_whole(evaluation)
         self.evaluation, self.images, self.progress = evaluation, images, progress
         self.metrics = read_metrics(evaluation)
@@ -125,7 +121,7 @@ class Report:
         self.missing: list[str] = []
         """Sentences that stand in place of what is missing, once `sections` has been asked for."""
         self.splits: dict[str, dict[str, Any]] = self.metrics["splits"]
-        self.rows = {split: _read_rows(store, split) for split in self.splits}
+        self.rows = {split: read_rows(evaluation, split) for split in self.splits}
         self.first_split = "test" if "test" in self.splits else next(iter(self.splits))
         self.main: dict[str, Any] = self.splits[self.first_split]["predictors"][0]
         self.is_given: bool = self.main["name"] == GIVEN
@@ -371,8 +367,3 @@ def _table(values: Mapping[str, Mapping[str, Mapping[str, float]]], draws: Mappi
         rows.append((who, *([] if draws is None else [draws[who]]), *cells))
     header = ("", *([] if draws is None else ["draws"]), *(_NAMES.get(name, name) for name in names))
     return page.table(header, rows)
-
-
-def _read_rows(store: Store, split: str) -> pa.Table:
-    with store.open(rows_name(split)) as file:
-        return pq.read_table(io.BytesIO(file.read()))

@@ -163,7 +163,7 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
     from ..pipeline.embed import embed_manifest
     from ..pipeline.stage_folder import check_stage
     from ..pipeline.storage import Store
-    from .evaluate import evaluate_manifest
+    from .evaluation_folder import evaluate_manifest
     from .train import check_prior_folder
 
     train = recipe.train

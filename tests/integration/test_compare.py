@@ -17,7 +17,8 @@ from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read import EmbeddingDataset
 from priorkit.prior.compare import Comparison, compare
 from priorkit.prior.config import EvaluateSettings
-from priorkit.prior.evaluate import evaluate, rows_name
+from priorkit.prior.evaluate import evaluate
+from priorkit.prior.evaluation_folder import rows_name
 
 from . import synthetic
 from .synthetic import write_embeddings

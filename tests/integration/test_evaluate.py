@@ -23,7 +23,8 @@ from priorkit.pipeline.read import EmbeddingDataset, Split
 from priorkit.pipeline.shards import fingerprint
 from priorkit.prior import scoring
 from priorkit.prior.config import BASELINES, EvaluateSettings, SampleSettings
-from priorkit.prior.evaluate import Evaluation, compute_metrics, evaluate, plan_evaluate, read_metrics, rows_name
+from priorkit.prior.evaluate import Evaluation, compute_metrics, evaluate, plan_evaluate
+from priorkit.prior.evaluation_folder import read_metrics, rows_name
 from priorkit.prior.load import load_prior
 from priorkit.prior.scoring import EvaluatedRows, Scorer
 from priorkit.prior.train import train

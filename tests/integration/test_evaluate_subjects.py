@@ -20,7 +20,8 @@ from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import InputError, SettingsError
 from priorkit.pipeline.read import EmbeddingDataset
 from priorkit.prior.config import EvaluateSettings, SampleSettings
-from priorkit.prior.evaluate import evaluate, plan_evaluate, read_metrics
+from priorkit.prior.evaluate import evaluate, plan_evaluate
+from priorkit.prior.evaluation_folder import read_metrics
 from priorkit.prior.load import convert
 from priorkit.prior.scoring import ScorerMaker, ScoreTask
 from priorkit.prior.subject import PriorSource

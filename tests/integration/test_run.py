@@ -19,7 +19,7 @@ from priorkit.pipeline.errors import FolderError, InputError, Interrupted, Setti
 from priorkit.pipeline.read import EmbeddingDataset
 from priorkit.pipeline.settings import parse_settings
 from priorkit.pipeline.stage import ProgressCallback, StagePlan
-from priorkit.prior.evaluate import read_metrics
+from priorkit.prior.evaluation_folder import read_metrics
 from priorkit.prior.gallery import draw_gallery, nearest_images, read_images
 from priorkit.prior.load import load_prior
 from priorkit.prior.recipe import Recipe
