@@ -29,7 +29,8 @@ from priorkit.prior.config import EvaluateSettings, SampleSettings
 from priorkit.prior.evaluate import evaluate
 from priorkit.prior.load import convert, load_prior
 from priorkit.prior.predictors import PriorPredictor
-from priorkit.prior.report import Report, Written, write_report
+from priorkit.prior.report import Written, write_report
+from priorkit.prior.report_source import ReportSource
 from priorkit.prior.train import train
 
 from .conftest import Workspace
@@ -306,8 +307,8 @@ def test_what_is_broken_is_named_and_not_drawn(embeddings: Path, images: Path, t
 def test_a_search_is_of_a_part_of_many_rows(
     prior: Path, embeddings: Path, evaluation: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("priorkit.prior.report.SEARCHED_ROWS", 40)
-    monkeypatch.setattr("priorkit.prior.report.PROJECTED_ROWS", 20)
+    monkeypatch.setattr("priorkit.prior.report_sections.SEARCHED_ROWS", 40)
+    monkeypatch.setattr("priorkit.prior.report_sections.PROJECTED_ROWS", 20)
     _, page = written(tmp_path / "report.html", evaluation, prior, embeddings, images)
     assert "among 40 of 480" in page.text[SECTIONS[-1]]
     assert "20 rows on the two principal axes" in page.text["Projection"]
@@ -398,8 +399,7 @@ def test_predictions_are_drawn_with_the_seed_of_the_evaluation(prior: Path, embe
     for seed in (0, 3):
         settings = SETTINGS.model_copy(update={"seed": seed, "baselines": ()})
         evaluate(str(prior), str(embeddings), str(tmp_path / f"ev{seed}"), settings)
-        made = Report(str(tmp_path / f"ev{seed}"), None, None, "none")
-        found, _ = made._predicted(dataset, rows, dataset.row_ids[rows])
+        found, _ = ReportSource(str(tmp_path / f"ev{seed}")).predicted(dataset, rows)
         predictor = PriorPredictor(load_prior(str(prior)), SampleSettings(steps=2), 1, seed)
         expected = predictor(dataset.take(rows), dataset.row_ids[rows])[:, 0]
         np.testing.assert_allclose(found, expected, atol=1e-6)  # type: ignore[arg-type]

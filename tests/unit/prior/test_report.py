@@ -10,8 +10,8 @@ import pytest
 
 from priorkit.prior import report_plots as draw
 from priorkit.prior.gallery import nearest
-from priorkit.prior.report import sweep_values
 from priorkit.prior.report_gallery import find_rows, principal_axes, projection
+from priorkit.prior.report_sections import sweep_values
 
 HOSTILE = "</svg><script>alert(1)</script> $\\frac{$ \x1b"
 
