@@ -146,8 +146,8 @@ class Sections:
         body, drawn = [], []
         for split, found in self._source.splits.items():
             sound = {weights: value for weights, value in found["losses"].items() if "broken" not in value}
-            for weights in found["losses"].keys() - sound.keys():
-                body.append(page.paragraph(f"{split}: the loss of {weights} weights is not finite."))
+            broken = [weights for weights in found["losses"] if weights not in sound]  # a difference has no order
+            body += [page.paragraph(f"{split}: the loss of {weights} weights is not finite.") for weights in broken]
             if sound:
                 drawn.append(draw.losses_by_timestep(f"Loss by timestep, {split}", sound))
         if drawn:
