@@ -136,9 +136,9 @@ def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
     if path.exists() and not stale:
         return path
     from ..pipeline.read import EmbeddingDataset
+    from .evaluated_rows import EvaluatedRows
     from .gallery import draw_gallery, nearest_images, read_images
     from .load import load_prior
-    from .scoring import EvaluatedRows
 
     dataset = EmbeddingDataset(recipe.folders.embeddings, recipe.read)
     rows = EvaluatedRows(dataset, recipe.evaluate.splits[0], recipe.evaluate).rows[:_CAPTIONS_SHOWN]

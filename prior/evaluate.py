@@ -30,10 +30,11 @@ from ..pipeline.stage_folder import ShardCommit, check_stage, open_stage
 from ..pipeline.storage import Store
 from .config import EvaluateSettings
 from .distances import EmbeddingSet, set_distances
+from .evaluated_rows import BLOCK_ROWS, EvaluatedRows
 from .evaluation_folder import FORMAT_VERSION, METRICS_NAME, RECORD, STAGE, evaluate_manifest, rows_name
 from .metrics import Estimate, mean_intervals
-from .predictors import take_sound
-from .scoring import BLOCK_ROWS, GIVEN, BlockScores, EvaluatedRows, ScorerMaker, ScoreTask, Variant, as_units, variants
+from .predictors import as_units, take_sound
+from .scoring import GIVEN, BlockScores, ScorerMaker, ScoreTask, Variant, variants
 from .subject import PriorSource, Subject, find_subject
 
 _ALL_EQUAL = 1e-6

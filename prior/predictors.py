@@ -16,6 +16,7 @@ import torch
 
 from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset
+from ..pipeline.storage import Store
 from .config import BASELINES, SampleSettings
 from .model import Prior
 
@@ -242,6 +243,38 @@ class GivenPredictions:
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
         """See `Predictor`."""
         return _unit(self._predictions[batch.rows].astype(np.float64))
+
+
+def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
+    """Predictions for every row of a dataset, mapped from a local `.npy`: `[N, D]` or `[N, K, D]`.
+
+    Raises:
+        InputError: the file is missing, remote, no such array, or of another shape than the dataset has.
+    """
+    if not Store(path).is_local:
+        raise InputError(f"{path} is not on this machine, where predictions are read row by row; copy it here first")
+    try:
+        found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read as an array of predictions ({error})") from error
+    wanted = f"[{dataset.count}, {dataset.embed_dim}] or [{dataset.count}, K, {dataset.embed_dim}]"
+    if (
+        found.ndim not in (2, 3)
+        or found.size == 0
+        or (found.shape[0], found.shape[-1]) != (dataset.count, dataset.embed_dim)
+    ):
+        raise InputError(
+            f"{path} has shape {list(found.shape)}, needed is {wanted}: a prediction for each row, in order"
+        )
+    if not np.issubdtype(found.dtype, np.floating):
+        raise InputError(f"{path} holds {found.dtype}, needed are floating-point numbers")
+    return found
+
+
+def as_units(embeds: np.ndarray) -> np.ndarray:
+    """Stored embeddings `[B, D]`, rounded to float16, as float64 of norm 1."""
+    values = embeds.astype(np.float64)
+    return np.asarray(values / np.linalg.norm(values, axis=-1, keepdims=True))
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

@@ -19,9 +19,9 @@ from ..pipeline.stage import ProgressCallback, no_progress
 from ..pipeline.storage import Store
 from . import report_plots as draw
 from .config import BASELINES
+from .predictors import as_units
 from .report_gallery import CAPTIONS, SEARCHED_ROWS, find_rows, gallery, projection
 from .report_source import ReportSource
-from .scoring import as_units
 from .subject import SAID_OF_TRAINING_ROWS
 from .training_folder import LOG_NAME
 

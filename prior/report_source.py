@@ -13,9 +13,10 @@ from ..pipeline.read import EmbeddingDataset
 from ..pipeline.settings import parse_settings
 from ..pipeline.stage import ProgressCallback, no_progress
 from .config import EvaluateSettings, SampleSettings
+from .evaluated_rows import BLOCK_ROWS
 from .evaluation_folder import read_metrics, read_rows, require_whole
-from .predictors import GivenPredictions, Predictor, PriorPredictor
-from .scoring import BLOCK_ROWS, GIVEN, read_predictions
+from .predictors import GivenPredictions, Predictor, PriorPredictor, read_predictions
+from .scoring import GIVEN
 from .subject import PriorSource, Subject, find_subject
 
 

@@ -13,17 +13,26 @@ import torch
 from ..pipeline.config import ReadSettings
 from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset, Split
-from ..pipeline.storage import Store
 from .config import EvaluateSettings, SampleSettings
 from .diffusion import StepRandomness, diffusion_loss
+from .evaluated_rows import EvaluatedRows
 from .load import Weights
 from .metrics import RECALL_AT, cosine, diversity, energy_score, rank
 from .model import Prior
-from .predictors import LOSS, Bank, GivenPredictions, Predictor, PriorPredictor, RowNoise, baselines, take_sound
+from .predictors import (
+    LOSS,
+    Bank,
+    GivenPredictions,
+    Predictor,
+    PriorPredictor,
+    RowNoise,
+    as_units,
+    baselines,
+    read_predictions,
+    take_sound,
+)
 from .subject import PriorSource
 
-BLOCK_ROWS = 128
-"""Rows scored at once."""
 GIVEN = "given predictions"
 """Name of the predictor where predictions are given in place of a prior."""
 
@@ -76,50 +85,6 @@ class BlockScores:
     """K of the predictor; 0 of losses."""
     broken: str | None = None
     """What is wrong with the predictions, where they cannot be scored."""
-
-
-class EvaluatedRows:
-    """The rows of a split that are evaluated on, in the order of their content: N of them.
-
-    Raises:
-        InputError: the split has fewer than 2.
-    """
-
-    def __init__(self, dataset: EmbeddingDataset, split: Split, settings: EvaluateSettings) -> None:
-        self.rows = dataset.content_order(split, settings.seed)[: settings.max_rows]
-        """`[N]`: their numbers in the dataset."""
-        if len(self.rows) < 2:
-            raise InputError(
-                f"{dataset.store.url}: the {split} split has {len(self.rows)} rows, at least 2 are needed; "
-                f"raise read.{split}_fraction and train again"
-            )
-        self.ids = dataset.row_ids[self.rows]
-        """`[N]`."""
-        self.groups = dataset.group_ids[self.rows]
-        """`[N]`: equal ones are of one image."""
-        self.unrelated = _next_different(self.groups)
-        """`[N]`: for each position the one of another image, whose caption is none of its own."""
-        groups, firsts, number = np.unique(self.groups, return_index=True, return_inverse=True)
-        self.gallery = np.sort(firsts)[: settings.gallery_size]
-        """`[G]`: positions of the rows whose images are searched among: each image once."""
-        places = np.full(len(groups), -1)
-        places[number[self.gallery]] = np.arange(len(self.gallery))
-        self.places = places[number]
-        """`[N]`: of each row's image in the gallery; -1 of one that is not there."""
-        self.blocks = -(-len(self.rows) // BLOCK_ROWS)
-
-    def block(self, number: int) -> slice:
-        """Positions of a block's rows."""
-        return slice(number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, len(self.rows)))
-
-
-def _next_different(ids: np.ndarray) -> np.ndarray:
-    """For each of `[N]` ids the position of the next that differs; its own where all are equal."""
-    changes = np.flatnonzero(ids != np.roll(ids, -1)) + 1  # where the next run of equal ids begins
-    if not len(changes):
-        return np.arange(len(ids))
-    following = np.searchsorted(changes, np.arange(len(ids)), side="right") % len(changes)
-    return np.asarray(changes[following] % len(ids))
 
 
 class Scorer:
@@ -276,35 +241,3 @@ class ScorerMaker:
         if self.source.is_predictions:
             return Scorer(dataset, self.settings, None, read_predictions(self.source.path, dataset))
         return Scorer(dataset, self.settings, functools.partial(self.source.load, device=self.settings.device))
-
-
-def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
-    """Predictions for every row of a dataset, mapped from a local `.npy`: `[N, D]` or `[N, K, D]`.
-
-    Raises:
-        InputError: the file is missing, remote, no such array, or of another shape than the dataset has.
-    """
-    if not Store(path).is_local:
-        raise InputError(f"{path} is not on this machine, where predictions are read row by row; copy it here first")
-    try:
-        found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as an array of predictions ({error})") from error
-    wanted = f"[{dataset.count}, {dataset.embed_dim}] or [{dataset.count}, K, {dataset.embed_dim}]"
-    if (
-        found.ndim not in (2, 3)
-        or found.size == 0
-        or (found.shape[0], found.shape[-1]) != (dataset.count, dataset.embed_dim)
-    ):
-        raise InputError(
-            f"{path} has shape {list(found.shape)}, needed is {wanted}: a prediction for each row, in order"
-        )
-    if not np.issubdtype(found.dtype, np.floating):
-        raise InputError(f"{path} holds {found.dtype}, needed are floating-point numbers")
-    return found
-
-
-def as_units(embeds: np.ndarray) -> np.ndarray:
-    """Stored embeddings `[B, D]`, rounded to float16, as float64 of norm 1."""
-    values = embeds.astype(np.float64)
-    return np.asarray(values / np.linalg.norm(values, axis=-1, keepdims=True))

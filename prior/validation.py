@@ -8,12 +8,13 @@ import torch
 from ..pipeline.batches import Columns
 from ..pipeline.read import EmbeddingDataset
 from .config import EvaluateSettings, SampleSettings, TrainSettings
+from .evaluated_rows import BLOCK_ROWS
 from .metrics import cosine, energy_score
 from .model import Prior
-from .predictors import PriorPredictor
+from .predictors import PriorPredictor, as_units
 from .prior_config import PriorConfig
 from .ranks import Ranks
-from .scoring import BLOCK_ROWS, as_units, timestep_losses
+from .scoring import timestep_losses
 from .step import Learner, NotFinite
 from .text_condition import TextOf, read_rows, with_text
 

@@ -25,11 +25,12 @@ from priorkit.pipeline.read import EmbeddingDataset
 from priorkit.prior.config import EvaluateSettings, NetworkSettings, OptimiserSettings, TrainSettings
 from priorkit.prior.dalle2 import import_prior
 from priorkit.prior.diffusion import Condition
+from priorkit.prior.evaluated_rows import EvaluatedRows
 from priorkit.prior.model import Prior
 from priorkit.prior.prior_config import PriorConfig
 from priorkit.prior.ranks import Ranks
 from priorkit.prior.recipe import load_recipe
-from priorkit.prior.scoring import EvaluatedRows, timestep_losses
+from priorkit.prior.scoring import timestep_losses
 from priorkit.prior.step import Learner
 from priorkit.prior.text_condition import stored_text, with_text
 

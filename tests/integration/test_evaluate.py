@@ -21,12 +21,13 @@ from priorkit.pipeline.config import ComputeSettings, ReadSettings
 from priorkit.pipeline.errors import FolderError, InputError, SettingsError
 from priorkit.pipeline.read import EmbeddingDataset, Split
 from priorkit.pipeline.shards import fingerprint
-from priorkit.prior import scoring
+from priorkit.prior import evaluated_rows
 from priorkit.prior.config import BASELINES, EvaluateSettings, SampleSettings
 from priorkit.prior.evaluate import Evaluation, compute_metrics, evaluate, plan_evaluate
+from priorkit.prior.evaluated_rows import EvaluatedRows
 from priorkit.prior.evaluation_folder import read_metrics, rows_name
 from priorkit.prior.load import load_prior
-from priorkit.prior.scoring import EvaluatedRows, Scorer
+from priorkit.prior.scoring import Scorer
 from priorkit.prior.train import train
 
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
@@ -343,7 +344,7 @@ def test_the_size_of_blocks_changes_no_number(prior: Path, embeddings: Path, mon
     dataset = EmbeddingDataset(str(embeddings), READ)
     expected = computed(prior, dataset, QUICK).metrics
     for rows in (7, 1000):
-        monkeypatch.setattr(scoring, "BLOCK_ROWS", rows)
+        monkeypatch.setattr(evaluated_rows, "BLOCK_ROWS", rows)
         assert_near(computed(prior, dataset, QUICK).metrics, expected)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from priorkit.prior import predictors, scoring
+from priorkit.prior import predictors
 from priorkit.prior.config import BASELINES, SampleSettings
 from priorkit.prior.predictors import Bank, GivenPredictions, LinearGaussian, PriorPredictor, Ridge, RowNoise
 
@@ -183,10 +183,3 @@ def test_draws_of_a_prior_follow_from_row_and_seed(sampler: Any, small_prior: An
     np.testing.assert_allclose(make(0)(rows(slice(4, 9)), IDS[4:]), found[4:], atol=1e-6)
     assert not np.allclose(make(1)(rows(slice(None)), IDS), found)
     assert not np.allclose(make(0)(rows(slice(None)), IDS + np.uint64(1)), found)
-
-
-def test_the_unrelated_caption_is_of_a_row_that_holds_something_else() -> None:
-    ids = np.array([7, 7, 2, 9, 9, 9], np.uint64)
-    assert scoring._next_different(ids).tolist() == [2, 2, 3, 0, 0, 0]
-    assert scoring._next_different(ids[:2]).tolist() == [0, 1]
-    assert scoring._next_different(np.array([3, 1, 2], np.uint64)).tolist() == [1, 2, 0]
