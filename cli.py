@@ -12,7 +12,7 @@ import typer
 from .pipeline import commands as pipeline_commands
 from .pipeline import doctor_commands
 from .prior import commands as prior_commands
-from .prior import compare_commands, recipe_commands, report_commands, sample_commands
+from .prior import compare_commands, evaluate_commands, recipe_commands, report_commands, sample_commands
 
 app = typer.Typer(
     name="priorkit",
@@ -25,7 +25,7 @@ for command in (
     pipeline_commands.embed,
     pipeline_commands.inspect,
     prior_commands.train,
-    prior_commands.evaluate,
+    evaluate_commands.evaluate,
     report_commands.report,
     compare_commands.compare,
     sample_commands.sample,

@@ -23,8 +23,6 @@ from ..recipes.openmoji import write_images
 from .recipe import Recipe, load_recipe
 from .run import ProgressFactory, StopRequests, run
 
-DEFAULT_PORT = 47811
-"""Fixed, so that the list of URLs is the same the next time."""
 PICTURE_NAME = "nearest.png"
 
 _CAPTIONS_SHOWN = 8

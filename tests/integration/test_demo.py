@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import socket
 import subprocess
@@ -21,7 +20,7 @@ import torch
 
 from priorkit.pipeline.errors import PriorkitError, SettingsError
 from priorkit.pipeline.read import EmbeddingDataset
-from priorkit.prior import commands, demo
+from priorkit.prior import demo
 from priorkit.prior.load import load_prior
 
 from .conftest import PRIORKIT, environment
@@ -42,10 +41,6 @@ def taken_port() -> Iterator[int]:
         held.bind(("127.0.0.1", 0))
         held.listen()
         yield int(held.getsockname()[1])
-
-
-def test_the_port_of_the_command_is_the_one_of_the_demo() -> None:
-    assert inspect.signature(commands.demo).parameters["port"].default == demo.DEFAULT_PORT
 
 
 def test_the_list_holds_every_image_and_a_few_dead_links(tmp_path: Path) -> None:

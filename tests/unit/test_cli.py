@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from priorkit import __version__
 from priorkit.cli import app
 from priorkit.pipeline.config import ClipSettings, ComputeSettings, DownloadSettings, EmbedSettings, FolderSettings
+from priorkit.prior.commands import DEMO_PORT
 from priorkit.prior.config import SampleSettings
-from priorkit.prior.demo import DEFAULT_PORT
 from priorkit.prior.model import Prior
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
@@ -74,7 +74,7 @@ DEFAULTS = {
     ("status", "recipe"): "default folders",
     ("copy", "destination"): ".",
     ("demo", "folder"): "data/demo",
-    ("demo", "port"): DEFAULT_PORT,
+    ("demo", "port"): DEMO_PORT,
 }
 """What the help must show, taken from where the default is decided."""
 
