@@ -16,6 +16,7 @@ MAX_SEED = 2**63 - 1
 
 SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "dalle2-ddim"]
 GuidanceName = Literal["text", "dalle2"]
+WeightsName = Literal["ema", "online", "best"]
 BaselineName = Literal[
     "text embedding", "mean shift", "ridge regression", "linear-Gaussian", "nearest neighbour",
     "random training image",
@@ -147,7 +148,7 @@ class InitSettings(Settings):
 
     path: str
     """Folder of a prior, or a checkpoint of DALLE2-pytorch (`.pth`)."""
-    weights: Literal["ema", "online", "best"] = "ema"
+    weights: WeightsName = "ema"
     """Averaged weights, those that were trained, or the averaged ones that validated best."""
     config: str | None = None
     """Of a checkpoint: the JSON of its training script, or `laion-model-card`."""
@@ -277,7 +278,7 @@ class EvaluateSettings(DeviceSettings):
 
     splits: tuple[Literal["validation", "test"], ...] = Field(default=("test",), min_length=1)
     """Rows to evaluate on."""
-    weights: tuple[Literal["ema", "online", "best"], ...] = Field(default=("ema",), min_length=1)
+    weights: tuple[WeightsName, ...] = Field(default=("ema",), min_length=1)
     """Averaged weights, those that were trained, the averaged ones that validated best, or several; the first are the
     prior's."""
     draws: int = Field(default=8, ge=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, BinaryIO, Literal, TypeGuard, cast
+from typing import Any, BinaryIO, TypeGuard, cast
 
 import torch
 
@@ -15,13 +15,13 @@ from ..pipeline.settings import parse_settings
 from ..pipeline.shards import MANIFEST_NAME, read_manifest
 from ..pipeline.storage import Store, check_name, open_location
 from .checkpoint import CONFIG_NAME, STATE_FOLDER, load_best, load_folder, load_state, save_prior
+from .config import WeightsName
 from .dalle2 import export_state, import_prior, trainer_state
 from .dalle2_config import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
 from .function import FunctionVersion
 from .model import Prior
 from .pth import read_pth, version_text
 
-Weights = Literal["ema", "online", "best"]
 _PTH = (".pth", ".pt")
 
 
@@ -31,7 +31,7 @@ def load_prior(
     dtype: str = "float32",
     *,
     config: str | None = None,
-    weights: Weights = "ema",
+    weights: WeightsName = "ema",
     function_version: str | None = None,
     clip: dict[str, Any] | None = None,
 ) -> Prior:
@@ -70,7 +70,7 @@ def convert(
     *,
     overwrite: bool = False,
     config: str | None = None,
-    weights: Weights = "ema",
+    weights: WeightsName = "ema",
     function_version: str | None = None,
     clip: dict[str, Any] | None = None,
 ) -> None:
@@ -137,7 +137,7 @@ def is_checkpoint(path: str, **options: Any) -> bool:
 
 
 def _load_pth(
-    path: str, config: str, weights: Weights, function_version: str | None, clip: dict[str, Any] | None
+    path: str, config: str, weights: WeightsName, function_version: str | None, clip: dict[str, Any] | None
 ) -> Prior:
     described = parse_config(read_config(config), config)
     content = read_pth(path)
@@ -169,7 +169,7 @@ def read_config(config: str) -> Any:
         raise InputError(f"{config}: not JSON ({error})") from None
 
 
-def _trained_weights(path: str, weights: Weights) -> dict[str, torch.Tensor]:
+def _trained_weights(path: str, weights: WeightsName) -> dict[str, torch.Tensor]:
     """Those that were trained, of which the averaged ones are an average; or the best averaged ones."""
     store = Store(path)
     manifest = read_manifest(store)
@@ -184,7 +184,7 @@ def _trained_weights(path: str, weights: Weights) -> dict[str, torch.Tensor]:
     return state.network
 
 
-def _choose_weights(content: dict[str, Any], weights: Weights, path: str) -> dict[str, torch.Tensor]:
+def _choose_weights(content: dict[str, Any], weights: WeightsName, path: str) -> dict[str, torch.Tensor]:
     """The weights of a `DiffusionPrior` in a trainer's checkpoint, or in a bare state_dict."""
     if weights not in ("ema", "online"):
         raise SettingsError(f"weights={weights!r}: known are ema and online")

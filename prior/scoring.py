@@ -13,10 +13,9 @@ import torch
 from ..pipeline.config import ReadSettings
 from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset, Split
-from .config import EvaluateSettings, SampleSettings
+from .config import EvaluateSettings, SampleSettings, WeightsName
 from .diffusion import StepRandomness, diffusion_loss
 from .evaluated_rows import EvaluatedRows
-from .load import Weights
 from .metrics import RECALL_AT, cosine, diversity, energy_score, rank
 from .model import Prior
 from .predictors import (
@@ -42,7 +41,7 @@ class Variant:
     """A way to draw from a prior."""
 
     name: str
-    weights: Weights
+    weights: WeightsName
     sample: SampleSettings
 
 
@@ -99,7 +98,7 @@ class Scorer:
         self,
         dataset: EmbeddingDataset,
         settings: EvaluateSettings,
-        load_prior: Callable[[Weights], Prior] | None,
+        load_prior: Callable[[WeightsName], Prior] | None,
         given: np.ndarray | None = None,
     ) -> None:
         self._dataset, self._settings, self._load_prior, self._given = dataset, settings, load_prior, given
@@ -153,7 +152,7 @@ class Scorer:
             )
         return baselines(bank, self._settings.draws, self._settings.seed)
 
-    def _prior(self, weights: Weights) -> Prior:
+    def _prior(self, weights: WeightsName) -> Prior:
         assert self._load_prior is not None
         if weights not in self._priors:
             self._priors[weights] = self._load_prior(weights)

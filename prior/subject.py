@@ -15,9 +15,9 @@ from ..pipeline.settings import parse_settings
 from ..pipeline.shards import Manifest, differing_files, fingerprint, read_manifest, require_manifest
 from ..pipeline.storage import Store, open_location
 from .checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_config
-from .config import SampleSettings
+from .config import SampleSettings, WeightsName
 from .job import STAGE
-from .load import Weights, is_checkpoint, load_prior, read_config
+from .load import is_checkpoint, load_prior, read_config
 from .model import Prior
 from .prior_config import TrainedOn
 from .pth import find_pth
@@ -51,7 +51,7 @@ class PriorSource:
         """Whether it is one of DALLE2-pytorch's; SettingsError if the options do not belong to what it is."""
         return is_checkpoint(self.path, config=self.config, function_version=self.function_version)
 
-    def load(self, weights: Weights = "ema", device: str = "cpu") -> Prior:
+    def load(self, weights: WeightsName = "ema", device: str = "cpu") -> Prior:
         """The prior, with weights of that name."""
         return load_prior(
             self.path, device, config=self.config, weights=weights, function_version=self.function_version
@@ -76,7 +76,7 @@ class Subject:
     def is_predictions(self) -> bool:
         return self.source.is_predictions
 
-    def parameters(self, weights: Weights) -> float:
+    def parameters(self, weights: WeightsName) -> float:
         """Of the network of a prior; of a folder by the size of its file."""
         if self.kind == "checkpoint":  # which holds its weights several times
             return sum(value.numel() for value in self.source.load(weights).network.parameters())
@@ -117,7 +117,9 @@ class Subject:
             "training_rows": self.training_rows(dataset),
         }
 
-    def check(self, dataset: EmbeddingDataset, samples: Sequence[SampleSettings], weights: Sequence[Weights]) -> None:
+    def check(
+        self, dataset: EmbeddingDataset, samples: Sequence[SampleSettings], weights: Sequence[WeightsName]
+    ) -> None:
         """Check, before any work, that it is whole, fits the embeddings, and can be drawn from in all these ways.
 
         Raises:
