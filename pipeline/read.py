@@ -8,7 +8,6 @@ and rows stay put when data is added. `batches` reads the rows of a split in the
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from .embedding_shards import EmbeddingShard, find_shards
 from .errors import InputError
 from .selection import Blocks, Visits, find_shared_groups, identify_groups, identify_rows, kept_rows, select_splits
 from .shards import Manifest, fingerprint, read_manifest, require_stage
+from .shuffle import hash_key
 from .storage import TEMPORARY_SUFFIX, Store
 
 Split = Literal["train", "validation", "test"]
@@ -170,8 +170,7 @@ class EmbeddingDataset:
     def content_order(self, split: Split, seed: int) -> np.ndarray:
         """Row numbers of a split in an order that follows from what the rows hold and the seed, not from the shards."""
         rows = self.rows(split)
-        mark = hashlib.sha256(f"priorkit order {seed}".encode()).digest()
-        mixed = (self.row_ids[rows] ^ np.uint64(int.from_bytes(mark[:8], "big"))) * _ODD
+        mixed = (self.row_ids[rows] ^ hash_key("order", seed)) * _ODD
         return rows[np.argsort(mixed ^ (mixed >> np.uint64(32)), kind="stable")]
 
     def take(self, rows: np.ndarray, max_text_len: int = 0) -> EmbeddingBatch:

@@ -19,7 +19,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def hash_key(*parts: int | str) -> np.uint64:
-    """A key for `mix`, of a purpose and numbers."""
+    """A key of a purpose and numbers: for `mix`, or for a stream of random numbers."""
     mark = hashlib.sha256(" ".join(["priorkit", *map(str, parts)]).encode()).digest()
     key: np.uint64 = np.uint64(int.from_bytes(mark[:8], "big"))
     return key

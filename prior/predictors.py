@@ -6,7 +6,6 @@ row holds, so that neither the order of rows nor who computes them changes a dra
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +15,7 @@ import torch
 
 from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset
+from ..pipeline.shuffle import hash_key
 from ..pipeline.storage import Store
 from .config import BASELINES, SampleSettings
 from .model import Prior
@@ -46,8 +46,8 @@ class RowNoise:
     """
 
     def __init__(self, seed: int, purpose: int, row_ids: np.ndarray, shape: tuple[int, ...]) -> None:
-        mark = hashlib.sha256(f"priorkit noise {seed} {purpose}".encode()).digest()
-        keys = [np.array([int.from_bytes(mark[:8], "big"), row_id], np.uint64) for row_id in row_ids]
+        key = hash_key("noise", seed, purpose)
+        keys = [np.array([key, row_id], np.uint64) for row_id in row_ids]
         self._streams = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
         self._shape = shape
 

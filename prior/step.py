@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 
 from ..pipeline.batches import TrainBatch
 from ..pipeline.errors import PriorkitError
+from ..pipeline.shuffle import hash_key
 from .checkpoint import TrainState, optimiser_tensors, restore_optimiser
 from .config import MAX_SEED, TrainSettings
 from .diffusion import Condition, diffusion_loss, step_randomness
@@ -136,8 +136,7 @@ class Learner:
 
     def _seed_dropout(self, number: int) -> None:
         """Dropout is a function of seed, step and rank, so that no generator's state has to be kept."""
-        mark = f"priorkit dropout {self._settings.seed} {number} {self._ranks.rank}"
-        torch.manual_seed(int.from_bytes(hashlib.sha256(mark.encode()).digest()[:8], "big") & MAX_SEED)
+        torch.manual_seed(int(hash_key("dropout", self._settings.seed, number, self._ranks.rank)) & MAX_SEED)
 
     def _named(self, rows: np.ndarray) -> list[int]:
         return self._ranks.gather(rows[:_NAMED_ROWS].tolist())[:_NAMED_ROWS]
