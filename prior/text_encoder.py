@@ -12,9 +12,12 @@ from ..pipeline.errors import InputError
 if TYPE_CHECKING:
     from ..pipeline.clip import ClipEncoder
 
+_BATCH_SIZE = 64
+"""Captions in one forward pass."""
+
 
 def find_text_encoder(
-    location: Mapping[str, Any], identity: Mapping[str, Any], made: str, device: DeviceSettings, batch_size: int = 64
+    location: Mapping[str, Any], identity: Mapping[str, Any], made: str, device: DeviceSettings
 ) -> ClipEncoder:
     """Load a CLIP without its image tower.
 
@@ -23,7 +26,6 @@ def find_text_encoder(
         identity: what is known of it; empty where nothing is.
         made: what those weights are known of, for the error.
         device: where it shall run, with how many threads.
-        batch_size: captions in one forward pass.
 
     Raises:
         InputError: it is not to be had, or has other weights.
@@ -33,7 +35,7 @@ def find_text_encoder(
     clip = ClipSettings(**location)
     dtype = identity.get("dtype", "float32")
     settings = EmbedSettings(
-        clip=clip, dtype=dtype, device=device.device, threads=device.threads, batch_size=batch_size
+        clip=clip, dtype=dtype, device=device.device, threads=device.threads, batch_size=_BATCH_SIZE
     )
     encoder = load_text_encoder(resolve(settings, "embed"))
     if identity and encoder.identity["weights_sha256"] != identity["weights_sha256"]:
