@@ -132,13 +132,14 @@ def compute_metrics(
     }
     known = _images(dataset, dataset.content_order("train", settings.seed)[: settings.distance_rows])
     real = {split: _images(dataset, rows.rows[: settings.distance_rows]) for split, rows in evaluated.items()}
-    names = [GIVEN] if given else [variant.name for variant in variants(settings)]
-    groups = ((False, [*names, *settings.baselines]), (True, [] if given else settings.weights))
+    ways = {} if given else {variant.name: variant for variant in variants(settings)}
+    predictors = [*([GIVEN] if given else ways), *settings.baselines]
+    with_losses = () if given else settings.weights
     tasks = [
         ScoreTask(split, name, block, is_loss=is_loss)
         for split, rows in evaluated.items()
-        for is_loss, group in groups
-        for name in group
+        for is_loss, names in ((False, predictors), (True, with_losses))
+        for name in names
         for block in range(rows.blocks)
     ]
     gathered: dict[tuple[Split, str, bool], _Gathered] = {}
@@ -151,7 +152,6 @@ def compute_metrics(
         found, draws[key] = gathered.setdefault(key, _Gathered(rows.groups)), scores.draws
         if found.add(rows.block(task.block), scores):
             summaries[key] = found.losses(settings) if task.is_loss else found.summary(real[task.split], settings)
-    ways = {} if given else {variant.name: variant for variant in variants(settings)}
     metrics: dict[str, Any] = {}
     tables: dict[Split, pa.Table] = {}
     for split, rows in evaluated.items():
@@ -166,13 +166,13 @@ def compute_metrics(
             "predictors": [
                 {"name": name, "draws": draws[split, name, False], **_drawn(ways.get(name))}
                 | summaries[split, name, False]
-                for name in groups[0][1]
+                for name in predictors
             ],
-            "losses": {name: summaries[split, name, True] for name in groups[1][1]},
+            "losses": {name: summaries[split, name, True] for name in with_losses},
         }
         columns = {
             f"{name}/{metric}": values
-            for name in groups[0][1]
+            for name in predictors
             for metric, values in gathered[split, name, False].columns.items()
         }
         tables[split] = pa.table({"row_id": rows.ids, "group_id": rows.groups, **columns})

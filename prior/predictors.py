@@ -1,4 +1,4 @@
-"""What predicts image embeddings from captions: a prior, or a baseline that it has to beat.
+"""What predicts image embeddings from captions: a prior, a baseline that it has to beat, or an array of predictions.
 
 Every predictor gives K draws for each of B rows, of norm 1. Its randomness is a function of the seed and of what the
 row holds, so that neither the order of rows nor who computes them changes a draw.
