@@ -7,14 +7,12 @@ training and is raised by the driver.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from ..pipeline.config import ComputeSettings
@@ -44,51 +42,53 @@ def train_on_ray(
     Raises:
         PriorkitError: what a worker has raised, or workers that die again and again, or too few nodes.
     """
-    # paths that workers are given are absolute, and Ray Train would move them into a folder of its own
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     with ray_cluster(compute) as ray, tempfile.TemporaryDirectory(prefix="priorkit-ray-") as folder:
         require_room(ray, compute, compute.min_workers)
-        coordinator = _start_coordinator(ray)
+        coordinator, trainer = _start_beside_driver(ray, Coordinator), _start_beside_driver(ray, _Trainer)
         try:
-            with _in_thread(lambda: _fit(job, compute, coordinator, folder)) as running:
-                return _watch(ray, job, compute, coordinator, running, progress, should_stop)
+            fit = trainer.fit.remote(job, compute, coordinator, folder)
+            outcome = _watch(ray, job, compute, coordinator, fit, progress, should_stop)
+            ray.wait([fit], timeout=_END_SECONDS)
+            return outcome
         finally:
+            ray.kill(trainer)
             ray.kill(coordinator)
 
 
-def _start_coordinator(ray: Any) -> Any:
-    """Beside the driver, since where that dies nobody waits for the training."""
+def _start_beside_driver(ray: Any, actor: type) -> Any:
+    """An actor on the driver's node, since where that dies nobody waits for the training."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Coordinator).options(num_cpus=0, scheduling_strategy=here).remote()
+    return ray.remote(actor).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
-def _fit(job: TrainJob, compute: ComputeSettings, coordinator: Any, folder: str) -> None:
-    """Let Ray Train run the loop in its workers."""
-    import ray.train.torch
-    from ray.train.v2.api.config import LoggingConfig
+class _Trainer:
+    """Ray Train, in a process that can be ended: in the driver's it takes over Ctrl-C, and waits for nodes for ever."""
 
-    train: Any = ray.train  # whose types are those of its first version
+    def fit(self, job: TrainJob, compute: ComputeSettings, coordinator: Any, folder: str) -> None:
+        """Let Ray Train run the loop in its workers."""
+        # paths that workers are given are absolute, and Ray Train would move them into a folder of its own
+        os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+        import ray.train.torch
+        from ray.train.v2.api.config import LoggingConfig
 
-    def work() -> None:
-        _work(job, coordinator)
-
-    resources = {"CPU": compute.cpus_per_worker, "GPU": compute.gpus_per_worker}
-    train.torch.TorchTrainer(
-        work,
-        scaling_config=train.ScalingConfig(
-            num_workers=(compute.min_workers, compute.workers),
-            use_gpu=compute.gpus_per_worker > 0,
-            resources_per_worker={name: value for name, value in resources.items() if value},
-        ),
-        run_config=train.RunConfig(
-            name="train",
-            storage_path=folder,  # nothing of the training is written there
-            failure_config=train.FailureConfig(max_failures=-1, controller_failure_limit=_START_FAILURES),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    ).fit()
+        train: Any = ray.train  # whose types are those of its first version
+        resources = {"CPU": compute.cpus_per_worker, "GPU": compute.gpus_per_worker}
+        train.torch.TorchTrainer(
+            lambda: _work(job, coordinator),
+            scaling_config=train.ScalingConfig(
+                num_workers=(compute.min_workers, compute.workers),
+                use_gpu=compute.gpus_per_worker > 0,
+                resources_per_worker={name: value for name, value in resources.items() if value},
+            ),
+            run_config=train.RunConfig(
+                name="train",
+                storage_path=folder,  # nothing of the training is written there
+                failure_config=train.FailureConfig(max_failures=-1, controller_failure_limit=_START_FAILURES),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        ).fit()
 
 
 def _work(job: TrainJob, coordinator: Any) -> None:
@@ -121,46 +121,19 @@ def _pickled(error: Exception) -> bytes:
     return data
 
 
-class _Thread(threading.Thread):
-    """Does something beside the block, and keeps what it raised."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        super().__init__(name="priorkit-ray-train", daemon=True)
-        self._work = work
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        """See `threading.Thread`."""
-        try:
-            self._work()
-        except Exception as error:
-            self.error = error
-        except SystemExit:
-            return  # by which Ray ends the calls of a driver that has left
-
-
-@contextlib.contextmanager
-def _in_thread(work: Callable[[], None]) -> Iterator[_Thread]:
-    """Ray Train in a thread: in the main one it would take over Ctrl-C, and nobody could look on."""
-    thread = _Thread(work)
-    thread.start()
-    yield thread
-    thread.join(_END_SECONDS)
-
-
 def _watch(
     ray: Any,
     job: TrainJob,
     compute: ComputeSettings,
     coordinator: Any,
-    running: _Thread,
+    fit: Any,
     progress: ProgressCallback,
     should_stop: Callable[[], bool],
 ) -> Outcome:
     """Show progress and pass on stop requests until the training is over."""
     asked, changed, before = False, time.monotonic(), Status()
     while True:
-        is_running = running.is_alive()  # looked at first: what it has told before its end is then seen
+        is_running = not ray.wait([fit], timeout=0)[0]  # looked at first: what it has told before its end is then seen
         status = ray.get(coordinator.status.remote())
         if status.error is not None:
             error, text = pickle.loads(status.error)
@@ -169,7 +142,7 @@ def _watch(
             progress(status.step, job.settings.steps, status.note)
             return status.outcome  # type: ignore[no-any-return]
         if not is_running:
-            raise PriorkitError(f"Ray Train ended before the training did: {running.error}") from running.error
+            raise _failure(ray, fit)
         if should_stop() and not asked:
             ray.get(coordinator.stop.remote())
             asked = True
@@ -180,6 +153,15 @@ def _watch(
         if waiting > _PATIENCE_SECONDS:
             _require_room_still(ray, compute, status.step)
         time.sleep(_LOOK_SECONDS)
+
+
+def _failure(ray: Any, fit: Any) -> PriorkitError:
+    """Why Ray Train has ended, though the training has not."""
+    try:
+        cause = ray.get(fit)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", error)
+    return PriorkitError(f"Ray Train ended before the training did: {cause}")
 
 
 def _require_room_still(ray: Any, compute: ComputeSettings, step: int) -> None:

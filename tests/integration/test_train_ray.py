@@ -172,6 +172,7 @@ def test_what_a_worker_raises_is_raised_as_itself(tmp_path: Path) -> None:
     with cluster(2):
         with pytest.raises(PriorkitError, match=r"rows 300, keys 000000300: embeddings are not unit vectors"):
             train(str(unsound), str(tmp_path / "prior"), HUNDRED, read, compute=TWO_WORKERS)
+        wait_for(lambda: ray.available_resources().get("CPU") == 2)  # what it had held is free again
 
 
 def test_a_stop_ends_all_workers_with_a_checkpoint(embeddings: Path, expected: Path, tmp_path: Path) -> None:
