@@ -47,10 +47,10 @@ def train_on_ray(
         coordinator, trainer = _start_beside_driver(ray, Coordinator), _start_beside_driver(ray, _Trainer)
         try:
             fit = trainer.fit.remote(job, compute, coordinator, folder)
-            outcome = _watch(ray, job, compute, coordinator, fit, progress, should_stop)
-            ray.wait([fit], timeout=_END_SECONDS)
-            return outcome
+            return _watch(ray, job, compute, coordinator, fit, progress, should_stop)
         finally:
+            if ray.get(coordinator.status.remote()).is_over:
+                ray.wait([fit], timeout=_END_SECONDS)  # it gives back what the cluster holds for it
             ray.kill(trainer)
             ray.kill(coordinator)
 
