@@ -17,6 +17,7 @@ import torch
 
 from .config import ClipSettings, EmbedSettings
 from .errors import InputError
+from .hashing import hash_file
 from .packed_block import pack_blocks
 from .pixels import Pixels
 from .shards import fingerprint
@@ -81,10 +82,10 @@ def clip_source(settings: ClipSettings) -> dict[str, Any]:
             path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES or path.name == "open_clip_config.json"
         ]
         bundled = settings.model if settings.model.startswith(_BUNDLED_PREFIX) else "local-dir"
-        return {"model": bundled, "files": {path.name: _hash_file(path) for path in sorted(files)}}
+        return {"model": bundled, "files": _hashes(files)}
     if settings.pretrained and Path(settings.pretrained).is_file():
         path = Path(settings.pretrained)
-        return {"model": settings.model, "files": {path.name: _hash_file(path)}}
+        return {"model": settings.model, "files": _hashes([path])}
     if settings.pretrained and os.path.sep in settings.pretrained:
         raise InputError(f"embed.clip.pretrained={settings.pretrained}: no such file")
     return {"model": settings.model, "pretrained": settings.pretrained}
@@ -102,12 +103,12 @@ def _local_folder(settings: ClipSettings) -> Path | None:
     return folder
 
 
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _hashes(files: list[Path]) -> dict[str, str]:
+    hashes = {}
+    for path in sorted(files):
+        with path.open("rb") as file:
+            hashes[path.name] = hash_file(file)
+    return hashes
 
 
 def load_encoder(settings: EmbedSettings) -> ClipEncoder:

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import InputError
-from .storage import FileRecord, Store, check_name
+from .hashing import FileRecord, hash_file
+from .storage import Store, check_name
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -183,15 +184,12 @@ def differing_files(store: Store, record: ShardRecord) -> list[str]:
     """Files of a record whose content is not what was committed; reads every byte."""
     bad = []
     for name, entry in record.files.items():
-        digest = hashlib.sha256()
         try:
             with store.open(name) as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+                is_same = hash_file(file) == entry.sha256
         except FileNotFoundError:
-            bad.append(name)
-            continue
-        if digest.hexdigest() != entry.sha256:
+            is_same = False
+        if not is_same:
             bad.append(name)
     return bad
 

@@ -11,8 +11,9 @@ from dataclasses import asdict
 from typing import Any
 
 from .errors import FolderError
+from .hashing import FileRecord, HashingFile
 from .shards import MANIFEST_NAME, RECORD_FOLDER, Manifest, ShardRecord, pending_shards, read_manifest, read_records
-from .storage import LEASE_NAME, LOCK_NAME, TEMPORARY_SUFFIX, FileRecord, HashingFile, Store
+from .storage import LEASE_NAME, LOCK_NAME, TEMPORARY_SUFFIX, Store
 
 REPLACEMENT_FOLDER = "replacing"
 """Where a committed shard is written anew, before it takes the place of the old one."""

@@ -6,8 +6,6 @@ What the files mean is the business of `shards`; this module knows names, bytes 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import json
 import os
 import re
@@ -18,13 +16,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from .errors import FolderError, InputError
+from .hashing import HashingFile
 
 TEMPORARY_SUFFIX = ".priorkit-tmp"
 LOCK_NAME = ".lock"
@@ -39,40 +37,6 @@ def check_name(name: str) -> str:
     if not _PLAIN_NAME.fullmatch(name):
         raise InputError(f"file name {name!r} is not a plain relative name; the manifest is damaged or hostile")
     return name
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What is known of one committed file."""
-
-    bytes: int
-    sha256: str
-
-
-class HashingFile(io.RawIOBase):
-    """A binary file for writing that counts and hashes what passes through it."""
-
-    def __init__(self, target: BinaryIO) -> None:
-        self._target = target
-        self._digest = hashlib.sha256()
-        self._bytes = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._target.write(view)
-        self._digest.update(view)
-        self._bytes += len(view)
-        return len(view)
-
-    def tell(self) -> int:
-        return self._bytes
-
-    def record(self) -> FileRecord:
-        """Size and hash of all that was written so far."""
-        return FileRecord(self._bytes, self._digest.hexdigest())
 
 
 def open_location(url: str) -> tuple[Any, str]:

@@ -258,9 +258,10 @@ def _require(column: str, setting: str, available: list[str], source: str) -> st
         return column
     nearest = difflib.get_close_matches(column, available, n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    none = " (`--set download.caption_column=null` for none; a prior needs captions)" if "caption" in setting else ""
+    none = ", or null for none; a prior needs captions" if "caption" in setting else ""
     raise InputError(
-        f"{source}: no column {column!r}; {hint}The list has {', '.join(map(repr, available))}: set {setting}{none}"
+        f"{source}: no column {column!r}; {hint}The list has {', '.join(map(repr, available))} (`--set "
+        f"download.{setting}=NAME`{none})"
     )
 
 

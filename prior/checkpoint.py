@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from ..pipeline.errors import InputError, SettingsError
+from ..pipeline.hashing import HashingFile
 from ..pipeline.settings import parse_settings
-from ..pipeline.storage import HashingFile, Store
+from ..pipeline.storage import Store
 from .model import Prior
 from .network import PriorNetwork
 from .normalise import EmbeddingNormaliser

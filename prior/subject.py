@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..pipeline.config import ReadSettings
 from ..pipeline.errors import InputError, SettingsError
+from ..pipeline.hashing import hash_file
 from ..pipeline.read import EmbeddingDataset
 from ..pipeline.settings import parse_settings
 from ..pipeline.shards import Manifest, differing_files, fingerprint, read_manifest, require_manifest
@@ -188,11 +187,8 @@ def _read_settings(trained_on: TrainedOn, path: str) -> ReadSettings:
 
 
 def _sha256(fs: Any, location: str, path: str) -> str:
-    digest = hashlib.sha256()
     try:
         with fs.open(location, "rb") as file:
-            for block in iter(functools.partial(file.read, 1 << 20), b""):
-                digest.update(block)
+            return hash_file(file)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    return digest.hexdigest()

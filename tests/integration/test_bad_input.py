@@ -70,7 +70,7 @@ def test_a_list_that_cannot_be_used_is_named(bad_lists: Workspace) -> None:
         "list.pdf": "list.pdf: unknown kind of list; known endings are parquet",
         "half.jsonl": "half.jsonl: cannot be read as jsonl",
         "no_lists": "no_lists: no list of URLs in this folder",
-        "other_columns.parquet": "no column 'url'; did you mean 'urls'? The list has 'urls', 'text': set url_column",
+        "other_columns.parquet": "no column 'url'; did you mean 'urls'? The list has 'urls', 'text' (`--set download",
     }
     wrong, suggestion = (
         ("download", "urls.parquet", "--caption-column", "captoin"),

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from priorkit.pipeline.errors import FolderError, InputError
+from priorkit.pipeline.hashing import FileRecord
 from priorkit.pipeline.shards import (
     MANIFEST_NAME,
     Manifest,
@@ -34,7 +35,7 @@ from priorkit.pipeline.stage_folder import (
     finish_replacements,
     open_stage,
 )
-from priorkit.pipeline.storage import FileRecord, Store
+from priorkit.pipeline.storage import Store
 
 SETTINGS = {"size": 32, "clip": {"model": "tiny"}}
 

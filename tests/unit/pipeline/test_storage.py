@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from priorkit.pipeline.errors import FolderError, InputError
-from priorkit.pipeline.storage import LEASE_NAME, FileRecord, Store, check_name
+from priorkit.pipeline.hashing import FileRecord
+from priorkit.pipeline.storage import LEASE_NAME, Store, check_name
 
 HOLD_THE_FOLDER = """
 import sys, time

@@ -239,12 +239,12 @@ def test_an_unknown_column_names_the_nearest_and_all_there_are(tmp_path: Path, k
     assert "no column 'URL_'" in text
     text = refusal(tmp_path / f"list.{kind}", caption_column="captions")
     assert "no column 'captions'; did you mean 'caption'?" in text
-    assert "The list has 'url', 'caption', 'licence': set caption_column" in text
+    assert "The list has 'url', 'caption', 'licence' (`--set download.caption_column=NAME`, or null" in text
 
 
 def test_a_text_file_has_no_captions_and_the_error_says_what_to_set(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"http://h/0.jpg\n")
-    assert "`--set download.caption_column=null` for none" in refusal(tmp_path / "list.txt")
+    assert "`--set download.caption_column=NAME`, or null for none" in refusal(tmp_path / "list.txt")
 
 
 @pytest.mark.parametrize(

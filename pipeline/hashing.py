@@ -1,0 +1,52 @@
+"""SHA-256 of files, as they are written and as they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What is known of one committed file."""
+
+    bytes: int
+    sha256: str
+
+
+class HashingFile(io.RawIOBase):
+    """A binary file for writing that counts and hashes what passes through it."""
+
+    def __init__(self, target: BinaryIO) -> None:
+        self._target = target
+        self._digest = hashlib.sha256()
+        self._bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._target.write(view)
+        self._digest.update(view)
+        self._bytes += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        return self._bytes
+
+    def record(self) -> FileRecord:
+        """Size and hash of all that was written so far."""
+        return FileRecord(self._bytes, self._digest.hexdigest())
+
+
+def hash_file(file: BinaryIO) -> str:
+    """Of all bytes of an open file, of which a block at a time is held."""
+    digest = hashlib.sha256()
+    while block := file.read(_BLOCK_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
