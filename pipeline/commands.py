@@ -16,10 +16,11 @@ LimitOption = Annotated[Optional[int], typer.Option("--limit", min=1, help="Work
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan, disk space and time; do nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Discard what the folder holds and start anew.")]
-
-
 SetOption = Annotated[
     Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Any setting of a recipe; may be repeated.")
+]
+WorkersOption = Annotated[
+    Optional[int], typer.Option("--workers", show_default="this process", help="Ray workers to spread over.")
 ]
 
 
@@ -39,9 +40,7 @@ def download(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Fetch those rows again whose failure may have passed.")
     ] = False,
-    workers: Annotated[
-        Optional[int], typer.Option(show_default="this process", help="Ray workers to spread over.")
-    ] = None,
+    workers: WorkersOption = None,
     settings: SetOption = None,
     limit: LimitOption = None,
     dry_run: DryRunOption = False,
@@ -116,9 +115,7 @@ def embed(
     ] = None,
     batch_size: Annotated[Optional[int], typer.Option(show_default="64", help="Pairs in one forward pass.")] = None,
     device: Annotated[Optional[str], typer.Option(show_default="auto", help="auto, cpu or cuda.")] = None,
-    workers: Annotated[
-        Optional[int], typer.Option(show_default="this process", help="Ray workers to spread over.")
-    ] = None,
+    workers: WorkersOption = None,
     settings: SetOption = None,
     limit: LimitOption = None,
     dry_run: DryRunOption = False,

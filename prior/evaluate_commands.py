@@ -12,6 +12,7 @@ from ..pipeline.commands import (
     LimitOption,
     OverwriteOption,
     SetOption,
+    WorkersOption,
     show_plan,
     show_result,
     worker_overrides,
@@ -31,9 +32,7 @@ def evaluate(
         Optional[str], typer.Option(help="Weights to evaluate: ema, online or best.", show_default="evaluate.weights")
     ] = None,
     function_version: FunctionOption = None,
-    workers: Annotated[
-        Optional[int], typer.Option(show_default="this process", help="Ray workers to spread over.")
-    ] = None,
+    workers: WorkersOption = None,
     settings: SetOption = None,
     limit: LimitOption = None,
     dry_run: DryRunOption = False,

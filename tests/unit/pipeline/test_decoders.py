@@ -230,7 +230,7 @@ def test_the_number_of_processes_is_that_of_the_cores_that_may_be_used() -> None
 
 
 PARENT = """
-import asyncio, sys
+import asyncio, signal, sys
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.decoders import Decoders
 
@@ -242,6 +242,7 @@ async def main():
         while True:
             await asyncio.gather(*(decoders.decode(body) for _ in range(8)))
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in a shell's background
 try:
     asyncio.run(main())  # with no guard: nothing imports this script again
 except KeyboardInterrupt:
