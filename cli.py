@@ -55,7 +55,7 @@ def root(
 ) -> None:
     """From a list of image URLs to a trained, evaluated diffusion prior.
 
-    Example: priorkit run recipes/custom.yaml
+    Example: priorkit run my_recipe.yaml
     """
 
 

@@ -17,7 +17,8 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan, d
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Discard what the folder holds and start anew.")]
 SetOption = Annotated[
-    Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Any setting of a recipe; may be repeated.")
+    Optional[list[str]],
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of a recipe that this command reads; may be repeated."),
 ]
 WorkersOption = Annotated[
     Optional[int], typer.Option("--workers", show_default="this process", help="Ray workers to spread over.")
@@ -105,7 +106,7 @@ def _show_statistics(statistics: dict[str, Any]) -> None:
 
 
 def embed(
-    images: Annotated[str, typer.Argument(help="Folder of webdataset shards.")] = "data/images",
+    images: Annotated[str, typer.Argument(help="Folder of image shards, of files, or of tables.")] = "data/images",
     embeddings: Annotated[str, typer.Option(help="Folder to write embedding shards to.")] = "data/embeddings",
     model: Annotated[
         Optional[str], typer.Option(show_default="ViT-B-32", help="open_clip model, hf-hub:ID or local-dir:PATH.")

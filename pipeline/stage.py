@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -20,6 +21,9 @@ Task = TypeVar("Task")
 
 ProgressCallback = Callable[[int, Optional[int], str], None]
 """Told of progress as (done, total, note); the total is None where it is not known yet."""
+
+ProgressFactory = Callable[[str, str], contextlib.AbstractContextManager[ProgressCallback]]
+"""Given what is under way and its unit, opens a place to report progress to."""
 
 
 def no_progress(done: int, total: int | None, note: str) -> None:

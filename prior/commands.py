@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ..pipeline.stage import StagePlan, StageResult
     from .run import StageName
 
-DEMO_PORT = 47811
-"""Fixed, so that the list of URLs is the same the next time."""
 RecipeArgument = Annotated[str, typer.Argument(help="YAML file, or the name of a recipe that comes with priorkit.")]
 
 
@@ -52,7 +50,7 @@ def train(
 ) -> None:
     """Train a prior on embeddings, or go on from its newest checkpoint.
 
-    Example: priorkit train recipes/custom.yaml --set train.steps=20000
+    Example: priorkit train custom --set train.steps=20000
     """
     from ..pipeline.terminal import progress_bar, reported_errors, stop_requests
 
@@ -99,7 +97,7 @@ def run(
 ) -> None:
     """Run every stage of a recipe that is not up to date, and only those.
 
-    Example: priorkit run recipes/custom.yaml --set urls=my_list.csv --dry-run
+    Example: priorkit run custom --set urls=my_list.csv --dry-run
     """
     from ..pipeline.terminal import print_json, progress_bar, reported_errors, stop_requests
 
@@ -138,7 +136,7 @@ def status(
 ) -> None:
     """Show what each stage has done; with a recipe, also what is not up to date.
 
-    Example: priorkit status recipes/custom.yaml
+    Example: priorkit status my_recipe.yaml
     """
     from ..pipeline.terminal import print_json, print_table, reported_errors
 
@@ -157,12 +155,13 @@ def status(
 def demo(
     folder: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("data/demo"),
     port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Port of this machine to serve the images on.")
-    ] = DEMO_PORT,
+        Optional[int],
+        typer.Option(min=1, max=65535, show_default="47811", help="Port of this machine to serve the images on."),
+    ] = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the whole chain offline on about 3,900 emoji, from a list of URLs to an evaluated prior and a picture.
+    """Run the whole chain offline on about 3,950 emoji, from a list of URLs to an evaluated prior and a picture.
 
     Example: priorkit demo --folder /tmp/demo
     """

@@ -26,7 +26,9 @@ def evaluate(
     ] = "data/prior",
     embeddings: Annotated[str, typer.Option(help="Folder of embedding shards.")] = "data/embeddings",
     evaluation: Annotated[str, typer.Option(help="Folder to write metrics to.")] = "data/evaluation",
-    recipe: Annotated[Optional[str], typer.Option(help="Recipe whose section `evaluate` applies.")] = None,
+    recipe: Annotated[
+        Optional[str], typer.Option(help="Recipe whose `evaluate`, `read` and `compute` apply; not its folders.")
+    ] = None,
     config: CheckpointConfigOption = None,
     weights: Annotated[
         Optional[str], typer.Option(help="Weights to evaluate: ema, online or best.", show_default="evaluate.weights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,11 @@ from ..pipeline.shards import read_manifest, require_manifest
 from ..pipeline.storage import Store, open_location
 from .config import EvaluateSettings, TrainSettings
 
+DEMO_URLS = "priorkit:demo"
+"""The `urls` that stand for the images of the demo; `:PORT` behind it serves them on another port."""
+DEMO_PORT = 47811
+"""Always the same, so that the list is the same the next time."""
+
 
 class Recipe(PipelineSettings):
     """Everything that turns a list of URLs into a trained, evaluated prior."""
@@ -26,12 +32,30 @@ class Recipe(PipelineSettings):
     evaluate: EvaluateSettings = EvaluateSettings()
     """From a prior to metrics."""
 
+    @property
+    def demo_port(self) -> int | None:
+        """Port of this machine that the demo's images are served on; None for the recipe of another list."""
+        if not re.fullmatch(rf"{DEMO_URLS}(:\d+)?", self.urls):
+            return None
+        return int(self.urls.removeprefix(DEMO_URLS).lstrip(":") or DEMO_PORT)
+
+    @property
+    def url_list(self) -> str:
+        """The list to download: `urls`, or where the demo's is written, beside the folder of image shards."""
+        if self.demo_port is None:
+            return self.urls
+        store = Store(self.folders.images)
+        if not store.is_local:
+            raise SettingsError(f"urls={self.urls} makes images beside folders.images, so {store.url} must be local")
+        return (Path(self.folders.images).parent / "urls.parquet").as_posix()
+
 
 def load_recipe(path: str | None, overrides: Sequence[str] = (), sections: Sequence[str] | None = None) -> Recipe:
     """Read a recipe; without a path, the defaults.
 
     Args:
-        path: a YAML file, local or remote, or the name of a recipe that comes with priorkit.
+        path: a YAML file, local or remote, or a recipe that comes with priorkit: `NAME`, or `recipes/NAME.yaml` where
+            there is no such file.
         overrides: `a.b=value` each, the value being YAML.
         sections: the sections that the caller reads, for which alone there may be overrides; None for all.
 
@@ -111,11 +135,7 @@ def _recipe_package() -> str:
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        if path in recipe_names():
-            text = recipe_text(path)
-        else:
-            fs, plain_path = open_location(path)
-            text = fs.cat_file(plain_path).decode()
+        text = recipe_text(path) if path in recipe_names() else _file_text(path)
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such recipe file; `priorkit recipes list` shows those that come with it"
@@ -131,6 +151,17 @@ def _read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a mapping of sections, this is a {type(values).__name__}")
     return {name: value for name, value in values.items() if value is not None}  # a section left empty
+
+
+def _file_text(path: str) -> str:
+    fs, plain_path = open_location(path)
+    try:
+        return fs.cat_file(plain_path).decode()  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        for name in recipe_names():
+            if path == f"recipes/{name}.yaml":  # as in a checkout
+                return recipe_text(name)
+        raise
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from ..pipeline.errors import PriorkitError, SettingsError
-from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, no_progress
+from ..pipeline.errors import InputError, PriorkitError, SettingsError
+from ..pipeline.stage import ProgressCallback, ProgressFactory, StagePlan, StageResult, no_progress
+from .demo_images import demo_images
 from .recipe import Recipe
 
 StageName = Literal["download", "embed", "train", "evaluate"]
 STAGES: tuple[StageName, ...] = ("download", "embed", "train", "evaluate")
-
-ProgressFactory = Callable[[str, str], contextlib.AbstractContextManager[ProgressCallback]]
-"""Given a stage's name and unit, opens a place to report progress to."""
 
 StopRequests = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
 """Opens a block in which the function that it yields says whether to stop."""
@@ -73,11 +72,12 @@ def run(
     Raises:
         PriorkitError: the first thing that is wrong; all that can be checked is, before anything starts.
     """
-    check(recipe, until=until, limit=limit, overwrite=overwrite)
-    results = []
-    for step in steps(recipe, until=until, limit=limit, overwrite=overwrite, stop_requests=stop_requests):
-        with progress(step.name, _UNITS[step.name]) as report:
-            results.append(step.run(report))
+    with demo_images(recipe, progress, limit=limit, overwrite=overwrite):
+        check(recipe, until=until, limit=limit, overwrite=overwrite)
+        results = []
+        for step in steps(recipe, until=until, limit=limit, overwrite=overwrite, stop_requests=stop_requests):
+            with progress(step.name, _UNITS[step.name]) as report:
+                results.append(step.run(report))
     return results
 
 
@@ -120,9 +120,9 @@ def steps(
     every = (
         Step(
             "download",
-            lambda: plan_download(recipe.urls, folders.images, recipe.download, limit=limit, overwrite=overwrite),
+            lambda: plan_download(recipe.url_list, folders.images, recipe.download, limit=limit, overwrite=overwrite),
             lambda progress: download(
-                recipe.urls, folders.images, recipe.download,
+                recipe.url_list, folders.images, recipe.download,
                 compute=recipe.compute, limit=limit, overwrite=overwrite, progress=progress,
             ),
         ),
@@ -178,7 +178,9 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
     if until != "download":
         check_clip(recipe.embed.clip)
     folders = recipe.folders
-    check_download(recipe.urls, folders.images, recipe.download, limit=limit, overwrite=overwrite)
+    if recipe.demo_port is not None and not Path(recipe.url_list).exists():
+        raise InputError(f"{recipe.urls}: its images and list are made by the first run, so there is no plan yet")
+    check_download(recipe.url_list, folders.images, recipe.download, limit=limit, overwrite=overwrite)
     check_stage(Store(folders.embeddings), embed_manifest(resolve(recipe.embed, "embed")), overwrite=overwrite)
     check_prior_folder(folders.prior, train, recipe.read, recipe.compute, overwrite=overwrite)
 

@@ -17,11 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
-from priorkit.pipeline.errors import PriorkitError, SettingsError
+from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 from priorkit.pipeline.read import EmbeddingDataset
-from priorkit.prior import demo
+from priorkit.prior import demo, demo_images
 from priorkit.prior.load import load_prior
+from priorkit.prior.recipe import DEMO_PORT, load_recipe
+from priorkit.prior.run import check, run
 
 from .conftest import PRIORKIT, environment
 
@@ -45,7 +48,7 @@ def taken_port() -> Iterator[int]:
 
 def test_the_list_holds_every_image_and_a_few_dead_links(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
-    path = demo.write_url_list(tmp_path / "urls.parquet", tmp_path / "source", NAMES, 4321)
+    path = demo_images.write_url_list(tmp_path / "urls.parquet", tmp_path / "source", NAMES, 4321)
     rows = pq.read_table(path).to_pylist()
     alive = [(row["url"], row["caption"]) for row in rows if row["caption"].startswith("emoji ")]
     assert alive == [(f"http://127.0.0.1:4321/{name}", caption) for name, caption in NAMES]
@@ -57,31 +60,36 @@ def test_the_list_holds_every_image_and_a_few_dead_links(tmp_path: Path) -> None
     positions = [index for index, row in enumerate(rows) if row["url"] in dead]
     assert min(np.diff(positions)) > 5, "spread over the list"
     first = path.read_bytes()
-    assert demo.write_url_list(path, tmp_path / "source", NAMES, 4321).read_bytes() == first
+    assert demo_images.write_url_list(path, tmp_path / "source", NAMES, 4321).read_bytes() == first
 
 
 def test_the_server_answers_while_the_block_runs(tmp_path: Path, free_port: int) -> None:
     (tmp_path / "a.png").write_bytes(b"bytes of an image")
-    with demo.serve(tmp_path, free_port):
+    with demo_images.serve(tmp_path, free_port):
         assert urllib.request.urlopen(f"http://127.0.0.1:{free_port}/a.png").read() == b"bytes of an image"
         with pytest.raises(urllib.error.HTTPError, match="404") as missing:
             urllib.request.urlopen(f"http://127.0.0.1:{free_port}/gone.png")
         missing.value.close()
     with pytest.raises(urllib.error.URLError, match="refused"):
         urllib.request.urlopen(f"http://127.0.0.1:{free_port}/a.png")
-    with demo.serve(tmp_path, free_port):  # the port is free again at once
+    with demo_images.serve(tmp_path, free_port):  # the port is free again at once
         pass
 
 
 def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path, taken_port: int) -> None:
-    with pytest.raises(PriorkitError, match=f"port {taken_port} .* is taken.*--port"), demo.serve(tmp_path, taken_port):
+    with (
+        pytest.raises(PriorkitError, match=f"port {taken_port} .* is taken.*--port"),
+        demo_images.serve(tmp_path, taken_port),
+    ):
         pass
 
 
 def test_the_recipe_of_the_demo_writes_below_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "it's a: folder #1"
-    recipe = demo.demo_recipe(folder, folder / "urls.parquet", ["train.steps=3"])
-    assert recipe.urls == (folder / "urls.parquet").as_posix()
+    recipe = demo.demo_recipe(folder, 4321, ["train.steps=3"])
+    assert recipe.demo_port == 4321
+    assert demo.demo_recipe(folder, None, []).demo_port == DEMO_PORT
+    assert recipe.url_list == (folder / "urls.parquet").as_posix()
     assert recipe.folders.model_dump() == {
         name: (folder / name).as_posix() for name in ("images", "embeddings", "prior", "evaluation")
     }
@@ -90,14 +98,43 @@ def test_the_recipe_of_the_demo_writes_below_its_folder(tmp_path: Path) -> None:
     assert recipe.evaluate.splits == ("test",)
     assert recipe.evaluate.draws >= 8
     with pytest.raises(SettingsError, match="did you mean 'steps'"):
-        demo.demo_recipe(folder, folder / "urls.parquet", ["train.step=3"])
+        demo.demo_recipe(folder, None, ["train.step=3"])
 
 
 def test_an_interrupt_in_the_block_frees_the_port(tmp_path: Path, free_port: int) -> None:
-    with pytest.raises(KeyboardInterrupt), demo.serve(tmp_path, free_port):
+    with pytest.raises(KeyboardInterrupt), demo_images.serve(tmp_path, free_port):
         raise KeyboardInterrupt
-    with demo.serve(tmp_path, free_port):
+    with demo_images.serve(tmp_path, free_port):
         pass
+
+
+def test_the_recipe_runs_from_any_folder(tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `priorkit run recipes/demo.yaml` does where priorkit is installed and there is no such file."""
+    few = [("0.png", "one"), ("1.png", "two")]
+
+    def write_few(folder: Path, report: Callable[[int, int], None]) -> list[tuple[str, str]]:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, _ in few:
+            Image.new("RGB", (64, 64), "red").save(folder / name)
+        return few
+
+    monkeypatch.setattr(demo_images, "write_images", write_few)
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("recipes/demo.yaml", [f"urls=priorkit:demo:{free_port}"])
+    with pytest.raises(InputError, match=f"priorkit:demo:{free_port}: its images and list are made by the first run"):
+        check(recipe, until="download")
+    (done,) = run(recipe, until="download")
+    assert done.counts["success"] == 2
+    assert done.rows == 8
+    assert (tmp_path / "data/demo/urls.parquet").exists()
+    with socket.create_server(("127.0.0.1", free_port)):  # nothing is served where nothing is left to do
+        assert run(recipe, until="download")[0].done_now == 0
+    remote = load_recipe("demo", ["folders.images=memory://images"])
+    with pytest.raises(SettingsError, match=r"folders\.images, so memory://.* must be local"):
+        run(remote, until="download")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/demo.yaml").write_text("urls: mine.csv\n")
+    assert load_recipe("recipes/demo.yaml").urls == "mine.csv", "a file that is there is the one that is meant"
 
 
 @pytest.mark.slow

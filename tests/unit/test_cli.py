@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 from priorkit import __version__
 from priorkit.cli import app
 from priorkit.pipeline.config import ClipSettings, ComputeSettings, DownloadSettings, EmbedSettings, FolderSettings
-from priorkit.prior.commands import DEMO_PORT
 from priorkit.prior.config import SampleSettings
 from priorkit.prior.model import Prior
+from priorkit.prior.recipe import DEMO_PORT
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
 COMMANDS = [
@@ -74,7 +74,7 @@ DEFAULTS = {
     ("status", "recipe"): "default folders",
     ("copy", "destination"): ".",
     ("demo", "folder"): "data/demo",
-    ("demo", "port"): DEMO_PORT,
+    ("demo", "port"): str(DEMO_PORT),
 }
 """What the help must show, taken from where the default is decided."""
 

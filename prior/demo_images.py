@@ -1,0 +1,109 @@
+"""The list of the demo, `urls: priorkit:demo`: emoji as images, their names as captions, served on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..pipeline.download import plan_download
+from ..pipeline.errors import PriorkitError
+from ..pipeline.stage import ProgressFactory
+from ..pipeline.storage import Store
+from ..recipes.openmoji import write_images
+from .recipe import DEMO_URLS, Recipe
+
+
+@contextlib.contextmanager
+def demo_images(recipe: Recipe, progress: ProgressFactory, *, limit: int | None, overwrite: bool) -> Iterator[None]:
+    """Make the images and the list beside the folder of image shards, and serve them while the block runs.
+
+    For a recipe of another list, nothing. What is there already is not made again, and nothing is served where nothing
+    is left to download.
+
+    Raises:
+        PriorkitError: the port is taken, or the packages of the demo are not installed.
+    """
+    port = recipe.demo_port
+    if port is None:
+        yield
+        return
+    path = Path(recipe.url_list)
+    source = path.parent / "source"
+    with progress("images", "files") as report:
+        try:
+            names = write_images(source, lambda done, total: report(done, total, ""))
+        except ModuleNotFoundError as error:
+            raise PriorkitError(str(error)) from None
+    write_url_list(path, source, names, port)
+    planned = plan_download(str(path), recipe.folders.images, recipe.download, limit=limit, overwrite=overwrite)
+    with serve(source, port) if planned.pending_units else contextlib.nullcontext():
+        yield
+
+
+def write_url_list(path: Path, source: Path, names: list[tuple[str, str]], port: int) -> Path:
+    """Write the list of URLs, with a few that fail, each in a way of its own."""
+    base = f"http://127.0.0.1:{port}"
+    (source / "page.png").write_text("<html><body>this is no image</body></html>\n")
+    (source / "damaged.jpg").write_bytes(b"\xff\xd8\xff\xe0 the first bytes of a JPEG and nothing else of it\n")
+    rows = [(f"{base}/{name}", caption) for name, caption in names]
+    dead = [
+        (f"{base}/gone.png", "an image that is not there any more"),
+        (f"{base}/page.png", "a page that says it is an image"),
+        (f"{base}/damaged.jpg", "an image that is damaged"),
+        ("http://127.0.0.1:9/refused.png", "a server that does not answer"),
+        ("http://no-such-host.invalid/image.png", "a host that does not exist"),
+        ("ftp://127.0.0.1/image.png", "a scheme that is not the web's"),
+    ]
+    every = len(rows) // (len(dead) + 1)
+    for position, row in enumerate(dead, start=1):
+        rows.insert(position * every, row)
+    table = pa.table({"url": [url for url, _ in rows], "caption": [caption for _, caption in rows]})
+    with Store(str(path.parent)).create(path.name) as file:
+        pq.write_table(table, file)
+    return path
+
+
+@contextlib.contextmanager
+def serve(folder: Path, port: int) -> Iterator[None]:
+    """Serve a folder over HTTP on this machine while the block runs."""
+    handler = functools.partial(_QuietHandler, directory=str(folder))
+    try:
+        server = _Server(("127.0.0.1", port), handler)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise PriorkitError(
+            f"port {port} of this machine is taken, and the demo serves its images there; "
+            f"end the program that uses it, or choose another by `priorkit demo --port` or urls={DEMO_URLS}:PORT, and "
+            "new folders"
+        ) from None
+    thread = threading.Thread(target=server.serve_forever, name="priorkit-demo-server", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128  # the default of 5 drops connections, which then cost a second each
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away in the middle is no news."""
+
+
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Requests are counted by the download; the log would tear the progress bar."""
