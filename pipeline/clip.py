@@ -2,113 +2,117 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import functools
 import hashlib
-import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .clip_errors import explain, told_by_errors
+from .clip_files import (
+    CONFIG_NAME,
+    LOCAL_PREFIX,
+    clip_location,
+    find_weights,
+    hash_files,
+    local_folder,
+    read_clip_config,
+)
+from .clip_plan import architecture, by_config, plan_clip
+from .clip_preprocess import PREPROCESS_FIELDS
 from .config import ClipSettings, EmbedSettings
-from .errors import InputError
-from .hashing import hash_file
+from .errors import InputError, SettingsError
 from .packed_block import pack_blocks
 from .pixels import Pixels
 from .shards import fingerprint
 from .text_tower import TextEmbeds, TextTower, probe_captions
 
+__all__ = ["ClipEncoder", "check_clip", "clip_location", "clip_source", "hash_weights", "identify_clip", "load_encoder"]
+
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing phones home unless asked to
 
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-_BUNDLED_PREFIX = "priorkit:"
-_LOCAL_PREFIX = "local-dir:"
-_WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth"})
+_HUB_PREFIX = "hf-hub:"
 _CPU_IMAGES = 32
 """In one pass of the image tower on the CPU, so that activations stay in its caches; 96 take 7% longer an image."""
 _CHARACTERS_PER_TOKEN = 64
 """More than any vocabulary's tokens have on average, so that what is cut off would not have been read."""
-_RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
 def check_clip(settings: ClipSettings) -> None:
     """Check that a CLIP can be had, without loading it.
 
     Raises:
-        InputError: open_clip knows no such model or tag, or a local file is not there; names what there is.
+        InputError: open_clip knows no such model or tag, a local file is not there, or it is not known what weights by
+            path were trained with; names the nearest names, or the choices.
     """
-    clip_source(settings)
-    if ":" in settings.model:
-        return
     import open_clip
 
-    if settings.model not in open_clip.list_models():
-        nearest = difflib.get_close_matches(settings.model, open_clip.list_models(), n=3, cutoff=0.4)
-        raise InputError(
-            f"embed.clip.model={settings.model}: open_clip has no such model; nearest: {', '.join(nearest) or 'none'}"
-        )
-    tags = open_clip.list_pretrained_tags_by_model(settings.model)
-    if settings.pretrained not in tags and not Path(str(settings.pretrained)).is_file():
-        raise InputError(
-            f"embed.clip.pretrained={settings.pretrained}: neither a file nor a tag of {settings.model}, "
-            f"which has {', '.join(tags) or 'none'}"
-        )
-
-
-def clip_location(settings: ClipSettings) -> dict[str, Any]:
-    """Where a CLIP is to be had, from whatever folder: its settings with absolute paths."""
-    model, pretrained = settings.model, settings.pretrained
-    if model.startswith(_LOCAL_PREFIX):
-        model = f"{_LOCAL_PREFIX}{Path(model.removeprefix(_LOCAL_PREFIX)).resolve()}"
-    if pretrained is not None and Path(pretrained).is_file():
-        pretrained = str(Path(pretrained).resolve())
-    return {"model": model, "pretrained": pretrained}
+    clip_source(settings)
+    plan_clip(settings, open_clip, _is_by_path(settings))
 
 
 def clip_source(settings: ClipSettings) -> dict[str, Any]:
-    """What identifies a CLIP without loading it: names, and for local files their hashes instead of their paths.
+    """Name of a CLIP without loading it, with hashes of local files in place of their paths.
 
     Raises:
         InputError: a local file or folder is not there.
     """
-    folder = _local_folder(settings)
+    changed = settings.overrides()
+    folder = local_folder(settings)
     if folder is not None:
-        files = [
-            path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES or path.name == "open_clip_config.json"
-        ]
-        bundled = settings.model if settings.model.startswith(_BUNDLED_PREFIX) else "local-dir"
-        return {"model": bundled, "files": _hashes(files)}
-    if settings.pretrained and Path(settings.pretrained).is_file():
-        path = Path(settings.pretrained)
-        return {"model": settings.model, "files": _hashes([path])}
+        bundled = "local-dir" if settings.model.startswith(LOCAL_PREFIX) else settings.model
+        return {"model": bundled, "files": hash_files([find_weights(folder), folder / CONFIG_NAME]), **changed}
+    if _is_by_path(settings):
+        path = Path(str(settings.pretrained))
+        beside = [path.parent / CONFIG_NAME] if (path.parent / CONFIG_NAME).is_file() else []
+        return {"model": settings.model, "files": hash_files([path, *beside]), **changed}
     if settings.pretrained and os.path.sep in settings.pretrained:
         raise InputError(f"embed.clip.pretrained={settings.pretrained}: no such file")
-    return {"model": settings.model, "pretrained": settings.pretrained}
+    return {"model": settings.model, "pretrained": settings.pretrained, **changed}
 
 
-def _local_folder(settings: ClipSettings) -> Path | None:
-    if settings.model.startswith(_BUNDLED_PREFIX):
-        folder = _RECIPES / settings.model.removeprefix(_BUNDLED_PREFIX)
-    elif settings.model.startswith(_LOCAL_PREFIX):
-        folder = Path(settings.model.removeprefix(_LOCAL_PREFIX))
-    else:
-        return None
-    if not (folder / "open_clip_config.json").is_file():
-        raise InputError(f"embed.clip.model={settings.model}: {folder} holds no open_clip_config.json")
-    return folder
+def _is_by_path(settings: ClipSettings) -> bool:
+    """Whether weights are those of a file; open_clip takes a tag first, also where a file has its name."""
+    if not settings.pretrained or not Path(settings.pretrained).is_file():
+        return False
+    if os.path.sep in settings.pretrained:
+        return True
+    import open_clip
+
+    return not open_clip.pretrained.get_pretrained_cfg(settings.model, settings.pretrained)
 
 
-def _hashes(files: list[Path]) -> dict[str, str]:
-    hashes = {}
-    for path in sorted(files):
-        with path.open("rb") as file:
-            hashes[path.name] = hash_file(file)
-    return hashes
+def identify_clip(settings: ClipSettings) -> dict[str, Any]:
+    """Parts of a CLIP's identity that do not depend on how it is run; it is loaded to find them.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    return _identify(settings, fingerprint(clip_source(settings)))
+
+
+@functools.lru_cache(maxsize=4)
+def _identify(settings: ClipSettings, source: str) -> dict[str, Any]:
+    model, _, _, config = _load(settings, "float32", "cpu")
+    return _function(model, config)
+
+
+def _function(model: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """What decides which embeddings a loaded CLIP makes, up to rounding."""
+    import open_clip
+
+    return {
+        "weights_sha256": hash_weights(model),
+        "config_sha256": fingerprint(config),
+        "architecture_sha256": fingerprint(architecture(config, open_clip)),
+        "activation": "quick_gelu" if _has_quick_gelu(model) else "gelu",
+        "preprocess": {name: _plain(value) for name, value in sorted(model.visual.preprocess_cfg.items())},
+    }
 
 
 def load_encoder(settings: EmbedSettings) -> ClipEncoder:
@@ -122,7 +126,7 @@ def _load_encoder(settings: EmbedSettings, source: str) -> ClipEncoder:
 
 
 def load_text_encoder(settings: EmbedSettings) -> ClipEncoder:
-    """The encoder for resolved settings, without its image tower; kept as that of `load_encoder` is."""
+    """The encoder for resolved settings, without its image tower; cached as that of `load_encoder` is."""
     return _load_text_encoder(settings, fingerprint(clip_source(settings.clip)))
 
 
@@ -146,7 +150,7 @@ class ClipEncoder:
     def __init__(self, settings: EmbedSettings) -> None:
         device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
         torch.set_num_threads(settings.threads)
-        self._model, preprocess, self._tokenizer, config = _load(settings)
+        self._model, preprocess, self._tokenizer, config = _load(settings.clip, settings.dtype, settings.device)
         self._pixels = Pixels(preprocess, _longest(self._model.visual.image_size), device, dtype)
         self._text = TextTower(self._model, device, settings.batch_size)
         self._text.probe(self._tokenizer(probe_captions()))
@@ -163,14 +167,10 @@ class ClipEncoder:
             pack_blocks(self._text.blocks)
 
     def _describe(self, settings: EmbedSettings, config: dict[str, Any]) -> dict[str, Any]:
-        visual = self._model.visual
-        quick = any(type(module).__name__ == "QuickGELU" for module in self._model.modules())
+        is_cast = settings.dtype != "float32"  # rounded weights would give each dtype a CLIP of its own
         return {
             "source": clip_source(settings.clip),
-            "weights_sha256": hash_weights(self._model),
-            "config_sha256": fingerprint(config),
-            "activation": "quick_gelu" if quick else "gelu",
-            "preprocess": {name: _plain(value) for name, value in sorted(visual.preprocess_cfg.items())},
+            **(identify_clip(settings.clip) if is_cast else _function(self._model, config)),
             "dtype": settings.dtype,
             "normalised": True,
             "text_cut": self._text.is_cut,
@@ -225,61 +225,71 @@ def _longest(size: int | tuple[int, int]) -> int:
     return size if isinstance(size, int) else max(size)
 
 
-def _load(settings: EmbedSettings) -> tuple[Any, Any, Any, dict[str, Any]]:
+def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """Model, preprocessing, tokenizer and config; never with weights that were not read.
+
+    Raises:
+        InputError: it cannot be had, or does not fit.
+        SettingsError: a setting would have no effect.
+    """
     import open_clip
 
-    check_clip(settings.clip)
-    folder = _local_folder(settings.clip)
-    if folder is not None and int(open_clip.__version__.partition(".")[0]) < 3:
+    check_clip(settings)
+    if local_folder(settings) is not None and int(open_clip.__version__.partition(".")[0]) < 3:
         raise InputError(
-            f"embed.clip.model={settings.clip.model}: folders need open_clip_torch 3 or newer, here is "
+            f"embed.clip.model={settings.model}: folders need open_clip_torch 3 or newer, here is "
             f"{open_clip.__version__}; give a model's name, and the path of its weights as pretrained"
         )
-    name = f"{_LOCAL_PREFIX}{folder}" if folder is not None else settings.clip.model
     try:
-        with warnings.catch_warnings(), _told_by_errors():
+        with warnings.catch_warnings(), told_by_errors():
+            plan = plan_clip(settings, open_clip, _is_by_path(settings))
+            trained = plan.trained
+            if plan.name.startswith(_HUB_PREFIX):
+                trained = by_config(settings, _hub_config(plan.name.removeprefix(_HUB_PREFIX)), open_clip)
             # weights trained with one activation give wrong embeddings under the other
-            warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
+            if settings.quick_gelu is None:
+                warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
+            else:
+                warnings.filterwarnings("ignore", message=".*QuickGELU mismatch.*")
+            later = plan.weights is not None
+            weights = {"load_weights": False, "pretrained_text": False} if later else {"require_pretrained": True}
             model, _, preprocess = open_clip.create_model_and_transforms(
-                name, settings.clip.pretrained, precision=_PRECISIONS[settings.dtype], device=settings.device
-            )
-            tokenizer = open_clip.get_tokenizer(name)
-            config = open_clip.get_model_config(name)
+                plan.name, plan.pretrained, precision=_PRECISIONS[dtype], device=device,
+                **weights, **_options(settings, trained),
+            )  # fmt: skip
+            if later:
+                open_clip.load_checkpoint(model, str(plan.weights), strict=True)
+            tokenizer = open_clip.get_tokenizer(plan.name)
+            config = open_clip.get_model_config(plan.name)
+    except (InputError, SettingsError):
+        raise
     except Exception as error:  # open_clip raises what torch, the hub and its own parsing raise
-        wanted = f"embed.clip.model={settings.clip.model}, pretrained={settings.clip.pretrained}"
-        *_, cause = _causes(error)
-        if any(type(link).__name__ == "LocalEntryNotFoundError" for link in _causes(error)):
-            raise InputError(
-                f"{wanted}: its files are not on this machine, and the hub that has them cannot be reached ({cause}); "
-                "connect this machine, or copy the weights here and give their path as pretrained (--pretrained FILE)"
-            ) from error
-        raise InputError(f"{wanted}: cannot be loaded ({error})") from error
+        raise explain(settings, error) from error
+    if settings.quick_gelu is not None and settings.quick_gelu != _has_quick_gelu(model):
+        raise SettingsError(
+            f"embed.clip.quick_gelu={str(settings.quick_gelu).lower()} has no effect on {settings.model}; leave it out"
+        )
     return model.eval(), preprocess, tokenizer, config
 
 
-@contextlib.contextmanager
-def _told_by_errors() -> Iterator[None]:
-    """Keep what open_clip and the hub log of failures out of the terminal: the error that follows says it once."""
-    hub, root = logging.getLogger("huggingface_hub"), logging.getLogger()
-    level = hub.level
+def _hub_config(repository: str) -> dict[str, Any] | None:
+    from open_clip.pretrained import download_pretrained_from_hf
 
-    def is_no_error(record: logging.LogRecord) -> bool:
-        return record.levelno < logging.ERROR
-
-    hub.setLevel(logging.ERROR)
-    root.addFilter(is_no_error)
-    try:
-        yield
-    finally:
-        hub.setLevel(level)
-        root.removeFilter(is_no_error)
+    return read_clip_config(Path(download_pretrained_from_hf(repository, filename=CONFIG_NAME)))
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on to the first."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+def _options(settings: ClipSettings, trained: dict[str, Any]) -> dict[str, Any]:
+    """open_clip's arguments for what is not left to it."""
+    options = {f"image_{name}": trained[name] for name in PREPROCESS_FIELDS if name in trained}
+    if settings.preprocess is not None and settings.preprocess.size is not None:
+        options["force_image_size"] = settings.preprocess.size
+    if "quick_gelu" in trained:
+        options |= {"force_quick_gelu": True} if trained["quick_gelu"] else {"quick_gelu": False}
+    return options
+
+
+def _has_quick_gelu(model: torch.nn.Module) -> bool:
+    return any(type(module).__name__ == "QuickGELU" for module in model.modules())
 
 
 def hash_weights(model: torch.nn.Module) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from .clip import clip_location, clip_source, load_encoder
+from .clip_identity import clip_difference, is_same_clip
 from .clip_retrieval import check_settings
 from .config import ComputeSettings, EmbedSettings
 from .device import resolve
@@ -12,7 +13,7 @@ from .embed_worker import EmbedWorker
 from .engines import EmbedTask
 from .errors import FolderError
 from .inputs import InputShard, list_input_shards, open_input
-from .shards import Manifest, ShardRecord, embedding_shard_name, fingerprint, pending_shards
+from .shards import Manifest, ShardRecord, embedding_shard_name, fingerprint, pending_shards, read_manifest
 from .stage import (
     ProgressCallback,
     StagePlan,
@@ -23,7 +24,7 @@ from .stage import (
     require_success,
     run_shards,
 )
-from .stage_folder import StageFolder, check_stage, difference, open_stage
+from .stage_folder import StageFolder, check_stage, open_stage
 from .storage import Store
 
 STAGE = "embed"
@@ -60,7 +61,7 @@ def embed(
     """
     settings = resolve(settings or EmbedSettings(), "embed")
     source, store = open_input(images), Store(embeddings)
-    manifest = embed_manifest(settings)
+    manifest = embed_manifest(settings, None if overwrite else store)
     found = check_stage(store, manifest, overwrite=overwrite)
     kept = None if overwrite else found
     tasks = plan_tasks(images, settings, limit, kept, embeddings)
@@ -83,11 +84,20 @@ def embed(
     return result
 
 
-def embed_manifest(settings: EmbedSettings) -> Manifest:
-    """The manifest of resolved settings before any work: paths of the CLIP are replaced by hashes."""
+def embed_manifest(settings: EmbedSettings, store: Store | None) -> Manifest:
+    """The manifest of resolved settings before any work: paths of the CLIP are replaced by hashes.
+
+    Args:
+        store: folder that is continued; if its CLIP is the same under another name, the manifest keeps that name.
+    """
     if settings.engine == "clip-retrieval":
         check_settings(settings)
-    return Manifest(STAGE, {**settings.identity(), "clip": clip_source(settings.clip)}, input={})
+    source, found = clip_source(settings.clip), None if store is None else read_manifest(store)
+    if found is not None and found.stage == STAGE and source != found.settings.get("clip"):
+        known = found.about.get("clip", {})
+        if isinstance(known, dict) and is_same_clip(known, {}, settings.clip):
+            source = found.settings["clip"]
+    return Manifest(STAGE, {**settings.identity(), "clip": source}, input={})
 
 
 def plan_embed(
@@ -96,7 +106,7 @@ def plan_embed(
     """What `embed` would do, without doing it."""
     settings = resolve(settings, "embed")
     store = Store(embeddings)
-    manifest = embed_manifest(settings)
+    manifest = embed_manifest(settings, None if overwrite else store)
     found = check_stage(store, manifest, overwrite=overwrite)
     kept = None if overwrite else found
     tasks = plan_tasks(images, settings, limit, kept, embeddings)
@@ -167,10 +177,12 @@ def _record_clip(folder: StageFolder, settings: EmbedSettings) -> None:
     """Put the CLIP into the manifest, or hold it against the one that is there."""
     identity = load_encoder(settings).identity
     known = folder.manifest.about.get("clip")
-    if known is not None and known != identity and folder.manifest.shards:
-        raise FolderError(
-            f"{folder.store.url} was made with another CLIP ({difference(known, identity)}); "
-            "name another folder, or use --overwrite to discard what is there"
-        )
+    if known is not None and folder.manifest.shards:
+        if differing := clip_difference(known, identity, strict=True):
+            raise FolderError(
+                f"{folder.store.url} was made with another CLIP ({differing}); "
+                "name another folder, or use --overwrite to discard what is there"
+            )
+        identity = known  # the same one, perhaps under another name
     # where the weights are may change without changing a byte, so it stands beside the identity
     folder.describe(clip=identity, clip_settings=clip_location(settings.clip))

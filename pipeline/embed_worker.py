@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from .clip import load_encoder
+from .clip_identity import clip_difference
 from .config import EmbedSettings
 from .engines import EmbedTask, Engine, Failure, NativeEngine, Window
 from .errors import InputError
@@ -47,7 +48,7 @@ class EmbedWorker:
         self._source, self._store, self._settings = source, store, settings
         self._settings_fingerprint = manifest.settings_fingerprint
         encoder = load_encoder(settings)
-        if encoder.identity != manifest.about["clip"]:
+        if clip_difference(manifest.about["clip"], encoder.identity, strict=True):
             raise InputError(f"the CLIP {settings.clip.model} has other weights on this worker than on the driver")
         self._identity = encoder.identity
         self._engine: Engine

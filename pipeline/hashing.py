@@ -50,3 +50,13 @@ def hash_file(file: BinaryIO) -> str:
     while block := file.read(_BLOCK_BYTES):
         digest.update(block)
     return digest.hexdigest()
+
+
+_LFS_HEADER = b"version https://git-lfs.github.com/spec/"
+
+
+def is_lfs_pointer(file: BinaryIO) -> bool:
+    """Whether an open file is a pointer of Git LFS in place of its content; goes back to its start."""
+    header = file.read(len(_LFS_HEADER))
+    file.seek(0)
+    return header == _LFS_HEADER

@@ -16,6 +16,8 @@ from .prior_config import PriorConfig, build_network, build_normaliser
 
 _SCHEDULE_TOLERANCE = 1e-2
 """Beyond the rounding of half precision; two schedules of as many timesteps differ by more."""
+_ROTARY_TOLERANCE = 2e-2
+"""Relative difference of rotary frequencies beyond the rounding of half precision; another base differs by more."""
 
 
 def import_prior(state: Mapping[str, torch.Tensor], config: PriorConfig, source: str) -> Prior:
@@ -55,16 +57,28 @@ def import_prior(state: Mapping[str, torch.Tensor], config: PriorConfig, source:
     return prior
 
 
-_IGNORED = re.compile(r"noise_scheduler\.|clip\.|_dummy$|.*\.rotary_emb\.")
-"""Weights of a `DiffusionPrior` that are no part of the prior, or constants."""
+_ROTARY = re.compile(r".*\.rotary_emb\.(freqs|inv_freq)$")
+"""Names of the rotary frequencies, which are constants."""
+_IGNORED = re.compile(rf"noise_scheduler\.|clip\.|_dummy$|.*\.rotary_emb\.(dummy|cached_\w+)$|{_ROTARY.pattern}")
+"""Weights of a `DiffusionPrior` that are not part of the prior, or constants that are checked."""
 
 
 def _check_constants(state: Mapping[str, torch.Tensor], prior: Prior, source: str) -> None:
-    """InputError if what has no weights, rotary embedding and the noise schedule, is not what the settings say."""
+    """InputError if the constants, rotary frequencies and noise schedule, are not those that the settings give."""
     rotary = any(".rotary_emb." in name for name in state)
     if rotary != prior.config.network.rotary_emb:
         has = "has" if rotary else "has no"
         raise InputError(f"{source}: {has} rotary embedding, unlike net.rotary_emb of its settings")
+    frequencies = _rotary_frequencies(prior.config)
+    for name, value in state.items():
+        if _ROTARY.match(name) and (
+            value.shape != frequencies.shape
+            or not torch.allclose(value.float(), frequencies, rtol=_ROTARY_TOLERANCE, atol=0)
+        ):
+            raise InputError(
+                f"{source}: {name} holds other rotary frequencies than those of every dalle2-pytorch prior (10,000 to "
+                f"the power of -2i/{2 * len(frequencies)}); this prior cannot be computed here"
+            )
     theirs = state.get("noise_scheduler.alphas_cumprod")
     if theirs is None:
         return
@@ -75,6 +89,12 @@ def _check_constants(state: Mapping[str, torch.Tensor], prior: Prior, source: st
             f"{source}: its noise schedule has {theirs.numel()} timesteps and is not the {diffusion.noise_schedule} "
             f"one of {diffusion.timesteps} that its settings say (beta_schedule, timesteps)"
         )
+
+
+def _rotary_frequencies(config: PriorConfig) -> torch.Tensor:
+    """Angle of each pair of channels from one position to the next: `[half of the rotated width]`."""
+    width = min(32, config.network.dim_head)
+    return 1.0 / (10_000.0 ** (torch.arange(0, width, 2).float() / width))
 
 
 def export_state(prior: Prior) -> dict[str, torch.Tensor]:
@@ -90,8 +110,7 @@ def export_state(prior: Prior) -> dict[str, torch.Tensor]:
         parts = _as_upstream(name, value.float().cpu(), prior)
         theirs |= {other: part.clone() for other, part in parts.items()}
     if prior.config.network.rotary_emb:
-        width = min(32, prior.config.network.dim_head)
-        frequencies = 1.0 / (10_000.0 ** (torch.arange(0, width, 2).float() / width))
+        frequencies = _rotary_frequencies(prior.config)
         for layer in range(prior.config.network.depth):
             theirs[f"net.causal_transformer.layers.{layer}.0.rotary_emb.freqs"] = frequencies.clone()
     return theirs

@@ -181,7 +181,9 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
     if recipe.demo_port is not None and not Path(recipe.url_list).exists():
         raise InputError(f"{recipe.urls}: its images and list are made by the first run, so there is no plan yet")
     check_download(recipe.url_list, folders.images, recipe.download, limit=limit, overwrite=overwrite)
-    check_stage(Store(folders.embeddings), embed_manifest(resolve(recipe.embed, "embed")), overwrite=overwrite)
+    embeddings = Store(folders.embeddings)
+    manifest = embed_manifest(resolve(recipe.embed, "embed"), None if overwrite else embeddings)
+    check_stage(embeddings, manifest, overwrite=overwrite)
     check_prior_folder(folders.prior, train, recipe.read, recipe.compute, overwrite=overwrite)
 
 

@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class ScoreTask:
 
     split: Split
     name: str
-    """Of the predictor, or of the weights if `is_loss`."""
+    """Predictor; of losses the name of the weights, as `load_prior` takes it."""
     block: int
     is_loss: bool = False
 
@@ -110,7 +111,7 @@ class Scorer:
         evaluated = self._evaluated(task.split)
         chosen = evaluated.block(task.block)
         if task.is_loss:
-            prior = self._prior("online" if task.name == "online" else "ema")
+            prior = self._prior(cast(WeightsName, task.name))
             batch = self._dataset.take(evaluated.rows[chosen], prior.token_states_used)
             values = timestep_losses(prior, batch, evaluated.ids[chosen], self._settings)
             return BlockScores(task, values, np.empty((0, 0)))

@@ -1,0 +1,64 @@
+"""Errors of loading a CLIP in a user's terms, told once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from .config import ClipSettings
+from .errors import InputError
+
+_LONGEST = 400
+"""Characters of a library's message that are shown; a checkpoint of another architecture names hundreds of tensors."""
+
+
+@contextlib.contextmanager
+def told_by_errors() -> Iterator[None]:
+    """Keep what open_clip and the hub log of failures out of the terminal: the error that follows says it once."""
+    hub, root = logging.getLogger("huggingface_hub"), logging.getLogger()
+    level = hub.level
+
+    def is_no_failure(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING
+
+    hub.setLevel(logging.ERROR)
+    root.addFilter(is_no_failure)
+    try:
+        yield
+    finally:
+        hub.setLevel(level)
+        root.removeFilter(is_no_failure)
+
+
+def explain(settings: ClipSettings, error: Exception) -> InputError:
+    """The error of a load that failed, with the remedy where one is known."""
+    wanted = f"embed.clip.model={settings.model}, pretrained={settings.pretrained}"
+    *_, cause = _causes(error)
+    is_absent = "Required pretrained weights" in str(error)  # of a hub's model, open_clip logs why and goes on
+    if is_absent or any(type(link).__name__ == "LocalEntryNotFoundError" for link in _causes(error)):
+        reason = "its config is there, its weights are not" if is_absent else str(cause)
+        return InputError(
+            f"{wanted}: its files are not on this machine, and the hub that has them cannot be reached ({reason}).\n"
+            "Connect this machine, or copy the model's folder (weights and open_clip_config.json) here and give "
+            "--model local-dir:FOLDER. A file of weights alone (--pretrained FILE) does not say its preprocessing"
+        )
+    if "QuickGELU mismatch" in str(error):
+        return InputError(
+            f"{wanted}: these weights were trained with the other activation than {settings.model} has "
+            f"({shorten(error)}); name {settings.model}-quickgelu, or set embed.clip.quick_gelu"
+        )
+    return InputError(f"{wanted}: cannot be loaded ({shorten(error)})")
+
+
+def shorten(error: BaseException) -> str:
+    """A message in one line of bounded length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, the one it was raised from, and so on to the first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
