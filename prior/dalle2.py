@@ -16,7 +16,7 @@ from .prior_config import PriorConfig, build_network, build_normaliser
 
 _SCHEDULE_TOLERANCE = 1e-2
 """Beyond the rounding of half precision; two schedules of as many timesteps differ by more."""
-_ROTARY_TOLERANCE = 2e-2
+_ROTARY_TOLERANCE = 4e-3
 """Relative difference of rotary frequencies beyond the rounding of half precision; another base differs by more."""
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from typing import Any, BinaryIO, TypeGuard, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -14,13 +13,14 @@ from ..pipeline.errors import FolderError, InputError, SettingsError
 from ..pipeline.settings import parse_settings
 from ..pipeline.shards import MANIFEST_NAME, read_manifest
 from ..pipeline.storage import Store, check_name, open_location
-from .checkpoint import CONFIG_NAME, STATE_FOLDER, load_best, load_folder, load_state, save_prior
+from .checkpoint import CONFIG_NAME, STATE_FOLDER, WEIGHTS_NAME, load_best, load_folder, load_state, save_prior
 from .config import WeightsName
 from .dalle2 import export_state, import_prior, trainer_state
 from .dalle2_config import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
 from .function import FunctionVersion
 from .model import Prior
-from .pth import read_pth, version_text
+from .pth import read_pth
+from .pth_weights import choose_weights, stored_version
 
 _PTH = (".pth", ".pt")
 
@@ -131,9 +131,30 @@ def is_checkpoint(path: str, **options: Any) -> bool:
             names = ", ".join(NAMED_CONFIGS)
             raise SettingsError(f"{path}: give config=, the JSON of its training script, or one of {names}")
         return True
+    _refuse_other_files(path)
     if given := [name for name, value in options.items() if value is not None]:
         raise SettingsError(f"{given[0]}= belongs to checkpoints ({' or '.join(_PTH)}); {path} is none")
     return False
+
+
+def _refuse_other_files(path: str) -> None:
+    """SettingsError if a path is a file that may be a checkpoint under a name that is not read."""
+    name = path.rstrip("/").rpartition("/")[2]
+    ending = name[name.rfind(".") :] if "." in name.lstrip(".") else ""
+    if not ending or ending == ".npy":  # predictions, for `evaluate`
+        return
+    fs, location = open_location(path)
+    if not fs.isfile(location):
+        return
+    if ending.lower() == ".safetensors":
+        raise SettingsError(
+            f"{path}: a prior is a folder with config.json and {WEIGHTS_NAME}, or a checkpoint ({' or '.join(_PTH)}); "
+            "name the folder of this file"
+        )
+    raise SettingsError(
+        f"{path}: checkpoints of dalle2-pytorch are read by their ending, {' or '.join(_PTH)}; if it is one, rename it "
+        "to .pth"
+    )
 
 
 def _load_pth(
@@ -141,9 +162,9 @@ def _load_pth(
 ) -> Prior:
     described = parse_config(read_config(config), config)
     content = read_pth(path)
-    state = _choose_weights(content, weights, path)
+    state = choose_weights(content, weights, path)
     if function_version is None:
-        function_version = _stored_version(content, path)
+        function_version = stored_version(content, path)
     try:
         function = FunctionVersion.parse(function_version)
     except ValueError as error:
@@ -151,7 +172,8 @@ def _load_pth(
     prior_config = to_prior_config(described, function, config)
     if clip is not None:
         located = parse_settings(ClipSettings, {"pretrained": None, **clip}, "clip")
-        prior_config = prior_config.model_copy(update={"clip_settings": located.model_dump()})
+        place = {"model": located.model, "pretrained": located.pretrained, **located.overrides()}
+        prior_config = prior_config.model_copy(update={"clip_settings": place})
     return import_prior(state, prior_config, path)
 
 
@@ -182,69 +204,6 @@ def _trained_weights(path: str, weights: WeightsName) -> dict[str, torch.Tensor]
     if state is None:
         raise InputError(f"{path}: weights='online' are in a training's checkpoints, and there are none; use 'ema'")
     return state.network
-
-
-def _choose_weights(content: dict[str, Any], weights: WeightsName, path: str) -> dict[str, torch.Tensor]:
-    """The weights of a `DiffusionPrior` in a trainer's checkpoint, or in a bare state_dict."""
-    if weights not in ("ema", "online"):
-        raise SettingsError(f"weights={weights!r}: known are ema and online")
-    if _is_bare(content):
-        return content
-    found = {"ema": _averaged(content), "online": content.get("model")}
-    chosen = found.pop(weights)
-    if _is_state(chosen):
-        return chosen
-    other, there = found.popitem()
-    advice = f"; try weights={other}" if _is_state(there) else ""
-    key = "model" if weights == "online" else "ema_model"
-    raise InputError(
-        f"{path}: holds no {weights} weights (`{key}`) but {', '.join(sorted(map(str, content)))[:200]}{advice}"
-    )
-
-
-def _is_bare(content: dict[str, Any]) -> bool:
-    """Whether it is a state_dict and nothing else."""
-    return _is_state(content) and any(name.startswith("net.") for name in content)
-
-
-def _is_state(value: Any) -> TypeGuard[dict[str, torch.Tensor]]:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(name, str) and _is_plain(part) for name, part in value.items())
-    )
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether it is a tensor of numbers in memory, one after another."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not (value.is_nested or value.is_quantized or value.is_complex())
-    )
-
-
-def _averaged(content: dict[str, Any]) -> Any:
-    """The averaged weights, which newer trainers store by themselves too."""
-    if "ema_model" in content:
-        return content["ema_model"]
-    inside = content.get("ema")
-    prefix = "ema_model."
-    if not isinstance(inside, Mapping):
-        return None
-    return {name.removeprefix(prefix): value for name, value in inside.items() if str(name).startswith(prefix)}
-
-
-def _stored_version(content: dict[str, Any], path: str) -> str:
-    """The release that wrote a checkpoint."""
-    version = None if _is_bare(content) else version_text(content.get("version"), path)
-    if version is None:
-        raise SettingsError(
-            f"{path}: stores no version; give function_version=, the release of dalle2-pytorch that wrote it (0.23.10 "
-            "for LAION's), since the same weights under another give other embeddings"
-        )
-    return version
 
 
 def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:

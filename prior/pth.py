@@ -15,6 +15,7 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 
 from ..pipeline.errors import InputError
+from ..pipeline.hashing import is_lfs_pointer
 from ..pipeline.storage import open_location
 
 _INERT = (
@@ -68,6 +69,12 @@ def read_pth(path: str) -> dict[str, Any]:
             the stand-ins above; names what.
     """
     fs, location = find_pth(path)
+    with fs.open(location, "rb") as file:
+        if is_lfs_pointer(file):
+            raise InputError(
+                f"{path}: cannot be read as a checkpoint; is the file whole? (a pointer of Git LFS, not the file; run "
+                "`git lfs pull` in its repository)"
+            )
     if isinstance(fs, LocalFileSystem):
         content = _load(location, path, mmap=zipfile.is_zipfile(location))  # most of a checkpoint is not needed
     else:
