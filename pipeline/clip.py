@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -22,7 +21,8 @@ from .clip_files import (
     local_folder,
     read_clip_config,
 )
-from .clip_plan import architecture, by_config, plan_clip
+from .clip_identity import describe_function, has_quick_gelu
+from .clip_plan import by_config, plan_clip
 from .clip_preprocess import PREPROCESS_FIELDS
 from .config import ClipSettings, EmbedSettings
 from .errors import InputError, SettingsError
@@ -31,7 +31,7 @@ from .pixels import Pixels
 from .shards import fingerprint
 from .text_tower import TextEmbeds, TextTower, probe_captions
 
-__all__ = ["ClipEncoder", "check_clip", "clip_location", "clip_source", "hash_weights", "identify_clip", "load_encoder"]
+__all__ = ["ClipEncoder", "check_clip", "clip_location", "clip_source", "identify_clip", "load_encoder"]
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing phones home unless asked to
 
@@ -87,6 +87,18 @@ def _is_by_path(settings: ClipSettings) -> bool:
     return not open_clip.pretrained.get_pretrained_cfg(settings.model, settings.pretrained)
 
 
+def embedding_size(settings: ClipSettings) -> int | None:
+    """Size of a CLIP's embeddings without loading it; None for names of a hub."""
+    import open_clip
+
+    folder = local_folder(settings)
+    if folder is None and ":" in settings.model:
+        return None
+    name = settings.model if folder is None else f"{LOCAL_PREFIX}{folder}"
+    config = open_clip.get_model_config(name)
+    return None if config is None else config.get("embed_dim")
+
+
 def identify_clip(settings: ClipSettings) -> dict[str, Any]:
     """Parts of a CLIP's identity that do not depend on how it is run; it is loaded to find them.
 
@@ -98,21 +110,10 @@ def identify_clip(settings: ClipSettings) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=4)
 def _identify(settings: ClipSettings, source: str) -> dict[str, Any]:
-    model, _, _, config = _load(settings, "float32", "cpu")
-    return _function(model, config)
-
-
-def _function(model: Any, config: dict[str, Any]) -> dict[str, Any]:
-    """What decides which embeddings a loaded CLIP makes, up to rounding."""
     import open_clip
 
-    return {
-        "weights_sha256": hash_weights(model),
-        "config_sha256": fingerprint(config),
-        "architecture_sha256": fingerprint(architecture(config, open_clip)),
-        "activation": "quick_gelu" if _has_quick_gelu(model) else "gelu",
-        "preprocess": {name: _plain(value) for name, value in sorted(model.visual.preprocess_cfg.items())},
-    }
+    model, _, _, config = _load(settings, "float32", "cpu")
+    return describe_function(model, config, open_clip)
 
 
 def load_encoder(settings: EmbedSettings) -> ClipEncoder:
@@ -167,10 +168,12 @@ class ClipEncoder:
             pack_blocks(self._text.blocks)
 
     def _describe(self, settings: EmbedSettings, config: dict[str, Any]) -> dict[str, Any]:
+        import open_clip
+
         is_cast = settings.dtype != "float32"  # rounded weights would give each dtype a CLIP of its own
         return {
             "source": clip_source(settings.clip),
-            **(identify_clip(settings.clip) if is_cast else _function(self._model, config)),
+            **(identify_clip(settings.clip) if is_cast else describe_function(self._model, config, open_clip)),
             "dtype": settings.dtype,
             "normalised": True,
             "text_cut": self._text.is_cut,
@@ -265,7 +268,7 @@ def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, An
         raise
     except Exception as error:  # open_clip raises what torch, the hub and its own parsing raise
         raise explain(settings, error) from error
-    if settings.quick_gelu is not None and settings.quick_gelu != _has_quick_gelu(model):
+    if settings.quick_gelu is not None and settings.quick_gelu != has_quick_gelu(model):
         raise SettingsError(
             f"embed.clip.quick_gelu={str(settings.quick_gelu).lower()} has no effect on {settings.model}; leave it out"
         )
@@ -286,20 +289,3 @@ def _options(settings: ClipSettings, trained: dict[str, Any]) -> dict[str, Any]:
     if "quick_gelu" in trained:
         options |= {"force_quick_gelu": True} if trained["quick_gelu"] else {"quick_gelu": False}
     return options
-
-
-def _has_quick_gelu(model: torch.nn.Module) -> bool:
-    return any(type(module).__name__ == "QuickGELU" for module in model.modules())
-
-
-def hash_weights(model: torch.nn.Module) -> str:
-    """SHA-256 over names and values of all weights as loaded, whatever the format of their file."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

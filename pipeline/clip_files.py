@@ -32,7 +32,7 @@ def clip_location(settings: ClipSettings) -> dict[str, Any]:
     if pretrained is not None and Path(pretrained).is_file():
         # links are kept: the hub's cache links readable names to files without a suffix or a config beside them
         pretrained = os.path.abspath(pretrained)
-    return {"model": model, "pretrained": pretrained, **settings.overrides()}
+    return {**settings.identity(), "model": model, "pretrained": pretrained}
 
 
 def local_folder(settings: ClipSettings) -> Path | None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from .clip_plan import architecture
 from .config import ClipSettings
 from .errors import InputError
+from .shards import fingerprint
 from .stage_folder import difference
 
 _FUNCTION = ("weights_sha256", "activation", "preprocess")
@@ -33,46 +38,67 @@ def clip_difference(known: Mapping[str, Any], found: Mapping[str, Any], *, stric
 def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: ClipSettings) -> bool:
     """Whether settings name a CLIP that is known by its identity or its place.
 
-    Names decide where they are equal or are two tags of one model. Otherwise the wanted CLIP is loaded, and its weights
-    decide; where nothing but other names is known, or the wanted one is not on this machine, it is another CLIP.
+    Equal names and files decide, and two tags do. Otherwise the CLIP is loaded, and its weights decide; one that is not
+    on this machine and cannot be fetched is another.
 
     Args:
         known: its identity, as a manifest holds it; empty where that is not known.
         location: where it was, as `clip_location` gives it; may be empty.
     """
-    from .clip import clip_source, identify_clip
+    from .clip import clip_source, embedding_size, identify_clip
 
-    source = clip_source(wanted)
-    if known.get("source") == source:
-        return True
-    if not known and location:
-        other = ClipSettings(**location)
-        return _names(other) == _names(wanted) or _same_weights(other, wanted)
-    if "weights_sha256" not in known or _are_other_tags(known.get("source", {}), source):
-        return False
     try:
+        there = ClipSettings(**location) if location else None
+        before = known.get("source") or (clip_source(there) if there is not None else {})
+        after = clip_source(wanted)
+        if before == after:
+            return True
+        tags = _tag(before), _tag(after)
+        if None not in tags:
+            return tags[0] == tags[1]
+        if "weights_sha256" not in known:
+            return there is not None and not clip_difference(identify_clip(there), identify_clip(wanted))
+        size = embedding_size(wanted)
+        if None not in (size, known.get("embed_dim")) and size != known["embed_dim"]:
+            return False  # without fetching gigabytes to find that out
         return not clip_difference(known, identify_clip(wanted))
     except InputError:
         return False
 
 
-def _same_weights(one: ClipSettings, other: ClipSettings) -> bool:
-    """Whether two CLIPs without a known identity are one; both are loaded, unless their tags differ."""
-    from .clip import clip_source, identify_clip
-
-    try:
-        sources = clip_source(one), clip_source(other)
-        return not _are_other_tags(*sources) and not clip_difference(identify_clip(one), identify_clip(other))
-    except InputError:
-        return False
+def _tag(source: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Model and tag that a source names, the model by one name for both activations; None for other sources."""
+    if set(source) != {"model", "pretrained"} or source["pretrained"] is None:
+        return None
+    return source["model"].removesuffix("-quickgelu"), source["pretrained"]
 
 
-def _names(settings: ClipSettings) -> tuple[str, str | None]:
-    """Model and tag of a CLIP, by one name for both of an architecture's activations."""
-    return settings.model.removesuffix("-quickgelu"), settings.pretrained
+def describe_function(model: Any, config: Mapping[str, Any], library: Any) -> dict[str, Any]:
+    """The parts of a loaded CLIP's identity that decide which embeddings it makes, up to rounding.
+
+    Args:
+        config: its config without preprocessing.
+        library: open_clip, which only `clip` imports.
+    """
+    preprocess = sorted(model.visual.preprocess_cfg.items())
+    return {
+        "weights_sha256": hash_weights(model),
+        "config_sha256": fingerprint(config),
+        "architecture_sha256": fingerprint(architecture(config, library)),
+        "activation": "quick_gelu" if has_quick_gelu(model) else "gelu",
+        "preprocess": {name: list(value) if isinstance(value, tuple) else value for name, value in preprocess},
+    }
 
 
-def _are_other_tags(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether sources name two tags of one model, which have other weights without a look at them."""
-    tags = one.get("pretrained"), other.get("pretrained")
-    return one.get("model") == other.get("model") and None not in tags and tags[0] != tags[1]
+def has_quick_gelu(model: torch.nn.Module) -> bool:
+    """Whether a tower of open_clip's own has OpenAI's approximation of GELU."""
+    return any(type(module).__name__ == "QuickGELU" for module in model.modules())
+
+
+def hash_weights(model: torch.nn.Module) -> str:
+    """SHA-256 over names and values of all weights as loaded, whatever the format of their file."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

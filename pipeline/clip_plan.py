@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def _shape(config: dict[str, Any], library: Any) -> list[Any]:
     return [config.get("embed_dim"), [vision[name] for name in names], [text[name] for name in texts]]
 
 
-def architecture(config: dict[str, Any], library: Any) -> dict[str, Any]:
+def architecture(config: Mapping[str, Any], library: Any) -> dict[str, Any]:
     """A model's config without activation, values that are the default, and those that weights replace."""
     left_out = ("quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias")
     found = {name: value for name, value in config.items() if name not in left_out}

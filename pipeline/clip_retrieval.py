@@ -141,6 +141,9 @@ def check_settings(settings: EmbedSettings) -> None:
     for name, (value, only) in asked.items():
         if value != only:
             raise SettingsError(f"{name}={value}: embed.engine=clip-retrieval can only do {name}={only} here")
+    if settings.clip.overrides():
+        named = ", ".join(f"embed.clip.{name}" for name in settings.clip.overrides())
+        raise SettingsError(f"{named}: embed.engine=clip-retrieval takes open_clip's own; leave it out, or the engine")
     if settings.clip.pretrained is None:
         raise SettingsError(
             f"embed.clip.model={settings.clip.model}: embed.engine=clip-retrieval takes an open_clip name and tag"

@@ -163,6 +163,10 @@ class ClipSettings(Settings):
         found: dict[str, Any] = {"preprocess": preprocess} if preprocess else {}
         return found if self.quick_gelu is None else {**found, "quick_gelu": self.quick_gelu}
 
+    def identity(self) -> dict[str, Any]:
+        """Name and overrides, as `Settings.identity`; a setting that is not set is not part of it."""
+        return {"model": self.model, "pretrained": self.pretrained, **self.overrides()}
+
     @model_validator(mode="before")
     @classmethod
     def _schemes_bring_weights(cls, values: Any) -> Any:

@@ -15,7 +15,7 @@ from ..pipeline.shards import Manifest
 from ..pipeline.storage import Store
 from .config import TrainSettings
 from .prior_config import PriorConfig, TrainedOn
-from .start import check_start, load_start, start_fingerprint, starting_from
+from .start import check_start, has_unknown_clip, load_start, start_fingerprint, starting_from
 from .text_encoder import find_text_encoder
 from .trackers import check_trackers
 
@@ -39,6 +39,8 @@ class TrainJob:
     """Fingerprint of the embeddings."""
     limit: int | None = None
     """Steps to stop after, with a checkpoint."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about the prior to start from, a sentence each."""
 
     @property
     def last_step(self) -> int:
@@ -85,12 +87,18 @@ def make_job(
         InputError: the embeddings lack what the settings ask for, or the prior to start from does not fit them.
         SettingsError: settings do not fit each other, or a tracker is not installed.
     """
+    notes: tuple[str, ...] = ()
     settings = resolve(settings, "train", compute)
     identity = resolved_identity(settings, dataset.settings)
     config = _prior_config(dataset, settings, clip)
     if settings.init_from is not None:
         start = load_start(settings.init_from)
-        check_start(start, dataset, settings.init_from.path)
+        check_start(start, dataset, settings.init_from.path, config)
+        if has_unknown_clip(start.config):
+            notes = (
+                f"train.init_from {settings.init_from.path} does not name its CLIP, so it is not known whether it was "
+                "trained with the one that made these embeddings",
+            )
         settings = starting_from(settings, start)
         made = {"clip": config.clip, "clip_settings": config.clip_settings, "trained_on": config.trained_on}
         own = {"network": settings.network, "diffusion": settings.diffusion}
@@ -104,7 +112,7 @@ def make_job(
     check_trackers(settings, prior)
     return TrainJob(
         embeddings=dataset.store.url, read=dataset.settings, prior=prior.url, settings=settings, config=config,
-        identity=identity, input=dataset.content_fingerprint, limit=limit,
+        identity=identity, input=dataset.content_fingerprint, limit=limit, notes=notes,
     )  # fmt: skip
 
 

@@ -172,8 +172,7 @@ def _load_pth(
     prior_config = to_prior_config(described, function, config)
     if clip is not None:
         located = parse_settings(ClipSettings, {"pretrained": None, **clip}, "clip")
-        place = {"model": located.model, "pretrained": located.pretrained, **located.overrides()}
-        prior_config = prior_config.model_copy(update={"clip_settings": place})
+        prior_config = prior_config.model_copy(update={"clip_settings": located.identity()})
     return import_prior(state, prior_config, path)
 
 

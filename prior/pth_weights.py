@@ -1,4 +1,4 @@
-"""The weights of a prior in the dictionary of a `.pth` file: a trainer's checkpoint, or a state_dict of another tool."""
+"""The weights of a prior in the dictionary of a `.pth`: a trainer's checkpoint, or a state_dict of another tool."""
 
 from __future__ import annotations
 

@@ -76,6 +76,7 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
     if declared_clip(recipe) is None:
         return
     from ..pipeline.clip import clip_source
+    from ..pipeline.clip_identity import is_same_clip
 
     store = Store(embeddings)
     if read_manifest(store) is None and pair_files(store.names(), store.url):
@@ -83,9 +84,8 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
     about = require_manifest(store, "embed").about
     if "clip" not in about:
         raise InputError(f"{embeddings}: `priorkit embed` ended before it had a CLIP; run it again")
-    made_by = about["clip"]["source"]
-    wanted = clip_source(recipe.embed.clip)
-    if made_by != wanted:
+    if not is_same_clip(about["clip"], about.get("clip_settings", {}), recipe.embed.clip):
+        made_by, wanted = about["clip"]["source"], clip_source(recipe.embed.clip)
         raise SettingsError(
             f"the recipe's CLIP, {_clip_name(wanted)}, is not the one that made {embeddings}, {_clip_name(made_by)}; "
             "set embed.clip.model and embed.clip.pretrained to what made them, or name other embeddings"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from ..pipeline.clip_identity import clip_difference, is_same_clip
+from ..pipeline.config import ClipSettings
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.read import EmbeddingDataset
 from ..pipeline.settings import Settings, parse_settings
@@ -12,6 +14,7 @@ from .checkpoint import prior_tensors
 from .config import InitSettings, TrainSettings
 from .load import load_prior
 from .model import Prior
+from .prior_config import PriorConfig
 
 _OWN_CHOICE = {"loss", "loss_weighting", "text_drop", "image_drop", "attn_dropout", "ff_dropout"}
 """Of network and diffusion: how it is trained on, not what it computes."""
@@ -47,20 +50,55 @@ def _merged(section: str, given: Settings, found: Settings) -> dict[str, Any]:
     return merged
 
 
-def check_start(start: Prior, dataset: EmbeddingDataset, path: str) -> None:
-    """InputError if a prior does not fit the embeddings that it is to be trained on."""
-    config = start.config
-    sizes = (config.embed_dim, config.text_dim or config.embed_dim)
+def check_start(start: Prior, dataset: EmbeddingDataset, path: str, config: PriorConfig) -> None:
+    """Check that a prior fits the embeddings that it is to be trained on.
+
+    Args:
+        config: of the new prior; its CLIP is the one that made the embeddings.
+
+    Raises:
+        InputError: it is of another size, or of another CLIP by hashes or, where a hash is missing, by names.
+    """
+    known = start.config
+    sizes = (known.embed_dim, known.text_dim or known.embed_dim)
     if sizes != (dataset.embed_dim, dataset.embed_dim):
         raise InputError(
             f"train.init_from {path}: predicts embeddings of {sizes[0]} from texts of {sizes[1]}; {dataset.store.url} "
             f"holds embeddings of {dataset.embed_dim}"
         )
-    own, theirs = config.clip.get("weights_sha256"), dataset.clip_if_known.get("weights_sha256")
-    if None not in (own, theirs) and own != theirs:
+    if has_unknown_clip(known):
+        return
+    if "weights_sha256" in known.clip and "weights_sha256" in config.clip:
+        if differing := clip_difference(known.clip, config.clip):
+            raise InputError(
+                f"train.init_from {path}: was trained with another CLIP than the one that made {dataset.store.url} "
+                f"({differing})"
+            )
+    elif not _have_same_clip(known, config):
+        names = [_clip_name(each) for each in (known, config)]
         raise InputError(
-            f"train.init_from {path}: was trained with another CLIP than the one that made {dataset.store.url}"
+            f"train.init_from {path}: belongs to the CLIP {names[0]}, and {dataset.store.url} was made by {names[1]}; "
+            "start from a prior of that CLIP. If the names mean the same weights, convert it with --clip as they are "
+            "named here"
         )
+
+
+def has_unknown_clip(config: PriorConfig) -> bool:
+    """Whether nothing is known of a prior's CLIP, as after a conversion without `--clip`."""
+    return not config.clip and not config.clip_settings
+
+
+def _have_same_clip(one: PriorConfig, other: PriorConfig) -> bool:
+    """Whether two priors have one CLIP, where at least one of them knows it by name only."""
+    known, named = (one, other) if one.clip else (other, one)
+    if not named.clip_settings:
+        return False
+    return is_same_clip(known.clip, known.clip_settings, ClipSettings(**named.clip_settings))
+
+
+def _clip_name(config: PriorConfig) -> str:
+    place = config.clip_settings or config.clip.get("source", {})
+    return f"{place.get('model', 'unknown')}{'/' if place.get('pretrained') else ''}{place.get('pretrained') or ''}"
 
 
 def start_fingerprint(start: Prior) -> str:

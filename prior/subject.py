@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..pipeline.clip_identity import clip_difference
 from ..pipeline.config import ReadSettings
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.hashing import hash_file
@@ -145,8 +146,7 @@ class Subject:
                 f"{dataset.store.url} stores {stored}, {path} takes those of {config.token_width}; embed with "
                 "token_states: true and the CLIP that it was trained with"
             )
-        wanted, there = config.clip.get("weights_sha256"), dataset.clip_if_known.get("weights_sha256")
-        if wanted is not None and there is not None and wanted != there:
+        if clip_difference(config.clip, dataset.clip_if_known):
             raise InputError(f"{dataset.store.url} was embedded by another CLIP than the prior was trained with")
 
 

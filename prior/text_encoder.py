@@ -31,13 +31,19 @@ def find_text_encoder(
         InputError: it is not to be had, or has other weights.
     """
     from ..pipeline.clip import load_text_encoder
+    from ..pipeline.clip_identity import clip_difference
 
     clip = ClipSettings(**location)
+    if clip.pretrained == "openai" and clip.quick_gelu is None:
+        # all of OpenAI's weights have QuickGELU, also where an imported prior names them without
+        clip = clip.model_copy(update={"quick_gelu": True})
     dtype = identity.get("dtype", "float32")
     settings = EmbedSettings(
         clip=clip, dtype=dtype, device=device.device, threads=device.threads, batch_size=_BATCH_SIZE
     )
     encoder = load_text_encoder(resolve(settings, "embed"))
-    if identity and encoder.identity["weights_sha256"] != identity["weights_sha256"]:
-        raise InputError(f"the CLIP {clip.model} here has other weights than the one {made}")
+    known = {name: value for name, value in identity.items() if name != "preprocess"}  # of no effect on text
+    if differing := clip_difference(known, encoder.identity):
+        other = "weights" if "weights_sha256" in differing else differing
+        raise InputError(f"the CLIP {clip.model} here has other {other} than the one {made}")
     return encoder

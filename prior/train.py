@@ -75,7 +75,8 @@ def train(
         else:
             progress(steps, steps, "")
         folder.finish()
-        return StageResult(STAGE, store.url, steps, done_now, "steps", rows, time.monotonic() - start)
+        seconds, notes = time.monotonic() - start, list(job.notes)
+        return StageResult(STAGE, store.url, steps, done_now, "steps", rows, seconds, notes=notes)
 
 
 def _run(
