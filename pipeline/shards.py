@@ -136,11 +136,17 @@ def _no_manifest(source: str, error: Exception) -> InputError:
 
 def read_manifest(store: Store) -> Manifest | None:
     """The manifest of a folder with all committed records merged in; None where there is no manifest."""
-    records = read_records(store)  # first, since a writer that ends moves records into the manifest
+    records, fault = {}, None
+    try:
+        records = read_records(store)  # first, since a writer that ends moves records into the manifest
+    except InputError as error:
+        fault = error
     try:
         value = store.read_json(MANIFEST_NAME)
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return None  # a stage writes the manifest before any record, so a folder `shards` is another tool's
+    if fault is not None:
+        raise fault
     manifest = Manifest.from_json(value, store.path(MANIFEST_NAME))
     manifest.shards.update(records)
     return manifest
@@ -150,7 +156,7 @@ def read_records(store: Store, folder: str = RECORD_FOLDER) -> dict[str, ShardRe
     """Records that are not merged into the manifest yet, by shard."""
     records = {}
     for name in store.names(folder):
-        if name.endswith(".json") and not name.rpartition("/")[2].startswith("."):
+        if name.endswith(".json"):
             try:
                 record = ShardRecord.from_json(store.read_json(name))
             except FileNotFoundError:

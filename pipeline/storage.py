@@ -23,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from .errors import FolderError, InputError
 from .hashing import HashingFile
+from .listing import describe_files, list_files
 
 TEMPORARY_SUFFIX = ".priorkit-tmp"
 LOCK_NAME = ".lock"
@@ -33,9 +34,16 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it is a plain relative name; a path that could leave the folder raises InputError."""
+    """Return `name` if it is a plain relative name, as all that priorkit writes; else raise InputError."""
     if not _PLAIN_NAME.fullmatch(name):
         raise InputError(f"file name {name!r} is not a plain relative name; the manifest is damaged or hostile")
+    return name
+
+
+def _check_inside(name: str) -> str:
+    """Return `name` if it stays in the folder, whatever its characters, as names of other tools' files may be."""
+    if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        raise InputError(f"file name {name!r} leaves the folder; name a file in it")
     return name
 
 
@@ -71,8 +79,8 @@ class Store:
         return (Store, (self.url,))  # file systems hold connections: a worker opens its own
 
     def path(self, name: str) -> str:
-        """The file system's own path of `name`."""
-        return f"{self.root}/{check_name(name)}"
+        """Return the file system's own path of `name`; InputError if it would leave the folder."""
+        return f"{self.root.rstrip('/')}/{_check_inside(name)}"
 
     def open(self, name: str) -> BinaryIO:
         """Open `name` for reading bytes."""
@@ -82,7 +90,7 @@ class Store:
         """Size of `name` in bytes; None if there is no such file."""
         try:
             return int(self.fs.size(self.path(name)))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def read_into(self, name: str, start: int, target: memoryview) -> int:
@@ -110,31 +118,26 @@ class Store:
             ) from error
 
     def names(self, under: str = "") -> list[str]:
-        """Sorted relative names of all files below `under`."""
-        self.fs.invalidate_cache()
-        base = self.path(under) if under else self.root
-        if not self.fs.isdir(base):
-            return []
-        return sorted(path[len(self.root) :].lstrip("/") for path in self.fs.find(base))
+        """Sorted relative names of the data files below `under`; see `listing.is_data`."""
+        return list_files(self.fs, self.root, under)
 
     def sizes(self, under: str = "") -> dict[str, int]:
-        """Bytes of all files below `under`, by relative name: one listing, where `size` asks for each file."""
-        base = self.path(under) if under else self.root
-        if self.is_local:
-            return dict(_local_sizes(base, under))
-        self.fs.invalidate_cache()
-        if not self.fs.isdir(base):
-            return {}
-        found = self.fs.find(base, detail=True)
-        return {path[len(self.root) :].lstrip("/"): int(found[path]["size"]) for path in sorted(found)}
+        """Bytes of the files of `names`, by name: one listing, where `size` asks for each file."""
+        return {name: int(info["size"] or 0) for name, info in self.describe(under).items()}
+
+    def describe(self, under: str = "") -> dict[str, dict[str, Any]]:
+        """fsspec's description of the files of `names`, by name: size, time of the last change and others."""
+        return describe_files(self.fs, self.root, under)
 
     def remove(self, name: str) -> None:
         """Remove `name` if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self.path(name))
+            self.fs.rm_file(self.path(check_name(name)))
 
     def move(self, name: str, target: str) -> None:
         """Put `name` in the place of `target`, if it is there: one that was moved before is not moved twice."""
+        check_name(name)
+        check_name(target)
         if self.is_local:
             os.makedirs(os.path.dirname(self.path(target)), exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
@@ -153,7 +156,7 @@ class Store:
         A local file is written under a temporary name, flushed to disk and renamed. An object store shows an object
         only when its upload is complete; the upload starts when the block has ended.
         """
-        path = self.path(name)
+        path = self.path(check_name(name))
         if not self.is_local:
             with tempfile.TemporaryFile() as whole:
                 yield HashingFile(cast(BinaryIO, whole))
@@ -250,15 +253,6 @@ class Store:
             done.set()
             thread.join()
             self.remove(LEASE_NAME)
-
-
-def _local_sizes(folder: str, name: str) -> Iterator[tuple[str, int]]:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.is_dir():
-                yield from _local_sizes(entry.path, f"{name}/{entry.name}" if name else entry.name)
-            else:
-                yield f"{name}/{entry.name}" if name else entry.name, entry.stat().st_size
 
 
 def _process_runs(pid: int) -> bool:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from .config import DownloadSettings
 from .errors import InputError
+from .listing import list_files
 from .storage import open_location
 from .url_files import FORMATS, READ_ERRORS, FileMark, file_mark, list_format, read_file
 
@@ -146,7 +147,8 @@ def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
     if list_format(path) in FORMATS and fs.isfile(path):  # first, since the search for an HTTP folder loads the file
         found = [fs.unstrip_protocol(path)]
     elif fs.isdir(path):
-        found = [fs.unstrip_protocol(name) for name in sorted(fs.find(path)) if _is_list(name)]
+        names = [name for name in list_files(fs, path) if list_format(name) in FORMATS]
+        found = [fs.unstrip_protocol(f"{path.rstrip('/')}/{name}") for name in names]
         if not found:
             raise InputError(f"{source}: no list of URLs in this folder (looked for {', '.join(FORMATS)}, also .gz)")
     elif not fs.exists(path):
@@ -247,10 +249,6 @@ def _to_table(batches: list[pa.RecordBatch]) -> pa.Table:
     """The rows in memory of their own: a slice that is sent to a worker would take along what it was cut from."""
     table = pa.Table.from_batches(batches)
     return table.take(pa.array(np.arange(table.num_rows))).combine_chunks()
-
-
-def _is_list(path: str) -> bool:
-    return list_format(path) in FORMATS and not path.rpartition("/")[2].startswith(".")
 
 
 def _require(column: str, setting: str, available: list[str], source: str) -> str:
