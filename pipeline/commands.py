@@ -160,11 +160,9 @@ def _settings(
 
     # options are plain words: quoted as JSON, so that YAML does not read a column `no` as false
     given = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in options.items() if value is not None]
-    return parse_settings(
-        PipelineSettings,
-        with_overrides({}, [*(overrides or []), *worker_overrides(workers), *given], (section, "compute")),
-        "options",
-    )
+    sections = (section, "compute")
+    values = with_overrides({}, [*(overrides or []), *worker_overrides(workers), *given], sections)
+    return parse_settings(PipelineSettings, values, "options", sections)
 
 
 def worker_overrides(workers: int | None) -> list[str]:

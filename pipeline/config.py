@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from .. import __version__
-from .settings import Settings
+from .settings import Location, Settings
 
 _Positive = Annotated[float, Field(gt=0)]
 
@@ -264,15 +264,15 @@ class ReadSettings(Settings):
 
 
 class FolderSettings(Settings):
-    """Where each stage writes: local paths or fsspec URLs."""
+    """Where each stage writes: local paths or fsspec URLs; `$NAME` and `${NAME}` stand for environment variables."""
 
-    images: str = "data/images"
+    images: Location = "data/images"
     """Webdataset shards of `download`."""
-    embeddings: str = "data/embeddings"
+    embeddings: Location = "data/embeddings"
     """Embedding shards of `embed`."""
-    prior: str = "data/prior"
+    prior: Location = "data/prior"
     """The trained prior of `train`."""
-    evaluation: str = "data/evaluation"
+    evaluation: Location = "data/evaluation"
     """Metrics of `evaluate`."""
 
     @model_validator(mode="after")
@@ -286,8 +286,8 @@ class FolderSettings(Settings):
 class PipelineSettings(Settings):
     """Every setting of the pipeline, under the names that recipes use."""
 
-    urls: str = "urls.parquet"
-    """The list of URLs: a local path or an fsspec URL."""
+    urls: Location = "urls.parquet"
+    """The list of URLs: a local path or an fsspec URL; environment variables as in `folders`."""
     folders: FolderSettings = FolderSettings()
     """Where each stage writes."""
     compute: ComputeSettings = ComputeSettings()

@@ -27,8 +27,9 @@ def doctor(settings: SetOption = None, as_json: JsonOption = False) -> None:
         from .settings import parse_settings, with_overrides
 
         values = with_overrides({}, settings or [], ("folders", "compute"))
-        if (values.get("compute") or {}).get("address") is not None:
-            values["compute"] = {"backend": "ray", **values["compute"]}
+        compute = values.get("compute")
+        if isinstance(compute, dict) and compute.get("address") is not None:
+            values["compute"] = {"backend": "ray", **compute}
         chosen = parse_settings(PipelineSettings, values, "options")
         found = diagnose(chosen.folders.images, chosen.compute)
         if as_json:

@@ -1,18 +1,28 @@
-"""What settings are: frozen, typed, closed to unknown keys, with errors that name them. `config` has the sections."""
+"""Settings: frozen, typed, closed to unknown keys, with errors that name them. `config` has the sections."""
 
 from __future__ import annotations
 
 import copy
-import difflib
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar, get_args
+import os
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from .errors import SettingsError
+from .errors import InputError, SettingsError
+from .nearest import suggest
+from .yaml_text import PlainScalar, YamlMapping, read_yaml
 
 SettingsType = TypeVar("SettingsType", bound="Settings")
+
+_MOST_PROBLEMS = 3
+"""Problems that one message names; the others are counted."""
+_MOST_KEYS = 8
+"""Keys that a message lists where none is like the unknown one."""
+_MOST_SHOWN = 60
+"""Characters of a bad value that a message shows."""
 
 
 class Settings(BaseModel):
@@ -33,34 +43,148 @@ class Settings(BaseModel):
         return dumped
 
 
-def parse_settings(cls: type[SettingsType], values: Mapping[str, Any], source: str) -> SettingsType:
-    """Build settings of type `cls` from plain `values`.
+_VARIABLE = re.compile(r"\$(?:\$|\{[^}]*\}?|[A-Za-z_][A-Za-z0-9_]*)")
+
+
+def _expand_variables(location: str) -> str:
+    """Put environment variables into a location, as a shell does; `$$` is a dollar sign."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[0] == "$$":
+            return "$"
+        name = match[0].strip("${}")
+        if name not in os.environ:
+            raise ValueError(f"the environment has no variable {match[0]}; set it, or write $$ for a dollar sign")
+        return os.environ[name]
+
+    return _VARIABLE.sub(value, location)
+
+
+Location = Annotated[str, AfterValidator(_expand_variables)]
+"""A path or URL in which `$NAME` and `${NAME}` stand for environment variables."""
+
+
+def parse_settings(
+    cls: type[SettingsType], values: Mapping[str, Any], source: str, sections: Sequence[str] | None = None
+) -> SettingsType:
+    """Build settings of type `cls` from plain `values`, or from those of `with_overrides`.
+
+    Args:
+        sections: the sections to suggest keys from; None for all.
 
     Raises:
-        SettingsError: naming every bad key and value, `source`, and for an unknown key the nearest known one.
+        SettingsError: naming the first bad keys and values, `source`, and for an unknown key the nearest known one.
     """
     try:
-        return cls.model_validate(values)
+        return cls.model_validate(_typed([cls], values))
     except ValidationError as error:
-        problems = [_describe(cls, problem) for problem in error.errors()]
-        raise SettingsError(f"{source}: " + "; ".join(problems)) from None
+        known = [path for path in _paths(cls) if sections is None or path[0] in sections]
+        described: dict[str, str] = {}
+        for problem in error.errors():
+            name, text = _describe(cls, problem, known)
+            described[name] = f"{described[name]}, or {text}" if name in described else f"{name}: {text}"
+        shown = list(described.values())
+        more = f"; and {len(shown) - _MOST_PROBLEMS:,} more" if len(shown) > _MOST_PROBLEMS else ""
+        raise SettingsError(f"{source}: " + "; ".join(shown[:_MOST_PROBLEMS]) + more) from None
+    except RecursionError:
+        raise SettingsError(f"{source}: values are nested too deeply, or contain themselves") from None
 
 
-def _describe(cls: type[Settings], problem: Mapping[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    name = ".".join(location) or "settings"
-    if problem["type"] != "extra_forbidden":
-        shown = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
-        return f"{name}: {problem['msg'].removeprefix('Value error, ')}{shown}"
-    owner: type[Settings] = cls
-    for part in location[:-1]:
-        annotation = owner.model_fields[part].annotation
-        nested = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-        owner = next(kind for kind in nested if issubclass(kind, Settings))
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """Types that an annotation allows; a Literal stands for itself."""
+    if get_origin(annotation) is Annotated:
+        yield from _kinds(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _kinds(part)
+    else:
+        yield annotation
+
+
+def _settings_kind(kinds: Sequence[Any]) -> type[Settings] | None:
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
+
+
+def _typed(kinds: Sequence[Any], value: Any) -> Any:
+    """Give scalars of YAML the type that their field asks for, and leave out sections that are empty there."""
+    if isinstance(value, PlainScalar):
+        return _scalar(kinds, value)
+    if isinstance(value, list):
+        items = next((get_args(kind)[:1] for kind in kinds if get_origin(kind) in (list, tuple, set, frozenset)), ())
+        inner = [kind for item in items for kind in _kinds(item)]
+        return [_typed(inner, item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    cls = _settings_kind(kinds)
+    fields = {} if cls is None else {name: list(_kinds(f.annotation)) for name, f in cls.model_fields.items()}
+    entries = next((get_args(kind)[1:] for kind in kinds if get_origin(kind) is dict), ())
+    others = [kind for entry in entries for kind in _kinds(entry)]
+    typed = {}
+    for name, item in value.items():
+        wanted = fields.get(name, others) if isinstance(name, str) else others
+        left_empty = item is None and isinstance(value, YamlMapping) and _settings_kind(wanted) is not None
+        if not left_empty or type(None) in wanted:
+            typed[name] = _typed(wanted, item)
+    return typed
+
+
+def _scalar(kinds: Sequence[Any], scalar: PlainScalar) -> Any:
+    """The value or the text of a plain scalar: `no` is text for a field that lists it, and false for a boolean."""
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    if scalar.text in choices:
+        return scalar.text
+    native = {bool: (bool,), int: (int, float), float: (int, float)}.get(type(scalar.value), ())
+    if any(kind in native for kind in kinds) or scalar.value in choices:
+        return scalar.value
+    number = isinstance(scalar.value, bool) and kinds  # pydantic would take `yes` for 1
+    return scalar.text if str in kinds or choices or number else scalar.value
+
+
+def _paths(cls: type[Settings], outer: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of all settings and sections."""
+    for name, field in cls.model_fields.items():
+        yield (*outer, name)
+        inner = _settings_kind(list(_kinds(field.annotation)))
+        if inner is not None:
+            yield from _paths(inner, (*outer, name))
+
+
+def _describe(cls: type[Settings], problem: Mapping[str, Any], known: Sequence[tuple[str, ...]]) -> tuple[str, str]:
+    """Name of the setting that a problem is about, and what is wrong with it."""
+    path: list[str] = []
+    owner: type[Settings] | None = cls
+    for part in problem["loc"]:
+        if owner is not None and part in owner.model_fields:
+            path.append(str(part))
+            owner = _settings_kind(list(_kinds(owner.model_fields[part].annotation)))
+        elif isinstance(part, int) or problem["type"] == "extra_forbidden" or owner is cls:
+            path.append(str(part))  # what is left out is a member of a union, whose name means nothing to a user
+    name = _cut(".".join(path)) or "settings"
+    if problem["type"] == "extra_forbidden":
+        return name, f"unknown key; {suggest(path, known) or _listed(owner or cls)}"
+    message = _cut(problem["msg"].removeprefix("Value error, "), 4 * _MOST_SHOWN)
+    value = problem["input"]
+    told = problem["type"] in ("missing", "value_error") and not isinstance(value, str | int | float | bool)
+    return name, message if told else f"{message} (got {_shown(value)})"
+
+
+def _listed(owner: type[Settings]) -> str:
     known = sorted(owner.model_fields)
-    nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
-    return f"{name}: unknown key; {hint}"
+    if len(known) <= _MOST_KEYS:
+        return f"known keys: {', '.join(known)}"
+    return f"known keys: {', '.join(known[: _MOST_KEYS - 2])} and {len(known) - _MOST_KEYS + 2} more"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list | tuple | set):
+        kind = "a mapping" if isinstance(value, dict) else "a list"
+        text = repr(value) if len(value) <= 4 else ""
+        return text if 0 < len(text) <= _MOST_SHOWN else f"{kind} of {len(value):,}"
+    return _cut(repr(value))
+
+
+def _cut(text: str, most: int = _MOST_SHOWN) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 RECIPE_SECTIONS = ("folders", "compute", "download", "embed", "read", "train", "evaluate")
@@ -69,7 +193,7 @@ RECIPE_SECTIONS = ("folders", "compute", "download", "embed", "read", "train", "
 
 def with_overrides(
     values: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[str] | None = None
-) -> dict[str, Any]:
+) -> YamlMapping:
     """Plain settings with `a.b=value` overrides put in, the value being YAML.
 
     Args:
@@ -78,22 +202,26 @@ def with_overrides(
     Raises:
         SettingsError: an override is not of that form, or sets what the command does not read.
     """
-    result = copy.deepcopy(dict(values))
+    result = YamlMapping(copy.deepcopy(dict(values)))
     for override in overrides:
+        shown = _cut(override, 2 * _MOST_SHOWN)
         name, separator, text = override.partition("=")
-        if not separator or not name.strip():
-            raise SettingsError(f"--set {override}: expected KEY=VALUE, such as train.steps=1000")
+        *outer, last = (part.strip() for part in name.split("."))
+        if not separator or not last or not all(outer):
+            raise SettingsError(f"--set {shown}: expected KEY=VALUE, such as train.steps=1000")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise SettingsError(f"--set {override}: the value is not YAML ({error})") from error
-        *outer, last = name.strip().split(".")
-        if sections is not None and outer and outer[0] not in sections and outer[0] in RECIPE_SECTIONS:
-            raise SettingsError(f"--set {override}: this command reads {', '.join(sections)} only")
-        section = result
+            value = read_yaml(text)
+        except InputError as error:
+            raise SettingsError(f"--set {shown}: the value is {error}") from None
+        first = [*outer, last][0]
+        if sections is not None and first not in sections and first in (*RECIPE_SECTIONS, "urls"):
+            raise SettingsError(f"--set {shown}: this command reads {', '.join(sections)} only")
+        section: dict[str, Any] = result
         for part in outer:
-            section = section.setdefault(part, {})
+            if section.get(part) is None:
+                section[part] = YamlMapping()
+            section = section[part]
             if not isinstance(section, dict):
-                raise SettingsError(f"--set {override}: {part} is a value, it has no keys")
+                raise SettingsError(f"--set {shown}: {part} is a value, it has no keys")
         section[last] = value
     return result

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from ..pipeline.config import DeviceSettings
-from ..pipeline.settings import Settings
+from ..pipeline.settings import Location, Settings
 from .function import LATEST_FUNCTION, FunctionVersion
 
 MAX_SEED = 2**63 - 1
@@ -146,7 +146,7 @@ class OptimiserSettings(Settings):
 class InitSettings(Settings):
     """A prior to start from: whatever `load_prior` reads."""
 
-    path: str
+    path: Location
     """Folder of a prior, or a checkpoint of DALLE2-pytorch (`.pth`)."""
     weights: WeightsName = "ema"
     """Averaged weights, those that were trained, or the averaged ones that validated best."""
@@ -213,7 +213,7 @@ class TrainSettings(DeviceSettings):
     """Newest checkpoints that are kept."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """What shows metrics besides `metrics.jsonl`; an extra each."""
-    tracker_folder: str | None = None
+    tracker_folder: Location | None = None
     """Local folder that trackers write to; null is `trackers` in the prior's, if that is local."""
 
     @field_validator("validate_draws")

@@ -8,14 +8,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..pipeline.config import ClipSettings, PipelineSettings
 from ..pipeline.embedding_files import pair_files
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.settings import parse_settings, with_overrides
 from ..pipeline.shards import read_manifest, require_manifest
 from ..pipeline.storage import Store, open_location
+from ..pipeline.yaml_text import PlainScalar, YamlMapping, read_yaml
 from .config import EvaluateSettings, TrainSettings
 
 DEMO_URLS = "priorkit:demo"
@@ -135,43 +134,34 @@ def _recipe_package() -> str:
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        text = recipe_text(path) if path in recipe_names() else _file_text(path)
+        text = recipe_text(path) if path in recipe_names() else _file_bytes(path)
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such recipe file; `priorkit recipes list` shows those that come with it"
         ) from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
+    except (IsADirectoryError, ValueError) as error:  # of a path with a null byte
         raise InputError(f"{path}: not a recipe file ({error})") from None
     try:
-        values = yaml.load(text, _StrictLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML ({error})") from error
+        values = read_yaml(text)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     if values is None:
-        return {}
+        return YamlMapping()
     if not isinstance(values, dict):
-        raise InputError(f"{path}: a recipe is a mapping of sections, this is a {type(values).__name__}")
-    return {name: value for name, value in values.items() if value is not None}  # a section left empty
+        raise InputError(f"{path}: a recipe is a mapping of sections, this is a {_kind(values)}")
+    return values
 
 
-def _file_text(path: str) -> str:
+def _kind(value: Any) -> str:
+    return type(value.value if isinstance(value, PlainScalar) else value).__name__
+
+
+def _file_bytes(path: str) -> str | bytes:
     fs, plain_path = open_location(path)
     try:
-        return fs.cat_file(plain_path).decode()  # type: ignore[no-any-return]
+        return fs.cat_file(plain_path)  # type: ignore[no-any-return]
     except FileNotFoundError:
         for name in recipe_names():
             if path == f"recipes/{name}.yaml":  # as in a checkout
                 return recipe_text(name)
         raise
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key stands once; PyYAML would let the last one win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)

@@ -19,6 +19,7 @@ from priorkit.pipeline.config import (
 )
 from priorkit.pipeline.errors import SettingsError
 from priorkit.pipeline.settings import Settings, parse_settings, with_overrides
+from priorkit.pipeline.yaml_text import PlainScalar
 
 ALL_SETTINGS = [
     value
@@ -131,17 +132,17 @@ def test_overrides_are_yaml_at_dotted_names_and_leave_the_source_alone() -> None
         values,
         ["download.image_size=64", "embed.clip.model=RN50", "download.caption_column=null", "urls=a=b", "x= [1]"],
     )
-    assert result == {
-        "download": {"image_size": 64, "caption_column": None},
-        "urls": "a=b",
-        "embed": {"clip": {"model": "RN50"}},
-        "x": [1],
-    }
+    assert result["download"] == {"image_size": PlainScalar("64", 64), "caption_column": None}
+    assert result["x"] == [PlainScalar("1", 1)]
+    del result["x"]
+    read = parse_settings(PipelineSettings, result, "options")
+    assert (read.download.image_size, read.download.caption_column) == (64, None)
+    assert (read.urls, read.embed.clip.model) == ("a=b", "RN50")
     assert values == {"download": {"image_size": 256}, "urls": "a"}
 
 
 def test_the_last_of_equal_overrides_counts() -> None:
-    assert with_overrides({}, ["a.b=1", "a.b=2"]) == {"a": {"b": 2}}
+    assert with_overrides({}, ["a.b=1", "a.b=2"]) == {"a": {"b": PlainScalar("2", 2)}}
 
 
 @pytest.mark.parametrize("override", ["image_size", "", "=1", " =1", "a=[1", "a=1\nb: :"])

@@ -1,0 +1,105 @@
+"""The setting that an unknown key most likely means, wherever in the tree of settings it is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+_SIBLING_SCORE = 0.74
+"""Least likeness of a key beside the unknown one: `stepz` and `steps` have 0.8."""
+_DISTANT_SCORE = 0.85
+"""Least likeness of a key elsewhere, where chance finds more."""
+_SIBLING_BONUS = 0.1
+_PREFIX_BONUS = 0.02
+_TIE = 0.01
+_MOST_NAMED = 3
+"""Names in one suggestion."""
+
+_ALIASES: dict[str, tuple[str, ...]] = {
+    "accumulation": ("accumulate",),
+    "amp": ("dtype",),
+    "bs": ("batch_size",),
+    "caption_col": ("caption_column",),
+    "cfg_scale": ("guidance_scale",),
+    "cond_scale": ("guidance_scale",),
+    "eval_every": ("validate_every",),
+    "grad_clip": ("max_grad_norm",),
+    "gradient_accumulation_steps": ("accumulate",),
+    "hidden_dim": ("width",),
+    "hidden_size": ("width",),
+    "iterations": ("steps",),
+    "layers": ("depth",),
+    "lr": ("learning_rate",),
+    "max_iters": ("steps",),
+    "max_steps": ("steps",),
+    "n_heads": ("heads",),
+    "n_layers": ("depth",),
+    "num_heads": ("heads",),
+    "num_layers": ("depth",),
+    "num_steps": ("steps",),
+    "num_workers": ("workers", "read_threads"),
+    "number_sample_per_shard": ("rows_per_shard",),
+    "precision": ("dtype",),
+    "processes_count": ("workers",),
+    "save_every": ("checkpoint_every",),
+    "thread_count": ("concurrency",),
+    "url_col": ("url_column",),
+    "wd": ("weight_decay",),
+}
+"""Names that other tools give to the same setting."""
+_EPOCHS = frozenset({"epoch", "epochs", "max_epochs", "n_epochs", "num_epochs"})
+
+
+def suggest(key: Sequence[str], known: Iterable[Sequence[str]]) -> str | None:
+    """Return the end of a message about an unknown key, such as `did you mean 'steps'?`; None without a likely name.
+
+    Args:
+        key: the path of the unknown key.
+        known: paths of all settings and sections.
+    """
+    paths = [tuple(path) for path in known]
+    outer, name = tuple(key[:-1]), _plain(key[-1])
+    if name in _EPOCHS:
+        steps = [path for path in paths if path[-1] == "steps" and path[:-1] in (outer, ("train",))]
+        return f"training is counted in optimiser steps: {_quoted(steps, outer)}" if steps else None
+    aliases = _ALIASES.get(name, ())
+    scores = {}
+    for path in paths:
+        score = 1.0 if path[-1] in aliases else _likeness(name, _plain(path[-1]))
+        sibling = path[:-1] == outer
+        if score >= (_SIBLING_SCORE if sibling else _DISTANT_SCORE):
+            shared = next((i for i, (a, b) in enumerate(zip(path, outer, strict=False)) if a != b), len(outer))
+            scores[path] = score + (_SIBLING_BONUS if sibling else _PREFIX_BONUS * shared)
+    if not scores:
+        return None
+    best = max(scores.values())
+    nearest = sorted((path for path in scores if scores[path] >= best - _TIE), key=lambda path: (-scores[path], path))
+    if nearest[0][:-1] == outer:
+        nearest = nearest[:1]
+    return f"did you mean {_quoted(nearest, outer)}?"
+
+
+def _quoted(paths: Sequence[tuple[str, ...]], outer: tuple[str, ...]) -> str:
+    """Names to show: a sibling's own, else the whole path."""
+    names = [repr(path[-1] if path[:-1] == outer else ".".join(path)) for path in paths[:_MOST_NAMED]]
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _likeness(one: str, other: str) -> float:
+    """Likeness of two names from 0 to 1; a name whose words are all among the other's is near it."""
+    ratio = difflib.SequenceMatcher(None, one, other).ratio()
+    fewer, more = sorted((one.split("_"), other.split("_")), key=len)
+    if all(len(word) > 2 and any(_same_word(word, candidate) for candidate in more) for word in fewer):
+        return max(ratio, 0.6 + 0.35 * ratio)
+    return ratio
+
+
+def _same_word(one: str, other: str) -> bool:
+    shorter, longer = sorted((one, other), key=len)
+    if len(shorter) >= 4 and longer.startswith(shorter):
+        return True
+    return difflib.SequenceMatcher(None, one, other).ratio() >= 0.8
