@@ -185,18 +185,20 @@ class ClipSettings(Settings):
 
 
 class DeviceSettings(Settings):
-    """What a stage that runs a model computes on. What `auto` and 0 stood for is part of the identity."""
+    """What a stage that runs a model computes on. The resolved device is part of the identity; threads are recorded."""
+
+    runtime_fields: ClassVar[frozenset[str]] = frozenset({"threads"})
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where there is one."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads; 0 is one for each core. Sums depend on it in their last bits."""
+    """CPU threads; 0 is one for each core. Sums depend on it in their last bits, so the manifest records it."""
 
 
 class EmbedSettings(DeviceSettings):
     """From images and captions to CLIP embeddings."""
 
-    runtime_fields: ClassVar[frozenset[str]] = frozenset({"decode_threads"})
+    runtime_fields: ClassVar[frozenset[str]] = frozenset({"threads", "decode_threads"})
 
     clip: ClipSettings = ClipSettings()
     """The CLIP; its weights are hashed into the manifest."""

@@ -9,9 +9,11 @@ from .clip_identity import clip_difference, is_same_clip
 from .clip_retrieval import check_settings
 from .config import ComputeSettings, EmbedSettings
 from .device import resolve
+from .embed_inputs import RecordedInputs
 from .embed_worker import EmbedWorker
 from .engines import EmbedTask
 from .errors import FolderError
+from .file_marks import Tell
 from .inputs import InputShard, list_input_shards, open_input
 from .shards import Manifest, ShardRecord, embedding_shard_name, fingerprint, pending_shards, read_manifest
 from .stage import (
@@ -64,14 +66,16 @@ def embed(
     manifest = embed_manifest(settings, None if overwrite else store)
     found = check_stage(store, manifest, overwrite=overwrite)
     kept = None if overwrite else found
-    tasks = plan_tasks(images, settings, limit, kept, embeddings)
+    tasks, recorded = plan_tasks(images, settings, limit, kept, store, lambda note: progress(0, None, note))
     if store.is_local:
         require_space(_plan(store, settings, kept or manifest, tasks))
-    manifest.input = {"shards": len(tasks), "sha256": fingerprint([task.input for task in tasks])}
+    manifest.input = {"shards": len(tasks)}
     inputs = {task.name: task.input for task in tasks}
     with open_stage(store, manifest, overwrite=overwrite) as folder:
-        if folder.pending(inputs):
+        pending = folder.pending(inputs)
+        if pending:
             _record_clip(folder, settings)
+        recorded.record_again(store, set(inputs).difference(pending))
         result = run_shards(
             folder,
             lambda pending: (task for task in tasks if task.name in set(pending)),
@@ -80,6 +84,9 @@ def embed(
             compute or ComputeSettings(),
             progress,
         )
+        made_of = [folder.manifest.shards[task.name].input for task in tasks]  # known only once all is read
+        folder.manifest.input["sha256"] = fingerprint(made_of)
+        folder.describe()
     require_success(result, "an embedding")
     return result
 
@@ -109,7 +116,7 @@ def plan_embed(
     manifest = embed_manifest(settings, None if overwrite else store)
     found = check_stage(store, manifest, overwrite=overwrite)
     kept = None if overwrite else found
-    tasks = plan_tasks(images, settings, limit, kept, embeddings)
+    tasks, _ = plan_tasks(images, settings, limit, kept, store)
     return _plan(store, settings, kept or manifest, tasks)
 
 
@@ -133,8 +140,8 @@ def _plan(store: Store, settings: EmbedSettings, manifest: Manifest, tasks: list
 
 
 def plan_tasks(
-    images: str, settings: EmbedSettings, limit: int | None, found: Manifest | None, folder: str
-) -> list[EmbedTask]:
+    images: str, settings: EmbedSettings, limit: int | None, found: Manifest | None, folder: Store, tell: Tell = None
+) -> tuple[list[EmbedTask], RecordedInputs]:
     """A task for each shard of the input, up to `limit` samples in all; what a folder holds beyond that is kept.
 
     Raises:
@@ -145,32 +152,31 @@ def plan_tasks(
     orphans = set(done) - {embedding_shard_name(int(shard.name)) for shard in shards}
     if orphans:
         raise FolderError(
-            f"{folder} holds shard {min(orphans)}, for which {images} has no input; "
+            f"{folder.url} holds shard {min(orphans)}, for which {images} has no input; "
             "name the folder it was made from, or another folder to write to"
         )
+    inputs = RecordedInputs(open_input(images), folder, shards, done, tell)
     tasks: list[EmbedTask] = []
     left = limit
     for shard in shards:
-        held = _samples_held(done.get(embedding_shard_name(int(shard.name))), shard)
+        held = _samples_held(done.get(embedding_shard_name(int(shard.name))), shard, inputs)
         if left == 0 and held is None:
             break
         samples = shard.samples if left is None else max(held or 0, min(left, shard.samples))
-        if samples < shard.samples:
-            tasks.append(EmbedTask(shard, fingerprint([shard.fingerprint, samples]), samples))
-        else:
-            tasks.append(EmbedTask(shard, shard.fingerprint, None))
+        first = samples if samples < shard.samples else None
+        tasks.append(EmbedTask(shard, inputs.fingerprint(shard, first), first))
         left = None if left is None else max(0, left - shard.samples)
-    return tasks
+    return tasks, inputs
 
 
-def _samples_held(record: ShardRecord | None, shard: InputShard) -> int | None:
+def _samples_held(record: ShardRecord | None, shard: InputShard, inputs: RecordedInputs) -> int | None:
     """How many samples of an image shard a record covers, the failed ones included; None if it is of other data."""
     if record is None:
         return None
-    if record.input == shard.fingerprint:
+    if record.input == inputs.fingerprint(shard, None):
         return shard.samples
     samples = sum(record.counts.values())
-    return samples if record.input == fingerprint([shard.fingerprint, samples]) else None
+    return samples if record.input == inputs.fingerprint(shard, samples) else None
 
 
 def _record_clip(folder: StageFolder, settings: EmbedSettings) -> None:

@@ -15,6 +15,7 @@ import torch
 from .clip import load_encoder
 from .clip_identity import clip_difference
 from .config import EmbedSettings
+from .embed_inputs import record_inputs
 from .engines import EmbedTask, Engine, Failure, NativeEngine, Window
 from .errors import InputError
 from .shards import READ_BLOCK_ROWS, Manifest, ShardRecord
@@ -62,7 +63,7 @@ class EmbedWorker:
     def __call__(self, task: EmbedTask, following: EmbedTask | None = None) -> ShardRecord:
         start = time.time()
         done = _Embedded()
-        commit = ShardCommit(self._store, task.name, input=task.input, settings=self._settings_fingerprint)
+        commit = ShardCommit(self._store, task.name, settings=self._settings_fingerprint)
         with contextlib.ExitStack() as stack:
             spools = {name: stack.enter_context(contextlib.closing(spool)) for name, spool in self._spools().items()}
             for part in self._engine.windows(task, following):
@@ -71,11 +72,14 @@ class EmbedWorker:
                 else:
                     _keep(part, done, spools)
             self._write(task, done, spools, commit)
+        input = record_inputs(commit, task.name, self._source, task.shard, task.limit)
         rows, seconds = len(done.keys), time.time() - start
         rate = {"rows": rows, "seconds": seconds, "samples_per_second": rows / seconds if seconds else None}
         commit.write_log(f"stats/stats_{task.name}.json", rate)
         reasons = collections.Counter(failure.reason.partition(":")[0] for failure in done.failures)
-        return commit.commit(rows=rows, counts={"success": rows, **reasons})
+        return commit.commit(
+            rows=rows, input=input, counts={"success": rows, **reasons}, threads=self._settings.threads
+        )
 
     def _spools(self) -> dict[str, RowSpool]:
         """Where the rows of each stored array wait."""

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from .array_files import HEADER_BYTES, ArrayLayout, FileHeader, read_header, read_layout, read_rows
 from .embedding_files import pair_files, recorded_files
 from .errors import InputError
-from .shards import READ_BLOCK_ROWS, ShardRecord, fingerprint
+from .shards import READ_BLOCK_ROWS, ShardRecord
 from .storage import Store
 
 _GROUP_COLUMNS = ("sha256", "md5", "url")
@@ -216,8 +216,8 @@ class FoundShards:
     shards: list[EmbeddingShard]
     """By number."""
     embed_dim: int
-    fingerprint: str
-    """Of the names, sizes and headers of all files."""
+    files: tuple[str, ...]
+    """Names of all files of the shards."""
 
 
 def find_shards(store: Store) -> FoundShards | None:
@@ -252,8 +252,7 @@ def find_shards(store: Store) -> FoundShards | None:
             _require_like(store.url, name, header, first[kind], headers[first[kind]])
         layouts = {kind: layout for kind, name in files.items() if (layout := headers[name].layout) is not None}
         shards.append(EmbeddingShard(store, headers[image].rows, f"the header of {image}", files, layouts))
-    mark = fingerprint({name: [headers[name].size, headers[name].content] for name in names})
-    return FoundShards(shards, embed_dim, mark)
+    return FoundShards(shards, embed_dim, tuple(names))
 
 
 def _require_like(url: str, name: str, header: FileHeader, first_name: str, first: FileHeader) -> None:

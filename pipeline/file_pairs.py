@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from .errors import InputError
+from .file_marks import Stamp, file_stamp, note_content
 from .samples import IMAGE_EXTENSIONS, Sample
 from .shards import fingerprint
 from .storage import Store
@@ -17,7 +18,6 @@ from .storage import Store
 _CAPTION_EXTENSION = "txt"
 _READ_TOGETHER = 32
 """Files that are asked for at once, since remote ones each take a round trip."""
-_CHANGES_WITH_CONTENT = ("size", "mtime", "ETag", "etag", "LastModified")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,13 @@ class _Pair:
     image: str | None
     """Path of the file system."""
     caption: str | None
+    stamps: tuple[Stamp, ...]
+    """Of those of the two files that there are, as they were when the folder was listed."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of those of the two files that there are."""
+        return tuple(path for path in (self.image, self.caption) if path is not None)
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,17 @@ class FileShard:
 
     name: str
     fingerprint: str
+    """Of the names; what the files hold is in their marks, see `file_marks`."""
     pairs: tuple[_Pair, ...]
+    root: str
+    """Path of the folder."""
+
+    def sources(self, limit: int | None) -> tuple[str, ...]:
+        """See `InputShard`."""
+        return tuple(self._name(path) for pair in self.pairs[:limit] for path in pair.paths)
+
+    def _name(self, path: str) -> str:
+        return path[len(self.root) :].lstrip("/")
 
     @property
     def samples(self) -> int:
@@ -48,11 +65,14 @@ class FileShard:
     def read(self, store: Store) -> Iterator[Sample]:
         pairs = iter(self.pairs)
         while some := list(itertools.islice(pairs, _READ_TOGETHER)):
-            paths = [path for pair in some for path in (pair.image, pair.caption) if path is not None]
+            paths = [path for pair in some for path in pair.paths]
             # by ranges, since by names alone the brackets and stars of a file's name would be a pattern
             contents = store.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
             found: dict[str, Any] = dict(zip(paths, contents, strict=True))
             for pair in some:
+                for path, stamp in zip(pair.paths, pair.stamps, strict=True):
+                    content = None if isinstance(found[path], Exception) else found[path]
+                    note_content(store, self._name(path), stamp, content)
                 image, caption = (None if path is None else found[path] for path in (pair.image, pair.caption))
                 failed = next((value for value in (image, caption) if isinstance(value, Exception)), None)
                 if failed is not None:
@@ -89,16 +109,14 @@ def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]
     if not (images if image else captions):
         what = f"images ({', '.join(sorted(IMAGE_EXTENSIONS))})" if image else "captions (txt)"
         raise InputError(f"{store.url} holds no {what}, no image shards (*.tar) and no tables (*.parquet)")
-    pairs = [_Pair(key, images.get(key), captions.get(key)) for key in keys]
+    pairs = []
+    for key in keys:
+        paths = [path for path in (images.get(key), captions.get(key)) if path is not None]
+        stamps = tuple(file_stamp(store, path, described[path]) for path in paths)
+        pairs.append(_Pair(key, images.get(key), captions.get(key), stamps))
     shards: list[FileShard] = []
     for start in range(0, len(pairs), rows):
         chosen = tuple(pairs[start : start + rows])
-        marks = [[pair.key, *(_mark(described, path) for path in (pair.image, pair.caption))] for pair in chosen]
-        shards.append(FileShard(f"{len(shards):05d}", fingerprint(marks), chosen))
+        names = [[pair.key, *(path[len(store.root) :] for path in pair.paths)] for pair in chosen]
+        shards.append(FileShard(f"{len(shards):05d}", fingerprint(names), chosen, store.root))
     return shards
-
-
-def _mark(described: dict[str, dict[str, Any]], path: str | None) -> list[str] | None:
-    if path is None:
-        return None
-    return [str(described[path].get(name)) for name in _CHANGES_WITH_CONTENT]

@@ -32,7 +32,17 @@ class InputShard(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the samples do."""
+        """Changes when the samples do, or when the content of its `sources` does."""
+
+    def sources(self, limit: int | None) -> tuple[str, ...]:
+        """Files that the first samples are read from and whose content no manifest names.
+
+        Args:
+            limit: number of samples; None for all.
+
+        Returns:
+            Paths below the input's folder.
+        """
 
     @property
     def samples(self) -> int:
@@ -59,6 +69,15 @@ class MergedShard:
     @property
     def fingerprint(self) -> str:
         return fingerprint([part.fingerprint for part in self.parts])
+
+    def sources(self, limit: int | None) -> tuple[str, ...]:
+        names: list[str] = []
+        for part in self.parts:
+            if limit is not None and limit <= 0:
+                break
+            names += part.sources(limit)
+            limit = None if limit is None else limit - part.samples
+        return tuple(names)
 
     @property
     def samples(self) -> int:

@@ -7,6 +7,7 @@ and rows stay put when data is added. `batches` reads the rows of a split in the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,17 @@ import pyarrow as pa
 from .config import ReadSettings
 from .embedding_shards import EmbeddingShard, find_shards
 from .errors import InputError
-from .selection import Blocks, Visits, find_shared_groups, identify_groups, identify_rows, kept_rows, select_splits
+from .file_marks import FileMark, Tell, content_fingerprint, identify, read_marks, to_json
+from .selection import (
+    FOLDER,
+    Blocks,
+    Visits,
+    find_shared_groups,
+    identify_groups,
+    identify_rows,
+    kept_rows,
+    select_splits,
+)
 from .shards import Manifest, fingerprint, read_manifest, require_stage
 from .shuffle import hash_key
 from .storage import TEMPORARY_SUFFIX, Store
@@ -27,6 +38,7 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 _DATA_FOLDERS = ("img_emb", "text_emb", "metadata", "token_states")
+_MARKS_NAME = f"{FOLDER}/files.json"
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 """Multiplying by it spreads a change of any bit over those above (Knuth, volume 3, section 6.4)."""
 
@@ -51,12 +63,23 @@ class EmbeddingDataset:
     Args:
         url: folder that `embed` or clip-retrieval wrote, or that LAION published.
         settings: how rows are split.
+        known_files: marks of the files of a folder without a manifest, where another folder has recorded them.
+        hash_files: False never reads such files to identify them, so that `content_fingerprint` is of no use.
+        tell: told of the progress of hashing that takes long.
 
     Raises:
         InputError: the folder holds no embeddings, or a file is missing, short or misaligned.
     """
 
-    def __init__(self, url: str, settings: ReadSettings | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        settings: ReadSettings | None = None,
+        *,
+        known_files: Mapping[str, FileMark] | None = None,
+        hash_files: bool = True,
+        tell: Tell = None,
+    ) -> None:
         self.store = Store(url)
         self.settings = settings or ReadSettings()
         self.token_width: int | None = None
@@ -64,9 +87,11 @@ class EmbeddingDataset:
         self._about: dict[str, Any] = {}
         manifest = read_manifest(self.store)
         found = find_shards(self.store) if manifest is None else None
+        self._known_files, self._hash_files, self._tell = known_files or {}, hash_files, tell
+        self._foreign_files = () if found is None else found.files
+        self._recorded_fingerprint = ""
         if found is not None:
             self.shards, self.embed_dim = found.shards, found.embed_dim
-            self.content_fingerprint = found.fingerprint
         else:
             self._open_recorded(require_stage(self.store, manifest, "embed"))
         self.shard_starts = np.cumsum([0] + [shard.rows for shard in self.shards])
@@ -93,7 +118,30 @@ class EmbeddingDataset:
         self._refuse_unfinished(manifest, sizes)
         if self.shards and self.shards[0].has("token_states"):
             self.token_width = self.clip["token_width"]
-        self.content_fingerprint = manifest.content_fingerprint()
+        self._recorded_fingerprint = manifest.content_fingerprint()
+
+    @functools.cached_property
+    def content_fingerprint(self) -> str:
+        """Fingerprint of all data: of the recorded hashes, or of those of the files of a folder without a manifest."""
+        if self._foreign_files and self._hash_files:
+            return content_fingerprint(self.file_marks)
+        return self._recorded_fingerprint
+
+    @functools.cached_property
+    def file_marks(self) -> dict[str, FileMark]:
+        """Marks of the files of a folder without a manifest, kept in the folder; none where they are not hashed.
+
+        Raises:
+            InputError: a file is missing or cannot be read.
+        """
+        if not (self._foreign_files and self._hash_files):
+            return {}
+        kept = read_marks(self.store, _MARKS_NAME)
+        marks = identify(self.store, self._foreign_files, {**self._known_files, **kept}, self._tell)
+        if marks != kept:
+            with contextlib.suppress(OSError):  # a read-only folder does without
+                self.store.write_json(_MARKS_NAME, to_json(marks))
+        return marks
 
     @property
     def clip(self) -> dict[str, Any]:

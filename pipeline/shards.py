@@ -57,6 +57,8 @@ class ShardRecord:
     """How many rows met which outcome."""
     logs: Sequence[str] = ()
     """Files that hold timings and so differ between equal runs: part of the shard, but not checked."""
+    threads: int | None = None
+    """CPU threads that it was computed with, which change sums in their last bits; None where nothing is summed."""
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> ShardRecord:
@@ -66,6 +68,11 @@ class ShardRecord:
         if not all(isinstance(number, int) and number >= 0 for number in numbers):
             raise TypeError("rows, counts and bytes must be whole numbers")
         return ShardRecord(**{**value, "name": check_name(value["name"]), "files": files, "logs": logs})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, as a manifest holds them."""
+        value = asdict(self)
+        return value if self.threads is not None else {name: value[name] for name in value if name != "threads"}
 
     def content(self) -> dict[str, Any]:
         """What a later stage depends on: the files' names and hashes."""
@@ -112,7 +119,7 @@ class Manifest:
             "settings_fingerprint": self.settings_fingerprint,
             "input": self.input,
             "about": self.about,
-            "shards": {name: asdict(self.shards[name]) for name in sorted(self.shards)},
+            "shards": {name: self.shards[name].to_json() for name in sorted(self.shards)},
         }
 
     @staticmethod

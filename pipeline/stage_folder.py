@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from .errors import FolderError
@@ -27,11 +26,12 @@ class ShardCommit:
     either no record, and the shard is done again, or the record of a whole shard.
 
     Args:
+        input: fingerprint of the shard's input, unless it is known only when the input has been read.
         replaces: the shard has a record, which stays until the new files are all written. They are then moved over the
             old ones; a kill among these moves is mended by `finish_replacements`.
     """
 
-    def __init__(self, store: Store, name: str, *, input: str, settings: str, replaces: bool = False) -> None:
+    def __init__(self, store: Store, name: str, *, input: str = "", settings: str, replaces: bool = False) -> None:
         self._store = store
         self._replaces = replaces
         self._name = name
@@ -55,12 +55,33 @@ class ShardCommit:
     def _place(self, name: str) -> str:
         return f"{REPLACEMENT_FOLDER}/{name}" if self._replaces else name
 
-    def commit(self, *, rows: int, counts: Mapping[str, int] | None = None) -> ShardRecord:
-        """Record the shard: from here on it exists."""
+    def commit(
+        self,
+        *,
+        rows: int,
+        counts: Mapping[str, int] | None = None,
+        input: str | None = None,
+        threads: int | None = None,
+    ) -> ShardRecord:
+        """Record the shard: from here on it exists.
+
+        Args:
+            input: fingerprint of its input, where it was not known before.
+            threads: see `ShardRecord`.
+        """
         files = {name: self._files[name] for name in sorted(self._files)}
         ordered = dict(sorted((counts or {}).items()))
-        record = ShardRecord(self._name, rows, self._input, self._settings, files, ordered, self._logs)
-        self._store.write_json(self._place(f"{RECORD_FOLDER}/{self._name}.json"), asdict(record))
+        record = ShardRecord(
+            self._name,
+            rows,
+            self._input if input is None else input,
+            self._settings,
+            files,
+            ordered,
+            self._logs,
+            threads,
+        )
+        self._store.write_json(self._place(f"{RECORD_FOLDER}/{self._name}.json"), record.to_json())
         if self._replaces:
             _move_in(self._store, record)
         return record

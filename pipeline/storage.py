@@ -6,7 +6,9 @@ What the files mean is the business of `shards`; this module knows names, bytes 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -29,6 +31,10 @@ TEMPORARY_SUFFIX = ".priorkit-tmp"
 LOCK_NAME = ".lock"
 LEASE_NAME = "lease.json"
 _LEASE_SECONDS = 120.0
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, 524})
+"""Errors of `flock` on file systems without locks: Lustre without `-o flock`, some NFS and autofs (524: ENOTSUPP)."""
+_WARNED: set[str] = set()
+"""Folders whose file systems were said to have no locks."""
 _COPY_BYTES = 1 << 20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
@@ -203,6 +209,7 @@ class Store:
 
     @contextlib.contextmanager
     def _file_lock(self) -> Iterator[None]:
+        """Hold the folder by a lock of the kernel, or by a lease where its file system has no locks."""
         import fcntl
 
         with open(f"{self.root}/{LOCK_NAME}", "w") as file:
@@ -212,11 +219,20 @@ class Store:
                 raise FolderError(
                     f"{self.root}: another priorkit process is writing here; wait for it or use another folder"
                 ) from None
-            yield
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                _warn_without_locks(self.root, error)
+                holder = self._lease()
+            else:
+                self._require_no_lease()  # of a machine that mounts the same folder without locks
+                holder = contextlib.nullcontext()
+            with holder:
+                yield
 
-    @contextlib.contextmanager
-    def _lease(self) -> Iterator[None]:
-        owner, host = uuid.uuid4().hex, socket.gethostname()
+    def _require_no_lease(self) -> None:
+        """FolderError if another process holds the folder by a lease."""
+        host = socket.gethostname()
         with contextlib.suppress(FileNotFoundError):
             held = self.read_json(LEASE_NAME)
             try:
@@ -231,6 +247,11 @@ class Store:
                     f"{self.url}: process {held['pid']} on {held['host']} is writing here; "
                     f"wait for it (its lease ends in {left:.0f} s unless renewed) or use another folder"
                 )
+
+    @contextlib.contextmanager
+    def _lease(self) -> Iterator[None]:
+        self._require_no_lease()
+        owner, host = uuid.uuid4().hex, socket.gethostname()
 
         def renew() -> None:
             expires = time.time() + _LEASE_SECONDS
@@ -253,6 +274,16 @@ class Store:
             done.set()
             thread.join()
             self.remove(LEASE_NAME)
+
+
+def _warn_without_locks(folder: str, error: OSError) -> None:
+    """Say once a process that a folder is held by a lease."""
+    if folder not in _WARNED:
+        _WARNED.add(folder)
+        logging.getLogger(__name__).warning(
+            "%s: its file system has no locks (%s), so %s holds the folder; after a crash, another machine can write "
+            "here %.0f s later", folder, error.strerror or error, LEASE_NAME, _LEASE_SECONDS,
+        )  # fmt: skip
 
 
 def _process_runs(pid: int) -> bool:

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import InputError
+from .file_marks import note_file, open_hashed
 from .samples import IMAGE_EXTENSIONS, Sample
 from .shards import fingerprint, missing_files, read_manifest
 from .storage import Store
 
-_HEADER_BYTES = 512
 _END_BYTES = 1024
 _TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
 """What tarfile raises on hostile bytes: the last two on numbers that make no sense."""
@@ -29,9 +29,11 @@ class ImageShard:
     name: str
     """Digits that number the shard."""
     fingerprint: str
-    """Of the committed bytes; for a folder without a manifest, of name, size and header."""
+    """Of the committed bytes; for a folder without a manifest of the name alone, since its files are marked."""
     samples: int
     """Images in the shard, so without the rows that failed."""
+    files: tuple[str, ...] = ()
+    """Its files, where no manifest has their hashes."""
 
     @property
     def tar_name(self) -> str:
@@ -45,8 +47,14 @@ class ImageShard:
     def table_name(self) -> str:
         return f"{self.name}.parquet"
 
+    def sources(self, limit: int | None) -> tuple[str, ...]:
+        """See `InputShard`: a tar is read as a whole."""
+        return self.files
+
     def read(self, store: Store) -> Iterator[Sample]:
         """The samples in the order of the tar; where it is damaged, a last one says so."""
+        if self.table_name in self.files:
+            note_file(store, self.table_name)
         try:
             yield from read_samples(store, self)
         except InputError as error:
@@ -94,14 +102,13 @@ def list_image_shards(store: Store) -> list[ImageShard]:
 
 def _foreign_shard(store: Store, tar_name: str) -> ImageShard:
     name = tar_name.removesuffix(".tar")
-    with store.open(tar_name) as file:
-        header = file.read(_HEADER_BYTES)
-    mark = fingerprint([tar_name, store.size(tar_name), header.hex()])
-    shard = ImageShard(name, mark, 0)
+    mark = fingerprint([tar_name])
+    shard = ImageShard(name, mark, 0, (tar_name,))
     table = _read_parquet(store, shard.table_name, columns=["status"])
+    files = shard.files if table is None else (tar_name, shard.table_name)
     if table is not None and table.num_columns:
-        return ImageShard(name, mark, pc.sum(pc.equal(table.column("status"), "success")).as_py() or 0)
-    return ImageShard(name, mark, _count_samples(store, shard))
+        return ImageShard(name, mark, pc.sum(pc.equal(table.column("status"), "success")).as_py() or 0, files)
+    return ImageShard(name, mark, _count_samples(store, shard), files)
 
 
 def _count_samples(store: Store, shard: ImageShard) -> int:
@@ -136,18 +143,19 @@ def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
     sample_path = ""
     members: dict[str, bytes] = {}
     damage: Exception | None = None
-    try:
-        with store.open(shard.tar_name) as file, tarfile.open(fileobj=file, mode="r|") as tar:
-            for member, path, extension in _members(tar, store.size(shard.tar_name)):
-                if (path != sample_path and members) or extension in members:
-                    yield _sample(sample_path, members)
-                    members = {}
-                sample_path = path
-                content = tar.extractfile(member)
-                assert content is not None
-                members[extension] = content.read()
-    except _TAR_ERRORS as error:
-        damage = error
+    with open_hashed(store, shard.tar_name) if shard.files else store.open(shard.tar_name) as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r|") as tar:
+                for member, path, extension in _members(tar, store.size(shard.tar_name)):
+                    if (path != sample_path and members) or extension in members:
+                        yield _sample(sample_path, members)
+                        members = {}
+                    sample_path = path
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    members[extension] = content.read()
+        except _TAR_ERRORS as error:
+            damage = error
     if members:  # before the damage, so perhaps whole
         yield _sample(sample_path, members)
     if damage is not None:

@@ -32,6 +32,7 @@ from .config import EvaluateSettings
 from .distances import EmbeddingSet, set_distances
 from .evaluated_rows import BLOCK_ROWS, EvaluatedRows
 from .evaluation_folder import FORMAT_VERSION, METRICS_NAME, RECORD, STAGE, evaluate_manifest, rows_name
+from .job import recorded_files
 from .metrics import Estimate, mean_intervals
 from .predictors import as_units, take_sound
 from .scoring import GIVEN, BlockScores, ScorerMaker, ScoreTask, Variant, variants
@@ -74,7 +75,12 @@ def evaluate(
     torch.set_num_threads(settings.threads)
     subject = find_subject(PriorSource(prior, config, function_version), read)
     subject.require_finished()
-    dataset = EmbeddingDataset(embeddings, subject.read)
+    dataset = EmbeddingDataset(
+        embeddings,
+        subject.read,
+        known_files=recorded_files(subject.trained),
+        tell=lambda note: progress(0, None, note),
+    )
     about = {"subject": subject.described(dataset), "embeddings": {"path": embeddings, **_described(dataset)}}
     store = Store(evaluation)
     inputs = {RECORD: _input(subject, dataset, settings)}
@@ -82,7 +88,7 @@ def evaluate(
         done_now = 0
         if folder.pending(inputs):
             subject.check(dataset, [way.sample for way in variants(settings)], settings.weights)
-            maker = ScorerMaker(embeddings, subject.read, settings, subject.source)
+            maker = ScorerMaker(embeddings, subject.read, settings, subject.source, dataset.file_marks)
             evaluation_found = compute_metrics(
                 dataset, settings, maker, compute, given=subject.is_predictions, progress=progress
             )
@@ -95,7 +101,7 @@ def evaluate(
                 metrics = {"format_version": FORMAT_VERSION, **about, **evaluation_found.metrics}
                 file.write((json.dumps(metrics, indent=1) + "\n").encode())
             done_now = sum(table.num_rows for table in evaluation_found.rows.values())
-            folder.add(commit.commit(rows=done_now))
+            folder.add(commit.commit(rows=done_now, threads=settings.threads))
         rows = folder.manifest.rows
         progress(rows, rows, "")
         folder.finish()
@@ -266,7 +272,7 @@ def plan_evaluate(
     """What `evaluate` would do, without doing it."""
     settings = _limited(resolve(settings, "evaluate"), limit)
     subject = find_subject(PriorSource(prior, config, function_version), read)
-    dataset = EmbeddingDataset(embeddings, subject.read)
+    dataset = EmbeddingDataset(embeddings, subject.read, known_files=recorded_files(subject.trained))
     subject.training_rows(dataset)  # refuses splits that would mix
     store = Store(evaluation)
     found = check_stage(store, evaluate_manifest(), overwrite=overwrite)

@@ -10,6 +10,7 @@ import numpy as np
 from ..pipeline.config import ClipSettings, ComputeSettings, ReadSettings
 from ..pipeline.device import resolve
 from ..pipeline.errors import InputError, SettingsError
+from ..pipeline.file_marks import FileMark, from_json, to_json
 from ..pipeline.read import EmbeddingDataset
 from ..pipeline.shards import Manifest
 from ..pipeline.storage import Store
@@ -37,6 +38,8 @@ class TrainJob:
     """What the result depends on: the settings of its manifest."""
     input: str
     """Fingerprint of the embeddings."""
+    input_files: dict[str, FileMark]
+    """Marks of the files of embeddings without a manifest."""
     limit: int | None = None
     """Steps to stop after, with a checkpoint."""
     notes: tuple[str, ...] = ()
@@ -58,7 +61,7 @@ class TrainJob:
         Raises:
             InputError: they are not there, or have changed.
         """
-        dataset = EmbeddingDataset(self.embeddings, self.read)
+        dataset = EmbeddingDataset(self.embeddings, self.read, known_files=self.input_files)
         if dataset.content_fingerprint != self.input:
             raise InputError(
                 f"{self.embeddings} is not the same here as where the training was started; give all nodes one folder"
@@ -67,7 +70,13 @@ class TrainJob:
 
     def manifest(self) -> Manifest:
         """The manifest before any work; other embeddings count as other settings."""
-        return Manifest(STAGE, self.identity, input={"sha256": self.input})
+        files = {"files": to_json(self.input_files)} if self.input_files else {}
+        return Manifest(STAGE, self.identity, input={"sha256": self.input, **files})
+
+
+def recorded_files(manifest: Manifest | None) -> dict[str, FileMark]:
+    """Marks of the files of embeddings without a manifest, as the manifest of a training records them."""
+    return from_json(manifest.input.get("files")) if manifest is not None and manifest.stage == STAGE else {}
 
 
 def make_job(
@@ -112,7 +121,7 @@ def make_job(
     check_trackers(settings, prior)
     return TrainJob(
         embeddings=dataset.store.url, read=dataset.settings, prior=prior.url, settings=settings, config=config,
-        identity=identity, input=dataset.content_fingerprint, limit=limit, notes=notes,
+        identity=identity, input=dataset.content_fingerprint, input_files=dataset.file_marks, limit=limit, notes=notes,
     )  # fmt: skip
 
 

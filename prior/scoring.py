@@ -13,6 +13,7 @@ import torch
 
 from ..pipeline.config import ReadSettings
 from ..pipeline.errors import InputError
+from ..pipeline.file_marks import FileMark
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset, Split
 from .config import EvaluateSettings, SampleSettings, WeightsName
 from .diffusion import StepRandomness, diffusion_loss
@@ -233,11 +234,13 @@ class ScorerMaker:
     read: ReadSettings
     settings: EvaluateSettings
     source: PriorSource
+    files: Mapping[str, FileMark] | None = None
+    """Marks of the files of embeddings without a manifest."""
 
     def __call__(self) -> Scorer:
         """Open the embeddings and, when asked for, the prior."""
         torch.set_num_threads(self.settings.threads)
-        dataset = EmbeddingDataset(self.embeddings, self.read)
+        dataset = EmbeddingDataset(self.embeddings, self.read, known_files=self.files)
         if self.source.is_predictions:
             return Scorer(dataset, self.settings, None, read_predictions(self.source.path, dataset))
         return Scorer(dataset, self.settings, functools.partial(self.source.load, device=self.settings.device))

@@ -15,7 +15,7 @@ from ..pipeline.stage_folder import check_stage, open_stage
 from ..pipeline.storage import Store
 from .checkpoint import clear_states, load_state
 from .config import TrainSettings
-from .job import STAGE, TrainJob, make_job, resolved_identity
+from .job import STAGE, TrainJob, make_job, recorded_files, resolved_identity
 from .loop import Outcome, run_loop
 from .prior_config import build_network
 from .training_folder import RECORD
@@ -52,7 +52,11 @@ def train(
     """
     start = time.monotonic()
     compute = compute or ComputeSettings()
-    dataset, store = EmbeddingDataset(embeddings, read), Store(prior)
+    store = Store(prior)
+    found = read_manifest(store)
+    dataset = EmbeddingDataset(
+        embeddings, read, known_files=recorded_files(found), tell=lambda note: progress(0, None, note)
+    )
     job = make_job(dataset, store, settings or TrainSettings(), compute, clip, limit)
     manifest, rows = job.manifest(), len(dataset.rows("train"))
     if rows == 0:
@@ -120,7 +124,10 @@ def plan_train(
 ) -> StagePlan:
     """What `train` would do, without doing it."""
     compute = compute or ComputeSettings()
-    dataset, store = EmbeddingDataset(embeddings, read), Store(prior)
+    store = Store(prior)
+    found = read_manifest(store)
+    is_new = found is None or overwrite  # then there is nothing to hold the embeddings against
+    dataset = EmbeddingDataset(embeddings, read, known_files=recorded_files(found), hash_files=not is_new)
     job = make_job(dataset, store, settings, compute, clip)
     settings, manifest = job.settings, job.manifest()
     found = check_stage(store, manifest, overwrite=overwrite)
@@ -151,9 +158,12 @@ def _refuse_other_embeddings(store: Store, planned: Manifest, dataset: Embedding
         return
     if {**found.settings, "embeddings": None} == {**planned.settings, "embeddings": None}:
         before = found.settings.get("embeddings", {}).get("rows", "unknown")
+        files, now = recorded_files(found), dataset.file_marks
+        changed = [name for name in sorted(files) if name not in now or now[name].sha256 != files[name].sha256]
+        named = f"; {changed[0]} has changed" if changed else ""
         raise FolderError(
             f"{store.url} was trained on other embeddings ({before} rows) than {dataset.store.url} holds now "
-            f"({dataset.count} rows); train into another folder (folders.prior), "
+            f"({dataset.count} rows{named}); train into another folder (folders.prior), "
             "or discard that prior alone with `priorkit train RECIPE --overwrite`"
         )
 

@@ -115,8 +115,8 @@ def test_the_identity_holds_what_changes_bytes_and_nothing_else() -> None:
     assert settings.identity() == DownloadSettings(concurrency=1, decode_processes=9, buffer_bytes=1).identity()
     assert settings.identity() != DownloadSettings(image_size=255).identity()
     assert settings.identity() != DownloadSettings(decode_mode="fast").identity()
-    assert EmbedSettings().identity() == EmbedSettings(decode_threads=7).identity()
-    for changed in (EmbedSettings(batch_size=1), EmbedSettings(threads=3), EmbedSettings(dtype="bfloat16")):
+    assert EmbedSettings().identity() == EmbedSettings(decode_threads=7, threads=3).identity()
+    for changed in (EmbedSettings(batch_size=1), EmbedSettings(dtype="bfloat16")):
         assert changed.identity() != EmbedSettings().identity()
 
 

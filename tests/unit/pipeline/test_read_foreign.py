@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from priorkit.pipeline import file_marks
 from priorkit.pipeline.batches import BatchStream, Columns
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.embedding_files import pair_files
@@ -142,7 +144,7 @@ def test_other_floats_are_read_and_an_empty_shard_moves_no_row(write_foreign: Wr
     assert dataset.take(np.array([2])).image_embed.dtype == np.float32
 
 
-def test_the_fingerprint_is_of_names_sizes_and_headers(write_foreign: WriteForeign) -> None:
+def test_the_fingerprint_is_of_names_and_content(write_foreign: WriteForeign) -> None:
     def mark(**changed: Any) -> str:
         arguments = {"shards": {"0": NAMES[:9], "1": NAMES[9:20]}, "folder": str(len(marks)), **changed}
         marks.append(read_embeddings(str(write_foreign(**arguments))).content_fingerprint)
@@ -156,8 +158,47 @@ def test_the_fingerprint_is_of_names_sizes_and_headers(write_foreign: WriteForei
         mark(shards={"0": NAMES[:9], "1": NAMES[9:21]}),
         mark(dtype="float32"),
         mark(columns=LAION),
+        mark(shards={"0": NAMES[:9], "1": NAMES[10:21]}),  # of the same sizes and headers
     ]
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 6
+
+
+def test_files_are_hashed_once_and_again_when_they_have_changed(
+    write_foreign: WriteForeign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_foreign({"0": NAMES[:9], "1": NAMES[9:18]})
+    for path in folder.rglob("*.*"):
+        os.utime(path, (1e9, 1e9))
+    hashed: list[str] = []
+    hash_file = file_marks.hash_file
+    monkeypatch.setattr(file_marks, "_HASHES", file_marks._Hashes())
+    monkeypatch.setattr(file_marks, "hash_file", lambda file: hashed.append(file.name) or hash_file(file))
+    opened = read_embeddings(str(folder))
+    assert not hashed  # only what needs it
+    first = opened.content_fingerprint
+    assert len(hashed) == 6
+    monkeypatch.setattr(file_marks, "_HASHES", file_marks._Hashes())  # as in another process
+    assert read_embeddings(str(folder)).content_fingerprint == first
+    assert len(hashed) == 6
+    os.utime(folder / "img_emb/img_emb_1.npy")
+    assert read_embeddings(str(folder)).content_fingerprint == first
+    np.save(folder / "img_emb/img_emb_1.npy", np.load(folder / "img_emb/img_emb_1.npy")[::-1].copy())
+    assert read_embeddings(str(folder)).content_fingerprint != first
+    assert [Path(name).name for name in hashed[6:]] == ["img_emb_1.npy"] * 2
+
+
+def test_marks_from_elsewhere_serve_a_folder_that_cannot_be_written_to(
+    write_foreign: WriteForeign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_foreign({"0": NAMES[:9]})
+    for path in folder.rglob("*.*"):
+        os.utime(path, (1e9, 1e9))
+    (folder / "selections").write_bytes(b"in the way of what would be kept")
+    marks = read_embeddings(str(folder)).file_marks
+    monkeypatch.setattr(file_marks, "_HASHES", file_marks._Hashes())
+    monkeypatch.setattr(file_marks, "hash_file", None)  # would fail
+    known = EmbeddingDataset(str(folder), HALVES, known_files=marks)
+    assert known.content_fingerprint == file_marks.content_fingerprint(marks)
 
 
 @pytest.mark.parametrize(
@@ -183,10 +224,10 @@ def test_a_missing_folder_is_named(three: Path, kind: str) -> None:
 
 
 def test_a_folder_without_texts_is_read_until_they_are_asked_for(three: Path) -> None:
-    whole = EmbeddingDataset(str(three), HALVES)
+    selection = EmbeddingDataset(str(three), HALVES).selection
     shutil.rmtree(three / "text_emb")
     dataset = EmbeddingDataset(str(three), HALVES)
-    assert np.array_equal(dataset.selection, whole.selection)
+    assert np.array_equal(dataset.selection, selection)
     assert len(np.unique(dataset.row_ids)) == 300
     stream = BatchStream(dataset, "train", batch_size=50, seed=0, columns=Columns(text_embed=False, captions=True))
     batch = next(stream.batches())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +21,8 @@ import pytest
 
 from priorkit.pipeline.errors import FolderError, InputError
 from priorkit.pipeline.hashing import FileRecord
+from priorkit.pipeline.shards import Manifest, read_manifest
+from priorkit.pipeline.stage_folder import check_stage
 from priorkit.pipeline.storage import LEASE_NAME, Store, check_name
 
 HOLD_THE_FOLDER = """
@@ -268,3 +271,58 @@ def test_two_writers_of_one_file_do_not_meet_in_a_temporary_one(store: Store) ->
         second.write(b"the second")
     with store.open("kept.bin") as file:
         assert file.read() == b"the first, longer"  # whose block ended last
+
+
+NO_LOCKS = [37, 38, 95, 524]
+
+
+@pytest.fixture(params=NO_LOCKS)
+def without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system whose `flock` fails, as on Lustre."""
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_a_folder_without_locks_is_held_by_a_lease_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(str(tmp_path))
+    for _ in range(2):
+        with store.writer():
+            assert read_manifest(store) is None
+            assert check_stage(store, Manifest("train", {}, input={})) is None  # it is no foreign work
+            with pytest.raises(FolderError, match=f"process {os.getpid()} on .* is writing here"), store.writer():
+                pass
+        assert store.size("lease.json") is None
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{tmp_path}: its file system has no locks (")
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_the_lease_of_a_crashed_process_on_a_folder_without_locks_is_taken_over(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    store = Store(str(tmp_path))
+    _lease(store, host=socket.gethostname(), pid=dead.pid, expires=time.time() + 60)
+    with store.writer():
+        assert store.read_json("lease.json")["pid"] == os.getpid()
+
+
+def test_a_lease_is_respected_where_locks_work(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    _lease(store, host="elsewhere", pid=1, expires=time.time() + 60)
+    with pytest.raises(FolderError, match="process 1 on elsewhere is writing here"), store.writer():
+        pass
+
+
+def test_another_error_of_the_lock_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(5, os.strerror(5))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="Input/output error"), Store(str(tmp_path)).writer():
+        pass

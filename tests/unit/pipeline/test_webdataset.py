@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from priorkit.pipeline.errors import InputError
+from priorkit.pipeline.file_marks import marks_of_read
 from priorkit.pipeline.samples import Sample
 from priorkit.pipeline.shards import Manifest
 from priorkit.pipeline.stage_folder import ShardCommit, open_stage
@@ -96,13 +98,18 @@ def test_foreign_shards_are_listed_by_number_with_their_images(tmp_path: Path) -
     assert found.equals(table)
 
 
-def test_the_fingerprint_of_a_foreign_shard_follows_size_and_header(tmp_path: Path) -> None:
-    path = tmp_path / "00000.tar"
-    marks = []
-    for members in (PAIR, [*PAIR, ("0001.jpg", b"x" * 20_000)], [("0009.jpg", b"image 0"), *PAIR[1:]]):
-        path.write_bytes(tar_bytes(members))
-        marks.append(list_image_shards(Store(str(tmp_path)))[0].fingerprint)
-    assert len(set(marks)) == 3
+def test_a_foreign_shard_is_hashed_as_a_whole_while_it_is_read(tmp_path: Path) -> None:
+    path, store = tmp_path / "00000.tar", Store(str(tmp_path))
+    name, content = PAIR[-1]
+    for members in (PAIR, [*PAIR, ("0001.jpg", b"x" * 20_000)], [*PAIR[:-1], (name, content[::-1])]):
+        for data in (tar_bytes(members), tar_bytes(members)[:-700]):  # also where it is damaged
+            path.write_bytes(data)
+            (shard,) = list_image_shards(store)
+            list(shard.read(store))
+            path.write_bytes(b"written after it was read")
+            (mark,) = marks_of_read(store, shard.sources(None)).values()
+            assert mark.sha256 == hashlib.sha256(data).hexdigest()
+            assert mark.modified is None  # so young that a later change may have the same time
 
 
 def test_a_foreign_table_without_status_counts_the_images_of_the_tar(tmp_path: Path) -> None:
