@@ -68,6 +68,8 @@ class StageResult:
     """Rows by outcome, over all shards of the folder."""
     statistics: dict[str, Any] = field(default_factory=dict)
     """What else a stage counts, over all shards of the folder; see its documentation."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know about the input, a sentence each."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -88,6 +88,13 @@ def print_result(result: StageResult) -> None:
         rows.append(("rows", f"{result.rows:,}"))
     rows += [(f"  {outcome}", f"{number:,}") for outcome, number in sorted(result.counts.items())]
     print_table(title, ("", ""), rows)
+    print_notes(result.notes)
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Print what a user should know about the input, a line each."""
+    for note in notes:
+        print_line(f"note: {note}")
 
 
 def print_plans(plans: Sequence[StagePlan]) -> None:
