@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from .errors import InputError
 from .storage import Store
+from .vector_rules import embed_dtypes_named, is_embed_dtype
 
 HEADER_BYTES = 128
 """Of every array that NumPy writes whose shape and type are as short as ours."""
@@ -54,6 +55,8 @@ class FileHeader:
     """None of metadata."""
     columns: tuple[str, ...]
     """Of metadata."""
+    schema: pa.Schema | None = None
+    """Of metadata; None of arrays."""
 
 
 def read_header(store: Store, name: str, size: int | None = None) -> FileHeader:
@@ -72,8 +75,11 @@ def _read_array_header(store: Store, name: str, size: int) -> FileHeader:
         layout = _read_layout(store, name, file)
         file.seek(0)
         content = file.read(layout.start)
-    if len(layout.row_shape) != 1 or layout.dtype.kind != "f":
-        raise _no_array(store, name, f"shape {(layout.rows, *layout.row_shape)} of {layout.dtype}")
+    if len(layout.row_shape) != 1 or not is_embed_dtype(layout.dtype):
+        raise InputError(
+            f"{store.url}/{name} holds {layout.dtype} of shape {[layout.rows, *layout.row_shape]}; embeddings are read "
+            f"as [N, D] of {embed_dtypes_named()}: save it so"
+        )
     whole = layout.start + layout.rows * layout.row_bytes
     if size != whole:
         raise InputError(f"{store.url}/{name} has {size} bytes instead of {whole}; fetch or embed it again")
@@ -126,11 +132,12 @@ def _read_footer(store: Store, name: str, size: int) -> FileHeader:
     """The header of a parquet file, which stands at its end."""
     try:
         with store.open(name) as file:
-            metadata = pq.ParquetFile(file).metadata
+            parquet = pq.ParquetFile(file)
+            metadata = parquet.metadata
             file.seek(max(0, size - _FOOTER_END_BYTES - metadata.serialized_size))
             content = file.read().hex()
-            columns = tuple(metadata.schema.names)
-            return FileHeader(metadata.num_rows, 0, size, content, None, columns)
+            schema = parquet.schema_arrow
+            return FileHeader(metadata.num_rows, 0, size, content, None, tuple(schema.names), schema)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{store.url}/{name} is damaged ({error}); fetch or embed it again") from error
 

@@ -24,6 +24,7 @@ from .errors import InputError
 from .selection import FOLDER
 from .shards import READ_BLOCK_ROWS
 from .storage import Store
+from .text_columns import as_text, column_fault
 
 _COLUMN = "caption"
 _GROUP_ROWS = 4 * READ_BLOCK_ROWS
@@ -59,13 +60,19 @@ class CaptionReader:
 
     def read(self, shard: EmbeddingShard, first: int, count: int) -> pa.Array:
         """Captions of `count` rows of a shard from `first` on, as strings; a missing one is empty."""
-        source = self._source(shard)
-        groups = np.searchsorted(source.group_starts, [first, first + count - 1], side="right") - 1
-        with source.store.open(source.name) as file:
-            parquet = pq.ParquetFile(file, metadata=source.metadata)
-            table = parquet.read_row_groups(range(groups[0], groups[1] + 1), columns=[_COLUMN])
-        start = first - int(source.group_starts[groups[0]])
-        return _as_strings(table.column(_COLUMN).slice(start, count).combine_chunks())
+        if not shard.has("metadata"):
+            raise InputError(f"{self._store.url} has no metadata: its rows have neither keys nor captions")
+        name = shard.files["metadata"]
+        try:
+            source = self._source(shard)
+            groups = np.searchsorted(source.group_starts, [first, first + count - 1], side="right") - 1
+            with source.store.open(source.name) as file:
+                parquet = pq.ParquetFile(file, metadata=source.metadata)
+                table = parquet.read_row_groups(range(groups[0], groups[1] + 1), columns=[_COLUMN])
+            start = first - int(source.group_starts[groups[0]])
+            return _as_strings(table.column(_COLUMN).slice(start, count).combine_chunks())
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{self._store.url}/{name} is damaged ({error}); fetch or embed it again") from error
 
     def _source(self, shard: EmbeddingShard) -> _Source:
         name = shard.files["metadata"]
@@ -109,9 +116,10 @@ class CaptionReader:
 
 def _open(store: Store, name: str) -> _Source:
     with store.open(name) as file:
-        metadata = pq.ParquetFile(file).metadata
-    if _COLUMN not in metadata.schema.names:
-        raise InputError(f"{store.url}/{name} has no column {_COLUMN!r}")
+        parquet = pq.ParquetFile(file)
+        metadata, schema = parquet.metadata, parquet.schema_arrow
+    if fault := column_fault(schema, _COLUMN, text=True):
+        raise InputError(f"{store.url}/{name}{fault}")
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     return _Source(store, name, metadata, np.cumsum([0, *rows]))
 
@@ -126,5 +134,4 @@ def _copy(source: _Source, store: Store, name: str) -> None:
 
 
 def _as_strings(captions: pa.Array) -> pa.Array:
-    strings = captions if captions.type == pa.string() else captions.cast(pa.string())
-    return strings.fill_null("")
+    return as_text(captions).fill_null("")

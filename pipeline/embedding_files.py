@@ -27,9 +27,10 @@ def pair_files(names: Iterable[str], url: str) -> dict[int, dict[str, str]]:
         InputError: a shard lacks a file or has one twice, or a file has no number.
     """
     pairs = group_files(names, url, _refuse)
-    with_text = any("text_emb" in files for files in pairs.values())  # LAION publishes images without texts too
+    there = {kind for files in pairs.values() for kind in files}
+    needed = [kind for kind in _FOREIGN_KINDS if kind in there or kind == "img_emb"]  # LAION has images alone too
     for files in pairs.values():
-        for fault in missing_kinds(files, _FOREIGN_KINDS if with_text else ("img_emb", "metadata"), url):
+        for fault in missing_kinds(files, needed, url):
             _refuse(fault)
     return pairs
 

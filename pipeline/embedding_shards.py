@@ -15,13 +15,21 @@ import pyarrow.parquet as pq
 
 from .array_files import HEADER_BYTES, ArrayLayout, FileHeader, read_header, read_layout, read_rows
 from .embedding_files import pair_files, recorded_files
+from .embedding_rules import (
+    CAPTION_COLUMN,
+    GROUP_COLUMNS,
+    KEY_COLUMNS,
+    first_files,
+    folder_notes,
+    shard_faults,
+)
 from .errors import InputError
 from .shards import READ_BLOCK_ROWS, ShardRecord
 from .storage import Store
+from .text_columns import as_plain, as_text, column_fault, column_of, group_names
 
-_GROUP_COLUMNS = ("sha256", "md5", "url")
-"""Columns that name the content of an image, the best first."""
-_KEY_COLUMNS = ("key", "image_path")
+_TEXT_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
+"""Columns that are read as text, whatever their type."""
 _HEADER_THREADS = 16
 _STREAM_BYTES = 1 << 20
 _EMBED_DTYPE = np.dtype(np.float16)
@@ -50,6 +58,8 @@ class EmbeddingShard:
         self.rows = rows
         self.files = files
         self._layouts = dict(layouts or {})
+        self._convertible = frozenset(self._layouts)
+        """Kinds whose type the header has told, which others of the kind need not share."""
         self._arrays: dict[str, np.ndarray] = {}
 
     @staticmethod
@@ -112,10 +122,20 @@ class EmbeddingShard:
             self._layouts[kind] = layout
         return self._layouts[kind]
 
+    def embed_dtype(self, kind: str) -> np.dtype[Any]:
+        """Type of a stored array of embeddings."""
+        return self._layouts[kind].dtype if kind in self._convertible else _EMBED_DTYPE
+
     def read_into(self, kind: str, first: int, target: np.ndarray) -> None:
-        """Read rows of a stored array from `first` on into a contiguous array of its type."""
+        """Read rows of a stored array from `first` on into a contiguous array, of its type or of the common one."""
         layout = self.layout(kind)
-        if (target.dtype, target.shape[1:]) != (layout.dtype, layout.row_shape):
+        fits = target.shape[1:] == layout.row_shape
+        if fits and target.dtype != layout.dtype and kind in self._convertible:
+            rows = self.read(kind, first, len(target))
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+                target[...] = rows
+            return
+        if not fits or target.dtype != layout.dtype:
             raise InputError(
                 f"{self.title(kind)} has rows of {layout.row_shape} in {layout.dtype}, other files of its kind "
                 f"{target.shape[1:]} in {target.dtype}; embed that shard again"
@@ -152,18 +172,31 @@ class EmbeddingShard:
             states[target, :length] = flat[start : start + length]
 
     def metadata(self, columns: list[str]) -> pa.Table:
-        """Columns of the metadata; `key` is `image_path` where there is no such column, as in others' folders."""
+        """Columns of the metadata; `key` is `image_path` where there is no such column, as in others' folders.
+
+        Keys and captions are text. Other columns have a type that can be joined to that of other shards.
+        """
         with self._open_metadata() as parquet:
             stored = parquet.schema_arrow.names
             source = {column: column for column in columns}
             if "key" in source and "key" not in stored and "image_path" in stored:
                 source["key"] = "image_path"
-            missing = [column for column in source.values() if column not in stored]
-            if missing:
-                raise InputError(f"{self._store.url}/{self.files['metadata']} has no column {missing[0]!r}")
+            for column in source.values():
+                self._require_column(parquet.schema_arrow, column)
             table = parquet.read(columns=list(dict.fromkeys(source.values())))
             table.validate(full=True)  # text may be no UTF-8
-        return pa.table({column: table.column(source[column]) for column in columns})
+            return pa.table(
+                {
+                    column: as_text(values) if column in _TEXT_COLUMNS else as_plain(values)
+                    for column in columns
+                    for values in [column_of(table, source[column])]
+                }
+            )
+
+    def _require_column(self, schema: pa.Schema, column: str) -> None:
+        """InputError unless there is one column of that name, which can be read as text where it has to be."""
+        if fault := column_fault(schema, column, text=column in _TEXT_COLUMNS):
+            raise InputError(f"{self.title('metadata')}{fault}")
 
     def content_groups(self) -> Iterator[list[bytes]]:
         """What names the content of each row, in parts: image hash, else URL, else the bytes of the embedding."""
@@ -174,34 +207,40 @@ class EmbeddingShard:
             named = named or [None] * count
             if None in named:
                 embeds = self.read("img_emb", first, count)
-                yield [
-                    str(name).encode() if name is not None else embeds[row].tobytes() for row, name in enumerate(named)
-                ]
+                yield [name.encode() if name is not None else embeds[row].tobytes() for row, name in enumerate(named)]
             else:
                 yield [str(name).encode() for name in named]
             first += count
 
-    def _group_columns(self) -> Iterator[list[list[Any]]]:
-        """The columns that name content, best first, a block of rows at a time; no columns where there are none."""
+    def _group_columns(self) -> Iterator[list[list[str | None]]]:
+        """The columns that name content as text, best first, by block of rows; no columns where there are none."""
+        if "metadata" not in self.files:
+            yield from ([] for _ in range(0, self.rows, READ_BLOCK_ROWS))
+            return
         with self._open_metadata() as parquet:
-            columns = [column for column in _GROUP_COLUMNS if column in parquet.schema_arrow.names]
+            columns = [column for column in GROUP_COLUMNS if column in parquet.schema_arrow.names]
+            for column in columns:
+                self._require_column(parquet.schema_arrow, column)
             if not columns:
                 yield from ([] for _ in range(0, self.rows, READ_BLOCK_ROWS))
                 return
             for batch in parquet.iter_batches(READ_BLOCK_ROWS, columns=columns):
                 batch.validate(full=True)
-                yield [batch.column(column).to_pylist() for column in columns]
+                found = [column_of(batch, column) for column in columns]
+                yield [group_names(values) for values in found]
 
     @contextlib.contextmanager
     def _open_metadata(self) -> Iterator[pq.ParquetFile]:
         """The metadata, its length checked; InputError if it turns out to be damaged while it is read."""
+        if "metadata" not in self.files:
+            raise InputError(f"{self._store.url} has no metadata: its rows have neither keys nor captions")
         name = self.files["metadata"]
         try:
             with self._store.open(name) as file:
                 parquet = pq.ParquetFile(file, buffer_size=_STREAM_BYTES)  # row groups of others may be of any size
                 self._require_rows(name, parquet.metadata.num_rows, self.rows)
                 yield parquet
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(f"{self._store.url}/{name} is damaged ({error}); fetch or embed it again") from error
 
     def _require_rows(self, name: str, found: int, expected: int) -> None:
@@ -218,6 +257,8 @@ class FoundShards:
     embed_dim: int
     files: tuple[str, ...]
     """Names of all files of the shards."""
+    notes: list[str]
+    """What is unusual in it, a sentence each."""
 
 
 def find_shards(store: Store) -> FoundShards | None:
@@ -236,33 +277,13 @@ def find_shards(store: Store) -> FoundShards | None:
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
         found = pool.map(lambda name: read_header(store, name, sizes.get(name)), names)
         headers = dict(zip(names, found, strict=True))
-    first = next(iter(pairs.values()))
-    embed_dim = headers[first["img_emb"]].embed_dim
+    first = first_files(pairs.values(), headers)
     shards = []
     for files in pairs.values():
+        for _, fault in shard_faults(store.url, files, headers, first):
+            raise InputError(fault)
         image = files["img_emb"]
-        for kind, name in files.items():
-            header = headers[name]
-            if header.rows != headers[image].rows:
-                raise InputError(f"{store.url}/{name} has {header.rows} rows, {image} has {headers[image].rows}")
-            if kind != "metadata" and header.embed_dim != embed_dim:
-                raise InputError(
-                    f"{store.url}/{name} holds embeddings of {header.embed_dim}, {first['img_emb']} of {embed_dim}"
-                )
-            _require_like(store.url, name, header, first[kind], headers[first[kind]])
         layouts = {kind: layout for kind, name in files.items() if (layout := headers[name].layout) is not None}
         shards.append(EmbeddingShard(store, headers[image].rows, f"the header of {image}", files, layouts))
-    return FoundShards(shards, embed_dim, tuple(names))
-
-
-def _require_like(url: str, name: str, header: FileHeader, first_name: str, first: FileHeader) -> None:
-    """InputError unless a file has the type, or the columns of keys, of the first of its kind."""
-    if header.layout is not None and first.layout is not None and header.layout.dtype != first.layout.dtype:
-        raise InputError(
-            f"{url}/{name} is of {header.layout.dtype}, {first_name} is of {first.layout.dtype}; save all files of one "
-            "kind in one type"
-        )
-    for column in _KEY_COLUMNS:
-        if (column in header.columns) != (column in first.columns):
-            has, lacks = (name, first_name) if column in header.columns else (first_name, name)
-            raise InputError(f"{url}/{lacks} has no column {column!r}, though {has} has; write both alike")
+    notes = folder_notes(pairs, headers)
+    return FoundShards(shards, headers[first["img_emb"]].embed_dim, tuple(names), notes)

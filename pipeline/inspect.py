@@ -8,6 +8,7 @@ from .errors import InputError
 from .inspect_embeddings import RecordedEmbeddings, inspect_foreign_embeddings
 from .inspect_found import Inspection
 from .inspect_image_folders import RecordedImages, inspect_foreign_images
+from .other_layouts import describe_other_layout
 from .shards import Manifest, differing_files, read_manifest
 from .stage import ProgressCallback, no_progress
 from .storage import Store
@@ -79,6 +80,8 @@ def _inspect_foreign(store: Store, progress: ProgressCallback) -> Inspection:
     elif any(name.endswith((".npy", ".parquet")) for name in names):
         found = inspect_foreign_embeddings(store, names, progress)
     if found is None:
+        if said := describe_other_layout(store, names):
+            raise InputError(f"{store.url} {said}")
         raise InputError(
             f"{store.url}: no manifest, image shards (*.tar) or embeddings (img_emb/ and text_emb/) to inspect here"
         )

@@ -8,15 +8,18 @@ from typing import Any
 
 from .array_files import FileHeader, read_header
 from .embedding_files import group_files, missing_kinds, recorded_files
+from .embedding_rules import first_files, folder_notes, shard_faults
 from .errors import InputError
 from .inspect_found import Inspection, Tell
 from .inspect_metadata import MetadataInspector, inspect_failures
-from .inspect_vectors import WORDS, ShardParts, VectorInspector
+from .inspect_vectors import ShardParts, VectorInspector
 from .shards import Manifest, ShardRecord
 from .stage import ProgressCallback
 from .storage import TEMPORARY_SUFFIX, Store
+from .vector_rules import WORDS
 
 _FOLDERS = ("img_emb", "text_emb", "metadata", "token_states", "failures")
+_FOREIGN_KINDS = ("img_emb", "text_emb", "metadata")
 FOREIGN_STAGE = "embeddings without a manifest"
 
 
@@ -111,14 +114,20 @@ def inspect_foreign_embeddings(store: Store, names: list[str], progress: Progres
     for kind in sorted({*WORDS, "metadata"} - kinds):
         needs = "text embeddings computed while training" if kind == "text_emb" else f"files of {kind}"
         found.note(f"the folder has no {kind}: it can be inspected, but a prior needs {needs}")
+    headers = _readable_headers(store, found, groups)
+    first = first_files(groups.values(), headers)
     shards = []
     for files in groups.values():
         for fault in missing_kinds(files, sorted(kinds), store.url):
             found.problem(fault)
-        parts = _foreign_parts(store, found, files, found.rows)
+        parts = _foreign_parts(store, found, files, headers, first)
         if parts is not None:
             shards.append(parts)
             found.rows += parts.rows
+    for note in folder_notes(groups, headers):
+        found.note(note)
+    if shards and not found.rows:
+        found.problem("the folder holds no rows; embed it again")
     found.shards = len(groups)
     folder = _FolderInspector(store, found, None, "", ours=False)
     for done, parts in enumerate(shards):
@@ -130,19 +139,41 @@ def inspect_foreign_embeddings(store: Store, names: list[str], progress: Progres
     return found
 
 
-def _foreign_parts(store: Store, found: Inspection, files: Mapping[str, str], first_row: int) -> ShardParts | None:
-    """A shard whose rows are those of its first readable file; None where none can be read."""
-    name = next(iter(files.values())).rpartition("_")[2].partition(".")[0]
+def _readable_headers(
+    store: Store, found: Inspection, groups: Mapping[int, Mapping[str, str]]
+) -> dict[str, FileHeader]:
+    """Headers of all files by name; a file whose header cannot be read is a problem."""
     headers: dict[str, FileHeader] = {}
-    for kind in ("img_emb", "text_emb", "metadata"):
-        if kind in files:
-            try:
-                headers[kind] = read_header(store, files[kind])
-            except InputError as error:
-                found.problem(f"shard {name}: {error}")
-    if not headers:
+    for files in groups.values():
+        for kind in _FOREIGN_KINDS:
+            if kind in files:
+                try:
+                    headers[files[kind]] = read_header(store, files[kind])
+                except InputError as error:
+                    found.problem(f"shard {_number(files)}: {error}")
+    return headers
+
+
+def _foreign_parts(
+    store: Store,
+    found: Inspection,
+    files: Mapping[str, str],
+    headers: Mapping[str, FileHeader],
+    first: Mapping[str, str],
+) -> ShardParts | None:
+    """A shard whose rows are those of its first readable file; None where none can be read."""
+    name = _number(files)
+    sound = {kind: files[kind] for kind in _FOREIGN_KINDS if files.get(kind) in headers}
+    if not sound:
         return None
-    first = next(iter(headers))
-    whole = {kind: files[kind] for kind in headers}
-    tell: dict[str, Tell] = dict.fromkeys(whole, found.problem)
-    return ShardParts(name, first_row, headers[first].rows, files[first], whole, tell)
+    counted_by = next(iter(sound.values()))
+    for kind, fault in list(shard_faults(store.url, sound, headers, first)):
+        found.problem(f"shard {name}: {fault}")
+        sound.pop(kind, None)
+    tell: dict[str, Tell] = dict.fromkeys(sound, found.problem)
+    return ShardParts(name, found.rows, headers[counted_by].rows, counted_by, sound, tell)
+
+
+def _number(files: Mapping[str, str]) -> str:
+    """The number of a shard as its first file writes it."""
+    return next(iter(files.values())).rpartition("_")[2].partition(".")[0]

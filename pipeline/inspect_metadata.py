@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .embedding_rules import CAPTION_COLUMN, KEY_COLUMNS
 from .errors import InputError
 from .inspect_found import Examples, Inspection, Tell
 from .inspect_statistics import Distribution, Repeats, hashes_of, lengths, magnitudes
 from .inspect_vectors import ShardParts, array_blocks
 from .storage import Store
+from .text_columns import as_text, column_fault, column_of, is_text
 
 _BATCH_ROWS = 16384
 _NORMS = {"image_norm": "image", "text_norm": "text"}
@@ -34,7 +36,8 @@ class MetadataInspector:
         self._keys = Repeats()
         self._rows = 0
         self._without_key = False
-        self._empty = Examples()
+        self._without_caption = False
+        self._no_key, self._empty = Examples(), Examples()
         self._captions = lengths()
         self._tokens = lengths()
         self._norms = {name: magnitudes() for name in _NORMS}
@@ -52,42 +55,68 @@ class MetadataInspector:
         name, stored = shard.files["metadata"], table.schema_arrow.names
         if table.metadata.num_rows != shard.rows:
             tell(f"shard {shard.name}: {name} has {table.metadata.num_rows} rows, {shard.counted_by} says {shard.rows}")
-        key = next((column for column in ("key", "image_path") if column in stored), None)
-        has_caption = "caption" in stored
-        if not has_caption and (self._ours or "text_emb" in shard.files):
-            tell(f"shard {shard.name}: {name} has no column 'caption', though there are text embeddings of captions")
+        texts = self._text_columns(shard, table.schema_arrow, tell)
+        key = next((column for column in KEY_COLUMNS if column in texts), None)
         if key is None and self._ours:
             tell(f"shard {shard.name}: {name} has no column 'key'")
-        if key is not None and pa.types.is_nested(table.schema_arrow.field(key).type):
-            tell(f"shard {shard.name}: column {key!r} holds {table.schema_arrow.field(key).type}, not names")
-            key = None
         self._without_key |= key is None
-        columns = [column for column in ("key", "image_path", "caption", *_NORMS) if column in stored]
+        norms = [column for column in _NORMS if column in stored and self._ours]
         hashes: list[np.ndarray] = []
         start = 0
-        for batch in table.iter_batches(_BATCH_ROWS, columns=columns) if columns else ():
+        for batch in table.iter_batches(_BATCH_ROWS, columns=[*texts, *norms]) if texts or norms else ():
+            values = {column: as_text(column_of(batch, column)) for column in texts}
             if key is not None:
-                hashes.append(self._inspect_keys(shard, start, batch, key, tell))
-            if has_caption:
-                self._inspect_captions(shard, start, batch.column("caption"), tell)
-            for column, values in self._norms.items():
-                if column in columns and self._ours:
-                    self._inspect_norms(shard, start, column, batch.column(column), values, tell)
+                hashes.append(self._inspect_keys(shard, start, values, key, tell))
+            if CAPTION_COLUMN in texts:
+                self._inspect_captions(shard, start, values[CAPTION_COLUMN])
+            for column in norms:
+                self._inspect_norms(shard, start, column, batch.column(column), self._norms[column], tell)
             start += batch.num_rows
         if hashes:
             self._report_repeats(shard, key or "", np.concatenate(hashes), tell)
         self._rows += start
 
-    def _inspect_keys(self, shard: ShardParts, start: int, batch: pa.RecordBatch, key: str, tell: Tell) -> np.ndarray:
-        keys = batch.column(key).to_pylist()
-        for row, value in enumerate(keys) if batch.column(key).null_count else ():
-            if value is None:
+    def _text_columns(self, shard: ShardParts, schema: pa.Schema, tell: Tell) -> list[str]:
+        """Columns of keys and captions that can be read; what is wrong with the others is told."""
+        name, found = shard.files["metadata"], self._found
+        texts = []
+        for column in (*KEY_COLUMNS, CAPTION_COLUMN):
+            fault = column_fault(schema, column, text=True)
+            if column not in schema.names:
+                if column == CAPTION_COLUMN and self._ours:
+                    tell(f"shard {shard.name}: {name}{fault}, though there are text embeddings of captions")
+                self._without_caption |= column == CAPTION_COLUMN
+                continue
+            stored = schema.field(column).type if schema.names.count(column) == 1 else None
+            if fault and column == CAPTION_COLUMN and not self._ours:
+                found.note(f"shard {shard.name}: {name}{fault}; training on captions needs text")
+            elif fault:
+                tell(f"shard {shard.name}: {name}{fault}")
+            elif stored is not None and not is_text(stored):
+                if self._ours:
+                    tell(f"shard {shard.name}: column {column!r} holds {stored}, not text")
+                    continue
+                found.note(f"shard {shard.name}: column {column!r} of {name} holds {stored}; it is read as text")
+            if not fault:
+                texts.append(column)
+        return texts
+
+    def _inspect_keys(
+        self, shard: ShardParts, start: int, values: Mapping[str, pa.Array], key: str, tell: Tell
+    ) -> np.ndarray:
+        keys = values[key].to_pylist()
+        missing = [row for row, value in enumerate(keys) if value is None] if values[key].null_count else []
+        if self._ours:
+            for row in missing:
                 tell(f"shard {shard.name}, row {start + row}: no {key}")
-        if self._ours and {"key", "image_path"} <= set(batch.schema.names):
+        else:
+            self._no_key.add(len(missing), lambda: [f"shard {shard.name}, row {start + row}" for row in missing[:3]])
+        if self._ours and set(KEY_COLUMNS) <= values.keys():
             # `embed` writes the key as both: where they differ, columns were shifted against each other
-            for row in _differing(batch.column("key"), batch.column("image_path")):
+            for row in _differing(values["key"], values["image_path"]):
                 tell(f"shard {shard.name}, row {start + row}: key {keys[row]!r} is not the row's image_path")
-        return hashes_of(keys, len(keys))
+        # rows without a key do not repeat each other
+        return hashes_of((value if value is not None else (start, row) for row, value in enumerate(keys)), len(keys))
 
     def _report_repeats(self, shard: ShardParts, key: str, hashes: np.ndarray, tell: Tell) -> None:
         rows = np.arange(len(hashes))
@@ -104,11 +133,7 @@ class MetadataInspector:
         if repeated > len(examples):
             report(f"shard {shard.name}: {repeated:,} rows have the {key} of an earlier one")
 
-    def _inspect_captions(self, shard: ShardParts, start: int, captions: pa.Array, tell: Tell) -> None:
-        if not (pa.types.is_string(captions.type) or pa.types.is_large_string(captions.type)):
-            if start == 0:
-                tell(f"shard {shard.name}: column 'caption' holds {captions.type}, not text")
-            return
+    def _inspect_captions(self, shard: ShardParts, start: int, captions: pa.Array) -> None:
         sizes = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(captions)), 0).to_numpy(zero_copy_only=False)
         self._captions.add(sizes)
         empty = np.flatnonzero(sizes == 0)
@@ -180,6 +205,9 @@ class MetadataInspector:
         """Report what shows in the whole folder only; `place` names the shard and row of a row's number."""
         found = self._found
         self._empty.tell(found.note, "captions are empty")
+        self._no_key.tell(found.note, "rows have no key")
+        if self._without_caption and not self._ours:
+            found.note("the metadata has no captions: a prior is trained on it with stored text embeddings only")
         if self._without_key and not self._ours:
             found.note("the metadata has neither key nor image_path: rows cannot be told apart by name")
         found.looked_at["rows of metadata"] = self._rows

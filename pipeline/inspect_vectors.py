@@ -9,14 +9,12 @@ import numpy as np
 
 from .array_files import read_array_start, read_header
 from .errors import InputError
-from .inspect_found import Inspection, Tell
+from .inspect_found import Examples, Inspection, Tell
 from .inspect_neighbours import NEAR_COSINE, NeighbourBank
 from .inspect_statistics import Distribution, Repeats, cosines, hashes_of, unit_norms
 from .storage import Store
+from .vector_rules import ROUNDED, WORDS, judge_norms, row_fault, row_norms
 
-UNIT_TOLERANCE = 2e-3
-"""How far from 1 the norm of a stored float16 unit vector may be: its rounding is at most 5e-4."""
-WORDS = {"img_emb": "image", "text_emb": "text"}
 _BLOCK_ROWS = 4096
 _FEWEST_PAIRS = 30
 """From how many pairs of a shard on its mean cosines say something."""
@@ -81,6 +79,7 @@ class VectorInspector:
         self._images = Repeats()
         self._sound_images = 0
         self._norms = {kind: unit_norms() for kind in WORDS}
+        self._rounded = {kind: Examples() for kind in WORDS}
         self._pairs, self._strangers = cosines(), cosines()
         self._alignments: list[_Alignment] = []
 
@@ -126,15 +125,19 @@ class VectorInspector:
 
     def _inspect_block(self, shard: ShardParts, kind: str, start: int, stored: np.ndarray) -> np.ndarray:
         """Tell of rows that are no unit vectors, and return unit vectors `[n, D]` float32, NaN for those."""
-        embeds = stored.astype(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named
-            norms = np.linalg.norm(embeds, axis=-1)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is named
+            embeds = stored.astype(np.float32)
+        norms = row_norms(embeds)
         self._norms[kind].add(norms)
-        sound = np.abs(norms - 1) <= UNIT_TOLERANCE
-        for at in np.flatnonzero(~sound):
+        verdict = judge_norms(norms)
+        sound = ~verdict.bad
+        for at in np.flatnonzero(verdict.bad):
             shard.tell[kind](
-                f"shard {shard.name}, row {start + at}: {WORDS[kind]} embedding {_fault(embeds[at], norms[at])}"
+                f"shard {shard.name}, row {start + at}: {WORDS[kind]} embedding {row_fault(embeds[at], norms[at])}"
             )
+        rounded = np.flatnonzero(verdict.rounded)
+        places = [f"shard {shard.name}, row {start + at}" for at in rounded[:3]]
+        self._rounded[kind].add(len(rounded), lambda: places)
         if kind == "img_emb":
             kept = np.flatnonzero(sound)
             hashes = hashes_of((row.tobytes() for row in stored[kept]), len(kept))
@@ -158,6 +161,8 @@ class VectorInspector:
         """Report what shows in the whole folder only; `place` names the shard and row of a row's number."""
         found = self._found
         self._report_alignment()
+        for kind, examples_of in self._rounded.items():
+            examples_of.tell(found.note, f"{WORDS[kind]} embeddings have {ROUNDED}")
         repeated, examples = self._images.find()
         if self._sound_images:
             found.looked_at["image embeddings, for exact duplicates"] = self._sound_images // self._images.one_in
@@ -202,11 +207,3 @@ class VectorInspector:
                 "images and texts of pairs are no more alike than strangers: their rows do not belong together, "
                 "or the CLIP is not trained"
             )
-
-
-def _fault(embed: np.ndarray, norm: float) -> str:
-    if np.isnan(embed).any():
-        return "holds NaN"
-    if np.isinf(embed).any():
-        return "holds infinity"
-    return "is all zeros" if norm == 0 else f"has norm {norm:.4g}, not 1"

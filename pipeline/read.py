@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from .config import ReadSettings
 from .embedding_shards import EmbeddingShard, find_shards
 from .errors import InputError
 from .file_marks import FileMark, Tell, content_fingerprint, identify, read_marks, to_json
+from .other_layouts import require_known_layout
 from .selection import (
     FOLDER,
     Blocks,
@@ -33,12 +35,16 @@ from .selection import (
 from .shards import Manifest, fingerprint, read_manifest, require_stage
 from .shuffle import hash_key
 from .storage import TEMPORARY_SUFFIX, Store
+from .text_columns import as_text, can_be_text, column_of
+from .vector_rules import ROUNDED, WORDS, common_dtype, judge_norms, normalise_rows, row_fault, row_norms
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 _DATA_FOLDERS = ("img_emb", "text_emb", "metadata", "token_states")
 _MARKS_NAME = f"{FOLDER}/files.json"
+_NAMED_ROWS = 5
+"""Number of rows that a message names at most."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 """Multiplying by it spreads a change of any bit over those above (Knuth, volume 3, section 6.4)."""
 
@@ -85,6 +91,9 @@ class EmbeddingDataset:
         self.token_width: int | None = None
         """Width of the stored token states; None where none are stored."""
         self._about: dict[str, Any] = {}
+        self._opening_notes: list[str] = []
+        self.rounded = Counter[str]()
+        """Number of rows that were normalised on reading, by kind; a row that is read twice counts twice."""
         manifest = read_manifest(self.store)
         found = find_shards(self.store) if manifest is None else None
         self._known_files, self._hash_files, self._tell = known_files or {}, hash_files, tell
@@ -92,7 +101,10 @@ class EmbeddingDataset:
         self._recorded_fingerprint = ""
         if found is not None:
             self.shards, self.embed_dim = found.shards, found.embed_dim
+            self._opening_notes = found.notes
         else:
+            if manifest is None:
+                require_known_layout(self.store)
             self._open_recorded(require_stage(self.store, manifest, "embed"))
         self.shard_starts = np.cumsum([0] + [shard.rows for shard in self.shards])
         """`[shards + 1]`: row number of the first row of each shard."""
@@ -154,6 +166,17 @@ class EmbeddingDataset:
         return dict(self._about.get("clip", {}))
 
     @property
+    def notes(self) -> list[str]:
+        """What is unusual in the folder and was met so far, a sentence each."""
+        counts = sorted(self.rounded.items())
+        found = [f"{number:,} {kind} embeddings that were read have {ROUNDED}" for kind, number in counts]
+        return [f"{self.store.url}: {note}" for note in [*self._opening_notes, *found]]
+
+    def embed_dtype(self, kind: str) -> np.dtype[Any]:
+        """The type that image or text embeddings are read in: float16 where all files are, else float32."""
+        return common_dtype({shard.embed_dtype(kind) for shard in self.shards})
+
+    @property
     def clip_settings(self) -> dict[str, Any]:
         """Where that CLIP is to be had; InputError as for `clip`."""
         return self._named("clip_settings")
@@ -161,8 +184,8 @@ class EmbeddingDataset:
     def _named(self, what: str) -> dict[str, Any]:
         if what not in self._about:
             raise InputError(
-                f"{self.store.url} does not name its CLIP: it has no manifest. It can be read, but to train, evaluate "
-                "or sample with it the CLIP must be known; make it with `priorkit embed`"
+                f"{self.store.url} does not name its CLIP: it has no manifest. Name it in the recipe (embed.clip), or "
+                "make the folder with `priorkit embed`"
             )
         named: dict[str, Any] = self._about[what]
         return named
@@ -239,13 +262,44 @@ class EmbeddingDataset:
         return EmbeddingBatch(rows, image, text, states)
 
     def embeds(self, kind: Literal["img_emb", "text_emb"], rows: np.ndarray) -> np.ndarray:
-        """Image or text embeddings of rows by number: `[B, D]` float32."""
+        """Image or text embeddings of rows by number: `[B, D]` float32 of norm 1.
+
+        Raises:
+            InputError: a row is not a unit vector; see `vector_rules`.
+        """
         found = np.empty((len(rows), self.embed_dim), np.float32)
         shard_of = np.searchsorted(self.shard_starts, rows, side="right") - 1
-        for index in np.unique(shard_of):
-            at = np.flatnonzero(shard_of == index)
-            found[at] = self.shards[index].array(kind)[rows[at] - self.shard_starts[index]]
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            for index in np.unique(shard_of):
+                at = np.flatnonzero(shard_of == index)
+                found[at] = self.shards[index].array(kind)[rows[at] - self.shard_starts[index]]
+        norms = row_norms(found)
+        verdict = judge_norms(norms)
+        if verdict.bad.any():
+            first = int(np.argmax(verdict.bad))
+            raise InputError(
+                f"{self.store.url}: {self.describe_rows(rows[verdict.bad])}: the {WORDS[kind]} embedding "
+                f"{row_fault(found[first], norms[first])}; `priorkit inspect` names all such rows; embed their shards "
+                "again, or leave them out"
+            )
+        if verdict.rounded.any():
+            normalise_rows(found, norms, verdict.rounded)
+            self.count_rounded(kind, verdict.rounded)
         return found
+
+    def count_rounded(self, kind: str, rounded: np.ndarray) -> None:
+        """Count rows `[n]` that were normalised on reading."""
+        self.rounded[WORDS[kind]] += int(rounded.sum())
+
+    def describe_rows(self, rows: Sequence[int] | np.ndarray) -> str:
+        """Numbers of the first of some rows, and their keys where the folder has them, for messages."""
+        named = np.asarray(rows[:_NAMED_ROWS], np.int64)
+        keys = ""
+        with contextlib.suppress(InputError):  # others' folders may have none
+            found = self.metadata(named, ["key"]).column("key").to_pylist()
+            keys = f", keys {', '.join('none' if key is None else key for key in found)}"
+        more = f" and {len(rows) - len(named)} more" if len(rows) > len(named) else ""
+        return f"rows {', '.join(map(str, named))}{more}{keys}"
 
     def require(self, *, text_embed: bool = False, token_states: bool = False) -> None:
         """InputError unless the folder has what is asked for."""
@@ -269,7 +323,24 @@ class EmbeddingDataset:
         if not parts:
             return pa.table({name: [] for name in columns})
         order = np.argsort(np.concatenate(positions))
-        return pa.concat_tables(parts, promote_options="permissive").take(pa.array(order))
+        return self._joined(parts).take(pa.array(order))
+
+    def _joined(self, parts: list[pa.Table]) -> pa.Table:
+        """Tables of several shards as one; columns whose types cannot be joined become text."""
+        try:
+            return pa.concat_tables(parts, promote_options="permissive")
+        except pa.ArrowException:
+            pass
+        for name in parts[0].column_names:
+            types = {part.schema.field(name).type for part in parts}
+            if len(types) == 1:
+                continue
+            if not all(map(can_be_text, types)):
+                named = ", ".join(sorted(map(str, types)))
+                raise InputError(f"{self.store.url}: column {name!r} holds {named}, which cannot be joined")
+            at = parts[0].column_names.index(name)
+            parts = [part.set_column(at, name, as_text(column_of(part, name))) for part in parts]
+        return pa.concat_tables(parts, promote_options="permissive")
 
     def _refuse_unfinished(self, manifest: Manifest, sizes: Mapping[str, int]) -> None:
         planned = manifest.input.get("shards", 0)

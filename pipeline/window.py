@@ -17,12 +17,10 @@ from .read import EmbeddingDataset, Split
 from .shards import fingerprint
 from .shuffle import EpochPlan, Share
 from .state_ranges import StateRanges
+from .vector_rules import judge_norms, normalise_rows
 
-UNIT_TOLERANCE = 2e-3
-"""How far from 1 the norm of a stored float16 unit vector may be: its rounding is at most 5e-4."""
 _NORM_VALUES = (1 << 15) - 1
 """Values whose norms are computed at once: so few that torch does not wake its threads, which training needs."""
-_NAMED_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class TrainBatch:
     rows: np.ndarray
     """`[b]` int64: row numbers."""
     image_embed: np.ndarray
-    """`[b, D]` as stored: float16."""
+    """`[b, D]` float16 as stored, or float32 where any file has another type; of norm 1."""
     text_embed: np.ndarray | None
     """`[b, D]` as stored; None unless asked for."""
     token_states: np.ndarray | None
@@ -80,8 +78,8 @@ class Buffers:
 
     def __init__(self, dataset: EmbeddingDataset, columns: Columns) -> None:
         rows = min(dataset.count, dataset.settings.shuffle_window + dataset.settings.block_rows - 1)
-        layouts = {kind: dataset.shards[0].layout(kind) for kind in columns.embeds}
-        self.embeds = {kind: np.empty((rows, *layout.row_shape), layout.dtype) for kind, layout in layouts.items()}
+        size = dataset.embed_dim
+        self.embeds = {kind: np.empty((rows, size), dataset.embed_dtype(kind)) for kind in columns.embeds}
 
 
 class BlockReader:
@@ -91,6 +89,7 @@ class BlockReader:
         dataset.require(text_embed=columns.text_embed, token_states=columns.max_text_len > 0)
         self.dataset, self.columns = dataset, columns
         self.visits = dataset.visits(split)
+        self._dtypes = {kind: dataset.embed_dtype(kind) for kind in columns.embeds}
         mark = fingerprint([dataset.content_fingerprint, "captions"])[:16]
         self._captions = CaptionReader(dataset.store, mark) if columns.captions else None
 
@@ -109,10 +108,8 @@ class BlockReader:
     def new_batch(self, share: Share) -> TrainBatch:
         """The batch of a share, to be filled."""
         count = len(share.places)
-        embeds = {}
-        for kind in self.columns.embeds:
-            layout = self.dataset.shards[0].layout(kind)
-            embeds[kind] = np.empty((count, *layout.row_shape), layout.dtype)
+        size = self.dataset.embed_dim
+        embeds = {kind: np.empty((count, size), dtype) for kind, dtype in self._dtypes.items()}
         length, width = self.columns.max_text_len, self.dataset.token_width or 0
         return TrainBatch(
             rows=np.empty(count, np.int64),
@@ -125,35 +122,37 @@ class BlockReader:
         )
 
     def require_sound(self, batch: TrainBatch) -> None:
-        """InputError that names those rows of a batch that are not sound, if any."""
+        """Normalise those rows of a batch that were rounded; InputError that names the ones that are not sound."""
         sound = np.ones(len(batch.rows), bool)
-        for embeds in (batch.image_embed, batch.text_embed):
+        for kind, embeds in (("img_emb", batch.image_embed), ("text_emb", batch.text_embed)):
             if embeds is not None and len(embeds):
-                sound &= _are_unit_vectors(embeds)
+                sound &= self._normalise(kind, embeds)
         if batch.token_states is not None:
             sound &= np.isfinite(batch.token_states).all(axis=(1, 2))
         bad = batch.rows[~sound]
         if not len(bad):
             return
-        named = bad[:_NAMED_ROWS]
-        keys = ""
-        with contextlib.suppress(InputError):  # others' folders may have none
-            found = self.dataset.metadata(named, ["key"]).column("key").to_pylist()
-            keys = f", keys {', '.join(map(str, found))}"
-        more = "" if len(bad) == len(named) else f" and {len(bad) - len(named)} more"
         raise InputError(
-            f"{self.dataset.store.url}: rows {', '.join(map(str, named))}{more}{keys}: embeddings are not unit "
+            f"{self.dataset.store.url}: {self.dataset.describe_rows(bad)}: embeddings are not unit "
             "vectors, or they or their token states hold NaN or infinity; `priorkit inspect` names all such rows: "
             "embed their shards again"
         )
 
+    def _normalise(self, kind: str, embeds: np.ndarray) -> np.ndarray:
+        """Normalise the rows `[n, D]` that were rounded, in place; returns which rows are valid."""
+        norms = _norms(embeds)
+        verdict = judge_norms(norms)
+        if verdict.rounded.any():
+            normalise_rows(embeds, norms, verdict.rounded)
+            self.dataset.count_rounded(kind, verdict.rounded)
+        return ~verdict.bad
 
-def _are_unit_vectors(embeds: np.ndarray) -> np.ndarray:
-    """Whether each row `[n, D]` has norm 1, as far as its type can tell; NaN and infinity have none."""
+
+def _norms(embeds: np.ndarray) -> np.ndarray:
+    """Norms `[n]` float32 of rows `[n, D]` in any type."""
     step = max(1, _NORM_VALUES // embeds.shape[1])
     parts = [torch.from_numpy(embeds[at : at + step]) for at in range(0, len(embeds), step)]
-    norms = torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts])
-    return np.asarray(((norms - 1).abs() <= UNIT_TOLERANCE).numpy())
+    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts]).numpy()
 
 
 class Window:

@@ -34,7 +34,7 @@ from .evaluated_rows import BLOCK_ROWS, EvaluatedRows
 from .evaluation_folder import FORMAT_VERSION, METRICS_NAME, RECORD, STAGE, evaluate_manifest, rows_name
 from .job import recorded_files
 from .metrics import Estimate, mean_intervals
-from .predictors import as_units, take_sound
+from .predictors import as_units
 from .scoring import GIVEN, BlockScores, ScorerMaker, ScoreTask, Variant, variants
 from .subject import PriorSource, Subject, find_subject
 
@@ -105,7 +105,8 @@ def evaluate(
         rows = folder.manifest.rows
         progress(rows, rows, "")
         folder.finish()
-        return StageResult(STAGE, store.url, rows, done_now, "rows", rows, time.monotonic() - start)
+        seconds = time.monotonic() - start
+        return StageResult(STAGE, store.url, rows, done_now, "rows", rows, seconds, notes=dataset.notes)
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ class _Gathered:
 
 
 def _images(dataset: EmbeddingDataset, rows: np.ndarray) -> EmbeddingSet:
-    return EmbeddingSet(as_units(take_sound(dataset, rows).image_embed), dataset.group_ids[rows])
+    return EmbeddingSet(as_units(dataset.take(rows).image_embed), dataset.group_ids[rows])
 
 
 def _floor(known: EmbeddingSet, real: EmbeddingSet) -> dict[str, Estimate]:

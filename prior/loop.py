@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, cast
 
-import numpy as np
 import torch
 
 from ..pipeline.batches import BatchStream, TrainBatch
@@ -55,6 +54,8 @@ class Outcome:
     """Whether it was asked to stop."""
     record: ShardRecord | None
     """Of the prior, if it is trained to the end; on the first rank only."""
+    notes: list[str] = field(default_factory=list)
+    """What was unusual in the embeddings that this rank read, a sentence each."""
 
 
 def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
@@ -110,7 +111,7 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
         batches.close()
         if keeper is not None:
             keeper.close()
-    return Outcome(first, step, stop and step < job.last_step, record)
+    return Outcome(first, step, stop and step < job.last_step, record, dataset.notes)
 
 
 class Keeper:
@@ -215,8 +216,7 @@ def _make_anew(job: TrainJob, dataset: EmbeddingDataset, learner: Learner) -> No
 
 
 def _named(error: NotFinite, dataset: EmbeddingDataset) -> PriorkitError:
-    keys = dataset.metadata(np.array(error.rows[:5]), ["key"]).column("key").to_pylist()
     return PriorkitError(
-        f"{error} (keys {', '.join(keys)}, ...); `priorkit inspect` finds unsound embeddings; else lower "
+        f"{error} ({dataset.describe_rows(error.rows)}); `priorkit inspect` finds unsound embeddings; else lower "
         "train.optimiser.learning_rate"
     )

@@ -17,6 +17,7 @@ from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset
 from ..pipeline.shuffle import hash_key
 from ..pipeline.storage import Store
+from ..pipeline.vector_rules import embed_dtypes_named, is_embed_dtype
 from .config import BASELINES, SampleSettings
 from .model import Prior
 
@@ -82,23 +83,6 @@ class PriorPredictor:
         return _unit(drawn.numpy().astype(np.float64))
 
 
-def take_sound(dataset: EmbeddingDataset, rows: np.ndarray, max_text_len: int = 0) -> EmbeddingBatch:
-    """Rows of a dataset as `take` reads them.
-
-    Raises:
-        InputError: an embedding among them has no direction, so that there is nothing to compare with.
-    """
-    batch = dataset.take(rows, max_text_len)
-    for word, embeds in (("image", batch.image_embed), ("text", batch.text_embed)):
-        squares = np.einsum("bd,bd->b", embeds, embeds, dtype=np.float64)
-        if len(bad := np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))):
-            raise InputError(
-                f"{dataset.store.url}: the {word} embedding of row {rows[bad[0]]} is not finite, or of norm 0; "
-                "`priorkit inspect` names all such rows; embed them again, or leave them out"
-            )
-    return batch
-
-
 @dataclass(frozen=True)
 class Bank:
     """Training rows that baselines are fitted on: M of them, the first in the order of their content."""
@@ -111,7 +95,7 @@ class Bank:
     @staticmethod
     def read(dataset: EmbeddingDataset, size: int, seed: int) -> Bank:
         """At most `size` rows of the training split."""
-        batch = take_sound(dataset, dataset.content_order("train", seed)[:size])
+        batch = dataset.take(dataset.content_order("train", seed)[:size])
         return Bank(batch.text_embed, batch.image_embed)
 
 
@@ -266,8 +250,8 @@ def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
         raise InputError(
             f"{path} has shape {list(found.shape)}, needed is {wanted}: a prediction for each row, in order"
         )
-    if not np.issubdtype(found.dtype, np.floating):
-        raise InputError(f"{path} holds {found.dtype}, needed are floating-point numbers")
+    if not is_embed_dtype(found.dtype):
+        raise InputError(f"{path} holds {found.dtype}; predictions are read as {embed_dtypes_named()}")
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ..pipeline.config import ClipSettings, PipelineSettings
 from ..pipeline.embedding_files import pair_files
 from ..pipeline.errors import InputError, SettingsError
+from ..pipeline.other_layouts import require_known_layout
 from ..pipeline.settings import parse_settings, with_overrides
 from ..pipeline.shards import read_manifest, require_manifest
 from ..pipeline.storage import Store, open_location
@@ -78,8 +79,10 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
     from ..pipeline.clip_identity import is_same_clip
 
     store = Store(embeddings)
-    if read_manifest(store) is None and pair_files(store.names(), store.url):
-        return
+    if read_manifest(store) is None:
+        if pair_files(store.names(), store.url):
+            return
+        require_known_layout(store)
     about = require_manifest(store, "embed").about
     if "clip" not in about:
         raise InputError(f"{embeddings}: `priorkit embed` ended before it had a CLIP; run it again")

@@ -50,7 +50,7 @@ def sample(
 
     Example: priorkit sample data/prior "a corgi in sunglasses" --output corgi.npy
     """
-    from ..pipeline.terminal import print_json, print_line, print_table, progress_bar, reported_errors
+    from ..pipeline.terminal import print_json, print_line, print_notes, print_table, progress_bar, reported_errors
 
     with reported_errors():
         from ..pipeline.device import choose_device
@@ -85,6 +85,7 @@ def sample(
             shown = "" if len(rows) == texts.count else f" (first {len(rows)} of {texts.count:,})"
             print_table(f"samples{shown}", ("caption", "cosine to its text"), rows)
             print_line(f"mean cosine to the text: {done.mean_cosine_to_text:.4f}")
+        print_notes(done.notes)
         print_line(f"wrote {output}: float32 {list(done.shape)}")
 
 

@@ -31,6 +31,8 @@ class Sampled:
     """The first captions."""
     cosine_to_text: list[float] = field(default_factory=list)
     """Their samples' cosines to their texts."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know about the texts, a sentence each."""
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
@@ -75,6 +77,7 @@ def sample_to_file(
             free = _SHOWN - len(done.labels)
             done.labels += batch.labels[:free]
             done.cosine_to_text += cosines[:free]
+    done.notes = texts.notes
     if comparable and texts.count:
         done.mean_cosine_to_text = total / texts.count
     return done

@@ -30,7 +30,6 @@ from .predictors import (
     as_units,
     baselines,
     read_predictions,
-    take_sound,
 )
 from .subject import PriorSource
 
@@ -120,14 +119,14 @@ class Scorer:
         states_used = (
             0 if variant is None or self._load_prior is None else self._prior(variant.weights).token_states_used
         )
-        batch = take_sound(self._dataset, evaluated.rows[chosen], states_used)
+        batch = self._dataset.take(evaluated.rows[chosen], states_used)
         draws = self._predictor(task.name)(batch, evaluated.ids[chosen])
         finite = np.isfinite(draws).all(axis=(1, 2))
         if not finite.all():
             row = int(batch.rows[np.flatnonzero(~finite)[0]])
             problem = f"not finite, or of norm 0, first for row {row}"
             return BlockScores(task, {}, np.empty((0, 0)), draws.shape[1], problem)
-        unrelated = take_sound(self._dataset, evaluated.rows[evaluated.unrelated[chosen]]).text_embed
+        unrelated = self._dataset.take(evaluated.rows[evaluated.unrelated[chosen]]).text_embed
         truth = as_units(batch.image_embed)
         nearer = rank(draws[:, 0], truth, self._gallery(task.split), evaluated.places[chosen])
         values = row_metrics(draws, truth, as_units(batch.text_embed), as_units(unrelated), nearer)
@@ -142,7 +141,7 @@ class Scorer:
     @functools.lru_cache  # noqa: B019
     def _gallery(self, split: Split) -> np.ndarray:
         evaluated = self._evaluated(split)
-        return as_units(take_sound(self._dataset, evaluated.rows[evaluated.gallery]).image_embed)
+        return as_units(self._dataset.take(evaluated.rows[evaluated.gallery]).image_embed)
 
     @functools.cached_property
     def _baselines(self) -> Mapping[str, Predictor]:

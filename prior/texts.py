@@ -14,6 +14,8 @@ from fsspec.implementations.local import LocalFileSystem
 from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingDataset
 from ..pipeline.storage import open_location
+from ..pipeline.vector_rules import embed_dtypes_named, is_embed_dtype
+from .clip_match import clip_named, match_clips
 from .model import Prior
 
 
@@ -34,6 +36,10 @@ class Texts(Protocol):
     count: int
     """How many there are."""
 
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about them, a sentence each; complete when all batches are read."""
+
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
         """All of them, in order, at most `size` at once."""
 
@@ -42,7 +48,7 @@ class Captions:
     """Captions, encoded by the prior's own CLIP."""
 
     def __init__(self, captions: Sequence[str]) -> None:
-        self.count = len(captions)
+        self.count, self.notes = len(captions), list[str]()
         self._captions = captions
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
@@ -59,6 +65,7 @@ class CaptionFile:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self.notes: list[str] = []
         self._fs, self._location = open_location(path)
         if not self._fs.isfile(self._location):
             raise InputError(f"--prompts {path}: no such file; it is read twice, so a pipe will not do")
@@ -109,10 +116,12 @@ class StoredArray:
             raise InputError(f"--embeddings {path}: not an array of numbers ({error})") from None
         if not isinstance(array, np.ndarray):
             raise InputError(f"--embeddings {path}: holds several arrays, one is needed")
-        if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+        if array.ndim != 2 or not is_embed_dtype(array.dtype):
             raise InputError(
-                f"--embeddings {path}: holds {array.dtype} of shape {list(array.shape)}, floats [N, D] are needed"
+                f"--embeddings {path}: holds {array.dtype} of shape {list(array.shape)}, floats [N, D] are needed: "
+                f"{embed_dtypes_named()}"
             )
+        self.notes: list[str] = []
         self._path, self._array = path, array
         self.count = len(array)
 
@@ -125,7 +134,8 @@ class StoredArray:
                 "give a folder of embedding shards, or captions"
             )
         for start in range(0, self.count, size):
-            embeds = torch.from_numpy(np.array(self._array[start : start + size], np.float32))
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+                embeds = torch.from_numpy(np.array(self._array[start : start + size], np.float32))
             finite = embeds.isfinite().all(dim=-1)
             if not finite.all():
                 raise InputError(f"--embeddings {self._path}: row {start + int(finite.int().argmin())} is not finite")
@@ -141,20 +151,39 @@ class StoredEmbeddings:
 
     def __init__(self, url: str) -> None:
         self._dataset = EmbeddingDataset(url)
+        self._clip_notes: list[str] = []
         self.count = self._dataset.count
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
         """See `Texts`; InputError if another CLIP made them than the prior belongs to, or they do not fit it."""
         _require_size(self._dataset.store.url, self._dataset.embed_dim, prior)
-        mine, theirs = prior.config.clip.get("weights_sha256"), self._dataset.clip["weights_sha256"]
-        if mine not in (None, theirs):
-            raise InputError(f"{self._dataset.store.url} was embedded by another CLIP than the prior was trained with")
+        url, own = self._dataset.store.url, clip_named(prior.config.clip_settings)
+        match = match_clips(prior.config, self._dataset)
+        if match == "other":
+            raise InputError(f"{url} was embedded by another CLIP than the prior was trained with")
+        if match == "unknown":
+            self._clip_notes = [
+                f"it is not known that the prior's CLIP{f', {own},' if own else ''} made {url}; it is taken to have"
+            ]
         for start in range(0, self.count, size):
             rows = np.arange(start, min(start + size, self.count))
             batch = self._dataset.take(rows, prior.token_states_used)
             states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
-            labels = [] if start else self._dataset.metadata(rows, ["caption"]).column("caption").to_pylist()
-            yield TextBatch([str(label) for label in labels], torch.from_numpy(batch.text_embed), states)
+            labels = [] if start else self._labels(rows)
+            yield TextBatch(labels, torch.from_numpy(batch.text_embed), states)
+
+    @property
+    def notes(self) -> list[str]:
+        """See `Texts`."""
+        return [*self._clip_notes, *self._dataset.notes]
+
+    def _labels(self, rows: np.ndarray) -> list[str]:
+        """Captions of rows, or their numbers where the folder has no captions."""
+        try:
+            captions = self._dataset.metadata(rows, ["caption"]).column("caption").to_pylist()
+        except InputError:
+            captions = [None] * len(rows)
+        return [f"row {row}" if caption is None else caption for row, caption in zip(rows, captions, strict=True)]
 
 
 def stored_texts(url: str) -> Texts:

@@ -64,6 +64,7 @@ def train(
     if not overwrite:
         _refuse_other_embeddings(store, manifest, dataset)
     steps, done_now = job.settings.steps, 0
+    notes = dataset.notes
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         if overwrite:
             clear_states(store)
@@ -75,11 +76,11 @@ def train(
                 )
             if outcome.record is not None:
                 folder.add(outcome.record)
-            done_now = outcome.step - outcome.first_step
+            done_now, notes = outcome.step - outcome.first_step, outcome.notes
         else:
             progress(steps, steps, "")
         folder.finish()
-        seconds, notes = time.monotonic() - start, list(job.notes)
+        seconds, notes = time.monotonic() - start, [*job.notes, *notes]
         return StageResult(STAGE, store.url, steps, done_now, "steps", rows, seconds, notes=notes)
 
 

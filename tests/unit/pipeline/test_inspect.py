@@ -97,5 +97,5 @@ def test_what_cannot_be_inspected_is_refused(tmp_path: Path) -> None:
         inspect_folder(str(tmp_path / "list.txt"))
     (tmp_path / "other").mkdir()
     np.save(tmp_path / "other/x.npy", np.ones(3))
-    with pytest.raises(InputError, match="img_emb/ and text_emb/"):
+    with pytest.raises(InputError, match=r"holds arrays of other names \(other/x\.npy\); name them img_emb/img_emb_0"):
         inspect_folder(str(tmp_path))

@@ -215,12 +215,22 @@ def test_a_missing_file_is_named_and_nothing_shifts(three: Path, lost: str, othe
         read_embeddings(str(three))
 
 
-@pytest.mark.parametrize("kind", ["img_emb", "metadata"])
-def test_a_missing_folder_is_named(three: Path, kind: str) -> None:
-    for path in (three / kind).iterdir():
+def test_missing_images_are_named(three: Path) -> None:
+    for path in (three / "img_emb").iterdir():
         path.unlink()
-    with pytest.raises(InputError, match=rf"{kind}/{kind}_\d+\.\w+ is missing"):
+    with pytest.raises(InputError, match=r"img_emb/img_emb_\d+\.\w+ is missing"):
         read_embeddings(str(three))
+
+
+def test_a_folder_without_metadata_is_read_by_the_bytes_of_its_images(three: Path) -> None:
+    whole = EmbeddingDataset(str(three), HALVES).selection
+    shutil.rmtree(three / "metadata")
+    dataset = EmbeddingDataset(str(three), HALVES)
+    assert np.array_equal(dataset.selection, whole)
+    stream = BatchStream(dataset, "train", batch_size=50, seed=0, columns=Columns(captions=True))
+    for ask in (lambda: dataset.metadata(np.arange(3), ["key"]), lambda: next(stream.batches())):
+        with pytest.raises(InputError, match="has no metadata: its rows have neither keys nor captions"):
+            ask()
 
 
 def test_a_folder_without_texts_is_read_until_they_are_asked_for(three: Path) -> None:
@@ -284,11 +294,19 @@ def test_swapped_files_of_equal_folders_are_seen_by_their_rows(three: Path) -> N
     ("values", "named"),
     [
         (np.zeros((80, DIM + 1), np.float16), rf"text_emb_9\.npy holds embeddings of {DIM + 1}, img_emb/img_emb_2"),
-        (np.zeros(80, np.float16), r"text_emb_9\.npy is not an array of numbers \(shape \(80,\)"),
-        (np.zeros((80, DIM), np.int8), r"text_emb_9\.npy is not an array of numbers .*int8"),
+        (
+            np.zeros(80, np.float16),
+            r"text_emb_9\.npy holds float16 of shape \[80\]; .*float16, float32 or float64",
+        ),
+        (np.zeros((80, DIM), np.int8), r"text_emb_9\.npy holds int8 of shape"),
+        (np.zeros((80, DIM), np.longdouble), rf"text_emb_9\.npy holds {np.dtype(np.longdouble)} of shape"),
+        (np.zeros((80, DIM), np.complex64), r"text_emb_9\.npy holds complex64 of shape"),
+        (np.zeros((80, DIM), bool), r"text_emb_9\.npy holds bool of shape"),
+        (np.zeros((80, DIM), "V2"), r"text_emb_9\.npy holds \|V2 of shape"),
+        (np.zeros((80, DIM), [("x", "f4")]), r"text_emb_9\.npy holds \[\('x', '<f4'\)\] of shape"),
         (np.full((80, DIM), None, dtype=object), r"text_emb_9\.npy is not an array of numbers .*object"),
     ],
-    ids=["size", "shape", "integers", "pickle"],
+    ids=["size", "shape", "integers", "longdouble", "complex", "bool", "bytes", "structured", "pickle"],
 )
 def test_arrays_that_are_no_embeddings_are_named(three: Path, values: np.ndarray, named: str) -> None:
     np.save(three / "text_emb/text_emb_9.npy", values)
@@ -364,8 +382,10 @@ def test_remote_folders_are_read_alike(three: Path) -> None:
 def test_a_folder_without_files_like_these_is_none_of_ours(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/00000.parquet").write_bytes(b"of images")
-    (tmp_path / "img_emb.npy").write_bytes(b"no folder")
     with pytest.raises(InputError, match="holds no result of `priorkit embed`"):
+        read_embeddings(str(tmp_path))
+    (tmp_path / "img_emb.npy").write_bytes(b"no folder")
+    with pytest.raises(InputError, match=r"holds arrays of other names \(img_emb\.npy\); name them img_emb/img_emb_0"):
         read_embeddings(str(tmp_path))
 
 
@@ -383,13 +403,28 @@ def test_pairing_looks_at_names_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", ["img", "text"])
-def test_files_of_one_kind_must_be_of_one_type(three: Path, kind: str) -> None:
+@pytest.mark.parametrize("other", ["float32", "float64"])
+def test_shards_of_several_types_are_read_as_float32(three: Path, tmp_path: Path, kind: str, other: str) -> None:
+    shutil.copytree(three, tmp_path / "whole")
+    everything = ReadSettings(validation_fraction=0, test_fraction=0)  # splits follow from the bytes as stored
+    whole = EmbeddingDataset(str(tmp_path / "whole"), everything)
     path = three / f"{kind}_emb/{kind}_emb_9.npy"
-    np.save(path, np.load(path).astype(np.float32))
-    with pytest.raises(
-        InputError, match=rf"{kind}_emb_9\.npy is of float32, {kind}_emb/{kind}_emb_2\.npy is of float16"
-    ):
-        read_embeddings(str(three))
+    np.save(path, np.load(path).astype(other))
+    mixed = EmbeddingDataset(str(three), everything)
+    assert mixed.notes == [
+        f"{three}: numbers 3 to 8 are missing between the shards 2 and 10; what is there is read: if the folder was "
+        "not fetched whole, fetch the rest",
+        f"{three}: files of {kind}_emb are of several types (2 of float16, 1 of {other}); all are read as float32",
+    ]
+    rows = np.arange(300)
+    assert np.array_equal(mixed.take(rows).image_embed, whole.take(rows).image_embed)
+    assert np.array_equal(mixed.take(rows).text_embed, whole.take(rows).text_embed)
+    one, two = (next(BatchStream(data, "train", batch_size=300, seed=0).batches()) for data in (whole, mixed))
+    assert one.text_embed is not None
+    assert two.text_embed is not None
+    for before, after, name in ((one.image_embed, two.image_embed, "img"), (one.text_embed, two.text_embed, "text")):
+        assert after.dtype == ("float32" if name == kind else "float16")
+        assert np.array_equal(before.astype(np.float32), after.astype(np.float32))
 
 
 def test_some_shards_with_keys_and_some_without_are_refused(three: Path) -> None:

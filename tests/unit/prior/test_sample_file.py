@@ -30,6 +30,7 @@ class Stored:
 
     def __init__(self, rows: int = ROWS, with_states: bool = False, fail_at: int | None = None) -> None:
         self.count = rows
+        self.notes = ["a note"]
         self.sizes: list[int] = []
         self._with_states = with_states
         self._fail_at = fail_at
@@ -92,7 +93,7 @@ def test_the_summary(tmp_path: Path) -> None:
     assert done.cosine_to_text == pytest.approx(cosines[:20].tolist(), abs=1e-6)
     described = json.loads(json.dumps(done.to_json()))
     assert described["shape"] == [ROWS, 16]
-    assert set(described) == {"shape", "mean_cosine_to_text", "labels", "cosine_to_text"}
+    assert set(described) == {"shape", "mean_cosine_to_text", "labels", "cosine_to_text", "notes"}
 
 
 def test_progress_is_told_from_none_to_all(tmp_path: Path) -> None:
@@ -110,7 +111,8 @@ def test_progress_is_told_from_none_to_all(tmp_path: Path) -> None:
 def test_no_texts_make_an_empty_array(tmp_path: Path) -> None:
     done = sample_to_file(make_prior(), Stored(0), tmp_path / "a.npy", **FAST)
     assert np.load(tmp_path / "a.npy").shape == (0, 16)
-    assert done.to_json() == {"shape": [0, 16], "mean_cosine_to_text": None, "labels": [], "cosine_to_text": []}
+    nothing = {"mean_cosine_to_text": None, "labels": [], "cosine_to_text": []}
+    assert done.to_json() == {"shape": [0, 16], **nothing, "notes": ["a note"]}
 
 
 def test_embeddings_of_another_encoder_have_no_cosine(tmp_path: Path) -> None:

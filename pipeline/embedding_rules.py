@@ -1,0 +1,104 @@
+"""Rules for a folder of embeddings without a manifest: which files fit together, and what is worth a note.
+
+Opening refuses the first fault of `shard_faults`; `inspect` reports all of them.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+
+from .array_files import FileHeader
+from .text_columns import column_fault
+from .vector_rules import common_dtype
+
+KEY_COLUMNS = ("key", "image_path")
+"""Columns that name a row, the best first."""
+GROUP_COLUMNS = ("sha256", "md5", "url")
+"""Columns that name the content of an image, the best first."""
+CAPTION_COLUMN = "caption"
+_LIKE_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
+"""Columns that all files of metadata have, or none."""
+_SHOWN_NUMBERS = 5
+
+Files = Mapping[str, str]
+"""Name of each file of a shard, by kind."""
+
+
+def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> dict[str, str]:
+    """The first file of each kind that has a header: the one that others of its kind are compared with."""
+    first: dict[str, str] = {}
+    for files in shards:
+        for kind, name in files.items():
+            if name in headers:
+                first.setdefault(kind, name)
+    return first
+
+
+def shard_faults(url: str, files: Files, headers: Mapping[str, FileHeader], first: Files) -> Iterator[tuple[str, str]]:
+    """Faults of one shard: the kind of file that is at fault, and a sentence.
+
+    Args:
+        files: those of the shard that have a header, images first.
+        headers: by name.
+        first: as `first_files` gives them.
+    """
+    rows_of = next((kind for kind in ("img_emb", "text_emb", "metadata") if kind in files), None)
+    for kind, name in files.items():
+        header, like = headers[name], headers[first[kind]]
+        reference = files[rows_of or kind]
+        if header.rows != headers[reference].rows:
+            yield kind, f"{url}/{name} has {header.rows} rows, {reference} has {headers[reference].rows}"
+        if kind == "metadata":
+            for fault in _column_faults(url, name, header, first[kind], like):
+                yield kind, fault
+            continue
+        sized = first.get("img_emb", first[kind])
+        if header.embed_dim != headers[sized].embed_dim:
+            yield (
+                kind,
+                f"{url}/{name} holds embeddings of {header.embed_dim}, {sized} of {headers[sized].embed_dim}",
+            )
+
+
+def _column_faults(url: str, name: str, header: FileHeader, first_name: str, first: FileHeader) -> Iterator[str]:
+    for column in _LIKE_COLUMNS:
+        if (column in header.columns) != (column in first.columns):
+            has, lacks = (name, first_name) if column in header.columns else (first_name, name)
+            yield f"{url}/{lacks} has no column {column!r}, though {has} has; write both alike"
+    assert header.schema is not None
+    for column in (*_LIKE_COLUMNS, *GROUP_COLUMNS):
+        # captions of another kind are refused only where they are read: a prior on stored texts needs none
+        fault = column_fault(header.schema, column, text=column in KEY_COLUMNS)
+        if fault and column in header.columns:
+            yield f"{url}/{name}{fault}"
+
+
+def folder_notes(shards: Mapping[int, Files], headers: Mapping[str, FileHeader]) -> list[str]:
+    """What is unusual in a folder that is read nevertheless: numbers that are missing, and several types of array."""
+    notes = []
+    if missing := _missing_numbers(list(shards)):
+        notes.append(missing)
+    for kind in ("img_emb", "text_emb"):
+        layouts = [headers[files[kind]].layout for files in shards.values() if files.get(kind) in headers]
+        dtypes = collections.Counter(layout.dtype for layout in layouts if layout is not None)
+        if len(dtypes) > 1:
+            counts = ", ".join(f"{number:,} of {dtype}" for dtype, number in sorted(dtypes.items(), key=str))
+            notes.append(f"files of {kind} are of several types ({counts}); all are read as {common_dtype(dtypes)}")
+    return notes
+
+
+def _missing_numbers(numbers: list[int]) -> str:
+    """A sentence about the numbers that no shard has, between the first and the last; empty where there are none."""
+    gaps = [(low + 1, high) for low, high in itertools.pairwise(numbers) if high > low + 1]
+    if not gaps:
+        return ""
+    shown = [f"{low}" if high == low + 1 else f"{low} to {high - 1}" for low, high in gaps[:_SHOWN_NUMBERS]]
+    more = "" if len(gaps) <= _SHOWN_NUMBERS else " and others"
+    is_one = sum(high - low for low, high in gaps) == 1
+    subject = f"number {shown[0]} is" if is_one else f"numbers {', '.join(shown)}{more} are"
+    return (
+        f"{subject} missing between the shards {numbers[0]} and {numbers[-1]}; what is there is read: if the folder "
+        "was not fetched whole, fetch the rest"
+    )

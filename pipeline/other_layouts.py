@@ -1,0 +1,100 @@
+"""Descriptions of folders that hold embeddings in a layout that is not read, and how to go on."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import InputError
+from .storage import Store
+
+_SHOWN = 4
+"""Number of names that a message shows."""
+_LAYOUT = "img_emb/img_emb_0.npy, text_emb/text_emb_0.npy and metadata/metadata_0.parquet"
+_KINDS = ("img_emb", "text_emb", "metadata")
+_TENSOR_SUFFIXES = (".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".tfrecord", ".arrow")
+
+
+def require_known_layout(store: Store) -> None:
+    """InputError that says what a folder without a manifest holds, if that is embeddings in another layout."""
+    if store.is_local and store.fs.isfile(store.root):
+        raise InputError(f"{store.url} is a file; name the folder of embeddings that it is in")
+    if said := describe_other_layout(store, store.names()):
+        raise InputError(f"{store.url} {said}")
+
+
+def describe_other_layout(store: Store, names: list[str]) -> str:
+    """What a folder holds in place of the files that are read, and how to go on; empty where nothing is recognised.
+
+    Args:
+        names: those of its files.
+    """
+    folders = sorted({place for name in names if (place := _folder_of_embeddings(name)) is not None})
+    if "" in folders:
+        kind = next(name.rpartition("_")[0] for name in names if _folder_of_embeddings(name) == "")
+        return f"holds the files of {kind} alone; name the folder above it, which has img_emb, text_emb and metadata"
+    if folders:
+        if len(folders) == 1:
+            return f"holds a folder of embeddings, {folders[0]}; name that one"
+        return (
+            f"holds {len(folders)} folders of embeddings ({_shown(folders)}); name one of them, or move the files of "
+            "all into one folder and give each shard a number of its own"
+        )
+    if archives := [name for name in names if name.endswith(".npz")]:
+        arrays = _arrays_in(store, archives[0])
+        kind = "DataComp's .npz files" if {"l14_img", "b32_img"} & set(arrays) else ".npz files"
+        return (
+            f"holds {kind}, which are not read ({archives[0]} has {_shown(arrays) or 'no arrays'}); save the image and "
+            f"text arrays of one CLIP and the table as {_LAYOUT}"
+        )
+    tables = [name for name in names if name.endswith(".parquet")]
+    if tables and (columns := _vector_columns(store, tables[0])):
+        return (
+            f"holds embeddings in columns of parquet, which are not read ({tables[0]} has {_shown(columns)}); save the "
+            f"columns as arrays and the rest as a table: {_LAYOUT}"
+        )
+    if arrays := [name for name in names if name.endswith(".npy")]:
+        return f"holds arrays of other names ({_shown(arrays)}); name them {_LAYOUT}"
+    if others := [name for name in names if name.endswith(_TENSOR_SUFFIXES)]:
+        return f"holds files that are not read as embeddings ({_shown(others)}); save them as {_LAYOUT}"
+    return ""
+
+
+def _folder_of_embeddings(name: str) -> str | None:
+    """The folder that a file of `img_emb/` and its like belongs to; empty if that is the one above."""
+    *above, folder, file = ["", *name.split("/")]
+    kind, _, number = file.partition(".")[0].rpartition("_")
+    if kind not in _KINDS or not number.isdigit() or not file.endswith((".npy", ".parquet")):
+        return None
+    if len(above) == 0:
+        return ""
+    return "/".join(above[1:]) or None if folder == kind else None
+
+
+def _arrays_in(store: Store, name: str) -> list[str]:
+    with contextlib.suppress(zipfile.BadZipFile, OSError, InputError), store.open(name) as file:
+        with zipfile.ZipFile(file) as archive:
+            return sorted(member.removesuffix(".npy") for member in archive.namelist())
+    return []
+
+
+def _vector_columns(store: Store, name: str) -> list[str]:
+    """Columns of lists of floating-point numbers."""
+    with contextlib.suppress(pa.ArrowException, OSError, InputError), store.open(name) as file:
+        return [field.name for field in pq.ParquetFile(file).schema_arrow if _is_vector(field.type)]
+    return []
+
+
+def _is_vector(stored: pa.DataType) -> bool:
+    if isinstance(stored, pa.BaseExtensionType):
+        return _is_vector(stored.storage_type)
+    is_list = pa.types.is_list(stored) or pa.types.is_large_list(stored) or pa.types.is_fixed_size_list(stored)
+    return bool(is_list and pa.types.is_floating(stored.value_type))
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
