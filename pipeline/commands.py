@@ -32,11 +32,11 @@ def download(
     images: Annotated[str, typer.Option(help="Folder to write webdataset shards to.")] = "data/images",
     url_column: Annotated[Optional[str], typer.Option(show_default="url", help="Column of the URL.")] = None,
     caption_column: Annotated[
-        Optional[str], typer.Option(show_default="caption", help="Column of the caption.")
+        Optional[str], typer.Option(show_default="caption", help="Column of the caption; null for none.")
     ] = None,
     image_size: Annotated[Optional[int], typer.Option(show_default="256", help="Side in pixels to resize to.")] = None,
     verify_hash: Annotated[
-        Optional[str], typer.Option(metavar="COLUMN", help="Column of the MD5, SHA-1 or SHA-256 that bodies must have.")
+        Optional[str], typer.Option(metavar="COLUMN", help="Column of the MD5, SHA-1, SHA-256 or SHA-512 of bodies.")
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Fetch those rows again whose failure may have passed.")
@@ -102,6 +102,20 @@ def _show_statistics(statistics: dict[str, Any]) -> None:
         (f"rows whose URL came before{about}", f"{statistics['duplicate_urls']:,}"),
         ("rows with text that is not UTF-8", f"{statistics['not_utf8']:,}"),
     ]
+    notes = statistics["list"]
+    if notes["rows"] is not None:
+        counts.insert(0, ("rows by an independent count", f"{notes['rows']:,}"))
+    counts += [
+        (f"column {column}, whose name is ours, is kept as", name) for column, name in notes["renamed_columns"].items()
+    ]
+    if notes["quoted_fields"]:
+        counts.append(
+            ("fields in quotes, kept as text; download.quoting=rfc4180 unquotes", f"{notes['quoted_fields']:,}")
+        )
+    counts += [
+        (f"rows whose key {key} is left out, since it begins after 10,000 rows", f"{rows:,}")
+        for key, rows in notes["late_keys"].items()
+    ]
     print_table("list", ("", ""), counts)
 
 
@@ -159,7 +173,11 @@ def _settings(
     from .settings import parse_settings, with_overrides
 
     # options are plain words: quoted as JSON, so that YAML does not read a column `no` as false
-    given = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in options.items() if value is not None]
+    given = [
+        f"{name}={'null' if value == 'null' else json.dumps(value, ensure_ascii=False)}"
+        for name, value in options.items()
+        if value is not None
+    ]
     sections = (section, "compute")
     values = with_overrides({}, [*(overrides or []), *worker_overrides(workers), *given], sections)
     return parse_settings(PipelineSettings, values, "options", sections)

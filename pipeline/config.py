@@ -9,13 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from .. import __version__
 from .settings import Location, Settings
 
 _Positive = Annotated[float, Field(gt=0)]
+
+Quoting = Literal["auto", "none", "rfc4180"]
+"""How quotes in csv and tsv are read."""
 
 
 class ComputeSettings(Settings):
@@ -61,13 +64,19 @@ class DownloadSettings(Settings):
             "user_agent",
         }
     )  # how fast, how patiently and under what name the same bytes are asked for
+    newer_fields: ClassVar[frozenset[str]] = frozenset({"keep_columns", "quoting"})
+    """Fields whose defaults are what folders were made with before there were such fields."""
 
     url_column: str = "url"
     """Column of the list that holds the image URL."""
     caption_column: str | None = "caption"
     """Column of the list that holds the caption; null for a list without captions."""
     hash_column: str | None = None
-    """Column of the list with the hexadecimal MD5, SHA-1 or SHA-256 of each body; another body is counted as failed."""
+    """Column with the MD5, SHA-1, SHA-256 or SHA-512 of each body, hexadecimal; another body is counted as failed."""
+    keep_columns: Literal["all", "none"] | tuple[str, ...] = "all"
+    """Further columns of the list that the shards keep: all, none, or a list of names; all, since they cost little."""
+    quoting: Quoting = "auto"
+    """Quotes in csv and tsv: `rfc4180`, or `none` for plain text; `auto` is rfc4180 for csv and none for tsv."""
     rows_per_shard: int = Field(default=10_000, ge=1)
     """Rows of the list in one shard, failures included; img2dataset's default."""
     image_size: int = Field(default=256, ge=1)
@@ -122,6 +131,31 @@ class DownloadSettings(Settings):
     """Stop when fewer of the last rows than this share gave an image, since the cause is here then; 0 never stops."""
     success_window: int = Field(default=2_000, ge=1)
     """Rows over which the share of success is taken; a list sorted by host needs more."""
+
+    @field_validator("resize_mode", mode="before")
+    @classmethod
+    def _yaml_reads_no_as_false(cls, value: Any) -> Any:
+        return "no" if value is False else value
+
+    @field_validator("keep_columns", mode="before")
+    @classmethod
+    def _one_spelling_of_columns(cls, value: Any) -> Any:
+        """Names in one order, since theirs has no effect."""
+        if isinstance(value, str) and value not in ("all", "none"):
+            return (value,)
+        if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
+            return tuple(sorted(set(value))) or "none"
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """See `Settings`. Settings newer than some folders count where they are not at their defaults."""
+        values = super().identity()
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in self.newer_fields or getattr(self, name) != fields[name].default
+        }
 
     @model_validator(mode="after")
     def _png_quality_is_a_level(self) -> Self:

@@ -17,13 +17,14 @@ from .download_plan import DownloadPlan, make_plan
 from .download_progress import DownloadProgress
 from .download_stats import total_statistics
 from .download_worker import DownloadTask, DownloadWorker
+from .errors import InputError
 from .image_shard import TRANSIENT_OUTCOMES
 from .parallel import map_shards
 from .shards import Manifest, ShardRecord, fingerprint, image_shard_name
 from .stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, require_success
 from .stage_folder import StageFolder, check_stage, open_stage
 from .storage import Store
-from .urls import open_url_list
+from .urls import UrlList, open_url_list
 
 STAGE = "download"
 
@@ -81,7 +82,8 @@ def download(
             "sha256": fingerprint([record.input for record in records]),
         }
         folder.finish()
-        statistics = total_statistics(store, folder.manifest)
+        statistics = {**total_statistics(store, folder.manifest), "list": url_list.notes()}
+    _require_all_rows(url_list, folder.manifest.rows, limit)
     if retry_failed:
         statistics["retried"] = _won(plan, retried, folder.manifest)
     result = StageResult(
@@ -98,6 +100,19 @@ def download(
     errors = statistics["errors"]
     require_success(result, "an image", diagnosis(errors) if errors else "")
     return result
+
+
+def _require_all_rows(url_list: UrlList, rows: int, limit: int | None) -> None:
+    """Compare the rows of the folder with the independent count of the list.
+
+    Raises:
+        InputError: the folder has fewer.
+    """
+    counted = url_list.counted_rows
+    if counted is not None and rows < (counted if limit is None else min(limit, counted)):
+        raise InputError(
+            f"{url_list.source}: {rows:,} of its {counted:,} rows came into the folder; please report this"
+        )
 
 
 def _fetch(

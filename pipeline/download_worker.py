@@ -43,6 +43,8 @@ class DownloadTask:
     """The rows, which the digest stands for."""
     retry: bool = False
     """Whether the shard is there already and only its passing failures are fetched again."""
+    hash_column: str | None = None
+    """Column of the rows with the hash that each body must have."""
 
 
 class DownloadWorker:
@@ -116,9 +118,13 @@ class DownloadWorker:
         kept = kept_rows(self._store, task.name, rows) if task.retry else itertools.repeat(None, len(rows))
         for offset, (values, row) in enumerate(zip(rows, kept, strict=True)):
             key = row_key(task.first_row, offset, self._settings.rows_per_shard)
-            yield partial(self._fetch_and_resize, key, values) if row is None else partial(_as_it_is, row)
+            yield (
+                partial(self._fetch_and_resize, key, values, task.hash_column)
+                if row is None
+                else partial(_as_it_is, row)
+            )
 
-    async def _fetch_and_resize(self, key: str, values: dict[str, Any], claim: Claim) -> Row:
+    async def _fetch_and_resize(self, key: str, values: dict[str, Any], hash_column: str | None, claim: Claim) -> Row:
         meta = {**values, "key": key, "status": "success", "error_message": None}
         sizes = {"width": None, "height": None, "original_width": None, "original_height": None}
         row = Row({**meta, **sizes, "sha256": None})
@@ -128,8 +134,8 @@ class DownloadWorker:
             body = await self._fetcher.fetch(values["url"])
             claim.arrived(len(body))
             row.body_bytes = len(body)
-            if self._settings.hash_column is not None:
-                check_hash(body, values[self._settings.hash_column])
+            if hash_column is not None:
+                check_hash(body, values[hash_column])
             image = await self._decoders.decode(body)
         except (FetchError, ImageError) as error:
             row.outcome = error.outcome

@@ -22,7 +22,7 @@ from .shards import READ_BLOCK_ROWS, Manifest, ShardRecord
 from .spool import RowSpool
 from .stage_folder import ShardCommit
 from .storage import Store
-from .urls import EMBED_COLUMNS
+from .url_columns import EMBED_COLUMNS
 
 _FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])
 _LEFT_BEHIND = ("status", "error_message", "caption", *EMBED_COLUMNS)

@@ -6,6 +6,8 @@ Text that is not UTF-8 is kept with U+FFFD in place of its bad bytes: a row of t
 from __future__ import annotations
 
 import codecs
+import collections
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -15,14 +17,18 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TextIO, cast
 
 import fsspec
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
+
+from .config import Quoting
+from .url_count import FileCount, RowsError
+from .url_delimited import read_delimited
+from .url_types import plain_type
 
 FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "json")
 READ_ERRORS = (
@@ -44,7 +50,6 @@ _FOREIGN = {
     b"\x1f\x8b": "it is compressed; add .gz to its name",
 }
 """First bytes of what is no list as it stands, and what to do about it."""
-_LAST_CELL = "\0the end"
 
 Unwanted = Callable[[int, int], bool]
 """Whether nobody wants the rows of a file from one number up to another, so that they need not be read."""
@@ -60,6 +65,17 @@ class FileMark:
     """Of its footer and of samples of its pages; of the whole file up to 16 MB."""
 
 
+@dataclass(frozen=True)
+class FileHead:
+    """Columns of a file, from a parquet footer or the first rows of another file."""
+
+    schema: pa.Schema
+    """Names and plain types."""
+    has_rows: bool
+    mark: FileMark | None
+    """None where the file has to be read to be known."""
+
+
 def list_format(path: str) -> str:
     """What a file is by its name; its ending may not be one of FORMATS."""
     return path.removesuffix(".gz").rpartition(".")[2].lower()
@@ -67,147 +83,138 @@ def list_format(path: str) -> str:
 
 def file_mark(path: str) -> FileMark | None:
     """The mark of a parquet file, from a few reads; None of other files, which have to be read whole."""
-    if not path.endswith(".parquet"):
-        return None
+    return _footer(path)[0] if path.endswith(".parquet") else None
+
+
+def file_head(path: str, quoting: Quoting) -> FileHead:
+    """Columns of a file, from a few reads."""
+    if path.endswith(".parquet"):
+        mark, schema = _footer(path)
+        return FileHead(_plain_schema(schema), mark.rows > 0, mark)
+    schema = pa.schema([])
+    with contextlib.closing(_read_stored(path, _all_wanted, quoting, FileCount())) as batches:
+        for batch in batches:
+            assert not isinstance(batch, int)
+            schema = _plain_schema(batch.schema)
+            if batch.num_rows:
+                return FileHead(schema, True, None)
+    return FileHead(schema, False, None)
+
+
+def _footer(path: str) -> tuple[FileMark, pa.Schema]:
     fs, plain_path = fsspec.core.url_to_fs(path)
     size = int(fs.size(plain_path))
     tail = fs.cat_file(plain_path, start=max(0, size - _TAIL_BYTES), end=size)
     footer = int.from_bytes(tail[-8:-4], "little") + 8
     if len(tail) < footer <= size:
         tail = fs.cat_file(plain_path, start=size - footer, end=size)
-    rows = pq.read_metadata(pa.BufferReader(b"PAR1" + tail[-footer:])).num_rows
+    metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + tail[-footer:]))
     digest = hashlib.sha256(tail[-footer:])
     length = max(0, size - footer)
     step, sample = (1 << 20, 1 << 20) if length <= _WHOLE_BYTES else (length // _SAMPLES, _SAMPLE_BYTES)
     for start in range(0, length, step):
         digest.update(fs.cat_file(plain_path, start=start, end=min(start + sample, length)))
-    return FileMark(rows, size, digest.hexdigest())
+    return FileMark(metadata.num_rows, size, digest.hexdigest()), metadata.schema.to_arrow_schema()
 
 
-def read_file(path: str, unwanted: Unwanted) -> Iterator[pa.RecordBatch | int]:
-    """Batches of one file, and the numbers of rows left out between them.
+def _plain_schema(schema: pa.Schema) -> pa.Schema:
+    if twice := [name for name, number in collections.Counter(schema.names).items() if number > 1]:
+        raise ValueError(f"column {twice[0]!r} is named twice")
+    return pa.schema([(field.name, plain_type(field.type)) for field in schema])
 
-    Text and columns without a value have one type, however the file stores them.
+
+def _all_wanted(first: int, last: int) -> bool:
+    return False
+
+
+def read_file(
+    path: str, unwanted: Unwanted = _all_wanted, quoting: Quoting = "auto", count: FileCount | None = None
+) -> Iterator[pa.RecordBatch | int]:
+    """Batches of one file as it stores them, and the numbers of rows left out between them.
+
+    Args:
+        quoting: of csv and tsv.
+        count: what is counted beside the reading; compared with the rows at the end of the file.
+
+    Raises:
+        ValueError: the rows that were read are not as many as the file has.
     """
-    for part in _read_stored(path, unwanted):
-        if isinstance(part, int):
-            yield part
-            continue
-        names = part.schema.names
-        if len(set(names)) < len(names):
-            raise ValueError(f"a column is named twice: {', '.join(names)}")
-        columns = [_checked(column) for column in part.columns]
-        yield pa.RecordBatch.from_arrays(columns, names=names)
+    count = FileCount() if count is None else count
+    rows = 0
+    for part in _read_stored(path, unwanted, quoting, count):
+        rows += part if isinstance(part, int) else part.num_rows
+        yield part
+    count.require(rows)
 
 
-def _checked(column: pa.Array) -> pa.Array:
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-        column.validate(full=True)
-        return column
-    text = column.cast(pa.string())
-    try:
-        text.validate(full=True)
-    except pa.ArrowInvalid:
-        stored = text.cast(pa.binary())
-        stored.validate(full=True)  # damage of another kind
-        values = (None if value is None else value.decode("utf-8", "replace") for value in stored.to_pylist())
-        return pa.array(values, pa.string())
-    return text
-
-
-def _read_stored(path: str, unwanted: Unwanted) -> Iterator[pa.RecordBatch | int]:
+def _read_stored(
+    path: str, unwanted: Unwanted, quoting: Quoting, count: FileCount
+) -> Generator[pa.RecordBatch | int, None, None]:
     kind = list_format(path)
     fs, plain_path = fsspec.core.url_to_fs(path)
     with fs.open(plain_path, "rb") as raw:
         if kind == "parquet":
-            yield from _read_parquet(raw, path.endswith(".gz"), unwanted)
+            yield from _read_parquet(raw, path.endswith(".gz"), unwanted, count)
             return
         file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw)
-        if foreign := _FOREIGN.get(file.read(2)):
-            raise ValueError(foreign)
-        file.seek(0)
+        file = cast(BinaryIO, io.BufferedReader(_Readable(file), _BUFFER_BYTES))  # what a server sends is no real file
+        if foreign := _FOREIGN.get(file.peek(2)[:2]):  # type: ignore[attr-defined]
+            raise RowsError(foreign)
         if kind in ("csv", "tsv"):
-            yield from _read_delimited(file, "," if kind == "csv" else "\t")
+            is_quoted = kind == "csv" if quoting == "auto" else quoting == "rfc4180"
+            yield from read_delimited(file, "," if kind == "csv" else "\t", is_quoted, count)
         elif kind == "txt":
-            yield from _to_batches({"url": line} for line in _lines(file))
+            yield from _to_batches(({"url": line} for line in _lines(file)), count)
         elif kind == "jsonl":
-            yield from _to_batches(json.loads(line) for line in _lines(file))
+            yield from _to_batches((json.loads(line) for line in _lines(file)), count)
         else:
             with io.TextIOWrapper(file, "utf-8-sig", "replace") as text:
-                yield from _to_batches(_json_values(text))
+                yield from _to_batches(_json_values(text), count)
 
 
-def _read_parquet(raw: BinaryIO, compressed: bool, unwanted: Unwanted) -> Iterator[pa.RecordBatch | int]:
+class _Readable(io.RawIOBase):
+    """Any file that can be read to its end, seekable or not."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        data = self._file.read(len(target))
+        target[: len(data)] = data
+        return len(data)
+
+
+def _read_parquet(
+    raw: BinaryIO, compressed: bool, unwanted: Unwanted, count: FileCount
+) -> Iterator[pa.RecordBatch | int]:
     """Row groups one after the other, those left out that nobody wants."""
     with tempfile.TemporaryFile() as unpacked:
         if compressed:  # a parquet file is read from its end, which a stream does not let us
             shutil.copyfileobj(gzip.GzipFile(fileobj=raw), unpacked, _BUFFER_BYTES)
         # its own way to buffer would hold the column chunks of a row group whole
         file = pq.ParquetFile(unpacked if compressed else raw, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+        count.rows = file.metadata.num_rows
         first = 0
         for number in range(file.num_row_groups):
             rows = file.metadata.row_group(number).num_rows
             if unwanted(first, first + rows):
                 yield rows
             else:
-                yield from file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[number])
+                # threads that read a Python file can hang the interpreter as it ends:
+                # https://github.com/apache/arrow/issues/50482
+                yield from file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[number], use_threads=False)
             first += rows
 
 
-def _read_delimited(file: BinaryIO, delimiter: str) -> Iterator[pa.RecordBatch]:
-    """Every column as text: a type guessed from the first block would fail on a later one."""
-    lines = (line.decode("utf-8-sig", "replace") for line in file)
-    header = next((line for line in lines if line.strip()), None)
-    if header is None:
-        return
-    names = next(csv.reader([header], delimiter=delimiter))
-    try:
-        reader = pyarrow.csv.open_csv(
-            _OneRowMore(file, f"\n{delimiter.join([_LAST_CELL] * len(names))}\n".encode()),
-            read_options=pyarrow.csv.ReadOptions(column_names=names, block_size=_BUFFER_BYTES),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(
-                check_utf8=False, column_types={name: pa.string() for name in names}
-            ),
-        )
-        held = reader.read_next_batch()
-        for batch in reader:
-            if batch.num_rows:
-                yield held
-                held = batch
-    except pa.ArrowInvalid as error:
-        what = "a row has more than 1 MB" if "straddling" in str(error) else error
-        raise ValueError(
-            f"{what}; a field with {delimiter!r}, a quote or a line break in it needs quotes around it"
-        ) from error
-    last = held.num_rows - 1
-    if held.column(0)[last].as_py() != _LAST_CELL:
-        raise ValueError(f"a quote is never closed, in the row that begins with {held.column(0)[last].as_py()!r:.80}")
-    yield held.slice(0, last)
-
-
-class _OneRowMore(io.RawIOBase):
-    """A file with a row at its end; a quote in the file that is never closed swallows it, and so is seen."""
-
-    def __init__(self, file: BinaryIO, row: bytes) -> None:
-        self._file, self._row = file, row
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        if data := self._file.read(size):
-            return data
-        row, self._row = self._row, b""
-        return row
-
-
 def _lines(file: BinaryIO) -> Iterator[str]:
-    """Lines that are not empty, without the white space around them."""
+    """Lines that are not empty, without the white space around them; a carriage return alone ends a line too."""
     for number, line in enumerate(file):
-        if text := line.decode("utf-8-sig" if number == 0 else "utf-8", "replace").strip():
-            yield text
+        for part in line.split(b"\r"):
+            if text := part.decode("utf-8-sig" if number == 0 else "utf-8", "replace").strip():
+                yield text
 
 
 def _json_values(file: TextIO) -> Iterator[Any]:
@@ -231,36 +238,65 @@ def _json_values(file: TextIO) -> Iterator[Any]:
             more = file.read(_JSON_CHARS)
             if not more and not is_list and not held[position:]:
                 return
-            if not more or len(held) - position > _LONGEST_JSON_ROW:
+            if len(held) - position > _LONGEST_JSON_ROW:
+                raise RowsError("a JSON value has more than 64 MB; write a list of objects, one for each row") from None
+            if not more:
                 raise
             held, position = held[position:] + more, 0
             continue
         yield value
 
 
-def _to_batches(rows: Iterator[Any]) -> Iterator[pa.RecordBatch]:
+def _to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch]:
     """Rows of plain values as batches; a key that a row lacks is a null; the first batch names the columns."""
     held: list[dict[str, Any]] = []
     names: list[str] = []
     for row in rows:
+        count.rows += 1
         if isinstance(row, str):
             row = {"url": row}
         if not isinstance(row, dict):
-            raise ValueError(f"each row must be a URL, or an object with a key for each column, got {row!r:.80}")
+            raise RowsError(f"each row must be a URL, or an object with a key for each column, got {row!r:.80}")
         held.append(row)
         if len(held) == _BATCH_ROWS:
             names = names or _keys(held)
-            yield _to_batch(held, names)
+            yield _to_batch(held, names, count)
             held = []
+    if count.rows == 1:
+        _require_row(held[0])
     if held:
-        yield _to_batch(held, names or _keys(held))
+        yield _to_batch(held, names or _keys(held), count)
+
+
+def _require_row(value: dict[str, Any]) -> None:
+    """Refuse a file whose only value holds all rows.
+
+    Raises:
+        RowsError: says how to write it as rows.
+    """
+    lists = {name: items for name, items in value.items() if isinstance(items, list) and items}
+    if not lists or any(isinstance(text, str) and "://" in text for text in value.values()):
+        return
+    for name, items in lists.items():
+        if isinstance(items[0], dict):
+            raise RowsError(
+                f"its rows are inside {name!r}; write that list alone, as `jq .{name} FILE > rows.json` does"
+            )
+    raise RowsError(
+        "it is one object of columns, not one for each row; "
+        "pandas.DataFrame(json.load(open(FILE))).to_parquet('rows.parquet') writes it as rows"
+    )
 
 
 def _keys(rows: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
-def _to_batch(rows: list[dict[str, Any]], names: list[str]) -> pa.RecordBatch:
+def _to_batch(rows: list[dict[str, Any]], names: list[str], count: FileCount) -> pa.RecordBatch:
+    known = set(names)
+    for row in rows:
+        if not known.issuperset(row):
+            count.left_out.update(row.keys() - known)
     return pa.RecordBatch.from_arrays([_column(name, [row.get(name) for row in rows]) for name in names], names=names)
 
 

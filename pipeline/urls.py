@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
+import collections
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .config import DownloadSettings
+from .config import DownloadSettings, Quoting
 from .errors import InputError
 from .listing import list_files
 from .storage import open_location
-from .url_files import FORMATS, READ_ERRORS, FileMark, file_mark, list_format, read_file
-
-ADDED_COLUMNS = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "sha256")
-"""Columns that download adds to each row."""
-
-EMBED_COLUMNS = ("image_path", "image_norm", "text_norm")
-"""Columns that embed adds to each row."""
+from .url_columns import ListColumns, choose_columns, require_headers
+from .url_count import FileCount, RowsError
+from .url_files import FORMATS, READ_ERRORS, FileHead, FileMark, file_head, list_format, read_file
+from .url_types import plain_column
 
 _MARK_THREADS = 16
 """Files whose marks are read at once: each waits for remote storage a few times."""
@@ -34,17 +31,47 @@ _NO_VALUE = -1
 class UrlList:
     """A list of URLs whose columns have been checked.
 
-    Rows come with the column `url`, then `caption` if there are captions, then all other columns of the list.
+    Rows come with the column `url`, then `caption` if there are captions, then the other columns that are kept.
     """
 
     source: str
     files: tuple[str, ...]
-    columns: tuple[str, ...]
-    """Columns of the files in the order in which rows are given."""
-    schema: pa.Schema
-    """What those columns are called in the rows, and their types."""
+    columns: ListColumns
+    earlier: tuple[ListColumns, ...]
+    """Columns of the list when it had fewer files, where they differ; shards that were made then keep them."""
     marks: tuple[FileMark | None, ...]
     """Of each file; None where it has to be read to be known."""
+    quoting: Quoting
+    counts: dict[str, FileCount] = field(default_factory=dict, compare=False)
+    """Counts of the files that have been read."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns of rows."""
+        return self.columns.schema
+
+    def notes(self) -> dict[str, Any]:
+        """Counts for the summary: rows, renamed columns, and what may have been read otherwise than meant."""
+        left_out: collections.Counter[str] = collections.Counter()
+        for count in self.counts.values():
+            left_out.update(count.left_out)
+        return {
+            "rows": self.counted_rows,
+            "renamed_columns": self.columns.renamed,
+            "quoted_fields": sum(count.quoted_fields for count in self.counts.values()),
+            "late_keys": dict(left_out.most_common()),
+        }
+
+    @property
+    def counted_rows(self) -> int | None:
+        """Rows of all files by their lines, values or footers; None where some are not read to their end."""
+        total = 0
+        for path, mark in zip(self.files, self.marks, strict=True):
+            count = self.counts.get(path)
+            if mark is None and (count is None or not count.whole):
+                return None
+            total += mark.rows if mark is not None else count.rows if count is not None else 0
+        return total
 
     @property
     def rows(self) -> int | None:
@@ -111,30 +138,50 @@ class UrlList:
                 row += mark.rows
                 yield mark.rows
                 continue
-            start = row
-            try:
-                for part in read_file(path, lambda first, last, start=start: unwanted(start + first, start + last)):  # type: ignore[misc]
-                    row += part if isinstance(part, int) else part.num_rows
-                    yield part if isinstance(part, int) else self._arranged(path, part)
-            except READ_ERRORS as error:
-                raise _unreadable(path, error) from error
+            yield from self._file_parts(path, row, unwanted)
+            row += self.counts[path].rows
+
+    def _file_parts(
+        self, path: str, start: int, unwanted: Callable[[int, int], bool]
+    ) -> Iterator[pa.RecordBatch | int]:
+        count = FileCount()
+        try:
+            for part in read_file(path, lambda first, last: unwanted(start + first, start + last), self.quoting, count):
+                yield part if isinstance(part, int) else self._arranged(path, part)
+        except READ_ERRORS as error:
+            raise _unreadable(path, error) from error
+        self.counts[path] = count
 
     def _arranged(self, path: str, batch: pa.RecordBatch) -> pa.RecordBatch:
-        missing = [name for name in self.columns if name not in batch.schema.names]
-        if missing and batch.num_rows:
-            raise InputError(f"{path}: no column {missing[0]!r}, which {self.files[0]} has")
-        if missing:
-            return pa.RecordBatch.from_pylist([], schema=self.schema)
+        """The batch with the columns of all rows of the list."""
         columns = []
-        for name, kind in zip(self.columns, self.schema.types, strict=True):
+        for name, kind in zip(self.columns.sources, self.schema.types, strict=True):
             try:
-                columns.append(batch.column(name).cast(kind))
-            except pa.ArrowException as error:
+                place = batch.schema.get_field_index(name)
+                columns.append(plain_column(batch.column(place), kind) if place >= 0 else pa.nulls(len(batch), kind))
+            except (pa.ArrowException, ValueError, OverflowError, KeyError) as error:
                 raise InputError(
-                    f"{path}: column {name!r} is {kind} in the first rows of the list, which later ones do not fit "
-                    f"({error}); store it as one kind, or drop it"
+                    f"{path}: column {name!r} is {kind} in the first rows of "
+                    f"the list, which later ones do not fit ({error}); store it as one type, or leave it out with "
+                    "download.keep_columns"
                 ) from error
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+    def had_digest(self, table: pa.Table, digest: str) -> bool:
+        """Whether rows have a digest with the columns that the list had when it had fewer files."""
+        return any(
+            rows_digest(narrowed) == digest
+            for columns in self.earlier
+            if (narrowed := _narrowed(table, columns.schema)) is not None
+        )
+
+
+def _narrowed(table: pa.Table, schema: pa.Schema) -> pa.Table | None:
+    """The columns of a table in a narrower schema; None where they do not fit it."""
+    try:
+        return table.select(schema.names).cast(schema)
+    except pa.ArrowException:
+        return None
 
 
 def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
@@ -143,6 +190,7 @@ def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
     Raises:
         InputError: the list is missing, empty, unreadable or lacks a column.
     """
+    _require_plain_address(source)
     fs, path = open_location(source)
     if list_format(path) in FORMATS and fs.isfile(path):  # first, since the search for an HTTP folder loads the file
         found = [fs.unstrip_protocol(path)]
@@ -155,48 +203,38 @@ def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
         raise InputError(f"{source}: no such file or folder; name a list of URLs ({', '.join(FORMATS)})")
     else:
         raise InputError(f"{source}: unknown kind of list; known endings are {', '.join(FORMATS)}, also with .gz")
-    first = _first_batch(found)
-    if first is None:
-        raise InputError(f"{source}: the list is empty; it needs at least one row with a URL")
-    available = first.schema.names
-    columns = [_require(settings.url_column, "url_column", available, source)]
-    names = ["url"]
-    if settings.caption_column is not None:
-        columns.append(_require(settings.caption_column, "caption_column", available, source))
-        names.append("caption")
-    if settings.hash_column is not None and _require(settings.hash_column, "hash_column", available, source) in columns:
-        raise InputError(f"{source}: hash_column {settings.hash_column!r} is the column of URLs or captions itself")
-    for name, setting in zip(columns, ("url_column", "caption_column"), strict=False):
-        kind = first.schema.field(name).type
-        if not pa.types.is_string(kind):
-            raise InputError(f"{source}: column {name!r} holds {kind}, not text: set {setting} to another")
-    extra = [name for name in available if name not in columns]
-    taken = [name for name in extra if name in (*ADDED_COLUMNS, *EMBED_COLUMNS, *names)]
-    if taken:
-        raise InputError(f"{source}: column {taken[0]!r} is written by priorkit itself; rename or drop it in the list")
-    columns += extra
-    kinds = [first.schema.field(name).type for name in columns]
-    schema = pa.schema(list(zip([*names, *extra], kinds, strict=True)))
     with ThreadPoolExecutor(_MARK_THREADS) as threads:
-        marks = tuple(threads.map(_mark, found))
-    return UrlList(source, tuple(found), tuple(columns), schema, marks)
+        heads = dict(zip(found, threads.map(lambda name: _head(name, settings.quoting), found), strict=True))
+    require_headers(heads, settings.url_column)
+    if not any(head.has_rows for head in heads.values()):
+        raise InputError(f"{source}: the list is empty; it needs at least one row with a URL")
+    *earlier, columns = choose_columns(source, heads, settings)
+    marks = tuple(head.mark for head in heads.values())
+    return UrlList(source, tuple(found), columns, tuple(earlier), marks, settings.quoting)
 
 
-def _first_batch(files: list[str]) -> pa.RecordBatch | None:
-    """The first rows of a list; None where no file has any."""
-    for path in files:
-        try:
-            for batch in read_file(path, lambda first, last: False):
-                if not isinstance(batch, int) and batch.num_rows:
-                    return batch
-        except READ_ERRORS as error:
-            raise _unreadable(path, error) from error
-    return None
+def _require_plain_address(source: str) -> None:
+    """Refuse addresses whose kind or file is not told by their name.
+
+    Raises:
+        InputError: says how to read them all the same.
+    """
+    if "::" in source:
+        raise InputError(f"{source}: chained addresses (::) are not read; unpack the list first, and name the file")
+    scheme, separator, rest = source.partition("://")
+    name, mark, _ = rest.partition("?")
+    if separator and mark and scheme in ("http", "https"):
+        kind = list_format(name)
+        target = name.rpartition("/")[2] if kind in FORMATS else "urls.csv"
+        raise InputError(
+            f"{source}: addresses with a query (?) are not read; download the list first (curl -L -o {target} "
+            f"{scheme}://...), and name the file"
+        )
 
 
-def _mark(path: str) -> FileMark | None:
+def _head(path: str, quoting: Quoting) -> FileHead:
     try:
-        return file_mark(path)
+        return file_head(path, quoting)
     except READ_ERRORS as error:
         raise _unreadable(path, error) from error
 
@@ -251,21 +289,13 @@ def _to_table(batches: list[pa.RecordBatch]) -> pa.Table:
     return table.take(pa.array(np.arange(table.num_rows))).combine_chunks()
 
 
-def _require(column: str, setting: str, available: list[str], source: str) -> str:
-    if column in available:
-        return column
-    nearest = difflib.get_close_matches(column, available, n=1, cutoff=0.4)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    none = ", or null for none; a prior needs captions" if "caption" in setting else ""
-    raise InputError(
-        f"{source}: no column {column!r}; {hint}The list has {', '.join(map(repr, available))} (`--set "
-        f"download.{setting}=NAME`{none})"
-    )
 
 
 def _unreadable(path: str, error: BaseException) -> InputError:
     if isinstance(error, InputError):
         return error
+    if isinstance(error, RowsError):
+        return InputError(f"{path}: cannot be read as {list_format(path)}: {error}")
     return InputError(
         f"{path}: cannot be read as {list_format(path)} ({error}); is it complete, and named as what it is?"
     )

@@ -57,6 +57,9 @@ def as_jsonl(rows: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
+QUOTED: dict[str, Any] = {"quoting": "rfc4180"}
+"""Settings for the tsv files of these tests, in which fields are quoted as in csv."""
+
 FORMATS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
     "parquet": as_parquet,
     "csv": as_delimited,
@@ -80,7 +83,7 @@ def test_every_format_gives_the_same_rows_and_digest(tmp_path: Path, kind: str, 
     data = FORMATS[kind](ROWS)
     path = tmp_path / (f"list.{kind}.gz" if gz else f"list.{kind}")
     path.write_bytes(gzip.compress(data) if gz else data)
-    urls = open_list(path)
+    urls = open_list(path, **QUOTED)
     ((_, table),) = urls.shards(100)
     assert table.to_pylist() == ROWS
     assert rows_digest(table) == rows_digest(pa.Table.from_pylist(ROWS))
@@ -105,8 +108,8 @@ def test_a_folder_is_its_files_in_order_whatever_their_formats(tmp_path: Path) -
     (tmp_path / "part/deeper/9.csv.gz").write_bytes(gzip.compress(as_delimited(ROWS[5:])))
     (tmp_path / "part/_SUCCESS").write_bytes(b"")
     (tmp_path / "part/README.md").write_bytes(b"no list")
-    assert read(tmp_path / "part") == ROWS
-    ((_, table),) = open_list(tmp_path / "part").shards(100)
+    assert read(tmp_path / "part", **QUOTED) == ROWS
+    ((_, table),) = open_list(tmp_path / "part", **QUOTED).shards(100)
     assert rows_digest(table) == rows_digest(pa.Table.from_pylist(ROWS))
 
 
@@ -235,9 +238,9 @@ def test_an_unknown_ending_names_the_known_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_an_unknown_column_names_the_nearest_and_all_there_are(tmp_path: Path, kind: str) -> None:
     (tmp_path / f"list.{kind}").write_bytes(FORMATS[kind](ROWS))
-    text = refusal(tmp_path / f"list.{kind}", url_column="URL_", caption_column="licens")
-    assert "no column 'URL_'" in text
-    text = refusal(tmp_path / f"list.{kind}", caption_column="captions")
+    text = refusal(tmp_path / f"list.{kind}", url_column="URL_", caption_column="licens", **QUOTED)
+    assert "no column 'URL_'; did you mean 'url'?" in text
+    text = refusal(tmp_path / f"list.{kind}", caption_column="captions", **QUOTED)
     assert "no column 'captions'; did you mean 'caption'?" in text
     assert "The list has 'url', 'caption', 'licence' (`--set download.caption_column=NAME`, or null" in text
 
@@ -287,7 +290,7 @@ GZIPPED = gzip.compress(as_delimited(ROWS * 200), mtime=0)
         ("list.csv", b"url,caption\na,b,c\n"),
         ("list.csv", b"url,url,caption\na,b,c\n"),
         ("list.csv", b'url,caption\na,b\nc,"d\ne,f\n'),
-        ("list.tsv", b'url\tcaption\na\t"b"\nc\t"d "" e'),
+        ("list.tsv", b'url\tcaption\na\t"b"\nc\r\td\n'),
         ("list.csv", gzip.compress(b"url,caption\na,b\n", mtime=0)),
         ("list.csv.gz", b"not compressed"),
         ("list.csv.gz", GZIPPED[: len(GZIPPED) // 2]),
@@ -315,9 +318,9 @@ def test_a_damaged_or_misnamed_list_is_a_clear_error_that_names_it(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("list.csv", b"url,caption\na,b,c\n", "Expected 2 columns, got 3: a,b,c; a field with ',', a quote"),
-        ("list.tsv", b"url\tcaption\nabc\n", r"Expected 2 columns, got 1: abc; a field with '\t', a quote"),
-        ("list.csv", b'url,caption\na,b\nc,"d\ne,f\n', "a quote is never closed, in the row that begins with 'c'"),
+        ("list.csv", b"url,caption\na,b,c\n", "line 2 has 3 instead of 2 columns; a field with ',', a quote"),
+        ("list.tsv", b"url\tcaption\nabc\n", "line 2 has 1 instead of 2 columns; if its fields are in quotes, set"),
+        ("list.csv", b'url,caption\na,b\nc,"d\ne,f\n', "line 3: a quote is never closed"),
         ("list.csv", gzip.compress(b"url,caption\na,b\n", mtime=0), "it is compressed; add .gz to its name"),
         ("list.jsonl", b'{"url": "a", "caption": "b", "n": 1}\n{"url": "c", "n": []}\n', "column 'n': "),
     ],
@@ -350,7 +353,7 @@ def test_a_column_whose_later_values_are_of_another_kind_is_named(tmp_path: Path
     (tmp_path / "list.jsonl").write_bytes(as_jsonl(rows))
     text = refusal(tmp_path / "list.jsonl")
     assert "list.jsonl: column 'n' is " in text
-    assert "store it as one kind, or drop it" in text
+    assert "store it as one type, or leave it out with download.keep_columns" in text
 
 
 def test_a_column_that_a_parquet_file_names_twice_is_refused(tmp_path: Path) -> None:
@@ -358,18 +361,7 @@ def test_a_column_that_a_parquet_file_names_twice_is_refused(tmp_path: Path) -> 
         [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["url", "caption", "caption"]
     )
     pq.write_table(table, tmp_path / "list.parquet")
-    assert "a column is named twice: url, caption, caption" in refusal(tmp_path / "list.parquet")
-
-
-@pytest.mark.parametrize("name", ["key", "status", "sha256", "width"])
-def test_a_column_that_download_writes_itself_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "list.jsonl").write_bytes(as_jsonl([{"url": "a", "caption": "b", name: "c"}]))
-    assert f"column '{name}' is written by priorkit itself" in refusal(tmp_path / "list.jsonl")
-
-
-def test_a_second_column_of_the_name_that_captions_get_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "list.jsonl").write_bytes(as_jsonl([{"url": "a", "caption": "b", "alt": "c"}]))
-    assert "column 'caption' is written by priorkit" in refusal(tmp_path / "list.jsonl", caption_column="alt")
+    assert "column 'caption' is named twice" in refusal(tmp_path / "list.parquet")
 
 
 def test_a_column_of_numbers_is_no_column_of_urls(tmp_path: Path) -> None:

@@ -1,0 +1,242 @@
+"""Columns of a URL list: which are asked for, which are kept, and what they are called in the shards."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from .config import DownloadSettings
+from .errors import InputError
+from .url_files import FileHead, list_format
+from .url_types import is_text, unified, why_not_carried
+
+ADDED_COLUMNS = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "sha256")
+"""Columns that download adds to each row."""
+
+EMBED_COLUMNS = ("image_path", "image_norm", "text_norm")
+"""Columns that embed adds to each row."""
+
+_RESERVED = frozenset({"url", "caption", *ADDED_COLUMNS, *EMBED_COLUMNS})
+_SYNONYMS = {
+    "url_column": ("url", "image_url", "img_url", "image_urls", "url_link", "image", "img", "src", "link", "uri"),
+    "caption_column": ("caption", "text", "alt", "alt_text", "captions", "title", "description", "prompt"),
+    "hash_column": ("sha256", "md5", "hash", "sha1", "sha512"),
+}
+"""Usual names of a column, the most usual first."""
+_SHOWN_COLUMNS = 6
+_SHOWN_CHARACTERS = 40
+
+
+@dataclass(frozen=True)
+class ListColumns:
+    """Columns of a list as they are given in rows: `url`, `caption` if there are captions, then those that are kept."""
+
+    sources: tuple[str, ...]
+    """Names in the files."""
+    schema: pa.Schema
+    """Names and types in the rows."""
+    hash_column: str | None
+    """Name in the rows of the column of hashes."""
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Names in the rows of kept columns whose own name is one of ours."""
+        pairs = zip(self.sources, self.schema.names, strict=True)
+        return {source: name for source, name in pairs if source != name and name not in ("url", "caption")}
+
+    def first(self, count: int) -> ListColumns:
+        """The first columns of these."""
+        return ListColumns(self.sources[:count], pa.schema(list(self.schema)[:count]), self.hash_column)
+
+
+def choose_columns(source: str, heads: Mapping[str, FileHead], settings: DownloadSettings) -> list[ListColumns]:
+    """Columns of the rows, from the heads of all files that are not empty.
+
+    A column that some files lack is null there; one whose type differs gets the narrowest type that holds all values.
+
+    Returns:
+        The columns of the first file, of the first two and so on where these differ; the last are those of the list.
+
+    Raises:
+        InputError: a column is missing, or cannot be carried, or its types have none in common.
+    """
+    filled = {path: head for path, head in heads.items() if head.has_rows}
+    first = next(iter(filled))
+    available = list(dict.fromkeys(name for head in filled.values() for name in head.schema.names))
+    asked = {"url_column": settings.url_column, "caption_column": settings.caption_column}
+    if settings.hash_column is not None:
+        asked["hash_column"] = settings.hash_column
+    wanted = {setting: name for setting, name in asked.items() if name is not None}
+    for path, head in filled.items():
+        _require_columns(path, head, wanted, source if path == first else None, first)
+    columns = [name for setting, name in wanted.items() if setting != "hash_column"]
+    if settings.hash_column in columns:
+        raise InputError(f"{source}: hash_column {settings.hash_column!r} is the column of URLs or captions itself")
+    columns += [name for name in available if name not in columns and _is_kept(name, settings)]
+    for name in () if isinstance(settings.keep_columns, str) else settings.keep_columns:
+        _require(name, "keep_columns", available, source)
+    names = _names(columns, available, 1 if settings.caption_column is None else 2)
+    chosen: list[ListColumns] = []
+    kinds: dict[str, pa.DataType] = {}
+    origins: dict[str, str] = {}
+    for path, head in filled.items():
+        for field in head.schema:
+            if field.name in columns:
+                kinds[field.name] = _unify(path, field, kinds, origins)
+        fields = [(name, kinds[column]) for column, name in zip(columns, names, strict=True) if column in kinds]
+        schema = pa.schema([(name, pa.string() if kind == pa.null() else kind) for name, kind in fields])
+        schema = _as_text(source, schema, wanted)
+        hashes = names[columns.index(settings.hash_column)] if settings.hash_column is not None else None
+        if not chosen or chosen[-1].schema != schema:
+            chosen.append(ListColumns(tuple(column for column in columns if column in kinds), schema, hashes))
+    for column, name in zip(columns, names, strict=True):
+        if why := why_not_carried(chosen[-1].schema.field(name).type):
+            raise InputError(f"{origins[column]}: column {column!r} cannot be carried ({why}); {_leave_out(column)}")
+    return chosen
+
+
+def _is_kept(name: str, settings: DownloadSettings) -> bool:
+    keep = settings.keep_columns
+    return keep == "all" or name == settings.hash_column or (not isinstance(keep, str) and name in keep)
+
+
+def _leave_out(column: str) -> str:
+    return f"leave it out with download.keep_columns (all, none or a list of names), or store {column!r} as text"
+
+
+def _names(columns: Sequence[str], available: Sequence[str], asked: int) -> list[str]:
+    """Names in the rows: those of `asked` columns are ours, and what would clash with ours is renamed."""
+    names = ["url", "caption"][:asked]
+    for column in columns[asked:]:
+        name = column
+        if column in _RESERVED:
+            name, number = f"source_{column}", 2
+            while name in available or name in names:
+                name, number = f"source_{column}_{number}", number + 1
+        names.append(name)
+    return names
+
+
+def _unify(path: str, field: pa.Field, kinds: dict[str, pa.DataType], origins: dict[str, str]) -> pa.DataType:
+    origin = origins.setdefault(field.name, path)
+    known = kinds.get(field.name, pa.null())
+    kind = unified(known, field.type)
+    if kind is None:
+        raise InputError(
+            f"{path}: column {field.name!r} is {field.type}, in {origin} it is {known}; store it as one type, or "
+            "leave it out with download.keep_columns"
+        )
+    if known == pa.null():
+        origins[field.name] = path
+    return kind
+
+
+def _as_text(source: str, schema: pa.Schema, wanted: Mapping[str, str]) -> pa.Schema:
+    """The schema with URLs and captions as text."""
+    for setting, column in wanted.items():
+        if setting == "hash_column":
+            continue
+        name = setting.removesuffix("_column")
+        kind = schema.field(name).type
+        if not is_text(kind):
+            raise InputError(f"{source}: column {column!r} holds {kind}, not text: set {setting} to another")
+        schema = schema.set(schema.get_field_index(name), pa.field(name, pa.string()))
+    return schema
+
+
+def _looks_like_url(name: str) -> bool:
+    return "://" in name or name.lstrip().startswith("www.")
+
+
+def require_headers(heads: Mapping[str, FileHead], url_column: str) -> None:
+    """Refuse files whose first row was taken for their header, also those that have no other.
+
+    Raises:
+        InputError: says how to add a header.
+    """
+    for path, head in heads.items():
+        _require_header(path, head, url_column)
+
+
+def _require_header(path: str, head: FileHead, url_column: str) -> None:
+    """Refuse a file whose first row was taken for its header.
+
+    Raises:
+        InputError: says how to add one.
+    """
+    names = head.schema.names
+    if url_column in names and not _looks_like_url(url_column):
+        return
+    is_text_file = list_format(path) in ("csv", "tsv")
+    url = next((name for name in names if _looks_like_url(name)), None)
+    if url is not None:
+        line = "the first line is" if is_text_file else "the names of its columns are"
+        raise InputError(
+            f"{path}: {line} a row and no header, since {_shortened(url)} is a URL; add a line of names before it, "
+            f"such as {_example_header(path, names)!r}"
+        )
+    if is_text_file and names and not head.has_rows:
+        raise InputError(
+            f"{path}: its only line has no column {url_column!r}; remove the file if that line is a header, or add "
+            "the header that the line lacks"
+        )
+
+
+def _example_header(path: str, names: Sequence[str]) -> str:
+    others = ["caption", *(f"column{number}" for number in range(3, len(names) + 1))]
+    example, has_url = [], False
+    for name in names:
+        is_url = _looks_like_url(name) and not has_url
+        has_url = has_url or is_url
+        example.append("url" if is_url else others.pop(0) if others else "url")
+    return ("\t" if list_format(path) == "tsv" else ",").join(example)
+
+
+def _require_columns(path: str, head: FileHead, wanted: Mapping[str, str], source: str | None, first: str) -> None:
+    """Refuse a file without the columns that are asked for.
+
+    Args:
+        source: name of the list, where the file is the first.
+    """
+    for setting, name in wanted.items():
+        if source is None and name not in head.schema.names:
+            raise InputError(f"{path}: no column {name!r}, which {first} has")
+        if source is not None:
+            _require(name, setting, head.schema.names, source)
+
+
+def _require(column: str, setting: str, available: Sequence[str], source: str) -> None:
+    if column in available:
+        return
+    nearest = _suggestion(column, setting, available)
+    hint = f"did you mean {_shortened(nearest)}? " if nearest is not None else ""
+    quoted = [name for name in available if len(name) > 1 and name[0] == name[-1] == '"']
+    if quoted:
+        hint = "its header is quoted: set download.quoting=rfc4180. "
+    shown = [_shortened(name) for name in available[:_SHOWN_COLUMNS]]
+    if len(available) > len(shown):
+        shown.append(f"{len(available) - len(shown)} more")
+    none = ", or null for none; a prior needs captions" if setting == "caption_column" else ""
+    raise InputError(
+        f"{source}: no column {_shortened(column)}; {hint}The list has {', '.join(shown)} (`--set "
+        f"download.{setting}=NAME`{none})"
+    )
+
+
+def _shortened(name: str) -> str:
+    return repr(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}...")
+
+
+def _suggestion(column: str, setting: str, available: Sequence[str]) -> str | None:
+    """The column that was most likely meant: the same but for case, a usual name, or one that is spelled alike."""
+    by_case: dict[str, str] = {}
+    for name in available:
+        by_case.setdefault(name.strip().lower(), name)
+    for candidate in (column.strip().lower(), *_SYNONYMS.get(setting, ())):
+        if candidate in by_case:
+            return by_case[candidate]
+    nearest = difflib.get_close_matches(column.lower(), by_case, n=1, cutoff=0.7)
+    return by_case[nearest[0]] if nearest else None

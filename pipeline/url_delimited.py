@@ -1,0 +1,226 @@
+"""One csv or tsv file -> batches of rows, as a stream of blocks that end with a row.
+
+Blocks are cut here and parsed by pyarrow from memory, in this thread. Its streaming reader calls the Python file from
+threads that outlive an error, and aborts or hangs the interpreter as it ends
+(https://github.com/apache/arrow/issues/45214). It does not name the line of an open quote either.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from .url_count import FileCount, RowsError
+
+_BLOCK_BYTES = 1 << 20
+_LONGEST_ROW = 1 << 20
+"""Bytes of the longest row: a longer one is most likely a quote that is never closed."""
+_NEWLINE, _RETURN, _QUOTE = b'\n\r"'
+_QUOTED_REST = re.compile(rb'[^"]*(?:""[^"]*)*"(?!")')
+"""A quoted field after its opening quote."""
+_WRONG_COLUMNS = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
+_QUOTE_HINT = 'a quote inside quoted text is written twice (""); where quotes are plain text, set download.quoting=none'
+
+
+def read_delimited(file: BinaryIO, delimiter: str, quoting: bool, count: FileCount) -> Iterator[pa.RecordBatch]:
+    """Batches of rows, every column as text: a type guessed from the first block would fail on a later one.
+
+    A file with a header and no row gives one empty batch.
+
+    Args:
+        quoting: RFC 4180: a field that begins with a quote ends with one. Otherwise quotes are plain text.
+        count: the rows by lines are added here.
+
+    Raises:
+        RowsError: a quote is never closed, or a row has too many or too few columns; names the line.
+    """
+    names: list[str] = []
+    rest, line = b"", 1
+    while True:
+        data = _read(file)
+        if line == 1 and not rest:
+            data = data.removeprefix(codecs.BOM_UTF8)
+        block = _Block(rest + data, delimiter, quoting, line, at_end=not data)
+        if block.end == 0 and len(block.data) > _LONGEST_ROW:
+            hint = "; is a quote in it never closed?" if quoting else ""
+            raise RowsError(f"line {line:,}: a row has more than 1 MB{hint}")
+        block.require_line_ends()
+        if not names and (names := block.take_header()):
+            yield pa.RecordBatch.from_pylist([], pa.schema([(name, pa.string()) for name in names]))
+        if block.rows:
+            if not quoting:
+                count.quoted_fields += block.quoted_fields()
+            yield from block.parse(names)
+            count.rows += block.rows
+        rest = block.data[block.end :]
+        line += block.data.count(b"\n", 0, block.end)
+        if not data:
+            return
+
+
+def _read(file: BinaryIO) -> bytes:
+    """A whole block, also where the file gives less at once."""
+    parts, size = [], 0
+    while size < _BLOCK_BYTES and (data := file.read(_BLOCK_BYTES - size)):
+        parts.append(data)
+        size += len(data)
+    return b"".join(parts)
+
+
+class _Block:
+    """Bytes of a file that begin with a row.
+
+    Args:
+        line: number of the first line.
+        at_end: whether the file ends here.
+
+    Raises:
+        RowsError: a quote is never closed, or text follows a closing quote; names the line.
+    """
+
+    def __init__(self, data: bytes, delimiter: str, quoting: bool, line: int, *, at_end: bool) -> None:
+        self.data, self._delimiter, self._quoting, self._line, self._at_end = data, delimiter, quoting, line, at_end
+        self._bytes = np.frombuffer(data, np.uint8)
+        """`[n]`."""
+        self._opens = self._closes = np.empty(0, np.int64)
+        """`[quoted fields]` places of their first and last quote; an escaped quote may divide a field into two."""
+        if quoting and b'"' in data:
+            self._find_quotes()
+        ends = self._outside(np.flatnonzero(self._bytes == _NEWLINE))
+        self.end = len(data) if at_end else int(ends[-1]) + 1 if len(ends) else 0
+        """Bytes up to the end of the last whole row."""
+        if at_end and (len(ends) == 0 or ends[-1] + 1 < len(data)):
+            ends = np.append(ends, len(data))
+        starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else np.empty(0, np.int64)
+        lengths = ends - starts
+        lone = np.flatnonzero(lengths == 1)
+        lengths[lone] -= self._bytes[starts[lone]] == _RETURN
+        self._starts = starts[lengths > 0]
+        """`[rows]` places where they begin; empty lines are none."""
+
+    @property
+    def rows(self) -> int:
+        """Lines outside quotes that are not empty, without the header."""
+        return len(self._starts)
+
+    def _outside(self, places: np.ndarray) -> np.ndarray:
+        """Those of the places that are outside quotes."""
+        if not len(self._opens):
+            return places
+        outside: np.ndarray = places[np.searchsorted(self._opens, places) == np.searchsorted(self._closes, places)]
+        return outside
+
+    def _find_quotes(self) -> None:
+        quotes = np.flatnonzero(self._bytes == _QUOTE)
+        if not self._at_end and quotes[-1] == len(self.data) - 1 and len(quotes) % 2 == 0:
+            quotes = quotes[:-1]  # it closes a field, unless the next block begins with a quote
+        opens, closes = quotes[::2], quotes[1::2]
+        around = np.array([_NEWLINE, _RETURN, ord(self._delimiter)], np.uint8)
+        before, after = np.maximum(opens - 1, 0), np.minimum(closes + 1, len(self.data) - 1)
+        opened = (opens == 0) | np.isin(self._bytes[before], around)
+        opened[1:] |= opens[1:] == closes[: len(opens) - 1] + 1
+        closed = (closes + 1 == len(self.data)) | np.isin(self._bytes[after], around)
+        closed[: len(opens) - 1] |= opens[1:] == closes[: len(opens) - 1] + 1
+        if opened.all() and closed.all() and (len(opens) == len(closes) or not self._at_end):
+            self._opens, self._closes = opens, closes  # then every quote is one of RFC 4180
+        else:
+            self._find_quotes_one_by_one()
+
+    def _find_quotes_one_by_one(self) -> None:
+        """Places of quotes where some stand in text that is not quoted, or something is wrong."""
+        opening = re.compile(rb'(?:\A|[\r\n%s])"' % re.escape(self._delimiter.encode()))
+        after = b"\r\n" + self._delimiter.encode()
+        opens, closes, position = [], [], 0
+        while found := opening.search(self.data, position):
+            opens.append(found.end() - 1)
+            closed = _QUOTED_REST.match(self.data, found.end())
+            if closed is None and self._at_end:
+                raise RowsError(f"line {self._line_of(found.end()):,}: a quote is never closed; {_QUOTE_HINT}")
+            if closed is None or (closed.end() == len(self.data) and not self._at_end):
+                break
+            position = closed.end()
+            closes.append(position - 1)
+            if position < len(self.data) and self.data[position] not in after:
+                raise RowsError(
+                    f"line {self._line_of(position):,}: text follows a closing quote, opened in line "
+                    f"{self._line_of(found.end()):,}; {_QUOTE_HINT}"
+                )
+        self._opens, self._closes = np.array(opens, np.int64), np.array(closes, np.int64)
+
+    def _line_of(self, place: int) -> int:
+        return self._line + self.data.count(b"\n", 0, place)
+
+    def require_line_ends(self) -> None:
+        """Refuse a carriage return outside quotes that ends no line: pyarrow would begin a row there.
+
+        Raises:
+            RowsError: names the line.
+        """
+        if b"\r" not in self.data:
+            return
+        returns = self._outside(np.flatnonzero(self._bytes[: self.end] == _RETURN))
+        following = self._bytes[np.minimum(returns + 1, len(self.data) - 1)]
+        lone = returns[(following != _NEWLINE) & (returns + 1 < len(self.data))]
+        if len(lone):
+            raise RowsError(
+                f"line {self._line_of(int(lone[0])):,}: a carriage return without a line feed; "
+                "write line ends as \\n or \\r\\n"
+            )
+
+    def take_header(self) -> list[str]:
+        """Names in the first row, which is none any more; no names where there is no row."""
+        if not len(self._starts):
+            return []
+        start, end = int(self._starts[0]), int(self._starts[1]) if len(self._starts) > 1 else self.end
+        self._starts = self._starts[1:]
+        text = self.data[start:end].decode("utf-8", "replace").rstrip("\r\n")
+        return next(csv.reader([text], delimiter=self._delimiter)) if self._quoting else text.split(self._delimiter)
+
+    def parse(self, names: list[str]) -> list[pa.RecordBatch]:
+        """The rows under the names of their columns."""
+        data = self.data[int(self._starts[0]) : self.end]
+        try:
+            table: pa.Table = pyarrow.csv.read_csv(
+                pa.BufferReader(data),
+                read_options=pyarrow.csv.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1),
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter=self._delimiter,
+                    quote_char='"' if self._quoting else False,
+                    newlines_in_values=self._quoting,
+                ),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    check_utf8=False, column_types={name: pa.string() for name in names}
+                ),
+            )
+        except pa.ArrowInvalid as error:
+            found = _WRONG_COLUMNS.search(str(error))
+            if found is None:
+                raise
+            line = self._line_of(int(self._starts[int(found[1]) - 1]))
+            mend = (
+                f"a field with {self._delimiter!r}, a quote or a line break in it needs quotes around it"
+                if self._quoting
+                else "if its fields are in quotes, set download.quoting=rfc4180"
+            )
+            raise RowsError(f"line {line:,} has {found[3]} instead of {found[2]} columns; {mend}") from error
+        batches: list[pa.RecordBatch] = table.to_batches()
+        return batches
+
+    def quoted_fields(self) -> int:
+        """Fields that begin and end with a quote, in a file without quoting."""
+        if b'"' not in self.data:
+            return 0
+        data = self._bytes[: self.end]
+        bounds = np.flatnonzero((data == ord(self._delimiter)) | (data == _NEWLINE))
+        starts, ends = np.append(0, bounds + 1), np.append(bounds, len(data))
+        ends = ends - (data[np.maximum(ends - 1, 0)] == _RETURN)
+        long = ends - starts >= 2
+        starts, ends = starts[long], ends[long]
+        return int(((data[starts] == _QUOTE) & (data[ends - 1] == _QUOTE)).sum())

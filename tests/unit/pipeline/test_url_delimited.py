@@ -1,0 +1,129 @@
+"""csv and tsv: every line outside quotes is a row, whatever quotes it holds and wherever blocks end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from priorkit.pipeline import url_delimited
+from priorkit.pipeline.url_count import FileCount, RowsError
+from priorkit.pipeline.url_delimited import read_delimited
+
+
+def read(data: bytes, delimiter: str = ",", *, quoting: bool = True) -> tuple[list[list[str]], FileCount]:
+    """Rows of a file as lists, and its count, which must be as large."""
+    count = FileCount()
+    batches = list(read_delimited(io.BytesIO(data), delimiter, quoting, count))
+    rows = [list(row.values()) for batch in batches for row in batch.to_pylist()]
+    count.require(len(rows))
+    return rows, count
+
+
+def test_quotes_in_a_tsv_are_text() -> None:
+    captions = [
+        "plain",
+        '"Star Wars',
+        "second",
+        'a 5" pipe',
+        '"quoted" word',
+        'he said "hi"',
+        '"Closing',
+        'x" y',
+        '"a"',
+    ]
+    data = "url\tcaption\n" + "".join(f"{number}\t{caption}\n" for number, caption in enumerate(captions))
+    rows, count = read(data.encode(), "\t", quoting=False)
+    assert rows == [[str(number), caption] for number, caption in enumerate(captions)]
+    assert count.quoted_fields == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "rows"),
+    [
+        (b'u,c\na,"b\r\nc ""d"""\r\n\r\ne,5" pipe', [["a", 'b\r\nc "d"'], ["e", '5" pipe']]),
+        (b'u,c\na,""\n,\n"a,b",c', [["a", ""], ["", ""], ["a,b", "c"]]),
+        (b'\n\r\n"u","two\nlines"\na,b\n', [["a", "b"]]),
+        (b'\xef\xbb\xbf"u"\na\n\nb', [["a"], ["b"]]),
+        (b"u,c\r\na,b\r", [["a", "b"]]),
+    ],
+)
+def test_a_csv_is_read_by_rfc_4180(data: bytes, rows: list[list[str]]) -> None:
+    assert read(data)[0] == rows
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'u,c\na,b\nc,"d\ne,f\n', "line 3: a quote is never closed"),
+        (b'u,c\na,"b""', "line 2: a quote is never closed"),
+        (b'u,c\na,"Star Wars\nb,second\nc,a 5" pipe\n', "line 4: text follows a closing quote, opened in line 2"),
+        (b'u,c\na,"b \\"c\\" d"\n', "line 2: text follows a closing quote, opened in line 2"),
+        (b'u,c\n\na,"b\nc"\nd,e,f\n', "line 5 has 3 instead of 2 columns"),
+        (b"u,c\na,b\rc,d\n", "line 2: a carriage return without a line feed"),
+        (b"u,c\ra,b\r", "line 1: a carriage return without a line feed"),
+        (b'u,c\na,"' + b"b" * 3_000_000 + b'"\n', "line 2: a row has more than 1 MB; is a quote in it never closed"),
+    ],
+)
+def test_a_broken_row_is_an_error_with_its_line(data: bytes, message: str) -> None:
+    with pytest.raises(RowsError, match=message):
+        read(data)
+
+
+def test_lines_are_counted_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(url_delimited, "_BLOCK_BYTES", 16)
+    with pytest.raises(RowsError, match="line 101 has 1 instead of 2 columns"):
+        read(b"u,c\n" + b"a,b\n" * 99 + b"c\n")
+    with pytest.raises(RowsError, match="line 41: a quote is never closed"):
+        read(b"u,c\n" + b'a,"b\n"\n' * 19 + b'c,d\ne,"' + b"f\n" * 50)
+
+
+FIELD = st.text(st.sampled_from('ab,"\n'), max_size=4)
+
+
+@given(st.lists(st.lists(FIELD, min_size=2, max_size=2), max_size=5), st.integers(1, 9), st.booleans())
+def test_written_rows_are_read_wherever_blocks_end(rows: list[list[str]], block: int, all_quoted: bool) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL if all_quoted else csv.QUOTE_MINIMAL, lineterminator="\n")
+    writer.writerows([["u", "c"], *rows])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(url_delimited, "_BLOCK_BYTES", block)
+        assert read(text.getvalue().encode())[0] == rows
+
+
+@given(st.text(st.sampled_from('ab,"\n\r'), max_size=24), st.integers(1, 9))
+def test_any_text_gives_the_same_with_any_block(text: str, block: int) -> None:
+    """Rows, or an error; never fewer rows than a strict parser of the standard library finds."""
+
+    def outcome(size: int) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(url_delimited, "_BLOCK_BYTES", size)
+            try:
+                return read(b"u,c\n" + text.encode())[0]
+            except RowsError:
+                return None
+
+    found = outcome(1 << 20)
+    assert outcome(block) == found
+    if found is not None:
+        assert found == [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+
+
+def test_no_thread_is_left_when_reading_stops(tmp_path: Path) -> None:
+    """Native threads that call a Python file abort the interpreter as it ends."""
+    before = native_threads()
+    batches = read_delimited(io.BytesIO(b"u,c\n" + b"a,b\n" * 2_000_000), ",", True, FileCount())
+    next(batches)
+    next(batches)
+    assert native_threads() == before
+    assert threading.active_count() >= 1
+
+
+def native_threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
