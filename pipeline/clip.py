@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .config import ClipSettings, EmbedSettings
+from .device import require_device
 from .errors import InputError
 from .hashing import hash_file
 from .packed_block import pack_blocks
@@ -144,6 +145,7 @@ class ClipEncoder:
     """
 
     def __init__(self, settings: EmbedSettings) -> None:
+        require_device(settings.device)
         device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
         torch.set_num_threads(settings.threads)
         self._model, preprocess, self._tokenizer, config = _load(settings)

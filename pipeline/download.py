@@ -18,7 +18,7 @@ from .download_progress import DownloadProgress
 from .download_stats import total_statistics
 from .download_worker import DownloadTask, DownloadWorker
 from .image_shard import TRANSIENT_OUTCOMES
-from .parallel import map_shards
+from .parallel import describe_cluster, map_shards
 from .shards import Manifest, ShardRecord, fingerprint, image_shard_name
 from .stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, require_success
 from .stage_folder import StageFolder, check_stage, open_stage
@@ -62,6 +62,8 @@ def download(
     """
     begun = time.monotonic()
     settings, compute = settings or DownloadSettings(), compute or ComputeSettings()
+    if compute.gpus_per_worker is None:
+        compute = compute.model_copy(update={"gpus_per_worker": 0.0})  # a download has no use for one
     url_list = open_url_list(urls, settings)
     store = Store(images)
     manifest = _manifest(settings)
@@ -94,6 +96,7 @@ def download(
         seconds=time.monotonic() - begun,
         counts=folder.manifest.counts(),
         statistics=statistics,
+        cluster=describe_cluster(compute),
     )
     errors = statistics["errors"]
     require_success(result, "an image", diagnosis(errors) if errors else "")

@@ -7,7 +7,7 @@ from functools import partial
 from .clip import clip_location, clip_source, load_encoder
 from .clip_retrieval import check_settings
 from .config import ComputeSettings, EmbedSettings
-from .device import resolve
+from .device import describe_device, resolve, with_gpus
 from .embed_worker import EmbedWorker
 from .engines import EmbedTask
 from .errors import FolderError
@@ -58,7 +58,10 @@ def embed(
         FolderError: the folder holds other work, other settings, or embeddings of other images; or the
             disk has no room.
     """
-    settings = resolve(settings or EmbedSettings(), "embed")
+    wanted, compute = settings or EmbedSettings(), compute or ComputeSettings()
+    settings = resolve(wanted, "embed", compute)
+    device = describe_device(wanted, settings, compute)
+    compute = with_gpus(compute, wanted)
     source, store = open_input(images), Store(embeddings)
     manifest = embed_manifest(settings)
     found = check_stage(store, manifest, overwrite=overwrite)
@@ -70,14 +73,17 @@ def embed(
     inputs = {task.name: task.input for task in tasks}
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         if folder.pending(inputs):
-            _record_clip(folder, settings)
+            # workers may have a GPU where this process has none, and alone need its memory
+            on_cpu = {"device": "cpu"} if compute.backend == "ray" else {}
+            _record_clip(folder, settings.model_copy(update=on_cpu))
         result = run_shards(
             folder,
             lambda pending: (task for task in tasks if task.name in set(pending)),
             inputs,
             partial(EmbedWorker, source, store, settings, folder.manifest),
-            compute or ComputeSettings(),
+            compute,
             progress,
+            device,
         )
     require_success(result, "an embedding")
     return result
@@ -91,10 +97,16 @@ def embed_manifest(settings: EmbedSettings) -> Manifest:
 
 
 def plan_embed(
-    images: str, embeddings: str, settings: EmbedSettings, *, limit: int | None = None, overwrite: bool = False
+    images: str,
+    embeddings: str,
+    settings: EmbedSettings,
+    *,
+    compute: ComputeSettings | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
 ) -> StagePlan:
     """What `embed` would do, without doing it."""
-    settings = resolve(settings, "embed")
+    settings = resolve(settings, "embed", compute)
     store = Store(embeddings)
     manifest = embed_manifest(settings)
     found = check_stage(store, manifest, overwrite=overwrite)

@@ -8,13 +8,23 @@ import logging
 import os
 import re
 import signal
-import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Generic, Optional, TypeAlias, TypeVar
 
 from .config import ComputeSettings
 from .errors import PriorkitError
+from .ray_address import (
+    AUTO,
+    ClusterAddress,
+    cluster_address,
+    explain_failure,
+    find_running,
+    own_environment,
+    require_cluster,
+)
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -23,9 +33,10 @@ Worker: TypeAlias = Callable[[Task, Optional[Task]], Result]
 
 _ATTEMPTS = 4
 """Workers that may die over one shard until the run fails; or, for each place, as they start."""
+_GPU_SECONDS = 120.0
+"""Seconds that a worker may take to say which GPU it was given; all may be in use by other jobs."""
 _CHECK_SECONDS = 5.0
 """While no worker is there to work, it is looked again so often whether the cluster can still hold one."""
-_CONNECT_SECONDS = 10.0
 
 
 def map_shards(
@@ -77,7 +88,7 @@ def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
     """The module `ray`, joined to the cluster that the settings name, or to one that is started for the block.
 
     Raises:
-        PriorkitError: Ray is not installed, or there is no such cluster.
+        PriorkitError: Ray is not installed, there is no such cluster, or it does not let this process join.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing phones home unless asked to
     # a worker shows no GPU that Ray did not give it; Ray announces this as its future default
@@ -87,52 +98,172 @@ def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
     except ImportError as error:
         raise PriorkitError(f"compute.backend=ray needs Ray ({error}): pip install 'ray[train]'") from error
 
-    started_here = not ray.is_initialized()
-    if started_here:
-        _require_listener(compute.address)
-        try:
-            with _own_handler_of_sigterm():
-                ray.init(
-                    address=compute.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-                )
-        except (ConnectionError, ValueError) as error:
-            raise PriorkitError(f"cannot join Ray at compute.address={compute.address!r}: {error}") from error
-    try:
+    if ray.is_initialized():
         yield ray
-    finally:
-        if started_here:
+        return
+    place, is_ours = cluster_address(compute.address), False
+    if place.address == AUTO:
+        place, is_ours = find_running(place, _running_heads(ray))
+    if place.is_own:
+        environment = own_environment()
+    else:
+        environment = require_cluster(place, ray.__version__, is_ours=is_ours)
+    with _ray_environment(ray, environment):
+        try:
+            _start(ray, place)
+            _JOINED[compute.address] = _Joined(place, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            yield ray
+        finally:
             ray.shutdown()
 
 
-def _require_listener(address: str | None) -> None:
-    """PriorkitError if nothing listens where a cluster shall be: Ray tries for minutes, and then ends the process."""
-    found = re.fullmatch(r"(?:ray://)?([\w.-]+):(\d+)", address or "")
-    if found is None:
-        return
+def _start(ray: Any, place: ClusterAddress) -> None:
+    """Start or join a cluster."""
+    own_handler = signal.getsignal(signal.SIGTERM)
     try:
-        socket.create_connection((found[1], int(found[2])), _CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise PriorkitError(
-            f"cannot join Ray at compute.address={address!r}: {error}; start it there with `ray start --head`, "
-            "or leave the address out"
-        ) from None
+        ray.init(address=place.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # of many kinds, some of them Ray's own
+        if isinstance(error, OSError) and "AF_UNIX" in str(error):
+            raise PriorkitError(
+                f"Ray's sockets need a shorter path than {ray._common.utils.get_user_temp_dir()!r} allows; set "
+                "RAY_TMPDIR to a short local folder, such as /tmp"
+            ) from None
+        reason = explain_failure(str(error.__cause__ or error))
+        if place.is_own:
+            raise PriorkitError(f"cannot start Ray on this machine: {type(error).__name__}: {reason}") from error
+        raise place.error(reason) from error
+    finally:
+        # Ray's own handler ends the process with a dump, and with code 15
+        if own_handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, own_handler)
 
 
 @contextlib.contextmanager
-def _own_handler_of_sigterm() -> Iterator[None]:
-    """Put back what Ray replaces as it starts: its own handler ends the process with a dump, and with code 15."""
-    handler = signal.getsignal(signal.SIGTERM)
+def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
+    """Set environment variables that Ray's compiled part reads, for the block."""
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    os.environ.update(environment)
+    _read_environment_again(ray)
     try:
         yield
     finally:
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
+        for name, value in before.items():  # also what Ray itself has set
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        _read_environment_again(ray)
+
+
+def _read_environment_again(ray: Any) -> None:
+    """Make Ray notice a changed mode and token, which it caches where it has token authentication."""
+    raylet = ray._raylet
+    if hasattr(raylet, "AuthenticationTokenLoader"):
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """A cluster that was joined."""
+
+    place: ClusterAddress
+    nodes: list[dict[str, float]]
+    """Resources of its nodes as it was joined."""
+
+
+_JOINED: dict[str | None, _Joined] = {}
+"""By `compute.address`, the cluster that was joined last: for the summary."""
+
+
+def describe_cluster(compute: ComputeSettings) -> str:
+    """The Ray cluster of a stage, for its summary; empty where the stage used none."""
+    if compute.backend == "local":
+        return ""
+    joined = _JOINED.get(compute.address)
+    workers = f"{compute.workers} worker" + ("s" if compute.workers > 1 else "")
+    if joined is None:
+        is_elsewhere = compute.address is not None or _is_joined()
+        place = "" if is_elsewhere else f", {cluster_address(compute.address).described()}"
+        return workers + place
+    room = sum(_places(node, compute) for node in joined.nodes)
+    fewer = f" (room for {room})" if room < compute.workers else ""
+    return f"{workers}{fewer}, {joined.place.described()}"
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """GPUs that workers may be given."""
+
+    count: int
+    name: str | None
+    """Name of one of them, as torch on a worker has it; None where torch can use none."""
+
+
+_GPUS: dict[str | None, Gpus] = {}
+"""By `compute.address`: a cluster is asked once, so that all checks and stages of a command agree."""
+
+
+def cluster_gpus(compute: ComputeSettings) -> Gpus:
+    """GPUs of the cluster that the settings name, which is joined for the answer; or of this machine, if Ray starts here.
+
+    Raises:
+        PriorkitError: the cluster cannot be joined.
+    """
+    if compute.backend == "local" or (not _is_joined() and cluster_address(compute.address).is_own):
+        return gpus_here()
+    if compute.address not in _GPUS:
+        with ray_cluster(compute) as ray:
+            count = int(ray.cluster_resources().get("GPU", 0))
+            _GPUS[compute.address] = Gpus(count, _gpu_of_worker(ray) if count else None)
+    return _GPUS[compute.address]
+
+
+def _gpu_of_worker(ray: Any) -> str | None:
+    """The name of a GPU that Ray gives a worker: a cluster may have GPUs of a kind that its torch cannot use."""
+    asked = ray.remote(gpus_here).options(num_cpus=0, num_gpus=1).remote()
+    try:
+        found: Gpus = ray.get(asked, timeout=_GPU_SECONDS)
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(asked, force=True)
+        return "in use by other jobs"
+    except ray.exceptions.RayError as error:
+        raise PriorkitError(
+            f"a worker with a GPU of the Ray cluster fails: {explain_failure(str(error))}; see Ray's logs, or set "
+            "compute.gpus_per_worker"
+        ) from error
+    return found.name
+
+
+def gpus_here() -> Gpus:
+    """GPUs that torch can use in this process."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return Gpus(0, None)
+    return Gpus(torch.cuda.device_count(), torch.cuda.get_device_name(0))
+
+
+def _is_joined() -> bool:
+    """Whether this process works on a Ray cluster already, as a caller of the library may have it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(getattr(ray, "is_initialized", lambda: False)())
+
+
+def _running_heads(ray: Any) -> dict[str, bool]:
+    """Addresses of the heads that Ray's processes on this machine belong to, and whether a process of ours does."""
+    heads: dict[str, bool] = {}
+    for process in ray._private.services.psutil.process_iter(["cmdline", "uids"]):
+        command, uids = process.info["cmdline"] or [""], process.info["uids"]
+        found = re.search(r"--gcs-address=(\S+)", " ".join(command))
+        if found is not None and os.path.basename(command[0].split(" ")[0]) == "raylet":
+            heads[found[1]] = heads.get(found[1], False) or (uids is not None and uids.real == os.getuid())
+    return heads
 
 
 def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
     """PriorkitError if a cluster could not hold so many workers even if nothing else ran: Ray would wait for ever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for name, needed in (("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker)):
+    for name, needed in _needs(compute):
         found = max((node.get(name, 0.0) for node in nodes), default=0.0)
         if needed > found:
             raise PriorkitError(
@@ -144,14 +275,18 @@ def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
     if workers > room:
         raise PriorkitError(
             f"compute.min_workers={workers}, but the Ray cluster has room for {room} workers of "
-            f"{compute.cpus_per_worker:g} CPU and {compute.gpus_per_worker:g} GPU"
+            f"{compute.cpus_per_worker:g} CPU and {compute.gpus_per_worker or 0:g} GPU"
         )
 
 
 def _places(node: dict[str, float], compute: ComputeSettings) -> int:
     """Workers that a node has room for."""
-    needs = (("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker))
-    return min(int(node.get(name, 0.0) // needed) for name, needed in needs if needed)
+    return min(int(node.get(name, 0.0) // needed) for name, needed in _needs(compute) if needed)
+
+
+def _needs(compute: ComputeSettings) -> tuple[tuple[str, float], ...]:
+    """Resources of one worker; GPUs that a stage has left open are none."""
+    return ("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker or 0.0)
 
 
 class _Pool(Generic[Task, Result]):
@@ -175,7 +310,7 @@ class _Pool(Generic[Task, Result]):
 
         self._ray, self._compute = ray, compute
         self._actor_class = ray.remote(Actor).options(
-            num_cpus=compute.cpus_per_worker, num_gpus=compute.gpus_per_worker, max_restarts=0, max_task_retries=0
+            num_cpus=compute.cpus_per_worker, num_gpus=compute.gpus_per_worker or 0, max_restarts=0, max_task_retries=0
         )
         exceptions = ray.exceptions
         self._death = (

@@ -12,7 +12,7 @@ from typing import Any, Optional, TypeVar
 
 from .config import ComputeSettings
 from .errors import FolderError, InputError
-from .parallel import Worker, map_shards
+from .parallel import Worker, describe_cluster, map_shards
 from .shards import ShardRecord
 from .stage_folder import StageFolder
 from .storage import Store
@@ -68,6 +68,10 @@ class StageResult:
     """Rows by outcome, over all shards of the folder."""
     statistics: dict[str, Any] = field(default_factory=dict)
     """What else a stage counts, over all shards of the folder; see its documentation."""
+    device: str = "cpu"
+    """What the work is done on, such as `cpu, 2 threads` or `cuda (NVIDIA H200)`."""
+    cluster: str = ""
+    """Workers and address of the Ray cluster; empty where the work was done in this process."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,6 +84,7 @@ def run_shards(
     make_worker: Callable[[], Worker[Task, ShardRecord]],
     compute: ComputeSettings,
     progress: ProgressCallback,
+    device: str = "cpu",
 ) -> StageResult:
     """Bring all shards of a folder up to date.
 
@@ -90,6 +95,7 @@ def run_shards(
         make_worker: builds the function that turns a task into a committed shard.
         compute: where to work.
         progress: told of each finished shard.
+        device: what the work is done on, for the summary.
     """
     start = time.monotonic()
     pending = folder.pending(inputs)
@@ -110,6 +116,8 @@ def run_shards(
         rows=folder.manifest.rows,
         seconds=time.monotonic() - start,
         counts=folder.manifest.counts(),
+        device=device,
+        cluster=describe_cluster(compute),
     )
 
 

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import torch
 
 from ..pipeline.config import ComputeSettings, ReadSettings
-from ..pipeline.device import ASSUMED_FLOPS, resolve
+from ..pipeline.device import ASSUMED_FLOPS, describe_device, resolve, with_gpus
 from ..pipeline.errors import SettingsError
-from ..pipeline.parallel import Worker, map_shards
+from ..pipeline.parallel import Worker, describe_cluster, map_shards
 from ..pipeline.read import EmbeddingDataset, Split
 from ..pipeline.shards import fingerprint, pending_shards
 from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
@@ -70,7 +70,10 @@ def evaluate(
         SettingsError: an option is missing or wrong, or other splits would mix in rows that it was trained on.
     """
     start = time.monotonic()
-    settings = _limited(resolve(settings or EvaluateSettings(), "evaluate"), limit)
+    wanted, compute = settings or EvaluateSettings(), compute or ComputeSettings()
+    settings = _limited(resolve(wanted, "evaluate", compute), limit)
+    device = describe_device(wanted, settings, compute)
+    compute = with_gpus(compute, wanted)
     torch.set_num_threads(settings.threads)
     subject = find_subject(PriorSource(prior, config, function_version), read)
     subject.require_finished()
@@ -99,7 +102,8 @@ def evaluate(
         rows = folder.manifest.rows
         progress(rows, rows, "")
         folder.finish()
-        return StageResult(STAGE, store.url, rows, done_now, "rows", rows, time.monotonic() - start)
+        seconds, cluster = time.monotonic() - start, describe_cluster(compute)
+        return StageResult(STAGE, store.url, rows, done_now, "rows", rows, seconds, device=device, cluster=cluster)
 
 
 @dataclass(frozen=True)
@@ -257,6 +261,7 @@ def plan_evaluate(
     evaluation: str,
     settings: EvaluateSettings,
     read: ReadSettings | None = None,
+    compute: ComputeSettings | None = None,
     *,
     config: str | None = None,
     function_version: str | None = None,
@@ -264,7 +269,7 @@ def plan_evaluate(
     overwrite: bool = False,
 ) -> StagePlan:
     """What `evaluate` would do, without doing it."""
-    settings = _limited(resolve(settings, "evaluate"), limit)
+    settings = _limited(resolve(settings, "evaluate", compute), limit)
     subject = find_subject(PriorSource(prior, config, function_version), read)
     dataset = EmbeddingDataset(embeddings, subject.read)
     subject.training_rows(dataset)  # refuses splits that would mix

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..pipeline.config import ReadSettings
+from ..pipeline.device import require_device
 from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset, Split
 from .config import EvaluateSettings, SampleSettings, WeightsName
@@ -239,4 +240,5 @@ class ScorerMaker:
         dataset = EmbeddingDataset(self.embeddings, self.read)
         if self.source.is_predictions:
             return Scorer(dataset, self.settings, None, read_predictions(self.source.path, dataset))
+        require_device(self.settings.device)
         return Scorer(dataset, self.settings, functools.partial(self.source.load, device=self.settings.device))
