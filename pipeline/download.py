@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
+from .cluster import describe_cluster
 from .collapse import SuccessWatch, diagnosis
 from .config import ComputeSettings, DownloadSettings
 from .download_plan import DownloadPlan, make_plan
@@ -18,7 +19,7 @@ from .download_progress import DownloadProgress
 from .download_stats import total_statistics
 from .download_worker import DownloadTask, DownloadWorker
 from .image_shard import TRANSIENT_OUTCOMES
-from .parallel import describe_cluster, map_shards
+from .parallel import map_shards
 from .shards import Manifest, ShardRecord, fingerprint, image_shard_name
 from .stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, require_success
 from .stage_folder import StageFolder, check_stage, open_stage

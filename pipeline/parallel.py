@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import os
-import re
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Generic, Optional, TypeAlias, TypeVar
 
 from .config import ComputeSettings
 from .errors import PriorkitError
-from .ray_address import (
-    AUTO,
-    ClusterAddress,
-    cluster_address,
-    explain_failure,
-    find_running,
-    own_environment,
-    require_cluster,
-)
+from .ray_start import open_cluster
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -33,8 +19,6 @@ Worker: TypeAlias = Callable[[Task, Optional[Task]], Result]
 
 _ATTEMPTS = 4
 """Workers that may die over one shard until the run fails; or, for each place, as they start."""
-_GPU_SECONDS = 120.0
-"""Seconds that a worker may take to say which GPU it was given; all may be in use by other jobs."""
 _CHECK_SECONDS = 5.0
 """While no worker is there to work, it is looked again so often whether the cluster can still hold one."""
 
@@ -101,163 +85,8 @@ def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    place, is_ours = cluster_address(compute.address), False
-    if place.address == AUTO:
-        place, is_ours = find_running(place, _running_heads(ray))
-    if place.is_own:
-        environment = own_environment()
-    else:
-        environment = require_cluster(place, ray.__version__, is_ours=is_ours)
-    with _ray_environment(ray, environment):
-        try:
-            _start(ray, place)
-            _JOINED[compute.address] = _Joined(place, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-            yield ray
-        finally:
-            ray.shutdown()
-
-
-def _start(ray: Any, place: ClusterAddress) -> None:
-    """Start or join a cluster."""
-    own_handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address=place.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # of many kinds, some of them Ray's own
-        if isinstance(error, OSError) and "AF_UNIX" in str(error):
-            raise PriorkitError(
-                f"Ray's sockets need a shorter path than {ray._common.utils.get_user_temp_dir()!r} allows; set "
-                "RAY_TMPDIR to a short local folder, such as /tmp"
-            ) from None
-        reason = explain_failure(str(error.__cause__ or error))
-        if place.is_own:
-            raise PriorkitError(f"cannot start Ray on this machine: {type(error).__name__}: {reason}") from error
-        raise place.error(reason) from error
-    finally:
-        # Ray's own handler ends the process with a dump, and with code 15
-        if own_handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, own_handler)
-
-
-@contextlib.contextmanager
-def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
-    """Set environment variables that Ray's compiled part reads, for the block."""
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    os.environ.update(environment)
-    _read_environment_again(ray)
-    try:
-        yield
-    finally:
-        for name, value in before.items():  # also what Ray itself has set
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-        _read_environment_again(ray)
-
-
-def _read_environment_again(ray: Any) -> None:
-    """Make Ray notice a changed mode and token, which it caches where it has token authentication."""
-    raylet = ray._raylet
-    if hasattr(raylet, "AuthenticationTokenLoader"):
-        raylet.Config.initialize("")
-        raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """A cluster that was joined."""
-
-    place: ClusterAddress
-    nodes: list[dict[str, float]]
-    """Resources of its nodes as it was joined."""
-
-
-_JOINED: dict[str | None, _Joined] = {}
-"""By `compute.address`, the cluster that was joined last: for the summary."""
-
-
-def describe_cluster(compute: ComputeSettings) -> str:
-    """The Ray cluster of a stage, for its summary; empty where the stage used none."""
-    if compute.backend == "local":
-        return ""
-    joined = _JOINED.get(compute.address)
-    workers = f"{compute.workers} worker" + ("s" if compute.workers > 1 else "")
-    if joined is None:
-        is_elsewhere = compute.address is not None or _is_joined()
-        place = "" if is_elsewhere else f", {cluster_address(compute.address).described()}"
-        return workers + place
-    room = sum(_places(node, compute) for node in joined.nodes)
-    fewer = f" (room for {room})" if room < compute.workers else ""
-    return f"{workers}{fewer}, {joined.place.described()}"
-
-
-@dataclass(frozen=True)
-class Gpus:
-    """GPUs that workers may be given."""
-
-    count: int
-    name: str | None
-    """Name of one of them, as torch on a worker has it; None where torch can use none."""
-
-
-_GPUS: dict[str | None, Gpus] = {}
-"""By `compute.address`: a cluster is asked once, so that all checks and stages of a command agree."""
-
-
-def cluster_gpus(compute: ComputeSettings) -> Gpus:
-    """GPUs of the cluster that the settings name, which is joined for the answer; or of this machine, if Ray starts here.
-
-    Raises:
-        PriorkitError: the cluster cannot be joined.
-    """
-    if compute.backend == "local" or (not _is_joined() and cluster_address(compute.address).is_own):
-        return gpus_here()
-    if compute.address not in _GPUS:
-        with ray_cluster(compute) as ray:
-            count = int(ray.cluster_resources().get("GPU", 0))
-            _GPUS[compute.address] = Gpus(count, _gpu_of_worker(ray) if count else None)
-    return _GPUS[compute.address]
-
-
-def _gpu_of_worker(ray: Any) -> str | None:
-    """The name of a GPU that Ray gives a worker: a cluster may have GPUs of a kind that its torch cannot use."""
-    asked = ray.remote(gpus_here).options(num_cpus=0, num_gpus=1).remote()
-    try:
-        found: Gpus = ray.get(asked, timeout=_GPU_SECONDS)
-    except ray.exceptions.GetTimeoutError:
-        ray.cancel(asked, force=True)
-        return "in use by other jobs"
-    except ray.exceptions.RayError as error:
-        raise PriorkitError(
-            f"a worker with a GPU of the Ray cluster fails: {explain_failure(str(error))}; see Ray's logs, or set "
-            "compute.gpus_per_worker"
-        ) from error
-    return found.name
-
-
-def gpus_here() -> Gpus:
-    """GPUs that torch can use in this process."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return Gpus(0, None)
-    return Gpus(torch.cuda.device_count(), torch.cuda.get_device_name(0))
-
-
-def _is_joined() -> bool:
-    """Whether this process works on a Ray cluster already, as a caller of the library may have it."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(getattr(ray, "is_initialized", lambda: False)())
-
-
-def _running_heads(ray: Any) -> dict[str, bool]:
-    """Addresses of the heads that Ray's processes on this machine belong to, and whether a process of ours does."""
-    heads: dict[str, bool] = {}
-    for process in ray._private.services.psutil.process_iter(["cmdline", "uids"]):
-        command, uids = process.info["cmdline"] or [""], process.info["uids"]
-        found = re.search(r"--gcs-address=(\S+)", " ".join(command))
-        if found is not None and os.path.basename(command[0].split(" ")[0]) == "raylet":
-            heads[found[1]] = heads.get(found[1], False) or (uids is not None and uids.real == os.getuid())
-    return heads
+    with open_cluster(ray, compute.address):
+        yield ray
 
 
 def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
@@ -271,7 +100,7 @@ def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
                 f"but the Ray cluster has {found:g} {name} on the node that has most"
             )
         nodes = [node for node in nodes if node.get(name, 0.0) >= needed]
-    room = sum(_places(node, compute) for node in nodes)
+    room = sum(places(node, compute) for node in nodes)
     if workers > room:
         raise PriorkitError(
             f"compute.min_workers={workers}, but the Ray cluster has room for {room} workers of "
@@ -279,7 +108,7 @@ def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
         )
 
 
-def _places(node: dict[str, float], compute: ComputeSettings) -> int:
+def places(node: dict[str, float], compute: ComputeSettings) -> int:
     """Workers that a node has room for."""
     return min(int(node.get(name, 0.0) // needed) for name, needed in _needs(compute) if needed)
 

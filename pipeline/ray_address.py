@@ -38,8 +38,8 @@ class ClusterAddress:
     def described(self) -> str:
         """The cluster, as a summary names it."""
         if self.is_own:
-            return "started on this machine" + (f" ({self.source}=local)" if self.source else "")
-        return f"{self.address} ({self.source})"
+            return "on this machine" + (f" ({self.source}=local)" if self.source else "")
+        return f"at {self.address} ({self.source})"
 
     @property
     def way_out(self) -> str:
@@ -239,4 +239,6 @@ def explain_failure(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return "Ray gives no reason"
-    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+    if len(lines) == 1 or "Version mismatch" in lines[0]:
+        return " ".join(lines)
+    return f"{lines[0]} {lines[-1]}"

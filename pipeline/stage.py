@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Optional, TypeVar
 
+from .cluster import describe_cluster
 from .config import ComputeSettings
 from .errors import FolderError, InputError
-from .parallel import Worker, describe_cluster, map_shards
+from .parallel import Worker, map_shards
 from .shards import ShardRecord
 from .stage_folder import StageFolder
 from .storage import Store

@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from ..pipeline.cluster import describe_cluster
 from ..pipeline.config import ComputeSettings, ReadSettings
 from ..pipeline.device import ASSUMED_FLOPS, describe_device, resolve, with_gpus
 from ..pipeline.errors import SettingsError
-from ..pipeline.parallel import Worker, describe_cluster, map_shards
+from ..pipeline.parallel import Worker, map_shards
 from ..pipeline.read import EmbeddingDataset, Split
 from ..pipeline.shards import fingerprint, pending_shards
 from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from ..pipeline.cluster import describe_cluster
 from ..pipeline.config import ClipSettings, ComputeSettings, ReadSettings
 from ..pipeline.device import ASSUMED_FLOPS, describe_device, with_gpus
 from ..pipeline.errors import FolderError, InputError, Interrupted
-from ..pipeline.parallel import describe_cluster
 from ..pipeline.read import EmbeddingDataset
 from ..pipeline.shards import Manifest, read_manifest
 from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
