@@ -25,6 +25,7 @@ from .clip_identity import describe_function, has_quick_gelu
 from .clip_plan import by_config, plan_clip
 from .clip_preprocess import PREPROCESS_FIELDS
 from .config import ClipSettings, EmbedSettings
+from .device import require_device
 from .errors import InputError, SettingsError
 from .packed_block import pack_blocks
 from .pixels import Pixels
@@ -149,6 +150,7 @@ class ClipEncoder:
     """
 
     def __init__(self, settings: EmbedSettings) -> None:
+        require_device(settings.device)
         device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
         torch.set_num_threads(settings.threads)
         self._model, preprocess, self._tokenizer, config = _load(settings.clip, settings.dtype, settings.device)

@@ -155,7 +155,10 @@ def embed(
         }
         chosen = _settings("embed", settings, options, workers)
         if dry_run:
-            show_plan(plan_embed(images, embeddings, chosen.embed, limit=limit, overwrite=overwrite), as_json)
+            plan = plan_embed(
+                images, embeddings, chosen.embed, compute=chosen.compute, limit=limit, overwrite=overwrite
+            )
+            show_plan(plan, as_json)
             return
         with progress_bar("embed", "shards", quiet=as_json) as progress:
             result = run_embed(

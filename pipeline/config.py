@@ -31,11 +31,13 @@ class ComputeSettings(Settings):
     min_workers: int = Field(default=1, ge=1)
     """Workers that training needs at least, where nodes are lost; 1, since fewer workers change only its speed."""
     address: str | None = None
-    """Ray cluster to join, such as `auto` or `ray://host:10001`; none starts Ray on this machine."""
+    """Ray cluster to join: `host:6379`, `ray://host:10001`, or `auto` for the one that runs on this machine. Unset, it
+    is `RAY_ADDRESS`, or without that (or with `local`) Ray is started on this machine for the command."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs that Ray reserves for each worker."""
-    gpus_per_worker: float = Field(default=0.0, ge=0)
-    """GPUs that Ray reserves for each worker; 1 gives each worker a GPU of its own."""
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    """GPUs that Ray reserves for each worker. Unset, it is 1 where torch can use the cluster's GPUs and the stage's
+    `device` is not `cpu`, else 0; a download needs none."""
 
     @model_validator(mode="after")
     def _workers_need_ray(self) -> Self:

@@ -23,6 +23,7 @@ from typing import IO
 from .config import DownloadSettings
 from .decoded import LENGTH, READY, ImageError, ResizedImage, unpack
 from .errors import PriorkitError
+from .openmp import without_spinning
 
 _IN_HAND = 2
 """Bodies that a process has: one to work on, and one that is there already when it is done with that."""
@@ -257,6 +258,6 @@ def _spawn(connection: socket.socket, errors: IO[bytes]) -> subprocess.Popen[byt
         stdin=connection.fileno(),
         stdout=connection.fileno(),
         stderr=errors,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        env={**os.environ, **without_spinning(os.environ), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         start_new_session=True,  # a Ctrl-C at the terminal is for this process alone
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import TypeVar
 
+from .cluster import Gpus, cluster_gpus
 from .config import ComputeSettings, DeviceSettings
-from .errors import SettingsError
+from .errors import PriorkitError, SettingsError
 
 ResolvedType = TypeVar("ResolvedType", bound=DeviceSettings)
 
@@ -35,21 +37,83 @@ def choose_device(wanted: str, setting: str) -> str:
     return wanted
 
 
-def resolve(settings: ResolvedType, section: str, compute: ComputeSettings | None = None) -> ResolvedType:
+def resolve(
+    settings: ResolvedType, section: str, compute: ComputeSettings | None = None, *, threads: int | None = None
+) -> ResolvedType:
     """Replace `auto` and 0 by what there is, so that manifests name what was used.
 
     Args:
         section: the settings' name in a recipe, for the error.
-        compute: where the work is done; on Ray what counts is what a worker is given, not what this machine has.
+        compute: where the work is done; on Ray the device is what a worker is given, not what this machine has.
+        threads: what 0 threads stand for; None is the cores of this machine.
+
+    Raises:
+        SettingsError: a GPU is asked for and there is none.
+        PriorkitError: the Ray cluster had to be asked for its GPUs, and cannot be joined.
     """
-    if compute is not None and compute.backend == "ray":
-        if settings.device == "cuda" and not compute.gpus_per_worker:
+    if compute is None or compute.backend == "local":
+        device = choose_device(settings.device, f"{section}.device")
+    else:
+        device = "cuda" if settings.device != "cpu" and with_gpus(compute, settings).gpus_per_worker else "cpu"
+        if settings.device == "cuda" and device == "cpu":
+            if compute.gpus_per_worker is None:
+                raise SettingsError(
+                    f"{section}.device=cuda, but {_useless(cluster_gpus(compute))} of the Ray cluster; use cpu or auto"
+                )
             raise SettingsError(f"{section}.device=cuda, but compute.gpus_per_worker=0 gives workers none; set it to 1")
-        device = "cpu" if settings.device == "cpu" or not compute.gpus_per_worker else "cuda"
-        threads = settings.threads or max(1, int(compute.cpus_per_worker))
-        return settings.model_copy(update={"device": device, "threads": threads})
-    device = choose_device(settings.device, f"{section}.device")
-    return settings.model_copy(update={"device": device, "threads": settings.threads or available_cores()})
+    return settings.model_copy(update={"device": device, "threads": settings.threads or threads or available_cores()})
+
+
+def with_gpus(compute: ComputeSettings, settings: DeviceSettings) -> ComputeSettings:
+    """Fill in how many GPUs each Ray worker of a stage is given, where the settings leave that open.
+
+    Raises:
+        PriorkitError: the Ray cluster cannot be joined.
+    """
+    if compute.backend == "local" or compute.gpus_per_worker is not None:
+        return compute
+    usable = settings.device != "cpu" and cluster_gpus(compute).name is not None
+    return compute.model_copy(update={"gpus_per_worker": 1.0 if usable else 0.0})
+
+
+def describe_device(wanted: DeviceSettings, resolved: DeviceSettings, compute: ComputeSettings) -> str:
+    """The device of a stage, for its summary.
+
+    Args:
+        wanted: the settings before `resolve`.
+        compute: as the user has set it.
+    """
+    is_local = compute.backend == "local"
+    if resolved.device == "cuda":
+        # where the user has set the GPUs, a cluster is not joined only to ask for their name
+        asked = is_local or compute.gpus_per_worker is None
+        name = cluster_gpus(compute).name if asked else None
+        return f"cuda ({name})" if name else "cuda"
+    described = f"cpu, {resolved.threads} thread" + ("s" if resolved.threads > 1 else "")
+    if not is_local and wanted.device == "auto" and compute.gpus_per_worker is None:
+        gpus = cluster_gpus(compute)
+        if gpus.count:
+            described += f"; {_useless(gpus)} of the Ray cluster"
+    return described
+
+
+def _useless(gpus: Gpus) -> str:
+    return f"torch can use none of the {gpus.count} GPUs" if gpus.count else "there is no GPU"
+
+
+def require_device(device: str) -> None:
+    """Check, where the work is done, that torch can use the device of resolved settings.
+
+    Raises:
+        PriorkitError: it is a GPU, and torch sees none in this process.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PriorkitError(
+            f"the device is cuda, but torch {torch.__version__} sees no GPU on {socket.gethostname()}; install torch "
+            "for its GPUs there, or use device: cpu and compute.gpus_per_worker=0"
+        )
 
 
 def available_cores() -> int:

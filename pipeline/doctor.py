@@ -13,6 +13,7 @@ from typing import Any
 from .config import ComputeSettings
 from .device import available_cores
 from .errors import PriorkitError
+from .ray_address import described_authentication
 from .requirements import CHAIN, EXTRAS, install_command, installed_version, is_older, requirements
 
 _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
@@ -46,7 +47,8 @@ class Diagnosis:
     disk: dict[str, Any]
     """`folder`, and `free_bytes` there; None on an object store."""
     ray: dict[str, Any]
-    """`version`, and of a cluster that was asked for `address` and `resources`, or `problem`."""
+    """`version`, `RAY_ADDRESS` and `authentication`; of a cluster that a setting or that variable names also `address`
+    and `resources`, or `problem`, or `note` where only the variable names it."""
     chain: list[Need]
     extras: list[Need]
     notes: list[str]
@@ -65,7 +67,7 @@ def diagnose(folder: str, compute: ComputeSettings) -> Diagnosis:
         folder: where the data shall go.
         compute: whose Ray cluster is tried, if it names one.
     """
-    devices, notes = _devices()
+    (devices, notes), ray = _devices(), _ray(compute)
     return Diagnosis(
         versions={
             "priorkit": installed_version("priorkit") or "not installed",
@@ -76,10 +78,10 @@ def diagnose(folder: str, compute: ComputeSettings) -> Diagnosis:
         memory_bytes=_memory(),
         devices=devices,
         disk={"folder": folder, "free_bytes": _free_bytes(folder)},
-        ray=_ray(compute),
+        ray=ray,
         chain=[_need(name, packages) for name, packages in CHAIN.items()],
         extras=[_need(name, packages, extra=name) for name, packages in EXTRAS.items()],
-        notes=notes,
+        notes=[*notes, *([ray["note"]] if ray.get("note") else [])],
     )
 
 
@@ -136,18 +138,22 @@ def _free_bytes(folder: str) -> int | None:
 
 
 def _ray(compute: ComputeSettings) -> dict[str, Any]:
-    found: dict[str, Any] = {"version": installed_version("ray")}
-    if compute.address is None or found["version"] is None:
+    named = os.environ.get("RAY_ADDRESS")
+    found: dict[str, Any] = {
+        "version": installed_version("ray"), "RAY_ADDRESS": named, "authentication": described_authentication(),
+    }  # fmt: skip
+    if (compute.address is None and not named) or found["version"] is None:
         return found
     from .parallel import ray_cluster
 
-    found["address"] = compute.address
+    found["address"] = compute.address or named
     try:
         with ray_cluster(compute) as ray:
             nodes = [node for node in ray.nodes() if node["Alive"]]
             total = ray.cluster_resources()
     except PriorkitError as error:
-        found["problem"] = str(error)
+        # without --workers nothing needs the cluster that only a variable names
+        found["note" if compute.address is None else "problem"] = str(error)
     else:
         found["resources"] = {"nodes": len(nodes), "cpus": total.get("CPU", 0.0), "gpus": total.get("GPU", 0.0)}
     return found

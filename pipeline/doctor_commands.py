@@ -55,9 +55,12 @@ def _show(found: Diagnosis) -> None:
         ("devices", ", ".join(found.devices) or "unknown: torch is not installed"),
         ("disk", f"{'unknown' if free is None else in_bytes(free)} free at {found.disk['folder']}"),
     ]
+    if ray["version"] is not None:
+        named = f"RAY_ADDRESS {ray['RAY_ADDRESS'] or 'not set'}"
+        machine.append(("Ray", f"{ray['version']}, {named}, {ray['authentication']}"))
     if "resources" in ray:
         told = "{nodes} nodes, {cpus:g} CPUs, {gpus:g} GPUs".format(**ray["resources"])
-        machine.append(("Ray", f"{told} at {ray['address']}"))
+        machine.append(("Ray cluster", f"{told} at {ray['address']}"))
     versions = {name: version for need in [*found.chain, *found.extras] for name, version in need.versions.items()}
     machine += [(name, version) for name, version in sorted(versions.items())]
     print_table("this machine", ("", ""), machine)

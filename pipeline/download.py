@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
+from .cluster import describe_cluster
 from .collapse import SuccessWatch, diagnosis
 from .config import ComputeSettings, DownloadSettings
 from .download_plan import DownloadPlan, make_plan
@@ -63,6 +64,8 @@ def download(
     """
     begun = time.monotonic()
     settings, compute = settings or DownloadSettings(), compute or ComputeSettings()
+    if compute.gpus_per_worker is None:
+        compute = compute.model_copy(update={"gpus_per_worker": 0.0})  # a download has no use for one
     url_list = open_url_list(urls, settings)
     store = Store(images)
     manifest = _manifest(settings)
@@ -96,6 +99,7 @@ def download(
         seconds=time.monotonic() - begun,
         counts=folder.manifest.counts(),
         statistics=statistics,
+        cluster=describe_cluster(compute),
     )
     errors = statistics["errors"]
     require_success(result, "an image", diagnosis(errors) if errors else "")

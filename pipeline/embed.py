@@ -8,7 +8,7 @@ from .clip import clip_location, clip_source, load_encoder
 from .clip_identity import clip_difference, is_same_clip
 from .clip_retrieval import check_settings
 from .config import ComputeSettings, EmbedSettings
-from .device import resolve
+from .device import describe_device, resolve, with_gpus
 from .embed_inputs import RecordedInputs
 from .embed_worker import EmbedWorker
 from .engines import EmbedTask
@@ -61,7 +61,10 @@ def embed(
         FolderError: the folder holds other work, other settings, or embeddings of other images; or the
             disk has no room.
     """
-    settings = resolve(settings or EmbedSettings(), "embed")
+    wanted, compute = settings or EmbedSettings(), compute or ComputeSettings()
+    settings = resolve(wanted, "embed", compute)
+    device = describe_device(wanted, settings, compute)
+    compute = with_gpus(compute, wanted)
     source, store = open_input(images), Store(embeddings)
     manifest = embed_manifest(settings, None if overwrite else store)
     found = check_stage(store, manifest, overwrite=overwrite)
@@ -74,15 +77,18 @@ def embed(
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         pending = folder.pending(inputs)
         if pending:
-            _record_clip(folder, settings)
+            # workers may have a GPU where this process has none, and alone need its memory
+            on_cpu = {"device": "cpu"} if compute.backend == "ray" else {}
+            _record_clip(folder, settings.model_copy(update=on_cpu))
         recorded.record_again(store, set(inputs).difference(pending))
         result = run_shards(
             folder,
             lambda pending: (task for task in tasks if task.name in set(pending)),
             inputs,
             partial(EmbedWorker, source, store, settings, folder.manifest),
-            compute or ComputeSettings(),
+            compute,
             progress,
+            device,
         )
         made_of = [folder.manifest.shards[task.name].input for task in tasks]  # known only once all is read
         folder.manifest.input["sha256"] = fingerprint(made_of)
@@ -108,10 +114,16 @@ def embed_manifest(settings: EmbedSettings, store: Store | None) -> Manifest:
 
 
 def plan_embed(
-    images: str, embeddings: str, settings: EmbedSettings, *, limit: int | None = None, overwrite: bool = False
+    images: str,
+    embeddings: str,
+    settings: EmbedSettings,
+    *,
+    compute: ComputeSettings | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
 ) -> StagePlan:
     """What `embed` would do, without doing it."""
-    settings = resolve(settings, "embed")
+    settings = resolve(settings, "embed", compute)
     store = Store(embeddings)
     manifest = embed_manifest(settings, None if overwrite else store)
     found = check_stage(store, manifest, overwrite=overwrite)

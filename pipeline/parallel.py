@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import os
-import re
-import signal
-import socket
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, Optional, TypeAlias, TypeVar
 
 from .config import ComputeSettings
 from .errors import PriorkitError
+from .ray_start import open_cluster
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -25,7 +21,6 @@ _ATTEMPTS = 4
 """Workers that may die over one shard until the run fails; or, for each place, as they start."""
 _CHECK_SECONDS = 5.0
 """While no worker is there to work, it is looked again so often whether the cluster can still hold one."""
-_CONNECT_SECONDS = 10.0
 
 
 def map_shards(
@@ -77,7 +72,7 @@ def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
     """The module `ray`, joined to the cluster that the settings name, or to one that is started for the block.
 
     Raises:
-        PriorkitError: Ray is not installed, or there is no such cluster.
+        PriorkitError: Ray is not installed, there is no such cluster, or it does not let this process join.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing phones home unless asked to
     # a worker shows no GPU that Ray did not give it; Ray announces this as its future default
@@ -87,52 +82,17 @@ def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
     except ImportError as error:
         raise PriorkitError(f"compute.backend=ray needs Ray ({error}): pip install 'ray[train]'") from error
 
-    started_here = not ray.is_initialized()
-    if started_here:
-        _require_listener(compute.address)
-        try:
-            with _own_handler_of_sigterm():
-                ray.init(
-                    address=compute.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-                )
-        except (ConnectionError, ValueError) as error:
-            raise PriorkitError(f"cannot join Ray at compute.address={compute.address!r}: {error}") from error
-    try:
+    if ray.is_initialized():
         yield ray
-    finally:
-        if started_here:
-            ray.shutdown()
-
-
-def _require_listener(address: str | None) -> None:
-    """PriorkitError if nothing listens where a cluster shall be: Ray tries for minutes, and then ends the process."""
-    found = re.fullmatch(r"(?:ray://)?([\w.-]+):(\d+)", address or "")
-    if found is None:
         return
-    try:
-        socket.create_connection((found[1], int(found[2])), _CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise PriorkitError(
-            f"cannot join Ray at compute.address={address!r}: {error}; start it there with `ray start --head`, "
-            "or leave the address out"
-        ) from None
-
-
-@contextlib.contextmanager
-def _own_handler_of_sigterm() -> Iterator[None]:
-    """Put back what Ray replaces as it starts: its own handler ends the process with a dump, and with code 15."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
+    with open_cluster(ray, compute.address):
+        yield ray
 
 
 def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
     """PriorkitError if a cluster could not hold so many workers even if nothing else ran: Ray would wait for ever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for name, needed in (("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker)):
+    for name, needed in _needs(compute):
         found = max((node.get(name, 0.0) for node in nodes), default=0.0)
         if needed > found:
             raise PriorkitError(
@@ -140,18 +100,22 @@ def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
                 f"but the Ray cluster has {found:g} {name} on the node that has most"
             )
         nodes = [node for node in nodes if node.get(name, 0.0) >= needed]
-    room = sum(_places(node, compute) for node in nodes)
+    room = sum(places(node, compute) for node in nodes)
     if workers > room:
         raise PriorkitError(
             f"compute.min_workers={workers}, but the Ray cluster has room for {room} workers of "
-            f"{compute.cpus_per_worker:g} CPU and {compute.gpus_per_worker:g} GPU"
+            f"{compute.cpus_per_worker:g} CPU and {compute.gpus_per_worker or 0:g} GPU"
         )
 
 
-def _places(node: dict[str, float], compute: ComputeSettings) -> int:
+def places(node: dict[str, float], compute: ComputeSettings) -> int:
     """Workers that a node has room for."""
-    needs = (("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker))
-    return min(int(node.get(name, 0.0) // needed) for name, needed in needs if needed)
+    return min(int(node.get(name, 0.0) // needed) for name, needed in _needs(compute) if needed)
+
+
+def _needs(compute: ComputeSettings) -> tuple[tuple[str, float], ...]:
+    """Resources of one worker; GPUs that a stage has left open are none."""
+    return ("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker or 0.0)
 
 
 class _Pool(Generic[Task, Result]):
@@ -175,7 +139,7 @@ class _Pool(Generic[Task, Result]):
 
         self._ray, self._compute = ray, compute
         self._actor_class = ray.remote(Actor).options(
-            num_cpus=compute.cpus_per_worker, num_gpus=compute.gpus_per_worker, max_restarts=0, max_task_retries=0
+            num_cpus=compute.cpus_per_worker, num_gpus=compute.gpus_per_worker or 0, max_restarts=0, max_task_retries=0
         )
         exceptions = ray.exceptions
         self._death = (

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Optional, TypeVar
 
+from .cluster import describe_cluster
 from .config import ComputeSettings
 from .errors import FolderError, InputError
 from .parallel import Worker, map_shards
@@ -70,6 +71,10 @@ class StageResult:
     """What else a stage counts, over all shards of the folder; see its documentation."""
     notes: list[str] = field(default_factory=list)
     """What a user should know about the input, a sentence each."""
+    device: str = "cpu"
+    """What the work is done on, such as `cpu, 2 threads` or `cuda (NVIDIA H200)`."""
+    cluster: str = ""
+    """Workers and address of the Ray cluster; empty where the work was done in this process."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,6 +87,7 @@ def run_shards(
     make_worker: Callable[[], Worker[Task, ShardRecord]],
     compute: ComputeSettings,
     progress: ProgressCallback,
+    device: str = "cpu",
 ) -> StageResult:
     """Bring all shards of a folder up to date.
 
@@ -92,6 +98,7 @@ def run_shards(
         make_worker: builds the function that turns a task into a committed shard.
         compute: where to work.
         progress: told of each finished shard.
+        device: what the work is done on, for the summary.
     """
     start = time.monotonic()
     pending = folder.pending(inputs)
@@ -112,6 +119,8 @@ def run_shards(
         rows=folder.manifest.rows,
         seconds=time.monotonic() - start,
         counts=folder.manifest.counts(),
+        device=device,
+        cluster=describe_cluster(compute),
     )
 
 

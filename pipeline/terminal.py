@@ -87,6 +87,9 @@ def print_result(result: StageResult) -> None:
     if result.unit != "rows":
         rows.append(("rows", f"{result.rows:,}"))
     rows += [(f"  {outcome}", f"{number:,}") for outcome, number in sorted(result.counts.items())]
+    rows.append(("device", result.device))
+    if result.cluster:
+        rows.append(("Ray", result.cluster))
     print_table(title, ("", ""), rows)
     print_notes(result.notes)
 

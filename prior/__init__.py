@@ -3,3 +3,7 @@
 Letters in shapes: B batch, D size of an embedding, T token states, W width of a token state, C width of the network,
 H attention heads, P tokens of the prefix, K draws, N rows of a split.
 """
+
+from ..pipeline.openmp import stop_spinning
+
+stop_spinning()  # here, since a module of ours may be the first to import torch

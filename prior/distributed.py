@@ -17,6 +17,7 @@ from typing import Any
 
 from ..pipeline.config import ComputeSettings
 from ..pipeline.errors import PriorkitError
+from ..pipeline.openmp import chosen
 from ..pipeline.parallel import ray_cluster, require_room
 from ..pipeline.stage import ProgressCallback
 from .coordinator import Coordinator, RayWatch, Status, TakenOver
@@ -46,7 +47,8 @@ def train_on_ray(
         require_room(ray, compute, compute.min_workers)
         coordinator, trainer = _start_beside_driver(ray, Coordinator), _start_beside_driver(ray, _Trainer)
         try:
-            fit = trainer.fit.remote(job, compute, coordinator, folder)
+            # a worker of a cluster that runs already loads torch before a module of ours can say how it waits
+            fit = trainer.fit.remote(job, compute, coordinator, folder, chosen(os.environ))
             return _watch(ray, job, compute, coordinator, fit, progress, should_stop)
         finally:
             if ray.get(coordinator.status.remote()).is_over:
@@ -66,26 +68,30 @@ def _start_beside_driver(ray: Any, actor: type) -> Any:
 class _Trainer:
     """Ray Train, in a process that can be ended: in the driver's it takes over Ctrl-C, and waits for nodes for ever."""
 
-    def fit(self, job: TrainJob, compute: ComputeSettings, coordinator: Any, folder: str) -> None:
-        """Let Ray Train run the loop in its workers."""
+    def fit(
+        self, job: TrainJob, compute: ComputeSettings, coordinator: Any, folder: str, environment: dict[str, str]
+    ) -> None:
+        """Let Ray Train run the loop in its workers, with these variables in their environment."""
         # paths that workers are given are absolute, and Ray Train would move them into a folder of its own
         os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
         import ray.train.torch
         from ray.train.v2.api.config import LoggingConfig
 
         train: Any = ray.train  # whose types are those of its first version
-        resources = {"CPU": compute.cpus_per_worker, "GPU": compute.gpus_per_worker}
+        gpus = compute.gpus_per_worker or 0.0
+        resources = {"CPU": compute.cpus_per_worker, "GPU": gpus}
         train.torch.TorchTrainer(
             lambda: _work(job, coordinator),
             scaling_config=train.ScalingConfig(
                 num_workers=(compute.min_workers, compute.workers),
-                use_gpu=compute.gpus_per_worker > 0,
+                use_gpu=gpus > 0,
                 resources_per_worker={name: value for name, value in resources.items() if value},
             ),
             run_config=train.RunConfig(
                 name="train",
                 storage_path=folder,  # nothing of the training is written there
                 failure_config=train.FailureConfig(max_failures=-1, controller_failure_limit=_START_FAILURES),
+                worker_runtime_env={"env_vars": environment},
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         ).fit()

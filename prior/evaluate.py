@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from ..pipeline.cluster import describe_cluster
 from ..pipeline.config import ComputeSettings, ReadSettings
-from ..pipeline.device import ASSUMED_FLOPS, resolve
+from ..pipeline.device import ASSUMED_FLOPS, describe_device, resolve, with_gpus
 from ..pipeline.errors import SettingsError
 from ..pipeline.parallel import Worker, map_shards
 from ..pipeline.read import EmbeddingDataset, Split
@@ -71,7 +72,10 @@ def evaluate(
         SettingsError: an option is missing or wrong, or other splits would mix in rows that it was trained on.
     """
     start = time.monotonic()
-    settings = _limited(resolve(settings or EvaluateSettings(), "evaluate"), limit)
+    wanted, compute = settings or EvaluateSettings(), compute or ComputeSettings()
+    settings = _limited(resolve(wanted, "evaluate", compute), limit)
+    device = describe_device(wanted, settings, compute)
+    compute = with_gpus(compute, wanted)
     torch.set_num_threads(settings.threads)
     subject = find_subject(PriorSource(prior, config, function_version), read)
     subject.require_finished()
@@ -105,8 +109,10 @@ def evaluate(
         rows = folder.manifest.rows
         progress(rows, rows, "")
         folder.finish()
-        seconds = time.monotonic() - start
-        return StageResult(STAGE, store.url, rows, done_now, "rows", rows, seconds, notes=dataset.notes)
+        seconds, cluster = time.monotonic() - start, describe_cluster(compute)
+        return StageResult(
+            STAGE, store.url, rows, done_now, "rows", rows, seconds, notes=dataset.notes, device=device, cluster=cluster
+        )
 
 
 @dataclass(frozen=True)
@@ -264,6 +270,7 @@ def plan_evaluate(
     evaluation: str,
     settings: EvaluateSettings,
     read: ReadSettings | None = None,
+    compute: ComputeSettings | None = None,
     *,
     config: str | None = None,
     function_version: str | None = None,
@@ -271,7 +278,7 @@ def plan_evaluate(
     overwrite: bool = False,
 ) -> StagePlan:
     """What `evaluate` would do, without doing it."""
-    settings = _limited(resolve(settings, "evaluate"), limit)
+    settings = _limited(resolve(settings, "evaluate", compute), limit)
     subject = find_subject(PriorSource(prior, config, function_version), read)
     dataset = EmbeddingDataset(embeddings, subject.read, known_files=recorded_files(subject.trained))
     subject.training_rows(dataset)  # refuses splits that would mix

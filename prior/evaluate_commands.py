@@ -61,7 +61,7 @@ def evaluate(
         read = chosen.read if "read" in chosen.model_fields_set else None
         if dry_run:
             plan = plan_evaluate(
-                prior, embeddings, evaluation, chosen.evaluate, read,
+                prior, embeddings, evaluation, chosen.evaluate, read, chosen.compute,
                 config=config, function_version=function_version, limit=limit, overwrite=overwrite,
             )  # fmt: skip
             show_plan(plan, as_json)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..pipeline.config import ClipSettings, ComputeSettings, ReadSettings
 from ..pipeline.device import resolve
@@ -97,7 +98,7 @@ def make_job(
         SettingsError: settings do not fit each other, or a tracker is not installed.
     """
     notes: tuple[str, ...] = ()
-    settings = resolve(settings, "train", compute)
+    settings = resolve_training(settings, compute)
     identity = resolved_identity(settings, dataset.settings)
     config = _prior_config(dataset, settings, clip)
     if settings.init_from is not None:
@@ -125,6 +126,12 @@ def make_job(
     )  # fmt: skip
 
 
+def resolve_training(settings: TrainSettings, compute: ComputeSettings) -> TrainSettings:
+    """Settings with a device and a number of threads; on Ray a worker has as many threads as CPUs are its own."""
+    threads = max(1, int(compute.cpus_per_worker)) if compute.backend == "ray" else None
+    return resolve(settings, "train", compute, threads=threads)
+
+
 def resolved_identity(settings: TrainSettings, read: ReadSettings) -> dict[str, Any]:
     """What of a training's identity resolved settings say."""
     return {"train": settings.identity(), "read": read.identity()}
@@ -136,7 +143,9 @@ def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: Clip
     width = dataset.token_width
     if settings.text_condition == "online":
         if not identity:
-            identity = find_text_encoder(location, {}, "that made the embeddings", settings).identity
+            # only its identity is wanted here, perhaps on the head of a cluster whose workers alone have GPUs
+            here = settings if torch.cuda.is_available() else settings.model_copy(update={"device": "cpu"})
+            identity = find_text_encoder(location, {}, "that made the embeddings", here).identity
         width = identity["token_width"]
     return PriorConfig(
         embed_dim=dataset.embed_dim,

@@ -10,6 +10,7 @@ from typing import Protocol, cast
 import torch
 
 from ..pipeline.batches import BatchStream, TrainBatch
+from ..pipeline.device import require_device
 from ..pipeline.errors import PriorkitError
 from ..pipeline.read import EmbeddingDataset
 from ..pipeline.shards import ShardRecord
@@ -68,6 +69,7 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
         PriorkitError: a loss is not finite; names the rows by their keys.
     """
     settings = job.settings
+    require_device(settings.device)
     torch.set_num_threads(settings.threads)
     ranks = Ranks.found(torch.device(settings.device))
     text_of, columns = text_source(job.config, settings), text_columns(job.config, settings)

@@ -128,7 +128,9 @@ def steps(
         ),
         Step(
             "embed",
-            lambda: plan_embed(folders.images, folders.embeddings, recipe.embed, overwrite=overwrite),
+            lambda: plan_embed(
+                folders.images, folders.embeddings, recipe.embed, compute=recipe.compute, overwrite=overwrite
+            ),
             lambda progress: embed(
                 folders.images, folders.embeddings, recipe.embed,
                 compute=recipe.compute, overwrite=overwrite, progress=progress,
@@ -144,7 +146,8 @@ def steps(
         Step(
             "evaluate",
             lambda: plan_evaluate(
-                folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, read, overwrite=overwrite
+                folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, read, recipe.compute,
+                overwrite=overwrite,
             ),
             lambda progress: evaluate(
                 folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, read,
@@ -182,8 +185,8 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
         raise InputError(f"{recipe.urls}: its images and list are made by the first run, so there is no plan yet")
     check_download(recipe.url_list, folders.images, recipe.download, limit=limit, overwrite=overwrite)
     embeddings = Store(folders.embeddings)
-    manifest = embed_manifest(resolve(recipe.embed, "embed"), None if overwrite else embeddings)
-    check_stage(embeddings, manifest, overwrite=overwrite)
+    resolved = resolve(recipe.embed, "embed", recipe.compute)
+    check_stage(embeddings, embed_manifest(resolved, None if overwrite else embeddings), overwrite=overwrite)
     check_prior_folder(folders.prior, train, recipe.read, recipe.compute, overwrite=overwrite)
 
 

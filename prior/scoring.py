@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..pipeline.config import ReadSettings
+from ..pipeline.device import require_device
 from ..pipeline.errors import InputError
 from ..pipeline.file_marks import FileMark
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset, Split
@@ -242,4 +243,5 @@ class ScorerMaker:
         dataset = EmbeddingDataset(self.embeddings, self.read, known_files=self.files)
         if self.source.is_predictions:
             return Scorer(dataset, self.settings, None, read_predictions(self.source.path, dataset))
+        require_device(self.settings.device)
         return Scorer(dataset, self.settings, functools.partial(self.source.load, device=self.settings.device))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from ..pipeline.cluster import describe_cluster
 from ..pipeline.config import ClipSettings, ComputeSettings, ReadSettings
-from ..pipeline.device import ASSUMED_FLOPS, resolve
+from ..pipeline.device import ASSUMED_FLOPS, describe_device, with_gpus
 from ..pipeline.errors import FolderError, InputError, Interrupted
 from ..pipeline.read import EmbeddingDataset
 from ..pipeline.shards import Manifest, read_manifest
@@ -15,7 +16,7 @@ from ..pipeline.stage_folder import check_stage, open_stage
 from ..pipeline.storage import Store
 from .checkpoint import clear_states, load_state
 from .config import TrainSettings
-from .job import STAGE, TrainJob, make_job, recorded_files, resolved_identity
+from .job import STAGE, TrainJob, make_job, recorded_files, resolve_training, resolved_identity
 from .loop import Outcome, run_loop
 from .prior_config import build_network
 from .training_folder import RECORD
@@ -52,12 +53,14 @@ def train(
     """
     start = time.monotonic()
     compute = compute or ComputeSettings()
-    store = Store(prior)
+    store, wanted = Store(prior), settings or TrainSettings()
     found = read_manifest(store)
     dataset = EmbeddingDataset(
         embeddings, read, known_files=recorded_files(found), tell=lambda note: progress(0, None, note)
     )
-    job = make_job(dataset, store, settings or TrainSettings(), compute, clip, limit)
+    job = make_job(dataset, store, wanted, compute, clip, limit)
+    device = describe_device(wanted, job.settings, compute)
+    compute = with_gpus(compute, wanted)
     manifest, rows = job.manifest(), len(dataset.rows("train"))
     if rows == 0:
         raise InputError(f"{dataset.store.url}: no row is left to train on; lower the fractions in `read`")
@@ -80,8 +83,11 @@ def train(
         else:
             progress(steps, steps, "")
         folder.finish()
-        seconds, notes = time.monotonic() - start, [*job.notes, *notes]
-        return StageResult(STAGE, store.url, steps, done_now, "steps", rows, seconds, notes=notes)
+        seconds, cluster = time.monotonic() - start, describe_cluster(compute)
+        return StageResult(
+            STAGE, store.url, steps, done_now, "steps", rows, seconds,
+            notes=[*job.notes, *notes], device=device, cluster=cluster,
+        )  # fmt: skip
 
 
 def _run(
@@ -175,7 +181,7 @@ def check_prior_folder(
     """FolderError if a prior of these settings may not be written to a folder, whatever its embeddings."""
     store = Store(prior)
     found = read_manifest(store)
-    resolved = resolve(settings, "train", compute)
+    resolved = resolve_training(settings, compute)
     identity = resolved_identity(resolved, read)
     # what the embeddings, their CLIP and a prior to start from add is not known yet
     known = {} if found is None else found.settings

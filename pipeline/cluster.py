@@ -1,0 +1,93 @@
+"""What a Ray cluster has for a stage: its GPUs, and its description in the stage's summary."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from .config import ComputeSettings
+from .errors import PriorkitError
+from .parallel import places, ray_cluster
+from .ray_address import cluster_address, explain_failure
+from .ray_start import JOINED
+
+_GPU_SECONDS = 120.0
+"""Seconds that a worker may take to say which GPU it was given; all may be in use by other jobs."""
+
+
+def describe_cluster(compute: ComputeSettings) -> str:
+    """The Ray cluster of a stage, for its summary; empty where the stage used none."""
+    if compute.backend == "local":
+        return ""
+    workers = f"{compute.workers} worker" + ("s" if compute.workers > 1 else "")
+    if _is_joined():
+        return f"{workers} on the cluster that this process has joined"
+    joined = JOINED.get(compute.address)
+    if joined is None:  # nothing was left to do
+        return f"{workers} {cluster_address(compute.address).described()}"
+    room = sum(places(node, compute) for node in joined.nodes)
+    fewer = f" (room for {room})" if room < compute.workers else ""
+    return f"{workers}{fewer} {joined.place.described()}"
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """GPUs that workers may be given."""
+
+    count: int
+    name: str | None
+    """Name of one of them, as torch on a worker has it; None where torch can use none."""
+
+
+_GPUS: dict[tuple[str | None, str | None], Gpus] = {}
+"""By `compute.address` and `RAY_ADDRESS`: a cluster is asked once, so that all checks and stages of a command agree."""
+
+
+def cluster_gpus(compute: ComputeSettings) -> Gpus:
+    """GPUs of the cluster that the settings name, which is joined to ask; of this machine where Ray is started here.
+
+    Raises:
+        PriorkitError: the cluster cannot be joined.
+    """
+    if compute.backend == "local" or (not _is_joined() and cluster_address(compute.address).is_own):
+        return gpus_here()
+    name = (compute.address, os.environ.get("RAY_ADDRESS"))
+    if name in _GPUS and not _is_joined():
+        return _GPUS[name]
+    with ray_cluster(compute) as ray:
+        count = int(ray.cluster_resources().get("GPU", 0))
+        _GPUS[name] = Gpus(count, _gpu_of_worker(ray) if count else None)
+    return _GPUS[name]
+
+
+def _gpu_of_worker(ray: Any) -> str | None:
+    """The name of a GPU that Ray gives a worker: a cluster may have GPUs of a kind that its torch cannot use."""
+    asked = ray.remote(gpus_here).options(num_cpus=0, num_gpus=1).remote()
+    try:
+        found: Gpus = ray.get(asked, timeout=_GPU_SECONDS)
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(asked, force=True)
+        return "in use by other jobs"
+    except ray.exceptions.RayError as error:
+        raise PriorkitError(
+            f"a worker with a GPU of the Ray cluster fails: {explain_failure(str(error))}; see Ray's logs, or set "
+            "compute.gpus_per_worker"
+        ) from error
+    return found.name
+
+
+def gpus_here() -> Gpus:
+    """GPUs that torch can use in this process."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return Gpus(0, None)
+    return Gpus(torch.cuda.device_count(), torch.cuda.get_device_name(0))
+
+
+def _is_joined() -> bool:
+    """Whether this process works on a Ray cluster already, as a caller of the library may have it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(getattr(ray, "is_initialized", lambda: False)())

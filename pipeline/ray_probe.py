@@ -1,0 +1,171 @@
+"""Questions to a Ray cluster over a plain socket, asked before Ray is called. Imports nothing of Ray.
+
+Ray tries a wrong address for minutes and may end the process, and its wheels bring no gRPC for Python. One gRPC call
+of fixed form needs a few frames of HTTP/2 (RFC 9113), whose headers may be sent without compression (RFC 7541).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import socket
+import struct
+import time
+from dataclasses import dataclass
+
+TIMEOUT_SECONDS = 5.0
+"""Time for connecting, and again for the answer: a head on another continent answers within one second."""
+
+OK, UNIMPLEMENTED, UNAUTHENTICATED = 0, 12, 16
+"""Status codes of gRPC."""
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
+_END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
+_SHOWN_BYTES = 60
+"""Bytes of a foreign service's answer that an error shows."""
+
+HEAD = ("/ray.rpc.InternalKVGcsService/InternalKVGet", b"\x0a\x10CLUSTER_METADATA\x12\x07cluster")
+"""Method and request that read the versions of a cluster from its head (the GCS): key and namespace."""
+CLIENT_SERVER = ("/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x04")
+"""Method and request of a ping of the server for `ray://`."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of what listens at an address."""
+
+    status: int | None
+    """Status code of gRPC; None if it speaks another protocol."""
+    body: bytes = b""
+    """The reply's message; of another protocol the first bytes."""
+
+    def metadata(self) -> dict[str, object]:
+        """`ray_version`, `python_version` and `ray_init_cluster`, as the head has stored them; empty if it has not."""
+        start, end = self.body.find(b"{"), self.body.rfind(b"}")
+        try:
+            found = json.loads(self.body[start : end + 1])
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def shown(self) -> str:
+        """The first bytes of another protocol, for an error."""
+        if not self.body:
+            return "it closed the connection without an answer"
+        return "it answers " + repr(self.body[:_SHOWN_BYTES].decode("latin-1").partition("\r\n")[0])
+
+
+def ask(host: str, port: int, question: tuple[str, bytes], token: str | None = None) -> Answer:
+    """Make one gRPC call.
+
+    Args:
+        question: method and request, such as `HEAD`.
+        token: sent as Ray sends its own.
+
+    Raises:
+        OSError: nothing listens there, or what listens does not answer in time.
+    """
+    method, request = question
+    headers = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", method),
+        (":authority", f"{host}:{port}"),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+        *([("authorization", f"Bearer {token}")] if token else []),
+    ]
+    message = b"\0" + struct.pack(">I", len(request)) + request
+    with socket.create_connection((host, port), TIMEOUT_SECONDS) as connection:
+        if _uses_tls():
+            return Answer(OK)  # with certificates that Ray alone knows how to read
+        connection.sendall(
+            _PREFACE
+            + _frame(_SETTINGS, 0, 0, b"")
+            + _frame(_HEADERS, _END_HEADERS, 1, b"".join(_literal(name, value) for name, value in headers))
+            + _frame(_DATA, _END_STREAM, 1, message)
+        )
+        try:
+            return _receive(connection)
+        except TimeoutError:
+            raise TimeoutError(f"what listens there gave no answer in {TIMEOUT_SECONDS:.0f} s") from None
+
+
+def _uses_tls() -> bool:
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+
+
+def _receive(connection: socket.socket) -> Answer:
+    """Read frames until the reply ends."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    body, is_first = b"", True
+    with connection.makefile("rb") as stream:
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            connection.settimeout(left)
+            head = stream.read1(9)  # a foreign service may send less, and then wait
+            head += stream.read(9 - len(head)) if head[:1] == b"\0" else b""
+            kind, flags, number, size = _parse(head)
+            if is_first and (kind != _SETTINGS or number != 0 or size % 6):
+                return Answer(None, head + _rest(connection, stream))
+            is_first = False
+            if kind is None:
+                raise ConnectionResetError("what listens there closed the connection")
+            payload = stream.read(size)
+            if kind == _SETTINGS and not flags & _ACK:
+                connection.sendall(_frame(_SETTINGS, _ACK, 0, b""))
+            elif kind == _PING and not flags & _ACK:
+                connection.sendall(_frame(_PING, _ACK, 0, payload))
+            elif kind == _DATA:
+                body += payload
+            elif kind == _HEADERS and flags & _END_STREAM:
+                return Answer(_status(payload), body[5:])
+            elif kind in (_RESET, _GOAWAY):
+                raise ConnectionResetError("what listens there closed the connection")
+
+
+def _parse(head: bytes) -> tuple[int | None, int, int, int]:
+    """Kind, flags, stream and length of a frame; the kind is None where there is no frame."""
+    if len(head) < 9:
+        return None, 0, 0, 0
+    return head[3], head[4], int.from_bytes(head[5:], "big"), int.from_bytes(head[:3], "big")
+
+
+def _rest(connection: socket.socket, stream: io.BufferedReader) -> bytes:
+    """A little more of what a foreign service says, for the error."""
+    connection.settimeout(0.2)
+    try:
+        return stream.read1(_SHOWN_BYTES)
+    except OSError:
+        return b""
+
+
+def _status(block: bytes) -> int | None:
+    """The status in the last headers; gRPC's own library compresses neither its name nor its value."""
+    found = re.search(rb"grpc-status[\x01\x02](\d{1,2})", block)
+    return int(found[1]) if found else None
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def _literal(name: str, value: str) -> bytes:
+    """A header field without indexing and without Huffman's code."""
+    return b"\0" + _string(name.encode()) + _string(value.encode())
+
+
+def _string(text: bytes) -> bytes:
+    """A length with a prefix of seven bits, and the text."""
+    if len(text) < 127:
+        return bytes([len(text)]) + text
+    length, left = b"\x7f", len(text) - 127
+    while left >= 128:
+        length += bytes([left % 128 + 128])
+        left //= 128
+    return length + bytes([left]) + text

@@ -1,0 +1,113 @@
+"""Start or join a Ray cluster for a block. Ray itself is an argument, since one module alone imports it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import PriorkitError
+from .ray_address import (
+    AUTO,
+    ClusterAddress,
+    cluster_address,
+    explain_failure,
+    find_running,
+    own_environment,
+    require_cluster,
+)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A cluster that was joined."""
+
+    place: ClusterAddress
+    nodes: list[dict[str, float]]
+    """Resources of its nodes as it was joined."""
+
+
+JOINED: dict[str | None, Joined] = {}
+"""By `compute.address`, the cluster that was joined last: for the summary."""
+
+
+@contextlib.contextmanager
+def open_cluster(ray: Any, address: str | None) -> Iterator[None]:
+    """Join the cluster of a setting `compute.address`, or start one that ends with the block.
+
+    Raises:
+        PriorkitError: there is no such cluster, or it does not let this process join.
+    """
+    place, is_ours = cluster_address(address), False
+    if place.address == AUTO:
+        place, is_ours = find_running(place, _running_heads(ray))
+    environment = own_environment() if place.is_own else require_cluster(place, ray.__version__, is_ours=is_ours)
+    with _ray_environment(ray, environment):
+        try:
+            _start(ray, place)
+            JOINED[address] = Joined(place, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start(ray: Any, place: ClusterAddress) -> None:
+    """Start or join a cluster."""
+    own_handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=place.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # of many kinds, some of them Ray's own
+        if isinstance(error, OSError) and "AF_UNIX" in str(error):
+            raise PriorkitError(
+                f"Ray's sockets need a shorter path than {ray._common.utils.get_user_temp_dir()!r} allows; set "
+                "RAY_TMPDIR to a short local folder, such as /tmp"
+            ) from None
+        reason = explain_failure(str(error.__cause__ or error))
+        if place.is_own:
+            raise PriorkitError(f"cannot start Ray on this machine: {type(error).__name__}: {reason}") from error
+        raise place.error(reason) from error
+    finally:
+        # Ray's own handler ends the process with a dump, and with code 15
+        if own_handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, own_handler)
+
+
+@contextlib.contextmanager
+def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
+    """Set environment variables that Ray's compiled part reads, for the block."""
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    os.environ.update(environment)
+    _read_environment_again(ray)
+    try:
+        yield
+    finally:
+        for name, value in before.items():  # also what Ray itself has set
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        _read_environment_again(ray)
+
+
+def _read_environment_again(ray: Any) -> None:
+    """Make Ray notice a changed mode and token, which it caches where it has token authentication."""
+    raylet = ray._raylet
+    if hasattr(raylet, "AuthenticationTokenLoader"):
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _running_heads(ray: Any) -> dict[str, bool]:
+    """Addresses of the heads that Ray's processes on this machine belong to, and whether a process of ours does."""
+    heads: dict[str, bool] = {}
+    for process in ray._private.services.psutil.process_iter(["cmdline", "uids"]):
+        command, uids = process.info["cmdline"] or [""], process.info["uids"]
+        found = re.search(r"--gcs-address=(\S+)", " ".join(command))
+        if found is not None and os.path.basename(command[0].split(" ")[0]) == "raylet":
+            heads[found[1]] = heads.get(found[1], False) or (uids is not None and uids.real == os.getuid())
+    return heads
