@@ -19,10 +19,9 @@ from .clip_files import (
     find_weights,
     hash_files,
     local_folder,
-    read_clip_config,
 )
 from .clip_identity import describe_function, has_quick_gelu
-from .clip_plan import by_config, plan_clip
+from .clip_plan import by_config, defaults, hub_config, plan_clip
 from .clip_preprocess import PREPROCESS_FIELDS
 from .config import ClipSettings, EmbedSettings
 from .device import require_device
@@ -86,6 +85,17 @@ def _is_by_path(settings: ClipSettings) -> bool:
     import open_clip
 
     return not open_clip.pretrained.get_pretrained_cfg(settings.model, settings.pretrained)
+
+
+def is_plain(settings: ClipSettings) -> bool:
+    """Whether open_clip by itself gives weights the preprocessing and activation that are asked for."""
+    import open_clip
+
+    if settings.preprocess is not None and settings.preprocess.size is not None:
+        return False
+    trained = plan_clip(settings, open_clip, _is_by_path(settings)).trained
+    own = open_clip.get_model_config(settings.model)
+    return not trained or trained == defaults(bool(own.get("quick_gelu")), open_clip)
 
 
 def embedding_size(settings: ClipSettings) -> int | None:
@@ -250,7 +260,7 @@ def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, An
             plan = plan_clip(settings, open_clip, _is_by_path(settings))
             trained = plan.trained
             if plan.name.startswith(_HUB_PREFIX):
-                trained = by_config(settings, _hub_config(plan.name.removeprefix(_HUB_PREFIX)), open_clip)
+                trained = by_config(settings, hub_config(plan.name.removeprefix(_HUB_PREFIX), open_clip), open_clip)
             # weights trained with one activation give wrong embeddings under the other
             if settings.quick_gelu is None:
                 warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
@@ -275,12 +285,6 @@ def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, An
             f"embed.clip.quick_gelu={str(settings.quick_gelu).lower()} has no effect on {settings.model}; leave it out"
         )
     return model.eval(), preprocess, tokenizer, config
-
-
-def _hub_config(repository: str) -> dict[str, Any] | None:
-    from open_clip.pretrained import download_pretrained_from_hf
-
-    return read_clip_config(Path(download_pretrained_from_hf(repository, filename=CONFIG_NAME)))
 
 
 def _options(settings: ClipSettings, trained: dict[str, Any]) -> dict[str, Any]:

@@ -66,10 +66,25 @@ def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: 
         return False
 
 
+def is_named_otherwise(known: Mapping[str, Any], location: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether a CLIP without a known hash has another tag than one that is known; nothing is loaded.
+
+    Args:
+        known, location: as for `is_same_clip`.
+        found: identity of the other; may be empty.
+    """
+    if "weights_sha256" in known and "weights_sha256" in found:
+        return False
+    tags = _tag(known.get("source") or location), _tag(found.get("source", {}))
+    return None not in tags and tags[0] != tags[1]
+
+
 def _tag(source: Mapping[str, Any]) -> tuple[str, str] | None:
     """Model and tag that a source names, the model by one name for both activations; None for other sources."""
     if set(source) != {"model", "pretrained"} or source["pretrained"] is None:
         return None
+    if ":" in source["model"] or "/" in source["pretrained"]:
+        return None  # a folder or file
     return source["model"].removesuffix("-quickgelu"), source["pretrained"]
 
 

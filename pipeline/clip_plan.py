@@ -79,6 +79,11 @@ def _given(settings: ClipSettings) -> dict[str, Any]:
     return {name: flat[name] for name in TRAINED_FIELDS if name in flat}
 
 
+def hub_config(repository: str, library: Any) -> dict[str, Any] | None:
+    """The config of a model of a hub, from the cache where it is there."""
+    return read_clip_config(Path(library.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_NAME)))
+
+
 def by_config(settings: ClipSettings, config: dict[str, Any] | None, library: Any) -> dict[str, Any]:
     """What to change for a model that brings its config: nothing where that says its preprocessing."""
     given = _given(settings)
@@ -89,13 +94,13 @@ def by_config(settings: ClipSettings, config: dict[str, Any] | None, library: An
     names = [name for name in library.list_models() if architecture(library.get_model_config(name), library) == own]
     tags = {tag: trained for name in names for tag, trained in _tags(name, library).items()}
     wanted = f"embed.clip.model={settings.model}"
-    return decide(given, stated, tags, _defaults(False, library), wanted, " and ".join(names))
+    return decide(given, stated, tags, defaults(False, library), wanted, " and ".join(names))
 
 
 def _by_neighbours(settings: ClipSettings, path: Path, library: Any) -> dict[str, Any]:
     """What weights by path were trained with: by the config beside them, or the tags of their architecture."""
     own = library.get_model_config(settings.model)
-    defaults = _defaults(bool(own.get("quick_gelu")), library)
+    own_defaults = defaults(bool(own.get("quick_gelu")), library)
     wanted, stated = f"embed.clip.pretrained={settings.pretrained}", {}
     config = read_clip_config(path.parent / CONFIG_NAME)
     if config is not None:
@@ -107,19 +112,19 @@ def _by_neighbours(settings: ClipSettings, path: Path, library: Any) -> dict[str
         model, preprocess = config["model_cfg"], config.get("preprocess_cfg")
         stated = {"quick_gelu": bool(model.get("quick_gelu"))}
         if preprocess:
-            stated = as_trained({**preprocess, **stated}, defaults)
-    return decide(_given(settings), stated, _tags(settings.model, library), defaults, wanted, settings.model)
+            stated = as_trained({**preprocess, **stated}, own_defaults)
+    return decide(_given(settings), stated, _tags(settings.model, library), own_defaults, wanted, settings.model)
 
 
 def _tags(model: str, library: Any) -> dict[str, dict[str, Any]]:
     """What the weights of each tag of a model were trained with."""
     tags = library.list_pretrained_tags_by_model(model)
     return {
-        tag: as_trained(library.pretrained.get_pretrained_cfg(model, tag), _defaults(False, library)) for tag in tags
+        tag: as_trained(library.pretrained.get_pretrained_cfg(model, tag), defaults(False, library)) for tag in tags
     }
 
 
-def _defaults(quick_gelu: bool, library: Any) -> dict[str, Any]:
+def defaults(quick_gelu: bool, library: Any) -> dict[str, Any]:
     """open_clip's preprocessing where nothing is said, which is OpenAI's, with an activation."""
     return as_trained({"quick_gelu": quick_gelu, **vars(library.transform.PreprocessCfg())}, {})
 
@@ -138,11 +143,11 @@ def architecture(config: Mapping[str, Any], library: Any) -> dict[str, Any]:
     left_out = ("quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias")
     found = {name: value for name, value in config.items() if name not in left_out}
     for part, kind in (("vision_cfg", library.CLIPVisionCfg), ("text_cfg", library.CLIPTextCfg)):
-        defaults = vars(kind())
+        usual = vars(kind())
         pretrained = ("timm_model_pretrained", "hf_model_pretrained", "patch_dropout")
         found[part] = {
             name: value
             for name, value in found.get(part, {}).items()
-            if name not in pretrained and (name not in defaults or value != defaults[name])
+            if name not in pretrained and (name not in usual or value != usual[name])
         }
     return found

@@ -10,10 +10,12 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from .clip import is_plain
 from .config import EmbedSettings
 from .engines import EmbedTask, Failure, Window
 from .errors import PriorkitError, SettingsError
@@ -141,12 +143,14 @@ def check_settings(settings: EmbedSettings) -> None:
     for name, (value, only) in asked.items():
         if value != only:
             raise SettingsError(f"{name}={value}: embed.engine=clip-retrieval can only do {name}={only} here")
-    if settings.clip.overrides():
-        named = ", ".join(f"embed.clip.{name}" for name in settings.clip.overrides())
-        raise SettingsError(f"{named}: embed.engine=clip-retrieval takes open_clip's own; leave it out, or the engine")
     if settings.clip.pretrained is None:
         raise SettingsError(
             f"embed.clip.model={settings.clip.model}: embed.engine=clip-retrieval takes an open_clip name and tag"
+        )
+    if (settings.clip.overrides() or Path(settings.clip.pretrained).is_file()) and not is_plain(settings.clip):
+        raise SettingsError(
+            f"embed.clip.pretrained={settings.clip.pretrained}: embed.engine=clip-retrieval has open_clip's own "
+            "preprocessing and activation only, and these weights or settings need others; take embed.engine=native"
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..pipeline.clip_identity import clip_difference
+from ..pipeline.clip_identity import clip_difference, is_named_otherwise
 from ..pipeline.config import ReadSettings
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.hashing import hash_file
@@ -146,7 +146,8 @@ class Subject:
                 f"{dataset.store.url} stores {stored}, {path} takes those of {config.token_width}; embed with "
                 "token_states: true and the CLIP that it was trained with"
             )
-        if clip_difference(config.clip, dataset.clip_if_known):
+        there = dataset.clip_if_known
+        if clip_difference(config.clip, there) or is_named_otherwise(config.clip, config.clip_settings, there):
             raise InputError(f"{dataset.store.url} was embedded by another CLIP than the prior was trained with")
 
 

@@ -60,7 +60,7 @@ def write_shards(folder: Path, pairs: int, shards: int) -> None:
 
 def settings_of(checkpoint: Path, way: str, threads: int) -> EmbedSettings:
     """Ours, for one of `WAYS`."""
-    clip = ClipSettings(model=MODEL, pretrained=str(checkpoint))
+    clip = ClipSettings(model=MODEL, pretrained=str(checkpoint), quick_gelu=False)
     return EmbedSettings(clip=clip, device="cpu", batch_size=BATCH, threads=threads, **WAYS[way])
 
 

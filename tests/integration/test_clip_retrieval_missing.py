@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from priorkit.pipeline.clip_retrieval import ClipRetrievalEngine, check_settings
-from priorkit.pipeline.config import ClipSettings, EmbedSettings
+from priorkit.pipeline.config import ClipSettings, EmbedSettings, PreprocessSettings
 from priorkit.pipeline.embed import embed
 from priorkit.pipeline.errors import PriorkitError, SettingsError
 from priorkit.pipeline.storage import Store
@@ -47,6 +47,22 @@ def test_what_it_cannot_do_is_named(changed: dict[str, Any], named: str, monkeyp
     check_settings(settings_of())
     with pytest.raises(SettingsError, match=named):
         check_settings(settings_of(**changed))
+
+
+def test_preprocessing_that_it_would_not_apply_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"never read here")
+    plain = ClipSettings(model="ViT-B-32", pretrained=str(path), quick_gelu=False)
+    check_settings(settings_of(clip=plain))
+    for clip in (
+        plain.model_copy(update={"quick_gelu": True}),
+        ClipSettings(model="MobileCLIP2-S0", pretrained=str(path)),
+        ClipSettings(pretrained="laion2b_s34b_b79k", preprocess=PreprocessSettings(size=64)),
+        ClipSettings(pretrained="laion2b_s34b_b79k", quick_gelu=True),
+    ):
+        with pytest.raises(SettingsError, match=r"own preprocessing and activation only.*embed\.engine=native"):
+            check_settings(settings_of(clip=clip))
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (False, "float16")])

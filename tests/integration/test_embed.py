@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import tarfile
 import uuid
 from collections.abc import Callable
@@ -322,6 +323,26 @@ def test_the_same_weights_at_another_path_are_the_same_clip(
     os.symlink(tiny_clip, moved)
     clip = embed_settings.clip.model_copy(update={"model": f"local-dir:{moved}"})
     assert embed(str(captioned), str(tmp_path / "out"), embed_settings.model_copy(update={"clip": clip})).done_now == 0
+
+
+def test_a_folder_goes_on_with_the_same_clip_under_another_name(
+    captioned: Path, embed_settings: EmbedSettings, tiny_clip: Path, tmp_path: Path
+) -> None:
+    embed(str(captioned), str(tmp_path / "out"), embed_settings)
+    before = (tmp_path / "out/manifest.json").read_bytes()
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    shutil.copy(tiny_clip / "open_clip_config.json", folder)
+    torch.save(safetensors.torch.load_file(tiny_clip / "open_clip_model.safetensors"), folder / "epoch_1.pt")
+    clip = embed_settings.clip.model_copy(update={"model": f"local-dir:{folder}"})
+    same = embed_settings.model_copy(update={"clip": clip})
+    assert embed(str(captioned), str(tmp_path / "out"), same).done_now == 0
+    assert (tmp_path / "out/manifest.json").read_bytes() == before
+    write_tar(captioned / "00001.tar", [{"png": picture(9), "txt": b"x"}])
+    assert embed(str(captioned), str(tmp_path / "out"), same).done_now == 1
+    after = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert after["about"]["clip"] == json.loads(before)["about"]["clip"]
+    assert after["settings"] == json.loads(before)["settings"]
 
 
 def test_the_manifest_identifies_the_clip(captioned: Path, embed_settings: EmbedSettings, tmp_path: Path) -> None:

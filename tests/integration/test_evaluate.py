@@ -15,6 +15,7 @@ import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 
 from priorkit.pipeline.config import ComputeSettings, ReadSettings
@@ -27,7 +28,7 @@ from priorkit.prior.evaluate import Evaluation, compute_metrics, evaluate, plan_
 from priorkit.prior.evaluated_rows import EvaluatedRows
 from priorkit.prior.evaluation_folder import read_metrics, rows_name
 from priorkit.prior.load import load_prior
-from priorkit.prior.scoring import Scorer
+from priorkit.prior.scoring import Scorer, timestep_losses
 from priorkit.prior.train import train
 
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
@@ -289,6 +290,26 @@ def test_every_way_that_is_asked_for_is_measured(prior: Path, embeddings: Path, 
     assert table.num_rows == metrics["splits"]["test"]["rows"]
     mean = table.column("prior/energy_score").to_numpy().mean()
     assert mean == pytest.approx(found_in(metrics)["metrics"]["energy_score"]["value"])
+
+
+def test_losses_are_those_of_the_weights_that_are_named(prior: Path, embeddings: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "prior"
+    shutil.copytree(prior, copied)
+    best = safetensors.torch.load_file(copied / "best.safetensors")
+    with safetensors.safe_open(copied / "best.safetensors", "pt") as file:
+        metadata = file.metadata()
+    changed_weights = {name: value * 1.1 for name, value in best.items()}
+    safetensors.torch.save_file(changed_weights, copied / "best.safetensors", metadata)
+    names = ("ema", "online", "best")
+    settings = EvaluateSettings.model_validate(QUICK.model_dump() | {"weights": names, "baselines": []})
+    evaluate(str(copied), str(embeddings), str(tmp_path / "evaluation"), settings)
+    losses = read_metrics(str(tmp_path / "evaluation"))["splits"]["test"]["losses"]
+    dataset = EmbeddingDataset(str(embeddings), READ)
+    rows = EvaluatedRows(dataset, "test", settings)
+    for name in names:
+        found = timestep_losses(load_prior(copied, weights=name), dataset.take(rows.rows), rows.ids, settings)
+        assert losses[name]["overall"]["value"] == pytest.approx(np.mean(list(found.values())), rel=1e-4), name
+    assert len({losses[name]["overall"]["value"] for name in names}) == 3
 
 
 # sameness

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,67 @@ def test_a_start_that_does_not_fit_is_refused(embeddings: Path, first: Path, tmp
         train(str(other), str(tmp_path / "prior"), starting(first))
     with pytest.raises(InputError, match="no prior is there"):
         train(str(embeddings), str(tmp_path / "prior"), starting(tmp_path / "nowhere"))
+
+
+@pytest.fixture
+def imported(embeddings: Path, tmp_path: Path) -> Callable[[dict[str, str] | None], Path]:
+    """Makes a prior that knows its CLIP by a name, or not at all, as conversions do."""
+
+    def make(clip: dict[str, str] | None) -> Path:
+        train(str(embeddings), str(tmp_path / "own"), changed(SMALL_TRAIN, steps=1))
+        described = json.loads((tmp_path / "own/config.json").read_text())
+        described.update(clip={}, clip_settings=clip or {}, trained_on=None)
+        (tmp_path / "imported").mkdir()
+        (tmp_path / "imported/config.json").write_text(json.dumps(described))
+        shutil.copy(tmp_path / "own/model.safetensors", tmp_path / "imported")
+        return tmp_path / "imported"
+
+    return make
+
+
+def test_a_start_that_names_another_clip_is_refused(
+    embeddings: Path, imported: Callable[[dict[str, str] | None], Path], tmp_path: Path
+) -> None:
+    start = imported({"model": "ViT-B-32", "pretrained": "openai"})
+    named = r"belongs to the CLIP ViT-B-32/openai, and .* was made by synthetic/none"
+    with pytest.raises(InputError, match=named):
+        train(str(embeddings), str(tmp_path / "prior"), starting(start))
+    assert not (tmp_path / "prior").exists()
+
+
+def test_a_start_that_names_the_same_clip_is_taken(
+    embeddings: Path, imported: Callable[[dict[str, str] | None], Path], tmp_path: Path
+) -> None:
+    start = imported({"model": "synthetic-quickgelu", "pretrained": "none"})
+    assert train(str(embeddings), str(tmp_path / "prior"), starting(start), limit=1).notes == []
+
+
+def test_a_start_that_names_no_clip_is_taken_and_noted(
+    embeddings: Path, imported: Callable[[dict[str, str] | None], Path], tmp_path: Path
+) -> None:
+    result = train(str(embeddings), str(tmp_path / "prior"), starting(imported(None)), limit=1)
+    assert ["does not name its CLIP" in note for note in result.notes] == [True]
+
+
+def test_a_start_is_held_against_the_clip_that_the_recipe_declares(
+    embeddings_folder: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    """Of foreign embeddings the recipe alone says which CLIP made them: its weights decide."""
+    settings = changed(SMALL_TRAIN, steps=2, batch_size=16)
+    train(str(embeddings_folder), str(tmp_path / "first"), settings)
+    folder = foreign(embeddings_folder, tmp_path / "foreign")
+    clips = {}
+    for name, factor in (("same", 1), ("other", 2)):
+        shutil.copytree(tiny_clip, tmp_path / name)
+        weights = safetensors.torch.load_file(tiny_clip / "open_clip_model.safetensors")
+        weights["text_projection"] = weights["text_projection"] * factor
+        (tmp_path / name / "open_clip_model.safetensors").unlink()
+        torch.save(weights, tmp_path / name / "epoch_1.pt")
+        clips[name] = ClipSettings(model=f"local-dir:{tmp_path / name}")
+    start = starting(tmp_path / "first", steps=2, batch_size=16)
+    assert train(str(folder), str(tmp_path / "prior"), start, clip=clips["same"]).notes == []
+    with pytest.raises(InputError, match=r"belongs to the CLIP local-dir:.*, and .* was made by local-dir:.*/other"):
+        train(str(folder), str(tmp_path / "another"), start, clip=clips["other"])
 
 
 # text

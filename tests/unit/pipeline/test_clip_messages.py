@@ -43,8 +43,9 @@ def test_a_hub_out_of_reach_is_told_once_and_with_the_way_out(
         ClipEncoder(SETTINGS)
     assert str(raised.value) == (
         "embed.clip.model=ViT-B-32, pretrained=laion2b_s34b_b79k: its files are not on this machine, and the hub that "
-        "has them cannot be reached ([Errno -2] Name or service not known); connect this machine, or copy the weights "
-        "here and give their path as pretrained (--pretrained FILE)"
+        "has them cannot be reached ([Errno -2] Name or service not known).\nConnect this machine, or copy the model's "
+        "folder (weights and open_clip_config.json) here and give --model local-dir:FOLDER. A file of weights alone "
+        "(--pretrained FILE) does not say its preprocessing"
     )
     assert caplog.records == []
     logging.getLogger("huggingface_hub").warning("seen again")

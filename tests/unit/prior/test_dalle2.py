@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -348,3 +349,26 @@ def test_another_noise_schedule_is_named(alpha_bar: torch.Tensor, state: dict[st
 def test_its_own_noise_schedule_is_accepted(state: dict[str, torch.Tensor]) -> None:
     state["noise_scheduler.alphas_cumprod"] = ours().schedule.alpha_bar.half()
     imported(state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounded_rotary_frequencies_are_accepted(dtype: torch.dtype, state: dict[str, torch.Tensor]) -> None:
+    rotary = {name: value.to(dtype) for name, value in state.items() if ".rotary_emb." in name}
+    assert rotary
+    imported({**state, **rotary})
+
+
+@pytest.mark.parametrize("change", [lambda f: f * 1.01, lambda f: f[:-1], lambda f: f * float("nan"), torch.zeros_like])
+def test_other_rotary_frequencies_are_named(
+    change: Callable[[torch.Tensor], torch.Tensor], state: dict[str, torch.Tensor]
+) -> None:
+    name = "net.causal_transformer.layers.1.0.rotary_emb.freqs"
+    state[name] = change(state[name])
+    with pytest.raises(InputError, match=r"a\.pth: net\..*\.layers\.1\.0\.rotary_emb\.freqs holds other"):
+        imported(state)
+
+
+def test_a_rotary_embedding_with_scales_is_not_ours(state: dict[str, torch.Tensor]) -> None:
+    state["net.causal_transformer.layers.0.0.rotary_emb.scale"] = torch.ones(8)
+    with pytest.raises(InputError, match=r"holds besides .*rotary_emb\.scale"):
+        imported(state)

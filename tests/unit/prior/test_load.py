@@ -108,6 +108,50 @@ def test_a_bare_state_dict_needs_the_version(settings: str, tmp_path: Path) -> N
     assert_equal(load_prior(path, config=settings, function_version="1.15.6"), EMA)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "epoch": 1},
+        lambda state: {f"module.{name}": value for name, value in state.items()},
+        lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}},
+        lambda state: {name.removeprefix("net."): v for name, v in state.items() if name.startswith("net.")},
+    ],
+    ids=["state_dict", "module", "both", "network alone"],
+)
+def test_a_state_dict_as_other_tools_save_it_is_read(wrap: Callable[..., Any], settings: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "theirs.pth")
+    torch.save(wrap(export_state(EMA)), path)
+    assert_equal(load_prior(path, config=settings, function_version="1.15.6"), EMA)
+
+
+def test_a_state_dict_of_something_else_is_told_what_to_save(settings: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "theirs.pth")
+    for content in ({"state_dict": {"prior.a": torch.ones(1)}}, {"lightning.net.a": torch.ones(1)}):
+        torch.save(content, path)
+        with pytest.raises(InputError, match=r"save the prior's state_dict alone, with names that begin with net\."):
+            load_prior(path, config=settings, function_version="1.15.6")
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("a.ckpt", "if it is one, rename it to .pth"), ("A.PTH", "rename it to .pth"), ("a.bin", "rename it to .pth"),
+        ("model.safetensors", "name the folder of this file"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_ending_is_told_what_to_do(name: str, named: str, settings: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    for options in ({}, {"config": settings}):
+        with pytest.raises(SettingsError, match=named):
+            load_prior(tmp_path / name, **options)
+
+
+def test_a_prior_of_diffusers_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "PriorTransformer", "num_layers": 20}))
+    with pytest.raises(InputError, match="a PriorTransformer of diffusers, which priorkit does not read"):
+        load_prior(tmp_path)
+
+
 def test_a_file_without_a_version_asks_for_it(write: Callable[..., str], settings: str) -> None:
     with pytest.raises(SettingsError, match=r"a\.pth: stores no version; give function_version="):
         load_prior(write(version=None), config=settings)

@@ -304,3 +304,9 @@ def test_a_version_as_text_or_none() -> None:
 def test_a_version_of_another_kind_is_named(value: Any) -> None:
     with pytest.raises(InputError, match=r"a\.pth: its version is of an unknown kind .*give function_version="):
         version_text(value, "a.pth")
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    with pytest.raises(InputError, match="a pointer of Git LFS, not the file; run `git lfs pull`"):
+        read_pth(str(tmp_path / "a.pth"))

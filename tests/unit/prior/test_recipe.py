@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 import yaml
 
 import priorkit
@@ -238,3 +240,24 @@ def test_embeddings_that_were_given_up_before_they_had_a_clip_are_named(tmp_path
         pass  # as `priorkit embed` leaves it where its weights are not to be had
     with pytest.raises(InputError, match="ended before it had a CLIP; run it again"):
         require_same_clip(recipe, str(tmp_path))
+
+
+def test_the_same_clip_by_another_route_passes(tiny_clip: Path, tmp_path: Path) -> None:
+    from priorkit.pipeline.clip import clip_source, identify_clip
+
+    made_by = ClipSettings(model=f"local-dir:{tiny_clip}")
+    about = {"clip": {"source": clip_source(made_by), "embed_dim": 16, **identify_clip(made_by)}}
+    with open_stage(Store(str(tmp_path / "embeddings")), Manifest("embed", {}, input={}, about=about)) as folder:
+        folder.finish()
+    weights = safetensors.torch.load_file(tiny_clip / "open_clip_model.safetensors")
+    for name, factor in (("same", 1), ("other", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "open_clip_config.json").write_bytes((tiny_clip / "open_clip_config.json").read_bytes())
+        weights["text_projection"] = weights["text_projection"] * factor
+        torch.save(weights, tmp_path / name / "epoch_1.pt")
+        recipe = Recipe(embed=EmbedSettings(clip=ClipSettings(model=f"local-dir:{tmp_path / name}")))
+        if name == "same":
+            require_same_clip(recipe, str(tmp_path / "embeddings"))
+        else:
+            with pytest.raises(SettingsError, match=r"epoch_1\.pt of SHA-256 .* is not the one that made"):
+                require_same_clip(recipe, str(tmp_path / "embeddings"))
