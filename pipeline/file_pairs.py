@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from .errors import InputError
-from .samples import IMAGE_EXTENSIONS, Sample
+from .samples import IMAGE_EXTENSIONS, Sample, name_extensions
 from .shards import fingerprint
 from .storage import Store
 
@@ -27,6 +27,8 @@ class _Pair:
     image: str | None
     """Path of the file system."""
     caption: str | None
+    extensions: tuple[str, ...]
+    """Of all files of this key, those that are neither included."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,10 @@ class FileShard:
                 if failed is not None:
                     yield Sample(pair.key, None, None, f"unreadable: {failed}")
                 else:
-                    yield Sample(pair.key, image, caption)
+                    yield Sample(pair.key, image, caption, instead=name_extensions(pair.extensions))
 
-    def table(self, store: Store) -> pa.Table | None:
-        return None
+    def tables(self, store: Store) -> list[pa.Table | None]:
+        return [None]
 
 
 def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]:
@@ -73,12 +75,13 @@ def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]
     Raises:
         InputError: there are no such files, or two images share a name.
     """
-    store.fs.invalidate_cache()
-    described: dict[str, dict[str, Any]] = store.fs.find(store.root, detail=True) if store.fs.isdir(store.root) else {}
+    described = {store.path(name): info for name, info in store.describe().items()}
     images: dict[str, str] = {}
     captions: dict[str, str] = {}
+    extensions: dict[str, list[str]] = {}
     for path in sorted(described):
         stem, _, extension = path[len(store.root) :].lstrip("/").rpartition(".")
+        extensions.setdefault(stem, []).append(extension)
         kind = captions if extension.lower() == _CAPTION_EXTENSION else images
         if kind is images and extension.lower() not in IMAGE_EXTENSIONS:
             continue
@@ -89,7 +92,7 @@ def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]
     if not (images if image else captions):
         what = f"images ({', '.join(sorted(IMAGE_EXTENSIONS))})" if image else "captions (txt)"
         raise InputError(f"{store.url} holds no {what}, no image shards (*.tar) and no tables (*.parquet)")
-    pairs = [_Pair(key, images.get(key), captions.get(key)) for key in keys]
+    pairs = [_Pair(key, images.get(key), captions.get(key), tuple(extensions[key])) for key in keys]
     shards: list[FileShard] = []
     for start in range(0, len(pairs), rows):
         chosen = tuple(pairs[start : start + rows])

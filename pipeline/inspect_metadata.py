@@ -75,7 +75,7 @@ class MetadataInspector:
                     self._inspect_norms(shard, start, column, batch.column(column), values, tell)
             start += batch.num_rows
         if hashes:
-            self._report_repeats(shard, key or "", np.concatenate(hashes), tell)
+            self._report_repeats(shard, key or "", np.concatenate(hashes))
         self._rows += start
 
     def _inspect_keys(self, shard: ShardParts, start: int, batch: pa.RecordBatch, key: str, tell: Tell) -> np.ndarray:
@@ -89,20 +89,18 @@ class MetadataInspector:
                 tell(f"shard {shard.name}, row {start + row}: key {keys[row]!r} is not the row's image_path")
         return hashes_of(keys, len(keys))
 
-    def _report_repeats(self, shard: ShardParts, key: str, hashes: np.ndarray, tell: Tell) -> None:
+    def _report_repeats(self, shard: ShardParts, key: str, hashes: np.ndarray) -> None:
         rows = np.arange(len(hashes))
         self._keys.add(hashes, shard.first_row + rows)
+        if self._ours:  # keys may repeat as the input's do: one note of `finish` is enough
+            return
         within = Repeats()
         within.add(hashes, rows)
         repeated, examples = within.find(most=20)
-        if not repeated:
-            return
-        # within a shard of ours no key comes twice; across shards it may, if the input was so
-        report = tell if self._ours else self._found.note
         for row, earlier in examples:
-            report(f"shard {shard.name}, row {row}: has the {key} of row {earlier}")
+            self._found.note(f"shard {shard.name}, row {row}: has the {key} of row {earlier}")
         if repeated > len(examples):
-            report(f"shard {shard.name}: {repeated:,} rows have the {key} of an earlier one")
+            self._found.note(f"shard {shard.name}: {repeated:,} rows have the {key} of an earlier one")
 
     def _inspect_captions(self, shard: ShardParts, start: int, captions: pa.Array, tell: Tell) -> None:
         if not (pa.types.is_string(captions.type) or pa.types.is_large_string(captions.type)):

@@ -100,7 +100,7 @@ def test_a_table_of_captions(tmp_path: Path) -> None:
         ("t_000000000", b"one"), ("t_000000001", None), ("t_000000002", "drei ü".encode()),
     ]  # fmt: skip
     (shard,) = shards_of(tmp_path, image=False)
-    known = shard.table(open_input(str(tmp_path)))
+    (known,) = shard.tables(open_input(str(tmp_path)))
     assert known is not None
     assert known.to_pydict() == {"lang": ["en", "en", "de"], "key": [sample.key for sample in found]}
 
@@ -116,7 +116,7 @@ def test_a_table_of_images_with_keys_of_its_own(tmp_path: Path, struct: bool) ->
     (found,) = samples_of(tmp_path, **settings)
     assert [(s.key, s.image, s.caption) for s in found] == [("x", b"1", b"1"), ("y", b"2", b"2"), ("z", None, b"3")]
     (shard,) = shards_of(tmp_path, **settings)
-    known = shard.table(open_input(str(tmp_path)))
+    (known,) = shard.tables(open_input(str(tmp_path)))
     assert known is not None
     assert known.column_names == ["url", "key"]
 
@@ -191,7 +191,7 @@ def test_damage_in_a_column_that_is_carried_along_is_named(tmp_path: Path) -> No
     (shard,) = shards_of(tmp_path, image=False)
     assert len(list(shard.read(open_input(str(tmp_path))))) == 2000
     with pytest.raises(InputError, match=r"t\.parquet is damaged at row 0"):
-        shard.table(open_input(str(tmp_path)))
+        shard.tables(open_input(str(tmp_path)))
 
 
 def test_what_holds_nothing_or_no_table_is_named(tmp_path: Path) -> None:

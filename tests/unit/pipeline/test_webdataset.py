@@ -51,7 +51,7 @@ def test_samples_without_image_or_caption_are_not_dropped(tmp_path: Path) -> Non
     assert read_all(tmp_path) == [Sample("0", None, b"only text"), Sample("1", None, None), Sample("2", b"", None)]
 
 
-def test_folders_in_a_tar_are_left_out_of_the_key_and_other_entries_ignored(tmp_path: Path) -> None:
+def test_folders_in_a_tar_are_part_of_the_key_and_links_are_not_followed(tmp_path: Path) -> None:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
         folder = tarfile.TarInfo("part")
@@ -64,7 +64,9 @@ def test_folders_in_a_tar_are_left_out_of_the_key_and_other_entries_ignored(tmp_
         info.size = 1
         tar.addfile(info, io.BytesIO(b"x"))
     (tmp_path / "00000.tar").write_bytes(file.getvalue())
-    assert read_all(tmp_path) == [Sample("0", b"x", None)]
+    found = read_all(tmp_path)
+    assert found == [Sample("part/link", None, None), Sample("part/0", b"x", None)]
+    assert found[0].instead.startswith("the sample has .jpg (a link); its image")
 
 
 def test_an_empty_tar_has_no_samples(tmp_path: Path) -> None:
