@@ -241,3 +241,11 @@ def test_a_damaged_tar_gives_what_is_before_the_damage_and_says_so(tmp_path: Pat
     (bad,) = (sample for sample in found if sample.error is not None)
     assert bad.key == "00000.tar"
     assert str(bad.error).startswith("damaged_shard: ")
+
+
+def test_a_folder_of_tables_may_be_named_as_one(tmp_path: Path) -> None:
+    """As Spark does."""
+    (tmp_path / "captions.parquet").mkdir()
+    pq.write_table(table(caption=["a"]), tmp_path / "captions.parquet/part-0.parquet")
+    ((found,),) = samples_of(tmp_path / "captions.parquet", image=False)
+    assert (found.key, found.caption) == ("part-0_000000000", b"a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from pathlib import Path
@@ -172,3 +173,30 @@ def test_a_folder_of_another_stage_is_refused(tmp_path: Path) -> None:
 def test_a_manifest_with_shards_that_are_not_numbers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="image shards are named by number"):
         list_image_shards(committed(tmp_path, name="abc"))
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (["cc3m-0000.tar"], r"cc3m-0000\.tar: image shards are named by number"),
+        (["my shard 0.tar"], r"my shard 0\.tar: image shards are named by number"),
+        (["deep/00000.tar"], r"deep/00000\.tar: image shards are named by number.*in the folder itself"),
+        (["00000.TAR"], r"00000\.TAR: image shards are named by number"),
+        (["00000.tar.gz"], r"00000\.tar\.gz: image shards must not be compressed"),
+        (["00000.tar", "00001.tgz"], r"00001\.tgz: image shards must not be compressed"),
+        (["0.tar", "00.tar"], "two shards have the number 0"),
+        (["00000.tar", "00001.parquet"], r"00001\.tar is missing, though there is 00001\.parquet"),
+    ],
+)
+def test_shards_that_are_not_read_are_named(tmp_path: Path, names: list[str], named: str) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(tar_bytes(PAIR))
+    with pytest.raises(InputError, match=named):
+        list_image_shards(Store(str(tmp_path)))
+
+
+def test_a_tar_that_is_compressed_under_a_plain_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "00000.tar").write_bytes(gzip.compress(tar_bytes(PAIR)))
+    with pytest.raises(InputError, match=r"00000\.tar is compressed; unpack it"):
+        list_image_shards(Store(str(tmp_path)))
