@@ -22,9 +22,9 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return plain_type(kind.storage_type)
     if pa.types.is_dictionary(kind):
         return plain_type(kind.value_type)
-    if pa.types.is_string_view(kind):
+    if str(kind) == "string_view":  # older versions of pyarrow have no function to ask
         return pa.large_string()
-    if pa.types.is_binary_view(kind):
+    if str(kind) == "binary_view":
         return pa.large_binary()
     if pa.types.is_list(kind):
         return pa.list_(plain_type(kind.value_type))

@@ -18,7 +18,7 @@ from .config import EmbedSettings
 from .decode_ahead import DecodeAhead
 from .inputs import InputShard
 from .pixels import PixelError
-from .samples import Place, Sample
+from .samples import Place, Sample, encodable
 from .shards import embedding_shard_name
 from .storage import Store
 from .text_tower import TextEmbeds
@@ -131,7 +131,7 @@ class NativeEngine:
         """The samples of a task, each with its place, since keys may repeat."""
         for position, sample in enumerate(itertools.islice(task.shard.read(self._source), task.limit)):
             place = sample.place._replace(position=position)
-            yield dataclasses.replace(sample, key=_encodable(sample.key), place=place)
+            yield dataclasses.replace(sample, key=encodable(sample.key), place=place)
 
     def _decode(self, sample: Sample) -> _Row | Failure:
         """Called in decoding threads."""
@@ -157,9 +157,4 @@ class NativeEngine:
 
 
 def _failure(sample: Sample, reason: str, detail: str = "") -> Failure:
-    return Failure(sample.key, _encodable(f"{reason}: {detail}" if detail else reason), sample.place)
-
-
-def _encodable(text: str) -> str:
-    """A name as UTF-8 can hold it: Python keeps what is no UTF-8 in names of files as lone surrogates."""
-    return text.encode(errors="backslashreplace").decode()
+    return Failure(sample.key, encodable(f"{reason}: {detail}" if detail else reason), sample.place)

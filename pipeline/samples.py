@@ -38,6 +38,11 @@ class Sample:
     place: Place = field(default=FIRST, compare=False)
 
 
+def encodable(name: str) -> str:
+    """Return a name as UTF-8 can hold it: Python keeps what is no UTF-8 in names of files as lone surrogates."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def name_extensions(extensions: Iterable[str]) -> str:
     """Return the extensions that a sample's files have and should have, as a failure names them."""
     names = [f".{extension}" for extension in extensions]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from .columns import carried, is_bytes, is_text, plain_type, require_distinct, texts
 from .errors import InputError, SettingsError
-from .samples import Sample
+from .samples import Sample, encodable
 from .shards import fingerprint
 from .storage import Store
 
@@ -97,7 +97,7 @@ class TableShard:
         return [self._key(row + offset) for offset in range(table.num_rows)]
 
     def _key(self, row: int) -> str:
-        return f"{self.stem}_{row:09d}"
+        return f"{encodable(self.stem)}_{row:09d}"
 
 
 def _holds_bytes(field: pa.Field) -> bool:

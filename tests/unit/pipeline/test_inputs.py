@@ -243,6 +243,16 @@ def test_a_damaged_tar_gives_what_is_before_the_damage_and_says_so(tmp_path: Pat
     assert str(bad.error).startswith("damaged_shard: ")
 
 
+def test_keys_of_a_table_whose_name_is_no_utf8_are_text(tmp_path: Path) -> None:
+    pq.write_table(table(caption=["a"], url=["u"]), tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").rename(tmp_path / b"caf\xe9.parquet".decode(errors="surrogateescape"))
+    (shard,) = shards_of(tmp_path, image=False)
+    ((found,),) = samples_of(tmp_path, image=False)
+    (known,) = shard.tables(open_input(str(tmp_path)))
+    assert known is not None
+    assert [found.key] == known.column("key").to_pylist() == ["caf\\udce9_000000000"]
+
+
 def test_a_folder_of_tables_may_be_named_as_one(tmp_path: Path) -> None:
     """As Spark does."""
     (tmp_path / "captions.parquet").mkdir()
