@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import shutil
 import sys
@@ -19,7 +20,7 @@ from .clip import is_plain
 from .config import EmbedSettings
 from .engines import EmbedTask, Failure, Window
 from .errors import PriorkitError, SettingsError
-from .samples import IMAGE_EXTENSIONS, Sample
+from .samples import IMAGE_EXTENSIONS, Place, Sample
 from .storage import Store
 from .text_tower import TextEmbeds
 from .webdataset import ImageShard
@@ -31,6 +32,7 @@ _INSTALL = "pip install 'priorkit[clip-retrieval]', Python below 3.13, in an env
 class _Known:
     """What we know of a sample that clip-retrieval has not given yet."""
 
+    place: Place
     caption: str
     reason: str
     """Why there will be none, if it gives none."""
@@ -69,9 +71,11 @@ class ClipRetrievalEngine:
         if not isinstance(task.shard, ImageShard):
             raise SettingsError("embed.engine=clip-retrieval reads image shards (*.tar) one for one")
         waiting: dict[str, _Known] = {}
-        for sample in itertools.islice(task.shard.read(self._source), task.limit):
+        for position, read in enumerate(itertools.islice(task.shard.read(self._source), task.limit)):
+            sample = dataclasses.replace(read, place=Place(position=position))
             if sample.key in waiting:
-                yield Failure(sample.key, "duplicate_key: the shard has an earlier sample of this key")
+                reason = "duplicate_key: clip-retrieval tells rows apart by key, and an earlier sample has this one"
+                yield Failure(sample.key, reason, sample.place)
             else:
                 waiting[sample.key] = self._known(sample)
         with self._local(task.shard) as path:
@@ -80,7 +84,7 @@ class ClipRetrievalEngine:
                 if rows:
                     yield self._window(batch, rows, waiting)
         for key, known in waiting.items():
-            yield Failure(key, known.reason)
+            yield Failure(key, known.reason, known.place)
 
     def _known(self, sample: Sample) -> _Known:
         caption, reason = "", "clip_retrieval: gave no row"  # why it leaves a sample out, it does not say
@@ -90,10 +94,10 @@ class ClipRetrievalEngine:
             if self._settings.text:
                 reason = f"caption_not_utf8: {error}"
         if sample.image is None:
-            reason = "missing_image"
+            reason = f"missing_image: {sample.instead}"
         elif sample.caption is None and self._settings.text:
-            reason = "missing_caption"
-        return _Known(caption, sample.error or reason)
+            reason = f"missing_caption: {sample.instead}"
+        return _Known(sample.place, caption, sample.error or reason)
 
     def _batches(self, path: str) -> Iterator[dict[str, Any]]:
         """What its reader makes of a shard. It knows one extension at a time, and lists of them it takes for a name."""
@@ -109,12 +113,13 @@ class ClipRetrievalEngine:
         """What the mapper makes of a batch, of the rows given by key, which then wait no more."""
         made = self._mapper(batch)
         at = list(rows.values())
-        captions = [waiting.pop(key).caption for key in rows]
+        known = [waiting.pop(key) for key in rows]
         image, text = (
             None if made[kind] is None else torch.from_numpy(made[kind][at]) for kind in ("image_embs", "text_embs")
         )
         texts = None if text is None else TextEmbeds(text, None, [])
-        return Window(list(rows), captions, image, texts, normalised=True)
+        places, captions = [row.place for row in known], [row.caption for row in known]
+        return Window(list(rows), places, captions, image, texts, normalised=True)
 
     @contextlib.contextmanager
     def _local(self, shard: ImageShard) -> Iterator[str]:
@@ -158,7 +163,7 @@ def _first_rows(batch: dict[str, Any], waiting: dict[str, _Known]) -> dict[str, 
     """The first row in a batch of each key that waits for one."""
     rows: dict[str, int] = {}
     for row, name in enumerate(batch["image_filename"]):
-        key = name.rpartition("/")[2]  # webdataset's keys have the folders in the tar
+        key = name.removeprefix("./")
         if key in waiting:
             rows.setdefault(key, row)
     return rows

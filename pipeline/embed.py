@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
+
+import pyarrow.parquet as pq
 
 from .clip import clip_location, clip_source, load_encoder
 from .clip_identity import clip_difference, is_same_clip
@@ -10,9 +14,9 @@ from .clip_retrieval import check_settings
 from .config import ComputeSettings, EmbedSettings
 from .device import describe_device, resolve, with_gpus
 from .embed_inputs import RecordedInputs
-from .embed_worker import EmbedWorker
+from .embed_worker import EmbedWorker, failures_name
 from .engines import EmbedTask
-from .errors import FolderError
+from .errors import FolderError, InputError
 from .file_marks import Tell
 from .inputs import InputShard, list_input_shards, open_input
 from .shards import Manifest, ShardRecord, embedding_shard_name, fingerprint, pending_shards, read_manifest
@@ -93,8 +97,34 @@ def embed(
         made_of = [folder.manifest.shards[task.name].input for task in tasks]  # known only once all is read
         folder.manifest.input["sha256"] = fingerprint(made_of)
         folder.describe()
-    require_success(result, "an embedding")
+    result = _compare_counts(result, tasks)
+    diagnosis = "" if result.counts.get("success") else _first_failure(store, folder.manifest, result.counts)
+    require_success(result, "an embedding", diagnosis)
     return result
+
+
+def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
+    """Return the result with the number of samples that the input was listed with; fewer outcomes are an InputError."""
+    samples = sum(task.shard.samples if task.limit is None else task.limit for task in tasks)
+    outcomes = sum(result.counts.values())
+    if outcomes < samples and "damaged_shard" not in result.counts:
+        raise InputError(
+            f"{result.folder} accounts for {outcomes:,} of the {samples:,} samples of its input; was the input changed "
+            "while it was read? Embed it again with --overwrite"
+        )
+    return replace(result, statistics={"input_samples": samples})
+
+
+def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) -> str:
+    """Return the message of the first sample that failed in the most frequent way; empty where none has failed."""
+    most = max(counts, key=lambda outcome: counts[outcome], default="")
+    for name, record in sorted(manifest.shards.items()):
+        if record.counts.get(most):
+            with store.open(failures_name(name)) as file:
+                failures = pq.read_table(file).to_pylist()
+            first = next(row for row in failures if row["error"].partition(":")[0] == most)
+            return f"sample {first['key']!r}: {first['error']}"
+    return ""
 
 
 def embed_manifest(settings: EmbedSettings, store: Store | None) -> Manifest:

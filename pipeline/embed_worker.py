@@ -18,6 +18,8 @@ from .config import EmbedSettings
 from .embed_inputs import record_inputs
 from .engines import EmbedTask, Engine, Failure, NativeEngine, Window
 from .errors import InputError
+from .known_rows import join_rows
+from .samples import Place
 from .shards import READ_BLOCK_ROWS, Manifest, ShardRecord
 from .spool import RowSpool
 from .stage_folder import ShardCommit
@@ -29,11 +31,17 @@ _LEFT_BEHIND = ("status", "error_message", "caption", *EMBED_COLUMNS)
 """Columns of the input that every embedded row has the same, or that are written in their own place."""
 
 
+def failures_name(shard: str) -> str:
+    """Name of the table of a shard's samples that gave no row."""
+    return f"failures/failures_{shard}.parquet"
+
+
 @dataclass
 class _Embedded:
     """What has come of a shard so far, beside the arrays."""
 
     keys: list[str] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     """Token states of each row."""
@@ -101,7 +109,7 @@ class EmbedWorker:
         with commit.create(f"metadata/metadata_{task.name}.parquet") as file:
             pq.write_table(self._metadata(task, done), file, row_group_size=READ_BLOCK_ROWS)
         failures = [{"key": failure.key, "error": failure.reason} for failure in done.failures]
-        with commit.create(f"failures/failures_{task.name}.parquet") as file:
+        with commit.create(failures_name(task.name)) as file:
             pq.write_table(pa.Table.from_pylist(failures, _FAILURES), file)
 
     def _metadata(self, task: EmbedTask, done: _Embedded) -> pa.Table:
@@ -114,27 +122,21 @@ class EmbedWorker:
             )
             if wanted and (array in done.norms or not done.keys)
         }  # fmt: skip
-        table = task.shard.table(self._source)
-        if table is None:
+        tables = task.shard.tables(self._source)
+        if all(table is None for table in tables):
             return pa.table({**columns, "key": columns["image_path"], **norms})
-        position: dict[str, int] = {}
-        for row, key in enumerate(table.column("key").to_pylist()):
-            position.setdefault(key, row)  # as of the samples, of which the first of a key is embedded
-        missing = [key for key in done.keys if key not in position]
-        if missing:
-            raise InputError(
-                f"{self._source.url}: what is known of the rows of {task.shard.title} lacks key {missing[0]!r}; "
-                "download that shard again"
-            )
-        rows = table.take(pa.array([position[key] for key in done.keys], pa.int64()))
+        embedded = list(zip(done.places, done.keys, strict=True))
+        samples = [*embedded, *((failure.place, failure.key) for failure in done.failures)]
+        rows = join_rows(tables, samples, embedded, task.shard.title)
         carried = {name: rows.column(name) for name in rows.schema.names if name not in _LEFT_BEHIND}
         ordered = [*columns, *(name for name in carried if name not in columns)]
-        return pa.table({**carried, **columns, **norms}).select([*ordered, *norms])
+        return pa.table({**carried, **columns, "key": columns["image_path"], **norms}).select([*ordered, *norms])
 
 
 def _keep(window: Window, done: _Embedded, spools: dict[str, RowSpool]) -> None:
     """Put a window where rows wait."""
     done.keys += window.keys
+    done.places += window.places
     done.captions += window.captions
     text_embed = None if window.text is None else window.text.text_embed
     for name, embeds in (("img_emb", window.image_embed), ("text_emb", text_embed)):

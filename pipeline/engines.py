@@ -18,7 +18,7 @@ from .config import EmbedSettings
 from .decode_ahead import DecodeAhead
 from .inputs import InputShard
 from .pixels import PixelError
-from .samples import Sample
+from .samples import Place, Sample, encodable
 from .shards import embedding_shard_name
 from .storage import Store
 from .text_tower import TextEmbeds
@@ -49,6 +49,7 @@ class Failure:
     key: str
     reason: str
     """An outcome to count, and after a colon what happened."""
+    place: Place
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Window:
     """Neighbouring rows of a shard."""
 
     keys: list[str]
+    places: list[Place]
     captions: list[str]
     image_embed: torch.Tensor | None
     """`[n, D]`; None if images are not embedded."""
@@ -77,6 +79,7 @@ class _Row:
     """A sample that is going to be a row."""
 
     key: str
+    place: Place
     caption: str
     pixels: torch.Tensor | None
 
@@ -104,7 +107,7 @@ class NativeEngine:
             if isinstance(sample, Failure):
                 yield sample
                 continue
-            rows.append(_Row(sample.key, sample.caption, None))
+            rows.append(_Row(sample.key, sample.place, sample.caption, None))
             if sample.pixels is not None:
                 waiting.append(sample.pixels)
             if len(waiting) == size:
@@ -122,42 +125,36 @@ class NativeEngine:
         captions = [row.caption for row in rows]
         image_embed = torch.cat(images).cpu() if images else None
         text = self._encoder.encode_texts(captions, self._settings.token_states) if self._settings.text else None
-        return Window([row.key for row in rows], captions, image_embed, text)
+        return Window([row.key for row in rows], [row.place for row in rows], captions, image_embed, text)
 
     def _read(self, task: EmbedTask) -> Iterator[Sample]:
-        """The samples of a task, of which no two have the same key."""
-        seen: set[str] = set()
-        for sample in itertools.islice(task.shard.read(self._source), task.limit):
-            sample = dataclasses.replace(sample, key=_encodable(sample.key))
-            if sample.key in seen:
-                reason = "duplicate_key: the shard has an earlier sample of this key"
-                sample = Sample(sample.key, None, None, reason)
-            seen.add(sample.key)
-            yield sample
+        """The samples of a task, each with its place, since keys may repeat."""
+        for position, sample in enumerate(itertools.islice(task.shard.read(self._source), task.limit)):
+            place = sample.place._replace(position=position)
+            yield dataclasses.replace(sample, key=encodable(sample.key), place=place)
 
     def _decode(self, sample: Sample) -> _Row | Failure:
         """Called in decoding threads."""
         if sample.error is not None:
-            return Failure(sample.key, _encodable(sample.error))
+            return _failure(sample, sample.error)
         caption, pixels = "", None
         if self._settings.image and sample.image is None:
-            return Failure(sample.key, "missing_image")
+            return _failure(sample, "missing_image", sample.instead)
         if self._settings.text and sample.caption is None:
-            return Failure(sample.key, "missing_caption")
+            return _failure(sample, "missing_caption", sample.instead)
         try:
             caption = "" if sample.caption is None else sample.caption.decode()
         except UnicodeDecodeError as error:
             if self._settings.text:
-                return Failure(sample.key, f"caption_not_utf8: {error}")
+                return _failure(sample, f"caption_not_utf8: {error}")
         try:
             if self._settings.image:
                 assert sample.image is not None
                 pixels = self._encoder.decode(sample.image)
         except PixelError as error:
-            return Failure(sample.key, str(error))
-        return _Row(sample.key, caption, pixels)
+            return _failure(sample, str(error))
+        return _Row(sample.key, sample.place, caption, pixels)
 
 
-def _encodable(text: str) -> str:
-    """A name as UTF-8 can hold it: Python keeps what is no UTF-8 in names of files as lone surrogates."""
-    return text.encode(errors="backslashreplace").decode()
+def _failure(sample: Sample, reason: str, detail: str = "") -> Failure:
+    return Failure(sample.key, encodable(f"{reason}: {detail}" if detail else reason), sample.place)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from .errors import InputError
 from .file_marks import Stamp, file_stamp, note_content
-from .samples import IMAGE_EXTENSIONS, Sample
+from .samples import IMAGE_EXTENSIONS, Sample, name_extensions
 from .shards import fingerprint
 from .storage import Store
 
@@ -27,6 +27,8 @@ class _Pair:
     image: str | None
     """Path of the file system."""
     caption: str | None
+    extensions: tuple[str, ...]
+    """Of all files of this key, those that are neither included."""
     stamps: tuple[Stamp, ...]
     """Of those of the two files that there are, as they were when the folder was listed."""
 
@@ -78,10 +80,10 @@ class FileShard:
                 if failed is not None:
                     yield Sample(pair.key, None, None, f"unreadable: {failed}")
                 else:
-                    yield Sample(pair.key, image, caption)
+                    yield Sample(pair.key, image, caption, instead=name_extensions(pair.extensions))
 
-    def table(self, store: Store) -> pa.Table | None:
-        return None
+    def tables(self, store: Store) -> list[pa.Table | None]:
+        return [None]
 
 
 def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]:
@@ -93,12 +95,13 @@ def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]
     Raises:
         InputError: there are no such files, or two images share a name.
     """
-    store.fs.invalidate_cache()
-    described: dict[str, dict[str, Any]] = store.fs.find(store.root, detail=True) if store.fs.isdir(store.root) else {}
+    described = {store.path(name): info for name, info in store.describe().items()}
     images: dict[str, str] = {}
     captions: dict[str, str] = {}
+    extensions: dict[str, list[str]] = {}
     for path in sorted(described):
         stem, _, extension = path[len(store.root) :].lstrip("/").rpartition(".")
+        extensions.setdefault(stem, []).append(extension)
         kind = captions if extension.lower() == _CAPTION_EXTENSION else images
         if kind is images and extension.lower() not in IMAGE_EXTENSIONS:
             continue
@@ -113,7 +116,7 @@ def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]
     for key in keys:
         paths = [path for path in (images.get(key), captions.get(key)) if path is not None]
         stamps = tuple(file_stamp(store, path, described[path]) for path in paths)
-        pairs.append(_Pair(key, images.get(key), captions.get(key), stamps))
+        pairs.append(_Pair(key, images.get(key), captions.get(key), tuple(extensions[key]), stamps))
     shards: list[FileShard] = []
     for start in range(0, len(pairs), rows):
         chosen = tuple(pairs[start : start + rows])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import pyarrow as pa
@@ -12,11 +12,11 @@ import pyarrow as pa
 from .config import EmbedSettings
 from .errors import InputError
 from .file_pairs import list_file_shards
-from .samples import IMAGE_EXTENSIONS, Sample
+from .samples import IMAGE_EXTENSIONS, Place, Sample
 from .shards import fingerprint, read_manifest
 from .storage import Store
 from .tables import list_table_shards
-from .webdataset import list_image_shards
+from .webdataset import is_compressed_tar, list_image_shards
 
 _Kind = Literal["webdataset", "files", "parquet"]
 _ROWS_PER_SHARD = 10_000
@@ -55,8 +55,8 @@ class InputShard(Protocol):
     def read(self, store: Store) -> Iterator[Sample]:
         """The samples in order; what cannot be read is a sample with an error."""
 
-    def table(self, store: Store) -> pa.Table | None:
-        """What is known of the samples besides, one row each, by `key`; None if nothing."""
+    def tables(self, store: Store) -> list[pa.Table | None]:
+        """What else is known of the samples, by `key`, for each part of the shard; None where nothing is."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ class MergedShard:
         return " and ".join(part.title for part in self.parts)
 
     def read(self, store: Store) -> Iterator[Sample]:
-        for part in self.parts:
-            yield from part.read(store)
+        for number, part in enumerate(self.parts):
+            for sample in part.read(store):
+                yield replace(sample, place=Place(part=number))
 
-    def table(self, store: Store) -> pa.Table | None:
-        tables = [table for part in self.parts if (table := part.table(store)) is not None]
-        return pa.concat_tables(tables, promote_options="permissive") if tables else None
+    def tables(self, store: Store) -> list[pa.Table | None]:
+        return [table for part in self.parts for table in part.tables(store)]
 
 
 def open_input(url: str) -> Store:
@@ -117,7 +117,8 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
     rows = settings.rows_per_shard or _ROWS_PER_SHARD
     kind = settings.input_format if settings.input_format != "auto" else _kind_of(store, url)
     if kind == "parquet":
-        only = posixpath.basename(url) if url.endswith(".parquet") else None
+        is_file = url.endswith(".parquet") and not store.fs.isdir(Store(url).root)  # Spark names folders so too
+        only = posixpath.basename(url) if is_file else None
         columns = (
             settings.caption_column if settings.text else None,
             settings.image_column if settings.image else None,
@@ -144,11 +145,9 @@ def _kind_of(store: Store, url: str) -> _Kind:
             raise InputError(f"{store.url} is a file; name the folder that it is in, or a table (*.parquet)")
         raise InputError(f"{store.url} holds nothing to embed; run `priorkit download` first or name another folder")
     images = [name for name in names if name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS]
-    tars = [name for name in names if name.lower().endswith(".tar")]
-    tables = [name for name in names if name.endswith(".parquet")]
-    if images and all(
-        any(name.startswith(f"{table.removesuffix('.parquet')}/") for name in images) for table in tables
-    ):
+    tars = [name for name in names if name.lower().endswith(".tar") or is_compressed_tar(name)]
+    tables = [name for name in names if name.lower().endswith(".parquet")]
+    if images and all(any(name.startswith(f"{table[: -len('.parquet')]}/") for name in images) for table in tables):
         tables = []  # img2dataset's, which are beside the folders of files that they are about
     if images and (tars or tables):
         raise InputError(

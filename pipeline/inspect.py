@@ -12,6 +12,7 @@ from .other_layouts import describe_other_layout
 from .shards import Manifest, differing_files, read_manifest
 from .stage import ProgressCallback, no_progress
 from .storage import Store
+from .webdataset import is_compressed_tar
 
 __all__ = ["Inspection", "inspect_folder"]
 
@@ -75,7 +76,7 @@ def _inspect_recorded(store: Store, manifest: Manifest, progress: ProgressCallba
 def _inspect_foreign(store: Store, progress: ProgressCallback) -> Inspection:
     names = store.names()
     found = None
-    if any(name.endswith(".tar") for name in names):
+    if any(name.endswith(".tar") or is_compressed_tar(name) for name in names):
         found = inspect_foreign_images(store, names, progress)
     elif any(name.endswith((".npy", ".parquet")) for name in names):
         found = inspect_foreign_embeddings(store, names, progress)
@@ -85,5 +86,5 @@ def _inspect_foreign(store: Store, progress: ProgressCallback) -> Inspection:
         raise InputError(
             f"{store.url}: no manifest, image shards (*.tar) or embeddings (img_emb/ and text_emb/) to inspect here"
         )
-    found.bytes = sum(store.size(name) or 0 for name in names)
+    found.bytes = sum(store.sizes().values())
     return found

@@ -10,6 +10,7 @@ from .inspect_images import ImageInspector, ShardTable, read_shard_rows
 from .shards import Manifest, ShardRecord
 from .stage import ProgressCallback
 from .storage import TEMPORARY_SUFFIX, Store
+from .webdataset import is_compressed_tar
 
 FOREIGN_STAGE = "images without a manifest"
 _ENDINGS = (".tar", ".parquet", "_stats.json")
@@ -73,6 +74,8 @@ def inspect_foreign_images(store: Store, names: list[str], progress: ProgressCal
     shards = sorted(name.removesuffix(".tar") for name in names if name.endswith(".tar"))
     tables = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
     found = Inspection(store.url, FOREIGN_STAGE, len(shards), 0, 0)
+    for name in filter(is_compressed_tar, names):
+        found.problem(f"{name}: image shards must not be compressed; unpack it, such as by gunzip")
     for name in sorted(tables - set(shards)):
         found.problem(f"shard {name}: {name}.tar is missing, though there is {name}.parquet")
     images = ImageInspector(store, found, ours=False)

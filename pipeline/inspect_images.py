@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from .columns import is_text, require_distinct, texts
 from .errors import InputError
 from .inspect_found import Examples, Inspection, Tell
 from .inspect_metadata import opened_parquet
 from .inspect_statistics import Repeats, hashes_of, lengths
+from .known_rows import key_names, match_keys
 from .storage import Store
 from .webdataset import ImageShard, read_samples
 
@@ -42,13 +44,19 @@ def read_shard_rows(store: Store, name: str) -> ShardTable:
     """The columns of a shard's table that an inspection looks at; InputError if it cannot be read."""
     try:
         with opened_parquet(store, name) as parquet:
-            stored = [column for column in _COLUMNS if column in parquet.schema_arrow.names]
+            schema = parquet.schema_arrow
+            require_distinct(schema, f"{store.url}/{name}")
+            stored = [column for column in _COLUMNS if column in schema.names]
+            if "status" in stored and not is_text(schema.field("status").type):
+                stored.remove("status")  # of another program, such as the number of an HTTP status
             table = parquet.read(columns=stored)
             table.validate(full=True)  # text may be no UTF-8
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{store.url}/{name} is damaged ({reason}); download that shard again") from error
-    columns = {column: table.column(column).to_pylist() for column in stored}
+    columns: dict[str, list[Any]] = {column: table.column(column).to_pylist() for column in stored}
+    if "key" in columns:
+        columns["key"] = texts(table.column("key"), f"{store.url}/{name}: column 'key'")
     status = columns.get("status", ["success"] * parquet.metadata.num_rows)
     return ShardTable(parquet.metadata.num_rows, [row for row, s in enumerate(status) if s == "success"], columns)
 
@@ -120,7 +128,7 @@ class ImageInspector:
             self._empty.add(1, lambda: [where])
         if table is not None and row is not None and {"key", "caption"} <= set(table.columns):
             stated = table.columns["caption"][row]
-            if isinstance(stated, str) and stated != caption and str(table.columns["key"][row]) == key:
+            if isinstance(stated, str) and stated != caption and table.columns["key"][row] in key_names(key):
                 tell(f"{where}: the caption of {key!r} in the tar is not that of its parquet")
         return len(caption)
 
@@ -150,7 +158,7 @@ class ImageInspector:
             self._sampled[place] = size
         if table is not None and row is not None and set(_SIZES) <= set(table.columns):
             stated = tuple(table.columns[column][row] for column in _SIZES)
-            same_key = str(table.columns.get("key", {row: key})[row]) == key
+            same_key = table.columns.get("key", {row: key})[row] in key_names(key)
             if None not in stated and stated != size and same_key:
                 tell(f"{where}: the image of {key!r} is {size[0]}x{size[1]}, its table says {stated[0]}x{stated[1]}")
 
@@ -159,14 +167,21 @@ class ImageInspector:
             tell(f"shard {shard.name}: {len(keys)} images, its parquet says {len(table.images)}")
         if "key" not in table.columns:
             return
-        stated = [str(table.columns["key"][row]) for row in table.images]
-        if keys == stated:
+        stated = [table.columns["key"][row] for row in table.images]
+        try:
+            matched = match_keys(stated, keys, shard.table_name)
+        except InputError as error:
+            tell(f"shard {shard.name}: {error}")
             return
-        if not self._ours and sorted(keys) == sorted(stated):
+        if matched == list(range(len(stated))):
+            return
+        if not self._ours and None not in matched and {*matched} == {*range(len(stated))}:
             self._found.note(f"shard {shard.name}: the tar is in another order than its parquet")
             return
         pairs = itertools.zip_longest(keys, stated)
-        at = next(at for at, (key, other) in enumerate(pairs) if key != other)
+        at = next((at for at, (key, other) in enumerate(pairs) if key is None or other not in key_names(key)), None)
+        if at is None:
+            return
         row = table.images[at] if at < len(table.images) else table.rows
         tell(
             f"shard {shard.name}, row {row}: the tar has key {keys[at] if at < len(keys) else None!r} where its "

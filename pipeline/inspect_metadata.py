@@ -73,7 +73,7 @@ class MetadataInspector:
                 self._inspect_norms(shard, start, column, batch.column(column), self._norms[column], tell)
             start += batch.num_rows
         if hashes:
-            self._report_repeats(shard, key or "", np.concatenate(hashes), tell)
+            self._report_repeats(shard, key or "", np.concatenate(hashes))
         self._rows += start
 
     def _text_columns(self, shard: ShardParts, schema: pa.Schema, tell: Tell) -> list[str]:
@@ -118,20 +118,18 @@ class MetadataInspector:
         # rows without a key do not repeat each other
         return hashes_of((value if value is not None else (start, row) for row, value in enumerate(keys)), len(keys))
 
-    def _report_repeats(self, shard: ShardParts, key: str, hashes: np.ndarray, tell: Tell) -> None:
+    def _report_repeats(self, shard: ShardParts, key: str, hashes: np.ndarray) -> None:
         rows = np.arange(len(hashes))
         self._keys.add(hashes, shard.first_row + rows)
+        if self._ours:  # keys may repeat as the input's do: one note of `finish` is enough
+            return
         within = Repeats()
         within.add(hashes, rows)
         repeated, examples = within.find(most=20)
-        if not repeated:
-            return
-        # within a shard of ours no key comes twice; across shards it may, if the input was so
-        report = tell if self._ours else self._found.note
         for row, earlier in examples:
-            report(f"shard {shard.name}, row {row}: has the {key} of row {earlier}")
+            self._found.note(f"shard {shard.name}, row {row}: has the {key} of row {earlier}")
         if repeated > len(examples):
-            report(f"shard {shard.name}: {repeated:,} rows have the {key} of an earlier one")
+            self._found.note(f"shard {shard.name}: {repeated:,} rows have the {key} of an earlier one")
 
     def _inspect_captions(self, shard: ShardParts, start: int, captions: pa.Array) -> None:
         sizes = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(captions)), 0).to_numpy(zero_copy_only=False)

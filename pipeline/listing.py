@@ -23,6 +23,8 @@ _FOREIGN_FILES = frozenset({"_success", "thumbs.db", "ehthumbs.db", "desktop.ini
 """Lower-case names of files that operating systems and Hadoop keep beside data."""
 _FOREIGN_PREFIXES = ("_committed_", "_started_")
 """Beginnings of the names of Databricks' commit markers."""
+_PAX_HEADERS = "paxheaders"
+"""Beginning of the folders that programs without the pax format unpack its headers to."""
 _FOREIGN_ENDINGS = (".crc", "_$folder$")
 """Endings of Hadoop's checksums and of its folder markers on S3."""
 _DOCUMENT = re.compile(r"(readme|license|licence)(\.(md|markdown|rst|txt|html?|pdf))?", re.IGNORECASE)
@@ -48,7 +50,9 @@ def is_data(name: str) -> bool:
 
 
 def _holds_data(folder: str) -> bool:
-    return not folder.startswith(".") and folder.lower() not in _FOREIGN_FOLDERS
+    lower = folder.lower()
+    is_hidden = folder.startswith(".") and folder not in (".", "..")  # members of tars may be named so
+    return not is_hidden and lower not in _FOREIGN_FOLDERS and not lower.startswith(_PAX_HEADERS)
 
 
 def list_files(fs: Any, root: str, under: str = "") -> list[str]:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .columns import carried, is_bytes, is_text, plain_type, require_distinct, texts
 from .errors import InputError, SettingsError
 from .file_marks import note_file
-from .samples import Sample
+from .samples import Sample, encodable
 from .shards import fingerprint
 from .storage import Store
 
@@ -51,25 +53,27 @@ class TableShard:
                 keys = self._keys(table, row)
                 captions = _binary(table, self.caption_column)
                 images = _binary(table, self.image_column)
+                paths = _paths(table, self.image_column)
                 row += table.num_rows
-                for key, image, caption in zip(keys, images, captions, strict=True):
-                    yield Sample(key, image, caption)
+                for key, image, caption, path in zip(keys, images, captions, paths, strict=True):
+                    instead = f"the table holds the path {path!r}, not the image" if path and image is None else ""
+                    yield Sample(key, image, caption, instead=instead)
         except (pa.ArrowException, OSError) as error:
             yield Sample(self._key(row), None, None, f"damaged_shard: {error}")
 
-    def table(self, store: Store) -> pa.Table | None:
+    def tables(self, store: Store) -> list[pa.Table | None]:
         tables, row = [], self.first
         try:
             for table in self._parts(store, self._is_carried):
                 keys = pa.array(self._keys(table, row), pa.string())
                 row += table.num_rows
                 rest = table.drop_columns(["key"]) if "key" in table.schema.names else table
-                tables.append(rest.append_column("key", keys))
+                tables.append(carried(rest, self.path).append_column("key", keys))
         except (pa.ArrowException, OSError) as error:
             raise InputError(
                 f"{self.path} is damaged at row {row:,} ({error}); write it again, or without the damaged column"
             ) from error
-        return pa.concat_tables(tables) if tables else None
+        return [pa.concat_tables(tables, promote_options="permissive") if tables else None]
 
     def _is_carried(self, field: pa.Field) -> bool:
         return field.name != self.caption_column and not _holds_bytes(field)
@@ -93,16 +97,16 @@ class TableShard:
 
     def _keys(self, table: pa.Table, row: int) -> list[str]:
         if "key" in table.schema.names:
-            return [str(key) for key in table.column("key").to_pylist()]
+            given = texts(table.column("key"), f"{self.path}: column 'key'")
+            return [self._key(row + offset) if key is None else key for offset, key in enumerate(given)]
         return [self._key(row + offset) for offset in range(table.num_rows)]
 
     def _key(self, row: int) -> str:
-        return f"{self.stem}_{row:09d}"
+        return f"{encodable(self.stem)}_{row:09d}"
 
 
 def _holds_bytes(field: pa.Field) -> bool:
-    kind = field.type
-    return bool(pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_struct(plain_type(field.type)) or is_bytes(field.type))
 
 
 def _binary(table: pa.Table, column: str | None) -> list[bytes | None]:
@@ -111,9 +115,36 @@ def _binary(table: pa.Table, column: str | None) -> list[bytes | None]:
         return [None] * table.num_rows
     values = table.column(column)
     if pa.types.is_struct(values.type):
-        values = pa.chunked_array([chunk.field("bytes") for chunk in values.chunks], pa.binary())
+        values = pc.struct_field(values, "bytes")
     plain: list[bytes | None] = values.cast(pa.large_binary()).to_pylist()
     return plain
+
+
+def _paths(table: pa.Table, column: str | None) -> list[str | None]:
+    """The paths that Hugging Face's structures hold beside the bytes of images, or in their place."""
+    values = None if column is None else table.column(column)
+    if values is None or not pa.types.is_struct(values.type) or "path" not in [field.name for field in values.type]:
+        return [None] * table.num_rows
+    paths = pc.struct_field(values, "path")
+    return texts(paths, "path") if is_text(paths.type) else [None] * table.num_rows
+
+
+def _lacks_images(parquet: pq.ParquetFile, column: str) -> bool:
+    """Whether the footer says that no row of a table has the bytes of an image."""
+    kind = parquet.schema_arrow.field(column).type
+    if pa.types.is_null(kind) or (pa.types.is_struct(kind) and pa.types.is_null(kind.field("bytes").type)):
+        return True
+    schema = parquet.schema
+    paths = [schema.column(at).path for at in range(len(schema))]
+    at = next((at for at, path in enumerate(paths) if path in (column, f"{column}.bytes")), None)
+    if at is None:
+        return False
+    chunks = [parquet.metadata.row_group(group).column(at) for group in range(parquet.num_row_groups)]
+    return all(
+        chunk.statistics is not None and chunk.statistics.has_null_count
+        and chunk.statistics.null_count == chunk.num_values
+        for chunk in chunks
+    )  # fmt: skip
 
 
 def list_table_shards(
@@ -129,9 +160,10 @@ def list_table_shards(
         InputError: there is no such file, or one is damaged.
         SettingsError: a file has no such column, or it is of another type.
     """
-    names = [f"{store.root}/{only}"] if only is not None else sorted(store.fs.find(store.root))
+    names = [only] if only is not None else [name for name in store.names() if name.lower().endswith(".parquet")]
     shards: list[TableShard] = []
-    for path in (name for name in names if name.endswith(".parquet")):
+    without: list[str] = []
+    for path in map(store.path, names):
         try:
             with store.fs.open(path, "rb") as file:
                 parquet = pq.ParquetFile(file)
@@ -140,8 +172,11 @@ def list_table_shards(
             raise InputError(f"{path}: no such table") from None
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path} is no parquet file ({error})") from error
+        require_distinct(schema, path)
         _check_columns(schema, path, caption_column, image_column)
-        stem = path[len(store.root) :].lstrip("/").removesuffix(".parquet")
+        stem = path[len(store.root) :].lstrip("/")[: -len(".parquet")]
+        if count and image_column is not None and _lacks_images(parquet, image_column):
+            without.append(path)
         for first in range(0, count, rows):
             taken = min(rows, count - first)
             mark = fingerprint([stem, first, taken])
@@ -150,21 +185,25 @@ def list_table_shards(
             )
     if not shards:
         raise InputError(f"{store.url} holds no table with rows (*.parquet)")
+    if without and len(without) == len({shard.path for shard in shards}):
+        raise InputError(
+            f"{without[0]}: column {image_column!r} has no image in any row; if the table holds paths, not images, "
+            "embed the folder of the image files"
+        )
     return shards
 
 
 def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, image_column: str | None) -> None:
-    def is_text(kind: pa.DataType) -> bool:
-        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-    def is_bytes(kind: pa.DataType) -> bool:
+    def is_image(kind: pa.DataType) -> bool:
         if pa.types.is_struct(kind):
-            return any(field.name == "bytes" for field in kind)
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+            return any(
+                field.name == "bytes" and (is_bytes(field.type) or pa.types.is_null(field.type)) for field in kind
+            )
+        return is_bytes(kind)
 
     for setting, column, fits, what in (
-        ("caption_column", caption_column, is_text, "text"),
-        ("image_column", image_column, is_bytes, "encoded images (binary)"),
+        ("caption_column", caption_column, is_text, "text, one caption a row"),
+        ("image_column", image_column, is_image, "encoded images (binary)"),
     ):
         if column is None:
             continue
@@ -174,5 +213,5 @@ def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, ima
                 f"without, embed.{setting.partition('_')[0].replace('caption', 'text')}=false"
             )
         kind = schema.field(column).type
-        if not fits(kind):
+        if not fits(kind) and not pa.types.is_null(kind):  # a column of nulls alone, whose rows fail by name
             raise SettingsError(f"embed.{setting}={column}: {path} has {kind} there, needed is {what}")

@@ -86,6 +86,8 @@ def print_result(result: StageResult) -> None:
     ]
     if result.unit != "rows":
         rows.append(("rows", f"{result.rows:,}"))
+    if "input_samples" in result.statistics:
+        rows.insert(1, ("samples of the input", f"{result.statistics['input_samples']:,}"))
     rows += [(f"  {outcome}", f"{number:,}") for outcome, number in sorted(result.counts.items())]
     rows.append(("device", result.device))
     if result.cluster:

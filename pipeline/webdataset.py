@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .columns import carried, is_text, require_distinct, texts
 from .errors import InputError
 from .file_marks import note_file, open_hashed
-from .samples import IMAGE_EXTENSIONS, Sample
+from .listing import is_data
+from .samples import IMAGE_EXTENSIONS, Sample, name_extensions
 from .shards import fingerprint, missing_files, read_manifest
 from .storage import Store
 
 _END_BYTES = 1024
 _TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
 """What tarfile raises on hostile bytes: the last two on numbers that make no sense."""
+_COMPRESSED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+_COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
+_START_BYTES = max(map(len, _COMPRESSED_STARTS))
+"""First bytes of gzip, bzip2, xz, Zstandard and LZ4."""
+_NOT_TOGETHER = "the files of a sample do not stand together; write the tar again with `tar --sort=name`"
+
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -52,17 +62,24 @@ class ImageShard:
         return self.files
 
     def read(self, store: Store) -> Iterator[Sample]:
-        """The samples in the order of the tar; where it is damaged, a last one says so."""
+        """The samples in the order of the tar; where it is damaged or some are missing, a last one says so."""
         if self.table_name in self.files:
             note_file(store, self.table_name)
+        count = 0
         try:
-            yield from read_samples(store, self)
+            for sample in read_samples(store, self):
+                count += 1
+                yield sample
         except InputError as error:
             yield Sample(self.tar_name, None, None, f"damaged_shard: {error}")
+            return
+        if count < self.samples:
+            reason = f"damaged_shard: {self.tar_name} has {count:,} of the {self.samples:,} samples that it should have"
+            yield Sample(self.tar_name, None, None, reason)
 
-    def table(self, store: Store) -> pa.Table | None:
+    def tables(self, store: Store) -> list[pa.Table | None]:
         """The rows of the list, by `key`, the failed ones included; None where there is no table that has keys."""
-        return read_shard_table(store, self)
+        return [read_shard_table(store, self)]
 
 
 def list_image_shards(store: Store) -> list[ImageShard]:
@@ -73,13 +90,14 @@ def list_image_shards(store: Store) -> list[ImageShard]:
     """
     manifest = read_manifest(store)
     if manifest is None:
-        shards = [_foreign_shard(store, name) for name in store.names() if name.endswith(".tar")]
+        shards = [_foreign_shard(store, name) for name in _tar_names(store)]
     elif manifest.stage != "download":
         raise InputError(
             f"{store.url} was written by `priorkit {manifest.stage}`; name the folder of downloaded images"
         )
     else:
         shards = []
+        _require_numbers(store, [f"{name}.tar" for name in manifest.shards])
         for name, record in manifest.shards.items():
             if lost := missing_files(store, record):
                 raise InputError(f"{store.url}: {lost[0]} is missing or damaged; run `priorkit download` again")
@@ -88,49 +106,130 @@ def list_image_shards(store: Store) -> list[ImageShard]:
         raise InputError(
             f"{store.url} holds no image shards (*.tar); run `priorkit download` first or name another folder"
         )
-    by_number: dict[int, ImageShard] = {}
-    for shard in shards:
-        if not (shard.name.isascii() and shard.name.isdigit()):
-            raise InputError(f"{store.url}/{shard.tar_name}: image shards are named by number, such as 00000.tar")
-        other = by_number.setdefault(int(shard.name), shard)
-        if other is not shard:
+    return sorted(shards, key=lambda shard: int(shard.name))
+
+
+def is_compressed_tar(name: str) -> bool:
+    """Whether a file is a compressed tar, by its name."""
+    return name.lower().endswith(_COMPRESSED_ENDINGS)
+
+
+def _tar_names(store: Store) -> list[str]:
+    """The tars of a foreign folder; InputError unless all are plain tars that are named by different numbers."""
+    names = store.names()
+    if compressed := next(filter(is_compressed_tar, names), None):
+        raise InputError(f"{store.url}/{compressed}: image shards must not be compressed; unpack it, such as by gunzip")
+    tars = [name for name in names if name.lower().endswith(".tar")]
+    _require_numbers(store, tars)
+    for name in names:
+        stem = name.removesuffix(".parquet")
+        if stem != name and stem.isdigit() and f"{stem}.tar" not in tars and tars:
             raise InputError(
-                f"{store.url}: two shards have the number {int(shard.name)}, {other.tar_name} and {shard.tar_name}"
+                f"{store.url}/{stem}.tar is missing, though there is {name}; restore it, or move both away"
             )
-    return [by_number[number] for number in sorted(by_number)]
+    return tars
+
+
+def _require_numbers(store: Store, tar_names: Iterable[str]) -> None:
+    by_number: dict[int, str] = {}
+    for name in tar_names:
+        stem = name.removesuffix(".tar")
+        if stem == name or not (stem.isascii() and stem.isdigit()):
+            raise InputError(
+                f"{store.url}/{name}: image shards are named by number, such as 00000.tar, in the folder itself; "
+                "rename it"
+            )
+        other = by_number.setdefault(int(stem), name)
+        if other != name:
+            raise InputError(f"{store.url}: two shards have the number {int(stem)}, {other} and {name}")
 
 
 def _foreign_shard(store: Store, tar_name: str) -> ImageShard:
     name = tar_name.removesuffix(".tar")
+    with store.open(tar_name) as file:
+        if file.read(_START_BYTES).startswith(_COMPRESSED_STARTS):
+            raise InputError(f"{store.url}/{tar_name} is compressed; unpack it, such as by gunzip")
     mark = fingerprint([tar_name])
     shard = ImageShard(name, mark, 0, (tar_name,))
-    table = _read_parquet(store, shard.table_name, columns=["status"])
-    files = shard.files if table is None else (tar_name, shard.table_name)
-    if table is not None and table.num_columns:
-        return ImageShard(name, mark, pc.sum(pc.equal(table.column("status"), "success")).as_py() or 0, files)
+    status = _read_parquet(store, shard.table_name, columns=["status"])
+    files = shard.files if status is None else (tar_name, shard.table_name)
+    if status is not None and status.num_columns and is_text(status.column("status").type):
+        successes = texts(status.column("status"), shard.table_name).count("success")
+        if successes or not status.num_rows:
+            return ImageShard(name, mark, successes, files)
     return ImageShard(name, mark, _count_samples(store, shard), files)
 
 
 def _count_samples(store: Store, shard: ImageShard) -> int:
-    """Samples of a tar, from its headers; of a damaged one those before the damage."""
-    paths: set[str] = set()
+    """Return the number of samples of a tar, from its headers; of a damaged one those before the damage.
+
+    Raises:
+        InputError: the files of a sample do not stand together.
+    """
+    count, met, split = 0, _Met(), None
     with contextlib.suppress(*_TAR_ERRORS):
         with store.open(shard.tar_name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            paths.update(path for _, path, _ in _members(tar, store.size(shard.tar_name)))
-    return len(paths)
+            for key, members in _groups(tar, store.size(shard.tar_name), lambda member: None):
+                count += 1
+                if met.is_split(key, members):
+                    split = key
+                    break
+    if split is not None:
+        raise InputError(f"{store.url}/{shard.tar_name}: {_NOT_TOGETHER} (sample {split!r})")
+    return count
+
+
+class _Met:
+    """The samples of a tar so far, to tell a sample whose files are apart from one that comes again."""
+
+    def __init__(self) -> None:
+        self._extensions: dict[str, tuple[str, ...]] = {}
+        self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def is_split(self, key: str, members: Iterable[str]) -> bool:
+        """Whether a key has come before with other files only."""
+        extensions = tuple(members)
+        earlier = self._extensions.setdefault(key, self._shared.setdefault(extensions, extensions))
+        return set(earlier).isdisjoint(extensions)
+
+
+def _groups(
+    tar: tarfile.TarFile, tar_bytes: int | None, read: Callable[[tarfile.TarInfo], Content]
+) -> Iterator[tuple[str, dict[str, Content]]]:
+    """Yield the key of each sample, as webdataset has it, and by extension what `read` makes of each of its files.
+
+    Raises:
+        one of _TAR_ERRORS: the tar is damaged; what was read before has been yielded.
+    """
+    key = ""
+    members: dict[str, Content] = {}
+    damage: Exception | None = None
+    try:
+        for member, its_key, extension in _members(tar, tar_bytes):
+            if members and (its_key != key or extension in members):
+                yield key, members
+                members = {}
+            key = its_key
+            members[extension] = read(member)
+    except _TAR_ERRORS as error:
+        damage = error
+    if members:  # before the damage, so perhaps whole
+        yield key, members
+    if damage is not None:
+        raise damage
 
 
 def _members(tar: tarfile.TarFile, tar_bytes: int | None) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-    """The files of a tar that are part of a sample, with the sample's path and the extension; as webdataset has it."""
+    """Yield the files and links of a tar that are part of a sample, with the sample's key and the extension."""
     if tar.firstmember is None:  # type: ignore[attr-defined]  # an empty tar, over which `next` of Python 3.10 stumbles
         return
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has met, 1 kB each
         if not 0 <= member.size <= (tar_bytes or 0):  # tarfile would skip that far, and never arrive
             raise tarfile.ReadError(f"a member of {member.size:,} bytes")
-        folder, slash, name = member.name.rpartition("/")
+        folder, slash, name = member.name.removeprefix("./").rpartition("/")
         stem, dot, extension = name.partition(".")
-        if member.isfile() and stem and dot:  # others, such as macOS's `._0001.jpg`, are of no sample
+        if (member.isfile() or member.islnk() or member.issym()) and stem and dot and is_data(member.name):
             yield member, f"{folder}{slash}{stem}", extension.lower()
 
 
@@ -140,24 +239,18 @@ def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
     Raises:
         InputError: the tar is cut or is none.
     """
-    sample_path = ""
-    members: dict[str, bytes] = {}
     damage: Exception | None = None
+    met = _Met()
     with open_hashed(store, shard.tar_name) if shard.files else store.open(shard.tar_name) as file:
         try:
             with tarfile.open(fileobj=file, mode="r|") as tar:
-                for member, path, extension in _members(tar, store.size(shard.tar_name)):
-                    if (path != sample_path and members) or extension in members:
-                        yield _sample(sample_path, members)
-                        members = {}
-                    sample_path = path
-                    content = tar.extractfile(member)
-                    assert content is not None
-                    members[extension] = content.read()
+                for key, members in _groups(tar, store.size(shard.tar_name), partial(_content, tar)):
+                    if met.is_split(key, members):
+                        yield Sample(key, None, None, f"not_together: {_NOT_TOGETHER}")
+                    else:
+                        yield _sample(key, members)
         except _TAR_ERRORS as error:
             damage = error
-    if members:  # before the damage, so perhaps whole
-        yield _sample(sample_path, members)
     if damage is not None:
         raise InputError(f"{store.url}/{shard.tar_name} is damaged ({damage}); download that shard again") from damage
     if not _is_whole(store, shard.tar_name):  # tarfile takes an end between two members for the end
@@ -171,15 +264,27 @@ def _is_whole(store: Store, tar_name: str) -> bool:
         return not any(file.read())
 
 
-def _sample(path: str, members: dict[str, bytes]) -> Sample:
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
+    """The bytes of a file that a stream has come to; None for a link, whose target it may have passed."""
+    if not member.isfile():
+        return None
+    content = tar.extractfile(member)
+    assert content is not None
+    return content.read()
+
+
+def _sample(key: str, members: dict[str, bytes | None]) -> Sample:
     image = next((data for extension, data in members.items() if extension in IMAGE_EXTENSIONS), None)
-    return Sample(path.rpartition("/")[2], image, members.get("txt"))
+    names = (extension if data is not None else f"{extension} (a link)" for extension, data in members.items())
+    return Sample(key, image, members.get("txt"), instead=name_extensions(names))
 
 
 def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:
     """The parquet table of a shard, one row for each row of the list; None where there is none that has keys."""
     table = _read_parquet(store, shard.table_name)
-    return table if table is not None and "key" in table.schema.names else None
+    if table is None or "key" not in table.schema.names:
+        return None
+    return carried(table, f"{store.url}/{shard.table_name}")
 
 
 def _read_parquet(store: Store, name: str, columns: list[str] | None = None) -> pa.Table | None:
@@ -188,6 +293,9 @@ def _read_parquet(store: Store, name: str, columns: list[str] | None = None) -> 
         return None
     try:
         with store.open(name) as file:
-            return pq.ParquetFile(file).read(columns=columns)
+            parquet = pq.ParquetFile(file)
+            require_distinct(parquet.schema_arrow, f"{store.url}/{name}")
+            return parquet.read(columns=columns)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{store.url}/{name} is damaged ({error}); download that shard again") from error
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{store.url}/{name} is damaged ({reason}); write it again, or move it away") from error

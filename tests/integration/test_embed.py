@@ -211,7 +211,7 @@ def test_columns_of_the_list_and_the_image_hash_come_along_by_key(images_folder:
                 assert row[column] == kept[row["key"]][column]
 
 
-def test_of_rows_with_one_key_the_first_is_embedded_with_what_is_known_of_it(
+def test_rows_of_one_key_are_each_embedded_with_what_is_known_of_them(
     embed_settings: EmbedSettings, tmp_path: Path
 ) -> None:
     keys, rows = ["a", "b", "a", "c"], ["row0", "row1", "row2", "row3"]
@@ -219,9 +219,10 @@ def test_of_rows_with_one_key_the_first_is_embedded_with_what_is_known_of_it(
     pq.write_table(pa.table({"key": keys, "caption": rows, "source": rows}), tmp_path / "list/t.parquet")
     settings = embed_settings.model_copy(update={"image": False})
     result = embed(str(tmp_path / "list"), str(tmp_path / "out"), settings)
-    assert result.counts == {"success": 3, "duplicate_key": 1}
+    assert result.counts == {"success": 4}
     found = pq.read_table(tmp_path / "out/metadata/metadata_0000.parquet").to_pydict()
-    assert found["caption"] == found["source"] == ["row0", "row1", "row3"]
+    assert found["caption"] == found["source"] == rows
+    assert found["key"] == keys
 
 
 def test_limited_runs_then_the_full_one_give_the_bytes_of_the_full_one(

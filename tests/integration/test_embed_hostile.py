@@ -326,7 +326,7 @@ def test_a_header_that_lies_about_the_size_neither_hangs_nor_fills_the_memory(
 
 
 def test_odd_names_of_members_are_accounted_for(embed_settings: EmbedSettings, tmp_path: Path) -> None:
-    """Sub-folders are not mixed, names that are no UTF-8 get through, and files of no sample are as if not there."""
+    """Folders are part of the key, names that are no UTF-8 get through, and files of no sample are as if not there."""
     write_tar(
         tmp_path / "images/00000.tar",
         [
@@ -339,21 +339,19 @@ def test_odd_names_of_members_are_accounted_for(embed_settings: EmbedSettings, t
     )  # fmt: skip
     out = tmp_path / "out"
     embed(str(tmp_path / "images"), str(out), embed_settings)
-    assert metadata(out)["key"] == ["0", "1", "2", "caf\\udce9", "一"]
-    assert failures(out) == [("3", "missing_caption"), ("3", "duplicate_key"), ("d", "missing_image")]
+    assert metadata(out)["key"] == ["0", "a/1", "a/b/2", "caf\\udce9", "一"]
+    assert failures(out) == [("a/3", "missing_caption"), ("b/3", "missing_image"), ("d", "missing_image")]
     check_accounts(out, "0000", 8)
 
 
-def test_of_samples_with_one_key_the_first_counts_and_the_others_are_failures(
-    by_hand: Embed, embed_settings: EmbedSettings, tmp_path: Path
-) -> None:
+def test_samples_of_one_key_are_all_rows(by_hand: Embed, embed_settings: EmbedSettings, tmp_path: Path) -> None:
     cases = [Case(key, {"png": encoded("PNG", seed=n), "txt": b"%d" % n}) for n, key in enumerate("aabcabcc")]
     write_tar(tmp_path / "images/00000.tar", members(cases))
     out = tmp_path / "out"
     result = embed(str(tmp_path / "images"), str(out), embed_settings)
-    assert result.counts == {"success": 3, "duplicate_key": 5}
-    assert failures(out) == [(key, "duplicate_key") for key in "aabcc"]
-    check_vectors(out, [cases[0], cases[2], cases[3]], by_hand)
+    assert result.counts == {"success": 8}
+    assert metadata(out)["key"] == [*"aabcabcc"]
+    check_vectors(out, cases, by_hand)
     check_accounts(out, "0000", 8)
 
 

@@ -1,14 +1,14 @@
-"""Inputs without a manifest: a change of content is embedded again, a move, a touch or a copy is not."""
+"""Every sample of every kind of input becomes a row or a named failure, counted apart from the code under test."""
 
 from __future__ import annotations
 
 import io
-import json
-import os
-import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,190 +16,387 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from priorkit.pipeline import file_marks
 from priorkit.pipeline.config import EmbedSettings
-from priorkit.pipeline.embed import embed, plan_embed
-from priorkit.pipeline.errors import FolderError, InputError
+from priorkit.pipeline.embed import embed
+from priorkit.pipeline.errors import InputError, PriorkitError
+from priorkit.pipeline.inspect import inspect_folder
+from priorkit.pipeline.read import read_embeddings
+from priorkit.pipeline.shards import Manifest, read_manifest
+from priorkit.pipeline.stage import StageResult
+from priorkit.pipeline.stage_folder import ShardCommit, open_stage
+from priorkit.pipeline.storage import Store
 
-LONG_AGO = 1_000_000_000
-CAPTIONS = ["a cat", "a dog", "a fox"]
+Member = tuple[str, bytes]
 
 
-def picture(index: int) -> bytes:
+def picture(number: int) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 255, (24, 32, 3), dtype=np.uint8)
     file = io.BytesIO()
-    pixels = np.random.default_rng(index).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(file, "BMP")  # of one size whatever it shows
+    Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
-def write_tars(folder: Path, captions: list[str]) -> None:
-    folder.mkdir(exist_ok=True)
-    for number, caption in enumerate(captions):
-        with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
-            for name, data in (("0.bmp", picture(number)), ("0.txt", caption.encode())):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+def pairs(*keys: str, first: int = 0) -> list[Member]:
+    """An image and the caption `thing N` of each key, N from `first` on."""
+    return [
+        member
+        for number, key in enumerate(keys, first)
+        for member in ((f"{key}.png", picture(number)), (f"{key}.txt", b"thing %d" % number))
+    ]
 
 
-def write_files(folder: Path, captions: list[str]) -> None:
-    folder.mkdir(exist_ok=True)
-    for number, caption in enumerate(captions):
-        (folder / f"{number}.bmp").write_bytes(picture(number))
-        (folder / f"{number}.txt").write_text(caption)
+def tar_bytes(members: list[Member]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
 
 
-def write_tables(folder: Path, captions: list[str]) -> None:
-    folder.mkdir(exist_ok=True)
-    for number, caption in enumerate(captions):
-        table = pa.table({"image": [picture(number)], "caption": [caption]})
-        pq.write_table(table, folder / f"{number}.parquet", compression="none", write_statistics=False)
+def fill(folder: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
 
 
-KINDS = {"tars": write_tars, "files": write_files, "tables": write_tables}
+def write_table(path: Path, **columns: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
 
 
-def age(folder: Path, seconds: float = LONG_AGO) -> None:
-    for path in folder.rglob("*"):
-        os.utime(path, (seconds, seconds))
+@dataclass
+class Accounts:
+    """What came of an input."""
 
+    result: StageResult
+    metadata: dict[str, list[Any]]
+    failures: list[tuple[str, str]]
+    folder: Path = field(repr=False)
 
-def captions(out: Path) -> list[str]:
-    tables = [pq.read_table(path) for path in sorted(out.glob("metadata/*.parquet"))]
-    return [caption for table in tables for caption in table.column("caption").to_pylist()]
+    @property
+    def outcomes(self) -> int:
+        return len(self.metadata["key"]) + len(self.failures)
 
 
 @pytest.fixture
-def settings(embed_settings: EmbedSettings) -> EmbedSettings:
-    return embed_settings.model_copy(update={"input_format": "auto"})
+def run(tmp_path: Path, embed_settings: EmbedSettings) -> Callable[..., Accounts]:
+    """Embed the folder `in`, and hold everything that was written of it against each other."""
+
+    def embed_it(**settings: Any) -> Accounts:
+        out = tmp_path / "out"
+        result = embed(str(tmp_path / "in"), str(out), embed_settings.model_copy(update=settings))
+        metadata = pa.concat_tables(
+            [pq.read_table(path) for path in sorted((out / "metadata").iterdir())], promote_options="permissive"
+        ).to_pydict()
+        failed = pa.concat_tables([pq.read_table(path) for path in sorted((out / "failures").iterdir())]).to_pylist()
+        accounts = Accounts(result, metadata, [(row["key"], row["error"]) for row in failed], out)
+        counts = Counter(reason.partition(":")[0] for _, reason in accounts.failures)
+        assert result.counts == {"success": len(metadata["key"]), **counts}
+        assert result.statistics["input_samples"] == accounts.outcomes
+        assert metadata["image_path"] == metadata["key"]
+        assert inspect_folder(str(out)).problems == []
+        assert read_embeddings(str(out)).count == result.rows
+        return accounts
+
+    return embed_it
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_content_decides_where_time_or_place_have_changed(
-    kind: str, settings: EmbedSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def ours(folder: Path) -> int:
+    """Two shards as `download` writes them, of which one row has failed."""
+    store = Store(str(folder))
+    with open_stage(store, Manifest("download", {}, {"rows": 5})) as held:
+        for number, keys in enumerate((["000000000", "000000002"], ["000010000", "000010001"])):
+            name = f"{number:05d}"
+            commit = ShardCommit(store, name, input=name, settings=held.manifest.settings_fingerprint)
+            with commit.create(f"{name}.tar") as file:
+                file.write(tar_bytes(pairs(*keys)))
+            rows = sorted({*keys, "000000001"} if number == 0 else keys)
+            status = ["success" if key in keys else "timeout" for key in rows]
+            with commit.create(f"{name}.parquet") as file:
+                pq.write_table(pa.table({"key": rows, "status": status, "url": [f"u{key}" for key in rows]}), file)
+            counts = Counter(status)
+            held.add(commit.commit(rows=len(rows), counts=counts))
+        held.finish()
+    return 4
+
+
+def img2dataset(folder: Path) -> int:
+    for number in range(2):
+        keys = [f"{number:05d}{row:04d}" for row in range(3)]
+        fill(folder, {f"{number:05d}.tar": tar_bytes(pairs(*keys[1:])), f"{number:05d}_stats.json": b"{}"})
+        status = ["failed_to_download", "success", "success"]
+        write_table(folder / f"{number:05d}.parquet", key=keys, status=status, url=keys)
+    return 4
+
+
+def nested_tar(folder: Path) -> int:
+    names = [f"{animal}/{row:04d}" for animal in ("cat", "dog") for row in range(3)]
+    stray = [("__MACOSX/cat/._0000.png", b"x"), ("cat/.DS_Store", b"x"), ("README.txt", b"x"), ("._0.jpg", b"x")]
+    fill(folder, {"00000.tar": tar_bytes([*stray, *pairs(*names), *pairs("./a/b/1")])})
+    return 7
+
+
+def counted_from_0(folder: Path) -> int:
+    for number in range(3):
+        fill(folder, {f"{number:05d}.tar": tar_bytes(pairs("0000", "0001", first=10 * number))})
+    return 6
+
+
+def repeated_in_one_tar(folder: Path) -> int:
+    fill(folder, {"00000.tar": tar_bytes([*pairs("a", "b"), *pairs("a", "a", first=2), ("c.json", b"{}")])})
+    return 5
+
+
+def files(folder: Path) -> int:
+    fill(folder, dict(pairs("a", "sub/a", "sub/b c", "猫")))
+    fill(folder, {"alone.png": picture(9), "alone.json": b"{}", "words.txt": b"only", "notes.md": b"no sample"})
+    fill(folder, {".ipynb_checkpoints/a-checkpoint.png": b"x", "._a.png": b"x", "._a.txt": b"x", "README.txt": b"x"})
+    fill(folder.parent / "elsewhere", dict(pairs("0", "1")))
+    (folder / "linked").symlink_to("../elsewhere")
+    (folder / "linked2").symlink_to(folder.parent / "elsewhere")
+    (folder / "loop").symlink_to(".")
+    (folder / "gone.png").symlink_to("no such file")
+    return 4 + 2 + 2 * 2 + 1
+
+
+IMAGES = [{"bytes": picture(row // 2), "path": ""} for row in range(4)]
+
+
+def table(**columns: Any) -> Callable[[Path], int]:
+    def write(folder: Path) -> int:
+        write_table(folder / "part 0.parquet", image=IMAGES, caption=[*"abcd"], **columns)
+        write_table(folder / "deep/part 1.parquet", image=IMAGES[:1], caption=["e"])
+        fill(folder, {"._part 0.parquet": b"x", "_SUCCESS": b"", "_delta_log/0.checkpoint.parquet": b"x"})
+        return 5
+
+    return write
+
+
+INPUTS: dict[str, tuple[Callable[[Path], int], dict[str, Any]]] = {
+    "ours": (ours, {}),
+    "ours, joined": (ours, {"rows_per_shard": 10}),
+    "img2dataset": (img2dataset, {}),
+    "img2dataset, joined": (img2dataset, {"rows_per_shard": 10}),
+    "folders in a tar": (nested_tar, {}),
+    "tars that count from 0": (counted_from_0, {}),
+    "tars that count from 0, joined": (counted_from_0, {"rows_per_shard": 5}),
+    "a tar with a key several times": (repeated_in_one_tar, {}),
+    "files": (files, {}),
+    "files, in shards": (files, {"rows_per_shard": 3}),
+    "table without keys": (table(), {}),
+    "table with keys": (table(key=[*"wxyz"]), {}),
+    "table with keys of numbers": (table(key=[1, 2, 3, 4]), {"rows_per_shard": 3}),
+    "table with several captions an image": (table(key=["i1", "i1", "i2", "i2"]), {"rows_per_shard": 3}),
+    "table with null keys": (table(key=[None, None, "2", "2"]), {}),
+    "table with no key but null": (table(key=pa.nulls(4)), {}),
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_every_sample_is_a_row_or_a_named_failure(kind: str, tmp_path: Path, run: Callable[..., Accounts]) -> None:
+    write, settings = INPUTS[kind]
+    samples = write(tmp_path / "in")
+    assert run(**settings).outcomes == samples
+
+
+def test_keys_of_folders_in_a_tar_are_webdatasets(tmp_path: Path, run: Callable[..., Accounts]) -> None:
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+    names = ["cat/0000", "dog/0000", "a.b/c/0", "flat"]
+    fill(tmp_path / "in", {"00000.tar": tar_bytes(pairs(*names))})
+    with (tmp_path / "in/00000.tar").open("rb") as file:
+        theirs = [
+            sample["__key__"] for sample in group_by_keys({**one, "__url__": ""} for one in tar_file_iterator(file))
+        ]
+    assert run().metadata["key"] == theirs == names
+
+
+def test_joined_tars_that_count_from_0_keep_what_is_known_of_each_row(
+    tmp_path: Path, run: Callable[..., Accounts]
 ) -> None:
-    folder, out = tmp_path / "in", tmp_path / "out"
-    write, settings = KINDS[kind], settings.model_copy(update={"rows_per_shard": 1} if kind == "files" else {})
-    write(folder, CAPTIONS)
-    age(folder)
-    assert embed(str(folder), str(out), settings).done_now == 3
-    moved = folder.rename(tmp_path / "moved")
-    with monkeypatch.context() as patch:
-        patch.setattr(file_marks, "hash_file", None)  # would fail: nothing is read
-        assert embed(str(moved), str(out), settings).done_now == 0
-    age(moved, LONG_AGO + 5)
-    assert embed(str(moved), str(out), settings).done_now == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(file_marks, "hash_file", None)  # the new times have been recorded
-        assert embed(str(moved), str(out), settings).done_now == 0
-    shutil.copytree(moved, tmp_path / "copied", copy_function=shutil.copyfile)
-    assert embed(str(tmp_path / "copied"), str(out), settings).done_now == 0
-    sizes = {path.name: path.stat().st_size for path in moved.iterdir()}
-    write(moved, ["a cat", "a dot", "a fox"])
-    assert {path.name: path.stat().st_size for path in moved.iterdir()} == sizes
-    assert plan_embed(str(moved), str(out), settings).pending_units == 1
-    assert embed(str(moved), str(out), settings).done_now == 1
-    assert captions(out) == ["a cat", "a dot", "a fox"]
+    """Although a row of the first has failed whose key the second has, and an image of the second cannot be read."""
+    keys = ["0000", "0001", "0002"]
+    fill(tmp_path / "in", {"00000.tar": tar_bytes(pairs(*keys[1:]))})
+    damaged = [("0000.png", b"no image"), ("0000.txt", b"bad"), *pairs("0002", first=5), *pairs("0001", first=6)]
+    fill(tmp_path / "in", {"00001.tar": tar_bytes(damaged)})
+    for number, status in enumerate((["timeout", "success", "success"], ["success"] * 3)):
+        sources = [f"{number}-{key}" for key in keys]
+        write_table(tmp_path / f"in/0000{number}.parquet", key=keys, status=status, source=sources)
+    found = run(rows_per_shard=10)
+    assert found.metadata["key"] == ["0001", "0002", "0002", "0001"]
+    assert found.metadata["source"] == ["0-0001", "0-0002", "1-0002", "1-0001"]
+    assert [key for key, _ in found.failures] == ["0000"]
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_a_file_that_was_young_is_not_trusted_by_its_time(kind: str, settings: EmbedSettings, tmp_path: Path) -> None:
-    folder, out = tmp_path / "in", tmp_path / "out"
-    KINDS[kind](folder, CAPTIONS)
-    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    embed(str(folder), str(out), settings)
-    KINDS[kind](folder, ["a cat", "a dot", "a fox"])
-    for path, time in times.items():  # as where times count in seconds
-        os.utime(path, ns=(time, time))
-    assert embed(str(folder), str(out), settings).done_now == 1
-    assert captions(out) == ["a cat", "a dot", "a fox"]
-
-
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_links_stand_for_the_files_they_point_to(kind: str, settings: EmbedSettings, tmp_path: Path) -> None:
-    folder, out = tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
-    for name, texts in (("one", CAPTIONS), ("two", ["a cat", "a dot", "a fox"])):
-        KINDS[kind](tmp_path / name, texts)
-        age(tmp_path / name)
-    for path in (tmp_path / "one").iterdir():
-        (folder / path.name).symlink_to(path)
-    embed(str(folder), str(out), settings)
-    assert embed(str(folder), str(out), settings).done_now == 0
-    for path in folder.iterdir():
-        path.unlink()
-        path.symlink_to(tmp_path / "two" / path.name)
-    assert embed(str(folder), str(out), settings).done_now == 1
-    assert captions(out) == ["a cat", "a dot", "a fox"]
-    KINDS[kind](tmp_path / "two", ["a cat", "a dot", "a fix"])  # what they point to is written anew
-    assert embed(str(folder), str(out), settings).done_now == 1
-    assert captions(out) == ["a cat", "a dot", "a fix"]
-
-
-def test_the_table_beside_a_tar_is_an_input_too(settings: EmbedSettings, tmp_path: Path) -> None:
-    folder, out = tmp_path / "in", tmp_path / "out"
-    write_tars(folder, CAPTIONS[:1])
-
-    def write_table(licence: str) -> None:
-        pq.write_table(pa.table({"key": ["0"], "status": ["success"], "licence": [licence]}), folder / "00000.parquet")
-
-    write_table("CC-BY")
-    embed(str(folder), str(out), settings)
-    write_table("CC-ND")
-    assert embed(str(folder), str(out), settings).done_now == 1
-    assert pq.read_table(out / "metadata/metadata_0000.parquet").column("licence").to_pylist() == ["CC-ND"]
-    (folder / "00000.parquet").unlink()
-    assert embed(str(folder), str(out), settings).done_now == 1
-
-
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_first_samples_go_on_to_all(kind: str, settings: EmbedSettings, tmp_path: Path) -> None:
-    folder, out = tmp_path / "in", tmp_path / "out"
-    KINDS[kind](folder, CAPTIONS)
-    assert embed(str(folder), str(out), settings, limit=2).rows == 2
-    assert embed(str(folder), str(out), settings, limit=2).done_now == 0
-    assert embed(str(folder), str(out), settings).rows == 3
-    assert embed(str(folder), str(out), settings, limit=1).done_now == 0
-
-
-def test_a_file_that_changes_while_it_is_read_is_named(
-    settings: EmbedSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("names", [["cat/0", "dog/1"], ["0", "1"], [0, 1]], ids=str)
+def test_a_table_is_joined_by_keys_with_or_without_folders(
+    tmp_path: Path, run: Callable[..., Accounts], names: list[Any]
 ) -> None:
-    folder, out = tmp_path / "in", tmp_path / "out"
-    write_tables(folder, CAPTIONS)
-    note_file: Callable[..., None] = file_marks.note_file
-
-    def note_and_change(store: object, name: str) -> None:
-        note_file(store, name)
-        write_tables(folder, ["a cow", *CAPTIONS[1:]])
-
-    monkeypatch.setattr("priorkit.pipeline.tables.note_file", note_and_change)
-    with pytest.raises(InputError, match=r"0\.parquet was changed while it was read; run the same command again"):
-        embed(str(folder), str(out), settings)
+    fill(tmp_path / "in", {"00000.tar": tar_bytes(pairs("dog/1", "cat/0"))})
+    write_table(tmp_path / "in/00000.parquet", key=names, source=["cat", "dog"])
+    found = run()
+    assert found.metadata["key"] == ["dog/1", "cat/0"]
+    assert found.metadata["source"] == ["dog", "cat"]
 
 
-def test_lost_marks_cost_a_reading_and_folders_that_never_had_any_are_refused(
-    settings: EmbedSettings, tmp_path: Path
+def test_a_plain_key_that_may_be_of_two_folders_is_refused(tmp_path: Path, run: Callable[..., Accounts]) -> None:
+    fill(tmp_path / "in", {"00000.tar": tar_bytes(pairs("dog/1", "cat/1"))})
+    write_table(tmp_path / "in/00000.parquet", key=["1"], source=["cat"])
+    with pytest.raises(InputError, match=r"'1' once, which may be that of 'dog/1' or of 'cat/1'"):
+        run()
+
+
+VIEW = pa.array(["u", "v"], pa.string_view())
+SIDE_COLUMNS: dict[str, Any] = {
+    "numbers as status": {"status": [200, 404]},
+    "other words as status": {"status": ["ok", "ok"]},
+    "booleans as status": {"status": pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, 0], pa.int8()))},
+    "views": {"status": pa.array(["success"] * 2, pa.string_view()), "url": VIEW, "raw": VIEW.cast(pa.binary_view())},
+    "views in lists": {"tags": pa.array([["a"], ["b"]], pa.list_(pa.string_view()))},
+    "categories": {
+        "status": pa.array(["success"] * 2).dictionary_encode(),
+        "lang": pa.array(["en", "de"]).dictionary_encode(),
+    },
+    "text that is no UTF-8": {"url": pa.array([b"\xff", b"b"]).view(pa.string())},
+    "keys in a view": {"key": pa.array(["0", "1"], pa.string_view())},
+    "keys as categories": {"key": pa.array(["0", "1"]).dictionary_encode()},
+    "keys as bytes": {"key": [b"0", b"1"]},
+    "no keys": {"key": pa.nulls(2)},
+    "keys in lists": {"key": [["0"], ["1"]]},
+    "fewer rows than samples": {"key": ["0", "2"]},
+    "more successes than samples": {"key": ["0", "1", "2"], "status": ["success"] * 3},
+}
+REFUSED = {
+    "no keys": "has no row of key '0'",
+    "keys in lists": "holds list.*not names",
+    "fewer rows than samples": "'1'",
+}
+
+
+@pytest.mark.parametrize("kind", SIDE_COLUMNS)
+def test_any_table_beside_a_tar_is_handled_or_a_clear_error(
+    tmp_path: Path, run: Callable[..., Accounts], embed_settings: EmbedSettings, kind: str
 ) -> None:
-    folder, out = tmp_path / "in", tmp_path / "out"
-    write_tars(folder, CAPTIONS)
-    embed(str(folder), str(out), settings)
-    for path in (out / "inputs").iterdir():
-        path.write_text("[damaged")
-    assert embed(str(folder), str(out), settings).done_now == 0
-    assert json.loads((out / "inputs/inputs_0000.json").read_text()).keys() == {"00000.tar"}
-    manifest = json.loads((out / "manifest.json").read_text())
-    for record in manifest["shards"].values():
-        record["logs"] = [name for name in record["logs"] if not name.startswith("inputs/")]
-    (out / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(FolderError, match=r"did not record the content of 00000\.tar; use --overwrite"):
-        embed(str(folder), str(out), settings)
+    fill(tmp_path / "in", {"00000.tar": tar_bytes(pairs("0", "1"))})
+    write_table(tmp_path / "in/00000.parquet", **{"key": ["0", "1"], **SIDE_COLUMNS[kind]})
+    inspect_folder(str(tmp_path / "in"))
+    if kind in REFUSED:
+        with pytest.raises(InputError, match=REFUSED[kind]):
+            run()
+        return
+    found = run()
+    assert found.metadata["key"] == ["0", "1"]
+    lost = [reason for _, reason in found.failures]
+    if kind == "more successes than samples":
+        assert lost == ["damaged_shard: 00000.tar has 2 of the 3 samples that it should have"]
+    else:
+        assert lost == []
 
 
-def test_threads_may_change_and_each_shard_says_its_own(settings: EmbedSettings, tmp_path: Path) -> None:
-    folder, out = tmp_path / "in", tmp_path / "out"
-    write_tars(folder, CAPTIONS)
-    embed(str(folder), str(out), settings.model_copy(update={"threads": 1}), limit=1)
-    embed(str(folder), str(out), settings.model_copy(update={"threads": 2}))
-    shards = json.loads((out / "manifest.json").read_text())["shards"]
-    assert [record["threads"] for record in shards.values()] == [1, 2, 2]
+@pytest.mark.parametrize("name", ["00000.parquet", "t.parquet"])
+def test_a_column_that_a_table_names_twice_is_refused_before_any_work(
+    tmp_path: Path, run: Callable[..., Accounts], name: str
+) -> None:
+    if name == "00000.parquet":
+        fill(tmp_path / "in", {"00000.tar": tar_bytes(pairs("0"))})
+    (tmp_path / "in").mkdir(exist_ok=True)
+    columns = [pa.array(["0"]), pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.table(columns, names=["key", "caption", "caption"]), tmp_path / "in" / name)
+    with pytest.raises(PriorkitError, match=rf"{name} has several columns 'caption'"):
+        run(image=name == "00000.parquet")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "captions",
+    [
+        pa.array(["a", "b", "a", None]).dictionary_encode(),
+        pa.array(["a", "b", "a", None], pa.string_view()),
+        pa.array(["a", "b", "a", None], pa.large_string()),
+    ],
+    ids=lambda captions: str(captions.type),
+)
+def test_captions_are_read_however_a_table_stores_text(
+    tmp_path: Path, run: Callable[..., Accounts], captions: pa.Array
+) -> None:
+    write_table(tmp_path / "in/a.parquet", image=[row["bytes"] for row in IMAGES], caption=captions, view=captions)
+    found = run()
+    assert found.metadata["caption"] == found.metadata["view"] == ["a", "b", "a"]
+    assert [reason.partition(":")[0] for _, reason in found.failures] == ["missing_caption"]
+
+
+def named_members(folder: Path) -> None:
+    fill(folder, {"00000.tar": tar_bytes([("s0.input.png", picture(0)), ("s0.outputs.txt", b"thing")])})
+
+
+def captions_in_json(folder: Path) -> None:
+    fill(folder, {"00000.tar": tar_bytes([("0.png", picture(0)), ("0.json", b'{"caption": "a"}')])})
+
+
+def captions_after_images(folder: Path) -> None:
+    members = pairs("0", "1")
+    fill(folder, {"00000.tar": tar_bytes([*members[::2], *members[1::2]])})
+
+
+def known_but_apart(folder: Path) -> None:
+    captions_after_images(folder)
+    write_table(folder / "00000.parquet", key=["0", "1"], status=["success"] * 2)
+
+
+def paths(folder: Path) -> None:
+    write_table(folder / "a.parquet", image=[{"bytes": None, "path": "images/0.jpg"}] * 2, caption=["a", "b"])
+
+
+def one_path(folder: Path) -> None:
+    rows = [{"bytes": None, "path": "images/0.jpg"}] * 2 + [{"bytes": b"no image", "path": None}]
+    write_table(folder / "a.parquet", image=rows, caption=[*"abc"])
+
+
+def several_captions(folder: Path) -> None:
+    write_table(folder / "a.parquet", image=IMAGES[:1], caption=[["a", "b"]])
+
+
+def images_of_another_kind(folder: Path) -> None:
+    fill(folder, {"a.heic": b"x", "a.txt": b"a", "b.txt": b"b", "c.png": picture(0)})
+
+
+MESSAGES: dict[Callable[[Path], None], str] = {
+    named_members: r"sample 's0': missing_image: the sample has \.input\.png, \.outputs\.txt; its image would be",
+    captions_in_json: r"sample '0': missing_caption: the sample has \.png, \.json; .* its caption a \.txt",
+    captions_after_images: r"00000\.tar: the files of a sample do not stand together; .*tar --sort=name.*'0'",
+    known_but_apart: r"missing_caption: the sample has \.png|not_together: .*tar --sort=name",
+    paths: r"column 'image' has no image in any row; if the table holds paths, not images, embed the folder",
+    one_path: "the table holds the path 'images/0.jpg', not the image",
+    several_captions: "has list<.*> there, needed is text, one caption a row",
+    images_of_another_kind: r"missing_image: the sample has \.heic, \.txt",
+}
+
+
+@pytest.mark.parametrize("write", MESSAGES, ids=lambda write: write.__name__)
+def test_an_input_that_gives_no_row_is_told_why(
+    tmp_path: Path, run: Callable[..., Accounts], write: Callable[[Path], None]
+) -> None:
+    write(tmp_path / "in")
+    with pytest.raises(PriorkitError, match=MESSAGES[write]):
+        run()
+
+
+def test_files_that_stand_apart_are_each_a_named_failure(tmp_path: Path, embed_settings: EmbedSettings) -> None:
+    """Where the table has said how many samples there are, so that no one has looked for it before."""
+    known_but_apart(tmp_path / "in")
+    fill(tmp_path / "in", {"00001.tar": tar_bytes(pairs("2"))})
+    write_table(tmp_path / "in/00001.parquet", key=["2"], status=["success"])
+    result = embed(str(tmp_path / "in"), str(tmp_path / "out"), embed_settings)
+    assert result.counts == {"success": 1, "missing_caption": 2, "not_together": 2}
+
+
+def test_fewer_outcomes_than_samples_are_an_error(
+    tmp_path: Path, run: Callable[..., Accounts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "in", dict(pairs("a", "b")))
+    monkeypatch.setattr("priorkit.pipeline.file_pairs.FileShard.read", lambda shard, store: iter(()))
+    with pytest.raises(InputError, match="accounts for 0 of the 2 samples of its input"):
+        run()
+    assert read_manifest(Store(str(tmp_path / "out"))) is not None

@@ -113,7 +113,7 @@ def test_a_table_of_captions(tmp_path: Path) -> None:
         ("t_000000000", b"one"), ("t_000000001", None), ("t_000000002", "drei ü".encode()),
     ]  # fmt: skip
     (shard,) = shards_of(tmp_path, image=False)
-    known = shard.table(open_input(str(tmp_path)))
+    (known,) = shard.tables(open_input(str(tmp_path)))
     assert known is not None
     assert known.to_pydict() == {"lang": ["en", "en", "de"], "key": [sample.key for sample in found]}
 
@@ -129,7 +129,7 @@ def test_a_table_of_images_with_keys_of_its_own(tmp_path: Path, struct: bool) ->
     (found,) = samples_of(tmp_path, **settings)
     assert [(s.key, s.image, s.caption) for s in found] == [("x", b"1", b"1"), ("y", b"2", b"2"), ("z", None, b"3")]
     (shard,) = shards_of(tmp_path, **settings)
-    known = shard.table(open_input(str(tmp_path)))
+    (known,) = shard.tables(open_input(str(tmp_path)))
     assert known is not None
     assert known.column_names == ["url", "key"]
 
@@ -204,7 +204,7 @@ def test_damage_in_a_column_that_is_carried_along_is_named(tmp_path: Path) -> No
     (shard,) = shards_of(tmp_path, image=False)
     assert len(list(shard.read(open_input(str(tmp_path))))) == 2000
     with pytest.raises(InputError, match=r"t\.parquet is damaged at row 0"):
-        shard.table(open_input(str(tmp_path)))
+        shard.tables(open_input(str(tmp_path)))
 
 
 def test_what_holds_nothing_or_no_table_is_named(tmp_path: Path) -> None:
@@ -254,3 +254,21 @@ def test_a_damaged_tar_gives_what_is_before_the_damage_and_says_so(tmp_path: Pat
     (bad,) = (sample for sample in found if sample.error is not None)
     assert bad.key == "00000.tar"
     assert str(bad.error).startswith("damaged_shard: ")
+
+
+def test_keys_of_a_table_whose_name_is_no_utf8_are_text(tmp_path: Path) -> None:
+    pq.write_table(table(caption=["a"], url=["u"]), tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").rename(tmp_path / b"caf\xe9.parquet".decode(errors="surrogateescape"))
+    (shard,) = shards_of(tmp_path, image=False)
+    ((found,),) = samples_of(tmp_path, image=False)
+    (known,) = shard.tables(open_input(str(tmp_path)))
+    assert known is not None
+    assert [found.key] == known.column("key").to_pylist() == ["caf\\udce9_000000000"]
+
+
+def test_a_folder_of_tables_may_be_named_as_one(tmp_path: Path) -> None:
+    """As Spark does."""
+    (tmp_path / "captions.parquet").mkdir()
+    pq.write_table(table(caption=["a"]), tmp_path / "captions.parquet/part-0.parquet")
+    ((found,),) = samples_of(tmp_path / "captions.parquet", image=False)
+    assert (found.key, found.caption) == ("part-0_000000000", b"a")

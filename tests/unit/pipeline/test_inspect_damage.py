@@ -235,8 +235,6 @@ OF_OURS: dict[str, tuple[Damage, list[str]]] = {
     "pickled array": (array(IMAGE, lambda v: v.astype(object)), ["shard 0001: ", IMAGE, "object"]),
     "texts of another shard": (swap(TEXT, TEXT.replace("0001", "0002")), ["shard 0001, rows 0 to 59: ", "belong"]),
     "shifted texts": (array(TEXT, lambda v: np.roll(v, 1, axis=0)), ["shard 0001, rows 0 to 59: ", "shifted"]),
-    "duplicate key": (table(META, lambda t: column("image_path", 9, "000010004")(column("key", 9, "000010004")(t))),
-                      ["shard 0001, row 9: has the key of row 4"]),
     "shifted keys": (table(META, column("key", 5, "000019999")), ["shard 0001, row 5: ", "'000019999'"]),
     "no key": (table(META, column("key", 6, None)), ["shard 0001, row 6: no key"]),
     "no column of keys": (table(META, lambda t: t.drop_columns(["key", "image_path"])), ["shard 0001: ", "'key'"]),
@@ -275,6 +273,17 @@ def test_damage_in_our_embeddings_is_named(ours: Path, kind: str) -> None:
     assert all("0001" in problem or "0002, rows" in problem or "in no record" in problem or "of 3 shards" in problem
                for problem in found["problems"]), found["problems"]  # fmt: skip
     assert found["problem_count"] == len(found["problems"])
+
+
+def test_a_key_that_comes_again_is_noted(ours: Path) -> None:
+    """No damage: keys are as the input has them, where an image may have several captions."""
+    change = column("key", 9, "000010004")
+    table(META, lambda rows: column("image_path", 9, "000010004")(change(rows)))(ours)
+    record(ours)
+    code, found = inspect(ours)
+    assert (code, found["problems"]) == (0, [])
+    expected = "1 rows have the key of an earlier one, such as shard 0001, row 9 and shard 0001, row 4"
+    assert expected in found["notes"]
 
 
 def test_bytes_that_differ_from_the_record_are_named(ours: Path) -> None:

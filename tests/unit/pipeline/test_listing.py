@@ -24,9 +24,10 @@ FOREIGN = [
     "Thumbs.db", "a/desktop.ini", "README", "README.md", "a/readme.txt", "LICENSE", "_SUCCESS", ".part-0.parquet.crc",
     "part-0.parquet.crc", "img_emb_$folder$", "img_emb/", "", "a/", "_temporary/0/part-0.parquet", "@eaDir/0.jpg",
     "_committed_123", "_started_123", "._", "__pycache__/x.pyc", "lost+found/x.jpg",
+    "PaxHeaders.123/0.jpg", "./a/._0.jpg",
 ]  # fmt: skip
 DATA = [
-    "00000.tar", "./00000.tar", "_DSC0001.jpg", "img_emb/img_emb_0.npy", "two words.tar", "猫/猫.jpg", "a.b/c.d.txt",
+    "00000.tar", "_DSC0001.jpg", "img_emb/img_emb_0.npy", "two words.tar", "猫/猫.jpg", "a.b/c.d.txt",
     "year=2020/part-0.parquet", "readme about cats.txt", "README.jpg", "metadata/_x.parquet", "x.priorkit-tmp", "-rf",
 ]  # fmt: skip
 
@@ -36,7 +37,7 @@ def test_what_tools_leave_beside_data_is_not_data(name: str) -> None:
     assert not is_data(name)
 
 
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("name", [*DATA, "./00000.tar", "../a/0.jpg", "./a/./0.jpg"])
 def test_other_files_are_data_whatever_their_names(name: str) -> None:
     assert is_data(name)
 
@@ -48,13 +49,12 @@ def fill(folder: Path, names: list[str]) -> Path:
     return folder
 
 
-ON_DISK = [name for name in FOREIGN if name and not name.endswith("/")]
+ON_DISK = [name for name in FOREIGN if name and not name.endswith("/") and not name.startswith("./")]
 
 
 def test_a_local_folder_is_listed_without_what_is_no_data(tmp_path: Path) -> None:
-    named = [name for name in DATA if not name.startswith("./")]
-    store = Store(str(fill(tmp_path / ".hidden parent", [*ON_DISK, *named])))
-    assert store.names() == sorted(named) == list(store.sizes())
+    store = Store(str(fill(tmp_path / ".hidden parent", [*ON_DISK, *DATA])))
+    assert store.names() == sorted(DATA) == list(store.sizes())
     assert store.names("img_emb") == ["img_emb/img_emb_0.npy"] == list(store.sizes("img_emb"))
 
 

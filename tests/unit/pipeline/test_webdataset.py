@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import tarfile
@@ -53,7 +54,7 @@ def test_samples_without_image_or_caption_are_not_dropped(tmp_path: Path) -> Non
     assert read_all(tmp_path) == [Sample("0", None, b"only text"), Sample("1", None, None), Sample("2", b"", None)]
 
 
-def test_folders_in_a_tar_are_left_out_of_the_key_and_other_entries_ignored(tmp_path: Path) -> None:
+def test_folders_in_a_tar_are_part_of_the_key_and_links_are_not_followed(tmp_path: Path) -> None:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
         folder = tarfile.TarInfo("part")
@@ -66,7 +67,9 @@ def test_folders_in_a_tar_are_left_out_of_the_key_and_other_entries_ignored(tmp_
         info.size = 1
         tar.addfile(info, io.BytesIO(b"x"))
     (tmp_path / "00000.tar").write_bytes(file.getvalue())
-    assert read_all(tmp_path) == [Sample("0", b"x", None)]
+    found = read_all(tmp_path)
+    assert found == [Sample("part/link", None, None), Sample("part/0", b"x", None)]
+    assert found[0].instead.startswith("the sample has .jpg (a link); its image")
 
 
 def test_an_empty_tar_has_no_samples(tmp_path: Path) -> None:
@@ -177,3 +180,30 @@ def test_a_folder_of_another_stage_is_refused(tmp_path: Path) -> None:
 def test_a_manifest_with_shards_that_are_not_numbers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="image shards are named by number"):
         list_image_shards(committed(tmp_path, name="abc"))
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (["cc3m-0000.tar"], r"cc3m-0000\.tar: image shards are named by number"),
+        (["my shard 0.tar"], r"my shard 0\.tar: image shards are named by number"),
+        (["deep/00000.tar"], r"deep/00000\.tar: image shards are named by number.*in the folder itself"),
+        (["00000.TAR"], r"00000\.TAR: image shards are named by number"),
+        (["00000.tar.gz"], r"00000\.tar\.gz: image shards must not be compressed"),
+        (["00000.tar", "00001.tgz"], r"00001\.tgz: image shards must not be compressed"),
+        (["0.tar", "00.tar"], "two shards have the number 0"),
+        (["00000.tar", "00001.parquet"], r"00001\.tar is missing, though there is 00001\.parquet"),
+    ],
+)
+def test_shards_that_are_not_read_are_named(tmp_path: Path, names: list[str], named: str) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(tar_bytes(PAIR))
+    with pytest.raises(InputError, match=named):
+        list_image_shards(Store(str(tmp_path)))
+
+
+def test_a_tar_that_is_compressed_under_a_plain_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "00000.tar").write_bytes(gzip.compress(tar_bytes(PAIR)))
+    with pytest.raises(InputError, match=r"00000\.tar is compressed; unpack it"):
+        list_image_shards(Store(str(tmp_path)))

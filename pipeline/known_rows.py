@@ -1,0 +1,95 @@
+"""Joins the rows that an input's tables have to its samples, by key and, where keys repeat, by order."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from .columns import texts
+from .errors import InputError
+from .samples import Place
+
+
+def join_rows(
+    tables: Sequence[pa.Table | None],
+    samples: Sequence[tuple[Place, str]],
+    rows: Sequence[tuple[Place, str]],
+    title: str,
+) -> pa.Table:
+    """Return the row of the tables that belongs to each embedded sample.
+
+    Args:
+        tables: what is known of the samples, with a column `key`; one for each part of the shard, None for nothing.
+        samples: place and key of all samples that were read, the failed ones included, in any order.
+        rows: those that were embedded, in order.
+        title: name of the shard, for messages.
+
+    Raises:
+        InputError: a sample has no row, or it is not clear which; or columns of one name have several types.
+    """
+    found: dict[Place, int] = {}
+    keyed: list[pa.Table] = []
+    start = 0
+    unknown = {part for part, table in enumerate(tables) if table is None}
+    for part, table in enumerate(tables):
+        if table is None:
+            continue
+        members = sorted((place, key) for place, key in samples if place.part == part)
+        stored = texts(table.column("key"), f"column 'key' of {title}")
+        places = match_keys(stored, [key for _, key in members], title)
+        found.update({place: start + row for (place, _), row in zip(members, places, strict=True) if row is not None})
+        start += table.num_rows
+        keyed.append(table.set_column(table.schema.names.index("key"), "key", pa.array(stored, pa.string())))
+    missing = [key for place, key in rows if place not in found and place.part not in unknown]
+    if missing:
+        raise InputError(
+            f"the table of {title} has no row of key {missing[0]!r}; write that table again, or move it away to "
+            "embed without it"
+        )
+    try:
+        whole = pa.concat_tables(keyed, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(f"the tables of {title} do not fit together ({error}); store their columns alike") from error
+    chosen = whole.take(pa.array([found.get(place) for place, _ in rows], pa.int64()))
+    assert isinstance(chosen, pa.Table)
+    return chosen
+
+
+def key_names(key: str) -> tuple[str, ...]:
+    """Return the names under which a table may have a sample, the best first."""
+    plain = key.rpartition("/")[2]
+    number = plain.lstrip("0") or "0"
+    return (key, plain, number) if plain.isascii() and plain.isdigit() else (key, plain)
+
+
+def match_keys(stored: Sequence[str | None], keys: Sequence[str], title: str) -> list[int | None]:
+    """Return the number of each key's row among stored keys; None where there is none.
+
+    A key in folders (`cat/0000`) also matches its plain name (`0000`), and digits the number that they are. Of rows
+    with one key, the first sample of the key gets the first, the second the second; more samples get the last.
+
+    Raises:
+        InputError: samples of several folders match one row by their plain name.
+    """
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, name in enumerate(stored):
+        if name is not None:
+            rows[name].append(row)
+    seen: Counter[str] = Counter()
+    origins: dict[str, str] = {}
+    matched: list[int | None] = []
+    for key in keys:
+        name = next((name for name in key_names(key) if name in rows), None)
+        if name is None:
+            matched.append(None)
+            continue
+        if origins.setdefault(name, key) != key and seen[name] >= len(rows[name]):
+            raise InputError(
+                f"the table of {title} has key {name!r} once, which may be that of {origins[name]!r} or of {key!r}; "
+                "store keys with their folders"
+            )
+        matched.append(rows[name][min(seen[name], len(rows[name]) - 1)])
+        seen[name] += 1
+    return matched
