@@ -59,8 +59,8 @@ def validate(recipe: RecipeArgument, settings: SetOption = None, as_json: JsonOp
     with reported_errors():
         import yaml
 
-        from ..pipeline.streams import StandardError
         from ..pipeline.clip import check_clip
+        from ..pipeline.streams import StandardError
         from .recipe import load_recipe
 
         loaded = load_recipe(recipe, settings or [])

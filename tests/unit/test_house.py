@@ -281,7 +281,8 @@ def test_the_version_stands_in_one_place() -> None:
     assert pyproject()["project"]["dynamic"] == ["version"]
 
 
-MACHINE = r"/(?:work|root|tmp/w|opt/(?:pypi|wheels)|home/\w+|Users/\w+)/"
+MACHINE = r"/(?:work|root|tmp/wt?|opt/(?:pypi|wheels)|home/\w+|Users/\w+)/"
+MACHINE_IN_BINARY = r"/(?:home|mnt|opt|root|srv|tmp|Users|work)/[\w.-]+/"
 INDEX = "index" + "-url|find" + r"-links|pypi\.org/" + r"simple|python" + r"hosted\.org"
 
 
@@ -289,7 +290,7 @@ def names_of_machines(content: bytes) -> list[str]:
     """Folders of somebody's machine, and package indices, that a file names."""
     if b"\0" in content:  # a database, an archive or weights: what stands before a path there is no part of it
         texts = [content.decode("latin-1"), content[::2].decode("latin-1"), content[1::2].decode("latin-1")]
-        return [match.group() for text in texts for match in re.finditer(MACHINE, text)]
+        return [match.group() for text in texts for match in re.finditer(MACHINE_IN_BINARY, text)]
     pattern = rf"(?<![\w.}}]){MACHINE}|(?:{INDEX})"
     return [match.group() for match in re.finditer(pattern, content.decode("utf-8", errors="ignore"))]
 
@@ -301,15 +302,15 @@ def test_no_file_names_this_machine_or_a_package_index() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16le"])
-def test_a_database_that_names_a_machine_is_found(encoding: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("encoding", "folder"), [("UTF-8", "home"), ("UTF-8", "tmp"), ("UTF-16le", "root")])
+def test_a_database_that_names_a_machine_is_found(encoding: str, folder: str, tmp_path: Path) -> None:
     """Such as the `.coverage` of somebody's tests: no space stands before a value there."""
     with contextlib.closing(sqlite3.connect(tmp_path / "data")) as base:
         base.execute(f"PRAGMA encoding = '{encoding}'")
         base.execute("CREATE TABLE file (kind TEXT, path TEXT)")
-        base.execute("INSERT INTO file VALUES ('file', ?)", ("/" + "home/somebody/priorkit/cli.py",))
+        base.execute("INSERT INTO file VALUES ('file', ?)", (f"/{folder}/somebody/priorkit/cli.py",))
         base.commit()
-    assert names_of_machines((tmp_path / "data").read_bytes()) == ["/" + "home/somebody/"]
+    assert names_of_machines((tmp_path / "data").read_bytes()) == [f"/{folder}/somebody/"]
     assert names_of_machines(b"url" + b"/work" + b"/x; /usr/lib/x") == []
 
 
