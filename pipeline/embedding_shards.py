@@ -201,7 +201,7 @@ class EmbeddingShard:
                 parquet = pq.ParquetFile(file, buffer_size=_STREAM_BYTES)  # row groups of others may be of any size
                 self._require_rows(name, parquet.metadata.num_rows, self.rows)
                 yield parquet
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, KeyError, OverflowError) as error:  # a column twice, a date after 9999
             raise InputError(f"{self._store.url}/{name} is damaged ({error}); fetch or embed it again") from error
 
     def _require_rows(self, name: str, found: int, expected: int) -> None:

@@ -118,7 +118,9 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if names & {"MemoryError", "OutOfMemoryError"}:
         return True
     text = str(error).lower()  # torch's allocators raise RuntimeError
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
+    return isinstance(error, RuntimeError) and any(
+        part in text for part in ("out of memory", "not enough memory", "can't allocate memory")
+    )
 
 
 def _explain_os_error(error: OSError) -> str:

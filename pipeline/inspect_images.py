@@ -45,10 +45,10 @@ def read_shard_rows(store: Store, name: str) -> ShardTable:
             stored = [column for column in _COLUMNS if column in parquet.schema_arrow.names]
             table = parquet.read(columns=stored)
             table.validate(full=True)  # text may be no UTF-8
-    except (pa.ArrowException, OSError) as error:
+            columns = {column: table.column(column).to_pylist() for column in stored}
+    except (pa.ArrowException, OSError, KeyError, OverflowError) as error:  # a column twice, a date after the year 9999
         reason = str(error).splitlines()[0]
         raise InputError(f"{store.url}/{name} is damaged ({reason}); download that shard again") from error
-    columns = {column: table.column(column).to_pylist() for column in stored}
     status = columns.get("status", ["success"] * parquet.metadata.num_rows)
     return ShardTable(parquet.metadata.num_rows, [row for row, s in enumerate(status) if s == "success"], columns)
 

@@ -88,7 +88,10 @@ class TableShard:
 
     def _keys(self, table: pa.Table, row: int) -> list[str]:
         if "key" in table.schema.names:
-            return [str(key) for key in table.column("key").to_pylist()]
+            try:
+                return [str(key) for key in table.column("key").to_pylist()]
+            except (KeyError, OverflowError) as error:
+                raise InputError(f"{self.path}: column 'key' holds what is no key ({error}); rename it") from error
         return [self._key(row + offset) for offset in range(table.num_rows)]
 
     def _key(self, row: int) -> str:
@@ -172,6 +175,8 @@ def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, ima
                 f"embed.{setting}={column}: {path} has no such column; it has {', '.join(schema.names)}; to embed "
                 f"without, embed.{setting.partition('_')[0].replace('caption', 'text')}=false"
             )
+        if schema.names.count(column) > 1:
+            raise SettingsError(f"embed.{setting}={column}: {path} has that column more than once; rename the others")
         kind = schema.field(column).type
         if not fits(kind):
             raise SettingsError(f"embed.{setting}={column}: {path} has {kind} there, needed is {what}")

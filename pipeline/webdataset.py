@@ -100,7 +100,13 @@ def _foreign_shard(store: Store, tar_name: str) -> ImageShard:
     shard = ImageShard(name, mark, 0)
     table = _read_parquet(store, shard.table_name, columns=["status"])
     if table is not None and table.num_columns:
-        return ImageShard(name, mark, pc.sum(pc.equal(table.column("status"), "success")).as_py() or 0)
+        try:
+            return ImageShard(name, mark, pc.sum(pc.equal(table.column("status"), "success")).as_py() or 0)
+        except (pa.ArrowException, KeyError) as error:  # it is no text, or there are two
+            raise InputError(
+                f"{store.url}/{shard.table_name}: column 'status' is {table.schema.types[0]}, or stands twice; "
+                "text is needed, as img2dataset writes it"
+            ) from error
     return ImageShard(name, mark, _count_samples(store, shard))
 
 

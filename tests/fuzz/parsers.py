@@ -275,7 +275,7 @@ def load_and_write_prior(folder: Path) -> None:
     from priorkit.prior.load import convert
 
     checkpoints = TESTS / "parity" / "checkpoints"
-    convert(str(checkpoints / "plain.pth"), str(folder), config=str(checkpoints / "plain.json"))
+    convert(str(checkpoints / "plain.pth"), str(folder), config=str(checkpoints / "plain.json"), weights="online")
 
 
 _SEEDS: dict[str, Path] = {}
