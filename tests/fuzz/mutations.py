@@ -14,16 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 TOKENS = (
-    b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\r", b"\r\n", b"\n\n", b'"', b'""', b"'", b",", b"\t", b":", b"{", b"}",
-    b"[", b"]", b"[" * 500, b'{"a":' * 500, b"NaN", b"Infinity", b"-1", b"0", b"1e999", b"9" * 30, b"9" * 5000, b"null",
-    b"true", b"\\u0000", b"\\ud800", b"\xed\xa0\x80", b"../", b"/", b"%s", b"{{ x }}", b"<<: *a", b"&a", b"*a", b"!!", b"|",
-    b"- ", b"? ", b"---\n", b"...", b"\x1a", b"\x1f\x8b", b"PAR1", b"\x93NUMPY", b"ustar", "\u2028\U0001f409".encode(),
-    b"18446744073709551616", b"-9223372036854775809", b"2147483648", b"a" * 70_000,
+    b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\r", b"\r\n", b"\n\n", b'"', b'""', b"'", b", ", b"\t", b":",
+    b"{", b"}", b"[", b"]", b"[" * 500, b'{"a":' * 500, b"NaN", b"Infinity", b"-1", b"0", b"1e999", b"9" * 30,
+    b"9" * 5000, b"null", b"true", b"\\u0000", b"\\ud800", b"\xed\xa0\x80", b"../", b"/", b"%s", b"{{ x }}",
+    b"<<: *a", b"&a", b"*a", b"!!", b"|", b"- ", b"? ", b"---\n", b"...", b"\x1a", b"\x1f\x8b", b"PAR1", b"\x93NUMPY",
+    b"ustar", "\u2028\U0001f409".encode(), b"18446744073709551616", b"-9223372036854775809", b"2147483648",
+    b"a" * 70_000,
 )  # fmt: skip
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**63, 2**64 - 1)
 VALUES: tuple[Any, ...] = (
-    None, True, -1, 0, 2**31, 2**63, 2**64, 10**400, 1.5, 1e300, float("nan"), float("inf"), "", "x", "../x", "a/b", "\x00",
-    "\ud800", "9" * 400, [], [[]], {}, {"": {}}, [None] * 3, "1" * 64, "sha256", "/etc/passwd",
+    None, True, -1, 0, 2**31, 2**63, 2**64, 10**400, 1.5, 1e300, float("nan"), float("inf"), "", "x", "../x",
+    "a/b", "\x00", "\ud800", "9" * 400, [], [[]], {}, {"": {}}, [None] * 3, "1" * 64, "sha256", "/etc/passwd",
 )  # fmt: skip
 
 
@@ -136,9 +137,11 @@ COLUMNS: tuple[Callable[[int], pa.Array], ...] = (
     lambda rows: pa.array([b"\xff\x00"] * rows),
     lambda rows: pa.array([[1, None]] * rows),
     lambda rows: pa.array([{"a": 1, "b": "x"}] * rows),
-    _maker(pa.large_string(), "x"), _maker(pa.large_binary(), b"x"), _maker(pa.binary(3), b"xyz"), _maker(pa.bool_(), True),
+    _maker(pa.large_string(), "x"), _maker(pa.large_binary(), b"x"), _maker(pa.binary(3), b"xyz"),
+    _maker(pa.bool_(), True),
     _maker(pa.float16(), np.float16(1)), _maker(pa.float64(), float("nan")), _maker(pa.uint64(), 2**64 - 1),
-    _maker(pa.decimal128(30, 2), None), _maker(pa.timestamp("ns"), 2**62), _maker(pa.timestamp("s"), 2**50), _maker(pa.date32(), 2**30),
+    _maker(pa.decimal128(30, 2), None), _maker(pa.timestamp("ns"), 2**62), _maker(pa.timestamp("s"), 2**50),
+    _maker(pa.date32(), 2**30),
     _maker(pa.duration("ms"), 5), _maker(pa.time64("us"), 5), _maker(pa.map_(pa.string(), pa.int32()), [("a", 1)]),
     _maker(pa.list_(pa.string()), ["a", "b"]), _maker(pa.string(), "a\x00\ud7ff\n\"'"), _maker(pa.int8(), None),
 )  # fmt: skip
@@ -157,6 +160,12 @@ def random_table(chance: random.Random, names: Sequence[str], rows: int) -> byte
     except pa.ArrowException:  # a type that Parquet does not store
         return random_table(chance, names, rows)
     return buffer.getvalue()
+
+
+STEMS = ("000000000", "a", "a.b", ".hidden", "../up", "/abs", "d/e", "", "x" * 90, "\udcff", "é", "a b")
+KINDS = (tarfile.REGTYPE,) * 8 + (
+    tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE
+)  # fmt: skip
 
 
 def random_tar(chance: random.Random, image: bytes) -> bytes:

@@ -158,10 +158,8 @@ SIDECAR = ("key", "status", "caption", "url", "error_message", "width", "height"
 
 
 def _prepare_tar(chance: random.Random, folder: Path) -> None:
-    if chance.random() < 0.5:
-        data = damage.random_tar(chance, IMAGE)
-    else:
-        data = damage.damage_bytes(chance, TAR, [TAR])
+    built = chance.random() < 0.5
+    data = damage.random_tar(chance, IMAGE) if built else damage.damage_bytes(chance, TAR, [TAR])
     (folder / "00000.tar").write_bytes(data)
     if chance.random() < 0.5:
         (folder / "00000.parquet").write_bytes(damage.random_table(chance, SIDECAR, 6))
