@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import signal
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from .pipeline import commands as pipeline_commands
-from .pipeline import doctor_commands
+from .pipeline import doctor_commands, streams
 from .prior import commands as prior_commands
 from .prior import compare_commands, evaluate_commands, recipe_commands, report_commands, sample_commands
+
+EXIT_FAILURE = 1
 
 app = typer.Typer(
     name="priorkit",
@@ -61,23 +62,38 @@ def root(
 
 def main() -> None:
     """Entry point of the installed command."""
+    streams.open_closed_streams()
+    streams.handle_stop_signals()
+    code = _run()
+    if (failed := streams.flush_streams()) is not None:
+        code = code or EXIT_FAILURE
+        _report_output(failed)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the interpreter ends
+    sys.exit(code)
 
-    def interrupt(number: int, frame: Any) -> None:
-        signal.raise_signal(signal.SIGINT)  # as by Ctrl-C, which asyncio unwinds by its own handler
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 shows escapes
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
-    signal.signal(signal.SIGTERM, interrupt)  # a terminated command unwinds, so temporary files and locks go
+def _report_output(error: OSError) -> None:
+    """Say that standard output cannot be written, unless whoever read it has gone, as `head` does."""
+    if not isinstance(error, BrokenPipeError):
+        print(f"error: standard output cannot be written ({error.strerror})", file=streams.StandardError())
+
+
+def _run() -> int:
     try:
         app()
-    except ModuleNotFoundError as error:
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else EXIT_FAILURE
+    except OSError as error:  # a command reports its own: what is left are help, versions and usage errors
+        _report_output(error)
+        return EXIT_FAILURE
+    except BaseException as error:
         from .pipeline.requirements import explain_missing
-        from .pipeline.terminal import EXIT_FAILURE, print_error
+        from .pipeline.terminal import print_error, report
 
         command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-        message = explain_missing(error, f"priorkit {command}".rstrip())
-        if message is None:
-            raise
-        print_error(message)
-        sys.exit(EXIT_FAILURE)
+        missing = isinstance(error, ModuleNotFoundError) and explain_missing(error, f"priorkit {command}".rstrip())
+        if not missing:
+            return report(error)
+        print_error(missing)
+        return EXIT_FAILURE
+    return 0

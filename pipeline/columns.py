@@ -59,7 +59,7 @@ def texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
     stored = column.cast(pa.large_binary()) if is_text(kind) or is_bytes(kind) else column
     try:
         values: list[Any] = stored.to_pylist()
-    except (ValueError, OverflowError) as error:  # such as a date that Python does not have
+    except (ValueError, KeyError, OverflowError) as error:  # such as a date that Python does not have
         raise InputError(f"{where} holds a {kind} that cannot be read as a name ({error}); store it as text") from error
     return [_text(value) for value in values]
 

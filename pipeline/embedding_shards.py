@@ -240,7 +240,8 @@ class EmbeddingShard:
                 parquet = pq.ParquetFile(file, buffer_size=_STREAM_BYTES)  # row groups of others may be of any size
                 self._require_rows(name, parquet.metadata.num_rows, self.rows)
                 yield parquet
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError, OverflowError) as error:
+            # the last two: a column twice, a date after the year 9999
             raise InputError(f"{self._store.url}/{name} is damaged ({error}); fetch or embed it again") from error
 
     def _require_rows(self, name: str, found: int, expected: int) -> None:

@@ -115,7 +115,7 @@ def _compare_statistics(store: Store, found: Inspection, shard: str, name: str, 
         value = store.read_json(name)
         count, successes = int(value["count"]), int(value["successes"])
         messages = {str(message): int(number) for message, number in value.get("status_dict", {}).items()}
-    except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (InputError, KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         found.problem(f"shard {shard}: {name} is damaged ({error})")
         return False
     if table is not None and (count, successes) != (table.rows, len(table.images)):

@@ -51,10 +51,10 @@ def read_shard_rows(store: Store, name: str) -> ShardTable:
                 stored.remove("status")  # of another program, such as the number of an HTTP status
             table = parquet.read(columns=stored)
             table.validate(full=True)  # text may be no UTF-8
-    except (pa.ArrowException, OSError) as error:
+            columns: dict[str, list[Any]] = {column: table.column(column).to_pylist() for column in stored}
+    except (pa.ArrowException, OSError, KeyError, OverflowError) as error:  # a column twice, a date after the year 9999
         reason = str(error).splitlines()[0]
         raise InputError(f"{store.url}/{name} is damaged ({reason}); download that shard again") from error
-    columns: dict[str, list[Any]] = {column: table.column(column).to_pylist() for column in stored}
     if "key" in columns:
         columns["key"] = texts(table.column("key"), f"{store.url}/{name}: column 'key'")
     status = columns.get("status", ["success"] * parquet.metadata.num_rows)

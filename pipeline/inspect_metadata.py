@@ -48,7 +48,7 @@ class MetadataInspector:
         try:
             with opened_parquet(self._store, name) as table:
                 self._inspect_table(shard, table, tell)
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
             tell(f"shard {shard.name}: {self._store.url}/{name} is damaged ({_first_line(error)}); embed it again")
 
     def _inspect_table(self, shard: ShardParts, table: pq.ParquetFile, tell: Tell) -> None:

@@ -126,7 +126,14 @@ class Repeats:
 
 def hashes_of(values: Iterable[Any], count: int) -> np.ndarray:
     """`[count]` int64 hashes of text or bytes; keyed anew in each process, so nobody can plant equal ones."""
-    return np.fromiter(map(hash, values), np.int64, count)
+    return np.fromiter(map(_hash, values), np.int64, count)
+
+
+def _hash(value: Any) -> int:
+    try:
+        return hash(value)
+    except TypeError:  # a list or a struct
+        return hash(repr(value))
 
 
 def cosines() -> Distribution:

@@ -118,7 +118,12 @@ class EmbeddingDataset:
         if not {"clip", "clip_settings"} <= manifest.about.keys():
             raise InputError(f"{self.store.url} does not say which CLIP made it; run `priorkit embed` again")
         self._about = manifest.about
-        self.embed_dim = int(self.clip["embed_dim"])
+        try:
+            self.embed_dim = int(self.clip["embed_dim"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(
+                f"{self.store.url}: its manifest does not tell the size of embeddings ({error!r})"
+            ) from None
         sizes = {name: size for folder in _DATA_FOLDERS for name, size in self.store.sizes(folder).items()}
         rest = {name.partition("/")[0] for record in manifest.shards.values() for name in record.files}
         for folder in sorted(rest - set(_DATA_FOLDERS)):

@@ -131,6 +131,8 @@ class Manifest:
             for name in ("settings", "input", "about", "shards"):
                 if not isinstance(value[name], dict):
                     raise TypeError(f"{name} must be an object")
+            if not isinstance(value["stage"], str):
+                raise TypeError("stage must be text")
             shards = {name: ShardRecord.from_json(entry) for name, entry in value["shards"].items()}
             return Manifest(value["stage"], value["settings"], value["input"], value["about"], shards)
         except _MISFITS as error:

@@ -212,6 +212,8 @@ def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, ima
                 f"embed.{setting}={column}: {path} has no such column; it has {', '.join(schema.names)}; to embed "
                 f"without, embed.{setting.partition('_')[0].replace('caption', 'text')}=false"
             )
+        if schema.names.count(column) > 1:
+            raise SettingsError(f"embed.{setting}={column}: {path} has that column more than once; rename the others")
         kind = schema.field(column).type
         if not fits(kind) and not pa.types.is_null(kind):  # a column of nulls alone, whose rows fail by name
             raise SettingsError(f"embed.{setting}={column}: {path} has {kind} there, needed is {what}")

@@ -7,13 +7,14 @@ printed passes through `clean`, and never through Rich's markup.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
+import os
 import signal
 import sys
+import traceback
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -22,10 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import Interrupted, PriorkitError
+from .explain import explain, report_bug
 from .stage import ProgressCallback, StagePlan, StageResult
-
-_REMOTE_LIBRARIES = frozenset({"aiobotocore", "botocore", "gcsfs", "google", "huggingface_hub"})
-"""What fsspec's file systems are built on: they raise exceptions of their own."""
+from .streams import FORCING_SIGNALS, StandardError, stop_signals
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
@@ -42,7 +42,26 @@ def clean(value: object) -> str:
 
 def print_line(text: str) -> None:
     """Print one line to standard output."""
-    print(clean(text))
+    print_text(f"{clean(text)}\n")
+
+
+def print_text(text: str) -> None:
+    """Print text to standard output as it is."""
+    with _results():
+        print(text, end="")
+
+
+@contextlib.contextmanager
+def _results() -> Iterator[None]:
+    """Name standard output where it cannot be written, as on a full disk."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise PriorkitError(
+            f"standard output cannot be written ({error.strerror}); what is committed is kept"
+        ) from None
 
 
 def print_error(text: str) -> None:
@@ -58,12 +77,16 @@ def print_warning(text: str) -> None:
 def _print_labelled(label: str, style: str, text: str) -> None:
     line = Text(label, style=style)
     line.append(clean(text), style="default not bold")
-    Console(stderr=True).print(line, soft_wrap=True)
+    _error_console().print(line, soft_wrap=True)
+
+
+def _error_console() -> Console:
+    return Console(file=cast(TextIO, StandardError()))
 
 
 def print_json(value: Any) -> None:
     """Print one JSON value to standard output."""
-    print(json.dumps(value, indent=1))
+    print_text(f"{json.dumps(value, indent=1)}\n")
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -75,7 +98,8 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[objec
     for row in rows:
         table.add_row(*(Text(clean(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 120
-    Console(width=width).print(table)
+    with _results():
+        Console(width=width).print(table)
 
 
 def print_result(result: StageResult) -> None:
@@ -132,7 +156,7 @@ def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[P
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    bar = Progress(*columns, console=Console(stderr=True), disable=quiet)
+    bar = Progress(*columns, console=_error_console(), disable=quiet)
     task = bar.add_task(clean(description), total=None, unit=unit, note="")
 
     def update(done: int, total: int | None, note: str) -> None:
@@ -148,56 +172,53 @@ def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[P
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """Turn what a user can mend into a message and an exit code; bugs keep their traceback."""
+    """Turn every exception into a message and an exit code; a missing package is left to the entry point."""
     try:
         yield
-    except Interrupted as error:
-        print_error(str(error))
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except KeyboardInterrupt:
-        print_error("interrupted; what is committed is kept, the same command goes on from there")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except PriorkitError as error:
-        print_error(str(error))
-        raise typer.Exit(EXIT_FAILURE) from None
+    except (typer.Exit, typer.Abort, typer.BadParameter, ModuleNotFoundError):
+        raise
     except BrokenPipeError:
-        raise  # whoever read the output has gone, as `head` does: click ends without a word
-    except OSError as error:
-        print_error(_explain(error))
-        raise typer.Exit(EXIT_FAILURE) from None
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in _REMOTE_LIBRARIES:
-            raise
-        print_error(f"remote storage: {error}; check its address and your credentials")
-        raise typer.Exit(EXIT_FAILURE) from None
+        raise  # whoever read the output has gone, as `head` does: the entry point ends without a word
+    except (Exception, KeyboardInterrupt) as error:
+        raise typer.Exit(report(error)) from None
+
+
+def report(error: BaseException) -> int:
+    """Print the message of an exception, and return the exit code.
+
+    The traceback of a bug goes to a file; PRIORKIT_TRACEBACK=1 prints those of all exceptions.
+    """
+    message = explain(error)
+    if os.environ.get("PRIORKIT_TRACEBACK", "0") not in ("", "0"):
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            _error_console().print(Text(clean(line)), soft_wrap=True)
+    print_error(report_bug(error) if message is None else message)
+    return EXIT_INTERRUPTED if isinstance(error, Interrupted | KeyboardInterrupt) else EXIT_FAILURE
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """While the block runs, Ctrl-C and SIGTERM ask the work to stop at its next safe point; a second one at once."""
+    """While the block runs, a stop signal asks the work to stop at its next safe point.
+
+    A second Ctrl-C or SIGTERM stops it at once. A terminal that closes sends SIGHUP twice, and a batch system warns
+    with SIGUSR1 before it sends SIGTERM: neither forces anything.
+    """
     asked = False
+    forcing = 0
 
     def ask(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
+        nonlocal asked, forcing
         asked = True
+        forcing += number in FORCING_SIGNALS
+        if forcing > 1:
+            raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, ask) for number in stop_signals()}
     try:
         yield lambda: asked
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _explain(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" ({error.filename})" if error.filename else ""
-        return f"no space left on the disk{where}; free some: what is committed is kept, the same command goes on"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"not allowed to write or read: {error.filename or error}; change its permissions or name another folder"
-    return f"{type(error).__name__}: {error}"
 
 
 def in_bytes(number: float) -> str:

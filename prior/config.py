@@ -29,7 +29,7 @@ class NetworkSettings(Settings):
 
     width: int = Field(default=512, ge=8)
     """Width of the token stream; independent of the embedding's size."""
-    depth: int = Field(default=6, ge=1)
+    depth: int = Field(default=6, ge=1, le=1000)
     """Transformer layers."""
     heads: int = Field(default=8, ge=1)
     """Attention heads; they share one head of keys and values."""
@@ -86,7 +86,7 @@ class NetworkSettings(Settings):
 class DiffusionSettings(Settings):
     """The diffusion that the network is trained to undo."""
 
-    timesteps: int = Field(default=1000, ge=2)
+    timesteps: int = Field(default=1000, ge=2, le=1_000_000)
     """Noise levels; 1000 as in DALL-E 2's prior."""
     noise_schedule: Literal["cosine", "linear", "quadratic", "jsd", "sigmoid"] = "cosine"
     """How noise grows with the timestep; cosine (Nichol and Dhariwal 2021) as in DALL-E 2's prior."""

@@ -65,6 +65,9 @@ def build_network(config: PriorConfig) -> PriorNetwork:
         )  # fmt: skip
     except ValueError as error:
         raise SettingsError(f"network: {error}") from None
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # torch's, for sizes that nothing can hold
+        reason = str(error).partition("\n")[0]
+        raise SettingsError(f"network: it is too large to be made ({reason}); restore its settings") from None
 
 
 def build_normaliser(config: PriorConfig) -> EmbeddingNormaliser:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -55,12 +54,13 @@ def validate(recipe: RecipeArgument, settings: SetOption = None, as_json: JsonOp
 
     Example: priorkit recipes validate my_recipe.yaml
     """
-    from ..pipeline.terminal import clean, print_json, reported_errors
+    from ..pipeline.terminal import clean, print_json, print_text, reported_errors
 
     with reported_errors():
         import yaml
 
         from ..pipeline.clip import check_clip
+        from ..pipeline.streams import StandardError
         from .recipe import load_recipe
 
         loaded = load_recipe(recipe, settings or [])
@@ -69,5 +69,5 @@ def validate(recipe: RecipeArgument, settings: SetOption = None, as_json: JsonOp
         if as_json:
             print_json(chosen)
         else:
-            print(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=False), end="")
-            print(f"{clean(recipe)}: valid", file=sys.stderr)  # what is printed above stays a recipe
+            print_text(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=False))
+            print(f"{clean(recipe)}: valid", file=StandardError())  # what is printed above stays a recipe

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import fnmatch
 import graphlib
 import importlib
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,7 +51,7 @@ class Import:
 
 
 def source_files() -> list[Path]:
-    files = [ROOT / "cli.py", ROOT / "__init__.py"]
+    files = [ROOT / "cli.py", ROOT / "__init__.py", ROOT / "__main__.py"]
     for folder in FOLDERS:
         files += sorted((ROOT / folder).rglob("*.py"))
     return files
@@ -279,15 +281,37 @@ def test_the_version_stands_in_one_place() -> None:
     assert pyproject()["project"]["dynamic"] == ["version"]
 
 
+MACHINE = r"/(?:work|root|tmp/wt?|opt/(?:pypi|wheels)|home/\w+|Users/\w+)/"
+MACHINE_IN_BINARY = r"/(?:home|mnt|opt|root|srv|tmp|Users|work)/[\w.-]+/"
+INDEX = "index" + "-url|find" + r"-links|pypi\.org/" + r"simple|python" + r"hosted\.org"
+
+
+def names_of_machines(content: bytes) -> list[str]:
+    """Folders of somebody's machine, and package indices, that a file names."""
+    if b"\0" in content:  # a database, an archive or weights: what stands before a path there is no part of it
+        texts = [content.decode("latin-1"), content[::2].decode("latin-1"), content[1::2].decode("latin-1")]
+        return [match.group() for text in texts for match in re.finditer(MACHINE_IN_BINARY, text)]
+    pattern = rf"(?<![\w.}}]){MACHINE}|(?:{INDEX})"
+    return [match.group() for match in re.finditer(pattern, content.decode("utf-8", errors="ignore"))]
+
+
 def test_no_file_names_this_machine_or_a_package_index() -> None:
-    machine = r"(?<![\w.}])/" + r"(?:work|root|tmp/w|opt/(?:pypi|wheels)|home/\w+)/"
-    index = "index" + "-url|find" + r"-links|pypi\.org/" + r"simple|python" + r"hosted\.org"
-    pattern = re.compile(f"(?:{machine})|(?:{index})")
-    found = []
-    for path in tracked_files():
-        text = path.read_bytes().decode("utf-8", errors="ignore") if path.stat().st_size < 1_000_000 else ""
-        found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in pattern.finditer(text)]
+    found = [
+        f"{path.relative_to(ROOT)}: {name}" for path in tracked_files() for name in names_of_machines(path.read_bytes())
+    ]
     assert found == []
+
+
+@pytest.mark.parametrize(("encoding", "folder"), [("UTF-8", "home"), ("UTF-8", "tmp"), ("UTF-16le", "root")])
+def test_a_database_that_names_a_machine_is_found(encoding: str, folder: str, tmp_path: Path) -> None:
+    """Such as the `.coverage` of somebody's tests: no space stands before a value there."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "data")) as base:
+        base.execute(f"PRAGMA encoding = '{encoding}'")
+        base.execute("CREATE TABLE file (kind TEXT, path TEXT)")
+        base.execute("INSERT INTO file VALUES ('file', ?)", (f"/{folder}/somebody/priorkit/cli.py",))
+        base.commit()
+    assert names_of_machines((tmp_path / "data").read_bytes()) == [f"/{folder}/somebody/"]
+    assert names_of_machines(b"url" + b"/work" + b"/x; /usr/lib/x") == []
 
 
 def run_python(code: str) -> Any:

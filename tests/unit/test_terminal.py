@@ -5,10 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
+import socket
+import sys
+import tempfile
 import unicodedata
+import zipfile
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import torch
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,10 +98,28 @@ def test_json_is_ascii_and_parses(capsys: pytest.CaptureFixture[str]) -> None:
         (Interrupted("stopped after step 3"), 130, "error: stopped after step 3\n"),
         (KeyboardInterrupt(), 130, "the same command goes on from there"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "no space left on the disk (/x/y); free some"),
-        (OSError(errno.EDQUOT, "Quota"), 1, "no space left on the disk; free some"),
+        (OSError(errno.EDQUOT, "Quota"), 1, "no space left on the disk ([Errno 122] Quota); free some"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 1, "not allowed to write or read: /x/y; change"),
         (OSError(errno.EROFS, "Read-only file system", "/x/y"), 1, "not allowed to write or read: /x/y"),
-        (FileNotFoundError(errno.ENOENT, "No such file", "gone"), 1, "gone"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "gone"), 1, "gone: no such file or folder"),
+        (FileNotFoundError("bucket/gone"), 1, "bucket/gone"),
+        (NotADirectoryError(errno.ENOTDIR, "", "a/b"), 1, "a/b has a file where a folder is needed"),
+        (IsADirectoryError(errno.EISDIR, "", "a"), 1, "a is a folder, and a file is needed"),
+        (OSError(errno.ENAMETOOLONG, "", "a" * 9), 1, "aaaaaaaaa is longer than the file system takes"),
+        (OSError(errno.EMFILE, "Too many open files", "a"), 1, "too many open files (a); raise the limit"),
+        (OSError(errno.ELOOP, "", "a"), 1, "a is a circle of symbolic links"),
+        (OSError(errno.ENOSYS, "", "a"), 1, "a: the file system cannot do this"),
+        (OSError(errno.ENOENT, "", "a\udcff"), 1, "a\\udcff: no such file"),
+        (socket.gaierror(-2, "Name or service not known"), 1, "the name of a host cannot be found (Name or service"),
+        (MemoryError(), 1, "out of memory (MemoryError); use smaller batches"),
+        (pa.ArrowMemoryError("malloc of size 9 failed"), 1, "out of memory (malloc of size 9 failed)"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), 1, "out of memory (CUDA out of memory. Tried)"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), 1, "out of memory (DefaultCPU"),
+        (RecursionError("maximum recursion depth"), 1, "an input is nested too deeply to be read"),
+        (pa.ArrowInvalid("bad\nfooter"), 1, "a file cannot be read (ArrowInvalid: bad footer); `priorkit inspect`"),
+        (zipfile.BadZipFile("no zip"), 1, "a file cannot be read (BadZipFile: no zip)"),
+        (json.JSONDecodeError("Expecting value", "", 0), 1, "a file cannot be read (JSONDecodeError: Expecting"),
+        (RuntimeError("x" * 9), 1, "internal error: RuntimeError: xxxxxxxxx at "),
         (ConnectionResetError("peer \x1b[2J"), 1, "ConnectionResetError: peer \\x1b[2J"),
     ],
 )
@@ -110,15 +136,71 @@ def test_what_a_user_can_mend_is_one_line_and_an_exit_code(
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("bug"), AssertionError("bug"), ValueError("bug")])
-def test_a_bug_of_ours_keeps_its_traceback(error: Exception) -> None:
-    with pytest.raises(type(error), match="bug"), terminal.reported_errors():
+@pytest.mark.parametrize("error", [ZeroDivisionError("bug"), AssertionError("bug"), ValueError("bug\n\x1b[2J")])
+def test_a_bug_of_ours_is_one_line_and_a_traceback_in_a_file(
+    error: Exception, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(typer.Exit) as caught, terminal.reported_errors():
         raise error
+    assert caught.value.exit_code == 1
+    shown = capsys.readouterr().err
+    assert re.fullmatch(
+        r"error: internal error: \w+: bug.* at tests/unit/test_terminal.py:\d+; this is a bug in priorkit: "
+        r"please report it with \S+\n",
+        shown,
+    )
+    assert "\x1b" not in shown
+    (path,) = tmp_path.iterdir()
+    assert str(path) in shown
+    assert path.read_text().startswith("Traceback (most recent call last):")
+
+
+def test_a_bug_is_told_without_a_place_for_its_traceback(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("PRIORKIT_TRACEBACK", "1")
+    with pytest.raises(typer.Exit), terminal.reported_errors():
+        raise ZeroDivisionError("bug")
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):")
+    assert "please report it with what PRIORKIT_TRACEBACK=1 shows\n" in shown
 
 
 def test_no_error_is_no_exit() -> None:
     with terminal.reported_errors():
         pass
+
+
+@pytest.mark.parametrize(
+    "library", ["httpx", "httpx2", "httpcore", "requests.exceptions", "urllib3", "botocore.exceptions"]
+)
+@pytest.mark.parametrize("base", [Exception, OSError])
+def test_a_hub_that_cannot_be_reached_is_told_as_such(
+    library: str, base: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By any class of the exception, or of one that led to it."""
+    raised = type("ConnectError", (base,), {"__module__": library})
+    derived = type("Derived", (raised,), {"__module__": "elsewhere"})
+    caused = RuntimeError("while the model was loaded")
+    caused.__cause__ = raised("no route")
+    for error in (raised("[Errno -2] Name or service not known"), derived("x"), caused):
+        with pytest.raises(typer.Exit) as caught, terminal.reported_errors():
+            raise error
+        assert caught.value.exit_code == 1
+        assert (
+            capsys.readouterr().err
+            == f"error: remote storage: {error}; check its address, the network and your credentials\n"
+        )
+
+
+def test_a_missing_file_of_a_remote_store_is_told_as_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    error = FileNotFoundError(errno.ENOENT, "", "bucket/key")
+    error.__cause__ = type("ClientError", (Exception,), {"__module__": "botocore.exceptions"})("404")
+    with pytest.raises(typer.Exit), terminal.reported_errors():
+        raise error
+    assert capsys.readouterr().err == "error: bucket/key: no such file or folder\n"
 
 
 def test_the_first_request_to_stop_is_asked_and_the_second_obeyed() -> None:
@@ -131,6 +213,52 @@ def test_the_first_request_to_stop_is_asked_and_the_second_obeyed() -> None:
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), number)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_terminal_that_closes_and_a_batch_system_force_nothing() -> None:
+    """The kernel and the shell both send SIGHUP; SIGTERM follows the batch system's warning."""
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        with terminal.stop_requests() as should_stop:
+            os.kill(os.getpid(), number)
+            assert should_stop()
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_nohup_stays_in_force() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminal.stop_requests() as should_stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not should_stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_bar_and_an_error_on_a_terminal_that_has_gone_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        with terminal.progress_bar("train", "steps") as progress:
+            progress(1, 3, "")
+        terminal.print_error("lost")
+        monkeypatch.undo()
+        with pytest.raises(OSError):
+            full.write("x\n")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+
+
+def test_standard_output_that_is_full_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        for show in (lambda: terminal.print_line("x"), lambda: terminal.print_table("t", ("a",), [("b",)])):
+            with pytest.raises(PriorkitError, match=r"standard output cannot be written \(No space left on device\)"):
+                show()
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
 
 
 def test_a_bar_appears_with_the_first_progress(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,8 @@ def test_a_merge_of_a_merge_takes_what_that_one_has() -> None:
     ("text", "value"),
     [
         ("1e5", 1e5), ("1E-4", 1e-4), ("1_000", 1000), ("1_0.5", 10.5), ("010", 10), ("0o10", 8), ("0b11", 3),
-        ("2024-01-01", "2024-01-01"), ("1:30", "1:30"), ("nO", "nO"), ("0x", "0x"), ("=", "="), ("9" * 5000, "9" * 5000),
+        ("2024-01-01", "2024-01-01"), ("1:30", "1:30"), ("nO", "nO"), ("0x", "0x"), ("=", "="),
+        ("9" * 5000, "9" * 5000),
         ("!!str 5", 5), ("1.2.3", "1.2.3"), ("e5", "e5"), ("1e", "1e"), ("+", "+"), (".", "."),
     ],
 )  # fmt: skip
@@ -115,4 +116,7 @@ def test_any_text_is_read_or_refused(text: str | bytes) -> None:
     try:
         read_yaml(text)
     except InputError as error:
-        assert "\n" not in str(error)
+        refusal = str(error)
+    else:
+        refusal = ""
+    assert "\n" not in refusal

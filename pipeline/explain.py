@@ -1,0 +1,135 @@
+"""Messages for exceptions that are not priorkit's own: what happened to the machine, the network or a file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import PriorkitError
+
+_REMOTE_LIBRARIES = frozenset(
+    {
+        "adlfs", "aiobotocore", "aiohttp", "azure", "boto3", "botocore", "gcsfs", "google", "hf_xet", "httpcore",
+        "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests", "s3fs", "urllib", "urllib3",
+    }
+)  # fmt: skip
+"""Packages below fsspec's file systems and model hubs: they raise exceptions of their own."""
+_DATA_LIBRARIES = frozenset(
+    {"json", "lzma", "pickle", "PIL", "pyarrow", "safetensors", "struct", "tarfile", "zipfile", "zlib"}
+)
+"""Packages that read files: what they raise is mostly about the file."""
+
+_MESSAGES = {
+    errno.EACCES: "not allowed to write or read: {}; change its permissions or name another folder",
+    errno.EISDIR: "{} is a folder, and a file is needed; name the file",
+    errno.ELOOP: "{} is a circle of symbolic links; name the file or folder itself",
+    errno.EMFILE: "too many open files ({}); raise the limit with `ulimit -n 65536`",
+    errno.ENAMETOOLONG: "{} is longer than the file system takes; use a shorter name",
+    errno.ENOENT: "{}: no such file or folder",
+    errno.ENOSPC: "no space left on the disk ({}); free some: what is committed is kept, the same command goes on",
+    errno.ENOSYS: "{}: the file system cannot do this; use a folder on another",
+    errno.ENOTDIR: "{} has a file where a folder is needed; name another path",
+    errno.EIO: "{}: the disk, the network file system or the terminal failed; what is committed is kept",
+}  # fmt: skip
+_SAME = {
+    errno.EDQUOT: errno.ENOSPC, errno.ENFILE: errno.EMFILE, errno.EOPNOTSUPP: errno.ENOSYS, errno.EPERM: errno.EACCES,
+    errno.EROFS: errno.EACCES,
+}  # fmt: skip
+
+_MOST_CHARACTERS = 300
+
+
+def explain(error: BaseException) -> str | None:
+    """Return the message for a user; None if the exception is none that a user can do something about.
+
+    An exception of a library that reads files is a message too, and one that a reader should have caught.
+    """
+    if isinstance(error, PriorkitError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; what is committed is kept, the same command goes on from there"
+    if _is_remote(error):
+        return f"remote storage: {one_line(error)}; check its address, the network and your credentials"
+    if isinstance(error, OSError):
+        return _explain_os_error(error)
+    if _is_out_of_memory(error):
+        return f"out of memory ({one_line(error, 120)}); use smaller batches, fewer workers, or a machine with more"
+    if isinstance(error, RecursionError):
+        return "an input is nested too deeply to be read"
+    if any(kind.__module__.partition(".")[0] in _DATA_LIBRARIES for kind in type(error).__mro__):
+        return f"a file cannot be read ({type(error).__name__}: {one_line(error)}); `priorkit inspect` names damage"
+    return None
+
+
+def one_line(error: BaseException, most: int = _MOST_CHARACTERS) -> str:
+    """The text of an exception on one line, or its type's name where there is none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def report_bug(error: BaseException) -> str:
+    """Write the traceback of a bug to a file, and return the message that names both."""
+    what = f"internal error: {type(error).__name__}: {one_line(error)}{_place(error)}; this is a bug in priorkit"
+    try:
+        number, path = tempfile.mkstemp(prefix="priorkit-traceback-", suffix=".txt")
+        with open(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError:
+        return f"{what}: please report it with what PRIORKIT_TRACEBACK=1 shows"
+    return f"{what}: please report it with {path}"
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of priorkit's own."""
+    root = Path(__file__).resolve().parents[1]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename).resolve()
+        if path.is_relative_to(root) and "site-packages" not in path.relative_to(root).parts:
+            return f" at {path.relative_to(root).as_posix()}:{frame.lineno}"
+    return ""
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what caused it; circles end."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _is_remote(error: BaseException) -> bool:
+    """Whether a network library raised an exception, or one that led to it.
+
+    A missing file or a refusal is told by its own type, whatever was below.
+    """
+    looked_at = [error] if isinstance(error, FileNotFoundError | PermissionError) else _chain(error)
+    kinds = {kind for cause in looked_at for kind in type(cause).__mro__}
+    return any(kind.__module__.partition(".")[0] in _REMOTE_LIBRARIES for kind in kinds)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"MemoryError", "OutOfMemoryError"}:
+        return True
+    text = str(error).lower()  # torch's allocators raise RuntimeError
+    return isinstance(error, RuntimeError) and any(
+        part in text for part in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+def _explain_os_error(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"the name of a host cannot be found ({error.strerror}); check the address and the network"
+    number = error.errno or 0
+    message = _MESSAGES.get(_SAME.get(number, number))
+    if message is None:
+        return f"{type(error).__name__}: {one_line(error)}"
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    named = " or ".join(names) or one_line(error)
+    return message.format(named)
