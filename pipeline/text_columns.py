@@ -72,9 +72,9 @@ def as_text(values: pa.Array) -> pa.Array:
         return pa.array([text_of(value) for value in values.to_pylist()], pa.string())
     try:
         strings = values.cast(pa.string())
+        return pc.if_else(pc.is_nan(values), None, strings) if pa.types.is_floating(values.type) else strings
     except pa.ArrowNotImplementedError:
         return pa.array([text_of(value) for value in values.to_pylist()], pa.string())
-    return pc.if_else(pc.is_nan(values), None, strings) if pa.types.is_floating(values.type) else strings
 
 
 def text_of(value: Any) -> str | None:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from ..pipeline.read import EmbeddingDataset
 from .prior_config import PriorConfig
 
+_ACTIVATION = "-quickgelu"
+"""Ending of open_clip's names of models with the activation of OpenAI's."""
 Match = Literal["same", "other", "unknown"]
 
 
@@ -27,7 +29,14 @@ def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
     own, others = _name(config.clip_settings), _name(dataset.clip_settings)
     if own is None or others is None:
         return "unknown"
-    return "same" if own == others else "other"
+    if own == others:
+        return "same"
+    # a tag's weights go by the name of either activation
+    return (
+        "unknown"
+        if [name.removesuffix(_ACTIVATION) for name in own] == [name.removesuffix(_ACTIVATION) for name in others]
+        else "other"
+    )
 
 
 def clip_named(location: Mapping[str, Any]) -> str:
@@ -41,4 +50,4 @@ def _name(location: Mapping[str, Any]) -> tuple[str, str] | None:
     model, pretrained = location.get("model"), location.get("pretrained")
     if not model or not pretrained or ":" in model or "/" in pretrained or "\\" in pretrained:
         return None
-    return model, pretrained
+    return model.replace("/", "-"), pretrained.replace("-", "_")  # open_clip takes either spelling

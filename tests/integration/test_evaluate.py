@@ -568,7 +568,9 @@ def test_embeddings_without_direction_are_named(split: Split, value: float, embe
     damaged = write_embeddings(tmp_path / "embeddings", rows=1000, damage=damage)
     np.save(tmp_path / "predicted.npy", np.random.default_rng(0).standard_normal((1000, 16)))
     settings = QUICK.model_copy(update={"max_rows": 1000})
-    with pytest.raises(InputError, match=rf"image embedding of row {row} is not finite, or of norm 0; .*inspect"):
+    with pytest.raises(
+        InputError, match=rf"rows {row}, keys {row:09d}: the image embedding (is all zeros|holds NaN); .*inspect"
+    ):
         evaluate(str(tmp_path / "predicted.npy"), str(damaged), str(tmp_path / "evaluation"), settings, READ)
 
 

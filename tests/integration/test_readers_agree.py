@@ -21,6 +21,8 @@ from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.inspect import inspect_folder
 from priorkit.prior.config import EvaluateSettings, SampleSettings, TrainSettings
 from priorkit.prior.evaluate import evaluate
+from priorkit.prior.loop import _named
+from priorkit.prior.step import NotFinite
 from priorkit.prior.train import train
 
 from .synthetic import SMALL_TRAIN, D, changed, unit
@@ -315,3 +317,42 @@ def test_a_sample_from_another_folder_without_a_manifest_says_what_is_not_known(
         f"it is not known that the prior's CLIP, ViT-B-32 (openai), made {folder}; it is taken to have"
     ]
     assert found["labels"][:2] == ["row 0", "row 1"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        (lambda n: pa.array([None, *range(1, len(n))]), "rows 0, 61, keys none, 1"),
+        (lambda n: pa.array([None, b"\xff", *[b"x"] * (len(n) - 2)]), "rows 0, 61, keys none, ff"),
+    ],
+)
+def test_a_loss_that_is_not_finite_names_keys_of_any_type(keys: Any, named: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "folder")
+    columns(key=keys)(folder)
+    said = str(_named(NotFinite("the loss is not finite", [0, 61]), read_embeddings(str(folder))))
+    assert said.startswith(f"the loss is not finite ({named});")
+    every_file_of("metadata")(folder)
+    assert "(rows 0, 61);" in str(_named(NotFinite("the loss", [0, 61]), read_embeddings(str(folder))))
+
+
+def test_rows_without_a_hash_or_url_are_images_of_their_own(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "folder")
+    columns(url=lambda n: pa.array([float("nan")] * len(n)), md5=lambda n: pa.nulls(len(n)))(folder)
+    assert len(np.unique(read_embeddings(str(folder)).group_ids)) == SHARDS * ROWS
+
+
+@pytest.mark.parametrize("name", ["longdouble", "int8", "complex64", "bool"])
+def test_arrays_of_predictions_and_texts_follow_the_same_rule(name: str, trained: Path, tmp_path: Path) -> None:
+    folder, array = write_folder(tmp_path / "folder"), tmp_path / "a.npy"
+    rows = unit(np.random.default_rng(0).standard_normal((SHARDS * ROWS, D)))
+    named = f"holds {np.dtype(name)}"
+    np.save(array, rows.astype(name))
+    with pytest.raises(InputError, match=named):
+        evaluate(str(array), str(folder), str(tmp_path / "evaluation"), SCORED, READ)
+    command = ["sample", str(trained), "--steps", "2", "--output", str(tmp_path / "b.npy"), "--embeddings", str(array)]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 1
+    assert named in refused.stderr.replace("\n", " ")
+    np.save(array, rows)  # float64
+    evaluate(str(array), str(folder), str(tmp_path / "evaluation"), SCORED, READ)
+    assert CliRunner().invoke(app, command).exit_code == 0
