@@ -15,14 +15,16 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, TextIO, cast
 
 import fsspec
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+
+from .file_marks import path_stamp
 
 FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "json")
 READ_ERRORS = (
@@ -58,6 +60,13 @@ class FileMark:
     bytes: int
     sha256: str
     """Of its footer and of samples of its pages; of the whole file up to 16 MB."""
+    modified: str | None = None
+    """Modification time, or an object store's tags, of a file of which only samples are hashed; None where a later
+    change may have the same."""
+
+    def is_certain(self, known: Mapping[str, Any] | None) -> bool:
+        """Whether the file is certain to be the one that a manifest has this mark of; if not, its rows decide."""
+        return known == asdict(self) and (self.modified is not None or self.bytes <= _WHOLE_BYTES)
 
 
 def list_format(path: str) -> str:
@@ -71,6 +80,7 @@ def file_mark(path: str) -> FileMark | None:
         return None
     fs, plain_path = fsspec.core.url_to_fs(path)
     size = int(fs.size(plain_path))
+    stamp = path_stamp(fs, plain_path) if size > _WHOLE_BYTES else None  # before anything is read
     tail = fs.cat_file(plain_path, start=max(0, size - _TAIL_BYTES), end=size)
     footer = int.from_bytes(tail[-8:-4], "little") + 8
     if len(tail) < footer <= size:
@@ -78,10 +88,11 @@ def file_mark(path: str) -> FileMark | None:
     rows = pq.read_metadata(pa.BufferReader(b"PAR1" + tail[-footer:])).num_rows
     digest = hashlib.sha256(tail[-footer:])
     length = max(0, size - footer)
-    step, sample = (1 << 20, 1 << 20) if length <= _WHOLE_BYTES else (length // _SAMPLES, _SAMPLE_BYTES)
+    step, sample = (1 << 20, 1 << 20) if stamp is None else (length // _SAMPLES, _SAMPLE_BYTES)
     for start in range(0, length, step):
         digest.update(fs.cat_file(plain_path, start=start, end=min(start + sample, length)))
-    return FileMark(rows, size, digest.hexdigest())
+    modified = stamp.modified if stamp is not None and stamp.settled else None
+    return FileMark(rows, size, digest.hexdigest(), modified)
 
 
 def read_file(path: str, unwanted: Unwanted) -> Iterator[pa.RecordBatch | int]:
