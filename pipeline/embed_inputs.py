@@ -73,7 +73,8 @@ class RecordedInputs:
                     "use --overwrite to discard what is there, or name another folder"
                 )
             recorded = read_marks(folder, _marks_name(name)) or dict.fromkeys(names, FileMark(0, None, ""))
-            self._marks[name] = {each: recorded[each] for each in recorded if each in set(names)}
+            still = set(names)
+            self._marks[name] = {each: mark for each, mark in recorded.items() if each in still}
             known.update(self._marks[name])
         now = identify(source, known, known, tell, lenient=True)
         self.touched: dict[str, dict[str, FileMark]] = {}

@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, Optional, cast
 
+from fsspec.implementations.local import LocalFileSystem
+
 from .errors import InputError
 from .hashing import hash_file
 from .shards import fingerprint
@@ -98,6 +100,14 @@ def _local_stamp(path: str) -> Stamp | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return Stamp(status.st_size, f"{status.st_mtime_ns}{target}", _is_old(status.st_mtime))
+
+
+def path_stamp(fs: Any, path: str) -> Stamp:
+    """Stamp of one file of an fsspec file system; of a local file by its path."""
+    if isinstance(fs, LocalFileSystem):
+        return _local_stamp(path) or _NO_STAMP
+    fs.invalidate_cache()
+    return remote_stamp(fs.info(path))
 
 
 def file_stamp(store: Store, path: str, described: Mapping[str, Any]) -> Stamp:

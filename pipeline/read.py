@@ -156,7 +156,7 @@ class EmbeddingDataset:
         kept = read_marks(self.store, _MARKS_NAME)
         marks = identify(self.store, self._foreign_files, {**self._known_files, **kept}, self._tell)
         if marks != kept:
-            with contextlib.suppress(OSError):  # a read-only folder does without
+            with contextlib.suppress(OSError, NotImplementedError):  # a read-only folder does without
                 self.store.write_json(_MARKS_NAME, to_json(marks))
         return marks
 

@@ -177,8 +177,14 @@ def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> I
         yield folder
 
 
-def check_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> Manifest | None:
-    """What the folder holds of the planned stage already; FolderError if that stage may not write there."""
+def check_stage(
+    store: Store, planned: Manifest, *, overwrite: bool = False, advice: str = "name another folder"
+) -> Manifest | None:
+    """What the folder holds of the planned stage already; FolderError if that stage may not write there.
+
+    Args:
+        advice: what to do about other settings, beside setting them back.
+    """
     found = read_manifest(store)
     if found is None:
         if store.fs.isfile(store.root):
@@ -196,7 +202,7 @@ def check_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> 
     if found.settings != planned.settings and not overwrite and _work(store):
         raise FolderError(
             f"{store.url} was made with other settings ({difference(found.settings, planned.settings)}); "
-            "set them back, name another folder, or use --overwrite to discard what is there"
+            f"set them back, {advice}, or use --overwrite to discard what is there"
         )
     return found
 

@@ -213,6 +213,7 @@ class Store:
         import fcntl
 
         with open(f"{self.root}/{LOCK_NAME}", "w") as file:
+            holder: contextlib.AbstractContextManager[None]
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it when the process dies
             except BlockingIOError:

@@ -17,8 +17,8 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, TextIO, cast
 
 import fsspec
@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .config import Quoting
+from .file_marks import path_stamp
 from .url_count import FileCount, RowsError
 from .url_delimited import read_delimited
 from .url_types import plain_type
@@ -63,6 +64,13 @@ class FileMark:
     bytes: int
     sha256: str
     """Of its footer and of samples of its pages; of the whole file up to 16 MB."""
+    modified: str | None = None
+    """Modification time, or an object store's tags, of a file of which only samples are hashed; None where a later
+    change may have the same."""
+
+    def is_certain(self, known: Mapping[str, Any] | None) -> bool:
+        """Whether the file is certain to be the one that a manifest has this mark of; if not, its rows decide."""
+        return known == asdict(self) and (self.modified is not None or self.bytes <= _WHOLE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,7 @@ def file_head(path: str, quoting: Quoting) -> FileHead:
 def _footer(path: str) -> tuple[FileMark, pa.Schema]:
     fs, plain_path = fsspec.core.url_to_fs(path)
     size = int(fs.size(plain_path))
+    stamp = path_stamp(fs, plain_path) if size > _WHOLE_BYTES else None  # before anything is read
     tail = fs.cat_file(plain_path, start=max(0, size - _TAIL_BYTES), end=size)
     footer = int.from_bytes(tail[-8:-4], "little") + 8
     if len(tail) < footer <= size:
@@ -111,10 +120,11 @@ def _footer(path: str) -> tuple[FileMark, pa.Schema]:
     metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + tail[-footer:]))
     digest = hashlib.sha256(tail[-footer:])
     length = max(0, size - footer)
-    step, sample = (1 << 20, 1 << 20) if length <= _WHOLE_BYTES else (length // _SAMPLES, _SAMPLE_BYTES)
+    step, sample = (1 << 20, 1 << 20) if stamp is None else (length // _SAMPLES, _SAMPLE_BYTES)
     for start in range(0, length, step):
         digest.update(fs.cat_file(plain_path, start=start, end=min(start + sample, length)))
-    return FileMark(metadata.num_rows, size, digest.hexdigest()), metadata.schema.to_arrow_schema()
+    modified = stamp.modified if stamp is not None and stamp.settled else None
+    return FileMark(metadata.num_rows, size, digest.hexdigest(), modified), metadata.schema.to_arrow_schema()
 
 
 def _plain_schema(schema: pa.Schema) -> pa.Schema:

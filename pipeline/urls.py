@@ -87,7 +87,7 @@ class UrlList:
         """Rows at the start of the list that lie in the files that a manifest holds the marks of."""
         rows = 0
         for mark, known in zip(self.marks, marks, strict=False):
-            if mark is None or known != asdict(mark):
+            if mark is None or not mark.is_certain(known):
                 break
             rows += mark.rows
         return rows

@@ -62,9 +62,13 @@ def load_folder(path: str) -> Prior:
         with store.open(WEIGHTS_NAME) as file:
             weights = _read_tensors(file, store.path(WEIGHTS_NAME))[0]
     except (FileNotFoundError, NotADirectoryError):
-        unfinished = "its training has not ended" if store.names(STATE_FOLDER) else "no prior is there"
+        if steps := _state_steps(store):
+            raise InputError(
+                f"{path}: its training has not ended, {steps[-1]:,} steps are done; the same `priorkit train` command "
+                "goes on from there, and publishes the prior after the last step"
+            ) from None
         raise InputError(
-            f"{path}: {unfinished} ({CONFIG_NAME} and {WEIGHTS_NAME} are needed); run `priorkit train`"
+            f"{path}: no prior is there ({CONFIG_NAME} and {WEIGHTS_NAME} are needed); run `priorkit train`"
         ) from None
     network, normaliser = build_network(config), build_normaliser(config)
     statistics = {name: weights.pop(name) for name in list(weights) if name.startswith(_NORMALISER)}
@@ -161,6 +165,31 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
     if damage is not None:
         raise damage  # to begin anew in silence would lose the work
     return None
+
+
+def newest_step(store: Store, settings_fingerprint: str) -> int | None:
+    """Steps done at the newest whole checkpoint that was made with these settings, from its header; None of none."""
+    for step in reversed(_state_steps(store)):
+        if _described(store, _state_name(step)).get("settings") == settings_fingerprint:
+            return step
+    return None
+
+
+def _described(store: Store, name: str) -> dict[str, Any]:
+    """What the header of a file of weights says of it; nothing where the file is damaged."""
+    start = bytearray(8)
+    try:
+        store.read_into(name, 0, memoryview(start))
+        size = store.size(name) or 0
+        header = bytearray(min(int.from_bytes(start, "little"), size))
+        store.read_into(name, len(start), memoryview(header))
+        content = json.loads(header)
+        described = json.loads(content.pop("__metadata__")["priorkit"])
+        end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    is_whole = size == len(start) + len(header) + end
+    return described if is_whole and isinstance(described, dict) else {}
 
 
 def clear_states(store: Store) -> None:

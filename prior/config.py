@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
@@ -132,7 +132,8 @@ class OptimiserSettings(Settings):
     warmup_steps: int = Field(default=100, ge=0)
     """Steps over which the learning rate grows linearly from 0."""
     decay: Literal["cosine", "constant"] = "cosine"
-    """What follows the warmup: cosine to a tenth of the peak by the last step, or the peak throughout."""
+    """What follows the warmup: cosine to a tenth of the peak by the last step, or the peak throughout, which lets a
+    training go on beyond its last step."""
     weight_decay: float = Field(default=0.06, ge=0)
     """Decay of matrices (not of vectors); the model card's 6.02e-2."""
     beta2: float = Field(default=0.99, gt=0, lt=1)
@@ -162,10 +163,15 @@ class TrainSettings(DeviceSettings):
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
         {
             "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "activation_checkpointing", "trackers",
-            "tracker_folder",
+            "tracker_folder", "log_every",
             "init_from",  # its weights are part of the identity, wherever they lie
+            "threads", "accumulate", "validate_every", "validation_rows", "validate_draws", "validate_steps",
         }
     )  # fmt: skip
+    recorded_fields: ClassVar[tuple[str, ...]] = (
+        "threads", "accumulate", "validate_every", "validation_rows", "validate_draws", "validate_steps",
+    )  # fmt: skip
+    """Fields that may change while a training goes on; its manifest records from which step."""
 
     network: NetworkSettings = NetworkSettings()
     """The network."""
@@ -179,7 +185,7 @@ class TrainSettings(DeviceSettings):
     """Where text comes from. `pooled`: stored embeddings. `stored`: stored token states too. `online`: captions, by the
     embeddings' CLIP. Null: `stored` where the network takes token states, else `pooled`."""
     steps: int = Field(default=100_000, ge=1)
-    """Optimiser steps in all."""
+    """Optimiser steps in all; a training with `optimiser.decay: constant` may be given more of them later."""
     batch_size: int = Field(default=256, ge=1)
     """Rows in one step, over all workers; the last batch of an epoch is shorter."""
     accumulate: int = Field(default=1, ge=1)
@@ -215,6 +221,23 @@ class TrainSettings(DeviceSettings):
     """What shows metrics besides `metrics.jsonl`; an extra each."""
     tracker_folder: Location | None = None
     """Local folder that trackers write to; null is `trackers` in the prior's, if that is local."""
+
+    @property
+    def steps_may_change(self) -> bool:
+        """Whether no step depends on the number of steps in all."""
+        return self.optimiser.decay == "constant"
+
+    def identity(self) -> dict[str, Any]:
+        """See `Settings`; `steps` counts only where the learning rate follows from it."""
+        dumped = super().identity()
+        if self.steps_may_change:
+            del dumped["steps"]
+        return dumped
+
+    def recorded(self) -> dict[str, Any]:
+        """Values, by their names in a recipe, that may change while a training goes on."""
+        names = (*self.recorded_fields, *(("steps",) if self.steps_may_change else ()))
+        return {f"train.{name}": getattr(self, name) for name in names}
 
     @field_validator("validate_draws")
     @classmethod

@@ -13,7 +13,7 @@ from ..pipeline.device import resolve
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.file_marks import FileMark, from_json, to_json
 from ..pipeline.read import EmbeddingDataset
-from ..pipeline.shards import Manifest
+from ..pipeline.shards import Manifest, fingerprint
 from ..pipeline.storage import Store
 from .config import TrainSettings
 from .prior_config import PriorConfig, TrainedOn
@@ -45,11 +45,18 @@ class TrainJob:
     """Steps to stop after, with a checkpoint."""
     notes: tuple[str, ...] = ()
     """What a user should know about the prior to start from, a sentence each."""
+    best_since: int = 0
+    """Step after which validation losses are comparable, since all are of the same rows."""
 
     @property
     def last_step(self) -> int:
         """Where this run ends."""
         return self.settings.steps if self.limit is None else min(self.limit, self.settings.steps)
+
+    @property
+    def record_input(self) -> str:
+        """Fingerprint of what the finished prior follows from beside its identity."""
+        return fingerprint([self.input, self.settings.steps]) if self.settings.steps_may_change else self.input
 
     @property
     def fingerprint(self) -> str:

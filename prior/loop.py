@@ -73,7 +73,9 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
     torch.set_num_threads(settings.threads)
     ranks = Ranks.found(torch.device(settings.device))
     text_of, columns = text_source(job.config, settings), text_columns(job.config, settings)
-    folder = TrainingFolder(Store(job.prior), job.fingerprint, settings.keep_checkpoints) if ranks.is_first else None
+    folder = None
+    if ranks.is_first:
+        folder = TrainingFolder(Store(job.prior), job.fingerprint, settings.keep_checkpoints, job.best_since)
     learner = Learner(job.config, settings, ranks)
     first = step = _begin(job, dataset, learner, folder, ranks)
     validation = Validation(dataset, job.config, settings, ranks, text_of, columns)
@@ -152,7 +154,7 @@ class Keeper:
         """The trained prior, of so many training rows."""
         self._watch.before_writing()
         job, learner = self._job, self._learner
-        return self._folder.publish(job.config, learner.average, learner.normaliser, input=job.input, rows=rows)
+        return self._folder.publish(job.config, learner.average, learner.normaliser, input=job.record_input, rows=rows)
 
     def close(self) -> None:
         """End the trackers."""

@@ -85,7 +85,10 @@ class Subject:
     def require_finished(self) -> None:
         """InputError if its training has not ended."""
         if not self.content:
-            raise InputError("the prior's training has not ended; run `priorkit train` again, it goes on where it was")
+            raise InputError(
+                f"{self.source.path}: the prior's training has not ended; run `priorkit train` again, it goes on where "
+                "it was, and can be evaluated after its last step"
+            )
 
     def training_rows(self, dataset: EmbeddingDataset) -> TrainingRows:
         """What is known of its training rows among those that it is evaluated on.

@@ -8,17 +8,18 @@ from collections.abc import Callable
 from ..pipeline.cluster import describe_cluster
 from ..pipeline.config import ClipSettings, ComputeSettings, ReadSettings
 from ..pipeline.device import ASSUMED_FLOPS, describe_device, with_gpus
-from ..pipeline.errors import FolderError, InputError, Interrupted
+from ..pipeline.errors import InputError, Interrupted
 from ..pipeline.read import EmbeddingDataset
 from ..pipeline.shards import Manifest, read_manifest
 from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
-from ..pipeline.stage_folder import check_stage, open_stage
+from ..pipeline.stage_folder import open_stage
 from ..pipeline.storage import Store
-from .checkpoint import clear_states, load_state
+from .checkpoint import CONFIG_NAME, WEIGHTS_NAME, clear_states, load_state
 from .config import TrainSettings
 from .job import STAGE, TrainJob, make_job, recorded_files, resolve_training, resolved_identity
 from .loop import Outcome, run_loop
 from .prior_config import build_network
+from .resume import check_training, record_changes, refuse_other_embeddings
 from .training_folder import RECORD
 
 
@@ -65,13 +66,18 @@ def train(
     if rows == 0:
         raise InputError(f"{dataset.store.url}: no row is left to train on; lower the fractions in `read`")
     if not overwrite:
-        _refuse_other_embeddings(store, manifest, dataset)
+        refuse_other_embeddings(store, found, manifest, dataset)
+    check_training(store, manifest, job.settings, overwrite=overwrite)
     steps, done_now = job.settings.steps, 0
     notes = dataset.notes
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         if overwrite:
             clear_states(store)
-        if folder.pending({RECORD: job.input}):
+            for name in (CONFIG_NAME, WEIGHTS_NAME):  # of a prior that was to have more steps, so without a record
+                store.remove(name)
+        if folder.pending({RECORD: job.record_input}):
+            job = record_changes(folder, job)
+            folder.withdraw([RECORD])
             outcome = _run(job, dataset, compute, progress, should_stop)
             if outcome.stopped:
                 raise Interrupted(
@@ -137,11 +143,15 @@ def plan_train(
     dataset = EmbeddingDataset(embeddings, read, known_files=recorded_files(found), hash_files=not is_new)
     job = make_job(dataset, store, settings, compute, clip)
     settings, manifest = job.settings, job.manifest()
-    found = check_stage(store, manifest, overwrite=overwrite)
+    if not overwrite:
+        refuse_other_embeddings(store, found, manifest, dataset)
+    found = check_training(store, manifest, settings, overwrite=overwrite)
     left = settings.steps
     if found is not None and not overwrite:
         state = load_state(store, manifest.settings_fingerprint)
-        left = 0 if RECORD in found.shards else settings.steps - (state.step if state else 0)
+        record = found.shards.get(RECORD)
+        is_done = record is not None and record.input == job.record_input
+        left = 0 if is_done else settings.steps - (state.step if state else 0)
     weights = sum(value.numel() for value in build_network(job.config).parameters())
     tokens = 4 + settings.network.max_text_len
     flops = left * settings.batch_size * tokens * weights * 6
@@ -156,23 +166,6 @@ def plan_train(
         bytes_free=free_bytes(store),
         seconds=flops / ASSUMED_FLOPS[settings.device] / compute.workers,
     )
-
-
-def _refuse_other_embeddings(store: Store, planned: Manifest, dataset: EmbeddingDataset) -> None:
-    """Say what to do where only the embeddings differ: --overwrite of a whole run would discard them too."""
-    found = read_manifest(store)
-    if found is None or found.stage != STAGE or found.settings.get("embeddings") == planned.settings["embeddings"]:
-        return
-    if {**found.settings, "embeddings": None} == {**planned.settings, "embeddings": None}:
-        before = found.settings.get("embeddings", {}).get("rows", "unknown")
-        files, now = recorded_files(found), dataset.file_marks
-        changed = [name for name in sorted(files) if name not in now or now[name].sha256 != files[name].sha256]
-        named = f"; {changed[0]} has changed" if changed else ""
-        raise FolderError(
-            f"{store.url} was trained on other embeddings ({before} rows) than {dataset.store.url} holds now "
-            f"({dataset.count} rows{named}); train into another folder (folders.prior), "
-            "or discard that prior alone with `priorkit train RECIPE --overwrite`"
-        )
 
 
 def check_prior_folder(
@@ -191,4 +184,4 @@ def check_prior_folder(
             **identity["train"],
             **{part: known["train"].get(part) for part in ("network", "diffusion")},
         }
-    check_stage(store, Manifest(STAGE, identity, input={}), overwrite=overwrite)
+    check_training(store, Manifest(STAGE, identity, input={}), settings, overwrite=overwrite)

@@ -25,10 +25,11 @@ class TrainingFolder:
     Args:
         fingerprint: of settings and embeddings; checkpoints of others are passed over.
         keep: newest checkpoints that are kept.
+        best_since: step after which validation losses are comparable with those to come.
     """
 
-    def __init__(self, store: Store, fingerprint: str, keep: int) -> None:
-        self._store, self._fingerprint, self._keep = store, fingerprint, keep
+    def __init__(self, store: Store, fingerprint: str, keep: int, best_since: int = 0) -> None:
+        self._store, self._fingerprint, self._keep, self._best_since = store, fingerprint, keep, best_since
         self._log: list[dict[str, Any]] = []
         self._best = math.inf
 
@@ -48,7 +49,14 @@ class TrainingFolder:
             lines = [json.loads(line) for line in file.read().splitlines()]
         self._log = [line for line in lines if line["step"] <= state.step]
         # weights of a later validation may lie there: the same will be found, and written, again
-        self._best = min((line["validation_loss"] for line in self._log if "validation_loss" in line), default=math.inf)
+        self._best = min(
+            (
+                line["validation_loss"]
+                for line in self._log
+                if "validation_loss" in line and line["step"] > self._best_since
+            ),
+            default=math.inf,
+        )
         return state
 
     def note(self, step: int, values: Mapping[str, float], learning_rate: float) -> None:

@@ -193,13 +193,16 @@ def embeddings_folder(images_folder: Path, embed_settings: EmbedSettings, tmp_pa
 
 @pytest.fixture
 def folder_bytes() -> Callable[[Path], dict[str, bytes]]:
-    """Every committed file of a stage's folder by name; files that hold timings, locks and checkpoints left out."""
+    """Every committed file of a stage's folder by name; files that hold times, locks and checkpoints left out."""
 
     def read(folder: Path) -> dict[str, bytes]:
         return {
             str(path.relative_to(folder)): path.read_bytes()
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and "stats" not in path.name and path.name != ".lock" and path.parent.name != "state"
+            if path.is_file()
+            and "stats" not in path.name
+            and path.name != ".lock"
+            and path.parent.name not in ("state", "inputs")
         }
 
     return read

@@ -7,6 +7,7 @@ import functools
 import gzip
 import io
 import json
+import os
 import pickle
 import tracemalloc
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
+from priorkit.pipeline import url_files
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.url_files import file_mark
@@ -537,6 +539,31 @@ def test_a_file_is_known_again_by_its_mark_and_any_change_of_it_is_seen(tmp_path
     assert other.bytes == same_size.bytes
     assert other.sha256 != same_size.sha256
     assert file_mark(str(tmp_path / "list.csv")) is None
+
+
+def test_a_large_file_that_is_changed_between_the_samples_of_its_mark_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(url_files, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(url_files, "_SAMPLE_BYTES", 10)
+    path = tmp_path / "list.parquet"
+
+    def write(first: str) -> None:
+        urls = [f"http://a/{row:09d}" for row in range(1000)]
+        urls[500] = first
+        table = pa.table({"url": urls, "caption": urls})
+        pq.write_table(table, path, compression="none", write_statistics=False, use_dictionary=False)
+
+    write("http://a/000000500")
+    young = open_list(path)
+    assert open_list(path).unchanged_rows(young.marks_json()) == 0  # the next change may have the same time
+    os.utime(path, (1e9, 1e9))
+    before = open_list(path)
+    assert open_list(path).unchanged_rows(before.marks_json()) == 1000
+    write("http://a/00000050X")
+    assert open_list(path).marks[0].sha256 == before.marks[0].sha256  # no sample shows it
+    os.utime(path, (1e9 + 1, 1e9 + 1))
+    assert open_list(path).unchanged_rows(before.marks_json()) == 0
 
 
 def test_unchanged_rows_end_at_the_first_file_that_changed(tmp_path: Path) -> None:

@@ -177,12 +177,22 @@ def test_defaults_of_the_network_and_its_settings_agree() -> None:
         assert default in (inspect.Parameter.empty, field.default), name
 
 
-def test_how_often_a_training_checkpoints_is_no_part_of_its_identity() -> None:
+def test_what_changes_no_weight_is_no_part_of_the_identity_of_a_training() -> None:
     settings = TrainSettings()
-    assert settings.identity() == TrainSettings(checkpoint_every=1, keep_checkpoints=9).identity()
+    free = {"checkpoint_every": 1, "keep_checkpoints": 9, "log_every": 1}
+    recorded = {
+        "threads": 2, "accumulate": 2, "validate_every": 1, "validation_rows": 1, "validate_draws": 2,
+        "validate_steps": 1,
+    }  # fmt: skip
+    assert TrainSettings(**free, **recorded).identity() == settings.identity()
+    assert TrainSettings(**free, **recorded).recorded() == {f"train.{name}": value for name, value in recorded.items()}
+    constant = OptimiserSettings(decay="constant")
+    longer = TrainSettings(optimiser=constant, steps=7)
+    assert longer.identity() == TrainSettings(optimiser=constant).identity()
+    assert longer.recorded()["train.steps"] == 7
     for other in (
-        TrainSettings(threads=2),
-        TrainSettings(log_every=1),
+        TrainSettings(steps=7),
+        TrainSettings(batch_size=7),
         TrainSettings(network=NetworkSettings(depth=1)),
         TrainSettings(optimiser=OptimiserSettings(beta2=0.9)),
     ):

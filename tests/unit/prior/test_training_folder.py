@@ -20,9 +20,9 @@ LossAt = dict[int, float]
 class Training:
     """A training that validates at some steps, with a checkpoint after each."""
 
-    def __init__(self, root: Path, network: PriorNetwork) -> None:
+    def __init__(self, root: Path, network: PriorNetwork, best_since: int = 0) -> None:
         self.root, self.network = root, network
-        self.folder = TrainingFolder(Store(str(root)), "settings", keep=2)
+        self.folder = TrainingFolder(Store(str(root)), "settings", keep=2, best_since=best_since)
 
     def validate(self, losses: LossAt) -> None:
         """The weights of a step are all its number."""
@@ -34,9 +34,9 @@ class Training:
             state = self.network.state_dict()
             self.folder.save(TrainState(step, network=dict(state), average={}, optimiser={}, normaliser={}))
 
-    def resumed(self, step: int) -> Training:
+    def resumed(self, step: int, best_since: int = 0) -> Training:
         """Another process that goes on from the checkpoint of a step."""
-        training = Training(self.root, self.network)
+        training = Training(self.root, self.network, best_since)
         state = training.folder.restore()
         assert state is not None
         assert state.step == step
@@ -74,3 +74,14 @@ def test_what_was_found_after_the_checkpoint_is_forgotten(training: Training) ->
     resumed = training.resumed(10)
     resumed.validate({30: 1.5})  # step 20 is made again, and might give something else
     assert resumed.best_step() == 30
+
+
+def test_losses_of_other_validation_rows_are_not_compared(training: Training) -> None:
+    training.validate({10: 1.0, 20: 2.0})
+    changed = training.resumed(20, best_since=20)
+    assert changed.best_step() == 10  # until there is one of the new rows
+    changed.validate({30: 5.0, 40: 6.0})
+    assert changed.best_step() == 30
+    again = changed.resumed(40, best_since=20)
+    again.validate({50: 5.5})
+    assert again.best_step() == 30
