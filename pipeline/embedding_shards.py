@@ -161,7 +161,7 @@ class EmbeddingShard:
             missing = [column for column in source.values() if column not in stored]
             if missing:
                 raise InputError(f"{self._store.url}/{self.files['metadata']} has no column {missing[0]!r}")
-            table = parquet.read(columns=list(dict.fromkeys(source.values())))
+            table = parquet.read(columns=list(dict.fromkeys(source.values())), use_threads=False)
             table.validate(full=True)  # text may be no UTF-8
         return pa.table({column: table.column(source[column]) for column in columns})
 
@@ -188,7 +188,7 @@ class EmbeddingShard:
             if not columns:
                 yield from ([] for _ in range(0, self.rows, READ_BLOCK_ROWS))
                 return
-            for batch in parquet.iter_batches(READ_BLOCK_ROWS, columns=columns):
+            for batch in parquet.iter_batches(READ_BLOCK_ROWS, columns=columns, use_threads=False):
                 batch.validate(full=True)
                 yield [batch.column(column).to_pylist() for column in columns]
 

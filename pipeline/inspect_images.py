@@ -43,7 +43,7 @@ def read_shard_rows(store: Store, name: str) -> ShardTable:
     try:
         with opened_parquet(store, name) as parquet:
             stored = [column for column in _COLUMNS if column in parquet.schema_arrow.names]
-            table = parquet.read(columns=stored)
+            table = parquet.read(columns=stored, use_threads=False)
             table.validate(full=True)  # text may be no UTF-8
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]

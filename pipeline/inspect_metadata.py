@@ -65,7 +65,7 @@ class MetadataInspector:
         columns = [column for column in ("key", "image_path", "caption", *_NORMS) if column in stored]
         hashes: list[np.ndarray] = []
         start = 0
-        for batch in table.iter_batches(_BATCH_ROWS, columns=columns) if columns else ():
+        for batch in table.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False) if columns else ():
             if key is not None:
                 hashes.append(self._inspect_keys(shard, start, batch, key, tell))
             if has_caption:
@@ -198,7 +198,7 @@ def inspect_failures(store: Store, found: Inspection, name: str, shard: str, exp
     try:
         with opened_parquet(store, name) as table:
             rows = table.metadata.num_rows
-            for batch in table.iter_batches(_BATCH_ROWS, columns=["error"]):
+            for batch in table.iter_batches(_BATCH_ROWS, columns=["error"], use_threads=False):
                 found.count_errors(collections.Counter(str(value) for value in batch.column("error").to_pylist()))
     except (pa.ArrowException, OSError, KeyError) as error:
         tell(f"shard {shard}: {store.url}/{name} is damaged ({_first_line(error)}); embed it again")

@@ -180,6 +180,6 @@ def _read_parquet(store: Store, name: str, columns: list[str] | None = None) -> 
         return None
     try:
         with store.open(name) as file:
-            return pq.ParquetFile(file).read(columns=columns)
+            return pq.ParquetFile(file).read(columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{store.url}/{name} is damaged ({error}); download that shard again") from error

@@ -223,10 +223,13 @@ def test_a_list_that_is_damaged_further_on_keeps_what_was_done(
     rows = pq.read_table(url_list.path).to_pylist()
     (tmp_path / "list").mkdir()
     (tmp_path / "list/0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:45]))
-    (tmp_path / "list/1.jsonl").write_text('{"url": "http://h/')
-    with pytest.raises(InputError, match=r"1\.jsonl: cannot be read as jsonl"):
+    long = "x" * 60_000  # so that the first block of the file, which is read before the download, is sound
+    lines = "".join(f"{row['url']},{long},{row['licence']}\n" for row in rows[45:])
+    (tmp_path / "list/1.csv").write_text(f'url,caption,licence\n{lines}http://h/,"')
+    with pytest.raises(InputError, match=r"1\.csv: cannot be read as csv: line 20: a quote is never closed"):
         download(str(tmp_path / "list"), str(tmp_path / "images"), download_settings)
     assert (tmp_path / "images/shards/00000.json").exists()
+    (tmp_path / "list/1.csv").unlink()
     (tmp_path / "list/1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[45:]))
     result = download(str(tmp_path / "list"), str(tmp_path / "images"), download_settings)
     assert (result.units, result.rows) == (4, 63)
