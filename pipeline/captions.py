@@ -68,7 +68,7 @@ class CaptionReader:
             groups = np.searchsorted(source.group_starts, [first, first + count - 1], side="right") - 1
             with source.store.open(source.name) as file:
                 parquet = pq.ParquetFile(file, metadata=source.metadata)
-                table = parquet.read_row_groups(range(groups[0], groups[1] + 1), columns=[_COLUMN])
+                table = parquet.read_row_groups(range(groups[0], groups[1] + 1), columns=[_COLUMN], use_threads=False)
             start = first - int(source.group_starts[groups[0]])
             return _as_strings(table.column(_COLUMN).slice(start, count).combine_chunks())
         except (pa.ArrowException, OSError) as error:
@@ -129,7 +129,7 @@ def _copy(source: _Source, store: Store, name: str) -> None:
     with source.store.open(source.name) as file, store.create(name) as target:
         parquet = pq.ParquetFile(file, buffer_size=_STREAM_BYTES)
         with pq.ParquetWriter(target, schema) as writer:
-            for batch in parquet.iter_batches(READ_BLOCK_ROWS, columns=[_COLUMN]):
+            for batch in parquet.iter_batches(READ_BLOCK_ROWS, columns=[_COLUMN], use_threads=False):
                 writer.write_table(pa.table([_as_strings(batch.column(0))], schema))
 
 

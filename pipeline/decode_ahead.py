@@ -89,6 +89,7 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
         self._read, self._decode, self._depth = read, decode, depth
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._next: tuple[Task, _Stream[Decoded]] | None = None
+        self._running: list[_Stream[Decoded]] = []
 
     def samples(self, task: Task, following: Task | None) -> Iterator[Decoded]:
         """The samples of a task in order; at their end, those of the following task are begun."""
@@ -98,7 +99,19 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
             if following is not None:
                 self._next = (following, self._start(following))
         finally:
-            stream.stop()
+            self._stop(stream)
+
+    def close(self) -> None:
+        """Stop all reading and decoding: threads at work while the interpreter ends can keep it from ending."""
+        self._next = None
+        while self._running:
+            self._stop(self._running[-1])
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _stop(self, stream: _Stream[Decoded]) -> None:
+        stream.stop()
+        if stream in self._running:
+            self._running.remove(stream)
 
     def _take(self, task: Task) -> _Stream[Decoded]:
         if self._next is None:
@@ -107,8 +120,10 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
         self._next = None
         if begun == task:
             return stream
-        stream.stop()
+        self._stop(stream)
         return self._start(task)
 
     def _start(self, task: Task) -> _Stream[Decoded]:
-        return _Stream(lambda: self._read(task), self._decode, self._threads, self._depth)
+        stream = _Stream(lambda: self._read(task), self._decode, self._threads, self._depth)
+        self._running.append(stream)
+        return stream

@@ -6,6 +6,7 @@ made in `download_worker`.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -145,12 +146,13 @@ def _fetch(
             yield from plan.retries(retried)
 
     written = 0
-    for record in map_shards(make_worker, tasks(), compute):
-        folder.add(record)
-        written += 1
-        if not is_here:
-            stats = store.read_json(record.logs[0])
-            meter.add_rows(stats["fetched"], stats["bytes"])
+    with contextlib.closing(map_shards(make_worker, tasks(), compute)) as records:
+        for record in records:
+            folder.add(record)
+            written += 1
+            if not is_here:
+                stats = store.read_json(record.logs[0])
+                meter.add_rows(stats["fetched"], stats["bytes"])
     meter.tell()
     return written
 

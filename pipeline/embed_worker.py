@@ -6,6 +6,7 @@ import collections
 import contextlib
 import time
 from dataclasses import dataclass, field
+from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
@@ -51,7 +52,7 @@ class _Embedded:
 
 
 class EmbedWorker:
-    """Embeds one shard after the other in this process, with one model."""
+    """Embeds one shard after the other in this process, with one model. Use as a context, or end the process."""
 
     def __init__(self, source: Store, store: Store, settings: EmbedSettings, manifest: Manifest) -> None:
         self._source, self._store, self._settings = source, store, settings
@@ -67,6 +68,15 @@ class EmbedWorker:
             self._engine = ClipRetrievalEngine(source, settings)
         else:
             self._engine = NativeEngine(source, settings, encoder)
+
+    def __enter__(self) -> EmbedWorker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(self._engine, NativeEngine):
+            self._engine.close()
 
     def __call__(self, task: EmbedTask, following: EmbedTask | None = None) -> ShardRecord:
         start = time.time()

@@ -183,7 +183,7 @@ class EmbeddingShard:
                 source["key"] = "image_path"
             for column in source.values():
                 self._require_column(parquet.schema_arrow, column)
-            table = parquet.read(columns=list(dict.fromkeys(source.values())))
+            table = parquet.read(columns=list(dict.fromkeys(source.values())), use_threads=False)
             table.validate(full=True)  # text may be no UTF-8
             return pa.table(
                 {
@@ -224,7 +224,7 @@ class EmbeddingShard:
             if not columns:
                 yield from ([] for _ in range(0, self.rows, READ_BLOCK_ROWS))
                 return
-            for batch in parquet.iter_batches(READ_BLOCK_ROWS, columns=columns):
+            for batch in parquet.iter_batches(READ_BLOCK_ROWS, columns=columns, use_threads=False):
                 batch.validate(full=True)
                 found = [column_of(batch, column) for column in columns]
                 yield [group_names(values) for values in found]

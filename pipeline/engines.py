@@ -121,6 +121,10 @@ class NativeEngine:
         if rows:
             yield self._window(rows, images)
 
+    def close(self) -> None:
+        """Stop reading and decoding."""
+        self._ahead.close()
+
     def _window(self, rows: list[_Row], images: list[torch.Tensor]) -> Window:
         captions = [row.caption for row in rows]
         image_embed = torch.cat(images).cpu() if images else None

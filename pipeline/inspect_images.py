@@ -49,7 +49,7 @@ def read_shard_rows(store: Store, name: str) -> ShardTable:
             stored = [column for column in _COLUMNS if column in schema.names]
             if "status" in stored and not is_text(schema.field("status").type):
                 stored.remove("status")  # of another program, such as the number of an HTTP status
-            table = parquet.read(columns=stored)
+            table = parquet.read(columns=stored, use_threads=False)
             table.validate(full=True)  # text may be no UTF-8
             columns: dict[str, list[Any]] = {column: table.column(column).to_pylist() for column in stored}
     except (pa.ArrowException, OSError, KeyError, OverflowError) as error:  # a column twice, a date after the year 9999

@@ -63,7 +63,8 @@ class MetadataInspector:
         norms = [column for column in _NORMS if column in stored and self._ours]
         hashes: list[np.ndarray] = []
         start = 0
-        for batch in table.iter_batches(_BATCH_ROWS, columns=[*texts, *norms]) if texts or norms else ():
+        chosen = [*texts, *norms]
+        for batch in table.iter_batches(_BATCH_ROWS, columns=chosen, use_threads=False) if chosen else ():
             values = {column: as_text(column_of(batch, column)) for column in texts}
             if key is not None:
                 hashes.append(self._inspect_keys(shard, start, values, key, tell))
@@ -224,7 +225,7 @@ def inspect_failures(store: Store, found: Inspection, name: str, shard: str, exp
     try:
         with opened_parquet(store, name) as table:
             rows = table.metadata.num_rows
-            for batch in table.iter_batches(_BATCH_ROWS, columns=["error"]):
+            for batch in table.iter_batches(_BATCH_ROWS, columns=["error"], use_threads=False):
                 found.count_errors(collections.Counter(str(value) for value in batch.column("error").to_pylist()))
     except (pa.ArrowException, OSError, KeyError) as error:
         tell(f"shard {shard}: {store.url}/{name} is damaged ({_first_line(error)}); embed it again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, Optional, TypeAlias, TypeVar
 
 from .config import ComputeSettings
@@ -25,8 +25,11 @@ _CHECK_SECONDS = 5.0
 
 def map_shards(
     make_worker: Callable[[], Worker[Task, Result]], tasks: Iterable[Task], compute: ComputeSettings
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield `worker(task, following)` for every task, in the order of completion.
+
+    Close the generator where it may not come to its end: an exception keeps it, and the worker's threads, until the
+    interpreter ends.
 
     `following` is what the worker is likely to be given next, so that it may read ahead; None if that is not known.
     `make_worker` is called once in each worker, for what is dear to build, such as a model; what it gives may be a

@@ -105,10 +105,11 @@ def run_shards(
     folder.withdraw(pending)
     done = len(inputs) - len(pending)
     progress(done, len(inputs), "")
-    for record in map_shards(make_worker, tasks(pending), compute):
-        folder.add(record)
-        done += 1
-        progress(done, len(inputs), f"{folder.manifest.rows:,} rows")
+    with contextlib.closing(map_shards(make_worker, tasks(pending), compute)) as records:
+        for record in records:
+            folder.add(record)
+            done += 1
+            progress(done, len(inputs), f"{folder.manifest.rows:,} rows")
     folder.finish()
     return StageResult(
         stage=folder.manifest.stage,

@@ -88,7 +88,7 @@ class TableShard:
                 rows = parquet.metadata.row_group(group).num_rows
                 if start + rows > self.first and start < self.first + self.samples:
                     at = start
-                    for batch in parquet.iter_batches(_READ_ROWS, [group], columns):
+                    for batch in parquet.iter_batches(_READ_ROWS, [group], columns, use_threads=False):
                         low, high = max(self.first - at, 0), min(self.first + self.samples - at, batch.num_rows)
                         at += batch.num_rows
                         if low < high:

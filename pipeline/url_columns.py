@@ -238,5 +238,5 @@ def _suggestion(column: str, setting: str, available: Sequence[str]) -> str | No
     for candidate in (column.strip().lower(), *_SYNONYMS.get(setting, ())):
         if candidate in by_case:
             return by_case[candidate]
-    nearest = difflib.get_close_matches(column.lower(), by_case, n=1, cutoff=0.7)
+    nearest = difflib.get_close_matches(column.lower(), by_case, n=1, cutoff=0.8)
     return by_case[nearest[0]] if nearest else None

@@ -213,8 +213,6 @@ def _read_parquet(
             if unwanted(first, first + rows):
                 yield rows
             else:
-                # threads that read a Python file can hang the interpreter as it ends:
-                # https://github.com/apache/arrow/issues/50482
                 yield from file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[number], use_threads=False)
             first += rows
 

@@ -295,7 +295,7 @@ def _read_parquet(store: Store, name: str, columns: list[str] | None = None) -> 
         with store.open(name) as file:
             parquet = pq.ParquetFile(file)
             require_distinct(parquet.schema_arrow, f"{store.url}/{name}")
-            return parquet.read(columns=columns)
+            return parquet.read(columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{store.url}/{name} is damaged ({reason}); write it again, or move it away") from error

@@ -58,4 +58,4 @@ def require_whole(evaluation: str) -> None:
 def read_rows(evaluation: str, split: str) -> pa.Table:
     """The metrics of each row of a split, with columns `row_id` and `group_id`."""
     with Store(evaluation).open(rows_name(split)) as file:
-        return pq.ParquetFile(io.BytesIO(file.read())).read()
+        return pq.ParquetFile(io.BytesIO(file.read())).read(use_threads=False)

@@ -223,14 +223,35 @@ def test_a_list_that_is_damaged_further_on_keeps_what_was_done(
     rows = pq.read_table(url_list.path).to_pylist()
     (tmp_path / "list").mkdir()
     (tmp_path / "list/0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:45]))
-    (tmp_path / "list/1.jsonl").write_text('{"url": "http://h/')
-    with pytest.raises(InputError, match=r"1\.jsonl: cannot be read as jsonl"):
+    long = "x" * 60_000  # so that the first block of the file, which is read before the download, is sound
+    lines = "".join(f"{row['url']},{long},{row['licence']}\n" for row in rows[45:])
+    (tmp_path / "list/1.csv").write_text(f'url,caption,licence\n{lines}http://h/,"')
+    with pytest.raises(InputError, match=r"1\.csv: cannot be read as csv: line 20: a quote is never closed"):
         download(str(tmp_path / "list"), str(tmp_path / "images"), download_settings)
     assert (tmp_path / "images/shards/00000.json").exists()
+    (tmp_path / "list/1.csv").unlink()
     (tmp_path / "list/1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[45:]))
     result = download(str(tmp_path / "list"), str(tmp_path / "images"), download_settings)
     assert (result.units, result.rows) == (4, 63)
     assert result.done_now < 4
+
+
+def test_a_list_that_grows_by_a_file_with_other_columns_is_the_same_list(
+    url_list: Any, download_settings: DownloadSettings, tmp_path: Path
+) -> None:
+    table = pq.read_table(url_list.path)
+    (tmp_path / "list").mkdir()
+    first = table.slice(0, 40).append_column("size", pa.array(range(40)))
+    pq.write_table(first, tmp_path / "list/0.parquet")
+    download(str(tmp_path / "list"), str(tmp_path / "images"), download_settings)
+    later = table.slice(40).append_column("size", pa.array([0.5] * 23)).append_column("lang", pa.array(["de"] * 23))
+    pq.write_table(later, tmp_path / "list/1.parquet")
+    result = download(str(tmp_path / "list"), str(tmp_path / "images"), download_settings)
+    assert (result.done_now, result.rows, result.statistics["list"]["rows"]) == (2, 63, 63)
+    assert pq.read_schema(tmp_path / "images/00003.parquet").field("size").type == pa.float64()
+    pq.write_table(first.set_column(3, "size", pa.array(range(1, 41))), tmp_path / "list/0.parquet")
+    with pytest.raises(FolderError, match="rows 0 to 20 differ"):
+        download(str(tmp_path / "list"), str(tmp_path / "images"), download_settings)
 
 
 def test_the_same_list_in_another_format_is_the_same_list(

@@ -275,6 +275,7 @@ def test_a_body_with_another_hash_than_the_list_has_is_not_kept(
     hashes[7], hashes[8], hashes[9] = "0" * 32, None, "no hash"
     hashes[10] = hashlib.sha256(picture(10)).hexdigest().upper()
     hashes[11] = hashlib.sha1(picture(11)).hexdigest()
+    hashes[12] = hashlib.sha512(picture(12)).hexdigest()
     pq.write_table(table.set_column(2, "md5", pa.array(hashes)), source)
     checked = settings.model_copy(update={"hash_column": "md5"})
     result = download(source, str(tmp_path / "images"), checked)
@@ -284,12 +285,34 @@ def test_a_body_with_another_hash_than_the_list_has_is_not_kept(
         rows[7]["error_message"]
         == f"hash_mismatch: md5 is {hashlib.md5(picture(7)).hexdigest()}, the list has {'0' * 32}"
     )
-    assert rows[9]["error_message"] == "hash_mismatch: the list has 'no hash', which is no MD5, SHA-1 or SHA-256"
+    assert (
+        rows[9]["error_message"] == "hash_mismatch: the list has 'no hash', which is no MD5, SHA-1, SHA-256 or SHA-512"
+    )
     flaky.asked.clear()
     download(source, str(tmp_path / "images"), checked, retry_failed=True)
     assert flaky.asked == []
     with pytest.raises(FolderError, match="hash_column: 'md5' -> None"):
         download(source, str(tmp_path / "images"), settings)
+
+
+@pytest.mark.parametrize("stored", ["text", "text as bytes", "bytes"])
+def test_hashes_may_be_in_a_column_whose_name_is_ours(
+    flaky: Flaky, source: str, settings: DownloadSettings, tmp_path: Path, stored: str
+) -> None:
+    digests = [hashlib.sha256(picture(number)) for number in range(ROWS)]
+    digests[7] = hashlib.sha256(b"another body")
+    hashes: list[Any] = [digest.hexdigest() for digest in digests]
+    if stored != "text":
+        hashes = [digest.digest() if stored == "bytes" else digest.hexdigest().encode() for digest in digests]
+    pq.write_table(pq.read_table(source).append_column("sha256", pa.array(hashes)), source)
+    checked = settings.model_copy(update={"hash_column": "sha256"})
+    result = download(source, str(tmp_path / "images"), checked)
+    assert result.counts == {"success": 49, "hash_mismatch": 1}
+    assert result.statistics["list"]["renamed_columns"] == {"sha256": "source_sha256"}
+    assert result.statistics["list"]["rows"] == result.rows == ROWS
+    rows = pq.read_table(tmp_path / "images/00000.parquet").to_pylist()
+    assert [row["source_sha256"] for row in rows] == hashes[:20]
+    assert [row["sha256"] for row in rows[:7]] == [digest.hexdigest() for digest in digests[:7]]
 
 
 def test_statistics_are_those_of_all_shards_whichever_run_made_them(

@@ -235,6 +235,26 @@ def test_every_requirement_belongs_to_a_stage_or_an_extra() -> None:
     assert set(extras) == set(EXTRAS) | {"docs", "dev"}
 
 
+def test_arrow_reads_files_without_threads_of_its_own() -> None:
+    """They call the Python file, and can hang or abort the interpreter as it ends.
+
+    See https://github.com/apache/arrow/issues/50482 and https://github.com/apache/arrow/issues/45214.
+    """
+    methods = {"iter_batches", "read_row_group", "read_row_groups", "read_csv"}
+    wrong = []
+    for path in source_files():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            called, source = node.func.attr, ast.unparse(node)
+            whole_table = called == "read" and ("columns=" in source or "ParquetFile(" in source)
+            threaded = (called in methods or whole_table) and "use_threads=False" not in source
+            module = source.partition(".")[0]
+            if threaded or (module in ("pq", "pa", "pyarrow") and called in ("read_table", "open_csv", "dataset")):
+                wrong.append(f"{path.name}: {called}")
+    assert wrong == []
+
+
 def test_no_file_is_a_drawer_for_everything() -> None:
     names = {path.name for path in tracked_files()}
     assert names.isdisjoint({"utils.py", "util.py", "helpers.py", "misc.py", "common.py"})

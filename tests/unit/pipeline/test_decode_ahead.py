@@ -106,3 +106,16 @@ def test_a_reader_that_leaves_ends_the_thread() -> None:
     next(samples)
     samples.close()  # type: ignore[attr-defined]
     wait_for(lambda: threading.active_count() <= before + 3)  # the decoding threads wait for work
+
+
+def test_closing_ends_every_thread_also_of_samples_that_nobody_takes() -> None:
+    """As of an embedding that is interrupted, whose exception keeps the samples until the interpreter ends."""
+    made = ahead(Source(), depth=2)
+    samples = made.samples("b", "a")
+    assert [next(samples) for _ in range(3)]
+    other = made.samples("a", None)
+    next(other)
+    made.close()
+    wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("decode")])
+    assert not [thread for thread in threading.enumerate() if "_run" in thread.name]
+    del samples, other

@@ -1,0 +1,264 @@
+"""Columns of a list: kept, renamed, joined from files that differ; every row of every kind of list is counted."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.errors import InputError
+from priorkit.pipeline.settings import parse_settings
+from priorkit.pipeline.urls import UrlList, open_url_list, rows_digest
+
+
+def open_list(path: Path, **settings: Any) -> UrlList:
+    return open_url_list(str(path), DownloadSettings(**settings))
+
+
+def rows_of(urls: UrlList) -> list[dict[str, Any]]:
+    return [row for batch in urls.batches() for row in batch.to_pylist()]
+
+
+def refusal(path: Path, **settings: Any) -> str:
+    """The error of a list before any row is asked for."""
+    with pytest.raises(InputError) as error:
+        open_list(path, **settings)
+    message = str(error.value)
+    assert len(message) < 400
+    return message
+
+
+def write(path: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+URLS = [f"http://h/{number}.jpg" for number in range(5)]
+
+
+@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize("kind", ["txt", "csv", "tsv", "json", "jsonl", "parquet"])
+def test_every_line_or_value_of_every_kind_becomes_a_row(tmp_path: Path, kind: str, gz: bool) -> None:
+    captions = ["", '"a', 'b "c', 'd" e', "f"] if kind != "csv" else ["", 'a"', 'b "c"', 'd" e', "f"]
+    lines = [f"{url}{{}}{caption}" for url, caption in zip(URLS, captions, strict=True)]
+    rows = [{"url": url, "caption": caption} for url, caption in zip(URLS, captions, strict=True)]
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    data = {
+        "txt": "\n".join(URLS).encode(),
+        "csv": "\n".join(["url,caption", *(line.format(",") for line in lines)]).encode(),
+        "tsv": "\n".join(["url\tcaption", *(line.format("\t") for line in lines)]).encode(),
+        "json": json.dumps(rows).encode(),
+        "jsonl": "\n".join(map(json.dumps, rows)).encode(),
+        "parquet": table.getvalue(),
+    }[kind]
+    path = tmp_path / (f"list.{kind}.gz" if gz else f"list.{kind}")
+    path.write_bytes(gzip.compress(data) if gz else data)
+    urls = open_list(path, caption_column=None if kind == "txt" else "caption")
+    found = rows_of(urls)
+    assert [row["url"] for row in found] == URLS
+    assert kind == "txt" or found == rows
+    assert urls.counted_rows == urls.notes()["rows"] == len(URLS)
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_line_ends_of_old_systems_end_lines(tmp_path: Path, kind: str) -> None:
+    lines = URLS if kind == "txt" else [json.dumps({"url": url}) for url in URLS]
+    (tmp_path / f"list.{kind}").write_text("\r".join(lines))
+    assert [row["url"] for row in rows_of(open_list(tmp_path / f"list.{kind}", caption_column=None))] == URLS
+
+
+def test_rows_that_a_reader_would_lose_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "list.parquet", url=URLS, caption=URLS)
+    whole = pq.ParquetFile.iter_batches
+
+    def short(self: Any, *args: Any, **options: Any) -> Any:
+        return (batch.slice(1) for batch in whole(self, *args, **options))
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", short)
+    with pytest.raises(InputError, match="4 rows were read of 5 that it holds"):
+        rows_of(open_list(path))
+
+
+@pytest.mark.parametrize("quoting", ["auto", "none", "rfc4180"])
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_a_setting_says_what_quotes_are(tmp_path: Path, kind: str, quoting: str) -> None:
+    mark = "," if kind == "csv" else "\t"
+    (tmp_path / f"list.{kind}").write_text(f'url{mark}caption\na{mark}"b"\n')
+    urls = open_list(tmp_path / f"list.{kind}", quoting=quoting)
+    quoted = quoting == "rfc4180" or (quoting == "auto" and kind == "csv")
+    assert rows_of(urls) == [{"url": "a", "caption": "b" if quoted else '"b"'}]
+    assert urls.notes()["quoted_fields"] == (0 if quoted else 1)
+
+
+def test_new_settings_at_their_defaults_leave_folders_as_they_are() -> None:
+    assert not {"quoting", "keep_columns"} & set(DownloadSettings().identity())
+    chosen = DownloadSettings(quoting="none", keep_columns=("b", "a", "b")).identity()
+    assert (chosen["quoting"], chosen["keep_columns"]) == ("none", ["a", "b"])
+    assert DownloadSettings(keep_columns=()) == DownloadSettings(keep_columns="none")
+
+
+def test_no_is_a_resize_mode_however_yaml_reads_it() -> None:
+    for value in ("no", False):
+        assert parse_settings(DownloadSettings, {"resize_mode": value}, "test").resize_mode == "no"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("list.tsv", "a bus\thttp://h/0.jpg\na car\thttp://h/1.jpg\n", "such as 'caption\\turl'"),
+        ("list.csv", "http://h/0.jpg\nhttp://h/1.jpg\n", "such as 'url'"),
+        ("list.csv", "http://h/0.jpg,a bus\n", "such as 'url,caption'"),
+    ],
+)
+def test_a_first_row_is_no_header(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    for column in ("url", "http://h/0.jpg"):
+        said = refusal(tmp_path / name, url_column=column)
+        assert "the first line is a row and no header, since 'http://h/0.jpg' is a URL" in said
+        assert message in said
+
+
+def test_a_part_without_header_loses_no_row(tmp_path: Path) -> None:
+    (tmp_path / "0.csv").write_text("url,caption\nhttp://h/0.jpg,a\n")
+    (tmp_path / "1.csv").write_text("http://h/1.jpg,b\n")
+    assert "1.csv: the first line is a row" in refusal(tmp_path)
+    (tmp_path / "1.csv").write_text("relative.jpg,b\n")
+    assert "1.csv: its only line has no column 'url'" in refusal(tmp_path)
+
+
+RESERVED = ["key", "status", "error_message", "width", "height", "original_width", "sha256", "image_path", "text_norm"]
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_column_whose_name_is_ours_is_kept_under_another(tmp_path: Path, name: str) -> None:
+    urls = open_list(write(tmp_path / "list.parquet", url=URLS, caption=URLS, **{name: range(5)}))
+    assert urls.schema.names == ["url", "caption", f"source_{name}"]
+    assert [row[f"source_{name}"] for row in rows_of(urls)] == list(range(5))
+    assert urls.notes()["renamed_columns"] == {name: f"source_{name}"}
+
+
+def test_a_name_that_is_taken_too_is_passed_over(tmp_path: Path) -> None:
+    columns = {"source_width": "x", "width": "y", "source_width_2": "z"}
+    table = {name: [value] * 5 for name, value in columns.items()}
+    urls = open_list(write(tmp_path / "list.parquet", url=URLS, caption=URLS, **table))
+    assert urls.columns.renamed == {"width": "source_width_3"}
+    assert rows_of(urls)[0]["source_width"] == "x"
+
+
+def test_columns_beside_those_asked_for_keep_their_values(tmp_path: Path) -> None:
+    path = write(tmp_path / "list.parquet", url=["page"] * 5, image_url=URLS, caption=["c"] * 5, alt=["a"] * 5)
+    urls = open_list(path, url_column="image_url", caption_column="alt")
+    expected = {"url": URLS[0], "caption": "a", "source_url": "page", "source_caption": "c"}
+    assert rows_of(urls)[0] == expected
+    assert "caption" not in open_list(path, url_column="image_url", caption_column=None).schema.names
+
+
+def test_keep_columns_chooses(tmp_path: Path) -> None:
+    path = write(tmp_path / "list.parquet", url=URLS, caption=URLS, a=URLS, width=URLS, sha256=URLS)
+    assert open_list(path, keep_columns="none").schema.names == ["url", "caption"]
+    assert open_list(path, keep_columns=["width"]).schema.names == ["url", "caption", "source_width"]
+    assert open_list(path, keep_columns="a").schema.names == ["url", "caption", "a"]
+    hashes = open_list(path, keep_columns="none", hash_column="sha256")
+    assert (hashes.schema.names, hashes.columns.hash_column) == (["url", "caption", "source_sha256"], "source_sha256")
+    assert "no column 'widht'; did you mean 'width'?" in refusal(path, keep_columns=["widht"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "hint"),
+    [
+        (["URL", "TEXT"], {}, "no column 'url'; did you mean 'URL'?"),
+        (["url", "TEXT"], {}, "no column 'caption'; did you mean 'TEXT'?"),
+        (["id", "image_url", "text"], {}, "did you mean 'image_url'?"),
+        (["url", "location", "captain"], {}, "did you mean 'captain'?"),
+        (["url", "licence", "action"], {}, "no column 'caption'; The list has"),
+        (["img", "caption"], {"url_column": "image"}, "did you mean 'img'?"),
+        ([f"column {number}" for number in range(60)], {}, "'column 5', 54 more"),
+        (["x" * 500], {}, "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...'"),
+    ],
+)
+def test_an_error_names_the_column_that_was_meant_and_is_short(
+    tmp_path: Path, columns: list[str], settings: dict[str, Any], hint: str
+) -> None:
+    path = write(tmp_path / "list.parquet", **dict.fromkeys(columns, URLS))
+    assert hint in refusal(path, **settings)
+
+
+def test_a_quoted_header_of_a_tsv_says_how_to_read_it(tmp_path: Path) -> None:
+    (tmp_path / "list.tsv").write_text('"url"\t"caption"\n"a"\t"b"\n')
+    assert "its header is quoted: set download.quoting=rfc4180" in refusal(tmp_path / "list.tsv")
+    assert rows_of(open_list(tmp_path / "list.tsv", quoting="rfc4180")) == [{"url": "a", "caption": "b"}]
+
+
+def test_columns_that_differ_between_files_are_joined(tmp_path: Path) -> None:
+    write(tmp_path / "0.parquet", url=["a"], caption=["b"], size=[1], lang=["de"], none=pa.nulls(1))
+    write(tmp_path / "1.parquet", url=["c"], caption=["d"], size=[1.5], none=[7])
+    (tmp_path / "2.jsonl").write_text('{"url": "e", "caption": "f", "late": "x"}\n')
+    rows = rows_of(open_list(tmp_path))
+    assert rows == [
+        {"url": "a", "caption": "b", "size": 1.0, "lang": "de", "none": None, "late": None},
+        {"url": "c", "caption": "d", "size": 1.5, "lang": None, "none": 7, "late": None},
+        {"url": "e", "caption": "f", "size": None, "lang": None, "none": None, "late": "x"},
+    ]
+
+
+def test_columns_that_cannot_be_joined_are_refused_by_file_and_name(tmp_path: Path) -> None:
+    write(tmp_path / "0.parquet", url=["a"], caption=["b"], size=["large"])
+    write(tmp_path / "1.parquet", url=["c"], caption=["d"], size=[1])
+    message = refusal(tmp_path)
+    assert "1.parquet: column 'size' is int64, in file://" in message
+    assert "0.parquet it is string" in message
+    assert [row["url"] for row in rows_of(open_list(tmp_path, keep_columns="none"))] == ["a", "c"]
+    write(tmp_path / "1.parquet", url=["c"], text=["d"])
+    assert "1.parquet: no column 'caption', which file://" in refusal(tmp_path)
+
+
+def test_a_list_that_grows_by_a_column_keeps_what_was_made(tmp_path: Path) -> None:
+    write(tmp_path / "0.parquet", url=["a"], caption=["b"], size=[1])
+    ((_, before),) = open_list(tmp_path).shards(10)
+    write(tmp_path / "1.parquet", url=["c"], caption=["d"], size=[1.5], lang=["de"])
+    urls = open_list(tmp_path)
+    ((_, after),) = urls.shards(10)
+    assert rows_digest(after.slice(0, 1)) != rows_digest(before)
+    assert urls.had_digest(after.slice(0, 1), rows_digest(before))
+    assert not urls.had_digest(after.slice(1, 1), rows_digest(before))
+
+
+def test_keys_that_begin_too_late_are_counted(tmp_path: Path) -> None:
+    rows = [{"url": str(number), "caption": "c"} for number in range(10_000)]
+    rows += [{"url": "x", "caption": "c", "late": "1"}] * 3
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    urls = open_list(tmp_path / "list.jsonl")
+    assert len(rows_of(urls)) == 10_003
+    assert urls.notes()["late_keys"] == {"late": 3}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"image_urls": URLS, "captions": URLS}, "it is one object of columns, not one for each row"),
+        ({"info": {}, "annotations": [{"url": URLS[0]}]}, "its rows are inside 'annotations'"),
+    ],
+)
+def test_json_of_another_shape_says_how_to_write_rows(tmp_path: Path, value: Any, message: str) -> None:
+    (tmp_path / "list.json").write_text(json.dumps(value))
+    assert message in refusal(tmp_path / "list.json", caption_column=None)
+    (tmp_path / "list.json").write_text(json.dumps([{"url": URLS[0], "tags": ["a"], "faces": [{"x": 1}]}]))
+    assert rows_of(open_list(tmp_path / "list.json", caption_column=None))[0]["tags"] == ["a"]
+
+
+def test_addresses_that_are_not_read_say_what_to_do(tmp_path: Path) -> None:
+    for address, hint in (
+        ("http://h/c.csv?download=true", "curl -L -o c.csv"),
+        ("https://h/list?id=7", "curl -L -o urls.csv"),
+        ("zip://c.csv::c.zip", "unpack the list first"),
+    ):
+        with pytest.raises(InputError, match=hint):
+            open_url_list(address, DownloadSettings())
