@@ -1,4 +1,4 @@
-"""The demo's training step alone and beside one busy process: with threads that wait as priorkit sets them, and spinning.
+"""The demo's training step alone and beside one busy process, with threads that sleep while they wait, or spin.
 
 The network, batch and optimiser are those of the recipe `demo`, the rows are synthetic. A process in a busy loop is
 pinned to one core. About 2 minutes on 2 cores that nothing else uses; exits with 1 above the bar.
@@ -22,10 +22,10 @@ BAR = 2.0
 """Time of a step beside one busy process, as a multiple of its time alone."""
 EMBED_DIM = 128
 """Size of the demo's CLIP embeddings."""
-STEPS = 4
+STEPS = 3
 """Steps in one measurement."""
 WAYS = {"priorkit": {}, "spinning": {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}}
-"""Environments of the trainers; the second has the numbers that GNU's, and Intel's and LLVM's runtimes take by default."""
+"""Environments of the trainers; the second has the default numbers of GNU's, and of Intel's and LLVM's runtimes."""
 _VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY", "OMP_NUM_THREADS")
 
 

@@ -69,13 +69,19 @@ class Home:
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
-    def processes(self) -> set[int]:
-        """Processes of Ray that were started with this folder."""
+    def processes(self, without: bytes = b"Agent") -> set[int]:
+        """Processes of Ray that were started with this folder.
+
+        Args:
+            without: a word of those that are left out; where Ray's head is killed, its agents look for it for a minute.
+        """
         mark = f"RAY_TMPDIR={self.ray}".encode()
         found = set()
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if mark in (path / "environ").read_bytes().split(b"\0") and b"ray" in (path / "cmdline").read_bytes():
+                title = (path / "cmdline").read_bytes()
+                is_ray = b"ray" in title and not (without and without in title)
+                if is_ray and mark in (path / "environ").read_bytes().split(b"\0"):
                     found.add(int(path.name))
         return found
 
@@ -121,10 +127,10 @@ def head(home: Home, port: int, *options: str, program: str = "") -> Iterator[No
             said += line
         yield
     finally:
-        for pid in home.processes():
+        for pid in home.processes(without=b""):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        started.wait()
+        started.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +153,7 @@ def test_without_an_address_a_cluster_of_our_own_works_beside_a_stale_one(home: 
     assert found == {"done": [[2, worker], [4, worker]], "cluster": "1 worker on this machine", "kept": True}
     assert (home.ray / "ray/ray_current_cluster").read_text() == STALE
     assert "no cluster runs on this machine" in home.map("auto")["error"]
-    wait_for(lambda: not home.processes(), 30)
+    wait_for(lambda: not home.processes())
 
 
 def test_a_dead_variable_is_named_at_once_and_local_goes_without(home: Home) -> None:
@@ -239,5 +245,7 @@ def test_a_cluster_of_our_own_ends_with_a_driver_that_is_killed(home: Home) -> N
     finally:
         driver.kill()
         driver.communicate()
-    wait_for(lambda: not home.processes(), 60)
+    wait_for(lambda: not home.processes())
     assert not (home.ray / "ray/ray_current_cluster").exists()
+    for pid in home.processes(without=b""):
+        os.kill(pid, signal.SIGKILL)
