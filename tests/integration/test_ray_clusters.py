@@ -212,11 +212,7 @@ def test_gpus_that_torch_cannot_use_leave_the_cpu_and_the_summary_says_so(
     refused = train("--set", "train.device=cuda")
     assert refused.returncode == 1
     assert "train.device=cuda, but torch can use none of the Ray cluster's 1 GPUs" in refused.stderr
-    chosen = train("--set", "compute.gpus_per_worker=1", "--set", "train.device=cuda")
-    assert chosen.returncode == 1
-    assert "the device is cuda, but torch" in chosen.stderr
-    assert "Traceback" not in chosen.stderr
-    done = train("--json", "--overwrite")
+    done = train("--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["device"].startswith("cpu, ")
