@@ -37,7 +37,7 @@ class ComputeSettings(Settings):
     """CPUs that Ray reserves for each worker."""
     gpus_per_worker: float | None = Field(default=None, ge=0)
     """GPUs that Ray reserves for each worker. Unset, it is 1 where torch can use the cluster's GPUs and the stage's
-    `device` is not `cpu`, else 0; a download needs none."""
+    `device` is not `cpu`, else 0; a download uses none."""
 
     @model_validator(mode="after")
     def _workers_need_ray(self) -> Self:

@@ -57,9 +57,7 @@ def resolve(
         device = "cuda" if settings.device != "cpu" and with_gpus(compute, settings).gpus_per_worker else "cpu"
         if settings.device == "cuda" and device == "cpu":
             if compute.gpus_per_worker is None:
-                raise SettingsError(
-                    f"{section}.device=cuda, but {_useless(cluster_gpus(compute))} of the Ray cluster; use cpu or auto"
-                )
+                raise SettingsError(f"{section}.device=cuda, but {_useless(cluster_gpus(compute))}; use cpu or auto")
             raise SettingsError(f"{section}.device=cuda, but compute.gpus_per_worker=0 gives workers none; set it to 1")
     return settings.model_copy(update={"device": device, "threads": settings.threads or threads or available_cores()})
 
@@ -93,12 +91,14 @@ def describe_device(wanted: DeviceSettings, resolved: DeviceSettings, compute: C
     if not is_local and wanted.device == "auto" and compute.gpus_per_worker is None:
         gpus = cluster_gpus(compute)
         if gpus.count:
-            described += f"; {_useless(gpus)} of the Ray cluster"
+            described += f"; {_useless(gpus)}"
     return described
 
 
 def _useless(gpus: Gpus) -> str:
-    return f"torch can use none of the {gpus.count} GPUs" if gpus.count else "there is no GPU"
+    if not gpus.count:
+        return "the Ray cluster has no GPU"
+    return f"torch can use none of the Ray cluster's {gpus.count} GPUs"
 
 
 def require_device(device: str) -> None:

@@ -55,7 +55,9 @@ class Answer:
         """The first bytes of another protocol, for an error."""
         if not self.body:
             return "it closed the connection without an answer"
-        return "it answers " + repr(self.body[:_SHOWN_BYTES].decode("latin-1").partition("\r\n")[0])
+        line = self.body[:_SHOWN_BYTES].decode("latin-1").split("\n")[0].rstrip()
+        kind = "a web server, which" if line.startswith(("HTTP/", "<")) else "it"
+        return f"{kind} answers {line!r}"
 
 
 def ask(host: str, port: int, question: tuple[str, bytes], token: str | None = None) -> Answer:

@@ -65,8 +65,8 @@ def _start(ray: Any, place: ClusterAddress) -> None:
     except Exception as error:  # of many kinds, some of them Ray's own
         if isinstance(error, OSError) and "AF_UNIX" in str(error):
             raise PriorkitError(
-                f"Ray's sockets need a shorter path than {ray._common.utils.get_user_temp_dir()!r} allows; set "
-                "RAY_TMPDIR to a short local folder, such as /tmp"
+                f"the paths of Ray's sockets are too long ({str(error).rpartition(': ')[2]}); set RAY_TMPDIR to a "
+                "short local folder, such as /tmp"
             ) from None
         reason = explain_failure(str(error.__cause__ or error))
         if place.is_own:

@@ -87,6 +87,7 @@ class _Trainer:
                 use_gpu=gpus > 0,
                 resources_per_worker={name: value for name, value in resources.items() if value},
             ),
+            torch_config=train.torch.TorchConfig(backend="nccl" if job.settings.device == "cuda" else "gloo"),
             run_config=train.RunConfig(
                 name="train",
                 storage_path=folder,  # nothing of the training is written there
@@ -167,7 +168,18 @@ def _failure(ray: Any, fit: Any) -> PriorkitError:
         cause = ray.get(fit)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", error)
-    return PriorkitError(f"Ray Train ended before the training did: {cause}")
+    return explain_end(str(cause))
+
+
+def explain_end(text: str) -> PriorkitError:
+    """The error for the text of one of Ray Train's, which may hold tracebacks, also escaped ones."""
+    if "no GPUs found" in text:
+        return PriorkitError(
+            "Ray reserves GPUs for the workers, but torch sees none there; install torch for these GPUs on the nodes, "
+            "or set train.device=cpu and compute.gpus_per_worker=0"
+        )
+    lines = [line.strip() for line in text.replace("\\n", "\n").splitlines() if line.strip()]
+    return PriorkitError(f"Ray Train ended before the training did: {lines[-1] if lines else 'no reason is given'}")
 
 
 def _require_room_still(ray: Any, compute: ComputeSettings, step: int) -> None:

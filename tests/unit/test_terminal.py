@@ -287,9 +287,11 @@ def test_a_quiet_bar_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_summary_names_what_was_done(capsys: pytest.CaptureFixture[str]) -> None:
     counts = {"success": 1234, "dns": 5}
-    terminal.print_result(StageResult("download", "/data/images", 7, 3, "shards", 1239, 2.25, counts))
+    terminal.print_result(
+        StageResult("download", "/data/images", 7, 3, "shards", 1239, 2.25, counts, cluster="2 workers")
+    )
     out = capsys.readouterr().out
-    for shown in ("download: /data/images", "7 (3 done now, in 2.2 s)", "1,239", "1,234", "dns"):
+    for shown in ("download: /data/images", "7 (3 done now, in 2.2 s)", "1,239", "1,234", "dns", "device", "2 workers"):
         assert shown in out
     assert len(out.splitlines()) < 24
 

@@ -1,0 +1,20 @@
+"""What is said of Ray Train's own errors; training on Ray is in the integration tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from priorkit.prior.distributed import explain_end
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "Ray Train ended before the training did: no reason is given"),
+        ("Traceback:\n File x\nValueError: wrong\n", "Ray Train ended before the training did: ValueError: wrong"),
+        ("failed: (0, 'a\\n  ^^^\\nOSError: full\\n", "Ray Train ended before the training did: OSError: full"),
+        ("ValueError: ProcessGroupNCCL is only supported with GPUs, no GPUs found!", "torch sees none there; install"),
+    ],
+)
+def test_an_error_of_ray_train_is_cut_to_its_reason(text: str, said: str) -> None:
+    assert said in str(explain_end(text))
