@@ -88,6 +88,8 @@ class DownloadSettings(Settings):
     """Images whose header tells of more pixels are never decoded; Pillow's own bound against bombs, 256 MB."""
     decode_mode: Literal["exact", "fast"] = "exact"
     """`exact` gives img2dataset's bytes. `fast` lets the JPEG decoder halve sides that stay above their target."""
+    exif_orientation: Literal["apply", "ignore"] = "apply"
+    """`apply` turns images upright as their EXIF says, since stored images carry none; `ignore` is as img2dataset."""
     timeout_seconds: float = Field(default=10.0, gt=0)
     """Total time for one URL, name look-up, redirects, body and all attempts included; img2dataset's default. It runs
     from when the URL has a place among `concurrency` and `connections_per_host`: that wait is no server's doing."""
