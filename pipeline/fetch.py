@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import functools
 import random
 import re
 import resource
@@ -17,21 +18,25 @@ from types import TracebackType
 from urllib.parse import urljoin
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from .addresses import BlockedAddress, GuardedResolver, is_public, literal_address
 from .config import DownloadSettings
+from .content_coding import BodyTooLarge, CodingError, decode_beginning, decode_body, known_codings
+from .image_kinds import is_image
+from .response_head import MAX_HEAD_BYTES, BadResponse
 from .robots import MAX_ROBOTS_BYTES, opted_out
 from .robots_cache import RobotsCache
+from .tolerant import TolerantHandler
 
 _MAX_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BLOCK_BYTES = 1 << 16
-"""Bytes read, or decompressed, in one step; a connection buffers up to three times as many."""
-_INFLATED_BYTES = 1 << 20
-"""Up to here a compressed body grows freely; images are compressed already, so that a larger one may be a bomb."""
-_INFLATED_AT_ONCE = 8
-"""Compressed bodies that may grow beyond that at once, since little traffic can fill much memory with them."""
+"""Bytes read in one step; a connection buffers up to three times as many."""
+_DECODED_AT_ONCE = 8
+"""Compressed bodies that are decoded at once, since little traffic can fill much memory with them."""
+_CONTENT_RANGE = re.compile(r"\s*bytes\s+0-(\d{1,18})/(\d{1,18})\s*", re.IGNORECASE)
 _RESOLVER_THREADS = 256
 _DNS_SECONDS, _DNS_NAMES = 300, 10_000
 """How long addresses are kept, and of how many names."""
@@ -72,7 +77,7 @@ class Fetcher:
         self._slots = asyncio.Semaphore(_affordable(settings.concurrency))
         self._turn = asyncio.Lock()
         self._host_slots: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
-        self._inflating = asyncio.Semaphore(_INFLATED_AT_ONCE)
+        self._decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
         self._robots = RobotsCache(settings.user_agent, self._read_robots) if settings.robots_txt else None
 
     async def __aenter__(self) -> Fetcher:
@@ -88,9 +93,14 @@ class Fetcher:
             dns_cache_max_size=_DNS_NAMES,
             keepalive_timeout=_IDLE_SECONDS,
         )
+        connector._factory = functools.partial[ResponseHandler](TolerantHandler, loop=asyncio.get_running_loop())
         self._session = aiohttp.ClientSession(
             connector=connector,
-            # images are compressed already; what comes compressed nevertheless is decompressed under the caps
+            auto_decompress=False,  # a body may be an image whatever its header says
+            max_line_size=MAX_HEAD_BYTES,
+            max_field_size=MAX_HEAD_BYTES,
+            max_headers=MAX_HEAD_BYTES,
+            # images are compressed already; a body that is compressed nevertheless is decoded under the caps
             headers={"User-Agent": self._settings.user_agent, "Accept-Encoding": "identity"},
             timeout=aiohttp.ClientTimeout(total=None),  # the deadline below covers attempts, redirects and body
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -133,7 +143,7 @@ class Fetcher:
                 with _named_failures():
                     async with self._get(url) as response:
                         self._check_response(response)
-                        return await self._read(response)
+                        return await self._decode(await self._read(response), response)
             except FetchError as error:
                 wait = max(_backoff(url, attempt), error.retry_after or 0.0)
                 late = time.monotonic() + wait >= deadline
@@ -184,7 +194,7 @@ class Fetcher:
             wait = _retry_after(response.headers.get("Retry-After", ""))
             detail = str(status) if wait is None else f"{status}, to be tried again after {wait:.0f} s"
             raise FetchError("http_429" if status == 429 else "http_5xx", detail, transient=True, retry_after=wait)
-        if status != 200:
+        if not 200 <= status < 300 or status in (204, 205):
             raise FetchError("http_4xx" if 400 <= status < 500 else "http_other", str(status))
         if opted_out(response.headers.getall("X-Robots-Tag", []), self._settings.user_agent):
             raise FetchError("opted_out", "X-Robots-Tag")
@@ -197,23 +207,37 @@ class Fetcher:
         protocol = None if connection is None or response.content_length is not None else connection.protocol
         blocks: list[bytes] = []
         size = 0
-        free = _INFLATED_BYTES if "Content-Encoding" in response.headers else limit
         try:
-            async with contextlib.AsyncExitStack() as place:
-                async for block in response.content.iter_any():
-                    blocks.append(block)
-                    size += len(block)
-                    if size > limit:
-                        raise FetchError("too_large", f"more than {limit} bytes")
-                    if size > free:
-                        await place.enter_async_context(self._inflating)
-                        free = limit
+            async for block in response.content.iter_any():
+                blocks.append(block)
+                size += len(block)
+                if size > limit:
+                    raise FetchError("too_large", f"more than {limit} bytes")
             if protocol is not None and isinstance(protocol.exception(), aiohttp.ClientOSError):
                 # a body without a length ends with its connection, and aiohttp takes a reset for such an end
                 raise FetchError("connection", _short(protocol.exception()), transient=True)
             return b"".join(blocks)
         finally:
             blocks.clear()  # the traceback of a failure would hold it until the next garbage collection
+
+    async def _decode(self, body: bytes, response: aiohttp.ClientResponse) -> bytes:
+        """The body without its Content-Encoding, if it is whole and its status says that it is what was asked for."""
+        if response.status == 206 and not _is_whole(response.headers.get("Content-Range", ""), len(body)):
+            raise FetchError("http_other", "206, a part of the body")
+        header = response.headers.get("Content-Encoding", "")
+        if known_codings(header):
+            failure = None
+            try:
+                async with self._decoding:
+                    body = await asyncio.to_thread(decode_body, body, header, self._settings.max_bytes)
+            except (BodyTooLarge, CodingError) as error:
+                failure = FetchError("too_large" if isinstance(error, BodyTooLarge) else "bad_response", str(error))
+            if failure is not None:  # raised here, since tracebacks would hold the body until a garbage collection
+                del body
+                raise failure
+        if response.status != 200 and not is_image(body):  # such as 202, of pages that keep robots out
+            raise FetchError("http_other", str(response.status))
+        return body
 
     async def _read_robots(self, url: URL) -> bytes:
         """The beginning of a robots.txt; empty where there is none.
@@ -244,7 +268,11 @@ class Fetcher:
                     body += block
                     if len(body) >= MAX_ROBOTS_BYTES:
                         break
-                return bytes(body[:MAX_ROBOTS_BYTES])
+        header = response.headers.get("Content-Encoding", "")
+        if known_codings(header):
+            async with self._decoding:
+                return await asyncio.to_thread(decode_beginning, bytes(body), header, MAX_ROBOTS_BYTES)
+        return bytes(body[:MAX_ROBOTS_BYTES])
 
 
 @contextlib.contextmanager
@@ -264,8 +292,16 @@ def _named_failures() -> Iterator[None]:
         raise FetchError("connection" if broken else "refused", _short(error.os_error), transient=True) from None
     except (aiohttp.InvalidURL, ValueError) as error:  # ValueError: a host that no look-up can take
         raise FetchError("bad_url", _short(error)) from None
+    except BadResponse as error:
+        raise FetchError("bad_response", _short(error)) from None
     except (aiohttp.ClientError, OSError) as error:
         raise FetchError("connection", _short(error), transient=True) from None
+
+
+def _is_whole(content_range: str, size: int) -> bool:
+    """Whether a Content-Range says that a body of `size` bytes is all there is."""
+    match = _CONTENT_RANGE.fullmatch(content_range)
+    return match is not None and int(match[1]) + 1 == int(match[2]) == size
 
 
 def _backoff(url: URL, attempt: int) -> float:
