@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
+from priorkit.pipeline import connections
 from priorkit.pipeline import fetch as fetch_module
-from priorkit.pipeline.addresses import is_public
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.fetch import Fetcher, FetchError
 
@@ -371,12 +371,10 @@ def test_private_networks_are_refused_at_once(url: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["127.0.0.2", "[::1]", "169.254.169.254", "10.0.0.1"])
-def test_a_redirect_to_a_private_address_is_refused(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
-    """The one stand-in of this module: the test's server counts as public, for want of a public server."""
-    monkeypatch.setattr(fetch_module, "is_public", lambda address: address == "127.0.0.1" or is_public(address))
+def test_a_redirect_to_a_private_address_is_refused(target: str) -> None:
     server = Server({"/secret": response(body=b"secret")})
     server.answers["/x"] = _redirect_to(lambda: f"http://{target}:{server.port}/secret")
-    (outcome,) = fetch(["{server}/x"], server, allow_private_addresses=False)
+    (outcome,) = fetch(["{server}/x"], server, allow_private_addresses=False, allow_addresses=["127.0.0.1"])
     assert str(outcome).startswith("blocked_address: ")
     assert [request.split()[1] for request in server.requests] == [b"/x"]
 
@@ -617,9 +615,9 @@ def test_concurrency_keeps_within_the_files_that_may_be_open(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, concurrency: int
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(fetch_module.resource, "getrlimit", lambda _: (soft, hard))
-    monkeypatch.setattr(fetch_module.resource, "setrlimit", lambda _, limits: asked.append(limits[0]))
-    assert fetch_module._affordable(2048) == concurrency
+    monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(connections.resource, "setrlimit", lambda _, limits: asked.append(limits[0]))
+    assert connections.affordable(2048) == concurrency
     assert asked == [min(hard, 4 * 2048 + 512)]
 
 
