@@ -6,6 +6,7 @@ import asyncio
 import functools
 import ipaddress
 import socket
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -13,22 +14,59 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 _IPV4_IN_LAST_BITS = tuple(ipaddress.IPv6Network(net) for net in ("::/96", "::ffff:0:0/96", "64:ff9b::/96"))
 """IPv6 networks whose addresses stand for IPv4 ones: compatible, mapped, and NAT64."""
 
+_NAMED_ONLY = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "169.254.0.0/16",  # link-local, with the metadata services of most clouds
+        "fe80::/10",
+        "100.100.100.200/32",  # Alibaba
+        "168.63.129.16/32",  # Azure
+        "192.0.0.192/32",  # Oracle
+        "fd00:ec2::/64",  # AWS
+        "fd00:42::42/128",  # Scaleway
+        "fd20:ce::254/128",  # Google
+    )
+)
+"""Networks that hand out credentials, or that mean another machine on each network, unless they are named."""
+
 
 class BlockedAddress(Exception):
-    """A host that is, or resolves to, an address we must not reach; its only argument."""
+    """A host that is, or resolves to, an address we must not reach; its only argument says which and why."""
+
+
+class AddressGuard:
+    """The rule for the addresses that a list from strangers may make us reach.
+
+    Args:
+        allow_private: let private networks and loopback through, but neither link-local nor metadata addresses.
+        allowed: networks, such as `10.0.0.0/8`, that are let through whatever they are.
+    """
+
+    def __init__(self, *, allow_private: bool, allowed: Sequence[str] = ()) -> None:
+        self._allow_private = allow_private
+        self._allowed = [ipaddress.ip_network(network) for network in allowed]
+
+    def refusal(self, address: str) -> str | None:
+        """Why an address must not be reached; None if it may be."""
+        forms = _forms(address)
+        if any(form in network for form in forms for network in self._allowed):
+            return None
+        if any(form in network for form in forms for network in _NAMED_ONLY):
+            return f"{address} is link-local or a metadata service, which only download.allow_addresses lets through"
+        return None if self._allow_private or is_public(address) else address
 
 
 class GuardedResolver(AbstractResolver):
-    """The system's look-up of names, which refuses private addresses unless they are allowed.
+    """The system's look-up of names, which refuses the addresses that a guard refuses.
 
     The connection goes to the address that was checked here, so a name that resolves differently the next time gains
     nothing. The threads are its own, since dead name servers hold some of them for many seconds each, and are not
     waited for at the end.
     """
 
-    def __init__(self, *, threads: int, allow_private: bool) -> None:
+    def __init__(self, *, threads: int, guard: AddressGuard | None) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="resolve")
-        self._allow_private = allow_private
+        self._guard = guard
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -37,7 +75,7 @@ class GuardedResolver(AbstractResolver):
 
         Raises:
             OSError: the look-up failed.
-            BlockedAddress: one of the addresses is not public.
+            BlockedAddress: the guard refuses one of the addresses.
         """
         look_up = functools.partial(
             socket.getaddrinfo, host, port, family=family, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
@@ -46,8 +84,8 @@ class GuardedResolver(AbstractResolver):
         results = []
         for kind, _, protocol, _, place in found:
             address = str(place[0])
-            if not self._allow_private and not is_public(address):
-                raise BlockedAddress(address)
+            if self._guard is not None and (refusal := self._guard.refusal(address)) is not None:
+                raise BlockedAddress(refusal)
             flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
             results.append(
                 ResolveResult(hostname=host, host=address, port=port, family=kind, proto=protocol, flags=flags)
@@ -87,3 +125,18 @@ def is_public(address: str) -> bool:
         if ip.is_site_local:
             return False
     return ip.is_global and not ip.is_multicast
+
+
+def is_local_name(host: str) -> bool:
+    """Whether a name always means the machine that resolves it (RFC 6761)."""
+    return f".{host.lower().rstrip('.')}".endswith(".localhost")
+
+
+def _forms(address: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """An address without its scope, and the IPv4 address that it stands for if it is an IPv6 one that does."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv4Address):
+        return [ip]
+    if any(ip in network for network in _IPV4_IN_LAST_BITS):
+        return [ip, ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)]
+    return [ip] if ip.sixtofour is None else [ip, ip.sixtofour]

@@ -19,7 +19,12 @@ _ADVICE = (
         "having too many of them; try one of the URLs by hand, or lower download.concurrency",
     ),
     (
-        ("http_4xx 401", "http_4xx 403", "http_4xx 407", "http_429"),
+        ("proxy",),
+        "the proxy is not reached, or refuses us: see that download.proxy, or http_proxy and https_proxy of the "
+        "environment, are right; download.proxy=none uses no proxy",
+    ),
+    (
+        ("http_4xx 401", "http_4xx 403", "http_429"),
         "servers refuse us: set download.user_agent to a name and an address that say who you are, lower "
         "download.concurrency, or wait; behind a proxy, see that it lets you through",
     ),
@@ -31,7 +36,7 @@ _ADVICE = (
     (
         ("blocked_address",),
         "host names resolve to private addresses: the resolver of a company, a hotel or a filter answers in place "
-        "of the real one; set another resolver, or download.allow_private_addresses if the images are inside",
+        "of the real one; set another resolver, or name networks in download.allow_addresses if the images are inside",
     ),
     (
         ("tls",),

@@ -6,6 +6,8 @@ A setting either changes the bytes that a stage writes, and is then part of that
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -60,6 +62,7 @@ class DownloadSettings(Settings):
             "decode_processes",
             "decode_timeout_seconds",
             "min_success_rate",
+            "proxy",
             "retries",
             "success_window",
             "timeout_seconds",
@@ -101,6 +104,8 @@ class DownloadSettings(Settings):
     """Images whose header tells of more pixels are never decoded; Pillow's own bound against bombs, 256 MB."""
     decode_mode: Literal["exact", "fast"] = "exact"
     """`exact` gives img2dataset's bytes. `fast` lets the JPEG decoder halve sides that stay above their target."""
+    exif_orientation: Literal["apply", "ignore"] = "apply"
+    """`apply` turns images upright as their EXIF says, since stored images carry none; `ignore` is as img2dataset."""
     timeout_seconds: float = Field(default=10.0, gt=0)
     """Total time for one URL, name look-up, redirects, body and all attempts included; img2dataset's default. It runs
     from when the URL has a place among `concurrency` and `connections_per_host`: that wait is no server's doing."""
@@ -110,7 +115,13 @@ class DownloadSettings(Settings):
     max_bytes: int = Field(default=50_000_000, ge=1)
     """Largest body in bytes, after decompression; a larger one is counted as `too_large`."""
     allow_private_addresses: bool = False
-    """Fetch from loopback and private networks too; off, since a list from the web must not reach inside."""
+    """Fetch from loopback and private networks too; off, since a list from the web must not reach inside. Link-local
+    and metadata addresses stay refused, since they hand out credentials: `allow_addresses` names them."""
+    allow_addresses: tuple[str, ...] = ()
+    """Networks to fetch from whatever they are, such as `[10.0.0.0/8]`; none, since public ones need no naming."""
+    proxy: str | None = None
+    """Proxy for all URLs but those of hosts in `no_proxy`; `none` uses no proxy, and null takes `http_proxy`,
+    `https_proxy` or `all_proxy` of the environment, as curl does."""
     user_agent: str = Field(
         default=f"priorkit/{__version__} (image data sets; no contact given)", pattern=r"^[!-~][ -~]*$"
     )
@@ -158,6 +169,30 @@ class DownloadSettings(Settings):
             for name, value in values.items()
             if name not in self.newer_fields or getattr(self, name) != fields[name].default
         }
+
+    @field_validator("allow_addresses", mode="before")
+    @classmethod
+    def _networks(cls, value: Any) -> Any:
+        """Networks in their plain form; one alone, or several with commas, may be a string."""
+        networks = re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else value
+        if not isinstance(networks, list | tuple):
+            raise ValueError("expected a list of networks such as [10.0.0.0/8]")
+        plain = []
+        for network in networks:
+            try:
+                plain.append(str(ipaddress.ip_network(network)))
+            except ValueError as error:
+                raise ValueError(f"{error}; expected networks such as [10.0.0.0/8, 192.168.1.7]") from None
+        return tuple(plain)
+
+    @field_validator("proxy")
+    @classmethod
+    def _proxy_can_be_used(cls, value: str | None) -> str | None:
+        if value is not None and value != "none":
+            from .proxies import parse_proxy  # which loads aiohttp
+
+            parse_proxy(value, "it")
+        return value
 
     @model_validator(mode="after")
     def _png_quality_is_a_level(self) -> Self:

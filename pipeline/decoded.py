@@ -13,7 +13,7 @@ LENGTH = struct.Struct(">Q")
 """In front of every message, either way: how many bytes follow."""
 READY = b""
 """The first message of a decoding process, when it has imported all it needs."""
-IMAGE_OUTCOMES = frozenset({"not_image", "too_many_pixels", "filtered", "decode"})
+IMAGE_OUTCOMES = frozenset({"not_image", "too_many_pixels", "filtered", "decode", "encode"})
 """What may be wrong with a body that arrived; img2dataset's status for it is `failed_to_resize`."""
 
 

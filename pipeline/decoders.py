@@ -68,7 +68,8 @@ class Decoders:
         """The image that is stored for the body of a response.
 
         Raises:
-            ImageError: `not_image`, `too_many_pixels`, `filtered`; or `decode`, also where the process crashed or hung.
+            ImageError: `not_image`, `too_many_pixels`, `filtered`, `encode`; or `decode`, also where the process
+                crashed or hung.
             PriorkitError: decoding processes cannot be started.
         """
         if self._failure is not None:

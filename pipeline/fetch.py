@@ -7,7 +7,6 @@ import contextlib
 import email.utils
 import random
 import re
-import resource
 import socket
 import ssl
 import time
@@ -19,24 +18,20 @@ from urllib.parse import urljoin
 import aiohttp
 from yarl import URL
 
-from .addresses import BlockedAddress, GuardedResolver, is_public, literal_address
+from .addresses import AddressGuard, BlockedAddress, is_local_name, literal_address
 from .config import DownloadSettings
+from .connections import Connections, ProxyFailure, affordable
+from .content_coding import BodyTooLarge, CodingError, decode_beginning, decode_body, known_codings
+from .image_kinds import is_image
+from .response_head import BadResponse
 from .robots import MAX_ROBOTS_BYTES, opted_out
 from .robots_cache import RobotsCache
 
 _MAX_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_BLOCK_BYTES = 1 << 16
-"""Bytes read, or decompressed, in one step; a connection buffers up to three times as many."""
-_INFLATED_BYTES = 1 << 20
-"""Up to here a compressed body grows freely; images are compressed already, so that a larger one may be a bomb."""
-_INFLATED_AT_ONCE = 8
-"""Compressed bodies that may grow beyond that at once, since little traffic can fill much memory with them."""
-_RESOLVER_THREADS = 256
-_DNS_SECONDS, _DNS_NAMES = 300, 10_000
-"""How long addresses are kept, and of how many names."""
-_IDLE_SECONDS = 2.0
-"""How long a connection waits for the next URL of its host; lists are shuffled, and longer only holds files open."""
+_DECODED_AT_ONCE = 8
+"""Compressed bodies that are decoded at once, since little traffic can fill much memory with them."""
+_CONTENT_RANGE = re.compile(r"\s*bytes\s+0-(\d{1,18})/(\d{1,18})\s*", re.IGNORECASE)
 _FIRST_BACKOFF_SECONDS = 0.5
 _LEGAL_URL = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
 
@@ -68,34 +63,16 @@ class Fetcher:
 
     def __init__(self, settings: DownloadSettings, tls: ssl.SSLContext) -> None:
         self._settings = settings
-        self._tls = tls
-        self._slots = asyncio.Semaphore(_affordable(settings.concurrency))
+        self._slots = asyncio.Semaphore(affordable(settings.concurrency))
         self._turn = asyncio.Lock()
         self._host_slots: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
-        self._inflating = asyncio.Semaphore(_INFLATED_AT_ONCE)
+        self._decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
+        self._guard = AddressGuard(allow_private=settings.allow_private_addresses, allowed=settings.allow_addresses)
+        self._connections = Connections(settings, tls, self._guard)
         self._robots = RobotsCache(settings.user_agent, self._read_robots) if settings.robots_txt else None
 
     async def __aenter__(self) -> Fetcher:
-        self._resolver = GuardedResolver(
-            threads=min(self._settings.concurrency, _RESOLVER_THREADS),
-            allow_private=self._settings.allow_private_addresses,
-        )
-        connector = aiohttp.TCPConnector(
-            limit=0,  # the slots limit, before the deadline begins
-            ssl=self._tls,
-            resolver=self._resolver,
-            ttl_dns_cache=_DNS_SECONDS,
-            dns_cache_max_size=_DNS_NAMES,
-            keepalive_timeout=_IDLE_SECONDS,
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            # images are compressed already; what comes compressed nevertheless is decompressed under the caps
-            headers={"User-Agent": self._settings.user_agent, "Accept-Encoding": "identity"},
-            timeout=aiohttp.ClientTimeout(total=None),  # the deadline below covers attempts, redirects and body
-            cookie_jar=aiohttp.DummyCookieJar(),
-            read_bufsize=_BLOCK_BYTES,
-        )
+        await self._connections.__aenter__()
         return self
 
     async def __aexit__(
@@ -103,8 +80,7 @@ class Fetcher:
     ) -> None:
         if self._robots is not None:
             await self._robots.close()
-        await self._session.close()
-        await self._resolver.close()
+        await self._connections.__aexit__(kind, error, trace)
 
     async def fetch(self, url: str | None) -> bytes:
         """The body of `url`. The deadline begins when its host and the whole have a place free.
@@ -133,7 +109,7 @@ class Fetcher:
                 with _named_failures():
                     async with self._get(url) as response:
                         self._check_response(response)
-                        return await self._read(response)
+                        return await self._decode(await self._read(response), response)
             except FetchError as error:
                 wait = max(_backoff(url, attempt), error.retry_after or 0.0)
                 late = time.monotonic() + wait >= deadline
@@ -148,11 +124,11 @@ class Fetcher:
         for _ in range(_MAX_REDIRECTS + 1):
             if self._robots is not None and obey_robots and not await self._robots.allow(url):
                 raise FetchError("robots", f"robots.txt of {url.raw_host}")
-            async with self._session.get(url, allow_redirects=False) as response:
-                if response.status not in _REDIRECTS or "Location" not in response.headers:
+            async with self._connections.request(url) as response:
+                location = response.headers.get("Location", "")
+                if response.status not in _REDIRECTS or not location:
                     yield response
                     return
-                location = response.headers["Location"]
             url = self._check(urljoin(str(url), location))
         raise FetchError("redirect_loop", f"more than {_MAX_REDIRECTS} redirects")
 
@@ -173,9 +149,11 @@ class Fetcher:
             raise FetchError("bad_url", "a user name or password before the host")
         address = literal_address(host)
         if address is None:
-            return checked  # a name: its addresses are checked when it is resolved
-        if not self._settings.allow_private_addresses and not is_public(address):
-            raise FetchError("blocked_address", address)
+            if is_local_name(host) and self._guard.refusal("127.0.0.1") is not None:
+                raise FetchError("blocked_address", host)  # which a proxy would resolve to itself
+            return checked  # a name: its addresses are checked when it is resolved, unless a proxy resolves it
+        if (refusal := self._guard.refusal(address)) is not None:
+            raise FetchError("blocked_address", refusal)
         return checked if address == host else checked.with_host(address)
 
     def _check_response(self, response: aiohttp.ClientResponse) -> None:
@@ -184,7 +162,7 @@ class Fetcher:
             wait = _retry_after(response.headers.get("Retry-After", ""))
             detail = str(status) if wait is None else f"{status}, to be tried again after {wait:.0f} s"
             raise FetchError("http_429" if status == 429 else "http_5xx", detail, transient=True, retry_after=wait)
-        if status != 200:
+        if not 200 <= status < 300 or status in (204, 205):
             raise FetchError("http_4xx" if 400 <= status < 500 else "http_other", str(status))
         if opted_out(response.headers.getall("X-Robots-Tag", []), self._settings.user_agent):
             raise FetchError("opted_out", "X-Robots-Tag")
@@ -197,23 +175,37 @@ class Fetcher:
         protocol = None if connection is None or response.content_length is not None else connection.protocol
         blocks: list[bytes] = []
         size = 0
-        free = _INFLATED_BYTES if "Content-Encoding" in response.headers else limit
         try:
-            async with contextlib.AsyncExitStack() as place:
-                async for block in response.content.iter_any():
-                    blocks.append(block)
-                    size += len(block)
-                    if size > limit:
-                        raise FetchError("too_large", f"more than {limit} bytes")
-                    if size > free:
-                        await place.enter_async_context(self._inflating)
-                        free = limit
+            async for block in response.content.iter_any():
+                blocks.append(block)
+                size += len(block)
+                if size > limit:
+                    raise FetchError("too_large", f"more than {limit} bytes")
             if protocol is not None and isinstance(protocol.exception(), aiohttp.ClientOSError):
                 # a body without a length ends with its connection, and aiohttp takes a reset for such an end
                 raise FetchError("connection", _short(protocol.exception()), transient=True)
             return b"".join(blocks)
         finally:
             blocks.clear()  # the traceback of a failure would hold it until the next garbage collection
+
+    async def _decode(self, body: bytes, response: aiohttp.ClientResponse) -> bytes:
+        """The body without its Content-Encoding, if it is whole and its status says that it is what was asked for."""
+        if response.status == 206 and not _is_whole(response.headers.get("Content-Range", ""), len(body)):
+            raise FetchError("http_other", "206, a part of the body")
+        header = response.headers.get("Content-Encoding", "")
+        if known_codings(header):
+            failure = None
+            try:
+                async with self._decoding:
+                    body = await asyncio.to_thread(decode_body, body, header, self._settings.max_bytes)
+            except (BodyTooLarge, CodingError) as error:
+                failure = FetchError("too_large" if isinstance(error, BodyTooLarge) else "bad_response", str(error))
+            if failure is not None:  # raised here, since tracebacks would hold the body until a garbage collection
+                del body
+                raise failure
+        if response.status != 200 and not is_image(body):  # such as 202, of pages that keep robots out
+            raise FetchError("http_other", str(response.status))
+        return body
 
     async def _read_robots(self, url: URL) -> bytes:
         """The beginning of a robots.txt; empty where there is none.
@@ -244,7 +236,11 @@ class Fetcher:
                     body += block
                     if len(body) >= MAX_ROBOTS_BYTES:
                         break
-                return bytes(body[:MAX_ROBOTS_BYTES])
+        header = response.headers.get("Content-Encoding", "")
+        if known_codings(header):
+            async with self._decoding:
+                return await asyncio.to_thread(decode_beginning, bytes(body), header, MAX_ROBOTS_BYTES)
+        return bytes(body[:MAX_ROBOTS_BYTES])
 
 
 @contextlib.contextmanager
@@ -264,8 +260,18 @@ def _named_failures() -> Iterator[None]:
         raise FetchError("connection" if broken else "refused", _short(error.os_error), transient=True) from None
     except (aiohttp.InvalidURL, ValueError) as error:  # ValueError: a host that no look-up can take
         raise FetchError("bad_url", _short(error)) from None
+    except ProxyFailure as error:
+        raise FetchError("proxy", str(error), transient=error.transient) from None
+    except BadResponse as error:
+        raise FetchError("bad_response", _short(error)) from None
     except (aiohttp.ClientError, OSError) as error:
         raise FetchError("connection", _short(error), transient=True) from None
+
+
+def _is_whole(content_range: str, size: int) -> bool:
+    """Whether a Content-Range says that a body of `size` bytes is all there is."""
+    match = _CONTENT_RANGE.fullmatch(content_range)
+    return match is not None and int(match[1]) + 1 == int(match[2]) == size
 
 
 def _backoff(url: URL, attempt: int) -> float:
@@ -282,19 +288,6 @@ def _retry_after(value: str) -> float | None:
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return max(0.0, date.timestamp() - time.time())
-
-
-def _affordable(concurrency: int) -> int:
-    """As many URLs at once as this process may open files for, after it has asked for more.
-
-    Each takes a connection, and as many again may be idle for a moment.
-    """
-    needed = 4 * concurrency + 512
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return concurrency if soft == resource.RLIM_INFINITY else max(1, min(concurrency, (soft - 512) // 4))
 
 
 def _short(error: BaseException | None) -> str:

@@ -15,7 +15,7 @@ from .errors import InputError
 from .storage import Store
 from .webdataset import ImageShard, read_samples, read_shard_table
 
-TRANSIENT_OUTCOMES = frozenset({"dns", "refused", "tls", "connection", "timeout", "http_429", "http_5xx"})
+TRANSIENT_OUTCOMES = frozenset({"dns", "refused", "proxy", "tls", "connection", "timeout", "http_429", "http_5xx"})
 """Failures that may pass, by themselves or with a mended resolver, clock or network: what `--retry-failed` redoes."""
 
 

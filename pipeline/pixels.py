@@ -12,12 +12,13 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import Compose, Normalize, ToTensor  # type: ignore[import-untyped]
 
+from .upright import eight_bit_image, orientation, turn_image
+
 # what Pillow would rather be given; the palette's own colours are meant
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
 _MAX_PIXELS = 89_478_485
 """Of an image, or of what it becomes when its shorter side is resized: Pillow's own bound against bombs, 256 MB."""
-_WIDE_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 
 
 class PixelError(Exception):
@@ -49,6 +50,8 @@ class Pixels:
     def decode(self, data: bytes) -> torch.Tensor:
         """One encoded image -> uint8 `[H, W, 3]`, or float32 `[3, H, W]` where preprocessing is whole.
 
+        The image is turned as its EXIF says, and scaled to 8 bits per channel, before it is preprocessed.
+
         Safe in several threads at once.
 
         Raises:
@@ -57,7 +60,8 @@ class Pixels:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 self._check_size(*image.size)
-                pixels = self._preprocess(_without_wide_values(image))
+                turned = turn_image(eight_bit_image(image), orientation(image, data))
+                pixels = self._preprocess(turned)
                 return pixels if self._mean is None else torch.from_numpy(np.array(pixels))
         except PixelError:
             raise
@@ -84,10 +88,3 @@ class Pixels:
         # a thin image grows when its shorter side becomes that of the model
         if self._image_size**2 * max(width, height) / max(1, min(width, height)) > _MAX_PIXELS:
             raise PixelError(f"image_too_thin: {width} x {height} pixels")
-
-
-def _without_wide_values(image: Image.Image) -> Image.Image:
-    """Of 16-bit grey the upper 8 bits, where Pillow's own conversion turns all that is not dark into white."""
-    if image.mode not in _WIDE_MODES:
-        return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

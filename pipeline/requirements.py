@@ -11,6 +11,7 @@ import sys
 
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "backports": "backports.zstd",
     "all_clip": "clip-retrieval",
     "clip_retrieval": "clip-retrieval",
     "cv2": "img2dataset",
@@ -27,10 +28,13 @@ DISTRIBUTIONS = {
 _FOLDERS = ("fsspec", "pyarrow", "pydantic", "pyyaml", "typer")
 _PRIOR = (*_FOLDERS, "numpy", "safetensors", "torch")
 _CLIP = ("open-clip-torch", "pillow", "torchvision")
-_OF_PYTHON = ("standard-imghdr",) if sys.version_info >= (3, 13) else ()
+_OF_PYTHON = (
+    *(("standard-imghdr",) if sys.version_info >= (3, 13) else ()),
+    *(("backports.zstd",) if sys.version_info < (3, 14) else ()),
+)
 
 CHAIN = {
-    "download": (*_FOLDERS, "aiohttp", "img2dataset", "numpy", "pillow", *_OF_PYTHON),
+    "download": (*_FOLDERS, "aiohttp", "brotli", "img2dataset", "numpy", "pillow", *_OF_PYTHON),
     "embed": (*_FOLDERS, "numpy", "torch", *_CLIP),
     "train": _PRIOR,
     "evaluate": _PRIOR,

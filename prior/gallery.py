@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..pipeline.read import EmbeddingDataset
 from ..pipeline.storage import Store
 from ..pipeline.terminal import clean
+from ..pipeline.upright import opened_rgb
 from ..pipeline.webdataset import list_image_shards, read_samples
 from .model import Prior
 
@@ -67,7 +68,7 @@ def read_images(images: str, keys: set[str]) -> dict[str, Image.Image]:
     for shard in list_image_shards(store):
         for sample in read_samples(store, shard):
             if sample.key in keys and sample.image is not None:
-                found[sample.key] = Image.open(io.BytesIO(sample.image)).convert("RGB")
+                found[sample.key] = opened_rgb(sample.image)
     return found
 
 

@@ -8,6 +8,7 @@ import functools
 import http.server
 import io
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,10 @@ TINY_CLIP_CONFIG = {
     },
     "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
 }
+
+for _name in ("http_proxy", "https_proxy", "all_proxy"):  # servers of the tests are on this machine
+    os.environ.pop(_name, None)
+    os.environ.pop(_name.upper(), None)
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")
 

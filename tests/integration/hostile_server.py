@@ -25,10 +25,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import brotli
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import compress as zstd_compress
+else:
+    from backports.zstd import compress as zstd_compress
 
 MAX_BYTES = 1_000_000
 """The cap with which the outcomes below are to be expected."""
@@ -194,6 +200,8 @@ OPTED_OUT = {
     "second": ["all", "otherbot: all, priorkit: NoImageIndex"],
 }
 CHUNKS = b"3;x=y\r\n%s\r\n%x\r\n%s\r\n0\r\nTrailer: x\r\n\r\n" % (IMAGE[:3], len(IMAGE) - 3, IMAGE[3:])
+LF_CHUNKS = b"3\n%s\n%x\n%s\n0\n\n" % (IMAGE[:3], len(IMAGE) - 3, IMAGE[3:])
+LENGTH = b"Content-Length: %d\r\n\r\n" % len(IMAGE)
 MEMBERS = gzip.compress(bytes(200_000)) * 100
 BUSY, DOWN = "429 Too Many Requests", "503 Service Unavailable"
 
@@ -242,23 +250,72 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "short-body": Behaviour("connection", raw("Content-Length: 100\r\n", b"body")),
     "short-chunk": Behaviour("connection", raw(CHUNKED, b"100\r\nbody")),
     "chunk-without-end": Behaviour("connection", raw(CHUNKED, b"4\r\nbody\r\n")),
-    "bad-chunk-size": Behaviour("connection", raw(CHUNKED, b"xyz\r\nbody\r\n0\r\n\r\n")),
-    "negative-chunk": Behaviour("connection", raw(CHUNKED, b"-4\r\nbody\r\n0\r\n\r\n")),
-    "chunk-too-long": Behaviour("connection", raw(CHUNKED, b"2\r\nbody\r\n0\r\n\r\n")),
-    "negative-length": Behaviour("connection", raw("Content-Length: -1\r\n", b"body")),
-    "length-of-letters": Behaviour("connection", raw("Content-Length: ten\r\n", b"body")),
-    "two-lengths": Behaviour("connection", raw("Content-Length: 4\r\nContent-Length: 5\r\n", b"body!")),
-    "not-http": Behaviour("connection", b"SSH-2.0-OpenSSH_9.0\r\n"),
-    "bad-status": Behaviour("connection", b"HTTP/1.1 abc OK\r\n\r\n"),
-    "long-header": Behaviour("connection", raw(f"X: {'x' * 70_000}\r\n", IMAGE)),
-    "many-headers": Behaviour("connection", raw("X: x\r\n" * 2000, IMAGE)),
-    "endless-header": Behaviour("connection", repeating(b"HTTP/1.1 200 OK\r\nX: ", b"x" * 65536, 0)),
-    "not-gzip": Behaviour("connection", response(body=IMAGE, Content_Encoding="gzip")),
-    "not-brotli": Behaviour("connection", response(body=IMAGE, Content_Encoding="br")),
-    "not-zstd": Behaviour("connection", response(body=IMAGE, Content_Encoding="zstd")),
-    "too-many-members": Behaviour("connection", response(body=gzip.compress(b"") * 5000, Content_Encoding="gzip")),
     "reset-then-image": Behaviour("success", first(resetting(b"HTTP/1.1"), response(body=IMAGE)), requests=2),
+    # responses that browsers and curl take
+    "long-header": Behaviour("success", raw(f"X: {'x' * 70_000}\r\n", IMAGE), requests=1),
+    "many-headers": Behaviour("success", raw("X: x\r\n" * 2000, IMAGE), requests=1),
+    "space-in-name": Behaviour("success", response(body=IMAGE, **{"X Powered By": "foo"}), requests=1),
+    "space-after-name": Behaviour("success", raw(f"Content-Length : {len(IMAGE)}\r\n", IMAGE), requests=1),
+    "no-colon": Behaviour("success", raw("this is no header\r\n", IMAGE), requests=1),
+    "no-name": Behaviour("success", raw(": x\r\n", IMAGE), requests=1),
+    "folded-header": Behaviour("success", raw("X: a\r\n b\r\n\tc: d\r\n", IMAGE), requests=1),
+    "control-in-header": Behaviour("success", raw("X: a\x01\x00b\rc\r\n", IMAGE), requests=1),
+    "same-length-twice": Behaviour("success", raw(f"Content-Length: {len(IMAGE)}\r\n" * 2, IMAGE), requests=1),
+    "same-length-listed": Behaviour("success", raw(f"Content-Length: {len(IMAGE)}, {len(IMAGE)}\r\n", IMAGE)),
+    "length-and-chunks": Behaviour("success", raw(f"Content-Length: 7\r\n{CHUNKED}", CHUNKS), requests=1),
+    "length-with-plus": Behaviour("success", raw(f"Content-Length: +{len(IMAGE)} \r\n", IMAGE), requests=1),
+    "length-of-letters": Behaviour("success", raw("Content-Length: ten\r\n", IMAGE), requests=1),
+    "negative-length": Behaviour("success", raw("Content-Length: -1\r\n", IMAGE), requests=1),
+    "no-length-after-all": Behaviour("success", raw("Content-Length: \r\n", IMAGE), requests=1),
+    "more-than-length": Behaviour("success", response(body=IMAGE) + b"and more", requests=1),
+    "more-than-chunks": Behaviour("success", raw(CHUNKED, CHUNKS + b"and more"), requests=1),
+    "bare-line-feeds": Behaviour("success", b"HTTP/1.1 200 OK\n" + LENGTH.replace(b"\r", b"") + IMAGE, requests=1),
+    "chunks-of-line-feeds": Behaviour("success", b"HTTP/1.1 200\nTransfer-Encoding: Chunked\n\n" + LF_CHUNKS),
+    "no-reason": Behaviour("success", b"HTTP/1.1 200\r\n" + LENGTH + IMAGE, requests=1),
+    "small-http": Behaviour("success", b"http/1.1 200 ok\r\n" + LENGTH + IMAGE, requests=1),
+    "http-2": Behaviour("success", b"HTTP/2 200\r\n" + LENGTH + IMAGE, requests=1),
+    "not-gzip": Behaviour("success", response(body=IMAGE, Content_Encoding="gzip"), requests=1),
+    "not-deflate": Behaviour("success", response(body=IMAGE, Content_Encoding="deflate"), requests=1),
+    "not-brotli": Behaviour("success", response(body=IMAGE, Content_Encoding="br"), requests=1),
+    "not-zstd": Behaviour("success", response(body=IMAGE, Content_Encoding="zstd"), requests=1),
+    "brotli": Behaviour("success", response(body=brotli.compress(IMAGE), Content_Encoding="br"), requests=1),
+    "zstd": Behaviour("success", response(body=zstd_compress(IMAGE), Content_Encoding="zstd"), requests=1),
+    "twice-encoded": Behaviour(
+        "success", response(body=gzip.compress(brotli.compress(IMAGE)), Content_Encoding="br, x-gzip"), requests=1
+    ),
+    **{
+        f"encoding-{name or 'empty'}": Behaviour("success", response(body=IMAGE, Content_Encoding=name), requests=1)
+        for name in ("none", "utf-8", "identity", "", "aws-chunked", "compress")
+    },
+    "gzip-with-rest": Behaviour("success", response(body=gzip.compress(IMAGE) + bytes(9), Content_Encoding="gzip")),
+    "201": Behaviour("success", response("201 Created", IMAGE), requests=1),
+    "203": Behaviour("success", response("203 Non-Authoritative Information", IMAGE), requests=1),
+    "206-whole": Behaviour(
+        "success",
+        response("206 Partial Content", IMAGE, Content_Range=f"bytes 0-{len(IMAGE) - 1}/{len(IMAGE)}"),
+        requests=1,
+    ),
+    "redirect-beyond-ascii": Behaviour("http_4xx", redirect("/404?caf\xe9 au lait"), requests=1),
+    # responses that nobody takes
+    "two-lengths": Behaviour("bad_response", raw("Content-Length: 4\r\nContent-Length: 5\r\n", b"body!"), requests=1),
+    "not-http": Behaviour("bad_response", b"SSH-2.0-OpenSSH_9.0\r\n", requests=1),
+    "bad-status": Behaviour("bad_response", b"HTTP/1.1 abc OK\r\n\r\n", requests=1),
+    "endless-header": Behaviour("bad_response", repeating(b"HTTP/1.1 200 OK\r\nX: ", b"x" * 65536, 0), requests=1),
+    "bad-chunk-size": Behaviour("bad_response", raw(CHUNKED, b"xyz\r\nbody\r\n0\r\n\r\n"), requests=1),
+    "negative-chunk": Behaviour("bad_response", raw(CHUNKED, b"-4\r\nbody\r\n0\r\n\r\n"), requests=1),
+    "chunk-too-long": Behaviour("bad_response", raw(CHUNKED, b"2\r\nbody\r\n0\r\n\r\n"), requests=1),
+    "page-not-in-gzip": Behaviour("bad_response", response(body=HTML, Content_Encoding="gzip"), requests=1),
+    "cut-gzip": Behaviour("bad_response", response(body=gzip.compress(IMAGE)[:-20], Content_Encoding="gzip")),
+    "too-many-members": Behaviour("bad_response", response(body=gzip.compress(b"") * 5000, Content_Encoding="gzip")),
+    "brotli-bomb": Behaviour("too_large", response(body=brotli.compress(ZEROS), Content_Encoding="br")),
+    "zstd-bomb": Behaviour("too_large", response(body=zstd_compress(ZEROS), Content_Encoding="zstd")),
     # statuses
+    "202": Behaviour("http_other", response("202 Accepted", HTML), requests=1),
+    "206-part": Behaviour("http_other", response("206 Part", IMAGE, Content_Range="bytes 0-9/100"), requests=1),
+    "206-later": Behaviour("http_other", response("206 Part", IMAGE, Content_Range="bytes 9-99/100"), requests=1),
+    "206-unknown": Behaviour(
+        "http_other", response("206 Partial Content", IMAGE, Content_Range=f"bytes 0-{len(IMAGE) - 1}/*"), requests=1
+    ),
     "400": Behaviour("http_4xx", response("400 Bad Request", Retry_After="0"), requests=1),
     "403": Behaviour("http_4xx", response("403 Forbidden"), requests=1),
     "404": Behaviour("http_4xx", response("404 Not Found", HTML), requests=1),

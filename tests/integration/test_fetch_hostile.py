@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from priorkit.pipeline import addresses
-from priorkit.pipeline import fetch as fetch_module
+from priorkit.pipeline import addresses, connections
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.fetch import Fetcher, FetchError
 
@@ -123,8 +122,7 @@ def _public_server() -> Iterator[NameServers]:
     names = NameServers()
     real = addresses.is_public
     with pytest.MonkeyPatch.context() as patch:
-        for module in (addresses, fetch_module):
-            patch.setattr(module, "is_public", lambda address: address == SERVER or real(address))
+        patch.setattr(addresses, "is_public", lambda address: address == SERVER or real(address))
         patch.setattr(socket, "getaddrinfo", names)
         try:
             yield names
@@ -263,8 +261,8 @@ def test_a_name_that_resolves_differently_the_second_time_gains_nothing(
     results, requests, names = fetch_guarded(tmp_path, [url, url])
     assert [result.outcome for result in results] == ["http_4xx", "http_4xx"]
     assert names.asked["rebinding.test"] == 1
-    monkeypatch.setattr(fetch_module, "_DNS_SECONDS", 0)
-    monkeypatch.setattr(fetch_module, "_IDLE_SECONDS", 0)
+    monkeypatch.setattr(connections, "_DNS_SECONDS", 0)
+    monkeypatch.setattr(connections, "_IDLE_SECONDS", 0)
     results, requests, names = fetch_guarded(tmp_path, [url, url])
     assert [result.outcome for result in results] == ["http_4xx", "blocked_address"]
     assert requests == ["rebinding.test/404"]

@@ -102,7 +102,9 @@ def test_the_results_are_those_of_img2dataset(
     served: tuple[str, Path], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     _, source = served
-    settings = DownloadSettings(rows_per_shard=ROWS_PER_SHARD, image_size=64, allow_private_addresses=True, **changes)
+    settings = DownloadSettings(
+        rows_per_shard=ROWS_PER_SHARD, image_size=64, allow_private_addresses=True, exif_orientation="ignore", **changes
+    )
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     download(str(source), str(ours), settings)
     options = {

@@ -31,6 +31,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "priorkit"
 FOLDERS = ("pipeline", "prior", "recipes")
 
+STANDARD_LIBRARY = sys.stdlib_module_names | {"compression"}
+"""Modules of Python itself, those of later versions than this one included."""
+
 SINGLE_HOMES = {
     "ray": {"pipeline/parallel.py", "prior/distributed.py"},
     "open_clip": {"pipeline/clip.py", "recipes/demo/train_clip.py"},
@@ -188,7 +191,7 @@ def test_every_module_that_is_imported_has_a_declared_dependency() -> None:
     stated = [*project["dependencies"], *extras["demo"], *extras["clip-retrieval"], *extras["report"], *extras["wandb"]]
     declared = {re.split(r"[\[<>=; ]", line)[0].lower().replace("_", "-") for line in stated}
     imported = {found.target.split(".")[0] for imports in IMPORTS.values() for found in imports}
-    third_party = imported - set(sys.stdlib_module_names) - {PACKAGE}
+    third_party = imported - STANDARD_LIBRARY - {PACKAGE}
     undeclared = {name for name in third_party if DISTRIBUTIONS.get(name, name.replace("_", "-")) not in declared}
     assert undeclared == set()
 
@@ -214,7 +217,7 @@ def test_what_a_stage_is_said_to_need_is_what_it_imports(stage: str) -> None:
             reached.add(name)
             waiting += [found.target for found in IMPORTS[name] if found.at_start]
     at_start = {found.target.split(".")[0] for name in reached for found in IMPORTS[name] if found.at_start}
-    third_party = at_start - set(sys.stdlib_module_names) - {PACKAGE, "typing_extensions"}  # which pydantic brings
+    third_party = at_start - STANDARD_LIBRARY - {PACKAGE, "typing_extensions"}  # which pydantic brings
     needed = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in third_party}
     # these their only homes import as late as they can
     needed |= {"open-clip-torch"} if f"{PACKAGE}.pipeline.clip" in reached else set()

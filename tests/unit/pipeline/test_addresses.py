@@ -9,7 +9,10 @@ import time
 
 import pytest
 
-from priorkit.pipeline.addresses import BlockedAddress, GuardedResolver, is_public, literal_address
+from priorkit.pipeline.addresses import AddressGuard, BlockedAddress, GuardedResolver, is_public, literal_address
+from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.errors import SettingsError
+from priorkit.pipeline.settings import parse_settings
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_every_spelling_of_an_address_is_known(host: str, address: str | None) -
 
 def resolve(host: str, *, allow_private: bool) -> list[str]:
     async def run() -> list[str]:
-        resolver = GuardedResolver(threads=2, allow_private=allow_private)
+        resolver = GuardedResolver(threads=2, guard=AddressGuard(allow_private=allow_private))
         try:
             return [result["host"] for result in await resolver.resolve(host, 80)]
         finally:
@@ -130,7 +133,7 @@ def test_a_look_up_that_hangs_holds_up_neither_the_others_nor_the_end(monkeypatc
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
     async def run() -> list[str]:
-        resolver = GuardedResolver(threads=2, allow_private=True)
+        resolver = GuardedResolver(threads=2, guard=None)
         hanging = asyncio.create_task(resolver.resolve("hangs"))
         await asyncio.sleep(0.01)
         found = [result["host"] for result in await resolver.resolve("127.0.0.1", 80)]
@@ -144,3 +147,55 @@ def test_a_look_up_that_hangs_holds_up_neither_the_others_nor_the_end(monkeypatc
         assert time.monotonic() - start < 10
     finally:
         released.set()
+
+
+@pytest.mark.parametrize(
+    ("address", "closed", "private", "named"),
+    [
+        ("8.8.8.8", True, True, True),
+        ("10.1.2.3", False, True, True),
+        ("127.0.0.1", False, True, False),
+        ("192.168.0.1", False, True, False),
+        ("::1", False, True, False),
+        ("fd12:3456::1", False, True, False),
+        ("::ffff:10.1.2.3", False, True, True),
+        ("64:ff9b::10.1.2.3", False, True, True),
+        ("169.254.169.254", False, False, True),
+        ("169.254.170.2", False, False, False),
+        ("::ffff:169.254.169.254", False, False, True),
+        ("64:ff9b::a9fe:a9fe", False, False, True),
+        ("2002:a9fe:a9fe::", False, False, True),
+        ("fe80::1", False, False, False),
+        ("fe80::1%eth0", False, False, False),
+        ("fd00:ec2::254", False, False, True),
+        ("fd20:ce::254", False, False, False),
+        ("100.100.100.200", False, False, False),
+        ("192.0.0.192", False, False, False),
+        ("168.63.129.16", False, False, False),
+        ("100.100.100.201", False, True, False),
+    ],
+)
+def test_the_guard_lets_through_what_is_allowed(address: str, closed: bool, private: bool, named: bool) -> None:
+    allowed = ["10.0.0.0/8", "169.254.169.254", "fd00:ec2::254"]
+    assert (AddressGuard(allow_private=False).refusal(address) is None) is closed
+    assert (AddressGuard(allow_private=True).refusal(address) is None) is private
+    assert (AddressGuard(allow_private=False, allowed=allowed).refusal(address) is None) is named
+
+
+@pytest.mark.parametrize(
+    ("value", "networks"),
+    [
+        (["10.0.0.0/8", "169.254.169.254"], ("10.0.0.0/8", "169.254.169.254/32")),
+        ("10.0.0.0/8", ("10.0.0.0/8",)),
+        ("10.0.0.0/8, fd00::/8", ("10.0.0.0/8", "fd00::/8")),
+        ([], ()),
+    ],
+)
+def test_networks_are_a_list_or_a_string(value: object, networks: tuple[str, ...]) -> None:
+    assert DownloadSettings.model_validate({"allow_addresses": value}).allow_addresses == networks
+
+
+@pytest.mark.parametrize("value", ["10.0.0.1/8", "example.org", ["10.0.0.0/33"], 10, True, None, [["10.0.0.0/8"]]])
+def test_what_is_no_network_is_named(value: object) -> None:
+    with pytest.raises(SettingsError, match=r"allow_addresses: .*\[10\.0\.0\.0/8"):
+        parse_settings(DownloadSettings, {"allow_addresses": value}, "a test")

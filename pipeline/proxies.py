@@ -1,0 +1,123 @@
+"""The proxy for each URL: from a setting, or from the environment as curl reads it."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+from yarl import URL
+
+from .errors import SettingsError
+
+_SCHEMES = ("http", "https")
+"""Schemes of URLs that are fetched, and of proxies that can be used."""
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy without its credentials, so that no message shows them."""
+
+    url: URL
+    headers: Mapping[str, str] = field(repr=False)
+    """The header that carries the credentials, if there are any."""
+
+
+class Proxies:
+    """The proxies of one download.
+
+    Args:
+        setting: `download.proxy`: a URL, `none`, or None for the environment's.
+        environment: variables such as `http_proxy`, in small letters or else in capitals.
+
+    Raises:
+        SettingsError: a proxy cannot be used.
+    """
+
+    def __init__(self, setting: str | None, environment: Mapping[str, str]) -> None:
+        self._by_scheme: dict[str, Proxy] = {}
+        self._bypass = NoProxy("")
+        if setting == "none":
+            return
+        self._bypass = NoProxy(_variable(environment, "no_proxy"))
+        for scheme in _SCHEMES:
+            name, text = "download.proxy", setting or ""
+            for name in () if setting else (f"{scheme}_proxy", "all_proxy"):
+                if name == "http_proxy" and "REQUEST_METHOD" in environment and name not in environment:
+                    continue  # in a CGI script HTTP_PROXY is a header of the client
+                if text := _variable(environment, name):
+                    break
+            if text:
+                self._by_scheme[scheme] = parse_proxy(text, name)
+
+    def __bool__(self) -> bool:
+        return bool(self._by_scheme)
+
+    def for_url(self, url: URL) -> Proxy | None:
+        """The proxy that fetches a URL; None where it is fetched directly."""
+        proxy = self._by_scheme.get(url.scheme)
+        return None if proxy is None or self._bypass.matches(url.raw_host or "", url.port) else proxy
+
+
+class NoProxy:
+    """Hosts that are reached directly, as `no_proxy` lists them.
+
+    Args:
+        text: names, which stand for all names below them too, addresses, networks, or `*`, between commas or spaces.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._names: list[tuple[str, int | None]] = []
+        self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+        for entry in re.split(r"[,\s]+", text.strip().lower()):
+            try:
+                self._networks.append(ipaddress.ip_network(entry.strip("[]"), strict=False))
+                continue
+            except ValueError:
+                pass
+            host, port = entry, None
+            if match := re.fullmatch(r"(\[[^\]]*\]|[^:]*):(\d{1,5})", entry):
+                host, port = match[1].strip("[]"), int(match[2])
+            if host := host.removeprefix("*.").strip("."):
+                self._names.append((host, port))
+
+    def matches(self, host: str, port: int | None) -> bool:
+        """Whether a host, and its port where an entry names one, is listed."""
+        host = host.lower().rstrip(".")
+        try:
+            address = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            pass
+        else:
+            if any(address in network for network in self._networks):
+                return True
+        return any(
+            (wanted is None or wanted == port) and (name == "*" or host == name or host.endswith(f".{name}"))
+            for name, wanted in self._names
+        )
+
+
+def parse_proxy(text: str, source: str) -> Proxy:
+    """Read the URL of a proxy; `host:port` stands for `http://host:port`.
+
+    Raises:
+        SettingsError: it is none that can be used; `source` says where it stands.
+    """
+    try:
+        url = URL(text.strip() if "://" in text else f"http://{text.strip()}")
+        usable = url.scheme in _SCHEMES and bool(url.host) and bool(url.port)
+        user, password = unquote(url.raw_user or ""), unquote(url.raw_password or "")
+    except ValueError:
+        url, usable = URL(), False
+    if not usable:
+        shown = f"a proxy of the kind {url.scheme}" if url.scheme not in ("", *_SCHEMES) else "no URL of a proxy"
+        raise SettingsError(f"{source} is {shown}: expected http://HOST:PORT, or download.proxy=none to use no proxy")
+    credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return Proxy(url.origin(), {"Proxy-Authorization": f"Basic {credentials}"} if user or password else {})
+
+
+def _variable(environment: Mapping[str, str], name: str) -> str:
+    return environment.get(name, environment.get(name.upper(), "")).strip()

@@ -1,0 +1,163 @@
+"""Connections that take the responses which browsers and curl take, where aiohttp's parser is strict."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+from aiohttp.client_proto import ResponseHandler
+
+from .response_head import MAX_HEAD_BYTES, BadResponse, Head, HeadReader
+
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?")
+_CHUNK_LINE_BYTES = 16_384
+"""Bytes of the line that begins a chunk, extensions included, as in Chrome."""
+
+
+class LengthReader:
+    """The bytes of a body of stated length."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.excess = False
+        """Whether more bytes arrived than belong to the body."""
+
+    @property
+    def done(self) -> bool:
+        return not self._left
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what belongs to the body."""
+        self.excess |= len(data) > self._left
+        data = data[: self._left]
+        self._left -= len(data)
+        return data
+
+
+class ChunkReader:
+    """The chunks of a body in strict form: CRLF at each end of a line, no extensions, no trailers."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._state = "size"
+        self._left = 0
+        self._trailer_bytes = 0
+        self.done = self.excess = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what is known of the chunks and was not returned before.
+
+        Raises:
+            BadResponse: the bytes are no chunks.
+        """
+        self._buffer += data
+        strict: list[bytes] = []
+        while not self.done and self._buffer:
+            if self._state == "data":
+                block = bytes(self._buffer[: self._left])
+                del self._buffer[: self._left]
+                strict.append(block)
+                self._left -= len(block)
+                if not self._left:
+                    strict.append(b"\r\n")
+                    self._state = "end"
+                continue
+            end = self._buffer.find(b"\n")
+            if (end if end >= 0 else len(self._buffer)) > _CHUNK_LINE_BYTES:
+                raise BadResponse(f"a line of more than {_CHUNK_LINE_BYTES:,} bytes between chunks")
+            if end < 0:
+                break
+            line = bytes(self._buffer[:end]).strip(b"\r \t")
+            del self._buffer[: end + 1]
+            strict.append(self._line(line))
+        self.excess = self.done and bool(self._buffer)
+        return b"".join(strict)
+
+    def _line(self, line: bytes) -> bytes:
+        """Take in a line that is no data."""
+        if self._state == "end":
+            if line:
+                raise BadResponse("a chunk is longer than it says")
+            self._state = "size"
+            return b""
+        if self._state == "trailer":
+            self._trailer_bytes += len(line)
+            if self._trailer_bytes > MAX_HEAD_BYTES:
+                raise BadResponse(f"trailers of more than {MAX_HEAD_BYTES:,} bytes")
+            self.done = not line
+            return b"\r\n" if self.done else b""
+        size = _CHUNK_SIZE.fullmatch(line)
+        if size is None:
+            raise BadResponse(f"{line[:20]!r} is no size of a chunk")
+        self._left = int(size[1], 16)
+        self._state = "data" if self._left else "trailer"
+        return b"%x\r\n" % self._left
+
+
+class TolerantHandler(ResponseHandler):
+    """aiohttp's protocol of a connection, which receives strict heads and chunks, and nothing behind the end of a body.
+
+    Args:
+        loop: the event loop of the connection.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._heads: HeadReader | None = None
+        """The reader of the head that is awaited; None within a body."""
+        self._body: LengthReader | ChunkReader | None = None
+        """The reader of a body whose end is stated."""
+
+    def set_response_params(self, **options: Any) -> None:
+        """Await a response."""
+        self._heads, self._body = HeadReader(), None
+        super().set_response_params(**options)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass on bytes of a body, and those of a head once it is whole."""
+        try:
+            if self._heads is None or self._parser is None:
+                self._body_received(data)
+                return
+            self._heads.buffer += data
+            while self._heads is not None and (head := self._heads.take()) is not None:
+                if head.status >= 200 or head.status == 101:  # others announce a further head
+                    rest, self._heads = bytes(self._heads.buffer), None
+                    self._body = _body_reader(head)
+                    super().data_received(head.data)
+                    if rest:
+                        self._body_received(rest)
+                else:
+                    super().data_received(head.data)
+        except BadResponse as error:
+            self._fail(error)
+
+    def _body_received(self, data: bytes) -> None:
+        reader = self._body
+        if reader is None or not data:
+            super().data_received(data)
+            return
+        was_done = reader.done
+        body = reader.feed(data)
+        if reader.excess:  # no next response would begin where it should
+            self.force_close()
+        if was_done and self.transport is not None:
+            self.transport.close()
+        elif body:
+            super().data_received(body)
+
+    def _fail(self, error: BadResponse) -> None:
+        """End the response, and the connection with it."""
+        if self._payload is not None and not self._payload.is_eof():
+            self._payload.set_exception(error)
+        self._heads = self._payload = self._parser = None  # what comes of the connection now says less
+        if self.transport is not None:
+            self.transport.close()
+        self.set_exception(error)
+
+
+def _body_reader(head: Head) -> LengthReader | ChunkReader | None:
+    if head.chunked:
+        return ChunkReader()
+    return None if head.length is None else LengthReader(head.length)

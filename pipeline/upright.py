@@ -1,0 +1,122 @@
+"""Pixels as a viewer shows them: turned as EXIF says, and with 8 bits per channel."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+# the web is full of it, and it turns nothing
+warnings.filterwarnings("ignore", message="Corrupt EXIF data")
+
+_ORIENTATION = 0x0112
+_PNG_MARKS = (b"eXIf", b"Raw profile type", b"tiff:Orientation")
+"""Bytes without which a PNG has no orientation; Pillow decodes the whole file to look for one."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WIDE_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
+"""Pillow's modes of more than 8 bits per channel."""
+
+
+def orientation(image: Image.Image, body: bytes) -> int:
+    """Return the EXIF orientation (1 to 8) that is still to be applied to the pixels of an opened image.
+
+    It is 1 for TIFF, since Pillow and OpenCV turn TIFF while they decode it, and where EXIF is damaged.
+    """
+    if image.format == "TIFF" or (image.format == "PNG" and not any(mark in body for mark in _PNG_MARKS)):
+        return 1
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF raises many kinds; viewers ignore it
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def turn_image(image: Image.Image, orientation: int) -> Image.Image:
+    """Turn an image upright; the image itself where there is nothing to turn."""
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn pixels `[H, W]` or `[H, W, C]` upright."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
+    """Scale pixel values of any number type to uint8.
+
+    - Unsigned integers of `bits` bits keep their upper 8 bits, also where the image uses only a part of the range.
+    - All other types say no range. Integers within 0..255 and floats within 0..255, but not within 0..1, stay as they
+      are; floats within 0..1 are multiplied by 255; values within 0..65535 are divided by 256; others are stretched
+      from their smallest to their largest value.
+    - NaN and -inf become 0, +inf becomes 255.
+
+    Raises:
+        ValueError: no value is finite.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.uint16:
+        values = np.minimum(values >> (bits - 8), 255)
+        return values.astype(np.uint8)
+    scaled = values.astype(np.float64 if values.dtype.itemsize > 4 else np.float32)
+    finite = scaled[np.isfinite(scaled)]
+    if not finite.size:
+        raise ValueError("no finite pixel value")
+    low, high = float(finite.min()), float(finite.max())
+    del finite
+    if low >= 0 and high <= 1 and values.dtype.kind == "f":
+        scaled *= 255
+        scaled += 0.5  # 8-bit values that were divided by 255 come back as they were
+    elif low >= 0 and high <= 255:
+        pass
+    elif low >= 0 and high <= 65535:
+        scaled /= 256
+    else:
+        span = high / 2 - low / 2  # halves, since the difference of the largest floats is infinite
+        scaled = (scaled / 2 - low / 2) / (span or 1.0) * 255
+    np.nan_to_num(scaled, copy=False, nan=0, posinf=255, neginf=0)
+    result: np.ndarray = scaled.clip(0, 255).astype(np.uint8)
+    return result
+
+
+def eight_bit_image(image: Image.Image) -> Image.Image:
+    """Scale a grey image of more than 8 bits to 8; the image itself in all other modes.
+
+    Pillow's own conversion clips instead: it makes 16-bit grey white, and floats within 0..1 black.
+    """
+    if image.mode not in _WIDE_MODES:
+        return image
+    return Image.fromarray(eight_bit(np.asarray(image)))
+
+
+def avif_bits(body: bytes) -> int:
+    """Return the bits per channel that an AVIF states: 8, 10 or 12."""
+    start = body.find(b"av1C")  # AV1 codec configuration box: version, profile, then the flags
+    flags = body[start + 6] if 0 <= start < len(body) - 6 else 0
+    return 8 if not flags & 0x40 else 12 if flags & 0x20 else 10
+
+
+def opened_rgb(body: bytes) -> Image.Image:
+    """Decode an image to upright 8-bit RGB.
+
+    Raises:
+        Exception: any kind, as Pillow raises for damaged images.
+    """
+    with Image.open(io.BytesIO(body)) as image:
+        return turn_image(eight_bit_image(image), orientation(image, body)).convert("RGB")
