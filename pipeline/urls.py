@@ -289,8 +289,6 @@ def _to_table(batches: list[pa.RecordBatch]) -> pa.Table:
     return table.take(pa.array(np.arange(table.num_rows))).combine_chunks()
 
 
-
-
 def _unreadable(path: str, error: BaseException) -> InputError:
     if isinstance(error, InputError):
         return error
