@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from .file_marks import path_stamp
+from .file_stamps import path_stamp
 
 FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "json")
 READ_ERRORS = (
