@@ -8,10 +8,7 @@ that was moved, touched or copied is still the same, and one that was rewritten 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
-import os
-import posixpath
 import threading
 import time
 from collections import OrderedDict
@@ -20,9 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, Optional, cast
 
-from fsspec.implementations.local import LocalFileSystem
-
 from .errors import InputError
+from .file_stamps import NO_STAMP, Stamp, stamps
 from .hashing import hash_file
 from .shards import fingerprint
 from .storage import Store
@@ -30,12 +26,6 @@ from .storage import Store
 Tell = Optional[Callable[[str], None]]
 """Takes a note on progress; None where nobody wants to know."""
 
-_SETTLED_SECONDS = 2.0
-"""Age in seconds below which a modification time is not trusted: a second write may get the same time, which counts
-seconds on some file systems and two seconds on FAT."""
-_CONTENT_TAGS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "crc32c", "checksum", "blob_id", "sha256")
-"""What object stores say of an object that changes with every write, whatever the clock."""
-_TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "modificationTime", "created")
 _HASH_THREADS = 8
 _QUIET_SECONDS = 1.0
 """Seconds of hashing before progress is shown, and between two notes."""
@@ -44,20 +34,6 @@ UNREADABLE = "unreadable"
 """In place of the hash of a file that could not be read, so that it counts as changed once it can be."""
 _CACHED_HASHES = 1024
 """Number of files whose hashes a process keeps, since a large table is the input of many shards."""
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """What a file system says of a file without reading it."""
-
-    bytes: int
-    modified: str | None
-    """Modification time in nanoseconds, or an object store's tags; None where neither is known."""
-    settled: bool
-    """Whether a later change is certain to change `modified`."""
-
-
-_NO_STAMP = Stamp(0, None, settled=False)
 
 
 @dataclass(frozen=True)
@@ -77,68 +53,6 @@ class FileMark:
     def is_of(self, stamp: Stamp) -> bool:
         """Whether the file that has this stamp now is certain to be unchanged."""
         return self.modified is not None and (self.bytes, self.modified) == (stamp.bytes, stamp.modified)
-
-
-def stamps(store: Store, names: Iterable[str]) -> dict[str, Stamp]:
-    """Stamps of files, by their paths below the store's root; those that are not there are left out."""
-    if store.is_local:
-        found = {name: _local_stamp(f"{store.root}/{name}") for name in names}
-        return {name: stamp for name, stamp in found.items() if stamp is not None}
-    store.fs.invalidate_cache()
-    wanted = {f"{store.root}/{name}": name for name in names}
-    described: dict[str, Any] = {}
-    for folder in sorted({posixpath.dirname(path) for path in wanted}):  # one listing, where `info` asks for each
-        with contextlib.suppress(FileNotFoundError):
-            described.update({entry["name"]: entry for entry in store.fs.ls(folder, detail=True)})
-    return {name: remote_stamp(described[path]) for path, name in wanted.items() if path in described}
-
-
-def _local_stamp(path: str) -> Stamp | None:
-    try:
-        status = os.stat(path)  # of what a link points to
-        target = f" {os.readlink(path)}" if os.path.islink(path) else ""
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return Stamp(status.st_size, f"{status.st_mtime_ns}{target}", _is_old(status.st_mtime))
-
-
-def path_stamp(fs: Any, path: str) -> Stamp:
-    """Stamp of one file of an fsspec file system; of a local file by its path."""
-    if isinstance(fs, LocalFileSystem):
-        return _local_stamp(path) or _NO_STAMP
-    fs.invalidate_cache()
-    return remote_stamp(fs.info(path))
-
-
-def file_stamp(store: Store, path: str, described: Mapping[str, Any]) -> Stamp:
-    """Stamp of a file from its entry in a listing; of a local one from the file itself, since a link's entry is old.
-
-    Args:
-        path: of the file system.
-    """
-    stamp = _local_stamp(path) if store.is_local else remote_stamp(described)
-    return _NO_STAMP if stamp is None else stamp
-
-
-def remote_stamp(described: Mapping[str, Any]) -> Stamp:
-    """Stamp of a file from its entry in an fsspec listing."""
-    size = int(described.get("size") or 0)
-    tags = {name: str(described[name]) for name in _CONTENT_TAGS if described.get(name)}
-    if tags:
-        return Stamp(size, " ".join(f"{name}={value}" for name, value in sorted(tags.items())), settled=True)
-    moment = next((described[name] for name in _TIMES if described.get(name)), None)
-    if isinstance(moment, str):
-        with contextlib.suppress(ValueError):
-            moment = datetime.datetime.fromisoformat(moment.replace("Z", "+00:00"))
-    if isinstance(moment, datetime.datetime):
-        moment = (moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)).timestamp()
-    if not isinstance(moment, int | float):
-        return Stamp(size, None, settled=False)
-    return Stamp(size, repr(moment), _is_old(moment))
-
-
-def _is_old(modified: float) -> bool:
-    return time.time() - modified > _SETTLED_SECONDS
 
 
 class _Hashes:
@@ -222,7 +136,7 @@ class _HashedReader:
 @contextlib.contextmanager
 def open_hashed(store: Store, name: str) -> Iterator[BinaryIO]:
     """Open a file to stream it; its hash is remembered for `marks_of_read` unless the reader gives up."""
-    stamp = stamps(store, [name]).get(name, _NO_STAMP)
+    stamp = stamps(store, [name]).get(name, NO_STAMP)
     with store.fs.open(f"{store.root}/{name}", "rb") as file:
         reader = _HashedReader(file)
         yield cast(BinaryIO, reader)

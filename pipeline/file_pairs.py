@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from .errors import InputError
-from .file_marks import Stamp, file_stamp, note_content
+from .file_marks import note_content
+from .file_stamps import Stamp, file_stamp
 from .samples import IMAGE_EXTENSIONS, Sample, name_extensions
 from .shards import fingerprint
 from .storage import Store

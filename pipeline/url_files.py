@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .config import Quoting
-from .file_marks import path_stamp
+from .file_stamps import path_stamp
 from .url_count import FileCount, RowsError
 from .url_delimited import read_delimited
 from .url_types import plain_type

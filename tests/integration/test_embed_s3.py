@@ -36,11 +36,11 @@ def download_settings() -> DownloadSettings:
 
 
 def stored(url: str) -> dict[str, bytes]:
-    """What a folder holds, but for timings."""
+    """Content of a folder, without what holds times."""
     store = Store(url)
     found = {}
     for name in store.names():
-        if "stats" not in name:
+        if "stats" not in name and not name.startswith("inputs/"):
             with store.open(name) as file:
                 found[name] = file.read()
     return found
