@@ -235,8 +235,9 @@ def _suggestion(column: str, setting: str, available: Sequence[str]) -> str | No
     by_case: dict[str, str] = {}
     for name in available:
         by_case.setdefault(name.strip().lower(), name)
-    for candidate in (column.strip().lower(), *_SYNONYMS.get(setting, ())):
-        if candidate in by_case:
-            return by_case[candidate]
-    nearest = difflib.get_close_matches(column.lower(), by_case, n=1, cutoff=0.8)
-    return by_case[nearest[0]] if nearest else None
+    usual = _SYNONYMS.get(setting, ())
+    candidates = [column.strip().lower(), *usual]
+    alike = difflib.get_close_matches(column.lower(), by_case, n=1, cutoff=0.8)
+    if column.lower() not in usual:
+        candidates[1:1] = alike
+    return next((by_case[name] for name in [*candidates, *alike] if name in by_case), None)

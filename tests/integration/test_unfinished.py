@@ -85,13 +85,6 @@ def test_a_download_without_any_image_is_no_success(
     assert pq.read_table(tmp_path / "images/00000.parquet").num_rows == 5
 
 
-@pytest.mark.parametrize("column", ["image_norm", "text_norm", "image_path", "key"])
-def test_a_column_that_a_stage_writes_itself_is_refused_in_a_list(column: str, tmp_path: Path) -> None:
-    pq.write_table(pa.table({"url": ["http://h/0.jpg"], "caption": ["a"], column: ["x"]}), tmp_path / "urls.parquet")
-    with pytest.raises(InputError, match=f"column '{column}' is written by priorkit itself"):
-        download(str(tmp_path / "urls.parquet"), str(tmp_path / "images"), DownloadSettings())
-
-
 def test_text_that_is_not_utf8_stops_nothing(tmp_path: Path) -> None:
     bad = pa.array([b"caf\xe9", b"\xff"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"url": bad, "caption": bad}), tmp_path / "urls.parquet")

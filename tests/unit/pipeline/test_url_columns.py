@@ -179,6 +179,7 @@ def test_keep_columns_chooses(tmp_path: Path) -> None:
         (["id", "image_url", "text"], {}, "did you mean 'image_url'?"),
         (["url", "location", "captain"], {}, "did you mean 'captain'?"),
         (["url", "licence", "action"], {}, "no column 'caption'; The list has"),
+        (["url", "image_url", "caption"], {"url_column": "image_ulr"}, "did you mean 'image_url'?"),
         (["img", "caption"], {"url_column": "image"}, "did you mean 'img'?"),
         ([f"column {number}" for number in range(60)], {}, "'column 5', 54 more"),
         (["x" * 500], {}, "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...'"),
