@@ -121,7 +121,7 @@ def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) 
     for name, record in sorted(manifest.shards.items()):
         if record.counts.get(most):
             with store.open(failures_name(name)) as file:
-                failures = pq.read_table(file, use_threads=False).to_pylist()
+                failures = pq.ParquetFile(file).read(use_threads=False).to_pylist()
             first = next(row for row in failures if row["error"].partition(":")[0] == most)
             return f"sample {first['key']!r}: {first['error']}"
     return ""
