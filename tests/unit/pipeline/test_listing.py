@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from pathlib import Path
@@ -106,15 +107,18 @@ def test_a_link_to_nothing_is_listed_so_that_reading_it_fails_by_name(tmp_path: 
     assert Store(str(tmp_path)).sizes() == {"0.jpg": 0}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
-def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, ["a/0.jpg"])
-    (tmp_path / "a").chmod(0)
-    try:
-        with pytest.raises(InputError, match="a cannot be listed"):
-            Store(str(tmp_path)).names()
-    finally:
-        (tmp_path / "a").chmod(0o755)
+    scandir = os.scandir
+
+    def refuse(folder: str) -> Any:
+        if folder.endswith("/a"):  # a mock, since root may list every folder
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="a cannot be listed"):
+        Store(str(tmp_path)).names()
 
 
 def test_an_output_folder_may_hold_hidden_files_but_no_foreign_work(tmp_path: Path) -> None:
