@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,6 +39,10 @@ for _name in ("http_proxy", "https_proxy", "all_proxy"):  # servers of the tests
     os.environ.pop(_name.upper(), None)
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")
+
+
+hypothesis.settings.register_profile("priorkit", deadline=None)  # no test depends on the machine's speed
+hypothesis.settings.load_profile("priorkit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
