@@ -19,7 +19,7 @@ from .listing import list_files
 from .storage import open_location
 from .url_columns import ListColumns, choose_columns, require_headers
 from .url_count import FileCount, RowsError
-from .url_files import FORMATS, READ_ERRORS, FileHead, FileMark, file_head, list_format, read_file
+from .url_files import FORMATS, READ_ERRORS, FileHead, ListMark, file_head, list_format, read_file
 from .url_types import plain_column
 
 _MARK_THREADS = 16
@@ -39,7 +39,7 @@ class UrlList:
     columns: ListColumns
     earlier: tuple[ListColumns, ...]
     """Columns of the list when it had fewer files, where they differ; shards that were made then keep them."""
-    marks: tuple[FileMark | None, ...]
+    marks: tuple[ListMark | None, ...]
     """Of each file; None where it has to be read to be known."""
     quoting: Quoting
     counts: dict[str, FileCount] = field(default_factory=dict, compare=False)
