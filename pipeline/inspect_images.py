@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .columns import is_text, require_distinct, texts
+from .arrow_columns import key_texts
+from .arrow_types import is_text, require_distinct
 from .errors import InputError
 from .inspect_found import Examples, Inspection, Tell
 from .inspect_metadata import opened_parquet
@@ -56,7 +57,7 @@ def read_shard_rows(store: Store, name: str) -> ShardTable:
         reason = str(error).splitlines()[0]
         raise InputError(f"{store.url}/{name} is damaged ({reason}); download that shard again") from error
     if "key" in columns:
-        columns["key"] = texts(table.column("key"), f"{store.url}/{name}: column 'key'")
+        columns["key"] = key_texts(table.column("key"), f"{store.url}/{name}: column 'key'")
     status = columns.get("status", ["success"] * parquet.metadata.num_rows)
     return ShardTable(parquet.metadata.num_rows, [row for row, s in enumerate(status) if s == "success"], columns)
 

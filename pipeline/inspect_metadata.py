@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .arrow_columns import as_text, column_of
+from .arrow_types import column_fault, is_text
 from .embedding_rules import CAPTION_COLUMN, KEY_COLUMNS
 from .errors import InputError
 from .inspect_found import Examples, Inspection, Tell
 from .inspect_statistics import Distribution, Repeats, hashes_of, lengths, magnitudes
 from .inspect_vectors import ShardParts, array_blocks
 from .storage import Store
-from .text_columns import as_text, column_fault, column_of, is_text
 
 _BATCH_ROWS = 16384
 _NORMS = {"image_norm": "image", "text_norm": "text"}

@@ -25,11 +25,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .arrow_types import plain_type
 from .config import Quoting
 from .file_stamps import path_stamp
 from .url_count import FileCount, RowsError
 from .url_delimited import read_delimited
-from .url_types import plain_type
 
 FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "json")
 READ_ERRORS = (

@@ -12,7 +12,8 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .columns import carried, is_text, require_distinct, texts
+from .arrow_columns import carried, key_texts
+from .arrow_types import is_text, require_distinct
 from .errors import InputError
 from .file_marks import note_file, open_hashed
 from .listing import is_data
@@ -154,7 +155,7 @@ def _foreign_shard(store: Store, tar_name: str) -> ImageShard:
     status = _read_parquet(store, shard.table_name, columns=["status"])
     files = shard.files if status is None else (tar_name, shard.table_name)
     if status is not None and status.num_columns and is_text(status.column("status").type):
-        successes = texts(status.column("status"), shard.table_name).count("success")
+        successes = key_texts(status.column("status"), shard.table_name).count("success")
         if successes or not status.num_rows:
             return ImageShard(name, mark, successes, files)
     return ImageShard(name, mark, _count_samples(store, shard), files)
