@@ -26,6 +26,7 @@ from .arrow_types import (
     plain_type,
 )
 from .errors import InputError
+from .explain import one_line
 
 _SIMPLE = (
     pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null, pa.types.is_binary,
@@ -109,9 +110,8 @@ def carried(table: pa.Table, where: str) -> pa.Table:
             column.validate(full=True)
             column.take(pa.array([], pa.int64()))
         except COLUMN_ERRORS as error:
-            reason = str(error).splitlines()[0]
             raise InputError(
-                f"{where}: column {field.name!r} ({field.type}) cannot be carried along ({reason}); "
+                f"{where}: column {field.name!r} ({field.type}) cannot be carried along ({one_line(error)}); "
                 "write it again as a plain type, or drop it"
             ) from error
         if column is not table.column(at):

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from .arrow_columns import carried, key_texts
 from .arrow_types import is_text, require_distinct
 from .errors import InputError
+from .explain import one_line
 from .file_marks import note_file, open_hashed
 from .listing import is_data
 from .samples import IMAGE_EXTENSIONS, Sample, name_extensions
@@ -298,5 +299,6 @@ def _read_parquet(store: Store, name: str, columns: list[str] | None = None) -> 
             require_distinct(parquet.schema_arrow, f"{store.url}/{name}")
             return parquet.read(columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{store.url}/{name} is damaged ({reason}); write it again, or move it away") from error
+        raise InputError(
+            f"{store.url}/{name} is damaged ({one_line(error)}); write it again, or move it away"
+        ) from error
