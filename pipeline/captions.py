@@ -19,12 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .arrow_columns import as_text
+from .arrow_types import column_fault
 from .embedding_shards import EmbeddingShard
 from .errors import InputError
 from .selection import FOLDER
 from .shards import READ_BLOCK_ROWS
 from .storage import Store
-from .text_columns import as_text, column_fault
 
 _COLUMN = "caption"
 _GROUP_ROWS = 4 * READ_BLOCK_ROWS

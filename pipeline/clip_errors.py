@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from .config import ClipSettings
 from .errors import InputError
+from .explain import one_line
 
 _LONGEST = 400
 """Characters of a library's message that are shown; a checkpoint of another architecture names hundreds of tensors."""
@@ -46,15 +47,9 @@ def explain(settings: ClipSettings, error: Exception) -> InputError:
     if "QuickGELU mismatch" in str(error):
         return InputError(
             f"{wanted}: these weights were trained with the other activation than {settings.model} has "
-            f"({shorten(error)}); name {settings.model}-quickgelu, or set embed.clip.quick_gelu"
+            f"({one_line(error, _LONGEST)}); name {settings.model}-quickgelu, or set embed.clip.quick_gelu"
         )
-    return InputError(f"{wanted}: cannot be loaded ({shorten(error)})")
-
-
-def shorten(error: BaseException) -> str:
-    """A message in one line of bounded length."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return InputError(f"{wanted}: cannot be loaded ({one_line(error, _LONGEST)})")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,6 +18,9 @@ _FUNCTION = ("weights_sha256", "activation", "preprocess")
 """Parts of an identity that decide which embeddings a CLIP makes, up to rounding."""
 _CONFIGS = ("architecture_sha256", "config_sha256")
 """Hashes of a config without its default values, and as it is written. Configs agree if either does."""
+_ACTIVATION = "-quickgelu"
+"""Ending of open_clip's names of models with the activation of OpenAI's; a tag's weights go by the name of either."""
+Match = Literal["same", "other", "unknown"]
 
 
 def clip_difference(known: Mapping[str, Any], found: Mapping[str, Any], *, strict: bool = False) -> str:
@@ -54,8 +57,8 @@ def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: 
         if before == after:
             return True
         tags = _tag(before), _tag(after)
-        if None not in tags:
-            return tags[0] == tags[1]
+        if None not in tags and not _overrides(before) and not _overrides(after):
+            return _weights(tags[0]) == _weights(tags[1])
         if "weights_sha256" not in known:
             return there is not None and not clip_difference(identify_clip(there), identify_clip(wanted))
         size = embedding_size(wanted)
@@ -66,26 +69,55 @@ def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: 
         return False
 
 
-def is_named_otherwise(known: Mapping[str, Any], location: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    """Whether a CLIP without a known hash has another tag than one that is known; nothing is loaded.
+def compare_clips(
+    known: Mapping[str, Any], location: Mapping[str, Any], found: Mapping[str, Any], found_location: Mapping[str, Any]
+) -> Match:
+    """Compare two CLIPs by what is known of both; nothing is loaded.
+
+    Hashes of weights decide where both are known, else models and tags in open_clip; weights from a path have no tag.
 
     Args:
-        known, location: as for `is_same_clip`.
-        found: identity of the other; may be empty.
+        known, location: identity and place of one, as for `is_same_clip`; either may be empty.
+        found, found_location: those of the other.
     """
+    if clip_difference(known, found):
+        return "other"
     if "weights_sha256" in known and "weights_sha256" in found:
-        return False
-    tags = _tag(known.get("source") or location), _tag(found.get("source", {}))
-    return None not in tags and tags[0] != tags[1]
+        return "same"
+    before, after = known.get("source") or location, found.get("source") or found_location
+    tags = _tag(before), _tag(after)
+    if None in tags:
+        return "unknown"
+    if _weights(tags[0]) != _weights(tags[1]):
+        return "other"
+    return "same" if (tags[0], _overrides(before)) == (tags[1], _overrides(after)) else "unknown"
+
+
+def text_parts(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of an identity or place on which embeddings of texts depend: all but the preprocessing of images."""
+    return {
+        name: text_parts(value) if name == "source" else value
+        for name, value in described.items()
+        if name != "preprocess"
+    }
 
 
 def _tag(source: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Model and tag that a source names, the model by one name for both activations; None for other sources."""
-    if set(source) != {"model", "pretrained"} or source["pretrained"] is None:
+    """Model and tag of open_clip that a source names, spelled in one way; None of a folder or file, or if not known."""
+    model, pretrained = source.get("model"), source.get("pretrained")
+    if not model or not pretrained or ":" in model or "/" in pretrained or "\\" in pretrained:
         return None
-    if ":" in source["model"] or "/" in source["pretrained"]:
-        return None  # a folder or file
-    return source["model"].removesuffix("-quickgelu"), source["pretrained"]
+    return model.replace("/", "-"), pretrained.lower().replace("-", "_")  # open_clip takes either spelling
+
+
+def _weights(tag: tuple[str, str] | None) -> tuple[str, str] | None:
+    """A tag by one name for both activations, which share its weights."""
+    return None if tag is None else (tag[0].removesuffix(_ACTIVATION), tag[1])
+
+
+def _overrides(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a source that change the CLIP that it names."""
+    return {name: value for name, value in source.items() if name not in ("model", "pretrained")}
 
 
 def describe_function(model: Any, config: Mapping[str, Any], library: Any) -> dict[str, Any]:

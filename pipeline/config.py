@@ -69,8 +69,6 @@ class DownloadSettings(Settings):
             "user_agent",
         }
     )  # how fast, how patiently and under what name the same bytes are asked for
-    newer_fields: ClassVar[frozenset[str]] = frozenset({"keep_columns", "quoting"})
-    """Fields whose defaults are what folders were made with before there were such fields."""
 
     url_column: str = "url"
     """Column of the list that holds the image URL."""
@@ -159,16 +157,6 @@ class DownloadSettings(Settings):
         if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
             return tuple(sorted(set(value))) or "none"
         return value
-
-    def identity(self) -> dict[str, Any]:
-        """See `Settings`. Settings newer than some folders count where they are not at their defaults."""
-        values = super().identity()
-        fields = type(self).model_fields
-        return {
-            name: value
-            for name, value in values.items()
-            if name not in self.newer_fields or getattr(self, name) != fields[name].default
-        }
 
     @field_validator("allow_addresses", mode="before")
     @classmethod

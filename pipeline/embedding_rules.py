@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 from .array_files import FileHeader
-from .text_columns import column_fault
+from .arrow_types import column_fault
 from .vector_rules import common_dtype
 
 KEY_COLUMNS = ("key", "image_path")

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .array_files import HEADER_BYTES, ArrayLayout, FileHeader, read_header, read_layout, read_rows
+from .arrow_columns import as_text, column_of, decoded, group_names
+from .arrow_types import column_fault
 from .embedding_files import pair_files, recorded_files
 from .embedding_rules import (
     CAPTION_COLUMN,
@@ -26,7 +28,6 @@ from .embedding_rules import (
 from .errors import InputError
 from .shards import READ_BLOCK_ROWS, ShardRecord
 from .storage import Store
-from .text_columns import as_plain, as_text, column_fault, column_of, group_names
 
 _TEXT_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
 """Columns that are read as text, whatever their type."""
@@ -187,7 +188,7 @@ class EmbeddingShard:
             table.validate(full=True)  # text may be no UTF-8
             return pa.table(
                 {
-                    column: as_text(values) if column in _TEXT_COLUMNS else as_plain(values)
+                    column: as_text(values) if column in _TEXT_COLUMNS else decoded(values)
                     for column in columns
                     for values in [column_of(table, source[column])]
                 }

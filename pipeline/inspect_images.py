@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .columns import is_text, require_distinct, texts
+from .arrow_columns import key_texts
+from .arrow_types import is_text, require_distinct
 from .errors import InputError
+from .explain import one_line
 from .inspect_found import Examples, Inspection, Tell
 from .inspect_metadata import opened_parquet
 from .inspect_statistics import Repeats, hashes_of, lengths
@@ -53,10 +55,9 @@ def read_shard_rows(store: Store, name: str) -> ShardTable:
             table.validate(full=True)  # text may be no UTF-8
             columns: dict[str, list[Any]] = {column: table.column(column).to_pylist() for column in stored}
     except (pa.ArrowException, OSError, KeyError, OverflowError) as error:  # a column twice, a date after the year 9999
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{store.url}/{name} is damaged ({reason}); download that shard again") from error
+        raise InputError(f"{store.url}/{name} is damaged ({one_line(error)}); download that shard again") from error
     if "key" in columns:
-        columns["key"] = texts(table.column("key"), f"{store.url}/{name}: column 'key'")
+        columns["key"] = key_texts(table.column("key"), f"{store.url}/{name}: column 'key'")
     status = columns.get("status", ["success"] * parquet.metadata.num_rows)
     return ShardTable(parquet.metadata.num_rows, [row for row, s in enumerate(status) if s == "success"], columns)
 

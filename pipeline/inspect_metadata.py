@@ -11,13 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .arrow_columns import as_text, column_of
+from .arrow_types import column_fault, is_text
 from .embedding_rules import CAPTION_COLUMN, KEY_COLUMNS
 from .errors import InputError
+from .explain import one_line
 from .inspect_found import Examples, Inspection, Tell
 from .inspect_statistics import Distribution, Repeats, hashes_of, lengths, magnitudes
 from .inspect_vectors import ShardParts, array_blocks
 from .storage import Store
-from .text_columns import as_text, column_fault, column_of, is_text
 
 _BATCH_ROWS = 16384
 _NORMS = {"image_norm": "image", "text_norm": "text"}
@@ -49,7 +51,7 @@ class MetadataInspector:
             with opened_parquet(self._store, name) as table:
                 self._inspect_table(shard, table, tell)
         except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
-            tell(f"shard {shard.name}: {self._store.url}/{name} is damaged ({_first_line(error)}); embed it again")
+            tell(f"shard {shard.name}: {self._store.url}/{name} is damaged ({one_line(error)}); embed it again")
 
     def _inspect_table(self, shard: ShardParts, table: pq.ParquetFile, tell: Tell) -> None:
         name, stored = shard.files["metadata"], table.schema_arrow.names
@@ -228,7 +230,7 @@ def inspect_failures(store: Store, found: Inspection, name: str, shard: str, exp
             for batch in table.iter_batches(_BATCH_ROWS, columns=["error"], use_threads=False):
                 found.count_errors(collections.Counter(str(value) for value in batch.column("error").to_pylist()))
     except (pa.ArrowException, OSError, KeyError) as error:
-        tell(f"shard {shard}: {store.url}/{name} is damaged ({_first_line(error)}); embed it again")
+        tell(f"shard {shard}: {store.url}/{name} is damaged ({one_line(error)}); embed it again")
         return
     if rows != expected:
         tell(f"shard {shard}: {name} has {rows} rows, its record says {expected}")
@@ -245,7 +247,3 @@ def _differing(one: pa.Array, other: pa.Array) -> list[int]:
     if one.type != other.type:
         return []
     return [int(row) for row in np.flatnonzero(pc.fill_null(pc.not_equal(one, other), False).to_numpy(False))]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or repr(error)).splitlines()[0]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from .columns import texts
+from .arrow_columns import key_texts
 from .errors import InputError
 from .samples import Place
 
@@ -37,7 +37,7 @@ def join_rows(
         if table is None:
             continue
         members = sorted((place, key) for place, key in samples if place.part == part)
-        stored = texts(table.column("key"), f"column 'key' of {title}")
+        stored = key_texts(table.column("key"), f"column 'key' of {title}")
         places = match_keys(stored, [key for _, key in members], title)
         found.update({place: start + row for (place, _), row in zip(members, places, strict=True) if row is not None})
         start += table.num_rows

@@ -8,6 +8,7 @@ import zipfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .arrow_types import plain_type
 from .errors import InputError
 from .storage import Store
 
@@ -89,8 +90,7 @@ def _vector_columns(store: Store, name: str) -> list[str]:
 
 
 def _is_vector(stored: pa.DataType) -> bool:
-    if isinstance(stored, pa.BaseExtensionType):
-        return _is_vector(stored.storage_type)
+    stored = plain_type(stored)
     is_list = pa.types.is_list(stored) or pa.types.is_large_list(stored) or pa.types.is_fixed_size_list(stored)
     return bool(is_list and pa.types.is_floating(stored.value_type))
 

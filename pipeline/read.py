@@ -17,6 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from .arrow_columns import as_text, column_of
+from .arrow_types import can_be_text
 from .config import ReadSettings
 from .embedding_shards import EmbeddingShard, find_shards
 from .errors import InputError
@@ -35,7 +37,6 @@ from .selection import (
 from .shards import Manifest, fingerprint, read_manifest, require_stage
 from .shuffle import hash_key
 from .storage import TEMPORARY_SUFFIX, Store
-from .text_columns import as_text, can_be_text, column_of
 from .vector_rules import ROUNDED, WORDS, common_dtype, judge_norms, normalise_rows, row_fault, row_norms
 
 Split = Literal["train", "validation", "test"]

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .columns import carried, is_bytes, is_text, plain_type, require_distinct, texts
+from .arrow_columns import carried, key_texts
+from .arrow_types import is_bytes, is_text, plain_type, require_distinct
 from .errors import InputError, SettingsError
 from .file_marks import note_file
 from .samples import Sample, encodable
@@ -97,7 +98,7 @@ class TableShard:
 
     def _keys(self, table: pa.Table, row: int) -> list[str]:
         if "key" in table.schema.names:
-            given = texts(table.column("key"), f"{self.path}: column 'key'")
+            given = key_texts(table.column("key"), f"{self.path}: column 'key'")
             return [self._key(row + offset) if key is None else key for offset, key in enumerate(given)]
         return [self._key(row + offset) for offset in range(table.num_rows)]
 
@@ -126,7 +127,7 @@ def _paths(table: pa.Table, column: str | None) -> list[str | None]:
     if values is None or not pa.types.is_struct(values.type) or "path" not in [field.name for field in values.type]:
         return [None] * table.num_rows
     paths = pc.struct_field(values, "path")
-    return texts(paths, "path") if is_text(paths.type) else [None] * table.num_rows
+    return key_texts(paths, "path") if is_text(paths.type) else [None] * table.num_rows
 
 
 def _lacks_images(parquet: pq.ParquetFile, column: str) -> bool:
@@ -212,8 +213,6 @@ def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, ima
                 f"embed.{setting}={column}: {path} has no such column; it has {', '.join(schema.names)}; to embed "
                 f"without, embed.{setting.partition('_')[0].replace('caption', 'text')}=false"
             )
-        if schema.names.count(column) > 1:
-            raise SettingsError(f"embed.{setting}={column}: {path} has that column more than once; rename the others")
         kind = schema.field(column).type
         if not fits(kind) and not pa.types.is_null(kind):  # a column of nulls alone, whose rows fail by name
             raise SettingsError(f"embed.{setting}={column}: {path} has {kind} there, needed is {what}")

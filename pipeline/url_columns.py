@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from .arrow_types import is_bytes, is_text, unified, why_not_carried
 from .config import DownloadSettings
 from .errors import InputError
 from .url_files import FileHead, list_format
-from .url_types import is_text, unified, why_not_carried
 
 ADDED_COLUMNS = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "sha256")
 """Columns that download adds to each row."""
@@ -141,7 +141,7 @@ def _as_text(source: str, schema: pa.Schema, wanted: Mapping[str, str]) -> pa.Sc
             continue
         name = setting.removesuffix("_column")
         kind = schema.field(name).type
-        if not is_text(kind):
+        if not is_text(kind) and not is_bytes(kind):  # Impala and old Spark mark no bytes as text
             raise InputError(f"{source}: column {column!r} holds {kind}, not text: set {setting} to another")
         schema = schema.set(schema.get_field_index(name), pa.field(name, pa.string()))
     return schema

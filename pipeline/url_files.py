@@ -25,11 +25,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .arrow_types import plain_type
 from .config import Quoting
 from .file_stamps import path_stamp
 from .url_count import FileCount, RowsError
 from .url_delimited import read_delimited
-from .url_types import plain_type
 
 FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "json")
 READ_ERRORS = (
@@ -57,7 +57,7 @@ Unwanted = Callable[[int, int], bool]
 
 
 @dataclass(frozen=True)
-class FileMark:
+class ListMark:
     """By what a parquet file is known again without reading its rows."""
 
     rows: int
@@ -80,7 +80,7 @@ class FileHead:
     schema: pa.Schema
     """Names and plain types."""
     has_rows: bool
-    mark: FileMark | None
+    mark: ListMark | None
     """None where the file has to be read to be known."""
 
 
@@ -89,7 +89,7 @@ def list_format(path: str) -> str:
     return path.removesuffix(".gz").rpartition(".")[2].lower()
 
 
-def file_mark(path: str) -> FileMark | None:
+def list_mark(path: str) -> ListMark | None:
     """The mark of a parquet file, from a few reads; None of other files, which have to be read whole."""
     return _footer(path)[0] if path.endswith(".parquet") else None
 
@@ -109,7 +109,7 @@ def file_head(path: str, quoting: Quoting) -> FileHead:
     return FileHead(schema, False, None)
 
 
-def _footer(path: str) -> tuple[FileMark, pa.Schema]:
+def _footer(path: str) -> tuple[ListMark, pa.Schema]:
     fs, plain_path = fsspec.core.url_to_fs(path)
     size = int(fs.size(plain_path))
     stamp = path_stamp(fs, plain_path) if size > _WHOLE_BYTES else None  # before anything is read
@@ -124,7 +124,7 @@ def _footer(path: str) -> tuple[FileMark, pa.Schema]:
     for start in range(0, length, step):
         digest.update(fs.cat_file(plain_path, start=start, end=min(start + sample, length)))
     modified = stamp.modified if stamp is not None and stamp.settled else None
-    return FileMark(metadata.num_rows, size, digest.hexdigest(), modified), metadata.schema.to_arrow_schema()
+    return ListMark(metadata.num_rows, size, digest.hexdigest(), modified), metadata.schema.to_arrow_schema()
 
 
 def _plain_schema(schema: pa.Schema) -> pa.Schema:

@@ -13,14 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .arrow_columns import plain_column
+from .arrow_types import COLUMN_ERRORS
 from .config import DownloadSettings, Quoting
 from .errors import InputError
 from .listing import list_files
 from .storage import open_location
 from .url_columns import ListColumns, choose_columns, require_headers
 from .url_count import FileCount, RowsError
-from .url_files import FORMATS, READ_ERRORS, FileHead, FileMark, file_head, list_format, read_file
-from .url_types import plain_column
+from .url_files import FORMATS, READ_ERRORS, FileHead, ListMark, file_head, list_format, read_file
 
 _MARK_THREADS = 16
 """Files whose marks are read at once: each waits for remote storage a few times."""
@@ -39,7 +40,7 @@ class UrlList:
     columns: ListColumns
     earlier: tuple[ListColumns, ...]
     """Columns of the list when it had fewer files, where they differ; shards that were made then keep them."""
-    marks: tuple[FileMark | None, ...]
+    marks: tuple[ListMark | None, ...]
     """Of each file; None where it has to be read to be known."""
     quoting: Quoting
     counts: dict[str, FileCount] = field(default_factory=dict, compare=False)
@@ -159,7 +160,7 @@ class UrlList:
             try:
                 place = batch.schema.get_field_index(name)
                 columns.append(plain_column(batch.column(place), kind) if place >= 0 else pa.nulls(len(batch), kind))
-            except (pa.ArrowException, ValueError, OverflowError, KeyError) as error:
+            except COLUMN_ERRORS as error:
                 raise InputError(
                     f"{path}: column {name!r} is {kind} in the first rows of "
                     f"the list, which later ones do not fit ({error}); store it as one type, or leave it out with "

@@ -12,8 +12,10 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .columns import carried, is_text, require_distinct, texts
+from .arrow_columns import carried, key_texts
+from .arrow_types import is_text, require_distinct
 from .errors import InputError
+from .explain import one_line
 from .file_marks import note_file, open_hashed
 from .listing import is_data
 from .samples import IMAGE_EXTENSIONS, Sample, name_extensions
@@ -154,7 +156,7 @@ def _foreign_shard(store: Store, tar_name: str) -> ImageShard:
     status = _read_parquet(store, shard.table_name, columns=["status"])
     files = shard.files if status is None else (tar_name, shard.table_name)
     if status is not None and status.num_columns and is_text(status.column("status").type):
-        successes = texts(status.column("status"), shard.table_name).count("success")
+        successes = key_texts(status.column("status"), shard.table_name).count("success")
         if successes or not status.num_rows:
             return ImageShard(name, mark, successes, files)
     return ImageShard(name, mark, _count_samples(store, shard), files)
@@ -297,5 +299,6 @@ def _read_parquet(store: Store, name: str, columns: list[str] | None = None) -> 
             require_distinct(parquet.schema_arrow, f"{store.url}/{name}")
             return parquet.read(columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{store.url}/{name} is damaged ({reason}); write it again, or move it away") from error
+        raise InputError(
+            f"{store.url}/{name} is damaged ({one_line(error)}); write it again, or move it away"
+        ) from error

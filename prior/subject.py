@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..pipeline.clip_identity import clip_difference, is_named_otherwise
+from ..pipeline.clip_identity import compare_clips
 from ..pipeline.config import ReadSettings
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.hashing import hash_file
@@ -150,7 +150,7 @@ class Subject:
                 "token_states: true and the CLIP that it was trained with"
             )
         there = dataset.clip_if_known
-        if clip_difference(config.clip, there) or is_named_otherwise(config.clip, config.clip_settings, there):
+        if compare_clips(config.clip, config.clip_settings, there, {}) == "other":
             raise InputError(f"{dataset.store.url} was embedded by another CLIP than the prior was trained with")
 
 

@@ -31,7 +31,7 @@ def find_text_encoder(
         InputError: it is not to be had, or has other weights.
     """
     from ..pipeline.clip import load_text_encoder
-    from ..pipeline.clip_identity import clip_difference
+    from ..pipeline.clip_identity import clip_difference, text_parts
 
     clip = ClipSettings(**location)
     if clip.pretrained == "openai" and clip.quick_gelu is None:
@@ -42,8 +42,7 @@ def find_text_encoder(
         clip=clip, dtype=dtype, device=device.device, threads=device.threads, batch_size=_BATCH_SIZE
     )
     encoder = load_text_encoder(resolve(settings, "embed"))
-    known = {name: value for name, value in identity.items() if name != "preprocess"}  # of no effect on text
-    if differing := clip_difference(known, encoder.identity):
+    if differing := clip_difference(text_parts(identity), encoder.identity):
         other = "weights" if "weights_sha256" in differing else differing
         raise InputError(f"the CLIP {clip.model} here has other {other} than the one {made}")
     return encoder

@@ -9,8 +9,9 @@ import http.server
 import io
 import json
 import os
+import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -43,6 +44,17 @@ COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange
 
 hypothesis.settings.register_profile("priorkit", deadline=None)  # no test depends on the machine's speed
 hypothesis.settings.load_profile("priorkit")
+
+
+def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """A tar of files by name, in order."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +25,8 @@ from priorkit.pipeline.stage import StageResult
 from priorkit.pipeline.stage_folder import ShardCommit, open_stage
 from priorkit.pipeline.storage import Store
 
+from ..conftest import tar_bytes
+
 Member = tuple[str, bytes]
 
 
@@ -43,16 +44,6 @@ def pairs(*keys: str, first: int = 0) -> list[Member]:
         for number, key in enumerate(keys, first)
         for member in ((f"{key}.png", picture(number)), (f"{key}.txt", b"thing %d" % number))
     ]
-
-
-def tar_bytes(members: list[Member]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return file.getvalue()
 
 
 def fill(folder: Path, files: dict[str, bytes]) -> None:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from priorkit.pipeline import url_files
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.url_files import file_mark
+from priorkit.pipeline.url_files import list_mark
 from priorkit.pipeline.urls import UrlList, open_url_list, rows_digest
 
 from ...conftest import QuietHandler, serving
@@ -523,22 +523,22 @@ def test_a_shard_takes_no_more_to_send_than_its_rows(tmp_path: Path) -> None:
 def test_a_file_is_known_again_by_its_mark_and_any_change_of_it_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "list.parquet"
     many_rows(path, 100, 10)
-    mark = file_mark(str(path))
+    mark = list_mark(str(path))
     assert mark is not None
     assert (mark.rows, mark.bytes) == (100, path.stat().st_size)
-    assert file_mark(str(path)) == mark
+    assert list_mark(str(path)) == mark
     table = pq.read_table(path)
     swapped = list(range(100))
     swapped[41], swapped[43] = 43, 41  # as long as each other, in one row group and no end of it
     pq.write_table(table.take(swapped), path, row_group_size=10, compression="none", write_statistics=False)
-    other = file_mark(str(path))
+    other = list_mark(str(path))
     pq.write_table(table, path, row_group_size=10, compression="none", write_statistics=False)
-    same_size = file_mark(str(path))
+    same_size = list_mark(str(path))
     assert other is not None
     assert same_size is not None
     assert other.bytes == same_size.bytes
     assert other.sha256 != same_size.sha256
-    assert file_mark(str(tmp_path / "list.csv")) is None
+    assert list_mark(str(tmp_path / "list.csv")) is None
 
 
 def test_a_large_file_that_is_changed_between_the_samples_of_its_mark_is_read_again(

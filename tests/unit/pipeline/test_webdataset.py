@@ -20,16 +20,7 @@ from priorkit.pipeline.stage_folder import ShardCommit, open_stage
 from priorkit.pipeline.storage import Store
 from priorkit.pipeline.webdataset import list_image_shards, read_samples, read_shard_table
 
-
-def tar_bytes(members: list[tuple[str, bytes]]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return file.getvalue()
-
+from ...conftest import tar_bytes
 
 PAIR = [("0000.jpg", b"image 0"), ("0000.json", b"{}"), ("0000.txt", b"caption 0")]
 

@@ -35,10 +35,22 @@ def test_hashes_decide_before_names(make_config: MakeConfig) -> None:
     assert match_clips(config, folder({"weights_sha256": "b"}, OPENAI)) == "other"
 
 
+def test_preprocessing_makes_no_other_text_embeddings_and_an_activation_does(make_config: MakeConfig) -> None:
+    identity = {"weights_sha256": "a", "preprocess": {"mean": [0.5]}, "activation": "gelu"}
+    config = config_of(make_config, clip=identity)
+    assert match_clips(config, folder({**identity, "preprocess": {"mean": [0.4]}})) == "same"
+    assert match_clips(config, folder({**identity, "activation": "quick_gelu"})) == "other"
+    place = {**OPENAI, "preprocess": {"mean": [0.5]}}
+    config = config_of(make_config, clip={"source": place}, clip_settings=place)
+    assert match_clips(config, folder({"source": OPENAI}, OPENAI)) == "same"
+
+
 @pytest.mark.parametrize(
     ("location", "expected"),
     [
         (OPENAI, "same"),
+        ({"model": "ViT-B/32", "pretrained": "OpenAI"}, "same"),
+        ({**OPENAI, "quick_gelu": True}, "unknown"),
         ({"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}, "other"),
         ({"model": "ViT-B-16", "pretrained": "openai"}, "other"),
         ({"model": "ViT-B-32-quickgelu", "pretrained": "openai"}, "unknown"),

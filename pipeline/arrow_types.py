@@ -1,0 +1,145 @@
+"""Arrow types of columns: how a value is stored, the plain type that it has in our rows, and faults of a schema."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import InputError
+
+TypeTest = Callable[[pa.DataType], bool]
+
+
+def _tests(*names: str) -> tuple[TypeTest, ...]:
+    """Tests of `pyarrow.types`; those that an older pyarrow lacks are of types that it lacks too."""
+    return tuple(getattr(pa.types, name) for name in names if hasattr(pa.types, name))
+
+
+_TEXT = _tests("is_string", "is_large_string", "is_string_view")
+_BYTES = _tests("is_binary", "is_large_binary", "is_binary_view")
+_VIEWS = _tests("is_string_view", "is_binary_view")
+_RUNS = _tests("is_run_end_encoded")
+_LIST_VIEWS = _tests("is_list_view", "is_large_list_view")
+_LISTS = _tests("is_list", "is_list_view")
+_LARGE_LISTS = _tests("is_large_list", "is_large_list_view")
+_EXTENSIONS = {"arrow.bool8": pa.bool_(), "arrow.uuid": pa.string()}
+"""Plain types of the extensions whose values are not those of their storage."""
+COLUMN_ERRORS = (pa.ArrowException, ValueError, KeyError, OverflowError)
+"""Errors of pyarrow on a column that is damaged, or has values that Python lacks, such as a date after 9999."""
+
+
+def _is(kind: pa.DataType, tests: tuple[TypeTest, ...]) -> bool:
+    return any(test(kind) for test in tests)
+
+
+def is_run_ends(kind: pa.DataType) -> bool:
+    """Whether a column is stored as values and the ends of their runs."""
+    return _is(kind, _RUNS)
+
+
+def is_view(kind: pa.DataType) -> bool:
+    """Whether a column of text or bytes is stored as views, which many kernels of pyarrow do not take."""
+    return _is(kind, _VIEWS)
+
+
+def is_list_view(kind: pa.DataType) -> bool:
+    """Whether a column of lists is stored as views."""
+    return _is(kind, _LIST_VIEWS)
+
+
+def stored_type(kind: pa.DataType) -> pa.DataType:
+    """The type in which values are stored: without dictionaries, run ends and extensions around it."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return stored_type(kind.storage_type)
+    if pa.types.is_dictionary(kind) or is_run_ends(kind):
+        return stored_type(kind.value_type)
+    return kind
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether the values of a type are text, however they are stored."""
+    return _is(stored_type(kind), _TEXT)
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether the values of a type are bytes, however they are stored; those of one fixed size are none."""
+    return _is(stored_type(kind), _BYTES)
+
+
+def can_be_text(kind: pa.DataType) -> bool:
+    """Whether values of a type have one text each: all but lists, structs, maps and unions do."""
+    stored = stored_type(kind)
+    return not (pa.types.is_nested(stored) or is_list_view(stored))
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type that a column of `kind` has in our rows: without views, dictionaries, runs, extensions, long offsets."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _EXTENSIONS.get(kind.extension_name) or plain_type(kind.storage_type)
+    if pa.types.is_dictionary(kind) or is_run_ends(kind):
+        return plain_type(kind.value_type)
+    if _is(kind, _TEXT):
+        return pa.string()
+    if _is(kind, _BYTES):
+        return pa.binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(plain_type(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(plain_type(kind.value_type)), kind.list_size)
+    if _is(kind, _LISTS):
+        return pa.list_(kind.value_field.with_type(plain_type(kind.value_type)))
+    if _is(kind, _LARGE_LISTS):
+        return pa.large_list(kind.value_field.with_type(plain_type(kind.value_type)))
+    return kind
+
+
+def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
+    """The narrowest plain type that holds the values of both; None if there is none."""
+    if {first, second} == {pa.string(), pa.binary()}:
+        return pa.string()
+    if first == second:
+        return first
+    if {first, second} & {pa.uint64()} and pa.types.is_signed_integer(first) + pa.types.is_signed_integer(second):
+        return None  # pyarrow takes int64, which the larger half of uint64 does not fit
+    try:
+        fields = [pa.schema([("column", kind)]) for kind in (first, second)]
+        return pa.unify_schemas(fields, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return None
+
+
+def why_not_carried(kind: pa.DataType) -> str | None:
+    """The reason why a column of a plain type cannot be stored in a shard; None if it can."""
+    try:
+        column = pa.nulls(1, kind).take(pa.array([0]))
+        json.dumps(column.to_pylist(), default=str)
+        pq.write_table(pa.table({"column": column}), io.BytesIO())
+    except (*COLUMN_ERRORS, TypeError, ImportError) as error:
+        return str(error)
+    return None
+
+
+def require_distinct(schema: pa.Schema, where: str) -> None:
+    """Raise InputError if two columns of a table have one name."""
+    repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if repeated:
+        raise InputError(f"{where} has several columns {repeated[0]!r}; rename or drop all but one")
+
+
+def column_fault(schema: pa.Schema, column: str, *, text: bool) -> str:
+    """Say why a column cannot be read, to follow the name of its file; empty where it can be.
+
+    Args:
+        text: whether it is read as text.
+    """
+    count = schema.names.count(column)
+    if count != 1:
+        return f" has {count} columns {column!r}; keep one of them" if count else f" has no column {column!r}"
+    stored = schema.field(column).type
+    return f": column {column!r} holds {stored}, not text" if text and not can_be_text(stored) else ""
