@@ -1,7 +1,8 @@
 """Bodies of responses -> what was encoded, by gzip, deflate, br and zstd, within a limit of bytes.
 
-Servers state encodings that a body does not have. A body that begins as an image is taken as one, unless it decodes to
-an image; the name of an encoding that nobody knows, such as `none` or `utf-8`, is ignored, as browsers do.
+Servers state encodings that a body does not have, or state one twice. A body that begins as an image, as it is or after
+some of its encodings, is taken as one, unless the next encoding gives an image too; the name of an encoding that nobody
+knows, such as `none` or `utf-8`, is ignored, as browsers do.
 """
 
 from __future__ import annotations
@@ -122,14 +123,19 @@ def decode_body(body: bytes, header: str, limit: int) -> bytes:
         CodingError: it is not in that encoding, and no image as it is.
         BodyTooLarge: it becomes more than `limit` bytes.
     """
-    plain = is_image(body)
-    try:
-        decoded = _decode(body, header, limit)
-    except (CodingError, BodyTooLarge):
-        if plain:
-            return body
-        raise
-    return body if plain and not is_image(decoded) else decoded
+    codings = known_codings(header)
+    if len(codings) > _MOST_CODINGS:
+        raise CodingError(f"{len(codings)} encodings one upon the other")
+    image = body if is_image(body) else None
+    for coding in reversed(codings):
+        try:
+            body = _decode(body, coding, limit)
+        except (CodingError, BodyTooLarge):
+            if image is not None:
+                return image
+            raise
+        image = body if is_image(body) else image
+    return body if image is None else image
 
 
 def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
@@ -147,21 +153,16 @@ def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
     return body[:limit]
 
 
-def _decode(body: bytes, header: str, limit: int) -> bytes:
-    codings = known_codings(header)
-    if len(codings) > _MOST_CODINGS:
-        raise CodingError(f"{len(codings)} encodings one upon the other")
-    for coding in reversed(codings):
-        blocks: list[bytes] = []
-        size = 0
-        for block in _blocks(body, coding):
-            blocks.append(block)
-            size += len(block)
-            if size > limit:
-                blocks.clear()  # the traceback would hold them
-                raise BodyTooLarge(f"more than {limit} bytes")
-        body = b"".join(blocks)
-    return body
+def _decode(body: bytes, coding: str, limit: int) -> bytes:
+    blocks: list[bytes] = []
+    size = 0
+    for block in _blocks(body, coding):
+        blocks.append(block)
+        size += len(block)
+        if size > limit:
+            blocks.clear()  # the traceback would hold them
+            raise BodyTooLarge(f"more than {limit} bytes")
+    return b"".join(blocks)
 
 
 def _blocks(body: bytes, coding: str) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from yarl import URL
 
+from .addresses import literal_address
 from .errors import SettingsError
 
 _SCHEMES = ("http", "https")
@@ -109,6 +110,8 @@ def parse_proxy(text: str, source: str) -> Proxy:
     try:
         url = URL(text.strip() if "://" in text else f"http://{text.strip()}")
         usable = url.scheme in _SCHEMES and bool(url.host) and bool(url.port)
+        if usable and (address := literal_address(url.raw_host or "")) is not None:
+            url = url.with_host(address)  # in its plain form, since aiohttp takes no other
         user, password = unquote(url.raw_user or ""), unquote(url.raw_password or "")
     except ValueError:
         url, usable = URL(), False

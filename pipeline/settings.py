@@ -163,6 +163,8 @@ def _describe(cls: type[Settings], problem: Mapping[str, Any], known: Sequence[t
     if problem["type"] == "extra_forbidden":
         return name, f"unknown key; {suggest(path, known) or _listed(owner or cls)}"
     message = _cut(problem["msg"].removeprefix("Value error, "), 4 * _MOST_SHOWN)
+    if problem["type"] == "model_type":
+        message = "expected a section, that is keys with values"
     value = problem["input"]
     told = problem["type"] in ("missing", "value_error") and not isinstance(value, str | int | float | bool)
     return name, message if told else f"{message} (got {_shown(value)})"

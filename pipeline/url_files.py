@@ -45,6 +45,9 @@ _TAIL_BYTES = 1 << 16
 _WHOLE_BYTES = 16 << 20
 _SAMPLES, _SAMPLE_BYTES = 4, 1 << 16
 _JSON_BETWEEN = re.compile(r"[\s,]*")
+_KIND_NAMES: dict[type, str] = {
+    str: "text", bool: "booleans", int: "numbers", float: "numbers", list: "lists", dict: "objects"
+}  # fmt: skip
 _FOREIGN = {
     codecs.BOM_UTF16_LE: "it is UTF-16; store it as UTF-8",
     codecs.BOM_UTF16_BE: "it is UTF-16; store it as UTF-8",
@@ -129,7 +132,7 @@ def _footer(path: str) -> tuple[ListMark, pa.Schema]:
 
 def _plain_schema(schema: pa.Schema) -> pa.Schema:
     if twice := [name for name, number in collections.Counter(schema.names).items() if number > 1]:
-        raise ValueError(f"column {twice[0]!r} is named twice")
+        raise RowsError(f"column {twice[0]!r} is named twice; rename or remove one of the two")
     return pa.schema([(field.name, plain_type(field.type)) for field in schema])
 
 
@@ -174,9 +177,9 @@ def _read_stored(
             is_quoted = kind == "csv" if quoting == "auto" else quoting == "rfc4180"
             yield from read_delimited(file, "," if kind == "csv" else "\t", is_quoted, count)
         elif kind == "txt":
-            yield from _to_batches(({"url": line} for line in _lines(file)), count)
+            yield from _to_batches(({"url": line} for _, line in _lines(file)), count)
         elif kind == "jsonl":
-            yield from _to_batches((json.loads(line) for line in _lines(file)), count)
+            yield from _to_batches((_json_line(number, line) for number, line in _lines(file)), count)
         else:
             with io.TextIOWrapper(file, "utf-8-sig", "replace") as text:
                 yield from _to_batches(_json_values(text), count)
@@ -217,12 +220,28 @@ def _read_parquet(
             first += rows
 
 
-def _lines(file: BinaryIO) -> Iterator[str]:
-    """Lines that are not empty, without the white space around them; a carriage return alone ends a line too."""
-    for number, line in enumerate(file):
+def _lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
+    """Lines that are not empty, with their numbers and without the white space around them.
+
+    A carriage return alone ends a line too, but is not counted, as in most editors.
+    """
+    for number, line in enumerate(file, start=1):
         for part in line.split(b"\r"):
-            if text := part.decode("utf-8-sig" if number == 0 else "utf-8", "replace").strip():
-                yield text
+            if text := part.decode("utf-8-sig" if number == 1 else "utf-8", "replace").strip():
+                yield number, text
+
+
+def _json_line(number: int, line: str) -> Any:
+    """The value of one line.
+
+    Raises:
+        RowsError: the line is no JSON; names it.
+    """
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        problem = error.msg.removesuffix(" at")
+        raise RowsError(f"line {number:,} is no JSON: {problem} at character {error.pos + 1:,}") from error
 
 
 def _json_values(file: TextIO) -> Iterator[Any]:
@@ -314,7 +333,17 @@ def _column(name: str, values: list[Any]) -> pa.Array:
     except UnicodeEncodeError:  # JSON can write halves of UTF-16 pairs, which are no text
         return pa.array([_without_halves(value) for value in values])
     except (pa.ArrowException, OverflowError) as error:
-        raise ValueError(f"column {name!r}: {error}") from error
+        kinds = dict.fromkeys(type(value) for value in values if value is not None)
+        if not all(issubclass(kind, str | int | float) for kind in kinds):
+            found = " and ".join(_KIND_NAMES.get(kind, kind.__name__) for kind in kinds)
+            raise RowsError(f"column {name!r} holds {found}; store it as one type ({error})") from error
+        # such as numbers beside text, or beyond 64 bits
+        return pa.array([_without_halves(_scalar_text(value)) for value in values], pa.string())
+
+
+def _scalar_text(value: Any) -> str | None:
+    """A value as text: a number or boolean as JSON writes it."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 def _without_halves(value: Any) -> Any:

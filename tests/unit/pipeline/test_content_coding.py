@@ -53,6 +53,11 @@ def test_encodings_lie_one_upon_the_other() -> None:
         decode_body(body, "gzip," * 6, LIMIT)
 
 
+def test_an_encoding_that_is_stated_twice_and_applied_once_is_decoded_once() -> None:
+    assert decode_body(gzip.compress(JPEG), "gzip, gzip", 100_000) == JPEG
+    assert decode_body(gzip.compress(JPEG), "br, gzip", 100_000) == JPEG
+
+
 @pytest.mark.parametrize("coding", [*PACKERS, "gzip, br", "zstd, deflate"])
 @pytest.mark.parametrize("image", [JPEG, b"BM" + bytes(500), b"GIF89a" + JPEG, b"RIFF\0\0\0\0WEBP" + JPEG])
 def test_an_image_that_is_not_encoded_is_taken(coding: str, image: bytes) -> None:

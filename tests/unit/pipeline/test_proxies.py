@@ -104,3 +104,8 @@ def test_a_password_is_not_in_a_message() -> None:
         parse_proxy("socks5://user:secret@a:1", "all_proxy")
     assert "secret" not in str(error.value)
     assert "proxy" not in DownloadSettings(proxy="http://user:secret@a:1").identity()
+
+
+@pytest.mark.parametrize(("text", "host"), [("127.1:3128", "127.0.0.1"), ("3", "0.0.0.3"), ("http://[::1]:1", "::1")])
+def test_an_address_of_a_proxy_is_used_in_its_plain_form(text: str, host: str) -> None:
+    assert parse_proxy(text, "download.proxy").url.host == host

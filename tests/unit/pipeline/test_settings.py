@@ -101,7 +101,7 @@ def test_values_that_contain_themselves_are_refused() -> None:
 
 def test_none_for_a_section_is_refused_in_python() -> None:
     """Only YAML has sections whose keys are commented out; in a damaged config.json null is no default."""
-    with pytest.raises(SettingsError, match="inner: Input should be a valid dictionary"):
+    with pytest.raises(SettingsError, match="inner: expected a section, that is keys with values"):
         parse_settings(Tree, {"inner": None}, "x")
 
 

@@ -303,7 +303,7 @@ GZIPPED = gzip.compress(as_delimited(ROWS * 200), mtime=0)
         ("list.json", b'[{"url": "a", "caption": "b"}] 5'),
         ("list.jsonl", b'["a", "b"]\n'),
         ("list.jsonl", b'{"url": "a", "caption": "b"}\n{"url": "c", "cap'),
-        ("list.jsonl", b'{"url": "a", "caption": "b"}\n{"url": "c", "caption": 5}\n'),
+        ("list.jsonl", b'{"url": "a", "caption": "b"}\n{"url": "c", "caption": [5]}\n'),
         ("list.jsonl", b'{"url": "a", "caption": "b"}\n{"url": "c", "caption": {"en": "d"}}\n'),
         ("list.txt", b"\xff\xfeh\x00"),
         ("list.csv", "url,caption\na,b\n".encode("utf-16")),
@@ -324,12 +324,23 @@ def test_a_damaged_or_misnamed_list_is_a_clear_error_that_names_it(tmp_path: Pat
         ("list.tsv", b"url\tcaption\nabc\n", "line 2 has 1 instead of 2 columns; if its fields are in quotes, set"),
         ("list.csv", b'url,caption\na,b\nc,"d\ne,f\n', "line 3: a quote is never closed"),
         ("list.csv", gzip.compress(b"url,caption\na,b\n", mtime=0), "it is compressed; add .gz to its name"),
-        ("list.jsonl", b'{"url": "a", "caption": "b", "n": 1}\n{"url": "c", "n": []}\n', "column 'n': "),
+        ("list.jsonl", b'{"url": "a", "n": 1}\n{"url": "c", "n": []}\n', "column 'n' holds numbers and lists"),
+        ("list.jsonl", b'{"url": "a", "caption": "b"}\n\n{"url": "c"', "line 3 is no JSON: Expecting ',' delimiter at"),
     ],
 )
 def test_what_is_wrong_with_a_row_and_how_to_mend_it_is_said(tmp_path: Path, name: str, data: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(data)
     assert said in refusal(tmp_path / name)
+
+
+def test_numbers_beside_text_and_numbers_beyond_64_bits_are_text(tmp_path: Path) -> None:
+    rows = [{"url": "a", "caption": 1984, "n": 10**30}, {"url": "b", "caption": "x", "n": 7}, {"url": "c", "n": None}]
+    (tmp_path / "list.jsonl").write_bytes(as_jsonl(rows))
+    assert read(tmp_path / "list.jsonl") == [
+        {"url": "a", "caption": "1984", "n": str(10**30)},
+        {"url": "b", "caption": "x", "n": "7"},
+        {"url": "c", "caption": None, "n": None},
+    ]
 
 
 def test_a_row_that_is_longer_than_a_block_is_said_to_be(tmp_path: Path) -> None:
