@@ -10,6 +10,7 @@ from typing import Any
 from .config import ClipSettings
 from .errors import InputError
 from .hashing import hash_file, is_lfs_pointer
+from .listing import is_data
 
 CONFIG_NAME = "open_clip_config.json"
 """open_clip's name for the JSON that says a model's architecture and preprocessing."""
@@ -58,7 +59,9 @@ def find_weights(folder: Path) -> Path:
     Raises:
         InputError: there is none, or several and no telling which.
     """
-    found = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES and path.is_file())
+    found = sorted(
+        path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES and is_data(path.name) and path.is_file()
+    )
     named = [path for name in _PREFERRED for path in found if path.name == name]
     if not found:
         endings = ", ".join(f"*{suffix}" for suffix in _WEIGHT_SUFFIXES)
