@@ -48,7 +48,13 @@ def explain(settings: ClipSettings, error: Exception) -> InputError:
             f"{wanted}: these weights were trained with the other activation than {settings.model} has "
             f"({shorten(error)}); name {settings.model}-quickgelu, or set embed.clip.quick_gelu"
         )
-    return InputError(f"{wanted}: cannot be loaded ({shorten(error)})")
+    if isinstance(error, RuntimeError):  # of torch, which names the tensors that do not fit
+        return InputError(f"{wanted}: cannot be loaded ({shorten(error)})")
+    reason = f"{type(error).__name__}: {shorten(error)}".removesuffix(": ")
+    return InputError(
+        f"{wanted}: cannot be loaded ({reason}); weights are the tensors of a model's state_dict, in safetensors or by "
+        "torch.save, and must fit the model"
+    )
 
 
 def shorten(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ _PREFERRED = (
     "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
 )  # fmt: skip
 """Names that open_clip takes first, in its order."""
+_CHOICES = {"interpolation": ("bicubic", "bilinear", "random"), "resize_mode": ("shortest", "longest", "squash")}
+"""Values of preprocessing that open_clip knows."""
 _RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -103,7 +106,25 @@ def read_clip_config(path: Path) -> dict[str, Any] | None:
     model = config.get("model_cfg") if isinstance(config, dict) else None
     if not isinstance(model, dict) or not isinstance(config.get("preprocess_cfg") or {}, dict):
         raise InputError(f"{path}: not a config of open_clip, which is an object with `model_cfg` and `preprocess_cfg`")
+    for part in ("vision_cfg", "text_cfg"):
+        if not isinstance(model.get(part), dict):
+            raise InputError(f"{path}: model_cfg.{part} must be an object (got {json.dumps(model.get(part))[:100]})")
+    _require_preprocess(config.get("preprocess_cfg") or {}, path)
     return config
+
+
+def _require_preprocess(preprocess: Mapping[str, Any], path: Path) -> None:
+    """InputError if a config's preprocessing has values that open_clip would take and fail on with the first image."""
+    for name, value in preprocess.items():
+        wanted = ""
+        if name in ("mean", "std") and value is not None:
+            values = value if isinstance(value, list) else [value] * 3
+            if len(values) != 3 or not all(type(number) in (int, float) for number in values):
+                wanted = "three numbers"
+        elif name in _CHOICES and value not in (*_CHOICES[name], None):
+            wanted = " or ".join(_CHOICES[name])
+        if wanted:
+            raise InputError(f"{path}: preprocess_cfg.{name} must be {wanted} (got {json.dumps(value)[:100]})")
 
 
 def hash_files(files: list[Path]) -> dict[str, str]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 
 from .clip_plan import ClipPlan
@@ -52,6 +51,8 @@ def _stored_lengths(weights: Path) -> dict[str, int]:
     """Lengths of the positional embeddings in a file, whose values are not read; none of a file of another kind."""
     names = (*_IMAGE, *_TEXT)
     if weights.suffix == ".safetensors":
+        import safetensors  # which open_clip has loaded the weights with
+
         with safetensors.safe_open(weights, "pt") as file:
             return {name: file.get_slice(name).get_shape()[0] for name in file.keys() if name in names}  # noqa: SIM118
     try:
