@@ -22,6 +22,7 @@ from .clip_files import (
 )
 from .clip_identity import describe_function, has_quick_gelu
 from .clip_plan import by_config, defaults, hub_config, plan_clip
+from .clip_positions import require_positions
 from .clip_preprocess import PREPROCESS_FIELDS
 from .config import ClipSettings, EmbedSettings
 from .device import require_device
@@ -274,6 +275,7 @@ def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, An
             )  # fmt: skip
             if later:
                 open_clip.load_checkpoint(model, str(plan.weights), strict=True)
+            require_positions(model, plan, settings)
             tokenizer = open_clip.get_tokenizer(plan.name)
             config = open_clip.get_model_config(plan.name)
     except (InputError, SettingsError):

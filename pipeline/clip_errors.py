@@ -49,7 +49,13 @@ def explain(settings: ClipSettings, error: Exception) -> InputError:
             f"{wanted}: these weights were trained with the other activation than {settings.model} has "
             f"({one_line(error, _LONGEST)}); name {settings.model}-quickgelu, or set embed.clip.quick_gelu"
         )
-    return InputError(f"{wanted}: cannot be loaded ({one_line(error, _LONGEST)})")
+    if isinstance(error, RuntimeError):  # of torch, which names the tensors that do not fit
+        return InputError(f"{wanted}: cannot be loaded ({one_line(error, _LONGEST)})")
+    reason = f"{type(error).__name__}: {one_line(error, _LONGEST)}".removesuffix(": ")
+    return InputError(
+        f"{wanted}: cannot be loaded ({reason}); weights are the tensors of a model's state_dict, in safetensors or by "
+        "torch.save, and must fit the model"
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

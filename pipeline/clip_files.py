@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .config import ClipSettings
 from .errors import InputError
 from .hashing import hash_file, is_lfs_pointer
+from .listing import is_data
 
 CONFIG_NAME = "open_clip_config.json"
 """open_clip's name for the JSON that says a model's architecture and preprocessing."""
@@ -21,6 +23,8 @@ _PREFERRED = (
     "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
 )  # fmt: skip
 """Names that open_clip takes first, in its order."""
+_CHOICES = {"interpolation": ("bicubic", "bilinear", "random"), "resize_mode": ("shortest", "longest", "squash")}
+"""Values of preprocessing that open_clip knows."""
 _RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -58,7 +62,9 @@ def find_weights(folder: Path) -> Path:
     Raises:
         InputError: there is none, or several and no telling which.
     """
-    found = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES and path.is_file())
+    found = sorted(
+        path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES and is_data(path.name) and path.is_file()
+    )
     named = [path for name in _PREFERRED for path in found if path.name == name]
     if not found:
         endings = ", ".join(f"*{suffix}" for suffix in _WEIGHT_SUFFIXES)
@@ -100,7 +106,25 @@ def read_clip_config(path: Path) -> dict[str, Any] | None:
     model = config.get("model_cfg") if isinstance(config, dict) else None
     if not isinstance(model, dict) or not isinstance(config.get("preprocess_cfg") or {}, dict):
         raise InputError(f"{path}: not a config of open_clip, which is an object with `model_cfg` and `preprocess_cfg`")
+    for part in ("vision_cfg", "text_cfg"):
+        if not isinstance(model.get(part), dict):
+            raise InputError(f"{path}: model_cfg.{part} must be an object (got {json.dumps(model.get(part))[:100]})")
+    _require_preprocess(config.get("preprocess_cfg") or {}, path)
     return config
+
+
+def _require_preprocess(preprocess: Mapping[str, Any], path: Path) -> None:
+    """InputError if a config's preprocessing has values that open_clip would take and fail on with the first image."""
+    for name, value in preprocess.items():
+        wanted = ""
+        if name in ("mean", "std") and value is not None:
+            values = value if isinstance(value, list) else [value] * 3
+            if len(values) != 3 or not all(type(number) in (int, float) for number in values):
+                wanted = "three numbers"
+        elif name in _CHOICES and value not in (*_CHOICES[name], None):
+            wanted = " or ".join(_CHOICES[name])
+        if wanted:
+            raise InputError(f"{path}: preprocess_cfg.{name} must be {wanted} (got {json.dumps(value)[:100]})")
 
 
 def hash_files(files: list[Path]) -> dict[str, str]:

@@ -27,7 +27,7 @@ class ClipPlan:
     pretrained: str | None
     """Tag or absolute path for open_clip."""
     weights: Path | None
-    """File that is loaded afterwards, since open_clip would not find it."""
+    """File that is loaded after the model was built, since open_clip would choose among a folder's by other rules."""
     trained: dict[str, Any]
     """`TRAINED_FIELDS` in place of those that open_clip would take."""
 
@@ -44,9 +44,8 @@ def plan_clip(settings: ClipSettings, library: Any, is_by_path: bool) -> ClipPla
     """
     folder, given = local_folder(settings), _given(settings)
     if folder is not None:
-        weights = find_weights(folder)
         trained = by_config(settings, read_clip_config(folder / CONFIG_NAME), library)
-        return ClipPlan(f"{LOCAL_PREFIX}{folder}", None, weights if weights.suffix == ".pt" else None, trained)
+        return ClipPlan(f"{LOCAL_PREFIX}{folder}", None, find_weights(folder).absolute(), trained)
     if ":" in settings.model:
         return ClipPlan(settings.model, None, None, given)
     _require_names(settings, library, is_by_path)

@@ -54,9 +54,10 @@ def stamps(store: Store, names: Iterable[str]) -> dict[str, Stamp]:
 def _local_stamp(path: str) -> Stamp | None:
     try:
         status = os.stat(path)  # of what a link points to
-        target = f" {os.readlink(path)}" if os.path.islink(path) else ""
     except (FileNotFoundError, NotADirectoryError):
         return None
+    real = os.path.realpath(path)  # a folder on the way may be a link too
+    target = f" {real}" if real != path else ""
     return Stamp(status.st_size, f"{status.st_mtime_ns}{target}", _is_old(status.st_mtime))
 
 

@@ -69,6 +69,11 @@ def _start(ray: Any, place: ClusterAddress) -> None:
                 "short local folder, such as /tmp"
             ) from None
         reason = explain_failure(str(error.__cause__ or error))
+        if place.is_own and "timed out" in reason:
+            raise PriorkitError(
+                f"Ray did not start on this machine in the time that it gives itself ({reason}); run the same command "
+                "again when the machine is less busy, or leave --workers out (compute.backend=local)"
+            ) from error
         if place.is_own:
             raise PriorkitError(f"cannot start Ray on this machine: {type(error).__name__}: {reason}") from error
         raise place.error(reason) from error

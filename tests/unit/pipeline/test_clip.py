@@ -100,6 +100,56 @@ def test_a_folder_without_weights_that_are_clear_is_refused(files: dict[str, Any
         check_clip(settings)
 
 
+def test_hidden_files_are_no_weights(tiny_clip: Path, tmp_path: Path) -> None:
+    content = (tiny_clip / WEIGHTS).read_bytes()
+    files = {"w.safetensors": content, "._w.safetensors": b"\0\5\26\7", ".old.bin": {}}
+    settings = write_folder(tmp_path / "clip", files)
+    assert identify_clip(settings) == identify_clip(ClipSettings(model=f"local-dir:{tiny_clip}"))
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_weights_of_other_lengths_are_not_interpolated_unasked(ending: str, tiny_clip: Path, tmp_path: Path) -> None:
+    def write(name: str, changed: str, rows: int) -> ClipSettings:
+        found = tensors(tiny_clip)
+        longer = {**found, changed: torch.zeros(rows, found[changed].shape[1])}
+        content = safetensors.torch.save(longer) if ending == "safetensors" else {"state_dict": longer}
+        return write_folder(tmp_path / name, {f"w.{ending}": content})
+
+    with pytest.raises(InputError, match=r"texts of 9 tokens, the model's are of \d+"):
+        identify_clip(write("texts", "positional_embedding", 9))
+    settings = write("images", "visual.positional_embedding", 26)
+    with pytest.raises(InputError, match=r"images of another size \(26 positions\).*embed\.clip\.preprocess\.size"):
+        identify_clip(settings)
+    size = TINY_CLIP_CONFIG["model_cfg"]["vision_cfg"]["image_size"]
+    identify_clip(settings.model_copy(update={"preprocess": PreprocessSettings(size=size)}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"model_cfg": {**TINY_CLIP_CONFIG["model_cfg"], "vision_cfg": 3}}, r"model_cfg\.vision_cfg must be .*got 3"),
+        ({"model_cfg": {"embed_dim": 8, "vision_cfg": {}}}, r"model_cfg\.text_cfg must be an object \(got null"),
+        ({"preprocess_cfg": {"mean": "x"}}, r"preprocess_cfg\.mean must be three numbers \(got \"x\"\)"),
+        ({"preprocess_cfg": {"std": [0.5]}}, r"preprocess_cfg\.std must be three numbers"),
+        ({"preprocess_cfg": {"interpolation": ["x"]}}, r"preprocess_cfg\.interpolation must be bicubic or bilinear"),
+        ({"preprocess_cfg": {"resize_mode": "crop"}}, r"resize_mode must be shortest or longest or squash"),
+    ],
+)
+def test_a_config_with_a_wrong_value_is_refused(changed: dict[str, Any], named: str, tmp_path: Path) -> None:
+    settings = write_folder(tmp_path / "clip", {"w.pt": {}}, {**TINY_CLIP_CONFIG, **changed})
+    with pytest.raises(InputError, match=named):
+        check_clip(settings)
+
+
+@pytest.mark.parametrize("content", [{}, [1], {"state_dict": None}, {1: 2}, b"no weights"])
+def test_files_that_are_no_weights_are_explained(content: Any, tmp_path: Path) -> None:
+    settings = write_folder(tmp_path / "clip", {"w.pt": content})
+    with pytest.raises(
+        InputError, match=r"cannot be loaded \(\w+.*\); weights are the tensors of a model's state_dict"
+    ):
+        identify_clip(settings)
+
+
 def test_weights_that_lack_a_tensor_are_refused_in_few_words(tiny_clip: Path, tmp_path: Path) -> None:
     for name, kept in (("one.pt", {"text_projection"}), ("none.pt", set(tensors(tiny_clip)))):
         left = {key: value for key, value in tensors(tiny_clip).items() if key not in kept}

@@ -60,6 +60,21 @@ def test_a_link_is_known_by_its_target_and_the_target_by_its_time(tmp_path: Path
     assert not marks["link"].is_of(stamps(store, ["link"])["link"])
 
 
+def test_a_link_to_a_folder_is_known_by_its_target(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "a", name.encode())
+    (tmp_path / "all").mkdir()
+    for link, inner in ((tmp_path / "link", "a"), (tmp_path / "all/link", "link/a")):
+        store = Store(str(link if inner == "a" else link.parent))
+        link.symlink_to(tmp_path / "one")
+        marks = identify(store, [inner], {})
+        assert marks[inner].is_of(stamps(store, [inner])[inner])
+        link.unlink()
+        link.symlink_to(tmp_path / "two")  # whose file is of the same size and time
+        assert identify(store, [inner], marks)[inner].sha256 == hashlib.sha256(b"two").hexdigest()
+
+
 def test_a_missing_file_is_named_or_marked(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     with pytest.raises(InputError, match=r"/gone is missing; restore it"):
