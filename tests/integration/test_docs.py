@@ -220,7 +220,7 @@ def test_what_is_not_run_is_spelled_right(block: Block) -> None:
             extras = {extra for group in named for extra in group.split(",")}
             assert extras <= set(pyproject()["project"]["optional-dependencies"]), block.place
         else:
-            assert program in ("ray", "python", "git", "cd", "img2dataset", "clip-retrieval"), block.place
+            assert program in ("ray", "python", "git", "cd", "export", "img2dataset", "clip-retrieval"), block.place
 
 
 def parse(words: list[str]) -> None:
