@@ -70,9 +70,19 @@ def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
     return dataclasses.replace(job, best_since=best_since)
 
 
+def surplus_note(store: Store, found: Manifest | None, steps: int) -> str | None:
+    """A note on a finished prior that has done more steps than it is asked for, so that nothing is to be done."""
+    if found is None or RECORD not in found.shards:
+        return None
+    done = newest_step(store, found.settings_fingerprint)
+    if done is None or done <= steps:
+        return None
+    return f"{store.url} is trained to its end, {done:,} steps, more than train.steps={steps:,}: nothing to do"
+
+
 def _refuse_fewer_steps(store: Store, found: Manifest, steps: int) -> None:
     done = newest_step(store, found.settings_fingerprint)
-    if done is not None and done > steps:
+    if done is not None and done > steps and RECORD not in found.shards:
         raise FolderError(
             f"train.steps={steps}: {store.url} has done {done} steps already; set at least that many, or "
             f"{_start_advice(store)}"

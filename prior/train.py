@@ -19,7 +19,7 @@ from .config import TrainSettings
 from .job import STAGE, TrainJob, make_job, recorded_files, resolve_training, resolved_identity
 from .loop import Outcome, run_loop
 from .prior_config import build_network
-from .resume import check_training, record_changes, refuse_other_embeddings
+from .resume import check_training, record_changes, refuse_other_embeddings, surplus_note
 from .training_folder import RECORD
 
 
@@ -67,15 +67,18 @@ def train(
         raise InputError(f"{dataset.store.url}: no row is left to train on; lower the fractions in `read`")
     if not overwrite:
         refuse_other_embeddings(store, found, manifest, dataset)
-    check_training(store, manifest, job.settings, overwrite=overwrite)
+    known = check_training(store, manifest, job.settings, overwrite=overwrite)
     steps, done_now = job.settings.steps, 0
     notes = dataset.notes
+    surplus = None if overwrite else surplus_note(store, known, steps)
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         if overwrite:
             clear_states(store)
             for name in (CONFIG_NAME, WEIGHTS_NAME):  # of a prior that was to have more steps, so without a record
                 store.remove(name)
-        if folder.pending({RECORD: job.record_input}):
+        if surplus is not None:
+            notes = [*notes, surplus]
+        elif folder.pending({RECORD: job.record_input}):
             job = record_changes(folder, job)
             folder.withdraw([RECORD])
             outcome = _run(job, dataset, compute, progress, should_stop)
@@ -151,6 +154,7 @@ def plan_train(
         state = load_state(store, manifest.settings_fingerprint)
         record = found.shards.get(RECORD)
         is_done = record is not None and record.input == job.record_input
+        is_done |= surplus_note(store, found, settings.steps) is not None
         left = 0 if is_done else settings.steps - (state.step if state else 0)
     weights = sum(value.numel() for value in build_network(job.config).parameters())
     tokens = 4 + settings.network.max_text_len

@@ -111,11 +111,21 @@ def test_steps_may_be_lowered_to_those_that_are_done(embeddings: Path, tmp_path:
     load_prior(str(tmp_path))
 
 
-@pytest.mark.parametrize("limit", [None, 6])
-def test_fewer_steps_than_are_done_are_refused(embeddings: Path, tmp_path: Path, limit: int | None) -> None:
-    train(str(embeddings), str(tmp_path), CONSTANT, limit=limit)
+def test_a_finished_prior_of_more_steps_has_nothing_to_do(embeddings: Path, tmp_path: Path) -> None:
+    train(str(embeddings), str(tmp_path), CONSTANT)
+    before, fewer = results(tmp_path), changed(CONSTANT, steps=5)
+    assert plan_train(str(embeddings), str(tmp_path), fewer, ReadSettings()).pending_units == 0
+    result = train(str(embeddings), str(tmp_path), fewer)
+    assert result.done_now == 0
+    assert result.notes[-1].endswith("its end, 12 steps, more than train.steps=5: nothing to do")
+    assert results(tmp_path) == before
+    assert train(str(embeddings), str(tmp_path), CONSTANT).notes == result.notes[:-1]
+
+
+def test_fewer_steps_than_an_unfinished_training_has_done_are_refused(embeddings: Path, tmp_path: Path) -> None:
+    train(str(embeddings), str(tmp_path), CONSTANT, limit=6)
     fewer = changed(CONSTANT, steps=5)
-    message = rf"train\.steps=5: .* has done {limit or 12} steps already.*--init-from {tmp_path} --prior NEW"
+    message = rf"train\.steps=5: .* has done 6 steps already.*--init-from {tmp_path} --prior NEW"
     with pytest.raises(FolderError, match=message):
         train(str(embeddings), str(tmp_path), fewer)
     with pytest.raises(FolderError, match=message):
