@@ -182,7 +182,12 @@ class _Process:
                 for end in (ours, theirs):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
                 child = _spawn(theirs, errors)
-            reader, writer = await asyncio.open_connection(sock=ours)
+            try:
+                reader, writer = await asyncio.open_connection(sock=ours)
+            except BaseException:  # such as a cancelled start
+                child.kill()
+                child.wait()
+                raise
             process = cls(child, reader, writer, settings.decode_timeout_seconds)
             try:
                 with contextlib.suppress(ConnectionError):
