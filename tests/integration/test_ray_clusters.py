@@ -21,6 +21,8 @@ import ray
 from .conftest import PRIORKIT, environment, wait_for
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "a-token-of-the-tests"
 STALE = "127.0.0.1:6399"
 
