@@ -70,11 +70,11 @@ class TableShard:
                 row += table.num_rows
                 rest = table.drop_columns(["key"]) if "key" in table.schema.names else table
                 tables.append(carried(rest, self.path).append_column("key", keys))
+            return [pa.concat_tables(tables, promote_options="permissive") if tables else None]
         except (pa.ArrowException, OSError) as error:
             raise InputError(
                 f"{self.path} is damaged at row {row:,} ({error}); write it again, or without the damaged column"
             ) from error
-        return [pa.concat_tables(tables, promote_options="permissive") if tables else None]
 
     def _is_carried(self, field: pa.Field) -> bool:
         return field.name != self.caption_column and not _holds_bytes(field)
