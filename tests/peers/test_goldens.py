@@ -29,7 +29,9 @@ def test_upstream_returns_the_golden(golden: Golden, namespace: dict[str, Any]) 
     assert computed.absent == golden.absent
     assert computed.expected.keys() == golden.expected.keys()
     for name, values in golden.expected.items():
-        np.testing.assert_allclose(computed.expected[name], values, rtol=1e-5, atol=1e-5 * np.abs(values).max())
+        # samplers amplify the rounding in which kinds of CPU differ; this factor is how much
+        tolerance = 1e-5 * max(1.0, golden.amplification.get(name, 1.0))
+        np.testing.assert_allclose(computed.expected[name], values, rtol=1e-5, atol=tolerance * np.abs(values).max())
 
 
 @pytest.mark.parametrize("golden", GOLDENS, ids=lambda golden: golden.name)
@@ -38,4 +40,7 @@ def test_the_goldens_state_dict_is_upstreams(golden: Golden, namespace: dict[str
     drawn = golden.state_dict()
     assert drawn.keys() == state.keys()
     for name, values in state.items():
-        np.testing.assert_array_equal(drawn[name], values.numpy())
+        if values.dtype.is_floating_point:  # the last bit of a square root or cosine differs between kinds of CPU
+            np.testing.assert_allclose(drawn[name], values.numpy(), rtol=2.4e-7, atol=0)
+        else:
+            np.testing.assert_array_equal(drawn[name], values.numpy())
