@@ -364,8 +364,8 @@ def test_every_sample_of_the_engine_is_a_row_or_a_counted_failure(
     # the engine knows samples by their keys, so that a repeated one fails; ours has a row for each
     assert failures(native).keys() == failures(out).keys() - {"good"}
     assert all(failures(out, shard).keys() == failures(native, shard).keys() for shard in (1, 2, 3))
-    assert sorted(metadata(out)["key"]) == ["good", "last", "png", "upper"]
-    assert sorted(metadata(native)["key"]) == ["good", "good", "last", "png", "upper"]
+    assert sorted(metadata(out)["key"]) == ["good", "last", "png", "sub/upper"]
+    assert sorted(metadata(native)["key"]) == ["good", "good", "last", "png", "sub/upper"]
     assert metadata(out, 3)["key"] == metadata(native, 3)["key"]
     assert result.counts["success"] == 4 + len(metadata(native, 3)["key"])
     place = {key: row for row, key in reversed(list(enumerate(metadata(native)["key"])))}
