@@ -128,7 +128,7 @@ def is_public(address: str) -> bool:
 
 
 def is_local_name(host: str) -> bool:
-    """Whether a name always means the machine that resolves it (RFC 6761)."""
+    """Return whether a name always means the machine that resolves it (RFC 6761)."""
     return f".{host.lower().rstrip('.')}".endswith(".localhost")
 
 

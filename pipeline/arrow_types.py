@@ -37,17 +37,17 @@ def _is(kind: pa.DataType, tests: tuple[TypeTest, ...]) -> bool:
 
 
 def is_run_ends(kind: pa.DataType) -> bool:
-    """Whether a column is stored as values and the ends of their runs."""
+    """Return whether a column is stored as values and the ends of their runs."""
     return _is(kind, _RUNS)
 
 
 def is_view(kind: pa.DataType) -> bool:
-    """Whether a column of text or bytes is stored as views, which many kernels of pyarrow do not take."""
+    """Return whether a column of text or bytes is stored as views, which many kernels of pyarrow do not take."""
     return _is(kind, _VIEWS)
 
 
 def is_list_view(kind: pa.DataType) -> bool:
-    """Whether a column of lists is stored as views."""
+    """Return whether a column of lists is stored as views."""
     return _is(kind, _LIST_VIEWS)
 
 
@@ -61,17 +61,17 @@ def stored_type(kind: pa.DataType) -> pa.DataType:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether the values of a type are text, however they are stored."""
+    """Return whether the values of a type are text, however they are stored."""
     return _is(stored_type(kind), _TEXT)
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether the values of a type are bytes, however they are stored; those of one fixed size are none."""
+    """Return whether the values of a type are bytes, however they are stored; those of one fixed size are none."""
     return _is(stored_type(kind), _BYTES)
 
 
 def can_be_text(kind: pa.DataType) -> bool:
-    """Whether values of a type have one text each: all but lists, structs, maps and unions do."""
+    """Return whether values of a type have one text each: all but lists, structs, maps and unions do."""
     stored = stored_type(kind)
     return not (pa.types.is_nested(stored) or is_list_view(stored))
 

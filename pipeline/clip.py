@@ -78,7 +78,7 @@ def clip_source(settings: ClipSettings) -> dict[str, Any]:
 
 
 def _is_by_path(settings: ClipSettings) -> bool:
-    """Whether weights are those of a file; open_clip takes a tag first, also where a file has its name."""
+    """Return whether weights are those of a file; open_clip takes a tag first, also where a file has its name."""
     if not settings.pretrained or not Path(settings.pretrained).is_file():
         return False
     if os.path.sep in settings.pretrained:
@@ -89,7 +89,7 @@ def _is_by_path(settings: ClipSettings) -> bool:
 
 
 def is_plain(settings: ClipSettings) -> bool:
-    """Whether open_clip by itself gives weights the preprocessing and activation that are asked for."""
+    """Return whether open_clip by itself gives weights the preprocessing and activation that are asked for."""
     import open_clip
 
     if settings.preprocess is not None and settings.preprocess.size is not None:

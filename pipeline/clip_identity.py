@@ -39,7 +39,7 @@ def clip_difference(known: Mapping[str, Any], found: Mapping[str, Any], *, stric
 
 
 def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: ClipSettings) -> bool:
-    """Whether settings name a CLIP that is known by its identity or its place.
+    """Return whether settings name a CLIP that is known by its identity or its place.
 
     Equal names and files decide, and two tags do. Otherwise the CLIP is loaded, and its weights decide; one that is not
     on this machine and cannot be fetched is another.
@@ -138,7 +138,7 @@ def describe_function(model: Any, config: Mapping[str, Any], library: Any) -> di
 
 
 def has_quick_gelu(model: torch.nn.Module) -> bool:
-    """Whether a tower of open_clip's own has OpenAI's approximation of GELU."""
+    """Return whether a tower of open_clip's own has OpenAI's approximation of GELU."""
     return any(type(module).__name__ == "QuickGELU" for module in model.modules())
 
 

@@ -88,6 +88,6 @@ def gpus_here() -> Gpus:
 
 
 def _is_joined() -> bool:
-    """Whether this process works on a Ray cluster already, as a caller of the library may have it."""
+    """Return whether this process works on a Ray cluster already, as a caller of the library may have it."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(getattr(ray, "is_initialized", lambda: False)())

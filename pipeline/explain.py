@@ -104,7 +104,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_remote(error: BaseException) -> bool:
-    """Whether a network library raised an exception, or one that led to it.
+    """Return whether a network library raised an exception, or one that led to it.
 
     A missing file or a refusal is told by its own type, whatever was below.
     """

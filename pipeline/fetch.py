@@ -269,7 +269,7 @@ def _named_failures() -> Iterator[None]:
 
 
 def _is_whole(content_range: str, size: int) -> bool:
-    """Whether a Content-Range says that a body of `size` bytes is all there is."""
+    """Return whether a Content-Range says that a body of `size` bytes is all there is."""
     match = _CONTENT_RANGE.fullmatch(content_range)
     return match is not None and int(match[1]) + 1 == int(match[2]) == size
 

@@ -51,7 +51,7 @@ class FileMark:
         return FileMark(stamp.bytes, stamp.modified if stamp.settled else None, sha256)
 
     def is_of(self, stamp: Stamp) -> bool:
-        """Whether the file that has this stamp now is certain to be unchanged."""
+        """Return whether the file that has this stamp now is certain to be unchanged."""
         return self.modified is not None and (self.bytes, self.modified) == (stamp.bytes, stamp.modified)
 
 

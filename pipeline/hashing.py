@@ -56,7 +56,7 @@ _LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 
 
 def is_lfs_pointer(file: BinaryIO) -> bool:
-    """Whether an open file is a pointer of Git LFS in place of its content; goes back to its start."""
+    """Return whether an open file is a pointer of Git LFS in place of its content; goes back to its start."""
     header = file.read(len(_LFS_HEADER))
     file.seek(0)
     return header == _LFS_HEADER

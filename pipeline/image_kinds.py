@@ -14,5 +14,5 @@ def is_image(body: bytes) -> bool:
 
 
 def is_avif(body: bytes) -> bool:
-    """Whether the first bytes are those of AVIF."""
+    """Return whether the first bytes are those of AVIF."""
     return body[4:12] in (b"ftypavif", b"ftypavis")

@@ -86,7 +86,7 @@ class NoProxy:
                 self._names.append((host, port))
 
     def matches(self, host: str, port: int | None) -> bool:
-        """Whether a host, and its port where an entry names one, is listed."""
+        """Return whether a host, and its port where an entry names one, is listed."""
         host = host.lower().rstrip(".")
         try:
             address = ipaddress.ip_address(host.partition("%")[0])

@@ -32,7 +32,7 @@ class ClusterAddress:
 
     @property
     def is_own(self) -> bool:
-        """Whether the cluster is started for the command, and ends with it."""
+        """Return whether the cluster is started for the command, and ends with it."""
         return self.address == LOCAL
 
     def described(self) -> str:

@@ -131,7 +131,7 @@ def _paths(table: pa.Table, column: str | None) -> list[str | None]:
 
 
 def _lacks_images(parquet: pq.ParquetFile, column: str) -> bool:
-    """Whether the footer says that no row of a table has the bytes of an image."""
+    """Return whether the footer says that no row of a table has the bytes of an image."""
     kind = parquet.schema_arrow.field(column).type
     if pa.types.is_null(kind) or (pa.types.is_struct(kind) and pa.types.is_null(kind.field("bytes").type)):
         return True

@@ -169,7 +169,7 @@ class UrlList:
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def had_digest(self, table: pa.Table, digest: str) -> bool:
-        """Whether rows have a digest with the columns that the list had when it had fewer files."""
+        """Return whether rows have a digest with the columns that the list had when it had fewer files."""
         return any(
             rows_digest(narrowed) == digest
             for columns in self.earlier

@@ -112,7 +112,7 @@ def list_image_shards(store: Store) -> list[ImageShard]:
 
 
 def is_compressed_tar(name: str) -> bool:
-    """Whether a file is a compressed tar, by its name."""
+    """Return whether a file is a compressed tar, by its name."""
     return name.lower().endswith(_COMPRESSED_ENDINGS)
 
 
@@ -189,7 +189,7 @@ class _Met:
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def is_split(self, key: str, members: Iterable[str]) -> bool:
-        """Whether a key has come before with other files only."""
+        """Return whether a key has come before with other files only."""
         extensions = tuple(members)
         earlier = self._extensions.setdefault(key, self._shared.setdefault(extensions, extensions))
         return set(earlier).isdisjoint(extensions)

@@ -224,7 +224,7 @@ class TrainSettings(DeviceSettings):
 
     @property
     def steps_may_change(self) -> bool:
-        """Whether no step depends on the number of steps in all."""
+        """Return whether no step depends on the number of steps in all."""
         return self.optimiser.decay == "constant"
 
     def identity(self) -> dict[str, Any]:

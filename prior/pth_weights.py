@@ -58,7 +58,7 @@ def _is_state(value: Any) -> TypeGuard[dict[str, torch.Tensor]]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is a tensor of numbers in memory, one after another."""
+    """Return whether it is a tensor of numbers in memory, one after another."""
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided

@@ -84,12 +84,12 @@ def check_start(start: Prior, dataset: EmbeddingDataset, path: str, config: Prio
 
 
 def has_unknown_clip(config: PriorConfig) -> bool:
-    """Whether nothing is known of a prior's CLIP, as after a conversion without `--clip`."""
+    """Return whether nothing is known of a prior's CLIP, as after a conversion without `--clip`."""
     return not config.clip and not config.clip_settings
 
 
 def _have_same_clip(one: PriorConfig, other: PriorConfig) -> bool:
-    """Whether two priors have one CLIP, where at least one of them knows it by name only."""
+    """Return whether two priors have one CLIP, where at least one of them knows it by name only."""
     known, named = (one, other) if one.clip else (other, one)
     if not named.clip_settings:
         return False
