@@ -44,6 +44,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 _DATA_FOLDERS = ("img_emb", "text_emb", "metadata", "token_states")
 _MARKS_NAME = f"{FOLDER}/files.json"
+_WIDEST = 1 << 20
+"""More values than any embedding or token state has: above, a manifest is damaged."""
 _NAMED_ROWS = 5
 """Number of rows that a message names at most."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -119,12 +121,7 @@ class EmbeddingDataset:
         if not {"clip", "clip_settings"} <= manifest.about.keys():
             raise InputError(f"{self.store.url} does not say which CLIP made it; run `priorkit embed` again")
         self._about = manifest.about
-        try:
-            self.embed_dim = int(self.clip["embed_dim"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(
-                f"{self.store.url}: its manifest does not tell the size of embeddings ({error!r})"
-            ) from None
+        self.embed_dim = self._recorded_width("embed_dim")
         sizes = {name: size for folder in _DATA_FOLDERS for name, size in self.store.sizes(folder).items()}
         rest = {name.partition("/")[0] for record in manifest.shards.values() for name in record.files}
         for folder in sorted(rest - set(_DATA_FOLDERS)):
@@ -135,8 +132,18 @@ class EmbeddingDataset:
         ]
         self._refuse_unfinished(manifest, sizes)
         if self.shards and self.shards[0].has("token_states"):
-            self.token_width = self.clip["token_width"]
+            self.token_width = self._recorded_width("token_width")
         self._recorded_fingerprint = manifest.content_fingerprint()
+
+    def _recorded_width(self, name: str) -> int:
+        """A number of values that the manifest states about its CLIP."""
+        width = self.clip.get(name) if isinstance(self.clip, dict) else None
+        if type(width) is not int or not 0 < width <= _WIDEST:
+            raise InputError(
+                f"{self.store.url}: its manifest gives {width!r} as the CLIP's {name}; restore it, or run "
+                "`priorkit embed` into another folder"
+            )
+        return width
 
     @functools.cached_property
     def content_fingerprint(self) -> str:

@@ -23,6 +23,8 @@ MANIFEST_NAME = "manifest.json"
 RECORD_FOLDER = "shards"
 READ_BLOCK_ROWS = 4096
 """Rows of one parquet row group of metadata, so that captions can be read by block."""
+_MOST = 1 << 48
+"""Largest number of rows or bytes of a shard: sums of many shards still fit 64 bits."""
 _MISFITS = (KeyError, TypeError, AttributeError)
 """What JSON of another shape raises when it is taken for ours."""
 
@@ -65,8 +67,8 @@ class ShardRecord:
         files = {check_name(name): FileRecord(**entry) for name, entry in value["files"].items()}
         logs = [check_name(name) for name in value["logs"]]
         numbers = (value["rows"], *value["counts"].values(), *(entry.bytes for entry in files.values()))
-        if not all(isinstance(number, int) and number >= 0 for number in numbers):
-            raise TypeError("rows, counts and bytes must be whole numbers")
+        if not all(type(number) is int and 0 <= number <= _MOST for number in numbers):
+            raise TypeError("rows, counts and bytes must be whole numbers from 0 to 2^48")
         return ShardRecord(**{**value, "name": check_name(value["name"]), "files": files, "logs": logs})
 
     def to_json(self) -> dict[str, Any]:

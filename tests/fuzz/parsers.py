@@ -135,7 +135,7 @@ def _parse_input(folder: Path, settings: EmbedSettings) -> None:
     for shard in list_input_shards(str(folder), settings):
         for _ in shard.read(store):
             pass
-        shard.table(store)
+        shard.tables(store)
 
 
 def _parse_table(folder: Path) -> None:

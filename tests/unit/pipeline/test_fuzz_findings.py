@@ -98,6 +98,28 @@ def test_manifests(write_embeddings: Callable[..., Path], wrong: dict[str, Any])
         read_embeddings(str(folder))
 
 
+@pytest.mark.parametrize("width", [None, "8", 0, -8, True, 2**70, 1e300, [8]])
+@pytest.mark.parametrize("name", ["embed_dim", "token_width"])
+def test_widths_in_manifests(write_embeddings: Callable[..., Path], name: str, width: Any) -> None:
+    folder = write_embeddings([["a", "b"]])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["about"]["clip"][name] = width
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=f"manifest gives .* as the CLIP's {name}"):
+        read_embeddings(str(folder))
+
+
+@pytest.mark.parametrize("rows", [-1, 2.5, True, "2", 2**49, 10**300])
+def test_numbers_of_rows_in_manifests(write_embeddings: Callable[..., Path], rows: Any) -> None:
+    folder = write_embeddings([["a", "b"]])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"]["0000"]["rows"] = rows
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for read in (read_embeddings, inspect_folder):
+        with pytest.raises(InputError, match=r"manifest\.json is not a priorkit manifest"):
+            read(str(folder))
+
+
 @pytest.mark.parametrize("size", [{"num_text_embeds": 2**62}, {"width": 2**64}, {"heads": 2**70}])
 def test_networks_that_nothing_can_hold(size: dict[str, int]) -> None:
     config = PriorConfig.model_construct(
