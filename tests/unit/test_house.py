@@ -268,15 +268,40 @@ def test_every_module_says_what_it_is() -> None:
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
 
 
-def test_packages_are_the_folders() -> None:
-    tool = pyproject()["tool"]["setuptools"]
-    folders = {
-        ".".join((PACKAGE, *path.parent.relative_to(ROOT).parts))
-        for path in tracked_files()
-        if path.name == "__init__.py" and path.relative_to(ROOT).parts[0] not in ("tests", "seeds")
-    }
-    assert set(tool["packages"]) == folders
-    assert tool["package-dir"] == {PACKAGE: "."}
+def test_every_folder_of_modules_is_a_package() -> None:
+    """`setup.py` finds the folders that have an `__init__.py`; the others are left out of the wheel."""
+    folders = {path.parent for path in source_files()} - {ROOT / "recipes/demo"}
+    assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
+    assert pyproject()["tool"]["setuptools"]["package-dir"] == {PACKAGE: "."}
+
+
+@pytest.mark.slow
+def test_every_module_of_the_wheel_can_be_imported(tmp_path: Path) -> None:
+    for path in tracked_files():
+        if path.relative_to(ROOT).parts[0] not in ("tests", "docs"):
+            copy = tmp_path / "source" / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    pip = [sys.executable, "-m", "pip"]
+    build = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, tmp_path / "source"]
+    subprocess.run(build, check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", tmp_path / "installed", wheel], check=True)
+    code = f"""
+import importlib, json, pkgutil, sys
+sys.path.insert(0, {str(tmp_path / "installed")!r})
+import priorkit
+def fail(name):
+    raise
+found = [module.name for module in pkgutil.walk_packages(priorkit.__path__, "priorkit.", fail)]
+for name in found:
+    importlib.import_module(name)
+print(json.dumps([priorkit.__file__, found]))
+"""
+    origin, found = run_python(code)
+    assert Path(origin).is_relative_to(tmp_path)
+    in_wheel = {name for name in MODULES if not name.startswith("priorkit.recipes.demo.")} - {PACKAGE}
+    assert set(found) == in_wheel
 
 
 def test_every_file_of_the_recipes_is_packaged() -> None:
@@ -284,7 +309,7 @@ def test_every_file_of_the_recipes_is_packaged() -> None:
     folder = ROOT / "recipes"
     names = [path.relative_to(folder).as_posix() for path in tracked_files() if path.is_relative_to(folder)]
     assert "demo/open_clip_model.safetensors" in names
-    modules = [name for name in names if name.endswith(".py") and "/" not in name]
+    modules = [name for name in names if name.endswith(".py") and not name.startswith("demo/")]
     left_out = [n for n in names if n not in modules and not any(fnmatch.fnmatch(n, p) for p in patterns)]
     assert left_out == []
 

@@ -1,0 +1,21 @@
+"""Packages of the wheel: the root, and every folder with an `__init__.py` below it, found as it is built."""
+
+from __future__ import annotations
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+FOLDERS = ("pipeline", "prior", "recipes")
+
+
+class BuildModules(build_py):
+    """Leaves this file out, which lies in the folder of the root package."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        modules: list[tuple[str, str, str]] = super().find_package_modules(package, package_dir)
+        return [module for module in modules if module[1] != "setup"]
+
+
+if __name__ == "__main__":
+    below = find_packages(include=[*FOLDERS, *(f"{folder}.*" for folder in FOLDERS)])
+    setup(packages=["priorkit", *(f"priorkit.{name}" for name in below)], cmdclass={"build_py": BuildModules})
