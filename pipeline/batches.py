@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from .decode_ahead import DecodeAhead
+from .compute.read_ahead import DecodeAhead
 from .errors import InputError
 from .read import EmbeddingDataset, Split
 from .shuffle import EpochPlan, Share

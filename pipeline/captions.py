@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .arrow_columns import as_text
-from .arrow_types import column_fault
+from .contract.arrow.columns import as_text
+from .contract.arrow.types import column_fault
+from .contract.manifest import READ_BLOCK_ROWS
+from .contract.storage import Store
 from .embedding_shards import EmbeddingShard
 from .errors import InputError
 from .selection import FOLDER
-from .shards import READ_BLOCK_ROWS
-from .storage import Store
 
 _COLUMN = "caption"
 _GROUP_ROWS = 4 * READ_BLOCK_ROWS

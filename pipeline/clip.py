@@ -12,24 +12,17 @@ from typing import Any
 import torch
 
 from .clip_errors import explain, told_by_errors
-from .clip_files import (
-    CONFIG_NAME,
-    LOCAL_PREFIX,
-    clip_location,
-    find_weights,
-    hash_files,
-    local_folder,
-)
+from .clip_files import CONFIG_NAME, LOCAL_PREFIX, clip_location, find_weights, hash_files, local_folder
 from .clip_identity import describe_function, has_quick_gelu
 from .clip_plan import by_config, defaults, hub_config, plan_clip
 from .clip_positions import require_positions
 from .clip_preprocess import PREPROCESS_FIELDS
+from .compute.device import require_device
 from .config import ClipSettings, EmbedSettings
-from .device import require_device
+from .contract.manifest import fingerprint
 from .errors import InputError, SettingsError
 from .packed_block import pack_blocks
 from .pixels import Pixels
-from .shards import fingerprint
 from .text_tower import TextEmbeds, TextTower, probe_captions
 
 __all__ = ["ClipEncoder", "check_clip", "clip_location", "clip_source", "identify_clip", "load_encoder"]

@@ -10,9 +10,9 @@ import torch
 
 from .clip_plan import architecture
 from .config import ClipSettings
+from .contract.commit import difference
+from .contract.manifest import fingerprint
 from .errors import InputError
-from .shards import fingerprint
-from .stage_folder import difference
 
 _FUNCTION = ("weights_sha256", "activation", "preprocess")
 """Parts of an identity that decide which embeddings a CLIP makes, up to rounding."""

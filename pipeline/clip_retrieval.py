@@ -18,12 +18,12 @@ import torch
 
 from .clip import is_plain
 from .config import EmbedSettings
+from .contract.image_shards import ImageShard
+from .contract.samples import IMAGE_EXTENSIONS, Place, Sample
+from .contract.storage import Store
 from .engines import EmbedTask, Failure, Window
 from .errors import PriorkitError, SettingsError
-from .samples import IMAGE_EXTENSIONS, Place, Sample
-from .storage import Store
 from .text_tower import TextEmbeds
-from .webdataset import ImageShard
 
 _INSTALL = "pip install 'priorkit[clip-retrieval]', Python below 3.13, in an environment of its own"
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 if TYPE_CHECKING:
+    from .compute.stage import StagePlan, StageResult
     from .config import PipelineSettings
     from .inspect_found import Inspection
-    from .stage import StagePlan, StageResult
 
 LimitOption = Annotated[Optional[int], typer.Option("--limit", min=1, help="Work on the first N rows only.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan, disk space and time; do nothing.")]

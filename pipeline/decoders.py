@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import IO
 
+from .compute.openmp import without_spinning
 from .config import DownloadSettings
 from .decoded import LENGTH, READY, ImageError, ResizedImage, unpack
 from .errors import PriorkitError
-from .openmp import without_spinning
 
 _IN_HAND = 2
 """Bodies that a process has: one to work on, and one that is there already when it is done with that."""

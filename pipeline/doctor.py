@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .compute.device import available_cores
+from .compute.ray_address import described_authentication
 from .config import ComputeSettings
-from .device import available_cores
 from .errors import PriorkitError
-from .ray_address import described_authentication
 from .requirements import CHAIN, EXTRAS, install_command, installed_version, is_older, requirements
 
 _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
@@ -131,8 +131,8 @@ def _memory() -> int | None:
 def _free_bytes(folder: str) -> int | None:
     if importlib.util.find_spec("fsspec") is None:
         return None
-    from .stage import free_bytes
-    from .storage import Store
+    from .compute.stage import free_bytes
+    from .contract.storage import Store
 
     return free_bytes(Store(folder))
 
@@ -144,7 +144,7 @@ def _ray(compute: ComputeSettings) -> dict[str, Any]:
     }  # fmt: skip
     if (compute.address is None and not named) or found["version"] is None:
         return found
-    from .parallel import ray_cluster
+    from .compute.parallel import ray_cluster
 
     found["address"] = compute.address or named
     try:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from .contract.manifest import Manifest, ShardRecord, image_shard_name, whole_shards
+from .contract.storage import Store
 from .download_worker import DownloadTask
 from .errors import FolderError
-from .shards import Manifest, ShardRecord, image_shard_name, whole_shards
-from .storage import Store
 from .urls import UrlList, rows_digest
 
 

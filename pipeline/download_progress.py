@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping
 
 from .collapse import SuccessWatch
+from .compute.stage import ProgressCallback
 from .download_stats import failure_label
 from .image_shard import Row
-from .stage import ProgressCallback
 
 _UPDATE_SECONDS = 0.5
 _RATE_SECONDS = 60.0

@@ -19,6 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .config import DownloadSettings
+from .contract.commit import ShardCommit, finish_replacements
+from .contract.manifest import ShardRecord
+from .contract.storage import Store
 from .decoded import IMAGE_OUTCOMES, ImageError
 from .decoders import Decoders
 from .download_stats import NOT_UTF8, ShardStatistics
@@ -26,9 +29,6 @@ from .fetch import Fetcher, FetchError
 from .fetch_ahead import Claim, FetchAhead, RowMaker
 from .image_hash import check_hash
 from .image_shard import Row, add_sample, image_schema, kept_rows
-from .shards import ShardRecord
-from .stage_folder import ShardCommit, finish_replacements
-from .storage import Store
 
 
 @dataclass(frozen=True)

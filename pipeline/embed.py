@@ -11,16 +11,8 @@ import pyarrow.parquet as pq
 from .clip import clip_location, clip_source, load_encoder
 from .clip_identity import clip_difference, is_same_clip
 from .clip_retrieval import check_settings
-from .config import ComputeSettings, EmbedSettings
-from .device import describe_device, resolve, with_gpus
-from .embed_inputs import RecordedInputs
-from .embed_worker import EmbedWorker, failures_name
-from .engines import EmbedTask
-from .errors import FolderError, InputError
-from .file_marks import Tell
-from .inputs import InputShard, list_input_shards, open_input
-from .shards import Manifest, ShardRecord, embedding_shard_name, fingerprint, pending_shards, read_manifest
-from .stage import (
+from .compute.device import describe_device, resolve, with_gpus
+from .compute.stage import (
     ProgressCallback,
     StagePlan,
     StageResult,
@@ -30,8 +22,16 @@ from .stage import (
     require_success,
     run_shards,
 )
-from .stage_folder import StageFolder, check_stage, open_stage
-from .storage import Store
+from .config import ComputeSettings, EmbedSettings
+from .contract.commit import StageFolder, check_stage, open_stage
+from .contract.file_marks import Tell
+from .contract.manifest import Manifest, ShardRecord, embedding_shard_name, fingerprint, pending_shards, read_manifest
+from .contract.storage import Store
+from .embed_inputs import RecordedInputs
+from .embed_worker import EmbedWorker, failures_name
+from .engines import EmbedTask
+from .errors import FolderError, InputError
+from .inputs import InputShard, list_input_shards, open_input
 
 STAGE = "embed"
 

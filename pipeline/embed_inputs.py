@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from .contract.commit import ShardCommit
+from .contract.file_marks import FileMark, Tell, content_fingerprint, identify, marks_of_read, read_marks, to_json
+from .contract.manifest import ShardRecord, embedding_shard_name, fingerprint
+from .contract.storage import Store
 from .errors import FolderError
-from .file_marks import FileMark, Tell, content_fingerprint, identify, marks_of_read, read_marks, to_json
 from .inputs import InputShard
-from .shards import ShardRecord, embedding_shard_name, fingerprint
-from .stage_folder import ShardCommit
-from .storage import Store
 
 UNREAD = "unread"
 """Fingerprint of an input that has never been read, which no record has."""

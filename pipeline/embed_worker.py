@@ -16,15 +16,15 @@ import torch
 from .clip import load_encoder
 from .clip_identity import clip_difference
 from .config import EmbedSettings
+from .contract.commit import ShardCommit
+from .contract.known_rows import join_rows
+from .contract.manifest import READ_BLOCK_ROWS, Manifest, ShardRecord
+from .contract.samples import Place
+from .contract.storage import Store
+from .contract.vectors.spool import RowSpool
 from .embed_inputs import record_inputs
 from .engines import EmbedTask, Engine, Failure, NativeEngine, Window
 from .errors import InputError
-from .known_rows import join_rows
-from .samples import Place
-from .shards import READ_BLOCK_ROWS, Manifest, ShardRecord
-from .spool import RowSpool
-from .stage_folder import ShardCommit
-from .storage import Store
 from .url_columns import EMBED_COLUMNS
 
 _FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])

@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .array_files import HEADER_BYTES, ArrayLayout, FileHeader, read_header, read_layout, read_rows
-from .arrow_columns import as_text, column_of, decoded, group_names
-from .arrow_types import column_fault
-from .embedding_files import pair_files, recorded_files
-from .embedding_rules import (
+from .contract.arrow.columns import as_text, column_of, decoded, group_names
+from .contract.arrow.types import column_fault
+from .contract.embedding_files import pair_files, recorded_files
+from .contract.manifest import READ_BLOCK_ROWS, ShardRecord
+from .contract.storage import Store
+from .contract.vectors.arrays import HEADER_BYTES, ArrayLayout, FileHeader, read_header, read_layout, read_rows
+from .contract.vectors.embeddings import (
     CAPTION_COLUMN,
     GROUP_COLUMNS,
     KEY_COLUMNS,
@@ -26,8 +28,6 @@ from .embedding_rules import (
     shard_faults,
 )
 from .errors import InputError
-from .shards import READ_BLOCK_ROWS, ShardRecord
-from .storage import Store
 
 _TEXT_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
 """Columns that are read as text, whatever their type."""

@@ -14,13 +14,13 @@ from typing import Protocol
 import torch
 
 from .clip import ClipEncoder
+from .compute.read_ahead import DecodeAhead
 from .config import EmbedSettings
-from .decode_ahead import DecodeAhead
+from .contract.manifest import embedding_shard_name
+from .contract.samples import Place, Sample, encodable
+from .contract.storage import Store
 from .inputs import InputShard
 from .pixels import PixelError
-from .samples import Place, Sample, encodable
-from .shards import embedding_shard_name
-from .storage import Store
 from .text_tower import TextEmbeds
 
 _WINDOW_BATCHES = 16

@@ -9,12 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from .contract.file_marks import note_content
+from .contract.file_stamps import Stamp, file_stamp
+from .contract.manifest import fingerprint
+from .contract.samples import IMAGE_EXTENSIONS, Sample, name_extensions
+from .contract.storage import Store
 from .errors import InputError
-from .file_marks import note_content
-from .file_stamps import Stamp, file_stamp
-from .samples import IMAGE_EXTENSIONS, Sample, name_extensions
-from .shards import fingerprint
-from .storage import Store
 
 _CAPTION_EXTENSION = "txt"
 _READ_TOGETHER = 32

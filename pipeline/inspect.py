@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .compute.stage import ProgressCallback, no_progress
+from .contract.image_shards import is_compressed_tar
+from .contract.manifest import Manifest, differing_files, read_manifest
+from .contract.other_layouts import describe_other_layout
+from .contract.storage import Store
 from .errors import InputError
 from .inspect_embeddings import RecordedEmbeddings, inspect_foreign_embeddings
 from .inspect_found import Inspection
 from .inspect_image_folders import RecordedImages, inspect_foreign_images
-from .other_layouts import describe_other_layout
-from .shards import Manifest, differing_files, read_manifest
-from .stage import ProgressCallback, no_progress
-from .storage import Store
-from .webdataset import is_compressed_tar
 
 __all__ = ["Inspection", "inspect_folder"]
 

@@ -6,17 +6,17 @@ import bisect
 from collections.abc import Mapping
 from typing import Any
 
-from .array_files import FileHeader, read_header
-from .embedding_files import group_files, missing_kinds, recorded_files
-from .embedding_rules import first_files, folder_notes, shard_faults
+from .compute.stage import ProgressCallback
+from .contract.embedding_files import group_files, missing_kinds, recorded_files
+from .contract.manifest import Manifest, ShardRecord
+from .contract.storage import TEMPORARY_SUFFIX, Store
+from .contract.vectors.arrays import FileHeader, read_header
+from .contract.vectors.embeddings import first_files, folder_notes, shard_faults
+from .contract.vectors.rules import WORDS
 from .errors import InputError
 from .inspect_found import Inspection, Tell
 from .inspect_metadata import MetadataInspector, inspect_failures
 from .inspect_vectors import ShardParts, VectorInspector
-from .shards import Manifest, ShardRecord
-from .stage import ProgressCallback
-from .storage import TEMPORARY_SUFFIX, Store
-from .vector_rules import WORDS
 
 _FOLDERS = ("img_emb", "text_emb", "metadata", "token_states", "failures")
 _FOREIGN_KINDS = ("img_emb", "text_emb", "metadata")

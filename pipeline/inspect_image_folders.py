@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import collections
 
+from .compute.stage import ProgressCallback
+from .contract.image_shards import is_compressed_tar
+from .contract.manifest import Manifest, ShardRecord
+from .contract.storage import TEMPORARY_SUFFIX, Store
 from .errors import InputError
 from .inspect_found import Inspection, Tell
 from .inspect_images import ImageInspector, ShardTable, read_shard_rows
-from .shards import Manifest, ShardRecord
-from .stage import ProgressCallback
-from .storage import TEMPORARY_SUFFIX, Store
-from .webdataset import is_compressed_tar
 
 FOREIGN_STAGE = "images without a manifest"
 _ENDINGS = (".tar", ".parquet", "_stats.json")

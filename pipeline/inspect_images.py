@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .arrow_columns import key_texts
-from .arrow_types import is_text, require_distinct
+from .contract.arrow.columns import key_texts
+from .contract.arrow.types import is_text, require_distinct
+from .contract.image_shards import ImageShard, read_samples
+from .contract.known_rows import key_names, match_keys
+from .contract.storage import Store
 from .errors import InputError
 from .explain import one_line
 from .inspect_found import Examples, Inspection, Tell
 from .inspect_metadata import opened_parquet
 from .inspect_statistics import Repeats, hashes_of, lengths
-from .known_rows import key_names, match_keys
-from .storage import Store
-from .webdataset import ImageShard, read_samples
 
 SAMPLED_IMAGES = 10_000
 """Images of a folder whose sizes are kept, at most."""

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .arrow_columns import as_text, column_of
-from .arrow_types import column_fault, is_text
-from .embedding_rules import CAPTION_COLUMN, KEY_COLUMNS
+from .contract.arrow.columns import as_text, column_of
+from .contract.arrow.types import column_fault, is_text
+from .contract.storage import Store
+from .contract.vectors.embeddings import CAPTION_COLUMN, KEY_COLUMNS
 from .errors import InputError
 from .explain import one_line
 from .inspect_found import Examples, Inspection, Tell
 from .inspect_statistics import Distribution, Repeats, hashes_of, lengths, magnitudes
 from .inspect_vectors import ShardParts, array_blocks
-from .storage import Store
 
 _BATCH_ROWS = 16384
 _NORMS = {"image_norm": "image", "text_norm": "text"}

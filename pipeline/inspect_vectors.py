@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .array_files import read_array_start, read_header
+from .contract.storage import Store
+from .contract.vectors.arrays import read_array_start, read_header
+from .contract.vectors.rules import ROUNDED, WORDS, judge_norms, row_fault, row_norms
 from .errors import InputError
 from .inspect_found import Examples, Inspection, Tell
 from .inspect_neighbours import NEAR_COSINE, NeighbourBank
 from .inspect_statistics import Distribution, Repeats, cosines, hashes_of, unit_norms
-from .storage import Store
-from .vector_rules import ROUNDED, WORDS, judge_norms, row_fault, row_norms
 
 _BLOCK_ROWS = 4096
 _FEWEST_PAIRS = 30

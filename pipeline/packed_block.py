@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .onednn import pack, packed_product, packing_available
+from .compute.onednn import pack, packed_product, packing_available
 
 _ROWS = 1024
 """Tokens of a pass that the layout of weights is chosen for; it differs little for others."""

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from .contract.storage import TEMPORARY_SUFFIX, Store
 from .errors import InputError
-from .storage import TEMPORARY_SUFFIX, Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

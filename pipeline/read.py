@@ -17,13 +17,16 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from .arrow_columns import as_text, column_of
-from .arrow_types import can_be_text
 from .config import ReadSettings
+from .contract.arrow.columns import as_text, column_of
+from .contract.arrow.types import can_be_text
+from .contract.file_marks import FileMark, Tell, content_fingerprint, identify, read_marks, to_json
+from .contract.manifest import Manifest, fingerprint, read_manifest, require_stage
+from .contract.other_layouts import require_known_layout
+from .contract.storage import TEMPORARY_SUFFIX, Store
+from .contract.vectors.rules import ROUNDED, WORDS, common_dtype, judge_norms, normalise_rows, row_fault, row_norms
 from .embedding_shards import EmbeddingShard, find_shards
 from .errors import InputError
-from .file_marks import FileMark, Tell, content_fingerprint, identify, read_marks, to_json
-from .other_layouts import require_known_layout
 from .selection import (
     FOLDER,
     Blocks,
@@ -34,10 +37,7 @@ from .selection import (
     kept_rows,
     select_splits,
 )
-from .shards import Manifest, fingerprint, read_manifest, require_stage
 from .shuffle import hash_key
-from .storage import TEMPORARY_SUFFIX, Store
-from .vector_rules import ROUNDED, WORDS, common_dtype, judge_norms, normalise_rows, row_fault, row_norms
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .array_files import read_array_start
 from .config import ReadSettings
+from .contract.storage import Store
+from .contract.vectors.arrays import read_array_start
+from .contract.vectors.spool import RowSpool
 from .embedding_shards import EmbeddingShard
 from .errors import InputError
 from .shuffle import hash_key, mix
-from .spool import RowSpool
-from .storage import Store
 
 FOLDER = "selections"
 _SPLIT_SALT = b"priorkit split\0"

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .arrow_columns import carried, key_texts
-from .arrow_types import is_bytes, is_text, plain_type, require_distinct
+from .contract.arrow.columns import carried, key_texts
+from .contract.arrow.types import is_bytes, is_text, plain_type, require_distinct
+from .contract.file_marks import note_file
+from .contract.manifest import fingerprint
+from .contract.samples import Sample, encodable
+from .contract.storage import Store
 from .errors import InputError, SettingsError
-from .file_marks import note_file
-from .samples import Sample, encodable
-from .shards import fingerprint
-from .storage import Store
 
 _READ_ROWS = 256
 

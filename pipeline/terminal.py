@@ -22,9 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from .compute.stage import ProgressCallback, StagePlan, StageResult
 from .errors import Interrupted, PriorkitError
 from .explain import explain, report_bug
-from .stage import ProgressCallback, StagePlan, StageResult
 from .streams import FORCING_SIGNALS, StandardError, stop_signals
 
 EXIT_FAILURE = 1

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from .arrow_types import is_bytes, is_text, unified, why_not_carried
 from .config import DownloadSettings
+from .contract.arrow.types import is_bytes, is_text, unified, why_not_carried
 from .errors import InputError
 from .url_files import FileHead, list_format
 

@@ -25,9 +25,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .arrow_types import plain_type
 from .config import Quoting
-from .file_stamps import path_stamp
+from .contract.arrow.types import plain_type
+from .contract.file_stamps import path_stamp
 from .url_count import FileCount, RowsError
 from .url_delimited import read_delimited
 

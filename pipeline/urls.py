@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .arrow_columns import plain_column
-from .arrow_types import COLUMN_ERRORS
 from .config import DownloadSettings, Quoting
+from .contract.arrow.columns import plain_column
+from .contract.arrow.types import COLUMN_ERRORS
+from .contract.listing import list_files
+from .contract.storage import open_location
 from .errors import InputError
-from .listing import list_files
-from .storage import open_location
 from .url_columns import ListColumns, choose_columns, require_headers
 from .url_count import FileCount, RowsError
 from .url_files import FORMATS, READ_ERRORS, FileHead, ListMark, file_head, list_format, read_file

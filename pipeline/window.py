@@ -12,12 +12,12 @@ import pyarrow as pa
 import torch
 
 from .captions import CaptionReader
+from .contract.manifest import fingerprint
+from .contract.vectors.rules import judge_norms, normalise_rows
 from .errors import InputError
 from .read import EmbeddingDataset, Split
-from .shards import fingerprint
 from .shuffle import EpochPlan, Share
 from .state_ranges import StateRanges
-from .vector_rules import judge_norms, normalise_rows
 
 _NORM_VALUES = (1 << 15) - 1
 """Values whose norms are computed at once: so few that torch does not wake its threads, which training needs."""

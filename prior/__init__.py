@@ -4,6 +4,6 @@ Letters in shapes: B batch, D size of an embedding, T token states, W width of a
 H attention heads, P tokens of the prefix, K draws, N rows of a split.
 """
 
-from ..pipeline.openmp import stop_spinning
+from ..pipeline.compute.openmp import stop_spinning
 
 stop_spinning()  # here, since a module of ours may be the first to import torch

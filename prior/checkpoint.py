@@ -16,10 +16,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from ..pipeline.contract.hashing import HashingFile
+from ..pipeline.contract.storage import Store
 from ..pipeline.errors import InputError, SettingsError
-from ..pipeline.hashing import HashingFile
 from ..pipeline.settings import parse_settings
-from ..pipeline.storage import Store
 from .model import Prior
 from .network import PriorNetwork
 from .normalise import EmbeddingNormaliser

@@ -20,7 +20,7 @@ from ..pipeline.commands import (
 from .evaluate_commands import print_metrics, require_sound
 
 if TYPE_CHECKING:
-    from ..pipeline.stage import StagePlan, StageResult
+    from ..pipeline.compute.stage import StagePlan, StageResult
     from .run import StageName
 
 RecipeArgument = Annotated[str, typer.Argument(help="YAML file, or the name of a recipe that comes with priorkit.")]
@@ -186,7 +186,7 @@ def demo(
 
 
 def _show_plans(plans: list[StagePlan | tuple[StageName, str]], as_json: bool) -> None:
-    from ..pipeline.stage import StagePlan
+    from ..pipeline.compute.stage import StagePlan
     from ..pipeline.terminal import print_json, print_line, print_plans
 
     known = [plan for plan in plans if isinstance(plan, StagePlan)]

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from ..pipeline.stage import ProgressFactory, StageResult
-from ..pipeline.storage import Store
+from ..pipeline.compute.stage import ProgressFactory, StageResult
+from ..pipeline.contract.storage import Store
 from .recipe import DEMO_URLS, Recipe, load_recipe
 from .run import StopRequests, run
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..pipeline.compute.stage import ProgressFactory
+from ..pipeline.contract.storage import Store
 from ..pipeline.download import plan_download
 from ..pipeline.errors import PriorkitError
-from ..pipeline.stage import ProgressFactory
-from ..pipeline.storage import Store
 from ..recipes.openmoji import write_images
 from .recipe import DEMO_URLS, Recipe
 

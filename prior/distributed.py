@@ -1,4 +1,4 @@
-"""Ray Train around the training loop. With `pipeline/parallel.py` the only importer of Ray.
+"""Ray Train around the training loop. With `pipeline/compute/parallel.py` the only importer of Ray.
 
 The driver and the first rank know each other by a coordinator (see `coordinator.py`). Workers and nodes that die are
 replaced by Ray Train, from the newest checkpoint, by as many as there is room for; what a worker raises ends the
@@ -15,11 +15,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from ..pipeline.compute.openmp import chosen
+from ..pipeline.compute.parallel import ray_cluster, require_room
+from ..pipeline.compute.stage import ProgressCallback
 from ..pipeline.config import ComputeSettings
 from ..pipeline.errors import PriorkitError
-from ..pipeline.openmp import chosen
-from ..pipeline.parallel import ray_cluster, require_room
-from ..pipeline.stage import ProgressCallback
 from .coordinator import Coordinator, RayWatch, Status, TakenOver
 from .job import TrainJob
 from .loop import Outcome, run_loop

@@ -19,16 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ..pipeline.cluster import describe_cluster
+from ..pipeline.compute.cluster import describe_cluster
+from ..pipeline.compute.device import ASSUMED_FLOPS, describe_device, resolve, with_gpus
+from ..pipeline.compute.parallel import Worker, map_shards
+from ..pipeline.compute.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
 from ..pipeline.config import ComputeSettings, ReadSettings
-from ..pipeline.device import ASSUMED_FLOPS, describe_device, resolve, with_gpus
+from ..pipeline.contract.commit import ShardCommit, check_stage, open_stage
+from ..pipeline.contract.manifest import fingerprint, pending_shards
+from ..pipeline.contract.storage import Store
 from ..pipeline.errors import SettingsError
-from ..pipeline.parallel import Worker, map_shards
 from ..pipeline.read import EmbeddingDataset, Split
-from ..pipeline.shards import fingerprint, pending_shards
-from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
-from ..pipeline.stage_folder import ShardCommit, check_stage, open_stage
-from ..pipeline.storage import Store
 from .config import EvaluateSettings
 from .distances import EmbeddingSet, set_distances
 from .evaluated_rows import BLOCK_ROWS, EvaluatedRows

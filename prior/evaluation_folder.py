@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..pipeline.contract.manifest import Manifest, differing_files, require_manifest
+from ..pipeline.contract.storage import Store
 from ..pipeline.errors import InputError
-from ..pipeline.shards import Manifest, differing_files, require_manifest
-from ..pipeline.storage import Store
 
 STAGE = "evaluate"
 RECORD = "metrics"

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..pipeline.contract.storage import TEMPORARY_SUFFIX
 from ..pipeline.errors import SettingsError
-from ..pipeline.storage import TEMPORARY_SUFFIX
 
 TENSOR_NAME = "image_embed"
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..pipeline.contract.image_shards import list_image_shards, read_samples
+from ..pipeline.contract.storage import Store
 from ..pipeline.read import EmbeddingDataset
-from ..pipeline.storage import Store
 from ..pipeline.terminal import clean
 from ..pipeline.upright import opened_rgb
-from ..pipeline.webdataset import list_image_shards, read_samples
 from .model import Prior
 
 _TILE = 96

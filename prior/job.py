@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..pipeline.compute.device import resolve
 from ..pipeline.config import ClipSettings, ComputeSettings, ReadSettings
-from ..pipeline.device import resolve
+from ..pipeline.contract.file_marks import FileMark, from_json, to_json
+from ..pipeline.contract.manifest import Manifest, fingerprint
+from ..pipeline.contract.storage import Store
 from ..pipeline.errors import InputError, SettingsError
-from ..pipeline.file_marks import FileMark, from_json, to_json
 from ..pipeline.read import EmbeddingDataset
-from ..pipeline.shards import Manifest, fingerprint
-from ..pipeline.storage import Store
 from .config import TrainSettings
 from .prior_config import PriorConfig, TrainedOn
 from .start import check_start, has_unknown_clip, load_start, start_fingerprint, starting_from

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..pipeline.onednn import pack, packed_product, packing_available
+from ..pipeline.compute.onednn import pack, packed_product, packing_available
 
 _PACKED_ROWS = 64
 """Rows that the layout of packed weights is chosen for; measured best of 1, 12 and 64 for 1 to 1,028 rows."""

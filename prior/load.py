@@ -9,10 +9,10 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from ..pipeline.config import ClipSettings
+from ..pipeline.contract.manifest import MANIFEST_NAME, read_manifest
+from ..pipeline.contract.storage import Store, check_name, open_location
 from ..pipeline.errors import FolderError, InputError, SettingsError
 from ..pipeline.settings import parse_settings
-from ..pipeline.shards import MANIFEST_NAME, read_manifest
-from ..pipeline.storage import Store, check_name, open_location
 from .checkpoint import CONFIG_NAME, STATE_FOLDER, WEIGHTS_NAME, load_best, load_folder, load_state, save_prior
 from .config import WeightsName
 from .dalle2 import export_state, import_prior, trainer_state

@@ -13,11 +13,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ..pipeline.contract.storage import Store
+from ..pipeline.contract.vectors.rules import embed_dtypes_named, is_embed_dtype
 from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset
 from ..pipeline.shuffle import hash_key
-from ..pipeline.storage import Store
-from ..pipeline.vector_rules import embed_dtypes_named, is_embed_dtype
 from .config import BASELINES, SampleSettings
 from .model import Prior
 

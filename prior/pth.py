@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 import torch
 from fsspec.implementations.local import LocalFileSystem
 
+from ..pipeline.contract.hashing import is_lfs_pointer
+from ..pipeline.contract.storage import open_location
 from ..pipeline.errors import InputError
-from ..pipeline.hashing import is_lfs_pointer
-from ..pipeline.storage import open_location
 
 _INERT = (
     "builtins.dict",  # what the optimiser's defaultdict makes

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..pipeline.config import ClipSettings, PipelineSettings
-from ..pipeline.embedding_files import pair_files
+from ..pipeline.contract.embedding_files import pair_files
+from ..pipeline.contract.manifest import read_manifest, require_manifest
+from ..pipeline.contract.other_layouts import require_known_layout
+from ..pipeline.contract.storage import Store, open_location
 from ..pipeline.errors import InputError, SettingsError
-from ..pipeline.other_layouts import require_known_layout
 from ..pipeline.settings import parse_settings, with_overrides
-from ..pipeline.shards import read_manifest, require_manifest
-from ..pipeline.storage import Store, open_location
 from ..pipeline.yaml_text import PlainScalar, YamlMapping, read_yaml
 from .config import EvaluateSettings, TrainSettings
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..pipeline import page
+from ..pipeline.compute.stage import ProgressCallback, no_progress
+from ..pipeline.contract.storage import Store
 from ..pipeline.errors import InputError
-from ..pipeline.stage import ProgressCallback, no_progress
-from ..pipeline.storage import Store
 from .report_sections import Sections
 from .report_source import ReportSource
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..pipeline.device import resolve
+from ..pipeline.compute.device import resolve
+from ..pipeline.compute.stage import ProgressCallback, no_progress
 from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingDataset
 from ..pipeline.settings import parse_settings
-from ..pipeline.stage import ProgressCallback, no_progress
 from .config import EvaluateSettings, SampleSettings
 from .evaluated_rows import BLOCK_ROWS
 from .evaluation_folder import read_metrics, read_rows, require_whole

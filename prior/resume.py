@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ..pipeline.contract.commit import StageFolder, check_stage
+from ..pipeline.contract.manifest import Manifest
+from ..pipeline.contract.storage import Store
 from ..pipeline.errors import FolderError
 from ..pipeline.read import EmbeddingDataset
-from ..pipeline.shards import Manifest
-from ..pipeline.stage_folder import StageFolder, check_stage
-from ..pipeline.storage import Store
 from .checkpoint import newest_step
 from .config import TrainSettings
 from .job import STAGE, TrainJob, recorded_files

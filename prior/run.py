@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..pipeline.compute.stage import ProgressCallback, ProgressFactory, StagePlan, StageResult, no_progress
 from ..pipeline.errors import InputError, PriorkitError, SettingsError
-from ..pipeline.stage import ProgressCallback, ProgressFactory, StagePlan, StageResult, no_progress
 from .demo_images import demo_images
 from .recipe import Recipe
 
@@ -161,11 +161,11 @@ def steps(
 def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False) -> None:
     """Check list, settings and folders of all stages up to `until`, before any of them starts."""
     from ..pipeline.clip import check_clip
-    from ..pipeline.device import resolve
+    from ..pipeline.compute.device import resolve
+    from ..pipeline.contract.commit import check_stage
+    from ..pipeline.contract.storage import Store
     from ..pipeline.download import check_download
     from ..pipeline.embed import embed_manifest
-    from ..pipeline.stage_folder import check_stage
-    from ..pipeline.storage import Store
     from .evaluation_folder import evaluate_manifest
     from .train import check_prior_folder
 

@@ -53,7 +53,7 @@ def sample(
     from ..pipeline.terminal import print_json, print_line, print_notes, print_table, progress_bar, reported_errors
 
     with reported_errors():
-        from ..pipeline.device import choose_device
+        from ..pipeline.compute.device import choose_device
         from ..pipeline.errors import SettingsError
         from .export import check_output
         from .load import load_prior

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch.nn.functional as F
 
+from ..pipeline.compute.stage import ProgressCallback, no_progress
 from ..pipeline.errors import Interrupted
-from ..pipeline.stage import ProgressCallback, no_progress
 from .export import embeds_file
 from .model import SAMPLE_BATCH, Prior
 from .texts import Texts

@@ -11,10 +11,10 @@ from typing import cast
 import numpy as np
 import torch
 
+from ..pipeline.compute.device import require_device
 from ..pipeline.config import ReadSettings
-from ..pipeline.device import require_device
+from ..pipeline.contract.file_marks import FileMark
 from ..pipeline.errors import InputError
-from ..pipeline.file_marks import FileMark
 from ..pipeline.read import EmbeddingBatch, EmbeddingDataset, Split
 from .config import EvaluateSettings, SampleSettings, WeightsName
 from .diffusion import StepRandomness, diffusion_loss

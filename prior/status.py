@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..pipeline.compute.stage import StagePlan
+from ..pipeline.contract.manifest import missing_files, read_manifest
+from ..pipeline.contract.storage import Store
 from ..pipeline.errors import PriorkitError
-from ..pipeline.shards import missing_files, read_manifest
-from ..pipeline.stage import StagePlan
-from ..pipeline.storage import Store
 from .recipe import Recipe
 from .run import STAGES, StageName, plan
 

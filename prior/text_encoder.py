@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..pipeline.compute.device import resolve
 from ..pipeline.config import ClipSettings, DeviceSettings, EmbedSettings
-from ..pipeline.device import resolve
 from ..pipeline.errors import InputError
 
 if TYPE_CHECKING:

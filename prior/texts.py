@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from fsspec.implementations.local import LocalFileSystem
 
+from ..pipeline.contract.storage import open_location
+from ..pipeline.contract.vectors.rules import embed_dtypes_named, is_embed_dtype
 from ..pipeline.errors import InputError
 from ..pipeline.read import EmbeddingDataset
-from ..pipeline.storage import open_location
-from ..pipeline.vector_rules import embed_dtypes_named, is_embed_dtype
 from .clip_match import clip_named, match_clips
 from .model import Prior
 

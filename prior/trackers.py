@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..pipeline.contract.storage import Store
 from ..pipeline.errors import SettingsError
-from ..pipeline.storage import Store
 from .config import TrainSettings
 
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ..pipeline.cluster import describe_cluster
+from ..pipeline.compute.cluster import describe_cluster
+from ..pipeline.compute.device import ASSUMED_FLOPS, describe_device, with_gpus
+from ..pipeline.compute.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
 from ..pipeline.config import ClipSettings, ComputeSettings, ReadSettings
-from ..pipeline.device import ASSUMED_FLOPS, describe_device, with_gpus
+from ..pipeline.contract.commit import open_stage
+from ..pipeline.contract.manifest import Manifest, read_manifest
+from ..pipeline.contract.storage import Store
 from ..pipeline.errors import InputError, Interrupted
 from ..pipeline.read import EmbeddingDataset
-from ..pipeline.shards import Manifest, read_manifest
-from ..pipeline.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
-from ..pipeline.stage_folder import open_stage
-from ..pipeline.storage import Store
 from .checkpoint import CONFIG_NAME, WEIGHTS_NAME, clear_states, load_state
 from .config import TrainSettings
 from .job import STAGE, TrainJob, make_job, recorded_files, resolve_training, resolved_identity

@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..pipeline.shards import ShardRecord
-from ..pipeline.stage_folder import ShardCommit
-from ..pipeline.storage import Store
+from ..pipeline.contract.commit import ShardCommit
+from ..pipeline.contract.manifest import ShardRecord
+from ..pipeline.contract.storage import Store
 from .checkpoint import TrainState, clear_states, load_state, save_best, save_prior, save_state
 from .network import PriorNetwork
 from .normalise import EmbeddingNormaliser

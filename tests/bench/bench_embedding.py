@@ -23,11 +23,11 @@ import torch
 from PIL import Image
 
 from priorkit.pipeline.clip import load_encoder
+from priorkit.pipeline.compute.device import resolve
 from priorkit.pipeline.config import ClipSettings, EmbedSettings
-from priorkit.pipeline.device import resolve
+from priorkit.pipeline.contract.image_shards import list_image_shards, read_samples
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.embed import embed
-from priorkit.pipeline.storage import Store
-from priorkit.pipeline.webdataset import list_image_shards, read_samples
 
 MODEL, BATCH = "ViT-B-32", 64
 WORDS = ("a", "photo", "of", "the", "red", "house", "near", "river", "with", "two", "dogs", "at", "night", "painting")

@@ -19,8 +19,8 @@ import torch
 from dalle2_pytorch import DiffusionPrior, DiffusionPriorNetwork, DiffusionPriorTrainer
 
 from priorkit.pipeline.batches import BatchStream, Columns, TrainBatch
+from priorkit.pipeline.compute.device import resolve
 from priorkit.pipeline.config import ReadSettings
-from priorkit.pipeline.device import resolve
 from priorkit.pipeline.read import EmbeddingDataset
 from priorkit.prior.config import EvaluateSettings, NetworkSettings, OptimiserSettings, TrainSettings
 from priorkit.prior.dalle2 import import_prior

@@ -120,7 +120,7 @@ def step_flops(text_tokens: int, draws: int) -> float:
 
 def products(dtype: str) -> dict[str, Callable[[], Any]]:
     """Large products by each library that torch has: the faster is the machine's limit."""
-    from priorkit.pipeline.onednn import packed_product
+    from priorkit.pipeline.compute.onednn import packed_product
 
     left, right = (torch.randn(MATMUL, MATMUL).to(DTYPES[dtype]) for _ in range(2))
     with torch.no_grad():

@@ -25,7 +25,7 @@ import pytest
 import s3fs
 from PIL import Image
 
-from priorkit.pipeline.storage import Store
+from priorkit.pipeline.contract.storage import Store
 
 from ..conftest import QuietHandler, serving
 from .browser import Browser

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from priorkit.pipeline.shards import Manifest, embedding_shard_name, fingerprint
-from priorkit.pipeline.stage_folder import ShardCommit, StageFolder, open_stage
-from priorkit.pipeline.storage import Store
+from priorkit.pipeline.contract.commit import ShardCommit, StageFolder, open_stage
+from priorkit.pipeline.contract.manifest import Manifest, embedding_shard_name, fingerprint
+from priorkit.pipeline.contract.storage import Store
 from priorkit.prior.config import DiffusionSettings, NetworkSettings, OptimiserSettings, TrainSettings
 
 D, W, T = 16, 6, 5

@@ -10,9 +10,9 @@ import pytest
 
 from priorkit.pipeline.clip_retrieval import ClipRetrievalEngine, check_settings
 from priorkit.pipeline.config import ClipSettings, EmbedSettings, PreprocessSettings
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.embed import embed
 from priorkit.pipeline.errors import PriorkitError, SettingsError
-from priorkit.pipeline.storage import Store
 
 
 def settings_of(**changed: Any) -> EmbedSettings:

@@ -25,10 +25,10 @@ import webdataset
 
 from priorkit.pipeline import download_plan
 from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.download import download, plan_download
 from priorkit.pipeline.download_worker import row_key
 from priorkit.pipeline.errors import FolderError, InputError
-from priorkit.pipeline.storage import Store
 from priorkit.pipeline.urls import UrlList, rows_digest
 
 FolderBytes = Callable[[Path], dict[str, bytes]]

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from priorkit.pipeline import download as download_module
+from priorkit.pipeline.compute.parallel import map_shards
 from priorkit.pipeline.config import ComputeSettings, DownloadSettings
 from priorkit.pipeline.download import download
 from priorkit.pipeline.errors import PriorkitError
-from priorkit.pipeline.parallel import map_shards
 
 from .conftest import wait_for
 from .ray_nodes import Marks, cluster, losing_a_node, meanwhile

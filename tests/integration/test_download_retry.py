@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline import storage
 from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.contract import storage
+from priorkit.pipeline.contract.manifest import differing_files, read_manifest
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.download import download, plan_download
 from priorkit.pipeline.errors import FolderError, InputError, PriorkitError
-from priorkit.pipeline.shards import differing_files, read_manifest
-from priorkit.pipeline.storage import Store
 
 from ..conftest import QuietHandler, picture, serving
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from priorkit.pipeline import file_marks
 from priorkit.pipeline.config import EmbedSettings
+from priorkit.pipeline.contract import file_marks
 from priorkit.pipeline.embed import embed, plan_embed
 from priorkit.pipeline.errors import FolderError, InputError
 

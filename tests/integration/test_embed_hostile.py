@@ -25,13 +25,13 @@ import torch
 from PIL import Image, ImageOps
 
 from priorkit.pipeline.config import EmbedSettings
+from priorkit.pipeline.contract.image_shards import list_image_shards
+from priorkit.pipeline.contract.manifest import ShardRecord, read_manifest
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.embed import embed
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.inspect import inspect_folder
 from priorkit.pipeline.read import read_embeddings
-from priorkit.pipeline.shards import ShardRecord, read_manifest
-from priorkit.pipeline.storage import Store
-from priorkit.pipeline.webdataset import list_image_shards
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 Embed = Callable[[Sequence[bytes], Sequence[str]], tuple[np.ndarray, np.ndarray]]

@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from priorkit.pipeline.compute.stage import StageResult
 from priorkit.pipeline.config import EmbedSettings
+from priorkit.pipeline.contract.commit import ShardCommit, open_stage
+from priorkit.pipeline.contract.manifest import Manifest, read_manifest
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.embed import embed
 from priorkit.pipeline.errors import InputError, PriorkitError
 from priorkit.pipeline.inspect import inspect_folder
 from priorkit.pipeline.read import read_embeddings
-from priorkit.pipeline.shards import Manifest, read_manifest
-from priorkit.pipeline.stage import StageResult
-from priorkit.pipeline.stage_folder import ShardCommit, open_stage
-from priorkit.pipeline.storage import Store
 
 from ..conftest import tar_bytes
 

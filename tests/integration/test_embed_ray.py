@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import ray
 
-from priorkit.pipeline import stage
+from priorkit.pipeline.compute import stage
+from priorkit.pipeline.compute.parallel import map_shards
 from priorkit.pipeline.config import ComputeSettings, EmbedSettings
 from priorkit.pipeline.embed import embed
 from priorkit.pipeline.errors import PriorkitError
-from priorkit.pipeline.parallel import map_shards
 
 from ..conftest import picture
 from .conftest import wait_for

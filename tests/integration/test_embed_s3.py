@@ -17,10 +17,10 @@ import pytest
 from priorkit.pipeline import embed_worker
 from priorkit.pipeline.batches import BatchStream, Columns
 from priorkit.pipeline.config import DownloadSettings, EmbedSettings, ReadSettings
+from priorkit.pipeline.contract.storage import LEASE_NAME, Store
 from priorkit.pipeline.embed import embed
 from priorkit.pipeline.errors import FolderError, InputError
 from priorkit.pipeline.read import EmbeddingDataset, read_embeddings
-from priorkit.pipeline.storage import LEASE_NAME, Store
 
 from .conftest import PRIORKIT, environment, upload
 

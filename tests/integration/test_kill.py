@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from priorkit.pipeline.decode_ahead import DecodeAhead
-from priorkit.pipeline.shards import differing_files, read_manifest
-from priorkit.pipeline.storage import Store
+from priorkit.pipeline.compute.read_ahead import DecodeAhead
+from priorkit.pipeline.contract.manifest import differing_files, read_manifest
+from priorkit.pipeline.contract.storage import Store
 
 from .conftest import PRIORKIT, STAGE_FOLDERS, Finished, Gate, Workspace, environment, stop, wait_for
 

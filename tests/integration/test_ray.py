@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import ray
 
+from priorkit.pipeline.compute.parallel import map_shards
 from priorkit.pipeline.config import ComputeSettings, DownloadSettings, EmbedSettings
 from priorkit.pipeline.download import download
 from priorkit.pipeline.embed import embed
 from priorkit.pipeline.errors import InputError, PriorkitError
-from priorkit.pipeline.parallel import map_shards
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)

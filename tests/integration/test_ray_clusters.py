@@ -28,10 +28,10 @@ STALE = "127.0.0.1:6399"
 
 MAP = """
 import json, os, sys
-from priorkit.pipeline.cluster import describe_cluster
+from priorkit.pipeline.compute.cluster import describe_cluster
 from priorkit.pipeline.config import ComputeSettings
 from priorkit.pipeline.errors import PriorkitError
-from priorkit.pipeline.parallel import map_shards
+from priorkit.pipeline.compute.parallel import map_shards
 
 def make_worker():
     return lambda task, following: (task * 2, {n: os.environ.get(n) for n in ("GOMP_SPINCOUNT", "RAY_AUTH_MODE")})

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline import file_marks
 from priorkit.pipeline.config import ClipSettings, ReadSettings
+from priorkit.pipeline.contract import file_marks
 from priorkit.pipeline.errors import FolderError, InputError
 from priorkit.prior.load import load_prior
 from priorkit.prior.train import plan_train, train

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from priorkit.pipeline.config import ReadSettings
-from priorkit.pipeline.storage import LEASE_NAME, Store
+from priorkit.pipeline.contract.storage import LEASE_NAME, Store
 from priorkit.prior.load import load_prior
 from priorkit.prior.train import train
 

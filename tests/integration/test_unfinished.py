@@ -11,12 +11,12 @@ import pytest
 from priorkit.pipeline import embed as embed_module
 from priorkit.pipeline.clip import check_clip
 from priorkit.pipeline.config import ClipSettings, DownloadSettings, EmbedSettings
+from priorkit.pipeline.contract.manifest import ShardRecord, read_manifest
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.download import download
 from priorkit.pipeline.embed import embed
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read import read_embeddings
-from priorkit.pipeline.shards import ShardRecord, read_manifest
-from priorkit.pipeline.storage import Store
 
 
 def test_embeddings_of_which_shards_are_still_to_come_are_not_read(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from priorkit.pipeline.storage import Store
+from priorkit.pipeline.contract.storage import Store
 from priorkit.prior.checkpoint import save_prior
 from priorkit.prior.config import DiffusionSettings, NetworkSettings
 from priorkit.prior.load import convert, load_prior

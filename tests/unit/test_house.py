@@ -35,7 +35,7 @@ STANDARD_LIBRARY = sys.stdlib_module_names | {"compression"}
 """Modules of Python itself, those of later versions than this one included."""
 
 SINGLE_HOMES = {
-    "ray": {"pipeline/parallel.py", "prior/distributed.py"},
+    "ray": {"pipeline/compute/parallel.py", "prior/distributed.py"},
     "open_clip": {"pipeline/clip.py", "recipes/demo/train_clip.py"},
     "img2dataset": {"pipeline/images.py"},
 }
@@ -116,7 +116,7 @@ def test_the_walk_sees_the_imports_that_are_known() -> None:
     """The other tests mean nothing if the walk is blind."""
     assert len(MODULES) > 30
     assert Import("priorkit.pipeline.commands", True, True) in IMPORTS["priorkit.cli"]
-    assert Import("ray", False, False) in IMPORTS["priorkit.pipeline.parallel"]
+    assert Import("ray", False, False) in IMPORTS["priorkit.pipeline.compute.parallel"]
     assert Import("priorkit.pipeline.download", True, False) in IMPORTS["priorkit"]
     assert Import("priorkit.prior.run", True, False) in IMPORTS["priorkit.prior.commands"]
     assert Import("torch", False, True) in IMPORTS["priorkit.prior.network"]
@@ -166,13 +166,13 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         for name, imports in IMPORTS.items()
     }
     order = list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names the circle
-    assert order.index("priorkit.pipeline.shards") < order.index("priorkit.pipeline.download")
+    assert order.index("priorkit.pipeline.contract.manifest") < order.index("priorkit.pipeline.download")
 
 
 def test_the_network_knows_torch_and_nothing_else() -> None:
     own = {
         f"priorkit.prior.{name}" for name in ("function", "linear", "parts", "layers", "cache", "tokens", "network")
-    } | {"priorkit.pipeline.onednn"}
+    } | {"priorkit.pipeline.compute.onednn"}
     for module in own:
         targets = {found.target for found in IMPORTS[module] if not found.target.startswith(tuple(own))}
         assert {target.split(".")[0] for target in targets} <= {"torch", *sys.stdlib_module_names}, module
@@ -283,7 +283,16 @@ def test_every_module_of_the_wheel_can_be_imported(tmp_path: Path) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     pip = [sys.executable, "-m", "pip"]
-    build = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, tmp_path / "source"]
+    build = [
+        *pip,
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        tmp_path,
+        tmp_path / "source",
+    ]
     subprocess.run(build, check=True)
     [wheel] = tmp_path.glob("*.whl")
     subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", tmp_path / "installed", wheel], check=True)

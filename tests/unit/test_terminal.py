@@ -22,8 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from priorkit.pipeline import terminal
+from priorkit.pipeline.compute.stage import StagePlan, StageResult
 from priorkit.pipeline.errors import FolderError, InputError, Interrupted, PriorkitError, SettingsError
-from priorkit.pipeline.stage import StagePlan, StageResult
 
 STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from priorkit.pipeline.arrow_types import (
+from priorkit.pipeline.contract.arrow.types import (
     can_be_text,
     column_fault,
     is_bytes,

@@ -16,10 +16,10 @@ import pytest
 
 from priorkit.pipeline.batches import BatchStream, Columns, TrainBatch
 from priorkit.pipeline.config import ReadSettings
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.embedding_shards import EmbeddingShard
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read import EmbeddingDataset
-from priorkit.pipeline.storage import Store
 from priorkit.pipeline.window import Buffers
 
 WriteEmbeddings = Callable[..., Path]

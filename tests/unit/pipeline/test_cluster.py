@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from priorkit.pipeline import cluster, ray_start
-from priorkit.pipeline.cluster import Gpus, cluster_gpus, describe_cluster
+from priorkit.pipeline.compute import cluster, ray_start
+from priorkit.pipeline.compute.cluster import Gpus, cluster_gpus, describe_cluster
+from priorkit.pipeline.compute.ray_address import ClusterAddress
+from priorkit.pipeline.compute.ray_start import Joined
 from priorkit.pipeline.config import ComputeSettings
-from priorkit.pipeline.ray_address import ClusterAddress
-from priorkit.pipeline.ray_start import Joined
 
 RAY = ComputeSettings(backend="ray", workers=4, gpus_per_worker=1)
 

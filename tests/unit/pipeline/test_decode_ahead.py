@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from priorkit.pipeline.decode_ahead import DecodeAhead
+from priorkit.pipeline.compute.read_ahead import DecodeAhead
 
 TASKS = {"a": range(20), "b": range(100, 107), "empty": range(0)}
 

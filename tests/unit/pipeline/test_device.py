@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from priorkit.pipeline import device as module
-from priorkit.pipeline.cluster import Gpus
+from priorkit.pipeline.compute import device as module
+from priorkit.pipeline.compute.cluster import Gpus
+from priorkit.pipeline.compute.device import available_cores, describe_device, require_device, resolve, with_gpus
 from priorkit.pipeline.config import ComputeSettings, DeviceSettings
-from priorkit.pipeline.device import available_cores, describe_device, require_device, resolve, with_gpus
 from priorkit.pipeline.errors import PriorkitError, SettingsError
 
 RAY = ComputeSettings(backend="ray", workers=2)

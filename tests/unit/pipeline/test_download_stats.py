@@ -11,6 +11,8 @@ import pytest
 
 from priorkit.pipeline import download_progress
 from priorkit.pipeline.collapse import SuccessWatch, diagnosis
+from priorkit.pipeline.contract.manifest import Manifest, ShardRecord
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.download_progress import DownloadProgress
 from priorkit.pipeline.download_stats import (
     ShardStatistics,
@@ -22,8 +24,6 @@ from priorkit.pipeline.download_stats import (
 )
 from priorkit.pipeline.errors import PriorkitError
 from priorkit.pipeline.image_shard import Row
-from priorkit.pipeline.shards import Manifest, ShardRecord
-from priorkit.pipeline.storage import Store
 
 
 def row(url: str | None, message: str | None = None, **values: Any) -> Row:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from priorkit.pipeline import file_marks
+from priorkit.pipeline.contract import file_marks
+from priorkit.pipeline.contract.file_marks import FileMark, from_json, identify, read_marks, to_json
+from priorkit.pipeline.contract.file_stamps import remote_stamp, stamps
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.file_marks import FileMark, from_json, identify, read_marks, to_json
-from priorkit.pipeline.file_stamps import remote_stamp, stamps
-from priorkit.pipeline.storage import Store
 
 NOW = datetime.datetime(2020, 1, 2, tzinfo=datetime.timezone.utc)
 

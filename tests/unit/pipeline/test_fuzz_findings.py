@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from priorkit.pipeline.config import EmbedSettings
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 from priorkit.pipeline.inputs import list_input_shards
 from priorkit.pipeline.inspect import inspect_folder
 from priorkit.pipeline.inspect_statistics import hashes_of
 from priorkit.pipeline.read import read_embeddings
-from priorkit.pipeline.storage import Store
 from priorkit.prior.config import NetworkSettings
 from priorkit.prior.prior_config import PriorConfig, build_network
 

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from priorkit.pipeline.config import EmbedSettings
+from priorkit.pipeline.contract.file_marks import marks_of_read
+from priorkit.pipeline.contract.samples import Sample
 from priorkit.pipeline.embed_inputs import input_fingerprint
 from priorkit.pipeline.errors import InputError, SettingsError
-from priorkit.pipeline.file_marks import marks_of_read
 from priorkit.pipeline.inputs import InputShard, list_input_shards, open_input
-from priorkit.pipeline.samples import Sample
 
 
 def shards_of(path: Path, **settings: Any) -> list[InputShard]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
+from priorkit.pipeline.contract.known_rows import join_rows, match_keys
+from priorkit.pipeline.contract.samples import Place
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.known_rows import join_rows, match_keys
-from priorkit.pipeline.samples import Place
 
 
 @pytest.mark.parametrize(

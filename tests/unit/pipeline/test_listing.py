@@ -12,11 +12,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.contract.commit import open_stage
+from priorkit.pipeline.contract.listing import is_data
+from priorkit.pipeline.contract.manifest import Manifest, read_manifest
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import FolderError, InputError
-from priorkit.pipeline.listing import is_data
-from priorkit.pipeline.shards import Manifest, read_manifest
-from priorkit.pipeline.stage_folder import open_stage
-from priorkit.pipeline.storage import Store
 from priorkit.pipeline.urls import open_url_list
 
 FOREIGN = [

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from priorkit.pipeline import openmp
-from priorkit.pipeline.openmp import chosen, runtimes_of_torch, without_spinning
+from priorkit.pipeline.compute import openmp
+from priorkit.pipeline.compute.openmp import chosen, runtimes_of_torch, without_spinning
 
 SPINNING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"}
 SHOW = "import os, json; print(json.dumps({n: os.environ.get(n) for n in ('GOMP_SPINCOUNT', 'KMP_BLOCKTIME')}))"

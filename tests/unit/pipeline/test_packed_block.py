@@ -12,7 +12,7 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import nn
 
 from priorkit.pipeline import packed_block
-from priorkit.pipeline.onednn import packing_available
+from priorkit.pipeline.compute.onednn import packing_available
 from priorkit.pipeline.packed_block import PackedBlock, pack_blocks
 
 WIDTH, HEADS = 24, 4

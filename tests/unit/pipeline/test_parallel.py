@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from priorkit.pipeline.compute.parallel import map_shards
 from priorkit.pipeline.config import ComputeSettings
 from priorkit.pipeline.errors import InputError, PriorkitError
-from priorkit.pipeline.parallel import map_shards
 
 LOCAL = ComputeSettings()
 
@@ -66,7 +66,7 @@ def test_the_local_map_does_not_import_ray() -> None:
     import subprocess
 
     code = (
-        "import sys; from priorkit.pipeline.parallel import map_shards; "
+        "import sys; from priorkit.pipeline.compute.parallel import map_shards; "
         "from priorkit.pipeline.config import ComputeSettings; "
         "list(map_shards(lambda: lambda task, following: str(task), [1], ComputeSettings())); "
         "assert 'ray' not in sys.modules"

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from priorkit.pipeline import ray_address
-from priorkit.pipeline.errors import PriorkitError
-from priorkit.pipeline.ray_address import (
+from priorkit.pipeline.compute import ray_address
+from priorkit.pipeline.compute.ray_address import (
     ClusterAddress,
     cluster_address,
     described_authentication,
@@ -20,7 +19,8 @@ from priorkit.pipeline.ray_address import (
     own_environment,
     require_cluster,
 )
-from priorkit.pipeline.ray_probe import Answer
+from priorkit.pipeline.compute.ray_probe import Answer
+from priorkit.pipeline.errors import PriorkitError
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from priorkit.pipeline import ray_probe
-from priorkit.pipeline.ray_probe import HEAD, Answer, ask
+from priorkit.pipeline.compute import ray_probe
+from priorkit.pipeline.compute.ray_probe import HEAD, Answer, ask
 
 from ...conftest import QuietHandler, serving
 

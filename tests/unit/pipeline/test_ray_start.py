@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+from priorkit.pipeline.compute.ray_start import open_cluster
 from priorkit.pipeline.errors import PriorkitError
-from priorkit.pipeline.ray_start import open_cluster
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from priorkit.pipeline.errors import FolderError, InputError
-from priorkit.pipeline.hashing import FileRecord
-from priorkit.pipeline.shards import (
+from priorkit.pipeline.contract.commit import (
+    ShardCommit,
+    StageFolder,
+    check_stage,
+    difference,
+    finish_replacements,
+    open_stage,
+)
+from priorkit.pipeline.contract.hashing import FileRecord
+from priorkit.pipeline.contract.manifest import (
     MANIFEST_NAME,
     Manifest,
     ShardRecord,
@@ -27,15 +34,8 @@ from priorkit.pipeline.shards import (
     read_manifest,
     require_manifest,
 )
-from priorkit.pipeline.stage_folder import (
-    ShardCommit,
-    StageFolder,
-    check_stage,
-    difference,
-    finish_replacements,
-    open_stage,
-)
-from priorkit.pipeline.storage import Store
+from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.errors import FolderError, InputError
 
 SETTINGS = {"size": 32, "clip": {"model": "tiny"}}
 

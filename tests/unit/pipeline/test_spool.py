@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 
-from priorkit.pipeline.spool import RowSpool
+from priorkit.pipeline.contract.vectors.spool import RowSpool
 
 
 @pytest.mark.parametrize("counts", [[], [0], [3], [5, 0, 2, 100]])

@@ -19,15 +19,15 @@ from pathlib import Path
 
 import pytest
 
+from priorkit.pipeline.contract.commit import check_stage
+from priorkit.pipeline.contract.hashing import FileRecord
+from priorkit.pipeline.contract.manifest import Manifest, read_manifest
+from priorkit.pipeline.contract.storage import LEASE_NAME, Store, check_name
 from priorkit.pipeline.errors import FolderError, InputError
-from priorkit.pipeline.hashing import FileRecord
-from priorkit.pipeline.shards import Manifest, read_manifest
-from priorkit.pipeline.stage_folder import check_stage
-from priorkit.pipeline.storage import LEASE_NAME, Store, check_name
 
 HOLD_THE_FOLDER = """
 import sys, time
-from priorkit.pipeline.storage import Store
+from priorkit.pipeline.contract.storage import Store
 with Store(sys.argv[1]).writer():
     print("held", flush=True)
     time.sleep(60)

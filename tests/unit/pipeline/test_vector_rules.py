@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from priorkit.pipeline.vector_rules import common_dtype, is_embed_dtype, judge_norms, normalise_rows, row_norms
+from priorkit.pipeline.contract.vectors.rules import (
+    common_dtype,
+    is_embed_dtype,
+    judge_norms,
+    normalise_rows,
+    row_norms,
+)
 
 
 @pytest.mark.parametrize("name", ["float16", "float32", "float64", ">f2", ">f8"])

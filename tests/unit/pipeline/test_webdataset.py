@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from priorkit.pipeline.contract.commit import ShardCommit, open_stage
+from priorkit.pipeline.contract.file_marks import marks_of_read
+from priorkit.pipeline.contract.image_shards import list_image_shards, read_samples, read_shard_table
+from priorkit.pipeline.contract.manifest import Manifest
+from priorkit.pipeline.contract.samples import Sample
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.file_marks import marks_of_read
-from priorkit.pipeline.samples import Sample
-from priorkit.pipeline.shards import Manifest
-from priorkit.pipeline.stage_folder import ShardCommit, open_stage
-from priorkit.pipeline.storage import Store
-from priorkit.pipeline.webdataset import list_image_shards, read_samples, read_shard_table
 
 from ...conftest import tar_bytes
 

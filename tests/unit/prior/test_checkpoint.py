@@ -13,8 +13,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.storage import Store
 from priorkit.prior.checkpoint import (
     TrainState,
     clear_states,

@@ -18,8 +18,8 @@ import torch
 from typer.testing import CliRunner, Result
 
 from priorkit.cli import app
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.read import EmbeddingDataset
-from priorkit.pipeline.storage import Store
 from priorkit.prior.checkpoint import save_prior
 from priorkit.prior.config import DiffusionSettings, NetworkSettings
 from priorkit.prior.load import convert, load_prior

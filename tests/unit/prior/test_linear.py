@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from priorkit.pipeline import onednn
-from priorkit.pipeline.onednn import packing_available
+from priorkit.pipeline.compute import onednn
+from priorkit.pipeline.compute.onednn import packing_available
 from priorkit.prior import linear as packing_module
 from priorkit.prior.linear import Linear
 

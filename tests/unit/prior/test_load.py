@@ -14,8 +14,8 @@ import torch
 
 from priorkit import convert as public_convert
 from priorkit import load_prior as public_load_prior
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import FolderError, InputError, PriorkitError, SettingsError
-from priorkit.pipeline.storage import Store
 from priorkit.prior.checkpoint import save_prior
 from priorkit.prior.config import DiffusionSettings, NetworkSettings
 from priorkit.prior.dalle2 import export_state

@@ -12,10 +12,10 @@ import yaml
 
 import priorkit
 from priorkit.pipeline.config import ClipSettings, EmbedSettings
+from priorkit.pipeline.contract.commit import open_stage
+from priorkit.pipeline.contract.manifest import Manifest
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError, SettingsError
-from priorkit.pipeline.shards import Manifest
-from priorkit.pipeline.stage_folder import open_stage
-from priorkit.pipeline.storage import Store
 from priorkit.prior.recipe import Recipe, copy_recipe, load_recipe, recipe_names, recipe_text, require_same_clip
 
 ROOT = Path(priorkit.__file__).parent

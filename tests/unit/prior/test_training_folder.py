@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from priorkit.pipeline.storage import Store
+from priorkit.pipeline.contract.storage import Store
 from priorkit.prior.checkpoint import BEST_NAME, TrainState
 from priorkit.prior.network import PriorNetwork
 from priorkit.prior.training_folder import TrainingFolder

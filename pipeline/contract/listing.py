@@ -10,7 +10,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from .errors import InputError
+from ..errors import InputError
 
 _FOREIGN_FOLDERS = frozenset(
     {

@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, Optional, TypeAlias, TypeVar
 
-from .config import ComputeSettings
-from .errors import PriorkitError
+from ..config import ComputeSettings
+from ..errors import PriorkitError
 from .ray_start import open_cluster
 
 Task = TypeVar("Task")

@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from .config import ComputeSettings
-from .errors import PriorkitError
+from ..config import ComputeSettings
+from ..errors import PriorkitError
 from .parallel import places, ray_cluster
 from .ray_address import cluster_address, explain_failure
 from .ray_start import JOINED

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from .arrow_columns import key_texts
-from .errors import InputError
+from ..errors import InputError
+from .arrow.columns import key_texts
 from .samples import Place
 
 

@@ -9,9 +9,9 @@ import collections
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
-from .array_files import FileHeader
-from .arrow_types import column_fault
-from .vector_rules import common_dtype
+from ..arrow.types import column_fault
+from .arrays import FileHeader
+from .rules import common_dtype
 
 KEY_COLUMNS = ("key", "image_path")
 """Columns that name a row, the best first."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import InputError
+from ...errors import InputError
 
 TypeTest = Callable[[pa.DataType], bool]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from .errors import InputError
-from .shards import ShardRecord
+from ..errors import InputError
+from .manifest import ShardRecord
 
 _EXTENSIONS = {"img_emb": "npy", "text_emb": "npy", "metadata": "parquet", "token_states": "npy", "offsets": "npy"}
 """Of each kind of file that a shard may have."""

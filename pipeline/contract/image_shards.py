@@ -12,14 +12,14 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .arrow_columns import carried, key_texts
-from .arrow_types import is_text, require_distinct
-from .errors import InputError
-from .explain import one_line
+from ..errors import InputError
+from ..explain import one_line
+from .arrow.columns import carried, key_texts
+from .arrow.types import is_text, require_distinct
 from .file_marks import note_file, open_hashed
 from .listing import is_data
+from .manifest import fingerprint, missing_files, read_manifest
 from .samples import IMAGE_EXTENSIONS, Sample, name_extensions
-from .shards import fingerprint, missing_files, read_manifest
 from .storage import Store
 
 _END_BYTES = 1024

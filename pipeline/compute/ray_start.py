@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import PriorkitError
+from ..errors import PriorkitError
 from .ray_address import (
     AUTO,
     ClusterAddress,

@@ -9,9 +9,9 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from .errors import FolderError
+from ..errors import FolderError
 from .hashing import FileRecord, HashingFile
-from .shards import MANIFEST_NAME, RECORD_FOLDER, Manifest, ShardRecord, pending_shards, read_manifest, read_records
+from .manifest import MANIFEST_NAME, RECORD_FOLDER, Manifest, ShardRecord, pending_shards, read_manifest, read_records
 from .storage import LEASE_NAME, LOCK_NAME, TEMPORARY_SUFFIX, Store
 
 REPLACEMENT_FOLDER = "replacing"

@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, Optional, cast
 
-from .errors import InputError
+from ..errors import InputError
 from .file_stamps import NO_STAMP, Stamp, stamps
 from .hashing import hash_file
-from .shards import fingerprint
+from .manifest import fingerprint
 from .storage import Store
 
 Tell = Optional[Callable[[str], None]]

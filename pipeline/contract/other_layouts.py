@@ -8,8 +8,8 @@ import zipfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .arrow_types import plain_type
-from .errors import InputError
+from ..errors import InputError
+from .arrow.types import plain_type
 from .storage import Store
 
 _SHOWN = 4

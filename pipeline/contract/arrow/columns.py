@@ -15,18 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .arrow_types import (
-    COLUMN_ERRORS,
-    can_be_text,
-    is_bytes,
-    is_list_view,
-    is_run_ends,
-    is_text,
-    is_view,
-    plain_type,
-)
-from .errors import InputError
-from .explain import one_line
+from ...errors import InputError
+from ...explain import one_line
+from .types import COLUMN_ERRORS, can_be_text, is_bytes, is_list_view, is_run_ends, is_text, is_view, plain_type
 
 _SIMPLE = (
     pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null, pa.types.is_binary,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import PriorkitError
+from ..errors import PriorkitError
 from .ray_probe import CLIENT_SERVER, HEAD, OK, UNAUTHENTICATED, UNIMPLEMENTED, Answer, ask
 
 AUTO, LOCAL = "auto", "local"

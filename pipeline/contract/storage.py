@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from .errors import FolderError, InputError
+from ..errors import FolderError, InputError
 from .hashing import HashingFile
 from .listing import describe_files, list_files
 

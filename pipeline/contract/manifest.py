@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .errors import InputError
+from ..errors import InputError
 from .hashing import FileRecord, hash_file
 from .storage import Store, check_name
 

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import InputError
-from .storage import Store
-from .vector_rules import embed_dtypes_named, is_embed_dtype
+from ...errors import InputError
+from ..storage import Store
+from .rules import embed_dtypes_named, is_embed_dtype
 
 HEADER_BYTES = 128
 """Of every array that NumPy writes whose shape and type are as short as ours."""

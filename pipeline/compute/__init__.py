@@ -1,0 +1,1 @@
+"""Devices, threads, and worker processes: this process, local ones, or a Ray cluster."""
