@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .pipeline.download import download
+    from .pipeline.download.stage import download
     from .pipeline.embed import embed
     from .pipeline.errors import FolderError, InputError, Interrupted, PriorkitError, SettingsError
     from .pipeline.read import read_embeddings
@@ -40,7 +40,7 @@ __all__ = [
 _ERRORS = {"FolderError", "InputError", "Interrupted", "PriorkitError", "SettingsError"}
 _HOMES = {
     "convert": ".prior.load",
-    "download": ".pipeline.download",
+    "download": ".pipeline.download.stage",
     "embed": ".pipeline.embed",
     "evaluate": ".prior.evaluate",
     "load_prior": ".prior.load",

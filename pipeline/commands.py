@@ -52,8 +52,8 @@ def download(
 
     Example: priorkit download urls.parquet --caption-column text --limit 1000
     """
-    from .download import download as run_download
-    from .download import plan_download
+    from .download.stage import download as run_download
+    from .download.stage import plan_download
     from .errors import SettingsError
     from .terminal import progress_bar, reported_errors
 

@@ -177,7 +177,7 @@ class DownloadSettings(Settings):
     @classmethod
     def _proxy_can_be_used(cls, value: str | None) -> str | None:
         if value is not None and value != "none":
-            from .proxies import parse_proxy  # which loads aiohttp
+            from .download.fetching.proxies import parse_proxy  # which loads aiohttp
 
             parse_proxy(value, "it")
         return value

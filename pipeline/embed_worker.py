@@ -25,7 +25,7 @@ from .contract.vectors.spool import RowSpool
 from .embed_inputs import record_inputs
 from .engines import EmbedTask, Engine, Failure, NativeEngine, Window
 from .errors import InputError
-from .url_columns import EMBED_COLUMNS
+from .urls.columns import EMBED_COLUMNS
 
 _FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])
 _LEFT_BEHIND = ("status", "error_message", "caption", *EMBED_COLUMNS)

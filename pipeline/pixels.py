@@ -12,7 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import Compose, Normalize, ToTensor  # type: ignore[import-untyped]
 
-from .upright import eight_bit_image, orientation, turn_image
+from .images.upright import eight_bit_image, orientation, turn_image
 
 # what Pillow would rather be given; the palette's own colours are meant
 warnings.filterwarnings("ignore", message="Palette images with Transparency")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ..pipeline.compute.stage import ProgressFactory
 from ..pipeline.contract.storage import Store
-from ..pipeline.download import plan_download
+from ..pipeline.download.stage import plan_download
 from ..pipeline.errors import PriorkitError
 from ..recipes.openmoji import write_images
 from .recipe import DEMO_URLS, Recipe

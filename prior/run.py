@@ -103,7 +103,7 @@ def steps(
     stop_requests: StopRequests = never_stop,
 ) -> Sequence[Step]:
     """The stages of a recipe up to `until`, ready to plan or run."""
-    from ..pipeline.download import download, plan_download
+    from ..pipeline.download.stage import download, plan_download
     from ..pipeline.embed import embed, plan_embed
     from .evaluate import evaluate, plan_evaluate
     from .train import plan_train, train
@@ -164,7 +164,7 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
     from ..pipeline.compute.device import resolve
     from ..pipeline.contract.commit import check_stage
     from ..pipeline.contract.storage import Store
-    from ..pipeline.download import check_download
+    from ..pipeline.download.stage import check_download
     from ..pipeline.embed import embed_manifest
     from .evaluation_folder import evaluate_manifest
     from .train import check_prior_folder

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from priorkit.pipeline.config import ClipSettings, DownloadSettings, EmbedSettings
-from priorkit.pipeline.download import download
+from priorkit.pipeline.download.stage import download
 from priorkit.pipeline.embed import embed
 
 TINY_CLIP_CONFIG = {

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.decoders import usable_cores
+from priorkit.pipeline.download.decoding.decoders import usable_cores
 
 SHARD_ROWS, SIDE, QUALITY = 250, 256, 85
 START = 5
@@ -37,7 +37,7 @@ TEXTURES, TEXTURE_SIDE = 4, 2048
 OURS = """
 import json, sys, time
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.download import download
+from priorkit.pipeline.download.stage import download
 urls, folder, settings = sys.argv[1:]
 start = time.perf_counter()
 download(urls, folder, DownloadSettings.model_validate_json(settings))
@@ -56,7 +56,7 @@ BARE = """
 import json, sys, time
 from pathlib import Path
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.images import ImageResizer
+from priorkit.pipeline.download.decoding.resize import ImageResizer
 import cv2
 cv2.setNumThreads(1)
 folder, first, step, settings = sys.argv[1:]

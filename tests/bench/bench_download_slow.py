@@ -25,7 +25,7 @@ import harness
 from yarl import URL
 
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.fetch import Fetcher, FetchError
+from priorkit.pipeline.download.fetching.fetch import Fetcher, FetchError
 
 HOSTS, DEADLINE = 500, 10
 AT_ONCE = DownloadSettings().concurrency
@@ -55,7 +55,7 @@ def url_list(port: int, count: int, *, never: float, dribble: float) -> list[str
 PRIORKIT = """
 import json, sys, time
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.download import download
+from priorkit.pipeline.download.stage import download
 if __name__ == "__main__":
     settings = DownloadSettings(caption_column=None, allow_private_addresses=True, timeout_seconds=10, retries=0)
     start = time.perf_counter()

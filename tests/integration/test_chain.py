@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from priorkit.pipeline.config import DownloadSettings, EmbedSettings
-from priorkit.pipeline.download import download
+from priorkit.pipeline.download.stage import download
 from priorkit.pipeline.embed import embed
 
 

@@ -23,13 +23,13 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from priorkit.pipeline import download_plan
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.download import download, plan_download
-from priorkit.pipeline.download_worker import row_key
+from priorkit.pipeline.download import plan as download_plan
+from priorkit.pipeline.download.stage import download, plan_download
+from priorkit.pipeline.download.worker import row_key
 from priorkit.pipeline.errors import FolderError, InputError
-from priorkit.pipeline.urls import UrlList, rows_digest
+from priorkit.pipeline.urls.url_list import UrlList, rows_digest
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 
@@ -375,7 +375,7 @@ def test_progress_starts_at_what_is_done_and_ends_at_all(
 DOWNLOAD = """
 import sys
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.download import download
+from priorkit.pipeline.download.stage import download
 if __name__ == "__main__":
     download(sys.argv[1], sys.argv[2], DownloadSettings.model_validate_json(sys.argv[3]))
 """
@@ -402,7 +402,7 @@ WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None
 from priorkit.pipeline.config import ComputeSettings, DownloadSettings
-from priorkit.pipeline.download import download
+from priorkit.pipeline.download.stage import download
 if __name__ == "__main__":
     settings = DownloadSettings.model_validate_json(sys.argv[3])
     print(sorted(download(sys.argv[1], sys.argv[2], settings).counts.items()))

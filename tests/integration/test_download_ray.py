@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from priorkit.pipeline import download as download_module
 from priorkit.pipeline.compute.parallel import map_shards
 from priorkit.pipeline.config import ComputeSettings, DownloadSettings
-from priorkit.pipeline.download import download
+from priorkit.pipeline.download import stage as download_module
+from priorkit.pipeline.download.stage import download
 from priorkit.pipeline.errors import PriorkitError
 
 from .conftest import wait_for

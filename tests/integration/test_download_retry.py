@@ -18,7 +18,7 @@ from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.contract import storage
 from priorkit.pipeline.contract.manifest import differing_files, read_manifest
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.download import download, plan_download
+from priorkit.pipeline.download.stage import download, plan_download
 from priorkit.pipeline.errors import FolderError, InputError, PriorkitError
 
 from ..conftest import QuietHandler, picture, serving

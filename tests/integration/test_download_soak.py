@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.download import download
+from priorkit.pipeline.download.stage import download
 
 from .hostile_server import BEHAVIOURS, MAX_BYTES, ROBOTS, Places
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.download import download
+from priorkit.pipeline.download.stage import download
 
 pytestmark = pytest.mark.nginx
 

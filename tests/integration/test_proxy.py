@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.fetch import Fetcher, FetchError
+from priorkit.pipeline.download.fetching.fetch import Fetcher, FetchError
 
 from .hostile_server import HostileServer, Places, response
 

@@ -13,7 +13,7 @@ from priorkit.pipeline.clip import check_clip
 from priorkit.pipeline.config import ClipSettings, DownloadSettings, EmbedSettings
 from priorkit.pipeline.contract.manifest import ShardRecord, read_manifest
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.download import download
+from priorkit.pipeline.download.stage import download
 from priorkit.pipeline.embed import embed
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read import read_embeddings

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.download import download
+from priorkit.pipeline.download.stage import download
 
 from ..conftest import QuietHandler, serving
 

@@ -37,7 +37,7 @@ STANDARD_LIBRARY = sys.stdlib_module_names | {"compression"}
 SINGLE_HOMES = {
     "ray": {"pipeline/compute/parallel.py", "prior/distributed.py"},
     "open_clip": {"pipeline/clip.py", "recipes/demo/train_clip.py"},
-    "img2dataset": {"pipeline/images.py"},
+    "img2dataset": {"pipeline/download/decoding/resize.py"},
 }
 """Heavy packages, and the only files that may import them."""
 
@@ -117,7 +117,7 @@ def test_the_walk_sees_the_imports_that_are_known() -> None:
     assert len(MODULES) > 30
     assert Import("priorkit.pipeline.commands", True, True) in IMPORTS["priorkit.cli"]
     assert Import("ray", False, False) in IMPORTS["priorkit.pipeline.compute.parallel"]
-    assert Import("priorkit.pipeline.download", True, False) in IMPORTS["priorkit"]
+    assert Import("priorkit.pipeline.download.stage", True, False) in IMPORTS["priorkit"]
     assert Import("priorkit.prior.run", True, False) in IMPORTS["priorkit.prior.commands"]
     assert Import("torch", False, True) in IMPORTS["priorkit.prior.network"]
 
@@ -166,7 +166,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
         for name, imports in IMPORTS.items()
     }
     order = list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names the circle
-    assert order.index("priorkit.pipeline.contract.manifest") < order.index("priorkit.pipeline.download")
+    assert order.index("priorkit.pipeline.contract.manifest") < order.index("priorkit.pipeline.download.stage")
 
 
 def test_the_network_knows_torch_and_nothing_else() -> None:
@@ -197,7 +197,7 @@ def test_every_module_that_is_imported_has_a_declared_dependency() -> None:
 
 
 STAGE_HOMES = {
-    "download": ("pipeline.download", "pipeline.images"),
+    "download": ("pipeline.download.stage", "pipeline.download.decoding.resize"),
     "embed": ("pipeline.embed",),
     "train": ("prior.train",),
     "evaluate": ("prior.evaluate",),

@@ -9,8 +9,14 @@ import time
 
 import pytest
 
-from priorkit.pipeline.addresses import AddressGuard, BlockedAddress, GuardedResolver, is_public, literal_address
 from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.download.fetching.addresses import (
+    AddressGuard,
+    BlockedAddress,
+    GuardedResolver,
+    is_public,
+    literal_address,
+)
 from priorkit.pipeline.errors import SettingsError
 from priorkit.pipeline.settings import parse_settings
 

@@ -13,7 +13,13 @@ from collections.abc import Callable
 import brotli
 import pytest
 
-from priorkit.pipeline.content_coding import BodyTooLarge, CodingError, decode_beginning, decode_body, known_codings
+from priorkit.pipeline.download.fetching.content_coding import (
+    BodyTooLarge,
+    CodingError,
+    decode_beginning,
+    decode_body,
+    known_codings,
+)
 
 if sys.version_info >= (3, 14):
     from compression.zstd import CompressionParameter, compress

@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from priorkit.pipeline import decoders as module
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.decoded import ImageError, ResizedImage, pack, unpack
-from priorkit.pipeline.decoders import Decoders, usable_cores
+from priorkit.pipeline.download.decoding import decoders as module
+from priorkit.pipeline.download.decoding.decoders import Decoders, usable_cores
+from priorkit.pipeline.download.decoding.resize import ImageResizer
+from priorkit.pipeline.download.outcomes import ImageError, ResizedImage, pack, unpack
 from priorkit.pipeline.errors import PriorkitError
-from priorkit.pipeline.images import ImageResizer
 
 SETTINGS = DownloadSettings(image_size=32, decode_processes=2)
 ONE = SETTINGS.model_copy(update={"decode_processes": 1})
@@ -232,7 +232,7 @@ def test_the_number_of_processes_is_that_of_the_cores_that_may_be_used() -> None
 PARENT = """
 import asyncio, signal, sys
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.decoders import Decoders
+from priorkit.pipeline.download.decoding.decoders import Decoders
 
 async def main():
     async with Decoders(DownloadSettings(decode_processes=2)) as decoders:
@@ -294,6 +294,7 @@ def test_an_interrupt_at_the_terminal_is_none_of_the_decoders_business() -> None
 
 
 def test_a_decoder_loads_no_more_than_it_needs() -> None:
-    code = "import sys, priorkit.pipeline.decoder_main, priorkit.pipeline.images; print(*sorted(sys.modules))"
+    modules = "from priorkit.pipeline.download.decoding import decoder_process, resize"
+    code = f"import sys; {modules}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert {"torch", "ray", "pyarrow", "aiohttp", "pandas", "wandb", "open_clip"}.isdisjoint(done.stdout.split())

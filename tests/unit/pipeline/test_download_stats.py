@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from priorkit.pipeline import download_progress
-from priorkit.pipeline.collapse import SuccessWatch, diagnosis
 from priorkit.pipeline.contract.manifest import Manifest, ShardRecord
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.download_progress import DownloadProgress
-from priorkit.pipeline.download_stats import (
+from priorkit.pipeline.download import progress as download_progress
+from priorkit.pipeline.download.collapse import SuccessWatch, diagnosis
+from priorkit.pipeline.download.progress import DownloadProgress
+from priorkit.pipeline.download.rows import Row
+from priorkit.pipeline.download.statistics import (
     ShardStatistics,
     UrlSample,
     failure_label,
@@ -23,7 +24,6 @@ from priorkit.pipeline.download_stats import (
     url_hashes,
 )
 from priorkit.pipeline.errors import PriorkitError
-from priorkit.pipeline.image_shard import Row
 
 
 def row(url: str | None, message: str | None = None, **values: Any) -> Row:
@@ -118,7 +118,7 @@ def test_the_label_of_a_failure(message: str | None, label: str) -> None:
 
 
 def test_the_hosts_of_a_shard_and_of_all_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("priorkit.pipeline.download_stats._MOST_HOSTS", 30)
+    monkeypatch.setattr("priorkit.pipeline.download.statistics._MOST_HOSTS", 30)
     store = Store("memory://bounded_hosts")
     manifest = Manifest("download", {}, {})
     for shard in range(10):

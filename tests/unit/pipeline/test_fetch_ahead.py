@@ -11,8 +11,8 @@ from functools import partial
 
 import pytest
 
-from priorkit.pipeline.fetch_ahead import Buffer, Claim, FetchAhead, RowMaker
-from priorkit.pipeline.image_shard import Row
+from priorkit.pipeline.download.fetching.fetch_ahead import Buffer, Claim, FetchAhead, RowMaker
+from priorkit.pipeline.download.rows import Row
 
 BODY, IMAGE = 1000, 100
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, features
 
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.decoded import ImageError, ResizedImage
-from priorkit.pipeline.images import ImageResizer, is_image
+from priorkit.pipeline.download.decoding.resize import ImageResizer, is_image
+from priorkit.pipeline.download.outcomes import ImageError, ResizedImage
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
 KINDS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"] + (["AVIF"] if features.check("avif") else [])

@@ -17,7 +17,7 @@ from priorkit.pipeline.contract.listing import is_data
 from priorkit.pipeline.contract.manifest import Manifest, read_manifest
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import FolderError, InputError
-from priorkit.pipeline.urls import open_url_list
+from priorkit.pipeline.urls.url_list import open_url_list
 
 FOREIGN = [
     ".DS_Store", "._00000.tar", "a/._0.jpg", ".git/config", ".cache/huggingface/x.npy", ".ipynb_checkpoints/0.jpg",

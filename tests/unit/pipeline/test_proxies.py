@@ -8,8 +8,8 @@ import pytest
 from yarl import URL
 
 from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.download.fetching.proxies import NoProxy, Proxies, parse_proxy
 from priorkit.pipeline.errors import SettingsError
-from priorkit.pipeline.proxies import NoProxy, Proxies, parse_proxy
 from priorkit.pipeline.settings import parse_settings
 
 PLAIN, SECURE = URL("http://images.example.org/x"), URL("https://images.example.org/x")

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from priorkit.pipeline.response_head import MAX_HEAD_BYTES, BadResponse, HeadReader, parse_head
+from priorkit.pipeline.download.fetching.response_head import MAX_HEAD_BYTES, BadResponse, HeadReader, parse_head
 
 
 def strict(*lines: str, start: str = "HTTP/1.1 200 OK") -> list[str]:

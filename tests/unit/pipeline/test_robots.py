@@ -8,9 +8,9 @@ import time
 import pytest
 from yarl import URL
 
-from priorkit.pipeline import robots_cache
-from priorkit.pipeline.robots import RobotsRules, opted_out, product_token
-from priorkit.pipeline.robots_cache import RobotsCache
+from priorkit.pipeline.download.fetching import robots_cache
+from priorkit.pipeline.download.fetching.robots import RobotsRules, opted_out, product_token
+from priorkit.pipeline.download.fetching.robots_cache import RobotsCache
 
 US = "priorkit/0.1 (a contact)"
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image, ImageOps, features
 
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.decoded import ImageError, ResizedImage
-from priorkit.pipeline.images import ImageResizer
+from priorkit.pipeline.download.decoding.resize import ImageResizer
+from priorkit.pipeline.download.outcomes import ImageError, ResizedImage
+from priorkit.pipeline.images.upright import eight_bit, opened_rgb, turn
 from priorkit.pipeline.pixels import PixelError, Pixels
-from priorkit.pipeline.upright import eight_bit, opened_rgb, turn
 
 HEIGHT, WIDTH = 40, 60
 ROW, COLUMN = np.mgrid[0:HEIGHT, 0:WIDTH]

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from priorkit.pipeline import url_delimited
-from priorkit.pipeline.url_count import FileCount, RowsError
-from priorkit.pipeline.url_delimited import read_delimited
+from priorkit.pipeline.urls import delimited as url_delimited
+from priorkit.pipeline.urls.count import FileCount, RowsError
+from priorkit.pipeline.urls.delimited import read_delimited
 
 
 def read(data: bytes, delimiter: str = ",", *, quoting: bool = True) -> tuple[list[list[str]], FileCount]:

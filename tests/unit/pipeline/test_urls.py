@@ -22,11 +22,11 @@ from fsspec.implementations.http import HTTPFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from priorkit.pipeline import url_files
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.url_files import list_mark
-from priorkit.pipeline.urls import UrlList, open_url_list, rows_digest
+from priorkit.pipeline.urls import files as url_files
+from priorkit.pipeline.urls.files import list_mark
+from priorkit.pipeline.urls.url_list import UrlList, open_url_list, rows_digest
 
 from ...conftest import QuietHandler, serving
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Mapping
 
-from .errors import PriorkitError
+from ..errors import PriorkitError
 
 _ADVICE = (
     (

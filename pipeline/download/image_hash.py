@@ -6,7 +6,7 @@ import hashlib
 import re
 from typing import Any
 
-from .fetch import FetchError
+from .fetching.fetch import FetchError
 
 _KINDS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}
 """Hashes by their hexadecimal digits."""

@@ -18,11 +18,11 @@ from urllib.parse import urljoin
 import aiohttp
 from yarl import URL
 
+from ...config import DownloadSettings
+from ...images.kinds import is_image
 from .addresses import AddressGuard, BlockedAddress, is_local_name, literal_address
-from .config import DownloadSettings
 from .connections import Connections, ProxyFailure, affordable
 from .content_coding import BodyTooLarge, CodingError, decode_beginning, decode_body, known_codings
-from .image_kinds import is_image
 from .response_head import BadResponse
 from .robots import MAX_ROBOTS_BYTES, opted_out
 from .robots_cache import RobotsCache

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from .image_shard import Row
+from ..rows import Row
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

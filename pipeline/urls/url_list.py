@@ -13,15 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .config import DownloadSettings, Quoting
-from .contract.arrow.columns import plain_column
-from .contract.arrow.types import COLUMN_ERRORS
-from .contract.listing import list_files
-from .contract.storage import open_location
-from .errors import InputError
-from .url_columns import ListColumns, choose_columns, require_headers
-from .url_count import FileCount, RowsError
-from .url_files import FORMATS, READ_ERRORS, FileHead, ListMark, file_head, list_format, read_file
+from ..config import DownloadSettings, Quoting
+from ..contract.arrow.columns import plain_column
+from ..contract.arrow.types import COLUMN_ERRORS
+from ..contract.listing import list_files
+from ..contract.storage import open_location
+from ..errors import InputError
+from .columns import ListColumns, choose_columns, require_headers
+from .count import FileCount, RowsError
+from .files import FORMATS, READ_ERRORS, FileHead, ListMark, file_head, list_format, read_file
 
 _MARK_THREADS = 16
 """Files whose marks are read at once: each waits for remote storage a few times."""

@@ -11,8 +11,8 @@ from urllib.parse import unquote
 
 from yarl import URL
 
+from ...errors import SettingsError
 from .addresses import literal_address
-from .errors import SettingsError
 
 _SCHEMES = ("http", "https")
 """Schemes of URLs that are fetched, and of proxies that can be used."""

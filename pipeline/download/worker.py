@@ -18,17 +18,17 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .config import DownloadSettings
-from .contract.commit import ShardCommit, finish_replacements
-from .contract.manifest import ShardRecord
-from .contract.storage import Store
-from .decoded import IMAGE_OUTCOMES, ImageError
-from .decoders import Decoders
-from .download_stats import NOT_UTF8, ShardStatistics
-from .fetch import Fetcher, FetchError
-from .fetch_ahead import Claim, FetchAhead, RowMaker
+from ..config import DownloadSettings
+from ..contract.commit import ShardCommit, finish_replacements
+from ..contract.manifest import ShardRecord
+from ..contract.storage import Store
+from .decoding.decoders import Decoders
+from .fetching.fetch import Fetcher, FetchError
+from .fetching.fetch_ahead import Claim, FetchAhead, RowMaker
 from .image_hash import check_hash
-from .image_shard import Row, add_sample, image_schema, kept_rows
+from .outcomes import IMAGE_OUTCOMES, ImageError
+from .rows import Row, add_sample, image_schema, kept_rows
+from .statistics import NOT_UTF8, ShardStatistics
 
 
 @dataclass(frozen=True)

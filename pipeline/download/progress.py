@@ -6,10 +6,10 @@ import collections
 import time
 from collections.abc import Mapping
 
+from ..compute.stage import ProgressCallback
 from .collapse import SuccessWatch
-from .compute.stage import ProgressCallback
-from .download_stats import failure_label
-from .image_shard import Row
+from .rows import Row
+from .statistics import failure_label
 
 _UPDATE_SECONDS = 0.5
 _RATE_SECONDS = 60.0

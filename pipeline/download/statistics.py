@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .contract.manifest import Manifest
-from .contract.storage import Store
-from .decoded import IMAGE_OUTCOMES
-from .errors import InputError
-from .image_shard import Row
+from ..contract.manifest import Manifest
+from ..contract.storage import Store
+from ..errors import InputError
+from .outcomes import IMAGE_OUTCOMES
+from .rows import Row
 
 NOT_UTF8 = "\ufffd"
 """What stands in text for bytes of the list that were not UTF-8."""

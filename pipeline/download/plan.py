@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from .contract.manifest import Manifest, ShardRecord, image_shard_name, whole_shards
-from .contract.storage import Store
-from .download_worker import DownloadTask
-from .errors import FolderError
-from .urls import UrlList, rows_digest
+from ..contract.manifest import Manifest, ShardRecord, image_shard_name, whole_shards
+from ..contract.storage import Store
+from ..errors import FolderError
+from ..urls.url_list import UrlList, rows_digest
+from .worker import DownloadTask
 
 
 @dataclass(frozen=True)

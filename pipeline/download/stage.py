@@ -12,21 +12,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
+from ..compute.cluster import describe_cluster
+from ..compute.parallel import map_shards
+from ..compute.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, require_success
+from ..config import ComputeSettings, DownloadSettings
+from ..contract.commit import StageFolder, check_stage, open_stage
+from ..contract.manifest import Manifest, ShardRecord, fingerprint, image_shard_name
+from ..contract.storage import Store
+from ..errors import InputError
+from ..urls.url_list import UrlList, open_url_list
 from .collapse import SuccessWatch, diagnosis
-from .compute.cluster import describe_cluster
-from .compute.parallel import map_shards
-from .compute.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, require_success
-from .config import ComputeSettings, DownloadSettings
-from .contract.commit import StageFolder, check_stage, open_stage
-from .contract.manifest import Manifest, ShardRecord, fingerprint, image_shard_name
-from .contract.storage import Store
-from .download_plan import DownloadPlan, make_plan
-from .download_progress import DownloadProgress
-from .download_stats import total_statistics
-from .download_worker import DownloadTask, DownloadWorker
-from .errors import InputError
-from .image_shard import TRANSIENT_OUTCOMES
-from .urls import UrlList, open_url_list
+from .plan import DownloadPlan, make_plan
+from .progress import DownloadProgress
+from .rows import TRANSIENT_OUTCOMES
+from .statistics import total_statistics
+from .worker import DownloadTask, DownloadWorker
 
 STAGE = "download"
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from .contract.image_shards import ImageShard, read_samples, read_shard_table
-from .contract.storage import Store
-from .errors import InputError
+from ..contract.image_shards import ImageShard, read_samples, read_shard_table
+from ..contract.storage import Store
+from ..errors import InputError
 
 TRANSIENT_OUTCOMES = frozenset({"dns", "refused", "proxy", "tls", "connection", "timeout", "http_429", "http_5xx"})
 """Failures that may pass, by themselves or with a mended resolver, clock or network: what `--retry-failed` redoes."""

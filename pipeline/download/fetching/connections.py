@@ -14,8 +14,8 @@ from types import TracebackType
 import aiohttp
 from yarl import URL
 
+from ...config import DownloadSettings
 from .addresses import AddressGuard, GuardedResolver
-from .config import DownloadSettings
 from .proxies import Proxies, Proxy
 from .response_head import MAX_HEAD_BYTES
 from .tolerant import TolerantHandler

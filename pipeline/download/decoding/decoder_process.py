@@ -13,8 +13,8 @@ import socket
 import sys
 from io import BufferedRWPair
 
-from .config import DownloadSettings
-from .decoded import LENGTH, READY, ImageError, ResizedImage, pack
+from ...config import DownloadSettings
+from ..outcomes import LENGTH, READY, ImageError, ResizedImage, pack
 
 _ORPHAN_SECONDS = 5.0
 """A decoder that hangs is ended from outside; if nobody is left to do it, it ends by itself so much later."""
@@ -33,7 +33,7 @@ def _serve(stream: BufferedRWPair) -> None:
         return
     settings = DownloadSettings.model_validate_json(request)
     os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
-    from .images import ImageResizer  # reads that variable
+    from .resize import ImageResizer  # reads that variable
 
     resize = ImageResizer(settings)
     _limit(settings)

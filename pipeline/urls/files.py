@@ -25,11 +25,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .config import Quoting
-from .contract.arrow.types import plain_type
-from .contract.file_stamps import path_stamp
-from .url_count import FileCount, RowsError
-from .url_delimited import read_delimited
+from ..config import Quoting
+from ..contract.arrow.types import plain_type
+from ..contract.file_stamps import path_stamp
+from .count import FileCount, RowsError
+from .delimited import read_delimited
 
 FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "json")
 READ_ERRORS = (

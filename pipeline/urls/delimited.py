@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from .url_count import FileCount, RowsError
+from .count import FileCount, RowsError
 
 _BLOCK_BYTES = 1 << 20
 _LONGEST_ROW = 1 << 20

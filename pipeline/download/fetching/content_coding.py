@@ -15,7 +15,7 @@ from typing import Protocol
 
 import brotli
 
-from .image_kinds import is_image
+from ...images.kinds import is_image
 
 if sys.version_info >= (3, 14):
     from compression.zstd import DecompressionParameter, ZstdDecompressor, ZstdError

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from .config import DownloadSettings
-from .contract.arrow.types import is_bytes, is_text, unified, why_not_carried
-from .errors import InputError
-from .url_files import FileHead, list_format
+from ..config import DownloadSettings
+from ..contract.arrow.types import is_bytes, is_text, unified, why_not_carried
+from ..errors import InputError
+from .files import FileHead, list_format
 
 ADDED_COLUMNS = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "sha256")
 """Columns that download adds to each row."""

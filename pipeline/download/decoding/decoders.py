@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import IO
 
-from .compute.openmp import without_spinning
-from .config import DownloadSettings
-from .decoded import LENGTH, READY, ImageError, ResizedImage, unpack
-from .errors import PriorkitError
+from ...compute.openmp import without_spinning
+from ...config import DownloadSettings
+from ...errors import PriorkitError
+from ..outcomes import LENGTH, READY, ImageError, ResizedImage, unpack
 
 _IN_HAND = 2
 """Bodies that a process has: one to work on, and one that is there already when it is done with that."""
@@ -258,7 +258,7 @@ def usable_cores() -> int:
 
 def _spawn(connection: socket.socket, errors: IO[bytes]) -> subprocess.Popen[bytes]:
     path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])
-    module = f"{__package__}.decoder_main"
+    module = f"{__package__}.decoder_process"
     return subprocess.Popen(
         [sys.executable, "-c", _PROGRAM.format(path=path, module=module)],
         stdin=connection.fileno(),

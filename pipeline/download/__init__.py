@@ -1,0 +1,1 @@
+"""The download stage: from a list of URLs to image shards."""

@@ -1,0 +1,1 @@
+"""Decoder processes, which resize and encode images."""

@@ -1,0 +1,1 @@
+"""HTTP: connections, proxies, address guard, robots rules, and response decoding."""

@@ -1,0 +1,1 @@
+"""Image file formats, and pixels turned upright in 8 bits."""

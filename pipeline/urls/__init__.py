@@ -1,0 +1,1 @@
+"""Lists of URLs in any file format, read as batches of rows."""
