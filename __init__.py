@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .pipeline.download.stage import download
-    from .pipeline.embed import embed
+    from .pipeline.embed.stage import embed
     from .pipeline.errors import FolderError, InputError, Interrupted, PriorkitError, SettingsError
-    from .pipeline.read import read_embeddings
+    from .pipeline.read.dataset import read_embeddings
     from .prior.evaluate import evaluate
     from .prior.load import convert, load_prior
     from .prior.recipe import load_recipe
@@ -41,11 +41,11 @@ _ERRORS = {"FolderError", "InputError", "Interrupted", "PriorkitError", "Setting
 _HOMES = {
     "convert": ".prior.load",
     "download": ".pipeline.download.stage",
-    "embed": ".pipeline.embed",
+    "embed": ".pipeline.embed.stage",
     "evaluate": ".prior.evaluate",
     "load_prior": ".prior.load",
     "load_recipe": ".prior.recipe",
-    "read_embeddings": ".pipeline.read",
+    "read_embeddings": ".pipeline.read.dataset",
     "run": ".prior.run",
     "train": ".prior.train",
 } | dict.fromkeys(_ERRORS, ".pipeline.errors")

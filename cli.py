@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from .pipeline import commands as pipeline_commands
-from .pipeline import doctor_commands, streams
+from .pipeline.commands import doctor as doctor_commands
+from .pipeline.commands import stages as pipeline_commands
+from .pipeline.display import streams
 from .prior import commands as prior_commands
 from .prior import compare_commands, evaluate_commands, recipe_commands, report_commands, sample_commands
 
@@ -87,8 +88,8 @@ def _run() -> int:
         _report_output(error)
         return EXIT_FAILURE
     except BaseException as error:
-        from .pipeline.requirements import explain_missing
-        from .pipeline.terminal import print_error, report
+        from .pipeline.display.terminal import print_error, report
+        from .pipeline.doctor.requirements import explain_missing
 
         command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
         missing = isinstance(error, ModuleNotFoundError) and explain_missing(error, f"priorkit {command}".rstrip())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..pipeline.clip_identity import Match, compare_clips, text_parts
-from ..pipeline.read import EmbeddingDataset
+from ..pipeline.clip.identity import Match, compare_clips, text_parts
+from ..pipeline.read.dataset import EmbeddingDataset
 from .prior_config import PriorConfig
 
 

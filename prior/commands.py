@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from ..pipeline.commands import (
+from ..pipeline.commands.stages import (
     DryRunOption,
     JsonOption,
     OverwriteOption,
@@ -52,7 +52,7 @@ def train(
 
     Example: priorkit train custom --set train.steps=20000
     """
-    from ..pipeline.terminal import progress_bar, reported_errors, stop_requests
+    from ..pipeline.display.terminal import progress_bar, reported_errors, stop_requests
 
     with reported_errors():
         from .recipe import declared_clip, load_recipe, require_same_clip
@@ -99,7 +99,7 @@ def run(
 
     Example: priorkit run custom --set urls=my_list.csv --dry-run
     """
-    from ..pipeline.terminal import print_json, progress_bar, reported_errors, stop_requests
+    from ..pipeline.display.terminal import print_json, progress_bar, reported_errors, stop_requests
 
     with reported_errors():
         from . import run as chain
@@ -138,7 +138,7 @@ def status(
 
     Example: priorkit status my_recipe.yaml
     """
-    from ..pipeline.terminal import print_json, print_table, reported_errors
+    from ..pipeline.display.terminal import print_json, print_table, reported_errors
 
     with reported_errors():
         from .recipe import load_recipe
@@ -165,7 +165,7 @@ def demo(
 
     Example: priorkit demo --folder /tmp/demo
     """
-    from ..pipeline.terminal import print_json, print_line, progress_bar, reported_errors, stop_requests
+    from ..pipeline.display.terminal import print_json, print_line, progress_bar, reported_errors, stop_requests
 
     with reported_errors():
         from .demo import run_demo
@@ -187,7 +187,7 @@ def demo(
 
 def _show_plans(plans: list[StagePlan | tuple[StageName, str]], as_json: bool) -> None:
     from ..pipeline.compute.stage import StagePlan
-    from ..pipeline.terminal import print_json, print_line, print_plans
+    from ..pipeline.display.terminal import print_json, print_line, print_plans
 
     known = [plan for plan in plans if isinstance(plan, StagePlan)]
     unknown = [plan for plan in plans if not isinstance(plan, StagePlan)]
@@ -201,7 +201,7 @@ def _show_plans(plans: list[StagePlan | tuple[StageName, str]], as_json: bool) -
 
 
 def _show_results(results: list[StageResult]) -> None:
-    from ..pipeline.terminal import print_result
+    from ..pipeline.display.terminal import print_result
 
     for result in results:
         print_result(result)

@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..pipeline.commands import JsonOption
+from ..pipeline.commands.stages import JsonOption
 
 
 def compare(
@@ -22,7 +22,7 @@ def compare(
 
     Example: priorkit compare data/evaluation runs/wider/evaluation
     """
-    from ..pipeline.terminal import print_json, print_line, print_table, reported_errors
+    from ..pipeline.display.terminal import print_json, print_line, print_table, reported_errors
 
     with reported_errors():
         from .compare import compare as run_compare

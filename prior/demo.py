@@ -53,7 +53,7 @@ def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
     path = folder / PICTURE_NAME
     if path.exists() and not stale:
         return path
-    from ..pipeline.read import EmbeddingDataset
+    from ..pipeline.read.dataset import EmbeddingDataset
     from .evaluated_rows import EvaluatedRows
     from .gallery import draw_gallery, nearest_images, read_images
     from .load import load_prior

@@ -28,7 +28,7 @@ from ..pipeline.contract.commit import ShardCommit, check_stage, open_stage
 from ..pipeline.contract.manifest import fingerprint, pending_shards
 from ..pipeline.contract.storage import Store
 from ..pipeline.errors import SettingsError
-from ..pipeline.read import EmbeddingDataset, Split
+from ..pipeline.read.dataset import EmbeddingDataset, Split
 from .config import EvaluateSettings
 from .distances import EmbeddingSet, set_distances
 from .evaluated_rows import BLOCK_ROWS, EvaluatedRows

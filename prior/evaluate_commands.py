@@ -6,7 +6,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ..pipeline.commands import (
+from ..pipeline.commands.stages import (
     DryRunOption,
     JsonOption,
     LimitOption,
@@ -45,7 +45,7 @@ def evaluate(
 
     Example: priorkit evaluate data/prior --set evaluate.draws=16
     """
-    from ..pipeline.terminal import print_json, print_warning, progress_bar, reported_errors
+    from ..pipeline.display.terminal import print_json, print_warning, progress_bar, reported_errors
 
     with reported_errors():
         from .evaluate import evaluate as run_evaluate
@@ -84,7 +84,7 @@ def evaluate(
 
 def print_metrics(metrics: dict[str, Any]) -> None:
     """The metrics of a prior beside the baselines, with 95% intervals, split by split."""
-    from ..pipeline.terminal import print_line, print_table
+    from ..pipeline.display.terminal import print_line, print_table
 
     names = ("energy_score", "cosine_to_image", "cosine_to_text", "recall_at_1", "recall_at_10")
     header = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..pipeline.errors import InputError
-from ..pipeline.read import EmbeddingDataset, Split
+from ..pipeline.read.dataset import EmbeddingDataset, Split
 from .config import EvaluateSettings
 
 BLOCK_ROWS = 128

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..pipeline.contract.image_shards import list_image_shards, read_samples
 from ..pipeline.contract.storage import Store
+from ..pipeline.display.terminal import clean
 from ..pipeline.images.upright import opened_rgb
-from ..pipeline.read import EmbeddingDataset
-from ..pipeline.terminal import clean
+from ..pipeline.read.dataset import EmbeddingDataset
 from .model import Prior
 
 _TILE = 96

@@ -14,7 +14,7 @@ from ..pipeline.contract.file_marks import FileMark, from_json, to_json
 from ..pipeline.contract.manifest import Manifest, fingerprint
 from ..pipeline.contract.storage import Store
 from ..pipeline.errors import InputError, SettingsError
-from ..pipeline.read import EmbeddingDataset
+from ..pipeline.read.dataset import EmbeddingDataset
 from .config import TrainSettings
 from .prior_config import PriorConfig, TrainedOn
 from .start import check_start, has_unknown_clip, load_start, start_fingerprint, starting_from
@@ -166,7 +166,7 @@ def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: Clip
 
 
 def _clip_settings(dataset: EmbeddingDataset, clip: ClipSettings | None) -> dict[str, Any]:
-    from ..pipeline.clip import check_clip, clip_location
+    from ..pipeline.clip.encoder import check_clip, clip_location
 
     if dataset.clip_if_known:
         return dataset.clip_settings

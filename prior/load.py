@@ -110,7 +110,7 @@ def clip_location_of(model: str | None, pretrained: str | None) -> dict[str, Any
         if pretrained is not None:
             raise SettingsError("--clip-pretrained: give --clip, the model that these weights belong to")
         return None
-    from ..pipeline.clip import check_clip, clip_location
+    from ..pipeline.clip.encoder import check_clip, clip_location
 
     settings = parse_settings(ClipSettings, {"model": model, "pretrained": pretrained}, "--clip")
     check_clip(settings)

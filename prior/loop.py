@@ -9,12 +9,12 @@ from typing import Protocol, cast
 
 import torch
 
-from ..pipeline.batches import BatchStream, TrainBatch
 from ..pipeline.compute.device import require_device
 from ..pipeline.contract.manifest import ShardRecord
 from ..pipeline.contract.storage import Store
 from ..pipeline.errors import PriorkitError
-from ..pipeline.read import EmbeddingDataset
+from ..pipeline.read.batches import BatchStream, TrainBatch
+from ..pipeline.read.dataset import EmbeddingDataset
 from .checkpoint import TrainState
 from .job import TrainJob
 from .optim import learning_rate

@@ -16,8 +16,8 @@ import torch
 from ..pipeline.contract.storage import Store
 from ..pipeline.contract.vectors.rules import embed_dtypes_named, is_embed_dtype
 from ..pipeline.errors import InputError
-from ..pipeline.read import EmbeddingBatch, EmbeddingDataset
-from ..pipeline.shuffle import hash_key
+from ..pipeline.read.dataset import EmbeddingBatch, EmbeddingDataset
+from ..pipeline.read.shuffle import hash_key
 from .config import BASELINES, SampleSettings
 from .model import Prior
 

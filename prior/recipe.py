@@ -75,8 +75,8 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
     """
     if declared_clip(recipe) is None:
         return
-    from ..pipeline.clip import clip_source
-    from ..pipeline.clip_identity import is_same_clip
+    from ..pipeline.clip.encoder import clip_source
+    from ..pipeline.clip.identity import is_same_clip
 
     store = Store(embeddings)
     if read_manifest(store) is None:

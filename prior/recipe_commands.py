@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..pipeline.commands import JsonOption, SetOption
+from ..pipeline.commands.stages import JsonOption, SetOption
 from .commands import RecipeArgument
 
 recipes = typer.Typer(no_args_is_help=True, help="The recipes that come with priorkit, and checking your own.")
@@ -19,7 +19,7 @@ def list_recipes(as_json: JsonOption = False) -> None:
 
     Example: priorkit recipes list
     """
-    from ..pipeline.terminal import print_json, print_table, reported_errors
+    from ..pipeline.display.terminal import print_json, print_table, reported_errors
 
     with reported_errors():
         from .recipe import recipe_names, recipe_text
@@ -40,7 +40,7 @@ def copy(
 
     Example: priorkit recipes copy custom my_recipe.yaml
     """
-    from ..pipeline.terminal import print_line, reported_errors
+    from ..pipeline.display.terminal import print_line, reported_errors
 
     with reported_errors():
         from .recipe import copy_recipe
@@ -54,13 +54,13 @@ def validate(recipe: RecipeArgument, settings: SetOption = None, as_json: JsonOp
 
     Example: priorkit recipes validate my_recipe.yaml
     """
-    from ..pipeline.terminal import clean, print_json, print_text, reported_errors
+    from ..pipeline.display.terminal import clean, print_json, print_text, reported_errors
 
     with reported_errors():
         import yaml
 
-        from ..pipeline.clip import check_clip
-        from ..pipeline.streams import StandardError
+        from ..pipeline.clip.encoder import check_clip
+        from ..pipeline.display.streams import StandardError
         from .recipe import load_recipe
 
         loaded = load_recipe(recipe, settings or [])

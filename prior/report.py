@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..pipeline import page
 from ..pipeline.compute.stage import ProgressCallback, no_progress
 from ..pipeline.contract.storage import Store
+from ..pipeline.display import page
 from ..pipeline.errors import InputError
 from .report_sections import Sections
 from .report_source import ReportSource

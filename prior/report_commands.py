@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..pipeline.commands import JsonOption
+from ..pipeline.commands.stages import JsonOption
 from .sample_commands import CheckpointConfigOption, FunctionOption
 
 
@@ -30,7 +30,7 @@ def report(
 
     Example: priorkit report data/evaluation --output report.html
     """
-    from ..pipeline.terminal import print_json, print_line, progress_bar, reported_errors
+    from ..pipeline.display.terminal import print_json, print_line, progress_bar, reported_errors
 
     with reported_errors():
         from .report import write_report

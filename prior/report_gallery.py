@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..pipeline import page
+from ..pipeline.display import page
 from ..pipeline.errors import InputError
-from ..pipeline.read import EmbeddingDataset
+from ..pipeline.read.dataset import EmbeddingDataset
 from . import report_plots as draw
 from .gallery import nearest, read_images
 

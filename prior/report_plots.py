@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..pipeline.page import COLOURS, new_plot
+from ..pipeline.display.page import COLOURS, new_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..pipeline import page
 from ..pipeline.compute.stage import ProgressCallback, no_progress
 from ..pipeline.contract.storage import Store
+from ..pipeline.display import page
 from ..pipeline.errors import InputError
-from ..pipeline.read import EmbeddingDataset
+from ..pipeline.read.dataset import EmbeddingDataset
 from . import report_plots as draw
 from .config import BASELINES
 from .predictors import as_units

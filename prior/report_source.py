@@ -10,7 +10,7 @@ import torch
 from ..pipeline.compute.device import resolve
 from ..pipeline.compute.stage import ProgressCallback, no_progress
 from ..pipeline.errors import InputError
-from ..pipeline.read import EmbeddingDataset
+from ..pipeline.read.dataset import EmbeddingDataset
 from ..pipeline.settings import parse_settings
 from .config import EvaluateSettings, SampleSettings
 from .evaluated_rows import BLOCK_ROWS

@@ -9,7 +9,7 @@ from ..pipeline.contract.commit import StageFolder, check_stage
 from ..pipeline.contract.manifest import Manifest
 from ..pipeline.contract.storage import Store
 from ..pipeline.errors import FolderError
-from ..pipeline.read import EmbeddingDataset
+from ..pipeline.read.dataset import EmbeddingDataset
 from .checkpoint import newest_step
 from .config import TrainSettings
 from .job import STAGE, TrainJob, recorded_files

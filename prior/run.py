@@ -104,7 +104,7 @@ def steps(
 ) -> Sequence[Step]:
     """The stages of a recipe up to `until`, ready to plan or run."""
     from ..pipeline.download.stage import download, plan_download
-    from ..pipeline.embed import embed, plan_embed
+    from ..pipeline.embed.stage import embed, plan_embed
     from .evaluate import evaluate, plan_evaluate
     from .train import plan_train, train
 
@@ -160,12 +160,12 @@ def steps(
 
 def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False) -> None:
     """Check list, settings and folders of all stages up to `until`, before any of them starts."""
-    from ..pipeline.clip import check_clip
+    from ..pipeline.clip.encoder import check_clip
     from ..pipeline.compute.device import resolve
     from ..pipeline.contract.commit import check_stage
     from ..pipeline.contract.storage import Store
     from ..pipeline.download.stage import check_download
-    from ..pipeline.embed import embed_manifest
+    from ..pipeline.embed.stage import embed_manifest
     from .evaluation_folder import evaluate_manifest
     from .train import check_prior_folder
 

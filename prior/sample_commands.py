@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..pipeline.commands import JsonOption, OverwriteOption
+from ..pipeline.commands.stages import JsonOption, OverwriteOption
 
 CheckpointConfigOption = Annotated[
     Optional[str],
@@ -50,7 +50,14 @@ def sample(
 
     Example: priorkit sample data/prior "a corgi in sunglasses" --output corgi.npy
     """
-    from ..pipeline.terminal import print_json, print_line, print_notes, print_table, progress_bar, reported_errors
+    from ..pipeline.display.terminal import (
+        print_json,
+        print_line,
+        print_notes,
+        print_table,
+        progress_bar,
+        reported_errors,
+    )
 
     with reported_errors():
         from ..pipeline.compute.device import choose_device
@@ -108,7 +115,7 @@ def convert(
 
     Example: priorkit convert prior.pth data/prior --config laion-model-card
     """
-    from ..pipeline.terminal import print_json, print_line, reported_errors
+    from ..pipeline.display.terminal import print_json, print_line, reported_errors
 
     with reported_errors():
         from .load import clip_location_of

@@ -15,7 +15,7 @@ from ..pipeline.compute.device import require_device
 from ..pipeline.config import ReadSettings
 from ..pipeline.contract.file_marks import FileMark
 from ..pipeline.errors import InputError
-from ..pipeline.read import EmbeddingBatch, EmbeddingDataset, Split
+from ..pipeline.read.dataset import EmbeddingBatch, EmbeddingDataset, Split
 from .config import EvaluateSettings, SampleSettings, WeightsName
 from .diffusion import StepRandomness, diffusion_loss
 from .evaluated_rows import EvaluatedRows

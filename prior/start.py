@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from ..pipeline.clip_identity import clip_difference, is_same_clip
+from ..pipeline.clip.identity import clip_difference, is_same_clip
 from ..pipeline.config import ClipSettings
 from ..pipeline.errors import InputError, SettingsError
-from ..pipeline.read import EmbeddingDataset
+from ..pipeline.read.dataset import EmbeddingDataset
 from ..pipeline.settings import Settings, parse_settings
 from .checkpoint import prior_tensors
 from .config import InitSettings, TrainSettings

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..pipeline.batches import TrainBatch
 from ..pipeline.errors import PriorkitError
-from ..pipeline.shuffle import hash_key
+from ..pipeline.read.batches import TrainBatch
+from ..pipeline.read.shuffle import hash_key
 from .checkpoint import TrainState, optimiser_tensors, restore_optimiser
 from .config import MAX_SEED, TrainSettings
 from .diffusion import Condition, diffusion_loss, step_randomness

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..pipeline.clip_identity import compare_clips
+from ..pipeline.clip.identity import compare_clips
 from ..pipeline.config import ReadSettings
 from ..pipeline.contract.hashing import hash_file
 from ..pipeline.contract.manifest import Manifest, differing_files, fingerprint, read_manifest, require_manifest
 from ..pipeline.contract.storage import Store, open_location
 from ..pipeline.errors import InputError, SettingsError
-from ..pipeline.read import EmbeddingDataset
+from ..pipeline.read.dataset import EmbeddingDataset
 from ..pipeline.settings import parse_settings
 from .checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_config
 from .config import SampleSettings, WeightsName

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..pipeline.batches import Columns, TrainBatch
-from ..pipeline.read import EmbeddingBatch, EmbeddingDataset
+from ..pipeline.read.batches import Columns, TrainBatch
+from ..pipeline.read.dataset import EmbeddingBatch, EmbeddingDataset
 from .config import TrainSettings
 from .diffusion import Condition
 from .prior_config import PriorConfig
 from .text_encoder import find_text_encoder
 
 if TYPE_CHECKING:
-    from ..pipeline.clip import ClipEncoder
+    from ..pipeline.clip.encoder import ClipEncoder
 
 TextOf = Callable[[TrainBatch], Condition]
 """The text of a batch's rows, on the CPU, of any float type and norm."""

@@ -10,7 +10,7 @@ from ..pipeline.config import ClipSettings, DeviceSettings, EmbedSettings
 from ..pipeline.errors import InputError
 
 if TYPE_CHECKING:
-    from ..pipeline.clip import ClipEncoder
+    from ..pipeline.clip.encoder import ClipEncoder
 
 _BATCH_SIZE = 64
 """Captions in one forward pass."""
@@ -30,8 +30,8 @@ def find_text_encoder(
     Raises:
         InputError: it is not to be had, or has other weights.
     """
-    from ..pipeline.clip import load_text_encoder
-    from ..pipeline.clip_identity import clip_difference, text_parts
+    from ..pipeline.clip.encoder import load_text_encoder
+    from ..pipeline.clip.identity import clip_difference, text_parts
 
     clip = ClipSettings(**location)
     if clip.pretrained == "openai" and clip.quick_gelu is None:

@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from ..pipeline.contract.storage import open_location
 from ..pipeline.contract.vectors.rules import embed_dtypes_named, is_embed_dtype
 from ..pipeline.errors import InputError
-from ..pipeline.read import EmbeddingDataset
+from ..pipeline.read.dataset import EmbeddingDataset
 from .clip_match import clip_named, match_clips
 from .model import Prior
 

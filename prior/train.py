@@ -13,7 +13,7 @@ from ..pipeline.contract.commit import open_stage
 from ..pipeline.contract.manifest import Manifest, read_manifest
 from ..pipeline.contract.storage import Store
 from ..pipeline.errors import InputError, Interrupted
-from ..pipeline.read import EmbeddingDataset
+from ..pipeline.read.dataset import EmbeddingDataset
 from .checkpoint import CONFIG_NAME, WEIGHTS_NAME, clear_states, load_state
 from .config import TrainSettings
 from .job import STAGE, TrainJob, make_job, recorded_files, resolve_training, resolved_identity

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..pipeline.batches import Columns
-from ..pipeline.read import EmbeddingDataset
+from ..pipeline.read.batches import Columns
+from ..pipeline.read.dataset import EmbeddingDataset
 from .config import EvaluateSettings, SampleSettings, TrainSettings
 from .evaluated_rows import BLOCK_ROWS
 from .metrics import cosine, energy_score

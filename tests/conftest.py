@@ -24,7 +24,7 @@ from PIL import Image
 
 from priorkit.pipeline.config import ClipSettings, DownloadSettings, EmbedSettings
 from priorkit.pipeline.download.stage import download
-from priorkit.pipeline.embed import embed
+from priorkit.pipeline.embed.stage import embed
 
 TINY_CLIP_CONFIG = {
     "model_cfg": {

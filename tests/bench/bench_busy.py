@@ -34,7 +34,7 @@ def train() -> None:
     import numpy as np
     import torch
 
-    from priorkit.pipeline.window import TrainBatch
+    from priorkit.pipeline.read.window import TrainBatch
     from priorkit.prior.diffusion import Condition
     from priorkit.prior.prior_config import PriorConfig
     from priorkit.prior.ranks import Ranks

@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from priorkit.pipeline.clip import load_encoder
+from priorkit.pipeline.clip.encoder import load_encoder
 from priorkit.pipeline.compute.device import resolve
 from priorkit.pipeline.config import ClipSettings, EmbedSettings
 from priorkit.pipeline.contract.image_shards import list_image_shards, read_samples
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.embed import embed
+from priorkit.pipeline.embed.stage import embed
 
 MODEL, BATCH = "ViT-B-32", 64
 WORDS = ("a", "photo", "of", "the", "red", "house", "near", "river", "with", "two", "dogs", "at", "night", "painting")

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from dalle2_pytorch import DiffusionPrior, DiffusionPriorNetwork, DiffusionPriorTrainer
 
-from priorkit.pipeline.batches import BatchStream, Columns, TrainBatch
 from priorkit.pipeline.compute.device import resolve
 from priorkit.pipeline.config import ReadSettings
-from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.read.batches import BatchStream, Columns, TrainBatch
+from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior.config import EvaluateSettings, NetworkSettings, OptimiserSettings, TrainSettings
 from priorkit.prior.dalle2 import import_prior
 from priorkit.prior.diffusion import Condition

@@ -22,9 +22,9 @@ from PIL import Image
 
 from priorkit.pipeline.config import DownloadSettings, EmbedSettings
 from priorkit.pipeline.download.stage import plan_download
-from priorkit.pipeline.inputs import list_input_shards, open_input
-from priorkit.pipeline.inspect import inspect_folder
-from priorkit.pipeline.read import read_embeddings
+from priorkit.pipeline.embed.inputs import list_input_shards, open_input
+from priorkit.pipeline.inspect.folder import inspect_folder
+from priorkit.pipeline.read.dataset import read_embeddings
 from priorkit.pipeline.urls.url_list import open_url_list, rows_digest
 from priorkit.prior.load import load_prior
 from priorkit.prior.recipe import load_recipe, recipe_names, recipe_text

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from priorkit.pipeline.config import DownloadSettings, EmbedSettings
 from priorkit.pipeline.download.stage import download
-from priorkit.pipeline.embed import embed
+from priorkit.pipeline.embed.stage import embed
 
 
 def test_every_row_of_the_list_is_one_row_of_the_tables(images_folder: Path, url_list: object) -> None:

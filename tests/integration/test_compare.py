@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from priorkit.cli import app
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior.compare import Comparison, compare
 from priorkit.prior.config import EvaluateSettings
 from priorkit.prior.evaluate import evaluate

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from priorkit.pipeline.config import ReadSettings
-from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior.load import load_prior
 from priorkit.prior.train import train
 

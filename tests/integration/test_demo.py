@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
-from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior import demo, demo_images
 from priorkit.prior.load import load_prior
 from priorkit.prior.recipe import DEMO_PORT, load_recipe

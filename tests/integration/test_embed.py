@@ -23,9 +23,9 @@ from PIL import Image
 
 from priorkit.pipeline.config import DownloadSettings, EmbedSettings
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.embed import embed, plan_embed
+from priorkit.pipeline.embed.stage import embed, plan_embed
 from priorkit.pipeline.errors import FolderError, InputError
-from priorkit.pipeline.read import read_embeddings
+from priorkit.pipeline.read.dataset import read_embeddings
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 END_OF_TEXT = 49407

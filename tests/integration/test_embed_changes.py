@@ -18,7 +18,7 @@ from PIL import Image
 
 from priorkit.pipeline.config import EmbedSettings
 from priorkit.pipeline.contract import file_marks
-from priorkit.pipeline.embed import embed, plan_embed
+from priorkit.pipeline.embed.stage import embed, plan_embed
 from priorkit.pipeline.errors import FolderError, InputError
 
 LONG_AGO = 1_000_000_000
@@ -173,7 +173,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(
         note_file(store, name)
         write_tables(folder, ["a cow", *CAPTIONS[1:]])
 
-    monkeypatch.setattr("priorkit.pipeline.tables.note_file", note_and_change)
+    monkeypatch.setattr("priorkit.pipeline.embed.tables.note_file", note_and_change)
     with pytest.raises(InputError, match=r"0\.parquet was changed while it was read; run the same command again"):
         embed(str(folder), str(out), settings)
 

@@ -28,10 +28,10 @@ from priorkit.pipeline.config import EmbedSettings
 from priorkit.pipeline.contract.image_shards import list_image_shards
 from priorkit.pipeline.contract.manifest import ShardRecord, read_manifest
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.embed import embed
+from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.inspect import inspect_folder
-from priorkit.pipeline.read import read_embeddings
+from priorkit.pipeline.inspect.folder import inspect_folder
+from priorkit.pipeline.read.dataset import read_embeddings
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 Embed = Callable[[Sequence[bytes], Sequence[str]], tuple[np.ndarray, np.ndarray]]
@@ -409,7 +409,7 @@ def test_damage_of_images_or_captions_alone_is_found(
     np.save(out / kind / f"{kind}_0000.npy", vectors)
     name = f"{kind}/{kind}_0000.npy"
     assert inspect_folder(str(out)).problems == [f"shard 0000: {name} differs from what was committed"]
-    monkeypatch.setattr("priorkit.pipeline.inspect.differing_files", lambda store, record: [])
+    monkeypatch.setattr("priorkit.pipeline.inspect.folder.differing_files", lambda store, record: [])
     word = "image" if "text" in only else "text"
     assert inspect_folder(str(out)).problems == [f"shard 0000, row 1: {word} embedding has norm 2, not 1"]
 
@@ -481,7 +481,7 @@ def test_reading_a_tar_keeps_nothing_of_it(tmp_path: Path) -> None:
 MEASURE = """
 import sys
 from priorkit.pipeline.config import EmbedSettings
-from priorkit.pipeline.embed import embed
+from priorkit.pipeline.embed.stage import embed
 
 images, out, settings = sys.argv[1:]
 result = embed(images, out, EmbedSettings.model_validate_json(settings))

@@ -20,10 +20,10 @@ from priorkit.pipeline.config import EmbedSettings
 from priorkit.pipeline.contract.commit import ShardCommit, open_stage
 from priorkit.pipeline.contract.manifest import Manifest, read_manifest
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.embed import embed
+from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import InputError, PriorkitError
-from priorkit.pipeline.inspect import inspect_folder
-from priorkit.pipeline.read import read_embeddings
+from priorkit.pipeline.inspect.folder import inspect_folder
+from priorkit.pipeline.read.dataset import read_embeddings
 
 from ..conftest import tar_bytes
 
@@ -387,7 +387,7 @@ def test_fewer_outcomes_than_samples_are_an_error(
     tmp_path: Path, run: Callable[..., Accounts], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path / "in", dict(pairs("a", "b")))
-    monkeypatch.setattr("priorkit.pipeline.file_pairs.FileShard.read", lambda shard, store: iter(()))
+    monkeypatch.setattr("priorkit.pipeline.embed.file_pairs.FileShard.read", lambda shard, store: iter(()))
     with pytest.raises(InputError, match="accounts for 0 of the 2 samples of its input"):
         run()
     assert read_manifest(Store(str(tmp_path / "out"))) is not None

@@ -18,7 +18,7 @@ import ray
 from priorkit.pipeline.compute import stage
 from priorkit.pipeline.compute.parallel import map_shards
 from priorkit.pipeline.config import ComputeSettings, EmbedSettings
-from priorkit.pipeline.embed import embed
+from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import PriorkitError
 
 from ..conftest import picture

@@ -21,7 +21,7 @@ import torch
 from priorkit.pipeline.config import ComputeSettings, ReadSettings
 from priorkit.pipeline.contract.manifest import fingerprint
 from priorkit.pipeline.errors import FolderError, InputError, SettingsError
-from priorkit.pipeline.read import EmbeddingDataset, Split
+from priorkit.pipeline.read.dataset import EmbeddingDataset, Split
 from priorkit.prior import evaluated_rows
 from priorkit.prior.config import BASELINES, EvaluateSettings, SampleSettings
 from priorkit.prior.evaluate import Evaluation, compute_metrics, evaluate, plan_evaluate

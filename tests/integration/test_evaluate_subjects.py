@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from priorkit.cli import app
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import InputError, SettingsError
-from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior.config import EvaluateSettings, SampleSettings
 from priorkit.prior.evaluate import evaluate, plan_evaluate
 from priorkit.prior.evaluation_folder import read_metrics

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from priorkit.cli import app
 from priorkit.pipeline.config import EmbedSettings
-from priorkit.pipeline.embed import embed
+from priorkit.pipeline.embed.stage import embed
 
 IMG2DATASET = """
 import json, sys
@@ -104,7 +104,7 @@ def test_what_img2dataset_itself_writes_is_sound(url_list: Any, tmp_path: Path) 
 LARGE_DIM, SHARD_ROWS = 32, 50_000
 PEAK = """
 import json, resource, sys
-from priorkit.pipeline.inspect import inspect_folder
+from priorkit.pipeline.inspect.folder import inspect_folder
 from priorkit.pipeline import inspect_neighbours
 inspect_neighbours._SECONDS = 5.0
 found = inspect_folder(sys.argv[1])

@@ -14,7 +14,7 @@ import ray
 from priorkit.pipeline.compute.parallel import map_shards
 from priorkit.pipeline.config import ComputeSettings, DownloadSettings, EmbedSettings
 from priorkit.pipeline.download.stage import download
-from priorkit.pipeline.embed import embed
+from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import InputError, PriorkitError
 
 FolderBytes = Callable[[Path], dict[str, bytes]]

@@ -18,7 +18,7 @@ from priorkit import read_embeddings
 from priorkit.cli import app
 from priorkit.pipeline.config import ClipSettings, ReadSettings
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.inspect import inspect_folder
+from priorkit.pipeline.inspect.folder import inspect_folder
 from priorkit.prior.config import EvaluateSettings, SampleSettings, TrainSettings
 from priorkit.prior.evaluate import evaluate
 from priorkit.prior.loop import _named

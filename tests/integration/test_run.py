@@ -17,7 +17,7 @@ from PIL import Image
 
 from priorkit.pipeline.compute.stage import ProgressCallback, StagePlan
 from priorkit.pipeline.errors import FolderError, InputError, Interrupted, SettingsError
-from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.pipeline.settings import parse_settings
 from priorkit.prior.evaluation_folder import read_metrics
 from priorkit.prior.gallery import draw_gallery, nearest_images, read_images

@@ -18,7 +18,7 @@ import torch
 
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import FolderError, InputError, Interrupted, PriorkitError
-from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior import validation
 from priorkit.prior.config import TrainSettings
 from priorkit.prior.load import load_prior

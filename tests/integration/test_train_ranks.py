@@ -15,7 +15,7 @@ import torch.multiprocessing
 from priorkit.pipeline.config import ComputeSettings, ReadSettings
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import PriorkitError
-from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior.checkpoint import load_state
 from priorkit.prior.config import TrainSettings
 from priorkit.prior.job import TrainJob, make_job

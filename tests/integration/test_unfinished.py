@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline import embed as embed_module
-from priorkit.pipeline.clip import check_clip
+from priorkit.pipeline.clip.encoder import check_clip
 from priorkit.pipeline.config import ClipSettings, DownloadSettings, EmbedSettings
 from priorkit.pipeline.contract.manifest import ShardRecord, read_manifest
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.download.stage import download
-from priorkit.pipeline.embed import embed
+from priorkit.pipeline.embed import stage as embed_module
+from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.read import read_embeddings
+from priorkit.pipeline.read.dataset import read_embeddings
 
 
 def test_embeddings_of_which_shards_are_still_to_come_are_not_read(

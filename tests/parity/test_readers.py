@@ -15,7 +15,7 @@ from embedding_reader import EmbeddingReader
 from PIL import Image
 
 from priorkit.pipeline.config import DownloadSettings
-from priorkit.pipeline.read import read_embeddings
+from priorkit.pipeline.read.dataset import read_embeddings
 
 
 @pytest.fixture

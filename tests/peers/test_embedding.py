@@ -24,9 +24,9 @@ from PIL import Image
 from priorkit.pipeline.config import ClipSettings, EmbedSettings
 from priorkit.pipeline.contract.image_shards import list_image_shards, read_samples
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.embed import embed
+from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import SettingsError
-from priorkit.pipeline.read import read_embeddings
+from priorkit.pipeline.read.dataset import read_embeddings
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
 

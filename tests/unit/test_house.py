@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from priorkit.pipeline.requirements import CHAIN, DISTRIBUTIONS, EXTRAS
+from priorkit.pipeline.doctor.requirements import CHAIN, DISTRIBUTIONS, EXTRAS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,7 +36,7 @@ STANDARD_LIBRARY = sys.stdlib_module_names | {"compression"}
 
 SINGLE_HOMES = {
     "ray": {"pipeline/compute/parallel.py", "prior/distributed.py"},
-    "open_clip": {"pipeline/clip.py", "recipes/demo/train_clip.py"},
+    "open_clip": {"pipeline/clip/encoder.py", "recipes/demo/train_clip.py"},
     "img2dataset": {"pipeline/download/decoding/resize.py"},
 }
 """Heavy packages, and the only files that may import them."""
@@ -115,7 +115,7 @@ def pyproject() -> dict[str, Any]:
 def test_the_walk_sees_the_imports_that_are_known() -> None:
     """The other tests mean nothing if the walk is blind."""
     assert len(MODULES) > 30
-    assert Import("priorkit.pipeline.commands", True, True) in IMPORTS["priorkit.cli"]
+    assert Import("priorkit.pipeline.commands.stages", True, True) in IMPORTS["priorkit.cli"]
     assert Import("ray", False, False) in IMPORTS["priorkit.pipeline.compute.parallel"]
     assert Import("priorkit.pipeline.download.stage", True, False) in IMPORTS["priorkit"]
     assert Import("priorkit.prior.run", True, False) in IMPORTS["priorkit.prior.commands"]
@@ -198,11 +198,11 @@ def test_every_module_that_is_imported_has_a_declared_dependency() -> None:
 
 STAGE_HOMES = {
     "download": ("pipeline.download.stage", "pipeline.download.decoding.resize"),
-    "embed": ("pipeline.embed",),
+    "embed": ("pipeline.embed.stage",),
     "train": ("prior.train",),
     "evaluate": ("prior.evaluate",),
     "sample, of stored embeddings": ("prior.load", "prior.sample_file", "prior.texts", "prior.export"),
-    "sample, of captions": ("prior.load", "prior.sample_file", "prior.texts", "prior.export", "pipeline.clip"),
+    "sample, of captions": ("prior.load", "prior.sample_file", "prior.texts", "prior.export", "pipeline.clip.encoder"),
 }
 """The modules that a command loads to run a stage."""
 
@@ -210,7 +210,10 @@ STAGE_HOMES = {
 @pytest.mark.parametrize("stage", sorted(STAGE_HOMES))
 def test_what_a_stage_is_said_to_need_is_what_it_imports(stage: str) -> None:
     """Also that a stage imports nothing else as it starts, so that an install without the rest runs it."""
-    reached, waiting = set(), [f"{PACKAGE}.{name}" for name in (*STAGE_HOMES[stage], "pipeline.terminal", "cli")]
+    reached, waiting = (
+        set(),
+        [f"{PACKAGE}.{name}" for name in (*STAGE_HOMES[stage], "pipeline.display.terminal", "cli")],
+    )
     while waiting:
         name = waiting.pop()
         if name in MODULES and name not in reached:
@@ -220,7 +223,7 @@ def test_what_a_stage_is_said_to_need_is_what_it_imports(stage: str) -> None:
     third_party = at_start - STANDARD_LIBRARY - {PACKAGE, "typing_extensions"}  # which pydantic brings
     needed = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in third_party}
     # these their only homes import as late as they can
-    needed |= {"open-clip-torch"} if f"{PACKAGE}.pipeline.clip" in reached else set()
+    needed |= {"open-clip-torch"} if f"{PACKAGE}.pipeline.clip.encoder" in reached else set()
     assert needed == set(CHAIN[stage]) - {"standard-imghdr"}
 
 

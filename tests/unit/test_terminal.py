@@ -21,8 +21,8 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from priorkit.pipeline import terminal
 from priorkit.pipeline.compute.stage import StagePlan, StageResult
+from priorkit.pipeline.display import terminal
 from priorkit.pipeline.errors import FolderError, InputError, Interrupted, PriorkitError, SettingsError
 
 STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")

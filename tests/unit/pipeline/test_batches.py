@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from priorkit.pipeline.batches import BatchStream, Columns, TrainBatch
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.embedding_shards import EmbeddingShard
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.read import EmbeddingDataset
-from priorkit.pipeline.window import Buffers
+from priorkit.pipeline.read.batches import BatchStream, Columns, TrainBatch
+from priorkit.pipeline.read.dataset import EmbeddingDataset
+from priorkit.pipeline.read.shards import EmbeddingShard
+from priorkit.pipeline.read.window import Buffers
 
 WriteEmbeddings = Callable[..., Path]
 NAMES = [f"row{number}" for number in range(300)]

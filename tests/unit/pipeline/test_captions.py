@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline import captions
-from priorkit.pipeline.captions import CaptionReader
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.embedding_shards import EmbeddingShard
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.read import captions
+from priorkit.pipeline.read.captions import CaptionReader
+from priorkit.pipeline.read.dataset import EmbeddingDataset
+from priorkit.pipeline.read.shards import EmbeddingShard
 
 ROWS = 30_000
 CAPTIONS = [None if row % 1000 == 7 else f"caption {row} \u00e9" for row in range(ROWS)]

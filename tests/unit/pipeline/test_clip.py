@@ -14,9 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from priorkit.pipeline import clip as clip_module
-from priorkit.pipeline.clip import ClipEncoder, check_clip, clip_location, clip_source, identify_clip
-from priorkit.pipeline.clip_identity import clip_difference, is_same_clip
+from priorkit.pipeline.clip import encoder as clip_module
+from priorkit.pipeline.clip.encoder import ClipEncoder, check_clip, clip_location, clip_source, identify_clip
+from priorkit.pipeline.clip.identity import clip_difference, is_same_clip
 from priorkit.pipeline.config import ClipSettings, EmbedSettings, PreprocessSettings
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 

@@ -8,7 +8,7 @@ from typing import Any
 import open_clip
 import pytest
 
-from priorkit.pipeline.clip import ClipEncoder
+from priorkit.pipeline.clip.encoder import ClipEncoder
 from priorkit.pipeline.config import EmbedSettings
 from priorkit.pipeline.errors import InputError
 

@@ -13,9 +13,10 @@ import torch
 from typer.testing import CliRunner
 
 from priorkit.cli import app
-from priorkit.pipeline import doctor, requirements
 from priorkit.pipeline.config import ComputeSettings
-from priorkit.pipeline.requirements import CHAIN, EXTRAS
+from priorkit.pipeline.doctor import diagnosis as doctor
+from priorkit.pipeline.doctor import requirements
+from priorkit.pipeline.doctor.requirements import CHAIN, EXTRAS
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_neither_ray_nor_open_clip_is_loaded_for_it() -> None:
     code = """
 import sys
 from priorkit.pipeline.config import ComputeSettings
-from priorkit.pipeline.doctor import diagnose
+from priorkit.pipeline.doctor.diagnosis import diagnose
 diagnose('data', ComputeSettings())
 print([name for name in ('ray', 'open_clip', 'img2dataset', 'pyarrow') if name in sys.modules])
 """

@@ -15,11 +15,11 @@ import pytest
 
 from priorkit.pipeline.config import EmbedSettings
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.embed.inputs import list_input_shards
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
-from priorkit.pipeline.inputs import list_input_shards
-from priorkit.pipeline.inspect import inspect_folder
-from priorkit.pipeline.inspect_statistics import hashes_of
-from priorkit.pipeline.read import read_embeddings
+from priorkit.pipeline.inspect.folder import inspect_folder
+from priorkit.pipeline.inspect.statistics import hashes_of
+from priorkit.pipeline.read.dataset import read_embeddings
 from priorkit.prior.config import NetworkSettings
 from priorkit.prior.prior_config import PriorConfig, build_network
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.inspect import inspect_folder
+from priorkit.pipeline.inspect.folder import inspect_folder
 
 WriteEmbeddings = Callable[..., Path]
 ReplaceArray = Callable[[Path, str, np.ndarray], None]

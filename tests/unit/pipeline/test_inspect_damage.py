@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from priorkit.cli import app
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.inspect import inspect_folder
-from priorkit.pipeline.read import read_embeddings
+from priorkit.pipeline.inspect.folder import inspect_folder
+from priorkit.pipeline.read.dataset import read_embeddings
 
 DIM, WIDTH, ROWS, SHARDS = 32, 4, 60, 3
 Change = Callable[[Any], Any]

@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from priorkit.cli import app
-from priorkit.pipeline.inspect_found import Inspection
-from priorkit.pipeline.inspect_page import distribution_rows, inspection_page, listed
-from priorkit.pipeline.inspect_statistics import cosines, lengths
+from priorkit.pipeline.inspect.findings import Inspection
+from priorkit.pipeline.inspect.page import distribution_rows, inspection_page, listed
+from priorkit.pipeline.inspect.statistics import cosines, lengths
 
 HOSTILE = '<script>alert(1)</script> $\\frac{$ & "x" \x1b[31m http://evil.example/x'
 

@@ -7,8 +7,8 @@ import collections
 import numpy as np
 import pytest
 
-from priorkit.pipeline.inspect_neighbours import NeighbourBank, seeded_rows
-from priorkit.pipeline.inspect_statistics import Distribution, Repeats, cosines, hashes_of, lengths
+from priorkit.pipeline.inspect.neighbours import NeighbourBank, seeded_rows
+from priorkit.pipeline.inspect.statistics import Distribution, Repeats, cosines, hashes_of, lengths
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])
@@ -86,8 +86,8 @@ def unit_rows(count: int, near: bool = True) -> np.ndarray:
 
 
 def test_near_duplicates_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("priorkit.pipeline.inspect_neighbours._QUERIES", 64)
-    monkeypatch.setattr("priorkit.pipeline.inspect_neighbours._COLUMNS", 48)
+    monkeypatch.setattr("priorkit.pipeline.inspect.neighbours._QUERIES", 64)
+    monkeypatch.setattr("priorkit.pipeline.inspect.neighbours._COLUMNS", 48)
     rows = unit_rows(300)
     rows[299] = rows[7]  # an exact copy, which is no near duplicate
     bank = NeighbourBank(300)
@@ -107,7 +107,7 @@ def test_near_duplicates_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_where_the_time_is_up_it_says_how_many_rows_were_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("priorkit.pipeline.inspect_neighbours._QUERIES", 64)
+    monkeypatch.setattr("priorkit.pipeline.inspect.neighbours._QUERIES", 64)
     rows = unit_rows(300)
     bank = NeighbourBank(300)
     bank.add(np.arange(300), rows, np.arange(300))

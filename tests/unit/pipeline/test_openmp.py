@@ -27,7 +27,9 @@ def in_process(code: str, **variables: str) -> dict[str, str | None]:
     return found
 
 
-@pytest.mark.parametrize("module", ["pipeline.config", "prior.network.network", "pipeline.download.decoding.decoder_process", "cli"])
+@pytest.mark.parametrize(
+    "module", ["pipeline.config", "prior.network.network", "pipeline.download.decoding.decoder_process", "cli"]
+)
 def test_any_module_of_ours_sets_it_before_torch_is_loaded(module: str) -> None:
     found = in_process(f"import priorkit.{module}; {SHOW}")
     assert {name for name, value in found.items() if value == "0"} == {

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.inspect import inspect_folder
-from priorkit.pipeline.read import read_embeddings
+from priorkit.pipeline.inspect.folder import inspect_folder
+from priorkit.pipeline.read.dataset import read_embeddings
 
 VECTORS = np.eye(4, dtype=np.float32)
 

@@ -11,9 +11,9 @@ import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import nn
 
-from priorkit.pipeline import packed_block
+from priorkit.pipeline.clip import packed_block
+from priorkit.pipeline.clip.packed_block import PackedBlock, pack_blocks
 from priorkit.pipeline.compute.onednn import packing_available
-from priorkit.pipeline.packed_block import PackedBlock, pack_blocks
 
 WIDTH, HEADS = 24, 4
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}

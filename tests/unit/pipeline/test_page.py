@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from priorkit.pipeline import page
+from priorkit.pipeline.display import page
 from priorkit.pipeline.errors import InputError
 
 HOSTILE = """</p><script>alert(1)</script><img src=x onerror=alert(1)>"' onload="alert(1)"""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from priorkit.pipeline.pixels import PixelError, Pixels
+from priorkit.pipeline.clip.pixels import PixelError, Pixels
 
 SIZE = 32
 

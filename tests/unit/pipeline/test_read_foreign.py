@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline.batches import BatchStream, Columns
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.contract import file_marks
 from priorkit.pipeline.contract.embedding_files import pair_files
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.read import SPLITS, EmbeddingDataset, read_embeddings
+from priorkit.pipeline.read.batches import BatchStream, Columns
+from priorkit.pipeline.read.dataset import SPLITS, EmbeddingDataset, read_embeddings
 
 DIM = 8
 NAMES = [f"row{number}" for number in range(300)]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from priorkit.pipeline import requirements
-from priorkit.pipeline.requirements import CHAIN, explain_missing, install_command, is_older
+from priorkit.pipeline.doctor import requirements
+from priorkit.pipeline.doctor.requirements import CHAIN, explain_missing, install_command, is_older
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from priorkit.pipeline.shuffle import EpochPlan, hash_key, mix, permutation
+from priorkit.pipeline.read.shuffle import EpochPlan, hash_key, mix, permutation
 
 counted = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), min_size=1, max_size=30).filter(
     lambda blocks: any(visits for visits, _ in blocks)

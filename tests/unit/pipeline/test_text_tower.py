@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CustomTextCLIP
 
-from priorkit.pipeline.text_tower import TextTower
+from priorkit.pipeline.clip.text_tower import TextTower
 
 VISION = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16}
 END = 49407

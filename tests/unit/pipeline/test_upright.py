@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps, features
 
+from priorkit.pipeline.clip.pixels import PixelError, Pixels
 from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download.decoding.resize import ImageResizer
 from priorkit.pipeline.download.outcomes import ImageError, ResizedImage
 from priorkit.pipeline.images.upright import eight_bit, opened_rgb, turn
-from priorkit.pipeline.pixels import PixelError, Pixels
 
 HEIGHT, WIDTH = 40, 60
 ROW, COLUMN = np.mgrid[0:HEIGHT, 0:WIDTH]

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from priorkit.cli import app
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior.checkpoint import save_prior
 from priorkit.prior.config import DiffusionSettings, NetworkSettings
 from priorkit.prior.load import convert, load_prior

@@ -189,7 +189,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None
 @pytest.fixture
 def embeddings(tiny_clip: Path, tmp_path: Path) -> str:
     """A folder whose manifest says that the tiny CLIP made it."""
-    from priorkit.pipeline.clip import clip_source
+    from priorkit.pipeline.clip.encoder import clip_source
 
     store = Store(str(tmp_path / "embeddings"))
     source = clip_source(ClipSettings(model=f"local-dir:{tiny_clip}"))
@@ -243,7 +243,7 @@ def test_embeddings_that_were_given_up_before_they_had_a_clip_are_named(tmp_path
 
 
 def test_the_same_clip_by_another_route_passes(tiny_clip: Path, tmp_path: Path) -> None:
-    from priorkit.pipeline.clip import clip_source, identify_clip
+    from priorkit.pipeline.clip.encoder import clip_source, identify_clip
 
     made_by = ClipSettings(model=f"local-dir:{tiny_clip}")
     about = {"clip": {"source": clip_source(made_by), "embed_dim": 16, **identify_clip(made_by)}}

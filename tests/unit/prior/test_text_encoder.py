@@ -9,7 +9,7 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from priorkit.pipeline.clip import identify_clip
+from priorkit.pipeline.clip.encoder import identify_clip
 from priorkit.pipeline.config import ClipSettings, DeviceSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.prior.text_encoder import find_text_encoder

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.read import EmbeddingDataset
+from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior.config import DiffusionSettings, NetworkSettings
 from priorkit.prior.model import Prior
 from priorkit.prior.prior_config import PriorConfig, build_network, build_normaliser

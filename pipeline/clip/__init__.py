@@ -1,0 +1,1 @@
+"""CLIP models: where weights come from, what identifies them, and the image and text encoders."""

@@ -1,0 +1,65 @@
+"""Errors of loading a CLIP in a user's terms, told once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from ..config import ClipSettings
+from ..errors import InputError
+from ..explain import one_line
+
+_LONGEST = 400
+"""Characters of a library's message that are shown; a checkpoint of another architecture names hundreds of tensors."""
+
+
+@contextlib.contextmanager
+def told_by_errors() -> Iterator[None]:
+    """Keep what open_clip and the hub log of failures out of the terminal: the error that follows says it once."""
+    hub, root = logging.getLogger("huggingface_hub"), logging.getLogger()
+    level = hub.level
+
+    def is_no_failure(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING
+
+    hub.setLevel(logging.ERROR)
+    root.addFilter(is_no_failure)
+    try:
+        yield
+    finally:
+        hub.setLevel(level)
+        root.removeFilter(is_no_failure)
+
+
+def explain(settings: ClipSettings, error: Exception) -> InputError:
+    """The error of a load that failed, with the remedy where one is known."""
+    wanted = f"embed.clip.model={settings.model}, pretrained={settings.pretrained}"
+    *_, cause = _causes(error)
+    is_absent = "Required pretrained weights" in str(error)  # of a hub's model, open_clip logs why and goes on
+    if is_absent or any(type(link).__name__ == "LocalEntryNotFoundError" for link in _causes(error)):
+        reason = "its config is there, its weights are not" if is_absent else str(cause)
+        return InputError(
+            f"{wanted}: its files are not on this machine, and the hub that has them cannot be reached ({reason}).\n"
+            "Connect this machine, or copy the model's folder (weights and open_clip_config.json) here and give "
+            "--model local-dir:FOLDER. A file of weights alone (--pretrained FILE) does not say its preprocessing"
+        )
+    if "QuickGELU mismatch" in str(error):
+        return InputError(
+            f"{wanted}: these weights were trained with the other activation than {settings.model} has "
+            f"({one_line(error, _LONGEST)}); name {settings.model}-quickgelu, or set embed.clip.quick_gelu"
+        )
+    if isinstance(error, RuntimeError):  # of torch, which names the tensors that do not fit
+        return InputError(f"{wanted}: cannot be loaded ({one_line(error, _LONGEST)})")
+    reason = f"{type(error).__name__}: {one_line(error, _LONGEST)}".removesuffix(": ")
+    return InputError(
+        f"{wanted}: cannot be loaded ({reason}); weights are the tensors of a model's state_dict, in safetensors or by "
+        "torch.save, and must fit the model"
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, the one it was raised from, and so on to the first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,118 @@
+"""The blocks of an open_clip tower on the CPU: the same function with weights in oneDNN's layout.
+
+ViT-B/32's image tower gains a quarter in float32 and a tenth in bfloat16, on 2 cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..compute.onednn import pack, packed_product, packing_available
+
+_ROWS = 1024
+"""Tokens of a pass that the layout of weights is chosen for; it differs little for others."""
+_Layer = Callable[[torch.Tensor], torch.Tensor]
+_LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""Of a block's change of its input, relative, for it to count as the same: far above rounding."""
+
+
+def pack_blocks(model: nn.Module) -> int:
+    """Replace the forward pass of each block of `model` that is of the known kind, and return how many were.
+
+    A block is tried out first; one that has other parts, or gives something else, stays as it is. The weights move:
+    those of a packed block are empty afterwards, so that there is no second copy.
+    """
+    packed = 0
+    for module in model.modules():
+        if type(module).__name__ == "ResidualAttentionBlock" and _is_known(module):
+            replacement = PackedBlock(module)
+            if _is_same(module, replacement):
+                module.forward = replacement
+                for linear in ("attn.out_proj", "mlp.c_fc", "mlp.c_proj"):
+                    _empty(module.get_submodule(linear), "weight")
+                _empty(module.get_submodule("attn"), "in_proj_weight")
+                packed += 1
+    return packed
+
+
+class PackedBlock:
+    """Called as the block whose weights it copies: attention, then a network of two layers, each on normed input."""
+
+    def __init__(self, block: Any) -> None:
+        attention, network = block.attn, block.mlp
+        self._norms: tuple[_Layer, _Layer] = (block.ln_1, block.ln_2)
+        self._scales: tuple[_Layer, _Layer] = (block.ls_1, block.ls_2)
+        self._heads: int = attention.num_heads
+        self._batch_first: bool = attention.batch_first
+        self._qkv = _Product(attention.in_proj_weight, attention.in_proj_bias)
+        self._out = _Product(attention.out_proj.weight, attention.out_proj.bias)
+        self._activation: _Layer = network.gelu
+        self._gelu = type(network.gelu) is nn.GELU and network.gelu.approximate == "none"
+        self._rise = _Product(network.c_fc.weight, network.c_fc.bias, gelu=self._gelu)
+        self._fall = _Product(network.c_proj.weight, network.c_proj.bias)
+
+    def __call__(
+        self, x: torch.Tensor, k_x: None = None, v_x: None = None, attn_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`[B, L, D]`, or `[L, B, D]` where the tower has the batch second -> the same shape."""
+        x = x + self._scales[0](self._attend(self._norms[0](x), attn_mask))
+        hidden = self._rise(self._norms[1](x))
+        return x + self._scales[1](self._fall(hidden if self._gelu else self._activation(hidden)))
+
+    def _attend(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        qkv = torch.unflatten(self._qkv(x), -1, (3, self._heads, -1))  # (B, L, 3, H, d)
+        if not self._batch_first:
+            qkv = qkv.transpose(0, 1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, H, L, d)
+        if mask is not None:
+            mask = mask.to(x.dtype)
+            if mask.ndim == 3:
+                mask = torch.unflatten(mask, 0, (-1, self._heads))
+        attended = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)  # (B, L, D)
+        return self._out(attended if self._batch_first else attended.transpose(0, 1))
+
+
+class _Product:
+    """A linear layer with packed weights."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, gelu: bool = False) -> None:
+        self._packed, self._gelu = pack(weight.detach(), _ROWS), gelu
+        self._bias = None if bias is None else bias.detach()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return packed_product(x, self._packed, self._bias, self._gelu)
+
+
+def _is_known(block: nn.Module) -> bool:
+    """Whether a block has the parts that `PackedBlock` reads, of a type that can be packed."""
+    attention, network = getattr(block, "attn", None), getattr(block, "mlp", None)
+    if not isinstance(attention, nn.MultiheadAttention) or attention.in_proj_weight is None:
+        return False
+    if hasattr(block, "ln_1_kv") or not all(hasattr(block, name) for name in ("ls_1", "ls_2")):
+        return False
+    if [name for name, _ in getattr(network, "named_children", list)()] != ["c_fc", "gelu", "c_proj"]:
+        return False
+    weight = attention.in_proj_weight
+    return weight.is_cpu and packing_available(weight.dtype)
+
+
+def _empty(module: nn.Module, name: str) -> None:
+    """Give up the values of a weight; its type stays to be asked for."""
+    parameter = module.get_parameter(name)
+    parameter.data = parameter.data.new_empty(0)
+
+
+@torch.inference_mode()
+def _is_same(block: nn.Module, replacement: PackedBlock) -> bool:
+    """Whether both do the same to some tokens, with a mask."""
+    weight: torch.Tensor = block.attn.in_proj_weight  # type: ignore[assignment,union-attr]
+    noise = torch.randn(5, 5, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    x, mask = noise.to(weight.dtype), torch.full((5, 5), float("-inf")).triu(1)
+    expected = block(x, attn_mask=mask) - x
+    error = (replacement(x, attn_mask=mask) - x - expected).float().norm() / expected.float().norm()
+    return bool(error <= _LARGEST_ERROR[weight.dtype])

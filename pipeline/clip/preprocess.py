@@ -1,0 +1,80 @@
+"""Preprocessing and activation that a CLIP's weights were trained with, where their file does not say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import InputError
+
+PREPROCESS_FIELDS = ("mean", "std", "interpolation", "resize_mode")
+TRAINED_FIELDS = (*PREPROCESS_FIELDS, "quick_gelu")
+"""What weights are trained with and do not hold."""
+
+
+def as_trained(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`TRAINED_FIELDS` of a tag or a config of open_clip, which leaves out what is the default."""
+    found = {name: defaults[name] if config.get(name) is None else config[name] for name in TRAINED_FIELDS}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+
+def decide(
+    given: Mapping[str, Any],
+    stated: Mapping[str, Any],
+    tags: Mapping[str, Mapping[str, Any]],
+    defaults: Mapping[str, Any],
+    wanted: str,
+    architecture: str,
+) -> dict[str, Any]:
+    """Values of `TRAINED_FIELDS` for weights that come without them.
+
+    Args:
+        given: by the settings.
+        stated: by a config beside the weights.
+        tags: of the architecture, with what each was trained with.
+        defaults: open_clip's own, for an architecture without tags.
+        wanted: the setting that names the weights, for errors.
+        architecture: name for errors.
+
+    Raises:
+        InputError: neither settings nor a config say, and the tags disagree; names the choices.
+    """
+    chosen, open_fields = {}, []
+    for name in TRAINED_FIELDS:
+        values = [trained[name] for trained in tags.values()] or [defaults[name]]
+        if name in given:
+            chosen[name] = given[name]
+        elif name in stated:
+            chosen[name] = stated[name]
+        elif all(value == values[0] for value in values):
+            chosen[name] = values[0]
+        else:
+            open_fields.append(name)
+    if open_fields:
+        what = " and ".join(
+            text
+            for text, fields in (("preprocessing", PREPROCESS_FIELDS), ("activation", ("quick_gelu",)))
+            if set(fields) & set(open_fields)
+        )
+        raise InputError(
+            f"{wanted}: the {what} of these weights is not known, and the tags of {architecture} differ in it.\n"
+            f"Put their open_clip_config.json beside them, or set embed.clip to {_choices(open_fields, tags)}"
+        )
+    return chosen
+
+
+def _choices(fields: list[str], tags: Mapping[str, Mapping[str, Any]]) -> str:
+    """The different values of fields among tags, as settings, each with a tag that has them."""
+    groups: dict[str, list[str]] = {}
+    for tag, trained in tags.items():
+        preprocess = {name: trained[name] for name in fields if name in PREPROCESS_FIELDS}
+        setting = {"preprocess": preprocess} if preprocess else {}
+        if "quick_gelu" in fields:
+            setting["quick_gelu"] = trained["quick_gelu"]
+        groups.setdefault(json.dumps(setting).replace('"', ""), []).append(tag)
+    shown = [
+        f"{setting} (as {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})"
+        for setting, names in groups.items()
+    ]
+    return ", or ".join(shown)

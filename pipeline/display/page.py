@@ -1,0 +1,186 @@
+"""Self-contained HTML pages: escaped text, tables, pictures and plots, with nothing to load and nothing that runs.
+
+A fragment is HTML that is safe to put in a page; the functions here make fragments of what is not. Plots are drawn with
+matplotlib, which the extra `report` brings, and are SVG in the colours of the page, light or dark.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import html
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ..contract.storage import TEMPORARY_SUFFIX, Store
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#2f7de1", "#e2711d", "#2a9d5c", "#c2408f", "#8a6fd1", "#9a8200", "#5b7083")
+"""Of lines and bars; told apart on white and on black."""
+_INK = "#0a0b0c"
+"""What the page replaces by the colour of its text."""
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2329; --faint: #5d6770; --line: #d9dee3; --ground: #fff; --panel: #f5f7f9; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ec; --faint: #98a3ad; --line: #363d45; --ground: #14181c; --panel: #1d2329; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 68rem; padding: 1rem; color: var(--ink); background: var(--ground);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; }
+a { color: inherit; } p, figcaption { color: var(--faint); margin: .4rem 0; } strong { color: var(--ink); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; overflow-wrap: normal; }
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .7rem; text-align: right; }
+th { color: var(--faint); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; }
+figure { margin: 0; flex: 1 1 26rem; min-width: 0; background: var(--panel); border-radius: .5rem; padding: .8rem; }
+figure svg { width: 100%; height: auto; display: block; color: var(--ink); }
+.card { flex: 1 1 26rem; min-width: 0; background: var(--panel); border-radius: .5rem; padding: .8rem; }
+.card .strip { margin-top: .5rem; } .card .strip img { width: calc(20% - .32rem); height: auto; aspect-ratio: 1; }
+h3 { font-size: 1rem; margin: 0 0 .4rem; }
+.plots > * { max-width: 33rem; }
+.strip { display: flex; flex-wrap: wrap; gap: .4rem; align-items: center; }
+.strip img { width: 6rem; height: 6rem; object-fit: cover; border-radius: .3rem; }
+.strip img.marked { outline: 3px solid #2a9d5c; }
+.strip span { flex: 0 0 100%; color: var(--faint); font-size: .9rem; }
+"""
+
+
+def text(value: object) -> str:
+    """Whatever it says, as text."""
+    return html.escape(str(value))
+
+
+def paragraph(value: object) -> str:
+    """A paragraph of text."""
+    return f"<p>{text(value)}</p>"
+
+
+def link(url: str, label: str) -> str:
+    """A link, or the label alone where the address is not of http or https."""
+    with contextlib.suppress(ValueError):
+        if urlsplit(url).scheme in ("http", "https"):
+            return f'<a href="{html.escape(url)}" rel="noreferrer noopener">{text(label)}</a>'
+    return text(label)
+
+
+def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """A table of text; it scrolls by itself where it is wider than the page."""
+    head = "".join(f"<th>{text(cell)}</th>" for cell in header)
+    body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def picture(data: bytes, kind: str, label: str, marked: bool = False) -> str:
+    """An encoded image (kind `png`, `jpeg`...), inside the page; `label` is for those who do not see it."""
+    encoded = base64.b64encode(data).decode()
+    mark = ' class="marked"' if marked else ""
+    return f'<img{mark} alt="{html.escape(label)}" src="data:image/{kind};base64,{encoded}">'
+
+
+def strip(label: str, pictures: Iterable[str]) -> str:
+    """Pictures in a row under a label."""
+    return f'<div class="strip"><span>{text(label)}</span>{"".join(pictures)}</div>'
+
+
+def card(heading: str, fragments: Iterable[str]) -> str:
+    """Fragments under a heading, to stand beside others of the kind in `plots`."""
+    return f'<article class="card"><h3>{text(heading)}</h3>{"".join(fragments)}</article>'
+
+
+def plots(figures: Iterable[str]) -> str:
+    """Plots side by side, as many as the page is wide for."""
+    return f'<div class="plots">{"".join(figures)}</div>'
+
+
+@contextlib.contextmanager
+def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6) -> Iterator[tuple[Axes, list[str]]]:
+    """Axes to draw on and, once the block has ended, the fragment of the plot in the list.
+
+    Args:
+        height, width: in inches of its letters, which are about 10 points: the page makes it as wide as its place.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+        from matplotlib.rcsetup import cycler
+    except ImportError as error:
+        raise InputError('plots need matplotlib, which is not installed: pip install "priorkit[report]"') from error
+    colours = {f"{part}.color": _INK for part in ("text", "xtick", "ytick")}
+    colours |= {"axes.edgecolor": _INK, "axes.labelcolor": _INK, "legend.labelcolor": _INK}
+    style: Any = {
+        **colours, "svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9.5, "font.family": "sans-serif",
+        "axes.prop_cycle": cycler(color=list(COLOURS)), "axes.spines.top": False, "axes.spines.right": False,
+        "legend.frameon": False, "axes.grid": True, "grid.alpha": 0.2, "grid.color": _INK, "axes.titlesize": 10.5,
+    }  # fmt: skip
+    made: list[str] = []
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot(xlabel=x, ylabel=y, title=title)
+        yield axes, made
+        made.append(_drawn(figure, title))
+
+
+def _drawn(figure: Figure, title: str) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return f'<figure role="img" aria-label="{html.escape(title)}">{svg}</figure>'
+
+
+def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> bytes:
+    """A page of sections, each of a heading and fragments."""
+    parts = "".join(f"<section><h2>{text(heading)}</h2>{''.join(body)}</section>" for heading, body in sections)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="referrer" content="no-referrer">'
+        f"<style>{_STYLE}</style></head><body><h1>{text(title)}</h1>{parts}</body></html>\n"
+    ).encode()
+
+
+def page_target(option: str, path: str, folders: Iterable[str]) -> str:
+    """Where to write a page, which fails before the work and not after it.
+
+    Args:
+        option: that names the file, for messages.
+        folders: whose files are recorded, so that the page cannot be among them.
+
+    Raises:
+        InputError: a page cannot be written there, or matplotlib is not installed.
+    """
+    target = os.path.abspath(path)
+    if not path or os.path.isdir(target):
+        raise InputError(f"{option} {path!r} is no name of a file; name one, such as page.html")
+    if not os.path.isdir(os.path.dirname(target)):
+        raise InputError(f"{option} {path}: there is no folder {os.path.dirname(target)}; make it or name another file")
+    for folder in folders:
+        inside = Store(folder)
+        if inside.is_local and os.path.realpath(target).startswith(os.path.realpath(inside.root) + os.sep):
+            raise InputError(f"{option} {path} is inside {folder}, whose files are recorded; name a file outside")
+    with new_plot("", "", ""):  # matplotlib is there
+        pass
+    return target
+
+
+def write_page(target: str, content: bytes) -> None:
+    """Write a page whole or not at all."""
+    temporary = target + TEMPORARY_SUFFIX
+    with open(temporary, "wb") as file:
+        file.write(content)
+    os.replace(temporary, target)

@@ -1,0 +1,236 @@
+"""What a person sees in the terminal: progress, summaries, tables and errors. Used by the commands only.
+
+Results go to standard output, progress and errors to standard error. Captions and URLs are hostile text: what is
+printed passes through `clean`, and never through Rich's markup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO, cast
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..compute.stage import ProgressCallback, StagePlan, StageResult
+from ..errors import Interrupted, PriorkitError
+from ..explain import explain, report_bug
+from .streams import FORCING_SIGNALS, StandardError, stop_signals
+
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130
+
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories that steer a terminal or reorder text instead of being seen."""
+
+
+def clean(value: object) -> str:
+    """Text that shows as it is and steers nothing: control characters become visible escapes."""
+    text = str(value)
+    return "".join(c if unicodedata.category(c) not in _HIDDEN else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_line(text: str) -> None:
+    """Print one line to standard output."""
+    print_text(f"{clean(text)}\n")
+
+
+def print_text(text: str) -> None:
+    """Print text to standard output as it is."""
+    with _results():
+        print(text, end="")
+
+
+@contextlib.contextmanager
+def _results() -> Iterator[None]:
+    """Name standard output where it cannot be written, as on a full disk."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise PriorkitError(
+            f"standard output cannot be written ({error.strerror}); what is committed is kept"
+        ) from None
+
+
+def print_error(text: str) -> None:
+    """Print an error to standard error."""
+    _print_labelled("error: ", "bold red", text)
+
+
+def print_warning(text: str) -> None:
+    """Print a warning to standard error."""
+    _print_labelled("warning: ", "bold yellow", text)
+
+
+def _print_labelled(label: str, style: str, text: str) -> None:
+    line = Text(label, style=style)
+    line.append(clean(text), style="default not bold")
+    _error_console().print(line, soft_wrap=True)
+
+
+def _error_console() -> Console:
+    return Console(file=cast(TextIO, StandardError()))
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value to standard output."""
+    print_text(f"{json.dumps(value, indent=1)}\n")
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table to standard output, columns of numbers to the right."""
+    table = Table(title=Text(clean(title)), title_justify="left", show_header=any(header))
+    for name, column in zip(header, zip(*rows, strict=True), strict=False):
+        numbers = all(str(cell)[:1].isdigit() or str(cell)[:1] in ("", "-") for cell in column)
+        table.add_column(Text(clean(name)), justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(clean(cell)) for cell in row))
+    width = None if sys.stdout.isatty() else 120
+    with _results():
+        Console(width=width).print(table)
+
+
+def print_result(result: StageResult) -> None:
+    """The summary of a stage, on one screen."""
+    title = f"{result.stage}: {result.folder}"
+    rows: list[tuple[str, str]] = [
+        (result.unit, f"{result.units:,} ({result.done_now:,} done now, in {result.seconds:.1f} s)"),
+    ]
+    if result.unit != "rows":
+        rows.append(("rows", f"{result.rows:,}"))
+    if "input_samples" in result.statistics:
+        rows.insert(1, ("samples of the input", f"{result.statistics['input_samples']:,}"))
+    rows += [(f"  {outcome}", f"{number:,}") for outcome, number in sorted(result.counts.items())]
+    rows.append(("device", result.device))
+    if result.cluster:
+        rows.append(("Ray", result.cluster))
+    print_table(title, ("", ""), rows)
+    print_notes(result.notes)
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Print what a user should know about the input, a line each."""
+    for note in notes:
+        print_line(f"note: {note}")
+
+
+def print_plans(plans: Sequence[StagePlan]) -> None:
+    """What would be done, with what it takes."""
+    header = ("stage", "folder", "to do", "rows", "disk", "free", "time, about")
+    rows = [
+        (
+            plan.stage,
+            plan.folder,
+            f"{plan.pending_units:,} of {plan.units:,} {plan.unit}",
+            f"{plan.pending_rows:,}",
+            in_bytes(plan.bytes_needed),
+            "" if plan.bytes_free is None else in_bytes(plan.bytes_free),
+            _duration(plan.seconds),
+        )
+        for plan in plans
+    ]
+    print_table("plan (nothing was done; disk and time are estimates)", header, rows)
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[ProgressCallback]:
+    """A progress bar on standard error, shown once there is progress; yields what the work calls to move it."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    bar = Progress(*columns, console=_error_console(), disable=quiet)
+    task = bar.add_task(clean(description), total=None, unit=unit, note="")
+
+    def update(done: int, total: int | None, note: str) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total, note=clean(note))
+
+    try:
+        yield update
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+@contextlib.contextmanager
+def reported_errors() -> Iterator[None]:
+    """Turn every exception into a message and an exit code; a missing package is left to the entry point."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, typer.BadParameter, ModuleNotFoundError):
+        raise
+    except BrokenPipeError:
+        raise  # whoever read the output has gone, as `head` does: the entry point ends without a word
+    except (Exception, KeyboardInterrupt) as error:
+        raise typer.Exit(report(error)) from None
+
+
+def report(error: BaseException) -> int:
+    """Print the message of an exception, and return the exit code.
+
+    The traceback of a bug goes to a file; PRIORKIT_TRACEBACK=1 prints those of all exceptions.
+    """
+    message = explain(error)
+    if os.environ.get("PRIORKIT_TRACEBACK", "0") not in ("", "0"):
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            _error_console().print(Text(clean(line)), soft_wrap=True)
+    print_error(report_bug(error) if message is None else message)
+    return EXIT_INTERRUPTED if isinstance(error, Interrupted | KeyboardInterrupt) else EXIT_FAILURE
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """While the block runs, a stop signal asks the work to stop at its next safe point.
+
+    A second Ctrl-C or SIGTERM stops it at once. A terminal that closes sends SIGHUP twice, and a batch system warns
+    with SIGUSR1 before it sends SIGTERM: neither forces anything.
+    """
+    asked = False
+    forcing = 0
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked, forcing
+        asked = True
+        forcing += number in FORCING_SIGNALS
+        if forcing > 1:
+            raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, ask) for number in stop_signals()}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def in_bytes(number: float) -> str:
+    """A number of bytes, short."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}"
+        number /= 1000
+    return f"{number:,.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

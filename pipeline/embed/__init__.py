@@ -1,0 +1,1 @@
+"""The embed stage: from images and captions to embedding shards."""

@@ -1,0 +1,126 @@
+"""A folder of image files, each with a caption in a text file of the same name."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from ..contract.file_marks import note_content
+from ..contract.file_stamps import Stamp, file_stamp
+from ..contract.manifest import fingerprint
+from ..contract.samples import IMAGE_EXTENSIONS, Sample, name_extensions
+from ..contract.storage import Store
+from ..errors import InputError
+
+_CAPTION_EXTENSION = "txt"
+_READ_TOGETHER = 32
+"""Files that are asked for at once, since remote ones each take a round trip."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    key: str
+    """Path in the folder, without the extension."""
+    image: str | None
+    """Path of the file system."""
+    caption: str | None
+    extensions: tuple[str, ...]
+    """Of all files of this key, those that are neither included."""
+    stamps: tuple[Stamp, ...]
+    """Of those of the two files that there are, as they were when the folder was listed."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of those of the two files that there are."""
+        return tuple(path for path in (self.image, self.caption) if path is not None)
+
+
+@dataclass(frozen=True)
+class FileShard:
+    """Neighbouring files of a folder."""
+
+    name: str
+    fingerprint: str
+    """Of the names; what the files hold is in their marks, see `file_marks`."""
+    pairs: tuple[_Pair, ...]
+    root: str
+    """Path of the folder."""
+
+    def sources(self, limit: int | None) -> tuple[str, ...]:
+        """See `InputShard`."""
+        return tuple(self._name(path) for pair in self.pairs[:limit] for path in pair.paths)
+
+    def _name(self, path: str) -> str:
+        return path[len(self.root) :].lstrip("/")
+
+    @property
+    def samples(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def title(self) -> str:
+        return f"{self.pairs[0].key} to {self.pairs[-1].key}"
+
+    def read(self, store: Store) -> Iterator[Sample]:
+        pairs = iter(self.pairs)
+        while some := list(itertools.islice(pairs, _READ_TOGETHER)):
+            paths = [path for pair in some for path in pair.paths]
+            # by ranges, since by names alone the brackets and stars of a file's name would be a pattern
+            contents = store.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
+            found: dict[str, Any] = dict(zip(paths, contents, strict=True))
+            for pair in some:
+                for path, stamp in zip(pair.paths, pair.stamps, strict=True):
+                    content = None if isinstance(found[path], Exception) else found[path]
+                    note_content(store, self._name(path), stamp, content)
+                image, caption = (None if path is None else found[path] for path in (pair.image, pair.caption))
+                failed = next((value for value in (image, caption) if isinstance(value, Exception)), None)
+                if failed is not None:
+                    yield Sample(pair.key, None, None, f"unreadable: {failed}")
+                else:
+                    yield Sample(pair.key, image, caption, instead=name_extensions(pair.extensions))
+
+    def tables(self, store: Store) -> list[pa.Table | None]:
+        return [None]
+
+
+def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]:
+    """The images and captions of a folder, by path, in shards of `rows` pairs, of which either may be missing.
+
+    Args:
+        image: images are embedded, so that there must be some; else captions.
+
+    Raises:
+        InputError: there are no such files, or two images share a name.
+    """
+    described = {store.path(name): info for name, info in store.describe().items()}
+    images: dict[str, str] = {}
+    captions: dict[str, str] = {}
+    extensions: dict[str, list[str]] = {}
+    for path in sorted(described):
+        stem, _, extension = path[len(store.root) :].lstrip("/").rpartition(".")
+        extensions.setdefault(stem, []).append(extension)
+        kind = captions if extension.lower() == _CAPTION_EXTENSION else images
+        if kind is images and extension.lower() not in IMAGE_EXTENSIONS:
+            continue
+        if stem in kind:
+            raise InputError(f"{store.url}: {kind[stem]} and {path} have the same name; rename one")
+        kind[stem] = path
+    keys = sorted(images.keys() | captions.keys())
+    if not (images if image else captions):
+        what = f"images ({', '.join(sorted(IMAGE_EXTENSIONS))})" if image else "captions (txt)"
+        raise InputError(f"{store.url} holds no {what}, no image shards (*.tar) and no tables (*.parquet)")
+    pairs = []
+    for key in keys:
+        paths = [path for path in (images.get(key), captions.get(key)) if path is not None]
+        stamps = tuple(file_stamp(store, path, described[path]) for path in paths)
+        pairs.append(_Pair(key, images.get(key), captions.get(key), tuple(extensions[key]), stamps))
+    shards: list[FileShard] = []
+    for start in range(0, len(pairs), rows):
+        chosen = tuple(pairs[start : start + rows])
+        names = [[pair.key, *(path[len(store.root) :] for path in pair.paths)] for pair in chosen]
+        shards.append(FileShard(f"{len(shards):05d}", fingerprint(names), chosen, store.root))
+    return shards

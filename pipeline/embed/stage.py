@@ -1,0 +1,236 @@
+"""Embed: images and captions -> embedding shards in clip-retrieval's layout, every sample accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import pyarrow.parquet as pq
+
+from ..clip.encoder import clip_location, clip_source, load_encoder
+from ..clip.identity import clip_difference, is_same_clip
+from ..compute.device import describe_device, resolve, with_gpus
+from ..compute.stage import (
+    ProgressCallback,
+    StagePlan,
+    StageResult,
+    free_bytes,
+    no_progress,
+    require_space,
+    require_success,
+    run_shards,
+)
+from ..config import ComputeSettings, EmbedSettings
+from ..contract.commit import StageFolder, check_stage, open_stage
+from ..contract.file_marks import Tell
+from ..contract.manifest import Manifest, ShardRecord, embedding_shard_name, fingerprint, pending_shards, read_manifest
+from ..contract.storage import Store
+from ..errors import FolderError, InputError
+from .clip_retrieval import check_settings
+from .engines import EmbedTask
+from .input_marks import RecordedInputs
+from .inputs import InputShard, list_input_shards, open_input
+from .worker import EmbedWorker, failures_name
+
+STAGE = "embed"
+
+_ASSUMED_SECONDS = {"cpu": {"image": 0.05, "text": 0.005}, "cuda": {"image": 0.001, "text": 0.0001}}
+"""Of an image and a caption, for the estimate of `--dry-run`: ViT-B/32 in float32 on 2 cores, and on one GPU."""
+_ASSUMED_DIM = 768
+_ASSUMED_TOKENS = 16
+
+
+def embed(
+    images: str = "data/images",
+    embeddings: str = "data/embeddings",
+    settings: EmbedSettings | None = None,
+    *,
+    compute: ComputeSettings | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    progress: ProgressCallback = no_progress,
+) -> StageResult:
+    """Embed images and captions with a CLIP, or what is missing of them.
+
+    Args:
+        images: folder that `download` or img2dataset wrote; or a folder of image and caption files, or of parquet
+            tables of captions or encoded images.
+        embeddings: folder of the embedding shards.
+        limit: only the first samples, this many.
+        overwrite: discard what the folder holds and embed anew.
+
+    Raises:
+        InputError: there are no images, or the CLIP cannot be loaded.
+        FolderError: the folder holds other work, other settings, or embeddings of other images; or the
+            disk has no room.
+    """
+    wanted, compute = settings or EmbedSettings(), compute or ComputeSettings()
+    settings = resolve(wanted, "embed", compute)
+    device = describe_device(wanted, settings, compute)
+    compute = with_gpus(compute, wanted)
+    source, store = open_input(images), Store(embeddings)
+    manifest = embed_manifest(settings, None if overwrite else store)
+    found = check_stage(store, manifest, overwrite=overwrite)
+    kept = None if overwrite else found
+    tasks, recorded = plan_tasks(images, settings, limit, kept, store, lambda note: progress(0, None, note))
+    if store.is_local:
+        require_space(_plan(store, settings, kept or manifest, tasks))
+    manifest.input = {"shards": len(tasks)}
+    inputs = {task.name: task.input for task in tasks}
+    with open_stage(store, manifest, overwrite=overwrite) as folder:
+        pending = folder.pending(inputs)
+        if pending:
+            # workers may have a GPU where this process has none, and alone need its memory
+            on_cpu = {"device": "cpu"} if compute.backend == "ray" else {}
+            _record_clip(folder, settings.model_copy(update=on_cpu))
+        recorded.record_again(store, set(inputs).difference(pending))
+        result = run_shards(
+            folder,
+            lambda pending: (task for task in tasks if task.name in set(pending)),
+            inputs,
+            partial(EmbedWorker, source, store, settings, folder.manifest),
+            compute,
+            progress,
+            device,
+        )
+        made_of = [folder.manifest.shards[task.name].input for task in tasks]  # known only once all is read
+        folder.manifest.input["sha256"] = fingerprint(made_of)
+        folder.describe()
+    result = _compare_counts(result, tasks)
+    diagnosis = "" if result.counts.get("success") else _first_failure(store, folder.manifest, result.counts)
+    require_success(result, "an embedding", diagnosis)
+    return result
+
+
+def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
+    """Return the result with the number of samples that the input was listed with; fewer outcomes are an InputError."""
+    samples = sum(task.shard.samples if task.limit is None else task.limit for task in tasks)
+    outcomes = sum(result.counts.values())
+    if outcomes < samples and "damaged_shard" not in result.counts:
+        raise InputError(
+            f"{result.folder} accounts for {outcomes:,} of the {samples:,} samples of its input; was the input changed "
+            "while it was read? Embed it again with --overwrite"
+        )
+    return replace(result, statistics={"input_samples": samples})
+
+
+def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) -> str:
+    """Return the message of the first sample that failed in the most frequent way; empty where none has failed."""
+    most = max(counts, key=lambda outcome: counts[outcome], default="")
+    for name, record in sorted(manifest.shards.items()):
+        if record.counts.get(most):
+            with store.open(failures_name(name)) as file:
+                failures = pq.ParquetFile(file).read(use_threads=False).to_pylist()
+            first = next(row for row in failures if row["error"].partition(":")[0] == most)
+            return f"sample {first['key']!r}: {first['error']}"
+    return ""
+
+
+def embed_manifest(settings: EmbedSettings, store: Store | None) -> Manifest:
+    """The manifest of resolved settings before any work: paths of the CLIP are replaced by hashes.
+
+    Args:
+        store: folder that is continued; if its CLIP is the same under another name, the manifest keeps that name.
+    """
+    if settings.engine == "clip-retrieval":
+        check_settings(settings)
+    source, found = clip_source(settings.clip), None if store is None else read_manifest(store)
+    if found is not None and found.stage == STAGE and source != found.settings.get("clip"):
+        known = found.about.get("clip", {})
+        if isinstance(known, dict) and is_same_clip(known, {}, settings.clip):
+            source = found.settings["clip"]
+    return Manifest(STAGE, {**settings.identity(), "clip": source}, input={})
+
+
+def plan_embed(
+    images: str,
+    embeddings: str,
+    settings: EmbedSettings,
+    *,
+    compute: ComputeSettings | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+) -> StagePlan:
+    """What `embed` would do, without doing it."""
+    settings = resolve(settings, "embed", compute)
+    store = Store(embeddings)
+    manifest = embed_manifest(settings, None if overwrite else store)
+    found = check_stage(store, manifest, overwrite=overwrite)
+    kept = None if overwrite else found
+    tasks, _ = plan_tasks(images, settings, limit, kept, store)
+    return _plan(store, settings, kept or manifest, tasks)
+
+
+def _plan(store: Store, settings: EmbedSettings, manifest: Manifest, tasks: list[EmbedTask]) -> StagePlan:
+    names = pending_shards(store, manifest, {task.name: task.input for task in tasks})
+    pending = [task for task in tasks if task.name in names]
+    rows = sum(task.shard.samples if task.limit is None else task.limit for task in pending)
+    kinds = [kind for kind in ("image", "text") if getattr(settings, kind)]
+    embeds = len(kinds) + (_ASSUMED_TOKENS if settings.token_states else 0)
+    return StagePlan(
+        stage=STAGE,
+        folder=store.url,
+        units=len(tasks),
+        pending_units=len(pending),
+        unit="shards",
+        pending_rows=rows,
+        bytes_needed=rows * embeds * _ASSUMED_DIM * 2,
+        bytes_free=free_bytes(store),
+        seconds=rows * sum(_ASSUMED_SECONDS[settings.device][kind] for kind in kinds),
+    )
+
+
+def plan_tasks(
+    images: str, settings: EmbedSettings, limit: int | None, found: Manifest | None, folder: Store, tell: Tell = None
+) -> tuple[list[EmbedTask], RecordedInputs]:
+    """A task for each shard of the input, up to `limit` samples in all; what a folder holds beyond that is kept.
+
+    Raises:
+        FolderError: the folder holds embeddings of a shard that the images do not have.
+    """
+    done = found.shards if found is not None else {}
+    shards = list_input_shards(images, settings)
+    orphans = set(done) - {embedding_shard_name(int(shard.name)) for shard in shards}
+    if orphans:
+        raise FolderError(
+            f"{folder.url} holds shard {min(orphans)}, for which {images} has no input; "
+            "name the folder it was made from, or another folder to write to"
+        )
+    inputs = RecordedInputs(open_input(images), folder, shards, done, tell)
+    tasks: list[EmbedTask] = []
+    left = limit
+    for shard in shards:
+        held = _samples_held(done.get(embedding_shard_name(int(shard.name))), shard, inputs)
+        if left == 0 and held is None:
+            break
+        samples = shard.samples if left is None else max(held or 0, min(left, shard.samples))
+        first = samples if samples < shard.samples else None
+        tasks.append(EmbedTask(shard, inputs.fingerprint(shard, first), first))
+        left = None if left is None else max(0, left - shard.samples)
+    return tasks, inputs
+
+
+def _samples_held(record: ShardRecord | None, shard: InputShard, inputs: RecordedInputs) -> int | None:
+    """How many samples of an image shard a record covers, the failed ones included; None if it is of other data."""
+    if record is None:
+        return None
+    if record.input == inputs.fingerprint(shard, None):
+        return shard.samples
+    samples = sum(record.counts.values())
+    return samples if record.input == inputs.fingerprint(shard, samples) else None
+
+
+def _record_clip(folder: StageFolder, settings: EmbedSettings) -> None:
+    """Put the CLIP into the manifest, or hold it against the one that is there."""
+    identity = load_encoder(settings).identity
+    known = folder.manifest.about.get("clip")
+    if known is not None and folder.manifest.shards:
+        if differing := clip_difference(known, identity, strict=True):
+            raise FolderError(
+                f"{folder.store.url} was made with another CLIP ({differing}); "
+                "name another folder, or use --overwrite to discard what is there"
+            )
+        identity = known  # the same one, perhaps under another name
+    # where the weights are may change without changing a byte, so it stands beside the identity
+    folder.describe(clip=identity, clip_settings=clip_location(settings.clip))

@@ -1,0 +1,218 @@
+"""Parquet tables of captions, of encoded images, or of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..contract.arrow.columns import carried, key_texts
+from ..contract.arrow.types import is_bytes, is_text, plain_type, require_distinct
+from ..contract.file_marks import note_file
+from ..contract.manifest import fingerprint
+from ..contract.samples import Sample, encodable
+from ..contract.storage import Store
+from ..errors import InputError, SettingsError
+
+_READ_ROWS = 256
+
+
+@dataclass(frozen=True)
+class TableShard:
+    """Neighbouring rows of a parquet file."""
+
+    name: str
+    fingerprint: str
+    """Of the name and the rows; what they hold is in the mark of the file, see `file_marks`."""
+    path: str
+    """Of the file system."""
+    stem: str
+    """Path in the folder, without the extension."""
+    first: int
+    """Row of the file that it begins with."""
+    samples: int
+    caption_column: str | None
+    image_column: str | None
+
+    @property
+    def title(self) -> str:
+        return f"{self.path}, rows {self.first:,} to {self.first + self.samples - 1:,}"
+
+    def sources(self, limit: int | None) -> tuple[str, ...]:
+        """See `InputShard`: the file, whose rows may be anywhere in it."""
+        return (f"{self.stem}.parquet",)
+
+    def read(self, store: Store) -> Iterator[Sample]:
+        note_file(store, self.sources(None)[0])
+        columns = {self.caption_column, self.image_column} - {None}
+        row = self.first
+        try:
+            for table in self._parts(store, lambda field: field.name in columns or field.name == "key"):
+                keys = self._keys(table, row)
+                captions = _binary(table, self.caption_column)
+                images = _binary(table, self.image_column)
+                paths = _paths(table, self.image_column)
+                row += table.num_rows
+                for key, image, caption, path in zip(keys, images, captions, paths, strict=True):
+                    instead = f"the table holds the path {path!r}, not the image" if path and image is None else ""
+                    yield Sample(key, image, caption, instead=instead)
+        except (pa.ArrowException, OSError) as error:
+            yield Sample(self._key(row), None, None, f"damaged_shard: {error}")
+
+    def tables(self, store: Store) -> list[pa.Table | None]:
+        tables, row = [], self.first
+        try:
+            for table in self._parts(store, self._is_carried):
+                keys = pa.array(self._keys(table, row), pa.string())
+                row += table.num_rows
+                rest = table.drop_columns(["key"]) if "key" in table.schema.names else table
+                tables.append(carried(rest, self.path).append_column("key", keys))
+            return [pa.concat_tables(tables, promote_options="permissive") if tables else None]
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{self.path} is damaged at row {row:,} ({error}); write it again, or without the damaged column"
+            ) from error
+
+    def _is_carried(self, field: pa.Field) -> bool:
+        return field.name != self.caption_column and not _holds_bytes(field)
+
+    def _parts(self, store: Store, wanted: Callable[[pa.Field], bool]) -> Iterator[pa.Table]:
+        """The rows in order, some at a time, of the columns that `wanted` accepts."""
+        with store.fs.open(self.path, "rb") as file:
+            parquet = pq.ParquetFile(file)
+            columns = [field.name for field in parquet.schema_arrow if wanted(field)]
+            start = 0
+            for group in range(parquet.num_row_groups):
+                rows = parquet.metadata.row_group(group).num_rows
+                if start + rows > self.first and start < self.first + self.samples:
+                    at = start
+                    for batch in parquet.iter_batches(_READ_ROWS, [group], columns, use_threads=False):
+                        low, high = max(self.first - at, 0), min(self.first + self.samples - at, batch.num_rows)
+                        at += batch.num_rows
+                        if low < high:
+                            yield pa.Table.from_batches([batch.slice(low, high - low)])
+                start += rows
+
+    def _keys(self, table: pa.Table, row: int) -> list[str]:
+        if "key" in table.schema.names:
+            given = key_texts(table.column("key"), f"{self.path}: column 'key'")
+            return [self._key(row + offset) if key is None else key for offset, key in enumerate(given)]
+        return [self._key(row + offset) for offset in range(table.num_rows)]
+
+    def _key(self, row: int) -> str:
+        return f"{encodable(self.stem)}_{row:09d}"
+
+
+def _holds_bytes(field: pa.Field) -> bool:
+    return bool(pa.types.is_struct(plain_type(field.type)) or is_bytes(field.type))
+
+
+def _binary(table: pa.Table, column: str | None) -> list[bytes | None]:
+    """A column of text, bytes, or structures that hold `bytes`, as bytes."""
+    if column is None:
+        return [None] * table.num_rows
+    values = table.column(column)
+    if pa.types.is_struct(values.type):
+        values = pc.struct_field(values, "bytes")
+    plain: list[bytes | None] = values.cast(pa.large_binary()).to_pylist()
+    return plain
+
+
+def _paths(table: pa.Table, column: str | None) -> list[str | None]:
+    """The paths that Hugging Face's structures hold beside the bytes of images, or in their place."""
+    values = None if column is None else table.column(column)
+    if values is None or not pa.types.is_struct(values.type) or "path" not in [field.name for field in values.type]:
+        return [None] * table.num_rows
+    paths = pc.struct_field(values, "path")
+    return key_texts(paths, "path") if is_text(paths.type) else [None] * table.num_rows
+
+
+def _lacks_images(parquet: pq.ParquetFile, column: str) -> bool:
+    """Return whether the footer says that no row of a table has the bytes of an image."""
+    kind = parquet.schema_arrow.field(column).type
+    if pa.types.is_null(kind) or (pa.types.is_struct(kind) and pa.types.is_null(kind.field("bytes").type)):
+        return True
+    schema = parquet.schema
+    paths = [schema.column(at).path for at in range(len(schema))]
+    at = next((at for at, path in enumerate(paths) if path in (column, f"{column}.bytes")), None)
+    if at is None:
+        return False
+    chunks = [parquet.metadata.row_group(group).column(at) for group in range(parquet.num_row_groups)]
+    return all(
+        chunk.statistics is not None and chunk.statistics.has_null_count
+        and chunk.statistics.null_count == chunk.num_values
+        for chunk in chunks
+    )  # fmt: skip
+
+
+def list_table_shards(
+    store: Store, only: str | None, caption_column: str | None, image_column: str | None, rows: int
+) -> list[TableShard]:
+    """The rows of the parquet files of a folder, by name of file, in shards of at most `rows`.
+
+    Args:
+        only: name of the one file that is meant; None for all.
+        caption_column, image_column: None for what is not embedded.
+
+    Raises:
+        InputError: there is no such file, or one is damaged.
+        SettingsError: a file has no such column, or it is of another type.
+    """
+    names = [only] if only is not None else [name for name in store.names() if name.lower().endswith(".parquet")]
+    shards: list[TableShard] = []
+    without: list[str] = []
+    for path in map(store.path, names):
+        try:
+            with store.fs.open(path, "rb") as file:
+                parquet = pq.ParquetFile(file)
+                schema, count = parquet.schema_arrow, parquet.metadata.num_rows
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such table") from None
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path} is no parquet file ({error})") from error
+        require_distinct(schema, path)
+        _check_columns(schema, path, caption_column, image_column)
+        stem = path[len(store.root) :].lstrip("/")[: -len(".parquet")]
+        if count and image_column is not None and _lacks_images(parquet, image_column):
+            without.append(path)
+        for first in range(0, count, rows):
+            taken = min(rows, count - first)
+            mark = fingerprint([stem, first, taken])
+            shards.append(
+                TableShard(f"{len(shards):05d}", mark, path, stem, first, taken, caption_column, image_column)
+            )
+    if not shards:
+        raise InputError(f"{store.url} holds no table with rows (*.parquet)")
+    if without and len(without) == len({shard.path for shard in shards}):
+        raise InputError(
+            f"{without[0]}: column {image_column!r} has no image in any row; if the table holds paths, not images, "
+            "embed the folder of the image files"
+        )
+    return shards
+
+
+def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, image_column: str | None) -> None:
+    def is_image(kind: pa.DataType) -> bool:
+        if pa.types.is_struct(kind):
+            return any(
+                field.name == "bytes" and (is_bytes(field.type) or pa.types.is_null(field.type)) for field in kind
+            )
+        return is_bytes(kind)
+
+    for setting, column, fits, what in (
+        ("caption_column", caption_column, is_text, "text, one caption a row"),
+        ("image_column", image_column, is_image, "encoded images (binary)"),
+    ):
+        if column is None:
+            continue
+        if column not in schema.names:
+            raise SettingsError(
+                f"embed.{setting}={column}: {path} has no such column; it has {', '.join(schema.names)}; to embed "
+                f"without, embed.{setting.partition('_')[0].replace('caption', 'text')}=false"
+            )
+        kind = schema.field(column).type
+        if not fits(kind) and not pa.types.is_null(kind):  # a column of nulls alone, whose rows fail by name
+            raise SettingsError(f"embed.{setting}={column}: {path} has {kind} there, needed is {what}")

@@ -1,0 +1,90 @@
+"""What is in a stage's folder, and is it sound: bytes against records, rows against each other, vectors against 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..compute.stage import ProgressCallback, no_progress
+from ..contract.image_shards import is_compressed_tar
+from ..contract.manifest import Manifest, differing_files, read_manifest
+from ..contract.other_layouts import describe_other_layout
+from ..contract.storage import Store
+from ..errors import InputError
+from .embedding_folders import RecordedEmbeddings, inspect_foreign_embeddings
+from .findings import Inspection
+from .image_folders import RecordedImages, inspect_foreign_images
+
+__all__ = ["Inspection", "inspect_folder"]
+
+_Recorded = RecordedImages | RecordedEmbeddings
+_INSPECTORS: dict[str, Callable[[Store, Inspection, Manifest], _Recorded]] = {
+    "download": RecordedImages,
+    "embed": RecordedEmbeddings,
+}
+"""Of the stages whose files are looked into; those of other stages are held against their records only."""
+
+
+def inspect_folder(path: str, progress: ProgressCallback = no_progress) -> Inspection:
+    """Inspect the folder of any stage, ours or of img2dataset and clip-retrieval.
+
+    One pass in bounded memory: one block of rows at a time, at most 16 bytes for each of 10 million rows to find
+    duplicates of keys and as many of images, and a bank of 100,000 embeddings to find near duplicates.
+
+    Raises:
+        InputError: nothing is there that could be inspected, or its manifest cannot be read.
+    """
+    store = Store(path)
+    if store.fs.isfile(store.root):
+        raise InputError(f"{store.url} is a file; name the folder it is in")
+    if not store.fs.isdir(store.root) and store.is_local:
+        raise InputError(f"{store.url}: no such folder, so nothing to inspect here")
+    manifest = read_manifest(store)
+    if manifest is None:
+        return _inspect_foreign(store, progress)
+    return _inspect_recorded(store, manifest, progress)
+
+
+def _inspect_recorded(store: Store, manifest: Manifest, progress: ProgressCallback) -> Inspection:
+    found = Inspection(
+        folder=store.url,
+        stage=manifest.stage,
+        shards=len(manifest.shards),
+        rows=manifest.rows,
+        bytes=sum(entry.bytes for record in manifest.shards.values() for entry in record.files.values()),
+        counts=manifest.counts(),
+        about=manifest.about,
+        settings=manifest.settings,
+    )
+    kind = _INSPECTORS.get(manifest.stage)
+    inspector = kind(store, found, manifest) if kind is not None else None
+    if not manifest.shards:
+        found.note(f"no shard is recorded yet: `priorkit {manifest.stage}` has not come that far")
+    for done, (name, record) in enumerate(sorted(manifest.shards.items())):
+        progress(done, len(manifest.shards), name)
+        differing = differing_files(store, record)
+        for file in differing:
+            state = "is missing" if store.size(file) is None else "differs from what was committed"
+            found.problem(f"shard {name}: {file} {state}")
+        if inspector is not None:
+            inspector.inspect(record, differing)
+    progress(len(manifest.shards), len(manifest.shards), "")
+    if inspector is not None:
+        inspector.finish()
+    return found
+
+
+def _inspect_foreign(store: Store, progress: ProgressCallback) -> Inspection:
+    names = store.names()
+    found = None
+    if any(name.endswith(".tar") or is_compressed_tar(name) for name in names):
+        found = inspect_foreign_images(store, names, progress)
+    elif any(name.endswith((".npy", ".parquet")) for name in names):
+        found = inspect_foreign_embeddings(store, names, progress)
+    if found is None:
+        if said := describe_other_layout(store, names):
+            raise InputError(f"{store.url} {said}")
+        raise InputError(
+            f"{store.url}: no manifest, image shards (*.tar) or embeddings (img_emb/ and text_emb/) to inspect here"
+        )
+    found.bytes = sum(store.sizes().values())
+    return found

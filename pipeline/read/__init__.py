@@ -1,0 +1,1 @@
+"""The reader: rows, splits, shuffled batches, and captions of embedding shards."""

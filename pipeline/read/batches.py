@@ -1,0 +1,126 @@
+"""Shuffled batches of a split, read ahead in threads: the same whatever the number of ranks, and from any step on."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from ..compute.read_ahead import DecodeAhead
+from ..errors import InputError
+from .dataset import EmbeddingDataset, Split
+from .shuffle import EpochPlan, Share
+from .window import BlockReader, Buffers, Columns, TrainBatch, Window
+
+__all__ = ["BatchStream", "Columns", "TrainBatch"]
+
+_READY_BATCHES = 2
+_WINDOWS = 2
+"""In memory: one that batches are made of, and one that is read meanwhile."""
+Item = TypeVar("Item")
+
+
+class BatchStream:
+    """What one rank reads of the batches of a split, epoch after epoch.
+
+    A global batch is a pure function of selection, seed and step: a slice of the epoch's permutation, of which every
+    rank takes a part (see `EpochPlan.share`). The last batch of an epoch is short.
+
+    Args:
+        batch_size: rows of a global batch.
+        columns: what is read of each row.
+        rank: which of the `ranks` parts of each batch this is.
+
+    Raises:
+        InputError: the split has no rows, or the folder lacks what `columns` asks for.
+    """
+
+    def __init__(
+        self,
+        dataset: EmbeddingDataset,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int,
+        columns: Columns | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self._dataset, self._batch_size, self._seed = dataset, batch_size, seed
+        self._rank, self._ranks = rank, ranks
+        self._reader = BlockReader(dataset, split, columns or Columns())
+        self.rows = self._reader.visits.rows
+        """Rows that an epoch visits."""
+        if self.rows == 0:
+            raise InputError(f"{dataset.store.url}: no row is in the split {split!r}; change the fractions in `read`")
+        self.steps_per_epoch = -(-self.rows // batch_size)
+        """Of every rank."""
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """The order of an epoch."""
+        counts = self._reader.visits.counts(self._seed, epoch)
+        window = self._dataset.settings.shuffle_window
+        return EpochPlan(counts, self._dataset.blocks.sizes, seed=self._seed, epoch=epoch, window_rows=window)
+
+    def batches(self, first_step: int = 0) -> Iterator[TrainBatch]:
+        """Batches without end, from global step `first_step` on; closing the iterator ends the reading.
+
+        Raises:
+            InputError: a batch has rows that are no unit vectors, or a file has changed since it was opened.
+        """
+        ahead = DecodeAhead(self._make_batches, _same, threads=1, depth=_READY_BATCHES)
+        return ahead.samples(first_step, None)
+
+    def _make_batches(self, first_step: int) -> Iterator[TrainBatch]:
+        reader = self._reader
+        free = [Buffers(self._dataset, reader.columns) for _ in range(_WINDOWS)]
+        upcoming = self._windows(first_step)
+        begun: collections.deque[tuple[Window, list[Share]]] = collections.deque()
+        pool = ThreadPoolExecutor(self._dataset.settings.read_threads, thread_name_prefix="read")
+        unfinished: TrainBatch | None = None
+        try:
+            while True:
+                while free:
+                    window, shares = next(upcoming)
+                    begun.append((window, shares))
+                    window.read(reader, free.pop(), pool)
+                window, shares = begun[0]
+                window.wait()
+                for share in shares:
+                    batch = unfinished or reader.new_batch(share)
+                    window.fill(batch, share.places, reader)
+                    unfinished = batch if share.end > window.end else None
+                    if unfinished is None:
+                        reader.require_sound(batch)
+                        yield batch
+                begun.popleft()
+                free.append(window.close())
+        finally:
+            for window, _ in begun:
+                window.close()
+            pool.shutdown(cancel_futures=True)
+
+    def _windows(self, first_step: int) -> Iterator[tuple[Window, list[Share]]]:
+        """All windows from a step on, each with the shares of the batches that have rows in it."""
+        epoch, step = divmod(first_step, self.steps_per_epoch)
+        while True:
+            plan = self.plan(epoch)
+            shares: list[Share] = []
+            first = plan.windows_of(step * self._batch_size, step * self._batch_size + 1).start
+            for window in range(first, len(plan.windows) - 1):
+                end = int(plan.window_starts[window + 1])
+                shares = [share for share in shares if share.end > plan.window_starts[window]]
+                while step * self._batch_size < end:
+                    shares.append(plan.share(step, self._batch_size, self._rank, self._ranks))
+                    step += 1
+                places = np.concatenate([share.places for share in shares])
+                start = int(plan.window_starts[window])
+                yield Window(plan, window, places[(places >= start) & (places < end)]), shares
+            epoch, step = epoch + 1, 0
+
+
+def _same(item: Item) -> Item:
+    return item

@@ -1,0 +1,138 @@
+"""Captions by range of rows: through the row groups of metadata, or of a copy of them where those are huge.
+
+`embed` writes metadata in row groups of 4,096 rows. Others write a shard in one, so that a few captions cost the
+reading of all. Of such a shard the captions are copied once, in row groups of ours, to `selections/captions_MARK/`; or,
+if the folder cannot be written to, to a temporary folder that ends with the reader.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import threading
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..contract.arrow.columns import as_text
+from ..contract.arrow.types import column_fault
+from ..contract.manifest import READ_BLOCK_ROWS
+from ..contract.storage import Store
+from ..errors import InputError
+from .selection import FOLDER
+from .shards import EmbeddingShard
+
+_COLUMN = "caption"
+_GROUP_ROWS = 4 * READ_BLOCK_ROWS
+"""Row groups above are copied in smaller ones."""
+_OPEN_SHARDS = 64
+"""Of so many shards the footers are kept."""
+_STREAM_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A parquet file with captions."""
+
+    store: Store
+    name: str
+    metadata: pq.FileMetaData
+    group_starts: np.ndarray
+    """`[groups + 1]`: first row of each row group."""
+
+
+class CaptionReader:
+    """Reads captions of the shards of one folder, from any thread.
+
+    Args:
+        mark: names the copies of captions, by the data that they are of.
+    """
+
+    def __init__(self, store: Store, mark: str) -> None:
+        self._store, self._mark = store, mark
+        self._copies = store
+        self._sources: OrderedDict[str, _Source] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, shard: EmbeddingShard, first: int, count: int) -> pa.Array:
+        """Captions of `count` rows of a shard from `first` on, as strings; a missing one is empty."""
+        if not shard.has("metadata"):
+            raise InputError(f"{self._store.url} has no metadata: its rows have neither keys nor captions")
+        name = shard.files["metadata"]
+        try:
+            source = self._source(shard)
+            groups = np.searchsorted(source.group_starts, [first, first + count - 1], side="right") - 1
+            with source.store.open(source.name) as file:
+                parquet = pq.ParquetFile(file, metadata=source.metadata)
+                table = parquet.read_row_groups(range(groups[0], groups[1] + 1), columns=[_COLUMN], use_threads=False)
+            start = first - int(source.group_starts[groups[0]])
+            return _as_strings(table.column(_COLUMN).slice(start, count).combine_chunks())
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{self._store.url}/{name} is damaged ({error}); fetch or embed it again") from error
+
+    def _source(self, shard: EmbeddingShard) -> _Source:
+        name = shard.files["metadata"]
+        with self._lock:
+            if name in self._sources:
+                self._sources.move_to_end(name)
+                return self._sources[name]
+        source = _open(self._store, name)
+        if source.metadata.num_rows != shard.rows:
+            raise InputError(f"{self._store.url}/{name} has {source.metadata.num_rows} rows instead of {shard.rows}")
+        if np.diff(source.group_starts).max(initial=0) > _GROUP_ROWS:
+            source = self._copy_of(source, shard)
+        with self._lock:
+            self._sources[name] = source
+            while len(self._sources) > _OPEN_SHARDS:
+                self._sources.popitem(last=False)
+        return source
+
+    def _copy_of(self, source: _Source, shard: EmbeddingShard) -> _Source:
+        number = shard.files["img_emb"].rpartition("_")[2].partition(".")[0]
+        name = f"{FOLDER}/captions_{self._mark}/captions_{number}.parquet"
+        with contextlib.suppress(OSError, pa.ArrowException, InputError):  # absent or damaged: made anew
+            copy = _open(self._copies, name)
+            if copy.metadata.num_rows == shard.rows:
+                return copy
+        try:
+            _copy(source, self._copies, name)
+        except OSError:
+            self._copy_elsewhere()
+            _copy(source, self._copies, name)
+        return _open(self._copies, name)
+
+    def _copy_elsewhere(self) -> None:
+        """Keep copies in a temporary folder from here on."""
+        with self._lock:
+            if self._copies is self._store:
+                folder = tempfile.mkdtemp(prefix="priorkit-captions-")
+                weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+                self._copies = Store(folder)
+
+
+def _open(store: Store, name: str) -> _Source:
+    with store.open(name) as file:
+        parquet = pq.ParquetFile(file)
+        metadata, schema = parquet.metadata, parquet.schema_arrow
+    if fault := column_fault(schema, _COLUMN, text=True):
+        raise InputError(f"{store.url}/{name}{fault}")
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return _Source(store, name, metadata, np.cumsum([0, *rows]))
+
+
+def _copy(source: _Source, store: Store, name: str) -> None:
+    schema = pa.schema([(_COLUMN, pa.string())])
+    with source.store.open(source.name) as file, store.create(name) as target:
+        parquet = pq.ParquetFile(file, buffer_size=_STREAM_BYTES)
+        with pq.ParquetWriter(target, schema) as writer:
+            for batch in parquet.iter_batches(READ_BLOCK_ROWS, columns=[_COLUMN], use_threads=False):
+                writer.write_table(pa.table([_as_strings(batch.column(0))], schema))
+
+
+def _as_strings(captions: pa.Array) -> pa.Array:
+    return as_text(captions).fill_null("")
