@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from .pipeline.embed.stage import embed
     from .pipeline.errors import FolderError, InputError, Interrupted, PriorkitError, SettingsError
     from .pipeline.read.dataset import read_embeddings
-    from .prior.evaluate import evaluate
-    from .prior.load import convert, load_prior
+    from .prior.evaluate.stage import evaluate
+    from .prior.interchange.load import convert, load_prior
     from .prior.recipe import load_recipe
     from .prior.run import run
-    from .prior.train import train
+    from .prior.train.stage import train
 
 __version__ = "0.1.0"
 
@@ -39,15 +39,15 @@ __all__ = [
 
 _ERRORS = {"FolderError", "InputError", "Interrupted", "PriorkitError", "SettingsError"}
 _HOMES = {
-    "convert": ".prior.load",
+    "convert": ".prior.interchange.load",
     "download": ".pipeline.download.stage",
     "embed": ".pipeline.embed.stage",
-    "evaluate": ".prior.evaluate",
-    "load_prior": ".prior.load",
+    "evaluate": ".prior.evaluate.stage",
+    "load_prior": ".prior.interchange.load",
     "load_recipe": ".prior.recipe",
     "read_embeddings": ".pipeline.read.dataset",
     "run": ".prior.run",
-    "train": ".prior.train",
+    "train": ".prior.train.stage",
 } | dict.fromkeys(_ERRORS, ".pipeline.errors")
 
 

@@ -11,8 +11,11 @@ import typer
 from .pipeline.commands import doctor as doctor_commands
 from .pipeline.commands import stages as pipeline_commands
 from .pipeline.display import streams
-from .prior import commands as prior_commands
-from .prior import compare_commands, evaluate_commands, recipe_commands, report_commands, sample_commands
+from .prior import evaluate_commands, recipe_commands
+from .prior.commands import compare as compare_commands
+from .prior.commands import report as report_commands
+from .prior.commands import sample as sample_commands
+from .recipes.commands import stages as prior_commands
 
 EXIT_FAILURE = 1
 

@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from ..pipeline.config import DeviceSettings
 from ..pipeline.settings import Location, Settings
-from .function import LATEST_FUNCTION, FunctionVersion
+from .network.function_version import LATEST_FUNCTION, FunctionVersion
 
 MAX_SEED = 2**63 - 1
 """Largest seed that all generators in use take."""

@@ -54,9 +54,9 @@ def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
     if path.exists() and not stale:
         return path
     from ..pipeline.read.dataset import EmbeddingDataset
-    from .evaluated_rows import EvaluatedRows
-    from .gallery import draw_gallery, nearest_images, read_images
-    from .load import load_prior
+    from .evaluate.rows import EvaluatedRows
+    from .interchange.load import load_prior
+    from .report.gallery import draw_gallery, nearest_images, read_images
 
     dataset = EmbeddingDataset(recipe.folders.embeddings, recipe.read)
     rows = EvaluatedRows(dataset, recipe.evaluate.splits[0], recipe.evaluate).rows[:_CAPTIONS_SHOWN]

@@ -17,7 +17,7 @@ from ..pipeline.commands.stages import (
     show_result,
     worker_overrides,
 )
-from .sample_commands import CheckpointConfigOption, FunctionOption
+from .commands.sample import CheckpointConfigOption, FunctionOption
 
 
 def evaluate(
@@ -48,11 +48,11 @@ def evaluate(
     from ..pipeline.display.terminal import print_json, print_warning, progress_bar, reported_errors
 
     with reported_errors():
-        from .evaluate import evaluate as run_evaluate
-        from .evaluate import plan_evaluate
-        from .evaluation_folder import read_metrics
+        from .evaluate.folder import read_metrics
+        from .evaluate.stage import evaluate as run_evaluate
+        from .evaluate.stage import plan_evaluate
+        from .evaluate.subject import SAID_OF_TRAINING_ROWS
         from .recipe import load_recipe
-        from .subject import SAID_OF_TRAINING_ROWS
 
         overrides = [*(settings or []), *worker_overrides(workers)]
         overrides += [] if weights is None else [f"evaluate.weights=[{weights}]"]

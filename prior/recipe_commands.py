@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..pipeline.commands.stages import JsonOption, SetOption
-from .commands import RecipeArgument
+from ..recipes.commands.stages import RecipeArgument
 
 recipes = typer.Typer(no_args_is_help=True, help="The recipes that come with priorkit, and checking your own.")
 

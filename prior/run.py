@@ -105,8 +105,8 @@ def steps(
     """The stages of a recipe up to `until`, ready to plan or run."""
     from ..pipeline.download.stage import download, plan_download
     from ..pipeline.embed.stage import embed, plan_embed
-    from .evaluate import evaluate, plan_evaluate
-    from .train import plan_train, train
+    from .evaluate.stage import evaluate, plan_evaluate
+    from .train.stage import plan_train, train
 
     folders, read = recipe.folders, recipe.read
 
@@ -166,8 +166,8 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
     from ..pipeline.contract.storage import Store
     from ..pipeline.download.stage import check_download
     from ..pipeline.embed.stage import embed_manifest
-    from .evaluation_folder import evaluate_manifest
-    from .train import check_prior_folder
+    from .evaluate.folder import evaluate_manifest
+    from .train.stage import check_prior_folder
 
     train = recipe.train
     if train.network.max_text_len and train.text_condition != "online" and not recipe.embed.token_states:
@@ -191,8 +191,8 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
 
 
 def _check_evaluation(recipe: Recipe) -> None:
-    from .prior_config import check_sampling
-    from .scoring import variants
+    from .evaluate.scoring import variants
+    from .model.config import check_sampling
 
     train = recipe.train
     for variant in variants(recipe.evaluate):

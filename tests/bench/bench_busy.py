@@ -35,11 +35,11 @@ def train() -> None:
     import torch
 
     from priorkit.pipeline.read.window import TrainBatch
-    from priorkit.prior.diffusion import Condition
-    from priorkit.prior.prior_config import PriorConfig
-    from priorkit.prior.ranks import Ranks
+    from priorkit.prior.model.config import PriorConfig
+    from priorkit.prior.objective.diffusion import Condition
     from priorkit.prior.recipe import load_recipe
-    from priorkit.prior.step import Learner
+    from priorkit.prior.train.ranks import Ranks
+    from priorkit.prior.train.step import Learner
 
     settings = load_recipe("demo").train
     torch.set_num_threads(int(sys.argv[2]))

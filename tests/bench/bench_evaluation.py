@@ -20,8 +20,8 @@ import torch
 
 from priorkit.pipeline.config import ReadSettings
 from priorkit.prior.config import EvaluateSettings
-from priorkit.prior.evaluate import evaluate
-from priorkit.prior.evaluation_folder import read_metrics
+from priorkit.prior.evaluate.folder import read_metrics
+from priorkit.prior.evaluate.stage import evaluate
 
 DIM, SHARD_ROWS = 768, 50_000
 

@@ -16,9 +16,9 @@ import torch
 
 from priorkit import load_prior, load_recipe, read_embeddings
 from priorkit.prior.config import EvaluateSettings, SamplerName, SampleSettings
-from priorkit.prior.evaluated_rows import EvaluatedRows
-from priorkit.prior.metrics import mean_intervals
-from priorkit.prior.scoring import Scorer, ScoreTask
+from priorkit.prior.evaluate.metrics import mean_intervals
+from priorkit.prior.evaluate.rows import EvaluatedRows
+from priorkit.prior.evaluate.scoring import Scorer, ScoreTask
 
 STEPS = (2, 4, 8, 16, 32, 64, 250)
 

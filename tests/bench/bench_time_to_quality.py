@@ -23,16 +23,16 @@ from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.read.batches import BatchStream, Columns, TrainBatch
 from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior.config import EvaluateSettings, NetworkSettings, OptimiserSettings, TrainSettings
-from priorkit.prior.dalle2 import import_prior
-from priorkit.prior.diffusion import Condition
-from priorkit.prior.evaluated_rows import EvaluatedRows
-from priorkit.prior.model import Prior
-from priorkit.prior.prior_config import PriorConfig
-from priorkit.prior.ranks import Ranks
+from priorkit.prior.evaluate.rows import EvaluatedRows
+from priorkit.prior.evaluate.scoring import timestep_losses
+from priorkit.prior.interchange.dalle2_weights import import_prior
+from priorkit.prior.model.config import PriorConfig
+from priorkit.prior.model.prior import Prior
+from priorkit.prior.objective.diffusion import Condition
 from priorkit.prior.recipe import load_recipe
-from priorkit.prior.scoring import timestep_losses
-from priorkit.prior.step import Learner
-from priorkit.prior.text_condition import stored_text, with_text
+from priorkit.prior.train.ranks import Ranks
+from priorkit.prior.train.step import Learner
+from priorkit.prior.train.text import stored_text, with_text
 
 TOKENS, DEPTH, HEADS, BATCH, DRAWS, DTYPE = 77, 6, 8, 16, 4, "bfloat16"
 OPTIMISER = OptimiserSettings(learning_rate=3e-4, decay="constant", warmup_steps=0, ema_decay=0.995)

@@ -26,10 +26,10 @@ from priorkit.pipeline.embed.inputs import list_input_shards, open_input
 from priorkit.pipeline.inspect.folder import inspect_folder
 from priorkit.pipeline.read.dataset import read_embeddings
 from priorkit.pipeline.urls.url_list import open_url_list, rows_digest
-from priorkit.prior.load import load_prior
+from priorkit.prior.interchange.load import load_prior
+from priorkit.prior.model.texts import stored_texts
 from priorkit.prior.recipe import load_recipe, recipe_names, recipe_text
 from priorkit.prior.status import stage_states
-from priorkit.prior.texts import stored_texts
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -270,7 +270,7 @@ def _seed_folder(kind: str) -> Path:
 
 def load_and_write_prior(folder: Path) -> None:
     """The smallest checkpoint of the parity tests as a prior's folder."""
-    from priorkit.prior.load import convert
+    from priorkit.prior.interchange.load import convert
 
     checkpoints = TESTS / "parity" / "checkpoints"
     convert(str(checkpoints / "plain.pth"), str(folder), config=str(checkpoints / "plain.json"), weights="online")

@@ -15,10 +15,10 @@ from priorkit.cli import app
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior.compare import Comparison, compare
 from priorkit.prior.config import EvaluateSettings
-from priorkit.prior.evaluate import evaluate
-from priorkit.prior.evaluation_folder import rows_name
+from priorkit.prior.evaluate.compare import Comparison, compare
+from priorkit.prior.evaluate.folder import rows_name
+from priorkit.prior.evaluate.stage import evaluate
 
 from . import synthetic
 from .synthetic import write_embeddings

@@ -15,8 +15,8 @@ import torch
 
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior.load import load_prior
-from priorkit.prior.train import train
+from priorkit.prior.interchange.load import load_prior
+from priorkit.prior.train.stage import train
 
 from ..parity.checkpoints import CHECKPOINTS, Checkpoint
 from .conftest import PRIORKIT

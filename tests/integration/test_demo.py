@@ -22,7 +22,7 @@ from PIL import Image
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior import demo, demo_images
-from priorkit.prior.load import load_prior
+from priorkit.prior.interchange.load import load_prior
 from priorkit.prior.recipe import DEMO_PORT, load_recipe
 from priorkit.prior.run import check, run
 

@@ -22,14 +22,14 @@ from priorkit.pipeline.config import ComputeSettings, ReadSettings
 from priorkit.pipeline.contract.manifest import fingerprint
 from priorkit.pipeline.errors import FolderError, InputError, SettingsError
 from priorkit.pipeline.read.dataset import EmbeddingDataset, Split
-from priorkit.prior import evaluated_rows
 from priorkit.prior.config import BASELINES, EvaluateSettings, SampleSettings
-from priorkit.prior.evaluate import Evaluation, compute_metrics, evaluate, plan_evaluate
-from priorkit.prior.evaluated_rows import EvaluatedRows
-from priorkit.prior.evaluation_folder import read_metrics, rows_name
-from priorkit.prior.load import load_prior
-from priorkit.prior.scoring import Scorer, timestep_losses
-from priorkit.prior.train import train
+from priorkit.prior.evaluate import rows as evaluated_rows
+from priorkit.prior.evaluate.folder import read_metrics, rows_name
+from priorkit.prior.evaluate.rows import EvaluatedRows
+from priorkit.prior.evaluate.scoring import Scorer, timestep_losses
+from priorkit.prior.evaluate.stage import Evaluation, compute_metrics, evaluate, plan_evaluate
+from priorkit.prior.interchange.load import load_prior
+from priorkit.prior.train.stage import train
 
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
 

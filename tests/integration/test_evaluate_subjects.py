@@ -20,12 +20,12 @@ from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import InputError, SettingsError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior.config import EvaluateSettings, SampleSettings
-from priorkit.prior.evaluate import evaluate, plan_evaluate
-from priorkit.prior.evaluation_folder import read_metrics
-from priorkit.prior.load import convert
-from priorkit.prior.scoring import ScorerMaker, ScoreTask
-from priorkit.prior.subject import PriorSource
-from priorkit.prior.train import train
+from priorkit.prior.evaluate.folder import read_metrics
+from priorkit.prior.evaluate.scoring import ScorerMaker, ScoreTask
+from priorkit.prior.evaluate.stage import evaluate, plan_evaluate
+from priorkit.prior.evaluate.subject import PriorSource
+from priorkit.prior.interchange.load import convert
+from priorkit.prior.train.stage import train
 
 from . import synthetic
 from .synthetic import SMALL_TRAIN, changed, write_embeddings

@@ -20,10 +20,10 @@ from priorkit.pipeline.config import ClipSettings, ReadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.inspect.folder import inspect_folder
 from priorkit.prior.config import EvaluateSettings, SampleSettings, TrainSettings
-from priorkit.prior.evaluate import evaluate
-from priorkit.prior.loop import _named
-from priorkit.prior.step import NotFinite
-from priorkit.prior.train import train
+from priorkit.prior.evaluate.stage import evaluate
+from priorkit.prior.train.loop import _named
+from priorkit.prior.train.stage import train
+from priorkit.prior.train.step import NotFinite
 
 from .synthetic import SMALL_TRAIN, D, changed, unit
 

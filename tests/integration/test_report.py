@@ -24,14 +24,14 @@ from priorkit.cli import app
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior import report_gallery
 from priorkit.prior.config import EvaluateSettings, SampleSettings
-from priorkit.prior.evaluate import evaluate
-from priorkit.prior.load import convert, load_prior
-from priorkit.prior.predictors import PriorPredictor
-from priorkit.prior.report import Written, write_report
-from priorkit.prior.report_source import ReportSource
-from priorkit.prior.train import train
+from priorkit.prior.evaluate.predictors import PriorPredictor
+from priorkit.prior.evaluate.stage import evaluate
+from priorkit.prior.interchange.load import convert, load_prior
+from priorkit.prior.report import gallery_section as report_gallery
+from priorkit.prior.report.report import Written, write_report
+from priorkit.prior.report.source import ReportSource
+from priorkit.prior.train.stage import train
 
 from .conftest import Workspace
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
@@ -307,8 +307,8 @@ def test_what_is_broken_is_named_and_not_drawn(embeddings: Path, images: Path, t
 def test_a_search_is_of_a_part_of_many_rows(
     prior: Path, embeddings: Path, evaluation: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("priorkit.prior.report_sections.SEARCHED_ROWS", 40)
-    monkeypatch.setattr("priorkit.prior.report_sections.PROJECTED_ROWS", 20)
+    monkeypatch.setattr("priorkit.prior.report.sections.SEARCHED_ROWS", 40)
+    monkeypatch.setattr("priorkit.prior.report.sections.PROJECTED_ROWS", 20)
     _, page = written(tmp_path / "report.html", evaluation, prior, embeddings, images)
     assert "among 40 of 480" in page.text[SECTIONS[-1]]
     assert "20 rows on the two principal axes" in page.text["Projection"]

@@ -19,10 +19,10 @@ from priorkit.pipeline.compute.stage import ProgressCallback, StagePlan
 from priorkit.pipeline.errors import FolderError, InputError, Interrupted, SettingsError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.pipeline.settings import parse_settings
-from priorkit.prior.evaluation_folder import read_metrics
-from priorkit.prior.gallery import draw_gallery, nearest_images, read_images
-from priorkit.prior.load import load_prior
+from priorkit.prior.evaluate.folder import read_metrics
+from priorkit.prior.interchange.load import load_prior
 from priorkit.prior.recipe import Recipe
+from priorkit.prior.report.gallery import draw_gallery, nearest_images, read_images
 from priorkit.prior.run import STAGES, check, plan, run, stage_name
 from priorkit.prior.status import stage_states
 

@@ -19,11 +19,11 @@ import torch
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import FolderError, InputError, Interrupted, PriorkitError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior import validation
 from priorkit.prior.config import TrainSettings
-from priorkit.prior.load import load_prior
-from priorkit.prior.step import Learner
-from priorkit.prior.train import plan_train, train
+from priorkit.prior.interchange.load import load_prior
+from priorkit.prior.train import validation
+from priorkit.prior.train.stage import plan_train, train
+from priorkit.prior.train.step import Learner
 
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
 
@@ -221,7 +221,7 @@ KILLER = """
     # Trains in child processes, of which the first ones are killed. Prints how many died.
     import json, os, random, signal, sys, time
     from priorkit.prior.config import TrainSettings
-    from priorkit.prior.train import train
+    from priorkit.prior.train.stage import train
 
     embeddings, whole, parts, settings, kills = sys.argv[1:]
     settings, kills = TrainSettings(**json.loads(settings)), int(kills)

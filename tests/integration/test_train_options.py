@@ -18,10 +18,10 @@ import torch
 
 from priorkit.pipeline.config import ClipSettings, ReadSettings
 from priorkit.pipeline.errors import FolderError, InputError, SettingsError
-from priorkit.prior import trackers, validation
 from priorkit.prior.config import TrainSettings
-from priorkit.prior.load import convert, load_prior
-from priorkit.prior.train import plan_train, train
+from priorkit.prior.interchange.load import convert, load_prior
+from priorkit.prior.train import trackers, validation
+from priorkit.prior.train.stage import plan_train, train
 
 from .conftest import environment
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
@@ -329,7 +329,7 @@ def test_trackers_need_a_local_folder(embeddings: Path) -> None:
 TRACKED = """
     import sys
     from priorkit.prior.config import TrainSettings
-    from priorkit.prior.train import train
+    from priorkit.prior.train.stage import train
     settings = TrainSettings.model_validate_json(sys.argv[3])
     for limit in (7, 12, None):
         train(sys.argv[1], sys.argv[2], settings, limit=limit)

@@ -16,11 +16,11 @@ from priorkit.pipeline.config import ComputeSettings, ReadSettings
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import PriorkitError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior.checkpoint import load_state
 from priorkit.prior.config import TrainSettings
-from priorkit.prior.job import TrainJob, make_job
-from priorkit.prior.loop import run_loop
-from priorkit.prior.step import Learner
+from priorkit.prior.model.folder import load_state
+from priorkit.prior.train.job import TrainJob, make_job
+from priorkit.prior.train.loop import run_loop
+from priorkit.prior.train.step import Learner
 
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
 

@@ -16,9 +16,9 @@ import ray
 
 from priorkit.pipeline.config import ComputeSettings, ReadSettings
 from priorkit.pipeline.errors import Interrupted, PriorkitError
-from priorkit.prior import distributed
-from priorkit.prior.load import load_prior
-from priorkit.prior.train import train
+from priorkit.prior.interchange.load import load_prior
+from priorkit.prior.train import on_ray as distributed
+from priorkit.prior.train.stage import train
 
 from .conftest import PRIORKIT, environment, wait_for
 from .ray_nodes import cluster

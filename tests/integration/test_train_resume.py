@@ -16,8 +16,8 @@ import pytest
 from priorkit.pipeline.config import ClipSettings, ReadSettings
 from priorkit.pipeline.contract import file_marks
 from priorkit.pipeline.errors import FolderError, InputError
-from priorkit.prior.load import load_prior
-from priorkit.prior.train import plan_train, train
+from priorkit.prior.interchange.load import load_prior
+from priorkit.prior.train.stage import plan_train, train
 
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
 

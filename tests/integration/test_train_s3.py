@@ -6,8 +6,8 @@ from pathlib import Path
 
 from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.contract.storage import LEASE_NAME, Store
-from priorkit.prior.load import load_prior
-from priorkit.prior.train import train
+from priorkit.prior.interchange.load import load_prior
+from priorkit.prior.train.stage import train
 
 from .conftest import upload
 from .synthetic import SMALL_TRAIN, changed, write_embeddings

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from priorkit.pipeline.errors import InputError, SettingsError
-from priorkit.prior.load import convert, load_prior
-from priorkit.prior.model import Prior
-from priorkit.prior.pth import StandIn, read_pth
+from priorkit.prior.interchange.load import convert, load_prior
+from priorkit.prior.interchange.pth import StandIn, read_pth
+from priorkit.prior.model.prior import Prior
 
 from .checkpoints import CHECKPOINTS, Checkpoint
 

@@ -22,7 +22,7 @@ from priorkit import __version__
 from priorkit.cli import app
 from priorkit.pipeline.config import ClipSettings, ComputeSettings, DownloadSettings, EmbedSettings, FolderSettings
 from priorkit.prior.config import SampleSettings
-from priorkit.prior.model import Prior
+from priorkit.prior.model.prior import Prior
 from priorkit.prior.recipe import DEMO_PORT
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")

@@ -35,7 +35,7 @@ STANDARD_LIBRARY = sys.stdlib_module_names | {"compression"}
 """Modules of Python itself, those of later versions than this one included."""
 
 SINGLE_HOMES = {
-    "ray": {"pipeline/compute/parallel.py", "prior/distributed.py"},
+    "ray": {"pipeline/compute/parallel.py", "prior/train/on_ray.py"},
     "open_clip": {"pipeline/clip/encoder.py", "recipes/demo/train_clip.py"},
     "img2dataset": {"pipeline/download/decoding/resize.py"},
 }
@@ -118,8 +118,8 @@ def test_the_walk_sees_the_imports_that_are_known() -> None:
     assert Import("priorkit.pipeline.commands.stages", True, True) in IMPORTS["priorkit.cli"]
     assert Import("ray", False, False) in IMPORTS["priorkit.pipeline.compute.parallel"]
     assert Import("priorkit.pipeline.download.stage", True, False) in IMPORTS["priorkit"]
-    assert Import("priorkit.prior.run", True, False) in IMPORTS["priorkit.prior.commands"]
-    assert Import("torch", False, True) in IMPORTS["priorkit.prior.network"]
+    assert Import("priorkit.prior.run", True, False) in IMPORTS["priorkit.recipes.commands.stages"]
+    assert Import("torch", False, True) in IMPORTS["priorkit.prior.network.network"]
 
 
 def test_imports_point_one_way() -> None:
@@ -170,19 +170,19 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 
 
 def test_the_network_knows_torch_and_nothing_else() -> None:
-    own = {
-        f"priorkit.prior.{name}" for name in ("function", "linear", "parts", "layers", "cache", "tokens", "network")
-    } | {"priorkit.pipeline.compute.onednn"}
+    own = {name for name in MODULES if name.startswith("priorkit.prior.network")} | {"priorkit.pipeline.compute.onednn"}
     for module in own:
         targets = {found.target for found in IMPORTS[module] if not found.target.startswith(tuple(own))}
         assert {target.split(".")[0] for target in targets} <= {"torch", *sys.stdlib_module_names}, module
-    assert "torch" in {found.target for found in IMPORTS["priorkit.prior.network"]}
+    assert "torch" in {found.target for found in IMPORTS["priorkit.prior.network.network"]}
 
 
-@pytest.mark.parametrize("module", ["train", "model", "diffusion", "schedule", "sample", "evaluate", "ema", "optim"])
-def test_what_trains_and_samples_knows_no_command_line(module: str) -> None:
-    targets = {found.target.split(".")[0] for found in IMPORTS[f"priorkit.prior.{module}"]}
-    assert not targets & {"typer", "rich", "yaml", "ray"}
+@pytest.mark.parametrize("package", ["train", "model", "objective", "sampling", "evaluate"])
+def test_what_trains_and_samples_knows_no_command_line(package: str) -> None:
+    modules = [name for name in MODULES if name.startswith(f"priorkit.prior.{package}.")]
+    assert modules
+    targets = {found.target.split(".")[0] for name in modules for found in IMPORTS[name]}
+    assert not targets & {"typer", "rich", "yaml"}
 
 
 def test_every_module_that_is_imported_has_a_declared_dependency() -> None:
@@ -199,10 +199,21 @@ def test_every_module_that_is_imported_has_a_declared_dependency() -> None:
 STAGE_HOMES = {
     "download": ("pipeline.download.stage", "pipeline.download.decoding.resize"),
     "embed": ("pipeline.embed.stage",),
-    "train": ("prior.train",),
-    "evaluate": ("prior.evaluate",),
-    "sample, of stored embeddings": ("prior.load", "prior.sample_file", "prior.texts", "prior.export"),
-    "sample, of captions": ("prior.load", "prior.sample_file", "prior.texts", "prior.export", "pipeline.clip.encoder"),
+    "train": ("prior.train.stage",),
+    "evaluate": ("prior.evaluate.stage",),
+    "sample, of stored embeddings": (
+        "prior.interchange.load",
+        "prior.model.sample_file",
+        "prior.model.texts",
+        "prior.model.export",
+    ),
+    "sample, of captions": (
+        "prior.interchange.load",
+        "prior.model.sample_file",
+        "prior.model.texts",
+        "prior.model.export",
+        "pipeline.clip.encoder",
+    ),
 }
 """The modules that a command loads to run a stage."""
 

@@ -21,7 +21,7 @@ from priorkit.pipeline.inspect.folder import inspect_folder
 from priorkit.pipeline.inspect.statistics import hashes_of
 from priorkit.pipeline.read.dataset import read_embeddings
 from priorkit.prior.config import NetworkSettings
-from priorkit.prior.prior_config import PriorConfig, build_network
+from priorkit.prior.model.config import PriorConfig, build_network
 
 TEXT = pa.array(["a", "b"])
 DATES = pa.array([2**30, 2**30], pa.date32())

@@ -44,7 +44,7 @@ def test_what_the_user_has_chosen_stays() -> None:
 
 
 def test_a_torch_that_is_loaded_already_is_left_alone() -> None:
-    found = in_process(f"import torch, priorkit.prior.network; {SHOW}")
+    found = in_process(f"import torch, priorkit.prior.network.network; {SHOW}")
     assert found == {"GOMP_SPINCOUNT": None, "KMP_BLOCKTIME": None}
     assert in_process(f"import priorkit; {SHOW}") == found  # the package alone changes nothing
 

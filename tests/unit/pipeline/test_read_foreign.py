@@ -358,7 +358,7 @@ def test_it_does_not_name_its_clip(three: Path) -> None:
 
 def test_training_and_sampling_from_it_are_refused_for_its_clip(three: Path, tmp_path: Path) -> None:
     from priorkit.prior.config import TrainSettings
-    from priorkit.prior.train import plan_train, train
+    from priorkit.prior.train.stage import plan_train, train
 
     settings = TrainSettings(steps=1, device="cpu", threads=1)
     with pytest.raises(InputError, match="does not name its CLIP"):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from priorkit.prior.config import DiffusionSettings, NetworkSettings
-from priorkit.prior.model import Prior
-from priorkit.prior.network import PriorNetwork
-from priorkit.prior.prior_config import PriorConfig, build_network, build_normaliser
+from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
+from priorkit.prior.model.prior import Prior
+from priorkit.prior.network.network import PriorNetwork
 
 from .reference import randomise
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from priorkit.prior.config import NetworkSettings
-from priorkit.prior.network import PriorNetwork
+from priorkit.prior.network.network import PriorNetwork
 
 
 @dataclass(frozen=True)

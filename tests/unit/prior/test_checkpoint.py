@@ -15,7 +15,9 @@ import torch
 
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError
-from priorkit.prior.checkpoint import (
+from priorkit.prior.config import OptimiserSettings
+from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
+from priorkit.prior.model.folder import (
     TrainState,
     clear_states,
     load_folder,
@@ -25,12 +27,10 @@ from priorkit.prior.checkpoint import (
     save_prior,
     save_state,
 )
-from priorkit.prior.config import OptimiserSettings
-from priorkit.prior.model import Prior
-from priorkit.prior.network import PriorNetwork
-from priorkit.prior.normalise import EmbeddingNormaliser
-from priorkit.prior.optim import build_optimiser
-from priorkit.prior.prior_config import PriorConfig, build_network, build_normaliser
+from priorkit.prior.model.prior import Prior
+from priorkit.prior.network.network import PriorNetwork
+from priorkit.prior.objective.normaliser import EmbeddingNormaliser
+from priorkit.prior.train.optim import build_optimiser
 
 MakeConfig = Callable[..., PriorConfig]
 MakePrior = Callable[..., Prior]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from priorkit.prior.clip_match import clip_named, match_clips
-from priorkit.prior.prior_config import PriorConfig, TrainedOn
+from priorkit.prior.model.clip_match import clip_named, match_clips
+from priorkit.prior.model.config import PriorConfig, TrainedOn
 
 from .conftest import MakeConfig
 

@@ -19,7 +19,7 @@ from priorkit.prior.config import (
     SampleSettings,
     TrainSettings,
 )
-from priorkit.prior.network import PriorNetwork
+from priorkit.prior.network.network import PriorNetwork
 
 EVERY = (
     DiffusionSettings,

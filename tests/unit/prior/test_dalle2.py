@@ -11,11 +11,11 @@ import torch
 
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 from priorkit.prior.config import DiffusionSettings, NetworkSettings
-from priorkit.prior.dalle2 import export_state, import_prior
-from priorkit.prior.dalle2_config import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
-from priorkit.prior.function import FunctionVersion
-from priorkit.prior.model import Prior
-from priorkit.prior.prior_config import PriorConfig, build_network, build_normaliser
+from priorkit.prior.interchange.dalle2_settings import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
+from priorkit.prior.interchange.dalle2_weights import export_state, import_prior
+from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
+from priorkit.prior.model.prior import Prior
+from priorkit.prior.network.function_version import FunctionVersion
 
 NEWEST = FunctionVersion.parse("1.15.6")
 LAIONS = FunctionVersion.parse("0.23.10")
@@ -155,7 +155,7 @@ def test_where_the_clip_is(clip: dict[str, Any] | None, located: dict[str, Any])
 def test_the_clips_of_openai_are_those_of_open_clip() -> None:
     import open_clip
 
-    from priorkit.prior.dalle2_config import _OPENAI_CLIPS
+    from priorkit.prior.interchange.dalle2_settings import _OPENAI_CLIPS
 
     assert {(name, "openai") for name in _OPENAI_CLIPS.values()} <= set(open_clip.list_pretrained())
 

@@ -13,11 +13,17 @@ import torch
 import torch.nn.functional as F
 
 from priorkit.prior.config import DiffusionSettings
-from priorkit.prior.diffusion import Condition, StepRandomness, diffusion_loss, min_snr_weight, step_randomness
-from priorkit.prior.network import PriorNetwork
-from priorkit.prior.normalise import EmbeddingNormaliser
-from priorkit.prior.prior_config import PriorConfig
-from priorkit.prior.schedule import noise_schedule
+from priorkit.prior.model.config import PriorConfig
+from priorkit.prior.network.network import PriorNetwork
+from priorkit.prior.objective.diffusion import (
+    Condition,
+    StepRandomness,
+    diffusion_loss,
+    min_snr_weight,
+    step_randomness,
+)
+from priorkit.prior.objective.normaliser import EmbeddingNormaliser
+from priorkit.prior.objective.schedule import noise_schedule
 
 from .reference import Text, single_pass
 

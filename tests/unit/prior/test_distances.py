@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from priorkit.prior.distances import LEAST_GROUPS, EmbeddingSet, set_distances
-from priorkit.prior.metrics import Estimate
+from priorkit.prior.evaluate.distances import LEAST_GROUPS, EmbeddingSet, set_distances
+from priorkit.prior.evaluate.metrics import Estimate
 
 
 def random(seed: int) -> np.random.Generator:

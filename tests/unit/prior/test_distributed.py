@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from priorkit.prior.distributed import explain_end
+from priorkit.prior.train.on_ray import explain_end
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from priorkit.prior.evaluated_rows import _next_different
+from priorkit.prior.evaluate.rows import _next_different
 
 
 def test_the_unrelated_caption_is_of_a_row_that_holds_something_else() -> None:

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from priorkit.pipeline.errors import SettingsError
-from priorkit.prior.export import check_output, embeds_file
+from priorkit.prior.model.export import check_output, embeds_file
 
 EMBEDS = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
 NAMES = ["a.npy", "a.safetensors"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from priorkit.prior.function import LATEST_FUNCTION, FunctionVersion
+from priorkit.prior.network.function_version import LATEST_FUNCTION, FunctionVersion
 
 from .reference import RELEASES
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from priorkit.prior.gallery import GalleryRow, _wrap, draw_gallery
+from priorkit.prior.report.gallery import GalleryRow, _wrap, draw_gallery
 
 COLOURS = {"a": (250, 0, 0), "b": (0, 0, 250), "c": (250, 250, 0)}
 IMAGES = {key: Image.new("RGB", (20 + 30 * index, 40), COLOURS[key]) for index, key in enumerate(COLOURS)}

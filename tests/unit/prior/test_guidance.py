@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from priorkit.pipeline.errors import SettingsError
 from priorkit.prior.config import SampleSettings
-from priorkit.prior.guidance import Denoiser, NullBranch, null_prefix
-from priorkit.prior.model import Prior
-from priorkit.prior.network import PriorNetwork
+from priorkit.prior.model.prior import Prior
+from priorkit.prior.network.network import PriorNetwork
+from priorkit.prior.sampling.guidance import Denoiser, NullBranch, null_prefix
 
 from .reference import Text, relative_error, single_pass
 

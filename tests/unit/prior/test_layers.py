@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from priorkit.prior.layers import Attention, FeedForward, LayerNorm, PositionEncoding, _bucket
-from priorkit.prior.parts import KeysValues, Part, Positions, join, join_rotations, split
+from priorkit.prior.network.layers import Attention, FeedForward, LayerNorm, PositionEncoding, _bucket
+from priorkit.prior.network.parts import KeysValues, Part, Positions, join, join_rotations, split
 
 
 def values(*shape: int, seed: int = 1) -> torch.Tensor:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from priorkit.pipeline.compute import onednn
 from priorkit.pipeline.compute.onednn import packing_available
-from priorkit.prior import linear as packing_module
-from priorkit.prior.linear import Linear
+from priorkit.prior.network import linear as packing_module
+from priorkit.prior.network.linear import Linear
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 

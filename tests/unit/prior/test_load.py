@@ -16,14 +16,14 @@ from priorkit import convert as public_convert
 from priorkit import load_prior as public_load_prior
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import FolderError, InputError, PriorkitError, SettingsError
-from priorkit.prior.checkpoint import save_prior
 from priorkit.prior.config import DiffusionSettings, NetworkSettings
-from priorkit.prior.dalle2 import export_state
-from priorkit.prior.dalle2_config import to_dalle2_config
-from priorkit.prior.load import convert, load_prior
-from priorkit.prior.model import Prior
-from priorkit.prior.prior_config import PriorConfig, build_network, build_normaliser
-from priorkit.prior.pth import read_pth
+from priorkit.prior.interchange.dalle2_settings import to_dalle2_config
+from priorkit.prior.interchange.dalle2_weights import export_state
+from priorkit.prior.interchange.load import convert, load_prior
+from priorkit.prior.interchange.pth import read_pth
+from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
+from priorkit.prior.model.folder import save_prior
+from priorkit.prior.model.prior import Prior
 
 
 def small_prior(seed: int = 0) -> Prior:

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from priorkit.prior import metrics
-from priorkit.prior.metrics import Estimate
+from priorkit.prior.evaluate import metrics
+from priorkit.prior.evaluate.metrics import Estimate
 
 
 def random(seed: int) -> np.random.Generator:

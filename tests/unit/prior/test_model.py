@@ -15,11 +15,11 @@ import torch.nn.functional as F
 
 from priorkit.pipeline.errors import InputError, SettingsError
 from priorkit.prior.config import SampleSettings
-from priorkit.prior.diffusion import Condition, diffusion_loss, step_randomness
-from priorkit.prior.layers import LayerNorm
-from priorkit.prior.linear import Linear
-from priorkit.prior.model import SAMPLE_BATCH, Prior, nearest_to_text
-from priorkit.prior.prior_config import PriorConfig, build_network, build_normaliser
+from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
+from priorkit.prior.model.prior import SAMPLE_BATCH, Prior, nearest_to_text
+from priorkit.prior.network.layers import LayerNorm
+from priorkit.prior.network.linear import Linear
+from priorkit.prior.objective.diffusion import Condition, diffusion_loss, step_randomness
 
 MakeConfig = Callable[..., PriorConfig]
 MakePrior = Callable[..., Prior]

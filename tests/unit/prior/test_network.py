@@ -9,14 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from priorkit.prior.cache import PrefixCache
 from priorkit.prior.config import SampleSettings
-from priorkit.prior.guidance import Denoiser, NullBranch, null_prefix
-from priorkit.prior.model import Prior
-from priorkit.prior.network import PriorNetwork
-from priorkit.prior.parts import KeysValues
-from priorkit.prior.prior_config import PriorConfig
-from priorkit.prior.sample import Estimate, ddim
+from priorkit.prior.model.config import PriorConfig
+from priorkit.prior.model.prior import Prior
+from priorkit.prior.network.cache import PrefixCache
+from priorkit.prior.network.network import PriorNetwork
+from priorkit.prior.network.parts import KeysValues
+from priorkit.prior.sampling.guidance import Denoiser, NullBranch, null_prefix
+from priorkit.prior.sampling.samplers import Estimate, ddim
 
 from .reference import RELEASES, Text, guided, relative_error, single_pass, uncached_ddim
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from priorkit.prior.normalise import EmbeddingNormaliser
+from priorkit.prior.objective.normaliser import EmbeddingNormaliser
 
 KINDS = ("sqrt_dim", "standardise", "whiten")
 D = 6

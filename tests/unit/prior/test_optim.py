@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from priorkit.prior.config import OptimiserSettings
-from priorkit.prior.network import PriorNetwork
-from priorkit.prior.optim import build_optimiser, learning_rate
+from priorkit.prior.network.network import PriorNetwork
+from priorkit.prior.train.optim import build_optimiser, learning_rate
 
 MakeNetwork = Callable[..., PriorNetwork]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from priorkit.prior.parts import KeysValues
+from priorkit.prior.network.parts import KeysValues
 
 
 def values(*shape: int, seed: int = 1) -> torch.Tensor:

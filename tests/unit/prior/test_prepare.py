@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from priorkit.prior.config import DiffusionSettings
-from priorkit.prior.diffusion import Condition, diffusion_loss, step_randomness
-from priorkit.prior.network import PriorNetwork
-from priorkit.prior.normalise import EmbeddingNormaliser
-from priorkit.prior.prepare import autocast, prepare_network
-from priorkit.prior.schedule import noise_schedule
+from priorkit.prior.network.network import PriorNetwork
+from priorkit.prior.objective.diffusion import Condition, diffusion_loss, step_randomness
+from priorkit.prior.objective.normaliser import EmbeddingNormaliser
+from priorkit.prior.objective.schedule import noise_schedule
+from priorkit.prior.train.prepare import autocast, prepare_network
 
 MakeNetwork = Callable[..., PriorNetwork]
 DIFFUSION = DiffusionSettings(timesteps=100, text_drop=0.3)

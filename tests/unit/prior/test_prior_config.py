@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from priorkit.pipeline.errors import SettingsError
-from priorkit.prior.prior_config import PriorConfig, build_network, build_normaliser
+from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
 
 MakeConfig = Callable[..., PriorConfig]
 

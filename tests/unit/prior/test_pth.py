@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from priorkit.pipeline.errors import InputError
-from priorkit.prior.pth import StandIn, read_pth, version_text
+from priorkit.prior.interchange.pth import StandIn, read_pth, version_text
 
 PICKLED_VERSIONS = {
     "21.3": (

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from priorkit.prior import report_plots as draw
-from priorkit.prior.gallery import nearest
-from priorkit.prior.report_gallery import find_rows, principal_axes, projection
-from priorkit.prior.report_sections import sweep_values
+from priorkit.prior.report import plots as draw
+from priorkit.prior.report.gallery import nearest
+from priorkit.prior.report.gallery_section import find_rows, principal_axes, projection
+from priorkit.prior.report.sections import sweep_values
 
 HOSTILE = "</svg><script>alert(1)</script> $\\frac{$ \x1b"
 

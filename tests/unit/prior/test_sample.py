@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from priorkit.prior.function import FunctionVersion
-from priorkit.prior.sample import (
+from priorkit.prior.network.function_version import FunctionVersion
+from priorkit.prior.objective.schedule import NoiseSchedule, noise_schedule
+from priorkit.prior.sampling.samplers import (
     Estimate,
     EstimateX0,
     ddim,
@@ -27,7 +28,6 @@ from priorkit.prior.sample import (
     seeded_noise,
     timestep_grid,
 )
-from priorkit.prior.schedule import NoiseSchedule, noise_schedule
 
 NAMES: tuple[Any, ...] = ("ddpm", "ddim", "dpmsolver++", "dalle2-ddim")
 SCHEDULES = ("cosine", "linear", "quadratic", "jsd", "sigmoid")

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from priorkit.pipeline.errors import InputError, SettingsError
-from priorkit.prior import sample_file
-from priorkit.prior.model import SAMPLE_BATCH, Prior
-from priorkit.prior.sample_file import sample_to_file
-from priorkit.prior.texts import TextBatch
+from priorkit.prior.model import sample_file
+from priorkit.prior.model.prior import SAMPLE_BATCH, Prior
+from priorkit.prior.model.sample_file import sample_to_file
+from priorkit.prior.model.texts import TextBatch
 
 from .test_texts import make_prior
 

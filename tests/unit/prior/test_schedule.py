@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from priorkit.prior.schedule import NoiseSchedule, noise_schedule
+from priorkit.prior.objective.schedule import NoiseSchedule, noise_schedule
 
 NAMES = ("cosine", "linear", "quadratic", "sigmoid")
 """Those that leave some signal."""

@@ -12,7 +12,7 @@ import pytest
 from priorkit.pipeline.clip.encoder import identify_clip
 from priorkit.pipeline.config import ClipSettings, DeviceSettings
 from priorkit.pipeline.errors import InputError
-from priorkit.prior.text_encoder import find_text_encoder
+from priorkit.prior.model.text_encoder import find_text_encoder
 
 from ...conftest import TINY_CLIP_CONFIG
 

@@ -17,9 +17,9 @@ import torch
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior.config import DiffusionSettings, NetworkSettings
-from priorkit.prior.model import Prior
-from priorkit.prior.prior_config import PriorConfig, build_network, build_normaliser
-from priorkit.prior.texts import CaptionFile, Captions, StoredArray, StoredEmbeddings, Texts, stored_texts
+from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
+from priorkit.prior.model.prior import Prior
+from priorkit.prior.model.texts import CaptionFile, Captions, StoredArray, StoredEmbeddings, Texts, stored_texts
 
 
 def make_prior(max_text_len: int = 0, text_dim: int | None = None, clip: dict[str, Any] | None = None) -> Prior:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from priorkit.prior.tokens import _sinusoid
+from priorkit.prior.network.tokens import _sinusoid
 
 
 @pytest.mark.parametrize("timestep", [0, 1, 500, 999])

@@ -10,9 +10,9 @@ import safetensors.torch
 import torch
 
 from priorkit.pipeline.contract.storage import Store
-from priorkit.prior.checkpoint import BEST_NAME, TrainState
-from priorkit.prior.network import PriorNetwork
-from priorkit.prior.training_folder import TrainingFolder
+from priorkit.prior.model.folder import BEST_NAME, TrainState
+from priorkit.prior.network.network import PriorNetwork
+from priorkit.prior.train.output import TrainingFolder
 
 LossAt = dict[int, float]
 

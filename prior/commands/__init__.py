@@ -1,0 +1,1 @@
+"""Commands of a prior that need no recipe."""

@@ -1,0 +1,54 @@
+"""The command that sets evaluations side by side. Heavy imports happen when it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from ...pipeline.commands.stages import JsonOption
+
+
+def compare(
+    evaluations: Annotated[
+        list[str], typer.Argument(help="Folders of two or more evaluations; the first is compared with.")
+    ],
+    predictor: Annotated[
+        Optional[str], typer.Option(help="Name of what to compare, such as 'ridge regression'; the prior by default.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare evaluations: each metric side by side, and its difference to the first with a 95% interval.
+
+    Example: priorkit compare data/evaluation runs/wider/evaluation
+    """
+    from ...pipeline.display.terminal import print_json, print_line, print_table, reported_errors
+
+    with reported_errors():
+        from ..evaluate.compare import compare as run_compare
+        from ..evaluate.compare import to_json
+
+        found = run_compare(evaluations, predictor)
+        if as_json:
+            print_json(to_json(found))
+            return
+        for split in dict.fromkeys(comparison.split for comparison in found):
+            score = next(c for c in found if (c.split, c.metric) == (split, "energy_score"))
+            header: list[str] = ["", evaluations[0]]
+            for name, same_rows in zip(evaluations[1:], score.paired, strict=True):
+                header += [name, "difference [95%]" if same_rows else "difference [95%], other rows"]
+            rows = []
+            for comparison in (comparison for comparison in found if comparison.split == split):
+                cells = [comparison.metric.replace("_", " "), f"{comparison.values[0].value:.4f}"]
+                for value, difference in zip(comparison.values[1:], comparison.differences, strict=True):
+                    sure = "" if difference.low <= 0 <= difference.high else " *"
+                    interval = f"[{difference.low:+.4f}, {difference.high:+.4f}]{sure}"
+                    cells += [f"{value.value:.4f}", f"{difference.value:+.4f} {interval}"]
+                rows.append(tuple(cells))
+            print_table(f"{split} split", tuple(header), rows)
+        print_line("*: the interval does not hold 0. Lower is better of energy score and of distances.")
+        if not all(all(comparison.paired) for comparison in found if comparison.metric == "energy_score"):
+            print_line(
+                "Other rows: differences are those of independent means, and recall is among other images; how hard "
+                "the rows are differs too."
+            )

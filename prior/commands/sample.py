@@ -1,0 +1,132 @@
+"""The commands that use a prior: `sample` and `convert`. Heavy imports happen when a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ...pipeline.commands.stages import JsonOption, OverwriteOption
+
+CheckpointConfigOption = Annotated[
+    Optional[str],
+    typer.Option(
+        "--config", help="Settings of a .pth: the JSON of its training script, or laion-model-card.", show_default=False
+    ),
+]
+WeightsOption = Annotated[str, typer.Option(help="ema, online, or of a prior trained here best.")]
+FunctionOption = Annotated[
+    Optional[str],
+    typer.Option(help="dalle2-pytorch release whose function a .pth is, if not the stored one.", show_default=False),
+]
+
+
+def sample(
+    prior: Annotated[str, typer.Argument(help="Folder of a trained prior, or a .pth of dalle2-pytorch.")],
+    captions: Annotated[Optional[list[str]], typer.Argument(help="One or more captions.", show_default=False)] = None,
+    prompts: Annotated[
+        Optional[str], typer.Option(help="Text file with a caption in every line.", show_default=False)
+    ] = None,
+    embeddings: Annotated[
+        Optional[str],
+        typer.Option(help="Stored text embeddings: folder of embedding shards, or .npy.", show_default=False),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="File to write: .npy or .safetensors.")] = Path("samples.npy"),
+    num_candidates: Annotated[int, typer.Option(min=1, help="Draws for each caption; the nearest to it is kept.")] = 2,
+    guidance_scale: Annotated[float, typer.Option(help="1 follows the text as trained.")] = 1.0,
+    guidance: Annotated[str, typer.Option(help="text, or dalle2 as in dalle2-pytorch.")] = "text",
+    steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")] = 64,
+    sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpmsolver++ or dalle2-ddim.")] = "ddim",
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of large products: float32 or bfloat16.")] = "float32",
+    config: CheckpointConfigOption = None,
+    weights: WeightsOption = "ema",
+    function_version: FunctionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a CLIP image embedding for each caption.
+
+    Example: priorkit sample data/prior "a corgi in sunglasses" --output corgi.npy
+    """
+    from ...pipeline.display.terminal import (
+        print_json,
+        print_line,
+        print_notes,
+        print_table,
+        progress_bar,
+        reported_errors,
+    )
+
+    with reported_errors():
+        from ...pipeline.compute.device import choose_device
+        from ...pipeline.errors import SettingsError
+        from ..interchange.load import load_prior
+        from ..model.export import check_output
+        from ..model.sample_file import sample_to_file
+        from ..model.texts import CaptionFile, Captions, Texts, stored_texts
+
+        if sum(source is not None for source in (captions or None, prompts, embeddings)) != 1:
+            raise SettingsError("give one of: captions, --prompts FILE, --embeddings FOLDER")
+        check_output(output)
+        texts: Texts = (
+            CaptionFile(prompts) if prompts is not None
+            else stored_texts(embeddings) if embeddings is not None
+            else Captions(captions or [])
+        )  # fmt: skip
+        model = load_prior(
+            prior, choose_device(device, "--device"), dtype,
+            config=config, weights=weights, function_version=function_version,  # type: ignore[arg-type]
+        )  # fmt: skip
+        with progress_bar("sample", "captions", quiet=as_json or texts.count <= 1) as progress:
+            done = sample_to_file(
+                model, texts, output, progress=progress, num_candidates=num_candidates, guidance_scale=guidance_scale,
+                guidance=guidance, steps=steps, sampler=sampler, seed=seed,
+            )  # fmt: skip
+        if as_json:
+            print_json({"output": str(output), **done.to_json()})
+            return
+        rows = [(label, f"{cosine:.4f}") for label, cosine in zip(done.labels, done.cosine_to_text, strict=False)]
+        if rows:
+            shown = "" if len(rows) == texts.count else f" (first {len(rows)} of {texts.count:,})"
+            print_table(f"samples{shown}", ("caption", "cosine to its text"), rows)
+            print_line(f"mean cosine to the text: {done.mean_cosine_to_text:.4f}")
+        print_notes(done.notes)
+        print_line(f"wrote {output}: float32 {list(done.shape)}")
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A .pth of dalle2-pytorch, or a folder of a trained prior.")],
+    destination: Annotated[str, typer.Argument(help="Folder to write, or a .pth for dalle2-pytorch 1.15.6.")],
+    config: CheckpointConfigOption = None,
+    weights: WeightsOption = "ema",
+    function_version: FunctionOption = None,
+    clip: Annotated[
+        Optional[str], typer.Option(help="open_clip model that the prior belongs to.", show_default=False)
+    ] = None,
+    clip_pretrained: Annotated[
+        Optional[str], typer.Option(help="Tag or file of that model's weights.", show_default=False)
+    ] = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a dalle2-pytorch checkpoint into a prior's folder, or a folder into such a checkpoint.
+
+    Example: priorkit convert prior.pth data/prior --config laion-model-card
+    """
+    from ...pipeline.display.terminal import print_json, print_line, reported_errors
+
+    with reported_errors():
+        from ..interchange.load import clip_location_of
+        from ..interchange.load import convert as convert_prior
+
+        chosen = clip_location_of(clip, clip_pretrained)
+        convert_prior(
+            source, destination, overwrite=overwrite,
+            config=config, weights=weights, function_version=function_version, clip=chosen,  # type: ignore[arg-type]
+        )  # fmt: skip
+        if as_json:
+            print_json({"source": source, "destination": destination})
+        else:
+            print_line(f"wrote {destination}")

@@ -1,0 +1,247 @@
+"""Scores of predictors for blocks of evaluated rows: the part of an evaluation that is spread over workers."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+
+from ...pipeline.compute.device import require_device
+from ...pipeline.config import ReadSettings
+from ...pipeline.contract.file_marks import FileMark
+from ...pipeline.errors import InputError
+from ...pipeline.read.dataset import EmbeddingBatch, EmbeddingDataset, Split
+from ..config import EvaluateSettings, SampleSettings, WeightsName
+from ..model.prior import Prior
+from ..objective.diffusion import StepRandomness, diffusion_loss
+from .metrics import RECALL_AT, cosine, diversity, energy_score, rank
+from .predictors import (
+    LOSS,
+    Bank,
+    GivenPredictions,
+    Predictor,
+    PriorPredictor,
+    RowNoise,
+    as_units,
+    baselines,
+    read_predictions,
+)
+from .rows import EvaluatedRows
+from .subject import PriorSource
+
+GIVEN = "given predictions"
+"""Name of the predictor where predictions are given in place of a prior."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to draw from a prior."""
+
+    name: str
+    weights: WeightsName
+    sample: SampleSettings
+
+
+def variants(settings: EvaluateSettings) -> list[Variant]:
+    """The prior as it is meant to be used, and then every other way that the settings ask for."""
+    base, first = settings.sample, settings.weights[0]
+    found = [Variant("prior", first, base)]
+    found += [Variant(f"prior, {weights} weights", weights, base) for weights in settings.weights[1:]]
+    sweep = settings.sweep
+    swept = (("steps", sweep.steps), ("sampler", sweep.samplers), ("guidance_scale", sweep.guidance_scales))
+    for field, values in swept:
+        for value in values:
+            sample = base.model_copy(update={field: value})
+            if sample != base:
+                found.append(Variant(f"prior, {field}={value}", first, sample))
+    return list({variant.name: variant for variant in found}.values())
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """One block of one split for one predictor, or for the losses of one set of weights."""
+
+    split: Split
+    name: str
+    """Predictor; of losses the name of the weights, as `load_prior` takes it."""
+    block: int
+    is_loss: bool = False
+
+
+@dataclass(frozen=True)
+class BlockScores:
+    """What came of a task, for B rows."""
+
+    task: ScoreTask
+    values: dict[str, np.ndarray]
+    """`[B]` of each metric; of losses `[B]` of each bin of timesteps."""
+    first_draws: np.ndarray
+    """`[B, D]`, of the rows that distances are taken over."""
+    draws: int = 0
+    """K of the predictor; 0 of losses."""
+    broken: str | None = None
+    """What is wrong with the predictions, where they cannot be scored."""
+
+
+class Scorer:
+    """Scores blocks. What a task needs is made when first asked for, and kept.
+
+    Args:
+        load_prior: the prior with weights of that name; None if predictions are given.
+        given: `[rows of the dataset, D]` or `[.., K, D]`; None if there is a prior.
+    """
+
+    def __init__(
+        self,
+        dataset: EmbeddingDataset,
+        settings: EvaluateSettings,
+        load_prior: Callable[[WeightsName], Prior] | None,
+        given: np.ndarray | None = None,
+    ) -> None:
+        self._dataset, self._settings, self._load_prior, self._given = dataset, settings, load_prior, given
+        self._variants = {variant.name: variant for variant in variants(settings)}
+        self._priors: dict[str, Prior] = {}
+
+    def __call__(self, task: ScoreTask, following: ScoreTask | None = None) -> BlockScores:
+        """Do a task."""
+        evaluated = self._evaluated(task.split)
+        chosen = evaluated.block(task.block)
+        if task.is_loss:
+            prior = self._prior(cast(WeightsName, task.name))
+            batch = self._dataset.take(evaluated.rows[chosen], prior.token_states_used)
+            values = timestep_losses(prior, batch, evaluated.ids[chosen], self._settings)
+            return BlockScores(task, values, np.empty((0, 0)))
+        variant = self._variants.get(task.name)
+        states_used = (
+            0 if variant is None or self._load_prior is None else self._prior(variant.weights).token_states_used
+        )
+        batch = self._dataset.take(evaluated.rows[chosen], states_used)
+        draws = self._predictor(task.name)(batch, evaluated.ids[chosen])
+        finite = np.isfinite(draws).all(axis=(1, 2))
+        if not finite.all():
+            row = int(batch.rows[np.flatnonzero(~finite)[0]])
+            problem = f"not finite, or of norm 0, first for row {row}"
+            return BlockScores(task, {}, np.empty((0, 0)), draws.shape[1], problem)
+        unrelated = self._dataset.take(evaluated.rows[evaluated.unrelated[chosen]]).text_embed
+        truth = as_units(batch.image_embed)
+        nearer = rank(draws[:, 0], truth, self._gallery(task.split), evaluated.places[chosen])
+        values = row_metrics(draws, truth, as_units(batch.text_embed), as_units(unrelated), nearer)
+        # a copy, since a view would keep all draws of all blocks
+        first_draws = draws[: max(0, self._settings.distance_rows - chosen.start), 0].copy()
+        return BlockScores(task, values, first_draws, draws.shape[1])
+
+    @functools.lru_cache  # noqa: B019 - a worker has one scorer, for as long as it lives
+    def _evaluated(self, split: Split) -> EvaluatedRows:
+        return EvaluatedRows(self._dataset, split, self._settings)
+
+    @functools.lru_cache  # noqa: B019
+    def _gallery(self, split: Split) -> np.ndarray:
+        evaluated = self._evaluated(split)
+        return as_units(self._dataset.take(evaluated.rows[evaluated.gallery]).image_embed)
+
+    @functools.cached_property
+    def _baselines(self) -> Mapping[str, Predictor]:
+        bank = Bank.read(self._dataset, self._settings.bank_rows, self._settings.seed)
+        if len(bank.text) < 2:
+            raise InputError(
+                f"{self._dataset.store.url}: the training split has {len(bank.text)} rows, and baselines need at least "
+                "2; lower read.test_fraction or read.validation_fraction"
+            )
+        return baselines(bank, self._settings.draws, self._settings.seed)
+
+    def _prior(self, weights: WeightsName) -> Prior:
+        assert self._load_prior is not None
+        if weights not in self._priors:
+            self._priors[weights] = self._load_prior(weights)
+        return self._priors[weights]
+
+    def _predictor(self, name: str) -> Predictor:
+        if name == GIVEN:
+            assert self._given is not None
+            return GivenPredictions(self._given)
+        if name in self._variants:
+            variant = self._variants[name]
+            return PriorPredictor(
+                self._prior(variant.weights), variant.sample, self._settings.draws, self._settings.seed
+            )
+        return self._baselines[name]
+
+
+def row_metrics(
+    draws: np.ndarray, image: np.ndarray, text: np.ndarray, unrelated: np.ndarray, nearer: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Every metric that is a mean over rows: name -> `[B]`.
+
+    Args:
+        draws: `[B, K, D]`; all embeddings are of norm 1.
+        image, text, unrelated: `[B, D]`: the true image, its caption, and the caption of another image.
+        nearer: `[B]`: rivals of the true image that are nearer to the first draw.
+    """
+    to_text = cosine(draws, text)
+    recalls = {f"recall_at_{n}": (nearer < n).astype(np.float64) for n in RECALL_AT}
+    return {
+        "energy_score": energy_score(draws, image),
+        "cosine_to_image": cosine(draws, image),
+        "cosine_to_text": to_text,
+        "cosine_to_unrelated_caption": cosine(draws, unrelated),
+        "difference_from_baseline": to_text - cosine(image[:, None], text),
+        **recalls,
+        "diversity": diversity(draws),
+    }
+
+
+@torch.inference_mode()
+def timestep_losses(
+    prior: Prior, batch: EmbeddingBatch, row_ids: np.ndarray, settings: EvaluateSettings
+) -> dict[str, np.ndarray]:
+    """The training loss of B rows at one timestep in each of equal parts of them: `"first-last"` -> `[B]`.
+
+    Noise and timesteps are the same for every prior, nothing is dropped.
+    """
+    diffusion, dim = prior.config.diffusion, prior.config.embed_dim
+    states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
+    condition = prior.condition(torch.from_numpy(batch.text_embed), states)
+    image = torch.from_numpy(batch.image_embed).to(prior.device)
+    stream = RowNoise(settings.seed, LOSS, row_ids, (dim + 1,))
+    nothing = torch.zeros(len(row_ids), 1, dtype=torch.bool)
+    edges = np.linspace(0, diffusion.timesteps, settings.loss_bins + 1).round().astype(np.int64)
+    losses = {}
+    for first, end in itertools.pairwise(edges.tolist()):
+        if first == end:  # more bins than timesteps
+            continue
+        drawn = stream.draw()
+        # the last value chooses the timestep: of a normal the fraction of a large multiple is uniform
+        fraction = np.modf(np.abs(drawn[:, -1].astype(np.float64)) * 4096)[0]
+        timesteps = torch.from_numpy(first + (fraction * (end - first)).astype(np.int64))[:, None]
+        random = StepRandomness(torch.from_numpy(drawn[:, None, :-1].copy()), timesteps, nothing, nothing, nothing)
+        loss = diffusion_loss(
+            prior.network, prior.schedule, diffusion, prior.normaliser, image, condition, random.to(prior.device)
+        )
+        losses[f"{first}-{end - 1}"] = loss.double().cpu().numpy()
+    return losses
+
+
+@dataclass(frozen=True)
+class ScorerMaker:
+    """Makes a `Scorer` from names, in whatever process."""
+
+    embeddings: str
+    read: ReadSettings
+    settings: EvaluateSettings
+    source: PriorSource
+    files: Mapping[str, FileMark] | None = None
+    """Marks of the files of embeddings without a manifest."""
+
+    def __call__(self) -> Scorer:
+        """Open the embeddings and, when asked for, the prior."""
+        torch.set_num_threads(self.settings.threads)
+        dataset = EmbeddingDataset(self.embeddings, self.read, known_files=self.files)
+        if self.source.is_predictions:
+            return Scorer(dataset, self.settings, None, read_predictions(self.source.path, dataset))
+        require_device(self.settings.device)
+        return Scorer(dataset, self.settings, functools.partial(self.source.load, device=self.settings.device))

@@ -1,0 +1,1 @@
+"""Checkpoints of other tools: reading, checking, and converting them."""

@@ -1,0 +1,222 @@
+"""The weights of DALLE2-pytorch's priors as ours, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...pipeline.errors import InputError
+from ..model.config import PriorConfig, build_network, build_normaliser
+from ..model.prior import Prior
+from ..network.function_version import LATEST_FUNCTION
+from .dalle2_settings import require_exportable
+
+_SCHEDULE_TOLERANCE = 1e-2
+"""Beyond the rounding of half precision; two schedules of as many timesteps differ by more."""
+_ROTARY_TOLERANCE = 4e-3
+"""Relative difference of rotary frequencies beyond the rounding of half precision; another base differs by more."""
+
+
+def import_prior(state: Mapping[str, torch.Tensor], config: PriorConfig, source: str) -> Prior:
+    """A prior of ours with the weights `state` of a `DiffusionPrior`.
+
+    Raises:
+        InputError: weights are missing, left over, of another shape, or of another noise schedule; names them.
+    """
+    network = build_network(config)
+    prior = Prior(config, network, build_normaliser(config))
+    left = {name for name in state if not _IGNORED.match(name)}
+    ours: dict[str, torch.Tensor] = {}
+    missing: list[str] = []
+    for name, parameter in network.state_dict().items():
+        theirs = _as_upstream(name, parameter, prior)
+        left -= theirs.keys()
+        if absent := [other for other in theirs if other not in state]:
+            missing += absent
+            continue
+        for other, part in theirs.items():
+            if state[other].shape != part.shape:
+                raise InputError(
+                    f"{source}: {other} has shape {list(state[other].shape)}, its settings make {list(part.shape)}; "
+                    "are they those of this checkpoint?"
+                )
+        ours[name] = torch.cat([state[other].float() for other in theirs]).view(parameter.shape)
+        if not bool(ours[name].isfinite().all()):
+            raise InputError(f"{source}: {' and '.join(theirs)} holds numbers that are not finite")
+    if missing or left:
+        problems = [f"lacks {_some(missing)}"] if missing else []
+        problems += [f"holds besides {_some(sorted(left))}"] if left else []
+        raise InputError(
+            f"{source}: does not fit its settings and function version {network.function}: it {' and '.join(problems)}"
+        )
+    network.load_state_dict(ours)
+    _check_constants(state, prior, source)
+    return prior
+
+
+_ROTARY = re.compile(r".*\.rotary_emb\.(freqs|inv_freq)$")
+"""Names of the rotary frequencies, which are constants."""
+_IGNORED = re.compile(rf"noise_scheduler\.|clip\.|_dummy$|.*\.rotary_emb\.(dummy|cached_\w+)$|{_ROTARY.pattern}")
+"""Weights of a `DiffusionPrior` that are not part of the prior, or constants that are checked."""
+
+
+def _check_constants(state: Mapping[str, torch.Tensor], prior: Prior, source: str) -> None:
+    """InputError if the constants, rotary frequencies and noise schedule, are not those that the settings give."""
+    rotary = any(".rotary_emb." in name for name in state)
+    if rotary != prior.config.network.rotary_emb:
+        has = "has" if rotary else "has no"
+        raise InputError(f"{source}: {has} rotary embedding, unlike net.rotary_emb of its settings")
+    frequencies = _rotary_frequencies(prior.config)
+    for name, value in state.items():
+        if _ROTARY.match(name) and (
+            value.shape != frequencies.shape
+            or not torch.allclose(value.float(), frequencies, rtol=_ROTARY_TOLERANCE, atol=0)
+        ):
+            raise InputError(
+                f"{source}: {name} holds other rotary frequencies than those of every dalle2-pytorch prior (10,000 to "
+                f"the power of -2i/{2 * len(frequencies)}); this prior cannot be computed here"
+            )
+    theirs = state.get("noise_scheduler.alphas_cumprod")
+    if theirs is None:
+        return
+    ours = prior.schedule.alpha_bar.float()
+    if theirs.shape != ours.shape or not torch.allclose(theirs.float(), ours, atol=_SCHEDULE_TOLERANCE):
+        diffusion = prior.config.diffusion
+        raise InputError(
+            f"{source}: its noise schedule has {theirs.numel()} timesteps and is not the {diffusion.noise_schedule} "
+            f"one of {diffusion.timesteps} that its settings say (beta_schedule, timesteps)"
+        )
+
+
+def _rotary_frequencies(config: PriorConfig) -> torch.Tensor:
+    """Angle of each pair of channels from one position to the next: `[half of the rotated width]`."""
+    width = min(32, config.network.dim_head)
+    return 1.0 / (10_000.0 ** (torch.arange(0, width, 2).float() / width))
+
+
+def export_state(prior: Prior) -> dict[str, torch.Tensor]:
+    """The weights of a prior as a `DiffusionPrior` of release 1.15.6 names and shapes them.
+
+    Raises:
+        SettingsError: DALLE2-pytorch has no such prior; names the setting.
+    """
+    require_exportable(prior.config)
+    network = prior.network
+    theirs: dict[str, torch.Tensor] = {}
+    for name, value in network.state_dict().items():
+        parts = _as_upstream(name, value.float().cpu(), prior)
+        theirs |= {other: part.clone() for other, part in parts.items()}
+    if prior.config.network.rotary_emb:
+        frequencies = _rotary_frequencies(prior.config)
+        for layer in range(prior.config.network.depth):
+            theirs[f"net.causal_transformer.layers.{layer}.0.rotary_emb.freqs"] = frequencies.clone()
+    return theirs
+
+
+def _as_upstream(name: str, value: torch.Tensor, prior: Prior) -> dict[str, torch.Tensor]:
+    """A weight of ours by the names and in the shapes of DALLE2-pytorch: two of its own may be one of ours."""
+    names = _upstream_names(name, prior)
+    if name in ("null_token_states", "null_text", "null_image"):
+        value = value[None]
+    width = 2 * prior.config.network.dim_head  # of keys and values, which follow the queries
+    parts = torch.split(value, [len(value) - width, width]) if len(names) == 2 else (value,)
+    return dict(zip(names, parts, strict=True))
+
+
+def _upstream_names(name: str, prior: Prior) -> list[str]:
+    """What DALLE2-pytorch calls a weight of ours; two names where ours are those two on top of one another."""
+    transformer = "net.causal_transformer"
+    if name == "null_token_states":
+        return ["net.null_text_encodings" if prior.network.function.has_null_tokens else "net.null_text_embed"]
+    if name in _PLAIN_NAMES:
+        return [_PLAIN_NAMES[name]]
+    if found := re.fullmatch(r"to_(text|image)\.project\.(\w+)", name):
+        return [f"net.to_{found[1]}_embeds.0.{found[2]}"]
+    if found := re.fullmatch(r"to_time\.mlp\.(\d)\.(\w+)", name):
+        return [f"net.to_time_embeds.0.1.net.{ {'0': '0.0', '2': '1.0', '4': '2'}[found[1]] }.{found[2]}"]
+    if found := re.fullmatch(r"attention\.(\d+)\.(.+)", name):
+        layer = f"{transformer}.layers.{found[1]}.0"
+        if found[2] == "to_qkv.weight":
+            return [f"{layer}.to_q.weight", f"{layer}.to_kv.weight"]
+        return [f"{layer}.{_ATTENTION_NAMES[found[2]]}"]
+    if found := re.fullmatch(r"feed_forward\.(\d+)\.(.+)", name):
+        return [f"{transformer}.layers.{found[1]}.1.{_FEED_FORWARD_NAMES[found[2]]}"]
+    raise AssertionError(name)
+
+
+_PLAIN_NAMES = {
+    "query": "net.learned_query",
+    "null_text": "net.null_text_embeds",
+    "null_image": "net.null_image_embed",
+    "to_time.table.weight": "net.to_time_embeds.0.weight",
+    "norm_in.weight": "net.causal_transformer.init_norm.g",
+    "positions.bias.weight": "net.causal_transformer.rel_pos_bias.relative_attention_bias.weight",
+    "norm_out.weight": "net.causal_transformer.norm.g",
+    "to_embed.weight": "net.causal_transformer.project_out.weight",
+}
+_ATTENTION_NAMES = {
+    "norm.weight": "norm.g", "null": "null_kv", "to_stream.weight": "to_out.0.weight", "out_norm.weight": "to_out.1.g",
+}  # fmt: skip
+_FEED_FORWARD_NAMES = {
+    "norm.weight": "0.g", "to_inner.weight": "1.weight", "inner_norm.weight": "3.g", "to_stream.weight": "5.weight",
+}  # fmt: skip
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def trainer_state(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor) -> dict[str, Any]:
+    """What `DiffusionPriorTrainer.load` of release 1.15.6 reads: a trainer that has not made a step.
+
+    Its optimiser decays weights of two dimensions or more, and knows them by number: as it has no state of any yet,
+    how many there are is all that counts. The rotary frequencies of all layers are one weight.
+    """
+    model = {**_schedule_buffers(alpha_bar), **weights}
+    names = [name for name in weights if ".rotary_emb." not in name or ".layers.0." in name]
+    parameters = [torch.nn.Parameter(torch.zeros([1] * weights[name].ndim)) for name in names]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.99), eps=1e-6)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lr_lambda=lambda _: 1.0)
+    average = {"initted": torch.tensor(True), "step": torch.tensor(0)}
+    average |= {f"{part}.{name}": value for part in ("online_model", "ema_model") for name, value in model.items()}
+    return {
+        "version": LATEST_FUNCTION,
+        "step": torch.tensor([0]),
+        "model": model,
+        "optimizer": optimiser.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "ema": average,
+        "ema_model": model,
+    }
+
+
+def _schedule_buffers(alpha_bar: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The constants that DALLE2-pytorch keeps with the weights."""
+    before = torch.cat([torch.ones(1, dtype=alpha_bar.dtype), alpha_bar[:-1]])
+    alpha = alpha_bar / before
+    beta = 1 - alpha
+    variance = beta * (1 - before) / (1 - alpha_bar)
+    buffers = {
+        "betas": beta,
+        "alphas_cumprod": alpha_bar,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": alpha_bar.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - alpha_bar).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - alpha_bar).log(),
+        "sqrt_recip_alphas_cumprod": (1 / alpha_bar).sqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / alpha_bar - 1).sqrt(),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": beta * before.sqrt() / (1 - alpha_bar),
+        "posterior_mean_coef2": (1 - before) * alpha.sqrt() / (1 - alpha_bar),
+        "p2_loss_weight": torch.ones_like(alpha_bar),
+    }
+    return {f"noise_scheduler.{name}": value.float() for name, value in buffers.items()}

@@ -1,0 +1,128 @@
+"""Reading `.pth` files without running what they hold.
+
+torch reads tensors and plain values only. The objects that DALLE2-pytorch's trainer saved besides, a version and a
+learning-rate warmup with its optimiser, are read as inert stand-ins; any other name in the file is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from typing import Any, BinaryIO
+
+import torch
+from fsspec.implementations.local import LocalFileSystem
+
+from ...pipeline.contract.hashing import is_lfs_pointer
+from ...pipeline.contract.storage import open_location
+from ...pipeline.errors import InputError
+
+_INERT = (
+    "builtins.dict",  # what the optimiser's defaultdict makes
+    "packaging._structures.InfinityType",
+    "packaging._structures.NegativeInfinityType",
+    "packaging.version.Version",
+    "packaging.version._Version",
+    "pytorch_warmup.base.LinearWarmup",
+    "torch.optim.adam.Adam",
+    "torch.optim.adamw.AdamW",
+    "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray.scalar",
+    "numpy.dtype",
+)
+"""Names that a checkpoint may hold, of which nothing is imported."""
+
+
+_UNKNOWN_NAME = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
+"""In torch's messages."""
+
+
+class StandIn:
+    """In the place of an object that is not needed: keeps what it was built from, and does nothing."""
+
+    def __new__(cls, *values: Any) -> StandIn:
+        """As pickle makes objects, without `__init__`."""
+        made = super().__new__(cls)
+        made.values = values
+        return made
+
+    values: Any
+
+    def __setstate__(self, state: Any) -> None:
+        self.values = state
+
+
+def find_pth(path: str) -> tuple[Any, str]:
+    """The file system of a `.pth` or `.pt` file, and its path there; InputError if there is no such file."""
+    fs, location = open_location(path)
+    if not fs.isfile(location):
+        raise InputError(f"{path}: {'a folder, not a checkpoint' if fs.isdir(location) else 'no such file'}")
+    return fs, location
+
+
+def read_pth(path: str) -> dict[str, Any]:
+    """The dictionary of a `.pth` or `.pt` file, local or remote.
+
+    Raises:
+        InputError: the file is missing, damaged, no dictionary, or holds anything besides tensors, plain values and
+            the stand-ins above; names what.
+    """
+    fs, location = find_pth(path)
+    with fs.open(location, "rb") as file:
+        if is_lfs_pointer(file):
+            raise InputError(
+                f"{path}: cannot be read as a checkpoint; is the file whole? (a pointer of Git LFS, not the file; run "
+                "`git lfs pull` in its repository)"
+            )
+    if isinstance(fs, LocalFileSystem):
+        content = _load(location, path, mmap=zipfile.is_zipfile(location))  # most of a checkpoint is not needed
+    else:
+        with fs.open(location, "rb") as file:
+            content = _load(file, path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}, not the dictionary of a checkpoint")
+    return content
+
+
+def version_text(value: Any, path: str) -> str | None:
+    """The version that a checkpoint stores, as text or as packaging's object of whatever age; None if it has none."""
+    if value is None or isinstance(value, str):
+        return value
+    parts = value.values if isinstance(value, StandIn) else None
+    release = None
+    if isinstance(parts, dict) and isinstance(parts.get("_version"), StandIn):
+        parts = parts["_version"].values  # before packaging 26
+    if isinstance(parts, tuple) and len(parts) > 1:  # (epoch, release, ...), or in 26.0 (None, slots)
+        release = parts[1].get("_release") if isinstance(parts[1], dict) else parts[1]
+    if isinstance(release, tuple) and release:
+        return ".".join(map(str, release))
+    raise InputError(f"{path}: its version is of an unknown kind ({str(parts or value)[:100]}); give function_version=")
+
+
+def _load(file: str | BinaryIO, path: str, mmap: bool = False) -> Any:
+    harmless: list[Any] = [(StandIn, name) for name in _INERT]
+    harmless.append((_plain_dict, "collections.defaultdict"))
+    try:
+        with torch.serialization.safe_globals(harmless):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise InputError(_explain(str(error), path)) from None
+    except Exception as error:  # damaged bytes make torch's reader raise whatever comes up
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise InputError(f"{path}: cannot be read as a checkpoint; is the file whole? ({reason})") from None
+
+
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    """In the place of a defaultdict, which torch would not fill."""
+    return {}
+
+
+def _explain(message: str, path: str) -> str:
+    if found := _UNKNOWN_NAME.search(message):
+        return (
+            f"{path}: holds {found[1]}, which is not among what a checkpoint may hold; nothing of it was run. "
+            "Only tensors and plain values are read: save the state_dict alone, where you trust the file"
+        )
+    cause = message.partition("\n\n")[2] or message  # after advice to read the file unsafely
+    return f"{path}: cannot be read as a checkpoint; is the file whole? ({cause.strip().splitlines()[0]})"

@@ -1,0 +1,271 @@
+"""A prior's folder: `config.json` and `model.safetensors` to use it, `state/` to go on training it. No pickle.
+
+`best.safetensors` holds the averaged weights that did best in validation, for priors that were trained here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from ...pipeline.contract.hashing import HashingFile
+from ...pipeline.contract.storage import Store
+from ...pipeline.errors import InputError, SettingsError
+from ...pipeline.settings import parse_settings
+from ..network.network import PriorNetwork
+from ..objective.normaliser import EmbeddingNormaliser
+from .config import PriorConfig, build_network, build_normaliser
+from .prior import Prior
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+BEST_NAME = "best.safetensors"
+STATE_FOLDER = "state"
+_FORMAT_VERSION = 2
+_NORMALISER = "normaliser."
+
+Create = Callable[[str], contextlib.AbstractContextManager[HashingFile]]
+"""Opens a new file of the folder by name, atomically."""
+
+
+def save_prior(create: Create, config: PriorConfig, network: PriorNetwork, normaliser: EmbeddingNormaliser) -> None:
+    """Write what is needed to use a prior: the weights, then the settings, without which there is no prior."""
+    with create(WEIGHTS_NAME) as file:
+        file.write(safetensors.torch.save(_to_cpu(prior_tensors(network, normaliser))))
+    described = {"format_version": _FORMAT_VERSION, **config.model_dump(mode="json")}
+    with create(CONFIG_NAME) as file:
+        file.write((json.dumps(described, indent=1) + "\n").encode())
+
+
+def prior_tensors(network: PriorNetwork, normaliser: EmbeddingNormaliser) -> dict[str, torch.Tensor]:
+    """All weights and statistics of a prior by name."""
+    return {**network.state_dict(), **{f"{_NORMALISER}{k}": v for k, v in normaliser.state_dict().items()}}
+
+
+def load_folder(path: str) -> Prior:
+    """A prior from its folder, local or remote, on the CPU.
+
+    Raises:
+        InputError: there is no prior, its training has not ended, or a file is damaged; says which.
+    """
+    store = Store(path)
+    try:
+        config = load_config(store)
+        with store.open(WEIGHTS_NAME) as file:
+            weights = _read_tensors(file, store.path(WEIGHTS_NAME))[0]
+    except (FileNotFoundError, NotADirectoryError):
+        if steps := _state_steps(store):
+            raise InputError(
+                f"{path}: its training has not ended, {steps[-1]:,} steps are done; the same `priorkit train` command "
+                "goes on from there, and publishes the prior after the last step"
+            ) from None
+        raise InputError(
+            f"{path}: no prior is there ({CONFIG_NAME} and {WEIGHTS_NAME} are needed); run `priorkit train`"
+        ) from None
+    network, normaliser = build_network(config), build_normaliser(config)
+    statistics = {name: weights.pop(name) for name in list(weights) if name.startswith(_NORMALISER)}
+    _load_weights(network, weights, f"{path}/{WEIGHTS_NAME}")
+    statistics = {name.removeprefix(_NORMALISER): value for name, value in statistics.items()}
+    _load_weights(normaliser, statistics, f"{path}/{WEIGHTS_NAME}")
+    return Prior(config, network, normaliser)
+
+
+def load_config(store: Store) -> PriorConfig:
+    """What `config.json` of a prior's folder says.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InputError: it is damaged, or of another format; says what.
+    """
+    described, source = store.read_json(CONFIG_NAME), f"{store.url}/{CONFIG_NAME}"
+    version = described.pop("format_version", None) if isinstance(described, dict) else None
+    if version is None and isinstance(described, dict) and "_class_name" in described:
+        raise InputError(
+            f"{store.url}: holds a {str(described['_class_name'])[:100]} of diffusers, which priorkit does not read; "
+            "it reads its own folders, and checkpoints of dalle2-pytorch (.pth)"
+        )
+    if version != _FORMAT_VERSION:
+        raise InputError(f"{source} has format version {version}; this priorkit reads {_FORMAT_VERSION}")
+    try:
+        return parse_settings(PriorConfig, described, source)
+    except SettingsError as error:
+        raise InputError(f"{error}; restore the file or train again") from None
+
+
+@dataclass
+class TrainState:
+    """What exact continuation of a training needs."""
+
+    step: int
+    """Steps done."""
+    network: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor]
+    optimiser: dict[str, torch.Tensor]
+    normaliser: dict[str, torch.Tensor]
+    """Statistics of the training rows, if the normaliser takes any."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of them by name, the part first."""
+        return {f"{part}.{name}": value for part in _PARTS for name, value in getattr(self, part).items()}
+
+    @staticmethod
+    def from_tensors(step: int, tensors: Mapping[str, torch.Tensor]) -> TrainState:
+        """Of what `tensors` gave."""
+        parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
+        for name, value in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value
+        return TrainState(step=step, **parts)
+
+
+_PARTS = ("network", "average", "optimiser", "normaliser")
+
+
+def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep: int) -> None:
+    """Write a checkpoint as one file, atomically, then remove all but the newest `keep` up to it.
+
+    Later ones are of a training that was discarded: this one goes on from its own newest.
+    """
+    # one key only: safetensors writes several in an order that changes from run to run
+    metadata = {"priorkit": json.dumps({"step": state.step, "settings": settings_fingerprint})}
+    with store.create(_state_name(state.step)) as file:
+        file.write(safetensors.torch.save(_to_cpu(state.tensors()), metadata))
+    steps = _state_steps(store)
+    kept = [step for step in steps if step <= state.step][-keep:]
+    for step in steps:
+        if step not in kept:
+            store.remove(_state_name(step))
+
+
+def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
+    """The newest whole checkpoint that was made with these settings; None if there is none.
+
+    Raises:
+        InputError: all that there are of these settings are damaged.
+    """
+    damage: InputError | None = None
+    for step in reversed(_state_steps(store)):
+        try:
+            with store.open(_state_name(step)) as file:
+                tensors, metadata = _read_tensors(file, store.path(_state_name(step)))
+        except InputError as error:
+            damage = error  # from the one before, the same steps give the same bits
+            continue
+        described = json.loads(metadata.get("priorkit", "{}"))
+        if described.get("settings") == settings_fingerprint:
+            return TrainState.from_tensors(described["step"], tensors)
+    if damage is not None:
+        raise damage  # to begin anew in silence would lose the work
+    return None
+
+
+def newest_step(store: Store, settings_fingerprint: str) -> int | None:
+    """Steps done at the newest whole checkpoint that was made with these settings, from its header; None of none."""
+    for step in reversed(_state_steps(store)):
+        if _described(store, _state_name(step)).get("settings") == settings_fingerprint:
+            return step
+    return None
+
+
+def _described(store: Store, name: str) -> dict[str, Any]:
+    """What the header of a file of weights says of it; nothing where the file is damaged."""
+    start = bytearray(8)
+    try:
+        store.read_into(name, 0, memoryview(start))
+        size = store.size(name) or 0
+        header = bytearray(min(int.from_bytes(start, "little"), size))
+        store.read_into(name, len(start), memoryview(header))
+        content = json.loads(header)
+        described = json.loads(content.pop("__metadata__")["priorkit"])
+        end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    is_whole = size == len(start) + len(header) + end
+    return described if is_whole and isinstance(described, dict) else {}
+
+
+def clear_states(store: Store) -> None:
+    """Remove all checkpoints, and the best weights with them."""
+    for step in _state_steps(store):
+        store.remove(_state_name(step))
+    store.remove(BEST_NAME)
+
+
+def save_best(store: Store, network: PriorNetwork, step: int, loss: float, settings_fingerprint: str) -> None:
+    """Keep averaged weights that did better in validation than all before."""
+    metadata = {"priorkit": json.dumps({"step": step, "validation_loss": loss, "settings": settings_fingerprint})}
+    with store.create(BEST_NAME) as file:
+        file.write(safetensors.torch.save(_to_cpu(network.state_dict()), metadata))
+
+
+def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor] | None:
+    """The averaged weights that did best in validation; None where training with these settings has kept none."""
+    try:
+        with store.open(BEST_NAME) as file:
+            tensors, metadata = _read_tensors(file, store.path(BEST_NAME))
+    except FileNotFoundError:
+        return None
+    return tensors if json.loads(metadata.get("priorkit", "{}")).get("settings") == settings_fingerprint else None
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer, network: PriorNetwork) -> dict[str, torch.Tensor]:
+    """The optimiser's state by the names of the weights."""
+    return {
+        f"{name}.{key}": value
+        for name, parameter in network.named_parameters()
+        for key, value in optimiser.state[parameter].items()
+    }
+
+
+def restore_optimiser(
+    optimiser: torch.optim.Optimizer, network: PriorNetwork, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Put back what `optimiser_tensors` gave."""
+    parameters = dict(network.named_parameters())
+    for name, value in tensors.items():
+        parameter_name, _, key = name.rpartition(".")
+        parameter = parameters[parameter_name]
+        # the step count stays where AdamW keeps it, on the CPU
+        optimiser.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+
+
+def _state_name(step: int) -> str:
+    return f"{STATE_FOLDER}/step_{step:09d}.safetensors"
+
+
+def _state_steps(store: Store) -> list[int]:
+    names = [name for name in store.names(STATE_FOLDER) if name.endswith(".safetensors")]
+    return sorted(int(name.rpartition("_")[2].partition(".")[0]) for name in names)
+
+
+def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _read_tensors(file: BinaryIO, source: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    data = file.read()
+    try:
+        tensors = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{source} is not a whole safetensors file ({error}); restore it or train again") from error
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return tensors, header.get("__metadata__", {})
+
+
+def _load_weights(network: nn.Module, weights: dict[str, Any], source: str) -> None:
+    expected = network.state_dict()
+    missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+    if missing or extra:
+        raise InputError(f"{source} does not fit its config: missing {missing[:3]}, unknown {extra[:3]}")
+    for name, value in weights.items():
+        if value.shape != expected[name].shape:
+            raise InputError(f"{source}: {name} is {list(value.shape)}, its config says {list(expected[name].shape)}")
+    network.load_state_dict(weights)

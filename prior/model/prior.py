@@ -1,0 +1,300 @@
+"""A trained prior: network, diffusion and the CLIP it belongs to, in one object that samples."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from ...pipeline.config import DeviceSettings
+from ...pipeline.errors import InputError, SettingsError
+from ...pipeline.settings import parse_settings
+from ..config import MAX_SEED, GuidanceName, SamplerName, SampleSettings
+from ..network.cache import PrefixCache
+from ..network.linear import Linear
+from ..network.network import PriorNetwork
+from ..objective.diffusion import Condition
+from ..objective.normaliser import EmbeddingNormaliser
+from ..objective.schedule import NoiseSchedule, noise_schedule
+from ..sampling.guidance import Denoiser, NullBranch, null_prefix
+from ..sampling.samplers import find_sampler, generator_noise, seeded_noise
+from .config import PriorConfig, check_sampling
+from .text_encoder import find_text_encoder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SAMPLE_BATCH = 64
+"""Captions that are sampled at once, so that memory does not grow with their number."""
+
+
+class Prior:
+    """Samples CLIP image embeddings from text."""
+
+    def __init__(self, config: PriorConfig, network: PriorNetwork, normaliser: EmbeddingNormaliser) -> None:
+        self.config = config
+        self.network = network.eval()
+        self.normaliser = normaliser
+        self.schedule: NoiseSchedule = noise_schedule(config.diffusion.noise_schedule, config.diffusion.timesteps)
+        self._null = NullBranch(network)
+        self._sums: list[float] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.network.query.device
+
+    @property
+    def token_states_used(self) -> int:
+        """Token states of a caption that it takes at most."""
+        return self.network.max_text_len if self.network.takes_token_states else 0
+
+    def to(self, device: str | torch.device | None = None, dtype: str | None = None) -> Prior:
+        """Move to a device, and compute large products in `float32` or `bfloat16`; norms stay in float32.
+
+        Raises:
+            SettingsError: the dtype is neither, or there is no such device.
+        """
+        if dtype is not None and dtype not in DTYPES:
+            raise SettingsError(f"dtype={dtype!r}: known are {', '.join(DTYPES)}")
+        try:
+            self.network.to(device)
+            self.normaliser.to(device)
+        except (RuntimeError, AssertionError) as error:  # torch raises either where there is no such device
+            raise SettingsError(f"device={str(device)!r}: {str(error).splitlines()[0]}") from error
+        if dtype is not None:
+            for module in self.network.modules():
+                if isinstance(module, Linear):
+                    module.to(DTYPES[dtype])
+        self._null = NullBranch(self.network)
+        return self
+
+    @functools.cached_property
+    def text_encoder(self) -> Any:
+        """The CLIP whose text this prior understands, checked against the weights it was trained with.
+
+        Raises:
+            InputError: the prior does not say which, or the one to be had is another.
+        """
+        if not self.config.clip_settings:
+            raise InputError(
+                "this prior does not say which CLIP it belongs to: sample from stored text embeddings (text_embed=), "
+                "or convert it again with --clip and --clip-pretrained"
+            )
+        device: Literal["cpu", "auto"] = "cpu" if self.device.type == "cpu" else "auto"
+        encoder = find_text_encoder(
+            self.config.clip_settings, self.config.clip, "this prior was trained with", DeviceSettings(device=device)
+        )
+        size = encoder.identity["embed_dim"]
+        if size != self.network.text_dim:
+            raise InputError(
+                f"the CLIP {self.config.clip_settings['model']} makes text embeddings of size {size}, "
+                f"this prior takes {self.network.text_dim}"
+            )
+        return encoder
+
+    def sample(
+        self,
+        prompts: Sequence[str] | None = None,
+        *,
+        text_embed: torch.Tensor | npt.NDArray[Any] | None = None,
+        token_states: torch.Tensor | npt.NDArray[Any] | None = None,
+        num_candidates: int = 1,
+        guidance_scale: float = 1.0,
+        guidance: GuidanceName = "text",
+        steps: int = 64,
+        sampler: SamplerName = "ddim",
+        seed: int = 0,
+        first: int = 0,
+        generator: torch.Generator | None = None,
+        noise: Iterable[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Draw one image embedding for each caption: `[B, D]` float32 on the CPU.
+
+        The noise of a caption is a function of `seed` and its number, so that captions may be sampled in parts.
+
+        Args:
+            prompts: captions, encoded by the prior's own CLIP; or give `text_embed`.
+            text_embed: `[B, D]` text embeddings of any norm.
+            token_states: `[B, T, W]` token states, rows of zeros being padding, if the prior uses them.
+            num_candidates: draws for each caption, of which the one nearest to the text by cosine is returned.
+            guidance_scale: 1 follows the text as trained, above 1 exaggerates it.
+            guidance: `text`, or `dalle2` for DALLE2-pytorch's, which scales the norm of samples too.
+            steps: network evaluations; of `dalle2-ddim` one fewer are made.
+            sampler: `ddpm`, `ddim`, `dpmsolver++` or `dalle2-ddim`.
+            seed: seed of the noise.
+            first: number of the first caption, where captions are sampled in parts.
+            generator: draws the noise in place of `seed`.
+            noise: tensors `[B * num_candidates, D]`, the candidates of a caption side by side, in place of drawn noise:
+                first the initial noise, then one for each step that adds noise (`ddpm`: every step, the last times 0).
+
+        Raises:
+            SettingsError: a setting is out of range, or neither or both of prompts and text_embed are given.
+        """
+        _check_arguments(prompts, text_embed, token_states, generator, noise)
+        if not 0 <= seed <= MAX_SEED:
+            raise SettingsError(f"seed={seed}: must be from 0 to {MAX_SEED}")
+        if first < 0:
+            raise SettingsError(f"first={first}: must not be negative")
+        if num_candidates < 1:
+            raise SettingsError(f"num_candidates={num_candidates}: must be at least 1")
+        values = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "guidance": guidance}
+        text_embed, token_states = _as_tensor(text_embed), _as_tensor(token_states)
+        settings = parse_settings(SampleSettings, values, "sample")
+        self.check(settings)
+        self._forget_if_changed()
+        texts: Sequence[str] | torch.Tensor = prompts if prompts is not None else text_embed  # type: ignore[assignment]
+        given = iter(noise) if noise is not None else None
+        batch = SAMPLE_BATCH if given is None else max(1, len(texts))  # given noise is of all captions at once
+        parts = [torch.empty(0, self.config.embed_dim)]
+        for start in range(0, len(texts), batch):
+            chosen = slice(start, start + batch)
+            if prompts is not None:
+                embed, states = self.encode_text(list(prompts[chosen]))
+            else:
+                assert text_embed is not None
+                embed, states = text_embed[chosen], None if token_states is None else token_states[chosen]
+            drawn = given
+            if generator is not None:
+                drawn = generator_noise((len(embed) * num_candidates, self.config.embed_dim), generator, self.device)
+            if drawn is None:
+                drawn = self.noise(seed, first + start, len(embed), num_candidates)
+            draws = self.draw(embed, states, num_candidates, settings, drawn)
+            parts.append(nearest_to_text(draws, embed))
+        return torch.cat(parts)
+
+    def _forget_if_changed(self) -> None:
+        """Drop what was computed from other weights; by their sums, since torch does not count every change."""
+        sums = torch.stack([value.detach().sum(dtype=torch.float32) for value in self.network.parameters()]).tolist()
+        if sums != self._sums:
+            self._sums = sums
+            self._null = NullBranch(self.network)
+            for module in self.network.modules():
+                if isinstance(module, Linear):
+                    module.forget_packed()
+
+    def noise(self, seed: int, first: int, texts: int, draws: int) -> Iterator[torch.Tensor]:
+        """The noise that `sample` draws for captions from number `first` on."""
+        return seeded_noise(seed, first, texts, draws, self.config.embed_dim, self.device)
+
+    def check(self, settings: SampleSettings) -> list[int]:
+        """The timesteps that would be evaluated at; SettingsError if this prior cannot be sampled so."""
+        return check_sampling(self.config.network, self.network.takes_token_states, self.config.diffusion, settings)
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        text_embed: torch.Tensor,
+        token_states: torch.Tensor | None,
+        draws: int,
+        settings: SampleSettings,
+        noise: Iterator[torch.Tensor],
+    ) -> torch.Tensor:
+        """K draws for each of B captions: `[B, K, D]` float32 on the CPU.
+
+        Args:
+            text_embed, token_states: as for `sample`.
+            noise: `[B * K, D]` tensors, as for `sample`.
+        """
+        grid = self.check(settings)
+        condition = self.condition(text_embed, token_states)
+        batch, dim = len(text_embed), self.config.embed_dim
+        null_cache = None
+        if settings.guidance_scale != 1.0 and not self._null.is_constant:
+            null_cache = null_prefix(self.network, condition.text_embed, condition.token_states)
+        denoiser = Denoiser(
+            self.network, self.schedule, self.config.diffusion, self.normaliser, self._prefix(condition),
+            guidance=settings.guidance, guidance_scale=settings.guidance_scale, null=self._null, null_cache=null_cache,
+            grid=grid,
+        )  # fmt: skip
+        sampler = find_sampler(settings.sampler, self.network.function, self.config.diffusion.prediction)
+        x0 = sampler(denoiser, self.schedule, self._checked(noise, (batch * draws, dim)), grid)
+        embeds = self.normaliser.decode(x0)
+        if self.config.diffusion.output_norm == "unit":
+            embeds = F.normalize(embeds, dim=-1)
+        return embeds.view(batch, draws, dim).cpu()
+
+    def _prefix(self, condition: Condition) -> PrefixCache:
+        """Keys and values of texts, to be shared by all steps and draws."""
+        padding = self._null.padding() if self.network.pads_only else None
+        return self.network.prefix(condition.text_embed, condition.token_states, padding=padding)
+
+    def _checked(self, noise: Iterator[torch.Tensor], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """The noise on this device, the first of it scaled where the prior wants that."""
+        for index, value in enumerate(noise):
+            if value.shape != shape:
+                raise SettingsError(f"noise number {index} has shape {list(value.shape)}, needed is {list(shape)}")
+            value = value.to(self.device, torch.float32)
+            if index == 0 and self.config.diffusion.init_clamp:
+                value = F.normalize(value, dim=-1) * self.normaliser.radius
+            yield value
+        raise SettingsError("noise ended before the sampler did; it takes one tensor, and one for each noisy step")
+
+    def condition(self, text_embed: torch.Tensor, token_states: torch.Tensor | None) -> Condition:
+        """Stored or encoded text as the network takes it, on its device.
+
+        Raises:
+            SettingsError: a shape does not fit this prior, or its token states are missing.
+        """
+        if text_embed.ndim != 2 or text_embed.shape[1] != self.network.text_dim:
+            raise SettingsError(
+                f"text_embed has shape {list(text_embed.shape)}, this prior takes [B, {self.network.text_dim}]"
+            )
+        text = F.normalize(text_embed.float(), dim=-1).to(self.device)
+        if not self.network.takes_token_states:
+            return Condition(text, None)
+        if token_states is None:
+            raise SettingsError("this prior is conditioned on token states: give token_states besides text_embed")
+        width = self.config.token_width
+        if token_states.ndim != 3 or (token_states.shape[0], token_states.shape[2]) != (len(text), width):
+            raise SettingsError(
+                f"token_states have shape {list(token_states.shape)}, this prior takes [{len(text)}, T, {width}]"
+            )
+        return Condition(text, token_states.float().to(self.device))
+
+    def encode_text(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Captions -> text embeddings `[B, D]` and, if the prior uses them, token states `[B, T, W]`."""
+        uses_tokens = self.network.takes_token_states
+        text = self.text_encoder.encode_texts(prompts, token_states=uses_tokens)
+        if not uses_tokens:
+            return text.text_embed, None
+        rows = torch.split(text.token_states, text.lengths)
+        return text.text_embed, torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def _check_arguments(
+    prompts: Sequence[str] | None,
+    text_embed: torch.Tensor | npt.NDArray[Any] | None,
+    token_states: torch.Tensor | npt.NDArray[Any] | None,
+    generator: torch.Generator | None,
+    noise: Iterable[torch.Tensor] | None,
+) -> None:
+    """SettingsError if arguments of `Prior.sample` exclude each other."""
+    if (prompts is None) == (text_embed is None):
+        raise SettingsError("give either prompts or text_embed")
+    if isinstance(prompts, str):
+        raise SettingsError(f"prompts={prompts!r}: give a list of captions")
+    if prompts is not None and token_states is not None:
+        raise SettingsError("token_states belong to text_embed; prompts are encoded here")
+    if text_embed is not None and token_states is not None and len(text_embed) != len(token_states):
+        raise SettingsError(f"token_states are of {len(token_states)} texts, text_embed of {len(text_embed)}")
+    if generator is not None and noise is not None:
+        raise SettingsError("give either generator or noise")
+
+
+def _as_tensor(value: torch.Tensor | npt.NDArray[Any] | None) -> torch.Tensor | None:
+    return torch.tensor(value) if isinstance(value, np.ndarray) else value  # a copy, as arrays may be read-only
+
+
+def nearest_to_text(draws: torch.Tensor, text_embed: torch.Tensor) -> torch.Tensor:
+    """The draw `[B, D]` of each caption, of `[B, K, D]`, with the highest cosine to its text `[B, D]`.
+
+    Where texts and images have different encoders, and so different sizes, the first.
+    """
+    if draws.shape[1] == 1 or draws.shape[-1] != text_embed.shape[-1]:
+        return draws[:, 0]
+    cosine = F.cosine_similarity(draws, text_embed.to(draws)[:, None], dim=-1)
+    return draws[torch.arange(len(draws)), cosine.argmax(dim=1)]

@@ -1,0 +1,203 @@
+"""What embeddings are sampled for: captions, a file of them, or stored text embeddings. Read in batches."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from fsspec.implementations.local import LocalFileSystem
+
+from ...pipeline.contract.storage import open_location
+from ...pipeline.contract.vectors.rules import embed_dtypes_named, is_embed_dtype
+from ...pipeline.errors import InputError
+from ...pipeline.read.dataset import EmbeddingDataset
+from .clip_match import clip_named, match_clips
+from .prior import Prior
+
+
+class TextBatch(NamedTuple):
+    """Some texts, encoded."""
+
+    labels: list[str]
+    """What they are called when they are shown: captions, or row numbers. Of stored shards, in the first batch only."""
+    text_embed: torch.Tensor
+    """`[B, D]`."""
+    token_states: torch.Tensor | None
+    """`[B, T, W]`, padded with zeros; None unless the prior takes them."""
+
+
+class Texts(Protocol):
+    """A source of texts."""
+
+    count: int
+    """How many there are."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about them, a sentence each; complete when all batches are read."""
+
+    def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
+        """All of them, in order, at most `size` at once."""
+
+
+class Captions:
+    """Captions, encoded by the prior's own CLIP."""
+
+    def __init__(self, captions: Sequence[str]) -> None:
+        self.count, self.notes = len(captions), list[str]()
+        self._captions = captions
+
+    def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
+        """See `Texts`."""
+        return _encode(iter(self._captions), prior, size)
+
+
+class CaptionFile:
+    """A text file with a caption in every line, empty ones too.
+
+    Raises:
+        InputError: there is no such file, or it is not UTF-8 text, or no longer has as many lines.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.notes: list[str] = []
+        self._fs, self._location = open_location(path)
+        if not self._fs.isfile(self._location):
+            raise InputError(f"--prompts {path}: no such file; it is read twice, so a pipe will not do")
+        self.count = sum(1 for _ in self._lines())
+
+    def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
+        """See `Texts`."""
+        return _encode(self._counted_lines(), prior, size)
+
+    def _counted_lines(self) -> Iterator[str]:
+        number = 0
+        for number, line in enumerate(self._lines(), start=1):
+            if number <= self.count:
+                yield line
+        if number != self.count:
+            raise InputError(f"--prompts {self._path}: changed while it was read: {self.count} lines, then {number}")
+
+    def _lines(self) -> Iterator[str]:
+        try:
+            with (
+                self._fs.open(self._location, "rb") as file,
+                io.TextIOWrapper(file, "utf-8-sig", newline=None) as lines,
+            ):
+                for line in lines:
+                    yield line.rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"--prompts {self._path}: not UTF-8 text ({error})") from None
+
+
+class StoredArray:
+    """Text embeddings `[N, D]` in a `.npy` file, for priors that take no token states.
+
+    Raises:
+        InputError: there is no such file, or it holds something else.
+    """
+
+    def __init__(self, path: str) -> None:
+        fs, location = open_location(path)
+        if not fs.isfile(location):
+            raise InputError(f"--embeddings {path}: no such file")
+        try:
+            if isinstance(fs, LocalFileSystem):
+                array = np.load(location, mmap_mode="r", allow_pickle=False)
+            else:
+                with fs.open(location, "rb") as file:
+                    array = np.load(io.BytesIO(file.read()), allow_pickle=False)
+        except Exception as error:  # numpy raises what its parsers of damaged headers raise
+            raise InputError(f"--embeddings {path}: not an array of numbers ({error})") from None
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"--embeddings {path}: holds several arrays, one is needed")
+        if array.ndim != 2 or not is_embed_dtype(array.dtype):
+            raise InputError(
+                f"--embeddings {path}: holds {array.dtype} of shape {list(array.shape)}, floats [N, D] are needed: "
+                f"{embed_dtypes_named()}"
+            )
+        self.notes: list[str] = []
+        self._path, self._array = path, array
+        self.count = len(array)
+
+    def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
+        """See `Texts`; InputError if the rows are not of the prior's size, or not numbers."""
+        _require_size(self._path, self._array.shape[1], prior)
+        if prior.token_states_used:
+            raise InputError(
+                f"--embeddings {self._path}: this prior takes token states too, which a .npy has none of; "
+                "give a folder of embedding shards, or captions"
+            )
+        for start in range(0, self.count, size):
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+                embeds = torch.from_numpy(np.array(self._array[start : start + size], np.float32))
+            finite = embeds.isfinite().all(dim=-1)
+            if not finite.all():
+                raise InputError(f"--embeddings {self._path}: row {start + int(finite.int().argmin())} is not finite")
+            yield TextBatch([f"row {start + row}" for row in range(len(embeds))], embeds, None)
+
+
+class StoredEmbeddings:
+    """The text embeddings, and token states, of a folder of embedding shards.
+
+    Raises:
+        InputError: the folder is not sound.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._dataset = EmbeddingDataset(url)
+        self._clip_notes: list[str] = []
+        self.count = self._dataset.count
+
+    def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
+        """See `Texts`; InputError if another CLIP made them than the prior belongs to, or they do not fit it."""
+        _require_size(self._dataset.store.url, self._dataset.embed_dim, prior)
+        url, own = self._dataset.store.url, clip_named(prior.config.clip_settings)
+        match = match_clips(prior.config, self._dataset)
+        if match == "other":
+            raise InputError(f"{url} was embedded by another CLIP than the prior was trained with")
+        if match == "unknown":
+            self._clip_notes = [
+                f"it is not known that the prior's CLIP{f', {own},' if own else ''} made {url}; it is taken to have"
+            ]
+        for start in range(0, self.count, size):
+            rows = np.arange(start, min(start + size, self.count))
+            batch = self._dataset.take(rows, prior.token_states_used)
+            states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
+            labels = [] if start else self._labels(rows)
+            yield TextBatch(labels, torch.from_numpy(batch.text_embed), states)
+
+    @property
+    def notes(self) -> list[str]:
+        """See `Texts`."""
+        return [*self._clip_notes, *self._dataset.notes]
+
+    def _labels(self, rows: np.ndarray) -> list[str]:
+        """Captions of rows, or their numbers where the folder has no captions."""
+        try:
+            captions = self._dataset.metadata(rows, ["caption"]).column("caption").to_pylist()
+        except InputError:
+            captions = [None] * len(rows)
+        return [f"row {row}" if caption is None else caption for row, caption in zip(rows, captions, strict=True)]
+
+
+def stored_texts(url: str) -> Texts:
+    """Stored text embeddings: a `.npy` file, or a folder of embedding shards."""
+    return StoredArray(url) if url.endswith(".npy") else StoredEmbeddings(url)
+
+
+def _require_size(source: str, size: int, prior: Prior) -> None:
+    if size != prior.network.text_dim:
+        raise InputError(
+            f"--embeddings {source}: holds embeddings of {size}, this prior takes {prior.network.text_dim}"
+        )
+
+
+def _encode(captions: Iterator[str], prior: Prior, size: int) -> Iterator[TextBatch]:
+    while batch := list(islice(captions, size)):
+        yield TextBatch(batch, *prior.encode_text(batch))

@@ -1,0 +1,1 @@
+"""The network of a prior: a causal transformer, its cache, and its linear layers."""

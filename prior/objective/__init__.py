@@ -1,0 +1,1 @@
+"""The training objective: noise schedule, normaliser, and loss."""

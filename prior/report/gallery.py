@@ -1,0 +1,119 @@
+"""A picture of what a prior does: for a few captions, the nearest images by raw text and by the prior's prediction."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from ...pipeline.contract.image_shards import list_image_shards, read_samples
+from ...pipeline.contract.storage import Store
+from ...pipeline.display.terminal import clean
+from ...pipeline.images.upright import opened_rgb
+from ...pipeline.read.dataset import EmbeddingDataset
+from ..model.prior import Prior
+
+_TILE = 96
+_MARGIN = 12
+_HEADER = 64
+_LABEL_WIDTH = 260
+_BACKGROUND, _INK, _FAINT, _TRUE = "white", "#1b1b1b", "#6b6b6b", "#1a8f3c"
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    """One caption with what each predictor finds."""
+
+    caption: str
+    true_key: str
+    by_text: Sequence[str]
+    """Keys of the nearest images by the raw text embedding, the nearest first."""
+    by_prior: Sequence[str]
+    """Keys of the nearest images by the prior's prediction."""
+
+
+def nearest(queries: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the `count` embeddings of `[S, D]` that are nearest to `[C, D]`, all of norm 1: `[C, count]`."""
+    return np.asarray(np.argsort(-(queries.astype(np.float32) @ images.T), axis=1, kind="stable")[:, :count])
+
+
+def nearest_images(
+    prior: Prior, dataset: EmbeddingDataset, rows: np.ndarray, count: int, seed: int
+) -> list[GalleryRow]:
+    """Find the nearest images of the whole dataset for the captions of some rows."""
+    everything = dataset.take(np.arange(dataset.count))
+    keys = dataset.metadata(everything.rows, ["key"]).column("key").to_pylist()
+    captions = dataset.metadata(rows, ["caption"]).column("caption").to_pylist()
+    batch = dataset.take(rows, prior.token_states_used)
+    states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
+    predicted = prior.sample(
+        text_embed=torch.from_numpy(batch.text_embed), token_states=states, num_candidates=2, steps=32, seed=seed
+    ).numpy()
+
+    by_text, by_prior = (nearest(query, everything.image_embed, count) for query in (batch.text_embed, predicted))
+    return [
+        GalleryRow(captions[i], keys[row], [keys[at] for at in by_text[i]], [keys[at] for at in by_prior[i]])
+        for i, row in enumerate(rows)
+    ]
+
+
+def read_images(images: str, keys: set[str]) -> dict[str, Image.Image]:
+    """Images of a folder of webdataset shards by key."""
+    store = Store(images)
+    found: dict[str, Image.Image] = {}
+    for shard in list_image_shards(store):
+        for sample in read_samples(store, shard):
+            if sample.key in keys and sample.image is not None:
+                found[sample.key] = opened_rgb(sample.image)
+    return found
+
+
+def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], title: str) -> bytes:
+    """The picture as PNG; the true image of a caption has a green frame."""
+    count = len(rows[0].by_text)
+    block = count * (_TILE + _MARGIN)
+    width = _LABEL_WIDTH + 2 * block + 3 * _MARGIN
+    height = _HEADER + len(rows) * (_TILE + _MARGIN) + _MARGIN
+    canvas = Image.new("RGB", (width, height), _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    large, small = ImageFont.load_default(16), ImageFont.load_default(13)
+    left, right = _LABEL_WIDTH + _MARGIN, _LABEL_WIDTH + block + 2 * _MARGIN
+    draw.text((_MARGIN, 10), clean(title), fill=_INK, font=large)
+    draw.text((left, 38), "nearest images by the raw text embedding", fill=_FAINT, font=small)
+    draw.text((right, 38), "nearest images by the prior's prediction", fill=_FAINT, font=small)
+    for index, row in enumerate(rows):
+        top = _HEADER + index * (_TILE + _MARGIN)
+        for line, text in enumerate(_wrap(clean(row.caption), _LABEL_WIDTH - 2 * _MARGIN, small)):
+            draw.text((_MARGIN, top + 18 * line), text, fill=_INK, font=small)
+        for start, keys in ((left, row.by_text), (right, row.by_prior)):
+            for position, key in enumerate(keys):
+                x = start + position * (_TILE + _MARGIN)
+                canvas.paste(images[key].resize((_TILE, _TILE)), (x, top))
+                if key == row.true_key:
+                    draw.rectangle((x - 3, top - 3, x + _TILE + 2, top + _TILE + 2), outline=_TRUE, width=3)
+    encoded = io.BytesIO()
+    canvas.save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """Text cut into at most five lines that fit `width` pixels."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if font.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:  # a word may be longer than a line
+            if font.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
+        if len(lines) > 5:
+            break
+    return lines[:5]

@@ -1,0 +1,97 @@
+"""What a report is made of: an evaluation that has ended, and what it evaluated, found again to draw from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...pipeline.compute.device import resolve
+from ...pipeline.compute.stage import ProgressCallback, no_progress
+from ...pipeline.errors import InputError
+from ...pipeline.read.dataset import EmbeddingDataset
+from ...pipeline.settings import parse_settings
+from ..config import EvaluateSettings, SampleSettings
+from ..evaluate.folder import read_metrics, read_rows, require_whole
+from ..evaluate.predictors import GivenPredictions, Predictor, PriorPredictor, read_predictions
+from ..evaluate.rows import BLOCK_ROWS
+from ..evaluate.scoring import GIVEN
+from ..evaluate.subject import PriorSource, Subject, find_subject
+
+
+class ReportSource:
+    """An evaluation and its subject; arguments as of `write_report`.
+
+    Raises:
+        InputError: there is no evaluation, or what is found is not what was evaluated.
+    """
+
+    def __init__(
+        self,
+        evaluation: str,
+        prior: str | None = None,
+        embeddings: str | None = None,
+        *,
+        config: str | None = None,
+        function_version: str | None = None,
+    ) -> None:
+        require_whole(evaluation)
+        self.evaluation = evaluation
+        self.metrics = read_metrics(evaluation)
+        if prior is None:
+            evaluated = self.metrics["subject"]
+            prior, config = evaluated["path"], config or evaluated.get("config")
+            function_version = function_version or evaluated.get("function_version")
+        self.prior = PriorSource(str(prior), config, function_version)
+        self.embeddings: str = embeddings or self.metrics["embeddings"]["path"]
+        self.splits: dict[str, dict[str, Any]] = self.metrics["splits"]
+        self.rows = {split: read_rows(evaluation, split) for split in self.splits}
+        self.first_split = "test" if "test" in self.splits else next(iter(self.splits))
+        self.main: dict[str, Any] = self.splits[self.first_split]["predictors"][0]
+        self.is_given: bool = self.main["name"] == GIVEN
+        self.subject, self.no_subject = self._find_subject()
+
+    def _find_subject(self) -> tuple[Subject | None, str]:
+        """What was evaluated; or None and why it is not there."""
+        try:
+            found = find_subject(self.prior, None)
+        except InputError as error:
+            return None, f"{error}."
+        evaluated = self.metrics["subject"]
+        if found.content != evaluated["content"]:
+            raise InputError(
+                f"{self.prior.path} is not what {self.evaluation} is of: that was {evaluated['path']} "
+                f"({evaluated['kind']}, content {evaluated['content'][:12]}, not {found.content[:12] or 'yet known'}); "
+                "name it with --prior, or run `priorkit evaluate` again"
+            )
+        return found, ""
+
+    def predicted(
+        self, dataset: EmbeddingDataset, rows: np.ndarray, progress: ProgressCallback = no_progress
+    ) -> tuple[np.ndarray | None, str]:
+        """The first draw for each row `[N, D]`, of norm 1; or None and why."""
+        if "broken" in self.main:
+            return None, f"{self.main['name']} is broken: {self.main['broken']}."
+        if self.subject is None:
+            return None, self.no_subject
+        predictor, states_used = self._predictor(self.subject, dataset)
+        ids, found = dataset.row_ids[rows], []
+        for start in range(0, len(rows), BLOCK_ROWS):
+            progress(start, len(rows), "")
+            part = slice(start, start + BLOCK_ROWS)
+            found.append(predictor(dataset.take(rows[part], states_used), ids[part])[:, 0])
+        progress(len(rows), len(rows), "")
+        predicted = np.concatenate(found)
+        return (predicted, "") if np.isfinite(predicted).all() else (None, "some are not finite.")
+
+    def _predictor(self, subject: Subject, dataset: EmbeddingDataset) -> tuple[Predictor, int]:
+        """What predicts, and how many token states it reads."""
+        if subject.is_predictions:
+            return GivenPredictions(read_predictions(subject.source.path, dataset)), 0
+        settings = resolve(EvaluateSettings(), "evaluate")
+        torch.set_num_threads(settings.threads)
+        sample = parse_settings(SampleSettings, self.main["sample"], "metrics.json")
+        subject.check(dataset, [sample], [self.main["weights"]])
+        prior = subject.source.load(self.main["weights"], settings.device)
+        return PriorPredictor(prior, sample, 1, self.metrics["seed"]), prior.token_states_used

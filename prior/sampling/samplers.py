@@ -1,0 +1,205 @@
+"""Samplers: free functions that turn noise into embeddings, given a function that estimates x0.
+
+They know nothing of networks, text or guidance. `noise` is an iterator of `[N, D]` standard normal tensors, consumed in
+order: first the initial noise, then one for each step that adds noise.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..config import SamplerName
+from ..network.function_version import FunctionVersion
+from ..objective.schedule import NoiseSchedule
+
+_LEAST_HALF_LOG_SNR = -5.1
+"""Below it an embedding is noise to one part in 27,000."""
+
+
+class Estimate(NamedTuple):
+    """What is known of the clean embeddings at a step."""
+
+    x0: torch.Tensor
+    """`[N, D]`, clamped if the prior clamps."""
+    unclamped: torch.Tensor
+    """`[N, D]` before the clamp."""
+
+
+EstimateX0 = Callable[[torch.Tensor, torch.Tensor], Estimate]
+"""Takes x_t `[N, D]` and timesteps `[N]`."""
+
+Sampler = Callable[[EstimateX0, NoiseSchedule, Iterator[torch.Tensor], list[int]], torch.Tensor]
+"""Takes besides the timesteps to evaluate at, from the noisiest down; returns x0 `[N, D]`."""
+
+
+def ddpm(
+    estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
+) -> torch.Tensor:
+    """Ancestral sampling (Ho et al. 2020, arXiv 2006.11239, eq. 7). Every step takes a noise, the last times zero."""
+    x_t = next(noise)
+    for index, timestep in enumerate(grid):
+        x0 = estimate_x0(x_t, _timesteps(x_t, timestep)).x0
+        now = schedule.alpha_bar[timestep]
+        after = schedule.alpha_bar[grid[index + 1]] if index + 1 < len(grid) else torch.ones_like(now)
+        kept = now / after
+        mean_x0 = after.sqrt() * (1 - kept) / (1 - now)
+        mean_xt = kept.sqrt() * (1 - after) / (1 - now)
+        deviation = ((1 - kept) * (1 - after) / (1 - now)).sqrt()
+        x_t = float(mean_x0) * x0 + float(mean_xt) * x_t + float(deviation) * next(noise)
+    return x_t
+
+
+def ddim(
+    estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
+) -> torch.Tensor:
+    """Deterministic sampling (Song et al. 2020, arXiv 2010.02502, eq. 12 with eta 0), one evaluation a step."""
+    x_t = next(noise)
+    for timestep, after in itertools.pairwise(grid):
+        timesteps = _timesteps(x_t, timestep)
+        x0 = estimate_x0(x_t, timesteps).x0
+        x_t = schedule.add_noise(x0, schedule.to_eps(x0, x_t, timesteps), _timesteps(x_t, after))
+    return estimate_x0(x_t, _timesteps(x_t, grid[-1])).x0
+
+
+def dpmsolver_pp(
+    estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
+) -> torch.Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), one evaluation a step.
+
+    The last step, to no noise at all, is one of first order, which returns the last estimate.
+    """
+    x_t = next(noise)
+    half_log_snr = 0.5 * torch.logit(schedule.alpha_bar)  # -inf at pure noise
+    last_x0, last_width = None, math.inf
+    for timestep, after in itertools.pairwise(grid):
+        x0 = estimate_x0(x_t, _timesteps(x_t, timestep)).x0
+        width = float(half_log_snr[after] - half_log_snr[timestep])
+        slope = torch.zeros_like(x0) if last_x0 is None else (x0 - last_x0) * (width / (2 * last_width))
+        signal, now, sigma = (
+            float(share.sqrt())
+            for share in (schedule.alpha_bar[after], 1 - schedule.alpha_bar[timestep], 1 - schedule.alpha_bar[after])
+        )
+        x_t = sigma / now * x_t - signal * math.expm1(-width) * (x0 + slope)
+        last_x0, last_width = x0, width
+    return estimate_x0(x_t, _timesteps(x_t, grid[-1])).x0
+
+
+def dalle2_ddim(
+    estimate_x0: EstimateX0,
+    schedule: NoiseSchedule,
+    noise: Iterator[torch.Tensor],
+    grid: list[int],
+    *,
+    function: FunctionVersion,
+    prediction: str,
+) -> torch.Tensor:
+    """DALLE2-pytorch's sampler (eta 1), number for number, with what each release did differently.
+
+    Its signal shares are those of one timestep earlier than the network is told, in float32.
+    """
+    x_t = next(noise)
+    shares = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alpha_bar[:-1]]).float()
+    ends = [*grid[1:], -1 if function.ddim_ends_at_x0 else 0]
+    for timestep, after in zip(grid, ends, strict=True):
+        timesteps = _timesteps(x_t, timestep)
+        x0, unclamped = estimate_x0(x_t, timesteps)
+        if after < 0:
+            return x0
+        basis = x0 if function.ddim_noise_follows_clamp(prediction) else unclamped
+        sign = 1.0 if prediction == "eps" and basis is unclamped else function.ddim_noise_sign
+        eps = sign * schedule.to_eps(basis, x_t, timesteps)
+        share, share_after = shares[timestep], shares[after]
+        deviation = ((1 - share / share_after) * (1 - share_after) / (1 - share)).sqrt()
+        rest = ((1 - share_after) - deviation.square()).sqrt()
+        x_t = x0 * float(share_after.sqrt()) + float(rest) * eps
+        if after > 0:
+            x_t = x_t + float(deviation) * next(noise)
+    return x_t
+
+
+def find_sampler(name: SamplerName, function: FunctionVersion, prediction: str) -> Sampler:
+    """The sampler of a name; the function and prediction of a prior matter to DALLE2-pytorch's only."""
+    if name == "dalle2-ddim":
+        return functools.partial(dalle2_ddim, function=function, prediction=prediction)
+    return {"ddpm": ddpm, "ddim": ddim, "dpmsolver++": dpmsolver_pp}[name]
+
+
+def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: FunctionVersion) -> list[int]:
+    """The timesteps that a sampler evaluates at, from the noisiest down, evenly spaced.
+
+    `steps` different ones, all of them where `steps` is `timesteps`; of `dalle2-ddim` those of DALLE2-pytorch, one
+    fewer from release 1.10.3 on.
+
+    Raises:
+        ValueError: `steps` is out of range.
+    """
+    fewest, most = 1, timesteps
+    if name == "dalle2-ddim":  # at all timesteps DALLE2-pytorch takes DDPM
+        fewest, most = 2 if function.ddim_ends_at_x0 else 1, timesteps - 1
+    if not fewest <= steps <= most:
+        raise ValueError(f"steps={steps}: {name} samples this prior in {fewest} to {most} steps")
+    if name != "dalle2-ddim":
+        return [timesteps - 1 - index * timesteps // steps for index in range(steps)]
+    if function.ddim_ends_at_x0:
+        grid = torch.linspace(-1.0, timesteps, steps + 1)[1:-1]
+    else:
+        grid = torch.linspace(0.0, timesteps, steps + 2)[1:-1]
+    return list(reversed(grid.int().tolist()))
+
+
+def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """`steps` timesteps from the noisiest down, evenly spaced in log-SNR, in which DPM-Solver is of second order.
+
+    What noise is left at the last one is replaced by its mean; as the steps of `dpmsolver++` are worth several, it ends
+    where an even grid of four times as many does. Where almost nothing but noise is left, no step is spent.
+    """
+    timesteps = len(schedule)
+    last = timesteps - 1 - (min(4 * steps, timesteps) - 1) * timesteps // min(4 * steps, timesteps)
+    half_log_snr = 0.5 * torch.logit(schedule.alpha_bar)
+    start = max(float(half_log_snr[-1]), _LEAST_HALF_LOG_SNR)
+    grid = [timesteps - 1]
+    for index, value in enumerate(torch.linspace(start, float(half_log_snr[last]), steps).tolist()[1:], start=1):
+        nearest = int((half_log_snr - value).abs().argmin())
+        grid.append(min(max(nearest, steps - 1 - index), grid[-1] - 1))  # no timestep twice, and enough of them left
+    return grid
+
+
+def sampling_grid(name: SamplerName, schedule: NoiseSchedule, steps: int, function: FunctionVersion) -> list[int]:
+    """The timesteps that a sampler evaluates at: even in log-SNR of `dpmsolver++`, else those of `timestep_grid`.
+
+    Raises:
+        ValueError: `steps` is out of range.
+    """
+    even = timestep_grid(name, len(schedule), steps, function)
+    return log_snr_grid(schedule, steps) if name == "dpmsolver++" else even
+
+
+def generator_noise(shape: tuple[int, int], generator: torch.Generator, device: torch.device) -> Iterator[torch.Tensor]:
+    """Endless standard normal `[N, D]` tensors from a generator, drawn where it is."""
+    while True:
+        yield torch.randn(shape, generator=generator, device=generator.device).to(device)
+
+
+def seeded_noise(
+    seed: int, first: int, texts: int, draws: int, embed_dim: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Endless standard normal `[B * K, D]` tensors; those of a text are a function of the seed and its number alone.
+
+    Args:
+        first: number of the first text.
+    """
+    generators = [np.random.Generator(np.random.Philox(key=[seed, first + text])) for text in range(texts)]
+    while True:
+        noise = np.stack([generator.standard_normal((draws, embed_dim), np.float32) for generator in generators])
+        yield torch.from_numpy(noise).flatten(0, 1).to(device)
+
+
+def _timesteps(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
+    return torch.full((x_t.shape[0],), timestep, dtype=torch.int64, device=x_t.device)

@@ -1,0 +1,31 @@
+"""The optimiser: AdamW with weight decay on matrices only, and its learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ..config import OptimiserSettings
+
+_FINAL_SHARE = 0.1
+
+
+def build_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) over the weights of a network."""
+    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, settings.beta2), fused=True)
+
+
+def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
+    """The learning rate of step number `step` (from 0) of `steps`: linear warmup, then cosine or constant."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    if settings.decay == "constant":
+        return settings.learning_rate
+    progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    share = _FINAL_SHARE + (1 - _FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
+    return settings.learning_rate * share

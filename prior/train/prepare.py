@@ -1,0 +1,24 @@
+"""How a network is trained: in which type its products are, what is compiled and what is kept for the backward pass."""
+
+from __future__ import annotations
+
+import torch
+
+from ..network.network import PriorNetwork
+
+
+def prepare_network(network: PriorNetwork, *, compile: bool = False, activation_checkpointing: bool = False) -> None:
+    """Set a network up for training; its weights, their names and its function stay what they are.
+
+    Layers are compiled one by one, which takes as long for any depth, and for sizes that change from step to step: how
+    many texts are dropped is drawn.
+    """
+    network.checkpoint_activations = activation_checkpointing
+    if compile:
+        for module in (*network.attention, *network.feed_forward):
+            module.compile(dynamic=True)
+
+
+def autocast(dtype: str, device: torch.device) -> torch.autocast:
+    """The context in which a loss is computed: products in `float32` or `bfloat16`, weights and sums in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")

@@ -1,0 +1,191 @@
+"""The stage `train`: a prior from embeddings, in this process or on Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ...pipeline.compute.cluster import describe_cluster
+from ...pipeline.compute.device import ASSUMED_FLOPS, describe_device, with_gpus
+from ...pipeline.compute.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
+from ...pipeline.config import ClipSettings, ComputeSettings, ReadSettings
+from ...pipeline.contract.commit import open_stage
+from ...pipeline.contract.manifest import Manifest, read_manifest
+from ...pipeline.contract.storage import Store
+from ...pipeline.errors import InputError, Interrupted
+from ...pipeline.read.dataset import EmbeddingDataset
+from ..config import TrainSettings
+from ..model.config import build_network
+from ..model.folder import CONFIG_NAME, WEIGHTS_NAME, clear_states, load_state
+from .job import STAGE, TrainJob, make_job, recorded_files, resolve_training, resolved_identity
+from .loop import Outcome, run_loop
+from .output import RECORD
+from .resume import check_training, record_changes, refuse_other_embeddings, surplus_note
+
+
+def train(
+    embeddings: str = "data/embeddings",
+    prior: str = "data/prior",
+    settings: TrainSettings | None = None,
+    read: ReadSettings | None = None,
+    compute: ComputeSettings | None = None,
+    *,
+    clip: ClipSettings | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    progress: ProgressCallback = no_progress,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> StageResult:
+    """Train a prior on a folder of embeddings, or go on from its newest checkpoint.
+
+    Args:
+        embeddings: folder that `embed` or clip-retrieval wrote, or that LAION published.
+        prior: folder of the trained prior.
+        compute: where to train; on Ray every worker must reach both folders.
+        clip: made the embeddings, where their folder does not say which did.
+        limit: stop after this many steps, with a checkpoint from which the same command without limit goes on.
+        overwrite: discard what the folder holds and train anew.
+        should_stop: asked before every step; True stops with a checkpoint.
+
+    Raises:
+        InputError: the embeddings are missing or unsound, or lack what the settings ask for.
+        FolderError: the folder holds other work, or a prior of other settings or other embeddings.
+        Interrupted: `should_stop` said so.
+    """
+    start = time.monotonic()
+    compute = compute or ComputeSettings()
+    store, wanted = Store(prior), settings or TrainSettings()
+    found = read_manifest(store)
+    dataset = EmbeddingDataset(
+        embeddings, read, known_files=recorded_files(found), tell=lambda note: progress(0, None, note)
+    )
+    job = make_job(dataset, store, wanted, compute, clip, limit)
+    device = describe_device(wanted, job.settings, compute)
+    compute = with_gpus(compute, wanted)
+    manifest, rows = job.manifest(), len(dataset.rows("train"))
+    if rows == 0:
+        raise InputError(f"{dataset.store.url}: no row is left to train on; lower the fractions in `read`")
+    if not overwrite:
+        refuse_other_embeddings(store, found, manifest, dataset)
+    known = check_training(store, manifest, job.settings, overwrite=overwrite)
+    steps, done_now = job.settings.steps, 0
+    notes = dataset.notes
+    surplus = None if overwrite else surplus_note(store, known, steps)
+    with open_stage(store, manifest, overwrite=overwrite) as folder:
+        if overwrite:
+            clear_states(store)
+            for name in (CONFIG_NAME, WEIGHTS_NAME):  # of a prior that was to have more steps, so without a record
+                store.remove(name)
+        if surplus is not None:
+            notes = [*notes, surplus]
+        elif folder.pending({RECORD: job.record_input}):
+            job = record_changes(folder, job)
+            folder.withdraw([RECORD])
+            outcome = _run(job, dataset, compute, progress, should_stop)
+            if outcome.stopped:
+                raise Interrupted(
+                    f"stopped after step {outcome.step:,} of {steps:,}; the same command goes on from there"
+                )
+            if outcome.record is not None:
+                folder.add(outcome.record)
+            done_now, notes = outcome.step - outcome.first_step, outcome.notes
+        else:
+            progress(steps, steps, "")
+        folder.finish()
+        seconds, cluster = time.monotonic() - start, describe_cluster(compute)
+        return StageResult(
+            STAGE, store.url, steps, done_now, "steps", rows, seconds,
+            notes=[*job.notes, *notes], device=device, cluster=cluster,
+        )  # fmt: skip
+
+
+def _run(
+    job: TrainJob,
+    dataset: EmbeddingDataset,
+    compute: ComputeSettings,
+    progress: ProgressCallback,
+    should_stop: Callable[[], bool],
+) -> Outcome:
+    if compute.backend == "ray":
+        from .on_ray import train_on_ray
+
+        return train_on_ray(job, compute, progress, should_stop)
+    return run_loop(job, dataset, LocalWatch(job, progress, should_stop))
+
+
+class LocalWatch:
+    """Looks on from this process. See `loop.Watch`."""
+
+    def __init__(self, job: TrainJob, progress: ProgressCallback, should_stop: Callable[[], bool]) -> None:
+        self._steps, self._progress = job.settings.steps, progress
+        self.should_stop = should_stop
+
+    def report(self, step: int, note: str) -> None:
+        """Move the bar."""
+        self._progress(step, self._steps, note)
+
+    def before_writing(self) -> None:
+        """Nobody else can have taken over: the folder's lock is held here."""
+
+
+def plan_train(
+    embeddings: str,
+    prior: str,
+    settings: TrainSettings,
+    read: ReadSettings,
+    compute: ComputeSettings | None = None,
+    *,
+    clip: ClipSettings | None = None,
+    overwrite: bool = False,
+) -> StagePlan:
+    """What `train` would do, without doing it."""
+    compute = compute or ComputeSettings()
+    store = Store(prior)
+    found = read_manifest(store)
+    is_new = found is None or overwrite  # then there is nothing to hold the embeddings against
+    dataset = EmbeddingDataset(embeddings, read, known_files=recorded_files(found), hash_files=not is_new)
+    job = make_job(dataset, store, settings, compute, clip)
+    settings, manifest = job.settings, job.manifest()
+    if not overwrite:
+        refuse_other_embeddings(store, found, manifest, dataset)
+    found = check_training(store, manifest, settings, overwrite=overwrite)
+    left = settings.steps
+    if found is not None and not overwrite:
+        state = load_state(store, manifest.settings_fingerprint)
+        record = found.shards.get(RECORD)
+        is_done = record is not None and record.input == job.record_input
+        is_done |= surplus_note(store, found, settings.steps) is not None
+        left = 0 if is_done else settings.steps - (state.step if state else 0)
+    weights = sum(value.numel() for value in build_network(job.config).parameters())
+    tokens = 4 + settings.network.max_text_len
+    flops = left * settings.batch_size * tokens * weights * 6
+    return StagePlan(
+        stage=STAGE,
+        folder=store.url,
+        units=settings.steps,
+        pending_units=left,
+        unit="steps",
+        pending_rows=left * settings.batch_size,
+        bytes_needed=weights * 4 * (2 + 4 * settings.keep_checkpoints) if left else 0,
+        bytes_free=free_bytes(store),
+        seconds=flops / ASSUMED_FLOPS[settings.device] / compute.workers,
+    )
+
+
+def check_prior_folder(
+    prior: str, settings: TrainSettings, read: ReadSettings, compute: ComputeSettings, *, overwrite: bool = False
+) -> None:
+    """FolderError if a prior of these settings may not be written to a folder, whatever its embeddings."""
+    store = Store(prior)
+    found = read_manifest(store)
+    resolved = resolve_training(settings, compute)
+    identity = resolved_identity(resolved, read)
+    # what the embeddings, their CLIP and a prior to start from add is not known yet
+    known = {} if found is None else found.settings
+    identity = {**{name: value for name, value in known.items() if name not in identity}, **identity}
+    if settings.init_from is not None and "train" in known:
+        identity["train"] = {
+            **identity["train"],
+            **{part: known["train"].get(part) for part in ("network", "diffusion")},
+        }
+    check_training(store, Manifest(STAGE, identity, input={}), settings, overwrite=overwrite)

@@ -1,0 +1,97 @@
+"""The text that a batch is conditioned on: as it is stored, or made of captions by a frozen text tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ...pipeline.read.batches import Columns, TrainBatch
+from ...pipeline.read.dataset import EmbeddingBatch, EmbeddingDataset
+from ..config import TrainSettings
+from ..model.config import PriorConfig
+from ..model.text_encoder import find_text_encoder
+from ..objective.diffusion import Condition
+
+if TYPE_CHECKING:
+    from ...pipeline.clip.encoder import ClipEncoder
+
+TextOf = Callable[[TrainBatch], Condition]
+"""The text of a batch's rows, on the CPU, of any float type and norm."""
+
+
+def text_columns(config: PriorConfig, settings: TrainSettings) -> Columns:
+    """What of the text has to be read."""
+    if settings.text_condition == "online":
+        return Columns(text_embed=False, max_text_len=0, captions=True)
+    return Columns(text_embed=True, max_text_len=_states_used(config), captions=False)
+
+
+def text_source(config: PriorConfig, settings: TrainSettings) -> TextOf:
+    """Gives the text of batches that hold `text_columns`.
+
+    Raises:
+        InputError: captions are to be encoded, and their CLIP is not to be had or has other weights.
+    """
+    if settings.text_condition != "online":
+        return stored_text
+    encoder = find_text_encoder(config.clip_settings, config.clip, "that made the embeddings", settings)
+    return OnlineText(encoder, _states_used(config))
+
+
+def stored_text(batch: TrainBatch) -> Condition:
+    """Text embeddings and token states as they were read."""
+    assert batch.text_embed is not None
+    states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
+    return Condition(torch.from_numpy(batch.text_embed), states)
+
+
+def read_rows(dataset: EmbeddingDataset, rows: np.ndarray, columns: Columns) -> TrainBatch:
+    """Rows by number, as a batch of their own."""
+    image, text, states, captions = dataset.embeds("img_emb", rows), None, None, None
+    if columns.text_embed:
+        found = dataset.take(rows, columns.max_text_len)
+        text, states = found.text_embed, found.token_states
+    if columns.captions:
+        captions = [str(c or "") for c in dataset.metadata(rows, ["caption"]).column("caption").to_pylist()]
+    return TrainBatch(rows, image, text, states, captions, 0, len(rows))
+
+
+def with_text(batch: TrainBatch, text_of: TextOf) -> EmbeddingBatch:
+    """A batch as evaluators take it, with the text that the network is to be given."""
+    text = text_of(batch)
+    states = None if text.token_states is None else text.token_states.numpy()
+    return EmbeddingBatch(batch.rows, batch.image_embed, text.text_embed.numpy(), states)
+
+
+class OnlineText:
+    """Captions through the text tower.
+
+    Args:
+        max_text_len: token states of each caption that are used at most; 0 for none.
+    """
+
+    def __init__(self, encoder: ClipEncoder, max_text_len: int) -> None:
+        self._encoder, self._max_text_len = encoder, max_text_len
+
+    def __call__(self, batch: TrainBatch) -> Condition:
+        """See `TextOf`."""
+        assert batch.captions is not None
+        size = self._encoder.identity["embed_dim"]
+        width = self._encoder.identity["token_width"] if self._max_text_len else 0
+        if not batch.captions:
+            states = torch.zeros(0, self._max_text_len, width) if self._max_text_len else None
+            return Condition(torch.zeros(0, size), states)
+        text = self._encoder.encode_texts(batch.captions, token_states=self._max_text_len > 0)
+        if text.token_states is None:
+            return Condition(text.text_embed, None)
+        states = torch.zeros(len(batch.captions), self._max_text_len, width)
+        for row, found in enumerate(torch.split(text.token_states, text.lengths)):
+            states[row, : len(found)] = found[: self._max_text_len]
+        return Condition(text.text_embed.clone(), states)
+
+
+def _states_used(config: PriorConfig) -> int:
+    return 0 if config.token_width is None else config.network.max_text_len
