@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from .pipeline.read.dataset import read_embeddings
     from .prior.evaluate.stage import evaluate
     from .prior.interchange.load import convert, load_prior
-    from .prior.recipe import load_recipe
-    from .prior.run import run
     from .prior.train.stage import train
+    from .recipes.chain import run
+    from .recipes.recipe import load_recipe
 
 __version__ = "0.1.0"
 
@@ -44,9 +44,9 @@ _HOMES = {
     "embed": ".pipeline.embed.stage",
     "evaluate": ".prior.evaluate.stage",
     "load_prior": ".prior.interchange.load",
-    "load_recipe": ".prior.recipe",
+    "load_recipe": ".recipes.recipe",
     "read_embeddings": ".pipeline.read.dataset",
-    "run": ".prior.run",
+    "run": ".recipes.chain",
     "train": ".prior.train.stage",
 } | dict.fromkeys(_ERRORS, ".pipeline.errors")
 

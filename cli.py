@@ -11,10 +11,11 @@ import typer
 from .pipeline.commands import doctor as doctor_commands
 from .pipeline.commands import stages as pipeline_commands
 from .pipeline.display import streams
-from .prior import evaluate_commands, recipe_commands
 from .prior.commands import compare as compare_commands
 from .prior.commands import report as report_commands
 from .prior.commands import sample as sample_commands
+from .recipes.commands import evaluate as evaluate_commands
+from .recipes.commands import recipes as recipe_commands
 from .recipes.commands import stages as prior_commands
 
 EXIT_FAILURE = 1

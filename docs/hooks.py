@@ -18,7 +18,7 @@ from typer.main import get_command
 import priorkit
 from priorkit.cli import app
 from priorkit.pipeline.settings import Settings
-from priorkit.prior.recipe import Recipe
+from priorkit.recipes.recipe import Recipe
 
 
 def on_startup(**_: Any) -> None:

@@ -17,11 +17,11 @@ from ...pipeline.commands.stages import (
     show_result,
     worker_overrides,
 )
-from ...prior.evaluate_commands import print_metrics, require_sound
+from .evaluate import print_metrics, require_sound
 
 if TYPE_CHECKING:
     from ...pipeline.compute.stage import StagePlan, StageResult
-    from ...prior.run import StageName
+    from ..chain import StageName
 
 RecipeArgument = Annotated[str, typer.Argument(help="YAML file, or the name of a recipe that comes with priorkit.")]
 
@@ -55,9 +55,9 @@ def train(
     from ...pipeline.display.terminal import progress_bar, reported_errors, stop_requests
 
     with reported_errors():
-        from ...prior.recipe import declared_clip, load_recipe, require_same_clip
         from ...prior.train.stage import plan_train
         from ...prior.train.stage import train as run_train
+        from ..recipe import declared_clip, load_recipe, require_same_clip
 
         overrides = [*(settings or []), *worker_overrides(workers)]
         if init_from is not None:
@@ -102,9 +102,9 @@ def run(
     from ...pipeline.display.terminal import print_json, progress_bar, reported_errors, stop_requests
 
     with reported_errors():
-        from ...prior import run as chain
         from ...prior.evaluate.folder import read_metrics
-        from ...prior.recipe import load_recipe
+        from .. import chain
+        from ..recipe import load_recipe
 
         chosen = load_recipe(recipe, [*(settings or []), *worker_overrides(workers)])
         last = chain.stage_name(until)
@@ -141,8 +141,8 @@ def status(
     from ...pipeline.display.terminal import print_json, print_table, reported_errors
 
     with reported_errors():
-        from ...prior.recipe import load_recipe
-        from ...prior.status import stage_states
+        from ..recipe import load_recipe
+        from ..status import stage_states
 
         states = stage_states(load_recipe(recipe, settings or []), plan_too=recipe is not None)
         if as_json:
@@ -168,8 +168,8 @@ def demo(
     from ...pipeline.display.terminal import print_json, print_line, progress_bar, reported_errors, stop_requests
 
     with reported_errors():
-        from ...prior.demo import run_demo
         from ...prior.evaluate.folder import read_metrics
+        from ..demo_run import run_demo
 
         done = run_demo(
             folder, port, settings or [], lambda stage, unit: progress_bar(stage, unit, quiet=as_json), stop_requests

@@ -39,7 +39,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
-from ..openmoji import IMAGE_SIZES, Emoji, emojis, render, write_images
+from ..demo_picture import IMAGE_SIZES, Emoji, emojis, render, write_images
 
 IMAGE_SIDE = 64
 MODEL_CFG: dict[str, Any] = {

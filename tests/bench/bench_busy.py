@@ -37,9 +37,9 @@ def train() -> None:
     from priorkit.pipeline.read.window import TrainBatch
     from priorkit.prior.model.config import PriorConfig
     from priorkit.prior.objective.diffusion import Condition
-    from priorkit.prior.recipe import load_recipe
     from priorkit.prior.train.ranks import Ranks
     from priorkit.prior.train.step import Learner
+    from priorkit.recipes.recipe import load_recipe
 
     settings = load_recipe("demo").train
     torch.set_num_threads(int(sys.argv[2]))

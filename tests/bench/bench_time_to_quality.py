@@ -29,10 +29,10 @@ from priorkit.prior.interchange.dalle2_weights import import_prior
 from priorkit.prior.model.config import PriorConfig
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.objective.diffusion import Condition
-from priorkit.prior.recipe import load_recipe
 from priorkit.prior.train.ranks import Ranks
 from priorkit.prior.train.step import Learner
 from priorkit.prior.train.text import stored_text, with_text
+from priorkit.recipes.recipe import load_recipe
 
 TOKENS, DEPTH, HEADS, BATCH, DRAWS, DTYPE = 77, 6, 8, 16, 4, "bfloat16"
 OPTIMISER = OptimiserSettings(learning_rate=3e-4, decay="constant", warmup_steps=0, ema_decay=0.995)

@@ -28,8 +28,8 @@ from priorkit.pipeline.read.dataset import read_embeddings
 from priorkit.pipeline.urls.url_list import open_url_list, rows_digest
 from priorkit.prior.interchange.load import load_prior
 from priorkit.prior.model.texts import stored_texts
-from priorkit.prior.recipe import load_recipe, recipe_names, recipe_text
-from priorkit.prior.status import stage_states
+from priorkit.recipes.recipe import load_recipe, recipe_names, recipe_text
+from priorkit.recipes.status import stage_states
 
 TESTS = Path(__file__).resolve().parents[1]
 

@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from priorkit import __version__
-from priorkit.prior.demo_images import serve
+from priorkit.recipes.demo_list import serve
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "bench"))

@@ -21,10 +21,11 @@ from PIL import Image
 
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior import demo, demo_images
 from priorkit.prior.interchange.load import load_prior
-from priorkit.prior.recipe import DEMO_PORT, load_recipe
-from priorkit.prior.run import check, run
+from priorkit.recipes import demo_list as demo_images
+from priorkit.recipes import demo_run as demo
+from priorkit.recipes.chain import check, run
+from priorkit.recipes.recipe import DEMO_PORT, load_recipe
 
 from .conftest import PRIORKIT, environment
 

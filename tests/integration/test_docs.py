@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from priorkit.cli import app
 from priorkit.pipeline.settings import parse_settings
-from priorkit.prior.recipe import Recipe, recipe_names
+from priorkit.recipes.recipe import Recipe, recipe_names
 
 from ..unit.test_house import pyproject
 from .conftest import PRIORKIT, RECIPE, Finished, Workspace, environment

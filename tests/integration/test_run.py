@@ -21,10 +21,10 @@ from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.pipeline.settings import parse_settings
 from priorkit.prior.evaluate.folder import read_metrics
 from priorkit.prior.interchange.load import load_prior
-from priorkit.prior.recipe import Recipe
 from priorkit.prior.report.gallery import draw_gallery, nearest_images, read_images
-from priorkit.prior.run import STAGES, check, plan, run, stage_name
-from priorkit.prior.status import stage_states
+from priorkit.recipes.chain import STAGES, check, plan, run, stage_name
+from priorkit.recipes.recipe import Recipe
+from priorkit.recipes.status import stage_states
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 MakeRecipe = Callable[..., Recipe]

@@ -23,7 +23,7 @@ from priorkit.cli import app
 from priorkit.pipeline.config import ClipSettings, ComputeSettings, DownloadSettings, EmbedSettings, FolderSettings
 from priorkit.prior.config import SampleSettings
 from priorkit.prior.model.prior import Prior
-from priorkit.prior.recipe import DEMO_PORT
+from priorkit.recipes.recipe import DEMO_PORT
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
 COMMANDS = [

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from priorkit import __version__
-from priorkit.prior.recipe import recipe_text
+from priorkit.recipes.recipe import recipe_text
 
 PRIORKIT = f"{sys.executable} -m priorkit"
 BUG = """

@@ -10,7 +10,7 @@ from pydantic import Field
 from priorkit.pipeline.errors import SettingsError
 from priorkit.pipeline.settings import Location, Settings, parse_settings, with_overrides
 from priorkit.pipeline.yaml_text import read_yaml
-from priorkit.prior.recipe import Recipe, load_recipe
+from priorkit.recipes.recipe import Recipe, load_recipe
 
 
 class Inner(Settings):

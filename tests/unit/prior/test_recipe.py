@@ -16,7 +16,7 @@ from priorkit.pipeline.contract.commit import open_stage
 from priorkit.pipeline.contract.manifest import Manifest
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError, SettingsError
-from priorkit.prior.recipe import Recipe, copy_recipe, load_recipe, recipe_names, recipe_text, require_same_clip
+from priorkit.recipes.recipe import Recipe, copy_recipe, load_recipe, recipe_names, recipe_text, require_same_clip
 
 ROOT = Path(priorkit.__file__).parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))

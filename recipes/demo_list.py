@@ -17,7 +17,7 @@ from ..pipeline.compute.stage import ProgressFactory
 from ..pipeline.contract.storage import Store
 from ..pipeline.download.stage import plan_download
 from ..pipeline.errors import PriorkitError
-from ..recipes.openmoji import write_images
+from .demo_picture import write_images
 from .recipe import DEMO_URLS, Recipe
 
 

@@ -16,7 +16,7 @@ from ..pipeline.contract.storage import Store, open_location
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.settings import parse_settings, with_overrides
 from ..pipeline.yaml_text import PlainScalar, YamlMapping, read_yaml
-from .config import EvaluateSettings, TrainSettings
+from ..prior.config import EvaluateSettings, TrainSettings
 
 DEMO_URLS = "priorkit:demo"
 """The `urls` that stand for the images of the demo; `:PORT` behind it serves them on another port."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ..pipeline.commands.stages import (
+from ...pipeline.commands.stages import (
     DryRunOption,
     JsonOption,
     LimitOption,
@@ -17,7 +17,7 @@ from ..pipeline.commands.stages import (
     show_result,
     worker_overrides,
 )
-from .commands.sample import CheckpointConfigOption, FunctionOption
+from ...prior.commands.sample import CheckpointConfigOption, FunctionOption
 
 
 def evaluate(
@@ -45,14 +45,14 @@ def evaluate(
 
     Example: priorkit evaluate data/prior --set evaluate.draws=16
     """
-    from ..pipeline.display.terminal import print_json, print_warning, progress_bar, reported_errors
+    from ...pipeline.display.terminal import print_json, print_warning, progress_bar, reported_errors
 
     with reported_errors():
-        from .evaluate.folder import read_metrics
-        from .evaluate.stage import evaluate as run_evaluate
-        from .evaluate.stage import plan_evaluate
-        from .evaluate.subject import SAID_OF_TRAINING_ROWS
-        from .recipe import load_recipe
+        from ...prior.evaluate.folder import read_metrics
+        from ...prior.evaluate.stage import evaluate as run_evaluate
+        from ...prior.evaluate.stage import plan_evaluate
+        from ...prior.evaluate.subject import SAID_OF_TRAINING_ROWS
+        from ..recipe import load_recipe
 
         overrides = [*(settings or []), *worker_overrides(workers)]
         overrides += [] if weights is None else [f"evaluate.weights=[{weights}]"]
@@ -84,7 +84,7 @@ def evaluate(
 
 def print_metrics(metrics: dict[str, Any]) -> None:
     """The metrics of a prior beside the baselines, with 95% intervals, split by split."""
-    from ..pipeline.display.terminal import print_line, print_table
+    from ...pipeline.display.terminal import print_line, print_table
 
     names = ("energy_score", "cosine_to_image", "cosine_to_text", "recall_at_1", "recall_at_10")
     header = (
@@ -114,7 +114,7 @@ def print_metrics(metrics: dict[str, Any]) -> None:
 
 def require_sound(metrics: dict[str, Any]) -> None:
     """InputError, so that a script stops, if what was evaluated cannot be scored."""
-    from ..pipeline.errors import InputError
+    from ...pipeline.errors import InputError
 
     for split, found in metrics["splits"].items():
         if problem := found["predictors"][0].get("broken"):

@@ -10,7 +10,7 @@ from typing import Literal
 
 from ..pipeline.compute.stage import ProgressCallback, ProgressFactory, StagePlan, StageResult, no_progress
 from ..pipeline.errors import InputError, PriorkitError, SettingsError
-from .demo_images import demo_images
+from .demo_list import demo_images
 from .recipe import Recipe
 
 StageName = Literal["download", "embed", "train", "evaluate"]
@@ -105,8 +105,8 @@ def steps(
     """The stages of a recipe up to `until`, ready to plan or run."""
     from ..pipeline.download.stage import download, plan_download
     from ..pipeline.embed.stage import embed, plan_embed
-    from .evaluate.stage import evaluate, plan_evaluate
-    from .train.stage import plan_train, train
+    from ..prior.evaluate.stage import evaluate, plan_evaluate
+    from ..prior.train.stage import plan_train, train
 
     folders, read = recipe.folders, recipe.read
 
@@ -166,8 +166,8 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
     from ..pipeline.contract.storage import Store
     from ..pipeline.download.stage import check_download
     from ..pipeline.embed.stage import embed_manifest
-    from .evaluate.folder import evaluate_manifest
-    from .train.stage import check_prior_folder
+    from ..prior.evaluate.folder import evaluate_manifest
+    from ..prior.train.stage import check_prior_folder
 
     train = recipe.train
     if train.network.max_text_len and train.text_condition != "online" and not recipe.embed.token_states:
@@ -191,8 +191,8 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
 
 
 def _check_evaluation(recipe: Recipe) -> None:
-    from .evaluate.scoring import variants
-    from .model.config import check_sampling
+    from ..prior.evaluate.scoring import variants
+    from ..prior.model.config import check_sampling
 
     train = recipe.train
     for variant in variants(recipe.evaluate):

@@ -9,8 +9,8 @@ from ..pipeline.compute.stage import StagePlan
 from ..pipeline.contract.manifest import missing_files, read_manifest
 from ..pipeline.contract.storage import Store
 from ..pipeline.errors import PriorkitError
+from .chain import STAGES, StageName, plan
 from .recipe import Recipe
-from .run import STAGES, StageName, plan
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..pipeline.commands.stages import JsonOption, SetOption
-from ..recipes.commands.stages import RecipeArgument
+from ...pipeline.commands.stages import JsonOption, SetOption
+from .stages import RecipeArgument
 
 recipes = typer.Typer(no_args_is_help=True, help="The recipes that come with priorkit, and checking your own.")
 
@@ -19,10 +19,10 @@ def list_recipes(as_json: JsonOption = False) -> None:
 
     Example: priorkit recipes list
     """
-    from ..pipeline.display.terminal import print_json, print_table, reported_errors
+    from ...pipeline.display.terminal import print_json, print_table, reported_errors
 
     with reported_errors():
-        from .recipe import recipe_names, recipe_text
+        from ..recipe import recipe_names, recipe_text
 
         described = {name: recipe_text(name).partition("\n")[0].lstrip("# ") for name in recipe_names()}
         if as_json:
@@ -40,10 +40,10 @@ def copy(
 
     Example: priorkit recipes copy custom my_recipe.yaml
     """
-    from ..pipeline.display.terminal import print_line, reported_errors
+    from ...pipeline.display.terminal import print_line, reported_errors
 
     with reported_errors():
-        from .recipe import copy_recipe
+        from ..recipe import copy_recipe
 
         print_line(f"wrote {copy_recipe(name, destination)}")
 
@@ -54,14 +54,14 @@ def validate(recipe: RecipeArgument, settings: SetOption = None, as_json: JsonOp
 
     Example: priorkit recipes validate my_recipe.yaml
     """
-    from ..pipeline.display.terminal import clean, print_json, print_text, reported_errors
+    from ...pipeline.display.terminal import clean, print_json, print_text, reported_errors
 
     with reported_errors():
         import yaml
 
-        from ..pipeline.clip.encoder import check_clip
-        from ..pipeline.display.streams import StandardError
-        from .recipe import load_recipe
+        from ...pipeline.clip.encoder import check_clip
+        from ...pipeline.display.streams import StandardError
+        from ..recipe import load_recipe
 
         loaded = load_recipe(recipe, settings or [])
         check_clip(loaded.embed.clip)

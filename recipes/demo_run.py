@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from ..pipeline.compute.stage import ProgressFactory, StageResult
 from ..pipeline.contract.storage import Store
+from .chain import StopRequests, run
 from .recipe import DEMO_URLS, Recipe, load_recipe
-from .run import StopRequests, run
 
 PICTURE_NAME = "nearest.png"
 
@@ -54,9 +54,9 @@ def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
     if path.exists() and not stale:
         return path
     from ..pipeline.read.dataset import EmbeddingDataset
-    from .evaluate.rows import EvaluatedRows
-    from .interchange.load import load_prior
-    from .report.gallery import draw_gallery, nearest_images, read_images
+    from ..prior.evaluate.rows import EvaluatedRows
+    from ..prior.interchange.load import load_prior
+    from ..prior.report.gallery import draw_gallery, nearest_images, read_images
 
     dataset = EmbeddingDataset(recipe.folders.embeddings, recipe.read)
     rows = EvaluatedRows(dataset, recipe.evaluate.splits[0], recipe.evaluate).rows[:_CAPTIONS_SHOWN]
