@@ -25,7 +25,8 @@ def on_startup(**_: Any) -> None:
     """Copy the modules to where mkdocstrings finds them: it knows no package whose folder is the checkout."""
     package, copy = Path(priorkit.__file__).parent, Path(__file__).parents[1] / "build" / "api" / "priorkit"
     shutil.rmtree(copy, ignore_errors=True)
-    for module in [*package.glob("*.py"), *package.glob("pipeline/*.py"), *package.glob("prior/*.py")]:
+    folders = ("pipeline", "prior", "recipes")
+    for module in [*package.glob("*.py"), *(path for folder in folders for path in package.glob(f"{folder}/**/*.py"))]:
         target = copy / module.relative_to(package)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(module, target)

@@ -48,6 +48,8 @@ _ALIASES: dict[str, tuple[str, ...]] = {
 }
 """Names that other tools give to the same setting."""
 _EPOCHS = frozenset({"epoch", "epochs", "max_epochs", "n_epochs", "num_epochs"})
+_LONGEST = 100
+"""Longest key that is compared, in characters: the time of a comparison grows with the square of the length."""
 
 
 def suggest(key: Sequence[str], known: Iterable[Sequence[str]]) -> str | None:
@@ -57,6 +59,8 @@ def suggest(key: Sequence[str], known: Iterable[Sequence[str]]) -> str | None:
         key: the path of the unknown key.
         known: paths of all settings and sections.
     """
+    if len(key[-1]) > _LONGEST:
+        return None
     paths = [tuple(path) for path in known]
     outer, name = tuple(key[:-1]), _plain(key[-1])
     if name in _EPOCHS:

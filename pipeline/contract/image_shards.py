@@ -10,11 +10,11 @@ from functools import partial
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..errors import InputError
 from ..explain import one_line
 from .arrow.columns import carried, key_texts
+from .arrow.parquet import open_parquet
 from .arrow.types import is_text, require_distinct
 from .file_marks import note_file, open_hashed
 from .listing import is_data
@@ -295,7 +295,7 @@ def _read_parquet(store: Store, name: str, columns: list[str] | None = None) -> 
         return None
     try:
         with store.open(name) as file:
-            parquet = pq.ParquetFile(file)
+            parquet = open_parquet(file)
             require_distinct(parquet.schema_arrow, f"{store.url}/{name}")
             return parquet.read(columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:

@@ -6,9 +6,9 @@ import contextlib
 import zipfile
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..errors import InputError
+from .arrow.parquet import open_parquet
 from .arrow.types import plain_type
 from .storage import Store
 
@@ -85,7 +85,7 @@ def _arrays_in(store: Store, name: str) -> list[str]:
 def _vector_columns(store: Store, name: str) -> list[str]:
     """Columns of lists of floating-point numbers."""
     with contextlib.suppress(pa.ArrowException, OSError, InputError), store.open(name) as file:
-        return [field.name for field in pq.ParquetFile(file).schema_arrow if _is_vector(field.type)]
+        return [field.name for field in open_parquet(file).schema_arrow if _is_vector(field.type)]
     return []
 
 

@@ -36,13 +36,16 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTS
 _WARNED: set[str] = set()
 """Folders whose file systems were said to have no locks."""
 _COPY_BYTES = 1 << 20
+_LONGEST_NAME = 200
+"""Longest name of a file or folder in bytes; file systems take 255, and a temporary suffix is added to it."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
 def check_name(name: str) -> str:
     """Return `name` if it is a plain relative name, as all that priorkit writes; else raise InputError."""
-    if not _PLAIN_NAME.fullmatch(name):
-        raise InputError(f"file name {name!r} is not a plain relative name; the manifest is damaged or hostile")
+    if not _PLAIN_NAME.fullmatch(name) or max(map(len, name.split("/"))) > _LONGEST_NAME:
+        shown = name if len(name) <= _LONGEST_NAME else f"{name[:60]}..."
+        raise InputError(f"file name {shown!r} is not a plain relative name; the manifest is damaged or hostile")
     return name
 
 
@@ -96,8 +99,10 @@ class Store:
         """Size of `name` in bytes; None if there is no such file."""
         try:
             return int(self.fs.size(self.path(name)))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except OSError as error:
+            if isinstance(error, (FileNotFoundError, NotADirectoryError)) or error.errno == errno.ENAMETOOLONG:
+                return None
+            raise
 
     def read_into(self, name: str, start: int, target: memoryview) -> int:
         """Read bytes of `name` from `start` on into `target`; returns how many there were, fewer only at its end."""

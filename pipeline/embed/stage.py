@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-import pyarrow.parquet as pq
-
 from ..clip.encoder import clip_location, clip_source, load_encoder
 from ..clip.identity import clip_difference, is_same_clip
 from ..compute.device import describe_device, resolve, with_gpus
@@ -22,6 +20,7 @@ from ..compute.stage import (
     run_shards,
 )
 from ..config import ComputeSettings, EmbedSettings
+from ..contract.arrow.parquet import open_parquet
 from ..contract.commit import StageFolder, check_stage, open_stage
 from ..contract.file_marks import Tell
 from ..contract.manifest import Manifest, ShardRecord, embedding_shard_name, fingerprint, pending_shards, read_manifest
@@ -121,7 +120,7 @@ def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) 
     for name, record in sorted(manifest.shards.items()):
         if record.counts.get(most):
             with store.open(failures_name(name)) as file:
-                failures = pq.ParquetFile(file).read(use_threads=False).to_pylist()
+                failures = open_parquet(file).read(use_threads=False).to_pylist()
             first = next(row for row in failures if row["error"].partition(":")[0] == most)
             return f"sample {first['key']!r}: {first['error']}"
     return ""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..contract.arrow.columns import carried, key_texts
+from ..contract.arrow.parquet import open_parquet
 from ..contract.arrow.types import is_bytes, is_text, plain_type, require_distinct
 from ..contract.file_marks import note_file
 from ..contract.manifest import fingerprint
@@ -82,7 +82,7 @@ class TableShard:
     def _parts(self, store: Store, wanted: Callable[[pa.Field], bool]) -> Iterator[pa.Table]:
         """The rows in order, some at a time, of the columns that `wanted` accepts."""
         with store.fs.open(self.path, "rb") as file:
-            parquet = pq.ParquetFile(file)
+            parquet = open_parquet(file)
             columns = [field.name for field in parquet.schema_arrow if wanted(field)]
             start = 0
             for group in range(parquet.num_row_groups):
@@ -130,22 +130,37 @@ def _paths(table: pa.Table, column: str | None) -> list[str | None]:
     return key_texts(paths, "path") if is_text(paths.type) else [None] * table.num_rows
 
 
-def _lacks_images(parquet: pq.ParquetFile, column: str) -> bool:
-    """Return whether the footer says that no row of a table has the bytes of an image."""
-    kind = parquet.schema_arrow.field(column).type
-    if pa.types.is_null(kind) or (pa.types.is_struct(kind) and pa.types.is_null(kind.field("bytes").type)):
-        return True
-    schema = parquet.schema
-    paths = [schema.column(at).path for at in range(len(schema))]
-    at = next((at for at, path in enumerate(paths) if path in (column, f"{column}.bytes")), None)
-    if at is None:
-        return False
-    chunks = [parquet.metadata.row_group(group).column(at) for group in range(parquet.num_row_groups)]
-    return all(
-        chunk.statistics is not None and chunk.statistics.has_null_count
-        and chunk.statistics.null_count == chunk.num_values
-        for chunk in chunks
-    )  # fmt: skip
+def _has_image(store: Store, path: str, column: str) -> bool:
+    """Return whether a row of a table has the bytes of an image; reads up to the first one.
+
+    The statistics in its footer say so too, but pyarrow ends the process where they are damaged (the exception of its
+    ColumnChunkMetaData is not caught on its way to Python).
+    """
+    with store.fs.open(path, "rb") as file:
+        parquet = open_parquet(file)
+        kind = parquet.schema_arrow.field(column).type
+        leaf = column
+        if pa.types.is_struct(kind):
+            kind, leaf = kind.field("bytes").type, f"{column}.bytes"
+        if pa.types.is_null(kind):
+            return False
+        for batch in parquet.iter_batches(_READ_ROWS, columns=[leaf], use_threads=False):
+            values = batch.column(0)
+            if pa.types.is_struct(values.type):
+                values = pc.struct_field(values, "bytes")
+            if values.null_count < len(values):
+                return True
+    return False
+
+
+def _any_image(store: Store, paths: Sequence[str], column: str) -> bool:
+    for path in dict.fromkeys(paths):
+        try:
+            if _has_image(store, path, column):
+                return True
+        except (pa.ArrowException, OSError):
+            return True  # its shard names the damage when it is read
+    return False
 
 
 def list_table_shards(
@@ -163,11 +178,10 @@ def list_table_shards(
     """
     names = [only] if only is not None else [name for name in store.names() if name.lower().endswith(".parquet")]
     shards: list[TableShard] = []
-    without: list[str] = []
     for path in map(store.path, names):
         try:
             with store.fs.open(path, "rb") as file:
-                parquet = pq.ParquetFile(file)
+                parquet = open_parquet(file)
                 schema, count = parquet.schema_arrow, parquet.metadata.num_rows
         except FileNotFoundError:
             raise InputError(f"{path}: no such table") from None
@@ -176,8 +190,6 @@ def list_table_shards(
         require_distinct(schema, path)
         _check_columns(schema, path, caption_column, image_column)
         stem = path[len(store.root) :].lstrip("/")[: -len(".parquet")]
-        if count and image_column is not None and _lacks_images(parquet, image_column):
-            without.append(path)
         for first in range(0, count, rows):
             taken = min(rows, count - first)
             mark = fingerprint([stem, first, taken])
@@ -186,9 +198,9 @@ def list_table_shards(
             )
     if not shards:
         raise InputError(f"{store.url} holds no table with rows (*.parquet)")
-    if without and len(without) == len({shard.path for shard in shards}):
+    if image_column is not None and not _any_image(store, [shard.path for shard in shards], image_column):
         raise InputError(
-            f"{without[0]}: column {image_column!r} has no image in any row; if the table holds paths, not images, "
+            f"{shards[0].path}: column {image_column!r} has no image in any row; if the table holds paths, not images, "
             "embed the folder of the image files"
         )
     return shards

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..contract.arrow.columns import as_text, column_of
+from ..contract.arrow.parquet import open_parquet
 from ..contract.arrow.types import column_fault, is_text
 from ..contract.storage import Store
 from ..contract.vectors.embeddings import CAPTION_COLUMN, KEY_COLUMNS
@@ -240,7 +241,7 @@ def inspect_failures(store: Store, found: Inspection, name: str, shard: str, exp
 def opened_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
     """A parquet file, open while the block runs; what pyarrow raises on a damaged one passes through."""
     with store.open(name) as file:
-        yield pq.ParquetFile(file)
+        yield open_parquet(file)
 
 
 def _differing(one: pa.Array, other: pa.Array) -> list[int]:

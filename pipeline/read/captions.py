@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..contract.arrow.columns import as_text
+from ..contract.arrow.parquet import open_parquet
 from ..contract.arrow.types import column_fault
 from ..contract.manifest import READ_BLOCK_ROWS
 from ..contract.storage import Store
@@ -68,7 +69,7 @@ class CaptionReader:
             source = self._source(shard)
             groups = np.searchsorted(source.group_starts, [first, first + count - 1], side="right") - 1
             with source.store.open(source.name) as file:
-                parquet = pq.ParquetFile(file, metadata=source.metadata)
+                parquet = open_parquet(file, metadata=source.metadata)
                 table = parquet.read_row_groups(range(groups[0], groups[1] + 1), columns=[_COLUMN], use_threads=False)
             start = first - int(source.group_starts[groups[0]])
             return _as_strings(table.column(_COLUMN).slice(start, count).combine_chunks())
@@ -117,7 +118,7 @@ class CaptionReader:
 
 def _open(store: Store, name: str) -> _Source:
     with store.open(name) as file:
-        parquet = pq.ParquetFile(file)
+        parquet = open_parquet(file)
         metadata, schema = parquet.metadata, parquet.schema_arrow
     if fault := column_fault(schema, _COLUMN, text=True):
         raise InputError(f"{store.url}/{name}{fault}")
@@ -128,7 +129,7 @@ def _open(store: Store, name: str) -> _Source:
 def _copy(source: _Source, store: Store, name: str) -> None:
     schema = pa.schema([(_COLUMN, pa.string())])
     with source.store.open(source.name) as file, store.create(name) as target:
-        parquet = pq.ParquetFile(file, buffer_size=_STREAM_BYTES)
+        parquet = open_parquet(file, buffer_size=_STREAM_BYTES)
         with pq.ParquetWriter(target, schema) as writer:
             for batch in parquet.iter_batches(READ_BLOCK_ROWS, columns=[_COLUMN], use_threads=False):
                 writer.write_table(pa.table([_as_strings(batch.column(0))], schema))

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..contract.arrow.columns import as_text, column_of, decoded, group_names
+from ..contract.arrow.parquet import open_parquet
 from ..contract.arrow.types import column_fault
 from ..contract.embedding_files import pair_files, recorded_files
 from ..contract.manifest import READ_BLOCK_ROWS, ShardRecord
 from ..contract.storage import Store
-from ..contract.vectors.arrays import HEADER_BYTES, ArrayLayout, FileHeader, read_header, read_layout, read_rows
+from ..contract.vectors.arrays import HEADER_BYTES, ArrayLayout, read_header, read_layout, read_rows
 from ..contract.vectors.embeddings import (
     CAPTION_COLUMN,
     GROUP_COLUMNS,
@@ -27,6 +28,7 @@ from ..contract.vectors.embeddings import (
     folder_notes,
     shard_faults,
 )
+from ..contract.vectors.rules import WORDS
 from ..errors import InputError
 
 _TEXT_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
@@ -45,6 +47,7 @@ class EmbeddingShard:
         counted_by: what says so, for messages.
         files: name of each file in the store, by kind.
         layouts: of those arrays whose headers are known; others are read when they are first needed.
+        embed_dim: size of its embeddings, checked when an array is first read; None where the layouts are known.
     """
 
     def __init__(
@@ -54,8 +57,9 @@ class EmbeddingShard:
         counted_by: str,
         files: Mapping[str, str],
         layouts: Mapping[str, ArrayLayout] | None = None,
+        embed_dim: int | None = None,
     ) -> None:
-        self._store, self._counted_by = store, counted_by
+        self._store, self._counted_by, self._embed_dim = store, counted_by, embed_dim
         self.rows = rows
         self.files = files
         self._layouts = dict(layouts or {})
@@ -82,11 +86,11 @@ class EmbeddingShard:
             if size != entry.bytes:
                 found = "is missing" if size is None else f"has {size} bytes instead of {entry.bytes}"
                 raise InputError(f"{store.url}/{name} {found}; run `priorkit embed` again to restore it")
-        shard = EmbeddingShard(store, record.rows, "its record", files)
+        shard = EmbeddingShard(store, record.rows, "its record", files, embed_dim=embed_dim)
         for kind in ("img_emb", "text_emb"):
             whole = HEADER_BYTES + record.rows * embed_dim * _EMBED_DTYPE.itemsize
             if kind in files and record.files[files[kind]].bytes != whole:  # only then is the header worth a read
-                shard.require_embeds(kind, read_header(store, files[kind]), embed_dim)
+                shard.layout(kind)
         return shard
 
     def has(self, kind: str) -> bool:
@@ -101,18 +105,6 @@ class EmbeddingShard:
         """Path of its file of this kind; None if that is remote."""
         return self._store.path(self.files[kind]) if self._store.is_local else None
 
-    def require_embeds(self, kind: str, header: FileHeader, embed_dim: int) -> None:
-        """InputError unless an array holds as many embeddings as the shard, of that size, in float16."""
-        name = self.files[kind]
-        self._require_rows(name, header.rows, self.rows)
-        layout = header.layout
-        assert layout is not None
-        if header.embed_dim != embed_dim or layout.dtype != _EMBED_DTYPE:
-            raise InputError(
-                f"{self._store.url}/{name} holds embeddings of {header.embed_dim} in {layout.dtype}, the manifest says "
-                f"{embed_dim} in {_EMBED_DTYPE}; run `priorkit embed` again to restore it"
-            )
-
     def layout(self, kind: str) -> ArrayLayout:
         """Where the rows of a stored array are, their number checked."""
         if kind not in self._layouts:
@@ -120,6 +112,13 @@ class EmbeddingShard:
             layout = read_layout(self._store, name)
             expected = {"offsets": self.rows + 1, "token_states": layout.rows}.get(kind, self.rows)
             self._require_rows(name, layout.rows, expected)
+            width = self._embed_dim
+            if width is not None and kind in WORDS and (layout.row_shape, layout.dtype) != ((width,), _EMBED_DTYPE):
+                size = layout.row_shape[0] if len(layout.row_shape) == 1 else f"shape {list(layout.row_shape)}"
+                raise InputError(
+                    f"{self._store.url}/{name} holds embeddings of {size} in {layout.dtype}, the "
+                    f"manifest says {width} in {_EMBED_DTYPE}; run `priorkit embed` again to restore it"
+                )
             self._layouts[kind] = layout
         return self._layouts[kind]
 
@@ -238,7 +237,7 @@ class EmbeddingShard:
         name = self.files["metadata"]
         try:
             with self._store.open(name) as file:
-                parquet = pq.ParquetFile(file, buffer_size=_STREAM_BYTES)  # row groups of others may be of any size
+                parquet = open_parquet(file, buffer_size=_STREAM_BYTES)  # row groups of others may be of any size
                 self._require_rows(name, parquet.metadata.num_rows, self.rows)
                 yield parquet
         except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError, OverflowError) as error:

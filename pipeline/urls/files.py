@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config import Quoting
+from ..contract.arrow.parquet import open_parquet
 from ..contract.arrow.types import plain_type
 from ..contract.file_stamps import path_stamp
 from .count import FileCount, RowsError
@@ -208,7 +209,7 @@ def _read_parquet(
         if compressed:  # a parquet file is read from its end, which a stream does not let us
             shutil.copyfileobj(gzip.GzipFile(fileobj=raw), unpacked, _BUFFER_BYTES)
         # its own way to buffer would hold the column chunks of a row group whole
-        file = pq.ParquetFile(unpacked if compressed else raw, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+        file = open_parquet(unpacked if compressed else raw, pre_buffer=False, buffer_size=_BUFFER_BYTES)
         count.rows = file.metadata.num_rows
         first = 0
         for number in range(file.num_row_groups):

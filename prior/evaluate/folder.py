@@ -6,8 +6,8 @@ import io
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ...pipeline.contract.arrow.parquet import open_parquet
 from ...pipeline.contract.manifest import Manifest, differing_files, require_manifest
 from ...pipeline.contract.storage import Store
 from ...pipeline.errors import InputError
@@ -58,4 +58,4 @@ def require_whole(evaluation: str) -> None:
 def read_rows(evaluation: str, split: str) -> pa.Table:
     """The metrics of each row of a split, with columns `row_id` and `group_id`."""
     with Store(evaluation).open(rows_name(split)) as file:
-        return pq.ParquetFile(io.BytesIO(file.read())).read(use_threads=False)
+        return open_parquet(io.BytesIO(file.read())).read(use_threads=False)

@@ -205,8 +205,8 @@ def on_disk(folder: Path) -> int:
 
 UNCHECKED = """
 from priorkit.cli import main
-from priorkit.pipeline import embed
-embed._ASSUMED_DIM = 0
+from priorkit.pipeline.embed import stage
+stage._ASSUMED_DIM = 0
 main()
 """
 """The command with no estimate of what embeddings take, by which so small a disk is refused at once."""

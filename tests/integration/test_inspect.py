@@ -105,8 +105,8 @@ LARGE_DIM, SHARD_ROWS = 32, 50_000
 PEAK = """
 import json, resource, sys
 from priorkit.pipeline.inspect.folder import inspect_folder
-from priorkit.pipeline import inspect_neighbours
-inspect_neighbours._SECONDS = 5.0
+from priorkit.pipeline.inspect import neighbours
+neighbours._SECONDS = 5.0
 found = inspect_folder(sys.argv[1])
 print(json.dumps([found.rows, found.problems, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """

@@ -19,7 +19,7 @@ PRIORKIT = f"{sys.executable} -m priorkit"
 BUG = """
 import sys
 from priorkit import __main__
-from priorkit.prior import recipe
+from priorkit.recipes import recipe
 def recipe_names():
     raise ZeroDivisionError("bug")
 recipe.recipe_names = recipe_names
@@ -86,7 +86,7 @@ def test_a_bug_is_one_line_and_its_traceback_a_file(tmp_path: Path) -> None:
     (tmp_path / "bug.py").write_text(BUG)
     done = shell(f"{sys.executable} bug.py", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"error: internal error: ZeroDivisionError: bug at prior/\S+; this is a bug .*\n", done.stderr)
+    assert re.fullmatch(r"error: internal error: ZeroDivisionError: bug at recipes/\S+; this is a bug .*\n", done.stderr)
     (path,) = tmp_path.glob("priorkit-traceback-*.txt")
     assert 'raise ZeroDivisionError("bug")' in path.read_text()
     shown = shell(f"{sys.executable} bug.py", tmp_path, PRIORKIT_TRACEBACK="1")

@@ -10,9 +10,9 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ...errors import InputError
+from ..arrow.parquet import open_parquet
 from ..storage import Store
 from .rules import embed_dtypes_named, is_embed_dtype
 
@@ -132,7 +132,7 @@ def _read_footer(store: Store, name: str, size: int) -> FileHeader:
     """The header of a parquet file, which stands at its end."""
     try:
         with store.open(name) as file:
-            parquet = pq.ParquetFile(file)
+            parquet = open_parquet(file)
             metadata = parquet.metadata
             file.seek(max(0, size - _FOOTER_END_BYTES - metadata.serialized_size))
             content = file.read().hex()

@@ -9,17 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline.config import EmbedSettings
+from priorkit.pipeline.config import DownloadSettings, EmbedSettings
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.embed.inputs import list_input_shards
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 from priorkit.pipeline.inspect.folder import inspect_folder
 from priorkit.pipeline.inspect.statistics import hashes_of
+from priorkit.pipeline.nearest import suggest
 from priorkit.pipeline.read.dataset import read_embeddings
+from priorkit.pipeline.urls.url_list import open_url_list
 from priorkit.prior.config import NetworkSettings
 from priorkit.prior.model.config import PriorConfig, build_network
 
@@ -118,6 +121,43 @@ def test_numbers_of_rows_in_manifests(write_embeddings: Callable[..., Path], row
     for read in (read_embeddings, inspect_folder):
         with pytest.raises(InputError, match=r"manifest\.json is not a priorkit manifest"):
             read(str(folder))
+
+
+def test_a_name_of_a_file_that_no_file_system_takes(write_embeddings: Callable[..., Path]) -> None:
+    folder = write_embeddings([["a", "b"]])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    files = manifest["shards"]["0000"]["files"]
+    files["img_emb/" + "a" * 9000 + ".npy"] = files["img_emb/img_emb_0000.npy"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for read in (read_embeddings, inspect_folder):
+        with pytest.raises(InputError, match=r"file name 'img_emb/a{52}\.\.\.' is not a plain relative name"):
+            read(str(folder))
+    assert Store(str(folder)).size("a" * 9000) is None
+
+
+def test_an_array_whose_header_alone_is_damaged(write_embeddings: Callable[..., Path]) -> None:
+    folder = write_embeddings([["a", "b"]])
+    path = folder / "img_emb/img_emb_0000.npy"
+    content = path.read_bytes()
+    assert b"(2, 8)" in content
+    path.write_bytes(content.replace(b"(2, 8)", b"(2, 6)"))
+    with pytest.raises(InputError, match=r"img_emb_0000\.npy holds embeddings of 6 in float16, the manifest says 8"):
+        read_embeddings(str(folder)).embeds("img_emb", np.arange(2))
+
+
+def test_a_column_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"caption": TEXT, "licence": TEXT}), tmp_path / "table.parquet", compression="none")
+    content = (tmp_path / "table.parquet").read_bytes()
+    (tmp_path / "table.parquet").write_bytes(content.replace(b"licence", b"lic\x80nce"))
+    with pytest.raises(InputError, match=r"table\.parquet is no parquet file"):
+        list_input_shards(str(tmp_path), EmbedSettings(image=False, input_format="parquet"))
+    with pytest.raises(InputError, match=r"table\.parquet"):
+        open_url_list(str(tmp_path), DownloadSettings(url_column="caption"))
+
+
+def test_a_long_key_is_not_compared_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("priorkit.pipeline.nearest._likeness", None)
+    assert suggest(["_".join(["stepts"] * 4000)], [("train", "steps"), ("train", "validate_every")]) is None
 
 
 @pytest.mark.parametrize("size", [{"num_text_embeds": 2**62}, {"width": 2**64}, {"heads": 2**70}])
