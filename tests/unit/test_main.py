@@ -86,7 +86,9 @@ def test_a_bug_is_one_line_and_its_traceback_a_file(tmp_path: Path) -> None:
     (tmp_path / "bug.py").write_text(BUG)
     done = shell(f"{sys.executable} bug.py", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"error: internal error: ZeroDivisionError: bug at recipes/\S+; this is a bug .*\n", done.stderr)
+    assert re.fullmatch(
+        r"error: internal error: ZeroDivisionError: bug at recipes/\S+; this is a bug .*\n", done.stderr
+    )
     (path,) = tmp_path.glob("priorkit-traceback-*.txt")
     assert 'raise ZeroDivisionError("bug")' in path.read_text()
     shown = shell(f"{sys.executable} bug.py", tmp_path, PRIORKIT_TRACEBACK="1")

@@ -28,7 +28,7 @@ from priorkit.pipeline.urls import files as url_files
 from priorkit.pipeline.urls.files import list_mark
 from priorkit.pipeline.urls.url_list import UrlList, open_url_list, rows_digest
 
-from ...conftest import QuietHandler, serving
+from ....conftest import QuietHandler, serving
 
 ROWS = [
     {"url": "http://h/0.jpg", "caption": "plain", "licence": "cc0"},

@@ -20,7 +20,7 @@ from priorkit.pipeline.clip.identity import clip_difference, is_same_clip
 from priorkit.pipeline.config import ClipSettings, EmbedSettings, PreprocessSettings
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 
-from ...conftest import TINY_CLIP_CONFIG
+from ....conftest import TINY_CLIP_CONFIG
 
 TINY = "priorkit-tiny"
 WEIGHTS = "open_clip_model.safetensors"

@@ -10,7 +10,7 @@ import pytest
 from priorkit.prior.model.clip_match import clip_named, match_clips
 from priorkit.prior.model.config import PriorConfig, TrainedOn
 
-from .conftest import MakeConfig
+from ..conftest import MakeConfig
 
 OPENAI = {"model": "ViT-B-32", "pretrained": "openai"}
 

@@ -14,7 +14,7 @@ from priorkit.pipeline.config import ClipSettings, DeviceSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.prior.model.text_encoder import find_text_encoder
 
-from ...conftest import TINY_CLIP_CONFIG
+from ....conftest import TINY_CLIP_CONFIG
 
 HERE = DeviceSettings(device="cpu", threads=1)
 

@@ -25,7 +25,7 @@ from priorkit.prior.objective.diffusion import (
 from priorkit.prior.objective.normaliser import EmbeddingNormaliser
 from priorkit.prior.objective.schedule import noise_schedule
 
-from .reference import Text, single_pass
+from ..reference import Text, single_pass
 
 MakeConfig = Callable[..., PriorConfig]
 MakeNetwork = Callable[..., PriorNetwork]

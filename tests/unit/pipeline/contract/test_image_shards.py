@@ -20,7 +20,7 @@ from priorkit.pipeline.contract.samples import Sample
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError
 
-from ...conftest import tar_bytes
+from ....conftest import tar_bytes
 
 PAIR = [("0000.jpg", b"image 0"), ("0000.json", b"{}"), ("0000.txt", b"caption 0")]
 

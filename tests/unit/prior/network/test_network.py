@@ -18,7 +18,7 @@ from priorkit.prior.network.parts import KeysValues
 from priorkit.prior.sampling.guidance import Denoiser, NullBranch, null_prefix
 from priorkit.prior.sampling.samplers import Estimate, ddim
 
-from .reference import RELEASES, Text, guided, relative_error, single_pass, uncached_ddim
+from ..reference import RELEASES, Text, guided, relative_error, single_pass, uncached_ddim
 
 MakeConfig = Callable[..., PriorConfig]
 MakeNetwork = Callable[..., PriorNetwork]

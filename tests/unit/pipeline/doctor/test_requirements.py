@@ -12,7 +12,7 @@ import pytest
 from priorkit.pipeline.doctor import requirements
 from priorkit.pipeline.doctor.requirements import CHAIN, explain_missing, install_command, is_older
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.network import PriorNetwork
 from priorkit.prior.sampling.guidance import Denoiser, NullBranch, null_prefix
 
-from .reference import Text, relative_error, single_pass
+from ..reference import Text, relative_error, single_pass
 
 MakePrior = Callable[..., Prior]
 

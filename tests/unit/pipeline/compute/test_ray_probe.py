@@ -12,7 +12,7 @@ import pytest
 from priorkit.pipeline.compute import ray_probe
 from priorkit.pipeline.compute.ray_probe import HEAD, Answer, ask
 
-from ...conftest import QuietHandler, serving
+from ....conftest import QuietHandler, serving
 
 
 @contextlib.contextmanager

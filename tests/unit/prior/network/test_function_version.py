@@ -6,7 +6,7 @@ import pytest
 
 from priorkit.prior.network.function_version import LATEST_FUNCTION, FunctionVersion
 
-from .reference import RELEASES
+from ..reference import RELEASES
 
 CHANGES = {
     "cosine_attention": ("1.4.2", "1.4.3"),
