@@ -146,7 +146,8 @@ def test_a_bug_of_ours_is_one_line_and_a_traceback_in_a_file(
     assert caught.value.exit_code == 1
     shown = capsys.readouterr().err
     assert re.fullmatch(
-        r"error: internal error: \w+: bug.* at tests/unit/pipeline/display/test_terminal.py:\d+; this is a bug in priorkit: "
+        r"error: internal error: \w+: bug.* at tests/unit/pipeline/display/test_terminal.py:\d+; "
+        "this is a bug in priorkit: "
         r"please report it with \S+\n",
         shown,
     )
