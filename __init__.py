@@ -1,30 +1,88 @@
 """priorkit: from a list of image URLs to a trained, evaluated diffusion prior.
 
-The functions below are loaded when they are first used, so that importing priorkit costs nothing.
+Functions and classes are loaded when they are first used, so that importing priorkit costs nothing.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .pipeline.clip.settings import ClipSettings, PreprocessSettings
+    from .pipeline.compute.settings import ComputeSettings
+    from .pipeline.compute.stage import StageResult
+    from .pipeline.config import FolderSettings
+    from .pipeline.download.settings import DownloadSettings
     from .pipeline.download.stage import download
+    from .pipeline.embed.settings import EmbedSettings
     from .pipeline.embed.stage import embed
     from .pipeline.errors import FolderError, InputError, Interrupted, PriorkitError, SettingsError
-    from .pipeline.read.dataset import read_embeddings
+    from .pipeline.read.dataset import EmbeddingDataset, read_embeddings
+    from .pipeline.read.settings import ReadSettings
+    from .prior.evaluate.settings import EvaluateSettings, SweepSettings
     from .prior.evaluate.stage import evaluate
     from .prior.interchange.load import convert, load_prior
+    from .prior.model.prior import Prior
+    from .prior.network.settings import NetworkSettings
+    from .prior.objective.settings import DiffusionSettings
+    from .prior.sampling.settings import SampleSettings
+    from .prior.train.settings import InitSettings, OptimiserSettings, TrainSettings
     from .prior.train.stage import train
     from .recipes.chain import run
-    from .recipes.recipe import load_recipe
+    from .recipes.recipe import Recipe, load_recipe
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    ".pipeline.clip.settings": ("ClipSettings", "PreprocessSettings"),
+    ".pipeline.compute.settings": ("ComputeSettings",),
+    ".pipeline.compute.stage": ("StageResult",),
+    ".pipeline.config": ("FolderSettings",),
+    ".pipeline.download.settings": ("DownloadSettings",),
+    ".pipeline.download.stage": ("download",),
+    ".pipeline.embed.settings": ("EmbedSettings",),
+    ".pipeline.embed.stage": ("embed",),
+    ".pipeline.errors": ("FolderError", "InputError", "Interrupted", "PriorkitError", "SettingsError"),
+    ".pipeline.read.dataset": ("EmbeddingDataset", "read_embeddings"),
+    ".pipeline.read.settings": ("ReadSettings",),
+    ".prior.evaluate.settings": ("EvaluateSettings", "SweepSettings"),
+    ".prior.evaluate.stage": ("evaluate",),
+    ".prior.interchange.load": ("convert", "load_prior"),
+    ".prior.model.prior": ("Prior",),
+    ".prior.network.settings": ("NetworkSettings",),
+    ".prior.objective.settings": ("DiffusionSettings",),
+    ".prior.sampling.settings": ("SampleSettings",),
+    ".prior.train.settings": ("InitSettings", "OptimiserSettings", "TrainSettings"),
+    ".prior.train.stage": ("train",),
+    ".recipes.chain": ("run",),
+    ".recipes.recipe": ("Recipe", "load_recipe"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
 __all__ = [
+    "ClipSettings",
+    "ComputeSettings",
+    "DiffusionSettings",
+    "DownloadSettings",
+    "EmbedSettings",
+    "EmbeddingDataset",
+    "EvaluateSettings",
     "FolderError",
+    "FolderSettings",
+    "InitSettings",
     "InputError",
     "Interrupted",
+    "NetworkSettings",
+    "OptimiserSettings",
+    "PreprocessSettings",
+    "Prior",
     "PriorkitError",
+    "ReadSettings",
+    "Recipe",
+    "SampleSettings",
     "SettingsError",
+    "StageResult",
+    "SweepSettings",
+    "TrainSettings",
     "__version__",
     "convert",
     "download",
@@ -37,21 +95,8 @@ __all__ = [
     "train",
 ]
 
-_ERRORS = {"FolderError", "InputError", "Interrupted", "PriorkitError", "SettingsError"}
-_HOMES = {
-    "convert": ".prior.interchange.load",
-    "download": ".pipeline.download.stage",
-    "embed": ".pipeline.embed.stage",
-    "evaluate": ".prior.evaluate.stage",
-    "load_prior": ".prior.interchange.load",
-    "load_recipe": ".recipes.recipe",
-    "read_embeddings": ".pipeline.read.dataset",
-    "run": ".recipes.chain",
-    "train": ".prior.train.stage",
-} | dict.fromkeys(_ERRORS, ".pipeline.errors")
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name], __name__), name)
+    return getattr(import_module(_HOME_OF[name], __name__), name)

@@ -70,7 +70,7 @@ def parse_settings(
     """Build settings of type `cls` from plain `values`, or from those of `with_overrides`.
 
     Args:
-        sections: the sections to suggest keys from; None for all.
+        sections: the sections that the command reads; None for all of the class.
 
     Raises:
         SettingsError: naming the first bad keys and values, `source`, and for an unknown key the nearest known one.
@@ -81,7 +81,7 @@ def parse_settings(
         known = [path for path in _paths(cls) if sections is None or path[0] in sections]
         described: dict[str, str] = {}
         for problem in error.errors():
-            name, text = _describe(cls, problem, known)
+            name, text = _describe(cls, problem, known, sections)
             described[name] = f"{described[name]}, or {text}" if name in described else f"{name}: {text}"
         shown = list(described.values())
         more = f"; and {len(shown) - _MOST_PROBLEMS:,} more" if len(shown) > _MOST_PROBLEMS else ""
@@ -149,7 +149,12 @@ def _paths(cls: type[Settings], outer: tuple[str, ...] = ()) -> Iterator[tuple[s
             yield from _paths(inner, (*outer, name))
 
 
-def _describe(cls: type[Settings], problem: Mapping[str, Any], known: Sequence[tuple[str, ...]]) -> tuple[str, str]:
+def _describe(
+    cls: type[Settings],
+    problem: Mapping[str, Any],
+    known: Sequence[tuple[str, ...]],
+    sections: Sequence[str] | None,
+) -> tuple[str, str]:
     """Name of the setting that a problem is about, and what is wrong with it."""
     path: list[str] = []
     owner: type[Settings] | None = cls
@@ -161,7 +166,8 @@ def _describe(cls: type[Settings], problem: Mapping[str, Any], known: Sequence[t
             path.append(str(part))  # what is left out is a member of a union, whose name means nothing to a user
     name = _cut(".".join(path)) or "settings"
     if problem["type"] == "extra_forbidden":
-        return name, f"unknown key; {suggest(path, known) or _listed(owner or cls)}"
+        read_only = f"this command reads {', '.join(sections)} only" if sections and len(path) == 1 else ""
+        return name, f"unknown key; {suggest(path, known) or read_only or _listed(owner or cls)}"
     message = _cut(problem["msg"].removeprefix("Value error, "), 4 * _MOST_SHOWN)
     if problem["type"] == "model_type":
         message = "expected a section, that is keys with values"
@@ -189,10 +195,6 @@ def _cut(text: str, most: int = _MOST_SHOWN) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-RECIPE_SECTIONS = ("folders", "compute", "download", "embed", "read", "train", "evaluate")
-"""Names of a recipe's sections, those of the prior included."""
-
-
 def with_overrides(
     values: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[str] | None = None
 ) -> YamlMapping:
@@ -216,7 +218,7 @@ def with_overrides(
         except InputError as error:
             raise SettingsError(f"--set {shown}: the value is {error}") from None
         first = [*outer, last][0]
-        if sections is not None and first not in sections and first in (*RECIPE_SECTIONS, "urls"):
+        if sections is not None and first not in sections and (outer or first == "urls"):
             raise SettingsError(f"--set {shown}: this command reads {', '.join(sections)} only")
         section: dict[str, Any] = result
         for part in outer:

@@ -8,7 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..pipeline.config import ClipSettings, PipelineSettings
+from ..pipeline.clip.settings import ClipSettings
+from ..pipeline.config import PipelineSettings
 from ..pipeline.contract.embedding_files import pair_files
 from ..pipeline.contract.manifest import read_manifest, require_manifest
 from ..pipeline.contract.other_layouts import require_known_layout
@@ -16,7 +17,8 @@ from ..pipeline.contract.storage import Store, open_location
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.settings import parse_settings, with_overrides
 from ..pipeline.yaml_text import PlainScalar, YamlMapping, read_yaml
-from ..prior.config import EvaluateSettings, TrainSettings
+from ..prior.evaluate.settings import EvaluateSettings
+from ..prior.train.settings import TrainSettings
 
 DEMO_URLS = "priorkit:demo"
 """The `urls` that stand for the images of the demo; `:PORT` behind it serves them on another port."""

@@ -22,8 +22,10 @@ import pytest
 import torch
 from PIL import Image
 
-from priorkit.pipeline.config import ClipSettings, DownloadSettings, EmbedSettings
+from priorkit.pipeline.clip.settings import ClipSettings
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 
 TINY_CLIP_CONFIG = {

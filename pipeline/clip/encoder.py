@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from ..compute.device import require_device
-from ..config import ClipSettings, EmbedSettings
 from ..contract.manifest import fingerprint
+from ..embed.settings import EmbedSettings
 from ..errors import InputError, SettingsError
 from .errors import explain, told_by_errors
 from .files import CONFIG_NAME, LOCAL_PREFIX, clip_location, find_weights, hash_files, local_folder
@@ -23,6 +23,7 @@ from .pixels import Pixels
 from .plan import by_config, defaults, hub_config, plan_clip
 from .positions import require_positions
 from .preprocess import PREPROCESS_FIELDS
+from .settings import ClipSettings
 from .text_tower import TextEmbeds, TextTower, probe_captions
 
 __all__ = ["ClipEncoder", "check_clip", "clip_location", "clip_source", "identify_clip", "load_encoder"]

@@ -6,9 +6,9 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from ..config import ClipSettings
 from ..errors import InputError
 from ..explain import one_line
+from .settings import ClipSettings
 
 _LONGEST = 400
 """Characters of a library's message that are shown; a checkpoint of another architecture names hundreds of tensors."""

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import ClipSettings
 from ..contract.hashing import hash_file, is_lfs_pointer
 from ..contract.listing import is_data
 from ..errors import InputError
+from .settings import ClipSettings
 
 CONFIG_NAME = "open_clip_config.json"
 """open_clip's name for the JSON that says a model's architecture and preprocessing."""

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import torch
 
-from ..config import ClipSettings
 from ..contract.commit import difference
 from ..contract.manifest import fingerprint
 from ..errors import InputError
 from .plan import architecture
+from .settings import ClipSettings
 
 _FUNCTION = ("weights_sha256", "activation", "preprocess")
 """Parts of an identity that decide which embeddings a CLIP makes, up to rounding."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import ClipSettings
 from ..errors import InputError
 from .files import CONFIG_NAME, LOCAL_PREFIX, find_weights, local_folder, read_clip_config, require_content
 from .preprocess import TRAINED_FIELDS, as_trained, decide
+from .settings import ClipSettings
 
 
 @dataclass(frozen=True)

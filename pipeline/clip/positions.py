@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..config import ClipSettings
 from ..errors import InputError
 from .plan import ClipPlan
+from .settings import ClipSettings
 
 _IMAGE = ("visual.positional_embedding",)
 _TEXT = ("text.positional_embedding", "positional_embedding")

@@ -7,11 +7,11 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import ComputeSettings
 from ..errors import PriorkitError
 from .parallel import places, ray_cluster
 from .ray_address import cluster_address, explain_failure
 from .ray_start import JOINED
+from .settings import ComputeSettings
 
 _GPU_SECONDS = 120.0
 """Seconds that a worker may take to say which GPU it was given; all may be in use by other jobs."""

@@ -6,9 +6,9 @@ import os
 import socket
 from typing import TypeVar
 
-from ..config import ComputeSettings, DeviceSettings
 from ..errors import PriorkitError, SettingsError
 from .cluster import Gpus, cluster_gpus
+from .settings import ComputeSettings, DeviceSettings
 
 ResolvedType = TypeVar("ResolvedType", bound=DeviceSettings)
 

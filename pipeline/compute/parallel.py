@@ -8,9 +8,9 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, Optional, TypeAlias, TypeVar
 
-from ..config import ComputeSettings
 from ..errors import PriorkitError
 from .ray_start import open_cluster
+from .settings import ComputeSettings
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Optional, TypeVar
 
-from ..config import ComputeSettings
 from ..contract.commit import StageFolder
 from ..contract.manifest import ShardRecord
 from ..contract.storage import Store
 from ..errors import FolderError, InputError
 from .cluster import describe_cluster
 from .parallel import Worker, map_shards
+from .settings import ComputeSettings
 
 Task = TypeVar("Task")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..compute.device import available_cores
 from ..compute.ray_address import described_authentication
-from ..config import ComputeSettings
+from ..compute.settings import ComputeSettings
 from ..errors import PriorkitError
 from .requirements import CHAIN, EXTRAS, install_command, installed_version, is_older, requirements
 

@@ -14,8 +14,8 @@ from functools import partial
 
 from ..compute.cluster import describe_cluster
 from ..compute.parallel import map_shards
+from ..compute.settings import ComputeSettings
 from ..compute.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, require_success
-from ..config import ComputeSettings, DownloadSettings
 from ..contract.commit import StageFolder, check_stage, open_stage
 from ..contract.manifest import Manifest, ShardRecord, fingerprint, image_shard_name
 from ..contract.storage import Store
@@ -25,6 +25,7 @@ from .collapse import SuccessWatch, diagnosis
 from .plan import DownloadPlan, make_plan
 from .progress import DownloadProgress
 from .rows import TRANSIENT_OUTCOMES
+from .settings import DownloadSettings
 from .statistics import total_statistics
 from .worker import DownloadTask, DownloadWorker
 

@@ -18,7 +18,6 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..config import DownloadSettings
 from ..contract.commit import ShardCommit, finish_replacements
 from ..contract.manifest import ShardRecord
 from ..contract.storage import Store
@@ -28,6 +27,7 @@ from .fetching.fetch_ahead import Claim, FetchAhead, RowMaker
 from .image_hash import check_hash
 from .outcomes import IMAGE_OUTCOMES, ImageError
 from .rows import Row, add_sample, image_schema, kept_rows
+from .settings import DownloadSettings
 from .statistics import NOT_UTF8, ShardStatistics
 
 

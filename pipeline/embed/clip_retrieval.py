@@ -18,12 +18,12 @@ import torch
 
 from ..clip.encoder import is_plain
 from ..clip.text_tower import TextEmbeds
-from ..config import EmbedSettings
 from ..contract.image_shards import ImageShard
 from ..contract.samples import IMAGE_EXTENSIONS, Place, Sample
 from ..contract.storage import Store
 from ..errors import PriorkitError, SettingsError
 from .engines import EmbedTask, Failure, Window
+from .settings import EmbedSettings
 
 _INSTALL = "pip install 'priorkit[clip-retrieval]', Python below 3.13, in an environment of its own"
 

@@ -17,11 +17,11 @@ from ..clip.encoder import ClipEncoder
 from ..clip.pixels import PixelError
 from ..clip.text_tower import TextEmbeds
 from ..compute.read_ahead import DecodeAhead
-from ..config import EmbedSettings
 from ..contract.manifest import embedding_shard_name
 from ..contract.samples import Place, Sample, encodable
 from ..contract.storage import Store
 from .inputs import InputShard
+from .settings import EmbedSettings
 
 _WINDOW_BATCHES = 16
 """Captions of so many batches are sorted by length together."""

@@ -9,13 +9,13 @@ from typing import Literal, Protocol
 
 import pyarrow as pa
 
-from ..config import EmbedSettings
 from ..contract.image_shards import is_compressed_tar, list_image_shards
 from ..contract.manifest import fingerprint, read_manifest
 from ..contract.samples import IMAGE_EXTENSIONS, Place, Sample
 from ..contract.storage import Store
 from ..errors import InputError
 from .file_pairs import list_file_shards
+from .settings import EmbedSettings
 from .tables import list_table_shards
 
 _Kind = Literal["webdataset", "files", "parquet"]

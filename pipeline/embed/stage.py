@@ -9,6 +9,7 @@ from functools import partial
 from ..clip.encoder import clip_location, clip_source, load_encoder
 from ..clip.identity import clip_difference, is_same_clip
 from ..compute.device import describe_device, resolve, with_gpus
+from ..compute.settings import ComputeSettings
 from ..compute.stage import (
     ProgressCallback,
     StagePlan,
@@ -19,7 +20,6 @@ from ..compute.stage import (
     require_success,
     run_shards,
 )
-from ..config import ComputeSettings, EmbedSettings
 from ..contract.arrow.parquet import open_parquet
 from ..contract.commit import StageFolder, check_stage, open_stage
 from ..contract.file_marks import Tell
@@ -30,6 +30,7 @@ from .clip_retrieval import check_settings
 from .engines import EmbedTask
 from .input_marks import RecordedInputs
 from .inputs import InputShard, list_input_shards, open_input
+from .settings import EmbedSettings
 from .worker import EmbedWorker, failures_name
 
 STAGE = "embed"

@@ -15,7 +15,6 @@ import torch
 
 from ..clip.encoder import load_encoder
 from ..clip.identity import clip_difference
-from ..config import EmbedSettings
 from ..contract.commit import ShardCommit
 from ..contract.known_rows import join_rows
 from ..contract.manifest import READ_BLOCK_ROWS, Manifest, ShardRecord
@@ -26,6 +25,7 @@ from ..errors import InputError
 from ..urls.columns import EMBED_COLUMNS
 from .engines import EmbedTask, Engine, Failure, NativeEngine, Window
 from .input_marks import record_inputs
+from .settings import EmbedSettings
 
 _FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])
 _LEFT_BEHIND = ("status", "error_message", "caption", *EMBED_COLUMNS)

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from ..config import ReadSettings
 from ..contract.arrow.columns import as_text, column_of
 from ..contract.arrow.types import can_be_text
 from ..contract.file_marks import FileMark, Tell, content_fingerprint, identify, read_marks, to_json
@@ -36,6 +35,7 @@ from .selection import (
     kept_rows,
     select_splits,
 )
+from .settings import ReadSettings
 from .shards import EmbeddingShard, find_shards
 from .shuffle import hash_key
 

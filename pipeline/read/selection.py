@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import ReadSettings
 from ..contract.storage import Store
 from ..contract.vectors.arrays import read_array_start
 from ..contract.vectors.spool import RowSpool
 from ..errors import InputError
+from .settings import ReadSettings
 from .shards import EmbeddingShard
 from .shuffle import hash_key, mix
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ..config import DownloadSettings
 from ..contract.arrow.types import is_bytes, is_text, unified, why_not_carried
 from ..errors import InputError
 from .files import FileHead, list_format
+from .settings import UrlListSettings
 
 ADDED_COLUMNS = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "sha256")
 """Columns that download adds to each row."""
@@ -52,7 +52,7 @@ class ListColumns:
         return ListColumns(self.sources[:count], pa.schema(list(self.schema)[:count]), self.hash_column)
 
 
-def choose_columns(source: str, heads: Mapping[str, FileHead], settings: DownloadSettings) -> list[ListColumns]:
+def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlListSettings) -> list[ListColumns]:
     """Columns of the rows, from the heads of all files that are not empty.
 
     A column that some files lack is null there; one whose type differs gets the narrowest type that holds all values.
@@ -98,7 +98,7 @@ def choose_columns(source: str, heads: Mapping[str, FileHead], settings: Downloa
     return chosen
 
 
-def _is_kept(name: str, settings: DownloadSettings) -> bool:
+def _is_kept(name: str, settings: UrlListSettings) -> bool:
     keep = settings.keep_columns
     return keep == "all" or name == settings.hash_column or (not isinstance(keep, str) and name in keep)
 

@@ -25,12 +25,12 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..config import Quoting
 from ..contract.arrow.parquet import open_parquet
 from ..contract.arrow.types import plain_type
 from ..contract.file_stamps import path_stamp
 from .count import FileCount, RowsError
 from .delimited import read_delimited
+from .settings import Quoting
 
 FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "json")
 READ_ERRORS = (

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..config import DownloadSettings, Quoting
 from ..contract.arrow.columns import plain_column
 from ..contract.arrow.types import COLUMN_ERRORS
 from ..contract.listing import list_files
@@ -22,6 +21,7 @@ from ..errors import InputError
 from .columns import ListColumns, choose_columns, require_headers
 from .count import FileCount, RowsError
 from .files import FORMATS, READ_ERRORS, FileHead, ListMark, file_head, list_format, read_file
+from .settings import Quoting, UrlListSettings
 
 _MARK_THREADS = 16
 """Files whose marks are read at once: each waits for remote storage a few times."""
@@ -185,7 +185,7 @@ def _narrowed(table: pa.Table, schema: pa.Schema) -> pa.Table | None:
         return None
 
 
-def open_url_list(source: str, settings: DownloadSettings) -> UrlList:
+def open_url_list(source: str, settings: UrlListSettings) -> UrlList:
     """Find the files of a list and check its columns.
 
     Raises:

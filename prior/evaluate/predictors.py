@@ -18,8 +18,9 @@ from ...pipeline.contract.vectors.rules import embed_dtypes_named, is_embed_dtyp
 from ...pipeline.errors import InputError
 from ...pipeline.read.dataset import EmbeddingBatch, EmbeddingDataset
 from ...pipeline.read.shuffle import hash_key
-from ..config import BASELINES, SampleSettings
 from ..model.prior import Prior
+from ..sampling.settings import SampleSettings
+from .settings import BASELINES
 
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of ridge regression, as shares of the mean variance of a text's coordinate."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...pipeline.errors import InputError
 from ...pipeline.read.dataset import EmbeddingDataset, Split
-from ..config import EvaluateSettings
+from .settings import EvaluateSettings
 
 BLOCK_ROWS = 128
 """Rows scored at once."""

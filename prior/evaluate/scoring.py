@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from ...pipeline.compute.device import require_device
-from ...pipeline.config import ReadSettings
 from ...pipeline.contract.file_marks import FileMark
 from ...pipeline.errors import InputError
 from ...pipeline.read.dataset import EmbeddingBatch, EmbeddingDataset, Split
-from ..config import EvaluateSettings, SampleSettings, WeightsName
+from ...pipeline.read.settings import ReadSettings
 from ..model.prior import Prior
+from ..model.settings import WeightsName
 from ..objective.diffusion import StepRandomness, diffusion_loss
+from ..sampling.settings import SampleSettings
 from .metrics import RECALL_AT, cosine, diversity, energy_score, rank
 from .predictors import (
     LOSS,
@@ -32,6 +33,7 @@ from .predictors import (
     read_predictions,
 )
 from .rows import EvaluatedRows
+from .settings import EvaluateSettings
 from .subject import PriorSource
 
 GIVEN = "given predictions"

@@ -22,14 +22,14 @@ import torch
 from ...pipeline.compute.cluster import describe_cluster
 from ...pipeline.compute.device import ASSUMED_FLOPS, describe_device, resolve, with_gpus
 from ...pipeline.compute.parallel import Worker, map_shards
+from ...pipeline.compute.settings import ComputeSettings
 from ...pipeline.compute.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
-from ...pipeline.config import ComputeSettings, ReadSettings
 from ...pipeline.contract.commit import ShardCommit, check_stage, open_stage
 from ...pipeline.contract.manifest import fingerprint, pending_shards
 from ...pipeline.contract.storage import Store
 from ...pipeline.errors import SettingsError
 from ...pipeline.read.dataset import EmbeddingDataset, Split
-from ..config import EvaluateSettings
+from ...pipeline.read.settings import ReadSettings
 from ..train.job import recorded_files
 from .distances import EmbeddingSet, set_distances
 from .folder import FORMAT_VERSION, METRICS_NAME, RECORD, STAGE, evaluate_manifest, rows_name
@@ -37,6 +37,7 @@ from .metrics import Estimate, mean_intervals
 from .predictors import as_units
 from .rows import BLOCK_ROWS, EvaluatedRows
 from .scoring import GIVEN, BlockScores, ScorerMaker, ScoreTask, Variant, variants
+from .settings import EvaluateSettings
 from .subject import PriorSource, Subject, find_subject
 
 _ALL_EQUAL = 1e-6

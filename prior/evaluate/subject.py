@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...pipeline.clip.identity import compare_clips
-from ...pipeline.config import ReadSettings
 from ...pipeline.contract.hashing import hash_file
 from ...pipeline.contract.manifest import Manifest, differing_files, fingerprint, read_manifest, require_manifest
 from ...pipeline.contract.storage import Store, open_location
 from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.read.dataset import EmbeddingDataset
+from ...pipeline.read.settings import ReadSettings
 from ...pipeline.settings import parse_settings
-from ..config import SampleSettings, WeightsName
 from ..interchange.load import is_checkpoint, load_prior, read_config
 from ..interchange.pth import find_pth
 from ..model.config import TrainedOn
 from ..model.folder import CONFIG_NAME, WEIGHTS_NAME, load_config
 from ..model.prior import Prior
+from ..model.settings import WeightsName
+from ..sampling.settings import SampleSettings
 from ..train.job import STAGE
 from ..train.output import RECORD
 

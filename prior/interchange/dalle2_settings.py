@@ -12,9 +12,10 @@ from pydantic import Field
 
 from ...pipeline.errors import SettingsError
 from ...pipeline.settings import Settings, parse_settings
-from ..config import DiffusionSettings, NetworkSettings
 from ..model.config import PriorConfig
 from ..network.function_version import LATEST_FUNCTION, FunctionVersion
+from ..network.settings import NetworkSettings
+from ..objective.settings import DiffusionSettings
 
 _DEFAULT_TEXT_LEN = 256
 _OPENAI_CLIPS = {

@@ -8,14 +8,14 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from ...pipeline.config import ClipSettings
+from ...pipeline.clip.settings import ClipSettings
 from ...pipeline.contract.manifest import MANIFEST_NAME, read_manifest
 from ...pipeline.contract.storage import Store, check_name, open_location
 from ...pipeline.errors import FolderError, InputError, SettingsError
 from ...pipeline.settings import parse_settings
-from ..config import WeightsName
 from ..model.folder import CONFIG_NAME, STATE_FOLDER, WEIGHTS_NAME, load_best, load_folder, load_state, save_prior
 from ..model.prior import Prior
+from ..model.settings import WeightsName
 from ..network.function_version import FunctionVersion
 from .dalle2_settings import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
 from .dalle2_weights import export_state, import_prior, trainer_state

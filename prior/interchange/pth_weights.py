@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 import torch
 
 from ...pipeline.errors import InputError, SettingsError
-from ..config import WeightsName
+from ..model.settings import WeightsName
 from .pth import version_text
 
 

@@ -9,12 +9,14 @@ from typing_extensions import Self
 
 from ...pipeline.errors import SettingsError
 from ...pipeline.settings import Settings
-from ..config import DiffusionSettings, NetworkSettings, SampleSettings
 from ..network.function_version import FunctionVersion
 from ..network.network import PriorNetwork
+from ..network.settings import NetworkSettings
 from ..objective.normaliser import EmbeddingNormaliser
 from ..objective.schedule import noise_schedule
+from ..objective.settings import DiffusionSettings
 from ..sampling.samplers import sampling_grid
+from ..sampling.settings import SampleSettings
 
 
 class TrainedOn(Settings):

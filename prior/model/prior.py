@@ -11,10 +11,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from ...pipeline.config import DeviceSettings
+from ...pipeline.compute.settings import DeviceSettings
 from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.settings import parse_settings
-from ..config import MAX_SEED, GuidanceName, SamplerName, SampleSettings
 from ..network.cache import PrefixCache
 from ..network.linear import Linear
 from ..network.network import PriorNetwork
@@ -23,6 +22,7 @@ from ..objective.normaliser import EmbeddingNormaliser
 from ..objective.schedule import NoiseSchedule, noise_schedule
 from ..sampling.guidance import Denoiser, NullBranch, null_prefix
 from ..sampling.samplers import find_sampler, generator_noise, seeded_noise
+from ..sampling.settings import MAX_SEED, GuidanceName, SamplerName, SampleSettings
 from .config import PriorConfig, check_sampling
 from .text_encoder import find_text_encoder
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ...pipeline.clip.settings import ClipSettings
 from ...pipeline.compute.device import resolve
-from ...pipeline.config import ClipSettings, DeviceSettings, EmbedSettings
+from ...pipeline.compute.settings import DeviceSettings
+from ...pipeline.embed.settings import EmbedSettings
 from ...pipeline.errors import InputError
 
 if TYPE_CHECKING:

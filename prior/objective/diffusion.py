@@ -11,11 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..config import DiffusionSettings
 from ..network.cache import DrawnTexts
 from ..network.network import PriorNetwork
 from .normaliser import EmbeddingNormaliser
 from .schedule import NoiseSchedule
+from .settings import DiffusionSettings
 
 MIN_SNR_GAMMA = 5.0
 """Signal-to-noise ratio above which `min_snr` gives timesteps no more weight; Hang et al.'s choice."""

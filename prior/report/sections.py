@@ -17,8 +17,8 @@ from ...pipeline.contract.storage import Store
 from ...pipeline.display import page
 from ...pipeline.errors import InputError
 from ...pipeline.read.dataset import EmbeddingDataset
-from ..config import BASELINES
 from ..evaluate.predictors import as_units
+from ..evaluate.settings import BASELINES
 from ..evaluate.subject import SAID_OF_TRAINING_ROWS
 from ..train.output import LOG_NAME
 from . import plots as draw

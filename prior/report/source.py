@@ -12,12 +12,13 @@ from ...pipeline.compute.stage import ProgressCallback, no_progress
 from ...pipeline.errors import InputError
 from ...pipeline.read.dataset import EmbeddingDataset
 from ...pipeline.settings import parse_settings
-from ..config import EvaluateSettings, SampleSettings
 from ..evaluate.folder import read_metrics, read_rows, require_whole
 from ..evaluate.predictors import GivenPredictions, Predictor, PriorPredictor, read_predictions
 from ..evaluate.rows import BLOCK_ROWS
 from ..evaluate.scoring import GIVEN
+from ..evaluate.settings import EvaluateSettings
 from ..evaluate.subject import PriorSource, Subject, find_subject
+from ..sampling.settings import SampleSettings
 
 
 class ReportSource:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import torch
 
-from ..config import DiffusionSettings, GuidanceName
 from ..network.cache import PrefixCache
 from ..network.network import PriorNetwork
 from ..objective.normaliser import EmbeddingNormaliser
 from ..objective.schedule import NoiseSchedule
+from ..objective.settings import DiffusionSettings
 from .samplers import Estimate
+from .settings import GuidanceName
 
 
 class NullBranch:

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..config import SamplerName
 from ..network.function_version import FunctionVersion
 from ..objective.schedule import NoiseSchedule
+from .settings import SamplerName
 
 _LEAST_HALF_LOG_SNR = -5.1
 """Below it an embedding is noise to one part in 27,000."""

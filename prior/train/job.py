@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...pipeline.clip.settings import ClipSettings
 from ...pipeline.compute.device import resolve
-from ...pipeline.config import ClipSettings, ComputeSettings, ReadSettings
+from ...pipeline.compute.settings import ComputeSettings
 from ...pipeline.contract.file_marks import FileMark, from_json, to_json
 from ...pipeline.contract.manifest import Manifest, fingerprint
 from ...pipeline.contract.storage import Store
 from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.read.dataset import EmbeddingDataset
-from ..config import TrainSettings
+from ...pipeline.read.settings import ReadSettings
 from ..model.config import PriorConfig, TrainedOn
 from ..model.text_encoder import find_text_encoder
+from .settings import TrainSettings
 from .start import check_start, has_unknown_clip, load_start, start_fingerprint, starting_from
 from .trackers import check_trackers
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from ...pipeline.compute.openmp import chosen
 from ...pipeline.compute.parallel import ray_cluster, require_room
+from ...pipeline.compute.settings import ComputeSettings
 from ...pipeline.compute.stage import ProgressCallback
-from ...pipeline.config import ComputeSettings
 from ...pipeline.errors import PriorkitError
 from .coordinator import Coordinator, RayWatch, Status, TakenOver
 from .job import TrainJob

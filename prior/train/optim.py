@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from ..config import OptimiserSettings
+from .settings import OptimiserSettings
 
 _FINAL_SHARE = 0.1
 

@@ -10,10 +10,10 @@ from ...pipeline.contract.manifest import Manifest
 from ...pipeline.contract.storage import Store
 from ...pipeline.errors import FolderError
 from ...pipeline.read.dataset import EmbeddingDataset
-from ..config import TrainSettings
 from ..model.folder import newest_step
 from .job import STAGE, TrainJob, recorded_files
 from .output import RECORD
+from .settings import TrainSettings
 
 _VALIDATION_ROWS = "train.validation_rows"
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from ...pipeline.clip.settings import ClipSettings
 from ...pipeline.compute.cluster import describe_cluster
 from ...pipeline.compute.device import ASSUMED_FLOPS, describe_device, with_gpus
+from ...pipeline.compute.settings import ComputeSettings
 from ...pipeline.compute.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
-from ...pipeline.config import ClipSettings, ComputeSettings, ReadSettings
 from ...pipeline.contract.commit import open_stage
 from ...pipeline.contract.manifest import Manifest, read_manifest
 from ...pipeline.contract.storage import Store
 from ...pipeline.errors import InputError, Interrupted
 from ...pipeline.read.dataset import EmbeddingDataset
-from ..config import TrainSettings
+from ...pipeline.read.settings import ReadSettings
 from ..model.config import build_network
 from ..model.folder import CONFIG_NAME, WEIGHTS_NAME, clear_states, load_state
 from .job import STAGE, TrainJob, make_job, recorded_files, resolve_training, resolved_identity
 from .loop import Outcome, run_loop
 from .output import RECORD
 from .resume import check_training, record_changes, refuse_other_embeddings, surplus_note
+from .settings import TrainSettings
 
 
 def train(

@@ -6,15 +6,15 @@ import hashlib
 from typing import Any
 
 from ...pipeline.clip.identity import clip_difference, is_same_clip
-from ...pipeline.config import ClipSettings
+from ...pipeline.clip.settings import ClipSettings
 from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.read.dataset import EmbeddingDataset
 from ...pipeline.settings import Settings, parse_settings
-from ..config import InitSettings, TrainSettings
 from ..interchange.load import load_prior
 from ..model.config import PriorConfig
 from ..model.folder import prior_tensors
 from ..model.prior import Prior
+from .settings import InitSettings, TrainSettings
 
 _OWN_CHOICE = {"loss", "loss_weighting", "text_drop", "image_drop", "attn_dropout", "ff_dropout"}
 """Of network and diffusion: how it is trained on, not what it computes."""

@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from ...pipeline.errors import PriorkitError
 from ...pipeline.read.batches import TrainBatch
 from ...pipeline.read.shuffle import hash_key
-from ..config import MAX_SEED, TrainSettings
 from ..model.config import PriorConfig, build_network, build_normaliser
 from ..model.folder import TrainState, optimiser_tensors, restore_optimiser
 from ..objective.diffusion import Condition, diffusion_loss, step_randomness
 from ..objective.schedule import noise_schedule
+from ..sampling.settings import MAX_SEED
 from .ema import update_ema
 from .optim import build_optimiser, learning_rate
 from .prepare import autocast, prepare_network
 from .ranks import Ranks
+from .settings import TrainSettings
 from .text import TextOf
 
 _NAMED_ROWS = 5

@@ -10,10 +10,10 @@ import torch
 
 from ...pipeline.read.batches import Columns, TrainBatch
 from ...pipeline.read.dataset import EmbeddingBatch, EmbeddingDataset
-from ..config import TrainSettings
 from ..model.config import PriorConfig
 from ..model.text_encoder import find_text_encoder
 from ..objective.diffusion import Condition
+from .settings import TrainSettings
 
 if TYPE_CHECKING:
     from ...pipeline.clip.encoder import ClipEncoder

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from ...pipeline.contract.storage import Store
 from ...pipeline.errors import SettingsError
-from ..config import TrainSettings
+from .settings import TrainSettings
 
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 _DEFAULT_FOLDER = "trackers"

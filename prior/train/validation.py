@@ -7,14 +7,16 @@ import torch
 
 from ...pipeline.read.batches import Columns
 from ...pipeline.read.dataset import EmbeddingDataset
-from ..config import EvaluateSettings, SampleSettings, TrainSettings
 from ..evaluate.metrics import cosine, energy_score
 from ..evaluate.predictors import PriorPredictor, as_units
 from ..evaluate.rows import BLOCK_ROWS
 from ..evaluate.scoring import timestep_losses
+from ..evaluate.settings import EvaluateSettings
 from ..model.config import PriorConfig
 from ..model.prior import Prior
+from ..sampling.settings import SampleSettings
 from .ranks import Ranks
+from .settings import TrainSettings
 from .step import Learner, NotFinite
 from .text import TextOf, read_rows, with_text
 

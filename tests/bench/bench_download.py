@@ -26,8 +26,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download.decoding.decoders import usable_cores
+from priorkit.pipeline.download.settings import DownloadSettings
 
 SHARD_ROWS, SIDE, QUALITY = 250, 256, 85
 START = 5

@@ -24,8 +24,8 @@ import aiohttp
 import harness
 from yarl import URL
 
-from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download.fetching.fetch import Fetcher, FetchError
+from priorkit.pipeline.download.settings import DownloadSettings
 
 HOSTS, DEADLINE = 500, 10
 AT_ONCE = DownloadSettings().concurrency

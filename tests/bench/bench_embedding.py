@@ -23,10 +23,11 @@ import torch
 from PIL import Image
 
 from priorkit.pipeline.clip.encoder import load_encoder
+from priorkit.pipeline.clip.settings import ClipSettings
 from priorkit.pipeline.compute.device import resolve
-from priorkit.pipeline.config import ClipSettings, EmbedSettings
 from priorkit.pipeline.contract.image_shards import list_image_shards, read_samples
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 
 MODEL, BATCH = "ViT-B-32", 64

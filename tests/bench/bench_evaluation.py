@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from priorkit.pipeline.config import ReadSettings
-from priorkit.prior.config import EvaluateSettings
+from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.prior.evaluate.folder import read_metrics
+from priorkit.prior.evaluate.settings import EvaluateSettings
 from priorkit.prior.evaluate.stage import evaluate
 
 DIM, SHARD_ROWS = 768, 50_000

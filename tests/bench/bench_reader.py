@@ -23,12 +23,12 @@ import pyarrow.parquet as pq
 import torch
 from embedding_reader import EmbeddingReader
 
-from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.contract.commit import ShardCommit, open_stage
 from priorkit.pipeline.contract.manifest import Manifest
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.read.batches import BatchStream
 from priorkit.pipeline.read.dataset import EmbeddingDataset
+from priorkit.pipeline.read.settings import ReadSettings
 
 DIM, SHARD_ROWS, BATCH = 768, 40_000, 1024
 KINDS = ("img_emb", "text_emb")

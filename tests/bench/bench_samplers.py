@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from priorkit import load_prior, load_recipe, read_embeddings
-from priorkit.prior.config import EvaluateSettings, SamplerName, SampleSettings
 from priorkit.prior.evaluate.metrics import mean_intervals
 from priorkit.prior.evaluate.rows import EvaluatedRows
 from priorkit.prior.evaluate.scoring import Scorer, ScoreTask
+from priorkit.prior.evaluate.settings import EvaluateSettings
+from priorkit.prior.sampling.settings import SamplerName, SampleSettings
 
 STEPS = (2, 4, 8, 16, 32, 64, 250)
 

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from dalle2_pytorch import DiffusionPrior, DiffusionPriorNetwork
 
-from priorkit.prior.config import SampleSettings
 from priorkit.prior.interchange.dalle2_settings import NAMED_CONFIGS, parse_config, to_prior_config
 from priorkit.prior.interchange.dalle2_weights import import_prior
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.function_version import FunctionVersion
 from priorkit.prior.network.linear import Linear
 from priorkit.prior.network.network import PriorNetwork
+from priorkit.prior.sampling.settings import SampleSettings
 
 BATCH, STEPS, DIM = 4, 64, 768
 CAPTION_TOKENS = 20

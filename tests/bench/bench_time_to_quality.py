@@ -19,17 +19,19 @@ import torch
 from dalle2_pytorch import DiffusionPrior, DiffusionPriorNetwork, DiffusionPriorTrainer
 
 from priorkit.pipeline.compute.device import resolve
-from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.read.batches import BatchStream, Columns, TrainBatch
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior.config import EvaluateSettings, NetworkSettings, OptimiserSettings, TrainSettings
+from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.prior.evaluate.rows import EvaluatedRows
 from priorkit.prior.evaluate.scoring import timestep_losses
+from priorkit.prior.evaluate.settings import EvaluateSettings
 from priorkit.prior.interchange.dalle2_weights import import_prior
 from priorkit.prior.model.config import PriorConfig
 from priorkit.prior.model.prior import Prior
+from priorkit.prior.network.settings import NetworkSettings
 from priorkit.prior.objective.diffusion import Condition
 from priorkit.prior.train.ranks import Ranks
+from priorkit.prior.train.settings import OptimiserSettings, TrainSettings
 from priorkit.prior.train.step import Learner
 from priorkit.prior.train.text import stored_text, with_text
 from priorkit.recipes.recipe import load_recipe

@@ -15,14 +15,16 @@ import torch
 import torch.nn.functional as F
 from dalle2_pytorch import DiffusionPrior, DiffusionPriorNetwork, DiffusionPriorTrainer
 
-from priorkit.prior.config import DiffusionSettings, NetworkSettings, OptimiserSettings
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.network.linear import Linear
 from priorkit.prior.network.network import PriorNetwork
+from priorkit.prior.network.settings import NetworkSettings
 from priorkit.prior.objective.diffusion import Condition, diffusion_loss, step_randomness
 from priorkit.prior.objective.schedule import noise_schedule
+from priorkit.prior.objective.settings import DiffusionSettings
 from priorkit.prior.train.ema import update_ema
 from priorkit.prior.train.optim import build_optimiser
+from priorkit.prior.train.settings import OptimiserSettings
 
 BATCH, DIM, DEPTH, HEADS = 16, 768, 12, 12
 DIFFUSION = DiffusionSettings(text_drop=0.1)

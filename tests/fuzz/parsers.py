@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from priorkit.pipeline.config import DownloadSettings, EmbedSettings
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import plan_download
 from priorkit.pipeline.embed.inputs import list_input_shards, open_input
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.inspect.folder import inspect_folder
 from priorkit.pipeline.read.dataset import read_embeddings
 from priorkit.pipeline.urls.url_list import open_url_list, rows_digest

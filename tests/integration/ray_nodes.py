@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from priorkit.pipeline.config import ComputeSettings
+from priorkit.pipeline.compute.settings import ComputeSettings
 
 from .conftest import wait_for
 

@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 from priorkit.pipeline.contract.commit import ShardCommit, StageFolder, open_stage
 from priorkit.pipeline.contract.manifest import Manifest, embedding_shard_name, fingerprint
 from priorkit.pipeline.contract.storage import Store
-from priorkit.prior.config import DiffusionSettings, NetworkSettings, OptimiserSettings, TrainSettings
+from priorkit.prior.network.settings import NetworkSettings
+from priorkit.prior.objective.settings import DiffusionSettings
+from priorkit.prior.train.settings import OptimiserSettings, TrainSettings
 
 D, W, T = 16, 6, 5
 """Embedding size, token width, most token states of a caption."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from priorkit.pipeline.config import DownloadSettings, EmbedSettings
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 
 

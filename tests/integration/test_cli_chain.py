@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
-from priorkit.prior.config import BASELINES
+from priorkit.prior.evaluate.settings import BASELINES
 
 from .conftest import LIST_FAILURES, LIST_ROWS, REFUSED_ROW, STAGE_FOLDERS, Finished, Gate, Workspace, committed
 

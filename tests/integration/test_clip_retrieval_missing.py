@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from priorkit.pipeline.config import ClipSettings, EmbedSettings, PreprocessSettings
+from priorkit.pipeline.clip.settings import ClipSettings, PreprocessSettings
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.embed.clip_retrieval import ClipRetrievalEngine, check_settings
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import PriorkitError, SettingsError
 

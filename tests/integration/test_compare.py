@@ -12,12 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from priorkit.cli import app
-from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior.config import EvaluateSettings
+from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.prior.evaluate.compare import Comparison, compare
 from priorkit.prior.evaluate.folder import rows_name
+from priorkit.prior.evaluate.settings import EvaluateSettings
 from priorkit.prior.evaluate.stage import evaluate
 
 from . import synthetic

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.read.dataset import EmbeddingDataset
+from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.prior.interchange.load import load_prior
 from priorkit.prior.train.stage import train
 

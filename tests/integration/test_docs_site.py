@@ -14,8 +14,8 @@ import pytest
 from typer.main import get_command
 
 from priorkit.cli import app
-from priorkit.pipeline.config import DownloadSettings
-from priorkit.prior.config import NetworkSettings
+from priorkit.pipeline.download.settings import DownloadSettings
+from priorkit.prior.network.settings import NetworkSettings
 
 from ..conftest import QuietHandler, serving
 from .browser import DESKTOP, PHONE, Browser

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.download import plan as download_plan
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download, plan_download
 from priorkit.pipeline.download.worker import row_key
 from priorkit.pipeline.errors import FolderError, InputError

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from priorkit.pipeline.compute.parallel import map_shards
-from priorkit.pipeline.config import ComputeSettings, DownloadSettings
+from priorkit.pipeline.compute.settings import ComputeSettings
 from priorkit.pipeline.download import stage as download_module
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download
 from priorkit.pipeline.errors import PriorkitError
 

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.contract import storage
 from priorkit.pipeline.contract.manifest import differing_files, read_manifest
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download, plan_download
 from priorkit.pipeline.errors import FolderError, InputError, PriorkitError
 

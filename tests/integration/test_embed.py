@@ -21,8 +21,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from priorkit.pipeline.config import DownloadSettings, EmbedSettings
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.download.settings import DownloadSettings
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed, plan_embed
 from priorkit.pipeline.errors import FolderError, InputError
 from priorkit.pipeline.read.dataset import read_embeddings

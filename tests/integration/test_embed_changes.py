@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from priorkit.pipeline.config import EmbedSettings
 from priorkit.pipeline.contract import file_marks
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed, plan_embed
 from priorkit.pipeline.errors import FolderError, InputError
 

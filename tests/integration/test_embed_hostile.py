@@ -24,10 +24,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from priorkit.pipeline.config import EmbedSettings
 from priorkit.pipeline.contract.image_shards import list_image_shards
 from priorkit.pipeline.contract.manifest import ShardRecord, read_manifest
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.inspect.folder import inspect_folder

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from priorkit.pipeline.compute.stage import StageResult
-from priorkit.pipeline.config import EmbedSettings
 from priorkit.pipeline.contract.commit import ShardCommit, open_stage
 from priorkit.pipeline.contract.manifest import Manifest, read_manifest
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import InputError, PriorkitError
 from priorkit.pipeline.inspect.folder import inspect_folder

@@ -17,7 +17,8 @@ import ray
 
 from priorkit.pipeline.compute import stage
 from priorkit.pipeline.compute.parallel import map_shards
-from priorkit.pipeline.config import ComputeSettings, EmbedSettings
+from priorkit.pipeline.compute.settings import ComputeSettings
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import PriorkitError
 

@@ -14,13 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline.config import DownloadSettings, EmbedSettings, ReadSettings
 from priorkit.pipeline.contract.storage import LEASE_NAME, Store
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.embed import worker as embed_worker
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import FolderError, InputError
 from priorkit.pipeline.read.batches import BatchStream, Columns
 from priorkit.pipeline.read.dataset import EmbeddingDataset, read_embeddings
+from priorkit.pipeline.read.settings import ReadSettings
 
 from .conftest import PRIORKIT, environment, upload
 

@@ -16,15 +16,16 @@ import pytest
 from typer.testing import CliRunner
 
 from priorkit.cli import app
-from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import InputError, SettingsError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior.config import EvaluateSettings, SampleSettings
+from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.prior.evaluate.folder import read_metrics
 from priorkit.prior.evaluate.scoring import ScorerMaker, ScoreTask
+from priorkit.prior.evaluate.settings import EvaluateSettings
 from priorkit.prior.evaluate.stage import evaluate, plan_evaluate
 from priorkit.prior.evaluate.subject import PriorSource
 from priorkit.prior.interchange.load import convert
+from priorkit.prior.sampling.settings import SampleSettings
 from priorkit.prior.train.stage import train
 
 from . import synthetic

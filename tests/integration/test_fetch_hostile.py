@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download.fetching import addresses, connections
 from priorkit.pipeline.download.fetching.fetch import Fetcher, FetchError
+from priorkit.pipeline.download.settings import DownloadSettings
 
 from .hostile_server import BEHAVIOURS, MAX_BYTES, ROBOTS, Behaviour, HostileServer, response
 

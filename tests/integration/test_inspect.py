@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from priorkit.cli import app
-from priorkit.pipeline.config import EmbedSettings
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 
 IMG2DATASET = """

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download
 
 pytestmark = pytest.mark.nginx

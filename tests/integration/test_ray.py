@@ -12,8 +12,10 @@ import pytest
 import ray
 
 from priorkit.pipeline.compute.parallel import map_shards
-from priorkit.pipeline.config import ComputeSettings, DownloadSettings, EmbedSettings
+from priorkit.pipeline.compute.settings import ComputeSettings
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import InputError, PriorkitError
 

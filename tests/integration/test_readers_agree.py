@@ -16,12 +16,15 @@ from typer.testing import CliRunner
 
 from priorkit import read_embeddings
 from priorkit.cli import app
-from priorkit.pipeline.config import ClipSettings, ReadSettings
+from priorkit.pipeline.clip.settings import ClipSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.inspect.folder import inspect_folder
-from priorkit.prior.config import EvaluateSettings, SampleSettings, TrainSettings
+from priorkit.pipeline.read.settings import ReadSettings
+from priorkit.prior.evaluate.settings import EvaluateSettings
 from priorkit.prior.evaluate.stage import evaluate
+from priorkit.prior.sampling.settings import SampleSettings
 from priorkit.prior.train.loop import _named
+from priorkit.prior.train.settings import TrainSettings
 from priorkit.prior.train.stage import train
 from priorkit.prior.train.step import NotFinite
 

@@ -21,16 +21,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from priorkit.cli import app
-from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior.config import EvaluateSettings, SampleSettings
+from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.prior.evaluate.predictors import PriorPredictor
+from priorkit.prior.evaluate.settings import EvaluateSettings
 from priorkit.prior.evaluate.stage import evaluate
 from priorkit.prior.interchange.load import convert, load_prior
 from priorkit.prior.report import gallery_section as report_gallery
 from priorkit.prior.report.report import Written, write_report
 from priorkit.prior.report.source import ReportSource
+from priorkit.prior.sampling.settings import SampleSettings
 from priorkit.prior.train.stage import train
 
 from .conftest import Workspace

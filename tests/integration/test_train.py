@@ -16,12 +16,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.errors import FolderError, InputError, Interrupted, PriorkitError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior.config import TrainSettings
+from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.prior.interchange.load import load_prior
 from priorkit.prior.train import validation
+from priorkit.prior.train.settings import TrainSettings
 from priorkit.prior.train.stage import plan_train, train
 from priorkit.prior.train.step import Learner
 

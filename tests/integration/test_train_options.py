@@ -16,11 +16,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from priorkit.pipeline.config import ClipSettings, ReadSettings
+from priorkit.pipeline.clip.settings import ClipSettings
 from priorkit.pipeline.errors import FolderError, InputError, SettingsError
-from priorkit.prior.config import TrainSettings
+from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.prior.interchange.load import convert, load_prior
 from priorkit.prior.train import trackers, validation
+from priorkit.prior.train.settings import TrainSettings
 from priorkit.prior.train.stage import plan_train, train
 
 from .conftest import environment

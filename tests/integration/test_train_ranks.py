@@ -12,14 +12,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from priorkit.pipeline.config import ComputeSettings, ReadSettings
+from priorkit.pipeline.compute.settings import ComputeSettings
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import PriorkitError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior.config import TrainSettings
+from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.prior.model.folder import load_state
 from priorkit.prior.train.job import TrainJob, make_job
 from priorkit.prior.train.loop import run_loop
+from priorkit.prior.train.settings import TrainSettings
 from priorkit.prior.train.step import Learner
 
 from .synthetic import SMALL_TRAIN, changed, write_embeddings

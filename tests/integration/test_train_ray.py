@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import ray
 
-from priorkit.pipeline.config import ComputeSettings, ReadSettings
+from priorkit.pipeline.compute.settings import ComputeSettings
 from priorkit.pipeline.errors import Interrupted, PriorkitError
+from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.prior.interchange.load import load_prior
 from priorkit.prior.train import on_ray as distributed
 from priorkit.prior.train.stage import train

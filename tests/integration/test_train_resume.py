@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline.config import ClipSettings, ReadSettings
+from priorkit.pipeline.clip.settings import ClipSettings
 from priorkit.pipeline.contract import file_marks
 from priorkit.pipeline.errors import FolderError, InputError
+from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.prior.interchange.load import load_prior
 from priorkit.prior.train.stage import plan_train, train
 

@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from priorkit.pipeline.clip.encoder import check_clip
-from priorkit.pipeline.config import ClipSettings, DownloadSettings, EmbedSettings
+from priorkit.pipeline.clip.settings import ClipSettings
 from priorkit.pipeline.contract.manifest import ShardRecord, read_manifest
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download
 from priorkit.pipeline.embed import stage as embed_module
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read.dataset import read_embeddings

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from priorkit.prior.config import SampleSettings
 from priorkit.prior.interchange.dalle2_settings import parse_config, to_prior_config
 from priorkit.prior.interchange.dalle2_weights import import_prior
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.function_version import FunctionVersion
 from priorkit.prior.objective.diffusion import Condition, StepRandomness, diffusion_loss
+from priorkit.prior.sampling.settings import SampleSettings
 
 from .goldens import Golden, load_goldens
 

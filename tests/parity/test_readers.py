@@ -14,7 +14,7 @@ import torch
 from embedding_reader import EmbeddingReader
 from PIL import Image
 
-from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.read.dataset import read_embeddings
 
 

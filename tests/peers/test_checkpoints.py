@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from priorkit.pipeline.contract.storage import Store
-from priorkit.prior.config import DiffusionSettings, NetworkSettings
 from priorkit.prior.interchange.load import convert, load_prior
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.model.folder import save_prior
 from priorkit.prior.model.prior import Prior
+from priorkit.prior.network.settings import NetworkSettings
+from priorkit.prior.objective.settings import DiffusionSettings
 
 from ..parity.checkpoints import CHECKPOINTS
 

@@ -21,9 +21,10 @@ import pytest
 import torch
 from PIL import Image
 
-from priorkit.pipeline.config import ClipSettings, EmbedSettings
+from priorkit.pipeline.clip.settings import ClipSettings
 from priorkit.pipeline.contract.image_shards import list_image_shards, read_samples
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import SettingsError
 from priorkit.pipeline.read.dataset import read_embeddings

@@ -20,9 +20,13 @@ from typer.testing import CliRunner
 
 from priorkit import __version__
 from priorkit.cli import app
-from priorkit.pipeline.config import ClipSettings, ComputeSettings, DownloadSettings, EmbedSettings, FolderSettings
-from priorkit.prior.config import SampleSettings
+from priorkit.pipeline.clip.settings import ClipSettings
+from priorkit.pipeline.compute.settings import ComputeSettings
+from priorkit.pipeline.config import FolderSettings
+from priorkit.pipeline.download.settings import DownloadSettings
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.prior.model.prior import Prior
+from priorkit.prior.sampling.settings import SampleSettings
 from priorkit.recipes.recipe import DEMO_PORT
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")

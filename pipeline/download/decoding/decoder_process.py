@@ -13,8 +13,8 @@ import socket
 import sys
 from io import BufferedRWPair
 
-from ...config import DownloadSettings
 from ..outcomes import LENGTH, READY, ImageError, ResizedImage, pack
+from ..settings import DownloadSettings
 
 _ORPHAN_SECONDS = 5.0
 """A decoder that hangs is ended from outside; if nobody is left to do it, it ends by itself so much later."""

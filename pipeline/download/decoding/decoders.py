@@ -21,9 +21,9 @@ from types import TracebackType
 from typing import IO
 
 from ...compute.openmp import without_spinning
-from ...config import DownloadSettings
 from ...errors import PriorkitError
 from ..outcomes import LENGTH, READY, ImageError, ResizedImage, unpack
+from ..settings import DownloadSettings
 
 _IN_HAND = 2
 """Bodies that a process has: one to work on, and one that is there already when it is done with that."""

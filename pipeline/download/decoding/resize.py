@@ -19,10 +19,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ...config import DownloadSettings
 from ...images.kinds import JPEG, is_avif, is_image
 from ...images.upright import avif_bits, eight_bit, orientation, turn
 from ..outcomes import ImageError, ResizedImage
+from ..settings import DownloadSettings
 
 Image.MAX_IMAGE_PIXELS = None  # only headers are read with Pillow here, and `max_pixels` bounds what they may say
 

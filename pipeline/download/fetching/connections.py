@@ -14,7 +14,7 @@ from types import TracebackType
 import aiohttp
 from yarl import URL
 
-from ...config import DownloadSettings
+from ..settings import DownloadSettings
 from .addresses import AddressGuard, GuardedResolver
 from .proxies import Proxies, Proxy
 from .response_head import MAX_HEAD_BYTES

@@ -18,8 +18,8 @@ from urllib.parse import urljoin
 import aiohttp
 from yarl import URL
 
-from ...config import DownloadSettings
 from ...images.kinds import is_image
+from ..settings import DownloadSettings
 from .addresses import AddressGuard, BlockedAddress, is_local_name, literal_address
 from .connections import Connections, ProxyFailure, affordable
 from .content_coding import BodyTooLarge, CodingError, decode_beginning, decode_body, known_codings

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.contract.commit import ShardCommit, open_stage
 from priorkit.pipeline.contract.manifest import Manifest
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.download.settings import DownloadSettings
 
 DIM, WIDTH = 8, 4
 ABOUT = {"clip": {"embed_dim": DIM, "token_width": WIDTH}, "clip_settings": {"model": "none"}}

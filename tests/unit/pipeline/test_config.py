@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
-from priorkit.pipeline import config
-from priorkit.pipeline.config import (
-    ClipSettings,
-    ComputeSettings,
-    DownloadSettings,
-    EmbedSettings,
-    FolderSettings,
-    PipelineSettings,
-    ReadSettings,
-)
+from priorkit.pipeline.clip.settings import ClipSettings
+from priorkit.pipeline.compute.settings import ComputeSettings
+from priorkit.pipeline.config import FolderSettings, PipelineSettings
+from priorkit.pipeline.download.settings import DownloadSettings
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.errors import SettingsError
+from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.pipeline.settings import Settings, parse_settings, with_overrides
+from priorkit.pipeline.urls.settings import UrlListSettings
 from priorkit.pipeline.yaml_text import PlainScalar
 
-ALL_SETTINGS = [
-    value
-    for value in vars(config).values()
-    if isinstance(value, type) and issubclass(value, Settings) and value is not Settings
-]
+
+def kinds_in(kind: type[Settings]) -> Iterator[type[Settings]]:
+    """The classes of the sections below a class of settings."""
+    for field in kind.model_fields.values():
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, Settings):
+                yield inner
+                yield from kinds_in(inner)
+
+
+ALL_SETTINGS = sorted(
+    set(kinds_in(PipelineSettings)) | {PipelineSettings, UrlListSettings}, key=lambda kind: kind.__name__
+)
 
 
 def test_every_kind_of_settings_is_found() -> None:
-    assert len(ALL_SETTINGS) >= 7
+    assert {"ClipSettings", "ComputeSettings", "DownloadSettings", "FolderSettings", "PreprocessSettings"} <= {
+        kind.__name__ for kind in ALL_SETTINGS
+    }
 
 
 @pytest.mark.parametrize("kind", ALL_SETTINGS, ids=lambda kind: kind.__name__)

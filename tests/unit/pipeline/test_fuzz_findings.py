@@ -14,17 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline.config import DownloadSettings, EmbedSettings
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.embed.inputs import list_input_shards
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 from priorkit.pipeline.inspect.folder import inspect_folder
 from priorkit.pipeline.inspect.statistics import hashes_of
 from priorkit.pipeline.nearest import suggest
 from priorkit.pipeline.read.dataset import read_embeddings
 from priorkit.pipeline.urls.url_list import open_url_list
-from priorkit.prior.config import NetworkSettings
 from priorkit.prior.model.config import PriorConfig, build_network
+from priorkit.prior.network.settings import NetworkSettings
 
 TEXT = pa.array(["a", "b"])
 DATES = pa.array([2**30, 2**30], pa.date32())

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
+from priorkit.pipeline.config import PipelineSettings
 from priorkit.pipeline.errors import SettingsError
 from priorkit.pipeline.settings import Location, Settings, parse_settings, with_overrides
 from priorkit.pipeline.yaml_text import read_yaml
@@ -143,8 +144,9 @@ def test_only_sections_that_are_read_are_suggested() -> None:
 
 @pytest.mark.parametrize("override", ["train={steps: 5}", "train=5", "urls=x", "train.steps=5"])
 def test_an_override_that_has_no_effect_is_refused(override: str) -> None:
+    sections = ("embed", "compute")
     with pytest.raises(SettingsError, match=r"this command reads embed, compute only"):
-        with_overrides({}, [override], ("embed", "compute"))
+        parse_settings(PipelineSettings, with_overrides({}, [override], sections), "x", sections)
 
 
 @pytest.mark.parametrize("override", ["a..b=1", ".a=1", "a.=1", "=1", ". =1"])

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from priorkit.prior.config import DiffusionSettings, NetworkSettings
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.network import PriorNetwork
+from priorkit.prior.network.settings import NetworkSettings
+from priorkit.prior.objective.settings import DiffusionSettings
 
 from .reference import randomise
 

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from priorkit.prior.config import NetworkSettings
 from priorkit.prior.network.network import PriorNetwork
+from priorkit.prior.network.settings import NetworkSettings
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,12 @@ from pydantic import ValidationError
 
 from priorkit.pipeline.errors import SettingsError
 from priorkit.pipeline.settings import Settings, parse_settings
-from priorkit.prior.config import (
-    DiffusionSettings,
-    EvaluateSettings,
-    NetworkSettings,
-    OptimiserSettings,
-    SampleSettings,
-    TrainSettings,
-)
+from priorkit.prior.evaluate.settings import EvaluateSettings
 from priorkit.prior.network.network import PriorNetwork
+from priorkit.prior.network.settings import NetworkSettings
+from priorkit.prior.objective.settings import DiffusionSettings
+from priorkit.prior.sampling.settings import SampleSettings
+from priorkit.prior.train.settings import OptimiserSettings, TrainSettings
 
 EVERY = (
     DiffusionSettings,

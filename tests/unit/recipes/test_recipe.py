@@ -11,10 +11,11 @@ import torch
 import yaml
 
 import priorkit
-from priorkit.pipeline.config import ClipSettings, EmbedSettings
+from priorkit.pipeline.clip.settings import ClipSettings
 from priorkit.pipeline.contract.commit import open_stage
 from priorkit.pipeline.contract.manifest import Manifest
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.errors import InputError, SettingsError
 from priorkit.recipes.recipe import Recipe, copy_recipe, load_recipe, recipe_names, recipe_text, require_same_clip
 

@@ -17,7 +17,8 @@ import torch
 from priorkit.pipeline.clip import encoder as clip_module
 from priorkit.pipeline.clip.encoder import ClipEncoder, check_clip, clip_location, clip_source, identify_clip
 from priorkit.pipeline.clip.identity import clip_difference, is_same_clip
-from priorkit.pipeline.config import ClipSettings, EmbedSettings, PreprocessSettings
+from priorkit.pipeline.clip.settings import ClipSettings, PreprocessSettings
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 
 from ....conftest import TINY_CLIP_CONFIG

@@ -9,7 +9,7 @@ import open_clip
 import pytest
 
 from priorkit.pipeline.clip.encoder import ClipEncoder
-from priorkit.pipeline.config import EmbedSettings
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.errors import InputError
 
 SETTINGS = EmbedSettings(device="cpu", threads=1)

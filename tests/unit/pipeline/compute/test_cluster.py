@@ -9,7 +9,7 @@ from priorkit.pipeline.compute import cluster, ray_start
 from priorkit.pipeline.compute.cluster import Gpus, cluster_gpus, describe_cluster
 from priorkit.pipeline.compute.ray_address import ClusterAddress
 from priorkit.pipeline.compute.ray_start import Joined
-from priorkit.pipeline.config import ComputeSettings
+from priorkit.pipeline.compute.settings import ComputeSettings
 
 RAY = ComputeSettings(backend="ray", workers=4, gpus_per_worker=1)
 

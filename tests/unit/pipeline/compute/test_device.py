@@ -8,7 +8,7 @@ import torch
 from priorkit.pipeline.compute import device as module
 from priorkit.pipeline.compute.cluster import Gpus
 from priorkit.pipeline.compute.device import available_cores, describe_device, require_device, resolve, with_gpus
-from priorkit.pipeline.config import ComputeSettings, DeviceSettings
+from priorkit.pipeline.compute.settings import ComputeSettings, DeviceSettings
 from priorkit.pipeline.errors import PriorkitError, SettingsError
 
 RAY = ComputeSettings(backend="ray", workers=2)

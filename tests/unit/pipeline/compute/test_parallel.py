@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from priorkit.pipeline.compute.parallel import map_shards
-from priorkit.pipeline.config import ComputeSettings
+from priorkit.pipeline.compute.settings import ComputeSettings
 from priorkit.pipeline.errors import InputError, PriorkitError
 
 LOCAL = ComputeSettings()

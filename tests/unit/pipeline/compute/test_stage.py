@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from priorkit.pipeline.compute.stage import StagePlan, require_space
-from priorkit.pipeline.config import EmbedSettings
 from priorkit.pipeline.embed import stage as embedding
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.errors import FolderError
 
 PLAN = StagePlan("embed", "data/embeddings", 3, 3, "shards", 30_000, 2_000_000_000, 1_500_000_000, 60.0)

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.contract.commit import open_stage
 from priorkit.pipeline.contract.listing import is_data
 from priorkit.pipeline.contract.manifest import Manifest, read_manifest
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.errors import FolderError, InputError
 from priorkit.pipeline.urls.url_list import open_url_list
 

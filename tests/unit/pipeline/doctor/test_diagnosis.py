@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from priorkit.cli import app
-from priorkit.pipeline.config import ComputeSettings
+from priorkit.pipeline.compute.settings import ComputeSettings
 from priorkit.pipeline.doctor import diagnosis as doctor
 from priorkit.pipeline.doctor import requirements
 from priorkit.pipeline.doctor.requirements import CHAIN, EXTRAS

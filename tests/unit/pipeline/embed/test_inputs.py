@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline.config import EmbedSettings
 from priorkit.pipeline.contract.file_marks import marks_of_read
 from priorkit.pipeline.contract.samples import Sample
 from priorkit.pipeline.embed.input_marks import input_fingerprint
 from priorkit.pipeline.embed.inputs import InputShard, list_input_shards, open_input
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.errors import InputError, SettingsError
 
 

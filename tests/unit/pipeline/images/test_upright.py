@@ -14,9 +14,9 @@ import torch
 from PIL import Image, ImageOps, features
 
 from priorkit.pipeline.clip.pixels import PixelError, Pixels
-from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download.decoding.resize import ImageResizer
 from priorkit.pipeline.download.outcomes import ImageError, ResizedImage
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.images.upright import eight_bit, opened_rgb, turn
 
 HEIGHT, WIDTH = 40, 60

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read.batches import BatchStream, Columns, TrainBatch
 from priorkit.pipeline.read.dataset import EmbeddingDataset
+from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.pipeline.read.shards import EmbeddingShard
 from priorkit.pipeline.read.window import Buffers
 

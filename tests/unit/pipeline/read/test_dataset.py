@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read.dataset import SPLITS, EmbeddingDataset, read_embeddings
+from priorkit.pipeline.read.settings import ReadSettings
 
 WriteEmbeddings = Callable[..., Path]
 NAMES = [f"row{number}" for number in range(300)]

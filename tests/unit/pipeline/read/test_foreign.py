@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline.config import ReadSettings
 from priorkit.pipeline.contract import file_marks
 from priorkit.pipeline.contract.embedding_files import pair_files
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read.batches import BatchStream, Columns
 from priorkit.pipeline.read.dataset import SPLITS, EmbeddingDataset, read_embeddings
+from priorkit.pipeline.read.settings import ReadSettings
 
 DIM = 8
 NAMES = [f"row{number}" for number in range(300)]
@@ -357,7 +357,7 @@ def test_it_does_not_name_its_clip(three: Path) -> None:
 
 
 def test_training_and_sampling_from_it_are_refused_for_its_clip(three: Path, tmp_path: Path) -> None:
-    from priorkit.prior.config import TrainSettings
+    from priorkit.prior.train.settings import TrainSettings
     from priorkit.prior.train.stage import plan_train, train
 
     settings = TrainSettings(steps=1, device="cpu", threads=1)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.settings import parse_settings
 from priorkit.pipeline.urls.url_list import UrlList, open_url_list, rows_digest

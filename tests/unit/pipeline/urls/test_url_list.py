@@ -22,7 +22,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.urls import files as url_files
 from priorkit.pipeline.urls.files import list_mark

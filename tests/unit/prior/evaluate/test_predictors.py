@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from priorkit.prior.config import BASELINES, SampleSettings
 from priorkit.prior.evaluate import predictors
 from priorkit.prior.evaluate.predictors import Bank, GivenPredictions, LinearGaussian, PriorPredictor, Ridge, RowNoise
+from priorkit.prior.evaluate.settings import BASELINES
+from priorkit.prior.sampling.settings import SampleSettings
 
 ROWS, D, K = 400, 6, 3
 

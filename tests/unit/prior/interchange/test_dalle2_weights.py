@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
-from priorkit.prior.config import DiffusionSettings, NetworkSettings
 from priorkit.prior.interchange.dalle2_settings import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
 from priorkit.prior.interchange.dalle2_weights import export_state, import_prior
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.function_version import FunctionVersion
+from priorkit.prior.network.settings import NetworkSettings
+from priorkit.prior.objective.settings import DiffusionSettings
 
 NEWEST = FunctionVersion.parse("1.15.6")
 LAIONS = FunctionVersion.parse("0.23.10")

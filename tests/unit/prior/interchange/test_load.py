@@ -16,7 +16,6 @@ from priorkit import convert as public_convert
 from priorkit import load_prior as public_load_prior
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import FolderError, InputError, PriorkitError, SettingsError
-from priorkit.prior.config import DiffusionSettings, NetworkSettings
 from priorkit.prior.interchange.dalle2_settings import to_dalle2_config
 from priorkit.prior.interchange.dalle2_weights import export_state
 from priorkit.prior.interchange.load import convert, load_prior
@@ -24,6 +23,8 @@ from priorkit.prior.interchange.pth import read_pth
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.model.folder import save_prior
 from priorkit.prior.model.prior import Prior
+from priorkit.prior.network.settings import NetworkSettings
+from priorkit.prior.objective.settings import DiffusionSettings
 
 
 def small_prior(seed: int = 0) -> Prior:

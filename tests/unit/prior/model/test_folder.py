@@ -15,7 +15,6 @@ import torch
 
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError
-from priorkit.prior.config import OptimiserSettings
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.model.folder import (
     TrainState,
@@ -31,6 +30,7 @@ from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.network import PriorNetwork
 from priorkit.prior.objective.normaliser import EmbeddingNormaliser
 from priorkit.prior.train.optim import build_optimiser
+from priorkit.prior.train.settings import OptimiserSettings
 
 MakeConfig = Callable[..., PriorConfig]
 MakePrior = Callable[..., Prior]

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 
 from priorkit.pipeline.errors import InputError, SettingsError
-from priorkit.prior.config import SampleSettings
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.model.prior import SAMPLE_BATCH, Prior, nearest_to_text
 from priorkit.prior.network.layers import LayerNorm
 from priorkit.prior.network.linear import Linear
 from priorkit.prior.objective.diffusion import Condition, diffusion_loss, step_randomness
+from priorkit.prior.sampling.settings import SampleSettings
 
 MakeConfig = Callable[..., PriorConfig]
 MakePrior = Callable[..., Prior]

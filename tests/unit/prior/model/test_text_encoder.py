@@ -10,7 +10,8 @@ import open_clip
 import pytest
 
 from priorkit.pipeline.clip.encoder import identify_clip
-from priorkit.pipeline.config import ClipSettings, DeviceSettings
+from priorkit.pipeline.clip.settings import ClipSettings
+from priorkit.pipeline.compute.settings import DeviceSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.prior.model.text_encoder import find_text_encoder
 

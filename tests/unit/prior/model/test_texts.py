@@ -16,10 +16,11 @@ import torch
 
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior.config import DiffusionSettings, NetworkSettings
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.model.texts import CaptionFile, Captions, StoredArray, StoredEmbeddings, Texts, stored_texts
+from priorkit.prior.network.settings import NetworkSettings
+from priorkit.prior.objective.settings import DiffusionSettings
 
 
 def make_prior(max_text_len: int = 0, text_dim: int | None = None, clip: dict[str, Any] | None = None) -> Prior:

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from priorkit.prior.config import SampleSettings
 from priorkit.prior.model.config import PriorConfig
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.cache import PrefixCache
@@ -17,6 +16,7 @@ from priorkit.prior.network.network import PriorNetwork
 from priorkit.prior.network.parts import KeysValues
 from priorkit.prior.sampling.guidance import Denoiser, NullBranch, null_prefix
 from priorkit.prior.sampling.samplers import Estimate, ddim
+from priorkit.prior.sampling.settings import SampleSettings
 
 from ..reference import RELEASES, Text, guided, relative_error, single_pass, uncached_ddim
 

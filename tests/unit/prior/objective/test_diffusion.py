@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from priorkit.prior.config import DiffusionSettings
 from priorkit.prior.model.config import PriorConfig
 from priorkit.prior.network.network import PriorNetwork
 from priorkit.prior.objective.diffusion import (
@@ -24,6 +23,7 @@ from priorkit.prior.objective.diffusion import (
 )
 from priorkit.prior.objective.normaliser import EmbeddingNormaliser
 from priorkit.prior.objective.schedule import noise_schedule
+from priorkit.prior.objective.settings import DiffusionSettings
 
 from ..reference import Text, single_pass
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from priorkit.pipeline.errors import SettingsError
-from priorkit.prior.config import SampleSettings
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.network import PriorNetwork
 from priorkit.prior.sampling.guidance import Denoiser, NullBranch, null_prefix
+from priorkit.prior.sampling.settings import SampleSettings
 
 from ..reference import Text, relative_error, single_pass
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from priorkit.prior.config import OptimiserSettings
 from priorkit.prior.network.network import PriorNetwork
 from priorkit.prior.train.optim import build_optimiser, learning_rate
+from priorkit.prior.train.settings import OptimiserSettings
 
 MakeNetwork = Callable[..., PriorNetwork]
 

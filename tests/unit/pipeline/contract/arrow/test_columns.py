@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.contract.arrow.columns import as_text, carried, group_names, key_texts, plain_column
 from priorkit.pipeline.contract.arrow.types import can_be_text, plain_type, why_not_carried
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.urls.url_list import open_url_list, rows_digest
 

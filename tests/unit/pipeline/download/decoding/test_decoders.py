@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download.decoding import decoders as module
 from priorkit.pipeline.download.decoding.decoders import Decoders, usable_cores
 from priorkit.pipeline.download.decoding.resize import ImageResizer
 from priorkit.pipeline.download.outcomes import ImageError, ResizedImage, pack, unpack
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.errors import PriorkitError
 
 SETTINGS = DownloadSettings(image_size=32, decode_processes=2)

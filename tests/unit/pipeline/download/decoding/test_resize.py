@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download.decoding.resize import ImageResizer, is_image
 from priorkit.pipeline.download.outcomes import ImageError, ResizedImage
+from priorkit.pipeline.download.settings import DownloadSettings
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
 KINDS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"] + (["AVIF"] if features.check("avif") else [])

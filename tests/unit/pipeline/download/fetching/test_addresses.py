@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download.fetching.addresses import (
     AddressGuard,
     BlockedAddress,
@@ -17,6 +16,7 @@ from priorkit.pipeline.download.fetching.addresses import (
     is_public,
     literal_address,
 )
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.errors import SettingsError
 from priorkit.pipeline.settings import parse_settings
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download.fetching import connections
 from priorkit.pipeline.download.fetching import fetch as fetch_module
 from priorkit.pipeline.download.fetching.fetch import Fetcher, FetchError
+from priorkit.pipeline.download.settings import DownloadSettings
 
 Answer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
 

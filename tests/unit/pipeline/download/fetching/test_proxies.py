@@ -7,8 +7,8 @@ import base64
 import pytest
 from yarl import URL
 
-from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download.fetching.proxies import NoProxy, Proxies, parse_proxy
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.errors import SettingsError
 from priorkit.pipeline.settings import parse_settings
 

@@ -8,10 +8,10 @@ import ssl
 
 import pytest
 
-from priorkit.pipeline.config import DownloadSettings
 from priorkit.pipeline.download.fetching.fetch import Fetcher
 from priorkit.pipeline.download.fetching.response_head import BadResponse
 from priorkit.pipeline.download.fetching.tolerant import ChunkReader, LengthReader
+from priorkit.pipeline.download.settings import DownloadSettings
 
 CHUNKS = b"4;a=b\r\nbody\r\n2\r\n!?\r\n0\r\nTrailer: x\r\n\r\n"
 

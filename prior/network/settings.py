@@ -1,0 +1,68 @@
+"""Settings of the network."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
+
+from ...pipeline.settings import Settings
+from .function_version import LATEST_FUNCTION, FunctionVersion
+
+
+class NetworkSettings(Settings):
+    """The prior network; the names are those of DALLE2-pytorch, whose function it computes."""
+
+    width: int = Field(default=512, ge=8)
+    """Width of the token stream; independent of the embedding's size."""
+    depth: int = Field(default=6, ge=1, le=1000)
+    """Transformer layers."""
+    heads: int = Field(default=8, ge=1)
+    """Attention heads; they share one head of keys and values."""
+    dim_head: int = Field(default=64, ge=2)
+    """Width of an attention head; DALLE2-pytorch's default."""
+    ff_mult: float = Field(default=4, gt=0)
+    """Hidden width of the feed-forward layers, as a multiple of `width`."""
+    attn_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of attention weights; 0 keeps a run a pure function of its seed on any worker count."""
+    ff_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout inside the feed-forward layers."""
+    max_text_len: int = Field(default=0, ge=0)
+    """Token states that condition the prior besides the pooled text; 0 uses the pooled text alone."""
+    num_timesteps: int | None = Field(default=None, ge=2)
+    """Rows of a table of learned timestep embeddings; null computes them from sinusoids."""
+    num_time_embeds: int = Field(default=1, ge=1)
+    """Tokens for the timestep."""
+    num_image_embeds: int = Field(default=1, ge=1)
+    """Tokens for the noisy image embedding."""
+    num_text_embeds: int = Field(default=1, ge=1)
+    """Tokens for the pooled text embedding."""
+    self_cond: bool = False
+    """Condition on the last estimate of x0 (Chen et al. 2022); training then takes 1.5 times as long."""
+    rotary_emb: bool = True
+    """Rotary position embedding besides the relative bias."""
+    norm_in: bool = False
+    """A norm of the tokens before the first layer."""
+    norm_out: bool = True
+    """A norm of the prediction after the last layer."""
+    final_proj: bool = True
+    """A projection of the prediction; without it `width` must be the embedding's size."""
+    normformer: bool = False
+    """A norm inside the feed-forward layers; the model card's choice."""
+    function_version: str = LATEST_FUNCTION
+    """Release of DALLE2-pytorch whose function is computed; older ones are for imported checkpoints."""
+
+    @field_validator("function_version")
+    @classmethod
+    def _function_is_known(cls, value: str) -> str:
+        FunctionVersion.parse(value)
+        return value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.rotary_emb and self.dim_head % 2:
+            raise ValueError(f"dim_head={self.dim_head} must be even for rotary_emb")
+        if self.num_timesteps is None and self.width % 2:
+            raise ValueError(f"width={self.width} must be even for sinusoidal timesteps; or set num_timesteps")
+        if self.self_cond and not FunctionVersion.parse(self.function_version).takes_self_cond:
+            raise ValueError(f"self_cond=True: dalle2-pytorch {self.function_version} had none")
+        return self
