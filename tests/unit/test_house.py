@@ -122,20 +122,97 @@ def test_the_walk_sees_the_imports_that_are_known() -> None:
     assert Import("torch", False, True) in IMPORTS["priorkit.prior.network.network"]
 
 
-def test_imports_point_one_way() -> None:
-    forbidden = {
-        "priorkit.pipeline": ("priorkit.prior", "priorkit.cli", "priorkit.recipes"),
-        "priorkit.prior": ("priorkit.cli", "priorkit.recipes"),
-        "priorkit.recipes": ("priorkit.cli",),
+LAYERS = (
+    ("pipeline.errors", "pipeline.explain", "pipeline.nearest", "pipeline.yaml_text", "pipeline.settings"),
+    ("pipeline.contract",),
+    ("pipeline.compute", "pipeline.urls", "pipeline.images"),
+    ("pipeline.clip", "pipeline.read", "pipeline.display", "pipeline.doctor", "pipeline.download"),
+    ("pipeline.embed", "pipeline.inspect"),
+    ("pipeline.config",),
+    ("pipeline.commands",),
+    ("prior.network",),
+    ("prior.objective",),
+    ("prior.sampling",),
+    ("prior.model",),
+    ("prior.interchange",),
+    ("prior.evaluate",),
+    ("prior.train", "prior.report"),
+    ("prior.commands",),
+    ("recipes.demo_picture", "recipes.recipe"),
+    ("recipes.demo_list", "recipes.chain", "recipes.status", "recipes.demo_run"),
+    ("recipes.commands",),
+)
+"""Packages and modules from the lowest layer to the highest; no import points up."""
+FORBIDDEN = (
+    ("pipeline.download", ("pipeline.embed", "pipeline.read", "pipeline.inspect")),
+    ("pipeline.embed", ("pipeline.download", "pipeline.read", "pipeline.inspect")),
+    ("pipeline.read", ("pipeline.download", "pipeline.embed", "pipeline.inspect")),
+    ("pipeline.inspect", ("pipeline.download", "pipeline.embed", "pipeline.read")),
+    ("pipeline.contract", ("pipeline.settings",)),
+    ("prior.objective", ("prior.network.network", "prior.network.cache", "prior.network.layers")),
+    ("prior.sampling", ("prior.network.network", "prior.network.cache", "prior.network.layers")),
+)
+"""Imports inside a layer, or down, that would join what is to stay apart."""
+LARGEST_FOLDER = 16
+"""Modules of one folder, `__init__.py` aside."""
+
+
+def layer_of(module: str) -> int | None:
+    name = module.removeprefix(f"{PACKAGE}.")
+    return next((at for at, names in enumerate(LAYERS) if any(is_inside(name, layer) for layer in names)), None)
+
+
+def is_inside(module: str, package: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
+
+
+def is_upward(here: int | None, there: int | None) -> bool:
+    return here is not None and there is not None and there > here
+
+
+def test_every_module_has_a_layer() -> None:
+    outside = {
+        "priorkit",
+        "priorkit.cli",
+        "priorkit.__main__",
+        "priorkit.pipeline",
+        "priorkit.prior",
+        "priorkit.recipes",
     }
+    without = {name for name in MODULES if layer_of(name) is None and not is_inside(name, "priorkit.recipes.demo")}
+    assert without == outside
+
+
+def test_no_import_points_up() -> None:
     wrong = [
-        (name, found.target)
+        f"{name} -> {found.target}"
         for name, imports in IMPORTS.items()
         for found in imports
-        for side, others in forbidden.items()
-        if f"{name}.".startswith(f"{side}.") and f"{found.target}.".startswith(tuple(f"{other}." for other in others))
+        if is_upward(layer_of(name), layer_of(found.target))
     ]
     assert wrong == []
+    top = ("priorkit.cli", "priorkit.__main__")
+    assert not [name for name in MODULES if name not in top for found in IMPORTS[name] if found.target in top]
+
+
+@pytest.mark.parametrize(("package", "others"), FORBIDDEN, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_stays_apart_is_not_imported(package: str, others: tuple[str, ...]) -> None:
+    wrong = [
+        f"{name} -> {found.target}"
+        for name, imports in IMPORTS.items()
+        for found in imports
+        if is_inside(name, f"{PACKAGE}.{package}")
+        and any(is_inside(found.target, f"{PACKAGE}.{other}") for other in others)
+    ]
+    assert wrong == []
+
+
+def test_no_folder_is_too_large_to_look_through() -> None:
+    sizes = {}
+    for path in source_files():
+        if path.name != "__init__.py":
+            sizes[path.parent] = sizes.get(path.parent, 0) + 1
+    assert [f"{folder.name}: {size}" for folder, size in sizes.items() if size > LARGEST_FOLDER] == []
 
 
 @pytest.mark.parametrize("package", sorted(SINGLE_HOMES))
