@@ -18,7 +18,7 @@ test: $(INSTALLED)
 
 # The tests that need more: slow ones, and those that need what `.ci/run` installs.
 test-marked: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow or root or nginx or browser"
+	$(BIN)/python -m pytest -m "slow or root or nginx or browser" --numprocesses 2 --dist loadgroup
 
 # The wheel in a fresh environment of every Python from 3.10 to 3.13 that is here, and the light install.
 test-pythons: $(INSTALLED)

@@ -19,6 +19,8 @@ AUTO, LOCAL = "auto", "local"
 _ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})/?")
 _FORMS = "known forms are HOST:6379, ray://HOST:10001, [IPv6]:6379, auto and local"
 _TOKEN_FILE = Path("~/.ray/auth_token")
+_NICENESS = "RAY_worker_niceness"
+"""Environment variable with the nice value of Ray's workers."""
 
 
 @dataclass(frozen=True)
@@ -155,13 +157,15 @@ def require_cluster(place: ClusterAddress, version: str, *, is_ours: bool = Fals
 
 
 def own_environment() -> dict[str, str]:
-    """The environment of a cluster of our own, which is guarded by a token that nothing but its processes has.
+    """Environment variables of a cluster that priorkit starts on this machine.
 
-    Left to itself, Ray writes a token into the user's home, or starts without one.
+    A token guards it: Ray would write one into the user's home, or start without. Its workers have the priority of
+    other processes: at Ray's default, nice 15, one busy process takes nearly all time of a core from them.
     """
-    if _mode() not in ("", "token"):
-        return {}
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment = {_NICENESS: os.environ.get(_NICENESS, "0")}
+    if _mode() in ("", "token"):
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return environment
 
 
 def find_token() -> tuple[str | None, str]:

@@ -36,7 +36,7 @@ TEXTURES, TEXTURE_SIDE = 4, 2048
 
 OURS = """
 import json, sys, time
-from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download
 urls, folder, settings = sys.argv[1:]
 start = time.perf_counter()
@@ -55,7 +55,7 @@ if __name__ == "__main__":
 BARE = """
 import json, sys, time
 from pathlib import Path
-from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.decoding.resize import ImageResizer
 import cv2
 cv2.setNumThreads(1)

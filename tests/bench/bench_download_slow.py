@@ -54,7 +54,7 @@ def url_list(port: int, count: int, *, never: float, dribble: float) -> list[str
 
 PRIORKIT = """
 import json, sys, time
-from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download
 if __name__ == "__main__":
     settings = DownloadSettings(caption_column=None, allow_private_addresses=True, timeout_seconds=10, retries=0)

@@ -32,6 +32,8 @@ from .browser import Browser
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
 STAGE_FOLDERS = {"download": "images", "embed": "embeddings", "train": "prior", "evaluate": "evaluation"}
+os.environ |= {"RAY_worker_niceness": "0"}  # other tests would starve workers at Ray's own nice 15
+
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")
 LIST_ROWS = 120
 LIST_FAILURES = {7: "gone.jpg", 51: "page.html"}

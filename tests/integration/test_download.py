@@ -374,7 +374,7 @@ def test_progress_starts_at_what_is_done_and_ends_at_all(
 
 DOWNLOAD = """
 import sys
-from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download
 if __name__ == "__main__":
     download(sys.argv[1], sys.argv[2], DownloadSettings.model_validate_json(sys.argv[3]))
@@ -401,7 +401,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None
-from priorkit.pipeline.config import ComputeSettings, DownloadSettings
+from priorkit.pipeline.compute.settings import ComputeSettings
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download
 if __name__ == "__main__":
     settings = DownloadSettings.model_validate_json(sys.argv[3])

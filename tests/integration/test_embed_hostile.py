@@ -480,7 +480,7 @@ def test_reading_a_tar_keeps_nothing_of_it(tmp_path: Path) -> None:
 
 MEASURE = """
 import sys
-from priorkit.pipeline.config import EmbedSettings
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 
 images, out, settings = sys.argv[1:]

@@ -29,12 +29,13 @@ STALE = "127.0.0.1:6399"
 MAP = """
 import json, os, sys
 from priorkit.pipeline.compute.cluster import describe_cluster
-from priorkit.pipeline.config import ComputeSettings
+from priorkit.pipeline.compute.settings import ComputeSettings
 from priorkit.pipeline.errors import PriorkitError
 from priorkit.pipeline.compute.parallel import map_shards
 
 def make_worker():
-    return lambda task, following: (task * 2, {n: os.environ.get(n) for n in ("GOMP_SPINCOUNT", "RAY_AUTH_MODE")})
+    names = ("GOMP_SPINCOUNT", "RAY_AUTH_MODE")
+    return lambda task, following: (task * 2, {"nice": os.nice(0), **{name: os.environ.get(name) for name in names}})
 
 before = dict(os.environ)
 compute = ComputeSettings(backend="ray", address=json.loads(sys.argv[1]))
@@ -151,7 +152,7 @@ def test_without_an_address_a_cluster_of_our_own_works_beside_a_stale_one(home: 
     (home.ray / "ray").mkdir()
     (home.ray / "ray/ray_current_cluster").write_text(STALE)
     found = home.map(HOME="/proc/nohome")
-    worker = {"GOMP_SPINCOUNT": "0", "RAY_AUTH_MODE": "token"}
+    worker = {"nice": os.nice(0), "GOMP_SPINCOUNT": "0", "RAY_AUTH_MODE": "token"}
     assert found == {"done": [[2, worker], [4, worker]], "cluster": "1 worker on this machine", "kept": True}
     assert (home.ray / "ray/ray_current_cluster").read_text() == STALE
     assert "no cluster runs on this machine" in home.map("auto")["error"]

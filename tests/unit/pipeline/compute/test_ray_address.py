@@ -105,7 +105,14 @@ def test_a_cluster_of_our_own_has_a_token_of_its_own(monkeypatch: pytest.MonkeyP
     assert len(first["RAY_AUTH_TOKEN"]) >= 32
     assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert own_environment() == {}
+    assert "RAY_AUTH_TOKEN" not in own_environment()
+
+
+def test_workers_of_our_own_cluster_have_the_priority_of_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
+    assert own_environment()["RAY_worker_niceness"] == "0"
+    monkeypatch.setenv("RAY_worker_niceness", "7")
+    assert own_environment()["RAY_worker_niceness"] == "7"
 
 
 @pytest.mark.parametrize(

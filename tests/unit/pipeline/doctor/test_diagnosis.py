@@ -105,7 +105,7 @@ def test_it_reads_no_other_settings() -> None:
 def test_neither_ray_nor_open_clip_is_loaded_for_it() -> None:
     code = """
 import sys
-from priorkit.pipeline.config import ComputeSettings
+from priorkit.pipeline.compute.settings import ComputeSettings
 from priorkit.pipeline.doctor.diagnosis import diagnose
 diagnose('data', ComputeSettings())
 print([name for name in ('ray', 'open_clip', 'img2dataset', 'pyarrow') if name in sys.modules])

@@ -231,7 +231,7 @@ def test_the_number_of_processes_is_that_of_the_cores_that_may_be_used() -> None
 
 PARENT = """
 import asyncio, signal, sys
-from priorkit.pipeline.config import DownloadSettings
+from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.decoding.decoders import Decoders
 
 async def main():
