@@ -14,9 +14,12 @@ from .pipeline.display import streams
 from .prior.commands import compare as compare_commands
 from .prior.commands import report as report_commands
 from .prior.commands import sample as sample_commands
-from .recipes.commands import evaluate as evaluate_commands
-from .recipes.commands import recipes as recipe_commands
-from .recipes.commands import stages as prior_commands
+from .recipes.commands.demo import demo
+from .recipes.commands.evaluate import evaluate
+from .recipes.commands.recipes import recipes
+from .recipes.commands.run import run
+from .recipes.commands.status import status
+from .recipes.commands.train import train
 
 EXIT_FAILURE = 1
 
@@ -30,19 +33,19 @@ for command in (
     pipeline_commands.download,
     pipeline_commands.embed,
     pipeline_commands.inspect,
-    prior_commands.train,
-    evaluate_commands.evaluate,
+    train,
+    evaluate,
     report_commands.report,
     compare_commands.compare,
     sample_commands.sample,
     sample_commands.convert,
-    prior_commands.run,
-    prior_commands.status,
-    prior_commands.demo,
+    run,
+    status,
+    demo,
     doctor_commands.doctor,
 ):
     app.command()(command)
-app.add_typer(recipe_commands.recipes, name="recipes")
+app.add_typer(recipes, name="recipes")
 
 
 def _print_version(wanted: bool) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from priorkit.pipeline.compute.stage import ProgressCallback, StagePlan
+from priorkit.pipeline.compute.stage import ProgressCallback
 from priorkit.pipeline.errors import FolderError, InputError, Interrupted, SettingsError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.pipeline.settings import parse_settings
@@ -113,7 +113,7 @@ def test_everything_then_nothing_then_what_changed(
     assert done_now(recipe) == [0, 0, 0, 0]
     assert folder_bytes(data) == before
     assert len(image_server.requests) == asked
-    assert [item.pending_units for item in plan(recipe) if isinstance(item, StagePlan)] == [0, 0, 0, 0]
+    assert [stage.plan.pending_units for stage in plan(recipe) if stage.plan is not None] == [0, 0, 0, 0]
 
     # only the shard that was lost, and nothing after it, since the bytes are the same
     (data / "embeddings/img_emb/img_emb_0001.npy").unlink()
@@ -241,9 +241,11 @@ def test_a_run_that_does_not_evaluate_needs_no_test_split(make_recipe: MakeRecip
 
 def test_a_plan_says_what_cannot_be_known_yet(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     planned = plan(make_recipe())
-    assert isinstance(planned[0], StagePlan)
-    assert (planned[0].pending_units, planned[0].pending_rows) == (4, 63)
-    assert [item[0] for item in planned[1:] if not isinstance(item, StagePlan)] == ["embed", "train", "evaluate"]
+    download = planned[0].plan
+    assert download is not None
+    assert (download.pending_units, download.pending_rows) == (4, 63)
+    assert [stage.name for stage in planned[1:] if stage.plan is None] == ["embed", "train", "evaluate"]
+    assert all(stage.problem for stage in planned[1:])
     assert len(plan(make_recipe(), until="embed")) == 2
     assert not (tmp_path / "data").exists()
 
@@ -251,7 +253,7 @@ def test_a_plan_says_what_cannot_be_known_yet(make_recipe: MakeRecipe, tmp_path:
 def test_after_overwrite_every_stage_is_planned_anew(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(train__steps=2)
     run(recipe)
-    planned = [item for item in plan(recipe, overwrite=True) if isinstance(item, StagePlan)]
+    planned = [stage.plan for stage in plan(recipe, overwrite=True) if stage.plan is not None]
     assert [item.pending_units == item.units > 0 for item in planned] == [True] * 4
 
 
