@@ -179,7 +179,7 @@ def run_stage(
 
 
 def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False) -> None:
-    """Check the list, settings and folders of the stages up to `until`, before any of them starts.
+    """Check the list, settings and folders of a recipe before any stage starts; the evaluation's only if it will run.
 
     Raises:
         PriorkitError: the first problem.
