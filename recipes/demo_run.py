@@ -1,4 +1,4 @@
-"""The demo: the recipe `demo` in a folder of its own, and a picture of what its prior finds."""
+"""The demo: run the recipe `demo` in one folder, and draw the nearest images for a few captions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from .chain import StopRequests, run
 from .recipe import DEMO_URLS, Recipe, load_recipe
 
 PICTURE_NAME = "nearest.png"
+"""File name of the picture in the demo's folder."""
 
 _CAPTIONS_SHOWN = 8
+"""Number of captions in the picture."""
 _IMAGES_SHOWN = 4
+"""Number of nearest images for each caption."""
 
 
 class DemoResult(NamedTuple):
-    """What the demo did."""
+    """Recipe, stage results and picture of a demo run."""
 
     recipe: Recipe
     results: list[StageResult]
@@ -28,10 +31,15 @@ class DemoResult(NamedTuple):
 def run_demo(
     folder: Path, port: int | None, overrides: list[str], progress: ProgressFactory, stop_requests: StopRequests
 ) -> DemoResult:
-    """Run the recipe, its images served on a port of this machine, and draw the picture.
+    """Run the recipe `demo`, with its images served on a port of this machine, and draw the picture.
+
+    Args:
+        folder: folder for all files of the demo.
+        port: port for the images; None for the default.
+        overrides: settings of the form `a.b=value`.
 
     Raises:
-        PriorkitError: the port is taken, or whatever a stage finds wrong.
+        PriorkitError: the port is taken, or a stage fails.
     """
     recipe = demo_recipe(folder, port, overrides)
     results = run(recipe, progress=progress, stop_requests=stop_requests)
@@ -40,16 +48,16 @@ def run_demo(
 
 
 def demo_recipe(folder: Path, port: int | None, overrides: list[str]) -> Recipe:
-    """The recipe `demo` with its folders below `folder`, and another port if one is given."""
+    """Load the recipe `demo` with all folders below `folder`; `port` replaces the default port."""
     folders = {name: folder / name for name in ("images", "embeddings", "prior", "evaluation")}
-    placed = [f"folders.{name}={json.dumps(path.as_posix())}" for name, path in folders.items()]
+    demo_overrides = [f"folders.{name}={json.dumps(path.as_posix())}" for name, path in folders.items()]
     if port is not None:
-        placed.append(f"urls={DEMO_URLS}:{port}")
-    return load_recipe("demo", [*placed, *overrides])
+        demo_overrides.append(f"urls={DEMO_URLS}:{port}")
+    return load_recipe("demo", [*demo_overrides, *overrides])
 
 
 def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
-    """Draw the nearest images for a few captions of the test split, unless the picture is there and up to date."""
+    """Draw the nearest images for a few test captions, unless the picture exists and is not `stale`."""
     path = folder / PICTURE_NAME
     if path.exists() and not stale:
         return path
@@ -60,10 +68,10 @@ def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
 
     dataset = EmbeddingDataset(recipe.folders.embeddings, recipe.read)
     rows = EvaluatedRows(dataset, recipe.evaluate.splits[0], recipe.evaluate).rows[:_CAPTIONS_SHOWN]
-    found = nearest_images(load_prior(recipe.folders.prior), dataset, rows, _IMAGES_SHOWN, recipe.evaluate.seed)
-    keys = {key for row in found for key in (*row.by_text, *row.by_prior)}
+    nearest = nearest_images(load_prior(recipe.folders.prior), dataset, rows, _IMAGES_SHOWN, recipe.evaluate.seed)
+    keys = {key for row in nearest for key in (*row.by_text, *row.by_prior)}
     title = "Captions that the prior was not trained on, and the images nearest to them (green: the true one)"
-    picture = draw_gallery(found, read_images(recipe.folders.images, keys), title)
+    picture = draw_gallery(nearest, read_images(recipe.folders.images, keys), title)
     with Store(str(folder)).create(path.name) as file:
         file.write(picture)
     return path

@@ -1,4 +1,4 @@
-"""A recipe: one YAML file with every stage's settings, strict, with overrides, validated before anything starts."""
+"""A recipe: one YAML file with the settings of every stage. All settings are validated before any stage starts."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from ..prior.evaluate.settings import EvaluateSettings
 from ..prior.train.settings import TrainSettings
 
 DEMO_URLS = "priorkit:demo"
-"""The `urls` that stand for the images of the demo; `:PORT` behind it serves them on another port."""
+"""Value of `urls` for the images of the demo; with `:PORT` appended, they are served on that port."""
 DEMO_PORT = 47811
-"""Always the same, so that the list is the same the next time."""
+"""Default port of the demo's server. It is fixed, so that the URLs are the same in every run."""
 
 
 class Recipe(PipelineSettings):
-    """Everything that turns a list of URLs into a trained, evaluated prior."""
+    """Settings of every stage from a list of URLs to a trained, evaluated prior."""
 
     train: TrainSettings = TrainSettings()
-    """From embeddings to a prior."""
+    """Training of a prior on embeddings."""
     evaluate: EvaluateSettings = EvaluateSettings()
-    """From a prior to metrics."""
+    """Evaluation of a prior."""
 
     @property
     def demo_port(self) -> int | None:
-        """Port of this machine that the demo's images are served on; None for the recipe of another list."""
+        """Port of this machine on which the demo's images are served; None if the list is not the demo's."""
         if not re.fullmatch(rf"{DEMO_URLS}(:\d+)?", self.urls):
             return None
         return int(self.urls.removeprefix(DEMO_URLS).lstrip(":") or DEMO_PORT)
 
     @property
     def url_list(self) -> str:
-        """The list to download: `urls`, or where the demo's is written, beside the folder of image shards."""
+        """List to download: `urls`, or the path of the demo's list, which is beside the folder of image shards."""
         if self.demo_port is None:
             return self.urls
         store = Store(self.folders.images)
@@ -53,17 +53,17 @@ class Recipe(PipelineSettings):
 
 
 def load_recipe(path: str | None, overrides: Sequence[str] = (), sections: Sequence[str] | None = None) -> Recipe:
-    """Read a recipe; without a path, the defaults.
+    """Read a recipe, or return the defaults if `path` is None.
 
     Args:
-        path: a YAML file, local or remote, or a recipe that comes with priorkit: `NAME`, or `recipes/NAME.yaml` where
-            there is no such file.
-        overrides: `a.b=value` each, the value being YAML.
-        sections: the sections that the caller reads, for which alone there may be overrides; None for all.
+        path: a YAML file, local or remote, or the name of a recipe that comes with priorkit. `recipes/NAME.yaml` also
+            names such a recipe if no file of that path exists.
+        overrides: settings of the form `a.b=value`, where the value is YAML.
+        sections: sections that may be overridden because the caller reads them; None for all.
 
     Raises:
-        InputError: the file is not there, or is not YAML.
-        SettingsError: a key or value is wrong; names it and the nearest known key.
+        InputError: the file does not exist, or is not YAML.
+        SettingsError: a key or value is wrong; the message names it and the nearest known key.
     """
     values = _read_yaml(path) if path is not None else {}
     source = f"{path or 'settings'} with --set" if overrides else path or "settings"
@@ -71,9 +71,13 @@ def load_recipe(path: str | None, overrides: Sequence[str] = (), sections: Seque
 
 
 def require_same_clip(recipe: Recipe, embeddings: str) -> None:
-    """Refuse to use a recipe on embeddings of another CLIP than the one it names.
+    """Refuse embeddings of another CLIP than the one that the recipe names.
 
-    A folder of another tool does not say which CLIP made it: there the recipe's word is taken.
+    Folders of other tools do not record their CLIP. For these, the recipe is trusted.
+
+    Raises:
+        InputError: `embeddings` holds no embeddings, or `priorkit embed` ended before it recorded a CLIP.
+        SettingsError: another CLIP made the embeddings.
     """
     if declared_clip(recipe) is None:
         return
@@ -97,32 +101,43 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
 
 
 def _clip_name(source: Mapping[str, Any]) -> str:
-    """How a message names what `clip_source` gave."""
+    """Format a result of `clip_source` for a message."""
     files = ", ".join(f"{name} of SHA-256 {digest[:12]}" for name, digest in source.get("files", {}).items())
     return f"{source['model']} ({source.get('pretrained') or files})"
 
 
 def declared_clip(recipe: Recipe) -> ClipSettings | None:
-    """The CLIP that a recipe names; None if it leaves that to the default."""
-    named = "embed" in recipe.model_fields_set and "clip" in recipe.embed.model_fields_set
-    return recipe.embed.clip if named else None
+    """Return the CLIP settings that a recipe sets itself; None if it leaves them at their defaults."""
+    declared = "embed" in recipe.model_fields_set and "clip" in recipe.embed.model_fields_set
+    return recipe.embed.clip if declared else None
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with priorkit."""
+    """Return the names of the recipes that come with priorkit."""
     folder = resources.files(_recipe_package())
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
 def recipe_text(name: str) -> str:
-    """The YAML of a recipe that comes with priorkit."""
+    """Return the YAML of a recipe that comes with priorkit.
+
+    Raises:
+        InputError: no recipe has this name; the message lists the names.
+    """
     if name not in recipe_names():
         raise InputError(f"no recipe {name!r}; there are {', '.join(recipe_names())}")
     return (resources.files(_recipe_package()) / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def copy_recipe(name: str, destination: Path) -> Path:
-    """Write a recipe that comes with priorkit into a file, or into a folder under its own name."""
+    """Copy a recipe that comes with priorkit to a new file, or into a folder as `NAME.yaml`.
+
+    Returns:
+        The path of the new file.
+
+    Raises:
+        InputError: no recipe has this name, or the file exists already.
+    """
     text = recipe_text(name)
     target = destination / f"{name}.yaml" if destination.is_dir() else destination
     try:
@@ -134,17 +149,19 @@ def copy_recipe(name: str, destination: Path) -> Path:
 
 
 def _recipe_package() -> str:
+    """Return the dotted name of this package, which holds the YAML files."""
     return f"{__name__.split('.')[0]}.recipes"
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
+    """Read the sections of a recipe by path or name."""
     try:
-        text = recipe_text(path) if path in recipe_names() else _file_bytes(path)
+        text = recipe_text(path) if path in recipe_names() else _read_file(path)
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such recipe file; `priorkit recipes list` shows those that come with it"
         ) from None
-    except (IsADirectoryError, ValueError) as error:  # of a path with a null byte
+    except (IsADirectoryError, ValueError) as error:  # ValueError: the path contains a null byte
         raise InputError(f"{path}: not a recipe file ({error})") from None
     try:
         values = read_yaml(text)
@@ -158,15 +175,17 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
+    """Return the name of a value's type, for a message."""
     return type(value.value if isinstance(value, PlainScalar) else value).__name__
 
 
-def _file_bytes(path: str) -> str | bytes:
+def _read_file(path: str) -> str | bytes:
+    """Read a recipe file, or the recipe that comes with priorkit if `recipes/NAME.yaml` does not exist."""
     fs, plain_path = open_location(path)
     try:
         return fs.cat_file(plain_path)  # type: ignore[no-any-return]
     except FileNotFoundError:
         for name in recipe_names():
-            if path == f"recipes/{name}.yaml":  # as in a checkout
+            if path == f"recipes/{name}.yaml":  # the path of the recipe in a checkout
                 return recipe_text(name)
         raise

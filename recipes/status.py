@@ -1,67 +1,66 @@
-"""Where a recipe's stages stand: what each folder holds, and whether it is up to date."""
+"""Status of each stage of a recipe: the content of its folder, and whether it is up to date."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..pipeline.compute.stage import StagePlan
 from ..pipeline.contract.manifest import missing_files, read_manifest
 from ..pipeline.contract.storage import Store
 from ..pipeline.errors import PriorkitError
-from .chain import STAGES, StageName, plan
+from .chain import STAGES, PlannedStage, StageName, plan
 from .recipe import Recipe
 
 
 @dataclass(frozen=True)
 class StageState:
-    """One stage of a recipe."""
+    """Status of one stage."""
 
     stage: str
     folder: str
     shards: int
     rows: int
     state: str
-    """A few words: not started, what is there, what is to do, or what is wrong."""
+    """Status in a few words: not started, unfinished, up to date, the remaining work, or a problem."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as a JSON object."""
         return asdict(self)
 
 
 def stage_states(recipe: Recipe, *, plan_too: bool) -> list[StageState]:
-    """The state of every stage.
+    """Return the status of every stage.
 
     Args:
-        plan_too: hold the folders against the recipe's list and settings, rather than only look at what is there.
+        plan_too: compare the folders with the list and settings of the recipe too; otherwise only look at their
+            content.
     """
-    plans: dict[str, StagePlan | str] = {}
-    if plan_too:
-        for item in plan(recipe):
-            if isinstance(item, StagePlan):
-                plans[item.stage] = item
-            else:
-                plans[item[0]] = item[1]
-    folders = (recipe.folders.images, recipe.folders.embeddings, recipe.folders.prior, recipe.folders.evaluation)
-    return [_state(stage, folder, plans.get(stage)) for stage, folder in zip(STAGES, folders, strict=True)]
+    planned = {stage.name: stage for stage in plan(recipe)} if plan_too else {}
+    folders = recipe.folders
+    places = (folders.images, folders.embeddings, folders.prior, folders.evaluation)
+    return [_stage_state(stage, folder, planned.get(stage)) for stage, folder in zip(STAGES, places, strict=True)]
 
 
-def _state(stage: StageName, folder: str, planned: StagePlan | str | None) -> StageState:
+def _stage_state(stage: StageName, folder: str, planned: PlannedStage | None) -> StageState:
+    """Return the status of one stage; `planned` is None if the recipe is not considered."""
     try:
         store = Store(folder)
         manifest = read_manifest(store)
         damaged = sum(bool(missing_files(store, record)) for record in manifest.shards.values()) if manifest else 0
     except PriorkitError as error:
         return StageState(stage, folder, 0, 0, str(error))
-    shards = len(manifest.shards) if manifest else 0
-    rows = manifest.rows if manifest else 0
-    if isinstance(planned, StagePlan):
-        done = planned.pending_units == 0 and not damaged
-        left = f"{planned.pending_units:,} of {planned.units:,} {planned.unit} to do"
+    if planned is not None and planned.plan is not None:
+        done = planned.plan.pending_units == 0 and not damaged
+        left = f"{planned.plan.pending_units:,} of {planned.plan.units:,} {planned.plan.unit} to do"
         state = "up to date" if done else left
-    elif planned is not None and manifest is not None:
-        state = planned
+    elif manifest is None:
+        state = "not started"
+    elif planned is not None:
+        state = planned.problem
     else:
-        state = "not started" if manifest is None else "unfinished" if not manifest.shards else "there"
+        state = "there" if manifest.shards else "unfinished"
     if damaged:
         state += f"; {damaged:,} shards lack files and will be done again"
+    shards = len(manifest.shards) if manifest else 0
+    rows = manifest.rows if manifest else 0
     return StageState(stage, store.url, shards, rows, state)

@@ -1,1 +1,1 @@
-"""Commands that read a recipe."""
+"""Commands that read a recipe, one file each."""

@@ -1,8 +1,8 @@
-"""The command that evaluates, and how metrics are shown. Heavy imports happen when it runs."""
+"""The command `priorkit evaluate`. Heavy imports happen when it runs."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
@@ -18,6 +18,7 @@ from ...pipeline.commands.stages import (
     worker_overrides,
 )
 from ...prior.commands.sample import CheckpointConfigOption, FunctionOption
+from .metrics import print_metrics, require_sound
 
 
 def evaluate(
@@ -57,7 +58,7 @@ def evaluate(
         overrides = [*(settings or []), *worker_overrides(workers)]
         overrides += [] if weights is None else [f"evaluate.weights=[{weights}]"]
         chosen = load_recipe(recipe, overrides, ("evaluate", "read", "compute"))
-        # a prior that was trained here brings its own, unless told otherwise
+        # a prior that was trained here has recorded its own `read` settings
         read = chosen.read if "read" in chosen.model_fields_set else None
         if dry_run:
             plan = plan_evaluate(
@@ -80,50 +81,3 @@ def evaluate(
         if said := SAID_OF_TRAINING_ROWS.get(metrics["subject"]["training_rows"]):
             print_warning(f"{prior}: {said}")
         require_sound(metrics)
-
-
-def print_metrics(metrics: dict[str, Any]) -> None:
-    """The metrics of a prior beside the baselines, with 95% intervals, split by split."""
-    from ...pipeline.display.terminal import print_line, print_table
-
-    names = ("energy_score", "cosine_to_image", "cosine_to_text", "recall_at_1", "recall_at_10")
-    header = (
-        "", "draws", "energy score (lower is better)", "cosine to true image", "cosine to text", "recall@1",
-        "recall@10", "energy distance",
-    )  # fmt: skip
-    for split, found in metrics["splits"].items():
-        rows: list[tuple[str, ...]] = []
-        for predictor in found["predictors"]:
-            if "broken" in predictor:
-                rows.append((predictor["name"], str(predictor["draws"]), f"broken: {predictor['broken']}", *[""] * 5))
-                continue
-            values = predictor["metrics"]
-            cells = [f"{values[n]['value']:.4f} [{values[n]['low']:.4f}, {values[n]['high']:.4f}]" for n in names[:2]]
-            cells += [f"{values[n]['value']:.4f}" for n in names[2:]]
-            cells.append(_distance(predictor["distances"]))
-            rows.append((predictor["name"], str(predictor["draws"]), *cells))
-        rows.append(("(real images against real ones)", *[""] * 6, _distance(found["real_against_real"])))
-        print_table(f"{found['rows']:,} rows of the {split} split, 95% intervals", header, rows)
-        floor = found["real_against_real_rows"]
-        fewer = f", of real images against real ones over {floor:,}" if floor < found["distance_rows"] else ""
-        print_line(
-            f"draws: for each caption; recall: true image among the nearest of a gallery of {found['gallery']:,}; "
-            f"distances of distributions over {found['distance_rows']:,} rows{fewer}"
-        )
-
-
-def require_sound(metrics: dict[str, Any]) -> None:
-    """InputError, so that a script stops, if what was evaluated cannot be scored."""
-    from ...pipeline.errors import InputError
-
-    for split, found in metrics["splits"].items():
-        if problem := found["predictors"][0].get("broken"):
-            raise InputError(
-                f"predictions of {found['predictors'][0]['name']!r} for the {split} split are {problem}; train a "
-                "prior again with a lower learning rate"
-            )
-
-
-def _distance(distances: dict[str, dict[str, float]]) -> str:
-    found = distances.get("energy_distance")
-    return f"{found['value']:.4f}" if found else "too few rows"

@@ -1,4 +1,4 @@
-"""The commands `priorkit recipes ...`. Heavy imports happen when a command runs."""
+"""The commands `priorkit recipes list`, `copy` and `validate`. Heavy imports happen when a command runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ...pipeline.commands.stages import JsonOption, SetOption
-from .stages import RecipeArgument
+from .options import RecipeArgument
 
 recipes = typer.Typer(no_args_is_help=True, help="The recipes that come with priorkit, and checking your own.")
 
@@ -70,4 +70,4 @@ def validate(recipe: RecipeArgument, settings: SetOption = None, as_json: JsonOp
             print_json(chosen)
         else:
             print_text(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=False))
-            print(f"{clean(recipe)}: valid", file=StandardError())  # what is printed above stays a recipe
+            print(f"{clean(recipe)}: valid", file=StandardError())  # standard output holds the recipe alone

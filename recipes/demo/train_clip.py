@@ -5,12 +5,12 @@ Command (in a checkout that is installed with `pip install -e ".[demo]"`):
     python -m priorkit.recipes.demo.train_clip --output recipes/demo --cache path/to/scratch
 
 Hardware: 2 CPU cores with bfloat16 instructions, no GPU. Duration: 25 minutes (104 s of drawing, 1,420 s of training)
-when measured beside other work; an epoch takes 7 s, and so the 110 epochs 13 minutes, on cores of its own.
-Expected: recall@10 from text to image of 0.99 on the pairs it was trained on and 0.65 on the held-out ones.
+on a machine that also did other work. On idle cores an epoch takes 7 s, and the 110 epochs take 13 minutes.
+Expected: text-to-image recall@10 of 0.99 on the training pairs and 0.65 on the held-out pairs.
 
-A hash of the code holds 226 of the 3,953 pairs (6%) out of training. Weights are stored in float16; the measurements
-that the script prints come from the stored file, loaded by open_clip, on pictures that went the demo's way: files of
-mixed sizes and formats, then JPEG of 128 x 128 pixels at quality 95, then open_clip's own preprocessing.
+A hash of the emoji's code selects 226 of the 3,953 pairs (6%), which are held out of training. Weights are stored in
+float16. The script measures the stored file, loaded by open_clip, on pictures that were processed like the demo's:
+files of mixed sizes and formats, then JPEG of 128 x 128 pixels at quality 95, then open_clip's own preprocessing.
 
 Letters in shapes: B batch, N pairs, D embedding, C context length in tokens, V variants of a picture, S image side.
 """
@@ -42,6 +42,7 @@ from torch.nn import functional
 from ..demo_picture import IMAGE_SIZES, Emoji, emojis, render, write_images
 
 IMAGE_SIDE = 64
+"""Side length in pixels of the model's input."""
 MODEL_CFG: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": IMAGE_SIDE, "layers": [1, 2, 2, 1], "width": 16, "head_width": 64, "patch_size": None},
@@ -57,19 +58,24 @@ PREPROCESS_CFG: dict[str, Any] = {
 }
 
 DATASET_SIDE = 128
+"""Side length in pixels of the images that the demo's download stores."""
 DATASET_QUALITY = 95
+"""JPEG quality of the images that the demo's download stores."""
 NEIGHBOURS = 32
+"""Number of consecutive pairs that a batch of neighbours keeps together."""
 EMA_DECAY = 0.995
+"""Decay per step of the averaged weights."""
 MAX_LOGIT_SCALE = 100.0
+"""Upper bound of the logit scale, as in CLIP (Radford et al. 2021)."""
 
 
 def held_out(code: str) -> bool:
-    """Whether the emoji stays out of training: a hash of its code, so new emojis move no other."""
+    """Return True if an emoji is held out of training. A hash of its code decides, so new emoji change no other."""
     return hashlib.sha256(f"held-out {code}".encode()).digest()[0] % 20 == 0
 
 
 def main() -> None:
-    """Draw the pictures, train, store, load again and measure."""
+    """Draw the pictures, train, save the weights, load them and measure them."""
     arguments = parse_arguments()
     torch.manual_seed(arguments.seed)
     pairs = emojis()
@@ -85,7 +91,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the config and the weights")
     parser.add_argument("--cache", type=Path, required=True, help="scratch folder for drawn pictures, 500 MB")
@@ -100,7 +106,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) -> NDArray[np.uint8]:
-    """Distorted pictures of every pair as a memory map, (V, N, S, S, 3); drawn once, then read from `cache`."""
+    """Return distorted pictures of every pair as a memory map, (V, N, S, S, 3). They are drawn once and cached."""
     path = cache / f"variants-{len(pairs)}-{count}-{IMAGE_SIDE}-{seed}.npy"
     if not path.exists():
         pictures = np.empty((count, len(pairs), IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
@@ -111,14 +117,14 @@ def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) ->
         unfinished = path.with_suffix(".tmp.npy")
         np.save(unfinished, pictures)
         os.replace(unfinished, path)
-    drawn_before: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    return drawn_before
+    variants: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    return variants
 
 
 def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
-    """`count` drawings of one emoji, (V, S, S, 3): scaled, shifted, of random file size and format.
+    """Draw one emoji `count` times, (V, S, S, 3), with random scale, shift, file size and format.
 
-    No flips and no change of hue: captions name directions, left and right, and colours.
+    Pictures are not flipped and their hue is not changed, because captions name directions and colours.
     """
     random = np.random.default_rng([seed, *hashlib.sha256(code.encode()).digest()])
     original = render(code, max(IMAGE_SIZES))
@@ -126,7 +132,7 @@ def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
     bordered = ImageOps.expand(original, margin, fill="white")
     pictures = []
     for _ in range(count):
-        zoom = random.uniform(0.92, 1.14)  # of the frame: above 1 the picture shrinks
+        zoom = random.uniform(0.92, 1.14)  # size of the frame; above 1 the picture shrinks
         left, top = margin + original.width * ((1 - zoom) / 2 + random.uniform(-0.04, 0.04, size=2))
         frame = (left, top, left + original.width * zoom, top + original.width * zoom)
         side = int(random.choice(IMAGE_SIZES))
@@ -140,7 +146,7 @@ def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
 
 
 def as_dataset_jpeg(content: bytes) -> bytes:
-    """What the demo's download stage stores of an image file: JPEG of 128 x 128 pixels."""
+    """Convert an image file to what the demo's download stores: JPEG of 128 x 128 pixels."""
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     assert image is not None
     interpolation = cv2.INTER_AREA if image.shape[0] > DATASET_SIDE else cv2.INTER_LANCZOS4
@@ -149,14 +155,14 @@ def as_dataset_jpeg(content: bytes) -> bytes:
 
 
 def train(pairs: list[Emoji], variants: NDArray[np.uint8], arguments: argparse.Namespace) -> open_clip.CLIP:
-    """Train on the pairs that are not held out; returns the exponential moving average of the weights."""
+    """Train on the pairs that are not held out, and return the exponential moving average of the weights."""
     train_rows = np.array([row for row, pair in enumerate(pairs) if not held_out(pair.code)])
     tokens = open_clip.SimpleTokenizer()(
         [pair.caption for pair in pairs], MODEL_CFG["text_cfg"]["context_length"]
     )  # (N, C)
 
     model = open_clip.CLIP(**MODEL_CFG).to(memory_format=torch.channels_last)
-    with torch.no_grad():  # words that no training caption holds: no direction rather than a random one
+    with torch.no_grad():  # a token without training captions gets a zero vector, not a random direction
         unseen = torch.ones(model.vocab_size, dtype=torch.bool)
         unseen[tokens[train_rows].unique()] = False
         model.token_embedding.weight[unseen] = 0
@@ -180,7 +186,7 @@ def train(pairs: list[Emoji], variants: NDArray[np.uint8], arguments: argparse.N
     started = time.perf_counter()
     for epoch in range(arguments.epochs):
         losses = []
-        for rows in batches(train_rows, arguments.batch_size, by_neighbours=epoch % 2 == 0, random=random):
+        for rows in batches(train_rows, arguments.batch_size, group_neighbours=epoch % 2 == 0, random=random):
             loss = contrastive_loss(model, augmented(variants, rows, random), tokens[rows])
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
@@ -200,14 +206,14 @@ def train(pairs: list[Emoji], variants: NDArray[np.uint8], arguments: argparse.N
 
 
 def batches(
-    rows: NDArray[np.int64], batch_size: int, *, by_neighbours: bool, random: np.random.Generator
+    rows: NDArray[np.int64], batch_size: int, *, group_neighbours: bool, random: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
-    """One epoch's batches of row numbers, (B,); the incomplete last one is dropped.
+    """Yield the batches of one epoch as row numbers, (B,). The incomplete last batch is dropped.
 
-    By neighbours, runs of pairs that follow each other by code stay together: they differ in skin tone or gender alone,
-    and so are each other's hardest negatives.
+    With `group_neighbours`, runs of pairs with consecutive codes stay together. Such pairs differ only in skin tone or
+    gender, so they are each other's hardest negatives.
     """
-    if by_neighbours:
+    if group_neighbours:
         runs = np.array_split(np.roll(rows, random.integers(len(rows))), math.ceil(len(rows) / NEIGHBOURS))
         order = np.concatenate([runs[index] for index in random.permutation(len(runs))])
     else:
@@ -217,7 +223,7 @@ def batches(
 
 
 def augmented(variants: NDArray[np.uint8], rows: NDArray[np.int64], random: np.random.Generator) -> Tensor:
-    """One random variant of each row, moved by up to 2 pixels, with slight noise: (B, 3, S, S), normalised."""
+    """Return one random variant of each row, shifted by up to 2 pixels, with noise: (B, 3, S, S), normalised."""
     size = len(rows)
     pictures = variants[random.integers(len(variants), size=size), rows]
     padded = np.pad(pictures, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=255)
@@ -230,13 +236,11 @@ def augmented(variants: NDArray[np.uint8], rows: NDArray[np.int64], random: np.r
 
 
 def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy (Radford et al. 2021) of images (B, 3, S, S) and tokens (B, C), in nats."""
+    """Return CLIP's symmetric cross-entropy (Radford et al. 2021) in nats of images (B, 3, S, S) and tokens (B, C)."""
     with torch.autocast("cpu", torch.bfloat16):
         image_embed = model.encode_image(images)
     image_embed = functional.normalize(image_embed.float(), dim=-1)  # (B, D)
-    text_embed = model.encode_text(
-        tokens, normalize=True
-    )  # (B, D); in float32, small matrices gain nothing in bfloat16
+    text_embed = model.encode_text(tokens, normalize=True)  # (B, D); bfloat16 is not faster for matrices this small
     logits = model.logit_scale.exp() * image_embed @ text_embed.T  # (B, B)
     targets = torch.arange(len(logits))
     return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
@@ -244,7 +248,7 @@ def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor) -> T
 
 @torch.no_grad()
 def update_average(average: torch.nn.Module, model: torch.nn.Module) -> None:
-    """Move the averaged weights and batch-norm statistics towards the model's."""
+    """Move the averaged weights and batch-norm statistics towards those of the model."""
     current = model.state_dict()
     for name, value in average.state_dict().items():
         if value.is_floating_point():
@@ -254,7 +258,7 @@ def update_average(average: torch.nn.Module, model: torch.nn.Module) -> None:
 
 
 def save(model: torch.nn.Module, folder: Path) -> None:
-    """Write the two files that open_clip's `local-dir:` reads, each complete or not at all."""
+    """Write the two files that open_clip's `local-dir:` reads. Each is renamed into place when it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
@@ -270,9 +274,9 @@ def save(model: torch.nn.Module, folder: Path) -> None:
 
 @torch.inference_mode()
 def evaluate(pairs: list[Emoji], folder: Path, images: Path) -> dict[str, float]:
-    """Measure the stored weights: recall from text to image among all pictures, and mean cosines.
+    """Measure the stored weights: text-to-image recall among all N pictures, and mean cosines.
 
-    Held-out pairs are reported apart; both kinds search the same gallery of N pictures.
+    Training pairs and held-out pairs are reported separately; both search the same gallery.
     """
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()
@@ -299,7 +303,7 @@ def evaluate(pairs: list[Emoji], folder: Path, images: Path) -> dict[str, float]
 
     cosine = text_embed @ image_embed.T  # (N, N)
     matching = cosine.diagonal()
-    nearer = (cosine > matching[:, None]).sum(dim=1)  # (N,) pictures that the caption prefers to its own
+    nearer = (cosine > matching[:, None]).sum(dim=1)  # (N,) pictures nearer to the caption than its own
     found, found_first = (nearer < 10).float(), (nearer < 1).float()
     unseen = torch.tensor([held_out(pair.code) for pair in pairs])
     return {

@@ -262,7 +262,7 @@ def full(
 
 def light_requirements() -> list[str]:
     """What the page says to install for sampling from stored embeddings."""
-    line = re.search(r"^    pip install (\"torch.*)$", PAGE_OF_LIGHT.read_text(encoding="utf-8"), re.MULTILINE)
+    line = re.search(r"^pip install (\"torch.*)$", PAGE_OF_LIGHT.read_text(encoding="utf-8"), re.MULTILINE)
     assert line is not None, PAGE_OF_LIGHT
     return re.findall(r'"([^"]+)"', line.group(1))
 

@@ -1,4 +1,4 @@
-"""The demo: its list and its server alone, and, marked slow, the whole of it."""
+"""The demo: its download from any folder, and the whole chain, which is marked slow."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import json
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
+from priorkit.pipeline.errors import InputError, SettingsError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior.interchange.load import load_prior
 from priorkit.recipes import demo_list as demo_images
 from priorkit.recipes import demo_run as demo
 from priorkit.recipes.chain import check, run
-from priorkit.recipes.recipe import DEMO_PORT, load_recipe
+from priorkit.recipes.recipe import load_recipe
 
 from .conftest import PRIORKIT, environment
-
-NAMES = [(f"{index}.png", f"emoji {index}") for index in range(70)]
 
 
 @pytest.fixture
@@ -37,76 +33,6 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
-
-
-@pytest.fixture
-def taken_port() -> Iterator[int]:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        held.listen()
-        yield int(held.getsockname()[1])
-
-
-def test_the_list_holds_every_image_and_a_few_dead_links(tmp_path: Path) -> None:
-    (tmp_path / "source").mkdir()
-    path = demo_images.write_url_list(tmp_path / "urls.parquet", tmp_path / "source", NAMES, 4321)
-    rows = pq.read_table(path).to_pylist()
-    alive = [(row["url"], row["caption"]) for row in rows if row["caption"].startswith("emoji ")]
-    assert alive == [(f"http://127.0.0.1:4321/{name}", caption) for name, caption in NAMES]
-    dead = [row["url"] for row in rows if not row["caption"].startswith("emoji ")]
-    assert [url.rpartition("/")[2] for url in dead] == [
-        "gone.png", "page.png", "damaged.jpg", "refused.png", "image.png", "image.png",
-    ]  # fmt: skip
-    assert len({url.partition("/image")[0] for url in dead}) == 6
-    positions = [index for index, row in enumerate(rows) if row["url"] in dead]
-    assert min(np.diff(positions)) > 5, "spread over the list"
-    first = path.read_bytes()
-    assert demo_images.write_url_list(path, tmp_path / "source", NAMES, 4321).read_bytes() == first
-
-
-def test_the_server_answers_while_the_block_runs(tmp_path: Path, free_port: int) -> None:
-    (tmp_path / "a.png").write_bytes(b"bytes of an image")
-    with demo_images.serve(tmp_path, free_port):
-        assert urllib.request.urlopen(f"http://127.0.0.1:{free_port}/a.png").read() == b"bytes of an image"
-        with pytest.raises(urllib.error.HTTPError, match="404") as missing:
-            urllib.request.urlopen(f"http://127.0.0.1:{free_port}/gone.png")
-        missing.value.close()
-    with pytest.raises(urllib.error.URLError, match="refused"):
-        urllib.request.urlopen(f"http://127.0.0.1:{free_port}/a.png")
-    with demo_images.serve(tmp_path, free_port):  # the port is free again at once
-        pass
-
-
-def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path, taken_port: int) -> None:
-    with (
-        pytest.raises(PriorkitError, match=f"port {taken_port} .* is taken.*--port"),
-        demo_images.serve(tmp_path, taken_port),
-    ):
-        pass
-
-
-def test_the_recipe_of_the_demo_writes_below_its_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "it's a: folder #1"
-    recipe = demo.demo_recipe(folder, 4321, ["train.steps=3"])
-    assert recipe.demo_port == 4321
-    assert demo.demo_recipe(folder, None, []).demo_port == DEMO_PORT
-    assert recipe.url_list == (folder / "urls.parquet").as_posix()
-    assert recipe.folders.model_dump() == {
-        name: (folder / name).as_posix() for name in ("images", "embeddings", "prior", "evaluation")
-    }
-    assert recipe.train.steps == 3
-    assert recipe.read.test_fraction == 0.2, "a fifth of the rows is the test split"
-    assert recipe.evaluate.splits == ("test",)
-    assert recipe.evaluate.draws >= 8
-    with pytest.raises(SettingsError, match="did you mean 'steps'"):
-        demo.demo_recipe(folder, None, ["train.step=3"])
-
-
-def test_an_interrupt_in_the_block_frees_the_port(tmp_path: Path, free_port: int) -> None:
-    with pytest.raises(KeyboardInterrupt), demo_images.serve(tmp_path, free_port):
-        raise KeyboardInterrupt
-    with demo_images.serve(tmp_path, free_port):
-        pass
 
 
 def test_the_recipe_runs_from_any_folder(tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from priorkit.pipeline.compute.stage import ProgressCallback, StagePlan
+from priorkit.pipeline.compute.stage import ProgressCallback
 from priorkit.pipeline.errors import FolderError, InputError, Interrupted, SettingsError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.pipeline.settings import parse_settings
 from priorkit.prior.evaluate.folder import read_metrics
 from priorkit.prior.interchange.load import load_prior
 from priorkit.prior.report.gallery import draw_gallery, nearest_images, read_images
-from priorkit.recipes.chain import STAGES, check, plan, run, stage_name
+from priorkit.recipes.chain import STAGES, check, plan, run
 from priorkit.recipes.recipe import Recipe
 from priorkit.recipes.status import stage_states
 
@@ -113,7 +112,7 @@ def test_everything_then_nothing_then_what_changed(
     assert done_now(recipe) == [0, 0, 0, 0]
     assert folder_bytes(data) == before
     assert len(image_server.requests) == asked
-    assert [item.pending_units for item in plan(recipe) if isinstance(item, StagePlan)] == [0, 0, 0, 0]
+    assert [stage.plan.pending_units for stage in plan(recipe) if stage.plan is not None] == [0, 0, 0, 0]
 
     # only the shard that was lost, and nothing after it, since the bytes are the same
     (data / "embeddings/img_emb/img_emb_0001.npy").unlink()
@@ -219,20 +218,6 @@ def test_what_is_wrong_is_said_before_anything_starts(
     assert not image_server.requests
 
 
-@pytest.mark.parametrize("folder", ["images", "embeddings", "prior", "evaluation"])
-def test_other_work_in_any_folder_is_seen_before_anything_starts(
-    make_recipe: MakeRecipe, image_server: Any, tmp_path: Path, folder: str
-) -> None:
-    (tmp_path / "data" / folder).mkdir(parents=True)
-    (tmp_path / "data" / folder / "thesis.tex").write_text("years of work")
-    for overwrite in (False, True):
-        with pytest.raises(FolderError, match=r"holds other work .*thesis\.tex"):
-            run(make_recipe(), overwrite=overwrite)
-    assert [path.name for path in (tmp_path / "data").iterdir()] == [folder]
-    assert [path.name for path in (tmp_path / "data" / folder).iterdir()] == ["thesis.tex"]
-    assert not image_server.requests
-
-
 def test_a_run_that_does_not_evaluate_needs_no_test_split(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(read__test_fraction=0, train__steps=2)
     assert done_now(recipe, until="train") == [4, 4, 2]
@@ -241,9 +226,11 @@ def test_a_run_that_does_not_evaluate_needs_no_test_split(make_recipe: MakeRecip
 
 def test_a_plan_says_what_cannot_be_known_yet(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     planned = plan(make_recipe())
-    assert isinstance(planned[0], StagePlan)
-    assert (planned[0].pending_units, planned[0].pending_rows) == (4, 63)
-    assert [item[0] for item in planned[1:] if not isinstance(item, StagePlan)] == ["embed", "train", "evaluate"]
+    download = planned[0].plan
+    assert download is not None
+    assert (download.pending_units, download.pending_rows) == (4, 63)
+    assert [stage.name for stage in planned[1:] if stage.plan is None] == ["embed", "train", "evaluate"]
+    assert all(stage.problem for stage in planned[1:])
     assert len(plan(make_recipe(), until="embed")) == 2
     assert not (tmp_path / "data").exists()
 
@@ -251,26 +238,8 @@ def test_a_plan_says_what_cannot_be_known_yet(make_recipe: MakeRecipe, tmp_path:
 def test_after_overwrite_every_stage_is_planned_anew(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(train__steps=2)
     run(recipe)
-    planned = [item for item in plan(recipe, overwrite=True) if isinstance(item, StagePlan)]
+    planned = [stage.plan for stage in plan(recipe, overwrite=True) if stage.plan is not None]
     assert [item.pending_units == item.units > 0 for item in planned] == [True] * 4
-
-
-def test_status_of_damaged_and_foreign_folders(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    recipe = make_recipe()
-    for folder in ("images", "embeddings"):
-        (tmp_path / "data" / folder).mkdir(parents=True)
-    (tmp_path / "data/images/manifest.json").write_text("{ not json")
-    (tmp_path / "data/embeddings/manifest.json").write_text(json.dumps({"format_version": 99}))
-    found = states(recipe, plan_too=False)
-    assert "is not JSON" in found[0]
-    assert "format version 99" in found[1]
-    assert found[2:] == ["not started"] * 2
-
-
-def test_stage_names() -> None:
-    assert [stage_name(name) for name in STAGES] == list(STAGES)
-    with pytest.raises(SettingsError, match="no stage 'sample'; there are download, embed, train, evaluate"):
-        stage_name("sample")
 
 
 def test_sampling_and_the_picture_on_what_a_run_made(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line itself: help, examples, defaults, and exit codes of what needs no data."""
+"""The command line: help, examples, defaults, and exit codes of commands that need no data."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ DEFAULTS = {
     ("demo", "folder"): "data/demo",
     ("demo", "port"): str(DEMO_PORT),
 }
-"""What the help must show, taken from where the default is decided."""
+"""Defaults that the help must show, from the settings and functions that define them."""
 
 
 def walk(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -99,12 +99,12 @@ def help_of(words: tuple[str, ...]) -> str:
     return result.output
 
 
-def test_there_are_the_commands_that_were_asked_for() -> None:
+def test_the_commands_are_complete() -> None:
     assert set(LEAVES) == {(name,) for name in COMMANDS} | {("recipes", name) for name in ("list", "copy", "validate")}
 
 
 @pytest.mark.parametrize("words", sorted(EVERY), ids=" ".join)
-def test_help_says_what_it_does(words: tuple[str, ...]) -> None:
+def test_help_describes_the_command_and_each_parameter(words: tuple[str, ...]) -> None:
     text = help_of(words)
     assert text.startswith("Usage: ")
     assert len(text.split("\n\n")[1].strip()) > 20
@@ -113,7 +113,7 @@ def test_help_says_what_it_does(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("words", sorted(set(LEAVES) | {()}), ids=" ".join)
-def test_help_holds_an_example_that_parses(words: tuple[str, ...]) -> None:
+def test_help_contains_an_example_that_parses(words: tuple[str, ...]) -> None:
     examples = re.findall(r"^ *Example: (.+)$", help_of(words), re.MULTILINE)
     assert len(examples) == 1
     program, *arguments = shlex.split(examples[0])
@@ -127,7 +127,7 @@ def test_help_holds_an_example_that_parses(words: tuple[str, ...]) -> None:
     assert context.params
 
 
-def test_every_default_is_shown_and_is_the_one_that_applies() -> None:
+def test_help_shows_the_defaults_that_apply() -> None:
     shown = {}
     for words, command in LEAVES.items():
         text = " ".join(help_of(words).split())
@@ -140,15 +140,15 @@ def test_every_default_is_shown_and_is_the_one_that_applies() -> None:
     assert shown == {name: str(value) for name, value in DEFAULTS.items()}
 
 
-def test_no_workers_means_this_process() -> None:
+def test_the_default_is_to_work_in_this_process() -> None:
     assert ComputeSettings().backend == "local"
 
 
 @pytest.mark.parametrize(
     "command", [["download", "urls.csv"], ["embed"], ["train", "demo"], ["evaluate"], ["run", "demo"]]
 )
-def test_workers_are_those_of_ray(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The option stands in every stage for the two settings, and is checked with them."""
+def test_the_option_workers_selects_ray(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--workers` sets `compute.backend` and `compute.workers` in every stage, and is validated with them."""
     monkeypatch.chdir(tmp_path)
     refused = CliRunner().invoke(app, [*command, "--workers", "0"])
     assert refused.exit_code == 1
@@ -157,13 +157,13 @@ def test_workers_are_those_of_ray(command: list[str], tmp_path: Path, monkeypatc
     assert "compute.min_workers=3 is more than compute.workers=2" in taken.stderr
 
 
-def test_the_defaults_of_sample_are_those_of_the_function_where_it_has_them() -> None:
+def test_sample_has_the_same_defaults_as_the_function() -> None:
     parameters = inspect.signature(Prior.sample).parameters
     for name in ("guidance_scale", "guidance", "steps", "sampler", "seed"):
         assert parameters[name].default == DEFAULTS["sample", name]
 
 
-def test_every_stage_has_the_options_of_the_design() -> None:
+def test_every_stage_has_the_common_options() -> None:
     flags = {words: {flag for p in command.params for flag in p.opts} for words, command in LEAVES.items()}
     for stage in ("download", "embed", "train", "evaluate", "run"):
         assert {"--dry-run", "--limit", "--json", "--overwrite", "--set"} <= flags[(stage,)], stage
@@ -186,7 +186,7 @@ def test_every_stage_has_the_options_of_the_design() -> None:
         (["recipes", "no-such-command"], "no-such-command"),
     ],
 )
-def test_a_command_line_that_does_not_parse_exits_with_2(arguments: list[str], named: str) -> None:
+def test_a_parse_error_exits_with_2(arguments: list[str], named: str) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert named in result.output
@@ -233,7 +233,7 @@ def test_a_wrong_value_exits_with_1_and_names_it(
 
 
 @pytest.mark.parametrize("name", ["猫", "🐈", "no", "null", "a: [b"])
-def test_an_option_is_taken_as_it_is_typed(name: str, tmp_path: Path) -> None:
+def test_the_value_of_an_option_is_plain_text(name: str, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"url,{name}\nhttp://h/0.jpg,c\n", encoding="utf-8")
     arguments = ["download", str(tmp_path / "list.csv"), "--caption-column", name, "--dry-run", "--json"]
     result = CliRunner().invoke(app, [*arguments, "--images", str(tmp_path / "images")])
@@ -265,7 +265,7 @@ def test_recipes_are_listed_copied_and_validated(tmp_path: Path) -> None:
         assert json.loads(valid.output) == json.loads(by_name.output)
 
 
-def test_what_validate_prints_is_the_same_recipe_in_full(tmp_path: Path) -> None:
+def test_validate_prints_the_complete_recipe(tmp_path: Path) -> None:
     printed = CliRunner().invoke(app, ["recipes", "validate", "demo", "--set", "train.steps=7"])
     text, _, last = printed.output.rstrip().rpartition("\n")
     assert last == "demo: valid"
@@ -275,7 +275,7 @@ def test_what_validate_prints_is_the_same_recipe_in_full(tmp_path: Path) -> None
     assert json.loads(again.output) == yaml.safe_load(text)
 
 
-def test_the_installed_command_is_this_one() -> None:
+def test_the_installed_command_runs_this_version() -> None:
     version = subprocess.run([PRIORKIT, "--version"], capture_output=True, text=True, check=True)
     assert version.stdout == f"priorkit {__version__}\n"
     bare = subprocess.run([PRIORKIT], capture_output=True, text=True)

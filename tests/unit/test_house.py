@@ -118,7 +118,7 @@ def test_the_walk_sees_the_imports_that_are_known() -> None:
     assert Import("priorkit.pipeline.commands.stages", True, True) in IMPORTS["priorkit.cli"]
     assert Import("ray", False, False) in IMPORTS["priorkit.pipeline.compute.parallel"]
     assert Import("priorkit.pipeline.download.stage", True, False) in IMPORTS["priorkit"]
-    assert Import("priorkit.recipes.chain", True, False) in IMPORTS["priorkit.recipes.commands.stages"]
+    assert Import("priorkit.recipes.chain", True, False) in IMPORTS["priorkit.recipes.commands.run"]
     assert Import("torch", False, True) in IMPORTS["priorkit.prior.network.network"]
 
 

@@ -41,7 +41,7 @@ def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "said"),
+    ("command", "code", "stderr"),
     [
         ("recipes list --json 2>/dev/null | (read x; exit 0); exit ${PIPESTATUS[0]}", (0, 1), ""),
         ("recipes list --json | true; exit ${PIPESTATUS[0]}", (0, 1), ""),
@@ -63,26 +63,26 @@ def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
         ("recipes validate /", (1,), "error: /: not a recipe file"),
     ],
 )
-def test_streams_that_cannot_be_written_end_the_command_without_a_traceback(
-    command: str, code: tuple[int, ...], said: str, tmp_path: Path
+def test_broken_streams_end_the_command_without_a_traceback(
+    command: str, code: tuple[int, ...], stderr: str, tmp_path: Path
 ) -> None:
     done = shell(f"{PRIORKIT} {command}", tmp_path)
     assert done.returncode in code, done
-    assert done.stderr.startswith(said) if said.startswith("error") else said in done.stderr
-    assert bool(done.stderr) == bool(said), done.stderr
+    assert done.stderr.startswith(stderr) if stderr.startswith("error") else stderr in done.stderr
+    assert bool(done.stderr) == bool(stderr), done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     assert done.stderr.count("\n") <= 1
 
 
-def test_a_closed_stream_is_no_place_for_the_next_file(tmp_path: Path) -> None:
-    """The first file that is opened would else have the number of standard output."""
+def test_a_file_does_not_replace_a_closed_stream(tmp_path: Path) -> None:
+    """The first opened file would otherwise get the descriptor of standard output."""
     done = shell(f"{PRIORKIT} recipes copy demo >&-", tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "demo.yaml").read_text() == recipe_text("demo")
 
 
-def test_a_bug_is_one_line_and_its_traceback_a_file(tmp_path: Path) -> None:
+def test_an_internal_error_is_one_line_and_a_traceback_file(tmp_path: Path) -> None:
     (tmp_path / "bug.py").write_text(BUG)
     done = shell(f"{sys.executable} bug.py", tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
@@ -95,7 +95,7 @@ def test_a_bug_is_one_line_and_its_traceback_a_file(tmp_path: Path) -> None:
     assert shown.stderr.startswith("Traceback (most recent call last):")
 
 
-def test_ctrl_c_while_modules_are_loaded_says_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_while_modules_load_prints_nothing(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import sys, time\n"
         "class Slow:\n"
@@ -130,7 +130,7 @@ def test_a_signal_ends_a_command_with_a_message(number: signal.Signals, tmp_path
         except OSError:
             time.sleep(0.05)
     process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
+    stderr = process.communicate(timeout=60)[1]
     os.close(writer)
     assert process.returncode == 130
-    assert said == "error: interrupted; what is committed is kept, the same command goes on from there\n"
+    assert stderr == "error: interrupted; what is committed is kept, the same command goes on from there\n"

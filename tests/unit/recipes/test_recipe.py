@@ -1,4 +1,4 @@
-"""Recipes: strict, overridable, and every one that comes with priorkit loads."""
+"""Recipes: loading, validation, overrides and copies, and the CLIP that a recipe names."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ROOT = Path(priorkit.__file__).parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 
-def recipe_of(tmp_path: Path, text: str) -> str:
+def write_recipe(tmp_path: Path, text: str) -> str:
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     return str(path)
 
 
-def test_there_are_recipes() -> None:
+def test_every_recipe_file_is_listed() -> None:
     assert {path.stem for path in RECIPES} >= {"demo", "custom"}
     assert set(recipe_names()) == {path.stem for path in RECIPES if path.parent.name == "recipes"}
 
@@ -44,7 +44,7 @@ def test_every_recipe_loads_by_path_and_by_name(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
-def test_every_recipe_opens_with_command_hardware_duration_and_expectation(path: Path) -> None:
+def test_every_recipe_starts_with_command_hardware_duration_and_expectation(path: Path) -> None:
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for word in ("Command:", "Hardware:", "Duration:", "Expected:"):
         assert any(word in line for line in head), word
@@ -53,14 +53,14 @@ def test_every_recipe_opens_with_command_hardware_duration_and_expectation(path:
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_a_dumped_recipe_is_the_same_recipe(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(str(path))
-    dumped = recipe_of(tmp_path, yaml.safe_dump(recipe.model_dump(mode="json")))
+    dumped = write_recipe(tmp_path, yaml.safe_dump(recipe.model_dump(mode="json")))
     assert load_recipe(dumped) == recipe
 
 
-def test_no_recipe_is_the_defaults(tmp_path: Path) -> None:
+def test_an_empty_recipe_has_the_defaults(tmp_path: Path) -> None:
     assert load_recipe(None) == Recipe()
-    assert load_recipe(recipe_of(tmp_path, "")) == Recipe()
-    assert load_recipe(recipe_of(tmp_path, "# nothing but a comment\n")) == Recipe()
+    assert load_recipe(write_recipe(tmp_path, "")) == Recipe()
+    assert load_recipe(write_recipe(tmp_path, "# nothing but a comment\n")) == Recipe()
 
 
 @pytest.mark.parametrize(
@@ -86,15 +86,15 @@ def test_no_recipe_is_the_defaults(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_keys_and_values_are_named(tmp_path: Path, text: str, message: str) -> None:
-    path = recipe_of(tmp_path, text)
+    path = write_recipe(tmp_path, text)
     with pytest.raises(SettingsError, match=message) as raised:
         load_recipe(path)
     assert str(raised.value).startswith(path)
 
 
-def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_in_one_message(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"urlz.*train\.stepz|train\.stepz.*urlz"):
-        load_recipe(recipe_of(tmp_path, "urlz: a\ntrain: {stepz: 1}"))
+        load_recipe(write_recipe(tmp_path, "urlz: a\ntrain: {stepz: 1}"))
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,12 @@ def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
         ("a: \x00", r"recipe\.yaml: not YAML"),
     ],
 )
-def test_what_is_no_recipe_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_yaml_of_another_form_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        load_recipe(recipe_of(tmp_path, text))
+        load_recipe(write_recipe(tmp_path, text))
 
 
-def test_files_that_are_none_are_named(tmp_path: Path) -> None:
+def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.yaml: no such recipe file.*recipes list"):
         load_recipe(str(tmp_path / "nowhere.yaml"))
     with pytest.raises(InputError, match="not a recipe file"):
@@ -130,7 +130,7 @@ def test_a_recipe_may_be_remote() -> None:
 
 
 def test_overrides_win_and_are_yaml(tmp_path: Path) -> None:
-    path = recipe_of(tmp_path, "train: {steps: 5, network: {width: 64}}")
+    path = write_recipe(tmp_path, "train: {steps: 5, network: {width: 64}}")
     overrides = [
         "train.steps=9",
         "train.network.heads=4",
@@ -163,7 +163,7 @@ def test_overrides_win_and_are_yaml(tmp_path: Path) -> None:
 )
 def test_wrong_overrides_are_named(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        load_recipe(recipe_of(tmp_path, "urls: a.txt"), [override])
+        load_recipe(write_recipe(tmp_path, "urls: a.txt"), [override])
 
 
 def test_copying_writes_the_text_and_refuses_to_overwrite(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_copying_writes_the_text_and_refuses_to_overwrite(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["custom.yaml", "mine.yaml"]
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+def test_the_message_about_an_unknown_name_lists_the_recipes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no recipe 'laoin'; there are .*custom, demo, laion, ray-cluster"):
         copy_recipe("laoin", tmp_path)
 
@@ -189,7 +189,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None
 
 @pytest.fixture
 def embeddings(tiny_clip: Path, tmp_path: Path) -> str:
-    """A folder whose manifest says that the tiny CLIP made it."""
+    """Folder of embeddings whose manifest records the tiny CLIP."""
     from priorkit.pipeline.clip.encoder import clip_source
 
     store = Store(str(tmp_path / "embeddings"))
@@ -199,7 +199,7 @@ def embeddings(tiny_clip: Path, tmp_path: Path) -> str:
     return str(tmp_path / "embeddings")
 
 
-def test_the_clip_that_made_the_embeddings_passes_wherever_it_is(
+def test_the_clip_of_the_embeddings_is_accepted_from_any_folder(
     embeddings: str, tiny_clip: Path, tmp_path: Path
 ) -> None:
     moved = tmp_path / "moved"
@@ -210,12 +210,12 @@ def test_the_clip_that_made_the_embeddings_passes_wherever_it_is(
         require_same_clip(Recipe(embed=EmbedSettings(clip=ClipSettings(model=f"local-dir:{folder}"))), embeddings)
 
 
-def test_a_recipe_that_names_no_clip_takes_the_one_that_is_there(embeddings: str) -> None:
+def test_a_recipe_without_a_clip_accepts_any_embeddings(embeddings: str) -> None:
     require_same_clip(load_recipe(None), embeddings)
     require_same_clip(load_recipe(None, ["embed.batch_size=3"]), embeddings)
 
 
-def test_another_clip_is_refused_by_name(embeddings: str, tiny_clip: Path, tmp_path: Path) -> None:
+def test_another_clip_is_refused_and_named(embeddings: str, tiny_clip: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"CLIP, ViT-B-32 \(.*not the one that made .*, local-dir \(.*embed\.clip"):
         require_same_clip(load_recipe(None, ["embed.clip.model=ViT-B-32"]), embeddings)
     other = tmp_path / "other"
@@ -230,20 +230,20 @@ def test_another_clip_is_refused_by_name(embeddings: str, tiny_clip: Path, tmp_p
         require_same_clip(recipe, embeddings)
 
 
-def test_embeddings_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_embeddings_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no result of `priorkit embed`"):
         require_same_clip(load_recipe(None, ["embed.clip.model=ViT-B-32"]), str(tmp_path / "nowhere"))
 
 
-def test_embeddings_that_were_given_up_before_they_had_a_clip_are_named(tmp_path: Path) -> None:
+def test_embeddings_without_a_recorded_clip_are_refused(tmp_path: Path) -> None:
     recipe = load_recipe(None, ["embed.clip.model=priorkit:demo"])
     with open_stage(Store(str(tmp_path)), Manifest("embed", {}, input={}), overwrite=False):
-        pass  # as `priorkit embed` leaves it where its weights are not to be had
+        pass  # like `priorkit embed` if it cannot load the weights
     with pytest.raises(InputError, match="ended before it had a CLIP; run it again"):
         require_same_clip(recipe, str(tmp_path))
 
 
-def test_the_same_clip_by_another_route_passes(tiny_clip: Path, tmp_path: Path) -> None:
+def test_the_same_weights_in_another_file_format_are_accepted(tiny_clip: Path, tmp_path: Path) -> None:
     from priorkit.pipeline.clip.encoder import clip_source, identify_clip
 
     made_by = ClipSettings(model=f"local-dir:{tiny_clip}")

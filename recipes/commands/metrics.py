@@ -1,0 +1,58 @@
+"""The metrics of an evaluation on the terminal: tables for `evaluate`, `run` and `demo`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def print_metrics(metrics: dict[str, Any]) -> None:
+    """Print a table for each split: the metrics of the prior and of the baselines, with 95% intervals."""
+    from ...pipeline.display.terminal import print_line, print_table
+
+    names = ("energy_score", "cosine_to_image", "cosine_to_text", "recall_at_1", "recall_at_10")
+    header = (
+        "", "draws", "energy score (lower is better)", "cosine to true image", "cosine to text", "recall@1",
+        "recall@10", "energy distance",
+    )  # fmt: skip
+    for split, scores in metrics["splits"].items():
+        rows: list[tuple[str, ...]] = []
+        for predictor in scores["predictors"]:
+            if "broken" in predictor:
+                rows.append((predictor["name"], str(predictor["draws"]), f"broken: {predictor['broken']}", *[""] * 5))
+                continue
+            values = predictor["metrics"]
+            cells = [f"{values[n]['value']:.4f} [{values[n]['low']:.4f}, {values[n]['high']:.4f}]" for n in names[:2]]
+            cells += [f"{values[n]['value']:.4f}" for n in names[2:]]
+            cells.append(_distance(predictor["distances"]))
+            rows.append((predictor["name"], str(predictor["draws"]), *cells))
+        rows.append(("(real images against real ones)", *[""] * 6, _distance(scores["real_against_real"])))
+        print_table(f"{scores['rows']:,} rows of the {split} split, 95% intervals", header, rows)
+        floor = scores["real_against_real_rows"]
+        fewer = f", of real images against real ones over {floor:,}" if floor < scores["distance_rows"] else ""
+        print_line(
+            f"draws: for each caption; recall: true image among the nearest of a gallery of {scores['gallery']:,}; "
+            f"distances of distributions over {scores['distance_rows']:,} rows{fewer}"
+        )
+
+
+def require_sound(metrics: dict[str, Any]) -> None:
+    """Refuse predictions that cannot be scored, so that a script stops.
+
+    Raises:
+        InputError: the predictions of the evaluated prior are broken; names the split and the reason.
+    """
+    from ...pipeline.errors import InputError
+
+    for split, scores in metrics["splits"].items():
+        evaluated = scores["predictors"][0]
+        if problem := evaluated.get("broken"):
+            raise InputError(
+                f"predictions of {evaluated['name']!r} for the {split} split are {problem}; train a "
+                "prior again with a lower learning rate"
+            )
+
+
+def _distance(distances: dict[str, dict[str, float]]) -> str:
+    """Format the energy distance for a table cell."""
+    energy_distance = distances.get("energy_distance")
+    return f"{energy_distance['value']:.4f}" if energy_distance else "too few rows"

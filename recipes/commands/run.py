@@ -1,0 +1,77 @@
+"""The command `priorkit run`. Heavy imports happen when it runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from ...pipeline.commands.stages import DryRunOption, JsonOption, OverwriteOption, SetOption, worker_overrides
+from .metrics import print_metrics, require_sound
+from .options import RecipeArgument
+
+if TYPE_CHECKING:
+    from ..chain import PlannedStage
+
+
+def run(
+    recipe: RecipeArgument,
+    until: Annotated[str, typer.Option(help="Last stage: download, embed, train or evaluate.")] = "evaluate",
+    workers: Annotated[
+        Optional[int], typer.Option(show_default="the recipe's", help="Ray workers to spread every stage over.")
+    ] = None,
+    settings: SetOption = None,
+    limit: Annotated[
+        Optional[int], typer.Option("--limit", min=1, help="Use the first N rows of the list only.")
+    ] = None,
+    dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run every stage of a recipe that is not up to date, and only those.
+
+    Example: priorkit run custom --set urls=my_list.csv --dry-run
+    """
+    from ...pipeline.display.terminal import print_json, print_result, progress_bar, reported_errors, stop_requests
+
+    with reported_errors():
+        from ...prior.evaluate.folder import read_metrics
+        from .. import chain
+        from ..recipe import load_recipe
+
+        chosen = load_recipe(recipe, [*(settings or []), *worker_overrides(workers)])
+        last = chain.stage_name(until)
+        if dry_run:
+            chain.check(chosen, until=last, limit=limit, overwrite=overwrite)
+            _show_plans(chain.plan(chosen, until=last, limit=limit, overwrite=overwrite), as_json)
+            return
+        results = chain.run(
+            chosen, until=last, limit=limit, overwrite=overwrite, stop_requests=stop_requests,
+            progress=lambda stage, unit: progress_bar(stage, unit, quiet=as_json),
+        )  # fmt: skip
+        metrics = read_metrics(chosen.folders.evaluation) if last == "evaluate" else None
+        if as_json:
+            print_json({"stages": [result.to_json() for result in results], "metrics": metrics})
+        else:
+            for result in results:
+                print_result(result)
+            if metrics is not None:
+                print_metrics(metrics)
+        if metrics is not None:
+            require_sound(metrics)
+
+
+def _show_plans(planned: list[PlannedStage], as_json: bool) -> None:
+    """Print the plans that there are, then the stages that cannot be planned yet."""
+    from ...pipeline.display.terminal import print_json, print_line, print_plans
+
+    plans = [stage.plan for stage in planned if stage.plan is not None]
+    without_plan = [stage for stage in planned if stage.plan is None]
+    if as_json:
+        unknown = [{"stage": stage.name, "unknown": stage.problem} for stage in without_plan]
+        print_json([plan.to_json() for plan in plans] + unknown)
+        return
+    if plans:
+        print_plans(plans)
+    for stage in without_plan:
+        print_line(f"{stage.name}: cannot be planned yet ({stage.problem})")
