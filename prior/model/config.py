@@ -10,6 +10,7 @@ from typing_extensions import Self
 from ...pipeline.errors import SettingsError
 from ...pipeline.settings import Settings
 from ..network.function_version import FunctionVersion
+from ..network.interface import Network
 from ..network.network import PriorNetwork
 from ..network.settings import NetworkSettings
 from ..objective.normaliser import EmbeddingNormaliser
@@ -58,7 +59,7 @@ class PriorConfig(Settings):
         return self
 
 
-def build_network(config: PriorConfig) -> PriorNetwork:
+def build_network(config: PriorConfig) -> Network:
     """A network with random weights."""
     try:
         return PriorNetwork(

@@ -20,7 +20,7 @@ from ...pipeline.contract.hashing import HashingFile
 from ...pipeline.contract.storage import Store
 from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.settings import parse_settings
-from ..network.network import PriorNetwork
+from ..network.interface import Network
 from ..objective.normaliser import EmbeddingNormaliser
 from .config import PriorConfig, build_network, build_normaliser
 from .prior import Prior
@@ -36,7 +36,7 @@ Create = Callable[[str], contextlib.AbstractContextManager[HashingFile]]
 """Opens a new file of the folder by name, atomically."""
 
 
-def save_prior(create: Create, config: PriorConfig, network: PriorNetwork, normaliser: EmbeddingNormaliser) -> None:
+def save_prior(create: Create, config: PriorConfig, network: Network, normaliser: EmbeddingNormaliser) -> None:
     """Write what is needed to use a prior: the weights, then the settings, without which there is no prior."""
     with create(WEIGHTS_NAME) as file:
         file.write(safetensors.torch.save(_to_cpu(prior_tensors(network, normaliser))))
@@ -45,7 +45,7 @@ def save_prior(create: Create, config: PriorConfig, network: PriorNetwork, norma
         file.write((json.dumps(described, indent=1) + "\n").encode())
 
 
-def prior_tensors(network: PriorNetwork, normaliser: EmbeddingNormaliser) -> dict[str, torch.Tensor]:
+def prior_tensors(network: Network, normaliser: EmbeddingNormaliser) -> dict[str, torch.Tensor]:
     """All weights and statistics of a prior by name."""
     return {**network.state_dict(), **{f"{_NORMALISER}{k}": v for k, v in normaliser.state_dict().items()}}
 
@@ -199,7 +199,7 @@ def clear_states(store: Store) -> None:
     store.remove(BEST_NAME)
 
 
-def save_best(store: Store, network: PriorNetwork, step: int, loss: float, settings_fingerprint: str) -> None:
+def save_best(store: Store, network: Network, step: int, loss: float, settings_fingerprint: str) -> None:
     """Keep averaged weights that did better in validation than all before."""
     metadata = {"priorkit": json.dumps({"step": step, "validation_loss": loss, "settings": settings_fingerprint})}
     with store.create(BEST_NAME) as file:
@@ -216,7 +216,7 @@ def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor
     return tensors if json.loads(metadata.get("priorkit", "{}")).get("settings") == settings_fingerprint else None
 
 
-def optimiser_tensors(optimiser: torch.optim.Optimizer, network: PriorNetwork) -> dict[str, torch.Tensor]:
+def optimiser_tensors(optimiser: torch.optim.Optimizer, network: Network) -> dict[str, torch.Tensor]:
     """The optimiser's state by the names of the weights."""
     return {
         f"{name}.{key}": value
@@ -225,9 +225,7 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, network: PriorNetwork) -
     }
 
 
-def restore_optimiser(
-    optimiser: torch.optim.Optimizer, network: PriorNetwork, tensors: dict[str, torch.Tensor]
-) -> None:
+def restore_optimiser(optimiser: torch.optim.Optimizer, network: Network, tensors: dict[str, torch.Tensor]) -> None:
     """Put back what `optimiser_tensors` gave."""
     parameters = dict(network.named_parameters())
     for name, value in tensors.items():

@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from ...pipeline.compute.settings import DeviceSettings
 from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.settings import parse_settings
-from ..network.cache import PrefixCache
-from ..network.linear import Linear
-from ..network.network import PriorNetwork
-from ..objective.diffusion import Condition
+from ..network.derived import weight_sums
+from ..network.interface import Condition, Network
 from ..objective.normaliser import EmbeddingNormaliser
 from ..objective.schedule import NoiseSchedule, noise_schedule
 from ..sampling.guidance import Denoiser, NullBranch, null_prefix
@@ -34,7 +32,7 @@ SAMPLE_BATCH = 64
 class Prior:
     """Samples CLIP image embeddings from text."""
 
-    def __init__(self, config: PriorConfig, network: PriorNetwork, normaliser: EmbeddingNormaliser) -> None:
+    def __init__(self, config: PriorConfig, network: Network, normaliser: EmbeddingNormaliser) -> None:
         self.config = config
         self.network = network.eval()
         self.normaliser = normaliser
@@ -44,12 +42,12 @@ class Prior:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
-        return self.network.query.device
+        """Device of the network."""
+        return self.network.device
 
     @property
     def token_states_used(self) -> int:
-        """Token states of a caption that it takes at most."""
+        """Largest number of token states per caption; 0 if the prior uses none."""
         return self.network.max_text_len if self.network.takes_token_states else 0
 
     def to(self, device: str | torch.device | None = None, dtype: str | None = None) -> Prior:
@@ -66,9 +64,7 @@ class Prior:
         except (RuntimeError, AssertionError) as error:  # torch raises either where there is no such device
             raise SettingsError(f"device={str(device)!r}: {str(error).splitlines()[0]}") from error
         if dtype is not None:
-            for module in self.network.modules():
-                if isinstance(module, Linear):
-                    module.to(DTYPES[dtype])
+            self.network.set_product_dtype(DTYPES[dtype])
         self._null = NullBranch(self.network)
         return self
 
@@ -145,7 +141,6 @@ class Prior:
         text_embed, token_states = _as_tensor(text_embed), _as_tensor(token_states)
         settings = parse_settings(SampleSettings, values, "sample")
         self.check(settings)
-        self._forget_if_changed()
         texts: Sequence[str] | torch.Tensor = prompts if prompts is not None else text_embed  # type: ignore[assignment]
         given = iter(noise) if noise is not None else None
         batch = SAMPLE_BATCH if given is None else max(1, len(texts))  # given noise is of all captions at once
@@ -165,16 +160,6 @@ class Prior:
             draws = self.draw(embed, states, num_candidates, settings, drawn)
             parts.append(nearest_to_text(draws, embed))
         return torch.cat(parts)
-
-    def _forget_if_changed(self) -> None:
-        """Drop what was computed from other weights; by their sums, since torch does not count every change."""
-        sums = torch.stack([value.detach().sum(dtype=torch.float32) for value in self.network.parameters()]).tolist()
-        if sums != self._sums:
-            self._sums = sums
-            self._null = NullBranch(self.network)
-            for module in self.network.modules():
-                if isinstance(module, Linear):
-                    module.forget_packed()
 
     def noise(self, seed: int, first: int, texts: int, draws: int) -> Iterator[torch.Tensor]:
         """The noise that `sample` draws for captions from number `first` on."""
@@ -202,12 +187,14 @@ class Prior:
         grid = self.check(settings)
         condition = self.condition(text_embed, token_states)
         batch, dim = len(text_embed), self.config.embed_dim
-        null_cache = None
+        self._follow_weights()
+        dropped = None
         if settings.guidance_scale != 1.0 and not self._null.is_constant:
-            null_cache = null_prefix(self.network, condition.text_embed, condition.token_states)
+            dropped = null_prefix(self.network, condition.text_embed, condition.token_states)
         denoiser = Denoiser(
-            self.network, self.schedule, self.config.diffusion, self.normaliser, self._prefix(condition),
-            guidance=settings.guidance, guidance_scale=settings.guidance_scale, null=self._null, null_cache=null_cache,
+            self.network, self.schedule, self.config.diffusion, self.normaliser,
+            self.network.prefix(condition.text_embed, condition.token_states),
+            guidance=settings.guidance, guidance_scale=settings.guidance_scale, null=self._null, null_prefix=dropped,
             grid=grid,
         )  # fmt: skip
         sampler = find_sampler(settings.sampler, self.network.function, self.config.diffusion.prediction)
@@ -217,10 +204,13 @@ class Prior:
             embeds = F.normalize(embeds, dim=-1)
         return embeds.view(batch, draws, dim).cpu()
 
-    def _prefix(self, condition: Condition) -> PrefixCache:
-        """Keys and values of texts, to be shared by all steps and draws."""
-        padding = self._null.padding() if self.network.pads_only else None
-        return self.network.prefix(condition.text_embed, condition.token_states, padding=padding)
+    def _follow_weights(self) -> None:
+        """Drop what was computed from other weights, including changes that torch does not count."""
+        sums = weight_sums(self.network)
+        if sums != self._sums:
+            self._sums = sums
+            self._null = NullBranch(self.network)
+            self.network.clear_derived()
 
     def _checked(self, noise: Iterator[torch.Tensor], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
         """The noise on this device, the first of it scaled where the prior wants that."""

@@ -13,7 +13,9 @@ from priorkit.prior.interchange.dalle2_settings import parse_config, to_prior_co
 from priorkit.prior.interchange.dalle2_weights import import_prior
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.function_version import FunctionVersion
-from priorkit.prior.objective.diffusion import Condition, StepRandomness, diffusion_loss
+from priorkit.prior.network.interface import Condition
+from priorkit.prior.objective.diffusion import diffusion_loss
+from priorkit.prior.objective.randomness import StepRandomness
 from priorkit.prior.sampling.settings import SampleSettings
 
 from .goldens import Golden, load_goldens

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from priorkit.pipeline.errors import InputError, SettingsError
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.model.prior import SAMPLE_BATCH, Prior, nearest_to_text
+from priorkit.prior.network.interface import Condition
 from priorkit.prior.network.layers import LayerNorm
 from priorkit.prior.network.linear import Linear
-from priorkit.prior.objective.diffusion import Condition, diffusion_loss, step_randomness
+from priorkit.prior.objective.diffusion import diffusion_loss
+from priorkit.prior.objective.randomness import step_randomness
 from priorkit.prior.sampling.settings import SampleSettings
 
 MakeConfig = Callable[..., PriorConfig]

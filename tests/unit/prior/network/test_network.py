@@ -13,7 +13,6 @@ from priorkit.prior.model.config import PriorConfig
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.cache import PrefixCache
 from priorkit.prior.network.network import PriorNetwork
-from priorkit.prior.network.parts import KeysValues
 from priorkit.prior.sampling.guidance import Denoiser, NullBranch, null_prefix
 from priorkit.prior.sampling.samplers import Estimate, ddim
 from priorkit.prior.sampling.settings import SampleSettings
@@ -135,7 +134,7 @@ def denoiser(prior: Prior, text: Text, scale: float, guidance: Any, grid: list[i
     return Denoiser(
         network, prior.schedule, prior.config.diffusion, prior.normaliser, network.prefix(*text),
         guidance=guidance, guidance_scale=scale, null=NullBranch(network),
-        null_cache=None if scale == 1 else null_prefix(network, *text), grid=grid,
+        null_prefix=None if scale == 1 else null_prefix(network, *text), grid=grid,
     )  # fmt: skip
 
 
@@ -287,24 +286,6 @@ def test_earlier_text_tokens_do_not_see_later_ones(make_network: MakeNetwork) ->
         assert (before[:, 3] - after[:, 3]).abs().amax(dim=1).min() > 1e-6
     # and from the second layer on, what comes after sees the change
     assert (old.layers[1].keys[:, 4:] - new.layers[1].keys[:, 4:]).abs().amax(dim=2).min() > 1e-6
-
-
-def test_caches_follow_stack_and_expand() -> None:
-    def cache(texts: int, positions: int, seed: int) -> PrefixCache:
-        return PrefixCache([KeysValues(draw(texts, positions, 2, seed=seed), draw(texts, positions, 2, seed=seed + 1))])
-
-    one, two, more = cache(1, 4, 0), cache(3, 2, 2), cache(2, 4, 4)
-    followed = one.followed_by(two)
-    assert (followed.texts, followed.tokens) == (3, 5)
-    for row in range(3):
-        assert torch.equal(
-            followed.layers[0].values[row], torch.cat([one.layers[0].values[0], two.layers[0].values[row]])
-        )
-    stacked = one.stacked_with(more)
-    assert torch.equal(stacked.layers[0].keys, torch.cat([one.layers[0].keys, more.layers[0].keys]))
-    expanded = one.expand(3)
-    assert expanded.texts == 3
-    assert expanded.layers[0].keys.data_ptr() == one.layers[0].keys.data_ptr()  # no copy
 
 
 @pytest.mark.parametrize("what", ["noisy", "timesteps", "text", "states", "self_cond"])

@@ -13,15 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from priorkit.prior.model.config import PriorConfig
+from priorkit.prior.network.interface import Condition
 from priorkit.prior.network.network import PriorNetwork
-from priorkit.prior.objective.diffusion import (
-    Condition,
-    StepRandomness,
-    diffusion_loss,
-    min_snr_weight,
-    step_randomness,
-)
+from priorkit.prior.objective.diffusion import diffusion_loss, min_snr_weight
 from priorkit.prior.objective.normaliser import EmbeddingNormaliser
+from priorkit.prior.objective.randomness import StepRandomness, step_randomness
 from priorkit.prior.objective.schedule import noise_schedule
 from priorkit.prior.objective.settings import DiffusionSettings
 
