@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
-from typing_extensions import Self
 
 from .function_version import LATEST_FUNCTION, FunctionVersion
 from .linear import Linear
@@ -52,6 +51,10 @@ class DrawnTexts:
         return torch.arange(self.rows, device=device).clamp(max=self.texts).repeat_interleave(self.draws)
 
 
+P = TypeVar("P")
+"""The type of a prefix."""
+
+
 class Prefix(Protocol):
     """Encoded texts that all steps and draws share, such as a cache of keys and values."""
 
@@ -59,13 +62,13 @@ class Prefix(Protocol):
     def texts(self) -> int:
         """Number of texts."""
 
-    def take(self, indices: torch.Tensor) -> Self:
+    def take(self: P, indices: torch.Tensor) -> P:
         """Select texts by index; an index may occur several times."""
 
-    def expand(self, texts: int) -> Self:
+    def expand(self: P, texts: int) -> P:
         """Repeat the only text `texts` times."""
 
-    def stacked_with(self, other: Self) -> Self:
+    def stacked_with(self: P, other: P) -> P:
         """Append the texts of another prefix of the same length."""
 
 
