@@ -1,4 +1,4 @@
-"""A trained prior: network, diffusion and the CLIP it belongs to, in one object that samples."""
+"""A trained prior: network, diffusion and CLIP in one object that samples."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from .config import PriorConfig, check_sampling
 from .text_encoder import find_text_encoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Dtypes of large products by name."""
 SAMPLE_BATCH = 64
-"""Captions that are sampled at once, so that memory does not grow with their number."""
+"""Number of captions sampled at once, so that memory does not grow with their number."""
 
 
 class Prior:
@@ -54,14 +55,14 @@ class Prior:
         """Move to a device, and compute large products in `float32` or `bfloat16`; norms stay in float32.
 
         Raises:
-            SettingsError: the dtype is neither, or there is no such device.
+            SettingsError: the dtype or the device is unknown.
         """
         if dtype is not None and dtype not in DTYPES:
             raise SettingsError(f"dtype={dtype!r}: known are {', '.join(DTYPES)}")
         try:
             self.network.to(device)
             self.normaliser.to(device)
-        except (RuntimeError, AssertionError) as error:  # torch raises either where there is no such device
+        except (RuntimeError, AssertionError) as error:  # torch raises either if there is no such device
             raise SettingsError(f"device={str(device)!r}: {str(error).splitlines()[0]}") from error
         if dtype is not None:
             self.network.set_product_dtype(DTYPES[dtype])
@@ -70,10 +71,10 @@ class Prior:
 
     @functools.cached_property
     def text_encoder(self) -> Any:
-        """The CLIP whose text this prior understands, checked against the weights it was trained with.
+        """Text tower of the CLIP that this prior was trained with.
 
         Raises:
-            InputError: the prior does not say which, or the one to be had is another.
+            InputError: the prior does not name its CLIP, or the one found has other weights.
         """
         if not self.config.clip_settings:
             raise InputError(
@@ -110,21 +111,21 @@ class Prior:
     ) -> torch.Tensor:
         """Draw one image embedding for each caption: `[B, D]` float32 on the CPU.
 
-        The noise of a caption is a function of `seed` and its number, so that captions may be sampled in parts.
+        The noise of a caption depends on `seed` and its number alone, so captions may be sampled in parts.
 
         Args:
             prompts: captions, encoded by the prior's own CLIP; or give `text_embed`.
             text_embed: `[B, D]` text embeddings of any norm.
             token_states: `[B, T, W]` token states, rows of zeros being padding, if the prior uses them.
-            num_candidates: draws for each caption, of which the one nearest to the text by cosine is returned.
+            num_candidates: draws per caption; the draw with the highest cosine to the text is returned.
             guidance_scale: 1 follows the text as trained, above 1 exaggerates it.
-            guidance: `text`, or `dalle2` for DALLE2-pytorch's, which scales the norm of samples too.
-            steps: network evaluations; of `dalle2-ddim` one fewer are made.
+            guidance: `text`, or `dalle2` for DALLE2-pytorch's, which also scales the norm of samples.
+            steps: network evaluations; `dalle2-ddim` makes one fewer.
             sampler: `ddpm`, `ddim`, `dpmsolver++` or `dalle2-ddim`.
             seed: seed of the noise.
-            first: number of the first caption, where captions are sampled in parts.
-            generator: draws the noise in place of `seed`.
-            noise: tensors `[B * num_candidates, D]`, the candidates of a caption side by side, in place of drawn noise:
+            first: number of the first caption, if captions are sampled in parts.
+            generator: source of the noise, instead of `seed`.
+            noise: tensors `[B * num_candidates, D]`, the candidates of a caption side by side, instead of drawn noise:
                 first the initial noise, then one for each step that adds noise (`ddpm`: every step, the last times 0).
 
         Raises:
@@ -143,7 +144,7 @@ class Prior:
         self.check(settings)
         texts: Sequence[str] | torch.Tensor = prompts if prompts is not None else text_embed  # type: ignore[assignment]
         given = iter(noise) if noise is not None else None
-        batch = SAMPLE_BATCH if given is None else max(1, len(texts))  # given noise is of all captions at once
+        batch = SAMPLE_BATCH if given is None else max(1, len(texts))  # given noise covers all captions at once
         parts = [torch.empty(0, self.config.embed_dim)]
         for start in range(0, len(texts), batch):
             chosen = slice(start, start + batch)
@@ -162,11 +163,11 @@ class Prior:
         return torch.cat(parts)
 
     def noise(self, seed: int, first: int, texts: int, draws: int) -> Iterator[torch.Tensor]:
-        """The noise that `sample` draws for captions from number `first` on."""
+        """Yield the noise that `sample` draws for captions from number `first` on."""
         return seeded_noise(seed, first, texts, draws, self.config.embed_dim, self.device)
 
     def check(self, settings: SampleSettings) -> list[int]:
-        """The timesteps that would be evaluated at; SettingsError if this prior cannot be sampled so."""
+        """Return the timesteps of the evaluations; SettingsError if these settings do not fit this prior."""
         return check_sampling(self.config.network, self.network.takes_token_states, self.config.diffusion, settings)
 
     @torch.inference_mode()
@@ -178,7 +179,7 @@ class Prior:
         settings: SampleSettings,
         noise: Iterator[torch.Tensor],
     ) -> torch.Tensor:
-        """K draws for each of B captions: `[B, K, D]` float32 on the CPU.
+        """Draw K embeddings for each of B captions: `[B, K, D]` float32 on the CPU.
 
         Args:
             text_embed, token_states: as for `sample`.
@@ -213,7 +214,7 @@ class Prior:
             self.network.clear_derived()
 
     def _checked(self, noise: Iterator[torch.Tensor], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
-        """The noise on this device, the first of it scaled where the prior wants that."""
+        """Yield the noise on this device; scale the first tensor if `init_clamp` is set."""
         for index, value in enumerate(noise):
             if value.shape != shape:
                 raise SettingsError(f"noise number {index} has shape {list(value.shape)}, needed is {list(shape)}")
@@ -224,10 +225,10 @@ class Prior:
         raise SettingsError("noise ended before the sampler did; it takes one tensor, and one for each noisy step")
 
     def condition(self, text_embed: torch.Tensor, token_states: torch.Tensor | None) -> Condition:
-        """Stored or encoded text as the network takes it, on its device.
+        """Prepare stored or encoded text for the network, on its device.
 
         Raises:
-            SettingsError: a shape does not fit this prior, or its token states are missing.
+            SettingsError: a shape does not fit this prior, or token states are missing.
         """
         if text_embed.ndim != 2 or text_embed.shape[1] != self.network.text_dim:
             raise SettingsError(
@@ -246,7 +247,7 @@ class Prior:
         return Condition(text, token_states.float().to(self.device))
 
     def encode_text(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Captions -> text embeddings `[B, D]` and, if the prior uses them, token states `[B, T, W]`."""
+        """Encode captions to text embeddings `[B, D]` and, if the prior uses them, token states `[B, T, W]`."""
         uses_tokens = self.network.takes_token_states
         text = self.text_encoder.encode_texts(prompts, token_states=uses_tokens)
         if not uses_tokens:
@@ -262,7 +263,7 @@ def _check_arguments(
     generator: torch.Generator | None,
     noise: Iterable[torch.Tensor] | None,
 ) -> None:
-    """SettingsError if arguments of `Prior.sample` exclude each other."""
+    """Raise SettingsError if arguments of `Prior.sample` exclude each other."""
     if (prompts is None) == (text_embed is None):
         raise SettingsError("give either prompts or text_embed")
     if isinstance(prompts, str):
@@ -280,9 +281,9 @@ def _as_tensor(value: torch.Tensor | npt.NDArray[Any] | None) -> torch.Tensor | 
 
 
 def nearest_to_text(draws: torch.Tensor, text_embed: torch.Tensor) -> torch.Tensor:
-    """The draw `[B, D]` of each caption, of `[B, K, D]`, with the highest cosine to its text `[B, D]`.
+    """Select from draws `[B, K, D]` the one with the highest cosine to its text `[B, D]`; return `[B, D]`.
 
-    Where texts and images have different encoders, and so different sizes, the first.
+    If texts and images have different sizes, the first draw is selected.
     """
     if draws.shape[1] == 1 or draws.shape[-1] != text_embed.shape[-1]:
         return draws[:, 0]

@@ -1,9 +1,8 @@
-"""The randomness of a step, and the loss against numpy in float64."""
+"""The diffusion loss against its formula in numpy, in float64."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -37,131 +36,6 @@ def randomness(
         seed=seed, step=step, first=first, rows=batch, draws=draws, embed_dim=dim, diffusion=diffusion
     )
 
-
-def same(a: StepRandomness, b: StepRandomness) -> list[bool]:
-    return [torch.equal(value, vars(b)[name]) for name, value in vars(a).items()]
-
-
-def test_randomness_is_a_pure_function_of_seed_and_step() -> None:
-    first = randomness()
-    torch.manual_seed(99)
-    np.random.seed(99)
-    torch.randn(10)
-    assert same(first, randomness()) == [True] * 5
-    assert same(first, randomness(step=8)) == [False] * 5
-    assert same(first, randomness(seed=4)) == [False] * 5
-    # seed and step are told apart, not added up
-    assert same(randomness(seed=7, step=3), randomness(seed=3, step=7)) == [False] * 5
-
-
-def test_shares_of_drops_change_nothing_else() -> None:
-    assert same(randomness(text_drop=0.9), randomness()) == [True, True, False, True, True]
-    assert same(randomness(image_drop=0.9), randomness()) == [True, True, True, False, True]
-
-
-def test_drops_and_coin_are_independent() -> None:
-    drawn = [randomness(step=step, batch=2000, text_drop=0.5, image_drop=0.5) for step in range(10)]
-    masks = [
-        torch.cat([getattr(random, name) for random in drawn]).flatten().double()
-        for name in ("drop_text", "drop_image", "self_cond")
-    ]
-    assert masks[0].mean().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(20_000))
-    assert torch.corrcoef(torch.stack(masks)).fill_diagonal_(0).abs().max() < 4 / math.sqrt(20_000)
-
-
-def test_the_coin_of_self_conditioning_is_fair() -> None:
-    coins = torch.cat([randomness(step=step, batch=1000).self_cond for step in range(40)]).double()
-    assert coins.mean().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(len(coins)))
-
-
-def test_what_moves_to_a_device() -> None:
-    moved = randomness().to(torch.device("meta"))
-    places = {name: value.device.type for name, value in vars(moved).items()}
-    assert places == {
-        "noise": "meta", "timesteps": "meta", "drop_image": "meta",
-        "drop_text": "cpu", "self_cond": "cpu",  # they decide what is computed
-    }  # fmt: skip
-
-
-def test_randomness_is_what_numpys_philox_gives() -> None:
-    """The same on every platform: 32 places to a stream, told apart by the top of its counter."""
-    found = randomness(batch=64, draws=2).noise.numpy()
-    for number in range(2):
-        random = np.random.Generator(np.random.Philox(key=[3, 7], counter=[0, 0, 0, number]))
-        expected = random.standard_normal((32, 2, 8), np.float32)
-        assert np.array_equal(found[32 * number : 32 * (number + 1)], expected)
-
-
-@pytest.mark.parametrize("draws", [1, 3])
-def test_a_place_is_given_the_same_whatever_part_is_asked_for(draws: int) -> None:
-    whole = randomness(batch=101, draws=draws)
-    parts = [(0, 101), (0, 1), (31, 2), (32, 32), (40, 61), (100, 1), (7, 0), (64, 0)]
-    parts += [(first, 1) for first in range(101)]
-    for first, rows in parts:
-        part = randomness(first=first, batch=rows, draws=draws)
-        for name, values in vars(whole).items():
-            assert torch.equal(getattr(part, name), values[first : first + rows]), (name, first, rows)
-
-
-def test_places_and_draws_differ() -> None:
-    noise = randomness(batch=100, draws=3).noise
-    assert len(torch.unique(noise.flatten(0, 1), dim=0)) == 300
-
-
-def test_shapes_and_types() -> None:
-    found = randomness(batch=5, draws=3)
-    assert (found.noise.shape, found.noise.dtype) == ((5, 3, 8), torch.float32)
-    assert (found.timesteps.shape, found.timesteps.dtype) == ((5, 3), torch.int64)
-    assert (found.drop_text.shape, found.drop_text.dtype) == ((5,), torch.bool)
-    for mask in (found.drop_image, found.self_cond):
-        assert (mask.shape, mask.dtype) == ((5, 3), torch.bool)
-
-
-@pytest.mark.parametrize(("draws", "timesteps"), [(1, 100), (4, 100), (7, 100), (3, 5), (8, 5), (4, 1000)])
-def test_timesteps_are_uniform(draws: int, timesteps: int) -> None:
-    drawn = [randomness(step=step, batch=2000, draws=draws, timesteps=timesteps, dim=1).timesteps for step in range(50)]
-    counts = torch.bincount(torch.cat(drawn).flatten(), minlength=timesteps).double()
-    assert len(counts) == timesteps
-    expected = 100_000 * draws / timesteps
-    chi_square = ((counts - expected) ** 2 / expected).sum().item()
-    # strata make it less than that of independent draws, whose deviation is the root of twice its mean
-    assert chi_square < timesteps - 1 + 4 * math.sqrt(2 * (timesteps - 1))
-    if draws == 1:
-        assert chi_square > timesteps - 1 - 4 * math.sqrt(2 * (timesteps - 1))
-
-
-@pytest.mark.parametrize(("draws", "timesteps"), [(4, 100), (7, 100), (8, 5)])
-def test_each_draw_has_a_part_of_the_timesteps(draws: int, timesteps: int) -> None:
-    drawn = randomness(batch=5000, draws=draws, timesteps=timesteps, dim=1).timesteps
-    for draw in range(draws):
-        assert drawn[:, draw].min() == draw * timesteps // draws
-        assert drawn[:, draw].max() == -(-(draw + 1) * timesteps // draws) - 1
-
-
-def test_draws_of_a_row_are_independent_but_for_their_parts() -> None:
-    drawn = torch.cat([randomness(step=step, batch=2000, draws=4).timesteps for step in range(20)]).double()
-    assert torch.corrcoef(drawn.T).fill_diagonal_(0).abs().max() < 4 / math.sqrt(40_000)
-    drops = torch.cat([randomness(step=step, batch=2000, draws=4).drop_image for step in range(20)]).double()
-    assert torch.corrcoef(drops.T).fill_diagonal_(0).abs().max() < 4 / math.sqrt(40_000)
-
-
-def test_noise_is_standard_normal() -> None:
-    noise = torch.cat([randomness(step=step, batch=2000).noise for step in range(20)]).double()
-    assert noise.mean().item() == pytest.approx(0, abs=4 / math.sqrt(noise.numel()))
-    assert noise.var().item() == pytest.approx(1, abs=4 * math.sqrt(2 / noise.numel()))
-    assert (noise**4).mean().item() == pytest.approx(3, abs=0.1)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("what", ["text", "image"])
-def test_the_share_of_what_is_dropped(what: str, share: float) -> None:
-    drawn = [randomness(step=step, batch=1000, **{f"{what}_drop": share}) for step in range(40)]
-    dropped = torch.cat([getattr(random, f"drop_{what}") for random in drawn])
-    deviation = math.sqrt(share * (1 - share) / len(dropped))
-    assert dropped.double().mean().item() == pytest.approx(share, abs=4 * deviation + 1e-12)
-
-
-# the loss
 
 ROWS = 6
 DROPS: dict[str, Any] = {"text_drop": 0.4, "image_drop": 0.4}
