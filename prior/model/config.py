@@ -71,12 +71,7 @@ def build_network(config: PriorConfig) -> Network:
         )  # fmt: skip
     except ValueError as error:
         raise SettingsError(f"network: {error}") from None
-    except (
-        MemoryError,
-        OverflowError,
-        RuntimeError,
-        TypeError,
-    ) as error:  # torch raises these for sizes that do not fit in memory
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # from torch, for sizes beyond any memory
         reason = str(error).partition("\n")[0]
         raise SettingsError(f"network: it is too large to be made ({reason}); restore its settings") from None
 

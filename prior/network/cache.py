@@ -1,6 +1,6 @@
 """Cached keys and values of texts, which every step and draw of a sampler shares.
 
-Letters: B texts, P positions, A width of a head.
+Letters: B texts or rows, K draws of a row, P positions, A width of a head.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class KeysValues(NamedTuple):
         return KeysValues(_join(self.keys, other.keys), _join(self.values, other.values))
 
     def repeat_for(self, draws: DrawnTexts) -> KeysValues:
-        """Repeat the prefixes for the draws that see them: `[T or T + 1, P, A]` -> `[B * K, P, A]`."""
+        """Repeat the prefixes of texts for the draws that see them: `[texts, P, A]` -> `[B * K, P, A]`."""
         return KeysValues(_repeat(self.keys, draws), _repeat(self.values, draws))
 
 
@@ -39,7 +39,7 @@ def _join(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 def _repeat(prefixes: torch.Tensor, draws: DrawnTexts) -> torch.Tensor:
     # expand and cat, not indexing: their gradients are sums in the same order every time
-    separate = prefixes[: draws.texts, None].expand(-1, draws.draws, -1, -1).flatten(0, 1)  # (T * K, P, A)
+    separate = prefixes[: draws.texts, None].expand(-1, draws.draws, -1, -1).flatten(0, 1)  # (texts * K, P, A)
     if draws.texts == draws.rows:
         return separate
     shared = prefixes[draws.texts :].expand((draws.rows - draws.texts) * draws.draws, -1, -1)
@@ -57,7 +57,7 @@ class PrefixCache:
 
     @property
     def texts(self) -> int:
-        """B."""
+        """Number of texts, B."""
         return self.layers[0].keys.shape[0]
 
     @property

@@ -55,22 +55,22 @@ class FunctionVersion:
 
     @property
     def cosine_attention(self) -> bool:
-        """Whether attention logits are 16 times the cosine, instead of the scaled dot product."""
+        """True if attention logits are 16 times the cosine, instead of the scaled dot product."""
         return self.release >= (1, 4, 3)
 
     @property
     def takes_self_cond(self) -> bool:
-        """Whether self-conditioning exists, as a token."""
+        """True if self-conditioning exists, as a token."""
         return self.release >= (1, 6, 1)
 
     @property
     def reads_self_cond(self) -> bool:
-        """Whether the self-conditioning token carries the last estimate; in 1.6.1 it is always zero."""
+        """True if the self-conditioning token carries the last estimate; in 1.6.1 it is always zero."""
         return self.release >= (1, 6, 2)
 
     @property
     def self_cond_before_query(self) -> bool:
-        """Whether the self-conditioning token precedes the query.
+        """True if the self-conditioning token precedes the query.
 
         In earlier releases it replaces the query, and a second copy of the image token precedes it.
         """
@@ -78,17 +78,17 @@ class FunctionVersion:
 
     @property
     def has_null_tokens(self) -> bool:
-        """Whether learned vectors replace the token states of a dropped text, and a dropped image."""
+        """True if learned vectors replace the token states of a dropped text, and a dropped image."""
         return self.release >= (1, 9, 0)
 
     @property
     def has_null_text(self) -> bool:
-        """Whether dropping the text also drops the pooled text embedding."""
+        """True if dropping the text also drops the pooled text embedding."""
         return self.release >= (1, 10, 4)
 
     @property
     def real_timesteps(self) -> bool:
-        """Whether sinusoids of the timestep are real numbers; earlier releases truncate them to integers."""
+        """True if sinusoids of the timestep are real numbers; earlier releases truncate them to integers."""
         return self.release >= (1, 10, 8)
 
     @property
@@ -98,7 +98,7 @@ class FunctionVersion:
 
     @property
     def ddim_ends_at_x0(self) -> bool:
-        """Whether DDIM's grid starts at -1 and its last step returns the estimate of x0; earlier grids start at 0."""
+        """True if DDIM's grid starts at -1 and its last step returns the estimate of x0; earlier grids start at 0."""
         return self.release >= (1, 10, 3)
 
     def ddim_noise_follows_clamp(self, prediction: str) -> bool:

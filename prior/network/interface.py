@@ -1,4 +1,4 @@
-"""The interface of networks: everything that objectives, samplers and priors know about them.
+"""Interface of networks: everything that objectives, samplers and priors know about them.
 
 A network encodes texts once (`prefix`), then predicts from noisy embeddings as often as needed (`suffix`). A new family
 of networks subclasses `Network`, and `model/config.py` builds it; objectives, samplers and `Prior` stay as they are.
@@ -36,7 +36,8 @@ class Condition:
 class DrawnTexts:
     """Assignment of text prefixes to the K draws of B rows.
 
-    Each of the first T rows has its own prefix, number 0 to T - 1. All other rows share the prefix number T.
+    Each of the first `texts` rows has its own prefix, at the row's index. All other rows share the prefix at index
+    `texts`.
     """
 
     rows: int
@@ -44,15 +45,15 @@ class DrawnTexts:
     draws: int
     """K."""
     texts: int
-    """T."""
+    """Number of rows with a prefix of their own."""
 
     def indices(self, device: torch.device) -> torch.Tensor:
-        """Return the number of each draw's prefix, `[B * K]` int64."""
+        """Return the index of each draw's prefix, `[B * K]` int64."""
         return torch.arange(self.rows, device=device).clamp(max=self.texts).repeat_interleave(self.draws)
 
 
 P = TypeVar("P")
-"""The type of a prefix."""
+"""Type of a prefix."""
 
 
 class Prefix(Protocol):
@@ -84,15 +85,15 @@ class Network(nn.Module, abc.ABC):
     max_text_len: int
     """T, largest number of token states per caption."""
     takes_token_states: bool
-    """Whether token states must be given."""
+    """True if token states must be given."""
     takes_self_cond: bool
-    """Whether the prediction depends on an earlier estimate of x0 (Chen et al. 2022, arXiv 2208.04202)."""
+    """True if the prediction depends on an earlier estimate of x0 (Chen et al. 2022, arXiv 2208.04202)."""
     has_null_text: bool
-    """Whether a dropped text leaves nothing of itself, so that one prefix stands for all dropped texts."""
+    """True if all dropped texts have the same prefix, whatever the texts."""
     function: FunctionVersion = FunctionVersion.parse(LATEST_FUNCTION)
     """Release of DALLE2-pytorch whose variant of the sampler `dalle2-ddim` fits this network."""
     checkpoint_activations: bool = False
-    """Whether the backward pass recomputes layers instead of storing their activations."""
+    """True if the backward pass recomputes layers instead of storing their activations."""
 
     @property
     def device(self) -> torch.device:

@@ -1,7 +1,7 @@
-"""The prior network: a causal transformer over `[token states, pooled text, time, noisy image, query]`.
+"""Prior network of DALLE2-pytorch: a causal transformer over `[token states, pooled text, time, noisy image, query]`.
 
 It computes the function of DALLE2-pytorch's `DiffusionPriorNetwork`, release by release (see `function_version.py`),
-with more widths that can be chosen. The prediction is read at the last token. The text comes first and never sees the
+and leaves more widths open to choice. The prediction is read at the last token. The text comes first and never sees the
 timestep or the noise. So `prefix` turns the text into a cache of keys and values, and `suffix` predicts from the cache:
 a sampler calls `prefix` once, and `suffix` once per step.
 
@@ -36,6 +36,8 @@ class PriorNetwork(Network):
         heads: number of attention heads.
         dim_head: width of an attention head.
         ff_mult: inner width of the feed-forward layers, as a multiple of C.
+        attn_dropout: dropout of attention weights.
+        ff_dropout: dropout inside the feed-forward layers.
         max_text_len: T, number of token states; learned vectors replace missing ones. 0 uses none.
         num_timesteps: rows of a table of learned timestep embeddings; None uses sinusoids and a small MLP.
         num_time_embeds: tokens of the timestep.
@@ -116,7 +118,7 @@ class PriorNetwork(Network):
 
     @property
     def pads_only(self) -> bool:
-        """Whether the learned padding replaces all token states."""
+        """True if the learned padding replaces all token states."""
         return self.max_text_len > 0 and not self.takes_token_states
 
     def prefix(

@@ -30,12 +30,12 @@ class NullBranch:
 
     @property
     def is_constant(self) -> bool:
-        """Whether all dropped texts have the same prefix."""
+        """True if all dropped texts have the same prefix."""
         return self._network.has_null_text
 
     @property
     def has_table(self) -> bool:
-        """Whether the output without text and image depends on the timestep alone."""
+        """True if the output without text and image depends on the timestep alone."""
         return self.is_constant and not self._network.takes_self_cond
 
     def prefix(self) -> Prefix:

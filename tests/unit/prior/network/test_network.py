@@ -276,6 +276,23 @@ def test_the_cache_is_not_changed_by_its_use(make_config: MakeConfig, make_netwo
     assert torch.equal(network.suffix(cache, noisy, TIMESTEPS), first)
 
 
+def test_cached_padding_follows_the_weights(make_network: MakeNetwork) -> None:
+    network, fills, text = make_network(T, token_width=None, dtype=torch.float32), [], draw(B, D).float()
+    fill = network._fill_cache
+    network._fill_cache = lambda tokens, before: (fills.append(before), fill(tokens, before))[1]  # type: ignore[method-assign]
+    with torch.inference_mode():
+        network.prefix(text)
+        network.prefix(text)
+        assert [before is None for before in fills] == [True, False, False]  # the padding once, then the texts
+        network.null_token_states.mul_(-1)
+        changed = network.prefix(text)
+        network.clear_derived()
+        assert network._cached_padding.value is None
+        expected = network.prefix(text)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(changed), tensors(expected), strict=True))
+    assert fills[3] is None
+
+
 def test_earlier_text_tokens_do_not_see_later_ones(make_network: MakeNetwork) -> None:
     network, text, states = make_network(T), draw(B, D), draw(B, T, W)
     changed = states.clone()
