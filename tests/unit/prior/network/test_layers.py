@@ -21,7 +21,7 @@ def values(*shape: int, seed: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stable", [False, True])
-def test_norm_is_its_formula_and_computed_in_float32(dtype: torch.dtype, stable: bool) -> None:
+def test_norm_follows_its_formula_in_float32(dtype: torch.dtype, stable: bool) -> None:
     norm, x = LayerNorm(12, stable), (values(3, 4, 12) * 7 + 2).to(dtype)
     torch.nn.init.uniform_(norm.weight)
     norm = norm.to(torch.float64 if dtype == torch.float64 else torch.float32)
@@ -34,7 +34,7 @@ def test_norm_is_its_formula_and_computed_in_float32(dtype: torch.dtype, stable:
     torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=1e-5)
 
 
-def test_the_stable_norm_flips_signs_where_all_coordinates_are_negative() -> None:
+def test_the_stable_norm_flips_signs_if_all_coordinates_are_negative() -> None:
     x = torch.tensor([[-1.0, -2.0, -4.0]])
     torch.testing.assert_close(LayerNorm(3, stable=True)(x), -LayerNorm(3)(x), rtol=1e-4, atol=1e-4)
 
@@ -67,7 +67,7 @@ def small_attention(cosine: bool = True) -> Attention:
 
 
 @pytest.mark.parametrize("cosine", [True, False])
-def test_attention_after_a_cache_is_attention_from_the_start(cosine: bool) -> None:
+def test_attention_after_a_cache_equals_attention_from_the_start(cosine: bool) -> None:
     attention, positions, stream = small_attention(cosine), encoding(cosine), values(2, 9, 12).double()
     whole, all_known = attention.forward_cached(stream, positions(0, 0, 1, 9), None)
     _, before = attention.forward_cached(stream[:, :6], positions(0, 0, 1, 6), None)
@@ -79,7 +79,7 @@ def test_attention_after_a_cache_is_attention_from_the_start(cosine: bool) -> No
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_keys_values_are_those_of_the_whole_layer(cached: bool) -> None:
+def test_keys_and_values_equal_those_of_the_whole_layer(cached: bool) -> None:
     attention, positions, stream = small_attention(), encoding(), values(2, 4, 12).double()
     before, places = None, positions(0, 0, 1, 4)
     if cached:
@@ -92,7 +92,7 @@ def test_keys_values_are_those_of_the_whole_layer(cached: bool) -> None:
 
 @pytest.mark.parametrize("texts", [2, 1])
 @pytest.mark.parametrize("padding", [0, 2])
-def test_training_attention_is_cached_attention_block_by_block(padding: int, texts: int) -> None:
+def test_training_attention_equals_cached_attention_of_each_block(padding: int, texts: int) -> None:
     """Two rows of three draws each; with one text of its own, the other row shares the prefix after it."""
     attention, positions, draws = small_attention(), encoding(), DrawnTexts(rows=2, draws=3, texts=texts)
     pad, text, suffixes = (values(*shape, seed=sum(shape)).double() for shape in ((1, 2, 12), (2, 4, 12), (6, 3, 12)))
@@ -119,7 +119,7 @@ def test_training_attention_is_cached_attention_block_by_block(padding: int, tex
     torch.testing.assert_close(alone, expected[-1], rtol=1e-12, atol=1e-12)
 
 
-def test_blocks_come_back_from_what_join_joined() -> None:
+def test_split_inverts_join() -> None:
     blocks = [values(1, 2, 5), values(3, 4, 5, seed=2)]
     described = Blocks([(1, 2), (3, 4)], [], DrawnTexts(3, 1, 3))
     for found, expected in zip(described.split(join(blocks)), blocks, strict=True):

@@ -1,4 +1,4 @@
-"""The network against one pass over all tokens in float64, and what its token order promises."""
+"""The network against one pass over all tokens in float64, and the consequences of its token order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MakeNetwork = Callable[..., PriorNetwork]
 MakePrior = Callable[..., Prior]
 
 B, D, W, T = 5, 8, 6, 4
-"""Rows, embedding size, token width, max_text_len."""
+"""Number of rows, embedding size, width of token states, and max_text_len."""
 
 TOKENS = {"max_text_len": T}
 PADDING = {"max_text_len": T, "token_width": None}
@@ -100,7 +100,7 @@ TIMESTEPS = torch.tensor([0, 1, 50, 98, 99])
 
 
 @every_switch
-def test_forward_is_one_pass_over_all_tokens(
+def test_forward_equals_one_pass_over_all_tokens(
     make_config: MakeConfig, make_network: MakeNetwork, switches: dict[str, Any]
 ) -> None:
     config, network = make_config(**switches), make_network(**switches)
@@ -129,7 +129,7 @@ SAMPLED = {f"{name}, {kind} {scale}": (it, scale, kind) for name, it in SWITCHES
 
 
 def denoiser(prior: Prior, text: Text, scale: float, guidance: Any, grid: list[int]) -> Denoiser:
-    """What `Prior.draw` gives its sampler."""
+    """Build the denoiser as `Prior.draw` does."""
     network = prior.network
     return Denoiser(
         network, prior.schedule, prior.config.diffusion, prior.normaliser, network.prefix(*text),
@@ -143,10 +143,10 @@ GRID = [99, 66, 33]
 
 
 @every_guidance
-def test_cached_sampling_is_uncached_sampling(
+def test_cached_sampling_equals_uncached_sampling(
     make_prior: MakePrior, switches: dict[str, Any], scale: float, guidance: Any
 ) -> None:
-    """One prefix for all steps and draws, against whole passes from scratch at every step, in float64."""
+    """One prefix for all steps and draws against whole passes at every step, in float64."""
     prior = make_prior(**switches)
     prior.network.double()
     text, noise = text_for(prior.config, 2), draw(4, prior.config.embed_dim, seed=7)
@@ -160,7 +160,7 @@ def test_cached_sampling_is_uncached_sampling(
 
 
 @every_guidance
-def test_every_step_of_cached_sampling_is_an_uncached_pass(
+def test_every_step_of_cached_sampling_equals_an_uncached_pass(
     make_prior: MakePrior, switches: dict[str, Any], scale: float, guidance: Any
 ) -> None:
     """The same in float32 and with packed weights, where small networks that are fed their own predictions would let
@@ -195,8 +195,8 @@ def test_every_step_of_cached_sampling_is_an_uncached_pass(
         "token states, text 3.0", "padding alone, text 1.0", "release 0.23.10, text 1.0",
     ],
 )  # fmt: skip
-def test_samples_are_those_of_uncached_sampling(make_prior: MakePrior, name: str) -> None:
-    """By way of `Prior.draw`, in float32, end to end."""
+def test_samples_equal_those_of_uncached_sampling(make_prior: MakePrior, name: str) -> None:
+    """Through `Prior.draw`, in float32, end to end."""
     switches, scale, guidance = SAMPLED[name]
     prior = make_prior(**switches)
     text, noise = in_float32(text_for(prior.config, 2)), draw(4, prior.config.embed_dim, seed=7).float()
@@ -214,10 +214,10 @@ def in_float32(text: Text) -> Text:
 
 @every_switch
 @pytest.mark.parametrize("shared_time", [True, False])
-def test_draws_of_one_prefix_are_runs_of_their_own(
+def test_draws_of_one_prefix_equal_separate_runs(
     make_config: MakeConfig, make_network: MakeNetwork, switches: dict[str, Any], shared_time: bool
 ) -> None:
-    """Draws of a text at one timestep, given once or for each, and draws at timesteps of their own."""
+    """Draws of a text at a shared timestep, given once or per draw, and draws at different timesteps."""
     config, network, draws = make_config(**switches), make_network(**switches), 3
     text, noisy = text_for(config, 2), draw(2 * draws, config.embed_dim, seed=5)
     estimate = draw(2 * draws, config.embed_dim, seed=6) if config.network.self_cond else None
@@ -258,7 +258,7 @@ def tensors(cache: PrefixCache) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("switches", "length"), [({}, 1), (TOKENS, T + 1), ({**PADDING, "num_text_embeds": 2}, T + 2)])
-def test_the_cache_holds_the_null_and_the_text_in_every_layer(
+def test_every_layer_caches_the_null_position_and_the_text(
     make_config: MakeConfig, make_network: MakeNetwork, switches: dict[str, Any], length: int
 ) -> None:
     cache = make_network(**switches).prefix(*text_for(make_config(**switches)))
@@ -266,7 +266,7 @@ def test_the_cache_holds_the_null_and_the_text_in_every_layer(
     assert {part.shape for part in tensors(cache)} == {(B, 1 + length, 8)}  # all heads share it
 
 
-def test_the_cache_is_not_changed_by_its_use(make_config: MakeConfig, make_network: MakeNetwork) -> None:
+def test_use_does_not_change_the_cache(make_config: MakeConfig, make_network: MakeNetwork) -> None:
     network, noisy = make_network(T), draw(B, D)
     cache = network.prefix(*text_for(make_config(T)))
     before = [part.clone() for part in tensors(cache)]
@@ -323,13 +323,13 @@ def test_the_prediction_depends_on_every_input(make_network: MakeNetwork, what: 
     assert moved[B // 2] < 1e-12
 
 
-def test_self_conditioning_on_nothing_is_on_zeros(make_network: MakeNetwork) -> None:
+def test_self_conditioning_defaults_to_zeros(make_network: MakeNetwork) -> None:
     network, noisy, text = make_network(self_cond=True), draw(B, D), Text(draw(B, D, seed=1))
     nothing = call(network, noisy, TIMESTEPS, text)
     assert torch.equal(nothing, call(network, noisy, TIMESTEPS, text, self_cond=torch.zeros_like(noisy)))
 
 
-def test_a_network_without_self_conditioning_leaves_estimates_alone(make_network: MakeNetwork) -> None:
+def test_a_network_without_self_conditioning_ignores_estimates(make_network: MakeNetwork) -> None:
     network, noisy, text = make_network(), draw(B, D), Text(draw(B, D, seed=1))
     given = call(network, noisy, TIMESTEPS, text, self_cond=draw(B, D, seed=2))
     assert torch.equal(given, call(network, noisy, TIMESTEPS, text))
@@ -367,7 +367,7 @@ def test_releases_before_1_9_cannot_drop_the_text(make_network: MakeNetwork, rel
         make_network(function_version=release).prefix(draw(B, D), None, DROP)
 
 
-def test_the_noisy_image_counts_where_only_the_text_is_dropped(make_network: MakeNetwork) -> None:
+def test_the_noisy_image_matters_if_only_the_text_is_dropped(make_network: MakeNetwork) -> None:
     network, drop, same = make_network(), torch.ones(B, dtype=torch.bool), torch.zeros(B, dtype=torch.int64)
     text_dropped = call(network, draw(B, D), same, Text(draw(B, D, seed=1)), drop_text=drop)
     assert (text_dropped[1:] - text_dropped[0]).abs().amax(dim=1).min() > 1e-3
@@ -375,8 +375,8 @@ def test_the_noisy_image_counts_where_only_the_text_is_dropped(make_network: Mak
     torch.testing.assert_close(both_dropped, both_dropped[:1].expand(B, -1), rtol=1e-12, atol=1e-12)
 
 
-def test_an_old_self_conditioned_network_reads_no_image_where_it_is_dropped(make_network: MakeNetwork) -> None:
-    """Before 1.12.1 the image stood there twice; both are dropped."""
+def test_an_old_self_conditioned_network_ignores_a_dropped_image(make_network: MakeNetwork) -> None:
+    """Before 1.12.1 the image has two tokens; both are dropped."""
     network, drop = make_network(function_version="1.10.8", self_cond=True), torch.ones(B, dtype=torch.bool)
     same, text = torch.zeros(B, dtype=torch.int64), Text(draw(B, D, seed=1))
     output = call(network, draw(B, D), same, text, drop_text=drop, drop_image=drop)
@@ -423,7 +423,7 @@ def test_gradient_reaches_every_parameter(
 
 
 def test_gradient_flows_through_a_shared_prefix(make_config: MakeConfig, make_network: MakeNetwork) -> None:
-    """K draws of one prefix give the gradient of K runs of their own."""
+    """K draws of one prefix give the gradient of K separate runs."""
     text, noisy, timesteps = text_for(make_config(T), 2), draw(6, D, seed=5), torch.tensor([1, 99, 4, 4, 50, 7])
     shared, alone = make_network(T).train(), make_network(T).train()
     shared.suffix(shared.prefix(*text), noisy, timesteps).square().sum().backward()
@@ -445,7 +445,7 @@ SMALL: dict[str, Any] = {"embed_dim": D, "token_width": None, "width": 16, "dept
         ({"function_version": "1.16.0"}, "dalle2-pytorch 1.16.0: releases 0.23.3 to 1.15.6 are known"),
     ],
 )
-def test_networks_that_cannot_be_are_refused(values: dict[str, Any], message: str) -> None:
+def test_impossible_networks_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PriorNetwork(**{**SMALL, **values})
 

@@ -17,7 +17,7 @@ def t5_bucket(distance: int) -> int:
     return distance if distance < 16 else min(31, 16 + int(math.log(distance / 16) / math.log(8) * 16))
 
 
-def test_buckets_are_t5s() -> None:
+def test_buckets_equal_t5s() -> None:
     distances = [*range(300), 1000, 100_000]
     assert _bucket(torch.tensor(distances)).tolist() == [t5_bucket(distance) for distance in distances]
 
@@ -43,7 +43,7 @@ def test_bias_from_the_start(cosine: bool) -> None:
 @pytest.mark.parametrize(
     ("cached", "shared", "draws", "tokens"), [(1, 0, 1, 3), (1, 1, 1, 2), (20, 2, 3, 4), (0, 0, 2, 1)]
 )
-def test_bias_after_a_cache_is_that_of_each_draw_alone(cached: int, shared: int, draws: int, tokens: int) -> None:
+def test_bias_after_a_cache_equals_that_of_each_draw_alone(cached: int, shared: int, draws: int, tokens: int) -> None:
     positions = encoding()
     length, heads = shared + draws * tokens, 3
     found = positions(cached, shared, draws, tokens).bias.view(length, heads, cached + 1 + length)
@@ -59,7 +59,7 @@ def test_bias_after_a_cache_is_that_of_each_draw_alone(cached: int, shared: int,
 
 
 @pytest.mark.parametrize(("width", "rotated"), [(8, 8), (32, 32), (40, 32), (64, 32)])
-def test_rotation_is_by_the_place_and_the_number_of_the_pair(width: int, rotated: int) -> None:
+def test_rotation_angle_is_position_times_frequency_of_the_pair(width: int, rotated: int) -> None:
     rotation = PositionEncoding(1, width, rotary=True, cosine=True).double()(5, 1, 2, 3).rotation
     assert rotation is not None
     places = [5, 6, 7, 8, 6, 7, 8]  # the shared token, then those of both draws
@@ -70,7 +70,7 @@ def test_rotation_is_by_the_place_and_the_number_of_the_pair(width: int, rotated
     torch.testing.assert_close(rotation[:, 0], torch.tensor(expected, dtype=torch.complex128), rtol=0, atol=1e-6)
 
 
-def test_without_rotary_there_is_none() -> None:
+def test_no_rotation_without_rotary() -> None:
     positions = encoding(rotary=False)
     assert positions(0, 0, 1, 3).rotation is None
     assert positions(3, 1, 2, 2).rotation is None

@@ -52,7 +52,7 @@ def normaliser_of(diffusion: DiffusionSettings) -> EmbeddingNormaliser:
 
 
 def encoded(normaliser: EmbeddingNormaliser, image: np.ndarray) -> np.ndarray:
-    """In numpy, from the statistics."""
+    """Encode in numpy, from the statistics."""
     image = image / np.linalg.norm(image, axis=-1, keepdims=True)
     if normaliser.kind == "sqrt_dim":
         return np.asarray(image * normaliser.radius)
@@ -82,7 +82,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("diffusion", "network"), CASES.values(), ids=CASES.keys())
-def test_the_loss_is_its_formula_in_numpy(
+def test_the_loss_follows_its_formula_in_numpy(
     make_config: MakeConfig, make_network: MakeNetwork, diffusion: dict[str, Any], network: dict[str, Any]
 ) -> None:
     settings = DiffusionSettings(timesteps=100, **{**DROPS, **diffusion})
@@ -137,7 +137,7 @@ def test_dropped_rows_do_not_see_what_is_dropped(make_network: MakeNetwork, what
 
 @pytest.fixture
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> CountCalls:
-    """Tokens that go through a network's first layer from here on, and whether for gradients."""
+    """Record the tokens of each call of a network's first layer, and whether gradients are on."""
 
     def count(network: PriorNetwork) -> list[tuple[int, bool]]:
         calls: list[tuple[int, bool]] = []
@@ -150,8 +150,8 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> CountCalls:
     return count
 
 
-def test_rows_whose_coin_says_no_are_not_self_conditioned(make_network: MakeNetwork, count_calls: CountCalls) -> None:
-    """They cost what they cost in a batch where nobody is; and the first estimate carries no gradient."""
+def test_rows_not_chosen_are_not_self_conditioned(make_network: MakeNetwork, count_calls: CountCalls) -> None:
+    """They cost the same as in a batch without self-conditioning, and the first estimate has no gradient."""
     network, schedule = make_network(dtype=torch.float32, self_cond=True), noise_schedule("cosine", 100)
     settings, coins = DiffusionSettings(timesteps=100), torch.tensor([True, False] * 4)
     calls = count_calls(network)
@@ -170,7 +170,7 @@ def test_rows_whose_coin_says_no_are_not_self_conditioned(make_network: MakeNetw
     assert ((mixed - nobody).abs() > 1e-6).tolist() == coins.tolist()
 
 
-def test_a_network_without_self_conditioning_is_asked_once(make_network: MakeNetwork, count_calls: CountCalls) -> None:
+def test_a_network_without_self_conditioning_is_called_once(make_network: MakeNetwork, count_calls: CountCalls) -> None:
     network = make_network(dtype=torch.float32)
     calls = count_calls(network)
     settings = DiffusionSettings(timesteps=100)
@@ -217,10 +217,10 @@ MANY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("draws", [1, 4])
 @pytest.mark.parametrize(("diffusion", "network"), MANY.values(), ids=MANY.keys())
-def test_several_draws_are_as_many_losses(
+def test_the_loss_of_several_draws_is_the_mean_of_separate_losses(
     make_network: MakeNetwork, diffusion: dict[str, Any], network: dict[str, Any], draws: int
 ) -> None:
-    """The mean over draws, and its gradient, of losses computed one by one: each row and draw in a batch of its own."""
+    """Also the gradient; the separate losses are computed for one row and one draw at a time."""
     settings = DiffusionSettings(timesteps=100, **{"text_drop": 0.0, **diffusion})
     small, normaliser = make_network(**network), normaliser_of(settings).double()
     schedule = noise_schedule(settings.noise_schedule, 100)
@@ -255,8 +255,8 @@ def test_several_draws_are_as_many_losses(
         assert (found[name] - expected[name]).norm() <= 1e-6 * expected[name].norm() + 1e-12, name
 
 
-def test_texts_that_nobody_sees_are_not_computed(make_network: MakeNetwork, count_calls: CountCalls) -> None:
-    """One row stands for all whose text is dropped."""
+def test_dropped_texts_are_not_computed(make_network: MakeNetwork, count_calls: CountCalls) -> None:
+    """One row stands for all rows whose text is dropped."""
     network, settings = make_network(dtype=torch.float32), DiffusionSettings(timesteps=100)
     calls = count_calls(network)
     for count in (1, 4):
@@ -272,7 +272,7 @@ def test_texts_that_nobody_sees_are_not_computed(make_network: MakeNetwork, coun
 
 @pytest.mark.parametrize("noise_schedule_name", ["cosine", "jsd"])
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
-def test_min_snr_is_its_formula(prediction: str, noise_schedule_name: str) -> None:
+def test_min_snr_follows_its_formula(prediction: str, noise_schedule_name: str) -> None:
     schedule = noise_schedule(noise_schedule_name, 100)
     timesteps = torch.arange(100)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -283,7 +283,7 @@ def test_min_snr_is_its_formula(prediction: str, noise_schedule_name: str) -> No
     np.testing.assert_allclose(min_snr_weight(schedule, prediction, timesteps), expected[prediction], rtol=1e-12)
 
 
-def test_min_snr_weighs_the_loss_of_each_draw(make_network: MakeNetwork) -> None:
+def test_min_snr_weights_the_loss_of_each_draw(make_network: MakeNetwork) -> None:
     network, plain = make_network(), DiffusionSettings(timesteps=100)
     weighted = plain.model_copy(update={"loss_weighting": "min_snr"})
     schedule, random = noise_schedule("cosine", 100), randomness(batch=ROWS)

@@ -38,12 +38,12 @@ def test_randomness_is_a_pure_function_of_seed_and_step() -> None:
     assert same(randomness(seed=7, step=3), randomness(seed=3, step=7)) == [False] * 5
 
 
-def test_shares_of_drops_change_nothing_else() -> None:
+def test_drop_shares_affect_only_their_mask() -> None:
     assert same(randomness(text_drop=0.9), randomness()) == [True, True, False, True, True]
     assert same(randomness(image_drop=0.9), randomness()) == [True, True, True, False, True]
 
 
-def test_drops_and_coin_are_independent() -> None:
+def test_masks_are_independent() -> None:
     drawn = [randomness(step=step, batch=2000, text_drop=0.5, image_drop=0.5) for step in range(10)]
     masks = [
         torch.cat([getattr(random, name) for random in drawn]).flatten().double()
@@ -53,12 +53,12 @@ def test_drops_and_coin_are_independent() -> None:
     assert torch.corrcoef(torch.stack(masks)).fill_diagonal_(0).abs().max() < 4 / math.sqrt(20_000)
 
 
-def test_the_coin_of_self_conditioning_is_fair() -> None:
+def test_half_of_the_draws_are_self_conditioned() -> None:
     coins = torch.cat([randomness(step=step, batch=1000).self_cond for step in range(40)]).double()
     assert coins.mean().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(len(coins)))
 
 
-def test_what_moves_to_a_device() -> None:
+def test_masks_that_decide_the_work_stay_on_the_cpu() -> None:
     moved = randomness().to(torch.device("meta"))
     places = {name: value.device.type for name, value in vars(moved).items()}
     assert places == {
@@ -67,8 +67,8 @@ def test_what_moves_to_a_device() -> None:
     }  # fmt: skip
 
 
-def test_randomness_is_what_numpys_philox_gives() -> None:
-    """The same on every platform: 32 places to a stream, told apart by the top of its counter."""
+def test_randomness_equals_numpys_philox() -> None:
+    """The stream is the same on every platform: 32 places share a stream, numbered in the top of its counter."""
     found = randomness(batch=64, draws=2).noise.numpy()
     for number in range(2):
         random = np.random.Generator(np.random.Philox(key=[3, 7], counter=[0, 0, 0, number]))
@@ -77,7 +77,7 @@ def test_randomness_is_what_numpys_philox_gives() -> None:
 
 
 @pytest.mark.parametrize("draws", [1, 3])
-def test_a_place_is_given_the_same_whatever_part_is_asked_for(draws: int) -> None:
+def test_values_of_a_place_do_not_depend_on_the_requested_part(draws: int) -> None:
     whole = randomness(batch=101, draws=draws)
     parts = [(0, 101), (0, 1), (31, 2), (32, 32), (40, 61), (100, 1), (7, 0), (64, 0)]
     parts += [(first, 1) for first in range(101)]
@@ -115,14 +115,14 @@ def test_timesteps_are_uniform(draws: int, timesteps: int) -> None:
 
 
 @pytest.mark.parametrize(("draws", "timesteps"), [(4, 100), (7, 100), (8, 5)])
-def test_each_draw_has_a_part_of_the_timesteps(draws: int, timesteps: int) -> None:
+def test_each_draw_has_its_part_of_the_timesteps(draws: int, timesteps: int) -> None:
     drawn = randomness(batch=5000, draws=draws, timesteps=timesteps, dim=1).timesteps
     for draw in range(draws):
         assert drawn[:, draw].min() == draw * timesteps // draws
         assert drawn[:, draw].max() == -(-(draw + 1) * timesteps // draws) - 1
 
 
-def test_draws_of_a_row_are_independent_but_for_their_parts() -> None:
+def test_draws_of_a_row_are_independent_within_their_parts() -> None:
     drawn = torch.cat([randomness(step=step, batch=2000, draws=4).timesteps for step in range(20)]).double()
     assert torch.corrcoef(drawn.T).fill_diagonal_(0).abs().max() < 4 / math.sqrt(40_000)
     drops = torch.cat([randomness(step=step, batch=2000, draws=4).drop_image for step in range(20)]).double()
@@ -138,7 +138,7 @@ def test_noise_is_standard_normal() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("what", ["text", "image"])
-def test_the_share_of_what_is_dropped(what: str, share: float) -> None:
+def test_drop_shares(what: str, share: float) -> None:
     drawn = [randomness(step=step, batch=1000, **{f"{what}_drop": share}) for step in range(40)]
     dropped = torch.cat([getattr(random, f"drop_{what}") for random in drawn])
     deviation = math.sqrt(share * (1 - share) / len(dropped))
