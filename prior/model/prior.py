@@ -238,7 +238,9 @@ class Prior:
         if not self.network.takes_token_states:
             return Condition(text, None)
         if token_states is None:
-            raise SettingsError("this prior is conditioned on token states: give token_states besides text_embed")
+            raise SettingsError(
+                "this prior is conditioned on token states: give token_states in addition to text_embed"
+            )
         width = self.config.token_width
         if token_states.ndim != 3 or (token_states.shape[0], token_states.shape[2]) != (len(text), width):
             raise SettingsError(

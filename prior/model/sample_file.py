@@ -46,7 +46,7 @@ def _nothing_written(output: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; {output} was not written, and the same command begins anew") from None
+        raise Interrupted(f"stopped; {output} was not written, and the same command starts again") from None
 
 
 def sample_to_file(

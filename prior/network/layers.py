@@ -126,17 +126,17 @@ class Attention(nn.Module):
         """
         query, joined = self._project(stream, rotation)
         queries, keys, values = blocks.split(query), blocks.split(joined.keys), blocks.split(joined.values)
-        own = [KeysValues(*pair) for pair in zip(keys, values, strict=True)]
+        local = [KeysValues(*pair) for pair in zip(keys, values, strict=True)]
         biases = [positions.bias for positions in blocks.positions]
-        has_padding = len(own) == 3
-        first = self._null_position(own[0].keys).append(own[0])  # the padding, or the texts if there is none
+        has_padding = len(local) == 3
+        first = self._null_position(local[0].keys).append(local[0])  # the padding, or the texts if there is none
         attended = []
         if not draws_only:
             attended.append(self._attend(queries[0], first, biases[0]))
             if has_padding:
-                attended.append(self._attend(queries[1], first.append(own[1]), biases[1]))
-        texts = first.append(own[1]) if has_padding else first
-        attended.append(self._attend(queries[-1], texts.repeat_for(blocks.draws).append(own[-1]), biases[-1]))
+                attended.append(self._attend(queries[1], first.append(local[1]), biases[1]))
+        texts = first.append(local[1]) if has_padding else first
+        attended.append(self._attend(queries[-1], texts.repeat_for(blocks.draws).append(local[-1]), biases[-1]))
         output: torch.Tensor = self.out_norm(self.to_stream(attended[0] if draws_only else join(attended)))
         return output
 
@@ -161,8 +161,8 @@ class Attention(nn.Module):
     def _query_and_known(
         self, stream: torch.Tensor, positions: Positions, before: KeysValues | None
     ) -> tuple[torch.Tensor, KeysValues]:
-        query, own = self._project(stream, positions.rotation)
-        return query, (self._null_position(own.keys) if before is None else before).append(own)
+        query, local = self._project(stream, positions.rotation)
+        return query, (self._null_position(local.keys) if before is None else before).append(local)
 
     def _project(self, stream: torch.Tensor, rotation: torch.Tensor | None) -> tuple[torch.Tensor, KeysValues]:
         """Project the stream to queries `[B, L, H, A]`, and keys and values `[B, L, A]`."""

@@ -1,6 +1,6 @@
 """Reference implementation of the prior network and DDIM in float64: no cache, no packing, no sharing.
 
-Every token of a text stands in one sequence under one causal mask, for every draw and every step anew.
+Every token of a text stands in one sequence under one causal mask, repeated for every draw and every step.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def uncached_ddim(
         )  # fmt: skip
         if index + 1 == len(grid):
             break
-        # coefficients in float32, as those of a schedule: small networks that are fed their own predictions blow it up
+        # coefficients in float32, as those of a schedule: small random networks amplify the difference
         shares = torch.tensor([alpha_bar[timestep], alpha_bar[grid[index + 1]]], dtype=torch.float64)
         (signal, signal_after), (sigma, sigma_after) = shares.sqrt().float(), (1 - shares).sqrt().float()
         x = signal_after * x0 + sigma_after * (x - signal * x0) / sigma

@@ -146,11 +146,11 @@ def refused(folder: Path, message: str) -> None:
         load_folder(str(folder))
 
 
-@pytest.mark.parametrize("kept", [0, 4, 8, 100, -1])
-def test_truncated_weights_are_named(saved: tuple[Path, PriorNetwork], kept: int) -> None:
+@pytest.mark.parametrize("size", [0, 4, 8, 100, -1])
+def test_truncated_weights_are_named(saved: tuple[Path, PriorNetwork], size: int) -> None:
     folder, _ = saved
     weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:kept])
+    weights.write_bytes(weights.read_bytes()[:size])
     refused(folder, r"model\.safetensors is not a whole safetensors file")
 
 
@@ -368,11 +368,11 @@ def test_a_state_needs_no_pickle(store: Store, config: PriorConfig, tmp_path: Pa
         assert json.loads(file.metadata()["priorkit"]) == {"step": 5, "settings": "settings"}
 
 
-@pytest.mark.parametrize("kept", [0, 50, -1])
-def test_a_truncated_state_is_named(store: Store, config: PriorConfig, tmp_path: Path, kept: int) -> None:
+@pytest.mark.parametrize("size", [0, 50, -1])
+def test_a_truncated_state_is_named(store: Store, config: PriorConfig, tmp_path: Path, size: int) -> None:
     save_state(store, state_of(build_network(config), 5), "settings", keep=2)
     path = tmp_path / "state/step_000000005.safetensors"
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(InputError, match=r"step_000000005\.safetensors is not a whole safetensors file"):
         load_state(store, "settings")
 

@@ -229,8 +229,8 @@ def test_candidates_of_one_prefix_equal_separate_runs(make_prior: MakePrior, sam
     for row in range(3):
         for candidate in range(2):
             only = slice(2 * row + candidate, 2 * row + candidate + 1)
-            mine = iter([value[only] for value in noise])
-            alone = prior.draw(text()[row : row + 1], states()[row : row + 1], 1, settings, mine)
+            noise_of_draw = iter([value[only] for value in noise])
+            alone = prior.draw(text()[row : row + 1], states()[row : row + 1], 1, settings, noise_of_draw)
             torch.testing.assert_close(draws[row, candidate], alone[0, 0], rtol=1e-3, atol=1e-4)
 
 
@@ -294,8 +294,10 @@ def test_init_clamp_scales_the_first_noise_alone(
 
 
 def trained(prior: Prior, steps: int = 150) -> Prior:
-    """The prior after some training to turn texts into images; random networks that are fed their own predictions
-    blow rounding up, trained ones pull towards the data."""
+    """Train a prior a little to map texts to images.
+
+    Random networks amplify rounding from step to step; trained networks contract towards the data.
+    """
     schedule, diffusion = prior.schedule, prior.config.diffusion
     turn = torch.linalg.qr(text(16, seed=77, size=16))[0]
     optimiser = torch.optim.AdamW(prior.network.parameters(), lr=3e-3)
@@ -458,7 +460,7 @@ def test_bad_arguments_are_named(make_prior: MakePrior, given: dict[str, Any], m
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, "give token_states besides text_embed"),
+        (None, "give token_states in addition to text_embed"),
         (states(2), "token_states are of 2 texts, text_embed of 3"),
         (torch.zeros(3, 4, 7), r"token_states have shape \[3, 4, 7\], this prior takes \[3, T, 6\]"),
         (torch.zeros(3, 6), r"token_states have shape \[3, 6\], this prior takes \[3, T, 6\]"),

@@ -163,8 +163,10 @@ def test_cached_sampling_equals_uncached_sampling(
 def test_every_step_of_cached_sampling_equals_an_uncached_pass(
     make_prior: MakePrior, switches: dict[str, Any], scale: float, guidance: Any
 ) -> None:
-    """The same in float32 and with packed weights, where small networks that are fed their own predictions would let
-    the rounding of one step grow in the next: so each step is compared from where it begins."""
+    """Each step in float32 and with packed weights, compared from its own input.
+
+    Small random networks amplify the rounding of one step in the next, so whole runs cannot be compared.
+    """
     prior = make_prior(**switches)
     text, noise = in_float32(text_for(prior.config, 2)), draw(4, prior.config.embed_dim, seed=7).float()
     steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -343,8 +345,8 @@ def test_dropped_text_is_the_same_for_all_texts(
     make_config: MakeConfig, make_network: MakeNetwork, switches: dict[str, Any]
 ) -> None:
     network, text = make_network(**switches), text_for(make_config(**switches))
-    dropped, kept = network.prefix(*text, DROP), network.prefix(*text)
-    for some, all_ in zip(tensors(dropped), tensors(kept), strict=True):
+    dropped, complete = network.prefix(*text, DROP), network.prefix(*text)
+    for some, all_ in zip(tensors(dropped), tensors(complete), strict=True):
         assert torch.equal(some[1:4], some[:1].expand(3, -1, -1))
         assert (some[4] - some[0]).abs().max() > 1e-3
         assert torch.equal(some[4], all_[4])

@@ -35,7 +35,7 @@ def test_bias_from_the_start(cosine: bool) -> None:
     assert bias.shape == (3, 30, 31)
     for head, place, key in ((0, 0, 0), (1, 0, 1), (2, 5, 0), (0, 29, 0), (1, 29, 2), (2, 29, 30), (0, 17, 1)):
         assert bias[head, place, key] == table[t5_bucket(max(place - key, 0)), head] * scale
-    seen = torch.ones(30, 31).tril(1).bool()  # the null, and tokens up to the own one
+    seen = torch.ones(30, 31).tril(1).bool()  # the null, and tokens up to the query itself
     assert torch.equal(torch.isfinite(bias), seen.expand(3, -1, -1))
     assert (bias[~seen.expand(3, -1, -1)] == -math.inf).all()
 
