@@ -1,4 +1,4 @@
-"""From batches of embeddings to a trained, evaluated prior and its samples.
+"""Training, evaluation and sampling of diffusion priors over CLIP embeddings.
 
 Letters in shapes: B batch, D size of an embedding, T token states, W width of a token state, C width of the network,
 H attention heads, P tokens of the prefix, K draws, N rows of a split.
@@ -6,4 +6,4 @@ H attention heads, P tokens of the prefix, K draws, N rows of a split.
 
 from ..pipeline.compute.openmp import stop_spinning
 
-stop_spinning()  # here, since a module of ours may be the first to import torch
+stop_spinning()  # must run before torch is imported, and any module of this package may import it first

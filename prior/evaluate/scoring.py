@@ -18,7 +18,8 @@ from ...pipeline.read.dataset import EmbeddingBatch, EmbeddingDataset, Split
 from ...pipeline.read.settings import ReadSettings
 from ..model.prior import Prior
 from ..model.settings import WeightsName
-from ..objective.diffusion import StepRandomness, diffusion_loss
+from ..objective.diffusion import diffusion_loss
+from ..objective.randomness import StepRandomness
 from ..sampling.settings import SampleSettings
 from .metrics import RECALL_AT, cosine, diversity, energy_score, rank
 from .predictors import (

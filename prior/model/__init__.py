@@ -1,1 +1,1 @@
-"""A prior as an object that samples, its configuration, and its folder."""
+"""Trained priors: sampling, configuration, and files."""

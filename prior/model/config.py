@@ -1,4 +1,7 @@
-"""A prior by its settings: what `config.json` of its folder says, what is built of it, and how it may be sampled."""
+"""Configuration of a prior (`config.json`), construction of its parts, and checks of sampling settings.
+
+The only module that builds a concrete network: other modules know `network/interface.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing_extensions import Self
 from ...pipeline.errors import SettingsError
 from ...pipeline.settings import Settings
 from ..network.function_version import FunctionVersion
+from ..network.interface import Network
 from ..network.network import PriorNetwork
 from ..network.settings import NetworkSettings
 from ..objective.normaliser import EmbeddingNormaliser
@@ -20,33 +24,33 @@ from ..sampling.settings import SampleSettings
 
 
 class TrainedOn(Settings):
-    """Which rows a prior has seen: what it takes to keep them out of its evaluation."""
+    """Training rows of a prior, so that evaluation can exclude them."""
 
     embeddings: str
-    """Fingerprint of the embeddings' content."""
+    """Fingerprint of the content of the embeddings."""
     read: dict[str, Any]
-    """How their rows were split."""
+    """Settings of the split of their rows."""
 
 
 class PriorConfig(Settings):
-    """What `config.json` of a prior's folder says: enough to build the network and find its CLIP."""
+    """Content of `config.json`: everything needed to build the network and find its CLIP."""
 
     embed_dim: int = Field(ge=1)
     """Size of image embeddings."""
     text_dim: int | None = Field(default=None, ge=1)
-    """Size of text embeddings, where they come from another encoder; null where it is that of images."""
+    """Size of text embeddings from another encoder; null if it equals that of images."""
     token_width: int | None = Field(ge=1)
-    """Width of token states; null where the prior uses none."""
+    """Width of token states; null if the prior uses none."""
     network: NetworkSettings
-    """The network."""
+    """Settings of the network."""
     diffusion: DiffusionSettings
-    """The diffusion."""
+    """Settings of the diffusion."""
     clip: dict[str, Any]
-    """Identity of the CLIP that made the embeddings it was trained on; empty where that is not known."""
+    """Identity of the CLIP that made the training embeddings; empty if unknown."""
     clip_settings: dict[str, Any]
-    """Where that CLIP is to be had; empty where it is not known."""
+    """Settings that load that CLIP; empty if unknown."""
     trained_on: TrainedOn | None = None
-    """Its training rows; null where they are not known, as of imported checkpoints."""
+    """Training rows; null if unknown, as for imported checkpoints."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -58,8 +62,8 @@ class PriorConfig(Settings):
         return self
 
 
-def build_network(config: PriorConfig) -> PriorNetwork:
-    """A network with random weights."""
+def build_network(config: PriorConfig) -> Network:
+    """Build a network with random weights."""
     try:
         return PriorNetwork(
             embed_dim=config.embed_dim, text_dim=config.text_dim, token_width=config.token_width,
@@ -67,23 +71,23 @@ def build_network(config: PriorConfig) -> PriorNetwork:
         )  # fmt: skip
     except ValueError as error:
         raise SettingsError(f"network: {error}") from None
-    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # torch's, for sizes that nothing can hold
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # from torch, for sizes beyond any memory
         reason = str(error).partition("\n")[0]
         raise SettingsError(f"network: it is too large to be made ({reason}); restore its settings") from None
 
 
 def build_normaliser(config: PriorConfig) -> EmbeddingNormaliser:
-    """A normaliser whose statistics, if it has any, are still those of the standard normal distribution."""
+    """Build a normaliser; statistics, if it has any, start as those of the standard normal distribution."""
     return EmbeddingNormaliser(config.diffusion.normaliser, config.embed_dim, config.diffusion.embed_scale)
 
 
 def check_sampling(
     network: NetworkSettings, takes_token_states: bool, diffusion: DiffusionSettings, sample: SampleSettings
 ) -> list[int]:
-    """The timesteps that a prior of these settings would be evaluated at.
+    """Check that a prior can be sampled with these settings, and return the timesteps of its evaluations.
 
     Raises:
-        SettingsError: it cannot be sampled so; says why.
+        SettingsError: it cannot; the message gives the reason.
     """
     function, scale = FunctionVersion.parse(network.function_version), sample.guidance_scale
     if scale != 1.0:

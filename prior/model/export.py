@@ -1,4 +1,4 @@
-"""Sampled embeddings -> files, part by part."""
+"""Export of sampled embeddings to `.npy` and `.safetensors` files, part by part."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from ...pipeline.contract.storage import TEMPORARY_SUFFIX
 from ...pipeline.errors import SettingsError
 
 TENSOR_NAME = "image_embed"
+"""Name of the only tensor of a `.safetensors` file."""
 
 
 def check_output(path: Path) -> None:
-    """SettingsError if embeddings cannot be written to a file of this name."""
+    """Raise SettingsError if embeddings cannot be written to a file of this name."""
     if "://" in str(path) or ":/" in str(path)[2:]:
         raise SettingsError(f"--output {path}: give a local file; copy it from there")
     if path.suffix not in (".npy", ".safetensors"):
@@ -28,16 +29,16 @@ def check_output(path: Path) -> None:
 
 @contextlib.contextmanager
 def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[torch.Tensor], None]]:
-    """A function that appends embeddings `[B, D]` to a new `.npy` or `.safetensors` file of `[rows, D]` float32.
+    """Open a new `.npy` or `.safetensors` file of `[rows, D]` float32; yield a function that appends `[B, D]`.
 
-    The file appears when all rows are written, and not at all if an exception passes.
+    The file appears when all rows are written. After an exception there is none.
 
     Raises:
-        SettingsError: the ending is neither.
+        SettingsError: the file has another ending.
     """
     check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)  # not through a Store: any file name will do here
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)  # not through a Store, which restricts file names
     written = 0
     try:
         with temporary.open("wb") as file:
@@ -61,7 +62,7 @@ def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[tor
 
 
 def _safetensors_header(rows: int, embed_dim: int) -> bytes:
-    """The head of a file of one tensor: its length in 8 bytes, and JSON padded to a multiple of 8."""
+    """Return the header of a file with one tensor: its length in 8 bytes, and JSON padded to a multiple of 8."""
     tensor = {"dtype": "F32", "shape": [rows, embed_dim], "data_offsets": [0, 4 * rows * embed_dim]}
     described = json.dumps({TENSOR_NAME: tensor}).encode()
     described += b" " * (-len(described) % 8)

@@ -1,6 +1,6 @@
-"""A prior's folder: `config.json` and `model.safetensors` to use it, `state/` to go on training it. No pickle.
+"""The folder of a prior: `config.json` and `model.safetensors` for use, `state/` for further training; no pickle.
 
-`best.safetensors` holds the averaged weights that did best in validation, for priors that were trained here.
+`best.safetensors` holds the averaged weights with the lowest validation loss, if the prior was trained here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...pipeline.contract.hashing import HashingFile
 from ...pipeline.contract.storage import Store
 from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.settings import parse_settings
-from ..network.network import PriorNetwork
+from ..network.interface import Network
 from ..objective.normaliser import EmbeddingNormaliser
 from .config import PriorConfig, build_network, build_normaliser
 from .prior import Prior
@@ -30,14 +30,16 @@ WEIGHTS_NAME = "model.safetensors"
 BEST_NAME = "best.safetensors"
 STATE_FOLDER = "state"
 _FORMAT_VERSION = 2
+"""Version of `config.json` that this release writes and reads."""
 _NORMALISER = "normaliser."
+"""Prefix of the names of the normaliser's tensors."""
 
 Create = Callable[[str], contextlib.AbstractContextManager[HashingFile]]
-"""Opens a new file of the folder by name, atomically."""
+"""Function that opens a new file of the folder by name, and renames it when it is complete."""
 
 
-def save_prior(create: Create, config: PriorConfig, network: PriorNetwork, normaliser: EmbeddingNormaliser) -> None:
-    """Write what is needed to use a prior: the weights, then the settings, without which there is no prior."""
+def save_prior(create: Create, config: PriorConfig, network: Network, normaliser: EmbeddingNormaliser) -> None:
+    """Write the weights, then the settings: a folder without settings holds no prior."""
     with create(WEIGHTS_NAME) as file:
         file.write(safetensors.torch.save(_to_cpu(prior_tensors(network, normaliser))))
     described = {"format_version": _FORMAT_VERSION, **config.model_dump(mode="json")}
@@ -45,16 +47,16 @@ def save_prior(create: Create, config: PriorConfig, network: PriorNetwork, norma
         file.write((json.dumps(described, indent=1) + "\n").encode())
 
 
-def prior_tensors(network: PriorNetwork, normaliser: EmbeddingNormaliser) -> dict[str, torch.Tensor]:
-    """All weights and statistics of a prior by name."""
+def prior_tensors(network: Network, normaliser: EmbeddingNormaliser) -> dict[str, torch.Tensor]:
+    """Return all weights and statistics of a prior by name."""
     return {**network.state_dict(), **{f"{_NORMALISER}{k}": v for k, v in normaliser.state_dict().items()}}
 
 
 def load_folder(path: str) -> Prior:
-    """A prior from its folder, local or remote, on the CPU.
+    """Load a prior from its folder, local or remote, to the CPU.
 
     Raises:
-        InputError: there is no prior, its training has not ended, or a file is damaged; says which.
+        InputError: there is no prior, its training has not ended, or a file is damaged.
     """
     store = Store(path)
     try:
@@ -79,11 +81,11 @@ def load_folder(path: str) -> Prior:
 
 
 def load_config(store: Store) -> PriorConfig:
-    """What `config.json` of a prior's folder says.
+    """Read `config.json`.
 
     Raises:
-        FileNotFoundError: there is none.
-        InputError: it is damaged, or of another format; says what.
+        FileNotFoundError: the file is missing.
+        InputError: it is damaged, or has another format.
     """
     described, source = store.read_json(CONFIG_NAME), f"{store.url}/{CONFIG_NAME}"
     version = described.pop("format_version", None) if isinstance(described, dict) else None
@@ -102,23 +104,26 @@ def load_config(store: Store) -> PriorConfig:
 
 @dataclass
 class TrainState:
-    """What exact continuation of a training needs."""
+    """Checkpoint of a training: everything that an exact continuation needs."""
 
     step: int
-    """Steps done."""
+    """Number of steps done."""
     network: dict[str, torch.Tensor]
+    """Trained weights."""
     average: dict[str, torch.Tensor]
+    """Averaged weights."""
     optimiser: dict[str, torch.Tensor]
+    """State of the optimiser by the names of the weights."""
     normaliser: dict[str, torch.Tensor]
-    """Statistics of the training rows, if the normaliser takes any."""
+    """Statistics of the training rows, if the normaliser uses any."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All of them by name, the part first."""
+        """Return all tensors by name; a name starts with its part, such as `network.`."""
         return {f"{part}.{name}": value for part in _PARTS for name, value in getattr(self, part).items()}
 
     @staticmethod
     def from_tensors(step: int, tensors: Mapping[str, torch.Tensor]) -> TrainState:
-        """Of what `tensors` gave."""
+        """Restore the state from the result of `tensors`."""
         parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
@@ -127,29 +132,30 @@ class TrainState:
 
 
 _PARTS = ("network", "average", "optimiser", "normaliser")
+"""Fields of `TrainState` that hold tensors."""
 
 
 def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep: int) -> None:
-    """Write a checkpoint as one file, atomically, then remove all but the newest `keep` up to it.
+    """Write a checkpoint as one file, atomically, then remove all but the newest `keep` up to this step.
 
-    Later ones are of a training that was discarded: this one goes on from its own newest.
+    Checkpoints of later steps belong to a discarded training; they are removed too.
     """
-    # one key only: safetensors writes several in an order that changes from run to run
+    # a single key: safetensors writes several keys in an order that changes from run to run
     metadata = {"priorkit": json.dumps({"step": state.step, "settings": settings_fingerprint})}
     with store.create(_state_name(state.step)) as file:
         file.write(safetensors.torch.save(_to_cpu(state.tensors()), metadata))
     steps = _state_steps(store)
-    kept = [step for step in steps if step <= state.step][-keep:]
+    newest = [step for step in steps if step <= state.step][-keep:]
     for step in steps:
-        if step not in kept:
+        if step not in newest:
             store.remove(_state_name(step))
 
 
 def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
-    """The newest whole checkpoint that was made with these settings; None if there is none.
+    """Read the newest undamaged checkpoint with these settings; None if there is none.
 
     Raises:
-        InputError: all that there are of these settings are damaged.
+        InputError: all checkpoints with these settings are damaged.
     """
     damage: InputError | None = None
     for step in reversed(_state_steps(store)):
@@ -157,18 +163,18 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
             with store.open(_state_name(step)) as file:
                 tensors, metadata = _read_tensors(file, store.path(_state_name(step)))
         except InputError as error:
-            damage = error  # from the one before, the same steps give the same bits
+            damage = error  # an earlier checkpoint leads to the same bits
             continue
         described = json.loads(metadata.get("priorkit", "{}"))
         if described.get("settings") == settings_fingerprint:
             return TrainState.from_tensors(described["step"], tensors)
     if damage is not None:
-        raise damage  # to begin anew in silence would lose the work
+        raise damage  # a silent restart from step 0 would lose the work
     return None
 
 
 def newest_step(store: Store, settings_fingerprint: str) -> int | None:
-    """Steps done at the newest whole checkpoint that was made with these settings, from its header; None of none."""
+    """Read the step of the newest undamaged checkpoint with these settings from its header; None if there is none."""
     for step in reversed(_state_steps(store)):
         if _described(store, _state_name(step)).get("settings") == settings_fingerprint:
             return step
@@ -176,7 +182,7 @@ def newest_step(store: Store, settings_fingerprint: str) -> int | None:
 
 
 def _described(store: Store, name: str) -> dict[str, Any]:
-    """What the header of a file of weights says of it; nothing where the file is damaged."""
+    """Return the metadata in the header of a file of weights; empty if the file is damaged."""
     start = bytearray(8)
     try:
         store.read_into(name, 0, memoryview(start))
@@ -193,21 +199,21 @@ def _described(store: Store, name: str) -> dict[str, Any]:
 
 
 def clear_states(store: Store) -> None:
-    """Remove all checkpoints, and the best weights with them."""
+    """Remove all checkpoints and the best weights."""
     for step in _state_steps(store):
         store.remove(_state_name(step))
     store.remove(BEST_NAME)
 
 
-def save_best(store: Store, network: PriorNetwork, step: int, loss: float, settings_fingerprint: str) -> None:
-    """Keep averaged weights that did better in validation than all before."""
+def save_best(store: Store, network: Network, step: int, loss: float, settings_fingerprint: str) -> None:
+    """Write averaged weights with the lowest validation loss so far."""
     metadata = {"priorkit": json.dumps({"step": step, "validation_loss": loss, "settings": settings_fingerprint})}
     with store.create(BEST_NAME) as file:
         file.write(safetensors.torch.save(_to_cpu(network.state_dict()), metadata))
 
 
 def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor] | None:
-    """The averaged weights that did best in validation; None where training with these settings has kept none."""
+    """Read the averaged weights with the lowest validation loss; None if training with these settings wrote none."""
     try:
         with store.open(BEST_NAME) as file:
             tensors, metadata = _read_tensors(file, store.path(BEST_NAME))
@@ -216,8 +222,8 @@ def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor
     return tensors if json.loads(metadata.get("priorkit", "{}")).get("settings") == settings_fingerprint else None
 
 
-def optimiser_tensors(optimiser: torch.optim.Optimizer, network: PriorNetwork) -> dict[str, torch.Tensor]:
-    """The optimiser's state by the names of the weights."""
+def optimiser_tensors(optimiser: torch.optim.Optimizer, network: Network) -> dict[str, torch.Tensor]:
+    """Return the optimiser's state by the names of the weights."""
     return {
         f"{name}.{key}": value
         for name, parameter in network.named_parameters()
@@ -225,15 +231,13 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, network: PriorNetwork) -
     }
 
 
-def restore_optimiser(
-    optimiser: torch.optim.Optimizer, network: PriorNetwork, tensors: dict[str, torch.Tensor]
-) -> None:
-    """Put back what `optimiser_tensors` gave."""
+def restore_optimiser(optimiser: torch.optim.Optimizer, network: Network, tensors: dict[str, torch.Tensor]) -> None:
+    """Restore the result of `optimiser_tensors`."""
     parameters = dict(network.named_parameters())
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition(".")
         parameter = parameters[parameter_name]
-        # the step count stays where AdamW keeps it, on the CPU
+        # AdamW keeps its step count on the CPU
         optimiser.state[parameter][key] = value if key == "step" else value.to(parameter.device)
 
 

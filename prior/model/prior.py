@@ -1,4 +1,4 @@
-"""A trained prior: network, diffusion and the CLIP it belongs to, in one object that samples."""
+"""A trained prior: network, diffusion and CLIP in one object that samples."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from ...pipeline.compute.settings import DeviceSettings
 from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.settings import parse_settings
-from ..network.cache import PrefixCache
-from ..network.linear import Linear
-from ..network.network import PriorNetwork
-from ..objective.diffusion import Condition
+from ..network.derived import weight_sums
+from ..network.interface import Condition, Network
 from ..objective.normaliser import EmbeddingNormaliser
 from ..objective.schedule import NoiseSchedule, noise_schedule
 from ..sampling.guidance import Denoiser, NullBranch, null_prefix
@@ -27,14 +25,15 @@ from .config import PriorConfig, check_sampling
 from .text_encoder import find_text_encoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Dtypes of large products by name."""
 SAMPLE_BATCH = 64
-"""Captions that are sampled at once, so that memory does not grow with their number."""
+"""Number of captions sampled at once, so that memory does not grow with their number."""
 
 
 class Prior:
     """Samples CLIP image embeddings from text."""
 
-    def __init__(self, config: PriorConfig, network: PriorNetwork, normaliser: EmbeddingNormaliser) -> None:
+    def __init__(self, config: PriorConfig, network: Network, normaliser: EmbeddingNormaliser) -> None:
         self.config = config
         self.network = network.eval()
         self.normaliser = normaliser
@@ -44,40 +43,38 @@ class Prior:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
-        return self.network.query.device
+        """Device of the network."""
+        return self.network.device
 
     @property
     def token_states_used(self) -> int:
-        """Token states of a caption that it takes at most."""
+        """Largest number of token states per caption; 0 if the prior uses none."""
         return self.network.max_text_len if self.network.takes_token_states else 0
 
     def to(self, device: str | torch.device | None = None, dtype: str | None = None) -> Prior:
         """Move to a device, and compute large products in `float32` or `bfloat16`; norms stay in float32.
 
         Raises:
-            SettingsError: the dtype is neither, or there is no such device.
+            SettingsError: the dtype or the device is unknown.
         """
         if dtype is not None and dtype not in DTYPES:
             raise SettingsError(f"dtype={dtype!r}: known are {', '.join(DTYPES)}")
         try:
             self.network.to(device)
             self.normaliser.to(device)
-        except (RuntimeError, AssertionError) as error:  # torch raises either where there is no such device
+        except (RuntimeError, AssertionError) as error:  # torch raises either if there is no such device
             raise SettingsError(f"device={str(device)!r}: {str(error).splitlines()[0]}") from error
         if dtype is not None:
-            for module in self.network.modules():
-                if isinstance(module, Linear):
-                    module.to(DTYPES[dtype])
+            self.network.set_product_dtype(DTYPES[dtype])
         self._null = NullBranch(self.network)
         return self
 
     @functools.cached_property
     def text_encoder(self) -> Any:
-        """The CLIP whose text this prior understands, checked against the weights it was trained with.
+        """Text tower of the CLIP that this prior was trained with.
 
         Raises:
-            InputError: the prior does not say which, or the one to be had is another.
+            InputError: the prior does not name its CLIP, or the one found has other weights.
         """
         if not self.config.clip_settings:
             raise InputError(
@@ -114,21 +111,21 @@ class Prior:
     ) -> torch.Tensor:
         """Draw one image embedding for each caption: `[B, D]` float32 on the CPU.
 
-        The noise of a caption is a function of `seed` and its number, so that captions may be sampled in parts.
+        The noise of a caption depends on `seed` and its number alone, so captions may be sampled in parts.
 
         Args:
             prompts: captions, encoded by the prior's own CLIP; or give `text_embed`.
             text_embed: `[B, D]` text embeddings of any norm.
             token_states: `[B, T, W]` token states, rows of zeros being padding, if the prior uses them.
-            num_candidates: draws for each caption, of which the one nearest to the text by cosine is returned.
+            num_candidates: draws per caption; the draw with the highest cosine to the text is returned.
             guidance_scale: 1 follows the text as trained, above 1 exaggerates it.
-            guidance: `text`, or `dalle2` for DALLE2-pytorch's, which scales the norm of samples too.
-            steps: network evaluations; of `dalle2-ddim` one fewer are made.
+            guidance: `text`, or `dalle2` for DALLE2-pytorch's, which also scales the norm of samples.
+            steps: network evaluations; `dalle2-ddim` makes one fewer.
             sampler: `ddpm`, `ddim`, `dpmsolver++` or `dalle2-ddim`.
             seed: seed of the noise.
-            first: number of the first caption, where captions are sampled in parts.
-            generator: draws the noise in place of `seed`.
-            noise: tensors `[B * num_candidates, D]`, the candidates of a caption side by side, in place of drawn noise:
+            first: number of the first caption, if captions are sampled in parts.
+            generator: source of the noise, instead of `seed`.
+            noise: tensors `[B * num_candidates, D]`, the candidates of a caption side by side, instead of drawn noise:
                 first the initial noise, then one for each step that adds noise (`ddpm`: every step, the last times 0).
 
         Raises:
@@ -145,10 +142,9 @@ class Prior:
         text_embed, token_states = _as_tensor(text_embed), _as_tensor(token_states)
         settings = parse_settings(SampleSettings, values, "sample")
         self.check(settings)
-        self._forget_if_changed()
         texts: Sequence[str] | torch.Tensor = prompts if prompts is not None else text_embed  # type: ignore[assignment]
         given = iter(noise) if noise is not None else None
-        batch = SAMPLE_BATCH if given is None else max(1, len(texts))  # given noise is of all captions at once
+        batch = SAMPLE_BATCH if given is None else max(1, len(texts))  # given noise covers all captions at once
         parts = [torch.empty(0, self.config.embed_dim)]
         for start in range(0, len(texts), batch):
             chosen = slice(start, start + batch)
@@ -166,22 +162,12 @@ class Prior:
             parts.append(nearest_to_text(draws, embed))
         return torch.cat(parts)
 
-    def _forget_if_changed(self) -> None:
-        """Drop what was computed from other weights; by their sums, since torch does not count every change."""
-        sums = torch.stack([value.detach().sum(dtype=torch.float32) for value in self.network.parameters()]).tolist()
-        if sums != self._sums:
-            self._sums = sums
-            self._null = NullBranch(self.network)
-            for module in self.network.modules():
-                if isinstance(module, Linear):
-                    module.forget_packed()
-
     def noise(self, seed: int, first: int, texts: int, draws: int) -> Iterator[torch.Tensor]:
-        """The noise that `sample` draws for captions from number `first` on."""
+        """Yield the noise that `sample` draws for captions from number `first` on."""
         return seeded_noise(seed, first, texts, draws, self.config.embed_dim, self.device)
 
     def check(self, settings: SampleSettings) -> list[int]:
-        """The timesteps that would be evaluated at; SettingsError if this prior cannot be sampled so."""
+        """Return the timesteps of the evaluations; SettingsError if these settings do not fit this prior."""
         return check_sampling(self.config.network, self.network.takes_token_states, self.config.diffusion, settings)
 
     @torch.inference_mode()
@@ -193,7 +179,7 @@ class Prior:
         settings: SampleSettings,
         noise: Iterator[torch.Tensor],
     ) -> torch.Tensor:
-        """K draws for each of B captions: `[B, K, D]` float32 on the CPU.
+        """Draw K embeddings for each of B captions: `[B, K, D]` float32 on the CPU.
 
         Args:
             text_embed, token_states: as for `sample`.
@@ -202,12 +188,14 @@ class Prior:
         grid = self.check(settings)
         condition = self.condition(text_embed, token_states)
         batch, dim = len(text_embed), self.config.embed_dim
-        null_cache = None
+        self._follow_weights()
+        dropped = None
         if settings.guidance_scale != 1.0 and not self._null.is_constant:
-            null_cache = null_prefix(self.network, condition.text_embed, condition.token_states)
+            dropped = null_prefix(self.network, condition.text_embed, condition.token_states)
         denoiser = Denoiser(
-            self.network, self.schedule, self.config.diffusion, self.normaliser, self._prefix(condition),
-            guidance=settings.guidance, guidance_scale=settings.guidance_scale, null=self._null, null_cache=null_cache,
+            self.network, self.schedule, self.config.diffusion, self.normaliser,
+            self.network.prefix(condition.text_embed, condition.token_states),
+            guidance=settings.guidance, guidance_scale=settings.guidance_scale, null=self._null, null_prefix=dropped,
             grid=grid,
         )  # fmt: skip
         sampler = find_sampler(settings.sampler, self.network.function, self.config.diffusion.prediction)
@@ -217,13 +205,16 @@ class Prior:
             embeds = F.normalize(embeds, dim=-1)
         return embeds.view(batch, draws, dim).cpu()
 
-    def _prefix(self, condition: Condition) -> PrefixCache:
-        """Keys and values of texts, to be shared by all steps and draws."""
-        padding = self._null.padding() if self.network.pads_only else None
-        return self.network.prefix(condition.text_embed, condition.token_states, padding=padding)
+    def _follow_weights(self) -> None:
+        """Drop what was computed from other weights, including changes that torch does not count."""
+        sums = weight_sums(self.network)
+        if sums != self._sums:
+            self._sums = sums
+            self._null = NullBranch(self.network)
+            self.network.clear_derived()
 
     def _checked(self, noise: Iterator[torch.Tensor], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
-        """The noise on this device, the first of it scaled where the prior wants that."""
+        """Yield the noise on this device; scale the first tensor if `init_clamp` is set."""
         for index, value in enumerate(noise):
             if value.shape != shape:
                 raise SettingsError(f"noise number {index} has shape {list(value.shape)}, needed is {list(shape)}")
@@ -234,10 +225,10 @@ class Prior:
         raise SettingsError("noise ended before the sampler did; it takes one tensor, and one for each noisy step")
 
     def condition(self, text_embed: torch.Tensor, token_states: torch.Tensor | None) -> Condition:
-        """Stored or encoded text as the network takes it, on its device.
+        """Prepare stored or encoded text for the network, on its device.
 
         Raises:
-            SettingsError: a shape does not fit this prior, or its token states are missing.
+            SettingsError: a shape does not fit this prior, or token states are missing.
         """
         if text_embed.ndim != 2 or text_embed.shape[1] != self.network.text_dim:
             raise SettingsError(
@@ -247,7 +238,9 @@ class Prior:
         if not self.network.takes_token_states:
             return Condition(text, None)
         if token_states is None:
-            raise SettingsError("this prior is conditioned on token states: give token_states besides text_embed")
+            raise SettingsError(
+                "this prior is conditioned on token states: give token_states in addition to text_embed"
+            )
         width = self.config.token_width
         if token_states.ndim != 3 or (token_states.shape[0], token_states.shape[2]) != (len(text), width):
             raise SettingsError(
@@ -256,7 +249,7 @@ class Prior:
         return Condition(text, token_states.float().to(self.device))
 
     def encode_text(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Captions -> text embeddings `[B, D]` and, if the prior uses them, token states `[B, T, W]`."""
+        """Encode captions to text embeddings `[B, D]` and, if the prior uses them, token states `[B, T, W]`."""
         uses_tokens = self.network.takes_token_states
         text = self.text_encoder.encode_texts(prompts, token_states=uses_tokens)
         if not uses_tokens:
@@ -272,7 +265,7 @@ def _check_arguments(
     generator: torch.Generator | None,
     noise: Iterable[torch.Tensor] | None,
 ) -> None:
-    """SettingsError if arguments of `Prior.sample` exclude each other."""
+    """Raise SettingsError if arguments of `Prior.sample` exclude each other."""
     if (prompts is None) == (text_embed is None):
         raise SettingsError("give either prompts or text_embed")
     if isinstance(prompts, str):
@@ -290,9 +283,9 @@ def _as_tensor(value: torch.Tensor | npt.NDArray[Any] | None) -> torch.Tensor | 
 
 
 def nearest_to_text(draws: torch.Tensor, text_embed: torch.Tensor) -> torch.Tensor:
-    """The draw `[B, D]` of each caption, of `[B, K, D]`, with the highest cosine to its text `[B, D]`.
+    """Select from draws `[B, K, D]` the one with the highest cosine to its text `[B, D]`; return `[B, D]`.
 
-    Where texts and images have different encoders, and so different sizes, the first.
+    If texts and images have different sizes, the first draw is selected.
     """
     if draws.shape[1] == 1 or draws.shape[-1] != text_embed.shape[-1]:
         return draws[:, 0]

@@ -1,4 +1,4 @@
-"""Sample for many texts into one file, in batches."""
+"""Sampling for many texts into one file, in batches."""
 
 from __future__ import annotations
 
@@ -17,49 +17,50 @@ from .prior import SAMPLE_BATCH, Prior
 from .texts import Texts
 
 _SHOWN = 20
+"""Number of captions whose cosines the summary lists."""
 
 
 @dataclass
 class Sampled:
-    """What was written."""
+    """Summary of a written file."""
 
     shape: tuple[int, int]
     """`[rows, D]`."""
     mean_cosine_to_text: float | None = None
-    """Mean cosine of a sample to its text embedding; None where text and images have different encoders."""
+    """Mean cosine of a sample to its text embedding; None if texts and images have different encoders."""
     labels: list[str] = field(default_factory=list)
-    """The first captions."""
+    """First captions."""
     cosine_to_text: list[float] = field(default_factory=list)
-    """Their samples' cosines to their texts."""
+    """Cosines of their samples to their texts."""
     notes: list[str] = field(default_factory=list)
-    """What a user should know about the texts, a sentence each."""
+    """Notes to the user about the texts, a sentence each."""
 
     def to_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
+        """Return the JSON that `--json` prints."""
         return {**asdict(self), "shape": list(self.shape)}
 
 
 @contextlib.contextmanager
 def _nothing_written(output: Path) -> Iterator[None]:
-    """Say what an interrupt leaves."""
+    """Turn a KeyboardInterrupt into a message that nothing was written."""
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; {output} was not written, and the same command begins anew") from None
+        raise Interrupted(f"stopped; {output} was not written, and the same command starts again") from None
 
 
 def sample_to_file(
     prior: Prior, texts: Texts, output: Path, *, progress: ProgressCallback = no_progress, **settings: Any
 ) -> Sampled:
-    """One embedding for each text, in order, as `[rows, D]` float32 in `output`.
+    """Sample one embedding for each text, in order, into a file of `[rows, D]` float32.
 
     Memory does not grow with the number of texts.
 
     Args:
-        output: `.npy` or `.safetensors`.
+        output: the file, `.npy` or `.safetensors`.
         settings: as for `Prior.sample`.
     """
-    prior.sample([], **settings)  # what is wrong with the settings, before any work
+    prior.sample([], **settings)  # raises for wrong settings before any work
     done = Sampled((texts.count, prior.config.embed_dim))
     total, first = 0.0, 0
     comparable = prior.network.text_dim == prior.config.embed_dim

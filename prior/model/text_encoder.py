@@ -1,43 +1,45 @@
-"""The CLIP whose text a prior understands, found again and checked against the weights that made the embeddings."""
+"""The CLIP of a prior: loaded with a check of its weights, and compared with the CLIP of a folder of embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ...pipeline.clip.identity import Match, clip_difference, compare_clips, text_parts
 from ...pipeline.clip.settings import ClipSettings
 from ...pipeline.compute.device import resolve
 from ...pipeline.compute.settings import DeviceSettings
 from ...pipeline.embed.settings import EmbedSettings
 from ...pipeline.errors import InputError
+from ...pipeline.read.dataset import EmbeddingDataset
+from .config import PriorConfig
 
 if TYPE_CHECKING:
     from ...pipeline.clip.encoder import ClipEncoder
 
 _BATCH_SIZE = 64
-"""Captions in one forward pass."""
+"""Number of captions in one forward pass."""
 
 
 def find_text_encoder(
     location: Mapping[str, Any], identity: Mapping[str, Any], made: str, device: DeviceSettings
 ) -> ClipEncoder:
-    """Load a CLIP without its image tower.
+    """Load a CLIP without its image tower, and check its weights.
 
     Args:
-        location: its settings, as `clip_location` gives them.
-        identity: what is known of it; empty where nothing is.
-        made: what those weights are known of, for the error.
-        device: where it shall run, with how many threads.
+        location: settings that load it, from `clip_location`.
+        identity: identity that it must have; empty if unknown.
+        made: completes the error "than the one ...", such as "this prior was trained with".
+        device: device and number of threads.
 
     Raises:
-        InputError: it is not to be had, or has other weights.
+        InputError: the CLIP cannot be loaded, or has other weights.
     """
     from ...pipeline.clip.encoder import load_text_encoder
-    from ...pipeline.clip.identity import clip_difference, text_parts
 
     clip = ClipSettings(**location)
     if clip.pretrained == "openai" and clip.quick_gelu is None:
-        # all of OpenAI's weights have QuickGELU, also where an imported prior names them without
+        # all of OpenAI's weights use QuickGELU, even if an imported prior does not mention it
         clip = clip.model_copy(update={"quick_gelu": True})
     dtype = identity.get("dtype", "float32")
     settings = EmbedSettings(
@@ -48,3 +50,21 @@ def find_text_encoder(
         other = "weights" if "weights_sha256" in differing else differing
         raise InputError(f"the CLIP {clip.model} here has other {other} than the one {made}")
     return encoder
+
+
+def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
+    """Compare the CLIP of a prior with the one that embedded the texts of a folder, without loading either.
+
+    The folder that the prior was trained on is recognised by its fingerprint. Otherwise `compare_clips` decides.
+    """
+    if config.trained_on is not None and config.trained_on.embeddings == dataset.content_fingerprint:
+        return "same"
+    there = dataset.clip_if_known
+    location = {} if not there or "source" in there else dataset.clip_settings
+    return compare_clips(*map(text_parts, (config.clip, config.clip_settings, there, location)))
+
+
+def clip_named(location: Mapping[str, Any]) -> str:
+    """Return the name of a CLIP for messages; empty if unknown."""
+    model, pretrained = location.get("model"), location.get("pretrained")
+    return f"{model} ({pretrained})" if model and pretrained else str(model or "")

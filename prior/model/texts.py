@@ -1,4 +1,4 @@
-"""What embeddings are sampled for: captions, a file of them, or stored text embeddings. Read in batches."""
+"""Sources of texts to sample for: captions, a file of captions, or stored text embeddings; read in batches."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ...pipeline.contract.storage import open_location
 from ...pipeline.contract.vectors.rules import embed_dtypes_named, is_embed_dtype
 from ...pipeline.errors import InputError
 from ...pipeline.read.dataset import EmbeddingDataset
-from .clip_match import clip_named, match_clips
 from .prior import Prior
+from .text_encoder import clip_named, match_clips
 
 
 class TextBatch(NamedTuple):
-    """Some texts, encoded."""
+    """Encoded texts of one batch."""
 
     labels: list[str]
-    """What they are called when they are shown: captions, or row numbers. Of stored shards, in the first batch only."""
+    """Captions or row numbers for display; for stored shards only in the first batch."""
     text_embed: torch.Tensor
-    """`[B, D]`."""
+    """`[B, D]` text embeddings."""
     token_states: torch.Tensor | None
     """`[B, T, W]`, padded with zeros; None unless the prior takes them."""
 
@@ -34,18 +34,18 @@ class Texts(Protocol):
     """A source of texts."""
 
     count: int
-    """How many there are."""
+    """Number of texts."""
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know about them, a sentence each; complete when all batches are read."""
+        """Notes to the user, a sentence each; complete after all batches are read."""
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """All of them, in order, at most `size` at once."""
+        """Yield all texts in order, at most `size` at once."""
 
 
 class Captions:
-    """Captions, encoded by the prior's own CLIP."""
+    """Captions, encoded by the prior's CLIP."""
 
     def __init__(self, captions: Sequence[str]) -> None:
         self.count, self.notes = len(captions), list[str]()
@@ -57,10 +57,10 @@ class Captions:
 
 
 class CaptionFile:
-    """A text file with a caption in every line, empty ones too.
+    """A text file with one caption per line; empty lines are captions too.
 
     Raises:
-        InputError: there is no such file, or it is not UTF-8 text, or no longer has as many lines.
+        InputError: there is no such file, it is not UTF-8 text, or its number of lines has changed.
     """
 
     def __init__(self, path: str) -> None:
@@ -99,7 +99,7 @@ class StoredArray:
     """Text embeddings `[N, D]` in a `.npy` file, for priors that take no token states.
 
     Raises:
-        InputError: there is no such file, or it holds something else.
+        InputError: there is no such file, or it holds no such array.
     """
 
     def __init__(self, path: str) -> None:
@@ -112,7 +112,7 @@ class StoredArray:
             else:
                 with fs.open(location, "rb") as file:
                     array = np.load(io.BytesIO(file.read()), allow_pickle=False)
-        except Exception as error:  # numpy raises what its parsers of damaged headers raise
+        except Exception as error:  # numpy raises exceptions of many kinds for damaged headers
             raise InputError(f"--embeddings {path}: not an array of numbers ({error})") from None
         if not isinstance(array, np.ndarray):
             raise InputError(f"--embeddings {path}: holds several arrays, one is needed")
@@ -126,7 +126,7 @@ class StoredArray:
         self.count = len(array)
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """See `Texts`; InputError if the rows are not of the prior's size, or not numbers."""
+        """See `Texts`; raises InputError if the size does not fit the prior, or a value is not finite."""
         _require_size(self._path, self._array.shape[1], prior)
         if prior.token_states_used:
             raise InputError(
@@ -134,7 +134,7 @@ class StoredArray:
                 "give a folder of embedding shards, or captions"
             )
         for start in range(0, self.count, size):
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            with np.errstate(over="ignore"):  # overflow becomes infinite, which the check below refuses
                 embeds = torch.from_numpy(np.array(self._array[start : start + size], np.float32))
             finite = embeds.isfinite().all(dim=-1)
             if not finite.all():
@@ -143,10 +143,10 @@ class StoredArray:
 
 
 class StoredEmbeddings:
-    """The text embeddings, and token states, of a folder of embedding shards.
+    """Text embeddings and token states of a folder of embedding shards.
 
     Raises:
-        InputError: the folder is not sound.
+        InputError: the folder is damaged.
     """
 
     def __init__(self, url: str) -> None:
@@ -155,15 +155,15 @@ class StoredEmbeddings:
         self.count = self._dataset.count
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """See `Texts`; InputError if another CLIP made them than the prior belongs to, or they do not fit it."""
+        """See `Texts`; raises InputError if another CLIP made them, or their size does not fit the prior."""
         _require_size(self._dataset.store.url, self._dataset.embed_dim, prior)
-        url, own = self._dataset.store.url, clip_named(prior.config.clip_settings)
+        url, name = self._dataset.store.url, clip_named(prior.config.clip_settings)
         match = match_clips(prior.config, self._dataset)
         if match == "other":
             raise InputError(f"{url} was embedded by another CLIP than the prior was trained with")
         if match == "unknown":
             self._clip_notes = [
-                f"it is not known that the prior's CLIP{f', {own},' if own else ''} made {url}; it is taken to have"
+                f"it is not known that the prior's CLIP{f', {name},' if name else ''} made {url}; it is taken to have"
             ]
         for start in range(0, self.count, size):
             rows = np.arange(start, min(start + size, self.count))
@@ -178,7 +178,7 @@ class StoredEmbeddings:
         return [*self._clip_notes, *self._dataset.notes]
 
     def _labels(self, rows: np.ndarray) -> list[str]:
-        """Captions of rows, or their numbers where the folder has no captions."""
+        """Return captions of rows, or row numbers if the folder has no captions."""
         try:
             captions = self._dataset.metadata(rows, ["caption"]).column("caption").to_pylist()
         except InputError:
@@ -187,7 +187,7 @@ class StoredEmbeddings:
 
 
 def stored_texts(url: str) -> Texts:
-    """Stored text embeddings: a `.npy` file, or a folder of embedding shards."""
+    """Open stored text embeddings: a `.npy` file, or a folder of embedding shards."""
     return StoredArray(url) if url.endswith(".npy") else StoredEmbeddings(url)
 
 

@@ -1,1 +1,1 @@
-"""The network of a prior: a causal transformer, its cache, and its linear layers."""
+"""Networks of priors: their interface, and the causal transformer of DALLE2-pytorch."""

@@ -1,82 +1,79 @@
-"""What a prior network keeps of its prefix: keys and values of texts, to be continued by suffixes.
+"""Cached keys and values of texts, which every step and draw of a sampler shares.
 
-Letters: B texts, K draws of one text, P positions, A width of a head.
+Letters: B texts or rows, K draws of a row, P positions, A width of a head.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
-from .parts import KeysValues, Positions
+from .interface import DrawnTexts
+from .positions import Positions
+
+
+class KeysValues(NamedTuple):
+    """Keys and values of consecutive positions in one layer, shared by all heads."""
+
+    keys: torch.Tensor
+    """`[B, P, A]`, rotated; with norm 1 if attention is by cosine."""
+    values: torch.Tensor
+    """`[B, P, A]`."""
+
+    def append(self, other: KeysValues) -> KeysValues:
+        """Append positions of the same rows; a single row is repeated for all rows of `other`."""
+        return KeysValues(_join(self.keys, other.keys), _join(self.values, other.values))
+
+    def repeat_for(self, draws: DrawnTexts) -> KeysValues:
+        """Repeat the prefixes of texts for the draws that see them: `[texts, P, A]` -> `[B * K, P, A]`."""
+        return KeysValues(_repeat(self.keys, draws), _repeat(self.values, draws))
+
+
+def _join(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    if len(before) != len(after):
+        before = before.expand(len(after), -1, -1)
+    return torch.cat([before, after], dim=1)
+
+
+def _repeat(prefixes: torch.Tensor, draws: DrawnTexts) -> torch.Tensor:
+    # expand and cat, not indexing: their gradients are sums in the same order every time
+    separate = prefixes[: draws.texts, None].expand(-1, draws.draws, -1, -1).flatten(0, 1)  # (texts * K, P, A)
+    if draws.texts == draws.rows:
+        return separate
+    shared = prefixes[draws.texts :].expand((draws.rows - draws.texts) * draws.draws, -1, -1)
+    return torch.cat([separate, shared])
 
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """Keys and values of the text in every layer, the null position first."""
+    """Keys and values of B texts in every layer; the null position comes first."""
 
     layers: list[KeysValues]
+    """Keys and values of each layer."""
     positions: dict[tuple[int, int, int], Positions] = field(default_factory=dict)
-    """What suffixes need to know of their places, by their lengths: the same in every step."""
+    """Positions of suffixes by their lengths, computed in the first step and reused in the others."""
 
     @property
     def texts(self) -> int:
-        """B."""
+        """Number of texts, B."""
         return self.layers[0].keys.shape[0]
 
     @property
     def tokens(self) -> int:
-        """Positions that are cached, but for the null."""
+        """Number of cached positions, without the null position."""
         return self.layers[0].keys.shape[1] - 1
 
-    def __call__(self, layer: int, known: list[KeysValues]) -> KeysValues:
-        """What precedes a part that continues these texts; see `parts.Before`."""
-        return self.layers[layer]
-
-    def followed_by(self, other: PrefixCache) -> PrefixCache:
-        """These positions, then the others; of the same texts, or these of one for all."""
-        return PrefixCache([mine.append(its) for mine, its in zip(self.layers, other.layers, strict=True)])
-
-    def stacked_with(self, other: PrefixCache) -> PrefixCache:
-        """These texts, then the others, of the same length."""
-        pairs = zip(self.layers, other.layers, strict=True)
-        return PrefixCache(
-            [KeysValues(*(torch.cat(parts) for parts in zip(mine, its, strict=False))) for mine, its in pairs]
-        )
-
-    def take(self, numbers: torch.Tensor) -> PrefixCache:
-        """Texts by their numbers, any of them more than once."""
-        return PrefixCache([KeysValues(*(part[numbers] for part in layer)) for layer in self.layers])
+    def take(self, indices: torch.Tensor) -> PrefixCache:
+        """Select texts by index; an index may occur several times."""
+        return PrefixCache([KeysValues(keys[indices], values[indices]) for keys, values in self.layers])
 
     def expand(self, texts: int) -> PrefixCache:
-        """The one text of this cache, `texts` times."""
+        """Repeat the only text `texts` times, without a copy."""
         return PrefixCache([KeysValues(*(part.expand(texts, -1, -1) for part in layer)) for layer in self.layers])
 
-
-@dataclass(frozen=True)
-class DrawnTexts:
-    """Which prefix each of K draws of B rows sees: that of its row's text, or the one of no text.
-
-    Only expanded and joined, so that gradients are sums in the same order every time.
-    """
-
-    rows: int
-    """B."""
-    draws: int
-    """K."""
-    texts: int
-    """T: the first rows have a prefix each; what follows is the prefix of all others."""
-
-    def __call__(self, layer: int, known: list[KeysValues]) -> KeysValues:
-        """From T prefixes, and one more where T is less than B, `[B * K, P, A]`."""
-        whole = known[0]
-        for part in known[1:]:
-            whole = whole.append(part)
-        return KeysValues(self._of_draws(whole.keys), self._of_draws(whole.values))
-
-    def _of_draws(self, prefixes: torch.Tensor) -> torch.Tensor:
-        own = prefixes[: self.texts, None].expand(-1, self.draws, -1, -1).flatten(0, 1)  # (T * K, P, A)
-        if self.texts == self.rows:
-            return own
-        return torch.cat([own, prefixes[self.texts :].expand((self.rows - self.texts) * self.draws, -1, -1)])
+    def stacked_with(self, other: PrefixCache) -> PrefixCache:
+        """Append the texts of another cache of the same length."""
+        pairs = zip(self.layers, other.layers, strict=True)
+        return PrefixCache([KeysValues(torch.cat([a.keys, b.keys]), torch.cat([a.values, b.values])) for a, b in pairs])

@@ -1,34 +1,67 @@
-"""The layers of the prior network: norm, feed-forward, and attention that can continue from a cache.
+"""Layers of the prior network, and the two ways through them: training, and continuing from a cache.
 
-Letters: B texts, L tokens of a text (side by side those of all its draws), P cached positions, C width of the stream,
-H heads, A width of a head.
+Letters: B texts, L tokens of a text (those of all its draws side by side), P cached positions, C width of the stream,
+H heads, A width of a head, M tokens of all blocks of a training step.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .function_version import DOT_PRODUCT_BIAS
+from .cache import KeysValues, PrefixCache
+from .interface import DrawnTexts
 from .linear import Linear
-from .parts import KeysValues, Part, Positions, join, join_rotations, split
+from .positions import Positions
 
 _COSINE_SCALE = 16.0
-_BUCKETS = 32
-_MAX_DISTANCE = 128
-_ROTARY_WIDTH = 32
+"""Factor of cosines before the softmax; DALLE2-pytorch's."""
+
+
+class Blocks(NamedTuple):
+    """Blocks of tokens of a training step: learned padding (if the texts continue it), texts, and draws.
+
+    All blocks are joined to one sequence `[1, M, ...]`, so that each linear layer is one product with one gradient.
+    """
+
+    shapes: list[tuple[int, int]]
+    """Rows and tokens of each block: `(1, padding)`, `(texts, L)`, `(draws, L)`."""
+    positions: list[Positions]
+    """Positions of each block."""
+    draws: DrawnTexts
+    """The text that each draw continues."""
+
+    def rotation(self) -> torch.Tensor | None:
+        """Return the rotations of all joined tokens, `[M, 1, rotated / 2]`."""
+        rotations = []
+        for (rows, _), (_, rotation) in zip(self.shapes, self.positions, strict=True):
+            if rotation is None:
+                return None
+            rotations.append(rotation.repeat(rows, 1, 1))
+        return torch.cat(rotations)
+
+    def split(self, joined: torch.Tensor) -> list[torch.Tensor]:
+        """Split `[1, M, ...]` into blocks `[rows, tokens, ...]`; the inverse of `join`."""
+        pieces = torch.split(joined[0], [rows * tokens for rows, tokens in self.shapes])
+        return [piece.view(*shape, *piece.shape[1:]) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+
+def join(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Join blocks `[rows, tokens, ...]` to one sequence `[1, M, ...]`."""
+    return torch.cat([block.flatten(0, 1) for block in blocks])[None]
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with a gain and no bias, in float32 whatever the type of its input.
+    """Layer norm with a gain and no bias, computed in float32 for inputs of lower precision.
 
-    `stable` divides by the largest coordinate first, as the final norm of DALLE2-pytorch does; by the largest, not the
-    largest in size, so that it may flip signs.
+    `stable` divides by the largest coordinate first, as the final norm of DALLE2-pytorch does. It takes the maximum,
+    not the largest absolute value, so signs flip where all coordinates are negative.
     """
 
     def __init__(self, width: int, stable: bool = False) -> None:
@@ -37,7 +70,7 @@ class LayerNorm(nn.Module):
         self.shape, self.stable = (width,), stable
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., C]` -> `[..., C]` float32, or float64 of float64."""
+        """Normalise `[..., C]`; the result is float32, or float64 for float64."""
         x = x if x.dtype == torch.float64 else x.float()
         if self.stable:
             x = x / x.amax(dim=-1, keepdim=True).detach()
@@ -45,7 +78,7 @@ class LayerNorm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Norm, SwiGLU (Shazeer 2020, arXiv 2002.05202), and in a normformer (arXiv 2110.09456) another norm after it."""
+    """Norm and SwiGLU (Shazeer 2020, arXiv 2002.05202); a normformer (arXiv 2110.09456) has a second, inner norm."""
 
     def __init__(self, width: int, mult: float, dropout: float, normformer: bool) -> None:
         super().__init__()
@@ -57,16 +90,16 @@ class FeedForward(nn.Module):
         self.to_stream = Linear(inner, width)
 
     def forward(self, stream: torch.Tensor) -> torch.Tensor:
-        """`[B, L, C]` -> what is to be added to it."""
+        """Return the output `[B, L, C]` to add to the stream `[B, L, C]`."""
         value, gate = self.to_inner.halves(self.norm(stream))  # each (B, L, inner)
-        added: torch.Tensor = self.to_stream(self.dropout(self.inner_norm(value * F.silu(gate))))
-        return added
+        output: torch.Tensor = self.to_stream(self.dropout(self.inner_norm(value * F.silu(gate))))
+        return output
 
 
 class Attention(nn.Module):
     """Causal attention with one head of keys and values (Shazeer 2019, arXiv 1911.02150) and a learned null position.
 
-    Every query sees the null position, the cached ones, and those of its own row up to itself.
+    Every query sees the null position, the cached positions, and its own row up to itself.
     """
 
     def __init__(self, width: int, *, heads: int, head_width: int, dropout: float, cosine: bool) -> None:
@@ -80,39 +113,65 @@ class Attention(nn.Module):
         self.out_norm = LayerNorm(width)
 
     def forward(
-        self, stream: torch.Tensor, rotation: torch.Tensor | None, parts: Sequence[Part], layer: int = 0, asked: int = 0
-    ) -> tuple[torch.Tensor | None, list[KeysValues]]:
-        """What is to be added to joined parts, and each part's keys and values, after the null where they begin.
+        self, stream: torch.Tensor, blocks: Blocks, rotation: torch.Tensor | None, draws_only: bool
+    ) -> torch.Tensor:
+        """Attend within a training step: texts continue the padding, if there is any, and draws continue their texts.
 
         Args:
-            stream: `[B, L, C]`, or several parts as `join` has them.
-            rotation: as `join_rotations` has it.
-            layer: number of this layer, for `Part.before`.
-            asked: the first part that is to be added to: None is, where it is past the last.
+            stream: `[1, M, C]`, all blocks joined.
+            rotation: `Blocks.rotation`, the same for all layers.
+            draws_only: return the output for the draws alone.
+
+        Returns the output to add to the stream: `[1, M, C]`, or `[draws, L, C]`.
         """
-        queries, own = self._project(stream, rotation)
-        each = zip(parts, split(queries, parts), split(own.keys, parts), split(own.values, parts), strict=True)
-        known: list[KeysValues] = []
+        query, joined = self._project(stream, rotation)
+        queries, keys, values = blocks.split(query), blocks.split(joined.keys), blocks.split(joined.values)
+        local = [KeysValues(*pair) for pair in zip(keys, values, strict=True)]
+        biases = [positions.bias for positions in blocks.positions]
+        has_padding = len(local) == 3
+        first = self._null_position(local[0].keys).append(local[0])  # the padding, or the texts if there is none
         attended = []
-        for number, (part, query, keys, values) in enumerate(each):
-            own = KeysValues(keys, values)
-            before = part.before(layer, known) if part.before is not None else None
-            if before is None:
-                own = self._null_position(keys).append(own)
-            known.append(own)
-            if number >= asked:
-                seen = own if before is None else before.append(own)
-                attended.append(self._attend(query, seen, part.positions.bias))
-        return self.out_norm(self.to_stream(join(attended))) if attended else None, known
+        if not draws_only:
+            attended.append(self._attend(queries[0], first, biases[0]))
+            if has_padding:
+                attended.append(self._attend(queries[1], first.append(local[1]), biases[1]))
+        texts = first.append(local[1]) if has_padding else first
+        attended.append(self._attend(queries[-1], texts.repeat_for(blocks.draws).append(local[-1]), biases[-1]))
+        output: torch.Tensor = self.out_norm(self.to_stream(attended[0] if draws_only else join(attended)))
+        return output
+
+    def forward_cached(
+        self, stream: torch.Tensor, positions: Positions, before: KeysValues | None
+    ) -> tuple[torch.Tensor, KeysValues]:
+        """Attend to cached positions, and to the tokens themselves.
+
+        Args:
+            stream: `[B, L, C]`.
+            before: keys and values of the cached positions, of B texts or of one text for all; None at the beginning.
+
+        Returns the output `[B, L, C]` to add to the stream, and the keys and values of all positions up to the last.
+        """
+        query, known = self._query_and_known(stream, positions, before)
+        return self.out_norm(self.to_stream(self._attend(query, known, positions.bias))), known
+
+    def keys_values(self, stream: torch.Tensor, positions: Positions, before: KeysValues | None) -> KeysValues:
+        """Return the keys and values alone; see `forward_cached`."""
+        return self._query_and_known(stream, positions, before)[1]
+
+    def _query_and_known(
+        self, stream: torch.Tensor, positions: Positions, before: KeysValues | None
+    ) -> tuple[torch.Tensor, KeysValues]:
+        query, local = self._project(stream, positions.rotation)
+        return query, (self._null_position(local.keys) if before is None else before).append(local)
 
     def _project(self, stream: torch.Tensor, rotation: torch.Tensor | None) -> tuple[torch.Tensor, KeysValues]:
-        """Queries `[B, L, H, A]`, and keys and values `[B, L, A]`."""
+        """Project the stream to queries `[B, L, H, A]`, and keys and values `[B, L, A]`."""
         qkv = self.to_qkv(self.norm(stream)).unflatten(-1, (self.heads + 2, self.head_width))
         exact = qkv if qkv.dtype == torch.float64 else qkv.float()
         query_key = exact[..., :-1, :]  # the key as one more head
         if rotation is not None:
             pairs = query_key[..., : 2 * rotation.shape[-1]].unflatten(-1, (-1, 2))
-            torch.view_as_complex(pairs).mul_(rotation)  # qkv is this layer's own
+            torch.view_as_complex(pairs).mul_(rotation)  # in place: nothing else refers to qkv
         query_key = self._direction(query_key)
         query, key = query_key[..., :-1, :].to(qkv.dtype), query_key[..., -1, :].to(qkv.dtype)
         return query, KeysValues(key, qkv[..., -1, :])
@@ -126,16 +185,17 @@ class Attention(nn.Module):
         return KeysValues(self._direction(key).expand(rows), value.expand(rows))
 
     def _attend(self, query: torch.Tensor, known: KeysValues, bias: torch.Tensor) -> torch.Tensor:
-        """Attention of `[B, L, H, A]` to all that is known: `[B, L, H * A]`.
+        """Attend with queries `[B, L, H, A]` to known keys and values; return `[B, L, H * A]`.
 
-        All tokens and heads of a text ask as if they were tokens of one head, in which `bias` hides from each what it
-        must not see; so keys and values are repeated neither for heads nor for draws.
+        All tokens and heads of a text are queries of one head, and `bias` masks what a query must not see. So keys and
+        values are repeated neither for heads nor for draws.
         """
         batch, length, heads, width = query.shape
         dropout = self.dropout if self.training else 0.0
         query = query.reshape(batch, length * heads, width)
         if query.is_cpu and bias.requires_grad:
-            # what torch's own falls back to, without its search for rows that see nothing; logits exact under autocast
+            # torch's own fallback for a bias with a gradient, without its slow search for fully masked rows;
+            # under autocast the logits stay exact
             with torch.autocast("cpu", enabled=False):
                 exact, keys = query.to(bias.dtype), known.keys.to(bias.dtype)
                 weights = torch.baddbmm(bias, exact, keys.transpose(1, 2), alpha=self.logit_scale).softmax(dim=-1)
@@ -148,95 +208,66 @@ class Attention(nn.Module):
         return attended.view(batch, length, heads * width)
 
 
-class PositionEncoding(nn.Module):
-    """A learned bias of each head for each bucket of distances, and rotary embedding.
-
-    The bias is T5's (Raffel et al. 2019, arXiv 1910.10683); the null position counts as a token, one before the first.
-    A dot-product function multiplies it by 128. Rotary embedding (Su et al. 2021, arXiv 2104.09864) turns the first 32
-    coordinates of queries and keys.
-    """
-
-    def __init__(self, heads: int, head_width: int, *, rotary: bool, cosine: bool) -> None:
-        super().__init__()
-        self.bias = nn.Embedding(_BUCKETS, heads)
-        self.bias_scale = 1.0 if cosine else DOT_PRODUCT_BIAS
-        self.rotated = min(_ROTARY_WIDTH, head_width) if rotary else 0
-
-    def forward(self, cached: int, shared: int, draws: int, own: int) -> Positions:
-        """What the L = shared + draws * own tokens after `cached` ones need.
-
-        The shared tokens come first; those of each draw follow them, and do not see those of other draws.
-        """
-        device = self.bias.weight.device
-        index = torch.arange(shared + draws * own, device=device)
-        draw = torch.where(index < shared, -1, (index - shared) // own)
-        places = cached + torch.where(index < shared, index, shared + (index - shared) % own)
-        keys = torch.cat([torch.arange(cached + 1, device=device), places + 1])
-        seen = (places <= places[:, None]) & ((draw == draw[:, None]) | (draw == -1))  # (L, L)
-        seen = torch.cat([seen.new_ones(len(places), cached + 1), seen], dim=1)  # (L, P + L)
-        bias = self._bias(places, keys).masked_fill(~seen[..., None], -math.inf)
-        return Positions(bias.transpose(1, 2).flatten(0, 1), self._rotation(places))
-
-    def _bias(self, places: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Bias `[L, keys, H]` of tokens at `places` for keys, of which number 0 is the null and 1 the first token."""
-        return self.bias(_bucket((places[:, None] - keys).clamp(min=0))) * self.bias_scale  # type: ignore[no-any-return]
-
-    def _rotation(self, places: torch.Tensor) -> torch.Tensor | None:
-        if not self.rotated:
-            return None
-        powers = torch.arange(0, self.rotated, 2, device=places.device, dtype=torch.float32) / self.rotated
-        angles = (places.float()[:, None] / 10_000.0**powers).to(self.bias.weight.dtype)[:, None]
-        return torch.complex(angles.cos(), angles.sin())
+Layer = tuple[Attention, FeedForward]
+"""One layer of the transformer."""
 
 
-def _bucket(distance: torch.Tensor) -> torch.Tensor:
-    """T5's buckets: one for each short distance, then wider and wider ones up to 128."""
-    exact = _BUCKETS // 2
-    far = torch.log(distance.clamp(min=1).float() / exact) / math.log(_MAX_DISTANCE / exact) * (_BUCKETS - exact)
-    return torch.where(distance < exact, distance, (exact + far.long()).clamp(max=_BUCKETS - 1))
-
-
-def run_layers(
-    stream: torch.Tensor,
-    parts: Sequence[Part],
-    attention: nn.ModuleList,
-    feed_forward: nn.ModuleList,
-    *,
-    read: bool,
-    checkpointed: bool,
-) -> tuple[torch.Tensor, list[list[KeysValues]]]:
-    """Every layer in turn, over the stream of joined parts.
+def run_training(stream: torch.Tensor, blocks: Blocks, layers: Sequence[Layer], *, checkpointed: bool) -> torch.Tensor:
+    """Run all layers in training.
 
     Args:
-        read: whether the stream is wanted, and not the keys and values alone.
-        checkpointed: compute each layer anew in the backward pass.
+        stream: `[1, M, C]`, all blocks joined.
+        checkpointed: recompute each layer in the backward pass instead of storing its activations.
 
-    Returns the last part's stream `[R, L, C]`, if it is read, and in every layer each part's keys and values.
+    Returns the stream of the draws, `[draws, L, C]`.
     """
-    rotation = join_rotations(parts)
-    found: list[list[KeysValues]] = []
-    for number, (attend, feed) in enumerate(zip(attention, feed_forward, strict=True)):
-        asked = 0
-        if number + 1 == len(attention):  # nobody reads what the last layer would add to others
-            asked = len(parts) - 1 if read else len(parts)
-        given = (stream, rotation, parts, number, asked, attend, feed)
-        stream, known = checkpoint(_layer, *given, use_reentrant=False) if checkpointed else _layer(*given)
-        found.append(known)
-    return stream, found
+    rotation = blocks.rotation()
+    for number, layer in enumerate(layers, start=1):
+        is_last = number == len(layers)  # where only the draws are read
+        arguments = (stream, blocks, rotation, is_last, *layer)
+        stream = checkpoint(_train_layer, *arguments, use_reentrant=False) if checkpointed else _train_layer(*arguments)
+    return stream
 
 
-def _layer(
+def _train_layer(
     stream: torch.Tensor,
+    blocks: Blocks,
     rotation: torch.Tensor | None,
-    parts: Sequence[Part],
-    number: int,
-    asked: int,
-    attend: nn.Module,
-    feed: nn.Module,
-) -> tuple[torch.Tensor, list[KeysValues]]:
-    """One layer: the stream of the parts from number `asked` on, and all keys and values."""
-    added, known = attend(stream, rotation, parts, number, asked)
-    if added is not None:
-        stream = (join(split(stream, parts)[asked:]) if asked else stream) + added
-        stream = stream + feed(stream)
-    return stream, known
+    is_last: bool,
+    attention: Attention,
+    feed_forward: FeedForward,
+) -> torch.Tensor:
+    attended: torch.Tensor = attention(stream, blocks, rotation, is_last)
+    stream = (blocks.split(stream)[-1] if is_last else stream) + attended
+    output: torch.Tensor = stream + feed_forward(stream)
+    return output
+
+
+def run_cached(stream: torch.Tensor, positions: Positions, cache: PrefixCache, layers: Sequence[Layer]) -> torch.Tensor:
+    """Run all layers on tokens `[B, L, C]` that continue cached texts; return their stream."""
+    for (attention, feed_forward), before in zip(layers, cache.layers, strict=True):
+        attended, _ = attention.forward_cached(stream, positions, before)
+        stream = stream + attended
+        stream = stream + feed_forward(stream)
+    return stream
+
+
+def fill_cache(
+    stream: torch.Tensor, positions: Positions, cache: PrefixCache | None, layers: Sequence[Layer]
+) -> PrefixCache:
+    """Run the layers on tokens `[B, L, C]`, and return the cache of all positions up to them.
+
+    Args:
+        cache: positions before the tokens, of B texts or of one text for all; None at the beginning.
+    """
+    filled = []
+    for number, (attention, feed_forward) in enumerate(layers):
+        before = None if cache is None else cache.layers[number]
+        if number == len(layers) - 1:  # whose output nobody reads
+            filled.append(attention.keys_values(stream, positions, before))
+            break
+        attended, known = attention.forward_cached(stream, positions, before)
+        filled.append(known)
+        stream = stream + attended
+        stream = stream + feed_forward(stream)
+    return PrefixCache(filled)

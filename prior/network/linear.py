@@ -1,4 +1,4 @@
-"""A linear layer that multiplies fast on the CPU, for sampling and for training."""
+"""A linear layer with fast products on the CPU, for sampling and training."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...pipeline.compute.onednn import pack, packed_product, packing_available
+from .derived import Derived
 
 _PACKED_ROWS = 64
-"""Rows that the layout of packed weights is chosen for; measured best of 1, 12 and 64 for 1 to 1,028 rows."""
+"""Number of rows that the packed layout is optimised for; the fastest of 1, 12 and 64 for inputs of 1 to 1,028 rows."""
 
 
 class _Product(torch.autograd.Function):
-    """`x W^T` of `[N, in]` and its gradients in float32 on the CPU by oneDNN.
+    """`x W^T` for x `[N, in]`, with its gradients, in float32 on the CPU by oneDNN.
 
-    Of torch's own (MKL's) products of the same it takes 0.85 of the time for a thousand rows, and half for a hundred.
+    It takes 0.85 of the time of torch's own products (MKL) for a thousand rows, and half for a hundred.
     """
 
     @staticmethod
@@ -28,35 +29,31 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         x, weight = ctx.saved_tensors
-        of_x = packed_product(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        of_weight = None
-        if ctx.needs_input_grad[1]:
-            of_weight = packed_product(grad.t(), x.t())
-        return of_x, of_weight
+        grad_x = packed_product(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        grad_weight = packed_product(grad.t(), x.t()) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`[..., in]` -> `[..., out]`."""
+    """Multiply `[..., in]` to `[..., out]`."""
     product: torch.Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), weight)
     return product.view(*x.shape[:-1], -1)
 
 
 class Linear(nn.Linear):
-    """A linear layer without bias that, for inference on the CPU, keeps a copy of its weight in oneDNN's layout.
+    """A linear layer without bias, which packs its weight in oneDNN's layout for inference on the CPU.
 
-    A step of sampling multiplies a dozen rows by all weights of the network, so that reading weights is its cost; from
-    this layout they are read at twice to four times the speed. The copy follows changes of the weight that torch
-    counts; after others, such as writes to its `.data`, `forget_packed`.
+    A sampling step multiplies about a dozen rows by all weights of the network, so reading the weights dominates.
+    Packed weights are read two to four times as fast. The copy follows changes of the weight that torch counts; after
+    others, such as writes to `.data`, call `clear_derived`.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
-        self._packed: torch.Tensor | None = None
-        # the weight itself and not its address, where after a change of type and back another might lie
-        self._packed_from: tuple[torch.Tensor, int] | None = None
+        self._packed = Derived[torch.Tensor]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., in]` of any float type -> `[..., out]` in the type of the weight, or of autocast."""
+        """Multiply `[..., in]` of any float type to `[..., out]` in the dtype of the weight or of autocast."""
         weight = self.weight
         if torch.is_autocast_enabled(weight.device.type):
             return F.linear(x, weight)
@@ -69,9 +66,9 @@ class Linear(nn.Linear):
         return F.linear(x, weight)
 
     def halves(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first and second half of `forward`'s output, `[..., out / 2]` each.
+        """Return the first and second half of the output, `[..., out / 2]` each.
 
-        By two products, where those are oneDNN's: for a thousand rows of 6,144 they take 0.9 of the time of one.
+        With oneDNN these are two products: for a thousand rows of 6,144 they take 0.9 of the time of one.
         """
         first, second = (
             (_product(x.to(self.weight.dtype), half) for half in self.weight.chunk(2))
@@ -90,20 +87,8 @@ class Linear(nn.Linear):
         )
 
     def _packed_copy(self, weight: torch.Tensor) -> torch.Tensor:
-        version = 0 if weight.is_inference() else weight._version
-        if self._packed_from is not None:
-            source, packed_version = self._packed_from
-            if (source.data_ptr(), packed_version) != (weight.data_ptr(), version):
-                self._packed = None
-        if self._packed is None:
-            self._packed = pack(weight, _PACKED_ROWS)
-            self._packed_from = (weight.detach(), version)
-        return self._packed
+        return self._packed.get((weight,), lambda: pack(weight, _PACKED_ROWS))
 
-    def forget_packed(self) -> None:
-        """Drop the copy, so that the next product packs the weight anew."""
-        self._packed = self._packed_from = None
-
-    def __getstate__(self) -> dict[str, object]:
-        """Without the packed copy, which cannot be copied."""
-        return {**self.__dict__, "_packed": None, "_packed_from": None}
+    def clear_derived(self) -> None:
+        """Drop the packed copy; the next product packs the weight again."""
+        self._packed.clear()

@@ -10,46 +10,46 @@ from .function_version import LATEST_FUNCTION, FunctionVersion
 
 
 class NetworkSettings(Settings):
-    """The prior network; the names are those of DALLE2-pytorch, whose function it computes."""
+    """Settings of the prior network, with the names of DALLE2-pytorch."""
 
     width: int = Field(default=512, ge=8)
-    """Width of the token stream; independent of the embedding's size."""
+    """Width of the token stream; independent of the embedding size."""
     depth: int = Field(default=6, ge=1, le=1000)
-    """Transformer layers."""
+    """Number of transformer layers."""
     heads: int = Field(default=8, ge=1)
-    """Attention heads; they share one head of keys and values."""
+    """Number of attention heads; they share one head of keys and values."""
     dim_head: int = Field(default=64, ge=2)
     """Width of an attention head; DALLE2-pytorch's default."""
     ff_mult: float = Field(default=4, gt=0)
     """Hidden width of the feed-forward layers, as a multiple of `width`."""
     attn_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout of attention weights; 0 keeps a run a pure function of its seed on any worker count."""
+    """Dropout of attention weights; at 0 a run depends on its seed alone, for any number of workers."""
     ff_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout inside the feed-forward layers."""
     max_text_len: int = Field(default=0, ge=0)
-    """Token states that condition the prior besides the pooled text; 0 uses the pooled text alone."""
+    """Number of token states that condition the prior, in addition to the pooled text; 0 uses the pooled text alone."""
     num_timesteps: int | None = Field(default=None, ge=2)
-    """Rows of a table of learned timestep embeddings; null computes them from sinusoids."""
+    """Rows of a table of learned timestep embeddings; null computes the embeddings from sinusoids."""
     num_time_embeds: int = Field(default=1, ge=1)
-    """Tokens for the timestep."""
+    """Number of tokens for the timestep."""
     num_image_embeds: int = Field(default=1, ge=1)
-    """Tokens for the noisy image embedding."""
+    """Number of tokens for the noisy image embedding."""
     num_text_embeds: int = Field(default=1, ge=1)
-    """Tokens for the pooled text embedding."""
+    """Number of tokens for the pooled text embedding."""
     self_cond: bool = False
-    """Condition on the last estimate of x0 (Chen et al. 2022); training then takes 1.5 times as long."""
+    """Condition on the last estimate of x0 (Chen et al. 2022); training takes 1.5 times as long."""
     rotary_emb: bool = True
-    """Rotary position embedding besides the relative bias."""
+    """Use rotary position embedding in addition to the relative bias."""
     norm_in: bool = False
-    """A norm of the tokens before the first layer."""
+    """Normalise the tokens before the first layer."""
     norm_out: bool = True
-    """A norm of the prediction after the last layer."""
+    """Normalise the prediction after the last layer."""
     final_proj: bool = True
-    """A projection of the prediction; without it `width` must be the embedding's size."""
+    """Project the prediction; without a projection, `width` must equal the embedding size."""
     normformer: bool = False
-    """A norm inside the feed-forward layers; the model card's choice."""
+    """Normalise inside the feed-forward layers, as LAION's model card does."""
     function_version: str = LATEST_FUNCTION
-    """Release of DALLE2-pytorch whose function is computed; older ones are for imported checkpoints."""
+    """Release of DALLE2-pytorch whose function is computed; older releases are for imported checkpoints."""
 
     @field_validator("function_version")
     @classmethod

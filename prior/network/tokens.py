@@ -1,4 +1,4 @@
-"""What the prior network sees: an embedding, or a timestep, as tokens of its stream.
+"""Input tokens of the prior network: embeddings and timesteps.
 
 Letters: N rows, C width of the stream.
 """
@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 _MAX_PERIOD = 10_000.0
+"""Ratio of the highest to the lowest frequency of the sinusoids; DALLE2-pytorch's."""
 
 
 class Tokens(nn.Module):
-    """An embedding as tokens of the stream: itself where it is one of the stream's width, else projected."""
+    """Projects an embedding to tokens; a single token of the same width is the embedding itself."""
 
     def __init__(self, size: int, width: int, count: int) -> None:
         super().__init__()
@@ -22,12 +23,12 @@ class Tokens(nn.Module):
         self.project = nn.Linear(size, count * width) if count > 1 or size != width else nn.Identity()
 
     def forward(self, embed: torch.Tensor) -> torch.Tensor:
-        """`[B, size]` -> `[B, count, C]`."""
+        """Map `[B, size]` to `[B, count, C]`."""
         return self.project(embed).view(-1, self.count, self.width)  # type: ignore[no-any-return]
 
 
 class TimeTokens(nn.Module):
-    """A timestep as tokens of the stream."""
+    """Maps a timestep to tokens, by a learned table or by sinusoids and a small MLP."""
 
     def __init__(self, width: int, count: int, num_timesteps: int | None, real: bool) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class TimeTokens(nn.Module):
             )  # fmt: skip
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """`[N]` int64 -> `[N, count, C]`."""
+        """Map `[N]` int64 to `[N, count, C]`."""
         if self.table is not None:
             return self.table(timesteps).view(-1, self.count, self.width)  # type: ignore[no-any-return]
         angles = _sinusoid(timesteps, self.width)
@@ -52,7 +53,7 @@ class TimeTokens(nn.Module):
 
 
 def _sinusoid(timesteps: torch.Tensor, width: int) -> torch.Tensor:
-    """Sines, then cosines, of timesteps `[N]` at geometric frequencies from 1 to 1 / 10,000: `[N, C]` float32."""
+    """Return sines, then cosines, of timesteps `[N]` at frequencies from 1 to 1 / 10,000: `[N, C]` float32."""
     steps = torch.arange(width // 2, device=timesteps.device, dtype=torch.float32)
     angles = timesteps.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) / (width // 2 - 1) * steps)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

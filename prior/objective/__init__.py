@@ -1,1 +1,1 @@
-"""The training objective: noise schedule, normaliser, and loss."""
+"""Training objective: noise schedule, normaliser, randomness and loss."""

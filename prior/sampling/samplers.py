@@ -1,7 +1,7 @@
-"""Samplers: free functions that turn noise into embeddings, given a function that estimates x0.
+"""Samplers: functions that turn noise into embeddings, given a function that estimates x0.
 
-They know nothing of networks, text or guidance. `noise` is an iterator of `[N, D]` standard normal tensors, consumed in
-order: first the initial noise, then one for each step that adds noise.
+They do not depend on the network, the text or guidance. `noise` is an iterator of `[N, D]` standard normal tensors,
+consumed in order: first the initial noise, then one tensor for each step that adds noise.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ..objective.schedule import NoiseSchedule
 from .settings import SamplerName
 
 _LEAST_HALF_LOG_SNR = -5.1
-"""Below it an embedding is noise to one part in 27,000."""
+"""Lowest log-SNR, halved, at which a step is spent: there the signal is 1 / 27,000 of the variance."""
 
 
 class Estimate(NamedTuple):
-    """What is known of the clean embeddings at a step."""
+    """Estimate of the clean embeddings at a step."""
 
     x0: torch.Tensor
     """`[N, D]`, clamped if the prior clamps."""
@@ -33,25 +33,28 @@ class Estimate(NamedTuple):
 
 
 EstimateX0 = Callable[[torch.Tensor, torch.Tensor], Estimate]
-"""Takes x_t `[N, D]` and timesteps `[N]`."""
+"""Function of x_t `[N, D]` and timesteps `[N]`."""
 
 Sampler = Callable[[EstimateX0, NoiseSchedule, Iterator[torch.Tensor], list[int]], torch.Tensor]
-"""Takes besides the timesteps to evaluate at, from the noisiest down; returns x0 `[N, D]`."""
+"""Function that samples x0 `[N, D]`; its last argument is the timesteps to evaluate at, noisiest first."""
 
 
 def ddpm(
     estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
 ) -> torch.Tensor:
-    """Ancestral sampling (Ho et al. 2020, arXiv 2006.11239, eq. 7). Every step takes a noise, the last times zero."""
+    """Sample by ancestral steps (Ho et al. 2020, arXiv 2006.11239, eq. 7).
+
+    Every step consumes one noise tensor; the last step multiplies it by zero.
+    """
     x_t = next(noise)
     for index, timestep in enumerate(grid):
         x0 = estimate_x0(x_t, _timesteps(x_t, timestep)).x0
         now = schedule.alpha_bar[timestep]
         after = schedule.alpha_bar[grid[index + 1]] if index + 1 < len(grid) else torch.ones_like(now)
-        kept = now / after
-        mean_x0 = after.sqrt() * (1 - kept) / (1 - now)
-        mean_xt = kept.sqrt() * (1 - after) / (1 - now)
-        deviation = ((1 - kept) * (1 - after) / (1 - now)).sqrt()
+        alpha = now / after
+        mean_x0 = after.sqrt() * (1 - alpha) / (1 - now)
+        mean_xt = alpha.sqrt() * (1 - after) / (1 - now)
+        deviation = ((1 - alpha) * (1 - after) / (1 - now)).sqrt()
         x_t = float(mean_x0) * x0 + float(mean_xt) * x_t + float(deviation) * next(noise)
     return x_t
 
@@ -59,7 +62,7 @@ def ddpm(
 def ddim(
     estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
 ) -> torch.Tensor:
-    """Deterministic sampling (Song et al. 2020, arXiv 2010.02502, eq. 12 with eta 0), one evaluation a step."""
+    """Sample by DDIM with eta 0 (Song et al. 2020, arXiv 2010.02502, eq. 12); one evaluation per step."""
     x_t = next(noise)
     for timestep, after in itertools.pairwise(grid):
         timesteps = _timesteps(x_t, timestep)
@@ -71,9 +74,9 @@ def ddim(
 def dpmsolver_pp(
     estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
 ) -> torch.Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), one evaluation a step.
+    """Sample by DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2); one evaluation per step.
 
-    The last step, to no noise at all, is one of first order, which returns the last estimate.
+    The last step, to zero noise, is of first order and returns the last estimate.
     """
     x_t = next(noise)
     half_log_snr = 0.5 * torch.logit(schedule.alpha_bar)  # -inf at pure noise
@@ -100,9 +103,9 @@ def dalle2_ddim(
     function: FunctionVersion,
     prediction: str,
 ) -> torch.Tensor:
-    """DALLE2-pytorch's sampler (eta 1), number for number, with what each release did differently.
+    """Sample as DALLE2-pytorch does (eta 1), with the same numbers and the differences between releases.
 
-    Its signal shares are those of one timestep earlier than the network is told, in float32.
+    Its signal shares, in float32, belong to the timestep before the one that the network is given.
     """
     x_t = next(noise)
     shares = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alpha_bar[:-1]]).float()
@@ -125,23 +128,22 @@ def dalle2_ddim(
 
 
 def find_sampler(name: SamplerName, function: FunctionVersion, prediction: str) -> Sampler:
-    """The sampler of a name; the function and prediction of a prior matter to DALLE2-pytorch's only."""
+    """Return the sampler of a name; only `dalle2-ddim` depends on the function and prediction of a prior."""
     if name == "dalle2-ddim":
         return functools.partial(dalle2_ddim, function=function, prediction=prediction)
     return {"ddpm": ddpm, "ddim": ddim, "dpmsolver++": dpmsolver_pp}[name]
 
 
 def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: FunctionVersion) -> list[int]:
-    """The timesteps that a sampler evaluates at, from the noisiest down, evenly spaced.
+    """Return the timesteps that a sampler evaluates at, evenly spaced, noisiest first.
 
-    `steps` different ones, all of them where `steps` is `timesteps`; of `dalle2-ddim` those of DALLE2-pytorch, one
-    fewer from release 1.10.3 on.
+    There are `steps` different timesteps. `dalle2-ddim` has those of DALLE2-pytorch: one fewer from release 1.10.3 on.
 
     Raises:
         ValueError: `steps` is out of range.
     """
     fewest, most = 1, timesteps
-    if name == "dalle2-ddim":  # at all timesteps DALLE2-pytorch takes DDPM
+    if name == "dalle2-ddim":  # for all timesteps DALLE2-pytorch uses DDPM
         fewest, most = 2 if function.ddim_ends_at_x0 else 1, timesteps - 1
     if not fewest <= steps <= most:
         raise ValueError(f"steps={steps}: {name} samples this prior in {fewest} to {most} steps")
@@ -155,10 +157,10 @@ def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: Funct
 
 
 def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """`steps` timesteps from the noisiest down, evenly spaced in log-SNR, in which DPM-Solver is of second order.
+    """Return `steps` timesteps evenly spaced in log-SNR, in which DPM-Solver is of second order; noisiest first.
 
-    What noise is left at the last one is replaced by its mean; as the steps of `dpmsolver++` are worth several, it ends
-    where an even grid of four times as many does. Where almost nothing but noise is left, no step is spent.
+    The grid ends where an even grid of four times as many steps does, since one step of `dpmsolver++` is worth several:
+    the noise that remains at its last timestep is replaced by its mean. No step is spent where almost all is noise.
     """
     timesteps = len(schedule)
     last = timesteps - 1 - (min(4 * steps, timesteps) - 1) * timesteps // min(4 * steps, timesteps)
@@ -167,12 +169,12 @@ def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
     grid = [timesteps - 1]
     for index, value in enumerate(torch.linspace(start, float(half_log_snr[last]), steps).tolist()[1:], start=1):
         nearest = int((half_log_snr - value).abs().argmin())
-        grid.append(min(max(nearest, steps - 1 - index), grid[-1] - 1))  # no timestep twice, and enough of them left
+        grid.append(min(max(nearest, steps - 1 - index), grid[-1] - 1))  # no timestep twice, and enough remain
     return grid
 
 
 def sampling_grid(name: SamplerName, schedule: NoiseSchedule, steps: int, function: FunctionVersion) -> list[int]:
-    """The timesteps that a sampler evaluates at: even in log-SNR of `dpmsolver++`, else those of `timestep_grid`.
+    """Return the timesteps that a sampler evaluates at: `log_snr_grid` for `dpmsolver++`, else `timestep_grid`.
 
     Raises:
         ValueError: `steps` is out of range.
@@ -182,7 +184,7 @@ def sampling_grid(name: SamplerName, schedule: NoiseSchedule, steps: int, functi
 
 
 def generator_noise(shape: tuple[int, int], generator: torch.Generator, device: torch.device) -> Iterator[torch.Tensor]:
-    """Endless standard normal `[N, D]` tensors from a generator, drawn where it is."""
+    """Yield standard normal `[N, D]` tensors without end, drawn on the device of the generator."""
     while True:
         yield torch.randn(shape, generator=generator, device=generator.device).to(device)
 
@@ -190,7 +192,9 @@ def generator_noise(shape: tuple[int, int], generator: torch.Generator, device: 
 def seeded_noise(
     seed: int, first: int, texts: int, draws: int, embed_dim: int, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """Endless standard normal `[B * K, D]` tensors; those of a text are a function of the seed and its number alone.
+    """Yield standard normal `[B * K, D]` tensors without end.
+
+    The noise of a text is a function of the seed and the text's number alone.
 
     Args:
         first: number of the first text.

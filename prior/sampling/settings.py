@@ -11,18 +11,18 @@ from ...pipeline.settings import Settings
 SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "dalle2-ddim"]
 GuidanceName = Literal["text", "dalle2"]
 MAX_SEED = 2**63 - 1
-"""Largest seed that all generators in use take."""
+"""Largest seed that all random generators in use accept."""
 
 
 class SampleSettings(Settings):
-    """How embeddings are drawn from a prior."""
+    """Settings of sampling from a prior."""
 
     sampler: SamplerName = "ddim"
-    """`ddpm`: ancestral. `ddim`: deterministic after the first noise. `dpmsolver++`: as good in fewer steps.
-    `dalle2-ddim`: DALLE2-pytorch's."""
+    """Sampler: `ddpm` (ancestral), `ddim` (deterministic after the first noise), `dpmsolver++` (as good in fewer steps)
+    or `dalle2-ddim` (DALLE2-pytorch's)."""
     steps: int = Field(default=64, ge=1)
-    """Network evaluations for one draw; one fewer of `dalle2-ddim`."""
+    """Number of network evaluations per draw; `dalle2-ddim` makes one fewer."""
     guidance_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """1 follows the text as trained; above 1 exaggerates what the text adds; 0 ignores it."""
+    """Weight of the text: 1 follows it as trained, above 1 exaggerates it, 0 ignores it."""
     guidance: GuidanceName = "text"
-    """What the other branch of guidance drops: the text, or the text and the noisy image as DALLE2-pytorch does."""
+    """Inputs that the null branch drops: the text, or (`dalle2`) the text and the noisy image as in DALLE2-pytorch."""

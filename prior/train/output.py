@@ -12,7 +12,7 @@ from ...pipeline.contract.manifest import ShardRecord
 from ...pipeline.contract.storage import Store
 from ..model.config import PriorConfig
 from ..model.folder import TrainState, clear_states, load_state, save_best, save_prior, save_state
-from ..network.network import PriorNetwork
+from ..network.interface import Network
 from ..objective.normaliser import EmbeddingNormaliser
 
 RECORD = "prior"
@@ -63,7 +63,7 @@ class TrainingFolder:
         """Add a line to the log."""
         self._log.append({"step": step, **values, "learning_rate": learning_rate})
 
-    def keep_if_best(self, average: PriorNetwork, step: int, validation_loss: float) -> None:
+    def keep_if_best(self, average: Network, step: int, validation_loss: float) -> None:
         """Keep averaged weights if they did better in validation than all before."""
         if validation_loss < self._best:
             self._best = validation_loss
@@ -76,7 +76,7 @@ class TrainingFolder:
         save_state(self._store, state, self._fingerprint, self._keep)
 
     def publish(
-        self, config: PriorConfig, average: PriorNetwork, normaliser: EmbeddingNormaliser, *, input: str, rows: int
+        self, config: PriorConfig, average: Network, normaliser: EmbeddingNormaliser, *, input: str, rows: int
     ) -> ShardRecord:
         """Write the prior and its record: from here on it exists.
 

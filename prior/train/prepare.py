@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from ..network.network import PriorNetwork
+from ..network.interface import Network
 
 
-def prepare_network(network: PriorNetwork, *, compile: bool = False, activation_checkpointing: bool = False) -> None:
-    """Set a network up for training; its weights, their names and its function stay what they are.
-
-    Layers are compiled one by one, which takes as long for any depth, and for sizes that change from step to step: how
-    many texts are dropped is drawn.
-    """
+def prepare_network(network: Network, *, compile: bool = False, activation_checkpointing: bool = False) -> None:
+    """Set a network up for training; its weights, their names and its function stay the same."""
     network.checkpoint_activations = activation_checkpointing
     if compile:
-        for module in (*network.attention, *network.feed_forward):
-            module.compile(dynamic=True)
+        network.compile_layers()
 
 
 def autocast(dtype: str, device: torch.device) -> torch.autocast:

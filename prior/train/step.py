@@ -14,12 +14,12 @@ import torch.nn.functional as F
 
 from ...pipeline.errors import PriorkitError
 from ...pipeline.read.batches import TrainBatch
-from ...pipeline.read.shuffle import hash_key
 from ..model.config import PriorConfig, build_network, build_normaliser
 from ..model.folder import TrainState, optimiser_tensors, restore_optimiser
-from ..objective.diffusion import Condition, diffusion_loss, step_randomness
+from ..network.interface import Condition
+from ..objective.diffusion import diffusion_loss
+from ..objective.randomness import dropout_seed, step_randomness
 from ..objective.schedule import noise_schedule
-from ..sampling.settings import MAX_SEED
 from .ema import update_ema
 from .optim import build_optimiser, learning_rate
 from .prepare import autocast, prepare_network
@@ -136,8 +136,8 @@ class Learner:
             )  # fmt: skip
 
     def _seed_dropout(self, number: int) -> None:
-        """Dropout is a function of seed, step and rank, so that no generator's state has to be kept."""
-        torch.manual_seed(int(hash_key("dropout", self._settings.seed, number, self._ranks.rank)) & MAX_SEED)
+        """Make dropout a function of seed, step and rank."""
+        torch.manual_seed(dropout_seed(self._settings.seed, number, self._ranks.rank))
 
     def _named(self, rows: np.ndarray) -> list[int]:
         return self._ranks.gather(rows[:_NAMED_ROWS].tolist())[:_NAMED_ROWS]

@@ -12,7 +12,7 @@ from ...pipeline.read.batches import Columns, TrainBatch
 from ...pipeline.read.dataset import EmbeddingBatch, EmbeddingDataset
 from ..model.config import PriorConfig
 from ..model.text_encoder import find_text_encoder
-from ..objective.diffusion import Condition
+from ..network.interface import Condition
 from .settings import TrainSettings
 
 if TYPE_CHECKING:

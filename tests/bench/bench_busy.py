@@ -36,7 +36,7 @@ def train() -> None:
 
     from priorkit.pipeline.read.window import TrainBatch
     from priorkit.prior.model.config import PriorConfig
-    from priorkit.prior.objective.diffusion import Condition
+    from priorkit.prior.network.interface import Condition
     from priorkit.prior.train.ranks import Ranks
     from priorkit.prior.train.step import Learner
     from priorkit.recipes.recipe import load_recipe

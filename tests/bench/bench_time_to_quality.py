@@ -28,8 +28,8 @@ from priorkit.prior.evaluate.settings import EvaluateSettings
 from priorkit.prior.interchange.dalle2_weights import import_prior
 from priorkit.prior.model.config import PriorConfig
 from priorkit.prior.model.prior import Prior
+from priorkit.prior.network.interface import Condition
 from priorkit.prior.network.settings import NetworkSettings
-from priorkit.prior.objective.diffusion import Condition
 from priorkit.prior.train.ranks import Ranks
 from priorkit.prior.train.settings import OptimiserSettings, TrainSettings
 from priorkit.prior.train.step import Learner

@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from dalle2_pytorch import DiffusionPrior, DiffusionPriorNetwork, DiffusionPriorTrainer
 
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
+from priorkit.prior.network.interface import Condition
 from priorkit.prior.network.linear import Linear
 from priorkit.prior.network.network import PriorNetwork
 from priorkit.prior.network.settings import NetworkSettings
-from priorkit.prior.objective.diffusion import Condition, diffusion_loss, step_randomness
+from priorkit.prior.objective.diffusion import diffusion_loss
+from priorkit.prior.objective.randomness import step_randomness
 from priorkit.prior.objective.schedule import noise_schedule
 from priorkit.prior.objective.settings import DiffusionSettings
 from priorkit.prior.train.ema import update_ema

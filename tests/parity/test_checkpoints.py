@@ -40,15 +40,15 @@ def load(checkpoint: Checkpoint, **arguments: object) -> Prior:
 
 
 @each
-def test_outputs_are_upstreams(checkpoint: Checkpoint, weights: str) -> None:
+def test_outputs_equal_upstreams(checkpoint: Checkpoint, weights: str) -> None:
     prior = load(checkpoint, weights=weights)
     assert prior.config.network.function_version == checkpoint.release
     assert relative_error(output(prior, checkpoint), checkpoint.expected(weights)) < TOLERANCE
 
 
 @pytest.mark.parametrize("checkpoint", [c for c in CHECKPOINTS if len(c.weights) == 2], ids=lambda c: c.name)
-def test_the_averaged_weights_are_others_than_the_trained(checkpoint: Checkpoint) -> None:
-    """So that the test above tells one from the other."""
+def test_averaged_and_trained_weights_differ(checkpoint: Checkpoint) -> None:
+    """Otherwise the test above could not distinguish them."""
     difference = np.abs(checkpoint.expected("ema") - checkpoint.expected("online")).max()
     assert difference > 100 * TOLERANCE * np.abs(checkpoint.expected("ema")).max()
 
@@ -62,7 +62,7 @@ def test_a_converted_checkpoint_is_the_same_prior(checkpoint: Checkpoint, weight
 
 
 @pytest.mark.parametrize("name", ["warmup", "cosine", "plain"])
-def test_from_theirs_to_theirs_and_back(name: str, tmp_path: Path) -> None:
+def test_import_and_export_round_trip(name: str, tmp_path: Path) -> None:
     checkpoint = BY_NAME[name]
     arguments = {"config": str(checkpoint.json), "weights": checkpoint.weights[-1]}
     convert(str(checkpoint.pth), str(tmp_path / "again.pth"), **arguments)
@@ -75,7 +75,7 @@ def test_from_theirs_to_theirs_and_back(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["warmup", "cosine", "plain"])
-def test_an_export_holds_what_the_trainer_saves(name: str, tmp_path: Path) -> None:
+def test_an_export_contains_everything_the_trainer_saves(name: str, tmp_path: Path) -> None:
     """Names and shapes of weights, the noise schedule's constants, and the optimiser's groups."""
     checkpoint = BY_NAME[name]
     arguments = {"config": str(checkpoint.json), "weights": "online"}
@@ -105,7 +105,7 @@ def test_releases_differ_on_the_same_weights() -> None:
     assert relative_error(output(older, checkpoint), checkpoint.expected("ema")) > 0.01
 
 
-def test_what_the_trainer_pickled_is_read_as_stand_ins() -> None:
+def test_pickled_classes_are_read_as_stand_ins() -> None:
     for name in ("warmup", "cosine"):
         content = read_pth(str(BY_NAME[name].pth))
         assert isinstance(content["warmup_scheduler"], StandIn)
@@ -114,7 +114,7 @@ def test_what_the_trainer_pickled_is_read_as_stand_ins() -> None:
     assert read_pth(str(BY_NAME["laion"].pth))["samples_seen"] == 20
 
 
-def test_a_clip_of_openai_is_where_open_clip_has_it() -> None:
+def test_openais_clip_is_named_as_in_open_clip() -> None:
     named, unnamed = load(BY_NAME["warmup"]), load(BY_NAME["cosine"])
     assert named.config.clip_settings == {"model": "ViT-L-14", "pretrained": "openai"}
     assert unnamed.config.clip_settings == {}
@@ -127,7 +127,7 @@ def test_a_checkpoint_without_averaged_weights_says_so() -> None:
 
 
 @pytest.mark.parametrize("key", ["ema_model", "ema"])
-def test_either_copy_of_the_averaged_weights_will_do(key: str, tmp_path: Path) -> None:
+def test_either_copy_of_the_averaged_weights_is_read(key: str, tmp_path: Path) -> None:
     checkpoint = BY_NAME["warmup"]
     content = read_pth(str(checkpoint.pth))
     kept = {"version": "1.15.6", key: content[key]}
@@ -174,7 +174,7 @@ def test_settings_of_another_checkpoint_are_named(change: dict, named: str, tmp_
         load_prior(str(checkpoint.pth), config=str(tmp_path / "other.json"))
 
 
-def test_rotary_embedding_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_rotary_embedding_is_named(tmp_path: Path) -> None:
     checkpoint = BY_NAME["cosine"]
     changed = {**checkpoint.prior, "net": {**checkpoint.prior["net"], "rotary_emb": True}}
     (tmp_path / "other.json").write_text(json.dumps(changed))

@@ -1,4 +1,4 @@
-"""Our network, objective and samplers against what releases of DALLE2-pytorch computed, by way of our import."""
+"""Network, objective and samplers against outputs of DALLE2-pytorch's releases, through the import."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from priorkit.prior.interchange.dalle2_settings import parse_config, to_prior_co
 from priorkit.prior.interchange.dalle2_weights import import_prior
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.function_version import FunctionVersion
-from priorkit.prior.objective.diffusion import Condition, StepRandomness, diffusion_loss
+from priorkit.prior.network.interface import Condition
+from priorkit.prior.objective.diffusion import diffusion_loss
+from priorkit.prior.objective.randomness import StepRandomness
 from priorkit.prior.sampling.settings import SampleSettings
 
 from .goldens import Golden, load_goldens
@@ -28,14 +30,14 @@ by_name = functools.partial(pytest.mark.parametrize, "golden", ids=lambda golden
 
 
 def imported(golden: Golden) -> Prior:
-    """The prior that our import makes of a golden's configuration and weights."""
+    """Import the prior of a golden."""
     config = parse_config({"net": golden.network, **golden.prior}, golden.name)
     state = {name: torch.from_numpy(np.array(value)) for name, value in golden.state_dict().items()}
     return import_prior(state, to_prior_config(config, FunctionVersion.parse(golden.release), golden.name), golden.name)
 
 
 def condition(golden: Golden, prior: Prior) -> Condition:
-    """A golden's text; token states are dropped as upstream drops them, where it is not conditioned on them."""
+    """Text of a golden; token states are zero, as upstream makes them, if the golden does not use them."""
     encodings = golden.text_encodings
     states = None if encodings is None or not prior.network.takes_token_states else torch.from_numpy(encodings)
     if prior.network.takes_token_states and states is None:
@@ -44,7 +46,7 @@ def condition(golden: Golden, prior: Prior) -> Condition:
 
 
 def relative_error(found: torch.Tensor, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest value."""
+    """Return the largest difference, relative to the largest value."""
     reference = torch.as_tensor(expected)
     return float((found - reference).abs().max() / reference.abs().max())
 
@@ -102,7 +104,7 @@ def test_samples(golden: Golden, sampler: str) -> None:
     assert relative_error(draws, golden.expected[sampler]) < allowed
 
 
-def test_enough_goldens_are_held_to_the_plain_tolerance() -> None:
+def test_most_goldens_use_the_plain_tolerance() -> None:
     plain = collections.Counter(
         golden.release for golden in GOLDENS if max(golden.amplification.values(), default=0.0) <= WELL_CONDITIONED
     )

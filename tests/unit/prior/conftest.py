@@ -58,7 +58,7 @@ def make_config() -> MakeConfig:
 
 @pytest.fixture
 def make_network(make_config: MakeConfig) -> MakeNetwork:
-    """Builds a small network in which no parameter is without effect; takes what `make_config` does."""
+    """Builds a small network in which every parameter has an effect; takes the arguments of `make_config`."""
 
     def make(*args: Any, dtype: torch.dtype = torch.float64, **settings: Any) -> PriorNetwork:
         return randomise(build_network(make_config(*args, **settings)).to(dtype).eval())
@@ -68,7 +68,7 @@ def make_network(make_config: MakeConfig) -> MakeNetwork:
 
 @pytest.fixture
 def make_prior(make_config: MakeConfig) -> MakePrior:
-    """Builds a small prior in which no parameter is without effect; takes what `make_config` does."""
+    """Builds a small prior in which every parameter has an effect; takes the arguments of `make_config`."""
 
     def make(*args: Any, **settings: Any) -> Prior:
         config = make_config(*args, **settings)
@@ -79,5 +79,5 @@ def make_prior(make_config: MakeConfig) -> MakePrior:
 
 @pytest.fixture
 def small_prior(make_prior: MakePrior) -> Prior:
-    """A prior of random weights without token states."""
+    """A prior with random weights and without token states."""
     return make_prior()

@@ -1,6 +1,6 @@
-"""The prior network and its deterministic sampler written out in float64: no cache, no packing, no sharing.
+"""Reference implementation of the prior network and DDIM in float64: no cache, no packing, no sharing.
 
-Every token of a text stands in one sequence under one causal mask, for every draw and every step anew.
+Every token of a text stands in one sequence under one causal mask, repeated for every draw and every step.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from priorkit.prior.network.settings import NetworkSettings
 
 @dataclass(frozen=True)
 class Release:
-    """What a release of DALLE2-pytorch computes, by hand from its source."""
+    """Properties of a release of DALLE2-pytorch, read from its source."""
 
     attention: Literal["dot", "cosine"]
     self_cond: Literal["none", "zeros", "for query", "before query"]
     drop: Literal["nothing", "tokens", "text"]
-    """What is replaced where the text is dropped: `tokens` keeps the pooled text."""
+    """Replaced part of a dropped text; `tokens` keeps the pooled text."""
     sinusoids: Literal["integer", "real"]
 
 
@@ -44,7 +44,7 @@ RELEASES = {
 
 
 class Text(NamedTuple):
-    """Texts as a network takes them."""
+    """Input texts of a network."""
 
     embed: torch.Tensor
     """`[B, D]`."""
@@ -52,13 +52,13 @@ class Text(NamedTuple):
     """`[B, T', W]`, padded with zeros."""
 
     def repeat(self, draws: int) -> Text:
-        """Each of them `draws` times, side by side."""
+        """Repeat each text `draws` times, side by side."""
         states = None if self.states is None else self.states.repeat_interleave(draws, 0)
         return Text(self.embed.repeat_interleave(draws, 0), states)
 
 
 def randomise(network: PriorNetwork, seed: int = 3) -> PriorNetwork:
-    """Give every parameter a value that shows in the output: gains near 1, matrices that keep the norm."""
+    """Give every parameter a value that affects the output: gains near 1, matrices that preserve the norm."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -86,7 +86,7 @@ def single_pass(
     drop_image: torch.Tensor | None = None,
     self_cond: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The prediction `[N, D]` for noisy embeddings `[N, D]` at timesteps `[N]`, each with a text of its own."""
+    """Predict `[N, D]` for noisy embeddings `[N, D]` at timesteps `[N]`, with one text each."""
     weights = {name: value.detach().double() for name, value in network.state_dict().items()}
     release, nobody = RELEASES[settings.function_version], torch.zeros(len(noisy), dtype=torch.bool)
     no_text = nobody if drop_text is None else drop_text
@@ -94,7 +94,7 @@ def single_pass(
     assert release.drop != "nothing" or not (no_text.any() or no_image.any())
 
     def embedded(name: str, embed: torch.Tensor) -> list[torch.Tensor]:
-        """An embedding as one or more tokens."""
+        """Project an embedding to one or more tokens."""
         if f"{name}.project.weight" in weights:
             embed = weights[f"{name}.project.weight"] @ embed.double() + weights[f"{name}.project.bias"]
         return list(embed.double().view(-1, settings.width))
@@ -171,7 +171,7 @@ def uncached_ddim(
     scale: float,
     guidance: str,
 ) -> torch.Tensor:
-    """Unit embeddings `[N, D]` from noise `[N, D]` of a prior that predicts x0, by DDIM on the cosine schedule.
+    """Sample unit embeddings `[N, D]` from noise `[N, D]` by DDIM, for a prior that predicts x0 on the cosine schedule.
 
     Args:
         grid: timesteps to evaluate at, of `timesteps`.
@@ -185,7 +185,7 @@ def uncached_ddim(
         )  # fmt: skip
         if index + 1 == len(grid):
             break
-        # coefficients in float32, as those of a schedule: small networks that are fed their own predictions blow it up
+        # coefficients in float32, as those of a schedule: small random networks amplify the difference
         shares = torch.tensor([alpha_bar[timestep], alpha_bar[grid[index + 1]]], dtype=torch.float64)
         (signal, signal_after), (sigma, sigma_after) = shares.sqrt().float(), (1 - shares).sqrt().float()
         x = signal_after * x0 + sigma_after * (x - signal * x0) / sigma
@@ -194,7 +194,7 @@ def uncached_ddim(
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, relative to the largest value."""
+    """Return the largest difference, relative to the largest value."""
     found, expected = found.detach().double(), expected.detach()
     return float((found - expected).abs().max() / expected.abs().max())
 
@@ -220,7 +220,7 @@ def _time_tokens(weights: Weights, settings: NetworkSettings, release: Release, 
 
 
 def _transformer(weights: Weights, settings: NetworkSettings, release: Release, stream: torch.Tensor) -> torch.Tensor:
-    """Tokens `[N, L, C]` -> what the last of them becomes, `[N, D]`."""
+    """Run tokens `[N, L, C]` through all layers; return the output at the last token, `[N, D]`."""
 
     def norm(name: str, values: torch.Tensor) -> torch.Tensor:
         centred = values - values.mean(-1, keepdim=True)
@@ -262,14 +262,14 @@ def _transformer(weights: Weights, settings: NetworkSettings, release: Release, 
 
 
 def _bucket(distance: int) -> int:
-    """T5's, causal: 16 exact ones, then 16 in even steps of the logarithm up to 128."""
+    """T5's causal buckets: 16 exact ones, then 16 logarithmic ones up to 128."""
     if distance < 16:
         return distance
     return min(16 + int(math.log(distance / 16) / math.log(128 / 16) * 16), 31)
 
 
 def _rotated(x: torch.Tensor) -> torch.Tensor:
-    """Pairs of neighbours among the first 32 coordinates of `[N, L, A]` as complex numbers, turned by their place."""
+    """Rotate neighbouring pairs of the first 32 coordinates of `[N, L, A]` by their position."""
     size = min(32, x.shape[-1])
     angles = torch.tensor(
         [[place / 10_000 ** (pair / size) for pair in range(0, size, 2)] for place in range(x.shape[1])]

@@ -1,4 +1,4 @@
-"""What a prior's config refuses, and what is built of it; how priors may be sampled is tested by sampling them."""
+"""Checks of a prior's config and of sampling settings, and construction of the network and normaliser."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from priorkit.pipeline.errors import SettingsError
-from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
+from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser, check_sampling
+from priorkit.prior.sampling.settings import SampleSettings
 
 MakeConfig = Callable[..., PriorConfig]
 
@@ -25,7 +26,30 @@ def test_a_network_that_cannot_be_built_is_named(make_config: MakeConfig) -> Non
         build_network(make_config(final_proj=False))
 
 
-def test_build_normaliser_takes_the_settings(make_config: MakeConfig) -> None:
+def test_build_normaliser_uses_the_settings(make_config: MakeConfig) -> None:
     assert build_normaliser(make_config(diffusion={"embed_scale": 2.5})).radius == 2.5
     whiten = build_normaliser(make_config(diffusion={"normaliser": "whiten"}))
     assert torch.equal(whiten.to_network, torch.eye(8))
+
+
+@pytest.mark.parametrize(
+    ("release", "takes_token_states", "guidance", "allowed"),
+    [
+        ("1.15.6", False, "text", True),
+        ("1.10.4", False, "text", True),
+        ("1.10.3", False, "text", False),
+        ("1.10.3", True, "text", True),
+        ("1.10.3", False, "dalle2", True),
+        ("1.8.4", True, "dalle2", False),
+    ],
+)
+def test_guidance_needs_a_branch_that_was_trained(
+    make_config: MakeConfig, release: str, takes_token_states: bool, guidance: str, allowed: bool
+) -> None:
+    config = make_config(function_version=release)
+    sample = SampleSettings(steps=4, guidance_scale=2.0, guidance=guidance)
+    if allowed:
+        assert check_sampling(config.network, takes_token_states, config.diffusion, sample) == [99, 74, 49, 24]
+    else:
+        with pytest.raises(SettingsError, match=f"dalle2-pytorch {release}"):
+            check_sampling(config.network, takes_token_states, config.diffusion, sample)

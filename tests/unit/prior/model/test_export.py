@@ -1,4 +1,4 @@
-"""Samples as files."""
+"""Samples in `.npy` and `.safetensors` files."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ def test_no_rows(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_view_and_other_precisions_are_written_as_they_look(tmp_path: Path, name: str) -> None:
+def test_views_and_other_precisions_are_written_by_value(tmp_path: Path, name: str) -> None:
     view = torch.randn(8, 10).T[::2]
     write(tmp_path / name, view, view.double(), view.bfloat16(), view.clone().requires_grad_().detach())
     expected = torch.cat([view, view, view.bfloat16().float(), view])
     assert np.array_equal(read(tmp_path / name), expected.numpy())
 
 
-def test_a_relative_path_is_one_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(Path("a.npy"), EMBEDS)
     assert (tmp_path / "a.npy").is_file()
@@ -99,7 +99,7 @@ def test_an_older_file_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_what_fails_leaves_no_file_and_keeps_an_older_one(
+def test_a_failure_leaves_no_new_file_and_keeps_an_older_one(
     tmp_path: Path, name: str, error: type[BaseException]
 ) -> None:
     def fail() -> None:
@@ -142,6 +142,6 @@ def test_a_folder_is_refused_before_any_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/a.npy", "memory://a.npy"])
-def test_a_remote_file_is_refused_and_not_taken_for_a_folder(path: str) -> None:
+def test_a_remote_file_is_refused(path: str) -> None:
     with pytest.raises(SettingsError, match="give a local file"):
         check_output(Path(path))

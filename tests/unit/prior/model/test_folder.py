@@ -1,4 +1,4 @@
-"""What a prior's folder holds, bit for bit, and what is said when it is damaged."""
+"""Content of a prior's folder, bit for bit, and messages for damaged folders."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def saved(config: PriorConfig, tmp_path: Path) -> tuple[Path, PriorNetwork]:
     return tmp_path, network
 
 
-def test_a_prior_comes_back_bit_for_bit(saved: tuple[Path, PriorNetwork], config: PriorConfig) -> None:
+def test_a_prior_is_restored_bit_for_bit(saved: tuple[Path, PriorNetwork], config: PriorConfig) -> None:
     folder, network = saved
     prior = load_folder(str(folder))
     assert prior.config == config
@@ -92,14 +92,14 @@ def test_a_prior_on_a_remote_store(config: PriorConfig) -> None:
 
 
 def fitted(config: PriorConfig) -> EmbeddingNormaliser:
-    """A normaliser with statistics of its own."""
+    """A normaliser with fitted statistics."""
     normaliser = build_normaliser(config)
     normaliser.fit(torch.randn(100, 8, generator=torch.Generator().manual_seed(4)) + 1)
     return normaliser
 
 
 @pytest.mark.parametrize("kind", ["sqrt_dim", "standardise", "whiten"])
-def test_the_normaliser_comes_back_too(make_prior: MakePrior, tmp_path: Path, kind: str) -> None:
+def test_the_normaliser_is_restored(make_prior: MakePrior, tmp_path: Path, kind: str) -> None:
     prior = make_prior(diffusion={"normaliser": kind})
     prior.normaliser.load_state_dict(fitted(prior.config).state_dict())
     save_prior(Store(str(tmp_path)).create, prior.config, prior.network, prior.normaliser)
@@ -122,7 +122,7 @@ def test_the_normaliser_comes_back_too(make_prior: MakePrior, tmp_path: Path, ki
         {"text_dim": 12, "final_proj": False, "embed_dim": 16, "norm_out": False},
     ],
 )
-def test_every_switch_comes_back(make_prior: MakePrior, tmp_path: Path, switches: dict[str, Any]) -> None:
+def test_every_switch_is_restored(make_prior: MakePrior, tmp_path: Path, switches: dict[str, Any]) -> None:
     prior = make_prior(**switches)
     save_prior(Store(str(tmp_path)).create, prior.config, prior.network, prior.normaliser)
     loaded = load_folder(str(tmp_path))
@@ -132,7 +132,7 @@ def test_every_switch_comes_back(make_prior: MakePrior, tmp_path: Path, switches
 
 
 def test_a_prior_that_has_sampled_is_saved_as_before(make_prior: MakePrior, tmp_path: Path) -> None:
-    """Packed weights and constants of guidance are no part of it."""
+    """Packed weights and constants of guidance are not saved."""
     prior = make_prior(4)
     for name in ("before", "after"):
         save_prior(Store(str(tmp_path / name)).create, prior.config, prior.network, prior.normaliser)
@@ -146,11 +146,11 @@ def refused(folder: Path, message: str) -> None:
         load_folder(str(folder))
 
 
-@pytest.mark.parametrize("kept", [0, 4, 8, 100, -1])
-def test_truncated_weights_are_named(saved: tuple[Path, PriorNetwork], kept: int) -> None:
+@pytest.mark.parametrize("size", [0, 4, 8, 100, -1])
+def test_truncated_weights_are_named(saved: tuple[Path, PriorNetwork], size: int) -> None:
     folder, _ = saved
     weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:kept])
+    weights.write_bytes(weights.read_bytes()[:size])
     refused(folder, r"model\.safetensors is not a whole safetensors file")
 
 
@@ -224,13 +224,13 @@ def test_a_wrong_config_is_named(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\xfe"])
-def test_a_config_that_is_none_is_named(saved: tuple[Path, PriorNetwork], content: bytes) -> None:
+def test_a_file_that_is_no_config_is_named(saved: tuple[Path, PriorNetwork], content: bytes) -> None:
     folder, _ = saved
     (folder / "config.json").write_bytes(content)
     refused(folder, r"config\.json")
 
 
-def test_no_prior_says_what_to_run(tmp_path: Path) -> None:
+def test_a_missing_prior_names_the_command(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "nowhere: no prior is there .*run `priorkit train`")
     refused(tmp_path, "no prior is there")
     (tmp_path / "file").touch()
@@ -238,7 +238,7 @@ def test_no_prior_says_what_to_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_half_a_prior_is_none(saved: tuple[Path, PriorNetwork], name: str) -> None:
+def test_half_a_prior_is_no_prior(saved: tuple[Path, PriorNetwork], name: str) -> None:
     folder, _ = saved
     (folder / name).unlink()
     refused(folder, "no prior is there")
@@ -267,7 +267,7 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path))
 
 
-def test_a_state_comes_back_bit_for_bit(store: Store, config: PriorConfig) -> None:
+def test_a_state_is_restored_bit_for_bit(store: Store, config: PriorConfig) -> None:
     network = build_network(config)
     state = state_of(network, 7)
     save_state(store, state, "settings", keep=2)
@@ -281,7 +281,7 @@ def test_a_state_comes_back_bit_for_bit(store: Store, config: PriorConfig) -> No
     assert len(loaded.optimiser) == 3 * len(list(network.parameters()))
 
 
-def test_a_restored_optimiser_goes_on_as_the_old_one(store: Store, config: PriorConfig) -> None:
+def test_a_restored_optimiser_continues_like_the_old_one(store: Store, config: PriorConfig) -> None:
     network = build_network(config)
     optimiser = build_optimiser(network, OptimiserSettings())
 
@@ -323,7 +323,7 @@ def state_files(store: Store) -> list[int]:
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_the_newest_are_kept(store: Store, config: PriorConfig, keep: int) -> None:
+def test_the_newest_states_stay(store: Store, config: PriorConfig, keep: int) -> None:
     network = build_network(config)
     for step in (5, 10, 100, 1000):
         save_state(store, state_of(network, step), "settings", keep=keep)
@@ -341,8 +341,8 @@ def test_states_of_other_settings_are_ignored(store: Store, config: PriorConfig)
     assert load_state(store, "none") is None
 
 
-def test_leftover_states_of_other_settings_do_not_push_out_new_ones(store: Store, config: PriorConfig) -> None:
-    """What a kill in the middle of `overwrite` leaves: later steps of a training that is no more."""
+def test_leftover_states_of_other_settings_do_not_displace_new_ones(store: Store, config: PriorConfig) -> None:
+    """A kill during `overwrite` leaves later steps of a discarded training."""
     network = build_network(config)
     for step in (800, 900):
         save_state(store, state_of(network, step), "old", keep=2)
@@ -353,7 +353,7 @@ def test_leftover_states_of_other_settings_do_not_push_out_new_ones(store: Store
     assert state_files(store) == [50]
 
 
-def test_no_state_is_none_and_clearing_removes_all(store: Store, config: PriorConfig) -> None:
+def test_clearing_removes_all_states(store: Store, config: PriorConfig) -> None:
     assert load_state(store, "settings") is None
     save_state(store, state_of(build_network(config), 5), "settings", keep=2)
     clear_states(store)
@@ -368,15 +368,15 @@ def test_a_state_needs_no_pickle(store: Store, config: PriorConfig, tmp_path: Pa
         assert json.loads(file.metadata()["priorkit"]) == {"step": 5, "settings": "settings"}
 
 
-@pytest.mark.parametrize("kept", [0, 50, -1])
-def test_a_truncated_state_is_named(store: Store, config: PriorConfig, tmp_path: Path, kept: int) -> None:
+@pytest.mark.parametrize("size", [0, 50, -1])
+def test_a_truncated_state_is_named(store: Store, config: PriorConfig, tmp_path: Path, size: int) -> None:
     save_state(store, state_of(build_network(config), 5), "settings", keep=2)
     path = tmp_path / "state/step_000000005.safetensors"
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(InputError, match=r"step_000000005\.safetensors is not a whole safetensors file"):
         load_state(store, "settings")
 
 
-def test_a_prior_whose_training_has_not_ended_says_so(store: Store, config: PriorConfig, tmp_path: Path) -> None:
+def test_an_unfinished_training_is_named(store: Store, config: PriorConfig, tmp_path: Path) -> None:
     save_state(store, state_of(build_network(config), 5), "settings", keep=2)
     refused(tmp_path, "its training has not ended, 5 steps are done; the same `priorkit train` command goes on")

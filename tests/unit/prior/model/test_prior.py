@@ -1,4 +1,4 @@
-"""What `Prior.sample` promises, on networks of random weights."""
+"""`Prior.sample` on networks with random weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from priorkit.pipeline.errors import InputError, SettingsError
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.model.prior import SAMPLE_BATCH, Prior, nearest_to_text
+from priorkit.prior.network.interface import Condition
 from priorkit.prior.network.layers import LayerNorm
 from priorkit.prior.network.linear import Linear
-from priorkit.prior.objective.diffusion import Condition, diffusion_loss, step_randomness
+from priorkit.prior.objective.diffusion import diffusion_loss
+from priorkit.prior.objective.randomness import step_randomness
 from priorkit.prior.sampling.settings import SampleSettings
 
 MakeConfig = Callable[..., PriorConfig]
@@ -65,7 +67,7 @@ def test_text_and_token_states_condition_the_sample(make_prior: MakePrior) -> No
         assert (once - other).abs().amax(dim=1).min() > 1e-3
 
 
-def test_a_prior_without_token_states_leaves_them_alone(make_prior: MakePrior) -> None:
+def test_a_prior_without_token_states_ignores_them(make_prior: MakePrior) -> None:
     prior = make_prior()
     given = prior.sample(text_embed=text(), token_states=states(), steps=3)
     assert torch.equal(given, prior.sample(text_embed=text(), steps=3))
@@ -73,7 +75,7 @@ def test_a_prior_without_token_states_leaves_them_alone(make_prior: MakePrior) -
     assert make_prior(4, token_width=None).token_states_used == 0
 
 
-def test_text_of_another_encoder_may_be_of_another_size(make_prior: MakePrior) -> None:
+def test_text_of_another_encoder_may_have_another_size(make_prior: MakePrior) -> None:
     prior = make_prior(text_dim=12)
     drawn = prior.sample(text_embed=text(size=12), steps=3, num_candidates=2)
     assert drawn.shape == (3, 8)
@@ -83,7 +85,7 @@ def test_text_of_another_encoder_may_be_of_another_size(make_prior: MakePrior) -
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmsolver++"])
 @pytest.mark.parametrize("guidance", ["text", "dalle2"])
-def test_guidance_of_one_is_no_guidance_and_text_guidance_of_zero_ignores_the_text(
+def test_guidance_of_1_has_no_effect_and_text_guidance_of_0_ignores_the_text(
     make_prior: MakePrior, sampler: Any, guidance: Any
 ) -> None:
     prior = make_prior(4)
@@ -112,7 +114,7 @@ def test_a_schedule_that_begins_with_pure_noise_gives_finite_samples(
 # randomness
 
 
-def test_noise_and_a_generator_take_the_place_of_the_seed(make_prior: MakePrior) -> None:
+def test_noise_and_a_generator_replace_the_seed(make_prior: MakePrior) -> None:
     prior = make_prior()
     by_generator = [
         prior.sample(text_embed=text(), steps=4, seed=seed, generator=torch.Generator().manual_seed(7))
@@ -127,7 +129,7 @@ def test_noise_and_a_generator_take_the_place_of_the_seed(make_prior: MakePrior)
     assert torch.equal(by_seed, prior.sample(text_embed=text()[:1], steps=4, noise=[torch.from_numpy(philox)]))
 
 
-def test_a_generator_goes_on_where_it_was(make_prior: MakePrior) -> None:
+def test_a_generator_continues_from_its_state(make_prior: MakePrior) -> None:
     prior, generator = make_prior(), torch.Generator().manual_seed(7)
     first, second = (prior.sample(text_embed=text(), steps=4, generator=generator) for _ in range(2))
     assert not torch.equal(first, second)
@@ -164,7 +166,7 @@ def test_many_captions_are_sampled_in_batches(make_prior: MakePrior, monkeypatch
     torch.testing.assert_close(alone, whole[last], rtol=1e-3, atol=1e-4)
 
 
-def test_prompts_are_encoded_in_batches_too(make_prior: MakePrior) -> None:
+def test_prompts_are_encoded_in_batches(make_prior: MakePrior) -> None:
     prior, sizes = make_prior(), []
 
     class Encoder:
@@ -177,7 +179,7 @@ def test_prompts_are_encoded_in_batches_too(make_prior: MakePrior) -> None:
     assert sizes == [SAMPLE_BATCH, 1]
 
 
-def test_given_noise_is_of_all_captions_at_once(make_prior: MakePrior) -> None:
+def test_given_noise_covers_all_captions(make_prior: MakePrior) -> None:
     prior, count = make_prior(), SAMPLE_BATCH + 3
     noise = text(count, seed=9)
     whole = prior.sample(text_embed=text(count), steps=2, noise=[noise])
@@ -185,7 +187,7 @@ def test_given_noise_is_of_all_captions_at_once(make_prior: MakePrior) -> None:
     torch.testing.assert_close(whole[-3:], part, rtol=1e-3, atol=1e-4)
 
 
-def test_no_captions_are_no_samples(make_prior: MakePrior) -> None:
+def test_no_captions_give_no_samples(make_prior: MakePrior) -> None:
     assert make_prior().sample([], steps=2).shape == (0, 8)
     assert make_prior().sample(text_embed=text(0), steps=2).shape == (0, 8)
 
@@ -194,7 +196,7 @@ def test_no_captions_are_no_samples(make_prior: MakePrior) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_best_of_n_is_the_draw_nearest_to_its_text(make_prior: MakePrior, count: int) -> None:
+def test_the_candidate_nearest_to_its_text_is_returned(make_prior: MakePrior, count: int) -> None:
     prior, noise = make_prior(), text(3 * count, seed=3)
     draws = prior.draw(text(), None, count, SampleSettings(steps=4), iter([noise]))
     assert draws.shape == (3, count, 8)
@@ -205,7 +207,7 @@ def test_best_of_n_is_the_draw_nearest_to_its_text(make_prior: MakePrior, count:
         assert torch.equal(best[row], draws[row, cosine.argmax()])
 
 
-def test_numpy_arrays_are_texts_too(make_prior: MakePrior) -> None:
+def test_numpy_arrays_are_accepted(make_prior: MakePrior) -> None:
     prior = make_prior()
     array = text().numpy().astype(np.float16)
     array.flags.writeable = False
@@ -213,22 +215,22 @@ def test_numpy_arrays_are_texts_too(make_prior: MakePrior) -> None:
     assert torch.equal(found, prior.sample(text_embed=torch.tensor(array), steps=4))
 
 
-def test_nearest_is_by_direction() -> None:
+def test_nearest_compares_directions() -> None:
     draws = torch.tensor([[[5.0, 5.0], [0.1, 0.0], [-9.0, 0.0]]])
     assert nearest_to_text(draws, torch.tensor([[2.0, 0.0]])).tolist() == [[pytest.approx(0.1), 0.0]]
     assert nearest_to_text(draws, torch.tensor([[1.0, 0.0, 0.0]])).tolist() == [[5.0, 5.0]]
 
 
 @every_sampler
-def test_candidates_of_one_prefix_are_runs_of_their_own(make_prior: MakePrior, sampler: Any) -> None:
+def test_candidates_of_one_prefix_equal_separate_runs(make_prior: MakePrior, sampler: Any) -> None:
     prior, settings = make_prior(4), SampleSettings(steps=3, sampler=sampler, guidance_scale=2.0)
     noise = [text(6, seed=seed) for seed in range(4)]
     draws = prior.draw(text(), states(), 2, settings, iter(noise))
     for row in range(3):
         for candidate in range(2):
             only = slice(2 * row + candidate, 2 * row + candidate + 1)
-            mine = iter([value[only] for value in noise])
-            alone = prior.draw(text()[row : row + 1], states()[row : row + 1], 1, settings, mine)
+            noise_of_draw = iter([value[only] for value in noise])
+            alone = prior.draw(text()[row : row + 1], states()[row : row + 1], 1, settings, noise_of_draw)
             torch.testing.assert_close(draws[row, candidate], alone[0, 0], rtol=1e-3, atol=1e-4)
 
 
@@ -237,7 +239,7 @@ def test_candidates_of_one_prefix_are_runs_of_their_own(make_prior: MakePrior, s
 
 @pytest.mark.parametrize("normaliser", ["sqrt_dim", "standardise", "whiten"])
 def test_samples_are_decoded(make_prior: MakePrior, normaliser: str) -> None:
-    """A network that says the same whatever it is given: x0 comes back as it was before it was encoded."""
+    """The network returns a constant x0; the sample is the embedding that encodes to it."""
     prior = make_prior(diffusion={"normaliser": normaliser, "output_norm": "none"}, norm_out=False, final_proj=True)
     prior.normaliser.fit(text(500, seed=4) + 1)
     image = F.normalize(text(1, seed=8), dim=-1)
@@ -292,8 +294,10 @@ def test_init_clamp_scales_the_first_noise_alone(
 
 
 def trained(prior: Prior, steps: int = 150) -> Prior:
-    """The prior after some training to turn texts into images; random networks that are fed their own predictions
-    blow rounding up, trained ones pull towards the data."""
+    """Train a prior a little to map texts to images.
+
+    Random networks amplify rounding from step to step; trained networks contract towards the data.
+    """
     schedule, diffusion = prior.schedule, prior.config.diffusion
     turn = torch.linalg.qr(text(16, seed=77, size=16))[0]
     optimiser = torch.optim.AdamW(prior.network.parameters(), lr=3e-3)
@@ -310,7 +314,7 @@ def trained(prior: Prior, steps: int = 150) -> Prior:
     return prior
 
 
-def test_bfloat16_is_near_to_float32(make_prior: MakePrior) -> None:
+def test_bfloat16_is_close_to_float32(make_prior: MakePrior) -> None:
     prior = trained(make_prior(width=32, embed_dim=16, norm_in=True))
     weights = {name: value.clone() for name, value in prior.network.state_dict().items()}
     given = [{"text_embed": text(32, seed=-1, size=16), "steps": 16, "guidance_scale": scale} for scale in (1.0, 3.0)]
@@ -335,13 +339,13 @@ def test_bfloat16_is_near_to_float32(make_prior: MakePrior) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "fp32", "float64", ""])
-def test_unknown_types_are_named(make_prior: MakePrior, dtype: str) -> None:
+def test_unknown_dtypes_are_named(make_prior: MakePrior, dtype: str) -> None:
     with pytest.raises(SettingsError, match=f"dtype='{dtype}': known are float32, bfloat16"):
         make_prior().to(dtype=dtype)
 
 
 @pytest.mark.parametrize("device", ["tpux", "cuda:99"])
-def test_devices_that_are_not_there_are_named(make_prior: MakePrior, device: str) -> None:
+def test_missing_devices_are_named(make_prior: MakePrior, device: str) -> None:
     with pytest.raises(SettingsError, match=f"device='{device}': "):
         make_prior().to(device)
 
@@ -375,7 +379,7 @@ def test_a_prior_can_be_copied_pickled_and_trained_after_sampling(make_prior: Ma
     assert torch.equal(after, twin.sample(**given))
 
 
-def test_sampling_leaves_no_gradient_and_no_training_mode(make_prior: MakePrior) -> None:
+def test_samples_have_no_gradient_and_the_network_is_in_eval_mode(make_prior: MakePrior) -> None:
     prior = make_prior(attn_dropout=0.5)
     assert not prior.network.training
     drawn = prior.sample(text_embed=text().requires_grad_(), steps=2)
@@ -388,7 +392,7 @@ def test_sampling_leaves_no_gradient_and_no_training_mode(make_prior: MakePrior)
 
 
 class FakeText:
-    """What the text tower gives for two captions of 2 and 4 tokens."""
+    """Output of a text tower for two captions of 2 and 4 tokens."""
 
     text_embed = text(2)
     token_states = states(2).reshape(-1, 6)[:6]
@@ -410,7 +414,7 @@ def test_prompts_are_encoded_by_the_priors_own_clip(make_prior: MakePrior) -> No
     assert torch.equal(prior.sample(["a corgi", "a cat with a hat"], steps=3), expected)
 
 
-def test_a_prior_that_names_no_clip_says_so(make_config: MakeConfig) -> None:
+def test_a_prior_without_a_named_clip_says_so(make_config: MakeConfig) -> None:
     config = make_config().model_copy(update={"clip_settings": {}})
     with pytest.raises(InputError, match=r"does not say which CLIP .*text_embed=.*--clip"):
         Prior(config, build_network(config), build_normaliser(config)).sample(["a"], steps=2)
@@ -456,7 +460,7 @@ def test_bad_arguments_are_named(make_prior: MakePrior, given: dict[str, Any], m
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, "give token_states besides text_embed"),
+        (None, "give token_states in addition to text_embed"),
         (states(2), "token_states are of 2 texts, text_embed of 3"),
         (torch.zeros(3, 4, 7), r"token_states have shape \[3, 4, 7\], this prior takes \[3, T, 6\]"),
         (torch.zeros(3, 6), r"token_states have shape \[3, 6\], this prior takes \[3, T, 6\]"),
@@ -489,7 +493,7 @@ def test_noise_that_does_not_fit_is_named(make_prior: MakePrior, noise: list[tor
 
 
 @every_sampler
-def test_eps_says_nothing_of_pure_noise(make_prior: MakePrior, sampler: Any) -> None:
+def test_eps_cannot_start_from_pure_noise(make_prior: MakePrior, sampler: Any) -> None:
     prior = make_prior(prediction="eps", schedule="jsd")
     if sampler == "dalle2-ddim":  # begins later
         assert torch.isfinite(prior.sample(text_embed=text(), steps=5, sampler=sampler)).all()
@@ -498,7 +502,7 @@ def test_eps_says_nothing_of_pure_noise(make_prior: MakePrior, sampler: Any) -> 
         prior.sample(text_embed=text(), steps=5, sampler=sampler)
 
 
-def test_check_gives_the_timesteps(make_prior: MakePrior) -> None:
+def test_check_returns_the_timesteps(make_prior: MakePrior) -> None:
     assert make_prior().check(SampleSettings(steps=4)) == [99, 74, 49, 24]
 
 

@@ -1,4 +1,4 @@
-"""Samples of many texts in one file: one for each, in order, whatever the batches."""
+"""Samples of many texts in one file: one per text, in order, for any batch size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAST = {"steps": 3}
 
 
 class Stored:
-    """Texts from memory, which counts what is asked of it."""
+    """Texts in memory, which count the batches requested."""
 
     def __init__(self, rows: int = ROWS, with_states: bool = False, fail_at: int | None = None) -> None:
         self.count = rows
@@ -96,7 +96,7 @@ def test_the_summary(tmp_path: Path) -> None:
     assert set(described) == {"shape", "mean_cosine_to_text", "labels", "cosine_to_text", "notes"}
 
 
-def test_progress_is_told_from_none_to_all(tmp_path: Path) -> None:
+def test_progress_goes_from_none_to_all(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     sample_to_file(
         make_prior(),
@@ -108,7 +108,7 @@ def test_progress_is_told_from_none_to_all(tmp_path: Path) -> None:
     assert told == [(0, ROWS), (64, ROWS), (128, ROWS), (ROWS, ROWS)]
 
 
-def test_no_texts_make_an_empty_array(tmp_path: Path) -> None:
+def test_no_texts_give_an_empty_array(tmp_path: Path) -> None:
     done = sample_to_file(make_prior(), Stored(0), tmp_path / "a.npy", **FAST)
     assert np.load(tmp_path / "a.npy").shape == (0, 16)
     nothing = {"mean_cosine_to_text": None, "labels": [], "cosine_to_text": []}

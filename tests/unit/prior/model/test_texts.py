@@ -1,4 +1,4 @@
-"""What embeddings are sampled for: every source gives all its texts, in order, or says what is wrong with it."""
+"""Sources of texts: each yields all its texts in order, or names the problem."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from priorkit.prior.objective.settings import DiffusionSettings
 
 
 def make_prior(max_text_len: int = 0, text_dim: int | None = None, clip: dict[str, Any] | None = None) -> Prior:
-    """A prior of embeddings of 16, that needs no CLIP."""
+    """A prior for embeddings of size 16, without a CLIP."""
     config = PriorConfig(
         embed_dim=16,
         text_dim=text_dim,
@@ -38,7 +38,7 @@ def make_prior(max_text_len: int = 0, text_dim: int | None = None, clip: dict[st
 
 
 class Counting(Prior):
-    """Encodes captions as their lengths, and remembers the batches."""
+    """Encodes captions as their lengths, and records the batches."""
 
     def __init__(self) -> None:
         other = make_prior()
@@ -85,7 +85,7 @@ def test_captions() -> None:
         (b"\xc3\xa9" * 20_000 + b"\n", ["é" * 20_000]),
     ],
 )
-def test_a_file_has_a_caption_in_every_line(data: bytes, lines: list[str], tmp_path: Path) -> None:
+def test_each_line_of_a_file_is_a_caption(data: bytes, lines: list[str], tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(data)
     fsspec.filesystem("memory").pipe("/a.txt", data)
     for path in (str(tmp_path / "a.txt"), "memory://a.txt"):
@@ -102,7 +102,7 @@ def test_a_file_that_is_not_utf_8_is_named(data: bytes, tmp_path: Path) -> None:
         CaptionFile(str(tmp_path / "a.txt"))
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in ("a.txt", "no/a.txt", "file/a.txt", ""):
         with pytest.raises(InputError, match=r"--prompts .*: no such file"):
@@ -118,7 +118,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("data", "number"), [(b"a\n", 1), (b"a\nb\nc\nd\n", 4), (b"", 0)])
-def test_a_file_that_changes_meanwhile_is_named(data: bytes, number: int, tmp_path: Path) -> None:
+def test_a_file_that_changes_while_it_is_read_is_named(data: bytes, number: int, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a\nb\nc\n")
     texts = CaptionFile(str(tmp_path / "a.txt"))
     (tmp_path / "a.txt").write_bytes(data)
@@ -133,7 +133,7 @@ def test_a_file_that_changes_meanwhile_is_named(data: bytes, number: int, tmp_pa
     assert len(seen) <= 3
 
 
-def test_a_large_file_is_not_held_in_memory(tmp_path: Path) -> None:
+def test_a_large_file_is_not_loaded_into_memory(tmp_path: Path) -> None:
     with (tmp_path / "a.txt").open("w") as file:
         file.writelines("a caption\n" for _ in range(100_000))
     batches = CaptionFile(str(tmp_path / "a.txt")).batches(Counting(), 10)
@@ -166,7 +166,7 @@ def test_an_array_is_read_in_order(url: str, dtype: str, tmp_path: Path) -> None
     assert torch.equal(found, torch.from_numpy(EMBEDS.astype(dtype).astype(np.float32)))
 
 
-def test_an_array_in_the_order_of_fortran_and_an_empty_one(tmp_path: Path) -> None:
+def test_arrays_in_fortran_order_and_empty_arrays_are_read(tmp_path: Path) -> None:
     texts = StoredArray(save(f"{tmp_path}/a.npy", np.asfortranarray(EMBEDS)))
     assert np.array_equal(next(iter(texts.batches(make_prior(), 9))).text_embed.numpy(), EMBEDS)
     texts = StoredArray(save(f"{tmp_path}/b.npy", EMBEDS[:0]))
@@ -236,7 +236,7 @@ class Marks:
         return os.mkdir, (self.path,)
 
 
-def test_a_pickle_by_the_name_of_an_array_is_not_run(tmp_path: Path) -> None:
+def test_a_pickle_named_as_an_array_is_not_run(tmp_path: Path) -> None:
     data = pickle.dumps(Marks(tmp_path / "marker"))
     for path in (f"{tmp_path}/a.npy", "memory://p/a.npy"):
         with fsspec.open(path, "wb") as file:
@@ -248,7 +248,7 @@ def test_a_pickle_by_the_name_of_an_array_is_not_run(tmp_path: Path) -> None:
     assert (tmp_path / "marker").exists()  # it would have
 
 
-def test_an_array_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_array_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder.npy").mkdir()
     for path in (f"{tmp_path}/a.npy", f"{tmp_path}/folder.npy", "memory://no/a.npy"):
         with pytest.raises(InputError, match=r"--embeddings .*\.npy: no such file"):
@@ -305,6 +305,6 @@ def test_a_folder_that_does_not_fit_the_prior_is_named(embeddings_folder: Path) 
     assert len(next(texts.batches(make_prior(clip=own), 5)).text_embed) == 5
 
 
-def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_path_without_embeddings_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing"):
         stored_texts(str(tmp_path / "nothing"))

@@ -1,4 +1,4 @@
-"""Releases of DALLE2-pytorch: which are known, and from which on each part of the function changed."""
+"""Known releases of DALLE2-pytorch, and the first release of each property."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ CHANGES = {
     "real_timesteps": ("1.10.7", "1.10.8"),
     "ddim_ends_at_x0": ("1.10.2", "1.10.3"),
 }
-"""The last release before a change, and the first after it."""
+"""Last release before each change, and first release after it."""
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_each_part_changed_once(name: str) -> None:
+def test_each_property_changes_at_one_release(name: str) -> None:
     before, after = CHANGES[name]
     for release, expected in (("0.23.3", False), (before, False), (after, True), ("1.15.6", True)):
         assert getattr(FunctionVersion.parse(release), name) is expected, release
@@ -38,7 +38,7 @@ def test_releases_are_ordered_as_numbers() -> None:
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_the_reference_of_the_other_tests_agrees(release: str) -> None:
+def test_the_reference_implementation_agrees(release: str) -> None:
     function, known = FunctionVersion.parse(release), RELEASES[release]
     assert function.cosine_attention == (known.attention == "cosine")
     assert function.takes_self_cond == (known.self_cond != "none")
@@ -49,7 +49,7 @@ def test_the_reference_of_the_other_tests_agrees(release: str) -> None:
 
 
 @pytest.mark.parametrize(("release", "sign"), [("0.23.10", -1.0), ("0.25.1", -1.0), ("0.25.2", 1.0), ("1.15.6", 1.0)])
-def test_the_sign_of_ddims_noise(release: str, sign: float) -> None:
+def test_sign_of_ddim_noise(release: str, sign: float) -> None:
     assert FunctionVersion.parse(release).ddim_noise_sign == sign
 
 
@@ -57,28 +57,28 @@ def test_the_sign_of_ddims_noise(release: str, sign: float) -> None:
     ("prediction", "before", "after"),
     [("x0", "1.10.4", "1.10.5"), ("v", "1.10.4", "1.10.5"), ("eps", "1.12.2", "1.12.3")],
 )
-def test_what_ddim_derives_its_noise_from(prediction: str, before: str, after: str) -> None:
+def test_clamp_in_ddim_noise(prediction: str, before: str, after: str) -> None:
     assert not FunctionVersion.parse(before).ddim_noise_follows_clamp(prediction)
     assert FunctionVersion.parse(after).ddim_noise_follows_clamp(prediction)
 
 
 @pytest.mark.parametrize("release", ["0.23.3", "0.23.10", "1.0.0", "1.11.2", "1.15.6", LATEST_FUNCTION])
-def test_a_release_says_its_name(release: str) -> None:
+def test_text_of_a_release(release: str) -> None:
     assert str(FunctionVersion.parse(release)) == release
 
 
 @pytest.mark.parametrize("text", ["", "1", "latest", "v1.2.3", "1.2.3rc1", "1.2.3.4.5", " 1.2.3", "1.2.3\n", "1..2"])
-def test_what_is_no_release_is_named(text: str) -> None:
+def test_malformed_releases_are_named(text: str) -> None:
     with pytest.raises(ValueError, match="is not a release of dalle2-pytorch, such as"):
         FunctionVersion.parse(text)
 
 
 @pytest.mark.parametrize("text", ["0.23.2", "0.1.0", "1.15.7", "1.16.0", "2.0.0"])
-def test_releases_whose_function_is_not_known_are_refused(text: str) -> None:
+def test_unknown_releases_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=rf"dalle2-pytorch {text}: releases 0\.23\.3 to 1\.15\.6 are known"):
         FunctionVersion.parse(text)
 
 
-def test_the_release_whose_v_had_the_wrong_sign_is_refused() -> None:
+def test_the_release_with_the_wrong_sign_of_v_is_refused() -> None:
     with pytest.raises(ValueError, match=r"1\.11\.0 trained v on a target of the wrong sign"):
         FunctionVersion.parse("1.11.0")

@@ -1,17 +1,15 @@
-"""The layers: norms, feed-forward, attention and position encoding against their formulas."""
+"""Norms, feed-forward and attention against their formulas."""
 
 from __future__ import annotations
-
-import cmath
-import math
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from priorkit.prior.network.layers import Attention, FeedForward, LayerNorm, PositionEncoding, _bucket
-from priorkit.prior.network.parts import KeysValues, Part, Positions, join, join_rotations, split
+from priorkit.prior.network.cache import KeysValues
+from priorkit.prior.network.interface import DrawnTexts
+from priorkit.prior.network.layers import Attention, Blocks, FeedForward, LayerNorm, join
+from priorkit.prior.network.positions import PositionEncoding
 
 
 def values(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -23,7 +21,7 @@ def values(*shape: int, seed: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stable", [False, True])
-def test_norm_is_its_formula_and_computed_in_float32(dtype: torch.dtype, stable: bool) -> None:
+def test_norm_follows_its_formula_in_float32(dtype: torch.dtype, stable: bool) -> None:
     norm, x = LayerNorm(12, stable), (values(3, 4, 12) * 7 + 2).to(dtype)
     torch.nn.init.uniform_(norm.weight)
     norm = norm.to(torch.float64 if dtype == torch.float64 else torch.float32)
@@ -36,7 +34,7 @@ def test_norm_is_its_formula_and_computed_in_float32(dtype: torch.dtype, stable:
     torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=1e-5)
 
 
-def test_the_stable_norm_flips_signs_where_all_coordinates_are_negative() -> None:
+def test_the_stable_norm_flips_signs_if_all_coordinates_are_negative() -> None:
     x = torch.tensor([[-1.0, -2.0, -4.0]])
     torch.testing.assert_close(LayerNorm(3, stable=True)(x), -LayerNorm(3)(x), rtol=1e-4, atol=1e-4)
 
@@ -55,136 +53,74 @@ def test_feed_forward_is_swiglu(normformer: bool) -> None:
     torch.testing.assert_close(layer(stream), inner @ layer.to_stream.weight.T)
 
 
-# positions
-
-
-def t5_bucket(distance: int) -> int:
-    """Raffel et al. 2019: 16 exact buckets, then 16 that are even in the logarithm up to 128."""
-    return distance if distance < 16 else min(31, 16 + int(math.log(distance / 16) / math.log(8) * 16))
-
-
-def test_buckets_are_t5s() -> None:
-    distances = [*range(300), 1000, 100_000]
-    assert _bucket(torch.tensor(distances)).tolist() == [t5_bucket(distance) for distance in distances]
-
-
-def encoding(**settings: Any) -> PositionEncoding:
-    torch.manual_seed(0)
-    return PositionEncoding(3, 8, **{"rotary": True, "cosine": True, **settings}).double()
-
-
-@pytest.mark.parametrize("cosine", [True, False])
-def test_bias_from_the_start(cosine: bool) -> None:
-    positions = encoding(cosine=cosine)
-    table, scale = positions.bias.weight, 1 if cosine else 128
-    bias = positions(0, 0, 1, 30).bias.view(30, 3, 31).transpose(0, 1)
-    assert bias.shape == (3, 30, 31)
-    for head, place, key in ((0, 0, 0), (1, 0, 1), (2, 5, 0), (0, 29, 0), (1, 29, 2), (2, 29, 30), (0, 17, 1)):
-        assert bias[head, place, key] == table[t5_bucket(max(place - key, 0)), head] * scale
-    seen = torch.ones(30, 31).tril(1).bool()  # the null, and tokens up to the own one
-    assert torch.equal(torch.isfinite(bias), seen.expand(3, -1, -1))
-    assert (bias[~seen.expand(3, -1, -1)] == -math.inf).all()
-
-
-@pytest.mark.parametrize(
-    ("cached", "shared", "draws", "own"), [(1, 0, 1, 3), (1, 1, 1, 2), (20, 2, 3, 4), (0, 0, 2, 1)]
-)
-def test_bias_after_a_cache_is_that_of_each_draw_alone(cached: int, shared: int, draws: int, own: int) -> None:
-    positions = encoding()
-    length, heads = shared + draws * own, 3
-    found = positions(cached, shared, draws, own).bias.view(length, heads, cached + 1 + length)
-    whole = cached + shared + own
-    alone = positions(0, 0, 1, whole).bias.view(whole, heads, whole + 1)[cached:]  # (shared + own, H, keys)
-    for draw in range(draws):
-        mine = [*range(shared), *range(shared + draw * own, shared + (draw + 1) * own)]
-        keys = [*range(cached + 1), *(cached + 1 + index for index in mine)]
-        assert torch.equal(found[mine][:, :, keys], alone)
-        others = [cached + 1 + index for index in range(shared, length) if index not in mine]
-        assert (found[mine[shared:]][:, :, others] == -math.inf).all()
-        assert (found[:shared][:, :, cached + 1 + shared :] == -math.inf).all()
-
-
-@pytest.mark.parametrize(("width", "rotated"), [(8, 8), (32, 32), (40, 32), (64, 32)])
-def test_rotation_is_by_the_place_and_the_number_of_the_pair(width: int, rotated: int) -> None:
-    rotation = PositionEncoding(1, width, rotary=True, cosine=True).double()(5, 1, 2, 3).rotation
-    assert rotation is not None
-    places = [5, 6, 7, 8, 6, 7, 8]  # the shared token, then those of both draws
-    expected = [
-        [cmath.exp(1j * place / 10_000 ** (2 * pair / rotated)) for pair in range(rotated // 2)] for place in places
-    ]
-    assert rotation.shape == (7, 1, rotated // 2)
-    torch.testing.assert_close(rotation[:, 0], torch.tensor(expected, dtype=torch.complex128), rtol=0, atol=1e-6)
-
-
-def test_without_rotary_there_is_none() -> None:
-    positions = encoding(rotary=False)
-    assert positions(0, 0, 1, 3).rotation is None
-    assert positions(3, 1, 2, 2).rotation is None
-
-
 # attention
 
 
-def attend(
-    attention: Attention, stream: torch.Tensor, before: KeysValues | None, places: Positions, asked: int = 0
-) -> tuple[torch.Tensor | None, KeysValues]:
-    """Attention of one part `[B, L, C]`."""
-    part = Part(*stream.shape[:2], places, None if before is None else lambda layer, known: before)
-    added, known = attention(stream, places.rotation, [part], 0, asked)
-    return added, known[0]
+def encoding(cosine: bool = True) -> PositionEncoding:
+    torch.manual_seed(0)
+    return PositionEncoding(3, 8, rotary=True, cosine=cosine).double()
+
+
+def small_attention(cosine: bool = True) -> Attention:
+    torch.manual_seed(0)
+    return Attention(12, heads=3, head_width=8, dropout=0.0, cosine=cosine).double()
 
 
 @pytest.mark.parametrize("cosine", [True, False])
-def test_attention_after_a_cache_is_attention_from_the_start(cosine: bool) -> None:
-    torch.manual_seed(0)
-    attention = Attention(12, heads=3, head_width=8, dropout=0.0, cosine=cosine).double()
-    positions, stream = encoding(cosine=cosine), values(2, 9, 12).double()
-    whole, all_ = attend(attention, stream, None, positions(0, 0, 1, 9))
-    _, before = attend(attention, stream[:, :6], None, positions(0, 0, 1, 6))
-    rest, own = attend(attention, stream[:, 6:], before, positions(6, 0, 1, 3))
-    assert whole is not None
+def test_attention_after_a_cache_equals_attention_from_the_start(cosine: bool) -> None:
+    attention, positions, stream = small_attention(cosine), encoding(cosine), values(2, 9, 12).double()
+    whole, all_known = attention.forward_cached(stream, positions(0, 0, 1, 9), None)
+    _, before = attention.forward_cached(stream[:, :6], positions(0, 0, 1, 6), None)
+    rest, known = attention.forward_cached(stream[:, 6:], positions(6, 0, 1, 3), before)
     torch.testing.assert_close(rest, whole[:, 6:], rtol=1e-10, atol=1e-10)
-    for joined, expected in zip(before.append(own), all_, strict=True):
-        torch.testing.assert_close(joined, expected, rtol=1e-10, atol=1e-10)
+    for found, expected in zip(known, all_known, strict=True):
+        assert found.shape == (2, 1 + 9, 8)  # the null position comes first
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_keys_values_are_those_of_a_whole_layer(cached: bool) -> None:
-    torch.manual_seed(0)
-    attention = Attention(12, heads=3, head_width=8, dropout=0.0, cosine=True).double()
-    positions, stream = encoding(), values(2, 4, 12).double()
+def test_keys_and_values_equal_those_of_the_whole_layer(cached: bool) -> None:
+    attention, positions, stream = small_attention(), encoding(), values(2, 4, 12).double()
     before, places = None, positions(0, 0, 1, 4)
     if cached:
-        _, before = attend(attention, values(2, 3, 12, seed=8).double(), None, positions(0, 0, 1, 3))
+        before = attention.keys_values(values(2, 3, 12, seed=8).double(), positions(0, 0, 1, 3), None)
         places = positions(3, 0, 1, 4)
-    nothing, alone = attend(attention, stream, before, places, asked=1)
-    assert nothing is None
-    for found, expected in zip(alone, attend(attention, stream, before, places)[1], strict=True):
+    alone = attention.keys_values(stream, places, before)
+    for found, expected in zip(alone, attention.forward_cached(stream, places, before)[1], strict=True):
         assert torch.equal(found, expected)
 
 
-def test_parts_that_are_joined_are_parts_one_after_the_other() -> None:
-    """Texts, then rows that each continue one of them; what is not asked for is left out."""
-    torch.manual_seed(0)
-    attention = Attention(12, heads=3, head_width=8, dropout=0.0, cosine=True).double()
-    positions, text, rest = encoding(), values(2, 4, 12).double(), values(6, 3, 12, seed=2).double()
-    added, known = attend(attention, text, None, positions(0, 0, 1, 4))
-    texts_of = torch.tensor([0, 1, 1, 0, 0, 1])
+@pytest.mark.parametrize("texts", [2, 1])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_training_attention_equals_cached_attention_of_each_block(padding: int, texts: int) -> None:
+    """Two rows of three draws each; with one text of its own, the other row shares the prefix after it."""
+    attention, positions, draws = small_attention(), encoding(), DrawnTexts(rows=2, draws=3, texts=texts)
+    pad, text, suffixes = (values(*shape, seed=sum(shape)).double() for shape in ((1, 2, 12), (2, 4, 12), (6, 3, 12)))
+    places = [positions(padding, 0, 1, 4), positions(padding + 4, 0, 1, 3)]
+    before, blocks = None, [text, suffixes]
+    expected = []
+    if padding:
+        places.insert(0, positions(0, 0, 1, padding))
+        blocks.insert(0, pad)
+        padded, before = attention.forward_cached(pad, places[0], None)
+        expected.append(padded)
+    for index, block in enumerate(blocks[-2:], start=len(blocks) - 2):
+        if index == len(blocks) - 1:
+            before = KeysValues(*(part[torch.tensor([0, 0, 0, 1, 1, 1])] for part in before))
+        output, before = attention.forward_cached(block, places[index], before)
+        expected.append(output)
+    described = Blocks([tuple(block.shape[:2]) for block in blocks], places, draws)
+    stream = join(blocks)
+    assert stream.shape == (1, padding + 2 * 4 + 6 * 3, 12)
+    found = described.split(attention(stream, described, described.rotation(), False))
+    for output, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(output, wanted, rtol=1e-12, atol=1e-12)
+    alone = attention(stream, described, described.rotation(), True)
+    torch.testing.assert_close(alone, expected[-1], rtol=1e-12, atol=1e-12)
 
-    def before(layer: int, known: list[KeysValues]) -> KeysValues:
-        assert layer == 5
-        return KeysValues(*(part[texts_of] for part in known[0]))
 
-    places = positions(4, 0, 1, 3)
-    continued, own = attend(attention, rest, before(5, [known]), places)
-    parts = [Part(2, 4, positions(0, 0, 1, 4), None), Part(6, 3, places, before)]
-    stream, rotation = join([text, rest]), join_rotations(parts)
-    assert stream.shape == (1, 2 * 4 + 6 * 3, 12)
-    for asked in range(3):
-        found, keys_values = attention(stream, rotation, parts, 5, asked)
-        expected = [added, continued][asked:]
-        for part, wanted in zip(split(found, parts[asked:]) if expected else [], expected, strict=True):
-            torch.testing.assert_close(part.view(wanted.shape), wanted, rtol=1e-12, atol=1e-12)
-        assert (found is None) == (not expected)
-        for one, other in zip(keys_values, [known, own], strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+def test_split_inverts_join() -> None:
+    blocks = [values(1, 2, 5), values(3, 4, 5, seed=2)]
+    described = Blocks([(1, 2), (3, 4)], [], DrawnTexts(3, 1, 3))
+    for found, expected in zip(described.split(join(blocks)), blocks, strict=True):
+        assert torch.equal(found, expected)

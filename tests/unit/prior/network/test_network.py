@@ -1,4 +1,4 @@
-"""The network against one pass over all tokens in float64, and what its token order promises."""
+"""The network against one pass over all tokens in float64, and the consequences of its token order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from priorkit.prior.model.config import PriorConfig
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.cache import PrefixCache
 from priorkit.prior.network.network import PriorNetwork
-from priorkit.prior.network.parts import KeysValues
 from priorkit.prior.sampling.guidance import Denoiser, NullBranch, null_prefix
 from priorkit.prior.sampling.samplers import Estimate, ddim
 from priorkit.prior.sampling.settings import SampleSettings
@@ -25,7 +24,7 @@ MakeNetwork = Callable[..., PriorNetwork]
 MakePrior = Callable[..., Prior]
 
 B, D, W, T = 5, 8, 6, 4
-"""Rows, embedding size, token width, max_text_len."""
+"""Number of rows, embedding size, width of token states, and max_text_len."""
 
 TOKENS = {"max_text_len": T}
 PADDING = {"max_text_len": T, "token_width": None}
@@ -101,7 +100,7 @@ TIMESTEPS = torch.tensor([0, 1, 50, 98, 99])
 
 
 @every_switch
-def test_forward_is_one_pass_over_all_tokens(
+def test_forward_equals_one_pass_over_all_tokens(
     make_config: MakeConfig, make_network: MakeNetwork, switches: dict[str, Any]
 ) -> None:
     config, network = make_config(**switches), make_network(**switches)
@@ -130,12 +129,12 @@ SAMPLED = {f"{name}, {kind} {scale}": (it, scale, kind) for name, it in SWITCHES
 
 
 def denoiser(prior: Prior, text: Text, scale: float, guidance: Any, grid: list[int]) -> Denoiser:
-    """What `Prior.draw` gives its sampler."""
+    """Build the denoiser as `Prior.draw` does."""
     network = prior.network
     return Denoiser(
         network, prior.schedule, prior.config.diffusion, prior.normaliser, network.prefix(*text),
         guidance=guidance, guidance_scale=scale, null=NullBranch(network),
-        null_cache=None if scale == 1 else null_prefix(network, *text), grid=grid,
+        null_prefix=None if scale == 1 else null_prefix(network, *text), grid=grid,
     )  # fmt: skip
 
 
@@ -144,10 +143,10 @@ GRID = [99, 66, 33]
 
 
 @every_guidance
-def test_cached_sampling_is_uncached_sampling(
+def test_cached_sampling_equals_uncached_sampling(
     make_prior: MakePrior, switches: dict[str, Any], scale: float, guidance: Any
 ) -> None:
-    """One prefix for all steps and draws, against whole passes from scratch at every step, in float64."""
+    """One prefix for all steps and draws against whole passes at every step, in float64."""
     prior = make_prior(**switches)
     prior.network.double()
     text, noise = text_for(prior.config, 2), draw(4, prior.config.embed_dim, seed=7)
@@ -161,11 +160,13 @@ def test_cached_sampling_is_uncached_sampling(
 
 
 @every_guidance
-def test_every_step_of_cached_sampling_is_an_uncached_pass(
+def test_every_step_of_cached_sampling_equals_an_uncached_pass(
     make_prior: MakePrior, switches: dict[str, Any], scale: float, guidance: Any
 ) -> None:
-    """The same in float32 and with packed weights, where small networks that are fed their own predictions would let
-    the rounding of one step grow in the next: so each step is compared from where it begins."""
+    """Each step in float32 and with packed weights, compared from its own input.
+
+    Small random networks amplify the rounding of one step in the next, so whole runs cannot be compared.
+    """
     prior = make_prior(**switches)
     text, noise = in_float32(text_for(prior.config, 2)), draw(4, prior.config.embed_dim, seed=7).float()
     steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -196,8 +197,8 @@ def test_every_step_of_cached_sampling_is_an_uncached_pass(
         "token states, text 3.0", "padding alone, text 1.0", "release 0.23.10, text 1.0",
     ],
 )  # fmt: skip
-def test_samples_are_those_of_uncached_sampling(make_prior: MakePrior, name: str) -> None:
-    """By way of `Prior.draw`, in float32, end to end."""
+def test_samples_equal_those_of_uncached_sampling(make_prior: MakePrior, name: str) -> None:
+    """Through `Prior.draw`, in float32, end to end."""
     switches, scale, guidance = SAMPLED[name]
     prior = make_prior(**switches)
     text, noise = in_float32(text_for(prior.config, 2)), draw(4, prior.config.embed_dim, seed=7).float()
@@ -215,10 +216,10 @@ def in_float32(text: Text) -> Text:
 
 @every_switch
 @pytest.mark.parametrize("shared_time", [True, False])
-def test_draws_of_one_prefix_are_runs_of_their_own(
+def test_draws_of_one_prefix_equal_separate_runs(
     make_config: MakeConfig, make_network: MakeNetwork, switches: dict[str, Any], shared_time: bool
 ) -> None:
-    """Draws of a text at one timestep, given once or for each, and draws at timesteps of their own."""
+    """Draws of a text at a shared timestep, given once or per draw, and draws at different timesteps."""
     config, network, draws = make_config(**switches), make_network(**switches), 3
     text, noisy = text_for(config, 2), draw(2 * draws, config.embed_dim, seed=5)
     estimate = draw(2 * draws, config.embed_dim, seed=6) if config.network.self_cond else None
@@ -259,7 +260,7 @@ def tensors(cache: PrefixCache) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("switches", "length"), [({}, 1), (TOKENS, T + 1), ({**PADDING, "num_text_embeds": 2}, T + 2)])
-def test_the_cache_holds_the_null_and_the_text_in_every_layer(
+def test_every_layer_caches_the_null_position_and_the_text(
     make_config: MakeConfig, make_network: MakeNetwork, switches: dict[str, Any], length: int
 ) -> None:
     cache = make_network(**switches).prefix(*text_for(make_config(**switches)))
@@ -267,7 +268,7 @@ def test_the_cache_holds_the_null_and_the_text_in_every_layer(
     assert {part.shape for part in tensors(cache)} == {(B, 1 + length, 8)}  # all heads share it
 
 
-def test_the_cache_is_not_changed_by_its_use(make_config: MakeConfig, make_network: MakeNetwork) -> None:
+def test_use_does_not_change_the_cache(make_config: MakeConfig, make_network: MakeNetwork) -> None:
     network, noisy = make_network(T), draw(B, D)
     cache = network.prefix(*text_for(make_config(T)))
     before = [part.clone() for part in tensors(cache)]
@@ -275,6 +276,23 @@ def test_the_cache_is_not_changed_by_its_use(make_config: MakeConfig, make_netwo
     network.suffix(cache, noisy * 100, TIMESTEPS.flip(0))
     assert all(torch.equal(now, then) for now, then in zip(tensors(cache), before, strict=True))
     assert torch.equal(network.suffix(cache, noisy, TIMESTEPS), first)
+
+
+def test_cached_padding_follows_the_weights(make_network: MakeNetwork) -> None:
+    network, fills, text = make_network(T, token_width=None, dtype=torch.float32), [], draw(B, D).float()
+    fill = network._fill_cache
+    network._fill_cache = lambda tokens, before: (fills.append(before), fill(tokens, before))[1]  # type: ignore[method-assign]
+    with torch.inference_mode():
+        network.prefix(text)
+        network.prefix(text)
+        assert [before is None for before in fills] == [True, False, False]  # the padding once, then the texts
+        network.null_token_states.mul_(-1)
+        changed = network.prefix(text)
+        network.clear_derived()
+        assert network._cached_padding.value is None
+        expected = network.prefix(text)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(changed), tensors(expected), strict=True))
+    assert fills[3] is None
 
 
 def test_earlier_text_tokens_do_not_see_later_ones(make_network: MakeNetwork) -> None:
@@ -287,24 +305,6 @@ def test_earlier_text_tokens_do_not_see_later_ones(make_network: MakeNetwork) ->
         assert (before[:, 3] - after[:, 3]).abs().amax(dim=1).min() > 1e-6
     # and from the second layer on, what comes after sees the change
     assert (old.layers[1].keys[:, 4:] - new.layers[1].keys[:, 4:]).abs().amax(dim=2).min() > 1e-6
-
-
-def test_caches_follow_stack_and_expand() -> None:
-    def cache(texts: int, positions: int, seed: int) -> PrefixCache:
-        return PrefixCache([KeysValues(draw(texts, positions, 2, seed=seed), draw(texts, positions, 2, seed=seed + 1))])
-
-    one, two, more = cache(1, 4, 0), cache(3, 2, 2), cache(2, 4, 4)
-    followed = one.followed_by(two)
-    assert (followed.texts, followed.tokens) == (3, 5)
-    for row in range(3):
-        assert torch.equal(
-            followed.layers[0].values[row], torch.cat([one.layers[0].values[0], two.layers[0].values[row]])
-        )
-    stacked = one.stacked_with(more)
-    assert torch.equal(stacked.layers[0].keys, torch.cat([one.layers[0].keys, more.layers[0].keys]))
-    expanded = one.expand(3)
-    assert expanded.texts == 3
-    assert expanded.layers[0].keys.data_ptr() == one.layers[0].keys.data_ptr()  # no copy
 
 
 @pytest.mark.parametrize("what", ["noisy", "timesteps", "text", "states", "self_cond"])
@@ -325,13 +325,13 @@ def test_the_prediction_depends_on_every_input(make_network: MakeNetwork, what: 
     assert moved[B // 2] < 1e-12
 
 
-def test_self_conditioning_on_nothing_is_on_zeros(make_network: MakeNetwork) -> None:
+def test_self_conditioning_defaults_to_zeros(make_network: MakeNetwork) -> None:
     network, noisy, text = make_network(self_cond=True), draw(B, D), Text(draw(B, D, seed=1))
     nothing = call(network, noisy, TIMESTEPS, text)
     assert torch.equal(nothing, call(network, noisy, TIMESTEPS, text, self_cond=torch.zeros_like(noisy)))
 
 
-def test_a_network_without_self_conditioning_leaves_estimates_alone(make_network: MakeNetwork) -> None:
+def test_a_network_without_self_conditioning_ignores_estimates(make_network: MakeNetwork) -> None:
     network, noisy, text = make_network(), draw(B, D), Text(draw(B, D, seed=1))
     given = call(network, noisy, TIMESTEPS, text, self_cond=draw(B, D, seed=2))
     assert torch.equal(given, call(network, noisy, TIMESTEPS, text))
@@ -345,8 +345,8 @@ def test_dropped_text_is_the_same_for_all_texts(
     make_config: MakeConfig, make_network: MakeNetwork, switches: dict[str, Any]
 ) -> None:
     network, text = make_network(**switches), text_for(make_config(**switches))
-    dropped, kept = network.prefix(*text, DROP), network.prefix(*text)
-    for some, all_ in zip(tensors(dropped), tensors(kept), strict=True):
+    dropped, complete = network.prefix(*text, DROP), network.prefix(*text)
+    for some, all_ in zip(tensors(dropped), tensors(complete), strict=True):
         assert torch.equal(some[1:4], some[:1].expand(3, -1, -1))
         assert (some[4] - some[0]).abs().max() > 1e-3
         assert torch.equal(some[4], all_[4])
@@ -369,7 +369,7 @@ def test_releases_before_1_9_cannot_drop_the_text(make_network: MakeNetwork, rel
         make_network(function_version=release).prefix(draw(B, D), None, DROP)
 
 
-def test_the_noisy_image_counts_where_only_the_text_is_dropped(make_network: MakeNetwork) -> None:
+def test_the_noisy_image_matters_if_only_the_text_is_dropped(make_network: MakeNetwork) -> None:
     network, drop, same = make_network(), torch.ones(B, dtype=torch.bool), torch.zeros(B, dtype=torch.int64)
     text_dropped = call(network, draw(B, D), same, Text(draw(B, D, seed=1)), drop_text=drop)
     assert (text_dropped[1:] - text_dropped[0]).abs().amax(dim=1).min() > 1e-3
@@ -377,8 +377,8 @@ def test_the_noisy_image_counts_where_only_the_text_is_dropped(make_network: Mak
     torch.testing.assert_close(both_dropped, both_dropped[:1].expand(B, -1), rtol=1e-12, atol=1e-12)
 
 
-def test_an_old_self_conditioned_network_reads_no_image_where_it_is_dropped(make_network: MakeNetwork) -> None:
-    """Before 1.12.1 the image stood there twice; both are dropped."""
+def test_an_old_self_conditioned_network_ignores_a_dropped_image(make_network: MakeNetwork) -> None:
+    """Before 1.12.1 the image has two tokens; both are dropped."""
     network, drop = make_network(function_version="1.10.8", self_cond=True), torch.ones(B, dtype=torch.bool)
     same, text = torch.zeros(B, dtype=torch.int64), Text(draw(B, D, seed=1))
     output = call(network, draw(B, D), same, text, drop_text=drop, drop_image=drop)
@@ -425,7 +425,7 @@ def test_gradient_reaches_every_parameter(
 
 
 def test_gradient_flows_through_a_shared_prefix(make_config: MakeConfig, make_network: MakeNetwork) -> None:
-    """K draws of one prefix give the gradient of K runs of their own."""
+    """K draws of one prefix give the gradient of K separate runs."""
     text, noisy, timesteps = text_for(make_config(T), 2), draw(6, D, seed=5), torch.tensor([1, 99, 4, 4, 50, 7])
     shared, alone = make_network(T).train(), make_network(T).train()
     shared.suffix(shared.prefix(*text), noisy, timesteps).square().sum().backward()
@@ -447,7 +447,7 @@ SMALL: dict[str, Any] = {"embed_dim": D, "token_width": None, "width": 16, "dept
         ({"function_version": "1.16.0"}, "dalle2-pytorch 1.16.0: releases 0.23.3 to 1.15.6 are known"),
     ],
 )
-def test_networks_that_cannot_be_are_refused(values: dict[str, Any], message: str) -> None:
+def test_impossible_networks_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PriorNetwork(**{**SMALL, **values})
 

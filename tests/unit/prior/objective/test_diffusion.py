@@ -1,9 +1,8 @@
-"""The randomness of a step, and the loss against numpy in float64."""
+"""The diffusion loss against its formula in numpy, in float64."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,15 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from priorkit.prior.model.config import PriorConfig
+from priorkit.prior.network.interface import Condition
 from priorkit.prior.network.network import PriorNetwork
-from priorkit.prior.objective.diffusion import (
-    Condition,
-    StepRandomness,
-    diffusion_loss,
-    min_snr_weight,
-    step_randomness,
-)
+from priorkit.prior.objective.diffusion import diffusion_loss, min_snr_weight
 from priorkit.prior.objective.normaliser import EmbeddingNormaliser
+from priorkit.prior.objective.randomness import StepRandomness, step_randomness
 from priorkit.prior.objective.schedule import noise_schedule
 from priorkit.prior.objective.settings import DiffusionSettings
 
@@ -42,131 +37,6 @@ def randomness(
     )
 
 
-def same(a: StepRandomness, b: StepRandomness) -> list[bool]:
-    return [torch.equal(value, vars(b)[name]) for name, value in vars(a).items()]
-
-
-def test_randomness_is_a_pure_function_of_seed_and_step() -> None:
-    first = randomness()
-    torch.manual_seed(99)
-    np.random.seed(99)
-    torch.randn(10)
-    assert same(first, randomness()) == [True] * 5
-    assert same(first, randomness(step=8)) == [False] * 5
-    assert same(first, randomness(seed=4)) == [False] * 5
-    # seed and step are told apart, not added up
-    assert same(randomness(seed=7, step=3), randomness(seed=3, step=7)) == [False] * 5
-
-
-def test_shares_of_drops_change_nothing_else() -> None:
-    assert same(randomness(text_drop=0.9), randomness()) == [True, True, False, True, True]
-    assert same(randomness(image_drop=0.9), randomness()) == [True, True, True, False, True]
-
-
-def test_drops_and_coin_are_independent() -> None:
-    drawn = [randomness(step=step, batch=2000, text_drop=0.5, image_drop=0.5) for step in range(10)]
-    masks = [
-        torch.cat([getattr(random, name) for random in drawn]).flatten().double()
-        for name in ("drop_text", "drop_image", "self_cond")
-    ]
-    assert masks[0].mean().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(20_000))
-    assert torch.corrcoef(torch.stack(masks)).fill_diagonal_(0).abs().max() < 4 / math.sqrt(20_000)
-
-
-def test_the_coin_of_self_conditioning_is_fair() -> None:
-    coins = torch.cat([randomness(step=step, batch=1000).self_cond for step in range(40)]).double()
-    assert coins.mean().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(len(coins)))
-
-
-def test_what_moves_to_a_device() -> None:
-    moved = randomness().to(torch.device("meta"))
-    places = {name: value.device.type for name, value in vars(moved).items()}
-    assert places == {
-        "noise": "meta", "timesteps": "meta", "drop_image": "meta",
-        "drop_text": "cpu", "self_cond": "cpu",  # they decide what is computed
-    }  # fmt: skip
-
-
-def test_randomness_is_what_numpys_philox_gives() -> None:
-    """The same on every platform: 32 places to a stream, told apart by the top of its counter."""
-    found = randomness(batch=64, draws=2).noise.numpy()
-    for number in range(2):
-        random = np.random.Generator(np.random.Philox(key=[3, 7], counter=[0, 0, 0, number]))
-        expected = random.standard_normal((32, 2, 8), np.float32)
-        assert np.array_equal(found[32 * number : 32 * (number + 1)], expected)
-
-
-@pytest.mark.parametrize("draws", [1, 3])
-def test_a_place_is_given_the_same_whatever_part_is_asked_for(draws: int) -> None:
-    whole = randomness(batch=101, draws=draws)
-    parts = [(0, 101), (0, 1), (31, 2), (32, 32), (40, 61), (100, 1), (7, 0), (64, 0)]
-    parts += [(first, 1) for first in range(101)]
-    for first, rows in parts:
-        part = randomness(first=first, batch=rows, draws=draws)
-        for name, values in vars(whole).items():
-            assert torch.equal(getattr(part, name), values[first : first + rows]), (name, first, rows)
-
-
-def test_places_and_draws_differ() -> None:
-    noise = randomness(batch=100, draws=3).noise
-    assert len(torch.unique(noise.flatten(0, 1), dim=0)) == 300
-
-
-def test_shapes_and_types() -> None:
-    found = randomness(batch=5, draws=3)
-    assert (found.noise.shape, found.noise.dtype) == ((5, 3, 8), torch.float32)
-    assert (found.timesteps.shape, found.timesteps.dtype) == ((5, 3), torch.int64)
-    assert (found.drop_text.shape, found.drop_text.dtype) == ((5,), torch.bool)
-    for mask in (found.drop_image, found.self_cond):
-        assert (mask.shape, mask.dtype) == ((5, 3), torch.bool)
-
-
-@pytest.mark.parametrize(("draws", "timesteps"), [(1, 100), (4, 100), (7, 100), (3, 5), (8, 5), (4, 1000)])
-def test_timesteps_are_uniform(draws: int, timesteps: int) -> None:
-    drawn = [randomness(step=step, batch=2000, draws=draws, timesteps=timesteps, dim=1).timesteps for step in range(50)]
-    counts = torch.bincount(torch.cat(drawn).flatten(), minlength=timesteps).double()
-    assert len(counts) == timesteps
-    expected = 100_000 * draws / timesteps
-    chi_square = ((counts - expected) ** 2 / expected).sum().item()
-    # strata make it less than that of independent draws, whose deviation is the root of twice its mean
-    assert chi_square < timesteps - 1 + 4 * math.sqrt(2 * (timesteps - 1))
-    if draws == 1:
-        assert chi_square > timesteps - 1 - 4 * math.sqrt(2 * (timesteps - 1))
-
-
-@pytest.mark.parametrize(("draws", "timesteps"), [(4, 100), (7, 100), (8, 5)])
-def test_each_draw_has_a_part_of_the_timesteps(draws: int, timesteps: int) -> None:
-    drawn = randomness(batch=5000, draws=draws, timesteps=timesteps, dim=1).timesteps
-    for draw in range(draws):
-        assert drawn[:, draw].min() == draw * timesteps // draws
-        assert drawn[:, draw].max() == -(-(draw + 1) * timesteps // draws) - 1
-
-
-def test_draws_of_a_row_are_independent_but_for_their_parts() -> None:
-    drawn = torch.cat([randomness(step=step, batch=2000, draws=4).timesteps for step in range(20)]).double()
-    assert torch.corrcoef(drawn.T).fill_diagonal_(0).abs().max() < 4 / math.sqrt(40_000)
-    drops = torch.cat([randomness(step=step, batch=2000, draws=4).drop_image for step in range(20)]).double()
-    assert torch.corrcoef(drops.T).fill_diagonal_(0).abs().max() < 4 / math.sqrt(40_000)
-
-
-def test_noise_is_standard_normal() -> None:
-    noise = torch.cat([randomness(step=step, batch=2000).noise for step in range(20)]).double()
-    assert noise.mean().item() == pytest.approx(0, abs=4 / math.sqrt(noise.numel()))
-    assert noise.var().item() == pytest.approx(1, abs=4 * math.sqrt(2 / noise.numel()))
-    assert (noise**4).mean().item() == pytest.approx(3, abs=0.1)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("what", ["text", "image"])
-def test_the_share_of_what_is_dropped(what: str, share: float) -> None:
-    drawn = [randomness(step=step, batch=1000, **{f"{what}_drop": share}) for step in range(40)]
-    dropped = torch.cat([getattr(random, f"drop_{what}") for random in drawn])
-    deviation = math.sqrt(share * (1 - share) / len(dropped))
-    assert dropped.double().mean().item() == pytest.approx(share, abs=4 * deviation + 1e-12)
-
-
-# the loss
-
 ROWS = 6
 DROPS: dict[str, Any] = {"text_drop": 0.4, "image_drop": 0.4}
 
@@ -182,7 +52,7 @@ def normaliser_of(diffusion: DiffusionSettings) -> EmbeddingNormaliser:
 
 
 def encoded(normaliser: EmbeddingNormaliser, image: np.ndarray) -> np.ndarray:
-    """In numpy, from the statistics."""
+    """Encode in numpy, from the statistics."""
     image = image / np.linalg.norm(image, axis=-1, keepdims=True)
     if normaliser.kind == "sqrt_dim":
         return np.asarray(image * normaliser.radius)
@@ -212,7 +82,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("diffusion", "network"), CASES.values(), ids=CASES.keys())
-def test_the_loss_is_its_formula_in_numpy(
+def test_the_loss_follows_its_formula_in_numpy(
     make_config: MakeConfig, make_network: MakeNetwork, diffusion: dict[str, Any], network: dict[str, Any]
 ) -> None:
     settings = DiffusionSettings(timesteps=100, **{**DROPS, **diffusion})
@@ -267,7 +137,7 @@ def test_dropped_rows_do_not_see_what_is_dropped(make_network: MakeNetwork, what
 
 @pytest.fixture
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> CountCalls:
-    """Tokens that go through a network's first layer from here on, and whether for gradients."""
+    """Record the tokens of each call of a network's first layer, and whether gradients are on."""
 
     def count(network: PriorNetwork) -> list[tuple[int, bool]]:
         calls: list[tuple[int, bool]] = []
@@ -280,8 +150,8 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> CountCalls:
     return count
 
 
-def test_rows_whose_coin_says_no_are_not_self_conditioned(make_network: MakeNetwork, count_calls: CountCalls) -> None:
-    """They cost what they cost in a batch where nobody is; and the first estimate carries no gradient."""
+def test_rows_not_chosen_are_not_self_conditioned(make_network: MakeNetwork, count_calls: CountCalls) -> None:
+    """They cost the same as in a batch without self-conditioning, and the first estimate has no gradient."""
     network, schedule = make_network(dtype=torch.float32, self_cond=True), noise_schedule("cosine", 100)
     settings, coins = DiffusionSettings(timesteps=100), torch.tensor([True, False] * 4)
     calls = count_calls(network)
@@ -300,7 +170,7 @@ def test_rows_whose_coin_says_no_are_not_self_conditioned(make_network: MakeNetw
     assert ((mixed - nobody).abs() > 1e-6).tolist() == coins.tolist()
 
 
-def test_a_network_without_self_conditioning_is_asked_once(make_network: MakeNetwork, count_calls: CountCalls) -> None:
+def test_a_network_without_self_conditioning_is_called_once(make_network: MakeNetwork, count_calls: CountCalls) -> None:
     network = make_network(dtype=torch.float32)
     calls = count_calls(network)
     settings = DiffusionSettings(timesteps=100)
@@ -347,10 +217,10 @@ MANY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("draws", [1, 4])
 @pytest.mark.parametrize(("diffusion", "network"), MANY.values(), ids=MANY.keys())
-def test_several_draws_are_as_many_losses(
+def test_the_loss_of_several_draws_is_the_mean_of_separate_losses(
     make_network: MakeNetwork, diffusion: dict[str, Any], network: dict[str, Any], draws: int
 ) -> None:
-    """The mean over draws, and its gradient, of losses computed one by one: each row and draw in a batch of its own."""
+    """Also the gradient; the separate losses are computed for one row and one draw at a time."""
     settings = DiffusionSettings(timesteps=100, **{"text_drop": 0.0, **diffusion})
     small, normaliser = make_network(**network), normaliser_of(settings).double()
     schedule = noise_schedule(settings.noise_schedule, 100)
@@ -385,8 +255,8 @@ def test_several_draws_are_as_many_losses(
         assert (found[name] - expected[name]).norm() <= 1e-6 * expected[name].norm() + 1e-12, name
 
 
-def test_texts_that_nobody_sees_are_not_computed(make_network: MakeNetwork, count_calls: CountCalls) -> None:
-    """One row stands for all whose text is dropped."""
+def test_dropped_texts_are_not_computed(make_network: MakeNetwork, count_calls: CountCalls) -> None:
+    """One row stands for all rows whose text is dropped."""
     network, settings = make_network(dtype=torch.float32), DiffusionSettings(timesteps=100)
     calls = count_calls(network)
     for count in (1, 4):
@@ -402,7 +272,7 @@ def test_texts_that_nobody_sees_are_not_computed(make_network: MakeNetwork, coun
 
 @pytest.mark.parametrize("noise_schedule_name", ["cosine", "jsd"])
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
-def test_min_snr_is_its_formula(prediction: str, noise_schedule_name: str) -> None:
+def test_min_snr_follows_its_formula(prediction: str, noise_schedule_name: str) -> None:
     schedule = noise_schedule(noise_schedule_name, 100)
     timesteps = torch.arange(100)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -413,7 +283,7 @@ def test_min_snr_is_its_formula(prediction: str, noise_schedule_name: str) -> No
     np.testing.assert_allclose(min_snr_weight(schedule, prediction, timesteps), expected[prediction], rtol=1e-12)
 
 
-def test_min_snr_weighs_the_loss_of_each_draw(make_network: MakeNetwork) -> None:
+def test_min_snr_weights_the_loss_of_each_draw(make_network: MakeNetwork) -> None:
     network, plain = make_network(), DiffusionSettings(timesteps=100)
     weighted = plain.model_copy(update={"loss_weighting": "min_snr"})
     schedule, random = noise_schedule("cosine", 100), randomness(batch=ROWS)

@@ -1,4 +1,4 @@
-"""Image embeddings to network space and back, and what fitted statistics make of the rows they were taken from."""
+"""Image embeddings to network space and back, and the statistics of normalised training rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ D = 6
 
 
 def embeddings(rows: int = 5000, seed: int = 0) -> torch.Tensor:
-    """Embeddings like CLIP's: a narrow cone around a mean, with coordinates of unequal size that go together."""
+    """Embeddings like CLIP's: a narrow cone around a mean, with correlated coordinates of unequal scale."""
     random = np.random.default_rng(seed)
     mixing = np.random.default_rng(1).standard_normal((D, D)) * [1.0, 0.5, 0.3, 0.2, 0.1, 0.05]
     rows_ = np.array([3.0, -1.0, 0.5, 0.0, 0.2, -0.4]) + random.standard_normal((rows, D)) @ mixing.T * 0.5
@@ -70,7 +70,7 @@ def test_standardise_makes_mean_0_and_variance_1() -> None:
     assert (torch.corrcoef(encoded.T) - torch.eye(D)).abs().max() > 0.1  # coordinates still go together
 
 
-def test_whiten_makes_the_covariance_the_unit_matrix() -> None:
+def test_whiten_makes_the_covariance_the_identity() -> None:
     encoded = fitted("whiten").encode(embeddings()).double()
     torch.testing.assert_close(encoded.mean(dim=0), torch.zeros(D).double(), rtol=0, atol=1e-3)
     values, vectors = torch.linalg.eigh(torch.cov(F.normalize(embeddings().double(), dim=-1).T, correction=0))
@@ -84,8 +84,8 @@ def test_whiten_makes_the_covariance_the_unit_matrix() -> None:
     torch.testing.assert_close(covariance, torch.eye(int(large.sum())).double(), rtol=0, atol=0.02)
 
 
-def test_whitening_turns_nothing() -> None:
-    """ZCA: of all matrices that whiten, the symmetric one, which stays nearest to the embeddings."""
+def test_whitening_does_not_rotate() -> None:
+    """ZCA is the symmetric whitening matrix, which changes the embeddings least."""
     normaliser = fitted("whiten")
     torch.testing.assert_close(normaliser.to_network, normaliser.to_network.T)
     torch.testing.assert_close(normaliser.to_network @ normaliser.to_embed, torch.eye(D), rtol=0, atol=1e-3)
@@ -93,7 +93,7 @@ def test_whitening_turns_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_to_sphere_is_a_unit_embedding_and_stays_what_it_is(kind: str) -> None:
+def test_to_sphere_gives_unit_embeddings_and_is_idempotent(kind: str) -> None:
     normaliser = fitted(kind)
     x = torch.randn(30, D, generator=torch.Generator().manual_seed(0)) * 3
     on_sphere = normaliser.to_sphere(x)
@@ -112,7 +112,7 @@ def test_few_or_equal_rows_give_finite_statistics(kind: str, rows: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_precision_and_double_are_taken(kind: str) -> None:
+def test_half_and_double_precision_are_accepted(kind: str) -> None:
     normaliser, rows = fitted(kind), embeddings(20)
     assert normaliser.encode(rows.half()).dtype == torch.float32
     exact = normaliser.encode(rows.double())
@@ -122,7 +122,7 @@ def test_half_precision_and_double_are_taken(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["standardise", "whiten"])
-def test_statistics_are_kept_with_the_weights(kind: str) -> None:
+def test_statistics_are_saved_with_the_weights(kind: str) -> None:
     first, second = fitted(kind), EmbeddingNormaliser(kind, D)
     assert sorted(first.state_dict()) == ["mean", "to_embed", "to_network"]
     assert not torch.allclose(first.encode(embeddings(9)), second.encode(embeddings(9)), atol=0.1)

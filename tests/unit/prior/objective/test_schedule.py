@@ -1,4 +1,4 @@
-"""Noise schedules against closed forms, and the conversions between x0, eps and v against each other."""
+"""Noise schedules against closed forms, and conversions between x0, eps and v against each other."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from priorkit.prior.objective.schedule import NoiseSchedule, noise_schedule
 
 NAMES = ("cosine", "linear", "quadratic", "sigmoid")
-"""Those that leave some signal."""
+"""Schedules that do not end at pure noise."""
 
 
 @pytest.mark.parametrize("timesteps", [10, 100, 1000])
-def test_cosine_is_its_closed_form(timesteps: int) -> None:
+def test_cosine_follows_its_closed_form(timesteps: int) -> None:
     """alpha_bar(t) = f(t + 1) / f(0); only the last beta, which would be 1, is capped."""
 
     def f(step: int) -> float:
@@ -30,7 +30,7 @@ def test_cosine_is_its_closed_form(timesteps: int) -> None:
 
 @pytest.mark.parametrize("timesteps", [50, 100, 1000])
 @pytest.mark.parametrize("name", ["linear", "quadratic", "sigmoid"])
-def test_schedules_of_rising_betas_are_their_closed_forms(name: str, timesteps: int) -> None:
+def test_schedules_of_rising_betas_follow_their_closed_forms(name: str, timesteps: int) -> None:
     first, last = 1000 / timesteps * 1e-4, 1000 / timesteps * 0.02
     betas = []
     for step in range(timesteps):
@@ -46,7 +46,7 @@ def test_schedules_of_rising_betas_are_their_closed_forms(name: str, timesteps: 
 
 
 @pytest.mark.parametrize("timesteps", [2, 10, 1000])
-def test_jsd_is_its_closed_form(timesteps: int) -> None:
+def test_jsd_follows_its_closed_form(timesteps: int) -> None:
     """beta(t) = 1 / (T - t), whose product telescopes; it ends at pure noise."""
     betas = 1 / (timesteps - np.arange(timesteps))
     alpha_bar = noise_schedule("jsd", timesteps).alpha_bar
@@ -109,7 +109,7 @@ def test_add_noise_and_targets_by_hand() -> None:
 
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_perfect_prediction_gives_back_x0_and_noise(prediction: str, name: str) -> None:
+def test_a_perfect_prediction_returns_x0_and_noise(prediction: str, name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     schedule = noise_schedule(name, 1000)
     timesteps = torch.arange(0, 900, 9)

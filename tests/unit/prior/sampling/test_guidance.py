@@ -1,4 +1,4 @@
-"""Guidance against its formula by hand, the constants it is made of, and how much work it is."""
+"""Guidance against its formula, its cached constants, and its amount of work."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def text_for(prior: Prior, rows: int = B, seed: int = 0) -> Text:
 
 def denoiser(prior: Prior, text: Text, null: NullBranch, **settings: Any) -> Denoiser:
     if not null.is_constant:
-        settings["null_cache"] = null_prefix(prior.network, *text)
+        settings["null_prefix"] = null_prefix(prior.network, *text)
     return Denoiser(
         prior.network, prior.schedule, prior.config.diffusion, prior.normaliser, prior.network.prefix(*text),
         null=null, grid=GRID, **settings,
@@ -59,13 +59,13 @@ def at(timestep: int, rows: int = B * K) -> torch.Tensor:
 
 
 class Calls:
-    """Counts the network's calls, and the rows of each."""
+    """Records the calls of a network, and the rows of each."""
 
     def __init__(self, network: PriorNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
         self.prefixes: list[int] = []
         self.suffixes: list[int] = []
         self.paddings = 0
-        prefix, suffix, padding = network.prefix, network.suffix, network.padding_prefix
+        prefix, suffix, fill = network.prefix, network.suffix, network._fill_cache
 
         def counted_prefix(text_embed: torch.Tensor, *rest: Any, **named: Any) -> Any:
             self.prefixes.append(len(text_embed))
@@ -75,16 +75,16 @@ class Calls:
             self.suffixes.append(len(noisy))
             return suffix(cache, noisy, *rest, **named)
 
-        def counted_padding() -> Any:
-            self.paddings += 1
-            return padding()
+        def counted_fill(tokens: torch.Tensor, before: Any) -> Any:
+            self.paddings += before is None
+            return fill(tokens, before)
 
         monkeypatch.setattr(network, "prefix", counted_prefix)
         monkeypatch.setattr(network, "suffix", counted_suffix)
-        monkeypatch.setattr(network, "padding_prefix", counted_padding)
+        monkeypatch.setattr(network, "_fill_cache", counted_fill)
 
     def taken(self) -> tuple[list[int], list[int]]:
-        """Rows of the prefixes and of the suffixes since the last call of this."""
+        """Return the rows of prefixes and suffixes since the last call."""
         found = self.prefixes, self.suffixes
         self.prefixes, self.suffixes = [], []
         return found
@@ -190,7 +190,7 @@ def test_scale_1_is_one_pass(make_prior: MakePrior, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("switches", [{}, TOKENS, PADDING], ids=["no tokens", "token states", "padding alone"])
-def test_text_guidance_is_twice_the_rows_after_one_constant(
+def test_text_guidance_doubles_the_rows_and_computes_one_constant(
     make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch, switches: dict[str, Any]
 ) -> None:
     prior = make_prior(**switches)
@@ -202,8 +202,8 @@ def test_text_guidance_is_twice_the_rows_after_one_constant(
         assert calls.taken() == (prefixes, [2 * B * K] * 3)
 
 
-def test_dalle2_guidance_is_a_table(make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One row for each timestep, once; then steps cost what they cost without guidance."""
+def test_dalle2_guidance_reads_a_table(make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table has one row per timestep and is computed once; then steps cost the same as without guidance."""
     prior = make_prior(**TOKENS)
     null, calls = NullBranch(prior.network), Calls(prior.network, monkeypatch)
 
@@ -221,8 +221,8 @@ def test_dalle2_guidance_is_a_table(make_prior: MakePrior, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("switches", [{}, TOKENS, PADDING], ids=["no tokens", "token states", "padding alone"])
-def test_the_table_is_the_plain_second_pass(make_prior: MakePrior, switches: dict[str, Any]) -> None:
-    """For any text and any image: they are dropped."""
+def test_the_table_equals_a_plain_second_pass(make_prior: MakePrior, switches: dict[str, Any]) -> None:
+    """The result does not depend on text and image, which are dropped."""
     prior = make_prior(**switches)
     timesteps = [99, 0, 37, 99]
     found, drop = NullBranch(prior.network).outputs(timesteps), torch.ones(4, dtype=torch.bool)
@@ -235,7 +235,7 @@ def test_the_table_is_the_plain_second_pass(make_prior: MakePrior, switches: dic
 
 
 def test_the_table_of_all_timesteps_needs_little_memory(make_prior: MakePrior) -> None:
-    """DDPM asks for 1000: as draws of one text, each with 3 tokens of 2 heads, the bias alone would take 70 MB."""
+    """DDPM needs 1000 timesteps: as draws of one text, with 3 tokens of 2 heads each, the bias would take 70 MB."""
     prior = make_prior(timesteps=1000)
     largest = 0
     places = prior.network.positions.forward
@@ -261,10 +261,10 @@ def test_the_table_of_all_timesteps_needs_little_memory(make_prior: MakePrior) -
         ({"function_version": "1.9.0", **TOKENS}, False, False),
     ],
 )
-def test_which_null_branches_are_constant(
+def test_constant_null_branches(
     make_prior: MakePrior, monkeypatch: pytest.MonkeyPatch, switches: dict[str, Any], constant: bool, table: bool
 ) -> None:
-    """Self-conditioning makes it depend on the last estimate, and up to 1.10.3 it keeps the pooled text."""
+    """With self-conditioning it depends on the last estimate; up to 1.10.3 it keeps the pooled text."""
     prior = make_prior(**switches)
     null = NullBranch(prior.network)
     assert (null.is_constant, null.has_table) == (constant, table)
@@ -282,9 +282,6 @@ def test_padding_is_computed_once(make_prior: MakePrior, monkeypatch: pytest.Mon
     for _ in range(3):
         prior.sample(text_embed=draw(B, D), steps=2)
     assert calls.paddings == 1
-    torch.testing.assert_close(
-        prior._null.padding().layers[0].values, prior.network.padding_prefix().layers[0].values, rtol=1e-5, atol=1e-6
-    )
 
 
 def change_all(network: PriorNetwork) -> None:
@@ -304,7 +301,7 @@ def load(network: PriorNetwork) -> None:
 
 
 def swap_data(network: PriorNetwork) -> None:
-    """Of one layer in the middle."""
+    """Replace the data of one layer in the middle."""
     weight = network.attention[0].to_qkv.weight
     weight.data = weight.data * 1.5
 
@@ -319,7 +316,7 @@ def replace_parameter(network: PriorNetwork) -> None:
 )
 @pytest.mark.parametrize("guidance", ["text", "dalle2"])
 def test_constants_follow_the_weights(make_prior: MakePrior, change: Any, guidance: Any) -> None:
-    """What is sampled after a change is what a prior samples that never knew the old weights."""
+    """After a change, samples equal those of a new prior with the changed weights."""
     prior, settings = make_prior(**PADDING), {"steps": 3, "guidance": guidance, "guidance_scale": 3.0}
     before = prior.sample(text_embed=draw(B, D), **settings)
     change(prior.network)
@@ -359,8 +356,8 @@ def test_branches_that_were_not_trained_are_refused(
 
 
 @pytest.mark.parametrize("switches", [{}, PADDING], ids=["no tokens", "padding alone"])
-def test_text_guidance_that_would_do_nothing_is_refused(make_prior: MakePrior, switches: dict[str, Any]) -> None:
-    """Up to 1.10.3 dropping the text dropped its token states alone, and these priors have none."""
+def test_text_guidance_without_effect_is_refused(make_prior: MakePrior, switches: dict[str, Any]) -> None:
+    """Up to 1.10.3 only token states are dropped, and these priors have none."""
     prior = make_prior(function_version="1.9.0", **switches)
     with pytest.raises(SettingsError, match=r"guidance=text: dalle2-pytorch 1\.9\.0 dropped no pooled text; .*dalle2"):
         prior.check(SampleSettings(steps=2, guidance_scale=2.0))

@@ -1,4 +1,4 @@
-"""Samplers against data whose best estimate is known, and what they ask of network and noise."""
+"""Samplers on data with a known best estimate, and their use of network and noise."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def exact(values: torch.Tensor) -> Estimate:
 
 
 def posterior_mean(schedule: NoiseSchedule) -> EstimateX0:
-    """E[x0 | x_t] where x0 is normal: the best estimate there is."""
+    """E[x0 | x_t] for normal x0: the best possible estimate."""
 
     def estimate(x_t: torch.Tensor, timesteps: torch.Tensor) -> Estimate:
         alpha_bar = schedule.alpha_bar[timesteps].unsqueeze(-1).to(x_t.dtype)
@@ -85,7 +85,7 @@ NOISE = torch.linspace(-3, 3, 61, dtype=torch.float64)[:, None]
 
 
 def ode_solution(schedule: NoiseSchedule, timestep: int) -> torch.Tensor:
-    """Where the deterministic flow takes `NOISE`: between normal distributions its map is affine.
+    """Endpoint of the deterministic flow from `NOISE`: between normal distributions the map is affine.
 
     Args:
         timestep: at which the estimate of x0 is returned.
@@ -133,7 +133,7 @@ def test_dpmsolver_beats_ddim_at_equal_steps(schedule_name: str, steps: int) -> 
 @pytest.mark.parametrize("steps", [1, 3, 20, 100])
 @pytest.mark.parametrize("schedule_name", ["cosine", "jsd"])
 def test_samplers_by_hand(steps: int, schedule_name: str) -> None:
-    """In float64 from their papers' formulas, with an estimator that is no fixed point."""
+    """Compute in float64 from the papers' formulas, with an estimator that is no fixed point."""
     schedule = noise_schedule(schedule_name, 100)
     noise = [torch.randn(4, 3, generator=torch.Generator().manual_seed(i)).double() for i in range(steps + 1)]
     grid = [99 - index * 100 // steps for index in range(steps)]
@@ -175,8 +175,8 @@ def _half_log_snr(alpha_bar: float) -> float:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("prediction", ["x0", "v"])
 @pytest.mark.parametrize("steps", [2, 5, 39])
-def test_the_pure_noise_that_jsd_begins_with_is_no_trouble(name: Any, prediction: str, steps: int) -> None:
-    """There alpha_bar is 0: nothing may be divided by the signal, nor an infinite log-SNR make a nan."""
+def test_samples_are_finite_from_the_pure_noise_of_jsd(name: Any, prediction: str, steps: int) -> None:
+    """Where alpha_bar is 0, no division by the signal and no infinite log-SNR may give NaN."""
     schedule = noise_schedule("jsd", 40)
     assert schedule.alpha_bar[-1] == 0
 
@@ -186,7 +186,7 @@ def test_the_pure_noise_that_jsd_begins_with_is_no_trouble(name: Any, prediction
     assert torch.isfinite(run(name, estimate, schedule, noise_of((5, 3)), steps)).all()
 
 
-def test_the_last_step_of_ddim_and_dpmsolver_is_the_estimate_and_of_ddpm_too() -> None:
+def test_the_last_step_returns_the_estimate() -> None:
     schedule = noise_schedule("cosine", 100)
 
     def estimate(x_t: torch.Tensor, timesteps: torch.Tensor) -> Estimate:
@@ -201,7 +201,7 @@ def test_the_last_step_of_ddim_and_dpmsolver_is_the_estimate_and_of_ddpm_too() -
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("steps", [2, 7, 99])
-def test_evaluations_are_the_grid_once_from_the_noisiest_down(name: Any, steps: int) -> None:
+def test_each_timestep_is_evaluated_once_noisiest_first(name: Any, steps: int) -> None:
     schedule = noise_schedule("cosine", 100)
     asked: list[int] = []
 
@@ -229,8 +229,8 @@ def test_evaluations_are_the_grid_once_from_the_noisiest_down(name: Any, steps: 
         ("dalle2-ddim", NEWEST, 100, 98),  # 99 evaluations, the last without noise, nor the one that steps to 0
     ],
 )
-def test_noise_is_taken_as_documented(name: Any, function: FunctionVersion, steps: int, expected: int) -> None:
-    """One to begin with and one for each noisy step; every one of them counts, but the last of ddpm, times 0."""
+def test_noise_is_consumed_as_documented(name: Any, function: FunctionVersion, steps: int, expected: int) -> None:
+    """One initial tensor and one per noisy step; all affect the result, except the last of ddpm, times 0."""
     schedule = noise_schedule("cosine", 150)
     grid = timestep_grid(name, 150, steps, function)
     sampler = find_sampler(name, function, "x0")
@@ -254,7 +254,7 @@ def test_noise_is_taken_as_documented(name: Any, function: FunctionVersion, step
 
 @settings(deadline=None)
 @given(timesteps=st.integers(2, 2000), name=st.sampled_from(NAMES[:3]), data=st.data())
-def test_a_grid_falls_evenly_from_the_noisiest_timestep(timesteps: int, name: Any, data: st.DataObject) -> None:
+def test_a_grid_decreases_evenly_from_the_noisiest_timestep(timesteps: int, name: Any, data: st.DataObject) -> None:
     steps = data.draw(st.integers(1, timesteps))
     grid = timestep_grid(name, timesteps, steps, NEWEST)
     assert len(grid) == steps
@@ -270,8 +270,8 @@ def test_a_grid_falls_evenly_from_the_noisiest_timestep(timesteps: int, name: An
 
 @settings(deadline=None)
 @given(timesteps=st.integers(3, 2000), data=st.data())
-def test_dalle2s_grid_is_its_formula(timesteps: int, data: st.DataObject) -> None:
-    """Between -1 and T, or before 1.10.3 between 0 and T, the ends left out, cut to integers."""
+def test_dalle2_grid_follows_its_formula(timesteps: int, data: st.DataObject) -> None:
+    """Even spacing from -1 (before 1.10.3 from 0) to T, without the ends, truncated to integers."""
     steps = data.draw(st.integers(2, timesteps - 1))
     grid = timestep_grid("dalle2-ddim", timesteps, steps, NEWEST)
     assert len(grid) == steps - 1
@@ -294,7 +294,7 @@ def test_known_grids() -> None:
 
 @settings(deadline=None)
 @given(name=st.sampled_from(["cosine", "linear", "jsd"]), timesteps=st.integers(21, 1500), data=st.data())
-def test_a_log_snr_grid_falls_to_where_four_times_the_steps_end(name: Any, timesteps: int, data: st.DataObject) -> None:
+def test_a_log_snr_grid_ends_with_that_of_four_times_the_steps(name: Any, timesteps: int, data: st.DataObject) -> None:
     steps = data.draw(st.integers(1, timesteps))
     grid = log_snr_grid(noise_schedule(name, timesteps), steps)
     assert len(grid) == steps
@@ -334,7 +334,7 @@ def test_impossible_steps_are_named(name: Any, function: FunctionVersion, steps:
 # noise
 
 
-def test_noise_of_a_generator_depends_on_it_alone() -> None:
+def test_generator_noise_depends_on_the_generator_alone() -> None:
     first, second = noise_of((2, 3), seed=5), noise_of((2, 3), seed=5)
     torch.manual_seed(1)
     drawn = [next(first) for _ in range(3)]
@@ -351,20 +351,20 @@ def seeded(seed: int, first: int, texts: int, draws: int, count: int = 3) -> lis
 @pytest.mark.parametrize("first", [0, 3])
 @pytest.mark.parametrize("texts", [1, 4])
 def test_noise_of_a_text_does_not_depend_on_its_batch(first: int, texts: int) -> None:
-    """Not even that of later steps, which ddpm takes."""
+    """The same holds for the noise of later steps, which ddpm uses."""
     all_, part = seeded(9, 0, 10, 2), seeded(9, first, texts, 2)
     for whole, some in zip(all_, part, strict=True):
         assert (some.shape, some.dtype) == ((texts * 2, 6), torch.float32)
         assert torch.equal(whole[first * 2 : (first + texts) * 2], some)
 
 
-def test_noise_of_a_text_is_what_numpys_philox_gives() -> None:
+def test_noise_of_a_text_equals_numpys_philox() -> None:
     random = np.random.Generator(np.random.Philox(key=[9, 7]))
     for found in seeded(9, 7, 1, 2):
         assert np.array_equal(found.numpy(), random.standard_normal((2, 6), np.float32))
 
 
-def test_texts_draws_steps_and_seeds_have_noise_of_their_own() -> None:
+def test_noise_differs_by_text_draw_step_and_seed() -> None:
     rows = torch.cat([*seeded(0, 0, 3, 2), *seeded(1, 0, 3, 2), *seeded(2**63 - 1, 0, 3, 2)])
     assert len({row.numpy().tobytes() for row in rows}) == 54
 
@@ -376,8 +376,8 @@ def test_seeded_noise_is_standard_normal() -> None:
     assert torch.corrcoef(noise.T).fill_diagonal_(0).abs().max() < 0.03
 
 
-def test_dalle2s_sampler_derives_its_noise_from_what_its_release_did() -> None:
-    """From the clamped x0, or before 1.10.5 from the unclamped one."""
+def test_dalle2_ddim_derives_its_noise_as_its_release_did() -> None:
+    """The noise comes from the clamped x0, before 1.10.5 from the unclamped one."""
     schedule = noise_schedule("cosine", 100)
 
     def estimate(x_t: torch.Tensor, timesteps: torch.Tensor) -> Estimate:
@@ -404,8 +404,8 @@ def test_dalle2s_sampler_derives_its_noise_from_what_its_release_did() -> None:
         torch.testing.assert_close(eps_after_one_step(release), torch.full((1, 2), expected), rtol=1e-5, atol=1e-5)
 
 
-def test_before_1_10_3_dalle2s_sampler_ended_at_a_timestep_without_noise() -> None:
-    """Its signal share there is 1: what is returned is the last estimate."""
+def test_before_1_10_3_dalle2_ddim_ends_at_a_timestep_without_noise() -> None:
+    """The signal share is 1 there, so the last estimate is returned."""
     schedule = noise_schedule("cosine", 100)
     drawn = find_sampler("dalle2-ddim", OLD, "x0")(posterior_mean(schedule), schedule, iter([NOISE]), [50])
     torch.testing.assert_close(drawn, posterior_mean(schedule)(NOISE, torch.full((61,), 50)).x0)

@@ -10,9 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from priorkit.prior.network.interface import Condition
 from priorkit.prior.network.network import PriorNetwork
-from priorkit.prior.objective.diffusion import Condition, diffusion_loss, step_randomness
+from priorkit.prior.objective.diffusion import diffusion_loss
 from priorkit.prior.objective.normaliser import EmbeddingNormaliser
+from priorkit.prior.objective.randomness import step_randomness
 from priorkit.prior.objective.schedule import noise_schedule
 from priorkit.prior.objective.settings import DiffusionSettings
 from priorkit.prior.train.prepare import autocast, prepare_network

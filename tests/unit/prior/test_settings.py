@@ -1,4 +1,4 @@
-"""The settings of the prior: what is refused, and what counts as a change."""
+"""Settings of the prior: refused values, and settings that count as a change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EVERY = (
 
 
 @pytest.mark.parametrize("cls", EVERY)
-def test_every_field_says_what_it_is_and_has_a_default(cls: type[Settings]) -> None:
+def test_every_field_is_documented_and_has_a_default(cls: type[Settings]) -> None:
     settings = cls()
     for name, field in cls.model_fields.items():
         assert field.description, name
@@ -120,7 +120,7 @@ def test_values_out_of_range_are_refused(cls: type[Settings], values: dict[str, 
         ],
     ],
 )
-def test_combinations_that_cannot_be_are_named(cls: type[Settings], values: dict[str, Any], message: str) -> None:
+def test_impossible_combinations_are_named(cls: type[Settings], values: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(message)):
         parse_settings(cls, values, "recipe")
 
@@ -138,7 +138,7 @@ def test_combinations_that_cannot_be_are_named(cls: type[Settings], values: dict
         (SampleSettings, {"guidance_scale": 0}),
     ],
 )
-def test_combinations_at_the_edge_are_taken(cls: type[Settings], values: dict[str, Any]) -> None:
+def test_combinations_at_the_limit_are_accepted(cls: type[Settings], values: dict[str, Any]) -> None:
     settings = parse_settings(cls, values, "recipe")
     assert cls.model_validate(settings.model_dump()) == settings
 
@@ -161,8 +161,8 @@ def test_unknown_keys_name_the_nearest(cls: type[Settings], values: dict[str, An
         parse_settings(cls, values, "recipe")
 
 
-def test_the_network_takes_every_setting() -> None:
-    """By name: `build_network` passes them all on."""
+def test_the_network_accepts_every_setting() -> None:
+    """`build_network` passes all settings by name."""
     arguments = set(inspect.signature(PriorNetwork.__init__).parameters) - {"self"}
     assert arguments == set(NetworkSettings.model_fields) | {"embed_dim", "text_dim", "token_width"}
 
@@ -174,7 +174,7 @@ def test_defaults_of_the_network_and_its_settings_agree() -> None:
         assert default in (inspect.Parameter.empty, field.default), name
 
 
-def test_what_changes_no_weight_is_no_part_of_the_identity_of_a_training() -> None:
+def test_settings_without_effect_on_weights_are_not_in_the_identity_of_a_training() -> None:
     settings = TrainSettings()
     free = {"checkpoint_every": 1, "keep_checkpoints": 9, "log_every": 1}
     recorded = {

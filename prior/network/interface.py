@@ -1,0 +1,193 @@
+"""Interface of networks: everything that objectives, samplers and priors know about them.
+
+A network encodes texts once (`prefix`), then predicts from noisy embeddings as often as needed (`suffix`). A new family
+of networks subclasses `Network`, and `model/config.py` builds it; objectives, samplers and `Prior` stay as they are.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from .function_version import LATEST_FUNCTION, FunctionVersion
+from .linear import Linear
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Encoded text of B captions, which a prediction is conditioned on."""
+
+    text_embed: torch.Tensor
+    """`[B, D]`, L2-normalised."""
+    token_states: torch.Tensor | None
+    """`[B, T, W]`, padded with zeros; None if the network uses none."""
+
+    def take(self, indices: torch.Tensor) -> Condition:
+        """Select captions by index."""
+        indices = indices.to(self.text_embed.device)
+        return Condition(self.text_embed[indices], None if self.token_states is None else self.token_states[indices])
+
+
+@dataclass(frozen=True)
+class DrawnTexts:
+    """Assignment of text prefixes to the K draws of B rows.
+
+    Each of the first `texts` rows has its own prefix, at the row's index. All other rows share the prefix at index
+    `texts`.
+    """
+
+    rows: int
+    """B."""
+    draws: int
+    """K."""
+    texts: int
+    """Number of rows with a prefix of their own."""
+
+    def indices(self, device: torch.device) -> torch.Tensor:
+        """Return the index of each draw's prefix, `[B * K]` int64."""
+        return torch.arange(self.rows, device=device).clamp(max=self.texts).repeat_interleave(self.draws)
+
+
+P = TypeVar("P")
+"""Type of a prefix."""
+
+
+class Prefix(Protocol):
+    """Encoded texts that all steps and draws share, such as a cache of keys and values."""
+
+    @property
+    def texts(self) -> int:
+        """Number of texts."""
+
+    def take(self: P, indices: torch.Tensor) -> P:
+        """Select texts by index; an index may occur several times."""
+
+    def expand(self: P, texts: int) -> P:
+        """Repeat the only text `texts` times."""
+
+    def stacked_with(self: P, other: P) -> P:
+        """Append the texts of another prefix of the same length."""
+
+
+class Network(nn.Module, abc.ABC):
+    """Predicts x0, eps or v of an image embedding from its noisy version, the timestep and the text."""
+
+    embed_dim: int
+    """D, size of image embeddings."""
+    text_dim: int
+    """Size of pooled text embeddings."""
+    token_width: int | None
+    """W, width of token states; None if the network is given none."""
+    max_text_len: int
+    """T, largest number of token states per caption."""
+    takes_token_states: bool
+    """True if token states must be given."""
+    takes_self_cond: bool
+    """True if the prediction depends on an earlier estimate of x0 (Chen et al. 2022, arXiv 2208.04202)."""
+    has_null_text: bool
+    """True if all dropped texts have the same prefix, whatever the texts."""
+    function: FunctionVersion = FunctionVersion.parse(LATEST_FUNCTION)
+    """Release of DALLE2-pytorch whose variant of the sampler `dalle2-ddim` fits this network."""
+    checkpoint_activations: bool = False
+    """True if the backward pass recomputes layers instead of storing their activations."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of embeddings that the network takes."""
+        return next(self.parameters()).dtype
+
+    @abc.abstractmethod
+    def prefix(
+        self, text_embed: torch.Tensor, token_states: torch.Tensor | None = None, drop_text: torch.Tensor | None = None
+    ) -> Prefix:
+        """Encode B texts.
+
+        Args:
+            text_embed: `[B, text_dim]`.
+            token_states: `[B, T', W]`, padded with rows of zeros, cut at max_text_len; None if the network takes none.
+            drop_text: `[B]` bool, rows whose text is replaced by learned vectors; None drops nothing.
+
+        Raises:
+            ValueError: token states are missing, or the network cannot drop texts.
+        """
+
+    @abc.abstractmethod
+    def suffix(
+        self,
+        prefix: Prefix,
+        noisy_image_embed: torch.Tensor,
+        timesteps: torch.Tensor,
+        *,
+        drop_image: torch.Tensor | None = None,
+        self_cond: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predict `[N, D]` for K draws of each of B encoded texts; the draws of a text are side by side.
+
+        Args:
+            prefix: B texts, from the same network.
+            noisy_image_embed: `[N, D]`, where N = B * K.
+            timesteps: `[N]` int64, or `[B]` if all draws of a text share a timestep, which is faster.
+            drop_image: `[N]` bool, rows whose noisy image is replaced by a learned vector.
+            self_cond: `[N, D]` earlier estimates of x0; None stands for zeros.
+        """
+
+    def predict_draws(
+        self,
+        text_embed: torch.Tensor,
+        token_states: torch.Tensor | None,
+        drop_text: torch.Tensor | None,
+        draws: DrawnTexts,
+        noisy_image_embed: torch.Tensor,
+        timesteps: torch.Tensor,
+        *,
+        drop_image: torch.Tensor | None = None,
+        self_cond: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predict `[N, D]` for training, where the draws of one text differ in timestep.
+
+        Args:
+            text_embed: as for `prefix`, and so are token_states and drop_text.
+            draws: the text of each draw.
+            noisy_image_embed: as for `suffix`, and so are timesteps, drop_image and self_cond; N of each.
+        """
+        texts = self.prefix(text_embed, token_states, drop_text).take(draws.indices(timesteps.device))
+        return self.suffix(texts, noisy_image_embed, timesteps, drop_image=drop_image, self_cond=self_cond)
+
+    def forward(
+        self,
+        noisy_image_embed: torch.Tensor,
+        timesteps: torch.Tensor,
+        *,
+        text_embed: torch.Tensor,
+        token_states: torch.Tensor | None = None,
+        drop_text: torch.Tensor | None = None,
+        drop_image: torch.Tensor | None = None,
+        self_cond: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predict `[B, D]` for noisy embeddings `[B, D]` at timesteps `[B]`; see `prefix` and `suffix`."""
+        texts = self.prefix(text_embed, token_states, drop_text)
+        return self.suffix(texts, noisy_image_embed, timesteps, drop_image=drop_image, self_cond=self_cond)
+
+    def set_product_dtype(self, dtype: torch.dtype) -> None:
+        """Compute the products of all `Linear` layers in a dtype; other weights keep theirs."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.to(dtype)
+
+    def clear_derived(self) -> None:
+        """Drop all values computed from the weights, after changes that torch does not count; see `derived.py`."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.clear_derived()
+
+    def compile_layers(self) -> None:
+        """Compile the layers for training."""
