@@ -4,7 +4,7 @@ import signal
 
 
 def main() -> None:
-    """Run the command; Ctrl-C ends it without a word while its modules are loaded."""
+    """Run the command. Ctrl-C while its modules are loaded prints no traceback."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from .cli import main as run
 

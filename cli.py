@@ -1,4 +1,4 @@
-"""The command `priorkit`: joins the commands of the packages, and imports nothing heavy."""
+"""The command `priorkit`: the commands of all packages under one name. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .pipeline.commands import doctor as doctor_commands
-from .pipeline.commands import stages as pipeline_commands
+from .pipeline.commands import doctor, download, embed, inspect
 from .pipeline.display import streams
 from .prior.commands import compare as compare_commands
 from .prior.commands import report as report_commands
@@ -27,9 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    pipeline_commands.download,
-    pipeline_commands.embed,
-    pipeline_commands.inspect,
+    download.download,
+    embed.embed,
+    inspect.inspect,
     prior_commands.train,
     evaluate_commands.evaluate,
     report_commands.report,
@@ -39,7 +38,7 @@ for command in (
     prior_commands.run,
     prior_commands.status,
     prior_commands.demo,
-    doctor_commands.doctor,
+    doctor.doctor,
 ):
     app.command()(command)
 app.add_typer(recipe_commands.recipes, name="recipes")
@@ -73,22 +72,23 @@ def main() -> None:
     if (failed := streams.flush_streams()) is not None:
         code = code or EXIT_FAILURE
         _report_output(failed)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the interpreter ends
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the interpreter exits prints no traceback
     sys.exit(code)
 
 
 def _report_output(error: OSError) -> None:
-    """Say that standard output cannot be written, unless whoever read it has gone, as `head` does."""
+    """Report that standard output cannot be written. A closed pipe, as of `head`, is no error."""
     if not isinstance(error, BrokenPipeError):
         print(f"error: standard output cannot be written ({error.strerror})", file=streams.StandardError())
 
 
 def _run() -> int:
+    """Run the command line, report an error, and return the exit code."""
     try:
         app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else EXIT_FAILURE
-    except OSError as error:  # a command reports its own: what is left are help, versions and usage errors
+    except OSError as error:  # from help, versions and usage errors: commands report their own
         _report_output(error)
         return EXIT_FAILURE
     except BaseException as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from ...pipeline.commands.stages import (
+from ...pipeline.commands.options import (
     DryRunOption,
     JsonOption,
     OverwriteOption,

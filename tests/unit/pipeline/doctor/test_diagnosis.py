@@ -53,7 +53,7 @@ def test_what_is_missing_is_named_with_its_command(absent: set[str], monkeypatch
     assert result.exit_code == 1
     assert result.stderr == "error: download: aiohttp, img2dataset not installed\n"
     lines = {line.split("│")[1].strip(): line for line in result.stdout.splitlines() if line.count("│") == 3}
-    assert 'to mend download: pip install "aiohttp>=3.14.1" "img2dataset>=1.47"' in result.stdout.splitlines()
+    assert 'to fix download: pip install "aiohttp>=3.14.1" "img2dataset>=1.47"' in result.stdout.splitlines()
     assert "ready" in lines["train"]
     assert "matplotlib not installed" in lines["extra report"]
 

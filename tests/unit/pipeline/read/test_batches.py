@@ -239,7 +239,7 @@ def test_remote_folders_are_read_by_range(dataset: EmbeddingDataset) -> None:
         if not name.startswith(("selections", ".lock")):
             with dataset.store.open(name) as source, remote.create(name) as target:
                 target.write(source.read())
-    for _ in range(2):  # the second time with the selection that the first has kept
+    for _ in range(2):  # the second time with the cached split plan
         other = EmbeddingDataset(remote.url, SMALL)
         one, two = (
             take(BatchStream(each, "train", batch_size=50, seed=0, columns=EVERYTHING).batches(), 5)

@@ -31,7 +31,7 @@ def keys(dataset: EmbeddingDataset, rows: np.ndarray) -> list[str]:
 
 def split_of(dataset: EmbeddingDataset) -> dict[str, str]:
     return {
-        key: SPLITS[code] for key, code in zip(keys(dataset, np.arange(dataset.count)), dataset.selection, strict=True)
+        key: SPLITS[code] for key, code in zip(keys(dataset, np.arange(dataset.count)), dataset.split_plan, strict=True)
     }
 
 
@@ -137,7 +137,7 @@ def test_copies_of_an_image_are_on_one_side(write_embeddings: WriteEmbeddings, c
 def test_without_hash_and_url_the_embedding_names_the_image(write_embeddings: WriteEmbeddings) -> None:
     twice = [["a", "b", "c", "d", "e", "f"], ["f", "e", "d", "c", "b", "a"]]
     dataset = EmbeddingDataset(str(write_embeddings(twice, columns={})), HALVES)
-    assert dataset.selection[:6].tolist() == dataset.selection[6:][::-1].tolist()
+    assert dataset.split_plan[:6].tolist() == dataset.split_plan[6:][::-1].tolist()
 
 
 def test_the_order_of_an_epoch_is_a_pure_function_of_seed_and_epoch(write_embeddings: WriteEmbeddings) -> None:
@@ -152,18 +152,18 @@ def test_the_order_of_an_epoch_is_a_pure_function_of_seed_and_epoch(write_embedd
 
 def test_a_selection_is_kept_and_a_damaged_one_is_made_anew(write_embeddings: WriteEmbeddings) -> None:
     folder = write_embeddings(SHARDS)
-    selection = EmbeddingDataset(str(folder), HALVES).selection
+    split_plan = EmbeddingDataset(str(folder), HALVES).split_plan
     (path,) = (folder / "selections").iterdir()
     for damage in (b"", b"no array", path.read_bytes()[:-5]):
         path.write_bytes(damage)
-        assert np.array_equal(EmbeddingDataset(str(folder), HALVES).selection, selection)
+        assert np.array_equal(EmbeddingDataset(str(folder), HALVES).split_plan, split_plan)
     assert len(path.read_bytes()) > 300
 
 
 def test_a_read_only_folder_does_without_a_kept_selection(write_embeddings: WriteEmbeddings) -> None:
     folder = write_embeddings(SHARDS)
     (folder / "selections").write_bytes(b"in the way of the folder")
-    assert len(EmbeddingDataset(str(folder), HALVES).selection) == 300
+    assert len(EmbeddingDataset(str(folder), HALVES).split_plan) == 300
 
 
 def test_a_missing_short_or_longer_file_is_refused_at_open(write_embeddings: WriteEmbeddings) -> None:
@@ -256,7 +256,7 @@ def test_splits_are_those_of_one_hash_after_the_other(write_embeddings: WriteEmb
     for row, name in enumerate(NAMES):
         digest = hashlib.sha256(b"priorkit split\0" + f"hash of {name}".encode()).digest()
         place = (int.from_bytes(digest[:8], "big") >> 11) / 2**53
-        assert dataset.selection[row] == (2 if place < 0.2 else 1 if place < 0.5 else 0)
+        assert dataset.split_plan[row] == (2 if place < 0.2 else 1 if place < 0.5 else 0)
 
 
 @pytest.mark.parametrize("block_rows", [1, 7, 64, 1000])
@@ -266,7 +266,7 @@ def test_counts_of_blocks_are_those_of_their_rows(write_embeddings: WriteEmbeddi
     for split in SPLITS:
         visits = dataset.visits(split)
         counts = visits.counts(0, 0)
-        rows = [visits.rows_of(block, 0, 0) for block in range(len(counts))]
+        rows = [visits.rows_in_block(block, 0, 0) for block in range(len(counts))]
         assert [len(part) for part in rows] == counts.tolist()
         assert np.array_equal(np.concatenate(rows), dataset.rows(split))
     sizes = dataset.blocks.sizes

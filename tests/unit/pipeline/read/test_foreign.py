@@ -126,7 +126,7 @@ def test_laions_folders_are_read_with_its_keys(write_foreign: WriteForeign, fold
 
 def test_copies_of_an_image_are_on_one_side_by_hash_before_url(write_foreign: WriteForeign) -> None:
     dataset = EmbeddingDataset(str(write_foreign({"0": NAMES}, columns=LAION)), HALVES)
-    splits = dict(zip(NAMES, dataset.selection, strict=True))
+    splits = dict(zip(NAMES, dataset.split_plan, strict=True))
     for digit in "0123456789":
         assert len({split for name, split in splits.items() if name[-1] == digit}) == 1
     assert len(set(splits.values())) > 1
@@ -134,8 +134,8 @@ def test_copies_of_an_image_are_on_one_side_by_hash_before_url(write_foreign: Wr
 
 def test_without_hash_and_url_the_embedding_names_the_image(write_foreign: WriteForeign) -> None:
     dataset = EmbeddingDataset(str(write_foreign({"0": NAMES, "1": NAMES[::-1]})), HALVES)
-    assert dataset.selection[:300].tolist() == dataset.selection[300:][::-1].tolist()
-    assert {SPLITS[code] for code in dataset.selection} == set(SPLITS)
+    assert dataset.split_plan[:300].tolist() == dataset.split_plan[300:][::-1].tolist()
+    assert {SPLITS[code] for code in dataset.split_plan} == set(SPLITS)
 
 
 def test_other_floats_are_read_and_an_empty_shard_moves_no_row(write_foreign: WriteForeign) -> None:
@@ -223,10 +223,10 @@ def test_missing_images_are_named(three: Path) -> None:
 
 
 def test_a_folder_without_metadata_is_read_by_the_bytes_of_its_images(three: Path) -> None:
-    whole = EmbeddingDataset(str(three), HALVES).selection
+    whole = EmbeddingDataset(str(three), HALVES).split_plan
     shutil.rmtree(three / "metadata")
     dataset = EmbeddingDataset(str(three), HALVES)
-    assert np.array_equal(dataset.selection, whole)
+    assert np.array_equal(dataset.split_plan, whole)
     stream = BatchStream(dataset, "train", batch_size=50, seed=0, columns=Columns(captions=True))
     for ask in (lambda: dataset.metadata(np.arange(3), ["key"]), lambda: next(stream.batches())):
         with pytest.raises(InputError, match="has no metadata: its rows have neither keys nor captions"):
@@ -234,10 +234,10 @@ def test_a_folder_without_metadata_is_read_by_the_bytes_of_its_images(three: Pat
 
 
 def test_a_folder_without_texts_is_read_until_they_are_asked_for(three: Path) -> None:
-    selection = EmbeddingDataset(str(three), HALVES).selection
+    split_plan = EmbeddingDataset(str(three), HALVES).split_plan
     shutil.rmtree(three / "text_emb")
     dataset = EmbeddingDataset(str(three), HALVES)
-    assert np.array_equal(dataset.selection, selection)
+    assert np.array_equal(dataset.split_plan, split_plan)
     assert len(np.unique(dataset.row_ids)) == 300
     stream = BatchStream(dataset, "train", batch_size=50, seed=0, columns=Columns(text_embed=False, captions=True))
     batch = next(stream.batches())
@@ -339,7 +339,7 @@ def test_metadata_that_is_damaged_inside_is_named(three: Path) -> None:
     names = pa.array([b"\xff"] * 80).view(pa.string())
     pq.write_table(pa.table({"image_path": names, "caption": names, "url": names}), path)
     with pytest.raises(InputError, match=r"metadata_9\.parquet is damaged .*UTF8"):
-        read_embeddings(str(three)).selection  # noqa: B018 - is made when asked for
+        read_embeddings(str(three)).split_plan  # noqa: B018 - is made when asked for
 
 
 def test_a_file_that_changes_after_it_was_opened_is_seen(three: Path) -> None:
