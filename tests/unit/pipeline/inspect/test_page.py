@@ -29,8 +29,8 @@ def found() -> Inspection:
     found.about, found.settings = {"clip": {"model": HOSTILE}}, {"batch_size": 8}
     found.distributions = {"cosine": cosine.to_json(), "caption length": length.to_json()}
     for number in range(1200):
-        found.problem(f"shard {number}: {HOSTILE}")
-    found.note(HOSTILE)
+        found.add_problem(f"shard {number}: {HOSTILE}")
+    found.add_note(HOSTILE)
     return found
 
 

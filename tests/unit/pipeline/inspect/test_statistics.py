@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from priorkit.pipeline.inspect.neighbours import NeighbourBank, seeded_rows
-from priorkit.pipeline.inspect.statistics import Distribution, Repeats, cosines, hashes_of, lengths
+from priorkit.pipeline.inspect.statistics import Distribution, Repeats, content_hashes, cosines, lengths
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])
@@ -52,8 +52,8 @@ def test_quantiles_of_lengths_are_whole() -> None:
 
 def test_repeats_are_counted_and_named() -> None:
     repeats = Repeats()
-    repeats.add(hashes_of("abc", 3), np.arange(3))
-    repeats.add(hashes_of("ba", 2), np.array([7, 8]))
+    repeats.add(content_hashes("abc", 3), np.arange(3))
+    repeats.add(content_hashes("ba", 2), np.array([7, 8]))
     assert repeats.one_in == 1
     assert repeats.find() == (2, [(7, 1), (8, 0)])
     assert Repeats().find() == (0, [])
@@ -91,7 +91,7 @@ def test_near_duplicates_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch)
     rows = unit_rows(300)
     rows[299] = rows[7]  # an exact copy, which is no near duplicate
     bank = NeighbourBank(300)
-    hashes = hashes_of((row.tobytes() for row in rows), 300)
+    hashes = content_hashes((row.tobytes() for row in rows), 300)
     for start in range(0, 300, 90):
         part = np.arange(start, min(300, start + 90))
         bank.add(part, rows[part], hashes[part])
