@@ -1,4 +1,4 @@
-"""The command line itself: help, examples, defaults, and exit codes of what needs no data."""
+"""Command line: help, examples, defaults, and exit codes of commands that need no data."""
 
 from __future__ import annotations
 
@@ -99,12 +99,12 @@ def help_of(words: tuple[str, ...]) -> str:
     return result.output
 
 
-def test_there_are_the_commands_that_were_asked_for() -> None:
+def test_the_commands_are_those_of_the_design() -> None:
     assert set(LEAVES) == {(name,) for name in COMMANDS} | {("recipes", name) for name in ("list", "copy", "validate")}
 
 
 @pytest.mark.parametrize("words", sorted(EVERY), ids=" ".join)
-def test_help_says_what_it_does(words: tuple[str, ...]) -> None:
+def test_help_describes_the_command(words: tuple[str, ...]) -> None:
     text = help_of(words)
     assert text.startswith("Usage: ")
     assert len(text.split("\n\n")[1].strip()) > 20
@@ -113,7 +113,7 @@ def test_help_says_what_it_does(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("words", sorted(set(LEAVES) | {()}), ids=" ".join)
-def test_help_holds_an_example_that_parses(words: tuple[str, ...]) -> None:
+def test_help_has_an_example_that_parses(words: tuple[str, ...]) -> None:
     examples = re.findall(r"^ *Example: (.+)$", help_of(words), re.MULTILINE)
     assert len(examples) == 1
     program, *arguments = shlex.split(examples[0])
@@ -127,7 +127,7 @@ def test_help_holds_an_example_that_parses(words: tuple[str, ...]) -> None:
     assert context.params
 
 
-def test_every_default_is_shown_and_is_the_one_that_applies() -> None:
+def test_every_shown_default_is_the_one_that_applies() -> None:
     shown = {}
     for words, command in LEAVES.items():
         text = " ".join(help_of(words).split())
@@ -147,8 +147,8 @@ def test_no_workers_means_this_process() -> None:
 @pytest.mark.parametrize(
     "command", [["download", "urls.csv"], ["embed"], ["train", "demo"], ["evaluate"], ["run", "demo"]]
 )
-def test_workers_are_those_of_ray(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The option stands in every stage for the two settings, and is checked with them."""
+def test_workers_are_ray_workers(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every stage the option sets the same two settings, which are checked."""
     monkeypatch.chdir(tmp_path)
     refused = CliRunner().invoke(app, [*command, "--workers", "0"])
     assert refused.exit_code == 1
@@ -157,7 +157,7 @@ def test_workers_are_those_of_ray(command: list[str], tmp_path: Path, monkeypatc
     assert "compute.min_workers=3 is more than compute.workers=2" in taken.stderr
 
 
-def test_the_defaults_of_sample_are_those_of_the_function_where_it_has_them() -> None:
+def test_the_defaults_of_sample_match_the_function() -> None:
     parameters = inspect.signature(Prior.sample).parameters
     for name in ("guidance_scale", "guidance", "steps", "sampler", "seed"):
         assert parameters[name].default == DEFAULTS["sample", name]
@@ -233,7 +233,7 @@ def test_a_wrong_value_exits_with_1_and_names_it(
 
 
 @pytest.mark.parametrize("name", ["猫", "🐈", "no", "null", "a: [b"])
-def test_an_option_is_taken_as_it_is_typed(name: str, tmp_path: Path) -> None:
+def test_an_option_keeps_its_text(name: str, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"url,{name}\nhttp://h/0.jpg,c\n", encoding="utf-8")
     arguments = ["download", str(tmp_path / "list.csv"), "--caption-column", name, "--dry-run", "--json"]
     result = CliRunner().invoke(app, [*arguments, "--images", str(tmp_path / "images")])
@@ -265,7 +265,7 @@ def test_recipes_are_listed_copied_and_validated(tmp_path: Path) -> None:
         assert json.loads(valid.output) == json.loads(by_name.output)
 
 
-def test_what_validate_prints_is_the_same_recipe_in_full(tmp_path: Path) -> None:
+def test_validate_prints_the_complete_recipe(tmp_path: Path) -> None:
     printed = CliRunner().invoke(app, ["recipes", "validate", "demo", "--set", "train.steps=7"])
     text, _, last = printed.output.rstrip().rpartition("\n")
     assert last == "demo: valid"

@@ -75,8 +75,8 @@ def test_streams_that_cannot_be_written_end_the_command_without_a_traceback(
     assert done.stderr.count("\n") <= 1
 
 
-def test_a_closed_stream_is_no_place_for_the_next_file(tmp_path: Path) -> None:
-    """The first file that is opened would else have the number of standard output."""
+def test_no_file_gets_the_descriptor_of_a_closed_stream(tmp_path: Path) -> None:
+    """Otherwise the first opened file would have the descriptor of standard output."""
     done = shell(f"{PRIORKIT} recipes copy demo >&-", tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "demo.yaml").read_text() == recipe_text("demo")
@@ -95,7 +95,7 @@ def test_a_bug_is_one_line_and_its_traceback_a_file(tmp_path: Path) -> None:
     assert shown.stderr.startswith("Traceback (most recent call last):")
 
 
-def test_ctrl_c_while_modules_are_loaded_says_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_while_modules_are_loaded_prints_nothing(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import sys, time\n"
         "class Slow:\n"

@@ -1,4 +1,4 @@
-"""Options that commands share: the settings that they stand for, and how plans and results are printed."""
+"""Options that commands share: their settings, and the output of plans and results."""
 
 from __future__ import annotations
 

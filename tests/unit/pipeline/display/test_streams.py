@@ -13,7 +13,7 @@ from priorkit.pipeline.display.streams import StandardError, flush_streams, hand
 
 
 class FullStream:
-    """Stream of a full disk, whose descriptor is that of a real file."""
+    """Stream that fails like a full disk, with the descriptor of a real file."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("wb")
@@ -59,7 +59,7 @@ def test_a_failed_write_to_standard_error_is_ignored(tmp_path: Path, monkeypatch
 
 
 def test_an_ignored_hangup_is_no_stop_signal() -> None:
-    """As `nohup` ignores it."""
+    """`nohup` makes commands ignore SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert signal.SIGHUP not in stop_signals()

@@ -17,7 +17,7 @@ def unit_rows(count: int, near: bool = True) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
 
 
-def test_near_duplicates_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_duplicates_match_a_comparison_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("priorkit.pipeline.inspect.neighbours._QUERIES", 64)
     monkeypatch.setattr("priorkit.pipeline.inspect.neighbours._COLUMNS", 48)
     rows = unit_rows(300)

@@ -11,7 +11,7 @@ from priorkit.pipeline.inspect.statistics import Distribution, Repeats, content_
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])
-def test_moments_and_quantiles_are_those_of_the_whole(offset: float) -> None:
+def test_moments_and_quantiles_match_numpy(offset: float) -> None:
     values = np.random.default_rng(0).normal(size=10_000) + offset
     found = Distribution(np.linspace(offset - 5, offset + 5, 1001))
     for part in np.split(values, [1, 10, 10, 5000]):
@@ -27,7 +27,7 @@ def test_moments_and_quantiles_are_those_of_the_whole(offset: float) -> None:
     assert counts == np.histogram(values, edges)[0].tolist()
 
 
-def test_what_is_not_finite_or_beyond_the_edges_breaks_nothing() -> None:
+def test_values_that_are_not_finite_are_skipped_and_outliers_are_counted() -> None:
     found = cosines()
     found.add(np.array([np.nan, np.inf, -7.0, 0.0, 0.0, 7.0], np.float32))
     result = found.to_json()
@@ -58,7 +58,7 @@ def test_repeats_are_counted_and_named() -> None:
     assert Repeats().find() == (0, [])
 
 
-def test_repeats_beyond_the_capacity_are_a_sample_of_contents_and_stay_bounded() -> None:
+def test_repeats_beyond_the_capacity_are_sampled_by_content() -> None:
     random = np.random.default_rng(0)
     values = random.integers(0, 50_000, 100_000)
     hashes = np.random.default_rng(1).integers(-(2**63), 2**63 - 1, 50_000)[values]

@@ -43,7 +43,7 @@ def test_columns_first_order_is_refused(tmp_path: Path) -> None:
 
 
 class Folder:
-    """Shards of images and texts near their images, which tests damage before they inspect them."""
+    """Shards of images, and of texts near them. Tests damage the arrays, then inspect them."""
 
     def __init__(self, path: Path, shards: int) -> None:
         random = np.random.default_rng(0)

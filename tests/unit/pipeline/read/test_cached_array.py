@@ -16,7 +16,7 @@ WHOLE = np.concatenate(PARTS)
 
 
 class Maker:
-    """Yields the parts, and counts how often it does."""
+    """Callable that returns the parts and counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0

@@ -1,4 +1,4 @@
-"""Rows by number, splits that stay put, and what is refused when a folder is opened."""
+"""Rows by number, orders of a split, and folders that are refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_rows_are_numbered_by_shard_and_position(write_embeddings: WriteEmbeddin
     assert keys(dataset, np.arange(300)) == NAMES
 
 
-def test_rows_are_read_in_the_order_asked_for_with_all_their_parts(
+def test_rows_are_read_in_the_given_order_with_all_columns(
     write_embeddings: WriteEmbeddings,
     vector_of: Callable[[str, str], np.ndarray],
     states_of: Callable[[str], np.ndarray],
@@ -54,7 +54,7 @@ def test_rows_are_read_in_the_order_asked_for_with_all_their_parts(
     assert dataset.take(rows).token_states is None
 
 
-def test_no_rows_are_an_empty_batch(write_embeddings: WriteEmbeddings) -> None:
+def test_no_rows_give_an_empty_batch(write_embeddings: WriteEmbeddings) -> None:
     dataset = read_embeddings(str(write_embeddings(SHARDS)))
     batch = dataset.take(np.array([], np.int64), max_text_len=2)
     assert batch.image_embed.shape == (0, 8)
@@ -63,7 +63,7 @@ def test_no_rows_are_an_empty_batch(write_embeddings: WriteEmbeddings) -> None:
     assert dataset.metadata(np.array([], np.int64), ["key"]).num_rows == 0
 
 
-def test_empty_shards_move_no_row(
+def test_empty_shards_shift_no_row(
     write_embeddings: WriteEmbeddings, vector_of: Callable[[str, str], np.ndarray]
 ) -> None:
     dataset = read_embeddings(str(write_embeddings([[], NAMES[:2], [], [], NAMES[2:4], []])))
@@ -81,7 +81,7 @@ def test_the_order_of_an_epoch_is_a_pure_function_of_seed_and_epoch(write_embedd
         assert not np.array_equal(order, one.epoch_order("train", seed=seed, epoch=epoch))
 
 
-def test_a_selection_is_kept_and_a_damaged_one_is_made_anew(write_embeddings: WriteEmbeddings) -> None:
+def test_a_split_plan_is_cached_and_made_again_if_it_is_damaged(write_embeddings: WriteEmbeddings) -> None:
     folder = write_embeddings(SHARDS)
     split_plan = EmbeddingDataset(str(folder), HALVES).split_plan
     (path,) = (folder / "selections").iterdir()
@@ -91,7 +91,7 @@ def test_a_selection_is_kept_and_a_damaged_one_is_made_anew(write_embeddings: Wr
     assert len(path.read_bytes()) > 300
 
 
-def test_a_read_only_folder_does_without_a_kept_selection(write_embeddings: WriteEmbeddings) -> None:
+def test_a_read_only_folder_caches_no_split_plan(write_embeddings: WriteEmbeddings) -> None:
     folder = write_embeddings(SHARDS)
     (folder / "selections").write_bytes(b"in the way of the folder")
     assert len(EmbeddingDataset(str(folder), HALVES).split_plan) == 300
@@ -106,7 +106,7 @@ def test_pickled_arrays_are_never_loaded(
         read_embeddings(str(folder)).take(np.arange(3))
 
 
-def test_metadata_that_lacks_a_column_is_named(write_embeddings: WriteEmbeddings) -> None:
+def test_a_missing_column_of_the_metadata_is_named(write_embeddings: WriteEmbeddings) -> None:
     dataset = read_embeddings(str(write_embeddings(SHARDS)))
     with pytest.raises(InputError, match=r"metadata_0000\.parquet has no column 'licence'"):
         dataset.metadata(np.arange(3), ["licence"])
@@ -123,7 +123,7 @@ def test_metadata_of_another_length_is_refused(write_embeddings: WriteEmbeddings
         read_embeddings(str(folder)).metadata(np.arange(3), ["key"])
 
 
-def test_token_states_that_are_not_stored_are_not_made_up(write_embeddings: WriteEmbeddings) -> None:
+def test_missing_token_states_are_refused(write_embeddings: WriteEmbeddings) -> None:
     folder = write_embeddings(SHARDS)
     manifest = json.loads((folder / "manifest.json").read_text())
     for shard in manifest["shards"].values():

@@ -1,4 +1,4 @@
-"""Folders with a manifest: what is refused when they are opened, and how little is read."""
+"""Folders with a manifest: faults that are refused at open, and which files are read."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_an_array_of_another_length_than_its_record_is_refused(
         (folder / "manifest.json").write_bytes(manifest)
 
 
-def test_files_of_ours_in_another_type_are_refused_at_open(
+def test_recorded_files_of_another_type_are_refused_at_open(
     write_embeddings: WriteEmbeddings, replace_array: Callable[[Path, str, np.ndarray], None]
 ) -> None:
     folder = write_embeddings(SHARDS)

@@ -1,4 +1,4 @@
-"""One embedding shard: content groups, rows by range, and what is refused."""
+"""One embedding shard: rows by range, content groups, metadata, and faults that are refused."""
 
 from __future__ import annotations
 

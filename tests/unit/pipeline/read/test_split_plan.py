@@ -1,4 +1,4 @@
-"""Split plan: which rows train, validate and test, and that rows stay in their split."""
+"""Split plan: the split of each row does not change with data, shards or other fractions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def split_of(dataset: EmbeddingDataset) -> dict[str, str]:
 
 
 def test_hashes_below_the_fractions_test_and_validate() -> None:
-    """Test first, then validation, then train; each range excludes its end."""
+    """The order is test, validation, train; each range excludes its end."""
     step = 1 << 62  # a quarter of all hashes
     hashes = np.array([0, step - 1, step, 3 * step - 1, 3 * step, 4 * step - 1], np.uint64)
     settings = ReadSettings(validation_fraction=0.5, test_fraction=0.25)
@@ -39,7 +39,7 @@ def test_hashes_below_the_fractions_test_and_validate() -> None:
     assert [SPLITS[code] for code in codes] == ["test", "test", "validation", "validation", "train", "train"]
 
 
-def test_digests_are_those_of_one_row_after_the_other(write_embeddings: WriteEmbeddings) -> None:
+def test_digests_match_hashes_computed_one_by_one(write_embeddings: WriteEmbeddings) -> None:
     dataset = EmbeddingDataset(str(write_embeddings([["a", "b"], [], ["c"]])))
     expected = [hashlib.sha256(f"priorkit split\0hash of {name}".encode()).digest() for name in "abc"]
     digests = np.concatenate(list(group_digests(dataset.shards)))
@@ -57,7 +57,7 @@ def test_row_ids_are_hashes_of_group_and_text(
 
 
 def test_copies_and_captions_of_an_image_have_one_group_id(write_embeddings: WriteEmbeddings) -> None:
-    """By the hash of the image, wherever the row stands and whatever is beside it."""
+    """The group is the hash of the image; it does not depend on the position of the row or on other columns."""
     names = [f"image{number % 40}, caption{number}" for number in range(120)]
     by_image = {"sha256": lambda name: name.split(",")[0]}
     dataset = EmbeddingDataset(str(write_embeddings([names[:70], names[70:]], columns=by_image)))
@@ -68,7 +68,7 @@ def test_copies_and_captions_of_an_image_have_one_group_id(write_embeddings: Wri
     assert len(set(dataset.row_ids.tolist())) == 120
 
 
-def test_every_row_is_in_exactly_one_split_of_about_the_asked_size(write_embeddings: WriteEmbeddings) -> None:
+def test_every_row_is_in_one_split_of_about_the_requested_size(write_embeddings: WriteEmbeddings) -> None:
     dataset = EmbeddingDataset(str(write_embeddings(SHARDS)), HALVES)
     rows = [dataset.rows(split) for split in SPLITS]
     assert sorted(np.concatenate(rows)) == list(range(300))
@@ -76,7 +76,7 @@ def test_every_row_is_in_exactly_one_split_of_about_the_asked_size(write_embeddi
     assert (train, validation, test) == pytest.approx((0.5, 0.3, 0.2), abs=0.09)
 
 
-def test_rows_stay_in_their_split_when_data_is_added_or_shards_are_cut_otherwise(
+def test_rows_stay_in_their_split_when_data_is_added_or_shards_change(
     write_embeddings: WriteEmbeddings,
 ) -> None:
     small = split_of(EmbeddingDataset(str(write_embeddings(SHARDS[:2], "small")), HALVES))
@@ -87,7 +87,7 @@ def test_rows_stay_in_their_split_when_data_is_added_or_shards_are_cut_otherwise
     assert recut == grown
 
 
-def test_the_test_split_does_not_move_when_the_share_of_validation_changes(write_embeddings: WriteEmbeddings) -> None:
+def test_the_test_split_does_not_depend_on_the_validation_fraction(write_embeddings: WriteEmbeddings) -> None:
     folder = str(write_embeddings(SHARDS))
     more = ReadSettings(validation_fraction=0.6, test_fraction=0.2)
     assert np.array_equal(EmbeddingDataset(folder, HALVES).rows("test"), EmbeddingDataset(folder, more).rows("test"))
@@ -103,21 +103,21 @@ def test_the_test_split_does_not_move_when_the_share_of_validation_changes(write
     ],
     ids=["hash", "url", "url where there is no hash"],
 )
-def test_copies_of_an_image_are_on_one_side(write_embeddings: WriteEmbeddings, columns: dict[str, Any]) -> None:
+def test_copies_of_an_image_are_in_one_split(write_embeddings: WriteEmbeddings, columns: dict[str, Any]) -> None:
     splits = split_of(EmbeddingDataset(str(write_embeddings(SHARDS, columns=columns)), HALVES))
     for group in "0123456789":
         assert len({split for key, split in splits.items() if key[-1] == group}) == 1
     assert len(set(splits.values())) > 1
 
 
-def test_without_hash_and_url_the_embedding_names_the_image(write_embeddings: WriteEmbeddings) -> None:
+def test_without_hash_and_url_copies_have_equal_embeddings(write_embeddings: WriteEmbeddings) -> None:
     twice = [["a", "b", "c", "d", "e", "f"], ["f", "e", "d", "c", "b", "a"]]
     dataset = EmbeddingDataset(str(write_embeddings(twice, columns={})), HALVES)
     assert dataset.split_plan[:6].tolist() == dataset.split_plan[6:][::-1].tolist()
 
 
-def test_splits_are_those_of_one_hash_after_the_other(write_embeddings: WriteEmbeddings) -> None:
-    """As they have been from the first version on, for rows must never move from one split to another."""
+def test_splits_match_hashes_computed_one_by_one(write_embeddings: WriteEmbeddings) -> None:
+    """The formula must never change, or rows would move from one split to another."""
     dataset = EmbeddingDataset(str(write_embeddings(SHARDS)), HALVES)
     for row, name in enumerate(NAMES):
         digest = hashlib.sha256(b"priorkit split\0" + f"hash of {name}".encode()).digest()

@@ -38,7 +38,7 @@ def make_plan(dataset: EmbeddingDataset, reader: BlockReader) -> EpochPlan:
 
 @pytest.mark.parametrize("window", [0, 1])
 def test_rows_of_a_window_come_to_their_positions(dataset: EmbeddingDataset, window: int) -> None:
-    """A batch of eight places, of which those at the even positions are in the window."""
+    """The batch has eight places; those at even positions are in the window."""
     reader = BlockReader(dataset, "train", EVERYTHING)
     plan = make_plan(dataset, reader)
     rows_by_place = np.concatenate([reader.visits.rows_in_block(int(block), 0, 0) for block in plan.blocks])
