@@ -31,7 +31,7 @@ def handle_stop_signals() -> None:
 
     for number in stop_signals():
         signal.signal(number, interrupt)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with SIGINT ignored
 
 
 def open_closed_streams() -> None:

@@ -180,7 +180,7 @@ def reported_errors() -> Iterator[None]:
     except (typer.Exit, typer.Abort, typer.BadParameter, ModuleNotFoundError):
         raise
     except BrokenPipeError:
-        raise  # the reader of a pipe has closed it, as `head` does: the entry point exits silently
+        raise  # the reader of the pipe, such as `head`, has closed it: the entry point exits silently
     except (Exception, KeyboardInterrupt) as error:
         raise typer.Exit(report(error)) from None
 

@@ -84,7 +84,7 @@ def diagnose(folder: str, compute: ComputeSettings) -> Diagnosis:
         disk={"folder": folder, "free_bytes": _free_bytes(folder)},
         ray=ray,
         chain=[_need(name, packages) for name, packages in CHAIN.items()],
-        extras=[_need(name, packages, extra=name) for name, packages in EXTRAS.items()],
+        extras=[_need(name, packages) for name, packages in EXTRAS.items()],
         notes=[*notes, *([ray["note"]] if ray.get("note") else [])],
     )
 
@@ -96,7 +96,8 @@ def describe_fault(need: Need) -> str:
     return "; ".join(part for part in (missing, old) if part)
 
 
-def _need(name: str, packages: tuple[str, ...], extra: str | None = None) -> Need:
+def _need(name: str, packages: tuple[str, ...]) -> Need:
+    """Compare the packages of a stage or extra with those that are installed."""
     installed = {package: installed_version(package) for package in packages}
     versions = {package: version for package, version in installed.items() if version is not None}
     required = requirements()
@@ -134,6 +135,7 @@ def _memory() -> int | None:
 
 
 def _free_bytes(folder: str) -> int | None:
+    """Return the free space of a folder; None on an object store, or if fsspec is not installed."""
     if importlib.util.find_spec("fsspec") is None:
         return None
     from ..compute.stage import free_bytes

@@ -126,7 +126,7 @@ class MetadataInspector:
             # `embed` writes the key to both columns: if they differ, rows of one are shifted
             for row in _differing(values["key"], values["image_path"]):
                 report(f"shard {shard.name}, row {start + row}: key {keys[row]!r} is not the row's image_path")
-        # a row without a key is no repeat of another one
+        # a row without a key never repeats another row
         return content_hashes(
             (value if value is not None else (start, row) for row, value in enumerate(keys)), len(keys)
         )

@@ -17,17 +17,15 @@ import numpy as np
 import pyarrow as pa
 
 from ..contract.file_marks import FileMark, Tell, content_fingerprint, identify, read_marks, to_json
-from ..contract.manifest import fingerprint, read_manifest, require_stage
-from ..contract.other_layouts import require_known_layout
+from ..contract.manifest import fingerprint
 from ..contract.storage import Store
 from ..contract.vectors.rules import ROUNDED, WORDS, common_dtype, judge_norms, normalise_rows, row_fault, row_norms
 from ..errors import InputError
 from .cached_array import FOLDER, cached_array
-from .foreign import open_foreign
+from .folder import open_folder
 from .metadata import join_tables
-from .recorded import open_recorded
 from .settings import ReadSettings
-from .shards import EmbeddingShard, FolderShards
+from .shards import EmbeddingShard
 from .shuffle import hash_key
 from .split_plan import SPLITS, Split, identify_groups, identify_rows, plan_splits
 from .visits import Blocks, Visits, find_shared_groups
@@ -85,7 +83,7 @@ class EmbeddingDataset:
         self.rounded = Counter[str]()
         """Number of rows that were normalised on reading, by kind; a row that is read twice counts twice."""
         self._known_files, self._hash_files, self._tell = known_files or {}, hash_files, tell
-        self._folder = _open_folder(self.store)
+        self._folder = open_folder(self.store)
         self.shards = self._folder.shards
         self.embed_dim = self._folder.embed_dim
         self.token_width = self._folder.token_width
@@ -292,16 +290,6 @@ class EmbeddingDataset:
             )
         if token_states and self.token_width is None:
             raise InputError(f"{self.store.url} stores no token states; embed with token_states: true")
-
-
-def _open_folder(store: Store) -> FolderShards:
-    """Open the shards of a folder with a manifest, or else of one that another program wrote."""
-    manifest = read_manifest(store)
-    if manifest is None:
-        if (foreign := open_foreign(store)) is not None:
-            return foreign
-        require_known_layout(store)
-    return open_recorded(store, require_stage(store, manifest, "embed"))
 
 
 def read_embeddings(url: str = "data/embeddings", settings: ReadSettings | None = None) -> EmbeddingDataset:

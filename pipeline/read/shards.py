@@ -85,7 +85,9 @@ class EmbeddingShard:
         shard = EmbeddingShard(store, record.rows, "its record", files, embed_dim=embed_dim)
         for kind in ("img_emb", "text_emb"):
             expected_bytes = HEADER_BYTES + record.rows * embed_dim * _EMBED_DTYPE.itemsize
-            if kind in files and record.files[files[kind]].bytes != expected_bytes:  # otherwise a read tells nothing
+            if (
+                kind in files and record.files[files[kind]].bytes != expected_bytes
+            ):  # a header is read only if the size is unexpected
                 shard.layout(kind)
         return shard
 

@@ -36,7 +36,7 @@ def mix(values: np.ndarray, key: np.uint64) -> np.ndarray:
 
 def permutation(count: int, key: np.uint64) -> np.ndarray:
     """Return the numbers below `count` in an order that depends on the key: `[count]` int64."""
-    return np.argsort(mix(np.arange(count, dtype=np.uint64), key))  # hashes are distinct, so any sort gives this order
+    return np.argsort(mix(np.arange(count, dtype=np.uint64), key))  # hashes are distinct: any sort gives one order
 
 
 @dataclass(frozen=True)
