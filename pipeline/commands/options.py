@@ -30,7 +30,7 @@ def command_settings(
     """Return the settings of a command: defaults, then `--set`, then `--workers` and the command's own options.
 
     Args:
-        section: recipe section that the command reads, besides `compute`.
+        section: recipe section that the command reads in addition to `compute`.
         options: dotted name of a setting -> value of its option; None for an option that was not given.
     """
     from ..config import PipelineSettings

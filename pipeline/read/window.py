@@ -34,7 +34,7 @@ _NORM_VALUES = (1 << 15) - 1
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns that are read of each row, besides the image embedding."""
+    """Columns that are read of each row, in addition to the image embedding."""
 
     text_embed: bool = True
     max_text_len: int = 0
