@@ -58,7 +58,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """From a list of image URLs to a trained, evaluated diffusion prior.
+    """Turn a list of image URLs into a trained, evaluated diffusion prior.
 
     Example: priorkit run my_recipe.yaml
     """
