@@ -1,6 +1,6 @@
 """priorkit: from a list of image URLs to a trained, evaluated diffusion prior.
 
-Functions and classes are loaded when they are first used, so that importing priorkit costs nothing.
+Functions and classes are loaded when they are first used, so importing priorkit is fast.
 """
 
 from importlib import import_module
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     ".pipeline.clip.settings": ("ClipSettings", "PreprocessSettings"),
     ".pipeline.compute.settings": ("ComputeSettings",),
     ".pipeline.compute.stage": ("StageResult",),
@@ -56,7 +56,8 @@ _HOMES = {
     ".recipes.chain": ("run",),
     ".recipes.recipe": ("Recipe", "load_recipe"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+"""Public names, by the module that defines them."""
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "ClipSettings",
@@ -97,6 +98,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name], __name__), name)
+    return getattr(import_module(_MODULE_OF[name], __name__), name)

@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
-from .pipeline.commands import doctor as doctor_commands
-from .pipeline.commands import stages as pipeline_commands
+from .pipeline.commands.doctor import doctor
+from .pipeline.commands.download import download
+from .pipeline.commands.embed import embed
+from .pipeline.commands.inspect import inspect
 from .pipeline.display import streams
-from .prior.commands import compare as compare_commands
-from .prior.commands import report as report_commands
-from .prior.commands import sample as sample_commands
+from .prior.commands.compare import compare
+from .prior.commands.report import report
+from .prior.commands.sample import convert, sample
 from .recipes.commands.demo import demo
 from .recipes.commands.evaluate import evaluate
 from .recipes.commands.recipes import recipes
@@ -31,19 +33,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    pipeline_commands.download,
-    pipeline_commands.embed,
-    pipeline_commands.inspect,
+    download,
+    embed,
+    inspect,
     train,
     evaluate,
-    report_commands.report,
-    compare_commands.compare,
-    sample_commands.sample,
-    sample_commands.convert,
+    report,
+    compare,
+    sample,
+    convert,
     run,
     status,
     demo,
-    doctor_commands.doctor,
+    doctor,
 ):
     app.command()(command)
 app.add_typer(recipes, name="recipes")

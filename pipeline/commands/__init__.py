@@ -1,1 +1,1 @@
-"""Commands of the pipeline, one function each."""
+"""Commands of the pipeline, one module each."""

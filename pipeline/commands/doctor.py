@@ -1,4 +1,4 @@
-"""The command that looks at the machine. Heavy imports happen when it runs."""
+"""The command `priorkit doctor`. Heavy imports happen when it runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from .stages import JsonOption, SetOption
+from .options import JsonOption, SetOption
 
 if TYPE_CHECKING:
     from ..doctor.diagnosis import Diagnosis
@@ -31,44 +31,45 @@ def doctor(settings: SetOption = None, as_json: JsonOption = False) -> None:
         if isinstance(compute, dict) and compute.get("address") is not None:
             values["compute"] = {"backend": "ray", **compute}
         chosen = parse_settings(PipelineSettings, values, "options")
-        found = diagnose(chosen.folders.images, chosen.compute)
+        diagnosis = diagnose(chosen.folders.images, chosen.compute)
         if as_json:
-            print_json({**asdict(found), "problems": found.problems})
+            print_json({**asdict(diagnosis), "problems": diagnosis.problems})
         else:
-            _show(found)
-        if found.problems:
-            for problem in found.problems:
+            _show(diagnosis)
+        if diagnosis.problems:
+            for problem in diagnosis.problems:
                 print_error(problem)
             raise typer.Exit(EXIT_FAILURE)
 
 
-def _show(found: Diagnosis) -> None:
+def _show(diagnosis: Diagnosis) -> None:
     """Print a diagnosis as tables."""
     from ..display.terminal import in_bytes, print_line, print_table
-    from ..doctor.diagnosis import amiss
+    from ..doctor.diagnosis import describe_fault
 
-    free, ray = found.disk["free_bytes"], found.ray
+    free, ray = diagnosis.disk["free_bytes"], diagnosis.ray
+    needs = [*diagnosis.chain, *diagnosis.extras]
     machine = [
-        *found.versions.items(),
-        ("cores", f"{found.cores}"),
-        ("memory", "unknown" if found.memory_bytes is None else in_bytes(found.memory_bytes)),
-        ("devices", ", ".join(found.devices) or "unknown: torch is not installed"),
-        ("disk", f"{'unknown' if free is None else in_bytes(free)} free at {found.disk['folder']}"),
+        *diagnosis.versions.items(),
+        ("cores", f"{diagnosis.cores}"),
+        ("memory", "unknown" if diagnosis.memory_bytes is None else in_bytes(diagnosis.memory_bytes)),
+        ("devices", ", ".join(diagnosis.devices) or "unknown: torch is not installed"),
+        ("disk", f"{'unknown' if free is None else in_bytes(free)} free at {diagnosis.disk['folder']}"),
     ]
     if ray["version"] is not None:
-        named = f"RAY_ADDRESS {ray['RAY_ADDRESS'] or 'not set'}"
-        machine.append(("Ray", f"{ray['version']}, {named}, {ray['authentication']}"))
+        address = f"RAY_ADDRESS {ray['RAY_ADDRESS'] or 'not set'}"
+        machine.append(("Ray", f"{ray['version']}, {address}, {ray['authentication']}"))
     if "resources" in ray:
-        told = "{nodes} nodes, {cpus:g} CPUs, {gpus:g} GPUs".format(**ray["resources"])
-        machine.append(("Ray cluster", f"{told} at {ray['address']}"))
-    versions = {name: version for need in [*found.chain, *found.extras] for name, version in need.versions.items()}
+        resources = "{nodes} nodes, {cpus:g} CPUs, {gpus:g} GPUs".format(**ray["resources"])
+        machine.append(("Ray cluster", f"{resources} at {ray['address']}"))
+    versions = {name: version for need in needs for name, version in need.versions.items()}
     machine += [(name, version) for name, version in sorted(versions.items())]
     print_table("this machine", ("", ""), machine)
-    rows = [(need.name, amiss(need) or "ready") for need in found.chain]
-    rows += [(f"extra {need.name}", amiss(need) or "ready") for need in found.extras]
+    rows = [(need.name, describe_fault(need) or "ready") for need in diagnosis.chain]
+    rows += [(f"extra {need.name}", describe_fault(need) or "ready") for need in diagnosis.extras]
     print_table("what can run", ("stage", "state"), rows)
-    for need in [*found.chain, *found.extras]:
-        if need.mend:  # a line of its own, so that it can be copied whole
-            print_line(f"to mend {need.name}: {need.mend}")
-    for note in found.notes:
+    for need in needs:
+        if need.mend:  # on a line by itself, so that the command can be copied whole
+            print_line(f"to fix {need.name}: {need.mend}")
+    for note in diagnosis.notes:
         print_line(f"note: {note}")

@@ -1,1 +1,1 @@
-"""Output for people: terminal, HTML pages, and standard streams."""
+"""Output of commands: terminal, HTML pages, and standard streams."""

@@ -1,7 +1,7 @@
-"""Self-contained HTML pages: escaped text, tables, pictures and plots, with nothing to load and nothing that runs.
+"""Self-contained HTML pages: escaped text, tables, pictures and plots. A page loads nothing and runs no script.
 
-A fragment is HTML that is safe to put in a page; the functions here make fragments of what is not. Plots are drawn with
-matplotlib, which the extra `report` brings, and are SVG in the colours of the page, light or dark.
+A *fragment* is HTML that is safe to put in a page. The functions of this module escape values and return fragments.
+Plots are SVG in the colours of the page, light or dark. They need matplotlib, which the extra `report` installs.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#2f7de1", "#e2711d", "#2a9d5c", "#c2408f", "#8a6fd1", "#9a8200", "#5b7083")
-"""Of lines and bars; told apart on white and on black."""
+"""Colours of lines and bars, distinct on white and on black."""
 _INK = "#0a0b0c"
-"""What the page replaces by the colour of its text."""
+"""Colour of axes and text in a plot, which the page replaces by the colour of its text."""
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+"""Content security policy of a page: inline styles and embedded images only."""
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --faint: #5d6770; --line: #d9dee3; --ground: #fff; --panel: #f5f7f9; }
 @media (prefers-color-scheme: dark) {
@@ -56,17 +57,17 @@ h3 { font-size: 1rem; margin: 0 0 .4rem; }
 
 
 def text(value: object) -> str:
-    """Whatever it says, as text."""
+    """Return a value as escaped text."""
     return html.escape(str(value))
 
 
 def paragraph(value: object) -> str:
-    """A paragraph of text."""
+    """Return a paragraph of escaped text."""
     return f"<p>{text(value)}</p>"
 
 
 def link(url: str, label: str) -> str:
-    """A link, or the label alone where the address is not of http or https."""
+    """Return a link; only the label if the address is not HTTP or HTTPS."""
     with contextlib.suppress(ValueError):
         if urlsplit(url).scheme in ("http", "https"):
             return f'<a href="{html.escape(url)}" rel="noreferrer noopener">{text(label)}</a>'
@@ -74,40 +75,47 @@ def link(url: str, label: str) -> str:
 
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """A table of text; it scrolls by itself where it is wider than the page."""
+    """Return a table of escaped text. A table that is wider than the page scrolls."""
     head = "".join(f"<th>{text(cell)}</th>" for cell in header)
     body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def picture(data: bytes, kind: str, label: str, marked: bool = False) -> str:
-    """An encoded image (kind `png`, `jpeg`...), inside the page; `label` is for those who do not see it."""
+    """Return an image that is embedded in the page.
+
+    Args:
+        data: encoded image.
+        kind: its format, such as `png` or `jpeg`.
+        label: alternative text.
+        marked: True to draw a green frame around it.
+    """
     encoded = base64.b64encode(data).decode()
     mark = ' class="marked"' if marked else ""
     return f'<img{mark} alt="{html.escape(label)}" src="data:image/{kind};base64,{encoded}">'
 
 
 def strip(label: str, pictures: Iterable[str]) -> str:
-    """Pictures in a row under a label."""
+    """Return pictures in a row under a label."""
     return f'<div class="strip"><span>{text(label)}</span>{"".join(pictures)}</div>'
 
 
 def card(heading: str, fragments: Iterable[str]) -> str:
-    """Fragments under a heading, to stand beside others of the kind in `plots`."""
+    """Return fragments under a heading, as one item of `plots`."""
     return f'<article class="card"><h3>{text(heading)}</h3>{"".join(fragments)}</article>'
 
 
 def plots(figures: Iterable[str]) -> str:
-    """Plots side by side, as many as the page is wide for."""
+    """Return figures side by side, as many as fit the width of the page."""
     return f'<div class="plots">{"".join(figures)}</div>'
 
 
 @contextlib.contextmanager
 def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6) -> Iterator[tuple[Axes, list[str]]]:
-    """Axes to draw on and, once the block has ended, the fragment of the plot in the list.
+    """Yield axes to draw on, and a list that gets the fragment of the plot when the block ends.
 
     Args:
-        height, width: in inches of its letters, which are about 10 points: the page makes it as wide as its place.
+        height, width: size in inches, relative to text of about 10 points; the page scales the plot to its column.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -125,15 +133,16 @@ def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6
         "axes.prop_cycle": cycler(color=list(COLOURS)), "axes.spines.top": False, "axes.spines.right": False,
         "legend.frameon": False, "axes.grid": True, "grid.alpha": 0.2, "grid.color": _INK, "axes.titlesize": 10.5,
     }  # fmt: skip
-    made: list[str] = []
+    fragments: list[str] = []
     with mpl.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot(xlabel=x, ylabel=y, title=title)
-        yield axes, made
-        made.append(_drawn(figure, title))
+        yield axes, fragments
+        fragments.append(_to_svg(figure, title))
 
 
-def _drawn(figure: Figure, title: str) -> str:
+def _to_svg(figure: Figure, title: str) -> str:
+    """Return the fragment of a figure. The same figure always has the same bytes."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
@@ -143,7 +152,7 @@ def _drawn(figure: Figure, title: str) -> str:
 
 
 def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> bytes:
-    """A page of sections, each of a heading and fragments."""
+    """Return a page of sections, each with a heading and fragments."""
     parts = "".join(f"<section><h2>{text(heading)}</h2>{''.join(body)}</section>" for heading, body in sections)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>'
@@ -155,11 +164,11 @@ def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> bytes:
 
 
 def page_target(option: str, path: str, folders: Iterable[str]) -> str:
-    """Where to write a page, which fails before the work and not after it.
+    """Return the absolute path of a page, after checks that writing it will not fail when the work is done.
 
     Args:
-        option: that names the file, for messages.
-        folders: whose files are recorded, so that the page cannot be among them.
+        option: command-line option with the path, for messages.
+        folders: folders whose files are recorded, which the page must not be in.
 
     Raises:
         InputError: a page cannot be written there, or matplotlib is not installed.
@@ -173,13 +182,13 @@ def page_target(option: str, path: str, folders: Iterable[str]) -> str:
         inside = Store(folder)
         if inside.is_local and os.path.realpath(target).startswith(os.path.realpath(inside.root) + os.sep):
             raise InputError(f"{option} {path} is inside {folder}, whose files are recorded; name a file outside")
-    with new_plot("", "", ""):  # matplotlib is there
+    with new_plot("", "", ""):  # raises if matplotlib is missing
         pass
     return target
 
 
 def write_page(target: str, content: bytes) -> None:
-    """Write a page whole or not at all."""
+    """Write a page to a temporary file, then rename it."""
     temporary = target + TEMPORARY_SUFFIX
     with open(temporary, "wb") as file:
         file.write(content)

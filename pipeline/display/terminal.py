@@ -1,7 +1,7 @@
-"""What a person sees in the terminal: progress, summaries, tables and errors. Used by the commands only.
+"""Terminal output of commands: progress, summaries, tables and errors.
 
-Results go to standard output, progress and errors to standard error. Captions and URLs are hostile text: what is
-printed passes through `clean`, and never through Rich's markup.
+Results go to standard output, progress and errors to standard error. Captions and URLs are untrusted text: all output
+passes through `clean`, and never through Rich's markup.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories that steer a terminal or reorder text instead of being seen."""
+"""Unicode categories of characters that control a terminal or reorder text instead of being visible."""
 
 
 def clean(value: object) -> str:
-    """Text that shows as it is and steers nothing: control characters become visible escapes."""
+    """Return a value as text in which control characters are visible escapes."""
     text = str(value)
     return "".join(c if unicodedata.category(c) not in _HIDDEN else c.encode("unicode_escape").decode() for c in text)
 
@@ -46,14 +46,14 @@ def print_line(text: str) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print text to standard output as it is."""
-    with _results():
+    """Print text to standard output unchanged."""
+    with _standard_output():
         print(text, end="")
 
 
 @contextlib.contextmanager
-def _results() -> Iterator[None]:
-    """Name standard output where it cannot be written, as on a full disk."""
+def _standard_output() -> Iterator[None]:
+    """Turn a failed write of the block, as on a full disk, into an error that names standard output."""
     try:
         yield
     except BrokenPipeError:
@@ -75,12 +75,14 @@ def print_warning(text: str) -> None:
 
 
 def _print_labelled(label: str, style: str, text: str) -> None:
+    """Print one line with a coloured label to standard error."""
     line = Text(label, style=style)
     line.append(clean(text), style="default not bold")
     _error_console().print(line, soft_wrap=True)
 
 
 def _error_console() -> Console:
+    """Return a console on standard error that ignores failed writes."""
     return Console(file=cast(TextIO, StandardError()))
 
 
@@ -90,7 +92,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table to standard output, columns of numbers to the right."""
+    """Print a table to standard output. Columns of numbers are aligned to the right."""
     table = Table(title=Text(clean(title)), title_justify="left", show_header=any(header))
     for name, column in zip(header, zip(*rows, strict=True), strict=False):
         numbers = all(str(cell)[:1].isdigit() or str(cell)[:1] in ("", "-") for cell in column)
@@ -98,12 +100,12 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[objec
     for row in rows:
         table.add_row(*(Text(clean(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 120
-    with _results():
+    with _standard_output():
         Console(width=width).print(table)
 
 
 def print_result(result: StageResult) -> None:
-    """The summary of a stage, on one screen."""
+    """Print the summary of a stage, on one screen."""
     title = f"{result.stage}: {result.folder}"
     rows: list[tuple[str, str]] = [
         (result.unit, f"{result.units:,} ({result.done_now:,} done now, in {result.seconds:.1f} s)"),
@@ -121,13 +123,13 @@ def print_result(result: StageResult) -> None:
 
 
 def print_notes(notes: Sequence[str]) -> None:
-    """Print what a user should know about the input, a line each."""
+    """Print notes about the input, a line each."""
     for note in notes:
         print_line(f"note: {note}")
 
 
 def print_plans(plans: Sequence[StagePlan]) -> None:
-    """What would be done, with what it takes."""
+    """Print what each stage would do, and the disk space and time that it needs."""
     header = ("stage", "folder", "to do", "rows", "disk", "free", "time, about")
     rows = [
         (
@@ -146,7 +148,7 @@ def print_plans(plans: Sequence[StagePlan]) -> None:
 
 @contextlib.contextmanager
 def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[ProgressCallback]:
-    """A progress bar on standard error, shown once there is progress; yields what the work calls to move it."""
+    """Yield a callback that moves a progress bar on standard error. The bar appears with the first progress."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -172,13 +174,13 @@ def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[P
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """Turn every exception into a message and an exit code; a missing package is left to the entry point."""
+    """Turn every exception of the block into a message and an exit code. The entry point handles missing packages."""
     try:
         yield
     except (typer.Exit, typer.Abort, typer.BadParameter, ModuleNotFoundError):
         raise
     except BrokenPipeError:
-        raise  # whoever read the output has gone, as `head` does: the entry point ends without a word
+        raise  # the reader of the pipe, such as `head`, has closed it: the entry point exits silently
     except (Exception, KeyboardInterrupt) as error:
         raise typer.Exit(report(error)) from None
 
@@ -186,7 +188,7 @@ def reported_errors() -> Iterator[None]:
 def report(error: BaseException) -> int:
     """Print the message of an exception, and return the exit code.
 
-    The traceback of a bug goes to a file; PRIORKIT_TRACEBACK=1 prints those of all exceptions.
+    The traceback of a bug is written to a file. PRIORKIT_TRACEBACK=1 prints the traceback of every exception.
     """
     message = explain(error)
     if os.environ.get("PRIORKIT_TRACEBACK", "0") not in ("", "0"):
@@ -198,31 +200,31 @@ def report(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """While the block runs, a stop signal asks the work to stop at its next safe point.
+    """Yield a function that returns True once a stop signal has come, so that work stops at its next safe point.
 
-    A second Ctrl-C or SIGTERM stops it at once. A terminal that closes sends SIGHUP twice, and a batch system warns
-    with SIGUSR1 before it sends SIGTERM: neither forces anything.
+    A second Ctrl-C or SIGTERM stops the work at once. SIGHUP and SIGUSR1 never do: a closing terminal sends SIGHUP
+    twice, and a batch system sends SIGUSR1 as a warning before SIGTERM.
     """
-    asked = False
-    forcing = 0
+    requested = False
+    forcing_signals = 0
 
-    def ask(number: int, frame: Any) -> None:
-        nonlocal asked, forcing
-        asked = True
-        forcing += number in FORCING_SIGNALS
-        if forcing > 1:
+    def request(number: int, frame: Any) -> None:
+        nonlocal requested, forcing_signals
+        requested = True
+        forcing_signals += number in FORCING_SIGNALS
+        if forcing_signals > 1:
             raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, ask) for number in stop_signals()}
+    previous = {number: signal.signal(number, request) for number in stop_signals()}
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def in_bytes(number: float) -> str:
-    """A number of bytes, short."""
+    """Format a number of bytes with a decimal unit, such as `12 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.0f} {unit}"
@@ -231,6 +233,7 @@ def in_bytes(number: float) -> str:
 
 
 def _duration(seconds: float) -> str:
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

@@ -1,1 +1,1 @@
-"""The doctor command: what this machine has, and which stages it can run."""
+"""Diagnosis of this machine: installed packages, devices, memory, disk and Ray."""

@@ -1,4 +1,4 @@
-"""What this machine has for each stage, and what is missing: versions, devices, cores, memory, disk and Ray."""
+"""Diagnosis of this machine: versions, devices, cores, memory, disk and Ray, and what each stage still needs."""
 
 from __future__ import annotations
 
@@ -17,55 +17,59 @@ from ..errors import PriorkitError
 from .requirements import CHAIN, EXTRAS, install_command, installed_version, is_older, requirements
 
 _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
-"""What a container may use."""
+"""File with the memory limit of a container, in bytes; `max` where there is none."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one stage or extra needs, and whether it is there."""
+    """Packages that one stage or extra needs, and which of them are missing."""
 
     name: str
     versions: dict[str, str]
-    """Of the packages that are installed."""
+    """Installed packages and their versions."""
     missing: list[str]
-    """Packages that are not."""
+    """Packages that are not installed."""
     too_old: list[str]
+    """Packages below the lower bound of their requirement."""
     mend: str | None
-    """The command that brings the rest; None if nothing is amiss."""
+    """Command that installs missing and outdated packages; None if there are none."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that `priorkit doctor` found."""
+    """Findings of `priorkit doctor`. `dataclasses.asdict` of it is part of the output of `--json`."""
 
     versions: dict[str, str]
-    """Of priorkit, Python and the system."""
+    """Versions of priorkit, Python and the system."""
     cores: int
     memory_bytes: int | None
-    """What this process may use at most."""
+    """Most memory that this process may use; None if unknown."""
     devices: list[str]
     disk: dict[str, Any]
-    """`folder`, and `free_bytes` there; None on an object store."""
+    """`folder`, and `free_bytes` in it, which is None on an object store."""
     ray: dict[str, Any]
-    """`version`, `RAY_ADDRESS` and `authentication`; of a cluster that a setting or that variable names also `address`
-    and `resources`, or `problem`, or `note` where only the variable names it."""
+    """`version`, `RAY_ADDRESS` and `authentication`.
+
+    A cluster that the settings or RAY_ADDRESS name adds `address`, and `resources` if it can be reached. If it cannot,
+    the error is a `problem` where the settings name it, and a `note` where only the variable does.
+    """
     chain: list[Need]
     extras: list[Need]
     notes: list[str]
 
     @property
     def problems(self) -> list[str]:
-        """What keeps a stage from running, one line each."""
-        found = [f"{need.name}: {amiss(need)}" for need in self.chain if need.mend]
-        return [*found, *([self.ray["problem"]] if self.ray.get("problem") else [])]
+        """Reasons that keep a stage from running, one line each."""
+        problems = [f"{need.name}: {describe_fault(need)}" for need in self.chain if need.mend]
+        return [*problems, *([self.ray["problem"]] if self.ray.get("problem") else [])]
 
 
 def diagnose(folder: str, compute: ComputeSettings) -> Diagnosis:
-    """Look at this machine.
+    """Diagnose this machine.
 
     Args:
-        folder: where the data shall go.
-        compute: whose Ray cluster is tried, if it names one.
+        folder: folder for the data, whose free space is reported.
+        compute: settings that may name a Ray cluster, which is then connected to.
     """
     (devices, notes), ray = _devices(), _ray(compute)
     return Diagnosis(
@@ -80,29 +84,30 @@ def diagnose(folder: str, compute: ComputeSettings) -> Diagnosis:
         disk={"folder": folder, "free_bytes": _free_bytes(folder)},
         ray=ray,
         chain=[_need(name, packages) for name, packages in CHAIN.items()],
-        extras=[_need(name, packages, extra=name) for name, packages in EXTRAS.items()],
+        extras=[_need(name, packages) for name, packages in EXTRAS.items()],
         notes=[*notes, *([ray["note"]] if ray.get("note") else [])],
     )
 
 
-def amiss(need: Need) -> str:
-    """What is wrong with a need, in words; empty if nothing is."""
+def describe_fault(need: Need) -> str:
+    """Describe the missing and outdated packages of a need; empty if there are none."""
     missing = f"{', '.join(need.missing)} not installed" if need.missing else ""
     old = f"{', '.join(need.too_old)} too old" if need.too_old else ""
     return "; ".join(part for part in (missing, old) if part)
 
 
-def _need(name: str, packages: tuple[str, ...], extra: str | None = None) -> Need:
-    found = {package: installed_version(package) for package in packages}
-    versions = {package: version for package, version in found.items() if version is not None}
-    stated = requirements()
+def _need(name: str, packages: tuple[str, ...]) -> Need:
+    """Compare the packages of a stage or extra with those that are installed."""
+    installed = {package: installed_version(package) for package in packages}
+    versions = {package: version for package, version in installed.items() if version is not None}
+    required = requirements()
     missing = [package for package in packages if package not in versions]
-    old = [package for package, version in versions.items() if is_older(version, stated.get(package, ""))]
+    old = [package for package, version in versions.items() if is_older(version, required.get(package, ""))]
     return Need(name, versions, missing, old, install_command([*missing, *old]) if missing or old else None)
 
 
 def _devices() -> tuple[list[str], list[str]]:
-    """The devices that torch can use, and what to know of them."""
+    """Return the devices that torch can use, and notes about them."""
     if importlib.util.find_spec("torch") is None:
         return [], []
     import torch
@@ -121,6 +126,7 @@ def _devices() -> tuple[list[str], list[str]]:
 
 
 def _memory() -> int | None:
+    """Return the bytes of memory that this process may use: the machine's, or the container's if that is less."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -129,6 +135,7 @@ def _memory() -> int | None:
 
 
 def _free_bytes(folder: str) -> int | None:
+    """Return the free space of a folder; None on an object store, or if fsspec is not installed."""
     if importlib.util.find_spec("fsspec") is None:
         return None
     from ..compute.stage import free_bytes
@@ -138,22 +145,23 @@ def _free_bytes(folder: str) -> int | None:
 
 
 def _ray(compute: ComputeSettings) -> dict[str, Any]:
-    named = os.environ.get("RAY_ADDRESS")
-    found: dict[str, Any] = {
-        "version": installed_version("ray"), "RAY_ADDRESS": named, "authentication": described_authentication(),
+    """Return the value of `Diagnosis.ray`."""
+    variable = os.environ.get("RAY_ADDRESS")
+    ray_state: dict[str, Any] = {
+        "version": installed_version("ray"), "RAY_ADDRESS": variable, "authentication": described_authentication(),
     }  # fmt: skip
-    if (compute.address is None and not named) or found["version"] is None:
-        return found
+    if (compute.address is None and not variable) or ray_state["version"] is None:
+        return ray_state
     from ..compute.parallel import ray_cluster
 
-    found["address"] = compute.address or named
+    ray_state["address"] = compute.address or variable
     try:
         with ray_cluster(compute) as ray:
             nodes = [node for node in ray.nodes() if node["Alive"]]
             total = ray.cluster_resources()
     except PriorkitError as error:
-        # without --workers nothing needs the cluster that only a variable names
-        found["note" if compute.address is None else "problem"] = str(error)
+        # a cluster that only the variable names is used with --workers alone: the chain runs without it
+        ray_state["note" if compute.address is None else "problem"] = str(error)
     else:
-        found["resources"] = {"nodes": len(nodes), "cpus": total.get("CPU", 0.0), "gpus": total.get("GPU", 0.0)}
-    return found
+        ray_state["resources"] = {"nodes": len(nodes), "cpus": total.get("CPU", 0.0), "gpus": total.get("GPU", 0.0)}
+    return ray_state

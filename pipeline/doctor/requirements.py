@@ -1,6 +1,6 @@
-"""What each stage needs installed, and the command that brings what is missing. Reads metadata, imports nothing of it.
+"""Packages that each stage needs, and the command that installs the missing ones. Imports none of them.
 
-The packages and their versions stand in `pyproject.toml` alone; here is which stage needs which of them.
+Only `pyproject.toml` states versions. This module states which stage needs which package.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "yarl": "aiohttp",
 }
-"""The package that brings a module, where their names differ."""
+"""Package that provides a module, where their names differ."""
 
 _FOLDERS = ("fsspec", "pyarrow", "pydantic", "pyyaml", "typer")
 _PRIOR = (*_FOLDERS, "numpy", "safetensors", "torch")
 _CLIP = ("open-clip-torch", "pillow", "torchvision")
-_OF_PYTHON = (
+_BACKPORTS = (
     *(("standard-imghdr",) if sys.version_info >= (3, 13) else ()),
     *(("backports.zstd",) if sys.version_info < (3, 14) else ()),
 )
 
 CHAIN = {
-    "download": (*_FOLDERS, "aiohttp", "brotli", "img2dataset", "numpy", "pillow", *_OF_PYTHON),
+    "download": (*_FOLDERS, "aiohttp", "brotli", "img2dataset", "numpy", "pillow", *_BACKPORTS),
     "embed": (*_FOLDERS, "numpy", "torch", *_CLIP),
     "train": _PRIOR,
     "evaluate": _PRIOR,
@@ -42,7 +42,7 @@ CHAIN = {
     "sample, of captions": (*_PRIOR, *_CLIP),
     "--workers": ("ray",),
 }
-"""What `pip install priorkit` brings, by what needs it."""
+"""Packages of `pip install priorkit`, by the stage or option that needs them."""
 
 EXTRAS = {
     "report": ("matplotlib",),
@@ -53,21 +53,21 @@ EXTRAS = {
     "gcs": ("gcsfs",),
     "clip-retrieval": ("clip-retrieval",),
 }
-"""What `pip install "priorkit[EXTRA]"` brings besides."""
+"""Packages that `pip install "priorkit[EXTRA]"` adds."""
 
 
 def requirements() -> dict[str, str]:
-    """The requirement of each package that priorkit may use, such as `torch>=2.10`, by its name."""
+    """Return the requirement of each package that priorkit may use, such as `torch>=2.10`, by package name."""
     try:
-        stated = importlib.metadata.requires("priorkit") or []
-    except importlib.metadata.PackageNotFoundError:  # run from a folder of sources
-        stated = []
-    plain = [line.partition(";")[0].strip() for line in stated]
+        lines = importlib.metadata.requires("priorkit") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a source folder that is not installed
+        lines = []
+    plain = [line.partition(";")[0].strip() for line in lines]
     return {_name(line): line for line in plain}
 
 
 def installed_version(package: str) -> str | None:
-    """The version of an installed package; None if it is not there."""
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -75,19 +75,19 @@ def installed_version(package: str) -> str | None:
 
 
 def is_older(version: str, requirement: str) -> bool:
-    """Whether a version is below the lower bound of a requirement."""
+    """Return True if a version is below the lower bound of a requirement."""
     _, _, bound = requirement.partition(">=")
     return bool(bound) and _release(version) < _release(bound)
 
 
 def install_command(packages: list[str]) -> str:
-    """What to type to have these packages, in versions that fit."""
-    stated = requirements()
-    return "pip install " + " ".join(f'"{stated.get(package, package)}"' for package in packages)
+    """Return the command that installs packages in the required versions."""
+    required = requirements()
+    return "pip install " + " ".join(f'"{required.get(package, package)}"' for package in packages)
 
 
 def explain_missing(error: ModuleNotFoundError, command: str) -> str | None:
-    """The message for a user who lacks a package of ours; None if it is none of ours, and so a bug."""
+    """Return the message for a missing requirement; None for any other module, whose absence is a bug."""
     module = (error.name or "").partition(".")[0]
     package = DISTRIBUTIONS.get(module, module.replace("_", "-"))
     if package not in requirements():
@@ -96,9 +96,11 @@ def explain_missing(error: ModuleNotFoundError, command: str) -> str | None:
 
 
 def _name(requirement: str) -> str:
+    """Return the normalised package name of a requirement."""
     return re.split(r"[\[<>=!~ ]", requirement)[0].lower().replace("_", "-")
 
 
 def _release(version: str) -> tuple[int, ...]:
+    """Return the first three numbers of a version; missing ones are 0."""
     numbers = [int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3]]
     return tuple(numbers + [0] * (3 - len(numbers)))

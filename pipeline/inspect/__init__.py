@@ -1,1 +1,1 @@
-"""The inspect command: statistics and faults of a folder of images or embeddings."""
+"""Inspection of a folder of images or embeddings: faults, statistics and distributions."""

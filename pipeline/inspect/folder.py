@@ -1,4 +1,4 @@
-"""What is in a stage's folder, and is it sound: bytes against records, rows against each other, vectors against 1."""
+"""Inspection of the folder of any stage: bytes against records, then each file against the others."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _INSPECTORS: dict[str, Callable[[Store, Inspection, Manifest], _Recorded]] = {
     "download": RecordedImages,
     "embed": RecordedEmbeddings,
 }
-"""Of the stages whose files are looked into; those of other stages are held against their records only."""
+"""Inspectors of the stages whose files are read. Files of other stages are only compared with their records."""
 
 
 def inspect_folder(path: str, progress: ProgressCallback = no_progress) -> Inspection:
-    """Inspect the folder of any stage, ours or of img2dataset and clip-retrieval.
+    """Inspect the folder of any stage, or of img2dataset or clip-retrieval.
 
-    One pass in bounded memory: one block of rows at a time, at most 16 bytes for each of 10 million rows to find
-    duplicates of keys and as many of images, and a bank of 100,000 embeddings to find near duplicates.
+    Files are read once, in bounded memory: one block of rows, 16 bytes for each of at most 10 million keys and as many
+    images to find duplicates, and 100,000 embeddings to find near duplicates.
 
     Raises:
-        InputError: nothing is there that could be inspected, or its manifest cannot be read.
+        InputError: the folder holds nothing that can be inspected, or its manifest cannot be read.
     """
     store = Store(path)
     if store.fs.isfile(store.root):
@@ -45,7 +45,8 @@ def inspect_folder(path: str, progress: ProgressCallback = no_progress) -> Inspe
 
 
 def _inspect_recorded(store: Store, manifest: Manifest, progress: ProgressCallback) -> Inspection:
-    found = Inspection(
+    """Inspect a folder with a manifest."""
+    inspection = Inspection(
         folder=store.url,
         stage=manifest.stage,
         shards=len(manifest.shards),
@@ -56,35 +57,36 @@ def _inspect_recorded(store: Store, manifest: Manifest, progress: ProgressCallba
         settings=manifest.settings,
     )
     kind = _INSPECTORS.get(manifest.stage)
-    inspector = kind(store, found, manifest) if kind is not None else None
+    inspector = kind(store, inspection, manifest) if kind is not None else None
     if not manifest.shards:
-        found.note(f"no shard is recorded yet: `priorkit {manifest.stage}` has not come that far")
+        inspection.add_note(f"no shard is recorded yet: `priorkit {manifest.stage}` has not come that far")
     for done, (name, record) in enumerate(sorted(manifest.shards.items())):
         progress(done, len(manifest.shards), name)
         differing = differing_files(store, record)
         for file in differing:
             state = "is missing" if store.size(file) is None else "differs from what was committed"
-            found.problem(f"shard {name}: {file} {state}")
+            inspection.add_problem(f"shard {name}: {file} {state}")
         if inspector is not None:
             inspector.inspect(record, differing)
     progress(len(manifest.shards), len(manifest.shards), "")
     if inspector is not None:
         inspector.finish()
-    return found
+    return inspection
 
 
 def _inspect_foreign(store: Store, progress: ProgressCallback) -> Inspection:
+    """Inspect a folder without a manifest, by the kind of its files."""
     names = store.names()
-    found = None
+    inspection = None
     if any(name.endswith(".tar") or is_compressed_tar(name) for name in names):
-        found = inspect_foreign_images(store, names, progress)
+        inspection = inspect_foreign_images(store, names, progress)
     elif any(name.endswith((".npy", ".parquet")) for name in names):
-        found = inspect_foreign_embeddings(store, names, progress)
-    if found is None:
-        if said := describe_other_layout(store, names):
-            raise InputError(f"{store.url} {said}")
+        inspection = inspect_foreign_embeddings(store, names, progress)
+    if inspection is None:
+        if layout := describe_other_layout(store, names):
+            raise InputError(f"{store.url} {layout}")
         raise InputError(
             f"{store.url}: no manifest, image shards (*.tar) or embeddings (img_emb/ and text_emb/) to inspect here"
         )
-    found.bytes = sum(store.sizes().values())
-    return found
+    inspection.bytes = sum(store.sizes().values())
+    return inspection

@@ -1,4 +1,4 @@
-"""Inspects folders of image shards: each tar against its table, row by row, for ours and img2dataset's alike."""
+"""Inspection of image shards: each tar is compared with its table, row by row."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..contract.known_rows import key_names, match_keys
 from ..contract.storage import Store
 from ..errors import InputError
 from ..explain import one_line
-from .findings import Examples, Inspection, Tell
-from .metadata import opened_parquet
-from .statistics import Repeats, hashes_of, lengths
+from .findings import Examples, Inspection, Report
+from .metadata import open_stored_parquet
+from .statistics import Repeats, content_hashes, lengths
 
 SAMPLED_IMAGES = 10_000
-"""Images of a folder whose sizes are kept, at most."""
+"""Largest number of images whose sizes make up the distribution of sizes."""
 _SEED = 0
 _COLUMNS = ("key", "status", "error_message", "caption", "width", "height", "original_width", "original_height")
 _SIZES = ("width", "height")
@@ -33,28 +33,33 @@ _ORIGINAL_SIZES = ("original_width", "original_height")
 
 @dataclass
 class ShardTable:
-    """What the table of a shard says of its rows."""
+    """Table of a shard, as far as it is inspected."""
 
     rows: int
     images: list[int]
-    """Rows of the images in the tar, in its order."""
+    """Table rows of the images, in the order of the tar."""
     columns: dict[str, list[Any]] = field(default_factory=dict)
-    """Values of `_COLUMNS`, of those that are there."""
+    """Values of those `_COLUMNS` that the table has."""
 
 
 def read_shard_rows(store: Store, name: str) -> ShardTable:
-    """The columns of a shard's table that an inspection looks at; InputError if it cannot be read."""
+    """Read the inspected columns of a shard's table; InputError if it is damaged."""
     try:
-        with opened_parquet(store, name) as parquet:
+        with open_stored_parquet(store, name) as parquet:
             schema = parquet.schema_arrow
             require_distinct(schema, f"{store.url}/{name}")
             stored = [column for column in _COLUMNS if column in schema.names]
             if "status" in stored and not is_text(schema.field("status").type):
-                stored.remove("status")  # of another program, such as the number of an HTTP status
+                stored.remove("status")  # another program's column, such as a numeric HTTP status
             table = parquet.read(columns=stored, use_threads=False)
-            table.validate(full=True)  # text may be no UTF-8
+            table.validate(full=True)  # refuses text that is not UTF-8
             columns: dict[str, list[Any]] = {column: table.column(column).to_pylist() for column in stored}
-    except (pa.ArrowException, OSError, KeyError, OverflowError) as error:  # a column twice, a date after the year 9999
+    except (
+        pa.ArrowException,
+        OSError,
+        KeyError,
+        OverflowError,
+    ) as error:  # KeyError: a column that is there twice; OverflowError: a date after 9999
         raise InputError(f"{store.url}/{name} is damaged ({one_line(error)}); download that shard again") from error
     if "key" in columns:
         columns["key"] = key_texts(table.column("key"), f"{store.url}/{name}: column 'key'")
@@ -63,26 +68,26 @@ def read_shard_rows(store: Store, name: str) -> ShardTable:
 
 
 class ImageInspector:
-    """Inspects one image shard after the other.
+    """Inspector of image shards, one after the other.
 
     Args:
-        ours: the folder is `download`'s, where keys are unique and the tar is in the order of the table.
+        recorded: True for a folder of `download`, in which keys are unique and tars are in the order of their tables.
     """
 
-    def __init__(self, store: Store, found: Inspection, *, ours: bool) -> None:
-        self._store, self._found, self._ours = store, found, ours
+    def __init__(self, store: Store, inspection: Inspection, *, recorded: bool) -> None:
+        self._store, self._inspection, self._recorded = store, inspection, recorded
         self._names: list[str] = []
         self._first_rows: list[int] = []
-        self._rows = self._images = self._looked_into = 0
+        self._rows = self._images = self._headers_read = 0
         self._random = random.Random(_SEED)
         self._sampled: list[tuple[int, int]] = []
         self._keys = Repeats()
-        self._empty, self._without, self._not_utf8 = Examples(), Examples(), Examples()
+        self._empty, self._no_caption, self._not_utf8 = Examples(), Examples(), Examples()
         self._captions, self._bytes = lengths(), lengths()
         self._originals = {column: lengths() for column in _ORIGINAL_SIZES}
 
-    def inspect(self, name: str, table: ShardTable | None, tell: Tell) -> int:
-        """Inspect one tar, against its table if it has one, and return how many images were read."""
+    def inspect(self, name: str, table: ShardTable | None, report: Report) -> int:
+        """Inspect one tar, compare it with its table if there is one, and return the number of images."""
         self._names.append(name)
         self._first_rows.append(self._rows)
         shard = ImageShard(name, "", 0)
@@ -96,30 +101,30 @@ class ImageInspector:
                 where = f"shard {name}, row {at if row is None else row}"
                 if sample.image:
                     image_bytes.append(len(sample.image))
-                    self._look_into(where, row, sample.key, sample.image, table, tell)
+                    self._inspect_size(where, row, sample.key, sample.image, table, report)
                 else:
-                    tell(f"{where}: sample {sample.key!r} has {'no' if sample.image is None else 'an empty'} image")
+                    report(f"{where}: sample {sample.key!r} has {'no' if sample.image is None else 'an empty'} image")
                 if sample.caption is not None:
-                    caption_lengths.append(self._inspect_caption(where, row, sample.key, sample.caption, table, tell))
+                    caption_lengths.append(self._inspect_caption(where, row, sample.key, sample.caption, table, report))
                 else:
-                    self._without.add(1, lambda where=where: [where])  # type: ignore[misc]
+                    self._no_caption.add(1, lambda where=where: [where])  # type: ignore[misc]
         except InputError as error:
-            tell(f"shard {name}, after {len(keys):,} samples: {error}")
+            report(f"shard {name}, after {len(keys):,} samples: {error}")
         else:
             if table is not None:
-                self._compare_keys(shard, keys, table, tell)
+                self._compare_keys(shard, keys, table, report)
         self._bytes.add(np.array(image_bytes))
         self._captions.add(np.array(caption_lengths))
         for column, values in self._originals.items():
             stated = table.columns.get(column, []) if table is not None else []
             values.add(np.array([value for value in stated if isinstance(value, int)]))
-        self._inspect_keys(shard, keys if table is None else table.columns.get("key", keys), tell)
+        self._inspect_keys(shard, keys if table is None else table.columns.get("key", keys), report)
         return len(image_bytes)
 
     def _inspect_caption(
-        self, where: str, row: int | None, key: str, data: bytes, table: ShardTable | None, tell: Tell
+        self, where: str, row: int | None, key: str, data: bytes, table: ShardTable | None, report: Report
     ) -> int:
-        """Hold a caption against the table, and return its length in characters."""
+        """Compare a caption with the table, and return its length in characters."""
         try:
             caption = data.decode(errors="surrogatepass")
         except UnicodeDecodeError:
@@ -130,15 +135,15 @@ class ImageInspector:
         if table is not None and row is not None and {"key", "caption"} <= set(table.columns):
             stated = table.columns["caption"][row]
             if isinstance(stated, str) and stated != caption and table.columns["key"][row] in key_names(key):
-                tell(f"{where}: the caption of {key!r} in the tar is not that of its parquet")
+                report(f"{where}: the caption of {key!r} in the tar is not that of its parquet")
         return len(caption)
 
-    def _look_into(
-        self, where: str, row: int | None, key: str, image: bytes, table: ShardTable | None, tell: Tell
+    def _inspect_size(
+        self, where: str, row: int | None, key: str, image: bytes, table: ShardTable | None, report: Report
     ) -> None:
-        """Of a sample of images, read the size from the header and hold it against the table.
+        """Read the size of an image from its header and compare it with the table, if the image is sampled.
 
-        A reservoir (Vitter 1985): each image of the folder is equally likely to be in it, however many there are.
+        The sample is a reservoir (Vitter 1985): each image of the folder is equally likely to be in it.
         """
         self._images += 1
         place = self._random.randrange(self._images)
@@ -146,12 +151,12 @@ class ImageInspector:
             return
         from PIL import Image
 
-        self._looked_into += 1
+        self._headers_read += 1
         try:
             with Image.open(io.BytesIO(image)) as opened:
                 size = opened.size
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            tell(f"{where}: the image of {key!r} cannot be read ({type(error).__name__})")
+            report(f"{where}: the image of {key!r} cannot be read ({type(error).__name__})")
             return
         if len(self._sampled) < SAMPLED_IMAGES:
             self._sampled.append(size)
@@ -161,64 +166,69 @@ class ImageInspector:
             stated = tuple(table.columns[column][row] for column in _SIZES)
             same_key = table.columns.get("key", {row: key})[row] in key_names(key)
             if None not in stated and stated != size and same_key:
-                tell(f"{where}: the image of {key!r} is {size[0]}x{size[1]}, its table says {stated[0]}x{stated[1]}")
+                report(f"{where}: the image of {key!r} is {size[0]}x{size[1]}, its table says {stated[0]}x{stated[1]}")
 
-    def _compare_keys(self, shard: ImageShard, keys: list[str], table: ShardTable, tell: Tell) -> None:
+    def _compare_keys(self, shard: ImageShard, keys: list[str], table: ShardTable, report: Report) -> None:
+        """Compare the keys of a tar with the table, and report the first difference."""
         if len(keys) != len(table.images):
-            tell(f"shard {shard.name}: {len(keys)} images, its parquet says {len(table.images)}")
+            report(f"shard {shard.name}: {len(keys)} images, its parquet says {len(table.images)}")
         if "key" not in table.columns:
             return
         stated = [table.columns["key"][row] for row in table.images]
         try:
             matched = match_keys(stated, keys, shard.table_name)
         except InputError as error:
-            tell(f"shard {shard.name}: {error}")
+            report(f"shard {shard.name}: {error}")
             return
         if matched == list(range(len(stated))):
             return
-        if not self._ours and None not in matched and {*matched} == {*range(len(stated))}:
-            self._found.note(f"shard {shard.name}: the tar is in another order than its parquet")
+        if not self._recorded and None not in matched and {*matched} == {*range(len(stated))}:
+            self._inspection.add_note(f"shard {shard.name}: the tar is in another order than its parquet")
             return
         pairs = itertools.zip_longest(keys, stated)
         at = next((at for at, (key, other) in enumerate(pairs) if key is None or other not in key_names(key)), None)
         if at is None:
             return
         row = table.images[at] if at < len(table.images) else table.rows
-        tell(
+        report(
             f"shard {shard.name}, row {row}: the tar has key {keys[at] if at < len(keys) else None!r} where its "
             f"parquet has {stated[at] if at < len(stated) else None!r}"
         )
 
-    def _inspect_keys(self, shard: ImageShard, keys: list[Any], tell: Tell) -> None:
+    def _inspect_keys(self, shard: ImageShard, keys: list[Any], report: Report) -> None:
+        """Report missing keys, and collect the others to find repeated ones."""
         for row, key in enumerate(keys):
             if key is None:
-                tell(f"shard {shard.name}, row {row}: no key")
-        self._keys.add(hashes_of(keys, len(keys)), self._rows + np.arange(len(keys)))
+                report(f"shard {shard.name}, row {row}: no key")
+        self._keys.add(content_hashes(keys, len(keys)), self._rows + np.arange(len(keys)))
         self._rows += len(keys)
 
     def finish(self) -> None:
-        """Report what shows in the whole folder only."""
-        found = self._found
-        self._empty.tell(found.note, "captions are empty")
-        self._without.tell(found.note, "images have no caption")
-        self._not_utf8.tell(found.note, "captions are not UTF-8")
+        """Report the findings about the whole folder."""
+        inspection = self._inspection
+        self._empty.report(inspection.add_note, "captions are empty")
+        self._no_caption.report(inspection.add_note, "images have no caption")
+        self._not_utf8.report(inspection.add_note, "captions are not UTF-8")
         repeated, examples = self._keys.find(most=20)
-        report = found.problem if self._ours else found.note
+        report = inspection.add_problem if self._recorded else inspection.add_note
         for row, earlier in examples:
             report(f"{self._place(row)}: has the key of {self._place(earlier)}")
         if repeated > len(examples):
             report(f"{repeated:,} rows have the key of an earlier one")
-        found.looked_at["images, read to the end"] = self._images
-        found.looked_at["images, of which the header was read"] = self._looked_into
-        found.looked_at["images, for the distribution of sizes: a seeded sample"] = len(self._sampled)
+        inspection.looked_at["images, read to the end"] = self._images
+        inspection.looked_at["images, of which the header was read"] = self._headers_read
+        inspection.looked_at["images, for the distribution of sizes: a seeded sample"] = len(self._sampled)
         sizes = {column: lengths() for column in _SIZES}
         for column, values in zip(_SIZES, np.array(self._sampled).reshape(-1, 2).T, strict=True):
             sizes[column].add(values)
-        named = {"caption length in characters": self._captions, "bytes of an image": self._bytes}
+        distributions = {"caption length in characters": self._captions, "bytes of an image": self._bytes}
         for column, values in (sizes | self._originals).items():
-            named[f"{column.replace('_', ' ')} in pixels"] = values
-        found.distributions.update({name: values.to_json() for name, values in named.items() if values.rows})
+            distributions[f"{column.replace('_', ' ')} in pixels"] = values
+        inspection.distributions.update(
+            {name: values.to_json() for name, values in distributions.items() if values.rows}
+        )
 
     def _place(self, row: int) -> str:
+        """Describe a row of the folder by its shard and its row in that shard."""
         at = bisect.bisect_right(self._first_rows, row) - 1
         return f"shard {self._names[at]}, row {row - self._first_rows[at]}"

@@ -1,4 +1,4 @@
-"""Inspects what stands beside the vectors of embedding shards: keys and captions, token states, and failures."""
+"""Inspection of the metadata, token states and failures of embedding shards."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from ..contract.storage import Store
 from ..contract.vectors.embeddings import CAPTION_COLUMN, KEY_COLUMNS
 from ..errors import InputError
 from ..explain import one_line
-from .findings import Examples, Inspection, Tell
-from .statistics import Distribution, Repeats, hashes_of, lengths, magnitudes
+from .findings import Examples, Inspection, Report
+from .statistics import Distribution, Repeats, content_hashes, lengths, magnitudes
 from .vectors import ShardParts, array_blocks
 
 _BATCH_ROWS = 16384
+"""Rows of a Parquet file that are in memory at once."""
 _NORMS = {"image_norm": "image", "text_norm": "text"}
-"""Columns of norms before normalisation."""
+"""Columns of norms before normalisation, and the word for their tower."""
 
 
 class MetadataInspector:
-    """Inspects the metadata and token states of one shard after the other.
+    """Inspector of the metadata and token states of shards, one after the other.
 
     Args:
-        ours: the folder is `embed`'s, whose columns are known.
+        recorded: True for a folder of `embed`, whose columns are known.
     """
 
-    def __init__(self, store: Store, found: Inspection, *, ours: bool) -> None:
-        self._store, self._found, self._ours = store, found, ours
+    def __init__(self, store: Store, inspection: Inspection, *, recorded: bool) -> None:
+        self._store, self._inspection, self._recorded = store, inspection, recorded
         self._keys = Repeats()
         self._rows = 0
         self._without_key = False
@@ -47,131 +48,142 @@ class MetadataInspector:
 
     def inspect(self, shard: ShardParts) -> None:
         """Inspect the metadata of one shard."""
-        name, tell = shard.files["metadata"], shard.tell["metadata"]
+        name, report = shard.files["metadata"], shard.report["metadata"]
         try:
-            with opened_parquet(self._store, name) as table:
-                self._inspect_table(shard, table, tell)
+            with open_stored_parquet(self._store, name) as table:
+                self._inspect_table(shard, table, report)
         except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
-            tell(f"shard {shard.name}: {self._store.url}/{name} is damaged ({one_line(error)}); embed it again")
+            report(f"shard {shard.name}: {self._store.url}/{name} is damaged ({one_line(error)}); embed it again")
 
-    def _inspect_table(self, shard: ShardParts, table: pq.ParquetFile, tell: Tell) -> None:
+    def _inspect_table(self, shard: ShardParts, table: pq.ParquetFile, report: Report) -> None:
+        """Inspect the keys, captions and norms of an open metadata file."""
         name, stored = shard.files["metadata"], table.schema_arrow.names
         if table.metadata.num_rows != shard.rows:
-            tell(f"shard {shard.name}: {name} has {table.metadata.num_rows} rows, {shard.counted_by} says {shard.rows}")
-        texts = self._text_columns(shard, table.schema_arrow, tell)
+            report(
+                f"shard {shard.name}: {name} has {table.metadata.num_rows} rows, {shard.counted_by} says {shard.rows}"
+            )
+        texts = self._text_columns(shard, table.schema_arrow, report)
         key = next((column for column in KEY_COLUMNS if column in texts), None)
-        if key is None and self._ours:
-            tell(f"shard {shard.name}: {name} has no column 'key'")
+        if key is None and self._recorded:
+            report(f"shard {shard.name}: {name} has no column 'key'")
         self._without_key |= key is None
-        norms = [column for column in _NORMS if column in stored and self._ours]
+        norms = [column for column in _NORMS if column in stored and self._recorded]
         hashes: list[np.ndarray] = []
         start = 0
-        chosen = [*texts, *norms]
-        for batch in table.iter_batches(_BATCH_ROWS, columns=chosen, use_threads=False) if chosen else ():
+        columns = [*texts, *norms]
+        for batch in table.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False) if columns else ():
             values = {column: as_text(column_of(batch, column)) for column in texts}
             if key is not None:
-                hashes.append(self._inspect_keys(shard, start, values, key, tell))
+                hashes.append(self._inspect_keys(shard, start, values, key, report))
             if CAPTION_COLUMN in texts:
                 self._inspect_captions(shard, start, values[CAPTION_COLUMN])
             for column in norms:
-                self._inspect_norms(shard, start, column, batch.column(column), self._norms[column], tell)
+                self._inspect_norms(shard, start, column, batch.column(column), self._norms[column], report)
             start += batch.num_rows
         if hashes:
             self._report_repeats(shard, key or "", np.concatenate(hashes))
         self._rows += start
 
-    def _text_columns(self, shard: ShardParts, schema: pa.Schema, tell: Tell) -> list[str]:
-        """Columns of keys and captions that can be read; what is wrong with the others is told."""
-        name, found = shard.files["metadata"], self._found
+    def _text_columns(self, shard: ShardParts, schema: pa.Schema, report: Report) -> list[str]:
+        """Return the columns of keys and captions that can be read, and report faults of the others."""
+        name, inspection = shard.files["metadata"], self._inspection
         texts = []
         for column in (*KEY_COLUMNS, CAPTION_COLUMN):
             fault = column_fault(schema, column, text=True)
             if column not in schema.names:
-                if column == CAPTION_COLUMN and self._ours:
-                    tell(f"shard {shard.name}: {name}{fault}, though there are text embeddings of captions")
+                if column == CAPTION_COLUMN and self._recorded:
+                    report(f"shard {shard.name}: {name}{fault}, though there are text embeddings of captions")
                 self._without_caption |= column == CAPTION_COLUMN
                 continue
             stored = schema.field(column).type if schema.names.count(column) == 1 else None
-            if fault and column == CAPTION_COLUMN and not self._ours:
-                found.note(f"shard {shard.name}: {name}{fault}; training on captions needs text")
+            if fault and column == CAPTION_COLUMN and not self._recorded:
+                inspection.add_note(f"shard {shard.name}: {name}{fault}; training on captions needs text")
             elif fault:
-                tell(f"shard {shard.name}: {name}{fault}")
+                report(f"shard {shard.name}: {name}{fault}")
             elif stored is not None and not is_text(stored):
-                if self._ours:
-                    tell(f"shard {shard.name}: column {column!r} holds {stored}, not text")
+                if self._recorded:
+                    report(f"shard {shard.name}: column {column!r} holds {stored}, not text")
                     continue
-                found.note(f"shard {shard.name}: column {column!r} of {name} holds {stored}; it is read as text")
+                inspection.add_note(
+                    f"shard {shard.name}: column {column!r} of {name} holds {stored}; it is read as text"
+                )
             if not fault:
                 texts.append(column)
         return texts
 
     def _inspect_keys(
-        self, shard: ShardParts, start: int, values: Mapping[str, pa.Array], key: str, tell: Tell
+        self, shard: ShardParts, start: int, values: Mapping[str, pa.Array], key: str, report: Report
     ) -> np.ndarray:
+        """Report faults of the keys of a block of rows, and return their hashes `[n]`."""
         keys = values[key].to_pylist()
         missing = [row for row, value in enumerate(keys) if value is None] if values[key].null_count else []
-        if self._ours:
+        if self._recorded:
             for row in missing:
-                tell(f"shard {shard.name}, row {start + row}: no {key}")
+                report(f"shard {shard.name}, row {start + row}: no {key}")
         else:
             self._no_key.add(len(missing), lambda: [f"shard {shard.name}, row {start + row}" for row in missing[:3]])
-        if self._ours and set(KEY_COLUMNS) <= values.keys():
-            # `embed` writes the key as both: where they differ, columns were shifted against each other
+        if self._recorded and set(KEY_COLUMNS) <= values.keys():
+            # `embed` writes the key to both columns: if they differ, rows of one are shifted
             for row in _differing(values["key"], values["image_path"]):
-                tell(f"shard {shard.name}, row {start + row}: key {keys[row]!r} is not the row's image_path")
-        # rows without a key do not repeat each other
-        return hashes_of((value if value is not None else (start, row) for row, value in enumerate(keys)), len(keys))
+                report(f"shard {shard.name}, row {start + row}: key {keys[row]!r} is not the row's image_path")
+        # a row without a key never repeats another row
+        return content_hashes(
+            (value if value is not None else (start, row) for row, value in enumerate(keys)), len(keys)
+        )
 
     def _report_repeats(self, shard: ShardParts, key: str, hashes: np.ndarray) -> None:
+        """Collect the keys of a shard, and report repeated ones in a folder without a manifest."""
         rows = np.arange(len(hashes))
         self._keys.add(hashes, shard.first_row + rows)
-        if self._ours:  # keys may repeat as the input's do: one note of `finish` is enough
+        if self._recorded:  # keys may repeat if those of the input do: the note of `finish` is enough
             return
         within = Repeats()
         within.add(hashes, rows)
         repeated, examples = within.find(most=20)
         for row, earlier in examples:
-            self._found.note(f"shard {shard.name}, row {row}: has the {key} of row {earlier}")
+            self._inspection.add_note(f"shard {shard.name}, row {row}: has the {key} of row {earlier}")
         if repeated > len(examples):
-            self._found.note(f"shard {shard.name}: {repeated:,} rows have the {key} of an earlier one")
+            self._inspection.add_note(f"shard {shard.name}: {repeated:,} rows have the {key} of an earlier one")
 
     def _inspect_captions(self, shard: ShardParts, start: int, captions: pa.Array) -> None:
+        """Add the lengths of captions, and count empty ones."""
         sizes = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(captions)), 0).to_numpy(zero_copy_only=False)
         self._captions.add(sizes)
         empty = np.flatnonzero(sizes == 0)
         self._empty.add(len(empty), lambda: [f"shard {shard.name}, row {start + row}" for row in empty[:3]])
 
     def _inspect_norms(
-        self, shard: ShardParts, start: int, column: str, norms: pa.Array, values: Distribution, tell: Tell
+        self, shard: ShardParts, start: int, column: str, norms: pa.Array, values: Distribution, report: Report
     ) -> None:
+        """Add the norms of a block of rows, and report those that are not positive numbers."""
         numbers = norms.to_numpy(zero_copy_only=False)
         if numbers.dtype.kind != "f":
             if start == 0:
-                tell(f"shard {shard.name}: column {column!r} holds {norms.type}, not numbers")
+                report(f"shard {shard.name}: column {column!r} holds {norms.type}, not numbers")
             return
         values.add(numbers)
         for row in np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0))):
-            tell(f"shard {shard.name}, row {start + row}: {column} is {numbers[row]:.4g}")
+            report(f"shard {shard.name}, row {start + row}: {column} is {numbers[row]:.4g}")
 
     def inspect_token_states(self, shard: ShardParts) -> None:
         """Inspect the offsets and token states of one shard."""
-        name, tell = shard.files["offsets"], shard.tell["offsets"]
+        name, report = shard.files["offsets"], shard.report["offsets"]
         try:
             offsets = np.concatenate(list(array_blocks(self._store, name)) or [np.empty(0, np.int64)])
         except InputError as error:
-            tell(f"shard {shard.name}: {error}")
+            report(f"shard {shard.name}: {error}")
             return
         if offsets.ndim != 1 or offsets.dtype.kind != "i" or len(offsets) != shard.rows + 1:
-            tell(
+            report(
                 f"shard {shard.name}: {name} holds {offsets.dtype} of shape {offsets.shape} instead of "
                 f"{shard.rows + 1} whole numbers"
             )
             return
         counts = np.diff(offsets)
         if offsets[0] != 0:
-            tell(f"shard {shard.name}, row 0: {name} starts at {offsets[0]}, not at 0")
+            report(f"shard {shard.name}, row 0: {name} starts at {offsets[0]}, not at 0")
         for row in np.flatnonzero(counts <= 0):
-            tell(
+            report(
                 f"shard {shard.name}, row {row}: {name} goes from {offsets[row]} to {offsets[row + 1]}; "
                 "every row has at least one token state"
             )
@@ -179,72 +191,82 @@ class MetadataInspector:
         self._inspect_states(shard, offsets)
 
     def _inspect_states(self, shard: ShardParts, offsets: np.ndarray) -> None:
+        """Report token states that are not finite, or whose number differs from the offsets."""
         if "token_states" not in shard.files:
             return
-        name, tell = shard.files["token_states"], shard.tell["token_states"]
+        name, report = shard.files["token_states"], shard.report["token_states"]
         length, reported = 0, -1
         try:
             for block in array_blocks(self._store, name):
                 if block.ndim != 2 or block.dtype.kind != "f":
-                    tell(f"shard {shard.name}: {name} holds {block.dtype} of {block.ndim} dimensions")
+                    report(f"shard {shard.name}: {name} holds {block.dtype} of {block.ndim} dimensions")
                     return
                 bad = length + np.flatnonzero(~np.isfinite(block).all(axis=1))
                 rows = np.unique(np.searchsorted(offsets, bad, side="right") - 1)
                 for row in rows[rows > reported]:
-                    tell(f"shard {shard.name}, row {row}: token states hold NaN or infinity")
+                    report(f"shard {shard.name}, row {row}: token states hold NaN or infinity")
                     reported = row
                 length += len(block)
         except InputError as error:
-            tell(f"shard {shard.name}: {error}")
+            report(f"shard {shard.name}: {error}")
             return
         if length != offsets[-1]:
-            tell(
+            report(
                 f"shard {shard.name}, row {shard.rows - 1}: {name} has {length} token states, "
                 f"{shard.files['offsets']} ends at {offsets[-1]}"
             )
 
     def finish(self, place: Callable[[int], str]) -> None:
-        """Report what shows in the whole folder only; `place` names the shard and row of a row's number."""
-        found = self._found
-        self._empty.tell(found.note, "captions are empty")
-        self._no_key.tell(found.note, "rows have no key")
-        if self._without_caption and not self._ours:
-            found.note("the metadata has no captions: a prior is trained on it with stored text embeddings only")
-        if self._without_key and not self._ours:
-            found.note("the metadata has neither key nor image_path: rows cannot be told apart by name")
-        found.looked_at["rows of metadata"] = self._rows
+        """Report the findings about the whole folder. `place` describes a row of the folder by its shard."""
+        inspection = self._inspection
+        self._empty.report(inspection.add_note, "captions are empty")
+        self._no_key.report(inspection.add_note, "rows have no key")
+        if self._without_caption and not self._recorded:
+            inspection.add_note(
+                "the metadata has no captions: a prior is trained on it with stored text embeddings only"
+            )
+        if self._without_key and not self._recorded:
+            inspection.add_note("the metadata has neither key nor image_path: rows cannot be told apart by name")
+        inspection.looked_at["rows of metadata"] = self._rows
         repeated, examples = self._keys.find()
         if repeated:
             pairs = "; ".join(f"{place(row)} and {place(earlier)}" for row, earlier in examples)
-            of = "" if self._keys.one_in == 1 else f" (among 1 in {self._keys.one_in} keys)"
-            found.note(f"{repeated:,} rows{of} have the key of an earlier one, such as {pairs}")
-        named = {"caption length in characters": self._captions, "token states of a caption": self._tokens}
-        named |= {f"norm of {word} embeddings before normalisation": self._norms[c] for c, word in _NORMS.items()}
-        found.distributions.update({name: values.to_json() for name, values in named.items() if values.rows})
+            sampled = "" if self._keys.one_in == 1 else f" (among 1 in {self._keys.one_in} keys)"
+            inspection.add_note(f"{repeated:,} rows{sampled} have the key of an earlier one, such as {pairs}")
+        distributions = {"caption length in characters": self._captions, "token states of a caption": self._tokens}
+        distributions |= {
+            f"norm of {word} embeddings before normalisation": self._norms[c] for c, word in _NORMS.items()
+        }
+        inspection.distributions.update(
+            {name: values.to_json() for name, values in distributions.items() if values.rows}
+        )
 
 
-def inspect_failures(store: Store, found: Inspection, name: str, shard: str, expected: int, tell: Tell) -> None:
-    """Count the messages of a shard's failures, and hold their number against the record."""
+def inspect_failures(
+    store: Store, inspection: Inspection, name: str, shard: str, expected: int, report: Report
+) -> None:
+    """Count the messages of a shard's failures, and compare their number with the record."""
     try:
-        with opened_parquet(store, name) as table:
+        with open_stored_parquet(store, name) as table:
             rows = table.metadata.num_rows
             for batch in table.iter_batches(_BATCH_ROWS, columns=["error"], use_threads=False):
-                found.count_errors(collections.Counter(str(value) for value in batch.column("error").to_pylist()))
+                inspection.count_errors(collections.Counter(str(value) for value in batch.column("error").to_pylist()))
     except (pa.ArrowException, OSError, KeyError) as error:
-        tell(f"shard {shard}: {store.url}/{name} is damaged ({one_line(error)}); embed it again")
+        report(f"shard {shard}: {store.url}/{name} is damaged ({one_line(error)}); embed it again")
         return
     if rows != expected:
-        tell(f"shard {shard}: {name} has {rows} rows, its record says {expected}")
+        report(f"shard {shard}: {name} has {rows} rows, its record says {expected}")
 
 
 @contextlib.contextmanager
-def opened_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
-    """A parquet file, open while the block runs; what pyarrow raises on a damaged one passes through."""
+def open_stored_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of a store while the block runs. Errors of pyarrow are passed on."""
     with store.open(name) as file:
         yield open_parquet(file)
 
 
 def _differing(one: pa.Array, other: pa.Array) -> list[int]:
+    """Return the rows in which two columns differ; none if their types differ."""
     if one.type != other.type:
         return []
     return [int(row) for row in np.flatnonzero(pc.fill_null(pc.not_equal(one, other), False).to_numpy(False))]

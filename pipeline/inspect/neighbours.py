@@ -1,4 +1,4 @@
-"""Near duplicates: how alike the rows of a seeded sample of a folder are to each other."""
+"""Near duplicates among the rows of a seeded sample of a folder."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 BANK_ROWS = 100_000
+"""Largest number of rows that are compared with each other: 5 billion pairs."""
 NEAR_COSINE = 0.98
-"""From which cosine on two images count as near duplicates."""
+"""Smallest cosine of two images that count as near duplicates."""
 _SEED = 0
 _QUERIES, _COLUMNS = 1024, 8192
+"""Shape of the matrix of cosines that is in memory: 32 MiB of float32."""
 _SECONDS = 60.0
+"""Seconds after which no further rows are compared."""
 
 
 def seeded_rows(total: int, most: int) -> np.ndarray:
-    """At most `most` of the rows 0 to `total`, the same ones each time, ascending."""
+    """Return `most` random rows below `total`, or all of them if there are fewer; always the same ones, ascending."""
     if total <= most:
         return np.arange(total)
     return np.sort(np.random.default_rng(_SEED).choice(total, most, replace=False, shuffle=False))
@@ -24,24 +27,24 @@ def seeded_rows(total: int, most: int) -> np.ndarray:
 
 @dataclass
 class Neighbours:
-    """What comparing the rows of a bank has given."""
+    """Result of comparing the rows of a bank."""
 
     compared: int
-    """Rows that were held against the whole bank; fewer than it has where the time was up."""
+    """Number of rows that were compared with the whole bank; fewer than it has if time ran out."""
     near_pairs: int
-    """Pairs of rows, at least one of them compared, of `NEAR_COSINE` or more and of other content."""
+    """Number of pairs of rows with different content and a cosine of `NEAR_COSINE` or more."""
     examples: list[tuple[int, int]]
-    """Row numbers of some such pairs."""
+    """Row numbers of up to three such pairs."""
     nearest: np.ndarray
-    """`[compared]` float32: the cosine to the nearest other row of other content."""
+    """`[compared]` float32: largest cosine to a row with different content."""
 
 
 class NeighbourBank:
-    """Keeps the chosen rows as they stream by, 2 bytes a value, and compares them in the end.
+    """Seeded sample of the rows of a folder, collected block by block in float16, then compared.
 
     Args:
-        total: rows of the folder.
-        most: rows of the bank.
+        total: number of rows of the folder.
+        most: largest number of rows of the bank.
     """
 
     def __init__(self, total: int, most: int = BANK_ROWS) -> None:
@@ -50,26 +53,32 @@ class NeighbourBank:
         self._embeds: list[np.ndarray] = []
         self._hashes: list[np.ndarray] = []
         self.rows = 0
-        """Rows that the bank holds."""
+        """Number of rows in the bank."""
 
     def add(self, rows: np.ndarray, embeds: np.ndarray, hashes: np.ndarray) -> None:
-        """Take in what was chosen of sound unit vectors `[n, D]`, their row numbers and the hashes of their bytes."""
+        """Add the sampled rows of a block.
+
+        Args:
+            rows: `[n]` row numbers, ascending.
+            embeds: `[n, D]` unit vectors.
+            hashes: `[n]` hashes of the bytes of each vector.
+        """
         first, last = np.searchsorted(self._chosen, [rows[0], rows[-1] + 1]) if len(rows) else (0, 0)
-        at = np.isin(rows, self._chosen[first:last], assume_unique=True)
-        if at.any():
-            self._rows.append(rows[at])
-            self._embeds.append(embeds[at].astype(np.float16))
-            self._hashes.append(hashes[at])
-            self.rows += int(at.sum())
+        sampled = np.isin(rows, self._chosen[first:last], assume_unique=True)
+        if sampled.any():
+            self._rows.append(rows[sampled])
+            self._embeds.append(embeds[sampled].astype(np.float16))
+            self._hashes.append(hashes[sampled])
+            self.rows += int(sampled.sum())
 
     def compare(self, seconds: float = _SECONDS, near: float = NEAR_COSINE) -> Neighbours:
-        """Compare all pairs, block by block, until the time is up. Copies of one content count as one row."""
+        """Compare all pairs, block by block, until time runs out. Rows with the same content count once."""
         if not self.rows:
             return Neighbours(0, 0, [], np.empty(0, np.float32))
         hashes, rows, embeds = (np.concatenate(parts) for parts in (self._hashes, self._rows, self._embeds))
         self._rows, self._embeds, self._hashes = [], [], []
         _, first = np.unique(hashes, return_index=True)
-        # in a shuffled order, so that what is compared when the time is up is a sample too
+        # in a random order, so that the rows compared before time runs out are a sample too
         order = np.random.default_rng(_SEED).permutation(np.sort(first))
         rows, embeds = rows[order], embeds[order]
         nearest = np.full(len(rows), -np.inf, np.float32)
@@ -81,15 +90,15 @@ class NeighbourBank:
             for start in range(done, len(rows), _COLUMNS):
                 block = embeds[start : start + _COLUMNS].astype(np.float32)
                 cosines = queries @ block.T  # (queries, columns)
-                here = np.arange(start, start + len(block))
-                if start < stop:  # each pair once, and no row with itself: later rows only
-                    cosines[here[None, :] <= np.arange(done, stop)[:, None]] = -np.inf
+                columns = np.arange(start, start + len(block))
+                if start < stop:  # compare with later rows only: each pair once, and no row with itself
+                    cosines[columns[None, :] <= np.arange(done, stop)[:, None]] = -np.inf
                 np.maximum(nearest[done:stop], cosines.max(1), out=nearest[done:stop])
-                np.maximum(nearest[here], cosines.max(0), out=nearest[start : start + len(block)])
+                np.maximum(nearest[columns], cosines.max(0), out=nearest[start : start + len(block)])
                 hits = np.argwhere(cosines >= near)
                 pairs += len(hits)
                 examples += [(int(rows[done + i]), int(rows[start + j])) for i, j in hits[: 3 - len(examples)]]
             done = stop
-        found = nearest[:done]
+        finished = nearest[:done]
         ordered = sorted((min(pair), max(pair)) for pair in examples)
-        return Neighbours(done, pairs, ordered, found[np.isfinite(found)])
+        return Neighbours(done, pairs, ordered, finished[np.isfinite(finished)])

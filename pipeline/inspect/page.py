@@ -1,4 +1,4 @@
-"""An inspection as rows of tables, for the terminal and for a page, and the page itself."""
+"""Tables of an inspection, for the terminal and for an HTML page, and the page itself."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from ..display.page import new_plot, page, paragraph, plots, table
 from .findings import Inspection
 
 _LISTED = 20
-"""Messages of failures that a table shows."""
+"""Largest number of messages that a table of failures shows."""
 DISTRIBUTION_HEADER = ("distribution", "rows", "mean", "std", "min", "1%", "50%", "99%", "max")
 
 
-def health(found: Inspection) -> str:
-    """Sound, or how many problems there are."""
-    return "sound" if not found.problem_count else f"{found.problem_count:,} problems"
+def health(inspection: Inspection) -> str:
+    """Return `sound`, or the number of problems."""
+    return "sound" if not inspection.problem_count else f"{inspection.problem_count:,} problems"
 
 
-def summary_rows(found: Inspection) -> list[tuple[str, Any]]:
-    """Counts and sizes: name and value."""
-    rows: list[tuple[str, Any]] = [("stage", found.stage), ("shards", f"{found.shards:,}")]
-    rows += [("rows", f"{found.rows:,}"), ("bytes", f"{found.bytes:,}")]
-    rows += [(f"  {outcome}", f"{number:,}") for outcome, number in sorted(found.counts.items())]
+def summary_rows(inspection: Inspection) -> list[tuple[str, Any]]:
+    """Return rows of counts and sizes: name and value."""
+    rows: list[tuple[str, Any]] = [("stage", inspection.stage), ("shards", f"{inspection.shards:,}")]
+    rows += [("rows", f"{inspection.rows:,}"), ("bytes", f"{inspection.bytes:,}")]
+    rows += [(f"  {outcome}", f"{number:,}") for outcome, number in sorted(inspection.counts.items())]
     return rows
 
 
-def error_rows(found: Inspection) -> list[tuple[str, Any]]:
-    """The most frequent messages of failures, with their counts."""
-    ordered = sorted(found.errors.items(), key=lambda item: (-item[1], item[0]))
+def error_rows(inspection: Inspection) -> list[tuple[str, Any]]:
+    """Return rows of the most frequent messages of failures, with their counts."""
+    ordered = sorted(inspection.errors.items(), key=lambda item: (-item[1], item[0]))
     rows = [(message, f"{number:,}") for message, number in ordered[:_LISTED]]
     if len(ordered) > _LISTED:
         rest = sum(number for _, number in ordered[_LISTED:])
@@ -36,18 +36,18 @@ def error_rows(found: Inspection) -> list[tuple[str, Any]]:
     return rows
 
 
-def setting_rows(found: Inspection) -> list[tuple[str, Any]]:
-    """What is known of the CLIP, and the settings, by dotted name."""
-    return _flat({**found.about, **({"settings": found.settings} if found.settings else {})})
+def setting_rows(inspection: Inspection) -> list[tuple[str, Any]]:
+    """Return rows of the values and settings in the manifest, by dotted name."""
+    return _flat({**inspection.about, **({"settings": inspection.settings} if inspection.settings else {})})
 
 
-def looked_at_rows(found: Inspection) -> list[tuple[str, Any]]:
-    """How much each check looked at."""
-    return [(name, f"{number:,}") for name, number in found.looked_at.items()]
+def looked_at_rows(inspection: Inspection) -> list[tuple[str, Any]]:
+    """Return rows of the number of items that each check read."""
+    return [(name, f"{number:,}") for name, number in inspection.looked_at.items()]
 
 
-def distribution_rows(found: Inspection) -> list[tuple[str, ...]]:
-    """A row of `DISTRIBUTION_HEADER` for each distribution."""
+def distribution_rows(inspection: Inspection) -> list[tuple[str, ...]]:
+    """Return a row under `DISTRIBUTION_HEADER` for each distribution."""
     return [
         (
             name,
@@ -56,76 +56,79 @@ def distribution_rows(found: Inspection) -> list[tuple[str, ...]]:
             *(_number(values["quantiles"][share]) for share in ("0.01", "0.5", "0.99")),
             _number(values["max"]),
         )
-        for name, values in found.distributions.items()
+        for name, values in inspection.distributions.items()
     ]
 
 
 def listed(findings: Sequence[str], count: int, most: int) -> list[str]:
-    """The first findings, and how many there are besides."""
+    """Return the first findings, and a line with the number of the others."""
     shown = list(findings[:most])
     if count > len(shown):
         shown.append(f"and {count - len(shown):,} more")
     return shown
 
 
-def inspection_page(found: Inspection) -> bytes:
-    """A self-contained HTML page.
+def inspection_page(inspection: Inspection) -> bytes:
+    """Return a self-contained HTML page of an inspection.
 
     Raises:
         InputError: matplotlib is not installed.
     """
-    most = len(found.problems)
+    most = len(inspection.problems)
     sections = [
-        ("Contents", [table(("", ""), summary_rows(found))]),
+        ("Contents", [table(("", ""), summary_rows(inspection))]),
         ("Health", [
-            paragraph(health(found)), *map(paragraph, listed(found.problems, found.problem_count, most)),
-            *([table(("looked at", "number"), looked_at_rows(found))] if found.looked_at else []),
+            paragraph(health(inspection)), *map(paragraph, listed(inspection.problems, inspection.problem_count, most)),
+            *([table(("looked at", "number"), looked_at_rows(inspection))] if inspection.looked_at else []),
         ]),
     ]  # fmt: skip
-    if found.notes:
-        notes = listed(found.notes, found.note_count, len(found.notes))
+    if inspection.notes:
+        notes = listed(inspection.notes, inspection.note_count, len(inspection.notes))
         sections.append(("Notes", [paragraph(note) for note in notes]))
-    drawn = [_histogram(name, values) for name, values in found.distributions.items()]
-    outcomes = {name: number for name, number in found.counts.items() if number}
+    figures = [_histogram(name, values) for name, values in inspection.distributions.items()]
+    outcomes = {name: number for name, number in inspection.counts.items() if number}
     if outcomes:
-        drawn.append(_bars("outcomes", outcomes))
-    if drawn:
-        shown = table(DISTRIBUTION_HEADER, distribution_rows(found))
-        sections.append(("Distributions", [plots(drawn), *([shown] if found.distributions else [])]))
-    if found.errors:
-        sections.append(("Failures", [table(("message", "rows"), error_rows(found))]))
-    if rows := setting_rows(found):
+        figures.append(_bars("outcomes", outcomes))
+    if figures:
+        shown = table(DISTRIBUTION_HEADER, distribution_rows(inspection))
+        sections.append(("Distributions", [plots(figures), *([shown] if inspection.distributions else [])]))
+    if inspection.errors:
+        sections.append(("Failures", [table(("message", "rows"), error_rows(inspection))]))
+    if rows := setting_rows(inspection):
         sections.append(("Settings", [table(("", ""), rows)]))
-    return page(f"priorkit inspect {found.folder}", sections)
+    return page(f"priorkit inspect {inspection.folder}", sections)
 
 
 def _histogram(name: str, values: Mapping[str, Any]) -> str:
+    """Return the plot of a histogram, with a logarithmic axis if its values span two decades."""
     edges, counts = values["histogram"]["edges"], values["histogram"]["counts"]
-    with new_plot(f"{name} ({values['rows']:,})", name, "rows") as (axes, made):
+    with new_plot(f"{name} ({values['rows']:,})", name, "rows") as (axes, fragments):
         axes.stairs(counts, edges, fill=True)
         if edges[0] > 0 and edges[-1] > 100 * edges[0]:
             axes.set_xscale("log")
-    return made[0]
+    return fragments[0]
 
 
 def _bars(name: str, counts: Mapping[str, int]) -> str:
+    """Return a bar chart of the largest counts."""
     ordered = sorted(counts.items(), key=lambda item: item[1])[-_LISTED:]
-    with new_plot(name, "rows", "", height=1.2 + 0.25 * len(ordered)) as (axes, made):
+    with new_plot(name, "rows", "", height=1.2 + 0.25 * len(ordered)) as (axes, fragments):
         axes.barh([_label(name) for name, _ in ordered], [number for _, number in ordered])
-    return made[0]
+    return fragments[0]
 
 
 def _label(name: str) -> str:
-    """A name that its font has and that matplotlib takes for no formula, which is what stands between dollars."""
+    """Return a name in ASCII that matplotlib shows as it is; text between dollar signs would be a formula."""
     return name.encode("unicode_escape").decode().replace("$", r"\$")[:60]
 
 
 def _number(value: float) -> str:
+    """Format a number with four significant digits; large whole numbers with all digits."""
     return f"{value:,.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.4g}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested values as dotted names."""
+    """Return rows of nested values, by dotted name."""
     rows: list[tuple[str, Any]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Statistics of a stream in bounded memory: distributions by fixed bins, and values that come more than once."""
+"""Statistics of a stream in bounded memory: distributions over fixed bins, and repeated values."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+"""Shares of the quantiles that are printed."""
 _PRINTED_BINS = 64
+"""Largest number of bins of a printed histogram."""
 REPEATS_CAPACITY = 10_000_000
-"""Rows of which `Repeats` keeps a hash: 16 bytes each, and 32 more while they are sorted."""
+"""Number of rows whose hash `Repeats` keeps: 16 bytes for each, and 32 more while they are sorted."""
 
 
 class Distribution:
-    """Moments, and a histogram over fixed edges; the first and last bin take what lies beyond.
+    """Moments and a histogram over fixed edges. The first and last bin also count the values beyond them.
 
     Args:
         edges: `[bins + 1]` ascending.
-        whole: values are whole numbers, and so are quantiles.
+        whole: True if values are whole numbers; quantiles then are too.
     """
 
     def __init__(self, edges: np.ndarray, *, whole: bool = False) -> None:
@@ -31,14 +33,14 @@ class Distribution:
         self._min, self._max = math.inf, -math.inf
 
     def add(self, values: np.ndarray) -> None:
-        """Take in values `[n]`; those that are not finite are left out, and named elsewhere as damage."""
+        """Add values `[n]`. Values that are not finite are skipped; they are reported as faults elsewhere."""
         values = np.asarray(values, np.float64)
         values = values[np.isfinite(values)]
         if not len(values):
             return
         mean, rows = values.mean(), self.rows + len(values)
         delta = mean - self._mean
-        # moments of two parts together (Chan, Golub and LeVeque 1979): no cancellation, whatever the mean
+        # combine the moments of two parts without cancellation (Chan, Golub and LeVeque 1979)
         self._squares += ((values - mean) ** 2).sum() + delta**2 * self.rows * len(values) / rows
         self._mean += delta * len(values) / rows
         self.rows = rows
@@ -47,11 +49,11 @@ class Distribution:
         self.counts += np.bincount(np.clip(bins, 0, len(self.counts) - 1), minlength=len(self.counts))
 
     def mean_and_error(self) -> tuple[float, float]:
-        """The mean and its standard error."""
+        """Return the mean and its standard error."""
         return self._mean, math.sqrt(self._squares) / self.rows
 
     def quantile(self, share: float) -> float:
-        """A quantile by linear interpolation within its bin, so right to the bin's width."""
+        """Return a quantile, interpolated linearly within its bin; its error is at most the bin's width."""
         target = share * self.rows
         below = np.cumsum(self.counts)
         at = int(np.searchsorted(below, target))
@@ -64,7 +66,7 @@ class Distribution:
         return min(math.floor(value), self._max) if self._whole else value
 
     def to_json(self) -> dict[str, Any]:
-        """Rows, mean, standard deviation, extremes, quantiles by share, and the occupied part of the histogram."""
+        """Return moments, extremes, quantiles by share, and the histogram without empty bins at its ends."""
         first, last = np.flatnonzero(self.counts)[[0, -1]]
         step = -(-(last + 1 - first) // _PRINTED_BINS)
         starts = np.arange(first, last + 1, step)
@@ -83,40 +85,40 @@ class Distribution:
 
 
 class Repeats:
-    """Finds rows of equal content by 8-byte hashes, exactly up to `capacity` rows.
+    """Finder of rows with equal content, by 8-byte hashes.
 
-    Beyond it only contents whose hash ends in a zero bit are kept, then in two, and so on: a sample of contents, all
-    rows of each, so the memory stays bounded whatever the number of rows. Two contents of one hash among 10 million
-    rows have a probability of 3e-6.
+    It is exact up to `capacity` rows. Beyond that it keeps only contents whose hash ends in a zero bit, then in two,
+    and so on. So it keeps all rows of a sample of contents, in bounded memory. The probability that any two of 10
+    million contents have the same hash is 3e-6.
     """
 
     def __init__(self, capacity: int = REPEATS_CAPACITY) -> None:
         self._capacity = capacity
         self._hashes: list[np.ndarray] = []
         self._rows: list[np.ndarray] = []
-        self._held = 0
+        self._size = 0
         self.one_in = 1
-        """One of so many contents is looked at."""
+        """Sampling rate of contents: 1 if all are kept, 2 for every second one, and so on."""
 
     def add(self, hashes: np.ndarray, rows: np.ndarray) -> None:
-        """Take in `[n]` int64 hashes and the numbers of their rows, ascending."""
-        kept = hashes % self.one_in == 0
-        self._hashes.append(hashes[kept])
-        self._rows.append(rows[kept])
-        self._held += int(kept.sum())
-        while self._held > self._capacity:
+        """Add `[n]` int64 hashes and their row numbers, ascending."""
+        sampled = hashes % self.one_in == 0
+        self._hashes.append(hashes[sampled])
+        self._rows.append(rows[sampled])
+        self._size += int(sampled.sum())
+        while self._size > self._capacity:
             self.one_in *= 2
-            keep = [hashes % self.one_in == 0 for hashes in self._hashes]
-            self._hashes = [hashes[mask] for hashes, mask in zip(self._hashes, keep, strict=True)]
-            self._rows = [rows[mask] for rows, mask in zip(self._rows, keep, strict=True)]
-            self._held = sum(len(hashes) for hashes in self._hashes)
+            masks = [hashes % self.one_in == 0 for hashes in self._hashes]
+            self._hashes = [hashes[mask] for hashes, mask in zip(self._hashes, masks, strict=True)]
+            self._rows = [rows[mask] for rows, mask in zip(self._rows, masks, strict=True)]
+            self._size = sum(len(hashes) for hashes in self._hashes)
 
     def find(self, most: int = 3) -> tuple[int, list[tuple[int, int]]]:
-        """How many rows repeat an earlier one, and the first of them: (row, the earlier row). Ends the collecting."""
-        if not self._held:
+        """Return the number of rows that repeat an earlier one, and the first pairs (row, earlier row); clear all."""
+        if not self._size:
             return 0, []
         hashes, rows = np.concatenate(self._hashes), np.concatenate(self._rows)
-        self._hashes, self._rows, self._held = [], [], 0
+        self._hashes, self._rows, self._size = [], [], 0
         order = np.argsort(hashes, kind="stable")
         hashes = hashes[order]
         same = np.flatnonzero(hashes[1:] == hashes[:-1])
@@ -124,33 +126,34 @@ class Repeats:
         return len(same), [(int(rows[order[at + 1]]), int(rows[order[at]])) for at in first]
 
 
-def hashes_of(values: Iterable[Any], count: int) -> np.ndarray:
-    """`[count]` int64 hashes of text or bytes; keyed anew in each process, so nobody can plant equal ones."""
+def content_hashes(values: Iterable[Any], count: int) -> np.ndarray:
+    """Return `[count]` int64 hashes of values. Python salts them in each process, so collisions cannot be planted."""
     return np.fromiter(map(_hash, values), np.int64, count)
 
 
 def _hash(value: Any) -> int:
+    """Return the hash of a value, by its text if it is a list or a struct."""
     try:
         return hash(value)
-    except TypeError:  # a list or a struct
+    except TypeError:
         return hash(repr(value))
 
 
 def cosines() -> Distribution:
-    """Of cosines: 400 bins from -1 to 1."""
+    """Return a distribution for cosines: 400 bins from -1 to 1."""
     return Distribution(np.linspace(-1, 1, 401))
 
 
 def unit_norms() -> Distribution:
-    """Of norms that should be 1: 200 bins from 0.99 to 1.01."""
+    """Return a distribution for norms that should be 1: 200 bins from 0.99 to 1.01."""
     return Distribution(np.linspace(0.99, 1.01, 201))
 
 
 def lengths() -> Distribution:
-    """Of lengths and sizes: one bin for each number below 256, then 32 for each doubling up to 16 million."""
+    """Return a distribution for lengths: one bin per number below 256, then 32 per doubling up to 16 million."""
     return Distribution(np.concatenate([np.arange(256), 2.0 ** (8 + np.arange(16 * 32 + 1) / 32)]), whole=True)
 
 
 def magnitudes() -> Distribution:
-    """Of positive numbers of any size: 32 bins for each doubling, from 2^-10 to 2^20."""
+    """Return a distribution for positive numbers: 32 bins per doubling, from 2^-10 to 2^20."""
     return Distribution(2.0 ** (np.arange(-10 * 32, 20 * 32 + 1) / 32))

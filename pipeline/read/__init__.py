@@ -1,1 +1,1 @@
-"""The reader: rows, splits, shuffled batches, and captions of embedding shards."""
+"""Reader of embedding shards: rows by number, splits, shuffled batches, captions and token states."""

@@ -1,4 +1,4 @@
-"""Shuffled batches of a split, read ahead in threads: the same whatever the number of ranks, and from any step on."""
+"""Shuffled batches of a split, read ahead in threads: the same for any number of ranks, and from any step on."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from ..compute.read_ahead import DecodeAhead
 from ..errors import InputError
 from .dataset import EmbeddingDataset, Split
 from .shuffle import EpochPlan, Share
-from .window import BlockReader, Buffers, Columns, TrainBatch, Window
+from .window import BlockReader, Buffers, Columns, ShuffleWindow, TrainBatch
 
 __all__ = ["BatchStream", "Columns", "TrainBatch"]
 
 _READY_BATCHES = 2
+"""Batches that wait, finished, until training takes them."""
 _WINDOWS = 2
-"""In memory: one that batches are made of, and one that is read meanwhile."""
+"""Windows in memory: one that batches are filled from, and one that is being read."""
 Item = TypeVar("Item")
 
 
 class BatchStream:
-    """What one rank reads of the batches of a split, epoch after epoch.
+    """Stream of the batches of a split that one rank reads, epoch after epoch.
 
-    A global batch is a pure function of selection, seed and step: a slice of the epoch's permutation, of which every
-    rank takes a part (see `EpochPlan.share`). The last batch of an epoch is short.
+    A global batch is a pure function of split plan, seed and step: a slice of the epoch's order, of which every rank
+    reads a part (see `EpochPlan.share`). The last batch of an epoch may be shorter.
 
     Args:
         batch_size: rows of a global batch.
-        columns: what is read of each row.
-        rank: which of the `ranks` parts of each batch this is.
+        columns: columns that are read of each row.
+        rank: index of this rank among the `ranks` that share each batch.
 
     Raises:
         InputError: the split has no rows, or the folder lacks what `columns` asks for.
@@ -53,41 +54,42 @@ class BatchStream:
         self._rank, self._ranks = rank, ranks
         self._reader = BlockReader(dataset, split, columns or Columns())
         self.rows = self._reader.visits.rows
-        """Rows that an epoch visits."""
+        """Number of rows that an epoch visits."""
         if self.rows == 0:
             raise InputError(f"{dataset.store.url}: no row is in the split {split!r}; change the fractions in `read`")
         self.steps_per_epoch = -(-self.rows // batch_size)
-        """Of every rank."""
+        """Number of global batches of an epoch, the same for every rank."""
 
     def plan(self, epoch: int) -> EpochPlan:
-        """The order of an epoch."""
+        """Return the order of an epoch."""
         counts = self._reader.visits.counts(self._seed, epoch)
-        window = self._dataset.settings.shuffle_window
-        return EpochPlan(counts, self._dataset.blocks.sizes, seed=self._seed, epoch=epoch, window_rows=window)
+        window_rows = self._dataset.settings.shuffle_window
+        return EpochPlan(counts, self._dataset.blocks.sizes, seed=self._seed, epoch=epoch, window_rows=window_rows)
 
     def batches(self, first_step: int = 0) -> Iterator[TrainBatch]:
-        """Batches without end, from global step `first_step` on; closing the iterator ends the reading.
+        """Yield batches without end, from global step `first_step` on. Closing the iterator stops the reading.
 
         Raises:
-            InputError: a batch has rows that are no unit vectors, or a file has changed since it was opened.
+            InputError: a batch has rows that are not unit vectors, or a file has changed since it was opened.
         """
         ahead = DecodeAhead(self._make_batches, _same, threads=1, depth=_READY_BATCHES)
         return ahead.samples(first_step, None)
 
     def _make_batches(self, first_step: int) -> Iterator[TrainBatch]:
+        """Yield checked batches from a step on, and read the next window meanwhile."""
         reader = self._reader
         free = [Buffers(self._dataset, reader.columns) for _ in range(_WINDOWS)]
         upcoming = self._windows(first_step)
-        begun: collections.deque[tuple[Window, list[Share]]] = collections.deque()
+        reading: collections.deque[tuple[ShuffleWindow, list[Share]]] = collections.deque()
         pool = ThreadPoolExecutor(self._dataset.settings.read_threads, thread_name_prefix="read")
         unfinished: TrainBatch | None = None
         try:
             while True:
                 while free:
                     window, shares = next(upcoming)
-                    begun.append((window, shares))
+                    reading.append((window, shares))
                     window.read(reader, free.pop(), pool)
-                window, shares = begun[0]
+                window, shares = reading[0]
                 window.wait()
                 for share in shares:
                     batch = unfinished or reader.new_batch(share)
@@ -96,31 +98,32 @@ class BatchStream:
                     if unfinished is None:
                         reader.require_sound(batch)
                         yield batch
-                begun.popleft()
+                reading.popleft()
                 free.append(window.close())
         finally:
-            for window, _ in begun:
+            for window, _ in reading:
                 window.close()
             pool.shutdown(cancel_futures=True)
 
-    def _windows(self, first_step: int) -> Iterator[tuple[Window, list[Share]]]:
-        """All windows from a step on, each with the shares of the batches that have rows in it."""
+    def _windows(self, first_step: int) -> Iterator[tuple[ShuffleWindow, list[Share]]]:
+        """Yield the windows from a step on, each with this rank's shares of the batches that have rows in it."""
         epoch, step = divmod(first_step, self.steps_per_epoch)
         while True:
             plan = self.plan(epoch)
             shares: list[Share] = []
-            first = plan.windows_of(step * self._batch_size, step * self._batch_size + 1).start
-            for window in range(first, len(plan.windows) - 1):
-                end = int(plan.window_starts[window + 1])
-                shares = [share for share in shares if share.end > plan.window_starts[window]]
+            first_place = step * self._batch_size
+            first_window = plan.windows_between(first_place, first_place + 1).start
+            for window in range(first_window, len(plan.windows) - 1):
+                start, end = int(plan.window_starts[window]), int(plan.window_starts[window + 1])
+                shares = [share for share in shares if share.end > start]
                 while step * self._batch_size < end:
                     shares.append(plan.share(step, self._batch_size, self._rank, self._ranks))
                     step += 1
                 places = np.concatenate([share.places for share in shares])
-                start = int(plan.window_starts[window])
-                yield Window(plan, window, places[(places >= start) & (places < end)]), shares
+                yield ShuffleWindow(plan, window, places[(places >= start) & (places < end)]), shares
             epoch, step = epoch + 1, 0
 
 
 def _same(item: Item) -> Item:
+    """Return the item: `DecodeAhead` decodes, but batches are complete."""
     return item

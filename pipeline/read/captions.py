@@ -1,8 +1,8 @@
-"""Captions by range of rows: through the row groups of metadata, or of a copy of them where those are huge.
+"""Captions by range of rows, read from the row groups of the metadata.
 
-`embed` writes metadata in row groups of 4,096 rows. Others write a shard in one, so that a few captions cost the
-reading of all. Of such a shard the captions are copied once, in row groups of ours, to `selections/captions_MARK/`; or,
-if the folder cannot be written to, to a temporary folder that ends with the reader.
+`embed` writes row groups of 4,096 rows. Other programs write one row group per shard, so a few captions cost as much as
+all. The captions of such a shard are copied once, in small row groups, to `selections/captions_MARK/`. If the folder
+cannot be written, the copy is in a temporary folder that is removed with the reader.
 """
 
 from __future__ import annotations
@@ -25,33 +25,34 @@ from ..contract.arrow.types import column_fault
 from ..contract.manifest import READ_BLOCK_ROWS
 from ..contract.storage import Store
 from ..errors import InputError
-from .selection import FOLDER
+from .cached_array import FOLDER
 from .shards import EmbeddingShard
 
 _COLUMN = "caption"
 _GROUP_ROWS = 4 * READ_BLOCK_ROWS
-"""Row groups above are copied in smaller ones."""
+"""Largest number of rows of a row group that is read in place; shards with larger ones are copied."""
 _OPEN_SHARDS = 64
-"""Of so many shards the footers are kept."""
+"""Number of shards whose Parquet footers are cached."""
 _STREAM_BYTES = 1 << 20
+"""Bytes of the buffer through which captions are copied."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A parquet file with captions."""
+    """Open Parquet file with captions."""
 
     store: Store
     name: str
     metadata: pq.FileMetaData
     group_starts: np.ndarray
-    """`[groups + 1]`: first row of each row group."""
+    """`[groups + 1]`: first row of each row group, then the number of rows."""
 
 
 class CaptionReader:
-    """Reads captions of the shards of one folder, from any thread.
+    """Reader of the captions of one folder. Threads can share it.
 
     Args:
-        mark: names the copies of captions, by the data that they are of.
+        mark: fingerprint of the data, which names the copies of captions.
     """
 
     def __init__(self, store: Store, mark: str) -> None:
@@ -61,7 +62,7 @@ class CaptionReader:
         self._lock = threading.Lock()
 
     def read(self, shard: EmbeddingShard, first: int, count: int) -> pa.Array:
-        """Captions of `count` rows of a shard from `first` on, as strings; a missing one is empty."""
+        """Return the captions of `count` rows of a shard, from row `first` on; a missing caption is an empty string."""
         if not shard.has("metadata"):
             raise InputError(f"{self._store.url} has no metadata: its rows have neither keys nor captions")
         name = shard.files["metadata"]
@@ -77,6 +78,7 @@ class CaptionReader:
             raise InputError(f"{self._store.url}/{name} is damaged ({error}); fetch or embed it again") from error
 
     def _source(self, shard: EmbeddingShard) -> _Source:
+        """Return the file to read a shard's captions from. The last 64 are cached."""
         name = shard.files["metadata"]
         with self._lock:
             if name in self._sources:
@@ -86,29 +88,30 @@ class CaptionReader:
         if source.metadata.num_rows != shard.rows:
             raise InputError(f"{self._store.url}/{name} has {source.metadata.num_rows} rows instead of {shard.rows}")
         if np.diff(source.group_starts).max(initial=0) > _GROUP_ROWS:
-            source = self._copy_of(source, shard)
+            source = self._small_groups(source, shard)
         with self._lock:
             self._sources[name] = source
             while len(self._sources) > _OPEN_SHARDS:
                 self._sources.popitem(last=False)
         return source
 
-    def _copy_of(self, source: _Source, shard: EmbeddingShard) -> _Source:
+    def _small_groups(self, source: _Source, shard: EmbeddingShard) -> _Source:
+        """Return the copy of a shard's captions in small row groups, made now if there is none."""
         number = shard.files["img_emb"].rpartition("_")[2].partition(".")[0]
         name = f"{FOLDER}/captions_{self._mark}/captions_{number}.parquet"
-        with contextlib.suppress(OSError, pa.ArrowException, InputError):  # absent or damaged: made anew
+        with contextlib.suppress(OSError, pa.ArrowException, InputError):  # absent or damaged: make it again
             copy = _open(self._copies, name)
             if copy.metadata.num_rows == shard.rows:
                 return copy
         try:
             _copy(source, self._copies, name)
         except OSError:
-            self._copy_elsewhere()
+            self._use_temporary_folder()
             _copy(source, self._copies, name)
         return _open(self._copies, name)
 
-    def _copy_elsewhere(self) -> None:
-        """Keep copies in a temporary folder from here on."""
+    def _use_temporary_folder(self) -> None:
+        """Write further copies to a temporary folder, which is removed with the reader."""
         with self._lock:
             if self._copies is self._store:
                 folder = tempfile.mkdtemp(prefix="priorkit-captions-")
@@ -117,6 +120,7 @@ class CaptionReader:
 
 
 def _open(store: Store, name: str) -> _Source:
+    """Open a Parquet file; InputError unless it has one column of captions as text."""
     with store.open(name) as file:
         parquet = open_parquet(file)
         metadata, schema = parquet.metadata, parquet.schema_arrow
@@ -127,6 +131,7 @@ def _open(store: Store, name: str) -> _Source:
 
 
 def _copy(source: _Source, store: Store, name: str) -> None:
+    """Copy captions to a file with small row groups."""
     schema = pa.schema([(_COLUMN, pa.string())])
     with source.store.open(source.name) as file, store.create(name) as target:
         parquet = open_parquet(file, buffer_size=_STREAM_BYTES)
@@ -136,4 +141,5 @@ def _copy(source: _Source, store: Store, name: str) -> None:
 
 
 def _as_strings(captions: pa.Array) -> pa.Array:
+    """Return captions as strings; a missing caption becomes an empty string."""
     return as_text(captions).fill_null("")

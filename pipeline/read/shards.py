@@ -1,12 +1,11 @@
-"""Embedding shards of a folder, each open for reading: ours by their records, others' by what their headers say."""
+"""One embedding shard, open for reading: arrays by range, metadata, and the content group of each row."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,38 +15,35 @@ import pyarrow.parquet as pq
 from ..contract.arrow.columns import as_text, column_of, decoded, group_names
 from ..contract.arrow.parquet import open_parquet
 from ..contract.arrow.types import column_fault
-from ..contract.embedding_files import pair_files, recorded_files
+from ..contract.embedding_files import recorded_files
 from ..contract.manifest import READ_BLOCK_ROWS, ShardRecord
 from ..contract.storage import Store
-from ..contract.vectors.arrays import HEADER_BYTES, ArrayLayout, read_header, read_layout, read_rows
+from ..contract.vectors.arrays import HEADER_BYTES, ArrayLayout, read_layout, read_rows
 from ..contract.vectors.embeddings import (
     CAPTION_COLUMN,
     GROUP_COLUMNS,
     KEY_COLUMNS,
-    first_files,
-    folder_notes,
-    shard_faults,
 )
 from ..contract.vectors.rules import WORDS
 from ..errors import InputError
 
 _TEXT_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
-"""Columns that are read as text, whatever their type."""
-_HEADER_THREADS = 16
+"""Columns that are read as text, whatever their stored type."""
 _STREAM_BYTES = 1 << 20
+"""Bytes of the buffer through which row groups are streamed: foreign ones may be of any size."""
 _EMBED_DTYPE = np.dtype(np.float16)
-"""What `embed` stores."""
+"""Type of the embeddings that `embed` stores."""
 
 
 class EmbeddingShard:
-    """One embedding shard. Rows are read by range; `array` maps local files, and reads remote ones whole.
+    """Embedding shard. Rows are read by range; `array` maps local files, and reads remote files whole.
 
     Args:
-        rows: of each of its files.
-        counted_by: what says so, for messages.
+        rows: number of rows of each file.
+        counted_by: source of that number, for messages.
         files: name of each file in the store, by kind.
-        layouts: of those arrays whose headers are known; others are read when they are first needed.
-        embed_dim: size of its embeddings, checked when an array is first read; None where the layouts are known.
+        layouts: layouts of the arrays whose headers are known; other headers are read when first needed.
+        embed_dim: size of the embeddings, checked when a header is read; None if the layouts are known.
     """
 
     def __init__(
@@ -64,19 +60,19 @@ class EmbeddingShard:
         self.files = files
         self._layouts = dict(layouts or {})
         self._convertible = frozenset(self._layouts)
-        """Kinds whose type the header has told, which others of the kind need not share."""
+        """Kinds whose layout was given. Their types may differ between shards, so they may be converted."""
         self._arrays: dict[str, np.ndarray] = {}
 
     @staticmethod
-    def of_record(store: Store, record: ShardRecord, sizes: Mapping[str, int], embed_dim: int) -> EmbeddingShard:
-        """The shard that `embed` has recorded.
+    def from_record(store: Store, record: ShardRecord, sizes: Mapping[str, int], embed_dim: int) -> EmbeddingShard:
+        """Open a shard that `embed` has recorded.
 
         Args:
-            sizes: bytes of the files that there are, by name.
+            sizes: bytes of the files in the folder, by name.
 
         Raises:
-            InputError: a file is missing or not of the recorded size, holds other rows than the record, or there are
-                no images in it.
+            InputError: a file is missing, or its size or number of rows differs from the record; or the shard has no
+                image embeddings.
         """
         files = recorded_files(record)
         if "img_emb" not in files:
@@ -84,29 +80,31 @@ class EmbeddingShard:
         for name, entry in record.files.items():
             size = sizes.get(name)
             if size != entry.bytes:
-                found = "is missing" if size is None else f"has {size} bytes instead of {entry.bytes}"
-                raise InputError(f"{store.url}/{name} {found}; run `priorkit embed` again to restore it")
+                state = "is missing" if size is None else f"has {size} bytes instead of {entry.bytes}"
+                raise InputError(f"{store.url}/{name} {state}; run `priorkit embed` again to restore it")
         shard = EmbeddingShard(store, record.rows, "its record", files, embed_dim=embed_dim)
         for kind in ("img_emb", "text_emb"):
-            whole = HEADER_BYTES + record.rows * embed_dim * _EMBED_DTYPE.itemsize
-            if kind in files and record.files[files[kind]].bytes != whole:  # only then is the header worth a read
+            expected_bytes = HEADER_BYTES + record.rows * embed_dim * _EMBED_DTYPE.itemsize
+            if (
+                kind in files and record.files[files[kind]].bytes != expected_bytes
+            ):  # a header is read only if the size is unexpected
                 shard.layout(kind)
         return shard
 
     def has(self, kind: str) -> bool:
-        """Whether the shard has a file of this kind."""
+        """Return True if the shard has a file of this kind."""
         return kind in self.files
 
     def title(self, kind: str) -> str:
-        """How messages name its file of this kind."""
+        """Return the URL of the file of this kind, for messages."""
         return f"{self._store.url}/{self.files[kind]}"
 
     def local_path(self, kind: str) -> str | None:
-        """Path of its file of this kind; None if that is remote."""
+        """Return the path of the file of this kind; None if it is remote."""
         return self._store.path(self.files[kind]) if self._store.is_local else None
 
     def layout(self, kind: str) -> ArrayLayout:
-        """Where the rows of a stored array are, their number checked."""
+        """Return the layout of a stored array, after a check of its number of rows."""
         if kind not in self._layouts:
             name = self.files[kind]
             layout = read_layout(self._store, name)
@@ -123,16 +121,16 @@ class EmbeddingShard:
         return self._layouts[kind]
 
     def embed_dtype(self, kind: str) -> np.dtype[Any]:
-        """Type of a stored array of embeddings."""
+        """Return the type of the stored embeddings of a kind."""
         return self._layouts[kind].dtype if kind in self._convertible else _EMBED_DTYPE
 
     def read_into(self, kind: str, first: int, target: np.ndarray) -> None:
-        """Read rows of a stored array from `first` on into a contiguous array, of its type or of the common one."""
+        """Read rows of a stored array, from row `first` on, into a contiguous array. Foreign types are converted."""
         layout = self.layout(kind)
         fits = target.shape[1:] == layout.row_shape
         if fits and target.dtype != layout.dtype and kind in self._convertible:
             rows = self.read(kind, first, len(target))
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are refused later
                 target[...] = rows
             return
         if not fits or target.dtype != layout.dtype:
@@ -143,14 +141,14 @@ class EmbeddingShard:
         read_rows(self._store, self.files[kind], layout, first, target)
 
     def read(self, kind: str, first: int, count: int) -> np.ndarray:
-        """`count` rows of a stored array from `first` on."""
+        """Return `count` rows of a stored array, from row `first` on."""
         layout = self.layout(kind)
         rows = np.empty((count, *layout.row_shape), layout.dtype)
         self.read_into(kind, first, rows)
         return rows
 
     def array(self, kind: str) -> np.ndarray:
-        """A stored array as a whole, its length checked."""
+        """Return a whole stored array, after a check of its number of rows."""
         if kind not in self._arrays:
             name = self.files[kind]
             expected = self.layout(kind).rows
@@ -163,18 +161,24 @@ class EmbeddingShard:
             self._arrays[kind] = array
         return self._arrays[kind]
 
-    def fill_token_states(self, states: np.ndarray, at: np.ndarray, local: np.ndarray) -> None:
-        """Copy the first token states of rows `local` into `states[at]`."""
+    def fill_token_states(self, states: np.ndarray, positions: np.ndarray, rows: np.ndarray) -> None:
+        """Copy the first token states of rows into `states[positions]`.
+
+        Args:
+            states: `[B, T, W]`, filled with zeros; longer rows are cut to T states.
+            positions: `[n]` indices of the target rows in `states`.
+            rows: `[n]` indices of the source rows in this shard.
+        """
         offsets, flat = self.array("offsets"), self.array("token_states")
-        for target, row in zip(at, local, strict=True):
+        for position, row in zip(positions, rows, strict=True):
             start = int(offsets[row])
             length = min(int(offsets[row + 1]) - start, states.shape[1])
-            states[target, :length] = flat[start : start + length]
+            states[position, :length] = flat[start : start + length]
 
     def metadata(self, columns: list[str]) -> pa.Table:
-        """Columns of the metadata; `key` is `image_path` where there is no such column, as in others' folders.
+        """Read columns of the metadata. Without a column `key`, as in foreign folders, it is `image_path`.
 
-        Keys and captions are text. Other columns have a type that can be joined to that of other shards.
+        Keys and captions are returned as text, dictionary columns as plain ones that join with those of other shards.
         """
         with self._open_metadata() as parquet:
             stored = parquet.schema_arrow.names
@@ -184,7 +188,7 @@ class EmbeddingShard:
             for column in source.values():
                 self._require_column(parquet.schema_arrow, column)
             table = parquet.read(columns=list(dict.fromkeys(source.values())), use_threads=False)
-            table.validate(full=True)  # text may be no UTF-8
+            table.validate(full=True)  # refuses text that is not UTF-8
             return pa.table(
                 {
                     column: as_text(values) if column in _TEXT_COLUMNS else decoded(values)
@@ -194,26 +198,26 @@ class EmbeddingShard:
             )
 
     def _require_column(self, schema: pa.Schema, column: str) -> None:
-        """InputError unless there is one column of that name, which can be read as text where it has to be."""
+        """Raise InputError unless there is exactly one such column, which is text if it must be."""
         if fault := column_fault(schema, column, text=column in _TEXT_COLUMNS):
             raise InputError(f"{self.title('metadata')}{fault}")
 
     def content_groups(self) -> Iterator[list[bytes]]:
-        """What names the content of each row, in parts: image hash, else URL, else the bytes of the embedding."""
+        """Yield the content group of each row, in parts: image hash, or URL, or the bytes of the image embedding."""
         first = 0
         for columns in self._group_columns():
             count = len(columns[0]) if columns else min(READ_BLOCK_ROWS, self.rows - first)
-            named = [next((value for value in values if value), None) for values in zip(*columns, strict=True)]
-            named = named or [None] * count
-            if None in named:
+            names = [next((value for value in values if value), None) for values in zip(*columns, strict=True)]
+            names = names or [None] * count
+            if None in names:
                 embeds = self.read("img_emb", first, count)
-                yield [name.encode() if name is not None else embeds[row].tobytes() for row, name in enumerate(named)]
+                yield [name.encode() if name is not None else embeds[row].tobytes() for row, name in enumerate(names)]
             else:
-                yield [str(name).encode() for name in named]
+                yield [str(name).encode() for name in names]
             first += count
 
     def _group_columns(self) -> Iterator[list[list[str | None]]]:
-        """The columns that name content as text, best first, by block of rows; no columns where there are none."""
+        """Yield the columns that identify content, best first, block by block; empty lists if there are none."""
         if "metadata" not in self.files:
             yield from ([] for _ in range(0, self.rows, READ_BLOCK_ROWS))
             return
@@ -226,65 +230,43 @@ class EmbeddingShard:
                 return
             for batch in parquet.iter_batches(READ_BLOCK_ROWS, columns=columns, use_threads=False):
                 batch.validate(full=True)
-                found = [column_of(batch, column) for column in columns]
-                yield [group_names(values) for values in found]
+                yield [group_names(column_of(batch, column)) for column in columns]
 
     @contextlib.contextmanager
     def _open_metadata(self) -> Iterator[pq.ParquetFile]:
-        """The metadata, its length checked; InputError if it turns out to be damaged while it is read."""
+        """Open the metadata and check its number of rows. Errors of the block that mean damage become InputError."""
         if "metadata" not in self.files:
             raise InputError(f"{self._store.url} has no metadata: its rows have neither keys nor captions")
         name = self.files["metadata"]
         try:
             with self._store.open(name) as file:
-                parquet = open_parquet(file, buffer_size=_STREAM_BYTES)  # row groups of others may be of any size
+                parquet = open_parquet(file, buffer_size=_STREAM_BYTES)
                 self._require_rows(name, parquet.metadata.num_rows, self.rows)
                 yield parquet
         except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError, OverflowError) as error:
-            # the last two: a column twice, a date after the year 9999
+            # KeyError: a column that is there twice; OverflowError: a date after the year 9999
             raise InputError(f"{self._store.url}/{name} is damaged ({error}); fetch or embed it again") from error
 
-    def _require_rows(self, name: str, found: int, expected: int) -> None:
-        if found != expected:
-            raise InputError(f"{self._store.url}/{name} has {found} rows, {self._counted_by} says {expected}")
+    def _require_rows(self, name: str, rows: int, expected: int) -> None:
+        """Raise InputError if a file has another number of rows than expected."""
+        if rows != expected:
+            raise InputError(f"{self._store.url}/{name} has {rows} rows, {self._counted_by} says {expected}")
 
 
 @dataclass(frozen=True)
-class FoundShards:
-    """What a folder without a manifest holds."""
+class FolderShards:
+    """Shards of one folder, and what is known about the folder."""
 
     shards: list[EmbeddingShard]
-    """By number."""
+    """All shards, ordered by name or number."""
     embed_dim: int
-    files: tuple[str, ...]
-    """Names of all files of the shards."""
-    notes: list[str]
-    """What is unusual in it, a sentence each."""
-
-
-def find_shards(store: Store) -> FoundShards | None:
-    """The shards of a folder that clip-retrieval wrote, or LAION published; None where no file looks like one.
-
-    Raises:
-        InputError: a file is missing, without its like, damaged, or of other rows than the others of its number; or
-            arrays of one kind are of several sizes or types.
-    """
-    pairs = pair_files(store.names(), store.url)
-    if not pairs:
-        return None
-    names = [name for files in pairs.values() for name in files.values()]
-    folders = sorted({name.partition("/")[0] for name in names})
-    sizes = {name: size for folder in folders for name, size in store.sizes(folder).items()}
-    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        found = pool.map(lambda name: read_header(store, name, sizes.get(name)), names)
-        headers = dict(zip(names, found, strict=True))
-    first = first_files(pairs.values(), headers)
-    shards = []
-    for files in pairs.values():
-        for _, fault in shard_faults(store.url, files, headers, first):
-            raise InputError(fault)
-        image = files["img_emb"]
-        layouts = {kind: layout for kind, name in files.items() if (layout := headers[name].layout) is not None}
-        shards.append(EmbeddingShard(store, headers[image].rows, f"the header of {image}", files, layouts))
-    notes = folder_notes(pairs, headers)
-    return FoundShards(shards, headers[first["img_emb"]].embed_dim, tuple(names), notes)
+    token_width: int | None = None
+    """Width of the stored token states; None if none are stored."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """Values that the manifest states about the embeddings; empty without a manifest."""
+    recorded_fingerprint: str = ""
+    """Fingerprint of the recorded file hashes; empty without a manifest."""
+    foreign_files: tuple[str, ...] = ()
+    """Names of all files of the shards if there is no manifest."""
+    notes: list[str] = field(default_factory=list)
+    """Unusual properties of the folder, a sentence each."""

@@ -11,13 +11,21 @@ from ..errors import InputError
 from .shards import EmbeddingShard
 
 _COPY_BYTES = 1 << 23
+"""Bytes of remote token states that are copied at once."""
 
 
 class StateRanges:
-    """Token states of consecutive rows: where they are in a file, from which each batch reads its own.
+    """Byte ranges of the token states of consecutive rows of a shard.
 
-    They take many times the memory of embeddings, so those of a window are not held; of a remote file they are copied
-    to a temporary one.
+    Token states need many times the memory of embeddings. So they stay on disk until a batch reads its rows; those of
+    a remote shard are copied to a temporary file.
+
+    Args:
+        first: index of the first row in the shard.
+        count: number of rows.
+
+    Raises:
+        InputError: the offsets are not ascending, or reach beyond the token states.
     """
 
     def __init__(self, shard: EmbeddingShard, first: int, count: int) -> None:
@@ -39,18 +47,18 @@ class StateRanges:
     def fill(self, row: int, target: np.ndarray) -> None:
         """Copy the first token states of a row into `target` `[T, W]`."""
         start, length = int(self._starts[row]), int(self._starts[row + 1] - self._starts[row])
-        wanted = target.reshape(-1).view(np.uint8).data[:length]
-        done = os.preadv(self._file, [wanted], start) if len(wanted) else 0
-        if done != len(wanted):
+        buffer = target.reshape(-1).view(np.uint8).data[:length]
+        done = os.preadv(self._file, [buffer], start) if len(buffer) else 0
+        if done != len(buffer):
             raise InputError(f"{self._title} ends early, at byte {start + done}; embed that shard again")
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._file)
 
 
 def _temporary_copy(shard: EmbeddingShard, first: int, last: int) -> int:
-    """A file without a name that holds token states `first` to `last`."""
+    """Copy token states `first` to `last` to a temporary file without a name, and return its descriptor."""
     layout = shard.layout("token_states")
     step = max(1, _COPY_BYTES // max(1, layout.row_bytes))
     with tempfile.TemporaryFile() as file:

@@ -1,4 +1,13 @@
-"""The rows of one shuffle window in memory: read by blocks in threads, put into batches, and checked there."""
+"""Rows of one shuffle window in memory: read in blocks by threads, copied into batches, and checked there.
+
+A row has a number in each of these index spaces:
+
+- *row*: its number in the dataset.
+- *place*: its position in the order of the epoch's blocks; see `EpochPlan`. Batches are lists of places.
+- *offset*: its place, counted from the first place of the window.
+- *slot*: its position in the window's buffers, where the read parts of blocks follow each other.
+- *position*: its index in the batch of a rank.
+"""
 
 from __future__ import annotations
 
@@ -20,61 +29,64 @@ from .shuffle import EpochPlan, Share
 from .token_states import StateRanges
 
 _NORM_VALUES = (1 << 15) - 1
-"""Values whose norms are computed at once: so few that torch does not wake its threads, which training needs."""
+"""Values whose norms are computed at once. With more, torch starts threads that slow down training."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What is read of each row, beside its image embedding."""
+    """Columns that are read of each row, in addition to the image embedding."""
 
     text_embed: bool = True
     max_text_len: int = 0
-    """Token states of each row that are read at most; 0 reads none."""
+    """Largest number of token states that are read of each row; 0 reads none."""
     captions: bool = False
 
     @property
     def embeds(self) -> tuple[str, ...]:
-        """Kinds of arrays of embeddings."""
+        """Kinds of embeddings that are read."""
         return ("img_emb", "text_emb") if self.text_embed else ("img_emb",)
 
     @property
-    def by_row(self) -> bool:
-        """Whether something is read that is not of one size."""
+    def varying_size(self) -> bool:
+        """True if a column is read whose size varies between rows."""
         return self.captions or self.max_text_len > 0
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What one rank has of a global batch. b rows, D the embedding's size, T token states of width W; b may be 0."""
+    """Rows of a global batch that one rank reads.
+
+    b rows, D the embedding's size, T token states of width W; b may be 0.
+    """
 
     rows: np.ndarray
     """`[b]` int64: row numbers."""
     image_embed: np.ndarray
-    """`[b, D]` float16 as stored, or float32 where any file has another type; of norm 1."""
+    """`[b, D]` of norm 1; float16 if all files are, else float32."""
     text_embed: np.ndarray | None
-    """`[b, D]` as stored; None unless asked for."""
+    """`[b, D]` as `image_embed`; None unless asked for."""
     token_states: np.ndarray | None
-    """`[b, T, W]` as stored, padded with zeros; None unless asked for."""
+    """`[b, T, W]` float16, padded with zeros; None unless asked for."""
     captions: list[str] | None
     """`[b]`; None unless asked for."""
     first: int
-    """Place of its first row in the global batch."""
+    """Position of its first row in the global batch."""
     global_rows: int
-    """Rows of the global batch."""
+    """Number of rows of the global batch."""
 
 
 @dataclass
 class _Part:
-    """Consecutive rows of one block in a window."""
+    """Consecutive rows of one block that are read for a window."""
 
     slot: int
-    """Where they begin in the window's arrays."""
+    """Slot of its first row."""
     states: StateRanges | None = None
     captions: pa.Array | None = None
 
 
 class Buffers:
-    """The arrays of a window, used again by a later one: fresh memory costs more than the reading."""
+    """Arrays of a window. Later windows use them again, since new memory costs more time than the reading."""
 
     def __init__(self, dataset: EmbeddingDataset, columns: Columns) -> None:
         rows = min(dataset.count, dataset.settings.shuffle_window + dataset.settings.block_rows - 1)
@@ -83,7 +95,11 @@ class Buffers:
 
 
 class BlockReader:
-    """Reads rows of one split, of which an epoch visits some, and says which are unsound."""
+    """Reader of the rows of one split, which also checks batches of them.
+
+    Raises:
+        InputError: the folder does not store what `columns` asks for.
+    """
 
     def __init__(self, dataset: EmbeddingDataset, split: Split, columns: Columns) -> None:
         dataset.require(text_embed=columns.text_embed, token_states=columns.max_text_len > 0)
@@ -94,19 +110,19 @@ class BlockReader:
         self._captions = CaptionReader(dataset.store, mark) if columns.captions else None
 
     def read(self, start: int, end: int, part: _Part, buffers: Buffers) -> None:
-        """Read rows `start` to `end`, which are of one shard."""
+        """Read rows `start` to `end` of one shard into the buffers, from the part's slot on."""
         index = int(np.searchsorted(self.dataset.shard_starts, start, side="right")) - 1
         shard, first = self.dataset.shards[index], start - int(self.dataset.shard_starts[index])
-        here = slice(part.slot, part.slot + end - start)
-        for kind, rows in buffers.embeds.items():
-            shard.read_into(kind, first, rows[here])
+        slots = slice(part.slot, part.slot + end - start)
+        for kind, embeds in buffers.embeds.items():
+            shard.read_into(kind, first, embeds[slots])
         if self.columns.max_text_len:
             part.states = StateRanges(shard, first, end - start)
         if self._captions is not None:
             part.captions = self._captions.read(shard, first, end - start)
 
     def new_batch(self, share: Share) -> TrainBatch:
-        """The batch of a share, to be filled."""
+        """Return a batch for a share, to be filled by its windows."""
         count = len(share.places)
         size = self.dataset.embed_dim
         embeds = {kind: np.empty((count, size), dtype) for kind, dtype in self._dtypes.items()}
@@ -122,7 +138,7 @@ class BlockReader:
         )
 
     def require_sound(self, batch: TrainBatch) -> None:
-        """Normalise those rows of a batch that were rounded; InputError that names the ones that are not sound."""
+        """Normalise the rows of a batch that are rounded; raise InputError for rows that are not unit vectors."""
         sound = np.ones(len(batch.rows), bool)
         for kind, embeds in (("img_emb", batch.image_embed), ("text_emb", batch.text_embed)):
             if embeds is not None and len(embeds):
@@ -139,7 +155,7 @@ class BlockReader:
         )
 
     def _normalise(self, kind: str, embeds: np.ndarray) -> np.ndarray:
-        """Normalise the rows `[n, D]` that were rounded, in place; returns which rows are valid."""
+        """Normalise the rounded rows of `[n, D]` in place, and return which rows are unit vectors: `[n]` bool."""
         norms = _norms(embeds)
         verdict = judge_norms(norms)
         if verdict.rounded.any():
@@ -149,85 +165,122 @@ class BlockReader:
 
 
 def _norms(embeds: np.ndarray) -> np.ndarray:
-    """Norms `[n]` float32 of rows `[n, D]` in any type."""
+    """Return the norms `[n]` float32 of rows `[n, D]` of any type."""
     step = max(1, _NORM_VALUES // embeds.shape[1])
     parts = [torch.from_numpy(embeds[at : at + step]) for at in range(0, len(embeds), step)]
     return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts]).numpy()
 
 
-class Window:
-    """Those rows of a window that one rank needs.
+@dataclass(frozen=True)
+class BlockSpan:
+    """Part of a block that has to be read."""
+
+    block: int
+    """Index of the block in the window."""
+    first: int
+    """Offset of the first row that is needed."""
+    last: int
+    """Offset of the last row that is needed."""
+
+
+def needed_spans(offsets: np.ndarray, block_offsets: np.ndarray) -> list[BlockSpan]:
+    """Return the parts of a window's blocks that contain given rows; blocks without such rows are left out.
 
     Args:
-        places: `[n]` places in the epoch of the rows that are needed, in any order.
+        offsets: `[n]` offsets of the rows that are needed, in any order.
+        block_offsets: `[blocks + 1]` offset of the first row of each block, then the number of rows.
+    """
+    ordered = np.sort(offsets)
+    bounds = np.searchsorted(ordered, block_offsets)
+    return [
+        BlockSpan(block, int(ordered[low]), int(ordered[high - 1]))
+        for block, (low, high) in enumerate(itertools.pairwise(bounds))
+        if low < high
+    ]
+
+
+class ShuffleWindow:
+    """Rows of one shuffle window that a rank needs.
+
+    Args:
+        window: index of the window in the epoch.
+        places: `[n]` places of the rows that are needed, in any order.
     """
 
     def __init__(self, plan: EpochPlan, window: int, places: np.ndarray) -> None:
         self._plan = plan
         self.start, self.end = int(plan.window_starts[window]), int(plan.window_starts[window + 1])
-        """Places of its rows in the epoch."""
-        first, last = plan.windows[window : window + 2]
-        self._block_starts = plan.starts[first : last + 1] - self.start
-        self._blocks = plan.blocks[first:last]
-        wanted = np.sort(places) - self.start
-        bounds = np.searchsorted(wanted, self._block_starts)
-        self._wanted = [
-            (index, int(wanted[low]), int(wanted[high - 1]))
-            for index, (low, high) in enumerate(itertools.pairwise(bounds))
-            if low < high
-        ]
-        self._rows = np.empty(self.end - self.start, np.int64)
-        self._slots = np.empty(self.end - self.start, np.int64)
+        """Places of its rows: from `start` on, before `end`."""
+        first_block, end_block = plan.windows[window : window + 2]
+        self._blocks = plan.blocks[first_block:end_block]
+        self._block_offsets = plan.starts[first_block : end_block + 1] - self.start
+        self._spans = needed_spans(places - self.start, self._block_offsets)
+        self._row_at_offset = np.empty(self.end - self.start, np.int64)
+        self._slot_at_offset = np.empty(self.end - self.start, np.int64)
         self._parts: list[_Part] = []
         self._futures: list[Future[None]] = []
         self.buffers: Buffers
 
     def read(self, reader: BlockReader, buffers: Buffers, pool: ThreadPoolExecutor) -> None:
-        """Begin to read all blocks that are needed."""
+        """Start to read the needed part of every block into the buffers."""
         self.buffers = buffers
         slot = 0
-        for index, first, last in self._wanted:
-            block_start, block_end = self._block_starts[index : index + 2]
-            rows = reader.visits.rows_of(int(self._blocks[index]), self._plan.seed, self._plan.epoch)
-            self._rows[block_start:block_end] = rows
-            start, end = int(rows[first - block_start]), int(rows[last - block_start]) + 1
-            self._slots[block_start:block_end] = rows - start + slot
+        for span in self._spans:
+            block_start, block_end = self._block_offsets[span.block : span.block + 2]
+            block = int(self._blocks[span.block])
+            rows = reader.visits.rows_in_block(block, self._plan.seed, self._plan.epoch)  # ascending
+            first_row, end_row = int(rows[span.first - block_start]), int(rows[span.last - block_start]) + 1
+            self._row_at_offset[block_start:block_end] = rows
+            self._slot_at_offset[block_start:block_end] = slot + (rows - first_row)
             part = _Part(slot)
             self._parts.append(part)
-            self._futures.append(pool.submit(reader.read, start, end, part, buffers))
-            slot += end - start
+            self._futures.append(pool.submit(reader.read, first_row, end_row, part, buffers))
+            slot += end_row - first_row
 
     def wait(self) -> None:
-        """Until all is read; raises what a thread has met."""
+        """Wait until everything is read; raise the first error of a thread."""
         for future in self._futures:
             future.result()
 
     def fill(self, batch: TrainBatch, places: np.ndarray, reader: BlockReader) -> None:
-        """Put the rows that a batch, of `places` `[b]` in the epoch, has in this window into it."""
-        mine = np.flatnonzero((places >= self.start) & (places < self.end))
-        if not len(mine):
+        """Copy the rows of this window into a batch.
+
+        Args:
+            places: `[b]` places of the rows of the batch; some may belong to other windows.
+        """
+        positions = np.flatnonzero((places >= self.start) & (places < self.end))
+        if not len(positions):
             return
-        slots = self._slots[places[mine] - self.start]
-        batch.rows[mine] = self._rows[places[mine] - self.start]
-        whole = len(mine) == len(places)
+        offsets = places[positions] - self.start
+        slots = self._slot_at_offset[offsets]
+        batch.rows[positions] = self._row_at_offset[offsets]
+        self._fill_embeds(batch, positions, slots)
+        if reader.columns.varying_size:
+            self._fill_varying(batch, positions, slots)
+
+    def _fill_embeds(self, batch: TrainBatch, positions: np.ndarray, slots: np.ndarray) -> None:
+        """Copy embeddings from slots of the buffers to positions of a batch."""
+        whole_batch = len(positions) == len(batch.rows)
         for kind, target in (("img_emb", batch.image_embed), ("text_emb", batch.text_embed)):
             if target is None:
                 continue
-            if whole:
+            if whole_batch:  # without the copy that indexing makes
                 np.take(self.buffers.embeds[kind], slots, axis=0, out=target, mode="clip")
             else:
-                target[mine] = self.buffers.embeds[kind][slots]
-        part_of = np.searchsorted([part.slot for part in self._parts], slots, side="right") - 1
-        states, captions = batch.token_states, batch.captions
-        for at, slot, index in zip(mine, slots, part_of, strict=True) if reader.columns.by_row else ():
+                target[positions] = self.buffers.embeds[kind][slots]
+
+    def _fill_varying(self, batch: TrainBatch, positions: np.ndarray, slots: np.ndarray) -> None:
+        """Copy token states and captions, row by row, to positions of a batch."""
+        part_of_slot = np.searchsorted([part.slot for part in self._parts], slots, side="right") - 1
+        for position, slot, index in zip(positions, slots, part_of_slot, strict=True):
             part = self._parts[index]
-            if states is not None and part.states is not None:
-                part.states.fill(slot - part.slot, states[at])
-            if captions is not None and part.captions is not None:
-                captions[at] = part.captions[slot - part.slot].as_py()
+            if batch.token_states is not None and part.states is not None:
+                part.states.fill(slot - part.slot, batch.token_states[position])
+            if batch.captions is not None and part.captions is not None:
+                batch.captions[position] = part.captions[slot - part.slot].as_py()
 
     def close(self) -> Buffers:
-        """Let go of files; reads that have not begun do not begin. Returns the arrays, which may be used again."""
+        """Cancel reads that have not started, close files, and return the buffers for another window."""
         for future in self._futures:
             future.cancel()
         for future in self._futures:

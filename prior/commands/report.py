@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ...pipeline.commands.stages import JsonOption
+from ...pipeline.commands.options import JsonOption
 from .sample import CheckpointConfigOption, FunctionOption
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ...pipeline.commands.stages import JsonOption, OverwriteOption
+from ...pipeline.commands.options import JsonOption, OverwriteOption
 
 CheckpointConfigOption = Annotated[
     Optional[str],

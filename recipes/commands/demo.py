@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ...pipeline.commands.stages import JsonOption, SetOption
+from ...pipeline.commands.options import JsonOption, SetOption
 from .metrics import print_metrics
 
 

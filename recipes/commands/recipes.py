@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ...pipeline.commands.stages import JsonOption, SetOption
+from ...pipeline.commands.options import JsonOption, SetOption
 from .options import RecipeArgument
 
 recipes = typer.Typer(no_args_is_help=True, help="The recipes that come with priorkit, and checking your own.")

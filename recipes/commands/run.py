@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from ...pipeline.commands.stages import DryRunOption, JsonOption, OverwriteOption, SetOption, worker_overrides
+from ...pipeline.commands.options import DryRunOption, JsonOption, OverwriteOption, SetOption, worker_overrides
 from .metrics import print_metrics, require_sound
 from .options import RecipeArgument
 

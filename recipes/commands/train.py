@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ...pipeline.commands.stages import (
+from ...pipeline.commands.options import (
     DryRunOption,
     JsonOption,
     OverwriteOption,

@@ -136,7 +136,7 @@ def compare(folder: Path, rows: int, rounds: int, results: list[dict[str, Any]])
     """Time the three ways in turns."""
     write(folder, rows)
     dataset = EmbeddingDataset(str(folder), ReadSettings(validation_fraction=0, test_fraction=0))
-    shuffled(dataset)  # builds the selection, and fills the page cache
+    shuffled(dataset)  # builds the split plan, and fills the page cache
     growth: dict[str, list[float]] = {"priorkit": [], "embedding-reader": []}
 
     def watched(name: str, action: Callable[[], int]) -> Callable[[], None]:

@@ -204,7 +204,7 @@ def test_batches_are_those_of_the_local_folder(bucket: str, embeddings_folder: P
     settings = ReadSettings(block_rows=4, shuffle_window=16)
     streams = [
         BatchStream(EmbeddingDataset(folder, settings), "train", batch_size=7, seed=0, columns=Columns(True, 8, True))
-        for folder in (embeddings, str(embeddings_folder), embeddings)  # the last reads the selection that was kept
+        for folder in (embeddings, str(embeddings_folder), embeddings)  # the last reads the cached split plan
     ]
     batches = [list(islice(stream.batches(3), 2 * stream.steps_per_epoch)) for stream in streams]
     assert len(batches[0]) > 10

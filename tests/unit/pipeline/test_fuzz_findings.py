@@ -20,7 +20,7 @@ from priorkit.pipeline.embed.inputs import list_input_shards
 from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 from priorkit.pipeline.inspect.folder import inspect_folder
-from priorkit.pipeline.inspect.statistics import hashes_of
+from priorkit.pipeline.inspect.statistics import content_hashes
 from priorkit.pipeline.nearest import suggest
 from priorkit.pipeline.read.dataset import read_embeddings
 from priorkit.pipeline.urls.url_list import open_url_list
@@ -88,7 +88,7 @@ def inspect_folder_problems(folder: Path) -> int:
 
 
 def test_unhashable_values_have_hashes() -> None:
-    one, other, third = hashes_of([[1], [2], [1]], 3).tolist()
+    one, other, third = content_hashes([[1], [2], [1]], 3).tolist()
     assert one == third
     assert one != other
 

@@ -1,4 +1,4 @@
-"""Pages that load nothing, run nothing and say what they are given as text."""
+"""Pages: values are escaped, and nothing is loaded or run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOSTILE = """</p><script>alert(1)</script><img src=x onerror=alert(1)>"' onload=
 
 
 class Tags(HTMLParser):
-    """The tags of a page with their attributes, and its text."""
+    """Tags of a page with their attributes, and its text."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ def plot(title: str = "Losses") -> str:
     return made[0]
 
 
-def test_what_is_given_is_text_everywhere() -> None:
+def test_values_are_escaped_everywhere() -> None:
     body = [
         page.paragraph(HOSTILE),
         page.table([HOSTILE], [[HOSTILE], [1.5]]),
@@ -58,7 +58,7 @@ def test_what_is_given_is_text_everywhere() -> None:
 @pytest.mark.parametrize(
     "url", ["javascript:alert(1)", "data:text/html,x", "//example.com", "file:///etc/passwd", "http://[", ""]
 )
-def test_links_are_of_http_or_https_only(url: str) -> None:
+def test_only_http_and_https_become_links(url: str) -> None:
     assert page.link(url, "there") == "there"
 
 
@@ -76,7 +76,7 @@ def test_a_page_may_load_nothing() -> None:
             assert value is None or value.startswith(("#", "data:")), (name, key, value)
 
 
-def test_plots_take_the_colour_of_the_text_and_are_the_same_again() -> None:
+def test_plots_have_the_colour_of_the_text_and_are_reproducible() -> None:
     first = plot()
     assert first.count("currentColor") > 5
     assert "#0a0b0c" not in first

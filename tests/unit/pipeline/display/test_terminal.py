@@ -1,4 +1,4 @@
-"""What reaches the terminal: hostile text is shown and steers nothing, errors become exit codes, bars appear late."""
+"""Terminal output: untrusted text is escaped, errors become exit codes, and bars appear with the first progress."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 @given(st.text())
-def test_clean_text_steers_nothing(text: str) -> None:
+def test_clean_text_has_no_control_characters(text: str) -> None:
     shown = terminal.clean(text)
     assert not [c for c in shown if unicodedata.category(c) in STEERING]
     shown.encode("utf-8")
@@ -37,7 +37,7 @@ def test_clean_text_steers_nothing(text: str) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=STEERING)))
-def test_clean_leaves_visible_text_alone(text: str) -> None:
+def test_clean_does_not_change_visible_text(text: str) -> None:
     assert terminal.clean(text) == text
 
 
@@ -59,7 +59,7 @@ def test_clean_by_example(text: object, shown: str) -> None:
     assert terminal.clean(text) == shown
 
 
-def test_tables_hold_markup_and_long_text_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_show_markup_and_long_text_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     hostile = "[red]x[/red] [/] \x1b[2J " + "word " * 60
     terminal.print_table("title [b]\x1b", ("na[i]me", "value"), [(hostile, 1), ("b", hostile)])
     out = capsys.readouterr().out
@@ -123,7 +123,7 @@ def test_json_is_ascii_and_parses(capsys: pytest.CaptureFixture[str]) -> None:
         (ConnectionResetError("peer \x1b[2J"), 1, "ConnectionResetError: peer \\x1b[2J"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line_and_an_exit_code(
+def test_an_error_of_the_user_is_one_line_and_an_exit_code(
     error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(typer.Exit) as caught, terminal.reported_errors():
@@ -137,7 +137,7 @@ def test_what_a_user_can_mend_is_one_line_and_an_exit_code(
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("bug"), AssertionError("bug"), ValueError("bug\n\x1b[2J")])
-def test_a_bug_of_ours_is_one_line_and_a_traceback_in_a_file(
+def test_a_bug_is_one_line_and_a_traceback_in_a_file(
     error: Exception, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -157,7 +157,7 @@ def test_a_bug_of_ours_is_one_line_and_a_traceback_in_a_file(
     assert path.read_text().startswith("Traceback (most recent call last):")
 
 
-def test_a_bug_is_told_without_a_place_for_its_traceback(
+def test_a_bug_is_reported_without_a_folder_for_its_traceback(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
@@ -178,10 +178,8 @@ def test_no_error_is_no_exit() -> None:
     "library", ["httpx", "httpx2", "httpcore", "requests.exceptions", "urllib3", "botocore.exceptions"]
 )
 @pytest.mark.parametrize("base", [Exception, OSError])
-def test_a_hub_that_cannot_be_reached_is_told_as_such(
-    library: str, base: type[Exception], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """By any class of the exception, or of one that led to it."""
+def test_an_unreachable_hub_is_named(library: str, base: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
+    """The class of the exception decides, or of one that caused it."""
     raised = type("ConnectError", (base,), {"__module__": library})
     derived = type("Derived", (raised,), {"__module__": "elsewhere"})
     caused = RuntimeError("while the model was loaded")
@@ -196,7 +194,7 @@ def test_a_hub_that_cannot_be_reached_is_told_as_such(
         )
 
 
-def test_a_missing_file_of_a_remote_store_is_told_as_missing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_of_a_remote_store_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     error = FileNotFoundError(errno.ENOENT, "", "bucket/key")
     error.__cause__ = type("ClientError", (Exception,), {"__module__": "botocore.exceptions"})("404")
     with pytest.raises(typer.Exit), terminal.reported_errors():
@@ -204,7 +202,7 @@ def test_a_missing_file_of_a_remote_store_is_told_as_missing(capsys: pytest.Capt
     assert capsys.readouterr().err == "error: bucket/key: no such file or folder\n"
 
 
-def test_the_first_request_to_stop_is_asked_and_the_second_obeyed() -> None:
+def test_a_second_stop_signal_stops_at_once() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGINT, signal.SIGTERM):
         with terminal.stop_requests() as should_stop:
@@ -216,8 +214,8 @@ def test_the_first_request_to_stop_is_asked_and_the_second_obeyed() -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_terminal_that_closes_and_a_batch_system_force_nothing() -> None:
-    """The kernel and the shell both send SIGHUP; SIGTERM follows the batch system's warning."""
+def test_hangups_and_warnings_of_a_batch_system_do_not_force_a_stop() -> None:
+    """The kernel and the shell both send SIGHUP; a batch system sends SIGTERM after its warning."""
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         with terminal.stop_requests() as should_stop:
             os.kill(os.getpid(), number)
@@ -228,7 +226,7 @@ def test_a_terminal_that_closes_and_a_batch_system_force_nothing() -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_nohup_stays_in_force() -> None:
+def test_nohup_is_respected() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with terminal.stop_requests() as should_stop:
@@ -238,7 +236,7 @@ def test_nohup_stays_in_force() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_bar_and_an_error_on_a_terminal_that_has_gone_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_to_a_closed_terminal_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/full", "w", buffering=1) as full:
         monkeypatch.setattr(sys, "stderr", full)
         with terminal.progress_bar("train", "steps") as progress:
@@ -250,9 +248,7 @@ def test_a_bar_and_an_error_on_a_terminal_that_has_gone_are_lost(monkeypatch: py
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
 
 
-def test_standard_output_that_is_full_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_full_standard_output_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with open("/dev/full", "w", buffering=1) as full:
         monkeypatch.setattr(sys, "stdout", full)
         for show in (lambda: terminal.print_line("x"), lambda: terminal.print_table("t", ("a",), [("b",)])):
@@ -279,14 +275,14 @@ def test_a_bar_appears_with_the_first_progress(capsys: pytest.CaptureFixture[str
     assert "\x1b" not in captured.err
 
 
-def test_a_quiet_bar_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quiet_bar_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with terminal.progress_bar("download", "shards", quiet=True) as progress:
         progress(1, 3, "note")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
 
 
-def test_a_summary_names_what_was_done(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_summary_shows_the_work_done(capsys: pytest.CaptureFixture[str]) -> None:
     counts = {"success": 1234, "dns": 5}
     terminal.print_result(
         StageResult("download", "/data/images", 7, 3, "shards", 1239, 2.25, counts, cluster="2 workers")
@@ -297,7 +293,7 @@ def test_a_summary_names_what_was_done(capsys: pytest.CaptureFixture[str]) -> No
     assert len(out.splitlines()) < 24
 
 
-def test_a_plan_names_disk_and_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_shows_disk_and_time(capsys: pytest.CaptureFixture[str]) -> None:
     plan = StagePlan("embed", "s3://bucket/x", 10, 4, "shards", 40_000, 3_400_000_000, None, 9000.0)
     terminal.print_plans([plan])
     out = capsys.readouterr().out
@@ -305,6 +301,6 @@ def test_a_plan_names_disk_and_time(capsys: pytest.CaptureFixture[str]) -> None:
         assert shown in out
 
 
-def test_a_reader_that_has_gone_is_left_to_click() -> None:
+def test_a_closed_pipe_is_left_to_the_entry_point() -> None:
     with pytest.raises(BrokenPipeError), terminal.reported_errors():
         raise BrokenPipeError(32, "Broken pipe")

@@ -1,4 +1,4 @@
-"""The command that looks at the machine: what it finds here, and what it says where something is missing."""
+"""Diagnosis of this machine, and of one on which something is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from priorkit.pipeline.doctor.requirements import CHAIN, EXTRAS
 
 @pytest.fixture
 def absent(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Packages that are to be thought away."""
+    """Names of packages that the test treats as not installed."""
     names: set[str] = set()
     real = requirements.installed_version
     for module in (requirements, doctor):
@@ -29,7 +29,7 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return names
 
 
-def test_a_machine_that_has_all_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_installation_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["doctor", "--json"])
     assert (result.exit_code, result.stderr) == (0, "")
@@ -46,19 +46,21 @@ def test_a_machine_that_has_all_is_ready(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_missing_is_named_with_its_command(absent: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named_with_the_command_that_installs_them(
+    absent: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     absent |= {"img2dataset", "aiohttp", "matplotlib"}
     monkeypatch.setenv("COLUMNS", "200")
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 1
     assert result.stderr == "error: download: aiohttp, img2dataset not installed\n"
     lines = {line.split("│")[1].strip(): line for line in result.stdout.splitlines() if line.count("│") == 3}
-    assert 'to mend download: pip install "aiohttp>=3.14.1" "img2dataset>=1.47"' in result.stdout.splitlines()
+    assert 'to fix download: pip install "aiohttp>=3.14.1" "img2dataset>=1.47"' in result.stdout.splitlines()
     assert "ready" in lines["train"]
     assert "matplotlib not installed" in lines["extra report"]
 
 
-def test_an_extra_that_is_missing_is_no_problem(absent: set[str]) -> None:
+def test_a_missing_extra_is_no_problem(absent: set[str]) -> None:
     absent |= {package for packages in EXTRAS.values() for package in packages}
     assert doctor.diagnose("data", ComputeSettings()).problems == []
 
@@ -78,7 +80,7 @@ def test_a_gpu_that_torch_does_not_see_is_noted(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("written", "expected"), [("max", None), ("1000000", 1_000_000)])
-def test_a_container_may_have_less_memory_than_the_machine(
+def test_the_memory_limit_of_a_container_is_respected(
     written: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "memory.max").write_text(f"{written}\n")
@@ -88,7 +90,7 @@ def test_a_container_may_have_less_memory_than_the_machine(
     assert found == expected if expected else found > 1e8
 
 
-def test_a_cluster_that_is_not_there_is_a_problem() -> None:
+def test_an_unreachable_cluster_is_a_problem() -> None:
     result = CliRunner().invoke(app, ["doctor", "--json", "--set", "compute.address=127.0.0.1:1"])
     assert result.exit_code == 1
     found = json.loads(result.stdout)
@@ -96,13 +98,13 @@ def test_a_cluster_that_is_not_there_is_a_problem() -> None:
     assert found["problems"][0].startswith("cannot join Ray at compute.address='127.0.0.1:1'")
 
 
-def test_it_reads_no_other_settings() -> None:
+def test_other_settings_are_refused() -> None:
     result = CliRunner().invoke(app, ["doctor", "--set", "train.steps=3"])
     assert result.exit_code == 1
     assert "this command reads folders, compute only" in result.stderr
 
 
-def test_neither_ray_nor_open_clip_is_loaded_for_it() -> None:
+def test_neither_ray_nor_open_clip_is_loaded() -> None:
     code = """
 import sys
 from priorkit.pipeline.compute.settings import ComputeSettings

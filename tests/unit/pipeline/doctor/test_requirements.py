@@ -1,4 +1,4 @@
-"""What stages need, against pyproject and against what an import says that is missing."""
+"""Requirements of the stages, compared with pyproject and with failed imports."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ROOT = Path(__file__).resolve().parents[4]
         ("2.54.0rc1", "ray[train]>=2.55", True),
     ],
 )
-def test_versions_are_held_against_the_bound_as_numbers(version: str, requirement: str, older: bool) -> None:
+def test_versions_are_compared_as_numbers(version: str, requirement: str, older: bool) -> None:
     assert is_older(version, requirement) is older
 
 
-def test_the_command_names_the_requirement_of_pyproject() -> None:
+def test_the_command_has_the_requirements_of_pyproject() -> None:
     assert install_command(["open-clip-torch", "ray"]) == 'pip install "open_clip_torch>=2.32" "ray[train]>=2.55"'
 
 
@@ -44,19 +44,19 @@ def test_the_command_names_the_requirement_of_pyproject() -> None:
     ],
 )
 def test_a_missing_module_is_explained_by_its_package(module: str, wanted: str) -> None:
-    told = explain_missing(ModuleNotFoundError(f"No module named {module!r}", name=module), "priorkit download")
-    assert told is not None
-    assert told.startswith(f"priorkit download {wanted}")
+    message = explain_missing(ModuleNotFoundError(f"No module named {module!r}", name=module), "priorkit download")
+    assert message is not None
+    assert message.startswith(f"priorkit download {wanted}")
 
 
-def test_a_module_that_is_no_requirement_is_a_bug_and_not_explained() -> None:
+def test_another_missing_module_is_not_explained() -> None:
     assert (
         explain_missing(ModuleNotFoundError("No module named 'priorkit.nothing'", name="priorkit.nothing"), "x") is None
     )
     assert explain_missing(ModuleNotFoundError("no name"), "x") is None
 
 
-def test_the_page_of_the_light_install_names_what_sampling_needs() -> None:
+def test_the_light_install_of_the_docs_has_what_sampling_needs() -> None:
     page = (ROOT / "docs" / "pages" / "install.md").read_text(encoding="utf-8")
     line = re.search(r'^(pip install "torch.*)$', page, re.MULTILINE)
     assert line is not None
@@ -64,7 +64,7 @@ def test_the_page_of_the_light_install_names_what_sampling_needs() -> None:
     assert sorted(line.group(1).split()) == sorted(needed.split())
 
 
-def test_the_command_says_what_it_lacks_and_exits_with_1(tmp_path: Path) -> None:
+def test_a_command_names_its_missing_package_and_exits_with_1(tmp_path: Path) -> None:
     (tmp_path / "urls.csv").write_text("url,caption\nhttp://127.0.0.1/a.png,a\n")
     lacking = "import sys; sys.modules['aiohttp'] = None; from priorkit.cli import main; sys.argv = {}; main()"
     for arguments in (["priorkit", "download", "urls.csv"], ["priorkit", "--version"]):

@@ -1,4 +1,4 @@
-"""Damage planted in folders that are sound otherwise: each kind is named by shard and row, with exit code 1."""
+"""Damage in otherwise sound folders: each kind is named by shard and row, with exit code 1."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MakeFolder = Callable[[], Path]
 
 
 def inspect(folder: Path) -> tuple[int, Any]:
-    """Exit code and JSON of the command."""
+    """Return the exit code and the JSON of the command."""
     result = CliRunner().invoke(app, ["inspect", str(folder), "--json"])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, json.loads(result.stdout)
@@ -41,7 +41,7 @@ def unit(values: np.ndarray) -> np.ndarray:
 
 
 def write_shards(folder: Path, digits: int = 4, columns: tuple[str, ...] = ("image_path", "caption")) -> None:
-    """Arrays and metadata as clip-retrieval writes them: texts near their images."""
+    """Write arrays and metadata as clip-retrieval does, with texts near their images."""
     for shard in range(SHARDS):
         random = np.random.default_rng(shard)
         image = random.normal(size=(ROWS, DIM))
@@ -57,7 +57,7 @@ def write_shards(folder: Path, digits: int = 4, columns: tuple[str, ...] = ("ima
 
 
 def record(folder: Path) -> None:
-    """Let the manifest agree with the bytes that are there, as if a faulty program had written and recorded them."""
+    """Update the manifest to the bytes of the files, as if a faulty program had written and recorded them."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for entry in manifest["shards"].values():
         for name in entry["files"]:
@@ -69,7 +69,7 @@ def record(folder: Path) -> None:
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Path:
-    """What `embed` writes, with token states, norms and failures."""
+    """Folder as `embed` writes it, with token states, norms and failures."""
     folder = tmp_path / "ours"
     write_shards(folder, columns=("image_path", "caption", "key"))
     (folder / "token_states").mkdir()
@@ -180,7 +180,7 @@ def column(name: str, number: int, value: Any) -> Change:
 
 
 def not_utf8(name: str) -> Change:
-    """Put bytes that are no text into a column of text, which pyarrow reads without a word."""
+    """Put bytes that are not UTF-8 into a column of text, which pyarrow reads without an error."""
 
     def change(rows: pa.Table) -> pa.Table:
         values = pa.array([b"\xff", *(str(value).encode() for value in rows[name].to_pylist()[1:])])
@@ -223,7 +223,7 @@ IMAGE, TEXT, META = "img_emb/img_emb_0001.npy", "text_emb/text_emb_0001.npy", "m
 STATES, OFFSETS = "token_states/token_states_0001.npy", "token_states/offsets_0001.npy"
 FAILURES = "failures/failures_0001.parquet"
 
-OF_OURS: dict[str, tuple[Damage, list[str]]] = {
+RECORDED_DAMAGE: dict[str, tuple[Damage, list[str]]] = {
     "NaN": (array(IMAGE, row(7, np.nan)), ["shard 0001, row 7: image embedding holds NaN"]),
     "infinity": (array(TEXT, row((8, 3), np.inf)), ["shard 0001, row 8: text embedding holds infinity"]),
     "zeros": (array(IMAGE, row(0, 0)), ["shard 0001, row 0: image embedding is all zeros"]),
@@ -260,10 +260,10 @@ OF_OURS: dict[str, tuple[Damage, list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", OF_OURS)
-def test_damage_in_our_embeddings_is_named(ours: Path, kind: str) -> None:
-    """Even where the records agree with the damaged files."""
-    damage, named = OF_OURS[kind]
+@pytest.mark.parametrize("kind", RECORDED_DAMAGE)
+def test_damage_in_recorded_embeddings_is_named(ours: Path, kind: str) -> None:
+    """Damage is found even if the records agree with the damaged files."""
+    damage, named = RECORDED_DAMAGE[kind]
     damage(ours)
     record(ours)
     code, found = inspect(ours)
@@ -275,8 +275,8 @@ def test_damage_in_our_embeddings_is_named(ours: Path, kind: str) -> None:
     assert found["problem_count"] == len(found["problems"])
 
 
-def test_a_key_that_comes_again_is_noted(ours: Path) -> None:
-    """No damage: keys are as the input has them, where an image may have several captions."""
+def test_a_repeated_key_is_noted(ours: Path) -> None:
+    """A repeated key is no damage: the input may have several captions of an image."""
     change = column("key", 9, "000010004")
     table(META, lambda rows: column("image_path", 9, "000010004")(change(rows)))(ours)
     record(ours)
@@ -308,7 +308,7 @@ def test_a_damaged_manifest_is_named(ours: Path) -> None:
 
 
 IMAGE_1, TEXT_1, META_1 = "img_emb/img_emb_1.npy", "text_emb/text_emb_1.npy", "metadata/metadata_1.parquet"
-OF_CLIP_RETRIEVAL: dict[str, tuple[Damage, list[str]]] = {
+CLIP_RETRIEVAL_DAMAGE: dict[str, tuple[Damage, list[str]]] = {
     "NaN": (array(IMAGE_1, row((7, 2), np.nan)), ["shard 1, row 7: image embedding holds NaN"]),
     "zeros": (array(TEXT_1, row(8, 0)), ["shard 1, row 8: text embedding is all zeros"]),
     "no unit vector": (array(IMAGE_1, lambda v: v.__setitem__(9, v[9] / 2)), ["shard 1, row 9: ", "norm 0.5"]),
@@ -335,9 +335,9 @@ OF_CLIP_RETRIEVAL: dict[str, tuple[Damage, list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", OF_CLIP_RETRIEVAL)
+@pytest.mark.parametrize("kind", CLIP_RETRIEVAL_DAMAGE)
 def test_damage_in_embeddings_of_clip_retrieval_is_named(clip_retrieval: Path, kind: str) -> None:
-    damage, named = OF_CLIP_RETRIEVAL[kind]
+    damage, named = CLIP_RETRIEVAL_DAMAGE[kind]
     damage(clip_retrieval)
     code, found = inspect(clip_retrieval)
     assert code == 1
@@ -347,7 +347,7 @@ def test_damage_in_embeddings_of_clip_retrieval_is_named(clip_retrieval: Path, k
 
 def all_damage(folder: Path) -> None:
     for name in ("NaN", "no number", "extra texts"):
-        OF_CLIP_RETRIEVAL[name][0](folder)
+        CLIP_RETRIEVAL_DAMAGE[name][0](folder)
     array("text_emb/text_emb_0.npy", row(3, 0))(folder)
     content("metadata/metadata_2.parquet", lambda data: data[:50])(folder)
 
@@ -374,7 +374,7 @@ def member(number: int, data: bytes) -> Damage:
     return tar(lambda old: [*old[:number], (old[number][0], data), *old[number + 1 :]])
 
 
-OF_IMAGES: dict[str, tuple[Damage, list[str]]] = {
+IMAGE_DAMAGE: dict[str, tuple[Damage, list[str]]] = {
     "cut tar": (content("00001.tar", lambda data: data[:1600]), ["shard 00001, after ", "00001.tar is damaged"]),
     "no tar": (content("00001.tar", lambda data: b"none" * 500), ["shard 00001, after 0 samples", "is damaged"]),
     "missing tar": (remove("00001.tar"), ["shard 00001: 00001.tar is missing"]),
@@ -397,9 +397,9 @@ OF_IMAGES: dict[str, tuple[Damage, list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", OF_IMAGES)
+@pytest.mark.parametrize("kind", IMAGE_DAMAGE)
 def test_damage_in_images_of_img2dataset_is_named(img2dataset: Path, kind: str) -> None:
-    damage, named = OF_IMAGES[kind]
+    damage, named = IMAGE_DAMAGE[kind]
     damage(img2dataset)
     code, found = inspect(img2dataset)
     assert code == 1
@@ -409,7 +409,7 @@ def test_damage_in_images_of_img2dataset_is_named(img2dataset: Path, kind: str) 
 
 @pytest.fixture
 def our_images(img2dataset: Path) -> Path:
-    """The same bytes, as `download` records them."""
+    """Folder with the same images, as `download` writes it."""
     shards = {}
     for name in ("00000", "00001"):
         files = {f"{name}.{ending}": {"bytes": 0, "sha256": ""} for ending in ("parquet", "tar")}
@@ -423,9 +423,9 @@ def our_images(img2dataset: Path) -> Path:
     return img2dataset
 
 
-@pytest.mark.parametrize("kind", [kind for kind in OF_IMAGES if "statistics" not in kind and kind != "no number"])
-def test_damage_in_our_images_is_named(our_images: Path, kind: str) -> None:
-    damage, named = OF_IMAGES[kind]
+@pytest.mark.parametrize("kind", [kind for kind in IMAGE_DAMAGE if "statistics" not in kind and kind != "no number"])
+def test_damage_in_recorded_images_is_named(our_images: Path, kind: str) -> None:
+    damage, named = IMAGE_DAMAGE[kind]
     damage(our_images)
     record(our_images)
     code, found = inspect(our_images)
@@ -433,7 +433,7 @@ def test_damage_in_our_images_is_named(our_images: Path, kind: str) -> None:
     assert any(all(part in problem for part in named) for problem in found["problems"]), found["problems"]
 
 
-def test_of_our_images_keys_order_counts_and_files_are_known(our_images: Path) -> None:
+def test_keys_order_counts_and_files_of_recorded_images_are_checked(our_images: Path) -> None:
     for damage, named in (
         (
             table("00001.parquet", column("key", 4, "000000004")),
@@ -470,14 +470,14 @@ def test_sound_folders_have_exit_code_0(ours: Path, clip_retrieval: Path, our_im
     assert found["errors"] == {"HTTP Error 404: Not Found": 2}
 
 
-def test_what_readers_refuse_is_damage(ours: Path, clip_retrieval: Path) -> None:
-    """And the other way round: a folder without problems can be read."""
+def test_folders_that_the_reader_refuses_are_damaged(ours: Path, clip_retrieval: Path) -> None:
+    """Also the reverse: the reader opens folders without problems."""
     for folder in (ours, clip_retrieval):
         assert inspect(folder)[0] == 0
         assert read_embeddings(str(folder)).count == 180
 
 
-def test_tars_without_tables_are_sound_and_nobody_speaks_of_tables(img2dataset: Path) -> None:
+def test_tars_without_tables_are_sound(img2dataset: Path) -> None:
     for path in [*img2dataset.glob("*.parquet"), *img2dataset.glob("*.json")]:
         path.unlink()
     code, found = inspect(img2dataset)
@@ -490,7 +490,7 @@ def test_tars_without_tables_are_sound_and_nobody_speaks_of_tables(img2dataset: 
 
 
 @pytest.mark.parametrize("lost", ["img_emb", "text_emb", "metadata"])
-def test_folders_of_clip_retrieval_without_a_kind_are_sound_and_it_is_noted(clip_retrieval: Path, lost: str) -> None:
+def test_a_missing_kind_of_clip_retrieval_is_noted(clip_retrieval: Path, lost: str) -> None:
     for path in (clip_retrieval / lost).iterdir():
         path.unlink()
     if lost == "text_emb":
@@ -502,7 +502,7 @@ def test_folders_of_clip_retrieval_without_a_kind_are_sound_and_it_is_noted(clip
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])
-def test_our_folders_of_one_tower_are_inspected_alike(ours: Path, tower: str) -> None:
+def test_recorded_folders_of_one_tower_are_sound(ours: Path, tower: str) -> None:
     other = {"image": "text_emb", "text": "img_emb"}[tower]
     manifest = json.loads((ours / "manifest.json").read_text())
     manifest["settings"] = {"image": tower == "image", "text": tower == "text", "token_states": True}
@@ -522,7 +522,7 @@ def test_our_folders_of_one_tower_are_inspected_alike(ours: Path, tower: str) ->
     assert inspect(ours)[1]["problems"] == [f"shard 0001, row 5: {tower} embedding is all zeros"]
 
 
-def test_a_record_without_a_file_that_the_settings_ask_for_is_damaged(ours: Path) -> None:
+def test_a_record_without_an_expected_file_is_damaged(ours: Path) -> None:
     manifest = json.loads((ours / "manifest.json").read_text())
     del manifest["shards"]["0001"]["files"][TEXT]
     (ours / "manifest.json").write_text(json.dumps(manifest))
@@ -559,7 +559,7 @@ def test_duplicates_and_empty_captions_are_notes(ours: Path, clip_retrieval: Pat
         assert found["looked_at"]["image embeddings, for near duplicates: bank of rows"] == 180
 
 
-def test_the_number_of_problems_that_are_kept_is_bounded(clip_retrieval: Path) -> None:
+def test_the_number_of_listed_problems_is_bounded(clip_retrieval: Path) -> None:
     for number in range(20):
         for kind in ("img_emb", "text_emb"):
             np.save(clip_retrieval / kind / f"{kind}_{number}.npy", np.zeros((ROWS, DIM), np.float16))
@@ -573,7 +573,7 @@ def test_the_number_of_problems_that_are_kept_is_bounded(clip_retrieval: Path) -
     assert "and 2,380 more" in shown
 
 
-def test_distributions_are_those_of_the_data(ours: Path, our_images: Path) -> None:
+def test_distributions_match_the_data(ours: Path, our_images: Path) -> None:
     found = inspect(ours)[1]["distributions"]
     image, text = (
         np.concatenate([np.load(ours / f"{kind}/{kind}_000{shard}.npy") for shard in range(SHARDS)]).astype(np.float32)
@@ -596,7 +596,7 @@ def test_distributions_are_those_of_the_data(ours: Path, our_images: Path) -> No
     assert found["bytes of an image"]["mean"] == len(encoded())
 
 
-def test_remote_folders_are_inspected_alike(ours: Path, our_images: Path) -> None:
+def test_remote_folders_are_inspected_like_local_ones(ours: Path, our_images: Path) -> None:
     for folder, name in ((ours, "ours"), (our_images, "images")):
         remote, local = Store(f"memory://inspected_{name}"), Store(str(folder))
         for file in local.names():

@@ -55,7 +55,7 @@ def test_a_flipped_byte_is_named_by_shard_and_file(write_embeddings: WriteEmbedd
     [(0.0, "is all zeros"), (np.nan, "holds NaN"), (np.inf, "holds infinity"), (1.0, "has norm 2.828, not 1")],
 )
 @pytest.mark.parametrize("kind", ["img", "text"])
-def test_a_row_that_is_no_unit_vector_is_named_even_if_its_record_agrees(
+def test_a_row_that_is_not_a_unit_vector_is_named_even_if_its_record_agrees(
     write_embeddings: WriteEmbeddings, replace_array: ReplaceArray, kind: str, value: float, fault: str
 ) -> None:
     folder = write_embeddings(SHARDS)
@@ -67,8 +67,8 @@ def test_a_row_that_is_no_unit_vector_is_named_even_if_its_record_agrees(
     assert inspect_folder(str(folder)).problems == [f"shard 0002, row 1: {word} embedding {fault}"]
 
 
-def test_what_is_wrong_inside_a_file_that_differs_is_a_note(write_embeddings: WriteEmbeddings) -> None:
-    """The file is counted as damaged once; the notes say where it shows."""
+def test_faults_inside_a_file_that_differs_are_notes(write_embeddings: WriteEmbeddings) -> None:
+    """The file is counted as damaged once; notes name the rows."""
     folder = write_embeddings(SHARDS)
     name = "img_emb/img_emb_0002.npy"
     values = np.load(folder / name)
@@ -88,7 +88,7 @@ def test_an_array_of_another_length_is_a_problem_not_a_crash(
     assert problems == ["shard 0002: text_emb/text_emb_0002.npy has 3 rows, its record says 4"]
 
 
-def test_what_cannot_be_inspected_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_inspected_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(InputError, match="to inspect here"):
             inspect_folder(str(folder))

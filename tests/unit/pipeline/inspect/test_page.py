@@ -1,4 +1,4 @@
-"""The page of an inspection: self-contained, escaped, with a plot of every distribution."""
+"""HTML page of an inspection: self-contained, escaped, with a plot of every distribution."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def found() -> Inspection:
     found.about, found.settings = {"clip": {"model": HOSTILE}}, {"batch_size": 8}
     found.distributions = {"cosine": cosine.to_json(), "caption length": length.to_json()}
     for number in range(1200):
-        found.problem(f"shard {number}: {HOSTILE}")
-    found.note(HOSTILE)
+        found.add_problem(f"shard {number}: {HOSTILE}")
+    found.add_note(HOSTILE)
     return found
 
 
 class Elements(HTMLParser):
-    """The elements and attributes of a page."""
+    """Elements and attributes of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def test_an_empty_inspection_has_a_page() -> None:
     assert Elements(text).tags.count("svg") == 0
 
 
-def test_where_no_page_can_be_written_nothing_is_inspected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_impossible_page_is_refused_before_the_inspection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for target, named in ((tmp_path, "is no name of a file"), (tmp_path / "none/page.html", "there is no folder")):
         result = CliRunner().invoke(app, ["inspect", "nothing/here", "--html", str(target)])
         assert result.exit_code == 1
@@ -89,7 +89,7 @@ def test_where_no_page_can_be_written_nothing_is_inspected(tmp_path: Path, monke
     assert not (tmp_path / "page.html").exists()
 
 
-def test_a_page_is_never_written_over_what_is_inspected(tmp_path: Path) -> None:
+def test_a_page_inside_the_inspected_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     for name in ("manifest.json", "page.html"):
         result = CliRunner().invoke(app, ["inspect", str(tmp_path), "--html", str(tmp_path / name)])

@@ -1,4 +1,4 @@
-"""Streaming statistics against numpy, repeats against counting, neighbours against all pairs."""
+"""Streaming statistics against numpy, and repeats against counting."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import collections
 import numpy as np
 import pytest
 
-from priorkit.pipeline.inspect.neighbours import NeighbourBank, seeded_rows
-from priorkit.pipeline.inspect.statistics import Distribution, Repeats, cosines, hashes_of, lengths
+from priorkit.pipeline.inspect.statistics import Distribution, Repeats, content_hashes, cosines, lengths
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])
-def test_moments_and_quantiles_are_those_of_the_whole(offset: float) -> None:
+def test_moments_and_quantiles_match_numpy(offset: float) -> None:
     values = np.random.default_rng(0).normal(size=10_000) + offset
     found = Distribution(np.linspace(offset - 5, offset + 5, 1001))
     for part in np.split(values, [1, 10, 10, 5000]):
@@ -28,7 +27,7 @@ def test_moments_and_quantiles_are_those_of_the_whole(offset: float) -> None:
     assert counts == np.histogram(values, edges)[0].tolist()
 
 
-def test_what_is_not_finite_or_beyond_the_edges_breaks_nothing() -> None:
+def test_values_that_are_not_finite_are_skipped_and_outliers_are_counted() -> None:
     found = cosines()
     found.add(np.array([np.nan, np.inf, -7.0, 0.0, 0.0, 7.0], np.float32))
     result = found.to_json()
@@ -52,21 +51,21 @@ def test_quantiles_of_lengths_are_whole() -> None:
 
 def test_repeats_are_counted_and_named() -> None:
     repeats = Repeats()
-    repeats.add(hashes_of("abc", 3), np.arange(3))
-    repeats.add(hashes_of("ba", 2), np.array([7, 8]))
+    repeats.add(content_hashes("abc", 3), np.arange(3))
+    repeats.add(content_hashes("ba", 2), np.array([7, 8]))
     assert repeats.one_in == 1
     assert repeats.find() == (2, [(7, 1), (8, 0)])
     assert Repeats().find() == (0, [])
 
 
-def test_repeats_beyond_the_capacity_are_a_sample_of_contents_and_stay_bounded() -> None:
+def test_repeats_beyond_the_capacity_are_sampled_by_content() -> None:
     random = np.random.default_rng(0)
     values = random.integers(0, 50_000, 100_000)
     hashes = np.random.default_rng(1).integers(-(2**63), 2**63 - 1, 50_000)[values]
     repeats = Repeats(capacity=8000)
     for start in range(0, len(hashes), 1000):
         repeats.add(hashes[start : start + 1000], np.arange(start, start + 1000))
-        assert repeats._held <= 8000
+        assert repeats._size <= 8000
     one_in = repeats.one_in
     assert one_in == 16
     count, pairs = repeats.find()
@@ -75,58 +74,3 @@ def test_repeats_beyond_the_capacity_are_a_sample_of_contents_and_stay_bounded()
     for row, earlier in pairs:
         assert values[row] == values[earlier]
         assert row > earlier
-
-
-def unit_rows(count: int, near: bool = True) -> np.ndarray:
-    random = np.random.default_rng(0)
-    rows = random.normal(size=(count, 12))
-    if near:
-        rows[50:60] = rows[:10] + 0.03 * random.normal(size=(10, 12))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
-
-
-def test_near_duplicates_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("priorkit.pipeline.inspect.neighbours._QUERIES", 64)
-    monkeypatch.setattr("priorkit.pipeline.inspect.neighbours._COLUMNS", 48)
-    rows = unit_rows(300)
-    rows[299] = rows[7]  # an exact copy, which is no near duplicate
-    bank = NeighbourBank(300)
-    hashes = hashes_of((row.tobytes() for row in rows), 300)
-    for start in range(0, 300, 90):
-        part = np.arange(start, min(300, start + 90))
-        bank.add(part, rows[part], hashes[part])
-    found = bank.compare(near=0.97)
-    cosine = rows[:299].astype(np.float32) @ rows[:299].astype(np.float32).T
-    np.fill_diagonal(cosine, -1)
-    pairs = {(int(i), int(j)) for i, j in np.argwhere(cosine >= 0.97) if i < j}
-    assert (found.compared, found.near_pairs) == (299, len(pairs))
-    assert len(pairs) >= 10
-    assert len(found.examples) == 3
-    assert set(found.examples) <= pairs
-    np.testing.assert_allclose(np.sort(found.nearest), np.sort(cosine.max(1)), atol=1e-6)
-
-
-def test_where_the_time_is_up_it_says_how_many_rows_were_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("priorkit.pipeline.inspect.neighbours._QUERIES", 64)
-    rows = unit_rows(300)
-    bank = NeighbourBank(300)
-    bank.add(np.arange(300), rows, np.arange(300))
-    found = bank.compare(seconds=0)
-    assert (found.compared, len(found.nearest)) == (64, 64)
-
-
-def test_the_bank_is_a_seeded_sample_of_the_whole_folder() -> None:
-    chosen = seeded_rows(1_000_000, 1000)
-    assert np.array_equal(chosen, seeded_rows(1_000_000, 1000))
-    assert len(np.unique(chosen)) == 1000
-    assert abs(chosen.mean() / 500_000 - 1) < 0.1
-    assert np.array_equal(seeded_rows(5, 10), np.arange(5))
-    rows = unit_rows(1000, near=False)
-    bank = NeighbourBank(1000, most=100)
-    for start in range(0, 1000, 250):
-        part = np.arange(start, start + 250)
-        bank.add(part, rows[part], part)
-    bank.add(np.empty(0, np.int64), rows[:0], np.empty(0, np.int64))
-    assert bank.rows == 100
-    assert bank.compare().compared == 100
-    assert NeighbourBank(0).compare().compared == 0

@@ -1,4 +1,4 @@
-"""Batches of every rank: each row once an epoch, the same order from any step, what was asked for and nothing else."""
+"""Batches of every rank: each row once per epoch, the same order from any step, and the requested columns only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = [f"row{number}" for number in range(300)]
 SHARDS = [NAMES[:100], [], NAMES[100:180], NAMES[180:]]
 SMALL = ReadSettings(validation_fraction=0.3, test_fraction=0.2, block_rows=16, shuffle_window=64)
 GOLDEN = Path(__file__).with_name("first_rows.json")
-"""Row numbers in the order that seed 0 gives: it must not change, or no training can be resumed or repeated."""
+"""Row numbers in the order of seed 0. If the order changed, no training could be resumed or repeated."""
 EVERYTHING = Columns(text_embed=True, max_text_len=3, captions=True)
 
 
@@ -37,14 +37,14 @@ def dataset(write_embeddings: WriteEmbeddings) -> EmbeddingDataset:
 
 
 def take(batches: Iterator[TrainBatch], count: int) -> list[TrainBatch]:
-    """The first batches, after which the reading is ended."""
+    """Return the first batches, and stop the reading."""
     found = list(islice(batches, count))
     batches.close()  # type: ignore[attr-defined]
     return found
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 149, 1000])
-def test_every_row_of_the_split_once_an_epoch(dataset: EmbeddingDataset, batch_size: int) -> None:
+def test_every_row_of_the_split_comes_once_per_epoch(dataset: EmbeddingDataset, batch_size: int) -> None:
     stream = BatchStream(dataset, "train", batch_size=batch_size, seed=0)
     rows = dataset.rows("train").tolist()
     assert (stream.rows, stream.steps_per_epoch) == (len(rows), -(-len(rows) // batch_size))
@@ -58,7 +58,7 @@ def test_every_row_of_the_split_once_an_epoch(dataset: EmbeddingDataset, batch_s
     assert sizes[:-1] == [batch_size] * (stream.steps_per_epoch - 1)
 
 
-def test_rows_come_with_all_their_parts(dataset: EmbeddingDataset) -> None:
+def test_batches_hold_all_columns_of_their_rows(dataset: EmbeddingDataset) -> None:
     for batch in take(BatchStream(dataset, "train", batch_size=40, seed=1, columns=EVERYTHING).batches(), 8):
         expected = dataset.take(batch.rows, max_text_len=3)
         assert batch.text_embed is not None
@@ -70,7 +70,7 @@ def test_rows_come_with_all_their_parts(dataset: EmbeddingDataset) -> None:
         assert batch.captions == [NAMES[row] for row in batch.rows]
 
 
-def test_from_any_step_the_same_batches_follow(dataset: EmbeddingDataset) -> None:
+def test_batches_from_any_step_are_the_same(dataset: EmbeddingDataset) -> None:
     stream = BatchStream(dataset, "train", batch_size=37, seed=2)
     whole = take(stream.batches(), 12)
     for first in (1, 3, stream.steps_per_epoch - 1, stream.steps_per_epoch, stream.steps_per_epoch + 2):
@@ -100,7 +100,7 @@ def test_ranks_share_the_batches_of_one(dataset: EmbeddingDataset, ranks: int) -
         assert max(len(part.rows) for part in parts) - min(len(part.rows) for part in parts) <= 1
 
 
-def test_what_is_not_asked_for_is_not_there(dataset: EmbeddingDataset) -> None:
+def test_columns_that_are_not_asked_for_are_none(dataset: EmbeddingDataset) -> None:
     (batch,) = take(BatchStream(dataset, "train", batch_size=9, seed=0, columns=Columns(text_embed=False)).batches(), 1)
     assert (batch.text_embed, batch.token_states, batch.captions) == (None, None, None)
     assert batch.image_embed.shape == (9, 8)
@@ -114,7 +114,7 @@ def test_a_split_without_rows_is_refused(write_embeddings: WriteEmbeddings) -> N
 
 @pytest.mark.parametrize("damage", [np.nan, np.inf, 0.0, 3.0])
 @pytest.mark.parametrize("kind", ["img", "text"])
-def test_rows_that_are_no_unit_vectors_are_named_when_they_are_met(
+def test_rows_that_are_not_unit_vectors_are_refused_when_they_are_read(
     dataset: EmbeddingDataset, kind: str, damage: float
 ) -> None:
     bad = int(dataset.rows("train")[70])
@@ -133,7 +133,7 @@ def test_rows_that_are_no_unit_vectors_are_named_when_they_are_met(
     take(others.batches(), others.steps_per_epoch)
 
 
-def test_token_states_that_are_not_finite_are_named(dataset: EmbeddingDataset) -> None:
+def test_token_states_that_are_not_finite_are_refused(dataset: EmbeddingDataset) -> None:
     bad = int(dataset.rows("train")[0])
     path = Path(dataset.store.path("token_states/token_states_0000.npy"))
     states = np.load(path)
@@ -144,7 +144,7 @@ def test_token_states_that_are_not_finite_are_named(dataset: EmbeddingDataset) -
         take(stream.batches(), stream.steps_per_epoch)
 
 
-def test_offsets_that_lead_out_of_the_token_states_are_refused(dataset: EmbeddingDataset) -> None:
+def test_offsets_beyond_the_token_states_are_refused(dataset: EmbeddingDataset) -> None:
     path = Path(dataset.store.path("token_states/offsets_0000.npy"))
     offsets = np.load(path)
     offsets[1:] += 1000
@@ -154,7 +154,7 @@ def test_offsets_that_lead_out_of_the_token_states_are_refused(dataset: Embeddin
         take(stream.batches(), stream.steps_per_epoch)
 
 
-def test_a_file_that_was_cut_short_since_is_named(dataset: EmbeddingDataset) -> None:
+def test_a_file_that_is_cut_short_after_opening_is_refused(dataset: EmbeddingDataset) -> None:
     path = Path(dataset.store.path("text_emb/text_emb_0002.npy"))
     path.write_bytes(path.read_bytes()[:-100])
     stream = BatchStream(dataset, "train", batch_size=20, seed=0)
@@ -193,7 +193,7 @@ def test_a_rank_reads_about_its_share_of_the_bytes(
         assert sum(shares) >= 1
 
 
-def test_the_first_thousand_rows_of_seed_0_are_those_of_the_golden_file(write_embeddings: WriteEmbeddings) -> None:
+def test_the_first_1000_rows_of_seed_0_match_the_golden_file(write_embeddings: WriteEmbeddings) -> None:
     names = [f"row{number}" for number in range(1500)]
     settings = ReadSettings(block_rows=64, shuffle_window=512)
     dataset = EmbeddingDataset(str(write_embeddings([names[:700], names[700:]])), settings)
@@ -205,8 +205,8 @@ def group_of(name: str) -> str:
     return f"image {int(name[3:]) // 4 % 50}"
 
 
-def test_one_caption_of_an_image_is_drawn_each_epoch(write_embeddings: WriteEmbeddings) -> None:
-    """300 rows of 50 images: 6 or more each, in several shards and far apart."""
+def test_one_caption_per_image_is_drawn_each_epoch(write_embeddings: WriteEmbeddings) -> None:
+    """300 rows of 50 images, each with 6 or more rows in several shards."""
     settings = SMALL.model_copy(update={"captions": "one"})
     folder = str(write_embeddings(SHARDS, columns={"sha256": group_of}))
     dataset = EmbeddingDataset(folder, settings)
@@ -223,7 +223,7 @@ def test_one_caption_of_an_image_is_drawn_each_epoch(write_embeddings: WriteEmbe
     assert np.array_equal(np.concatenate([batch.rows for batch in later]), epochs[3])
 
 
-def test_without_copies_one_caption_is_every_row(write_embeddings: WriteEmbeddings) -> None:
+def test_without_copies_of_images_one_caption_visits_every_row(write_embeddings: WriteEmbeddings) -> None:
     folder = str(write_embeddings(SHARDS))
     one = BatchStream(
         EmbeddingDataset(folder, SMALL.model_copy(update={"captions": "one"})), "train", batch_size=50, seed=0
@@ -239,7 +239,7 @@ def test_remote_folders_are_read_by_range(dataset: EmbeddingDataset) -> None:
         if not name.startswith(("selections", ".lock")):
             with dataset.store.open(name) as source, remote.create(name) as target:
                 target.write(source.read())
-    for _ in range(2):  # the second time with the selection that the first has kept
+    for _ in range(2):  # the second time with the cached split plan
         other = EmbeddingDataset(remote.url, SMALL)
         one, two = (
             take(BatchStream(each, "train", batch_size=50, seed=0, columns=EVERYTHING).batches(), 5)
@@ -255,7 +255,7 @@ def test_remote_folders_are_read_by_range(dataset: EmbeddingDataset) -> None:
     }  # fmt: skip
 
 
-def test_closing_the_iterator_ends_its_threads(dataset: EmbeddingDataset) -> None:
+def test_closing_the_iterator_stops_its_threads(dataset: EmbeddingDataset) -> None:
     before = threading.active_count()
     for _ in range(5):
         take(BatchStream(dataset, "train", batch_size=5, seed=0).batches(), 2)

@@ -1,4 +1,4 @@
-"""Captions by range, whatever the row groups of the metadata are."""
+"""Captions by range, for any size of row groups."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def require_captions(reader: CaptionReader, shard: EmbeddingShard) -> None:
 
 @pytest.mark.parametrize("group_rows", [1000, 4096, ROWS])
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_captions_of_any_range(tmp_path: Path, group_rows: int, kind: pa.DataType) -> None:
+def test_captions_of_any_range_are_read(tmp_path: Path, group_rows: int, kind: pa.DataType) -> None:
     store, shard = write(tmp_path, group_rows, kind)
     require_captions(CaptionReader(store, "mark"), shard)
     copy = tmp_path / "selections/captions_mark/captions_07.parquet"
@@ -49,7 +49,7 @@ def test_captions_of_any_range(tmp_path: Path, group_rows: int, kind: pa.DataTyp
         assert max(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)) <= 4096
 
 
-def test_a_copy_is_made_once_and_a_damaged_one_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_is_made_once_and_again_if_it_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, shard = write(tmp_path, ROWS)
     require_captions(CaptionReader(store, "mark"), shard)
     made: list[str] = []
@@ -63,7 +63,7 @@ def test_a_copy_is_made_once_and_a_damaged_one_anew(tmp_path: Path, monkeypatch:
     assert len(made) == 1
 
 
-def test_a_read_only_folder_has_its_copies_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_of_a_read_only_folder_are_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, shard = write(tmp_path / "data", ROWS)
     (tmp_path / "data/selections").write_bytes(b"in the way of the folder")
     (tmp_path / "temporary").mkdir()
@@ -75,7 +75,7 @@ def test_a_read_only_folder_has_its_copies_elsewhere(tmp_path: Path, monkeypatch
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_metadata_without_captions_is_named(write_embeddings: Callable[..., Path]) -> None:
+def test_metadata_without_captions_is_refused(write_embeddings: Callable[..., Path]) -> None:
     folder = write_embeddings([["a", "b"]])
     dataset = EmbeddingDataset(str(folder))
     pq.write_table(pa.table({"key": ["a", "b"]}), folder / "metadata/metadata_0000.parquet")

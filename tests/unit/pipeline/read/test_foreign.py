@@ -1,4 +1,4 @@
-"""Folders without a manifest, as clip-retrieval writes them and LAION publishes them: paired by number, and checked."""
+"""Folders without a manifest, of clip-retrieval and LAION: files are paired by number, and checked."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LAION = {
 
 @pytest.fixture
 def write_foreign(tmp_path: Path, vector_of: VectorOf) -> WriteForeign:
-    """Write shards as clip-retrieval does, each by the text of its number."""
+    """Write shards as clip-retrieval does; keys of `shards` are their numbers as text."""
 
     def write(
         shards: dict[str, list[str]],
@@ -63,7 +63,7 @@ def write_foreign(tmp_path: Path, vector_of: VectorOf) -> WriteForeign:
 
 @pytest.fixture
 def three(write_foreign: WriteForeign) -> Path:
-    """Shards 2, 9 and 10, which sorting by name would put in another order."""
+    """Folder with shards 2, 9 and 10, which have another order by name."""
     return write_foreign({"10": NAMES[180:], "2": NAMES[:100], "9": NAMES[100:180]})
 
 
@@ -87,13 +87,13 @@ def test_shards_are_in_order_of_number_and_paired_by_it(
     assert keys(dataset, np.arange(300)) == NAMES
 
 
-def test_digits_may_differ_between_files_of_one_number(write_foreign: WriteForeign) -> None:
+def test_files_of_one_shard_may_differ_in_digits(write_foreign: WriteForeign) -> None:
     folder = write_foreign({"0": NAMES[:3]})
     (folder / "text_emb/text_emb_0.npy").rename(folder / "text_emb/text_emb_0000.npy")
     assert read_embeddings(str(folder)).count == 3
 
 
-def test_what_is_not_stored_is_not_made_up(three: Path) -> None:
+def test_missing_columns_are_refused(three: Path) -> None:
     dataset = read_embeddings(str(three))
     table = dataset.metadata(np.array([5, 4]), ["caption", "image_path", "key"])
     assert table.to_pydict() == {
@@ -116,7 +116,7 @@ def test_what_is_not_stored_is_not_made_up(three: Path) -> None:
     ],
     ids=["LAION-5B", "LAION-400M", "LAION-2B-en"],
 )
-def test_laions_folders_are_read_with_its_keys(write_foreign: WriteForeign, folders: tuple[str, str, str]) -> None:
+def test_folders_of_laion_are_read_with_their_keys(write_foreign: WriteForeign, folders: tuple[str, str, str]) -> None:
     folder = write_foreign({"0000": NAMES[:20], "0001": NAMES[20:40]}, columns=LAION, folders=folders)
     (folder / "README.md").write_text("about")
     (folder / folders[0] / "index.html").write_text("about")
@@ -124,27 +124,27 @@ def test_laions_folders_are_read_with_its_keys(write_foreign: WriteForeign, fold
     assert keys(dataset, np.array([21, 3])) == ["key of row21", "key of row3"]
 
 
-def test_copies_of_an_image_are_on_one_side_by_hash_before_url(write_foreign: WriteForeign) -> None:
+def test_copies_of_an_image_are_in_one_split_by_hash_before_url(write_foreign: WriteForeign) -> None:
     dataset = EmbeddingDataset(str(write_foreign({"0": NAMES}, columns=LAION)), HALVES)
-    splits = dict(zip(NAMES, dataset.selection, strict=True))
+    splits = dict(zip(NAMES, dataset.split_plan, strict=True))
     for digit in "0123456789":
         assert len({split for name, split in splits.items() if name[-1] == digit}) == 1
     assert len(set(splits.values())) > 1
 
 
-def test_without_hash_and_url_the_embedding_names_the_image(write_foreign: WriteForeign) -> None:
+def test_without_hash_and_url_copies_have_equal_embeddings(write_foreign: WriteForeign) -> None:
     dataset = EmbeddingDataset(str(write_foreign({"0": NAMES, "1": NAMES[::-1]})), HALVES)
-    assert dataset.selection[:300].tolist() == dataset.selection[300:][::-1].tolist()
-    assert {SPLITS[code] for code in dataset.selection} == set(SPLITS)
+    assert dataset.split_plan[:300].tolist() == dataset.split_plan[300:][::-1].tolist()
+    assert {SPLITS[code] for code in dataset.split_plan} == set(SPLITS)
 
 
-def test_other_floats_are_read_and_an_empty_shard_moves_no_row(write_foreign: WriteForeign) -> None:
+def test_float64_is_read_and_an_empty_shard_shifts_no_row(write_foreign: WriteForeign) -> None:
     dataset = read_embeddings(str(write_foreign({"0": NAMES[:2], "1": [], "2": NAMES[2:4]}, dtype="float32")))
     assert keys(dataset, np.arange(4)) == NAMES[:4]
     assert dataset.take(np.array([2])).image_embed.dtype == np.float32
 
 
-def test_the_fingerprint_is_of_names_and_content(write_foreign: WriteForeign) -> None:
+def test_the_fingerprint_depends_on_names_and_content(write_foreign: WriteForeign) -> None:
     def mark(**changed: Any) -> str:
         arguments = {"shards": {"0": NAMES[:9], "1": NAMES[9:20]}, "folder": str(len(marks)), **changed}
         marks.append(read_embeddings(str(write_foreign(**arguments))).content_fingerprint)
@@ -163,7 +163,7 @@ def test_the_fingerprint_is_of_names_and_content(write_foreign: WriteForeign) ->
     assert len({first, *others}) == 6
 
 
-def test_files_are_hashed_once_and_again_when_they_have_changed(
+def test_files_are_hashed_once_and_again_after_a_change(
     write_foreign: WriteForeign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_foreign({"0": NAMES[:9], "1": NAMES[9:18]})
@@ -187,7 +187,7 @@ def test_files_are_hashed_once_and_again_when_they_have_changed(
     assert [Path(name).name for name in hashed[6:]] == ["img_emb_1.npy"] * 2
 
 
-def test_marks_from_elsewhere_serve_a_folder_that_cannot_be_written_to(
+def test_known_marks_are_used_for_a_read_only_folder(
     write_foreign: WriteForeign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_foreign({"0": NAMES[:9]})
@@ -209,35 +209,35 @@ def test_marks_from_elsewhere_serve_a_folder_that_cannot_be_written_to(
         ("metadata/metadata_9.parquet", "img_emb/img_emb_9.npy"),
     ],
 )
-def test_a_missing_file_is_named_and_nothing_shifts(three: Path, lost: str, other: str) -> None:
+def test_a_missing_file_is_refused_by_name(three: Path, lost: str, other: str) -> None:
     (three / lost).unlink()
     with pytest.raises(InputError, match=f"foreign/{lost} is missing, though there is {other}"):
         read_embeddings(str(three))
 
 
-def test_missing_images_are_named(three: Path) -> None:
+def test_missing_images_are_refused_by_name(three: Path) -> None:
     for path in (three / "img_emb").iterdir():
         path.unlink()
     with pytest.raises(InputError, match=r"img_emb/img_emb_\d+\.\w+ is missing"):
         read_embeddings(str(three))
 
 
-def test_a_folder_without_metadata_is_read_by_the_bytes_of_its_images(three: Path) -> None:
-    whole = EmbeddingDataset(str(three), HALVES).selection
+def test_a_folder_without_metadata_is_split_by_its_image_embeddings(three: Path) -> None:
+    whole = EmbeddingDataset(str(three), HALVES).split_plan
     shutil.rmtree(three / "metadata")
     dataset = EmbeddingDataset(str(three), HALVES)
-    assert np.array_equal(dataset.selection, whole)
+    assert np.array_equal(dataset.split_plan, whole)
     stream = BatchStream(dataset, "train", batch_size=50, seed=0, columns=Columns(captions=True))
     for ask in (lambda: dataset.metadata(np.arange(3), ["key"]), lambda: next(stream.batches())):
         with pytest.raises(InputError, match="has no metadata: its rows have neither keys nor captions"):
             ask()
 
 
-def test_a_folder_without_texts_is_read_until_they_are_asked_for(three: Path) -> None:
-    selection = EmbeddingDataset(str(three), HALVES).selection
+def test_a_folder_without_texts_is_refused_only_when_texts_are_read(three: Path) -> None:
+    split_plan = EmbeddingDataset(str(three), HALVES).split_plan
     shutil.rmtree(three / "text_emb")
     dataset = EmbeddingDataset(str(three), HALVES)
-    assert np.array_equal(dataset.selection, selection)
+    assert np.array_equal(dataset.split_plan, split_plan)
     assert len(np.unique(dataset.row_ids)) == 300
     stream = BatchStream(dataset, "train", batch_size=50, seed=0, columns=Columns(text_embed=False, captions=True))
     batch = next(stream.batches())
@@ -261,7 +261,7 @@ def test_a_folder_without_texts_is_read_until_they_are_asked_for(three: Path) ->
         ("img_emb/img_emb_002.npy", r"img_emb_002\.npy and img_emb/img_emb_2\.npy have the same number"),
     ],
 )
-def test_an_extra_file_is_named(three: Path, extra: str, named: str) -> None:
+def test_an_extra_file_is_refused_by_name(three: Path, extra: str, named: str) -> None:
     (three / extra).parent.mkdir(exist_ok=True)
     (three / extra).write_bytes(b"")
     with pytest.raises(InputError, match=named):
@@ -281,7 +281,7 @@ def test_files_of_one_number_must_have_the_same_rows(three: Path) -> None:
         read_embeddings(str(three))
 
 
-def test_swapped_files_of_equal_folders_are_seen_by_their_rows(three: Path) -> None:
+def test_swapped_files_are_refused_by_their_rows(three: Path) -> None:
     one, other = three / "metadata/metadata_2.parquet", three / "metadata/metadata_9.parquet"
     one.rename(three / "waiting")
     other.rename(one)
@@ -308,7 +308,7 @@ def test_swapped_files_of_equal_folders_are_seen_by_their_rows(three: Path) -> N
     ],
     ids=["size", "shape", "integers", "longdouble", "complex", "bool", "bytes", "structured", "pickle"],
 )
-def test_arrays_that_are_no_embeddings_are_named(three: Path, values: np.ndarray, named: str) -> None:
+def test_arrays_that_are_not_embeddings_are_refused(three: Path, values: np.ndarray, named: str) -> None:
     np.save(three / "text_emb/text_emb_9.npy", values)
     with pytest.raises(InputError, match=named):
         read_embeddings(str(three))
@@ -318,7 +318,7 @@ def test_arrays_that_are_no_embeddings_are_named(three: Path, values: np.ndarray
     ("name", "state"),
     [("img_emb/img_emb_9.npy", "bytes instead of"), ("metadata/metadata_9.parquet", "is damaged")],
 )
-def test_a_file_cut_short_is_named(three: Path, name: str, state: str) -> None:
+def test_a_file_that_is_cut_short_is_refused(three: Path, name: str, state: str) -> None:
     whole = (three / name).read_bytes()
     for content in (whole[:-1], whole[: len(whole) // 2]):
         (three / name).write_bytes(content)
@@ -330,7 +330,7 @@ def test_a_file_cut_short_is_named(three: Path, name: str, state: str) -> None:
             read_embeddings(str(three))
 
 
-def test_metadata_that_is_damaged_inside_is_named(three: Path) -> None:
+def test_damage_inside_the_metadata_is_refused(three: Path) -> None:
     path = three / "metadata/metadata_9.parquet"
     whole = path.read_bytes()
     path.write_bytes(whole[:4] + b"\xff" * 100 + whole[104:])
@@ -339,24 +339,24 @@ def test_metadata_that_is_damaged_inside_is_named(three: Path) -> None:
     names = pa.array([b"\xff"] * 80).view(pa.string())
     pq.write_table(pa.table({"image_path": names, "caption": names, "url": names}), path)
     with pytest.raises(InputError, match=r"metadata_9\.parquet is damaged .*UTF8"):
-        read_embeddings(str(three)).selection  # noqa: B018 - is made when asked for
+        read_embeddings(str(three)).split_plan  # noqa: B018 - is made when asked for
 
 
-def test_a_file_that_changes_after_it_was_opened_is_seen(three: Path) -> None:
+def test_a_file_that_changes_after_opening_is_refused(three: Path) -> None:
     dataset = read_embeddings(str(three))
     np.save(three / "text_emb/text_emb_9.npy", np.zeros((7, DIM), np.float16))
     with pytest.raises(InputError, match=r"text_emb_9\.npy has 7 rows, the header of img_emb/img_emb_9\.npy says 80"):
         dataset.take(np.array([150]))
 
 
-def test_it_does_not_name_its_clip(three: Path) -> None:
+def test_a_foreign_folder_does_not_name_its_clip(three: Path) -> None:
     dataset = read_embeddings(str(three))
     for ask in (lambda: dataset.clip, lambda: dataset.clip_settings):
         with pytest.raises(InputError, match="foreign does not name its CLIP"):
             ask()
 
 
-def test_training_and_sampling_from_it_are_refused_for_its_clip(three: Path, tmp_path: Path) -> None:
+def test_training_and_sampling_are_refused_without_a_clip(three: Path, tmp_path: Path) -> None:
     from priorkit.prior.train.settings import TrainSettings
     from priorkit.prior.train.stage import plan_train, train
 
@@ -367,7 +367,7 @@ def test_training_and_sampling_from_it_are_refused_for_its_clip(three: Path, tmp
         train(str(three), str(tmp_path / "prior"), settings)
 
 
-def test_remote_folders_are_read_alike(three: Path) -> None:
+def test_remote_folders_are_read_like_local_ones(three: Path) -> None:
     remote, local = Store("memory://foreign"), Store(str(three))
     for name in local.names():
         with local.open(name) as source, remote.create(name) as target:
@@ -379,7 +379,7 @@ def test_remote_folders_are_read_alike(three: Path) -> None:
     assert one.content_fingerprint == other.content_fingerprint
 
 
-def test_a_folder_without_files_like_these_is_none_of_ours(tmp_path: Path) -> None:
+def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/00000.parquet").write_bytes(b"of images")
     with pytest.raises(InputError, match="holds no result of `priorkit embed`"):
@@ -394,7 +394,7 @@ def test_a_folder_of_no_rows_is_refused(write_foreign: WriteForeign) -> None:
         read_embeddings(str(write_foreign({"0": []})))
 
 
-def test_pairing_looks_at_names_alone() -> None:
+def test_pairing_uses_names_only() -> None:
     names = ["metadata/metadata_01.parquet", "text_emb/text_emb_1.npy", "img_emb/img_emb_001.npy", "stats/stats_1.json"]
     assert pair_files(names, "url") == {
         1: {"metadata": names[0], "text_emb": names[1], "img_emb": names[2]},

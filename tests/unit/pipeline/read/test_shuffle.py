@@ -1,4 +1,4 @@
-"""The order of epochs: every row once, equal steps, shares that make up the batches, and a window's bounds."""
+"""Order of an epoch: every row once, shares that add up to batches, and bounds of windows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plan_of(blocks: list[tuple[int, int]], seed: int, epoch: int, window_rows: i
     blocks=counted, seed=st.integers(0, 3), epoch=st.integers(0, 3), window_rows=st.integers(1, 60),
     batch_size=st.integers(1, 40), ranks=st.integers(1, 7),
 )  # fmt: skip
-def test_the_shares_of_all_ranks_are_every_row_once(
+def test_the_shares_of_all_ranks_hold_every_row_once(
     blocks: list[tuple[int, int]], seed: int, epoch: int, window_rows: int, batch_size: int, ranks: int
 ) -> None:
     plan = plan_of(blocks, seed, epoch, window_rows)
@@ -53,13 +53,13 @@ def test_windows_are_whole_blocks_of_bounded_size(blocks: list[tuple[int, int]],
     for first, last in zip(plan.windows[:-1], plan.windows[1:], strict=True):
         assert first < last
         assert stored[plan.blocks[first:last]].sum() < window_rows + stored.max()
-    # a batch is of the window that its place says
+    # the first places are those of the first window
     first, last = plan.window_starts[:2]
     within = np.concatenate([plan.share(step, 1).places for step in range(first, last)])
     assert np.array_equal(np.sort(within), np.arange(first, last))
 
 
-def test_seed_and_epoch_give_another_order_of_blocks_and_of_rows() -> None:
+def test_seed_and_epoch_change_the_order_of_blocks_and_rows() -> None:
     blocks = [(4, 0)] * 50
     orders = [plan_of(blocks, seed, epoch, 40) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
     assert len({tuple(plan.blocks) for plan in orders}) == 3
@@ -67,21 +67,21 @@ def test_seed_and_epoch_give_another_order_of_blocks_and_of_rows() -> None:
 
 
 def test_a_permutation_is_uniform() -> None:
-    """Each number at each place about equally often: chi-square of 7 x 7 cells, 36 degrees of freedom."""
+    """Each number is about equally often at each place: chi-square of 7 x 7 cells, 36 degrees of freedom."""
     drawn = np.array([permutation(7, hash_key("test", seed)) for seed in range(7000)])
     cells = np.array([np.bincount(drawn[:, place], minlength=7) for place in range(7)])
     assert ((cells - 1000) ** 2 / 1000).sum() < 70  # exceeded with a chance of 6e-4 by true randomness; it is fixed
 
 
 def test_the_hash_is_splitmix64() -> None:
-    """The first outputs for seed 1234567, as the reference implementation prints them."""
+    """The expected values are the first outputs of the reference implementation for seed 1234567."""
     key = np.uint64(1234567)
     found = mix(np.arange(1, 4, dtype=np.uint64), key)
     assert found.tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_a_rank_finds_its_rows_in_its_share_of_a_windows_blocks(ranks: int) -> None:
+def test_a_rank_needs_about_its_share_of_the_blocks(ranks: int) -> None:
     plan = EpochPlan(np.full(64, 128), np.full(64, 128), seed=0, epoch=0, window_rows=2048)
     touched = np.zeros((ranks, 64))
     for rank in range(ranks):

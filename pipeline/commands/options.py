@@ -1,0 +1,72 @@
+"""Options and output that several commands share. Heavy imports happen when a command runs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from ..compute.stage import StagePlan, StageResult
+    from ..config import PipelineSettings
+
+LimitOption = Annotated[Optional[int], typer.Option("--limit", min=1, help="Work on the first N rows only.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan, disk space and time; do nothing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Discard what the folder holds and start again.")]
+SetOption = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of a recipe that this command reads; may be repeated."),
+]
+WorkersOption = Annotated[
+    Optional[int], typer.Option("--workers", show_default="this process", help="Ray workers to spread over.")
+]
+
+
+def command_settings(
+    section: str, overrides: list[str] | None, options: dict[str, Any], workers: int | None
+) -> PipelineSettings:
+    """Return the settings of a command: defaults, then `--set`, then `--workers` and the command's own options.
+
+    Args:
+        section: recipe section that the command reads in addition to `compute`.
+        options: dotted name of a setting -> value of its option; None for an option that was not given.
+    """
+    from ..config import PipelineSettings
+    from ..settings import parse_settings, with_overrides
+
+    # values are quoted as JSON, so that YAML does not read a column `no` as false
+    given = [
+        f"{name}={'null' if value == 'null' else json.dumps(value, ensure_ascii=False)}"
+        for name, value in options.items()
+        if value is not None
+    ]
+    sections = (section, "compute")
+    values = with_overrides({}, [*(overrides or []), *worker_overrides(workers), *given], sections)
+    return parse_settings(PipelineSettings, values, "options", sections)
+
+
+def worker_overrides(workers: int | None) -> list[str]:
+    """Return the overrides that the option `--workers` stands for."""
+    return [] if workers is None else ["compute.backend=ray", f"compute.workers={workers}"]
+
+
+def show_plan(plan: StagePlan, as_json: bool) -> None:
+    """Print the plan of a stage, as a table or as JSON."""
+    from ..display.terminal import print_json, print_plans
+
+    if as_json:
+        print_json(plan.to_json())
+    else:
+        print_plans([plan])
+
+
+def show_result(result: StageResult, as_json: bool) -> None:
+    """Print the result of a stage, as a table or as JSON."""
+    from ..display.terminal import print_json, print_result
+
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_result(result)

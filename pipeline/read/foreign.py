@@ -1,0 +1,47 @@
+"""Shards of a folder without a manifest: files are paired by number and checked by their headers."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from ..contract.embedding_files import pair_files
+from ..contract.storage import Store
+from ..contract.vectors.arrays import read_header
+from ..contract.vectors.embeddings import first_files, folder_notes, shard_faults
+from ..errors import InputError
+from .shards import EmbeddingShard, FolderShards
+
+_HEADER_THREADS = 16
+"""Headers that are read at once; reading is bound by the latency of remote storage."""
+
+
+def open_foreign(store: Store) -> FolderShards | None:
+    """Open the shards that clip-retrieval wrote or LAION published; None if the folder has no such files.
+
+    Raises:
+        InputError: a file is missing, damaged, without a counterpart of its number, or has another number of rows; or
+            arrays of one kind differ in width.
+    """
+    pairs = pair_files(store.names(), store.url)
+    if not pairs:
+        return None
+    names = [name for files in pairs.values() for name in files.values()]
+    folders = sorted({name.partition("/")[0] for name in names})
+    sizes = {name: size for folder in folders for name, size in store.sizes(folder).items()}
+    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        read = pool.map(lambda name: read_header(store, name, sizes.get(name)), names)
+        headers = dict(zip(names, read, strict=True))
+    first = first_files(pairs.values(), headers)
+    shards = []
+    for files in pairs.values():
+        for _, fault in shard_faults(store.url, files, headers, first):
+            raise InputError(fault)
+        image = files["img_emb"]
+        layouts = {kind: layout for kind, name in files.items() if (layout := headers[name].layout) is not None}
+        shards.append(EmbeddingShard(store, headers[image].rows, f"the header of {image}", files, layouts))
+    return FolderShards(
+        shards=shards,
+        embed_dim=headers[first["img_emb"]].embed_dim,
+        foreign_files=tuple(names),
+        notes=folder_notes(pairs, headers),
+    )

@@ -1,0 +1,74 @@
+"""Shards of a folder with a manifest, checked against it before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..contract.manifest import Manifest
+from ..contract.storage import TEMPORARY_SUFFIX, Store
+from ..errors import InputError
+from .shards import EmbeddingShard, FolderShards
+
+_DATA_FOLDERS = ("img_emb", "text_emb", "metadata", "token_states")
+"""Folders in which every file belongs to a recorded shard."""
+_MAX_WIDTH = 1 << 20
+"""Largest width of an embedding or token state. A larger number means that the manifest is damaged."""
+
+
+def open_recorded(store: Store, manifest: Manifest) -> FolderShards:
+    """Open the shards that `embed` has recorded. Only headers of files with an unexpected size are read.
+
+    Raises:
+        InputError: the folder is unfinished, a file is missing or has another size than its record, or the manifest
+            does not describe the CLIP.
+    """
+    if not {"clip", "clip_settings"} <= manifest.about.keys():
+        raise InputError(f"{store.url} does not say which CLIP made it; run `priorkit embed` again")
+    clip = manifest.about["clip"]
+    embed_dim = _recorded_width(store, clip, "embed_dim")
+    sizes = {name: size for folder in _DATA_FOLDERS for name, size in store.sizes(folder).items()}
+    recorded_folders = {name.partition("/")[0] for record in manifest.shards.values() for name in record.files}
+    for folder in sorted(recorded_folders - set(_DATA_FOLDERS)):
+        sizes.update(store.sizes(folder))
+    shards = [
+        EmbeddingShard.from_record(store, manifest.shards[name], sizes, embed_dim) for name in sorted(manifest.shards)
+    ]
+    _refuse_unfinished(store, manifest, sizes)
+    has_states = bool(shards) and shards[0].has("token_states")
+    return FolderShards(
+        shards=shards,
+        embed_dim=embed_dim,
+        token_width=_recorded_width(store, clip, "token_width") if has_states else None,
+        about=manifest.about,
+        recorded_fingerprint=manifest.content_fingerprint(),
+    )
+
+
+def _recorded_width(store: Store, clip: Any, name: str) -> int:
+    """Return a width that the manifest states for its CLIP."""
+    width = clip.get(name) if isinstance(clip, dict) else None
+    if type(width) is not int or not 0 < width <= _MAX_WIDTH:
+        raise InputError(
+            f"{store.url}: its manifest gives {width!r} as the CLIP's {name}; restore it, or run "
+            "`priorkit embed` into another folder"
+        )
+    return width
+
+
+def _refuse_unfinished(store: Store, manifest: Manifest, sizes: Mapping[str, int]) -> None:
+    """Raise InputError if shards are missing, or if there are files of a shard that is not recorded."""
+    planned = manifest.input.get("shards", 0)
+    if len(manifest.shards) < planned:
+        raise InputError(
+            f"{store.url} holds {len(manifest.shards):,} of {planned:,} shards; "
+            "`priorkit embed` is still running or was killed: run it again"
+        )
+    recorded = {name for record in manifest.shards.values() for name in record.files}
+    for name in sizes:
+        unrecorded = name.partition("/")[0] in _DATA_FOLDERS and name not in recorded
+        if unrecorded and not name.endswith(TEMPORARY_SUFFIX):
+            raise InputError(
+                f"{store.url}/{name} is in no record: `priorkit embed` is still running or was killed "
+                "(run it again), or the file is not its own (remove it)"
+            )

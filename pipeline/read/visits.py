@@ -1,0 +1,155 @@
+"""Visits: the rows of a split that an epoch reads, block by block.
+
+An epoch visits every row of its split, or one row of each content group if one caption per image is drawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..contract.vectors.spool import RowSpool
+from .shards import EmbeddingShard
+from .shuffle import hash_key, mix
+from .split_plan import group_digests
+
+_CHUNK_ROWS = 1 << 24
+"""Rows of a mapped array that are processed at once: 128 MiB of int64."""
+_GROUP_PARTS = 256
+"""Parts that the groups are divided into by hash. One part is in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of consecutive rows. Each block lies in one shard; an empty shard has no block."""
+
+    starts: np.ndarray
+    """`[blocks + 1]` int64: row number of the first row of each block, then the number of rows."""
+    shards: np.ndarray
+    """`[blocks]` int64: index of the shard of each block."""
+
+    @staticmethod
+    def from_shards(shard_starts: np.ndarray, block_rows: int) -> Blocks:
+        """Divide shards into blocks of `block_rows` rows; the last block of a shard may be shorter."""
+        shard_rows = np.diff(shard_starts)
+        per_shard = -(-shard_rows // block_rows)
+        shards = np.repeat(np.arange(len(shard_rows)), per_shard)
+        within = np.arange(len(shards)) - np.repeat(np.cumsum(per_shard) - per_shard, per_shard)
+        return Blocks(np.append(shard_starts[:-1][shards] + within * block_rows, shard_starts[-1]), shards)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """`[blocks]` int64: rows of each block."""
+        return np.diff(self.starts)
+
+    def count_splits(self, split_plan: np.ndarray, splits: int) -> Iterator[np.ndarray]:
+        """Yield, in parts, how many rows of each block are in each split: `[blocks, splits]` uint32."""
+        block, blocks = 0, len(self.shards)
+        while block < blocks:
+            chunk_end = self.starts[block] + _CHUNK_ROWS
+            end = max(block + 1, int(np.searchsorted(self.starts, chunk_end, side="right")) - 1)
+            codes = split_plan[self.starts[block] : self.starts[end]]
+            firsts = self.starts[block:end] - self.starts[block]
+            counts = [np.add.reduceat(codes == code, firsts, dtype=np.uint32) for code in range(splits)]
+            yield np.stack(counts, axis=1)
+            block = end
+
+
+class Visits:
+    """Rows of one split that each epoch visits.
+
+    Args:
+        split_plan: `[count]` uint8, the split of each row.
+        split: code of the split that is visited.
+        counts: `[blocks]` rows of the split in each block.
+        shared: rows that share their content group, as `find_shared_groups` yields them, to visit one row of each
+            group; None to visit all rows.
+    """
+
+    def __init__(
+        self, blocks: Blocks, split_plan: np.ndarray, split: int, counts: np.ndarray, shared: np.ndarray | None
+    ) -> None:
+        self._blocks, self._split_plan, self._split = blocks, split_plan, split
+        self._counts, self._shared = counts.astype(np.int64), shared
+        self._shared_bounds = np.zeros(len(counts) + 1, np.int64)
+        self.rows = int(self._counts.sum())
+        """Number of rows that each epoch visits."""
+        for part in self._shared_parts():
+            self._shared_bounds[1:] += self._count_per_block(part)
+            copies = part[part[:, 2] > 0]
+            self.rows -= int((split_plan[copies[:, 0]] == split).sum())
+        np.cumsum(self._shared_bounds, out=self._shared_bounds)
+
+    def counts(self, seed: int, epoch: int) -> np.ndarray:
+        """Return how many rows of each block an epoch visits: `[blocks]` int64."""
+        counts: np.ndarray = self._counts.copy()
+        for part in self._shared_parts():
+            skipped = part[~_drawn(part, seed, epoch)]
+            counts -= self._count_per_block(skipped[self._split_plan[skipped[:, 0]] == self._split])
+        return counts
+
+    def rows_in_block(self, block: int, seed: int, epoch: int) -> np.ndarray:
+        """Return the row numbers of a block that an epoch visits, ascending: `[n]` int64."""
+        start, end = (int(row) for row in self._blocks.starts[block : block + 2])
+        visited = self._split_plan[start:end] == self._split
+        if self._shared is not None:
+            shared = np.asarray(self._shared[slice(*self._shared_bounds[block : block + 2])])
+            visited[shared[~_drawn(shared, seed, epoch), 0] - start] = False
+        return start + np.flatnonzero(visited)
+
+    def _shared_parts(self) -> Iterator[np.ndarray]:
+        """Yield the rows that share their group, in parts."""
+        if self._shared is not None:
+            for start in range(0, len(self._shared), _CHUNK_ROWS):
+                yield np.asarray(self._shared[start : start + _CHUNK_ROWS])
+
+    def _count_per_block(self, shared: np.ndarray) -> np.ndarray:
+        """Return how many of some shared rows are in each block: `[blocks]` int64."""
+        blocks = np.searchsorted(self._blocks.starts, shared[:, 0], side="right") - 1
+        counts: np.ndarray = np.bincount(blocks, minlength=len(self._counts))
+        return counts
+
+
+def _drawn(shared: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Return which of some shared rows an epoch draws from their group: `[n]` bool."""
+    _, group, number, size = shared.T
+    draw = mix(group.astype(np.uint64), hash_key("caption", seed, epoch)) % size.astype(np.uint64)
+    return np.asarray(draw == number)
+
+
+def find_shared_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
+    """Yield the rows whose content group has several rows, ascending: `[n, 4]` int64.
+
+    The columns are the row number, 64 bits of the group's hash, the row's index in its group, and the group's size.
+    Groups are sorted on disk, in parts. Memory holds one part, and 32 bytes for each row that shares its group.
+    """
+    with contextlib.ExitStack() as stack:
+        spools = [stack.enter_context(contextlib.closing(RowSpool(np.int64, (2,)))) for _ in range(_GROUP_PARTS)]
+        row = 0
+        for digests in group_digests(shards):
+            groups = digests[:, 1]
+            rows = np.stack([np.arange(row, row + len(groups)), groups.view(np.int64)], axis=1)
+            parts = groups >> np.uint64(56)
+            order = np.argsort(parts, kind="stable")
+            bounds = np.searchsorted(parts[order], np.arange(_GROUP_PARTS + 1))
+            for part, spool in enumerate(spools):
+                if bounds[part] < bounds[part + 1]:
+                    spool.append(rows[order[bounds[part] : bounds[part + 1]]])
+            row += len(groups)
+        shared = np.concatenate([number_within_groups(spool.mapped()) for spool in spools])
+    yield shared[np.argsort(shared[:, 0])]
+
+
+def number_within_groups(rows: np.ndarray) -> np.ndarray:
+    """Number the rows of each group: `[n, 2]` row numbers and groups -> `[m, 4]` as in `find_shared_groups`.
+
+    Rows that are alone in their group are left out.
+    """
+    ordered = rows[np.lexsort((rows[:, 0], rows[:, 1]))]
+    _, first, sizes = np.unique(ordered[:, 1], return_index=True, return_counts=True)
+    number = np.arange(len(ordered)) - np.repeat(first, sizes)
+    size = np.repeat(sizes, sizes)
+    return np.column_stack([ordered, number, size])[size > 1]
