@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..pipeline.compute.stage import StagePlan
-from ..pipeline.contract.manifest import missing_files, read_manifest
+from ..pipeline.contract.manifest import damaged_shards, read_manifest
 from ..pipeline.contract.storage import Store
 from ..pipeline.errors import PriorkitError
 from .chain import STAGES, StageName, plan
@@ -49,7 +49,7 @@ def _state(stage: StageName, folder: str, planned: StagePlan | str | None) -> St
     try:
         store = Store(folder)
         manifest = read_manifest(store)
-        damaged = sum(bool(missing_files(store, record)) for record in manifest.shards.values()) if manifest else 0
+        damaged = len(damaged_shards(store, manifest)) if manifest else 0
     except PriorkitError as error:
         return StageState(stage, folder, 0, 0, str(error))
     shards = len(manifest.shards) if manifest else 0

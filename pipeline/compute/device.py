@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import TypeVar
 
 from ..errors import PriorkitError, SettingsError
 from .cluster import Gpus, cluster_gpus
+from .cores import available_cores
 from .settings import ComputeSettings, DeviceSettings
 
 ResolvedType = TypeVar("ResolvedType", bound=DeviceSettings)
@@ -114,8 +114,3 @@ def require_device(device: str) -> None:
             f"the device is cuda, but torch {torch.__version__} sees no GPU on {socket.gethostname()}; install torch "
             "for its GPUs there, or use device: cpu and compute.gpus_per_worker=0"
         )
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..errors import FolderError
 from .hashing import FileRecord, HashingFile
+from .lock import LEASE_NAME, LOCK_NAME, lock_folder
 from .manifest import MANIFEST_NAME, RECORD_FOLDER, Manifest, ShardRecord, pending_shards, read_manifest, read_records
-from .storage import LEASE_NAME, LOCK_NAME, TEMPORARY_SUFFIX, Store
+from .storage import TEMPORARY_SUFFIX, Store
 
 REPLACEMENT_FOLDER = "replacing"
 """Where a committed shard is written anew, before it takes the place of the old one."""
@@ -163,7 +164,7 @@ def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> I
         FolderError: the folder holds other files, another stage, other settings or another writer.
     """
     check_stage(store, planned, overwrite=overwrite)
-    with store.writer():
+    with lock_folder(store):
         finish_replacements(store)
         # looked at again under the lock: another writer may have been here since
         found = check_stage(store, planned, overwrite=overwrite)

@@ -18,7 +18,7 @@ from .arrow.parquet import open_parquet
 from .arrow.types import is_text, require_distinct
 from .file_marks import note_file, open_hashed
 from .listing import is_data
-from .manifest import fingerprint, missing_files, read_manifest
+from .manifest import damaged_shards, fingerprint, read_manifest
 from .samples import IMAGE_EXTENSIONS, Sample, name_extensions
 from .storage import Store
 
@@ -100,9 +100,12 @@ def list_image_shards(store: Store) -> list[ImageShard]:
     else:
         shards = []
         _require_numbers(store, [f"{name}.tar" for name in manifest.shards])
+        damaged = damaged_shards(store, manifest)
         for name, record in manifest.shards.items():
-            if lost := missing_files(store, record):
-                raise InputError(f"{store.url}: {lost[0]} is missing or damaged; run `priorkit download` again")
+            if name in damaged:
+                raise InputError(
+                    f"{store.url}: {damaged[name][0]} is missing or damaged; run `priorkit download` again"
+                )
             shards.append(ImageShard(name, fingerprint(record.content()), record.counts.get("success", 0)))
     if not shards:
         raise InputError(

@@ -192,9 +192,20 @@ def require_stage(store: Store, manifest: Manifest | None, stage: str) -> Manife
     return manifest
 
 
-def missing_files(store: Store, record: ShardRecord) -> list[str]:
-    """Files of a record that are absent or not of the recorded size."""
-    return [name for name, entry in record.files.items() if store.size(name) != entry.bytes]
+def missing_files(record: ShardRecord, sizes: Mapping[str, int]) -> list[str]:
+    """Return the files of a record that are absent or not of the recorded size.
+
+    Args:
+        sizes: size in bytes of each file in the folder, by name: `Store.sizes`, one listing for all records.
+    """
+    return [name for name, entry in record.files.items() if sizes.get(name) != entry.bytes]
+
+
+def damaged_shards(store: Store, manifest: Manifest) -> dict[str, list[str]]:
+    """Return the missing files of each shard that has some, by the name of the shard, from one listing."""
+    sizes = store.sizes() if manifest.shards else {}
+    missing = {name: missing_files(record, sizes) for name, record in manifest.shards.items()}
+    return {name: files for name, files in missing.items() if files}
 
 
 def differing_files(store: Store, record: ShardRecord) -> list[str]:
@@ -225,6 +236,4 @@ def whole_shards(store: Store, manifest: Manifest) -> set[str]:
     settings = manifest.settings_fingerprint
     made = [record for record in manifest.shards.values() if record.settings == settings]
     sizes = store.sizes() if made else {}
-    return {
-        record.name for record in made if all(sizes.get(name) == entry.bytes for name, entry in record.files.items())
-    }
+    return {record.name for record in made if not missing_files(record, sizes)}

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..contract.storage import TEMPORARY_SUFFIX, Store
+from ..contract.storage import Store, atomic_file
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -180,7 +180,5 @@ def page_target(option: str, path: str, folders: Iterable[str]) -> str:
 
 def write_page(target: str, content: bytes) -> None:
     """Write a page whole or not at all."""
-    temporary = target + TEMPORARY_SUFFIX
-    with open(temporary, "wb") as file:
+    with atomic_file(target, durable=False) as file:
         file.write(content)
-    os.replace(temporary, target)

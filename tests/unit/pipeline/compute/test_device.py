@@ -7,7 +7,8 @@ import torch
 
 from priorkit.pipeline.compute import device as module
 from priorkit.pipeline.compute.cluster import Gpus
-from priorkit.pipeline.compute.device import available_cores, describe_device, require_device, resolve, with_gpus
+from priorkit.pipeline.compute.cores import available_cores
+from priorkit.pipeline.compute.device import describe_device, require_device, resolve, with_gpus
 from priorkit.pipeline.compute.settings import ComputeSettings, DeviceSettings
 from priorkit.pipeline.errors import PriorkitError, SettingsError
 

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import tarfile
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -198,3 +199,20 @@ def test_a_tar_that_is_compressed_under_a_plain_name_is_named(tmp_path: Path) ->
     (tmp_path / "00000.tar").write_bytes(gzip.compress(tar_bytes(PAIR)))
     with pytest.raises(InputError, match=r"00000\.tar is compressed; unpack it"):
         list_image_shards(Store(str(tmp_path)))
+
+
+def test_a_folder_is_listed_by_as_many_requests_whatever_the_number_of_its_shards(requests: list[str]) -> None:
+    numbers = []
+    for shards in (2, 20):
+        store = Store(f"memory://{uuid.uuid4().hex}")
+        with open_stage(store, Manifest("download", {}, {})) as folder:
+            for number in range(shards):
+                commit = ShardCommit(store, f"{number:05d}", settings=folder.manifest.settings_fingerprint)
+                with commit.create(f"{number:05d}.tar") as file:
+                    file.write(b"data")
+                folder.add(commit.commit(rows=1, counts={"success": 1}))
+            folder.finish()
+        requests.clear()
+        assert [shard.samples for shard in list_image_shards(store)] == [1] * shards
+        numbers.append(len(requests))
+    assert numbers[0] == numbers[1]

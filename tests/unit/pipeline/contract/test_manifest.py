@@ -22,10 +22,12 @@ from priorkit.pipeline.contract.commit import (
     open_stage,
 )
 from priorkit.pipeline.contract.hashing import FileRecord
+from priorkit.pipeline.contract.lock import lock_folder
 from priorkit.pipeline.contract.manifest import (
     MANIFEST_NAME,
     Manifest,
     ShardRecord,
+    damaged_shards,
     differing_files,
     embedding_shard_name,
     fingerprint,
@@ -33,6 +35,7 @@ from priorkit.pipeline.contract.manifest import (
     missing_files,
     read_manifest,
     require_manifest,
+    whole_shards,
 )
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import FolderError, InputError
@@ -176,7 +179,8 @@ def test_a_missing_or_short_file_makes_its_shard_pending(store: Store, content: 
         with store.create("00001.tar") as file:
             file.write(content)
     with open_stage(store, planned()) as folder:
-        assert missing_files(store, folder.manifest.shards["00001"]) == ["00001.tar"]
+        assert missing_files(folder.manifest.shards["00001"], store.sizes()) == ["00001.tar"]
+        assert damaged_shards(store, folder.manifest) == {"00001": ["00001.tar"]}
         assert folder.pending({"00000": "in", "00001": "in"}) == ["00001"]
 
 
@@ -192,7 +196,7 @@ def test_changed_bytes_of_equal_size_are_found_by_reading(store: Store) -> None:
     with store.create("00001.tar") as file:
         file.write(b"Data")
     manifest = require_manifest(store, "download")
-    assert missing_files(store, manifest.shards["00001"]) == []
+    assert damaged_shards(store, manifest) == {}
     assert differing_files(store, manifest.shards["00000"]) == []
     assert differing_files(store, manifest.shards["00001"]) == ["00001.tar"]
     store.remove("00001.tar")
@@ -254,7 +258,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_only_our_own_leftovers_is_empty(store: Store) -> None:
-    with store.writer():
+    with lock_folder(store):
         pass
     with store.fs.open(f"{store.root}/manifest.json.priorkit-tmp", "wb") as file:
         file.write(b"{")
@@ -494,3 +498,19 @@ def test_a_shard_that_was_not_written_anew_to_its_end_stays_as_it_was(tmp_path: 
         assert differing_files(store, record) == []
         folder.finish()
     assert not (tmp_path / "replacing").exists()
+
+
+@pytest.mark.parametrize("check", [damaged_shards, whole_shards])
+def test_shards_are_checked_by_one_listing(check: Callable[[Store, Manifest], Any], requests: list[str]) -> None:
+    numbers = []
+    for shards in (2, 20):
+        store = Store(f"memory://{uuid.uuid4().hex}")
+        with open_stage(store, planned()) as folder:
+            for number in range(shards):
+                folder.add(write_shard(folder, image_shard_name(number)))
+            folder.finish()
+        manifest = require_manifest(store, "download")
+        requests.clear()
+        check(store, manifest)
+        numbers.append(len(requests))
+    assert numbers[0] == numbers[1] <= 3
