@@ -54,6 +54,7 @@ def hash_file(file: BinaryIO) -> str:
 
 
 _LFS_HEADER = b"version https://git-lfs.github.com/spec/"
+"""First bytes of a Git LFS pointer file."""
 
 
 def is_lfs_pointer(file: BinaryIO) -> bool:

@@ -157,7 +157,7 @@ def test_a_column_whose_name_is_not_utf8(tmp_path: Path) -> None:
 
 
 def test_a_long_key_is_not_compared_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("priorkit.pipeline.nearest._likeness", None)
+    monkeypatch.setattr("priorkit.pipeline.nearest._similarity", None)
     assert suggest(["_".join(["stepts"] * 4000)], [("train", "steps"), ("train", "validate_every")]) is None
 
 

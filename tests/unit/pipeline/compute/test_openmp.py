@@ -33,7 +33,7 @@ def in_process(code: str, **variables: str) -> dict[str, str | None]:
 def test_any_module_of_ours_sets_it_before_torch_is_loaded(module: str) -> None:
     found = in_process(f"import priorkit.{module}; {SHOW}")
     assert {name for name, value in found.items() if value == "0"} == {
-        name for runtime in runtimes_of_torch() for name in openmp._WAYS[runtime]
+        name for runtime in runtimes_of_torch() for name in openmp._VARIABLES[runtime]
     }
 
 

@@ -120,7 +120,7 @@ def test_marks_that_are_none_are_left_out(tmp_path: Path) -> None:
 
 
 def test_long_hashing_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_marks, "_QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(file_marks, "_REPORT_SECONDS", -1.0)
     notes: list[str] = []
     for name in ("a", "b"):
         write(tmp_path / name, b"x")

@@ -555,7 +555,7 @@ def test_a_file_is_known_again_by_its_mark_and_any_change_of_it_is_seen(tmp_path
 def test_a_large_file_that_is_changed_between_the_samples_of_its_mark_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(url_files, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(url_files, "_MAX_HASHED_BYTES", 1000)
     monkeypatch.setattr(url_files, "_SAMPLE_BYTES", 10)
     path = tmp_path / "list.parquet"
 
