@@ -15,7 +15,8 @@ import pytest
 from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.settings import parse_settings
-from priorkit.pipeline.urls.url_list import UrlList, open_url_list, rows_digest
+from priorkit.pipeline.urls.digest import rows_digest
+from priorkit.pipeline.urls.url_list import UrlList, open_url_list
 
 
 def open_list(path: Path, **settings: Any) -> UrlList:

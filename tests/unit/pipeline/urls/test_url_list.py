@@ -19,14 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.http import HTTPFileSystem
-from hypothesis import given
-from hypothesis import strategies as st
 
 from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.urls import files as url_files
-from priorkit.pipeline.urls.files import list_mark
-from priorkit.pipeline.urls.url_list import UrlList, open_url_list, rows_digest
+from priorkit.pipeline.urls.digest import rows_digest
+from priorkit.pipeline.urls.url_list import UrlList, open_url_list
 
 from ....conftest import QuietHandler, serving
 
@@ -204,15 +202,6 @@ def test_shards_are_the_rows_cut_at_equal_counts_across_files(tmp_path: Path, ro
     shards = [shard for _, shard in open_list(tmp_path).shards(rows_per_shard)]
     assert [shard.num_rows for shard in shards[:-1]] == [rows_per_shard] * (len(shards) - 1)
     assert [row for shard in shards for row in shard.to_pylist()] == ROWS
-
-
-def test_the_digest_tells_rows_apart() -> None:
-    table = pa.Table.from_pylist(ROWS)
-    assert rows_digest(table) != rows_digest(table.slice(1))
-    assert rows_digest(table) != rows_digest(table.take(pa.array([1, 0, 2, 3, 4, 5, 6])))
-    joined, split = pa.table({"url": ["a', 'b"], "caption": ["c"]}), pa.table({"url": ["a"], "caption": ["b', 'c"]})
-    assert rows_digest(joined) != rows_digest(split)
-    assert rows_digest(pa.table({"url": [None]})) != rows_digest(pa.table({"url": ["None"]}))
 
 
 def refusal(path: Path | str, **settings: Any) -> str:
@@ -447,44 +436,6 @@ def test_a_json_list_is_read_as_a_stream(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def column_bytes(values: list[str | None]) -> pa.Array:
-    """Texts in which what is null has bytes all the same."""
-    full = pa.array(["left behind" if value is None else value for value in values])
-    mask = pa.array([value is not None for value in values])
-    return pa.Array.from_buffers(pa.string(), len(values), [mask.buffers()[1], *full.buffers()[1:]])
-
-
-def test_the_digest_is_that_of_the_values_however_they_are_held() -> None:
-    values = ["a", None, "", "猫", "tail"] * 50
-    table = pa.table({"url": values, "n": list(range(250))})
-    expected = rows_digest(table)
-    chunked = pa.concat_tables([table.slice(0, 7), table.slice(7, 0), table.slice(7, 100), table.slice(107)])
-    assert chunked.column("url").num_chunks == 4
-    assert rows_digest(chunked) == expected
-    assert rows_digest(pa.table({"url": column_bytes(values), "n": list(range(250))})) == expected
-    padded = pa.concat_tables([table, table]).combine_chunks()
-    assert rows_digest(padded.slice(250)) == expected
-    assert rows_digest(padded.slice(249, 250)) != expected
-    assert rows_digest(table.rename_columns(["url", "m"])) != expected
-
-
-@given(st.lists(st.tuples(st.none() | st.text(max_size=4), st.none() | st.text(max_size=4)), max_size=6))
-def test_equal_digests_are_of_equal_rows(rows: list[tuple[str | None, str | None]]) -> None:
-    """Against every other way to cut the same characters into cells."""
-
-    def table(rows: list[tuple[str | None, str | None]]) -> pa.Table:
-        columns = list(zip(*rows, strict=True)) or [(), ()]
-        return pa.table({name: pa.array(column, pa.string()) for name, column in zip("ab", columns, strict=True)})
-
-    digest = rows_digest(table(rows))
-    cells = [cell for row in rows for cell in row]
-    for place in range(len(cells) - 1):
-        changed = list(cells)
-        changed[place], changed[place + 1] = changed[place + 1], changed[place]
-        others = list(zip(changed[::2], changed[1::2], strict=True))
-        assert (rows_digest(table(others)) == digest) == (others == rows)
-
-
 def many_rows(path: Path, rows: int, group: int) -> list[str]:
     urls = [f"http://h/{number}.jpg" for number in range(rows)]
     pq.write_table(pa.table({"url": urls, "caption": urls}), path, row_group_size=group)
@@ -531,27 +482,6 @@ def test_a_shard_takes_no_more_to_send_than_its_rows(tmp_path: Path) -> None:
     assert len(pickle.dumps(shard)) < 5_000
 
 
-def test_a_file_is_known_again_by_its_mark_and_any_change_of_it_is_seen(tmp_path: Path) -> None:
-    path = tmp_path / "list.parquet"
-    many_rows(path, 100, 10)
-    mark = list_mark(str(path))
-    assert mark is not None
-    assert (mark.rows, mark.bytes) == (100, path.stat().st_size)
-    assert list_mark(str(path)) == mark
-    table = pq.read_table(path)
-    swapped = list(range(100))
-    swapped[41], swapped[43] = 43, 41  # as long as each other, in one row group and no end of it
-    pq.write_table(table.take(swapped), path, row_group_size=10, compression="none", write_statistics=False)
-    other = list_mark(str(path))
-    pq.write_table(table, path, row_group_size=10, compression="none", write_statistics=False)
-    same_size = list_mark(str(path))
-    assert other is not None
-    assert same_size is not None
-    assert other.bytes == same_size.bytes
-    assert other.sha256 != same_size.sha256
-    assert list_mark(str(tmp_path / "list.csv")) is None
-
-
 def test_a_large_file_that_is_changed_between_the_samples_of_its_mark_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -593,21 +523,3 @@ def test_a_hash_column_must_be_one_of_the_list(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(as_delimited(ROWS))
     assert "no column 'md5'; The list has" in refusal(tmp_path / "list.csv", hash_column="md5")
     assert "is the column of URLs or captions itself" in refusal(tmp_path / "list.csv", hash_column="caption")
-
-
-@pytest.mark.parametrize(
-    ("values", "kinds"),
-    [
-        ([1, None, -3, 0], (pa.int8(), pa.int32(), pa.int64())),
-        ([1, None, 200, 0], (pa.uint8(), pa.int16(), pa.uint64())),
-        ([1.5, None, float("nan"), 0.0], (pa.float32(), pa.float64())),
-    ],
-)
-def test_the_width_of_numbers_is_no_part_of_the_digest_and_their_values_are(
-    values: list[float | None], kinds: tuple[pa.DataType, ...]
-) -> None:
-    tables = [pa.table({"n": pa.array(values, kind)}) for kind in kinds]
-    assert len({rows_digest(table) for table in tables}) == 1
-    assert rows_digest(pa.concat_tables([tables[0].slice(0, 3), tables[0].slice(3)])) == rows_digest(tables[0])
-    for changed in ([values[0], 0, *values[2:]], [None, values[0], *values[2:]], [2, *values[1:]]):
-        assert rows_digest(pa.table({"n": pa.array(changed, kinds[0])})) != rows_digest(tables[0])

@@ -16,7 +16,8 @@ from priorkit.pipeline.contract.arrow.columns import as_text, carried, group_nam
 from priorkit.pipeline.contract.arrow.types import can_be_text, plain_type, why_not_carried
 from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.urls.url_list import open_url_list, rows_digest
+from priorkit.pipeline.urls.digest import rows_digest
+from priorkit.pipeline.urls.url_list import open_url_list
 
 TEXT_KINDS = (
     pa.string(),
