@@ -22,12 +22,12 @@ from priorkit.pipeline.contract.manifest import Manifest, read_manifest
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import FolderError, InputError
 
-HOLD_THE_FOLDER = """
+LOCK_THE_FOLDER = """
 import sys, time
 from priorkit.pipeline.contract.lock import lock_folder
 from priorkit.pipeline.contract.storage import Store
 with lock_folder(Store(sys.argv[1])):
-    print("held", flush=True)
+    print("locked", flush=True)
     time.sleep(60)
 """
 
@@ -52,22 +52,24 @@ def bucket() -> Iterator[Store]:
 
 
 def test_a_second_writer_in_another_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLD_THE_FOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOCK_THE_FOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
         with pytest.raises(FolderError, match="another priorkit process"), lock_folder(Store(str(tmp_path))):
             pass
-        holder.send_signal(signal.SIGKILL)
-        holder.wait(10)
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
         with lock_folder(Store(str(tmp_path))):
             pass
     finally:
-        holder.kill()
-        holder.communicate()
+        process.kill()
+        process.communicate()
 
 
-def test_the_folder_is_free_again_after_the_block_even_if_it_failed(store: Store) -> None:
+def test_the_folder_is_unlocked_after_the_block_even_if_it_fails(store: Store) -> None:
     with pytest.raises(RuntimeError, match="work"), lock_folder(store):
         raise RuntimeError("work")
     with lock_folder(store), pytest.raises(FolderError, match="writing here"), lock_folder(store):
@@ -80,14 +82,14 @@ def _lease(store: Store, *, host: str, pid: int, expires: float) -> None:
     store.write_json(LEASE_NAME, {"owner": "other", "host": host, "pid": pid, "expires": expires})
 
 
-def test_a_live_lease_keeps_others_out_and_is_removed_at_the_end(bucket: Store) -> None:
+def test_a_live_lease_excludes_others_and_is_removed_at_the_end(bucket: Store) -> None:
     with lock_folder(bucket):
-        held = bucket.read_json(LEASE_NAME)
-        assert held["pid"] == os.getpid()
-        assert 60 < held["expires"] - time.time() <= 121
+        lease = bucket.read_json(LEASE_NAME)
+        assert lease["pid"] == os.getpid()
+        assert 60 < lease["expires"] - time.time() <= 121
         with pytest.raises(FolderError, match=f"process {os.getpid()} on {socket.gethostname()}"), lock_folder(bucket):
             pass
-        assert bucket.read_json(LEASE_NAME)["owner"] == held["owner"]
+        assert bucket.read_json(LEASE_NAME)["owner"] == lease["owner"]
     assert bucket.names() == []
 
 
@@ -134,14 +136,14 @@ def without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("without_locks")
-def test_a_folder_without_locks_is_held_by_a_lease_and_says_so_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_without_locks_gets_a_lease_and_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = Store(str(tmp_path))
     for _ in range(2):
         with lock_folder(store):
             assert read_manifest(store) is None
-            assert check_stage(store, Manifest("train", {}, input={})) is None  # it is no foreign work
+            assert (
+                check_stage(store, Manifest("train", {}, input={})) is None
+            )  # the lease does not count as other files
             with pytest.raises(FolderError, match=f"process {os.getpid()} on .* is writing here"), lock_folder(store):
                 pass
         assert store.size("lease.json") is None

@@ -41,7 +41,7 @@ LEAVING = ["", ".", "..", "../x", "a/../x", "a/..", "/etc/passwd", "a//b", "a/",
     "name",
     [*LEAVING, ".hidden", "a/.hidden", "a\\b", "C:\\x", "~root/x", "a b", "a\nb", "a\n", "é", "-rf"],
 )
-def test_names_that_are_not_plain_are_in_no_manifest_and_not_written(name: str, store: Store) -> None:
+def test_names_that_are_not_plain_are_refused_in_manifests_and_for_writing(name: str, store: Store) -> None:
     with pytest.raises(InputError, match="plain relative name"):
         check_name(name)
     with pytest.raises(InputError, match="plain relative name"):
@@ -72,7 +72,7 @@ def test_files_of_other_tools_are_read_whatever_their_names(name: str, store: St
         assert file.read() == b"content"
 
 
-def test_the_record_of_a_file_is_its_size_and_hash(store: Store) -> None:
+def test_the_record_of_a_file_has_its_size_and_hash(store: Store) -> None:
     with store.create("a/b.bin") as file:
         file.write(b"one")
         file.write(memoryview(b"two"))
@@ -94,7 +94,7 @@ def test_a_block_that_fails_leaves_no_file(store: Store) -> None:
 
 
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
-def test_a_block_that_fails_leaves_the_old_file_as_it_was(store: Store, stop: type[BaseException]) -> None:
+def test_a_block_that_fails_leaves_the_old_file_unchanged(store: Store, stop: type[BaseException]) -> None:
     with store.create("x.bin") as file:
         file.write(b"old")
     with contextlib.suppress(stop), store.create("x.bin") as file:
@@ -105,7 +105,7 @@ def test_a_block_that_fails_leaves_the_old_file_as_it_was(store: Store, stop: ty
     assert store.names() == ["x.bin"]
 
 
-def test_nothing_is_seen_of_a_file_before_its_block_ends(store: Store) -> None:
+def test_a_file_is_invisible_before_its_block_ends(store: Store) -> None:
     with store.create("x.bin") as file:
         file.write(b"content")
         assert store.size("x.bin") is None
@@ -120,7 +120,7 @@ def test_json_is_written_and_read(store: Store) -> None:
     assert store.read_json("a/x.json")["n"] == 1
 
 
-def test_absent_files_are_told_from_damaged_ones(store: Store) -> None:
+def test_absent_and_damaged_files_raise_different_exceptions(store: Store) -> None:
     assert store.size("none.json") is None
     with pytest.raises(FileNotFoundError):
         store.read_json("none.json")
@@ -131,16 +131,16 @@ def test_absent_files_are_told_from_damaged_ones(store: Store) -> None:
         store.read_json("cut.json")
 
 
-def test_sweep_removes_what_a_killed_writer_left(store: Store) -> None:
-    with store.create("kept.bin") as file:
+def test_sweep_removes_the_temporary_files_of_killed_writers(store: Store) -> None:
+    with store.create("a.bin") as file:
         file.write(b"x")
     with store.fs.open(f"{store.root}/dead.bin.priorkit-tmp", "wb") as left:
         left.write(b"half")
     store.sweep()
-    assert store.names() == ["kept.bin"]
+    assert store.names() == ["a.bin"]
 
 
-def test_a_store_travels_to_another_process_as_its_url(store: Store) -> None:
+def test_a_store_is_pickled_as_its_url(store: Store) -> None:
     with store.create("x.bin") as file:
         file.write(b"x")
     copy = pickle.loads(pickle.dumps(store))
@@ -170,12 +170,12 @@ def test_ranges_and_sizes(store: Store) -> None:
         assert target[: len(expected)] == expected
 
 
-def test_two_writers_of_one_file_do_not_meet_in_a_temporary_one(store: Store) -> None:
-    with store.create("kept.bin") as first, store.create("kept.bin") as second:
+def test_two_writers_of_one_file_use_different_temporary_files(store: Store) -> None:
+    with store.create("a.bin") as first, store.create("a.bin") as second:
         first.write(b"the first, longer")
         second.write(b"the second")
-    with store.open("kept.bin") as file:
-        assert file.read() == b"the first, longer"  # whose block ended last
+    with store.open("a.bin") as file:
+        assert file.read() == b"the first, longer"  # its block ended last
 
 
 def test_an_atomic_file_may_have_any_name_and_leaves_no_other(tmp_path: Path) -> None:
