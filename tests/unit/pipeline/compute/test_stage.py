@@ -1,4 +1,4 @@
-"""Refusing what the disk has no room for."""
+"""Checks of disk space."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from priorkit.pipeline.errors import FolderError
 PLAN = StagePlan("embed", "data/embeddings", 3, 3, "shards", 30_000, 2_000_000_000, 1_500_000_000, 60.0)
 
 
-def test_too_little_disk_is_refused_with_both_figures() -> None:
+def test_too_little_space_is_refused_with_both_numbers() -> None:
     with pytest.raises(
         FolderError, match=r"data/embeddings: .* about 2,000\.0 MB, and the disk has 1,500\.0 MB free; .*--limit"
     ):
@@ -23,11 +23,11 @@ def test_too_little_disk_is_refused_with_both_figures() -> None:
 
 
 @pytest.mark.parametrize("free", [None, 2_000_000_000])
-def test_what_fits_and_what_is_not_on_a_disk_is_not_refused(free: int | None) -> None:
+def test_enough_space_and_object_stores_are_accepted(free: int | None) -> None:
     require_space(dataclasses.replace(PLAN, bytes_free=free))
 
 
-def test_embed_looks_at_the_disk_before_it_touches_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embed_checks_the_disk_before_it_changes_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs" / "a.txt").write_text("a caption")
     settings = EmbedSettings.model_validate({"clip": {"model": "priorkit:demo"}, "image": False})

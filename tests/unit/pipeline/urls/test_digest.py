@@ -12,7 +12,7 @@ from priorkit.pipeline.urls.digest import rows_digest
 ROWS = [{"url": f"http://h/{number}.jpg", "caption": caption} for number, caption in enumerate("abcdefg")]
 
 
-def test_the_digest_tells_rows_apart() -> None:
+def test_different_rows_have_different_digests() -> None:
     table = pa.Table.from_pylist(ROWS)
     assert rows_digest(table) != rows_digest(table.slice(1))
     assert rows_digest(table) != rows_digest(table.take(pa.array([1, 0, 2, 3, 4, 5, 6])))
@@ -22,13 +22,13 @@ def test_the_digest_tells_rows_apart() -> None:
 
 
 def column_bytes(values: list[str | None]) -> pa.Array:
-    """Texts in which what is null has bytes all the same."""
+    """Return an array of texts whose null values have bytes in the buffer."""
     full = pa.array(["left behind" if value is None else value for value in values])
     mask = pa.array([value is not None for value in values])
     return pa.Array.from_buffers(pa.string(), len(values), [mask.buffers()[1], *full.buffers()[1:]])
 
 
-def test_the_digest_is_that_of_the_values_however_they_are_held() -> None:
+def test_the_digest_does_not_depend_on_chunks_and_buffers() -> None:
     values = ["a", None, "", "猫", "tail"] * 50
     table = pa.table({"url": values, "n": list(range(250))})
     expected = rows_digest(table)
@@ -44,7 +44,7 @@ def test_the_digest_is_that_of_the_values_however_they_are_held() -> None:
 
 @given(st.lists(st.tuples(st.none() | st.text(max_size=4), st.none() | st.text(max_size=4)), max_size=6))
 def test_equal_digests_are_of_equal_rows(rows: list[tuple[str | None, str | None]]) -> None:
-    """Against every other way to cut the same characters into cells."""
+    """Swapping two neighbouring cells changes the digest unless they are equal."""
 
     def table(rows: list[tuple[str | None, str | None]]) -> pa.Table:
         columns = list(zip(*rows, strict=True)) or [(), ()]
@@ -67,7 +67,7 @@ def test_equal_digests_are_of_equal_rows(rows: list[tuple[str | None, str | None
         ([1.5, None, float("nan"), 0.0], (pa.float32(), pa.float64())),
     ],
 )
-def test_the_width_of_numbers_is_no_part_of_the_digest_and_their_values_are(
+def test_the_digest_depends_on_values_of_numbers_and_not_on_their_width(
     values: list[float | None], kinds: tuple[pa.DataType, ...]
 ) -> None:
     tables = [pa.table({"n": pa.array(values, kind)}) for kind in kinds]

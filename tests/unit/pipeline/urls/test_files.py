@@ -19,7 +19,7 @@ def many_rows(path: Path, rows: int, group: int) -> list[str]:
     return urls
 
 
-def test_a_file_is_known_again_by_its_mark_and_any_change_of_it_is_seen(tmp_path: Path) -> None:
+def test_the_mark_of_a_file_changes_with_its_content(tmp_path: Path) -> None:
     path = tmp_path / "list.parquet"
     many_rows(path, 100, 10)
     mark = list_mark(str(path))
