@@ -49,9 +49,9 @@ def runtimes_of_torch() -> set[str]:
         return set()
     package = Path(spec.origin).parent
     for folder in (package / "lib", package.parent / "torch.libs", Path(sys.prefix) / "lib"):
-        found = {runtime for path in _libraries(folder) if (runtime := _runtime(path.resolve().name)) is not None}
-        if found:
-            return found
+        runtimes = {runtime for path in _libraries(folder) if (runtime := _runtime(path.resolve().name)) is not None}
+        if runtimes:
+            return runtimes
     return set()
 
 

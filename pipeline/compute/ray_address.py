@@ -64,18 +64,18 @@ def cluster_address(address: str | None) -> ClusterAddress:
     """
     named = os.environ.get("RAY_ADDRESS", "").strip()
     if named and address in (None, AUTO):
-        found = ClusterAddress(named, "RAY_ADDRESS")
+        place = ClusterAddress(named, "RAY_ADDRESS")
     elif address is None:
         return ClusterAddress(LOCAL, "")
     else:
-        found = ClusterAddress(address, "compute.address")
-    if found.address not in (AUTO, LOCAL) and (match := _ADDRESS.fullmatch(found.address)) is None:
-        if found.address.startswith(("http://", "https://")):
-            raise found.error(f"that is the address of Ray's dashboard, for its jobs; {_FORMS}")
-        raise found.error(_FORMS)
-    if found.address not in (AUTO, LOCAL) and match is not None and not 0 < int(match["port"]) < 65536:
-        raise found.error(f"there is no port {match['port']}")
-    return found
+        place = ClusterAddress(address, "compute.address")
+    if place.address not in (AUTO, LOCAL) and (match := _ADDRESS.fullmatch(place.address)) is None:
+        if place.address.startswith(("http://", "https://")):
+            raise place.error(f"that is the address of Ray's dashboard, for its jobs; {_FORMS}")
+        raise place.error(_FORMS)
+    if place.address not in (AUTO, LOCAL) and match is not None and not 0 < int(match["port"]) < 65536:
+        raise place.error(f"there is no port {match['port']}")
+    return place
 
 
 def find_running(place: ClusterAddress, candidates: Mapping[str, bool]) -> tuple[ClusterAddress, bool]:
@@ -222,12 +222,13 @@ def _ways() -> str:
 
 def _require_versions(place: ClusterAddress, answer: Answer, version: str) -> None:
     metadata = answer.metadata()
-    theirs = str(metadata.get("ray_version", version)), str(metadata.get("python_version", platform.python_version()))
+    ray_version = str(metadata.get("ray_version", version))
+    python_version = str(metadata.get("python_version", platform.python_version()))
     parts = 2 if os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL") == "minor" else 3
-    same_python = theirs[1].split(".")[:parts] == platform.python_version().split(".")[:parts]
-    if theirs[0] != version or not same_python:
+    same_python = python_version.split(".")[:parts] == platform.python_version().split(".")[:parts]
+    if ray_version != version or not same_python:
         raise place.error(
-            f"it runs Ray {theirs[0]} on Python {theirs[1]}, this process Ray {version} on Python "
+            f"it runs Ray {ray_version} on Python {python_version}, this process Ray {version} on Python "
             f"{platform.python_version()}; Ray needs the same versions on both sides"
         )
 

@@ -151,8 +151,8 @@ def _rest(connection: socket.socket, stream: io.BufferedReader) -> bytes:
 
 def _status(block: bytes) -> int | None:
     """Return the status in the last headers; gRPC's library compresses neither its name nor its value."""
-    found = re.search(rb"grpc-status[\x01\x02](\d{1,2})", block)
-    return int(found[1]) if found else None
+    status = re.search(rb"grpc-status[\x01\x02](\d{1,2})", block)
+    return int(status[1]) if status else None
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:

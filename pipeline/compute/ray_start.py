@@ -112,7 +112,7 @@ def _running_heads(ray: Any) -> dict[str, bool]:
     heads: dict[str, bool] = {}
     for process in ray._private.services.psutil.process_iter(["cmdline", "uids"]):
         command, uids = process.info["cmdline"] or [""], process.info["uids"]
-        found = re.search(r"--gcs-address=(\S+)", " ".join(command))
-        if found is not None and os.path.basename(command[0].split(" ")[0]) == "raylet":
-            heads[found[1]] = heads.get(found[1], False) or (uids is not None and uids.real == os.getuid())
+        head = re.search(r"--gcs-address=(\S+)", " ".join(command))
+        if head is not None and os.path.basename(command[0].split(" ")[0]) == "raylet":
+            heads[head[1]] = heads.get(head[1], False) or (uids is not None and uids.real == os.getuid())
     return heads

@@ -192,7 +192,7 @@ def check_stage(
 
     Args:
         overwrite: accept a folder with other settings.
-        advice: for the message about other settings: a way out besides setting them back.
+        advice: alternative to restoring the settings, for the message.
     """
     existing = read_manifest(store)
     if existing is None:

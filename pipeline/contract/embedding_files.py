@@ -32,7 +32,9 @@ def pair_files(names: Iterable[str], url: str) -> dict[int, dict[str, str]]:
     """
     pairs = group_files(names, url, _refuse)
     present = {kind for files in pairs.values() for kind in files}
-    needed = [kind for kind in _FOREIGN_KINDS if kind in present or kind == "img_emb"]  # LAION has images alone too
+    needed = [
+        kind for kind in _FOREIGN_KINDS if kind in present or kind == "img_emb"
+    ]  # some folders of LAION have image embeddings only
     for files in pairs.values():
         for fault in missing_kinds(files, needed, url):
             _refuse(fault)

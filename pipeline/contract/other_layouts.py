@@ -1,4 +1,4 @@
-"""Messages about folders with embeddings in an unsupported layout: what was found, and how to convert it."""
+"""Messages about folders with embeddings in an unsupported layout: its description, and how to convert it."""
 
 from __future__ import annotations
 

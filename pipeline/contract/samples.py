@@ -22,6 +22,7 @@ class Place(NamedTuple):
 
 
 FIRST = Place()
+"""Place of the first sample."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class Store:
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return (Store, (self.url,))  # file systems hold connections: a worker opens its own
+        return (Store, (self.url,))  # file systems have connections, so each worker opens its own
 
     def path(self, name: str) -> str:
         """Return the full path of `name` in the file system; InputError if it leaves the folder."""

@@ -43,7 +43,7 @@ def count_samples(store: Store, tar_name: str) -> int:
 
 
 class _SeenSamples:
-    """Samples of a tar so far, to distinguish a sample whose files are apart from a repeated key."""
+    """Samples of a tar so far, to distinguish a repeated key from a sample whose files are not together."""
 
     def __init__(self) -> None:
         self._extensions: dict[str, tuple[str, ...]] = {}

@@ -12,6 +12,7 @@ from PIL import Image
 warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 
 _ORIENTATION = 0x0112
+"""EXIF tag of the orientation."""
 _PNG_MARKS = (b"eXIf", b"Raw profile type", b"tiff:Orientation")
 """Bytes without which a PNG has no orientation; searched first, since Pillow decodes the whole file for it."""
 _TURNS = {

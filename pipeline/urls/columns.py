@@ -1,4 +1,4 @@
-"""Columns of a URL list: the requested ones, the other ones that are kept, and their names in the shards."""
+"""Columns of a URL list: the requested columns, other columns to keep, and their names in the shards."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def rows_digest(table: pa.Table) -> str:
 
 
 def _number_kind(kind: pa.DataType) -> str | None:
-    """Return the 64-bit type in which numbers are hashed, whatever their width in the file; None if not numbers."""
+    """Return the 64-bit type in which numbers are hashed, whatever their width in the file; None for other types."""
     if pa.types.is_uint64(kind):
         return "<u8"
     return "<i8" if pa.types.is_integer(kind) else "<f8" if pa.types.is_floating(kind) else None

@@ -138,7 +138,7 @@ def text_of(value: Any, not_utf8: Callable[[bytes], str] = bytes.hex) -> str | N
 
 
 def as_text(values: pa.Array) -> pa.Array:
-    """Return values of a type that `can_be_text` as strings; NaN becomes null, and other bytes than UTF-8 hexadecimal.
+    """Return values of a type that `can_be_text` as strings; NaN becomes null, and invalid UTF-8 hexadecimal.
 
     Raises:
         pa.ArrowInvalid: a column of text is not UTF-8.
@@ -165,7 +165,7 @@ def group_names(values: pa.Array) -> list[str | None]:
 
 
 def key_texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
-    """Return the values of a key column as text: numbers in decimal, other bytes than UTF-8 as escapes, NaN as None.
+    """Return the values of a key column as text: numbers in decimal, invalid UTF-8 with escapes, NaN as None.
 
     Args:
         where: description of the column, for messages.
