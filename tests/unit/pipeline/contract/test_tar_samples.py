@@ -72,3 +72,13 @@ def test_a_tar_is_hashed_completely_while_it_is_read(tmp_path: Path) -> None:
     (mark,) = marks_of_read(Store(str(tmp_path)), ["0.tar"]).values()
     with (tmp_path / "0.tar").open("rb") as file:
         assert mark.sha256 == hash_file(file)
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_a_complete_tar_ends_with_two_empty_blocks(tmp_path: Path, blocks: int) -> None:
+    content = tar_bytes([("0.jpg", b"1" * 512)])[:1024] + bytes(512 * blocks)
+    if blocks == 2:
+        assert len(read(tmp_path, content)) == 1
+    else:
+        with pytest.raises(InputError, match="it ends early"):
+            read(tmp_path, content)
