@@ -1,5 +1,5 @@
-"""From URLs to batches of embeddings: download, embed, read, and the on-disk contract that joins them."""
+"""The pipeline from URLs to batches of embeddings: download, embed and read, joined by files on disk."""
 
 from .compute.openmp import stop_spinning
 
-stop_spinning()  # here, since a module of ours may be the first to import torch
+stop_spinning()  # here, since any module of the package may be the first to import torch

@@ -1,7 +1,7 @@
-"""Settings of the whole pipeline: folders, and the sections of each package.
+"""Settings of the whole pipeline: folders, and the section of each stage.
 
-A setting either changes the bytes that a stage writes, and is then part of that stage's identity, or is named in
-`runtime_fields`, and may differ from run to run.
+A setting that changes the bytes that a stage writes is part of the stage's identity. All others are named in
+`runtime_fields` and may differ from run to run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .settings import Location, Settings
 
 
 class FolderSettings(Settings):
-    """Where each stage writes: local paths or fsspec URLs; `$NAME` and `${NAME}` stand for environment variables."""
+    """Output folder of each stage: a local path or fsspec URL; `$NAME` and `${NAME}` are environment variables."""
 
     images: Location = "data/images"
     """Webdataset shards of `download`."""
@@ -31,7 +31,7 @@ class FolderSettings(Settings):
     """Metrics of `evaluate`."""
 
     @model_validator(mode="after")
-    def _folders_are_apart(self) -> Self:
+    def _require_distinct_folders(self) -> Self:
         folders = [str(Path(value)) for value in self.model_dump().values()]
         if len(set(folders)) < len(folders):
             raise ValueError(f"each stage needs a folder of its own, got {folders}")
@@ -42,14 +42,14 @@ class PipelineSettings(Settings):
     """Every setting of the pipeline, under the names that recipes use."""
 
     urls: Location = "urls.parquet"
-    """The list of URLs: a local path or an fsspec URL; environment variables as in `folders`."""
+    """The URL list: a local path or an fsspec URL, with environment variables as in `folders`."""
     folders: FolderSettings = FolderSettings()
-    """Where each stage writes."""
+    """Output folders."""
     compute: ComputeSettings = ComputeSettings()
-    """Where download, embed and evaluate work on their shards, and where training runs."""
+    """Place of the work: this process, or workers on a Ray cluster."""
     download: DownloadSettings = DownloadSettings()
-    """From URLs to images."""
+    """Settings of `download`: URLs to images."""
     embed: EmbedSettings = EmbedSettings()
-    """From images to embeddings."""
+    """Settings of `embed`: images to embeddings."""
     read: ReadSettings = ReadSettings()
-    """Which rows train, validate and test."""
+    """Choice of the rows for training, validation and test."""

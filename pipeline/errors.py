@@ -1,8 +1,8 @@
-"""The exceptions that priorkit raises for what a user can mend. Anything else that escapes is a bug of ours."""
+"""Exceptions for problems that a user can fix. Any other exception that escapes is a bug in priorkit."""
 
 
 class PriorkitError(Exception):
-    """Base of all errors that a user can mend: the message names the bad value and the fix."""
+    """Base of all errors that a user can fix: the message names the bad value and the fix."""
 
 
 class SettingsError(PriorkitError, ValueError):
@@ -10,12 +10,12 @@ class SettingsError(PriorkitError, ValueError):
 
 
 class InputError(PriorkitError, ValueError):
-    """An input (URL list, image shard, embedding shard, prior) is missing, unreadable or unsound."""
+    """An input (URL list, image shard, embedding shard, prior) is missing, unreadable or invalid."""
 
 
 class FolderError(PriorkitError):
-    """An output folder cannot be written: it holds other work, other settings, or another writer."""
+    """An output folder cannot be written: it has other files or settings, or another process writes to it."""
 
 
 class Interrupted(PriorkitError):
-    """The work was stopped on request, at a point from which the same command goes on."""
+    """The work was stopped on request; the same command continues from there."""

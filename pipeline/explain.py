@@ -1,4 +1,4 @@
-"""Messages for exceptions that are not priorkit's own: what happened to the machine, the network or a file."""
+"""Messages for exceptions of Python and other libraries: what happened to the machine, the network or a file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _REMOTE_LIBRARIES = frozenset(
         "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests", "s3fs", "urllib", "urllib3",
     }
 )  # fmt: skip
-"""Packages below fsspec's file systems and model hubs: they raise exceptions of their own."""
+"""Packages that fsspec's file systems and model hubs use: they raise their own exception types."""
 _DATA_LIBRARIES = frozenset(
     {"json", "lzma", "pickle", "PIL", "pyarrow", "safetensors", "struct", "tarfile", "zipfile", "zlib"}
 )
-"""Packages that read files: what they raise is mostly about the file."""
+"""Packages that read files: their exceptions are mostly about the file."""
 
-_MESSAGES = {
+_OS_MESSAGES = {
     errno.EACCES: "not allowed to write or read: {}; change its permissions or name another folder",
     errno.EISDIR: "{} is a folder, and a file is needed; name the file",
     errno.ELOOP: "{} is a circle of symbolic links; name the file or folder itself",
@@ -36,18 +36,21 @@ _MESSAGES = {
     errno.ENOTDIR: "{} has a file where a folder is needed; name another path",
     errno.EIO: "{}: the disk, the network file system or the terminal failed; what is committed is kept",
 }  # fmt: skip
-_SAME = {
+"""Message for each `errno`; the braces take the name of the file."""
+_SAME_MESSAGES = {
     errno.EDQUOT: errno.ENOSPC, errno.ENFILE: errno.EMFILE, errno.EOPNOTSUPP: errno.ENOSYS, errno.EPERM: errno.EACCES,
     errno.EROFS: errno.EACCES,
 }  # fmt: skip
+"""Numbers of `errno` that share the message of another one."""
 
-_MOST_CHARACTERS = 300
+_MAX_CHARACTERS = 300
+"""Characters of an exception's text that a message shows."""
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the message for a user; None if the exception is none that a user can do something about.
+    """Return the message for a user; None if a user cannot do anything about the exception.
 
-    An exception of a library that reads files is a message too, and one that a reader should have caught.
+    Exceptions of libraries that read files get a message too, although the code that reads should have caught them.
     """
     if isinstance(error, PriorkitError):
         return str(error)
@@ -66,26 +69,26 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def one_line(error: BaseException, most: int = _MOST_CHARACTERS) -> str:
-    """The text of an exception on one line, or its type's name where there is none."""
+def one_line(error: BaseException, limit: int = _MAX_CHARACTERS) -> str:
+    """Return the text of an exception on one line, or the name of its type if it has no text."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def report_bug(error: BaseException) -> str:
-    """Write the traceback of a bug to a file, and return the message that names both."""
-    what = f"internal error: {type(error).__name__}: {one_line(error)}{_place(error)}; this is a bug in priorkit"
+    """Write the traceback of a bug to a file, and return a message that names the bug and the file."""
+    summary = f"internal error: {type(error).__name__}: {one_line(error)}{_place(error)}; this is a bug in priorkit"
     try:
         number, path = tempfile.mkstemp(prefix="priorkit-traceback-", suffix=".txt")
         with open(number, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write("".join(traceback.format_exception(error)))
     except OSError:
-        return f"{what}: please report it with what PRIORKIT_TRACEBACK=1 shows"
-    return f"{what}: please report it with {path}"
+        return f"{summary}: please report it with what PRIORKIT_TRACEBACK=1 shows"
+    return f"{summary}: please report it with {path}"
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line of priorkit's own."""
+    """Return the innermost line of priorkit's code in the traceback, as text; empty if there is none."""
     root = Path(__file__).resolve().parents[1]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename).resolve()
@@ -95,7 +98,7 @@ def _place(error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what caused it; circles end."""
+    """Yield an exception and its causes; a cycle of causes ends the chain."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -104,12 +107,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_remote(error: BaseException) -> bool:
-    """Return whether a network library raised an exception, or one that led to it.
+    """Return whether a network library raised an exception, or one that caused it.
 
-    A missing file or a refusal is told by its own type, whatever was below.
+    A missing file or missing permission has its own message, whatever caused it.
     """
-    looked_at = [error] if isinstance(error, FileNotFoundError | PermissionError) else _chain(error)
-    kinds = {kind for cause in looked_at for kind in type(cause).__mro__}
+    errors = [error] if isinstance(error, FileNotFoundError | PermissionError) else _chain(error)
+    kinds = {kind for cause in errors for kind in type(cause).__mro__}
     return any(kind.__module__.partition(".")[0] in _REMOTE_LIBRARIES for kind in kinds)
 
 
@@ -127,9 +130,8 @@ def _explain_os_error(error: OSError) -> str:
     if isinstance(error, socket.gaierror):
         return f"the name of a host cannot be found ({error.strerror}); check the address and the network"
     number = error.errno or 0
-    message = _MESSAGES.get(_SAME.get(number, number))
+    message = _OS_MESSAGES.get(_SAME_MESSAGES.get(number, number))
     if message is None:
         return f"{type(error).__name__}: {one_line(error)}"
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    named = " or ".join(names) or one_line(error)
-    return message.format(named)
+    return message.format(" or ".join(names) or one_line(error))

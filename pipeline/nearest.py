@@ -1,4 +1,4 @@
-"""The setting that an unknown key most likely means, wherever in the tree of settings it is."""
+"""Suggestions for unknown keys: the setting that a key most likely means, anywhere in the tree of settings."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 _SIBLING_SCORE = 0.74
-"""Least likeness of a key beside the unknown one: `stepz` and `steps` have 0.8."""
+"""Minimum similarity to a key in the same section: `stepz` and `steps` have 0.8."""
 _DISTANT_SCORE = 0.85
-"""Least likeness of a key elsewhere, where chance finds more."""
+"""Minimum similarity to a key in another section; higher, since more keys are similar by chance."""
 _SIBLING_BONUS = 0.1
+"""Added to the score of a key in the same section."""
 _PREFIX_BONUS = 0.02
+"""Added to the score of a key elsewhere for each section that it shares with the unknown key."""
 _TIE = 0.01
-_MOST_NAMED = 3
-"""Names in one suggestion."""
+"""Difference of scores up to which keys count as equally likely."""
+_MAX_NAMES = 3
+"""Number of names in one suggestion."""
 
 _ALIASES: dict[str, tuple[str, ...]] = {
     "accumulation": ("accumulate",),
@@ -46,20 +49,20 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "url_col": ("url_column",),
     "wd": ("weight_decay",),
 }
-"""Names that other tools give to the same setting."""
+"""Names of our settings by the names that other tools use."""
 _EPOCHS = frozenset({"epoch", "epochs", "max_epochs", "n_epochs", "num_epochs"})
-_LONGEST = 100
-"""Longest key that is compared, in characters: the time of a comparison grows with the square of the length."""
+_MAX_KEY_CHARACTERS = 100
+"""Characters in the longest key that is compared: the time of a comparison grows with the square of the length."""
 
 
 def suggest(key: Sequence[str], known: Iterable[Sequence[str]]) -> str | None:
     """Return the end of a message about an unknown key, such as `did you mean 'steps'?`; None without a likely name.
 
     Args:
-        key: the path of the unknown key.
+        key: path of the unknown key, section by section.
         known: paths of all settings and sections.
     """
-    if len(key[-1]) > _LONGEST:
+    if len(key[-1]) > _MAX_KEY_CHARACTERS:
         return None
     paths = [tuple(path) for path in known]
     outer, name = tuple(key[:-1]), _plain(key[-1])
@@ -69,7 +72,7 @@ def suggest(key: Sequence[str], known: Iterable[Sequence[str]]) -> str | None:
     aliases = _ALIASES.get(name, ())
     scores = {}
     for path in paths:
-        score = 1.0 if path[-1] in aliases else _likeness(name, _plain(path[-1]))
+        score = 1.0 if path[-1] in aliases else _similarity(name, _plain(path[-1]))
         sibling = path[:-1] == outer
         if score >= (_SIBLING_SCORE if sibling else _DISTANT_SCORE):
             shared = next((i for i, (a, b) in enumerate(zip(path, outer, strict=False)) if a != b), len(outer))
@@ -84,8 +87,8 @@ def suggest(key: Sequence[str], known: Iterable[Sequence[str]]) -> str | None:
 
 
 def _quoted(paths: Sequence[tuple[str, ...]], outer: tuple[str, ...]) -> str:
-    """Names to show: a sibling's own, else the whole path."""
-    names = [repr(path[-1] if path[:-1] == outer else ".".join(path)) for path in paths[:_MOST_NAMED]]
+    """Return the names to show: the key alone in the same section, otherwise the whole path."""
+    names = [repr(path[-1] if path[:-1] == outer else ".".join(path)) for path in paths[:_MAX_NAMES]]
     return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
@@ -93,8 +96,8 @@ def _plain(name: str) -> str:
     return name.lower().replace("-", "_")
 
 
-def _likeness(one: str, other: str) -> float:
-    """Likeness of two names from 0 to 1; a name whose words are all among the other's is near it."""
+def _similarity(one: str, other: str) -> float:
+    """Return the similarity of two names, 0 to 1; higher if all words of one name are in the other."""
     ratio = difflib.SequenceMatcher(None, one, other).ratio()
     fewer, more = sorted((one.split("_"), other.split("_")), key=len)
     if all(len(word) > 2 and any(_same_word(word, candidate) for candidate in more) for word in fewer):

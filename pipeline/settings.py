@@ -1,4 +1,4 @@
-"""Settings: frozen, typed, closed to unknown keys, with errors that name them. `config` has the sections."""
+"""Base of all settings: frozen, typed, and closed to unknown keys. Each package has its own in `settings.py`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .yaml_text import PlainScalar, YamlMapping, read_yaml
 
 SettingsType = TypeVar("SettingsType", bound="Settings")
 
-_MOST_PROBLEMS = 3
-"""Problems that one message names; the others are counted."""
-_MOST_KEYS = 8
-"""Keys that a message lists where none is like the unknown one."""
-_MOST_SHOWN = 60
+_MAX_PROBLEMS = 3
+"""Number of problems that a message names; it counts the others."""
+_MAX_KEYS = 8
+"""Number of keys that a message lists if none is similar to the unknown key."""
+_MAX_CHARACTERS = 60
 """Characters of a bad value that a message shows."""
 
 
@@ -31,10 +31,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that change where or how fast the work is done, never its bytes."""
+    """Fields that change where or how fast the work is done, but never its output."""
 
     def identity(self) -> dict[str, Any]:
-        """The settings that change bytes, as plain JSON values."""
+        """Return the settings that change the output of a stage, as plain JSON values."""
         dumped = self.model_dump(mode="json", exclude=set(self.runtime_fields))
         for name in dumped:
             value = getattr(self, name)
@@ -47,7 +47,7 @@ _VARIABLE = re.compile(r"\$(?:\$|\{[^}]*\}?|[A-Za-z_][A-Za-z0-9_]*)")
 
 
 def _expand_variables(location: str) -> str:
-    """Put environment variables into a location, as a shell does; `$$` is a dollar sign."""
+    """Replace environment variables in a location, like a shell; `$$` is a dollar sign."""
 
     def value(match: re.Match[str]) -> str:
         if match[0] == "$$":
@@ -67,13 +67,14 @@ Location = Annotated[str, AfterValidator(_expand_variables)]
 def parse_settings(
     cls: type[SettingsType], values: Mapping[str, Any], source: str, sections: Sequence[str] | None = None
 ) -> SettingsType:
-    """Build settings of type `cls` from plain `values`, or from those of `with_overrides`.
+    """Build settings of type `cls` from plain values, such as those that `with_overrides` returns.
 
     Args:
-        sections: the sections that the command reads; None for all of the class.
+        source: name of the file or option that the values come from, for messages.
+        sections: sections that the command reads; None for all sections of the class.
 
     Raises:
-        SettingsError: naming the first bad keys and values, `source`, and for an unknown key the nearest known one.
+        SettingsError: names `source`, the first bad keys and values, and the known key nearest to an unknown one.
     """
     try:
         return cls.model_validate(_typed([cls], values))
@@ -84,14 +85,14 @@ def parse_settings(
             name, text = _describe(cls, problem, known, sections)
             described[name] = f"{described[name]}, or {text}" if name in described else f"{name}: {text}"
         shown = list(described.values())
-        more = f"; and {len(shown) - _MOST_PROBLEMS:,} more" if len(shown) > _MOST_PROBLEMS else ""
-        raise SettingsError(f"{source}: " + "; ".join(shown[:_MOST_PROBLEMS]) + more) from None
+        more = f"; and {len(shown) - _MAX_PROBLEMS:,} more" if len(shown) > _MAX_PROBLEMS else ""
+        raise SettingsError(f"{source}: " + "; ".join(shown[:_MAX_PROBLEMS]) + more) from None
     except RecursionError:
         raise SettingsError(f"{source}: values are nested too deeply, or contain themselves") from None
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
-    """Types that an annotation allows; a Literal stands for itself."""
+    """Yield the types that an annotation allows; a Literal counts as one type."""
     if get_origin(annotation) is Annotated:
         yield from _kinds(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, types.UnionType):
@@ -106,7 +107,7 @@ def _settings_kind(kinds: Sequence[Any]) -> type[Settings] | None:
 
 
 def _typed(kinds: Sequence[Any], value: Any) -> Any:
-    """Give scalars of YAML the type that their field asks for, and leave out sections that are empty there."""
+    """Convert YAML scalars to the types of their fields, and leave out empty sections."""
     if isinstance(value, PlainScalar):
         return _scalar(kinds, value)
     if isinstance(value, list):
@@ -129,19 +130,19 @@ def _typed(kinds: Sequence[Any], value: Any) -> Any:
 
 
 def _scalar(kinds: Sequence[Any], scalar: PlainScalar) -> Any:
-    """The value or the text of a plain scalar: `no` is text for a field that lists it, and false for a boolean."""
+    """Return the value or the text of a plain scalar: `no` is a text if the field lists it, and false for a boolean."""
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     if scalar.text in choices:
         return scalar.text
     native = {bool: (bool,), int: (int, float), float: (int, float)}.get(type(scalar.value), ())
     if any(kind in native for kind in kinds) or scalar.value in choices:
         return scalar.value
-    number = isinstance(scalar.value, bool) and kinds  # pydantic would take `yes` for 1
-    return scalar.text if str in kinds or choices or number else scalar.value
+    unwanted_boolean = isinstance(scalar.value, bool) and kinds  # pydantic would read `yes` as 1
+    return scalar.text if str in kinds or choices or unwanted_boolean else scalar.value
 
 
 def _paths(cls: type[Settings], outer: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Paths of all settings and sections."""
+    """Yield the paths of all settings and sections."""
     for name, field in cls.model_fields.items():
         yield (*outer, name)
         inner = _settings_kind(list(_kinds(field.annotation)))
@@ -155,7 +156,7 @@ def _describe(
     known: Sequence[tuple[str, ...]],
     sections: Sequence[str] | None,
 ) -> tuple[str, str]:
-    """Name of the setting that a problem is about, and what is wrong with it."""
+    """Return the name of the setting that has a problem, and a description of the problem."""
     path: list[str] = []
     owner: type[Settings] | None = cls
     for part in problem["loc"]:
@@ -163,52 +164,52 @@ def _describe(
             path.append(str(part))
             owner = _settings_kind(list(_kinds(owner.model_fields[part].annotation)))
         elif isinstance(part, int) or problem["type"] == "extra_forbidden" or owner is cls:
-            path.append(str(part))  # what is left out is a member of a union, whose name means nothing to a user
+            path.append(str(part))  # other parts name the member of a union, which means nothing to a user
     name = _cut(".".join(path)) or "settings"
     if problem["type"] == "extra_forbidden":
         read_only = f"this command reads {', '.join(sections)} only" if sections and len(path) == 1 else ""
         return name, f"unknown key; {suggest(path, known) or read_only or _listed(owner or cls)}"
-    message = _cut(problem["msg"].removeprefix("Value error, "), 4 * _MOST_SHOWN)
+    message = _cut(problem["msg"].removeprefix("Value error, "), 4 * _MAX_CHARACTERS)
     if problem["type"] == "model_type":
         message = "expected a section, that is keys with values"
     value = problem["input"]
-    told = problem["type"] in ("missing", "value_error") and not isinstance(value, str | int | float | bool)
-    return name, message if told else f"{message} (got {_shown(value)})"
+    value_is_known = problem["type"] in ("missing", "value_error") and not isinstance(value, str | int | float | bool)
+    return name, message if value_is_known else f"{message} (got {_shown(value)})"
 
 
 def _listed(owner: type[Settings]) -> str:
     known = sorted(owner.model_fields)
-    if len(known) <= _MOST_KEYS:
+    if len(known) <= _MAX_KEYS:
         return f"known keys: {', '.join(known)}"
-    return f"known keys: {', '.join(known[: _MOST_KEYS - 2])} and {len(known) - _MOST_KEYS + 2} more"
+    return f"known keys: {', '.join(known[: _MAX_KEYS - 2])} and {len(known) - _MAX_KEYS + 2} more"
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict | list | tuple | set):
         kind = "a mapping" if isinstance(value, dict) else "a list"
         text = repr(value) if len(value) <= 4 else ""
-        return text if 0 < len(text) <= _MOST_SHOWN else f"{kind} of {len(value):,}"
+        return text if 0 < len(text) <= _MAX_CHARACTERS else f"{kind} of {len(value):,}"
     return _cut(repr(value))
 
 
-def _cut(text: str, most: int = _MOST_SHOWN) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+def _cut(text: str, limit: int = _MAX_CHARACTERS) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def with_overrides(
     values: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[str] | None = None
 ) -> YamlMapping:
-    """Plain settings with `a.b=value` overrides put in, the value being YAML.
+    """Return plain settings with overrides of the form `a.b=value` applied; the value is YAML.
 
     Args:
-        sections: the sections that the command reads; None for one that reads all.
+        sections: sections that the command reads; None if it reads all.
 
     Raises:
-        SettingsError: an override is not of that form, or sets what the command does not read.
+        SettingsError: an override has another form, or sets a section that the command does not read.
     """
     result = YamlMapping(copy.deepcopy(dict(values)))
     for override in overrides:
-        shown = _cut(override, 2 * _MOST_SHOWN)
+        shown = _cut(override, 2 * _MAX_CHARACTERS)
         name, separator, text = override.partition("=")
         *outer, last = (part.strip() for part in name.split("."))
         if not separator or not last or not all(outer):

@@ -1,7 +1,7 @@
-"""YAML with strict rules: keys are text and unique, merge keys work, plain scalars keep their text.
+"""A strict YAML reader: keys are text and unique, merge keys work, and plain scalars keep their text.
 
-PyYAML's constructor reads `no` as false and `1e5` as text, expands aliases without bound, and lets the last of two
-equal keys win. Here its parser alone is used; `settings` gives each scalar the type that its field asks for.
+PyYAML's constructor reads `no` as false and `1e5` as text, expands aliases without a limit, and accepts a key twice.
+This module uses only its parser; `settings` converts each scalar to the type of its field.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?"
 _SPECIAL_FLOAT = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 _MAX_DEPTH = 50
-"""Levels of nesting; recipes have four."""
+"""Maximum levels of nesting; recipes have four."""
 _MAX_NODES = 100_000
-"""Values with every alias expanded; nested aliases would otherwise fill the memory."""
+"""Maximum number of values after aliases are expanded: nested aliases can fill the memory."""
 
 
 class YamlMapping(dict[str, Any]):
-    """A mapping that was YAML, where a section whose keys are all commented out is None."""
+    """A mapping that was read from YAML; a section whose keys are all commented out is None."""
 
 
 @dataclass(frozen=True)
 class PlainScalar:
-    """A scalar without quotes: the field that it is for decides whether its text or its value counts."""
+    """A scalar without quotes; the type of its field decides between text and value."""
 
     text: str
     value: bool | int | float | str
 
 
 def read_yaml(text: str | bytes) -> Any:
-    """Return the one document of a YAML text, as `YamlMapping`, list, text, `PlainScalar` or None.
+    """Return the document in a YAML text, as `YamlMapping`, list, text, `PlainScalar` or None.
 
     Raises:
-        InputError: the text is not YAML, or breaks the rules above; names the line. The caller names the file.
+        InputError: the text is not YAML, or breaks the rules above. It names the line; the caller names the file.
     """
     try:
         node = yaml.SafeLoader(_decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff"))
@@ -68,7 +68,7 @@ def read_yaml(text: str | bytes) -> Any:
 
 
 def _plain_scalar(text: str) -> PlainScalar | None:
-    """Read a scalar without quotes: null, a boolean, a number, or else text. Dates and times of day are text."""
+    """Read a scalar without quotes: null, a boolean, a number, or otherwise text. Dates and times are text."""
     word = text.lower() if text in (text.lower(), text.upper(), text.capitalize()) else text
     if word in _NULLS:
         return None
@@ -80,7 +80,7 @@ def _plain_scalar(text: str) -> PlainScalar | None:
             return PlainScalar(text, int(digits, 0) if digits.lstrip("+-")[1:2].isalpha() else int(digits))
         if _FLOAT.fullmatch(text):
             return PlainScalar(text, float(digits))
-    except ValueError:  # more digits than Python reads
+    except ValueError:  # more digits than Python converts
         return PlainScalar(text, text)
     if _SPECIAL_FLOAT.fullmatch(text):
         return PlainScalar(text, float(text.replace(".", "", 1)))
@@ -97,7 +97,7 @@ def _place(mark: Any) -> str:
 
 
 class _Builder:
-    """Turns parsed nodes into values, within bounds."""
+    """Converts parsed nodes to values, within the limits above."""
 
     def __init__(self) -> None:
         self._nodes = 0
@@ -125,7 +125,7 @@ class _Builder:
         raise _problem(node, f"the tag {node.tag.replace(_TAG, '!!')} is not supported; leave it out")
 
     def _items(self, node: yaml.MappingNode) -> Iterator[tuple[str, Any]]:
-        """Pairs of a mapping, merged ones first, so that the mapping's own win."""
+        """Yield the pairs of a mapping: merged pairs first, so that the mapping's own pairs override them."""
         local: dict[str, Any] = {}
         merged: list[yaml.Node] = []
         for key, value in node.value:
@@ -136,7 +136,7 @@ class _Builder:
             if name in local:
                 raise _problem(key, f"key {name!r} stands twice")
             local[name] = self.build(value)
-        for source in reversed(merged):  # of several, the first wins
+        for source in reversed(merged):  # the first mapping of a list has priority
             if not isinstance(source, yaml.MappingNode):
                 raise _problem(source, "<< merges a mapping or a list of mappings, this is neither")
             yield from self.build(source).items()

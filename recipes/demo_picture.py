@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..pipeline.compute.cores import available_cores
+from ..pipeline.contract.storage import atomic_file
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -109,7 +112,7 @@ def write_images(folder: Path, progress: Callable[[int, int], None] | None = Non
     """
     pairs = emojis()
     folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         for done, _ in enumerate(pool.map(lambda pair: _write_image(folder, pair), pairs), start=1):
             if progress is not None:
                 progress(done, len(pairs))
@@ -123,9 +126,8 @@ def _write_image(folder: Path, emoji: Emoji) -> None:
         return
     pillow_format, options = IMAGE_FORMATS[target.suffix[1:]]
     size = IMAGE_SIZES[_digest(emoji.code)[1] % len(IMAGE_SIZES)]
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    render(emoji.code, size).save(unfinished, pillow_format, **options)
-    os.replace(unfinished, target)
+    with atomic_file(target, durable=False) as file:
+        render(emoji.code, size).save(file, pillow_format, **options)
 
 
 def _caption(code: str, name: str) -> str:

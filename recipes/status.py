@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..pipeline.contract.manifest import missing_files, read_manifest
+from ..pipeline.contract.manifest import damaged_shards, read_manifest
 from ..pipeline.contract.storage import Store
 from ..pipeline.errors import PriorkitError
 from .chain import STAGES, PlannedStage, StageName, plan
@@ -46,7 +46,7 @@ def _stage_state(stage: StageName, folder: str, planned: PlannedStage | None) ->
     try:
         store = Store(folder)
         manifest = read_manifest(store)
-        damaged = sum(bool(missing_files(store, record)) for record in manifest.shards.values()) if manifest else 0
+        damaged = len(damaged_shards(store, manifest)) if manifest else 0
     except PriorkitError as error:
         return StageState(stage, folder, 0, 0, str(error))
     if planned is not None and planned.plan is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import Version
 
 from ..compute.device import require_device
 from ..contract.manifest import fingerprint
@@ -245,7 +246,7 @@ def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, An
     import open_clip
 
     check_clip(settings)
-    if local_folder(settings) is not None and int(open_clip.__version__.partition(".")[0]) < 3:
+    if local_folder(settings) is not None and Version(open_clip.__version__).major < 3:
         raise InputError(
             f"embed.clip.model={settings.model}: folders need open_clip_torch 3 or newer, here is "
             f"{open_clip.__version__}; give a model's name, and the path of its weights as pretrained"

@@ -1,4 +1,4 @@
-"""What a Ray cluster has for a stage: its GPUs, and its description in the stage's summary."""
+"""Properties of a Ray cluster for a stage: its GPUs, and its description in the stage's summary."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .ray_start import JOINED
 from .settings import ComputeSettings
 
 _GPU_SECONDS = 120.0
-"""Seconds that a worker may take to say which GPU it was given; all may be in use by other jobs."""
+"""Seconds to wait for a worker with a GPU; all GPUs may be in use by other jobs."""
 
 
 def describe_cluster(compute: ComputeSettings) -> str:
-    """The Ray cluster of a stage, for its summary; empty where the stage used none."""
+    """Return a description of the stage's Ray cluster, for its summary; empty if the stage used none."""
     if compute.backend == "local":
         return ""
     workers = f"{compute.workers} worker" + ("s" if compute.workers > 1 else "")
     if _is_joined():
         return f"{workers} on the cluster that this process has joined"
     joined = JOINED.get(compute.address)
-    if joined is None:  # nothing was left to do
+    if joined is None:  # no shard was left to do
         return f"{workers} {cluster_address(compute.address).described()}"
     room = sum(places(node, compute) for node in joined.nodes)
     fewer = f" (room for {room})" if room < compute.workers else ""
@@ -34,19 +34,19 @@ def describe_cluster(compute: ComputeSettings) -> str:
 
 @dataclass(frozen=True)
 class Gpus:
-    """GPUs that workers may be given."""
+    """GPUs that workers can use."""
 
     count: int
     name: str | None
-    """Name of one of them, as torch on a worker has it; None where torch can use none."""
+    """Name of one GPU, from torch on a worker; None if torch can use none."""
 
 
 _GPUS: dict[tuple[str | None, str | None], Gpus] = {}
-"""By `compute.address` and `RAY_ADDRESS`: a cluster is asked once, so that all checks and stages of a command agree."""
+"""GPUs by `compute.address` and `RAY_ADDRESS`: a cluster is asked once, so that all stages of a command agree."""
 
 
 def cluster_gpus(compute: ComputeSettings) -> Gpus:
-    """GPUs of the cluster that the settings name, which is joined to ask; of this machine where Ray is started here.
+    """Return the GPUs of the cluster in the settings, joining it to ask; of this machine if Ray is started here.
 
     Raises:
         PriorkitError: the cluster cannot be joined.
@@ -63,23 +63,23 @@ def cluster_gpus(compute: ComputeSettings) -> Gpus:
 
 
 def _gpu_of_worker(ray: Any) -> str | None:
-    """The name of a GPU that Ray gives a worker: a cluster may have GPUs of a kind that its torch cannot use."""
-    asked = ray.remote(gpus_here).options(num_cpus=0, num_gpus=1).remote()
+    """Return the name of a GPU as a worker sees it; None if torch there cannot use it."""
+    request = ray.remote(gpus_here).options(num_cpus=0, num_gpus=1).remote()
     try:
-        found: Gpus = ray.get(asked, timeout=_GPU_SECONDS)
+        gpus: Gpus = ray.get(request, timeout=_GPU_SECONDS)
     except ray.exceptions.GetTimeoutError:
-        ray.cancel(asked, force=True)
+        ray.cancel(request, force=True)
         return "in use by other jobs"
     except ray.exceptions.RayError as error:
         raise PriorkitError(
             f"a worker with a GPU of the Ray cluster fails: {explain_failure(str(error))}; see Ray's logs, or set "
             "compute.gpus_per_worker"
         ) from error
-    return found.name
+    return gpus.name
 
 
 def gpus_here() -> Gpus:
-    """GPUs that torch can use in this process."""
+    """Return the GPUs that torch can use in this process."""
     import torch
 
     if not torch.cuda.is_available():
@@ -88,6 +88,6 @@ def gpus_here() -> Gpus:
 
 
 def _is_joined() -> bool:
-    """Return whether this process works on a Ray cluster already, as a caller of the library may have it."""
+    """Return whether this process has already joined a Ray cluster, as callers of the library may have."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(getattr(ray, "is_initialized", lambda: False)())

@@ -1,32 +1,32 @@
-"""What this machine has to compute with: the device and the cores that `auto` and 0 stand for."""
+"""Devices and threads of a computation: the values that `auto` and 0 stand for, and their checks."""
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import TypeVar
 
 from ..errors import PriorkitError, SettingsError
 from .cluster import Gpus, cluster_gpus
+from .cores import available_cores
 from .settings import ComputeSettings, DeviceSettings
 
 ResolvedType = TypeVar("ResolvedType", bound=DeviceSettings)
 
 ASSUMED_FLOPS = {"cpu": 5e10, "cuda": 2e13}
-"""For the estimates of `--dry-run`: what 2 cores, and one GPU, sustain in float32, a second."""
+"""Floating-point operations per second, float32, of 2 cores and of one GPU: for the estimates of `--dry-run`."""
 
 
 def choose_device(wanted: str, setting: str) -> str:
-    """`cpu` or `cuda` for a setting of `auto`, `cpu` or `cuda`.
+    """Return `cpu` or `cuda` for a setting of `auto`, `cpu` or `cuda`.
 
     Args:
-        wanted: the setting's value.
-        setting: the setting's name, for the error.
+        wanted: value of the setting.
+        setting: name of the setting, for the error.
 
     Raises:
-        SettingsError: it is none of these, or a GPU is asked for and there is none.
+        SettingsError: the value is unknown, or it is `cuda` and there is no GPU.
     """
-    import torch  # here, so that cores can be counted without it
+    import torch  # here, since commands without a model do not need it
 
     if wanted not in ("auto", "cpu", "cuda"):
         raise SettingsError(f"{setting}={wanted}: known are auto, cpu and cuda")
@@ -40,16 +40,16 @@ def choose_device(wanted: str, setting: str) -> str:
 def resolve(
     settings: ResolvedType, section: str, compute: ComputeSettings | None = None, *, threads: int | None = None
 ) -> ResolvedType:
-    """Replace `auto` and 0 by what there is, so that manifests name what was used.
+    """Replace `auto` and 0 with the actual device and number of threads, so that manifests record them.
 
     Args:
-        section: the settings' name in a recipe, for the error.
-        compute: where the work is done; on Ray the device is what a worker is given, not what this machine has.
-        threads: what 0 threads stand for; None is the cores of this machine.
+        section: name of the settings in a recipe, for the error.
+        compute: place of the work; on Ray the device is that of a worker, not of this machine.
+        threads: number of threads for the setting 0; None for the cores of this machine.
 
     Raises:
-        SettingsError: a GPU is asked for and there is none.
-        PriorkitError: the Ray cluster had to be asked for its GPUs, and cannot be joined.
+        SettingsError: the device is `cuda` and there is no GPU.
+        PriorkitError: the Ray cluster must be asked for its GPUs, and cannot be joined.
     """
     if compute is None or compute.backend == "local":
         device = choose_device(settings.device, f"{section}.device")
@@ -63,7 +63,7 @@ def resolve(
 
 
 def with_gpus(compute: ComputeSettings, settings: DeviceSettings) -> ComputeSettings:
-    """Fill in how many GPUs each Ray worker of a stage is given, where the settings leave that open.
+    """Set the number of GPUs of each Ray worker of a stage, if the settings leave it open.
 
     Raises:
         PriorkitError: the Ray cluster cannot be joined.
@@ -75,17 +75,18 @@ def with_gpus(compute: ComputeSettings, settings: DeviceSettings) -> ComputeSett
 
 
 def describe_device(wanted: DeviceSettings, resolved: DeviceSettings, compute: ComputeSettings) -> str:
-    """The device of a stage, for its summary.
+    """Return a description of the device of a stage, for its summary.
 
     Args:
-        wanted: the settings before `resolve`.
-        compute: as the user has set it.
+        wanted: settings before `resolve`.
+        resolved: settings after `resolve`.
+        compute: settings as given by the user.
     """
     is_local = compute.backend == "local"
     if resolved.device == "cuda":
-        # where the user has set the GPUs, a cluster is not joined only to ask for their name
-        asked = is_local or compute.gpus_per_worker is None
-        name = cluster_gpus(compute).name if asked else None
+        # if the user has set the number of GPUs, do not join a cluster only to ask for their name
+        ask = is_local or compute.gpus_per_worker is None
+        name = cluster_gpus(compute).name if ask else None
         return f"cuda ({name})" if name else "cuda"
     described = f"cpu, {resolved.threads} thread" + ("s" if resolved.threads > 1 else "")
     if not is_local and wanted.device == "auto" and compute.gpus_per_worker is None:
@@ -102,10 +103,10 @@ def _useless(gpus: Gpus) -> str:
 
 
 def require_device(device: str) -> None:
-    """Check, where the work is done, that torch can use the device of resolved settings.
+    """Check in the process that does the work that torch can use the device.
 
     Raises:
-        PriorkitError: it is a GPU, and torch sees none in this process.
+        PriorkitError: the device is a GPU, and torch sees none in this process.
     """
     import torch
 
@@ -114,8 +115,3 @@ def require_device(device: str) -> None:
             f"the device is cuda, but torch {torch.__version__} sees no GPU on {socket.gethostname()}; install torch "
             "for its GPUs there, or use device: cpu and compute.gpus_per_worker=0"
         )
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,8 +1,8 @@
-"""Products by weights that are kept in oneDNN's own layout.
+"""Matrix products with weights in oneDNN's own layout, which are faster on CPUs.
 
-Against torch's they take a fifth less time for hundreds of rows, and for a dozen a half to a quarter.
+Compared with torch's products, they take 20% less time for hundreds of rows, and a half to a quarter for a dozen.
 
-The operators are private ones of torch, of its compiler: ask `packing_available` first, and keep another way.
+The operators are private operators of torch's compiler: check `packing_available` first, and have an alternative.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 @functools.cache
 def packing_available(dtype: torch.dtype) -> bool:
-    """Whether this torch and machine have the operators, for weights of this type."""
+    """Return whether this torch and machine have the operators for weights of this type."""
     operators = torch.ops.mkldnn
     if not (torch._C._has_mkldnn and hasattr(operators, "_linear_pointwise")):
         return False
@@ -27,7 +27,7 @@ def packing_available(dtype: torch.dtype) -> bool:
 
 
 def pack(weight: torch.Tensor, rows: int) -> torch.Tensor:
-    """A copy of a weight `[out, in]` for `packed_product`, in the layout that is best for so many rows."""
+    """Copy a weight `[out, in]` to the layout of `packed_product` that is best for this number of rows."""
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
     return packed
 
@@ -35,12 +35,12 @@ def pack(weight: torch.Tensor, rows: int) -> torch.Tensor:
 def packed_product(
     x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = None, gelu: bool = False
 ) -> torch.Tensor:
-    """`[..., in]` in the type of the weight -> `[..., out]`, and on request the (exact) GELU of it."""
+    """Multiply `[..., in]`, in the type of the weight, to `[..., out]`; optionally apply the exact GELU."""
     return _operator()(x, packed, bias, "gelu" if gelu else "none", [], "none" if gelu else "")
 
 
 @functools.cache
 def _operator() -> Callable[..., torch.Tensor]:
-    """The overload itself: looking it up takes as long as a small product."""
+    """Return the overload of the operator, cached: the lookup takes as long as a small product."""
     product: Callable[..., torch.Tensor] = torch.ops.mkldnn._linear_pointwise.default
     return product

@@ -1,4 +1,4 @@
-"""Map a function over shards: in this process, or on Ray. The only file of the pipeline that imports Ray."""
+"""Map a function over shards, in this process or on Ray. No other module of the pipeline imports Ray."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .settings import ComputeSettings
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Worker: TypeAlias = Callable[[Task, Optional[Task]], Result]
-"""Does a task; told of the next one too."""
+"""Function that does a task, and also gets the next one, to read ahead."""
 
 _ATTEMPTS = 4
-"""Workers that may die over one shard until the run fails; or, for each place, as they start."""
+"""Number of workers that may die on one shard, or per requested worker at their start, before the run fails."""
 _CHECK_SECONDS = 5.0
-"""While no worker is there to work, it is looked again so often whether the cluster can still hold one."""
+"""Seconds between checks that the cluster still has room for a worker, while none is running."""
 
 
 def map_shards(
@@ -28,19 +28,21 @@ def map_shards(
 ) -> Generator[Result, None, None]:
     """Yield `worker(task, following)` for every task, in the order of completion.
 
-    Close the generator where it may not come to its end: an exception keeps it, and the worker's threads, until the
-    interpreter ends.
+    Close the generator if it may not be exhausted: an exception keeps a reference to it, and so the worker's threads
+    run until the interpreter ends. The first exception of a task ends the map and is raised here.
 
-    `following` is what the worker is likely to be given next, so that it may read ahead; None if that is not known.
-    `make_worker` is called once in each worker, for what is dear to build, such as a model; what it gives may be a
-    context, which is left at the end here, and ends with its process on Ray. `tasks` is consumed only as fast as the
-    work goes on. The first exception of a task ends the map and is raised here.
+    On Ray, another worker gets the task of a worker that died, and a new worker takes its place if the cluster has
+    room. If it has none, the remaining workers continue.
 
-    On Ray, the task of a worker that died is given to another, and the worker is replaced where there is room for a
-    new one; where there is none, those that are left do the work.
+    Args:
+        make_worker: called once in each worker, to build expensive things such as a model. If the result is a context
+            manager, it is closed at the end; on Ray it ends with its process.
+        tasks: consumed only as fast as the work proceeds. `following` is the task that the worker will probably get
+            next, so that it can read ahead; None if that is not known.
+        compute: place of the work.
 
     Raises:
-        PriorkitError: Ray cannot be had, or cannot hold a worker; or a task has taken down one worker after the other.
+        PriorkitError: Ray is not available or has no room for a worker, or one task has ended several workers.
     """
     if compute.backend == "local":
         worker: Worker[Task, Result] | None = None
@@ -72,12 +74,12 @@ def _map_on_ray(
 
 @contextlib.contextmanager
 def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
-    """The module `ray`, joined to the cluster that the settings name, or to one that is started for the block.
+    """Join the cluster in the settings, or one that is started for the block, and return the module `ray`.
 
     Raises:
         PriorkitError: Ray is not installed, there is no such cluster, or it does not let this process join.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing phones home unless asked to
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends usage statistics by default
     # a worker shows no GPU that Ray did not give it; Ray announces this as its future default
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -93,14 +95,14 @@ def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
 
 
 def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
-    """PriorkitError if a cluster could not hold so many workers even if nothing else ran: Ray would wait for ever."""
+    """Raise PriorkitError if an idle cluster has no room for this number of workers; Ray itself would wait forever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for name, needed in _needs(compute):
-        found = max((node.get(name, 0.0) for node in nodes), default=0.0)
-        if needed > found:
+        available = max((node.get(name, 0.0) for node in nodes), default=0.0)
+        if needed > available:
             raise PriorkitError(
                 f"compute.{name.lower()}s_per_worker={needed:g}, "
-                f"but the Ray cluster has {found:g} {name} on the node that has most"
+                f"but the Ray cluster has {available:g} {name} on the node that has most"
             )
         nodes = [node for node in nodes if node.get(name, 0.0) >= needed]
     room = sum(places(node, compute) for node in nodes)
@@ -112,20 +114,20 @@ def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
 
 
 def places(node: dict[str, float], compute: ComputeSettings) -> int:
-    """Workers that a node has room for."""
+    """Return the number of workers that a node has room for."""
     return min(int(node.get(name, 0.0) // needed) for name, needed in _needs(compute) if needed)
 
 
 def _needs(compute: ComputeSettings) -> tuple[tuple[str, float], ...]:
-    """Resources of one worker; GPUs that a stage has left open are none."""
+    """Return the resources of one worker; no GPU if the setting is open."""
     return ("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker or 0.0)
 
 
 class _Pool(Generic[Task, Result]):
-    """Actors that each do one task at a time.
+    """Ray actors that each do one task at a time.
 
-    Ray's own restarts are off: a task that it repeats on a restarted actor waits for ever where no node has room for
-    that actor any more. Here an actor is given work only once it runs.
+    Ray's own restarts are off: a task that Ray repeats on a restarted actor waits forever if no node has room for that
+    actor. Here an actor gets work only when it runs.
     """
 
     def __init__(self, ray: Any, make_worker: Callable[[], Worker[Task, Result]], compute: ComputeSettings) -> None:
@@ -133,10 +135,10 @@ class _Pool(Generic[Task, Result]):
             work: Worker[Task, Result] | None = None
 
             def ready(self) -> None:
-                """Returns when the actor has found its place."""
+                """Return when the actor runs."""
 
             def run(self, task: Task, following: Task | None) -> Result:
-                # made here, because Ray hides what a constructor raises behind an error of its own
+                # made here, because Ray hides an exception of a constructor behind its own
                 self.work = self.work or make_worker()
                 return self.work(task, following)
 
@@ -153,15 +155,15 @@ class _Pool(Generic[Task, Result]):
             exceptions.WorkerCrashedError,
         )
         self._starting: dict[Any, Any] = {}
-        """Actors that do not run yet, by what tells that they do."""
+        """Actors that do not run yet, by the reference to the result of `ready`."""
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, Task]] = {}
-        """Actors at work with their tasks, by the result to come."""
+        """Busy actors and their tasks, by the reference to the result of `run`."""
         self._failed_starts = 0
-        """In a row."""
+        """Number of failed starts in a row."""
 
     def map(self, tasks: Iterable[Task]) -> Iterator[Result]:
-        """Results in the order of completion."""
+        """Yield the results in the order of completion."""
         require_room(self._ray, self._compute, 1)
         for _ in range(self._compute.workers):
             self._start()
@@ -182,7 +184,7 @@ class _Pool(Generic[Task, Result]):
                     yield from self._result(reference, upcoming)
 
     def stop(self) -> None:
-        """End all actors at once."""
+        """Kill all actors."""
         for actor in [*self._starting.values(), *self._idle, *(actor for actor, _ in self._busy.values())]:
             self._ray.kill(actor)
 
@@ -191,7 +193,7 @@ class _Pool(Generic[Task, Result]):
         self._starting[actor.ready.remote()] = actor
 
     def _welcome(self, reference: Any) -> None:
-        """Take in an actor that has started, or has died over it."""
+        """Add an actor that has started to the idle ones, or replace one that died at its start."""
         actor = self._starting.pop(reference)
         try:
             self._ray.get(reference)
@@ -209,7 +211,7 @@ class _Pool(Generic[Task, Result]):
             self._idle.append(actor)
 
     def _result(self, reference: Any, upcoming: _Upcoming[Task]) -> Iterator[Result]:
-        """The result of a task; none if its actor has died, which puts the task back and another actor in place."""
+        """Yield the result of a task; if its actor died, put the task back and start another actor instead."""
         actor, task = self._busy.pop(reference)
         try:
             result = self._ray.get(reference)
@@ -217,14 +219,14 @@ class _Pool(Generic[Task, Result]):
             self._idle.append(actor)
             raise error.cause from error
         except self._death as error:
-            self._ray.kill(actor)  # one that is only out of reach must not write beside its successor
+            self._ray.kill(actor)  # an actor that is only unreachable must not write at the same time as its successor
             if upcoming.put_back(task, actor) == _ATTEMPTS:
                 raise PriorkitError(
                     f"shard {getattr(task, 'name', task)} has taken down {_ATTEMPTS} Ray workers; "
                     f"they may need more memory, so fewer workers or smaller batches ({error})"
                 ) from error
             self._start()
-            # those that waited may have died with the same node: they get no work before they have answered
+            # idle actors may have died with the same node: they get no work before they answer
             self._starting.update({waiting.ready.remote(): waiting for waiting in self._idle})
             self._idle = []
         else:
@@ -233,16 +235,16 @@ class _Pool(Generic[Task, Result]):
 
 
 class _Upcoming(Generic[Task]):
-    """Tasks, of which each actor has one reserved that it may read ahead; at the end another may take that one over."""
+    """Tasks that are not started; each actor has one reserved, to read ahead, which another may take at the end."""
 
     def __init__(self, tasks: Iterable[Task]) -> None:
         self._tasks = iter(tasks)
         self._reserved: dict[Any, Task] = {}
-        self._deaths: list[Task] = []
+        self._returned: list[Task] = []
         """Tasks that were put back, once for each time."""
 
     def take(self, actor: Any) -> Task | None:
-        """The task that an actor shall do now; None when all are given out."""
+        """Return the task that an actor does now; None if no task is left."""
         if actor in self._reserved:
             return self._reserved.pop(actor)
         task = next(self._tasks, None)
@@ -251,21 +253,21 @@ class _Upcoming(Generic[Task]):
         return task
 
     def reserve(self, actor: Any) -> Task | None:
-        """The task that an actor will most likely do next."""
+        """Reserve and return the task that an actor will probably do next; None if no task is left."""
         task = next(self._tasks, None)
         if task is not None:
             self._reserved[actor] = task
         return task
 
     def put_back(self, task: Task, actor: Any) -> int:
-        """Take back what a dead actor was to do, and say how often that has happened to its task."""
+        """Put back the tasks of a dead actor, and return how often `task` was put back."""
         returned = [task, self._reserved.pop(actor)] if actor in self._reserved else [task]
         self._tasks = itertools.chain(returned, self._tasks)
-        self._deaths.append(task)
-        return self._deaths.count(task)
+        self._returned.append(task)
+        return self._returned.count(task)
 
     def is_empty(self) -> bool:
-        """Whether all tasks are given out."""
+        """Return whether no task is left."""
         task = next(self._tasks, None)
         if task is not None:
             self._tasks = itertools.chain([task], self._tasks)

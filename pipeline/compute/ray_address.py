@@ -1,4 +1,4 @@
-"""Which Ray cluster a command works on, and whether it may: addresses, versions and tokens. Imports nothing of Ray."""
+"""The address of the Ray cluster of a command, and checks before joining it: version and token. Never imports Ray."""
 
 from __future__ import annotations
 
@@ -25,75 +25,76 @@ _NICENESS = "RAY_worker_niceness"
 
 @dataclass(frozen=True)
 class ClusterAddress:
-    """Where the Ray cluster of a command is."""
+    """Address of the Ray cluster of a command."""
 
     address: str
-    """As Ray takes it: `local` for a cluster of our own, `auto`, `host:port` or `ray://host:port`."""
+    """Address in Ray's form: `local` for a cluster of our own, `auto`, `host:port` or `ray://host:port`."""
     source: str
-    """What names it: `compute.address` or `RAY_ADDRESS`; empty where neither does."""
+    """Setting that names the address: `compute.address` or `RAY_ADDRESS`; empty if neither is set."""
 
     @property
     def is_own(self) -> bool:
-        """Return whether the cluster is started for the command, and ends with it."""
+        """True if the cluster is started for the command, and ends with it."""
         return self.address == LOCAL
 
     def described(self) -> str:
-        """The cluster, as a summary names it."""
+        """Return a description of the cluster, for summaries."""
         if self.is_own:
             return "on this machine" + (f" ({self.source}=local)" if self.source else "")
         return f"at {self.address} ({self.source})"
 
     @property
     def way_out(self) -> str:
-        """The way to do without this cluster."""
+        """Advice for working without this cluster."""
         return "unset RAY_ADDRESS" if self.source.startswith("RAY_ADDRESS") else "leave the address out"
 
     def error(self, problem: str) -> PriorkitError:
-        """The error that this cluster cannot be joined."""
+        """Return the exception for a cluster that cannot be joined."""
         named = f"{self.source} ({self.address})" if "=" in self.source else f"{self.source}={self.address!r}"
         return PriorkitError(f"cannot join Ray at {named}: {problem}")
 
 
 def cluster_address(address: str | None) -> ClusterAddress:
-    """The cluster that a setting and the environment name.
+    """Return the address that a setting or the environment names.
 
     Args:
-        address: the setting `compute.address`. As Ray itself does, `RAY_ADDRESS` counts where it is None or `auto`;
-            Ray sets that variable inside its own jobs.
+        address: the setting `compute.address`. If it is None or `auto`, the environment variable `RAY_ADDRESS` is used,
+            like in Ray, which sets it inside its jobs.
 
     Raises:
-        PriorkitError: an address has none of the known forms.
+        PriorkitError: the address has none of the known forms.
     """
     named = os.environ.get("RAY_ADDRESS", "").strip()
     if named and address in (None, AUTO):
-        found = ClusterAddress(named, "RAY_ADDRESS")
+        place = ClusterAddress(named, "RAY_ADDRESS")
     elif address is None:
         return ClusterAddress(LOCAL, "")
     else:
-        found = ClusterAddress(address, "compute.address")
-    if found.address not in (AUTO, LOCAL) and (match := _ADDRESS.fullmatch(found.address)) is None:
-        if found.address.startswith(("http://", "https://")):
-            raise found.error(f"that is the address of Ray's dashboard, for its jobs; {_FORMS}")
-        raise found.error(_FORMS)
-    if found.address not in (AUTO, LOCAL) and match is not None and not 0 < int(match["port"]) < 65536:
-        raise found.error(f"there is no port {match['port']}")
-    return found
+        place = ClusterAddress(address, "compute.address")
+    if place.address not in (AUTO, LOCAL) and (match := _ADDRESS.fullmatch(place.address)) is None:
+        if place.address.startswith(("http://", "https://")):
+            raise place.error(f"that is the address of Ray's dashboard, for its jobs; {_FORMS}")
+        raise place.error(_FORMS)
+    if place.address not in (AUTO, LOCAL) and match is not None and not 0 < int(match["port"]) < 65536:
+        raise place.error(f"there is no port {match['port']}")
+    return place
 
 
 def find_running(place: ClusterAddress, candidates: Mapping[str, bool]) -> tuple[ClusterAddress, bool]:
-    """The one cluster on this machine that `ray start` made and that answers: the cluster that `auto` stands for.
+    """Find the cluster that `auto` stands for: the only one on this machine that `ray start` made and that answers.
 
     Args:
-        candidates: addresses that Ray's processes on this machine name, and whether a process of this user does.
-            Ray's address file is not read, since it outlives the cluster.
+        place: the address `auto`, for messages.
+        candidates: addresses in the command lines of Ray's processes on this machine, and whether a process of this
+            user names them. Ray's address file is not read, since it outlives the cluster.
 
     Returns:
-        The cluster, and whether it is this user's own.
+        Address of the cluster, and whether it belongs to this user.
 
     Raises:
         PriorkitError: there is none, or more than one.
     """
-    open_to_us, closed = [], []
+    accessible, closed = [], []
     for address, is_ours in sorted(candidates.items()):
         if (match := _ADDRESS.fullmatch(address)) is None:
             continue
@@ -101,29 +102,30 @@ def find_running(place: ClusterAddress, candidates: Mapping[str, bool]) -> tuple
             answer, _ = _ask_with_token(match, HEAD, is_ours)
         except OSError:
             continue
-        # a cluster that a command has started for itself ends with that command
+        # a cluster that a command started for itself ends with that command
         if answer.status == OK and not answer.metadata().get("ray_init_cluster"):
-            open_to_us.append(address)
+            accessible.append(address)
         elif answer.status == UNAUTHENTICATED:
             closed.append(address)
-    found = open_to_us or closed
-    if not found:
+    running = accessible or closed
+    if not running:
         raise place.error(f"no cluster runs on this machine; start it with `ray start --head`, or {place.way_out}")
-    if len(found) > 1:
-        raise place.error(f"several clusters run on this machine ({', '.join(found)}); name the one to join")
-    return ClusterAddress(found[0], f"{place.source}=auto"), candidates[found[0]]
+    if len(running) > 1:
+        raise place.error(f"several clusters run on this machine ({', '.join(running)}); name the one to join")
+    return ClusterAddress(running[0], f"{place.source}=auto"), candidates[running[0]]
 
 
 def require_cluster(place: ClusterAddress, version: str, *, is_ours: bool = False) -> dict[str, str]:
-    """Ask a cluster whether this process may join it, and give the environment in which Ray does.
+    """Check that this process may join a cluster, and return the environment variables that Ray needs to do so.
 
     Args:
-        version: Ray's version here.
-        is_ours: `auto` found it among this user's processes. Only such a cluster is sent the user's token unasked:
-            Ray, too, does not give it to an address that a setting names.
+        place: address of the cluster.
+        version: version of Ray in this process.
+        is_ours: `auto` found the cluster among this user's processes. Only such a cluster gets the user's token without
+            `RAY_AUTH_MODE=token`, like in Ray: an address in a setting may belong to somebody else.
 
     Raises:
-        PriorkitError: nothing answers there, it is not Ray, it runs other versions, or it asks for another token.
+        PriorkitError: nothing answers there, it is not Ray, its versions differ, or it needs another token.
     """
     match = _ADDRESS.fullmatch(place.address)
     assert match is not None
@@ -145,7 +147,7 @@ def require_cluster(place: ClusterAddress, version: str, *, is_ours: bool = Fals
     if answer.status == UNIMPLEMENTED:
         raise place.error("what listens there speaks gRPC, but is not Ray; the port of a head is 6379 by default")
     if answer.status == UNAUTHENTICATED and mode in ("", "token", "disabled"):
-        raise place.error(_about_token(mode or environment.get("RAY_AUTH_MODE", ""), token, origin))
+        raise place.error(_token_problem(mode or environment.get("RAY_AUTH_MODE", ""), token, origin))
     if mode == "token" and token is None:
         raise place.error(f"RAY_AUTH_MODE=token, but there is no token here ({_ways()}); the cluster asks for none")
     if match["client"]:
@@ -169,19 +171,19 @@ def own_environment() -> dict[str, str]:
 
 
 def find_token() -> tuple[str | None, str]:
-    """The token that Ray would send, and where it is; looked for in Ray's own order."""
+    """Return the token that Ray would send, and its location; searched in Ray's order."""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token, "RAY_AUTH_TOKEN"
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH", "").strip():
         return _read_token(Path(path)), f"RAY_AUTH_TOKEN_PATH={path}"
     try:
         return _read_token(_TOKEN_FILE.expanduser()), str(_TOKEN_FILE)
-    except RuntimeError:  # this user has no home
+    except RuntimeError:  # this user has no home folder
         return None, str(_TOKEN_FILE)
 
 
 def described_authentication() -> str:
-    """The mode and the place of the token, without the token."""
+    """Return a description of mode and location of the token, without the token."""
     token, origin = find_token()
     mode = os.environ.get("RAY_AUTH_MODE", "").strip() or "not set"
     return f"RAY_AUTH_MODE {mode}, " + (f"token in {origin}" if token else "no token")
@@ -199,7 +201,7 @@ def _mode() -> str:
 
 
 def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: bool) -> tuple[Answer, dict[str, str]]:
-    """The answer of a cluster, and the environment in which Ray sends it the same token."""
+    """Return the answer of a cluster, and the environment variables that make Ray send the same token."""
     token, mode = find_token()[0], _mode()
     answer = _ask(match, question, token if mode == "token" else None)
     if answer.status == UNAUTHENTICATED and not mode and token and is_ours:
@@ -207,15 +209,15 @@ def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: 
     return answer, {}
 
 
-def _about_token(mode: str, token: str | None, origin: str) -> str:
-    wanted = "the cluster asks for a token (Ray's token authentication)"
+def _token_problem(mode: str, token: str | None, origin: str) -> str:
+    needed = "the cluster asks for a token (Ray's token authentication)"
     if mode == "disabled":
-        return f"{wanted}, but RAY_AUTH_MODE=disabled here; set RAY_AUTH_MODE=token and give its token ({_ways()})"
+        return f"{needed}, but RAY_AUTH_MODE=disabled here; set RAY_AUTH_MODE=token and give its token ({_ways()})"
     if token is None:
-        return f"{wanted}, and there is none here; set RAY_AUTH_MODE=token and give its token ({_ways()})"
+        return f"{needed}, and there is none here; set RAY_AUTH_MODE=token and give its token ({_ways()})"
     if mode == "token":
         return f"the cluster refuses the token in {origin}; give the one that `ray get-auth-token` prints on its head"
-    return f"{wanted}; RAY_AUTH_MODE=token sends it the one in {origin}"
+    return f"{needed}; RAY_AUTH_MODE=token sends it the one in {origin}"
 
 
 def _ways() -> str:
@@ -224,12 +226,13 @@ def _ways() -> str:
 
 def _require_versions(place: ClusterAddress, answer: Answer, version: str) -> None:
     metadata = answer.metadata()
-    theirs = str(metadata.get("ray_version", version)), str(metadata.get("python_version", platform.python_version()))
+    ray_version = str(metadata.get("ray_version", version))
+    python_version = str(metadata.get("python_version", platform.python_version()))
     parts = 2 if os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL") == "minor" else 3
-    same_python = theirs[1].split(".")[:parts] == platform.python_version().split(".")[:parts]
-    if theirs[0] != version or not same_python:
+    same_python = python_version.split(".")[:parts] == platform.python_version().split(".")[:parts]
+    if ray_version != version or not same_python:
         raise place.error(
-            f"it runs Ray {theirs[0]} on Python {theirs[1]}, this process Ray {version} on Python "
+            f"it runs Ray {ray_version} on Python {python_version}, this process Ray {version} on Python "
             f"{platform.python_version()}; Ray needs the same versions on both sides"
         )
 
@@ -239,7 +242,7 @@ def _ask(match: re.Match[str], question: tuple[str, bytes], token: str | None) -
 
 
 def explain_failure(text: str) -> str:
-    """The first and the last line of one of Ray's errors, which surround its tracebacks."""
+    """Return the first and the last line of an error of Ray, without the traceback between them."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return "Ray gives no reason"

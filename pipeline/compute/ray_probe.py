@@ -1,7 +1,7 @@
-"""Questions to a Ray cluster over a plain socket, asked before Ray is called. Imports nothing of Ray.
+"""Requests to a Ray cluster over a plain socket, to check an address before Ray uses it. Never imports Ray.
 
-Ray tries a wrong address for minutes and may end the process, and its wheels bring no gRPC for Python. One gRPC call
-of fixed form needs a few frames of HTTP/2 (RFC 9113), whose headers may be sent without compression (RFC 7541).
+Ray retries a wrong address for minutes and may end the process, and its wheels have no gRPC for Python. A gRPC call of
+fixed form needs only a few HTTP/2 frames (RFC 9113), whose headers may be sent without compression (RFC 7541).
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ import time
 from dataclasses import dataclass
 
 TIMEOUT_SECONDS = 5.0
-"""Time for connecting, and again for the answer: a head on another continent answers within one second."""
+"""Seconds to wait for the connection, and again for the answer: a head on another continent answers within one."""
 
 OK, UNIMPLEMENTED, UNAUTHENTICATED = 0, 12, 16
-"""Status codes of gRPC."""
+"""gRPC status codes."""
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
 _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
 _SHOWN_BYTES = 60
-"""Bytes of a foreign service's answer that an error shows."""
+"""Bytes of another service's answer that an error shows."""
 
 HEAD = ("/ray.rpc.InternalKVGcsService/InternalKVGet", b"\x0a\x10CLUSTER_METADATA\x12\x07cluster")
-"""Method and request that read the versions of a cluster from its head (the GCS): key and namespace."""
+"""Method and request (key and namespace) that read the versions of a cluster from its head, the GCS."""
 CLIENT_SERVER = ("/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x04")
-"""Method and request of a ping of the server for `ray://`."""
+"""Method and request that ping the server for `ray://`."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of what listens at an address."""
+    """Answer of the service at an address."""
 
     status: int | None
-    """Status code of gRPC; None if it speaks another protocol."""
+    """gRPC status code; None if the service uses another protocol."""
     body: bytes = b""
-    """The reply's message; of another protocol the first bytes."""
+    """Message of the reply; the first bytes of another protocol."""
 
     def metadata(self) -> dict[str, object]:
-        """`ray_version`, `python_version` and `ray_init_cluster`, as the head has stored them; empty if it has not."""
+        """Return `ray_version`, `python_version` and `ray_init_cluster` as stored by the head; empty if it has none."""
         start, end = self.body.find(b"{"), self.body.rfind(b"}")
         try:
-            found = json.loads(self.body[start : end + 1])
+            stored = json.loads(self.body[start : end + 1])
         except ValueError:
             return {}
-        return found if isinstance(found, dict) else {}
+        return stored if isinstance(stored, dict) else {}
 
     def shown(self) -> str:
-        """The first bytes of another protocol, for an error."""
+        """Return the first bytes of another protocol, for an error."""
         if not self.body:
             return "it closed the connection without an answer"
         line = self.body[:_SHOWN_BYTES].decode("latin-1").split("\n")[0].rstrip()
@@ -61,14 +61,16 @@ class Answer:
 
 
 def ask(host: str, port: int, question: tuple[str, bytes], token: str | None = None) -> Answer:
-    """Make one gRPC call.
+    """Make a gRPC call.
 
     Args:
+        host: name or address of the machine.
+        port: port of the service.
         question: method and request, such as `HEAD`.
-        token: sent as Ray sends its own.
+        token: token to send in the same header as Ray.
 
     Raises:
-        OSError: nothing listens there, or what listens does not answer in time.
+        OSError: no service listens there, or it does not answer in time.
     """
     method, request = question
     headers = [
@@ -83,7 +85,7 @@ def ask(host: str, port: int, question: tuple[str, bytes], token: str | None = N
     message = b"\0" + struct.pack(">I", len(request)) + request
     with socket.create_connection((host, port), TIMEOUT_SECONDS) as connection:
         if _uses_tls():
-            return Answer(OK)  # with certificates that Ray alone knows how to read
+            return Answer(OK)  # only Ray can read its certificates
         connection.sendall(
             _PREFACE
             + _frame(_SETTINGS, 0, 0, b"")
@@ -110,7 +112,7 @@ def _receive(connection: socket.socket) -> Answer:
             if left <= 0:
                 raise TimeoutError
             connection.settimeout(left)
-            head = stream.read1(9)  # a foreign service may send less, and then wait
+            head = stream.read1(9)  # another service may send fewer bytes, and then wait
             head += stream.read(9 - len(head)) if head[:1] == b"\0" else b""
             kind, flags, number, size = _parse(head)
             if is_first and (kind != _SETTINGS or number != 0 or size % 6):
@@ -132,14 +134,14 @@ def _receive(connection: socket.socket) -> Answer:
 
 
 def _parse(head: bytes) -> tuple[int | None, int, int, int]:
-    """Kind, flags, stream and length of a frame; the kind is None where there is no frame."""
+    """Return kind, flags, stream and length of a frame; the kind is None if there is no frame."""
     if len(head) < 9:
         return None, 0, 0, 0
     return head[3], head[4], int.from_bytes(head[5:], "big"), int.from_bytes(head[:3], "big")
 
 
 def _rest(connection: socket.socket, stream: io.BufferedReader) -> bytes:
-    """A little more of what a foreign service says, for the error."""
+    """Return a few more bytes from another service, for the error."""
     connection.settimeout(0.2)
     try:
         return stream.read1(_SHOWN_BYTES)
@@ -148,9 +150,9 @@ def _rest(connection: socket.socket, stream: io.BufferedReader) -> bytes:
 
 
 def _status(block: bytes) -> int | None:
-    """The status in the last headers; gRPC's own library compresses neither its name nor its value."""
-    found = re.search(rb"grpc-status[\x01\x02](\d{1,2})", block)
-    return int(found[1]) if found else None
+    """Return the status in the last headers; gRPC's library compresses neither its name nor its value."""
+    status = re.search(rb"grpc-status[\x01\x02](\d{1,2})", block)
+    return int(status[1]) if status else None
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -158,12 +160,12 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def _literal(name: str, value: str) -> bytes:
-    """A header field without indexing and without Huffman's code."""
+    """Encode a header field without indexing and without Huffman coding."""
     return b"\0" + _string(name.encode()) + _string(value.encode())
 
 
 def _string(text: bytes) -> bytes:
-    """A length with a prefix of seven bits, and the text."""
+    """Encode a text after its length, an integer with a prefix of seven bits."""
     if len(text) < 127:
         return bytes([len(text)]) + text
     length, left = b"\x7f", len(text) - 127

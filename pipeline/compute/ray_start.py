@@ -1,4 +1,4 @@
-"""Start or join a Ray cluster for a block. Ray itself is an argument, since one module alone imports it."""
+"""Start or join a Ray cluster for a block. The module `ray` is an argument, since only `parallel` imports it."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from .ray_address import (
 
 @dataclass(frozen=True)
 class Joined:
-    """A cluster that was joined."""
+    """A Ray cluster that this process has joined."""
 
     place: ClusterAddress
     nodes: list[dict[str, float]]
-    """Resources of its nodes as it was joined."""
+    """Resources of its nodes at that time."""
 
 
 JOINED: dict[str | None, Joined] = {}
-"""By `compute.address`, the cluster that was joined last: for the summary."""
+"""The last cluster by `compute.address`, for the summary."""
 
 
 @contextlib.contextmanager
 def open_cluster(ray: Any, address: str | None) -> Iterator[None]:
-    """Join the cluster of a setting `compute.address`, or start one that ends with the block.
+    """Join the cluster at `compute.address`, or start one that ends with the block.
 
     Raises:
         PriorkitError: there is no such cluster, or it does not let this process join.
@@ -59,10 +59,10 @@ def open_cluster(ray: Any, address: str | None) -> Iterator[None]:
 
 def _start(ray: Any, place: ClusterAddress) -> None:
     """Start or join a cluster."""
-    own_handler = signal.getsignal(signal.SIGTERM)
+    previous_handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=place.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # of many kinds, some of them Ray's own
+    except Exception as error:  # Ray raises many kinds, also of its own
         if isinstance(error, OSError) and "AF_UNIX" in str(error):
             raise PriorkitError(
                 f"the paths of Ray's sockets are too long ({str(error).rpartition(': ')[2]}); set RAY_TMPDIR to a "
@@ -78,9 +78,9 @@ def _start(ray: Any, place: ClusterAddress) -> None:
             raise PriorkitError(f"cannot start Ray on this machine: {type(error).__name__}: {reason}") from error
         raise place.error(reason) from error
     finally:
-        # Ray's own handler ends the process with a dump, and with code 15
-        if own_handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, own_handler)
+        # Ray's handler ends the process with a dump and code 15
+        if previous_handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, previous_handler)
 
 
 @contextlib.contextmanager
@@ -92,7 +92,7 @@ def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():  # also what Ray itself has set
+        for name, value in before.items():  # also those that Ray has set
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
@@ -100,7 +100,7 @@ def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
 
 
 def _read_environment_again(ray: Any) -> None:
-    """Make Ray notice a changed mode and token, which it caches where it has token authentication."""
+    """Make Ray read a changed mode and token; versions with token authentication cache them."""
     raylet = ray._raylet
     if hasattr(raylet, "AuthenticationTokenLoader"):
         raylet.Config.initialize("")
@@ -108,11 +108,11 @@ def _read_environment_again(ray: Any) -> None:
 
 
 def _running_heads(ray: Any) -> dict[str, bool]:
-    """Addresses of the heads that Ray's processes on this machine belong to, and whether a process of ours does."""
+    """Return the addresses of the heads of Ray's processes on this machine, and whether this user runs any of them."""
     heads: dict[str, bool] = {}
     for process in ray._private.services.psutil.process_iter(["cmdline", "uids"]):
         command, uids = process.info["cmdline"] or [""], process.info["uids"]
-        found = re.search(r"--gcs-address=(\S+)", " ".join(command))
-        if found is not None and os.path.basename(command[0].split(" ")[0]) == "raylet":
-            heads[found[1]] = heads.get(found[1], False) or (uids is not None and uids.real == os.getuid())
+        head = re.search(r"--gcs-address=(\S+)", " ".join(command))
+        if head is not None and os.path.basename(command[0].split(" ")[0]) == "raylet":
+            heads[head[1]] = heads.get(head[1], False) or (uids is not None and uids.real == os.getuid())
     return heads

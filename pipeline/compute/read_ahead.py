@@ -1,4 +1,4 @@
-"""Reads and decodes samples in the background, that of the next shard while this one ends."""
+"""Background reading and decoding of samples, including the first samples of the next shard."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ Sample = TypeVar("Sample")
 Decoded = TypeVar("Decoded")
 
 _POLL_SECONDS = 0.1
+"""Seconds between checks for a stop while the queue is full."""
 _STOP_SECONDS = 1.0
-"""A read that hangs, as on a network, holds nobody longer who wants to end."""
+"""Seconds to wait for the reading thread at a stop; a read from a network may hang."""
 
 
 class _Stream(Generic[Decoded]):
-    """The samples of one task: a thread reads them, and hands each to the decoding threads."""
+    """Decoded samples of one task: a thread reads them and passes each to the decoding threads."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class _Stream(Generic[Decoded]):
             yield item.result()
 
     def stop(self) -> None:
-        """Read no further and decode nothing that is not begun; only a read that hangs is left to itself."""
+        """Stop reading and cancel the decoding that has not started; a read that hangs is abandoned."""
         self._stopped.set()
         self._thread.join(_STOP_SECONDS)
         while not self._ready.empty():
@@ -56,11 +57,11 @@ class _Stream(Generic[Decoded]):
                     return
                 self._put(threads.submit(decode, sample))
             self._put(None)
-        except BaseException as error:  # raised to whoever reads the samples
+        except BaseException as error:  # raised again in `__iter__`
             self._put(error)
 
     def _put(self, item: Future[Decoded] | BaseException | None) -> None:
-        """Wait for room, but not for a reader that is gone."""
+        """Wait for room in the queue, until a stop."""
         while not self._stopped.is_set():
             try:
                 self._ready.put(item, timeout=_POLL_SECONDS)
@@ -70,12 +71,13 @@ class _Stream(Generic[Decoded]):
 
 
 class DecodeAhead(Generic[Task, Sample, Decoded]):
-    """Decoded samples of one task after the other.
+    """Background reader that yields the decoded samples of one task after the other.
 
     Args:
-        read: yields the samples of a task; called in a thread of its own.
-        decode: called in `threads` threads.
-        depth: samples that are decoded ahead at most, of this task and again of the next.
+        read: yields the samples of a task; called in a separate thread.
+        decode: decodes a sample; called in several threads.
+        threads: number of decoding threads.
+        depth: largest number of samples that are decoded ahead, for this task and again for the next.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
         self._running: list[_Stream[Decoded]] = []
 
     def samples(self, task: Task, following: Task | None) -> Iterator[Decoded]:
-        """The samples of a task in order; at their end, those of the following task are begun."""
+        """Yield the samples of a task in order; then start to read those of the following task."""
         stream = self._take(task)
         try:
             yield from stream
@@ -102,7 +104,7 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
             self._stop(stream)
 
     def close(self) -> None:
-        """Stop all reading and decoding: threads at work while the interpreter ends can keep it from ending."""
+        """Stop all reading and decoding: running threads can keep the interpreter from ending."""
         self._next = None
         while self._running:
             self._stop(self._running[-1])
@@ -116,9 +118,9 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
     def _take(self, task: Task) -> _Stream[Decoded]:
         if self._next is None:
             return self._start(task)
-        begun, stream = self._next
+        started, stream = self._next
         self._next = None
-        if begun == task:
+        if started == task:
             return stream
         self._stop(stream)
         return self._start(task)

@@ -1,4 +1,4 @@
-"""How a stage of shards is run: what is planned, what of it is pending, and what came of it."""
+"""Plan, run and result of a stage that works shard by shard."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from .settings import ComputeSettings
 Task = TypeVar("Task")
 
 ProgressCallback = Callable[[int, Optional[int], str], None]
-"""Told of progress as (done, total, note); the total is None where it is not known yet."""
+"""Function that takes progress as (done, total, note); the total is None if it is not known yet."""
 
 ProgressFactory = Callable[[str, str], contextlib.AbstractContextManager[ProgressCallback]]
-"""Given what is under way and its unit, opens a place to report progress to."""
+"""Function that takes a description of the work and its unit, and opens a progress display."""
 
 
 def no_progress(done: int, total: int | None, note: str) -> None:
-    """The progress callback of callers that do not want to know."""
+    """Ignore progress: the default callback."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage would do: the answer to `--dry-run`."""
+    """Work that a stage would do: the output of `--dry-run`."""
 
     stage: str
     folder: str
     units: int
-    """Shards, training steps or evaluated rows in all."""
+    """Total number of shards, training steps or evaluated rows."""
     pending_units: int
     unit: str
     pending_rows: int
-    """Rows that are still to be worked on."""
+    """Number of rows that are still to do."""
     bytes_needed: int
-    """Estimate of the disk space that the pending work takes."""
+    """Estimated disk space for the pending work."""
     bytes_free: int | None
-    """Free space where the folder is; None on an object store."""
+    """Free disk space at the folder; None on an object store."""
     seconds: float
-    """Estimate of the time that the pending work takes."""
+    """Estimated time for the pending work."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,7 +56,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage did: the summary that is printed, or given as `--json`."""
+    """Result of a stage: the summary that is printed, or written with `--json`."""
 
     stage: str
     folder: str
@@ -66,15 +66,15 @@ class StageResult:
     rows: int
     seconds: float
     counts: dict[str, int] = field(default_factory=dict)
-    """Rows by outcome, over all shards of the folder."""
+    """Number of rows by outcome, over all shards of the folder."""
     statistics: dict[str, Any] = field(default_factory=dict)
-    """What else a stage counts, over all shards of the folder; see its documentation."""
+    """Further numbers of the stage, over all shards of the folder; see the stage's documentation."""
     notes: list[str] = field(default_factory=list)
-    """What a user should know about the input, a sentence each."""
+    """Sentences about the input that a user should read."""
     device: str = "cpu"
-    """What the work is done on, such as `cpu, 2 threads` or `cuda (NVIDIA H200)`."""
+    """Device of the work, such as `cpu, 2 threads` or `cuda (NVIDIA H200)`."""
     cluster: str = ""
-    """Workers and address of the Ray cluster; empty where the work was done in this process."""
+    """Workers and address of the Ray cluster; empty if the work was done in this process."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,13 +92,13 @@ def run_shards(
     """Bring all shards of a folder up to date.
 
     Args:
-        folder: the folder, held for writing.
-        tasks: given the names of the pending shards, yields a task for each of them.
-        inputs: fingerprint of the input of every shard that the folder shall hold.
-        make_worker: builds the function that turns a task into a committed shard.
-        compute: where to work.
-        progress: told of each finished shard.
-        device: what the work is done on, for the summary.
+        folder: the folder, locked for writing.
+        tasks: takes the names of the pending shards, and yields a task for each.
+        inputs: fingerprint of the input of every shard that the folder should have.
+        make_worker: builds the function that does a task and commits its shard.
+        compute: place of the work.
+        progress: called after each finished shard.
+        device: description of the device, for the summary.
     """
     start = time.monotonic()
     pending = folder.pending(inputs)
@@ -125,30 +125,32 @@ def run_shards(
     )
 
 
-def require_success(result: StageResult, what: str, diagnosis: str = "") -> None:
-    """Refuse to call a stage done that gave nothing at all.
+def require_success(result: StageResult, output: str, diagnosis: str = "") -> None:
+    """Check that a stage had at least one success.
 
     Args:
-        diagnosis: what the outcomes point to, if that is known.
+        result: result of the stage.
+        output: product of a row, for the message, such as `an image`.
+        diagnosis: probable cause of the outcomes, if it is known.
 
     Raises:
-        InputError: names the outcomes, the most frequent first.
+        InputError: no row was a success; it names the outcomes, the most frequent first.
     """
     if result.counts.get("success", 0) == 0:
         outcomes = sorted(result.counts.items(), key=lambda item: -item[1])
         named = ", ".join(f"{number:,} {outcome}" for outcome, number in outcomes) or "there were none"
         why = f"; {diagnosis}" if diagnosis else ""
         raise InputError(
-            f"{result.folder}: no row gave {what} ({named}){why}. Its files name each; mend the cause, "
+            f"{result.folder}: no row gave {output} ({named}){why}. Its files name each; mend the cause, "
             "then use --overwrite"
         )
 
 
 def require_space(plan: StagePlan) -> None:
-    """Refuse to start what the disk has no room for.
+    """Check that the disk has room for the pending work.
 
     Raises:
-        FolderError: says what is needed and what is free.
+        FolderError: it has not; the message names the needed and the free space.
     """
     if plan.bytes_free is not None and plan.bytes_needed > plan.bytes_free:
         raise FolderError(
@@ -158,7 +160,7 @@ def require_space(plan: StagePlan) -> None:
 
 
 def free_bytes(store: Store) -> int | None:
-    """Free space at a local folder, which need not exist yet; None on an object store."""
+    """Return the free disk space at a local folder, which need not exist yet; None on an object store."""
     if not store.is_local:
         return None
     path = store.root

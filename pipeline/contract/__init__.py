@@ -1,1 +1,1 @@
-"""The on-disk contract: files under a root, their hashes, manifests, and how a shard is committed."""
+"""The on-disk contract: names and hashes of files, manifests, and atomic commits of shards."""

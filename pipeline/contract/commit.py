@@ -1,6 +1,6 @@
-"""A stage's folder while it is written: shards are committed, replaced, withdrawn and merged, by one writer at a time.
+"""Writing to a stage's folder: commit, replace, withdraw and merge shards, by one writer at a time.
 
-What the folder holds, and how it is read, is in `shards`.
+`manifest` describes the contents of the folder and reads them.
 """
 
 from __future__ import annotations
@@ -11,24 +11,27 @@ from typing import Any
 
 from ..errors import FolderError
 from .hashing import FileRecord, HashingFile
+from .lock import LEASE_NAME, LOCK_NAME, lock_folder
 from .manifest import MANIFEST_NAME, RECORD_FOLDER, Manifest, ShardRecord, pending_shards, read_manifest, read_records
-from .storage import LEASE_NAME, LOCK_NAME, TEMPORARY_SUFFIX, Store
+from .storage import TEMPORARY_SUFFIX, Store
 
 REPLACEMENT_FOLDER = "replacing"
-"""Where a committed shard is written anew, before it takes the place of the old one."""
+"""Folder of new versions of committed shards, until they replace the old ones."""
 _ABSENT = type("absent", (), {"__repr__": lambda self: "absent"})()
 
 
 class ShardCommit:
-    """Writes the files of one shard, then the record that makes them exist.
+    """Writer of the files of one shard, and then of the record that commits them.
 
-    Every file is written whole before the record, and only one process writes a shard, so a kill at any instant leaves
-    either no record, and the shard is done again, or the record of a whole shard.
+    All files are complete before the record is written, and only one process writes a shard. A kill at any instant
+    leaves either no record, and the shard is done again, or the record of a complete shard.
 
     Args:
-        input: fingerprint of the shard's input, unless it is known only when the input has been read.
-        replaces: the shard has a record, which stays until the new files are all written. They are then moved over the
-            old ones; a kill among these moves is mended by `finish_replacements`.
+        name: name of the shard.
+        input: fingerprint of the shard's input; empty if it is only known after the input is read.
+        settings: fingerprint of the stage's settings.
+        replaces: the shard has a record already, which stays until all new files are written. The new files are then
+            moved over the old ones; after a kill between the moves, `finish_replacements` completes them.
     """
 
     def __init__(self, store: Store, name: str, *, input: str = "", settings: str, replaces: bool = False) -> None:
@@ -42,17 +45,17 @@ class ShardCommit:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """A new file of this shard, atomically written, its size and hash noted for the record."""
-        with self._store.create(self._place(name)) as file:
+        """Write a new file of this shard atomically, and keep its size and hash for the record."""
+        with self._store.create(self._location(name)) as file:
             yield file
             self._files[name] = file.record()
 
     def write_log(self, name: str, value: Any) -> None:
-        """A JSON file of this shard whose content may differ between equal runs, such as timings."""
-        self._store.write_json(self._place(name), value)
+        """Write a JSON file of this shard that may differ between equal runs, such as timings."""
+        self._store.write_json(self._location(name), value)
         self._logs.append(name)
 
-    def _place(self, name: str) -> str:
+    def _location(self, name: str) -> str:
         return f"{REPLACEMENT_FOLDER}/{name}" if self._replaces else name
 
     def commit(
@@ -63,10 +66,12 @@ class ShardCommit:
         input: str | None = None,
         threads: int | None = None,
     ) -> ShardRecord:
-        """Record the shard: from here on it exists.
+        """Write the record: from now on the shard exists.
 
         Args:
-            input: fingerprint of its input, where it was not known before.
+            rows: number of rows in the shard.
+            counts: rows by outcome.
+            input: fingerprint of the shard's input, if it was not known before.
             threads: see `ShardRecord`.
         """
         files = {name: self._files[name] for name in sorted(self._files)}
@@ -81,23 +86,23 @@ class ShardCommit:
             self._logs,
             threads,
         )
-        self._store.write_json(self._place(f"{RECORD_FOLDER}/{self._name}.json"), record.to_json())
+        self._store.write_json(self._location(f"{RECORD_FOLDER}/{self._name}.json"), record.to_json())
         if self._replaces:
             _move_in(self._store, record)
         return record
 
 
 def _move_in(store: Store, record: ShardRecord) -> None:
-    """Put a shard that was written anew in the place of the old one; may be begun again after a kill."""
+    """Move the new files of a shard over the old ones; after a kill, the same call completes the moves."""
     for name in (*record.files, *record.logs, f"{RECORD_FOLDER}/{record.name}.json"):
         store.move(f"{REPLACEMENT_FOLDER}/{name}", name)
 
 
 def finish_replacements(store: Store, name: str | None = None) -> ShardRecord | None:
-    """Put into place what a killed writer has written anew to its end: one shard, or all.
+    """Complete the replacements that a killed writer has committed but not moved: of one shard, or of all.
 
     Returns:
-        The record of the shard that was asked for; None if it was not written to its end.
+        The record of shard `name`; None if its new version was not committed.
     """
     records = read_records(store, f"{REPLACEMENT_FOLDER}/{RECORD_FOLDER}")
     for record in records.values():
@@ -107,21 +112,21 @@ def finish_replacements(store: Store, name: str | None = None) -> ShardRecord | 
 
 
 class StageFolder:
-    """A stage's folder held for writing. Made by `open_stage`."""
+    """A stage's folder that is locked for writing. Use `open_stage` to get one."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store = store
         self.manifest = manifest
 
     def pending(self, inputs: Mapping[str, str]) -> list[str]:
-        """Names of the shards to do, given each shard's input fingerprint.
+        """Return the names of the shards to do, given the input fingerprint of each shard.
 
-        Their old records must be withdrawn first, so that a kill halfway cannot leave an old record over new files.
+        Withdraw their old records before writing, so that a kill cannot leave an old record with new files.
         """
         return pending_shards(self.store, self.manifest, inputs)
 
     def withdraw(self, names: Iterable[str]) -> None:
-        """Take the records of shards that are about to be rewritten out of the folder."""
+        """Remove the records of shards that are about to be written again."""
         known = [name for name in names if name in self.manifest.shards]
         for name in known:
             del self.manifest.shards[name]
@@ -131,19 +136,19 @@ class StageFolder:
                 self.store.remove(f"{RECORD_FOLDER}/{name}.json")
 
     def add(self, record: ShardRecord) -> None:
-        """Take note of a shard that a worker has committed."""
+        """Add a shard that a worker has committed."""
         self.manifest.shards[record.name] = record
 
     def describe(self, **about: Any) -> None:
-        """Put what was found out into the manifest, at once."""
+        """Add facts about the folder's content to the manifest, and write it."""
         self.manifest.about.update(about)
         self._write_manifest()
 
     def finish(self) -> None:
-        """Merge all records into the manifest and clear what is no longer needed."""
+        """Merge all records into the manifest, and remove the files that are no longer needed."""
         self._write_manifest()
         known = {f"{RECORD_FOLDER}/{name}.json" for name in self.manifest.shards}
-        for name in known.intersection(self.store.names(RECORD_FOLDER)):  # mostly few, and a removal takes a request
+        for name in known.intersection(self.store.names(RECORD_FOLDER)):  # usually few; a removal takes a request
             self.store.remove(name)
         _clear_replacements(self.store)
         if self.store.is_local:
@@ -157,21 +162,24 @@ class StageFolder:
 
 @contextlib.contextmanager
 def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> Iterator[StageFolder]:
-    """Hold a folder for the stage that `planned` describes, continuing what it already holds.
+    """Lock a folder for the stage that `planned` describes, and continue with the shards that it has.
+
+    Args:
+        overwrite: remove the shards that were made with other settings.
 
     Raises:
-        FolderError: the folder holds other files, another stage, other settings or another writer.
+        FolderError: the folder has other files, another stage, other settings or another writer.
     """
     check_stage(store, planned, overwrite=overwrite)
-    with store.writer():
+    with lock_folder(store):
         finish_replacements(store)
-        # looked at again under the lock: another writer may have been here since
-        found = check_stage(store, planned, overwrite=overwrite)
-        if found is not None and overwrite:
-            _discard(store, found)
-            found = None
-        planned.shards = found.shards if found is not None else {}
-        planned.about = {**(found.about if found is not None else {}), **planned.about}
+        # checked again under the lock, since another writer may have changed the folder before
+        existing = check_stage(store, planned, overwrite=overwrite)
+        if existing is not None and overwrite:
+            _discard(store, existing)
+            existing = None
+        planned.shards = existing.shards if existing is not None else {}
+        planned.about = {**(existing.about if existing is not None else {}), **planned.about}
         folder = StageFolder(store, planned)
         folder._write_manifest()
         yield folder
@@ -180,35 +188,36 @@ def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> I
 def check_stage(
     store: Store, planned: Manifest, *, overwrite: bool = False, advice: str = "name another folder"
 ) -> Manifest | None:
-    """What the folder holds of the planned stage already; FolderError if that stage may not write there.
+    """Return the folder's manifest, None if it has none; FolderError if the planned stage may not write there.
 
     Args:
-        advice: what to do about other settings, beside setting them back.
+        overwrite: accept a folder with other settings.
+        advice: alternative to restoring the settings, for the message.
     """
-    found = read_manifest(store)
-    if found is None:
+    existing = read_manifest(store)
+    if existing is None:
         if store.fs.isfile(store.root):
             raise FolderError(f"{store.url} is a file; name a folder")
-        if others := _work(store):
+        if others := _data_files(store):
             raise FolderError(
                 f"{store.url} holds other work ({len(others)} files, such as {others[0]!r}) and no {MANIFEST_NAME}; "
                 "name a new or empty folder"
             )
         return None
-    if found.stage != planned.stage:
+    if existing.stage != planned.stage:
         raise FolderError(
-            f"{store.url} holds the result of `priorkit {found.stage}`; name another folder for {planned.stage}"
+            f"{store.url} holds the result of `priorkit {existing.stage}`; name another folder for {planned.stage}"
         )
-    if found.settings != planned.settings and not overwrite and _work(store):
+    if existing.settings != planned.settings and not overwrite and _data_files(store):
         raise FolderError(
-            f"{store.url} was made with other settings ({difference(found.settings, planned.settings)}); "
+            f"{store.url} was made with other settings ({difference(existing.settings, planned.settings)}); "
             f"set them back, {advice}, or use --overwrite to discard what is there"
         )
-    return found
+    return existing
 
 
 def _clear_replacements(store: Store) -> None:
-    """Remove what was begun anew and is not wanted any more."""
+    """Remove new versions of shards that were never committed."""
     for name in store.names(REPLACEMENT_FOLDER):
         store.remove(name)
     if store.is_local:
@@ -217,14 +226,14 @@ def _clear_replacements(store: Store) -> None:
                 store.fs.rmdir(store.path(folder))
 
 
-def _work(store: Store) -> list[str]:
-    """Names of the files that a stage, or somebody else, has written; a stage that failed at once leaves none."""
-    ours = (MANIFEST_NAME, LOCK_NAME, LEASE_NAME)
-    return [name for name in store.names() if name not in ours and not name.endswith(TEMPORARY_SUFFIX)]
+def _data_files(store: Store) -> list[str]:
+    """Return the files besides manifest, lock and temporary files; a stage that fails at once leaves none."""
+    bookkeeping = (MANIFEST_NAME, LOCK_NAME, LEASE_NAME)
+    return [name for name in store.names() if name not in bookkeeping and not name.endswith(TEMPORARY_SUFFIX)]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
-    """Name every value in which two nested settings differ, as `name: old -> new`."""
+    """Return all differences between two nested settings, as `name: old -> new`."""
     parts = []
     for name in sorted(set(old) | set(new)):
         before, after = old.get(name, _ABSENT), new.get(name, _ABSENT)
@@ -237,7 +246,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
 
 
 def _discard(store: Store, manifest: Manifest) -> None:
-    """Remove what the records name, and only that; the manifest stays, so that the folder is known as ours."""
+    """Remove only the files that the records name; the manifest stays, to mark the folder as priorkit's."""
     for name in manifest.shards:
         store.remove(f"{RECORD_FOLDER}/{name}.json")
     for record in manifest.shards.values():

@@ -1,7 +1,7 @@
-"""Names of the files of a folder of embeddings, and which of them make up a shard.
+"""Names of the files in a folder of embeddings, and the shards that they form.
 
-Folders of clip-retrieval, and those that LAION has published, have no manifest. Their files are paired by number, since
-a file that is missing would else shift all that follow.
+Folders of clip-retrieval and those that LAION published have no manifest. Their files are paired by number: paired by
+order, one missing file would shift all files that follow.
 """
 
 from __future__ import annotations
@@ -13,30 +13,40 @@ from ..errors import InputError
 from .manifest import ShardRecord
 
 _EXTENSIONS = {"img_emb": "npy", "text_emb": "npy", "metadata": "parquet", "token_states": "npy", "offsets": "npy"}
-"""Of each kind of file that a shard may have."""
+"""Extension of each kind of file that a shard may have."""
 _FOREIGN_KINDS = ("img_emb", "text_emb", "metadata")
-"""What a shard of a folder without a manifest may have."""
+"""Kinds of files in a folder without a manifest."""
 _LAION_FOLDERS = {"images": "img_emb", "texts": "text_emb"}
-"""Folders of LAION-400M that have other names; LAION-2B-en's metadata is in `laion2B-en-metadata`."""
+"""Kind of file by LAION-400M's folder names; LAION-2B-en's metadata is in `laion2B-en-metadata`."""
 
 
 def pair_files(names: Iterable[str], url: str) -> dict[int, dict[str, str]]:
-    """Of the files of a folder, those that make up each shard: by the shard's number, ascending, and by kind.
+    """Return the files of each shard of a folder, by kind; the shards are by number, ascending.
+
+    Args:
+        names: names of the files in the folder.
+        url: location of the folder, for messages.
 
     Raises:
         InputError: a shard lacks a file or has one twice, or a file has no number.
     """
     pairs = group_files(names, url, _refuse)
-    there = {kind for files in pairs.values() for kind in files}
-    needed = [kind for kind in _FOREIGN_KINDS if kind in there or kind == "img_emb"]  # LAION has images alone too
+    present = {kind for files in pairs.values() for kind in files}
+    needed = [
+        kind for kind in _FOREIGN_KINDS if kind in present or kind == "img_emb"
+    ]  # some folders of LAION have image embeddings only
     for files in pairs.values():
         for fault in missing_kinds(files, needed, url):
             _refuse(fault)
     return pairs
 
 
-def group_files(names: Iterable[str], url: str, tell: Callable[[str], None]) -> dict[int, dict[str, str]]:
-    """As `pair_files`, of shards that may lack files; what cannot be grouped is left out, and `tell` is told of it."""
+def group_files(names: Iterable[str], url: str, report: Callable[[str], None]) -> dict[int, dict[str, str]]:
+    """Return the files of each shard like `pair_files`, but accept shards that lack files.
+
+    Args:
+        report: called with a sentence about each file that belongs to no shard.
+    """
     pairs: dict[int, dict[str, str]] = {}
     for name in names:
         folder, _, file = name.partition("/")
@@ -45,19 +55,19 @@ def group_files(names: Iterable[str], url: str, tell: Callable[[str], None]) -> 
             continue
         number = re.fullmatch(rf"{kind}_([0-9]+)\.{_EXTENSIONS[kind]}", file)
         if number is None:
-            if folder == kind:  # of a folder of another name it may be anything
-                tell(f"{url}/{name} is not named as {_name(kind, '0')} is; remove it, or give it its number")
+            if folder == kind:  # in a folder of another name it may be anything
+                report(f"{url}/{name} is not named as {_name(kind, '0')} is; remove it, or give it its number")
             continue
         files = pairs.setdefault(int(number[1]), {})
         if kind in files:
-            tell(f"{url}: {files[kind]} and {name} have the same number; remove one of them")
+            report(f"{url}: {files[kind]} and {name} have the same number; remove one of them")
         else:
             files[kind] = name
     return {number: pairs[number] for number in sorted(pairs)}
 
 
 def missing_kinds(files: Mapping[str, str], kinds: Iterable[str], url: str) -> Iterator[str]:
-    """What a shard lacks of some kinds of file, a sentence each."""
+    """Yield a sentence about each kind of file that a shard lacks."""
     other = next(iter(files.values()))
     digits = other.rpartition("_")[2].partition(".")[0]
     for kind in kinds:
@@ -69,7 +79,7 @@ def missing_kinds(files: Mapping[str, str], kinds: Iterable[str], url: str) -> I
 
 
 def recorded_files(record: ShardRecord) -> dict[str, str]:
-    """Name of each file that a record of `embed` has, by kind."""
+    """Return the names of the files in a record of `embed`, by kind."""
     names = {kind: _name(kind, record.name) for kind in _EXTENSIONS}
     return {kind: name for kind, name in names.items() if name in record.files}
 

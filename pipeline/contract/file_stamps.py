@@ -1,4 +1,4 @@
-"""Stamps of files: what a file system says of a file without reading it, which changes when the file does."""
+"""Stamps of files: size and modification time or tags, which change when the file changes."""
 
 from __future__ import annotations
 
@@ -16,36 +16,38 @@ from fsspec.implementations.local import LocalFileSystem
 from .storage import Store
 
 _SETTLED_SECONDS = 2.0
-"""Age in seconds below which a modification time is not trusted: a second write may get the same time, which counts
-seconds on some file systems and two seconds on FAT."""
+"""Age in seconds below which a modification time is not trusted: another write may get the same time, since the clock
+of some file systems ticks in seconds, and of FAT in two seconds."""
 _CONTENT_TAGS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "crc32c", "checksum", "blob_id", "sha256")
-"""What object stores say of an object that changes with every write, whatever the clock."""
+"""Entries of object stores' listings that change with every write, independent of the clock."""
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "modificationTime", "created")
+"""Entries of fsspec's listings that hold a modification time, the most reliable first."""
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a file system says of a file without reading it."""
+    """State of a file that its file system knows without reading it."""
 
     bytes: int
     modified: str | None
-    """Modification time in nanoseconds, or an object store's tags; None where neither is known."""
+    """Modification time in nanoseconds, or an object store's tags; None if neither is known."""
     settled: bool
-    """Whether a later change is certain to change `modified`."""
+    """True if every later change alters `modified`."""
 
 
 NO_STAMP = Stamp(0, None, settled=False)
+"""Stamp of a file that does not exist."""
 
 
 def stamps(store: Store, names: Iterable[str]) -> dict[str, Stamp]:
-    """Stamps of files, by their paths below the store's root; those that are not there are left out."""
+    """Return the stamps of files by their paths below the store's root; files that do not exist are left out."""
     if store.is_local:
-        found = {name: _local_stamp(f"{store.root}/{name}") for name in names}
-        return {name: stamp for name, stamp in found.items() if stamp is not None}
+        local = {name: _local_stamp(f"{store.root}/{name}") for name in names}
+        return {name: stamp for name, stamp in local.items() if stamp is not None}
     store.fs.invalidate_cache()
     wanted = {f"{store.root}/{name}": name for name in names}
     described: dict[str, Any] = {}
-    for folder in sorted({posixpath.dirname(path) for path in wanted}):  # one listing, where `info` asks for each
+    for folder in sorted({posixpath.dirname(path) for path in wanted}):  # one request per folder
         with contextlib.suppress(FileNotFoundError):
             described.update({entry["name"]: entry for entry in store.fs.ls(folder, detail=True)})
     return {name: remote_stamp(described[path]) for path, name in wanted.items() if path in described}
@@ -53,16 +55,16 @@ def stamps(store: Store, names: Iterable[str]) -> dict[str, Stamp]:
 
 def _local_stamp(path: str) -> Stamp | None:
     try:
-        status = os.stat(path)  # of what a link points to
+        status = os.stat(path)  # follows links
     except (FileNotFoundError, NotADirectoryError):
         return None
-    real = os.path.realpath(path)  # a folder on the way may be a link too
+    real = os.path.realpath(path)  # a folder in the path may be a link too
     target = f" {real}" if real != path else ""
     return Stamp(status.st_size, f"{status.st_mtime_ns}{target}", _is_old(status.st_mtime))
 
 
 def path_stamp(fs: Any, path: str) -> Stamp:
-    """Stamp of one file of an fsspec file system; of a local file by its path."""
+    """Return the stamp of one file of an fsspec file system."""
     if isinstance(fs, LocalFileSystem):
         return _local_stamp(path) or NO_STAMP
     fs.invalidate_cache()
@@ -70,17 +72,20 @@ def path_stamp(fs: Any, path: str) -> Stamp:
 
 
 def file_stamp(store: Store, path: str, described: Mapping[str, Any]) -> Stamp:
-    """Stamp of a file from its entry in a listing; of a local one from the file itself, since a link's entry is old.
+    """Return the stamp of a file from its entry in a listing.
+
+    A local file is looked up again, since the entry of a link describes the link.
 
     Args:
-        path: of the file system.
+        path: path of the file in the file system.
+        described: entry of the file in an fsspec listing.
     """
     stamp = _local_stamp(path) if store.is_local else remote_stamp(described)
     return NO_STAMP if stamp is None else stamp
 
 
 def remote_stamp(described: Mapping[str, Any]) -> Stamp:
-    """Stamp of a file from its entry in an fsspec listing."""
+    """Return the stamp of a file from its entry in an fsspec listing."""
     size = int(described.get("size") or 0)
     tags = {name: str(described[name]) for name in _CONTENT_TAGS if described.get(name)}
     if tags:

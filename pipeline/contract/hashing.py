@@ -1,4 +1,4 @@
-"""SHA-256 of files, as they are written and as they are read."""
+"""SHA-256 of files, computed while they are written or read."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 _BLOCK_BYTES = 1 << 20
+"""Bytes per read."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What is known of one committed file."""
+    """Size and hash of a committed file."""
 
     bytes: int
     sha256: str
 
 
 class HashingFile(io.RawIOBase):
-    """A binary file for writing that counts and hashes what passes through it."""
+    """A binary file for writing that counts and hashes the bytes."""
 
     def __init__(self, target: BinaryIO) -> None:
         self._target = target
@@ -40,12 +41,12 @@ class HashingFile(io.RawIOBase):
         return self._bytes
 
     def record(self) -> FileRecord:
-        """Size and hash of all that was written so far."""
+        """Return size and hash of the bytes written so far."""
         return FileRecord(self._bytes, self._digest.hexdigest())
 
 
 def hash_file(file: BinaryIO) -> str:
-    """Of all bytes of an open file, of which a block at a time is held."""
+    """Return the SHA-256 of an open file, read in 1 MiB blocks."""
     digest = hashlib.sha256()
     while block := file.read(_BLOCK_BYTES):
         digest.update(block)
@@ -53,10 +54,11 @@ def hash_file(file: BinaryIO) -> str:
 
 
 _LFS_HEADER = b"version https://git-lfs.github.com/spec/"
+"""First bytes of a Git LFS pointer file."""
 
 
 def is_lfs_pointer(file: BinaryIO) -> bool:
-    """Return whether an open file is a pointer of Git LFS in place of its content; goes back to its start."""
+    """Return whether an open file is a Git LFS pointer instead of the content; seek back to the start."""
     header = file.read(len(_LFS_HEADER))
     file.seek(0)
     return header == _LFS_HEADER

@@ -1,13 +1,9 @@
-"""Image shards as `download` and img2dataset write them: which there are, and the samples in each."""
+"""Image shards of `download` and img2dataset: the shards of a folder, and the samples in each."""
 
 from __future__ import annotations
 
-import contextlib
-import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
 
 import pyarrow as pa
 
@@ -16,22 +12,16 @@ from ..explain import one_line
 from .arrow.columns import carried, key_texts
 from .arrow.parquet import open_parquet
 from .arrow.types import is_text, require_distinct
-from .file_marks import note_file, open_hashed
-from .listing import is_data
-from .manifest import fingerprint, missing_files, read_manifest
-from .samples import IMAGE_EXTENSIONS, Sample, name_extensions
+from .file_marks import note_file
+from .manifest import damaged_shards, fingerprint, read_manifest
+from .samples import Sample
 from .storage import Store
+from .tar_samples import count_samples, read_tar
 
-_END_BYTES = 1024
-_TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
-"""What tarfile raises on hostile bytes: the last two on numbers that make no sense."""
 _COMPRESSED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 _COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
-_START_BYTES = max(map(len, _COMPRESSED_STARTS))
 """First bytes of gzip, bzip2, xz, Zstandard and LZ4."""
-_NOT_TOGETHER = "the files of a sample do not stand together; write the tar again with `tar --sort=name`"
-
-Content = TypeVar("Content")
+_START_BYTES = max(map(len, _COMPRESSED_STARTS))
 
 
 @dataclass(frozen=True)
@@ -39,13 +29,13 @@ class ImageShard:
     """One webdataset shard."""
 
     name: str
-    """Digits that number the shard."""
+    """Number of the shard, as the digits in its file names."""
     fingerprint: str
-    """Of the committed bytes; for a folder without a manifest of the name alone, since its files are marked."""
+    """Fingerprint of the committed bytes; without a manifest of the name only, since the files have marks."""
     samples: int
-    """Images in the shard, so without the rows that failed."""
+    """Number of images in the shard, without the rows that failed."""
     files: tuple[str, ...] = ()
-    """Its files, where no manifest has their hashes."""
+    """Names of its files, if no manifest has their hashes."""
 
     @property
     def tar_name(self) -> str:
@@ -60,11 +50,11 @@ class ImageShard:
         return f"{self.name}.parquet"
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """See `InputShard`: a tar is read as a whole."""
+        """Return the files to read, see `InputShard`: always the whole tar."""
         return self.files
 
     def read(self, store: Store) -> Iterator[Sample]:
-        """The samples in the order of the tar; where it is damaged or some are missing, a last one says so."""
+        """Yield the samples in the order of the tar, and a failed one at the end if some are damaged or missing."""
         if self.table_name in self.files:
             note_file(store, self.table_name)
         count = 0
@@ -80,15 +70,15 @@ class ImageShard:
             yield Sample(self.tar_name, None, None, reason)
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """The rows of the list, by `key`, the failed ones included; None where there is no table that has keys."""
+        """Return the table of the rows of the URL list, failed ones included; None if no table with keys exists."""
         return [read_shard_table(store, self)]
 
 
 def list_image_shards(store: Store) -> list[ImageShard]:
-    """The image shards of a folder, by number.
+    """Return the image shards of a folder, sorted by number.
 
     Raises:
-        InputError: there are none, or a file that the manifest names is not there.
+        InputError: there are none, or a file that the manifest names is missing.
     """
     manifest = read_manifest(store)
     if manifest is None:
@@ -100,9 +90,12 @@ def list_image_shards(store: Store) -> list[ImageShard]:
     else:
         shards = []
         _require_numbers(store, [f"{name}.tar" for name in manifest.shards])
+        damaged = damaged_shards(store, manifest)
         for name, record in manifest.shards.items():
-            if lost := missing_files(store, record):
-                raise InputError(f"{store.url}: {lost[0]} is missing or damaged; run `priorkit download` again")
+            if name in damaged:
+                raise InputError(
+                    f"{store.url}: {damaged[name][0]} is missing or damaged; run `priorkit download` again"
+                )
             shards.append(ImageShard(name, fingerprint(record.content()), record.counts.get("success", 0)))
     if not shards:
         raise InputError(
@@ -112,12 +105,12 @@ def list_image_shards(store: Store) -> list[ImageShard]:
 
 
 def is_compressed_tar(name: str) -> bool:
-    """Return whether a file is a compressed tar, by its name."""
+    """Return whether the name of a file is that of a compressed tar."""
     return name.lower().endswith(_COMPRESSED_ENDINGS)
 
 
 def _tar_names(store: Store) -> list[str]:
-    """The tars of a foreign folder; InputError unless all are plain tars that are named by different numbers."""
+    """Return the tars of a folder without manifest; InputError unless all are plain and have different numbers."""
     names = store.names()
     if compressed := next(filter(is_compressed_tar, names), None):
         raise InputError(f"{store.url}/{compressed}: image shards must not be compressed; unpack it, such as by gunzip")
@@ -159,130 +152,20 @@ def _foreign_shard(store: Store, tar_name: str) -> ImageShard:
         successes = key_texts(status.column("status"), shard.table_name).count("success")
         if successes or not status.num_rows:
             return ImageShard(name, mark, successes, files)
-    return ImageShard(name, mark, _count_samples(store, shard), files)
-
-
-def _count_samples(store: Store, shard: ImageShard) -> int:
-    """Return the number of samples of a tar, from its headers; of a damaged one those before the damage.
-
-    Raises:
-        InputError: the files of a sample do not stand together.
-    """
-    count, met, split = 0, _Met(), None
-    with contextlib.suppress(*_TAR_ERRORS):
-        with store.open(shard.tar_name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for key, members in _groups(tar, store.size(shard.tar_name), lambda member: None):
-                count += 1
-                if met.is_split(key, members):
-                    split = key
-                    break
-    if split is not None:
-        raise InputError(f"{store.url}/{shard.tar_name}: {_NOT_TOGETHER} (sample {split!r})")
-    return count
-
-
-class _Met:
-    """The samples of a tar so far, to tell a sample whose files are apart from one that comes again."""
-
-    def __init__(self) -> None:
-        self._extensions: dict[str, tuple[str, ...]] = {}
-        self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
-
-    def is_split(self, key: str, members: Iterable[str]) -> bool:
-        """Return whether a key has come before with other files only."""
-        extensions = tuple(members)
-        earlier = self._extensions.setdefault(key, self._shared.setdefault(extensions, extensions))
-        return set(earlier).isdisjoint(extensions)
-
-
-def _groups(
-    tar: tarfile.TarFile, tar_bytes: int | None, read: Callable[[tarfile.TarInfo], Content]
-) -> Iterator[tuple[str, dict[str, Content]]]:
-    """Yield the key of each sample, as webdataset has it, and by extension what `read` makes of each of its files.
-
-    Raises:
-        one of _TAR_ERRORS: the tar is damaged; what was read before has been yielded.
-    """
-    key = ""
-    members: dict[str, Content] = {}
-    damage: Exception | None = None
-    try:
-        for member, its_key, extension in _members(tar, tar_bytes):
-            if members and (its_key != key or extension in members):
-                yield key, members
-                members = {}
-            key = its_key
-            members[extension] = read(member)
-    except _TAR_ERRORS as error:
-        damage = error
-    if members:  # before the damage, so perhaps whole
-        yield key, members
-    if damage is not None:
-        raise damage
-
-
-def _members(tar: tarfile.TarFile, tar_bytes: int | None) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-    """Yield the files and links of a tar that are part of a sample, with the sample's key and the extension."""
-    if tar.firstmember is None:  # type: ignore[attr-defined]  # an empty tar, over which `next` of Python 3.10 stumbles
-        return
-    while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has met, 1 kB each
-        if not 0 <= member.size <= (tar_bytes or 0):  # tarfile would skip that far, and never arrive
-            raise tarfile.ReadError(f"a member of {member.size:,} bytes")
-        folder, slash, name = member.name.removeprefix("./").rpartition("/")
-        stem, dot, extension = name.partition(".")
-        if (member.isfile() or member.islnk() or member.issym()) and stem and dot and is_data(member.name):
-            yield member, f"{folder}{slash}{stem}", extension.lower()
+    return ImageShard(name, mark, count_samples(store, shard.tar_name), files)
 
 
 def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
-    """The samples of a shard in the order of the tar, read as a stream.
+    """Yield the samples of a shard in the order of the tar, read as a stream.
 
     Raises:
-        InputError: the tar is cut or is none.
+        InputError: the file is cut short or is no tar.
     """
-    damage: Exception | None = None
-    met = _Met()
-    with open_hashed(store, shard.tar_name) if shard.files else store.open(shard.tar_name) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r|") as tar:
-                for key, members in _groups(tar, store.size(shard.tar_name), partial(_content, tar)):
-                    if met.is_split(key, members):
-                        yield Sample(key, None, None, f"not_together: {_NOT_TOGETHER}")
-                    else:
-                        yield _sample(key, members)
-        except _TAR_ERRORS as error:
-            damage = error
-    if damage is not None:
-        raise InputError(f"{store.url}/{shard.tar_name} is damaged ({damage}); download that shard again") from damage
-    if not _is_whole(store, shard.tar_name):  # tarfile takes an end between two members for the end
-        raise InputError(f"{store.url}/{shard.tar_name} is damaged (it ends early); download that shard again")
-
-
-def _is_whole(store: Store, tar_name: str) -> bool:
-    """Whether a tar ends with the two empty blocks that every tar ends with."""
-    with store.open(tar_name) as file:
-        file.seek(max(0, file.seek(0, 2) - _END_BYTES))
-        return not any(file.read())
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
-    """The bytes of a file that a stream has come to; None for a link, whose target it may have passed."""
-    if not member.isfile():
-        return None
-    content = tar.extractfile(member)
-    assert content is not None
-    return content.read()
-
-
-def _sample(key: str, members: dict[str, bytes | None]) -> Sample:
-    image = next((data for extension, data in members.items() if extension in IMAGE_EXTENSIONS), None)
-    names = (extension if data is not None else f"{extension} (a link)" for extension, data in members.items())
-    return Sample(key, image, members.get("txt"), instead=name_extensions(names))
+    return read_tar(store, shard.tar_name, hashed=bool(shard.files))
 
 
 def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:
-    """The parquet table of a shard, one row for each row of the list; None where there is none that has keys."""
+    """Return the table of a shard, one row for each row of the URL list; None if no table with keys exists."""
     table = _read_parquet(store, shard.table_name)
     if table is None or "key" not in table.schema.names:
         return None
@@ -290,7 +173,7 @@ def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:
 
 
 def _read_parquet(store: Store, name: str, columns: list[str] | None = None) -> pa.Table | None:
-    """Those of the columns that a parquet file has, or all; None where there is no such file."""
+    """Return the given columns of a Parquet file, as far as it has them, or all; None if there is no such file."""
     if store.size(name) is None:
         return None
     try:

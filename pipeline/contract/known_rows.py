@@ -1,4 +1,4 @@
-"""Joins the rows that an input's tables have to its samples, by key and, where keys repeat, by order."""
+"""Join the rows of an input's tables to its samples: by key, and by order if keys repeat."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def join_rows(
     """Return the row of the tables that belongs to each embedded sample.
 
     Args:
-        tables: what is known of the samples, with a column `key`; one for each part of the shard, None for nothing.
-        samples: place and key of all samples that were read, the failed ones included, in any order.
-        rows: those that were embedded, in order.
+        tables: a table with a column `key` for each part of the shard; None for a part without a table.
+        samples: place and key of all samples that were read, failed ones included, in any order.
+        rows: place and key of the samples that were embedded, in order.
         title: name of the shard, for messages.
 
     Raises:
-        InputError: a sample has no row, or it is not clear which; or columns of one name have several types.
+        InputError: the row of a sample is missing or ambiguous, or columns of one name have several types.
     """
-    found: dict[Place, int] = {}
+    row_of_place: dict[Place, int] = {}
     keyed: list[pa.Table] = []
     start = 0
     unknown = {part for part, table in enumerate(tables) if table is None}
@@ -39,10 +39,12 @@ def join_rows(
         members = sorted((place, key) for place, key in samples if place.part == part)
         stored = key_texts(table.column("key"), f"column 'key' of {title}")
         places = match_keys(stored, [key for _, key in members], title)
-        found.update({place: start + row for (place, _), row in zip(members, places, strict=True) if row is not None})
+        row_of_place.update(
+            {place: start + row for (place, _), row in zip(members, places, strict=True) if row is not None}
+        )
         start += table.num_rows
         keyed.append(table.set_column(table.schema.names.index("key"), "key", pa.array(stored, pa.string())))
-    missing = [key for place, key in rows if place not in found and place.part not in unknown]
+    missing = [key for place, key in rows if place not in row_of_place and place.part not in unknown]
     if missing:
         raise InputError(
             f"the table of {title} has no row of key {missing[0]!r}; write that table again, or move it away to "
@@ -52,26 +54,31 @@ def join_rows(
         whole = pa.concat_tables(keyed, promote_options="permissive")
     except pa.ArrowException as error:
         raise InputError(f"the tables of {title} do not fit together ({error}); store their columns alike") from error
-    chosen = whole.take(pa.array([found.get(place) for place, _ in rows], pa.int64()))
+    chosen = whole.take(pa.array([row_of_place.get(place) for place, _ in rows], pa.int64()))
     assert isinstance(chosen, pa.Table)
     return chosen
 
 
 def key_names(key: str) -> tuple[str, ...]:
-    """Return the names under which a table may have a sample, the best first."""
+    """Return the keys under which a table may store a sample, the best first."""
     plain = key.rpartition("/")[2]
     number = plain.lstrip("0") or "0"
     return (key, plain, number) if plain.isascii() and plain.isdigit() else (key, plain)
 
 
 def match_keys(stored: Sequence[str | None], keys: Sequence[str], title: str) -> list[int | None]:
-    """Return the number of each key's row among stored keys; None where there is none.
+    """Return the index of each key among the stored keys; None if it is missing.
 
-    A key in folders (`cat/0000`) also matches its plain name (`0000`), and digits the number that they are. Of rows
-    with one key, the first sample of the key gets the first, the second the second; more samples get the last.
+    A key in a folder (`cat/0000`) also matches its plain name (`0000`), and digits match their number (`0`). If a key
+    is stored several times, its first sample gets the first row, and so on; surplus samples get the last row.
+
+    Args:
+        stored: keys of the rows of a table.
+        keys: keys of the samples, in order.
+        title: name of the shard, for messages.
 
     Raises:
-        InputError: samples of several folders match one row by their plain name.
+        InputError: samples in several folders match one row by their plain name.
     """
     rows: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(stored):

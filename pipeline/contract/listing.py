@@ -1,4 +1,4 @@
-"""THE rule for which files of a folder or tar are data, and the listing that every reader of a folder uses."""
+"""The listing that every reader of a folder uses, and the rule that separates data from other files."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _FOREIGN_FOLDERS = frozenset(
         "$recycle.bin", "lost+found", "system volume information",
     }
 )  # fmt: skip
-"""Lower-case names of folders that file systems, archives and table formats keep beside data."""
+"""Lower-case names of folders that file systems, archives and table formats put beside data."""
 _FOREIGN_FILES = frozenset({"_success", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
-"""Lower-case names of files that operating systems and Hadoop keep beside data."""
+"""Lower-case names of files that operating systems and Hadoop put beside data."""
 _FOREIGN_PREFIXES = ("_committed_", "_started_")
-"""Beginnings of the names of Databricks' commit markers."""
+"""Prefixes of Databricks' commit markers."""
 _PAX_HEADERS = "paxheaders"
-"""Beginning of the folders that programs without the pax format unpack its headers to."""
+"""Prefix of folders with pax headers, which programs without that format unpack as files."""
 _FOREIGN_ENDINGS = (".crc", "_$folder$")
-"""Endings of Hadoop's checksums and of its folder markers on S3."""
+"""Suffixes of Hadoop's checksums and of its folder markers on S3."""
 _DOCUMENT = re.compile(r"(readme|license|licence)(\.(md|markdown|rst|txt|html?|pdf))?", re.IGNORECASE)
 
 
 def is_data(name: str) -> bool:
-    """Return False for files that tools and people keep beside data, given the name relative to the folder or tar.
+    """Return whether a file is data, by its name relative to the folder or tar.
 
-    These are hidden files and folders (a leading dot), leftovers of operating systems, archives, Hadoop and Delta,
+    Not data are hidden files and folders (a leading dot), leftovers of operating systems, archives, Hadoop and Delta,
     README and LICENSE documents, and the empty objects that mark folders on S3.
     """
     *folders, file = name.removeprefix("./").split("/")
@@ -51,7 +51,7 @@ def is_data(name: str) -> bool:
 
 def _holds_data(folder: str) -> bool:
     lower = folder.lower()
-    is_hidden = folder.startswith(".") and folder not in (".", "..")  # members of tars may be named so
+    is_hidden = folder.startswith(".") and folder not in (".", "..")  # names in tars may have these parts
     return not is_hidden and lower not in _FOREIGN_FOLDERS and not lower.startswith(_PAX_HEADERS)
 
 
@@ -70,29 +70,30 @@ def list_files(fs: Any, root: str, under: str = "") -> list[str]:
 
 
 def describe_files(fs: Any, root: str, under: str = "", *, details: bool = True) -> dict[str, dict[str, Any]]:
-    """Return what the file system tells of each file of `list_files`, by name; empty without `details`."""
+    """Return the file system's entry for each file of `list_files`, by name; an empty one without `details`."""
     base = root.rstrip("/")
     folder = f"{base}/{under}" if under else root
     if isinstance(fs, LocalFileSystem):
-        entries = sorted(_walk(folder, under, _ancestors(folder)), key=lambda item: item[0])
-        return {name: fs.info(entry) if details else {} for name, entry in entries}
+        local = sorted(_walk(folder, under, _ancestors(folder)), key=lambda item: item[0])
+        return {name: fs.info(entry) if details else {} for name, entry in local}
     fs.invalidate_cache()
     if not fs.isdir(folder):
         return {}
-    found = fs.find(folder, detail=True)
-    names = {path[len(base) :].lstrip("/"): path for path in sorted(found) if found[path].get("type") != "directory"}
-    return {name: found[path] if details else {} for name, path in names.items() if is_data(name)}
+    entries = fs.find(folder, detail=True)
+    paths = [path for path in sorted(entries) if entries[path].get("type") != "directory"]
+    names = {path[len(base) :].lstrip("/"): path for path in paths}
+    return {name: entries[path] if details else {} for name, path in names.items() if is_data(name)}
 
 
 def _walk(folder: str, name: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield the files below a local folder. A link to a folder that the path already leads through is a loop."""
+    """Yield the data files below a local folder; a link to one of `ancestors` is a loop and is not followed."""
     try:
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in ancestors:
             return
         with os.scandir(folder) as scan:
             entries = list(scan)
-    except (FileNotFoundError, NotADirectoryError):  # removed since its own folder was listed
+    except (FileNotFoundError, NotADirectoryError):  # removed after its parent was listed
         return
     except OSError as error:
         raise InputError(f"{folder} cannot be listed ({error.strerror}); make it readable, or move it away") from error
@@ -109,12 +110,12 @@ def _walk(folder: str, name: str, ancestors: frozenset[tuple[int, int]]) -> Iter
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or to where nobody may look: reading it as a file names the error
+    except OSError:  # a link to itself, or without permission: reading it as a file reports the error
         return False
 
 
 def _ancestors(folder: str) -> frozenset[tuple[int, int]]:
-    """Device and inode of every folder above a local one, so that no link leads back up to them."""
+    """Return device and inode of every folder above a local one, to detect links that lead back up."""
     path, above = os.path.realpath(folder), set()
     while (parent := os.path.dirname(path)) != path:
         path = parent

@@ -1,4 +1,4 @@
-"""Descriptions of folders that hold embeddings in a layout that is not read, and how to go on."""
+"""Messages about folders with embeddings in an unsupported layout: its description, and how to convert it."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from .storage import Store
 _SHOWN = 4
 """Number of names that a message shows."""
 _LAYOUT = "img_emb/img_emb_0.npy, text_emb/text_emb_0.npy and metadata/metadata_0.parquet"
+"""The supported layout, for messages."""
 _KINDS = ("img_emb", "text_emb", "metadata")
 _TENSOR_SUFFIXES = (".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".tfrecord", ".arrow")
 
 
 def require_known_layout(store: Store) -> None:
-    """InputError that says what a folder without a manifest holds, if that is embeddings in another layout."""
+    """Raise InputError if a folder without a manifest has embeddings in another layout; the message describes it."""
     if store.is_local and store.fs.isfile(store.root):
         raise InputError(f"{store.url} is a file; name the folder of embeddings that it is in")
-    if said := describe_other_layout(store, store.names()):
-        raise InputError(f"{store.url} {said}")
+    if description := describe_other_layout(store, store.names()):
+        raise InputError(f"{store.url} {description}")
 
 
 def describe_other_layout(store: Store, names: list[str]) -> str:
-    """What a folder holds in place of the files that are read, and how to go on; empty where nothing is recognised.
+    """Describe an unsupported layout and its conversion, as the end of a message; empty if none is recognised.
 
     Args:
-        names: those of its files.
+        names: names of the files in the folder.
     """
     folders = sorted({place for name in names if (place := _folder_of_embeddings(name)) is not None})
     if "" in folders:
@@ -65,7 +66,10 @@ def describe_other_layout(store: Store, names: list[str]) -> str:
 
 
 def _folder_of_embeddings(name: str) -> str | None:
-    """The folder that a file of `img_emb/` and its like belongs to; empty if that is the one above."""
+    """Return the folder of embeddings that a file belongs to, relative to the listed folder; None if it is readable.
+
+    It is empty if the listed folder is `img_emb` or similar itself.
+    """
     *above, folder, file = ["", *name.split("/")]
     kind, _, number = file.partition(".")[0].rpartition("_")
     if kind not in _KINDS or not number.isdigit() or not file.endswith((".npy", ".parquet")):
@@ -83,7 +87,7 @@ def _arrays_in(store: Store, name: str) -> list[str]:
 
 
 def _vector_columns(store: Store, name: str) -> list[str]:
-    """Columns of lists of floating-point numbers."""
+    """Return the columns of a Parquet file that hold lists of floating-point numbers."""
     with contextlib.suppress(pa.ArrowException, OSError, InputError), store.open(name) as file:
         return [field.name for field in open_parquet(file).schema_arrow if _is_vector(field.type)]
     return []

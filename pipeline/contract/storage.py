@@ -1,6 +1,6 @@
-"""Files under one root, local or remote, through fsspec: plain relative names, atomic writes, one writer.
+"""Files below one folder, local or remote, through fsspec: plain relative names and atomic writes.
 
-What the files mean is the business of `shards`; this module knows names, bytes and hashes only.
+This module knows names, bytes and hashes only. `manifest` says what the files mean, and `lock` admits one writer.
 """
 
 from __future__ import annotations
@@ -8,14 +8,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import logging
 import os
 import re
 import shutil
-import socket
 import tempfile
-import threading
-import time
 import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
@@ -23,26 +19,21 @@ from typing import Any, BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from ..errors import FolderError, InputError
+from ..errors import InputError
 from .hashing import HashingFile
 from .listing import describe_files, list_files
 
 TEMPORARY_SUFFIX = ".priorkit-tmp"
-LOCK_NAME = ".lock"
-LEASE_NAME = "lease.json"
-_LEASE_SECONDS = 120.0
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, 524})
-"""Errors of `flock` on file systems without locks: Lustre without `-o flock`, some NFS and autofs (524: ENOTSUPP)."""
-_WARNED: set[str] = set()
-"""Folders whose file systems were said to have no locks."""
+"""Ending of the names of files that are still being written."""
 _COPY_BYTES = 1 << 20
+"""Bytes per block when a file is uploaded."""
 _LONGEST_NAME = 200
-"""Longest name of a file or folder in bytes; file systems take 255, and a temporary suffix is added to it."""
+"""Bytes in the longest name of a file or folder; file systems allow 255, and a temporary suffix needs some."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it is a plain relative name, as all that priorkit writes; else raise InputError."""
+    """Return `name` if it is a plain relative name, like every name that priorkit writes; else raise InputError."""
     if not _PLAIN_NAME.fullmatch(name) or max(map(len, name.split("/"))) > _LONGEST_NAME:
         shown = name if len(name) <= _LONGEST_NAME else f"{name[:60]}..."
         raise InputError(f"file name {shown!r} is not a plain relative name; the manifest is damaged or hostile")
@@ -50,17 +41,42 @@ def check_name(name: str) -> str:
 
 
 def _check_inside(name: str) -> str:
-    """Return `name` if it stays in the folder, whatever its characters, as names of other tools' files may be."""
+    """Return `name` if it stays in the folder; other tools' names may have any characters."""
     if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
         raise InputError(f"file name {name!r} leaves the folder; name a file in it")
     return name
 
 
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Write a local file atomically: it appears complete when the block ends, or not at all.
+
+    The file is written under a temporary name in the same folder, which must exist, and renamed.
+
+    Args:
+        durable: flush the file to disk before it is renamed, so that it survives a power failure.
+    """
+    path = os.fspath(path)
+    # a unique name, since several processes may write the same file, such as a cache
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
+
+
 def open_location(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a local path or URL, and the path in it.
+    """Return the fsspec file system of a local path or URL, and the path in it.
 
     Raises:
-        InputError: the URL's scheme is unknown, or what reads it is not installed.
+        InputError: the URL's scheme is unknown, or the package that reads it is not installed.
     """
     try:
         fs, path = fsspec.core.url_to_fs(url)
@@ -85,18 +101,18 @@ class Store:
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return (Store, (self.url,))  # file systems hold connections: a worker opens its own
+        return (Store, (self.url,))  # file systems have connections, so each worker opens its own
 
     def path(self, name: str) -> str:
-        """Return the file system's own path of `name`; InputError if it would leave the folder."""
+        """Return the full path of `name` in the file system; InputError if it leaves the folder."""
         return f"{self.root.rstrip('/')}/{_check_inside(name)}"
 
     def open(self, name: str) -> BinaryIO:
-        """Open `name` for reading bytes."""
+        """Open `name` to read bytes."""
         return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
 
     def size(self, name: str) -> int | None:
-        """Size of `name` in bytes; None if there is no such file."""
+        """Return the size of `name` in bytes; None if there is no such file."""
         try:
             return int(self.fs.size(self.path(name)))
         except OSError as error:
@@ -105,7 +121,7 @@ class Store:
             raise
 
     def read_into(self, name: str, start: int, target: memoryview) -> int:
-        """Read bytes of `name` from `start` on into `target`; returns how many there were, fewer only at its end."""
+        """Fill `target` with the bytes of `name` from `start` on; return their number, smaller only at the end."""
         if not self.is_local:
             data = self.fs.cat_file(self.path(name), start=start, end=start + len(target))
             target[: len(data)] = data
@@ -118,7 +134,7 @@ class Store:
             return done
 
     def read_json(self, name: str) -> Any:
-        """The content of a JSON file; FileNotFoundError if absent, InputError if it is not JSON."""
+        """Return the content of a JSON file; FileNotFoundError if it is absent, InputError if it is not JSON."""
         with self.open(name) as file:
             text = file.read()
         try:
@@ -129,24 +145,24 @@ class Store:
             ) from error
 
     def names(self, under: str = "") -> list[str]:
-        """Sorted relative names of the data files below `under`; see `listing.is_data`."""
+        """Return the sorted relative names of the data files below `under`; see `listing.is_data`."""
         return list_files(self.fs, self.root, under)
 
     def sizes(self, under: str = "") -> dict[str, int]:
-        """Bytes of the files of `names`, by name: one listing, where `size` asks for each file."""
+        """Return the size in bytes of each file in `names`, from one listing; `size` takes a request per file."""
         return {name: int(info["size"] or 0) for name, info in self.describe(under).items()}
 
     def describe(self, under: str = "") -> dict[str, dict[str, Any]]:
-        """fsspec's description of the files of `names`, by name: size, time of the last change and others."""
+        """Return fsspec's entry for each file in `names`: size, modification time and others."""
         return describe_files(self.fs, self.root, under)
 
     def remove(self, name: str) -> None:
-        """Remove `name` if it is there."""
+        """Remove `name` if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(check_name(name)))
 
     def move(self, name: str, target: str) -> None:
-        """Put `name` in the place of `target`, if it is there: one that was moved before is not moved twice."""
+        """Rename `name` to `target`, replacing it; do nothing if `name` is absent, as after an earlier move."""
         check_name(name)
         check_name(target)
         if self.is_local:
@@ -162,33 +178,22 @@ class Store:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """Write `name` atomically: it appears whole when the block ends, or not at all.
+        """Write `name` atomically: it appears complete when the block ends, or not at all.
 
-        A local file is written under a temporary name, flushed to disk and renamed. An object store shows an object
-        only when its upload is complete; the upload starts when the block has ended.
+        A local file is written by `atomic_file`. An object store shows an object only when its upload is complete; the
+        upload starts when the block has ended.
         """
         path = self.path(check_name(name))
-        if not self.is_local:
-            with tempfile.TemporaryFile() as whole:
-                yield HashingFile(cast(BinaryIO, whole))
-                whole.seek(0)
-                with self.fs.open(path, "wb") as target:
-                    shutil.copyfileobj(whole, target, _COPY_BYTES)
-            return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = (
-            f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"  # of its own: readers too keep what they found out
-        )
-        try:
-            with open(temporary, "wb") as target:
+        if self.is_local:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with atomic_file(path) as target:
                 yield HashingFile(target)
-                target.flush()
-                os.fsync(target.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.remove(temporary)
-            raise
+            return
+        with tempfile.TemporaryFile() as complete:
+            yield HashingFile(cast(BinaryIO, complete))
+            complete.seek(0)
+            with self.fs.open(path, "wb") as remote:
+                shutil.copyfileobj(complete, remote, _COPY_BYTES)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` as JSON, atomically."""
@@ -196,107 +201,7 @@ class Store:
             file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
     def sweep(self) -> None:
-        """Remove what a killed writer left under temporary names."""
+        """Remove the temporary files of killed writers."""
         for name in self.names():
             if name.endswith(TEMPORARY_SUFFIX) and _PLAIN_NAME.fullmatch(name):
                 self.remove(name)
-
-    @contextlib.contextmanager
-    def writer(self) -> Iterator[None]:
-        """Hold this folder as its only writer.
-
-        Raises:
-            FolderError: another process writes to the folder.
-        """
-        self.make()
-        with self._file_lock() if self.is_local else self._lease():
-            yield
-
-    @contextlib.contextmanager
-    def _file_lock(self) -> Iterator[None]:
-        """Hold the folder by a lock of the kernel, or by a lease where its file system has no locks."""
-        import fcntl
-
-        with open(f"{self.root}/{LOCK_NAME}", "w") as file:
-            holder: contextlib.AbstractContextManager[None]
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it when the process dies
-            except BlockingIOError:
-                raise FolderError(
-                    f"{self.root}: another priorkit process is writing here; wait for it or use another folder"
-                ) from None
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                _warn_without_locks(self.root, error)
-                holder = self._lease()
-            else:
-                self._require_no_lease()  # of a machine that mounts the same folder without locks
-                holder = contextlib.nullcontext()
-            with holder:
-                yield
-
-    def _require_no_lease(self) -> None:
-        """FolderError if another process holds the folder by a lease."""
-        host = socket.gethostname()
-        with contextlib.suppress(FileNotFoundError):
-            held = self.read_json(LEASE_NAME)
-            try:
-                dead = held["host"] == host and not _process_runs(held["pid"])
-                left = held["expires"] - time.time()
-            except (KeyError, TypeError) as error:
-                raise InputError(
-                    f"{self.path(LEASE_NAME)} is not a lease of priorkit ({error!r}); remove it"
-                ) from error
-            if left > 0 and not dead:
-                raise FolderError(
-                    f"{self.url}: process {held['pid']} on {held['host']} is writing here; "
-                    f"wait for it (its lease ends in {left:.0f} s unless renewed) or use another folder"
-                )
-
-    @contextlib.contextmanager
-    def _lease(self) -> Iterator[None]:
-        self._require_no_lease()
-        owner, host = uuid.uuid4().hex, socket.gethostname()
-
-        def renew() -> None:
-            expires = time.time() + _LEASE_SECONDS
-            self.write_json(LEASE_NAME, {"owner": owner, "host": host, "pid": os.getpid(), "expires": expires})
-
-        renew()
-        if self.read_json(LEASE_NAME)["owner"] != owner:
-            raise FolderError(f"{self.url}: another process began to write here at the same moment; use another folder")
-        done = threading.Event()
-
-        def keep_renewing() -> None:
-            while not done.wait(_LEASE_SECONDS / 4):
-                renew()
-
-        thread = threading.Thread(target=keep_renewing, name="priorkit-lease", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-            self.remove(LEASE_NAME)
-
-
-def _warn_without_locks(folder: str, error: OSError) -> None:
-    """Say once a process that a folder is held by a lease."""
-    if folder not in _WARNED:
-        _WARNED.add(folder)
-        logging.getLogger(__name__).warning(
-            "%s: its file system has no locks (%s), so %s holds the folder; after a crash, another machine can write "
-            "here %.0f s later", folder, error.strerror or error, LEASE_NAME, _LEASE_SECONDS,
-        )  # fmt: skip
-
-
-def _process_runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

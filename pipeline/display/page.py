@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..contract.storage import TEMPORARY_SUFFIX, Store
+from ..contract.storage import Store, atomic_file
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -188,8 +188,6 @@ def page_target(option: str, path: str, folders: Iterable[str]) -> str:
 
 
 def write_page(target: str, content: bytes) -> None:
-    """Write a page to a temporary file, then rename it."""
-    temporary = target + TEMPORARY_SUFFIX
-    with open(temporary, "wb") as file:
+    """Write a page whole or not at all."""
+    with atomic_file(target, durable=False) as file:
         file.write(content)
-    os.replace(temporary, target)

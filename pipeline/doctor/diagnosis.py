@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compute.device import available_cores
+from ..compute.cores import available_cores
 from ..compute.ray_address import described_authentication
 from ..compute.settings import ComputeSettings
 from ..errors import PriorkitError

@@ -27,7 +27,7 @@ DISTRIBUTIONS = {
 
 _FOLDERS = ("fsspec", "pyarrow", "pydantic", "pyyaml", "typer")
 _PRIOR = (*_FOLDERS, "numpy", "safetensors", "torch")
-_CLIP = ("open-clip-torch", "pillow", "torchvision")
+_CLIP = ("open-clip-torch", "packaging", "pillow", "torchvision")
 _BACKPORTS = (
     *(("standard-imghdr",) if sys.version_info >= (3, 13) else ()),
     *(("backports.zstd",) if sys.version_info < (3, 14) else ()),
@@ -75,9 +75,20 @@ def installed_version(package: str) -> str | None:
 
 
 def is_older(version: str, requirement: str) -> bool:
-    """Return True if a version is below the lower bound of a requirement."""
-    _, _, bound = requirement.partition(">=")
-    return bool(bound) and _release(version) < _release(bound)
+    """Return whether a version is below the lower bound of a requirement; a pre-release counts as its release.
+
+    Args:
+        requirement: such as `torch>=2.10`; empty if it is not known.
+    """
+    from packaging.requirements import Requirement  # here, so that a missing package can be explained without it
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        release = Version(Version(version).base_version)
+    except InvalidVersion:
+        return False
+    specifier = Requirement(requirement).specifier if requirement else ()
+    return any(release < Version(bound.version) for bound in specifier if bound.operator == ">=")
 
 
 def install_command(packages: list[str]) -> str:
@@ -98,9 +109,3 @@ def explain_missing(error: ModuleNotFoundError, command: str) -> str | None:
 def _name(requirement: str) -> str:
     """Return the normalised package name of a requirement."""
     return re.split(r"[\[<>=!~ ]", requirement)[0].lower().replace("_", "-")
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """Return the first three numbers of a version; missing ones are 0."""
-    numbers = [int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3]]
-    return tuple(numbers + [0] * (3 - len(numbers)))

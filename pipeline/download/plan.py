@@ -14,7 +14,8 @@ import pyarrow as pa
 from ..contract.manifest import Manifest, ShardRecord, image_shard_name, whole_shards
 from ..contract.storage import Store
 from ..errors import FolderError
-from ..urls.url_list import UrlList, rows_digest
+from ..urls.digest import rows_digest
+from ..urls.url_list import UrlList
 from .worker import DownloadTask
 
 

@@ -1,1 +1,1 @@
-"""Image file formats, and pixels turned upright in 8 bits."""
+"""Image file formats, and conversion of pixels to upright 8-bit images."""

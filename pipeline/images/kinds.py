@@ -1,13 +1,14 @@
-"""The kinds of images that may reach a decoder, told by their first bytes."""
+"""Image formats that may reach a decoder, recognised by their first bytes."""
 
 from __future__ import annotations
 
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*")
+"""First bytes of JPEG, PNG, GIF, BMP and TIFF."""
 JPEG = SIGNATURES[0]
 
 
 def is_image(body: bytes) -> bool:
-    """Whether the first bytes are those of JPEG, PNG, GIF, BMP, TIFF, WebP or AVIF: no other may reach a decoder."""
+    """Return whether the first bytes are those of JPEG, PNG, GIF, BMP, TIFF, WebP or AVIF; decoders get no other."""
     if body.startswith(SIGNATURES):
         return True
     return (body[:4] == b"RIFF" and body[8:12] == b"WEBP") or is_avif(body)

@@ -1,4 +1,4 @@
-"""Pixels as a viewer shows them: turned as EXIF says, and with 8 bits per channel."""
+"""Pixels as a viewer shows them: rotated and mirrored by EXIF orientation, with 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import warnings
 import numpy as np
 from PIL import Image
 
-# the web is full of it, and it turns nothing
+# frequent on the web, and it does not affect the orientation
 warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 
 _ORIENTATION = 0x0112
+"""EXIF tag of the orientation."""
 _PNG_MARKS = (b"eXIf", b"Raw profile type", b"tiff:Orientation")
-"""Bytes without which a PNG has no orientation; Pillow decodes the whole file to look for one."""
+"""Bytes without which a PNG has no orientation; searched first, since Pillow decodes the whole file for it."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -24,13 +25,17 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _WIDE_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
-"""Pillow's modes of more than 8 bits per channel."""
+"""Pillow's modes with more than 8 bits per channel."""
 
 
 def orientation(image: Image.Image, body: bytes) -> int:
-    """Return the EXIF orientation (1 to 8) that is still to be applied to the pixels of an opened image.
+    """Return the EXIF orientation (1 to 8) to apply to the pixels of an opened image.
 
-    It is 1 for TIFF, since Pillow and OpenCV turn TIFF while they decode it, and where EXIF is damaged.
+    It is 1 for TIFF, since Pillow and OpenCV apply the orientation of TIFF when they decode it, and for damaged EXIF.
+
+    Args:
+        image: the image, opened by Pillow.
+        body: bytes of the image file.
     """
     if image.format == "TIFF" or (image.format == "PNG" and not any(mark in body for mark in _PNG_MARKS)):
         return 1
@@ -42,12 +47,12 @@ def orientation(image: Image.Image, body: bytes) -> int:
 
 
 def turn_image(image: Image.Image, orientation: int) -> Image.Image:
-    """Turn an image upright; the image itself where there is nothing to turn."""
+    """Return an image in upright orientation; the same object if nothing changes."""
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn pixels `[H, W]` or `[H, W, C]` upright."""
+    """Return pixels `[H, W]` or `[H, W, C]` in upright orientation."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -60,10 +65,10 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
     """Scale pixel values of any number type to uint8.
 
-    - Unsigned integers of `bits` bits keep their upper 8 bits, also where the image uses only a part of the range.
-    - All other types say no range. Integers within 0..255 and floats within 0..255, but not within 0..1, stay as they
-      are; floats within 0..1 are multiplied by 255; values within 0..65535 are divided by 256; others are stretched
-      from their smallest to their largest value.
+    - Unsigned integers of `bits` bits keep their upper 8 bits, even if the image uses only a part of the range.
+    - All other types have no defined range. Floats within 0..1 are multiplied by 255. Other values within 0..255 stay
+      as they are, and values within 0..65535 are divided by 256. All others are scaled linearly, the smallest value to
+      0 and the largest to 255.
     - NaN and -inf become 0, +inf becomes 255.
 
     Raises:
@@ -82,13 +87,13 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
     del finite
     if low >= 0 and high <= 1 and values.dtype.kind == "f":
         scaled *= 255
-        scaled += 0.5  # 8-bit values that were divided by 255 come back as they were
+        scaled += 0.5  # rounds, so that 8-bit values divided by 255 are restored exactly
     elif low >= 0 and high <= 255:
         pass
     elif low >= 0 and high <= 65535:
         scaled /= 256
     else:
-        span = high / 2 - low / 2  # halves, since the difference of the largest floats is infinite
+        span = high / 2 - low / 2  # halves, since the difference of two large floats may overflow
         scaled = (scaled / 2 - low / 2) / (span or 1.0) * 255
     np.nan_to_num(scaled, copy=False, nan=0, posinf=255, neginf=0)
     result: np.ndarray = scaled.clip(0, 255).astype(np.uint8)
@@ -96,9 +101,9 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
 
 
 def eight_bit_image(image: Image.Image) -> Image.Image:
-    """Scale a grey image of more than 8 bits to 8; the image itself in all other modes.
+    """Scale a grey image with more than 8 bits to 8; return the same object in all other modes.
 
-    Pillow's own conversion clips instead: it makes 16-bit grey white, and floats within 0..1 black.
+    Pillow's own conversion clips instead: 16-bit grey becomes white, and floats within 0..1 become black.
     """
     if image.mode not in _WIDE_MODES:
         return image
@@ -106,7 +111,7 @@ def eight_bit_image(image: Image.Image) -> Image.Image:
 
 
 def avif_bits(body: bytes) -> int:
-    """Return the bits per channel that an AVIF states: 8, 10 or 12."""
+    """Return the number of bits per channel in the header of an AVIF: 8, 10 or 12."""
     start = body.find(b"av1C")  # AV1 codec configuration box: version, profile, then the flags
     flags = body[start + 6] if 0 <= start < len(body) - 6 else 0
     return 8 if not flags & 0x40 else 12 if flags & 0x20 else 10
@@ -116,7 +121,7 @@ def opened_rgb(body: bytes) -> Image.Image:
     """Decode an image to upright 8-bit RGB.
 
     Raises:
-        Exception: any kind, as Pillow raises for damaged images.
+        Exception: the image is damaged; Pillow raises exceptions of any kind.
     """
     with Image.open(io.BytesIO(body)) as image:
         return turn_image(eight_bit_image(image), orientation(image, body)).convert("RGB")

@@ -1,1 +1,1 @@
-"""Lists of URLs in any file format, read as batches of rows."""
+"""URL lists in several file formats, read as batches of rows."""

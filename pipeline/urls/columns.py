@@ -1,4 +1,4 @@
-"""Columns of a URL list: which are asked for, which are kept, and what they are called in the shards."""
+"""Columns of a URL list: the requested columns, other columns to keep, and their names in the shards."""
 
 from __future__ import annotations
 
@@ -20,56 +20,66 @@ EMBED_COLUMNS = ("image_path", "image_norm", "text_norm")
 """Columns that embed adds to each row."""
 
 _RESERVED = frozenset({"url", "caption", *ADDED_COLUMNS, *EMBED_COLUMNS})
+"""Names that a kept column cannot have in the shards."""
 _SYNONYMS = {
     "url_column": ("url", "image_url", "img_url", "image_urls", "url_link", "image", "img", "src", "link", "uri"),
     "caption_column": ("caption", "text", "alt", "alt_text", "captions", "title", "description", "prompt"),
     "hash_column": ("sha256", "md5", "hash", "sha1", "sha512"),
 }
-"""Usual names of a column, the most usual first."""
+"""Common names of the column of each setting, the most common first."""
 _SHOWN_COLUMNS = 6
+"""Number of columns that a message lists."""
 _SHOWN_CHARACTERS = 40
+"""Characters of a column's name that a message shows."""
 
 
 @dataclass(frozen=True)
 class ListColumns:
-    """Columns of a list as they are given in rows: `url`, `caption` if there are captions, then those that are kept."""
+    """Columns of the rows of a list: `url`, `caption` if the list has captions, then the other kept columns."""
 
     sources: tuple[str, ...]
     """Names in the files."""
     schema: pa.Schema
     """Names and types in the rows."""
     hash_column: str | None
-    """Name in the rows of the column of hashes."""
+    """Name of the hash column in the rows; None if there is none."""
 
     @property
     def renamed(self) -> dict[str, str]:
-        """Names in the rows of kept columns whose own name is one of ours."""
+        """New names of kept columns whose names are reserved, by their names in the files."""
         pairs = zip(self.sources, self.schema.names, strict=True)
         return {source: name for source, name in pairs if source != name and name not in ("url", "caption")}
 
     def first(self, count: int) -> ListColumns:
-        """The first columns of these."""
+        """Return the first `count` columns."""
         return ListColumns(self.sources[:count], pa.schema(list(self.schema)[:count]), self.hash_column)
 
 
 def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlListSettings) -> list[ListColumns]:
-    """Columns of the rows, from the heads of all files that are not empty.
+    """Return the columns of the rows, from the heads of all files that are not empty.
 
-    A column that some files lack is null there; one whose type differs gets the narrowest type that holds all values.
+    A column is null in files that lack it. If its type differs between files, it gets the narrowest type that fits all
+    values.
+
+    Args:
+        source: location of the list, for messages.
+        heads: head of each file by its path.
+        settings: names of the requested columns.
 
     Returns:
-        The columns of the first file, of the first two and so on where these differ; the last are those of the list.
+        The columns of the first file, of the first two files and so on, where they differ; the last are those of the
+        whole list.
 
     Raises:
-        InputError: a column is missing, or cannot be carried, or its types have none in common.
+        InputError: a column is missing or cannot be carried, or no type fits all its values.
     """
     filled = {path: head for path, head in heads.items() if head.has_rows}
     first = next(iter(filled))
     available = list(dict.fromkeys(name for head in filled.values() for name in head.schema.names))
-    asked = {"url_column": settings.url_column, "caption_column": settings.caption_column}
+    names_by_setting = {"url_column": settings.url_column, "caption_column": settings.caption_column}
     if settings.hash_column is not None:
-        asked["hash_column"] = settings.hash_column
-    wanted = {setting: name for setting, name in asked.items() if name is not None}
+        names_by_setting["hash_column"] = settings.hash_column
+    wanted = {setting: name for setting, name in names_by_setting.items() if name is not None}
     for path, head in filled.items():
         _require_columns(path, head, wanted, source if path == first else None, first)
     columns = [name for setting, name in wanted.items() if setting != "hash_column"]
@@ -107,10 +117,10 @@ def _leave_out(column: str) -> str:
     return f"leave it out with download.keep_columns (all, none or a list of names), or store {column!r} as text"
 
 
-def _names(columns: Sequence[str], available: Sequence[str], asked: int) -> list[str]:
-    """Names in the rows: those of `asked` columns are ours, and what would clash with ours is renamed."""
-    names = ["url", "caption"][:asked]
-    for column in columns[asked:]:
+def _names(columns: Sequence[str], available: Sequence[str], requested: int) -> list[str]:
+    """Return the names of columns in the rows: `url` and `caption` for the first `requested`, others made unique."""
+    names = ["url", "caption"][:requested]
+    for column in columns[requested:]:
         name = column
         if column in _RESERVED:
             name, number = f"source_{column}", 2
@@ -135,13 +145,13 @@ def _unify(path: str, field: pa.Field, kinds: dict[str, pa.DataType], origins: d
 
 
 def _as_text(source: str, schema: pa.Schema, wanted: Mapping[str, str]) -> pa.Schema:
-    """The schema with URLs and captions as text."""
+    """Return the schema with URLs and captions as text."""
     for setting, column in wanted.items():
         if setting == "hash_column":
             continue
         name = setting.removesuffix("_column")
         kind = schema.field(name).type
-        if not is_text(kind) and not is_bytes(kind):  # Impala and old Spark mark no bytes as text
+        if not is_text(kind) and not is_bytes(kind):  # Impala and old Spark do not mark text as such
             raise InputError(f"{source}: column {column!r} holds {kind}, not text: set {setting} to another")
         schema = schema.set(schema.get_field_index(name), pa.field(name, pa.string()))
     return schema
@@ -152,20 +162,20 @@ def _looks_like_url(name: str) -> bool:
 
 
 def require_headers(heads: Mapping[str, FileHead], url_column: str) -> None:
-    """Refuse files whose first row was taken for their header, also those that have no other.
+    """Check that no file lacks a header, so that its first row was read as one.
 
     Raises:
-        InputError: says how to add a header.
+        InputError: a file has no header; the message explains how to add one.
     """
     for path, head in heads.items():
         _require_header(path, head, url_column)
 
 
 def _require_header(path: str, head: FileHead, url_column: str) -> None:
-    """Refuse a file whose first row was taken for its header.
+    """Check that a file has a header.
 
     Raises:
-        InputError: says how to add one.
+        InputError: it has none; the message explains how to add one.
     """
     names = head.schema.names
     if url_column in names and not _looks_like_url(url_column):
@@ -196,10 +206,12 @@ def _example_header(path: str, names: Sequence[str]) -> str:
 
 
 def _require_columns(path: str, head: FileHead, wanted: Mapping[str, str], source: str | None, first: str) -> None:
-    """Refuse a file without the columns that are asked for.
+    """Check that a file has the requested columns.
 
     Args:
-        source: name of the list, where the file is the first.
+        wanted: requested columns by setting.
+        source: location of the list, if the file is the first; None for the others.
+        first: path of the first file.
     """
     for setting, name in wanted.items():
         if source is None and name not in head.schema.names:
@@ -231,13 +243,13 @@ def _shortened(name: str) -> str:
 
 
 def _suggestion(column: str, setting: str, available: Sequence[str]) -> str | None:
-    """The column that was most likely meant: the same but for case, a usual name, or one that is spelled alike."""
+    """Return the column that was probably meant: equal except for case, a common name, or a similar spelling."""
     by_case: dict[str, str] = {}
     for name in available:
         by_case.setdefault(name.strip().lower(), name)
-    usual = _SYNONYMS.get(setting, ())
-    candidates = [column.strip().lower(), *usual]
-    alike = difflib.get_close_matches(column.lower(), by_case, n=1, cutoff=0.8)
-    if column.lower() not in usual:
-        candidates[1:1] = alike
-    return next((by_case[name] for name in [*candidates, *alike] if name in by_case), None)
+    common = _SYNONYMS.get(setting, ())
+    candidates = [column.strip().lower(), *common]
+    similar = difflib.get_close_matches(column.lower(), by_case, n=1, cutoff=0.8)
+    if column.lower() not in common:
+        candidates[1:1] = similar
+    return next((by_case[name] for name in [*candidates, *similar] if name in by_case), None)

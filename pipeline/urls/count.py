@@ -1,4 +1,4 @@
-"""Count of the rows of one file of a URL list, by its lines, values or footer, beside the reading of its columns."""
+"""Independent count of the rows in a file of a URL list, to check the number of rows that were read."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ class RowsError(ValueError):
 
 @dataclass
 class FileCount:
-    """Independent count of what a file holds, against which the rows that were read are checked."""
+    """Count of the rows in a file; the number of rows that were read must agree with it."""
 
     rows: int = 0
-    """Rows by the lines outside quotes, the JSON values, or the parquet footer."""
+    """Number of rows: lines outside quotes, JSON values, or the number in a Parquet footer."""
     whole: bool = False
-    """Whether the file was counted to its end."""
+    """True if the file was counted to its end."""
     quoted_fields: int = 0
-    """Fields of a file without quoting that begin and end with a quote, as if it had quoting."""
+    """Number of fields with a quote at both ends in a file that is read without quoting."""
     left_out: collections.Counter[str] = field(default_factory=collections.Counter)
-    """Rows by JSON key that came too late in the file to become a column."""
+    """Number of rows with a JSON key that came too late in the file to become a column, by key."""
 
     def require(self, rows: int) -> None:
-        """Compare the count with the rows that were read.
+        """Check the number of rows that were read.
 
         Raises:
-            ValueError: they differ, so rows would be lost.
+            ValueError: it differs from the count, so rows would be lost.
         """
         self.whole = True
         if rows != self.rows:

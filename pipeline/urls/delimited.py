@@ -1,8 +1,8 @@
-"""One csv or tsv file -> batches of rows, as a stream of blocks that end with a row.
+"""Streaming reader of a csv or tsv file, in blocks that end with a row.
 
-Blocks are cut here and parsed by pyarrow from memory, in this thread. Its streaming reader calls the Python file from
-threads that outlive an error, and aborts or hangs the interpreter as it ends
-(https://github.com/apache/arrow/issues/45214). It does not name the line of an open quote either.
+This module cuts the blocks, and pyarrow parses them from memory in the same thread. pyarrow's streaming reader calls
+the Python file from threads that outlive an error, and can abort or hang the interpreter at its end
+(https://github.com/apache/arrow/issues/45214). It also does not name the line of an open quote.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import pyarrow.csv
 from .count import FileCount, RowsError
 
 _BLOCK_BYTES = 1 << 20
-_LONGEST_ROW = 1 << 20
-"""Bytes of the longest row: a longer one is most likely a quote that is never closed."""
+"""Bytes per block."""
+_MAX_ROW_BYTES = 1 << 20
+"""Bytes in the longest row: a longer one is probably a quote that is never closed."""
 _NEWLINE, _RETURN, _QUOTE = b'\n\r"'
 _QUOTED_REST = re.compile(rb'[^"]*(?:""[^"]*)*"(?!")')
 """A quoted field after its opening quote."""
@@ -30,16 +31,19 @@ _QUOTE_HINT = 'a quote inside quoted text is written twice (""); where quotes ar
 
 
 def read_delimited(file: BinaryIO, delimiter: str, quoting: bool, count: FileCount) -> Iterator[pa.RecordBatch]:
-    """Batches of rows, every column as text: a type guessed from the first block would fail on a later one.
+    """Yield batches of rows; every column is text, since a type inferred from the first block may not fit later ones.
 
     A file with a header and no row gives one empty batch.
 
     Args:
-        quoting: RFC 4180: a field that begins with a quote ends with one. Otherwise quotes are plain text.
-        count: the rows by lines are added here.
+        file: the file, open at its start.
+        delimiter: character between fields.
+        quoting: use the rules of RFC 4180: a field that begins with a quote ends with one. If False, quotes are plain
+            text.
+        count: counts the rows by lines.
 
     Raises:
-        RowsError: a quote is never closed, or a row has too many or too few columns; names the line.
+        RowsError: a quote is never closed, or a row has too many or too few columns; it names the line.
     """
     names: list[str] = []
     rest, line = b"", 1
@@ -48,7 +52,7 @@ def read_delimited(file: BinaryIO, delimiter: str, quoting: bool, count: FileCou
         if line == 1 and not rest:
             data = data.removeprefix(codecs.BOM_UTF8)
         block = _Block(rest + data, delimiter, quoting, line, at_end=not data)
-        if block.end == 0 and len(block.data) > _LONGEST_ROW:
+        if block.end == 0 and len(block.data) > _MAX_ROW_BYTES:
             hint = "; is a quote in it never closed?" if quoting else ""
             raise RowsError(f"line {line:,}: a row has more than 1 MB{hint}")
         block.require_line_ends()
@@ -66,7 +70,7 @@ def read_delimited(file: BinaryIO, delimiter: str, quoting: bool, count: FileCou
 
 
 def _read(file: BinaryIO) -> bytes:
-    """A whole block, also where the file gives less at once."""
+    """Read a full block, even if the file returns fewer bytes at once."""
     parts, size = [], 0
     while size < _BLOCK_BYTES and (data := file.read(_BLOCK_BYTES - size)):
         parts.append(data)
@@ -79,23 +83,23 @@ class _Block:
 
     Args:
         line: number of the first line.
-        at_end: whether the file ends here.
+        at_end: whether the file ends with this block.
 
     Raises:
-        RowsError: a quote is never closed, or text follows a closing quote; names the line.
+        RowsError: a quote is never closed, or text follows a closing quote; it names the line.
     """
 
     def __init__(self, data: bytes, delimiter: str, quoting: bool, line: int, *, at_end: bool) -> None:
         self.data, self._delimiter, self._quoting, self._line, self._at_end = data, delimiter, quoting, line, at_end
         self._bytes = np.frombuffer(data, np.uint8)
-        """`[n]`."""
+        """`[n]` bytes of the block."""
         self._opens = self._closes = np.empty(0, np.int64)
-        """`[quoted fields]` places of their first and last quote; an escaped quote may divide a field into two."""
+        """`[quoted fields]` offsets of their first and last quotes; an escaped quote may split a field in two."""
         if quoting and b'"' in data:
             self._find_quotes()
         ends = self._outside(np.flatnonzero(self._bytes == _NEWLINE))
         self.end = len(data) if at_end else int(ends[-1]) + 1 if len(ends) else 0
-        """Bytes up to the end of the last whole row."""
+        """Number of bytes up to the end of the last complete row."""
         if at_end and (len(ends) == 0 or ends[-1] + 1 < len(data)):
             ends = np.append(ends, len(data))
         starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else np.empty(0, np.int64)
@@ -103,18 +107,19 @@ class _Block:
         lone = np.flatnonzero(lengths == 1)
         lengths[lone] -= self._bytes[starts[lone]] == _RETURN
         self._starts = starts[lengths > 0]
-        """`[rows]` places where they begin; empty lines are none."""
+        """`[rows]` offsets of their starts; empty lines are not rows."""
 
     @property
     def rows(self) -> int:
-        """Lines outside quotes that are not empty, without the header."""
+        """Number of lines outside quotes that are not empty, without the header."""
         return len(self._starts)
 
-    def _outside(self, places: np.ndarray) -> np.ndarray:
-        """Those of the places that are outside quotes."""
+    def _outside(self, offsets: np.ndarray) -> np.ndarray:
+        """Return the offsets that are outside quotes."""
         if not len(self._opens):
-            return places
-        outside: np.ndarray = places[np.searchsorted(self._opens, places) == np.searchsorted(self._closes, places)]
+            return offsets
+        opened, closed = np.searchsorted(self._opens, offsets), np.searchsorted(self._closes, offsets)
+        outside: np.ndarray = offsets[opened == closed]
         return outside
 
     def _find_quotes(self) -> None:
@@ -129,20 +134,20 @@ class _Block:
         closed = (closes + 1 == len(self.data)) | np.isin(self._bytes[after], around)
         closed[: len(opens) - 1] |= opens[1:] == closes[: len(opens) - 1] + 1
         if opened.all() and closed.all() and (len(opens) == len(closes) or not self._at_end):
-            self._opens, self._closes = opens, closes  # then every quote is one of RFC 4180
+            self._opens, self._closes = opens, closes  # every quote follows RFC 4180
         else:
             self._find_quotes_one_by_one()
 
     def _find_quotes_one_by_one(self) -> None:
-        """Places of quotes where some stand in text that is not quoted, or something is wrong."""
+        """Find the quotes if some are inside text without quotes, or if the quoting is wrong."""
         opening = re.compile(rb'(?:\A|[\r\n%s])"' % re.escape(self._delimiter.encode()))
         after = b"\r\n" + self._delimiter.encode()
         opens, closes, position = [], [], 0
-        while found := opening.search(self.data, position):
-            opens.append(found.end() - 1)
-            closed = _QUOTED_REST.match(self.data, found.end())
+        while opened := opening.search(self.data, position):
+            opens.append(opened.end() - 1)
+            closed = _QUOTED_REST.match(self.data, opened.end())
             if closed is None and self._at_end:
-                raise RowsError(f"line {self._line_of(found.end()):,}: a quote is never closed; {_QUOTE_HINT}")
+                raise RowsError(f"line {self._line_of(opened.end()):,}: a quote is never closed; {_QUOTE_HINT}")
             if closed is None or (closed.end() == len(self.data) and not self._at_end):
                 break
             position = closed.end()
@@ -150,18 +155,18 @@ class _Block:
             if position < len(self.data) and self.data[position] not in after:
                 raise RowsError(
                     f"line {self._line_of(position):,}: text follows a closing quote, opened in line "
-                    f"{self._line_of(found.end()):,}; {_QUOTE_HINT}"
+                    f"{self._line_of(opened.end()):,}; {_QUOTE_HINT}"
                 )
         self._opens, self._closes = np.array(opens, np.int64), np.array(closes, np.int64)
 
-    def _line_of(self, place: int) -> int:
-        return self._line + self.data.count(b"\n", 0, place)
+    def _line_of(self, offset: int) -> int:
+        return self._line + self.data.count(b"\n", 0, offset)
 
     def require_line_ends(self) -> None:
-        """Refuse a carriage return outside quotes that ends no line: pyarrow would begin a row there.
+        """Check that every carriage return outside quotes ends a line: pyarrow starts a row after each.
 
         Raises:
-            RowsError: names the line.
+            RowsError: one does not; the message names the line.
         """
         if b"\r" not in self.data:
             return
@@ -175,7 +180,7 @@ class _Block:
             )
 
     def take_header(self) -> list[str]:
-        """Names in the first row, which is none any more; no names where there is no row."""
+        """Remove the first row, and return its fields as names; empty if there is no row."""
         if not len(self._starts):
             return []
         start, end = int(self._starts[0]), int(self._starts[1]) if len(self._starts) > 1 else self.end
@@ -184,7 +189,7 @@ class _Block:
         return next(csv.reader([text], delimiter=self._delimiter)) if self._quoting else text.split(self._delimiter)
 
     def parse(self, names: list[str]) -> list[pa.RecordBatch]:
-        """The rows under the names of their columns."""
+        """Return the rows as batches with these column names."""
         data = self.data[int(self._starts[0]) : self.end]
         try:
             table: pa.Table = pyarrow.csv.read_csv(
@@ -200,21 +205,21 @@ class _Block:
                 ),
             )
         except pa.ArrowInvalid as error:
-            found = _WRONG_COLUMNS.search(str(error))
-            if found is None:
+            numbers = _WRONG_COLUMNS.search(str(error))
+            if numbers is None:
                 raise
-            line = self._line_of(int(self._starts[int(found[1]) - 1]))
-            mend = (
+            line = self._line_of(int(self._starts[int(numbers[1]) - 1]))
+            fix = (
                 f"a field with {self._delimiter!r}, a quote or a line break in it needs quotes around it"
                 if self._quoting
                 else "if its fields are in quotes, set download.quoting=rfc4180"
             )
-            raise RowsError(f"line {line:,} has {found[3]} instead of {found[2]} columns; {mend}") from error
+            raise RowsError(f"line {line:,} has {numbers[3]} instead of {numbers[2]} columns; {fix}") from error
         batches: list[pa.RecordBatch] = table.to_batches()
         return batches
 
     def quoted_fields(self) -> int:
-        """Fields that begin and end with a quote, in a file without quoting."""
+        """Return the number of fields that begin and end with a quote, in a file without quoting."""
         if b'"' not in self.data:
             return 0
         data = self._bytes[: self.end]

@@ -1,6 +1,6 @@
-"""One file of a URL list -> batches of rows, as a stream: txt, csv, tsv, json, jsonl or parquet, also `.gz`.
+"""Streaming reader of one file of a URL list: txt, csv, tsv, json, jsonl or parquet, optionally with `.gz`.
 
-Text that is not UTF-8 is kept with U+FFFD in place of its bad bytes: a row of the list is never lost, nor moved.
+Invalid UTF-8 becomes U+FFFD, so that no row of the list is lost or moved.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import csv
 import gzip
 import hashlib
 import io
-import json
-import re
 import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
 import pyarrow as pa
@@ -30,81 +28,79 @@ from ..contract.arrow.types import plain_type
 from ..contract.file_stamps import path_stamp
 from .count import FileCount, RowsError
 from .delimited import read_delimited
+from .plain_rows import BATCH_ROWS, json_line, json_values, lines, to_batches
 from .settings import Quoting
 
 FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "json")
 READ_ERRORS = (
     pa.ArrowException, OSError, EOFError, ValueError, OverflowError, RecursionError, csv.Error, zlib.error
 )  # fmt: skip
-"""What a damaged or misnamed file raises, from pyarrow, gzip, json and the decoding of text."""
+"""Exceptions of pyarrow, gzip, json and text decoding for a damaged or misnamed file."""
 
-_BATCH_ROWS = 10_000
 _BUFFER_BYTES = 1 << 20
-_JSON_CHARS = 1 << 20
-_LONGEST_JSON_ROW = 64 << 20
+"""Bytes per read."""
 _TAIL_BYTES = 1 << 16
-_WHOLE_BYTES = 16 << 20
+"""Bytes at the end of a Parquet file in the first request, which usually include the footer."""
+_MAX_HASHED_BYTES = 16 << 20
+"""Size of the largest Parquet file whose mark is a hash of all bytes."""
 _SAMPLES, _SAMPLE_BYTES = 4, 1 << 16
-_JSON_BETWEEN = re.compile(r"[\s,]*")
-_KIND_NAMES: dict[type, str] = {
-    str: "text", bool: "booleans", int: "numbers", float: "numbers", list: "lists", dict: "objects"
-}  # fmt: skip
+"""Number and size of the samples that are hashed in a larger file."""
 _FOREIGN = {
     codecs.BOM_UTF16_LE: "it is UTF-16; store it as UTF-8",
     codecs.BOM_UTF16_BE: "it is UTF-16; store it as UTF-8",
     b"\x1f\x8b": "it is compressed; add .gz to its name",
 }
-"""First bytes of what is no list as it stands, and what to do about it."""
+"""Advice about files that cannot be read as they are, by their first bytes."""
 
 Unwanted = Callable[[int, int], bool]
-"""Whether nobody wants the rows of a file from one number up to another, so that they need not be read."""
+"""Function that returns whether the rows from one index up to another can be skipped."""
 
 
 @dataclass(frozen=True)
 class ListMark:
-    """By what a parquet file is known again without reading its rows."""
+    """Mark to recognise an unchanged Parquet file without reading its rows."""
 
     rows: int
     bytes: int
     sha256: str
-    """Of its footer and of samples of its pages; of the whole file up to 16 MB."""
+    """Hash of the footer and of samples of the pages; of all bytes for files up to 16 MB."""
     modified: str | None = None
-    """Modification time, or an object store's tags, of a file of which only samples are hashed; None where a later
-    change may have the same."""
+    """Modification time or an object store's tags, if only samples are hashed; None if a later change may not alter
+    it."""
 
     def is_certain(self, known: Mapping[str, Any] | None) -> bool:
-        """Whether the file is certain to be the one that a manifest has this mark of; if not, its rows decide."""
-        return known == asdict(self) and (self.modified is not None or self.bytes <= _WHOLE_BYTES)
+        """Return whether the file is certainly the one with mark `known` in a manifest; if not, its rows decide."""
+        return known == asdict(self) and (self.modified is not None or self.bytes <= _MAX_HASHED_BYTES)
 
 
 @dataclass(frozen=True)
 class FileHead:
-    """Columns of a file, from a parquet footer or the first rows of another file."""
+    """Columns of a file, from the footer of a Parquet file or the first rows of another file."""
 
     schema: pa.Schema
-    """Names and plain types."""
+    """Names and plain types of the columns."""
     has_rows: bool
     mark: ListMark | None
-    """None where the file has to be read to be known."""
+    """Mark of the file; None if the file must be read to recognise it."""
 
 
 def list_format(path: str) -> str:
-    """What a file is by its name; its ending may not be one of FORMATS."""
+    """Return the format in the name of a file; it may not be one of FORMATS."""
     return path.removesuffix(".gz").rpartition(".")[2].lower()
 
 
 def list_mark(path: str) -> ListMark | None:
-    """The mark of a parquet file, from a few reads; None of other files, which have to be read whole."""
+    """Return the mark of a Parquet file, from a few reads; None for other files, which must be read completely."""
     return _footer(path)[0] if path.endswith(".parquet") else None
 
 
 def file_head(path: str, quoting: Quoting) -> FileHead:
-    """Columns of a file, from a few reads."""
+    """Return the columns of a file, from a few reads."""
     if path.endswith(".parquet"):
         mark, schema = _footer(path)
         return FileHead(_plain_schema(schema), mark.rows > 0, mark)
     schema = pa.schema([])
-    with contextlib.closing(_read_stored(path, _all_wanted, quoting, FileCount())) as batches:
+    with contextlib.closing(_read_stored(path, _skip_nothing, quoting, FileCount())) as batches:
         for batch in batches:
             assert not isinstance(batch, int)
             schema = _plain_schema(batch.schema)
@@ -116,7 +112,7 @@ def file_head(path: str, quoting: Quoting) -> FileHead:
 def _footer(path: str) -> tuple[ListMark, pa.Schema]:
     fs, plain_path = fsspec.core.url_to_fs(path)
     size = int(fs.size(plain_path))
-    stamp = path_stamp(fs, plain_path) if size > _WHOLE_BYTES else None  # before anything is read
+    stamp = path_stamp(fs, plain_path) if size > _MAX_HASHED_BYTES else None  # before anything is read
     tail = fs.cat_file(plain_path, start=max(0, size - _TAIL_BYTES), end=size)
     footer = int.from_bytes(tail[-8:-4], "little") + 8
     if len(tail) < footer <= size:
@@ -132,26 +128,28 @@ def _footer(path: str) -> tuple[ListMark, pa.Schema]:
 
 
 def _plain_schema(schema: pa.Schema) -> pa.Schema:
-    if twice := [name for name, number in collections.Counter(schema.names).items() if number > 1]:
-        raise RowsError(f"column {twice[0]!r} is named twice; rename or remove one of the two")
+    if repeated := [name for name, number in collections.Counter(schema.names).items() if number > 1]:
+        raise RowsError(f"column {repeated[0]!r} is named twice; rename or remove one of the two")
     return pa.schema([(field.name, plain_type(field.type)) for field in schema])
 
 
-def _all_wanted(first: int, last: int) -> bool:
+def _skip_nothing(first: int, last: int) -> bool:
     return False
 
 
 def read_file(
-    path: str, unwanted: Unwanted = _all_wanted, quoting: Quoting = "auto", count: FileCount | None = None
+    path: str, unwanted: Unwanted = _skip_nothing, quoting: Quoting = "auto", count: FileCount | None = None
 ) -> Iterator[pa.RecordBatch | int]:
-    """Batches of one file as it stores them, and the numbers of rows left out between them.
+    """Yield the batches of a file as stored, and the number of rows for each stretch that is left out.
 
     Args:
-        quoting: of csv and tsv.
-        count: what is counted beside the reading; compared with the rows at the end of the file.
+        path: path or URL of the file.
+        unwanted: returns whether a range of rows can be left out.
+        quoting: meaning of quotes in csv and tsv.
+        count: independent count of the rows, which is checked at the end of the file.
 
     Raises:
-        ValueError: the rows that were read are not as many as the file has.
+        ValueError: the number of rows that were read differs from the count.
     """
     count = FileCount() if count is None else count
     rows = 0
@@ -171,23 +169,23 @@ def _read_stored(
             yield from _read_parquet(raw, path.endswith(".gz"), unwanted, count)
             return
         file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw)
-        file = cast(BinaryIO, io.BufferedReader(_Readable(file), _BUFFER_BYTES))  # what a server sends is no real file
+        file = cast(BinaryIO, io.BufferedReader(_Readable(file), _BUFFER_BYTES))  # a file from a server lacks methods
         if foreign := _FOREIGN.get(file.peek(2)[:2]):  # type: ignore[attr-defined]
             raise RowsError(foreign)
         if kind in ("csv", "tsv"):
             is_quoted = kind == "csv" if quoting == "auto" else quoting == "rfc4180"
             yield from read_delimited(file, "," if kind == "csv" else "\t", is_quoted, count)
         elif kind == "txt":
-            yield from _to_batches(({"url": line} for _, line in _lines(file)), count)
+            yield from to_batches(({"url": line} for _, line in lines(file)), count)
         elif kind == "jsonl":
-            yield from _to_batches((_json_line(number, line) for number, line in _lines(file)), count)
+            yield from to_batches((json_line(number, line) for number, line in lines(file)), count)
         else:
             with io.TextIOWrapper(file, "utf-8-sig", "replace") as text:
-                yield from _to_batches(_json_values(text), count)
+                yield from to_batches(json_values(text), count)
 
 
 class _Readable(io.RawIOBase):
-    """Any file that can be read to its end, seekable or not."""
+    """Adapter for any file that can be read to its end, seekable or not."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -204,11 +202,11 @@ class _Readable(io.RawIOBase):
 def _read_parquet(
     raw: BinaryIO, compressed: bool, unwanted: Unwanted, count: FileCount
 ) -> Iterator[pa.RecordBatch | int]:
-    """Row groups one after the other, those left out that nobody wants."""
+    """Yield the row groups one after the other, or the number of rows of an unwanted one."""
     with tempfile.TemporaryFile() as unpacked:
-        if compressed:  # a parquet file is read from its end, which a stream does not let us
+        if compressed:  # Parquet is read from the end of the file, and a stream is not seekable
             shutil.copyfileobj(gzip.GzipFile(fileobj=raw), unpacked, _BUFFER_BYTES)
-        # its own way to buffer would hold the column chunks of a row group whole
+        # pyarrow's pre-buffering keeps all column chunks of a row group in memory
         file = open_parquet(unpacked if compressed else raw, pre_buffer=False, buffer_size=_BUFFER_BYTES)
         count.rows = file.metadata.num_rows
         first = 0
@@ -217,141 +215,5 @@ def _read_parquet(
             if unwanted(first, first + rows):
                 yield rows
             else:
-                yield from file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[number], use_threads=False)
+                yield from file.iter_batches(batch_size=BATCH_ROWS, row_groups=[number], use_threads=False)
             first += rows
-
-
-def _lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Lines that are not empty, with their numbers and without the white space around them.
-
-    A carriage return alone ends a line too, but is not counted, as in most editors.
-    """
-    for number, line in enumerate(file, start=1):
-        for part in line.split(b"\r"):
-            if text := part.decode("utf-8-sig" if number == 1 else "utf-8", "replace").strip():
-                yield number, text
-
-
-def _json_line(number: int, line: str) -> Any:
-    """The value of one line.
-
-    Raises:
-        RowsError: the line is no JSON; names it.
-    """
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        problem = error.msg.removesuffix(" at")
-        raise RowsError(f"line {number:,} is no JSON: {problem} at character {error.pos + 1:,}") from error
-
-
-def _json_values(file: TextIO) -> Iterator[Any]:
-    """The values of a JSON list, or JSON values one after the other, with no more than a few in memory."""
-    decoder = json.JSONDecoder()
-    held = file.read(_JSON_CHARS).lstrip()
-    is_list = held.startswith("[")
-    held = held.removeprefix("[")
-    position = 0
-    while True:
-        between = _JSON_BETWEEN.match(held, position)
-        assert between is not None
-        position = between.end()
-        if is_list and held.startswith("]", position):
-            if (held[position + 1 :] + file.read(_JSON_CHARS)).strip():
-                raise ValueError("there is more after the end of the list")
-            return
-        try:
-            value, position = decoder.raw_decode(held, position)
-        except ValueError:
-            more = file.read(_JSON_CHARS)
-            if not more and not is_list and not held[position:]:
-                return
-            if len(held) - position > _LONGEST_JSON_ROW:
-                raise RowsError("a JSON value has more than 64 MB; write a list of objects, one for each row") from None
-            if not more:
-                raise
-            held, position = held[position:] + more, 0
-            continue
-        yield value
-
-
-def _to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch]:
-    """Rows of plain values as batches; a key that a row lacks is a null; the first batch names the columns."""
-    held: list[dict[str, Any]] = []
-    names: list[str] = []
-    for row in rows:
-        count.rows += 1
-        if isinstance(row, str):
-            row = {"url": row}
-        if not isinstance(row, dict):
-            raise RowsError(f"each row must be a URL, or an object with a key for each column, got {row!r:.80}")
-        held.append(row)
-        if len(held) == _BATCH_ROWS:
-            names = names or _keys(held)
-            yield _to_batch(held, names, count)
-            held = []
-    if count.rows == 1:
-        _require_row(held[0])
-    if held:
-        yield _to_batch(held, names or _keys(held), count)
-
-
-def _require_row(value: dict[str, Any]) -> None:
-    """Refuse a file whose only value holds all rows.
-
-    Raises:
-        RowsError: says how to write it as rows.
-    """
-    lists = {name: items for name, items in value.items() if isinstance(items, list) and items}
-    if not lists or any(isinstance(text, str) and "://" in text for text in value.values()):
-        return
-    for name, items in lists.items():
-        if isinstance(items[0], dict):
-            raise RowsError(
-                f"its rows are inside {name!r}; write that list alone, as `jq .{name} FILE > rows.json` does"
-            )
-    raise RowsError(
-        "it is one object of columns, not one for each row; "
-        "pandas.DataFrame(json.load(open(FILE))).to_parquet('rows.parquet') writes it as rows"
-    )
-
-
-def _keys(rows: list[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for row in rows for key in row))
-
-
-def _to_batch(rows: list[dict[str, Any]], names: list[str], count: FileCount) -> pa.RecordBatch:
-    known = set(names)
-    for row in rows:
-        if not known.issuperset(row):
-            count.left_out.update(row.keys() - known)
-    return pa.RecordBatch.from_arrays([_column(name, [row.get(name) for row in rows]) for name in names], names=names)
-
-
-def _column(name: str, values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except UnicodeEncodeError:  # JSON can write halves of UTF-16 pairs, which are no text
-        return pa.array([_without_halves(value) for value in values])
-    except (pa.ArrowException, OverflowError) as error:
-        kinds = dict.fromkeys(type(value) for value in values if value is not None)
-        if not all(issubclass(kind, str | int | float) for kind in kinds):
-            found = " and ".join(_KIND_NAMES.get(kind, kind.__name__) for kind in kinds)
-            raise RowsError(f"column {name!r} holds {found}; store it as one type ({error})") from error
-        # such as numbers beside text, or beyond 64 bits
-        return pa.array([_without_halves(_scalar_text(value)) for value in values], pa.string())
-
-
-def _scalar_text(value: Any) -> str | None:
-    """A value as text: a number or boolean as JSON writes it."""
-    return value if value is None or isinstance(value, str) else json.dumps(value)
-
-
-def _without_halves(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_halves(item) for item in value]
-    if isinstance(value, dict):
-        return {_without_halves(key): _without_halves(item) for key, item in value.items()}
-    if not isinstance(value, str):
-        return value
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,9 +1,8 @@
-"""URL lists -> rows: one file or a folder of them, local or remote, as a stream that is cut into shards."""
+"""URL lists: one file or a folder of files, local or remote, read as a stream of rows and cut into shards."""
 
 from __future__ import annotations
 
 import collections
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..contract.arrow.columns import plain_column
 from ..contract.arrow.types import COLUMN_ERRORS
@@ -20,39 +18,39 @@ from ..contract.storage import open_location
 from ..errors import InputError
 from .columns import ListColumns, choose_columns, require_headers
 from .count import FileCount, RowsError
+from .digest import rows_digest
 from .files import FORMATS, READ_ERRORS, FileHead, ListMark, file_head, list_format, read_file
 from .settings import Quoting, UrlListSettings
 
 _MARK_THREADS = 16
-"""Files whose marks are read at once: each waits for remote storage a few times."""
-_NO_VALUE = -1
+"""Number of files whose heads are read at once: each takes a few requests to remote storage."""
 
 
 @dataclass(frozen=True)
 class UrlList:
-    """A list of URLs whose columns have been checked.
+    """A URL list whose columns have been checked.
 
-    Rows come with the column `url`, then `caption` if there are captions, then the other columns that are kept.
+    Rows have the column `url`, then `caption` if the list has captions, then the other kept columns.
     """
 
     source: str
     files: tuple[str, ...]
     columns: ListColumns
     earlier: tuple[ListColumns, ...]
-    """Columns of the list when it had fewer files, where they differ; shards that were made then keep them."""
+    """Different columns of the list when it had fewer files; shards that were made then keep them."""
     marks: tuple[ListMark | None, ...]
-    """Of each file; None where it has to be read to be known."""
+    """Mark of each file; None if the file must be read to recognise it."""
     quoting: Quoting
     counts: dict[str, FileCount] = field(default_factory=dict, compare=False)
-    """Counts of the files that have been read."""
+    """Counts of the files that have been read, by path."""
 
     @property
     def schema(self) -> pa.Schema:
-        """Names and types of the columns of rows."""
+        """Names and types of the columns of the rows."""
         return self.columns.schema
 
     def notes(self) -> dict[str, Any]:
-        """Counts for the summary: rows, renamed columns, and what may have been read otherwise than meant."""
+        """Return counts for the summary: rows, renamed columns, and possible misreadings of the list."""
         left_out: collections.Counter[str] = collections.Counter()
         for count in self.counts.values():
             left_out.update(count.left_out)
@@ -65,7 +63,7 @@ class UrlList:
 
     @property
     def counted_rows(self) -> int | None:
-        """Rows of all files by their lines, values or footers; None where some are not read to their end."""
+        """Number of rows by lines, values or footers; None if a file was not read to its end."""
         total = 0
         for path, mark in zip(self.files, self.marks, strict=True):
             count = self.counts.get(path)
@@ -76,16 +74,16 @@ class UrlList:
 
     @property
     def rows(self) -> int | None:
-        """Rows of the list; None where they have to be counted by reading."""
+        """Number of rows in the list; None if they must be counted by reading."""
         counts = [mark.rows for mark in self.marks if mark is not None]
         return sum(counts) if len(counts) == len(self.marks) else None
 
     def marks_json(self) -> list[dict[str, Any] | None]:
-        """The marks as a manifest holds them."""
+        """Return the marks as plain JSON values for a manifest."""
         return [None if mark is None else asdict(mark) for mark in self.marks]
 
     def unchanged_rows(self, marks: Sequence[Mapping[str, Any] | None]) -> int:
-        """Rows at the start of the list that lie in the files that a manifest holds the marks of."""
+        """Return the number of rows at the start of the list whose files have the given marks of a manifest."""
         rows = 0
         for mark, known in zip(self.marks, marks, strict=False):
             if mark is None or not mark.is_certain(known):
@@ -94,7 +92,7 @@ class UrlList:
         return rows
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """All rows, in the order of the files and of the rows in them."""
+        """Yield all rows, in the order of the files."""
         for part in self._parts(lambda first, last: False):
             assert not isinstance(part, int)
             yield part
@@ -102,16 +100,17 @@ class UrlList:
     def shards(
         self, rows_per_shard: int, unwanted: Callable[[int], bool] = lambda index: False
     ) -> Iterator[tuple[int, pa.Table]]:
-        """Rows cut into shards of `rows_per_shard`, the last one shorter, each with its number.
+        """Yield index and rows of each shard.
 
         Args:
-            unwanted: whether a shard shall be left out. Its rows are not even read where that can be helped.
+            rows_per_shard: number of rows in a shard; the last one may be shorter.
+            unwanted: returns True for the index of a shard to leave out; its rows are not read if possible.
         """
 
         def all_unwanted(first: int, last: int) -> bool:
             return all(map(unwanted, range(first // rows_per_shard, -(-last // rows_per_shard))))
 
-        held: list[pa.RecordBatch] = []
+        pieces: list[pa.RecordBatch] = []
         row = 0
         for part in self._parts(all_unwanted):
             if isinstance(part, int):
@@ -122,17 +121,17 @@ class UrlList:
                 index = row // rows_per_shard
                 piece = part.slice(offset, (index + 1) * rows_per_shard - row)
                 if not unwanted(index):
-                    held.append(piece)
+                    pieces.append(piece)
                 offset += piece.num_rows
                 row += piece.num_rows
-                if held and row % rows_per_shard == 0:
-                    yield index, _to_table(held)
-                    held = []
-        if held:
-            yield row // rows_per_shard, _to_table(held)
+                if pieces and row % rows_per_shard == 0:
+                    yield index, _to_table(pieces)
+                    pieces = []
+        if pieces:
+            yield row // rows_per_shard, _to_table(pieces)
 
     def _parts(self, unwanted: Callable[[int, int], bool]) -> Iterator[pa.RecordBatch | int]:
-        """Rows in order, and the numbers of those between them that were left out."""
+        """Yield the rows in order, and the number of rows for each stretch that is left out."""
         row = 0
         for path, mark in zip(self.files, self.marks, strict=True):
             if mark is not None and unwanted(row, row + mark.rows):
@@ -154,12 +153,12 @@ class UrlList:
         self.counts[path] = count
 
     def _arranged(self, path: str, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch with the columns of all rows of the list."""
+        """Return a batch with the columns of the list."""
         columns = []
         for name, kind in zip(self.columns.sources, self.schema.types, strict=True):
             try:
-                place = batch.schema.get_field_index(name)
-                columns.append(plain_column(batch.column(place), kind) if place >= 0 else pa.nulls(len(batch), kind))
+                index = batch.schema.get_field_index(name)
+                columns.append(plain_column(batch.column(index), kind) if index >= 0 else pa.nulls(len(batch), kind))
             except COLUMN_ERRORS as error:
                 raise InputError(
                     f"{path}: column {name!r} is {kind} in the first rows of "
@@ -169,7 +168,7 @@ class UrlList:
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def had_digest(self, table: pa.Table, digest: str) -> bool:
-        """Return whether rows have a digest with the columns that the list had when it had fewer files."""
+        """Return whether rows have this digest with the columns of the list when it had fewer files."""
         return any(
             rows_digest(narrowed) == digest
             for columns in self.earlier
@@ -178,7 +177,7 @@ class UrlList:
 
 
 def _narrowed(table: pa.Table, schema: pa.Schema) -> pa.Table | None:
-    """The columns of a table in a narrower schema; None where they do not fit it."""
+    """Return a table in a narrower schema; None if its values do not fit."""
     try:
         return table.select(schema.names).cast(schema)
     except pa.ArrowException:
@@ -194,31 +193,31 @@ def open_url_list(source: str, settings: UrlListSettings) -> UrlList:
     _require_plain_address(source)
     fs, path = open_location(source)
     if list_format(path) in FORMATS and fs.isfile(path):  # first, since the search for an HTTP folder loads the file
-        found = [fs.unstrip_protocol(path)]
+        files = [fs.unstrip_protocol(path)]
     elif fs.isdir(path):
         names = [name for name in list_files(fs, path) if list_format(name) in FORMATS]
-        found = [fs.unstrip_protocol(f"{path.rstrip('/')}/{name}") for name in names]
-        if not found:
+        files = [fs.unstrip_protocol(f"{path.rstrip('/')}/{name}") for name in names]
+        if not files:
             raise InputError(f"{source}: no list of URLs in this folder (looked for {', '.join(FORMATS)}, also .gz)")
     elif not fs.exists(path):
         raise InputError(f"{source}: no such file or folder; name a list of URLs ({', '.join(FORMATS)})")
     else:
         raise InputError(f"{source}: unknown kind of list; known endings are {', '.join(FORMATS)}, also with .gz")
     with ThreadPoolExecutor(_MARK_THREADS) as threads:
-        heads = dict(zip(found, threads.map(lambda name: _head(name, settings.quoting), found), strict=True))
+        heads = dict(zip(files, threads.map(lambda name: _head(name, settings.quoting), files), strict=True))
     require_headers(heads, settings.url_column)
     if not any(head.has_rows for head in heads.values()):
         raise InputError(f"{source}: the list is empty; it needs at least one row with a URL")
     *earlier, columns = choose_columns(source, heads, settings)
     marks = tuple(head.mark for head in heads.values())
-    return UrlList(source, tuple(found), columns, tuple(earlier), marks, settings.quoting)
+    return UrlList(source, tuple(files), columns, tuple(earlier), marks, settings.quoting)
 
 
 def _require_plain_address(source: str) -> None:
-    """Refuse addresses whose kind or file is not told by their name.
+    """Check that the name of a list shows its file and format.
 
     Raises:
-        InputError: says how to read them all the same.
+        InputError: it does not; the message explains how to read the list anyway.
     """
     if "::" in source:
         raise InputError(f"{source}: chained addresses (::) are not read; unpack the list first, and name the file")
@@ -240,52 +239,8 @@ def _head(path: str, quoting: Quoting) -> FileHead:
         raise _unreadable(path, error) from error
 
 
-def rows_digest(table: pa.Table) -> str:
-    """SHA-256 of the names and values of all columns; the same however the list is stored and its rows are held.
-
-    Of a column of text: the lengths of all values, -1 for none, then all values in one. Of a column of numbers: which
-    there are, then the values in 64 bits. Of others: how Python writes each value.
-    """
-    digest = hashlib.sha256()
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        digest.update(f"{name}\0{len(column)}\0".encode())
-        if pa.types.is_string(column.type):
-            digest.update(_plain(pc.fill_null(pc.binary_length(column), _NO_VALUE), "<i4"))
-            for chunk in column.chunks:
-                digest.update(_text_bytes(chunk.drop_null()))
-        elif kind := _number_kind(column.type):
-            digest.update(_plain(column.is_valid(), "u1"))
-            digest.update(_plain(column.drop_null(), kind))
-        else:
-            for value in column.to_pylist():
-                digest.update(f"{value!r}\0".encode(errors="surrogatepass"))
-    return digest.hexdigest()
-
-
-def _number_kind(kind: pa.DataType) -> str | None:
-    """As what numbers are hashed, so that their width in the file does not matter; None for what is no number."""
-    if pa.types.is_uint64(kind):
-        return "<u8"
-    return "<i8" if pa.types.is_integer(kind) else "<f8" if pa.types.is_floating(kind) else None
-
-
-def _plain(column: pa.ChunkedArray, kind: str) -> bytes:
-    """Values without nulls, one after the other, each in as many bits as `kind` says."""
-    values: np.ndarray = column.to_numpy().astype(kind)
-    return values.tobytes()
-
-
-def _text_bytes(texts: pa.Array) -> memoryview:
-    """The bytes of texts without nulls, one after the other."""
-    _, offsets, values = texts.buffers()
-    if values is None or len(texts) == 0:
-        return memoryview(b"")
-    bounds = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    return memoryview(values)[bounds[0] : bounds[-1]]
-
-
 def _to_table(batches: list[pa.RecordBatch]) -> pa.Table:
-    """The rows in memory of their own: a slice that is sent to a worker would take along what it was cut from."""
+    """Return a copy of the rows: a slice that is sent to a worker would carry the whole batch with it."""
     table = pa.Table.from_batches(batches)
     return table.take(pa.array(np.arange(table.num_rows))).combine_chunks()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...pipeline.contract.storage import TEMPORARY_SUFFIX
+from ...pipeline.contract.storage import atomic_file
 from ...pipeline.errors import SettingsError
 
 TENSOR_NAME = "image_embed"
@@ -38,27 +38,22 @@ def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[tor
     """
     check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)  # not through a Store, which restricts file names
     written = 0
-    try:
-        with temporary.open("wb") as file:
-            if path.suffix == ".npy":
-                header = {"descr": "<f4", "fortran_order": False, "shape": (rows, embed_dim)}
-                np.lib.format.write_array_header_1_0(file, header)
-            else:
-                file.write(_safetensors_header(rows, embed_dim))
+    with atomic_file(path, durable=False) as file:  # not through a Store, which restricts file names
+        if path.suffix == ".npy":
+            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, embed_dim)}
+            np.lib.format.write_array_header_1_0(file, header)
+        else:
+            file.write(_safetensors_header(rows, embed_dim))
 
-            def append(embeds: torch.Tensor) -> None:
-                nonlocal written
-                assert embeds.shape[1] == embed_dim
-                written += len(embeds)
-                file.write(embeds.to(torch.float32).cpu().numpy().astype("<f4", copy=False).tobytes())
+        def append(embeds: torch.Tensor) -> None:
+            nonlocal written
+            assert embeds.shape[1] == embed_dim
+            written += len(embeds)
+            file.write(embeds.to(torch.float32).cpu().numpy().astype("<f4", copy=False).tobytes())
 
-            yield append
+        yield append
         assert written == rows, (written, rows)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _safetensors_header(rows: int, embed_dim: int) -> bytes:

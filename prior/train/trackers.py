@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...pipeline.contract.storage import Store
+from ...pipeline.contract.storage import Store, atomic_file
 from ...pipeline.errors import SettingsError
 from .settings import TrainSettings
 
@@ -117,9 +117,8 @@ class WeightsAndBiases:
             return
         self._run.log(dict(values), step=step, commit=True)
         self._last = step
-        temporary = self._mark.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"id": self._id, "step": step}))
-        temporary.replace(self._mark)
+        with atomic_file(self._mark, durable=False) as file:
+            file.write(json.dumps({"id": self._id, "step": step}).encode())
 
     def close(self) -> None:
         """See `Tracker`."""

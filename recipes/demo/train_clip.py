@@ -21,7 +21,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -39,6 +38,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
+from ...pipeline.contract.storage import atomic_file
 from ..demo_picture import IMAGE_SIZES, Emoji, emojis, render, write_images
 
 IMAGE_SIDE = 64
@@ -114,11 +114,10 @@ def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) ->
             drawn = pool.map(partial(distorted, count=count, seed=seed), (pair.code for pair in pairs), chunksize=64)
             for index, picture in enumerate(drawn):
                 pictures[:, index] = picture
-        unfinished = path.with_suffix(".tmp.npy")
-        np.save(unfinished, pictures)
-        os.replace(unfinished, path)
-    variants: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    return variants
+        with atomic_file(path) as file:
+            np.save(file, pictures)
+    drawn_before: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    return drawn_before
 
 
 def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
@@ -264,12 +263,11 @@ def save(model: torch.nn.Module, folder: Path) -> None:
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in model.state_dict().items()
     }
-    unfinished = folder / "open_clip_model.tmp"
-    unfinished.write_bytes(safetensors.torch.save(weights))
-    os.replace(unfinished, folder / "open_clip_model.safetensors")
-    unfinished = folder / "open_clip_config.tmp"
-    unfinished.write_text(json.dumps({"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG}, indent=2) + "\n")
-    os.replace(unfinished, folder / "open_clip_config.json")
+    with atomic_file(folder / "open_clip_model.safetensors") as file:
+        file.write(safetensors.torch.save(weights))
+    with atomic_file(folder / "open_clip_config.json") as file:
+        config = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG}
+        file.write((json.dumps(config, indent=2) + "\n").encode())
 
 
 @torch.inference_mode()

@@ -26,7 +26,8 @@ from priorkit.pipeline.embed.inputs import list_input_shards, open_input
 from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.inspect.folder import inspect_folder
 from priorkit.pipeline.read.dataset import read_embeddings
-from priorkit.pipeline.urls.url_list import open_url_list, rows_digest
+from priorkit.pipeline.urls.digest import rows_digest
+from priorkit.pipeline.urls.url_list import open_url_list
 from priorkit.prior.interchange.load import load_prior
 from priorkit.prior.model.texts import stored_texts
 from priorkit.recipes.recipe import load_recipe, recipe_names, recipe_text

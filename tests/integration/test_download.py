@@ -29,7 +29,8 @@ from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download, plan_download
 from priorkit.pipeline.download.worker import row_key
 from priorkit.pipeline.errors import FolderError, InputError
-from priorkit.pipeline.urls.url_list import UrlList, rows_digest
+from priorkit.pipeline.urls.digest import rows_digest
+from priorkit.pipeline.urls.url_list import UrlList
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline.contract.storage import LEASE_NAME, Store
+from priorkit.pipeline.contract.lock import LEASE_NAME
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.embed import worker as embed_worker
 from priorkit.pipeline.embed.settings import EmbedSettings

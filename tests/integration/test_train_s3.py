@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from priorkit.pipeline.contract.storage import LEASE_NAME, Store
+from priorkit.pipeline.contract.lock import LEASE_NAME
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.prior.interchange.load import load_prior
 from priorkit.prior.train.stage import train

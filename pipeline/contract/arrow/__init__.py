@@ -1,1 +1,1 @@
-"""Arrow types and columns that tables of other tools may have, and how they are read."""
+"""Arrow types and columns that tables of other tools may have, and functions to read them."""

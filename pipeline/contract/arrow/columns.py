@@ -1,8 +1,8 @@
-"""Arrow columns of other tools, in whatever types they are stored, as plain values and as text.
+"""Conversion of Arrow columns of other tools, in any stored type, to plain values and text.
 
-`decoded` undoes how a column is stored, on which all others build. Where bytes are no UTF-8, rows of a list and carried
-text have U+FFFD (`plain_column`, `carried`), keys have escapes (`key_texts`), and other names have hexadecimal digits
-(`as_text`, `group_names`).
+All functions build on `decoded`, which removes dictionaries, views and other encodings. Bytes that are not UTF-8 become
+U+FFFD in rows of a URL list and in carried text (`plain_column`, `carried`), escapes in keys (`key_texts`), and
+hexadecimal digits in other names (`as_text`, `group_names`).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _SIMPLE = (
     pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null, pa.types.is_binary,
     pa.types.is_fixed_size_binary
 )  # fmt: skip
-"""Types of which each value can be a Python value."""
+"""Types whose values always have a Python value."""
 _escaped = functools.partial(bytes.decode, errors="backslashreplace")
 
 
 def column_of(batch: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
-    """A column of a batch or table as one array."""
+    """Return a column of a batch or table as one array."""
     column = batch.column(name)
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def decoded(values: pa.Array) -> pa.Array:
-    """Values in a type that every kernel takes: categories, views, run ends and extensions are decoded."""
+    """Return values in a type that every kernel accepts: dictionaries, views, run ends and extensions are decoded."""
     if isinstance(values.type, pa.BaseExtensionType):
         return decoded(values.storage)
     if pa.types.is_dictionary(values.type):
@@ -45,23 +45,23 @@ def decoded(values: pa.Array) -> pa.Array:
         plain = plain_type(values.type)
         try:
             return values.cast(plain)
-        except pa.ArrowNotImplementedError:  # older versions have no such cast
+        except pa.ArrowNotImplementedError:  # older versions lack this cast
             return pa.array(values.to_pylist(), plain)
     return values
 
 
 def plain_column(column: pa.Array, kind: pa.DataType | None = None) -> pa.Array:
-    """Values as plain type, or as `kind`; bytes of text that are not UTF-8 become U+FFFD.
+    """Return values in the plain type, or in `kind`; bytes of text that are not UTF-8 become U+FFFD.
 
     Raises:
-        COLUMN_ERRORS: the column is damaged, or a value has no such type.
+        COLUMN_ERRORS: the column is damaged, or a value does not fit the type.
     """
     kind = kind or plain_type(column.type)
     if isinstance(column.type, pa.BaseExtensionType) and column.type.extension_name == "arrow.uuid":
         column = pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
     column = decoded(column)
     if is_list_view(column.type):
-        column = pa.array(column.to_pylist(), plain_type(column.type))  # pyarrow's cast of nulls is damaged
+        column = pa.array(column.to_pylist(), plain_type(column.type))  # pyarrow's cast of nulls is wrong
     if pa.types.is_string(kind) and (is_text(column.type) or is_bytes(column.type)):
         return _utf8(column)
     if pa.types.is_null(kind) and column.null_count == len(column):
@@ -70,7 +70,7 @@ def plain_column(column: pa.Array, kind: pa.DataType | None = None) -> pa.Array:
         column = column.cast(kind)
     column.validate(full=True)
     if not any(is_kind(kind) for is_kind in _SIMPLE):
-        column.to_pylist()  # a date beyond year 9999 is no Python value, for which no later stage is prepared
+        column.to_pylist()  # raises for a date after year 9999, which Python lacks and later stages cannot handle
     return column
 
 
@@ -87,7 +87,10 @@ def _utf8(column: pa.Array) -> pa.Array:
 
 
 def carried(table: pa.Table, where: str) -> pa.Table:
-    """Return a table whose rows can be chosen and written: views become plain, text becomes UTF-8.
+    """Return a table whose rows can be selected and written: views become plain, and text becomes UTF-8.
+
+    Args:
+        where: location of the table, for messages.
 
     Raises:
         InputError: a column cannot be read, or is of a type that cannot be copied.
@@ -118,11 +121,11 @@ def _is_valid(column: pa.ChunkedArray) -> bool:
     return True
 
 
-def text_of(value: Any, no_utf8: Callable[[bytes], str] = bytes.hex) -> str | None:
-    """Text of one Python value; None where it is missing: null or NaN.
+def text_of(value: Any, not_utf8: Callable[[bytes], str] = bytes.hex) -> str | None:
+    """Return a Python value as text; None if it is missing, that is null or NaN.
 
     Args:
-        no_utf8: text of bytes that are no UTF-8.
+        not_utf8: converts bytes that are not UTF-8.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -130,15 +133,15 @@ def text_of(value: Any, no_utf8: Callable[[bytes], str] = bytes.hex) -> str | No
         try:
             return value.decode()
         except UnicodeDecodeError:
-            return no_utf8(value)
+            return not_utf8(value)
     return str(value)
 
 
 def as_text(values: pa.Array) -> pa.Array:
-    """Values of a type that `can_be_text`, as strings; NaN is null, and bytes that are no UTF-8 are hexadecimal.
+    """Return values of a type that `can_be_text` as strings; NaN becomes null, and invalid UTF-8 hexadecimal.
 
     Raises:
-        pa.ArrowInvalid: a column of text holds what is no UTF-8.
+        pa.ArrowInvalid: a column of text is not UTF-8.
     """
     values = decoded(values)
     if is_text(values.type):
@@ -154,7 +157,7 @@ def as_text(values: pa.Array) -> pa.Array:
 
 
 def group_names(values: pa.Array) -> list[str | None]:
-    """Values of any type as names of content, as `as_text` has them; None where one is missing."""
+    """Return values of any type as names of groups, converted like in `as_text`; None for missing values."""
     plain = decoded(values)
     if pa.types.is_temporal(plain.type):  # Python has no nanoseconds
         plain = as_text(plain)
@@ -162,19 +165,22 @@ def group_names(values: pa.Array) -> list[str | None]:
 
 
 def key_texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
-    """Values of a column of keys as text: numbers in decimal, bytes that are no UTF-8 as escapes; NaN is none.
+    """Return the values of a key column as text: numbers in decimal, invalid UTF-8 with escapes, NaN as None.
+
+    Args:
+        where: description of the column, for messages.
 
     Raises:
-        InputError: the values are lists or structures; names the column by `where`.
+        InputError: the values are lists or structures.
     """
     kind = column.type
     if not can_be_text(kind):
         raise InputError(f"{where} holds {kind}, not names; store it as text")
     try:
-        if is_text(kind) or is_bytes(kind):  # as bytes, since text may be no UTF-8
+        if is_text(kind) or is_bytes(kind):  # as bytes, since the text may not be UTF-8
             values = [key for chunk in column.chunks for key in decoded(chunk).cast(pa.large_binary()).to_pylist()]
         else:
             values = column.to_pylist()
-    except COLUMN_ERRORS as error:  # such as a date that Python does not have
+    except COLUMN_ERRORS as error:  # such as a date that Python lacks
         raise InputError(f"{where} holds a {kind} that cannot be read as a name ({error}); store it as text") from error
     return [text_of(value, _escaped) for value in values]

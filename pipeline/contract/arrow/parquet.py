@@ -1,4 +1,4 @@
-"""Parquet files, opened so that each kind of damage in a footer is an error of Arrow."""
+"""Opening of Parquet files; every kind of damage in a footer raises an exception of Arrow."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 
 
 def open_parquet(file: BinaryIO, **options: Any) -> pq.ParquetFile:
-    """Read the footer of a Parquet file.
+    """Open a Parquet file, and read its footer.
 
     Args:
-        options: as those of `pyarrow.parquet.ParquetFile`.
+        options: options of `pyarrow.parquet.ParquetFile`.
 
     Raises:
-        pa.ArrowException: it is no Parquet file, or its footer is damaged.
+        pa.ArrowException: the file is not Parquet, or its footer is damaged.
     """
     try:
         parquet = pq.ParquetFile(file, **options)

@@ -1,4 +1,4 @@
-"""Arrow types of columns: how a value is stored, the plain type that it has in our rows, and faults of a schema."""
+"""Arrow types of columns: stored type, plain type in our rows, and problems of a schema."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TypeTest = Callable[[pa.DataType], bool]
 
 
 def _tests(*names: str) -> tuple[TypeTest, ...]:
-    """Tests of `pyarrow.types`; those that an older pyarrow lacks are of types that it lacks too."""
+    """Return tests of `pyarrow.types`; a test that an older pyarrow lacks is for a type that it lacks too."""
     return tuple(getattr(pa.types, name) for name in names if hasattr(pa.types, name))
 
 
@@ -27,9 +27,9 @@ _LIST_VIEWS = _tests("is_list_view", "is_large_list_view")
 _LISTS = _tests("is_list", "is_list_view")
 _LARGE_LISTS = _tests("is_large_list", "is_large_list_view")
 _EXTENSIONS = {"arrow.bool8": pa.bool_(), "arrow.uuid": pa.string()}
-"""Plain types of the extensions whose values are not those of their storage."""
+"""Plain types of extensions whose values differ from the stored ones."""
 COLUMN_ERRORS = (pa.ArrowException, ValueError, KeyError, OverflowError)
-"""Errors of pyarrow on a column that is damaged, or has values that Python lacks, such as a date after 9999."""
+"""Exceptions of pyarrow for a column that is damaged or has values that Python lacks, such as a date after 9999."""
 
 
 def _is(kind: pa.DataType, tests: tuple[TypeTest, ...]) -> bool:
@@ -37,12 +37,12 @@ def _is(kind: pa.DataType, tests: tuple[TypeTest, ...]) -> bool:
 
 
 def is_run_ends(kind: pa.DataType) -> bool:
-    """Return whether a column is stored as values and the ends of their runs."""
+    """Return whether a column is stored as run-end encoded values."""
     return _is(kind, _RUNS)
 
 
 def is_view(kind: pa.DataType) -> bool:
-    """Return whether a column of text or bytes is stored as views, which many kernels of pyarrow do not take."""
+    """Return whether a column of text or bytes is stored as views, which many kernels of pyarrow do not accept."""
     return _is(kind, _VIEWS)
 
 
@@ -52,7 +52,7 @@ def is_list_view(kind: pa.DataType) -> bool:
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
-    """The type in which values are stored: without dictionaries, run ends and extensions around it."""
+    """Return the type of the stored values, without the dictionaries, run ends and extensions around it."""
     if isinstance(kind, pa.BaseExtensionType):
         return stored_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or is_run_ends(kind):
@@ -66,18 +66,18 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Return whether the values of a type are bytes, however they are stored; those of one fixed size are none."""
+    """Return whether the values of a type are bytes of variable size, however they are stored."""
     return _is(stored_type(kind), _BYTES)
 
 
 def can_be_text(kind: pa.DataType) -> bool:
-    """Return whether values of a type have one text each: all but lists, structs, maps and unions do."""
+    """Return whether values of a type can be converted to text: all except lists, structs, maps and unions."""
     stored = stored_type(kind)
     return not (pa.types.is_nested(stored) or is_list_view(stored))
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type that a column of `kind` has in our rows: without views, dictionaries, runs, extensions, long offsets."""
+    """Return the type of a column in our rows: no views, dictionaries, run ends, extensions or 64-bit offsets."""
     if isinstance(kind, pa.BaseExtensionType):
         return _EXTENSIONS.get(kind.extension_name) or plain_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or is_run_ends(kind):
@@ -100,13 +100,13 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
-    """The narrowest plain type that holds the values of both; None if there is none."""
+    """Return the narrowest plain type that fits the values of both types; None if there is none."""
     if {first, second} == {pa.string(), pa.binary()}:
         return pa.string()
     if first == second:
         return first
     if {first, second} & {pa.uint64()} and pa.types.is_signed_integer(first) + pa.types.is_signed_integer(second):
-        return None  # pyarrow takes int64, which the larger half of uint64 does not fit
+        return None  # pyarrow chooses int64, which is too small for the upper half of uint64
     try:
         fields = [pa.schema([("column", kind)]) for kind in (first, second)]
         return pa.unify_schemas(fields, promote_options="permissive").field(0).type
@@ -115,7 +115,7 @@ def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 
 
 def why_not_carried(kind: pa.DataType) -> str | None:
-    """The reason why a column of a plain type cannot be stored in a shard; None if it can."""
+    """Return the reason why a column of a plain type cannot be stored in a shard; None if it can."""
     try:
         column = pa.nulls(1, kind).take(pa.array([0]))
         json.dumps(column.to_pylist(), default=str)
@@ -126,17 +126,17 @@ def why_not_carried(kind: pa.DataType) -> str | None:
 
 
 def require_distinct(schema: pa.Schema, where: str) -> None:
-    """Raise InputError if two columns of a table have one name."""
+    """Raise InputError if two columns of a table have the same name."""
     repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if repeated:
         raise InputError(f"{where} has several columns {repeated[0]!r}; rename or drop all but one")
 
 
 def column_fault(schema: pa.Schema, column: str, *, text: bool) -> str:
-    """Say why a column cannot be read, to follow the name of its file; empty where it can be.
+    """Return the reason why a column cannot be read, to follow the name of its file; empty if it can.
 
     Args:
-        text: whether it is read as text.
+        text: whether the column is read as text.
     """
     count = schema.names.count(column)
     if count != 1:

@@ -1,4 +1,4 @@
-"""Files of embedding shards by themselves: what their headers say, and rows of arrays read by range."""
+"""Single files of embedding shards: their headers, and reads of a range of rows."""
 
 from __future__ import annotations
 
@@ -17,53 +17,54 @@ from ..storage import Store
 from .rules import embed_dtypes_named, is_embed_dtype
 
 HEADER_BYTES = 128
-"""Of every array that NumPy writes whose shape and type are as short as ours."""
+"""Bytes in the header that NumPy writes for an array with a shape and type like ours."""
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _FOOTER_END_BYTES = 8
+"""Bytes after the footer of a Parquet file: its length and the magic number."""
 _PARSER = threading.Lock()
-"""NumPy parses headers with `ast`, which two threads of Python 3.11 at once can make raise a SystemError."""
+"""Lock for NumPy's parser of headers: `ast` can raise SystemError if two threads of Python 3.11 use it at once."""
 
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """Where the rows of an array stand in its file."""
+    """Layout of the rows of an array in its file."""
 
     rows: int
     row_shape: tuple[int, ...]
     dtype: np.dtype
     start: int
-    """Byte of the first row."""
+    """Offset of the first row, in bytes."""
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row."""
+        """Number of bytes in a row."""
         return math.prod(self.row_shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class FileHeader:
-    """What a file says of itself."""
+    """Header of a file of embeddings, or footer of a file of metadata."""
 
     rows: int
     embed_dim: int
-    """0 of metadata."""
+    """Dimension of the embeddings; 0 for metadata."""
     size: int
-    """Bytes of the file."""
+    """Size of the file in bytes."""
     content: str
-    """The header itself, in hexadecimal."""
+    """Bytes of the header, in hexadecimal."""
     layout: ArrayLayout | None
-    """None of metadata."""
+    """Layout of an array; None for metadata."""
     columns: tuple[str, ...]
-    """Of metadata."""
+    """Names of the columns of metadata; empty for arrays."""
     schema: pa.Schema | None = None
-    """Of metadata; None of arrays."""
+    """Schema of metadata; None for arrays."""
 
 
 def read_header(store: Store, name: str, size: int | None = None) -> FileHeader:
-    """The header of an array of embeddings or of metadata; InputError if it is none, or the file is cut short.
+    """Return the header of a file of embeddings or metadata; InputError if it is invalid or the file is cut short.
 
     Args:
-        size: bytes of the file, if they are known.
+        size: size of the file in bytes, if it is known.
     """
     if size is None:
         size = store.size(name) or 0
@@ -87,7 +88,7 @@ def _read_array_header(store: Store, name: str, size: int) -> FileHeader:
 
 
 def read_layout(store: Store, name: str) -> ArrayLayout:
-    """Where the rows of an array are; InputError if it is none, or is not stored row by row."""
+    """Return the layout of an array; InputError if the file is no array, or is not stored row by row."""
     with store.open(name) as file:
         return _read_layout(store, name, file)
 
@@ -95,7 +96,7 @@ def read_layout(store: Store, name: str) -> ArrayLayout:
 def _read_layout(store: Store, name: str, file: BinaryIO) -> ArrayLayout:
     shape, fortran_order, dtype = read_array_start(store, name, file)
     if not shape or dtype.hasobject:
-        raise _no_array(store, name, f"shape {shape} of {dtype}")
+        raise _not_an_array(store, name, f"shape {shape} of {dtype}")
     if fortran_order and len(shape) > 1:
         raise InputError(f"{store.url}/{name} is in Fortran's order, which cannot be read by rows; save it in C's")
     if not dtype.isnative:
@@ -106,7 +107,11 @@ def _read_layout(store: Store, name: str, file: BinaryIO) -> ArrayLayout:
 
 
 def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: np.ndarray) -> None:
-    """Read the rows from `first` on into a contiguous array of the layout's type; InputError if the file ends early."""
+    """Fill `target`, a contiguous array of the layout's type, with rows from `first` on.
+
+    Raises:
+        InputError: the file ends early.
+    """
     if target.size == 0:
         return
     start = layout.start + first * layout.row_bytes
@@ -117,19 +122,19 @@ def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: 
 
 
 def read_array_start(store: Store, name: str, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran's order, and type of an array; leaves `file` where its values start."""
-    file.read(HEADER_BYTES)  # fetched before the lock is held
+    """Return shape, Fortran order and type of an array, and leave `file` at the start of its values."""
+    file.read(HEADER_BYTES)  # fetched before the lock is taken
     file.seek(0)
     try:
         with _PARSER:
             shape, fortran_order, dtype = _HEADER_READERS[np.lib.format.read_magic(file)](file)
     except (EOFError, ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:  # numpy parses it as Python
-        raise _no_array(store, name, error) from error
+        raise _not_an_array(store, name, error) from error
     return shape, fortran_order, dtype
 
 
 def _read_footer(store: Store, name: str, size: int) -> FileHeader:
-    """The header of a parquet file, which stands at its end."""
+    """Return the header of a Parquet file, which is at its end."""
     try:
         with store.open(name) as file:
             parquet = open_parquet(file)
@@ -142,5 +147,5 @@ def _read_footer(store: Store, name: str, size: int) -> FileHeader:
         raise InputError(f"{store.url}/{name} is damaged ({error}); fetch or embed it again") from error
 
 
-def _no_array(store: Store, name: str, why: object) -> InputError:
+def _not_an_array(store: Store, name: str, why: object) -> InputError:
     return InputError(f"{store.url}/{name} is not an array of numbers ({why})")

@@ -1,6 +1,6 @@
-"""Rules for a folder of embeddings without a manifest: which files fit together, and what is worth a note.
+"""Rules for a folder of embeddings without a manifest: faults of its shards, and notes about unusual contents.
 
-Opening refuses the first fault of `shard_faults`; `inspect` reports all of them.
+Opening a folder raises the first fault of `shard_faults`; `inspect` reports all of them.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from .arrays import FileHeader
 from .rules import common_dtype
 
 KEY_COLUMNS = ("key", "image_path")
-"""Columns that name a row, the best first."""
+"""Columns that identify a row, the best first."""
 GROUP_COLUMNS = ("sha256", "md5", "url")
-"""Columns that name the content of an image, the best first."""
+"""Columns that identify the content of an image, the best first."""
 CAPTION_COLUMN = "caption"
-_LIKE_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
-"""Columns that all files of metadata have, or none."""
+_COMMON_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
+"""Columns that either all files of metadata have, or none."""
 _SHOWN_NUMBERS = 5
+"""Number of gaps between shard numbers that a note shows."""
 
 Files = Mapping[str, str]
 """Name of each file of a shard, by kind."""
 
 
 def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> dict[str, str]:
-    """The first file of each kind that has a header: the one that others of its kind are compared with."""
+    """Return the first file of each kind that has a header; the others of its kind are compared with it."""
     first: dict[str, str] = {}
     for files in shards:
         for kind, name in files.items():
@@ -37,46 +38,47 @@ def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> d
 
 
 def shard_faults(url: str, files: Files, headers: Mapping[str, FileHeader], first: Files) -> Iterator[tuple[str, str]]:
-    """Faults of one shard: the kind of file that is at fault, and a sentence.
+    """Yield each fault of a shard: the kind of the faulty file, and a sentence.
 
     Args:
-        files: those of the shard that have a header, images first.
-        headers: by name.
-        first: as `first_files` gives them.
+        url: location of the folder, for messages.
+        files: files of the shard that have a header, images first.
+        headers: headers by file name.
+        first: result of `first_files`.
     """
-    rows_of = next((kind for kind in ("img_emb", "text_emb", "metadata") if kind in files), None)
+    reference_kind = next((kind for kind in ("img_emb", "text_emb", "metadata") if kind in files), None)
     for kind, name in files.items():
-        header, like = headers[name], headers[first[kind]]
-        reference = files[rows_of or kind]
+        header, first_header = headers[name], headers[first[kind]]
+        reference = files[reference_kind or kind]
         if header.rows != headers[reference].rows:
             yield kind, f"{url}/{name} has {header.rows} rows, {reference} has {headers[reference].rows}"
         if kind == "metadata":
-            for fault in _column_faults(url, name, header, first[kind], like):
+            for fault in _column_faults(url, name, header, first[kind], first_header):
                 yield kind, fault
             continue
-        sized = first.get("img_emb", first[kind])
-        if header.embed_dim != headers[sized].embed_dim:
+        other = first.get("img_emb", first[kind])
+        if header.embed_dim != headers[other].embed_dim:
             yield (
                 kind,
-                f"{url}/{name} holds embeddings of {header.embed_dim}, {sized} of {headers[sized].embed_dim}",
+                f"{url}/{name} holds embeddings of {header.embed_dim}, {other} of {headers[other].embed_dim}",
             )
 
 
 def _column_faults(url: str, name: str, header: FileHeader, first_name: str, first: FileHeader) -> Iterator[str]:
-    for column in _LIKE_COLUMNS:
+    for column in _COMMON_COLUMNS:
         if (column in header.columns) != (column in first.columns):
             has, lacks = (name, first_name) if column in header.columns else (first_name, name)
             yield f"{url}/{lacks} has no column {column!r}, though {has} has; write both alike"
     assert header.schema is not None
-    for column in (*_LIKE_COLUMNS, *GROUP_COLUMNS):
-        # captions of another kind are refused only where they are read: a prior on stored texts needs none
+    for column in (*_COMMON_COLUMNS, *GROUP_COLUMNS):
+        # captions of another type are refused only when they are read: a prior on stored text embeddings needs none
         fault = column_fault(header.schema, column, text=column in KEY_COLUMNS)
         if fault and column in header.columns:
             yield f"{url}/{name}{fault}"
 
 
 def folder_notes(shards: Mapping[int, Files], headers: Mapping[str, FileHeader]) -> list[str]:
-    """What is unusual in a folder that is read nevertheless: numbers that are missing, and several types of array."""
+    """Return notes about unusual contents that are accepted: missing shard numbers, and arrays of several types."""
     notes = []
     if missing := _missing_numbers(list(shards)):
         notes.append(missing)
@@ -90,7 +92,7 @@ def folder_notes(shards: Mapping[int, Files], headers: Mapping[str, FileHeader])
 
 
 def _missing_numbers(numbers: list[int]) -> str:
-    """A sentence about the numbers that no shard has, between the first and the last; empty where there are none."""
+    """Return a sentence about the numbers that are missing between the first and the last shard; empty if none is."""
     gaps = [(low + 1, high) for low, high in itertools.pairwise(numbers) if high > low + 1]
     if not gaps:
         return ""

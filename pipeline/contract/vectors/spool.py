@@ -1,4 +1,4 @@
-"""Rows that are gathered part by part and written or mapped as one array, without holding them all in memory."""
+"""Temporary files that collect rows part by part, to write or map them as one array without the memory for all."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import BinaryIO, cast
 import numpy as np
 
 _COPY_BYTES = 1 << 20
+"""Bytes per block when rows are copied."""
 
 
 class RowSpool:
-    """Rows of one dtype and shape, to be written as a `.npy` file.
+    """Temporary file of rows of one dtype and shape, to be written as a `.npy` file.
 
     Args:
-        row_shape: shape of a row; () for numbers.
+        dtype: type of the numbers.
+        row_shape: shape of a row; () for single numbers.
     """
 
     def __init__(self, dtype: type[np.generic] | np.dtype, row_shape: tuple[int, ...]) -> None:
@@ -24,13 +26,13 @@ class RowSpool:
         self.rows = 0
 
     def append(self, rows: np.ndarray) -> None:
-        """Add rows `[n, *row_shape]`."""
+        """Append rows `[n, *row_shape]`."""
         assert rows.shape[1:] == self._row_shape, (rows.shape, self._row_shape)
         self._file.write(np.ascontiguousarray(rows, self._dtype).data)
         self.rows += len(rows)
 
     def save(self, target: BinaryIO) -> None:
-        """Write all rows in NumPy's format, as `np.save` would."""
+        """Write all rows in NumPy's format, with the same bytes as `np.save`."""
         header = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),
             "fortran_order": False,
@@ -41,12 +43,12 @@ class RowSpool:
         shutil.copyfileobj(cast(BinaryIO, self._file), target, _COPY_BYTES)
 
     def mapped(self) -> np.ndarray:
-        """All rows `[N, *row_shape]`, mapped from the file; they outlive `close`."""
+        """Return all rows `[N, *row_shape]`, mapped from the file; they stay valid after `close`."""
         if self.rows == 0:
             return np.empty((0, *self._row_shape), self._dtype)
         self._file.flush()
         return np.memmap(self._file, self._dtype, "r", shape=(self.rows, *self._row_shape))
 
     def close(self) -> None:
-        """Free the memory or file."""
+        """Close the temporary file."""
         self._file.close()

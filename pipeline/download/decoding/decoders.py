@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import IO
 
+from ...compute.cores import available_cores
 from ...compute.openmp import without_spinning
 from ...errors import PriorkitError
 from ..outcomes import LENGTH, READY, ImageError, ResizedImage, unpack
@@ -53,7 +54,7 @@ class Decoders:
         self._workers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Decoders:
-        number = self._settings.decode_processes or usable_cores()
+        number = self._settings.decode_processes or available_cores()
         self._workers = [asyncio.create_task(self._work(_Place(self._settings, self._jobs))) for _ in range(number)]
         return self
 
@@ -247,13 +248,6 @@ class _Process:
         if code < 0:
             return f"the decoder was ended by {signal.Signals(-code).name}"
         return f"the decoder ended with code {code}"
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _spawn(connection: socket.socket, errors: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -1,4 +1,4 @@
-"""Small folders of embeddings, written through the contract itself."""
+"""Fixtures that write small folders of embeddings."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ABOUT = {"clip": {"embed_dim": DIM, "token_width": WIDTH}, "clip_settings": {"mo
 
 
 def vector(name: str, kind: str) -> np.ndarray:
-    """A unit vector that depends on the name alone."""
+    """Return a unit vector that depends only on the name."""
     values = np.random.default_rng([ord(c) for c in name + kind]).normal(size=DIM)
     return (values / np.linalg.norm(values)).astype(np.float16)
 
 
 def states(name: str) -> np.ndarray:
-    """One to five token states that depend on the name alone."""
+    """Return one to five token states that depend only on the name."""
     random = np.random.default_rng([ord(c) for c in name])
     return random.normal(size=(1 + len(name) % 5, WIDTH)).astype(np.float16)
 
@@ -38,7 +38,7 @@ WriteEmbeddings = Callable[..., Path]
 
 @pytest.fixture
 def write_embeddings(tmp_path: Path) -> WriteEmbeddings:
-    """Write shards of rows, each row named by a string that its vectors follow from."""
+    """Write shards of rows; the name of each row determines its vectors."""
 
     def write(
         shards: list[list[str]], folder: str = "emb", columns: dict[str, Callable[[str], Any]] | None = None
@@ -72,7 +72,7 @@ def write_embeddings(tmp_path: Path) -> WriteEmbeddings:
 
 @pytest.fixture
 def replace_array() -> Callable[[Path, str, np.ndarray], None]:
-    """Replace one array of a folder and the record of it, as a faulty program would have written it."""
+    """Replace an array of a folder and update its record, like a faulty program."""
 
     def replace(folder: Path, name: str, values: np.ndarray) -> None:
         import hashlib
@@ -93,7 +93,7 @@ def replace_array() -> Callable[[Path, str, np.ndarray], None]:
 
 @pytest.fixture
 def download_settings() -> DownloadSettings:
-    """Few connections at once, since the test server's queue of them is short and a dropped one waits for a second."""
+    """Return settings with few connections: the test server's queue is short, and a dropped one waits a second."""
     return DownloadSettings(
         rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1
     )

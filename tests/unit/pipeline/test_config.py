@@ -1,4 +1,4 @@
-"""Settings: frozen, documented, closed to unknown keys, and clear about what changes bytes."""
+"""Settings of the pipeline: frozen, documented, closed to unknown keys, with an exact identity."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from priorkit.pipeline.yaml_text import PlainScalar
 
 
 def kinds_in(kind: type[Settings]) -> Iterator[type[Settings]]:
-    """The classes of the sections below a class of settings."""
+    """Yield the classes of all sections below a class of settings."""
     for field in kind.model_fields.values():
         for inner in (field.annotation, *get_args(field.annotation)):
             if isinstance(inner, type) and issubclass(inner, Settings):
@@ -34,7 +34,7 @@ ALL_SETTINGS = sorted(
 )
 
 
-def test_every_kind_of_settings_is_found() -> None:
+def test_the_walk_reaches_every_class_of_settings() -> None:
     assert {"ClipSettings", "ComputeSettings", "DownloadSettings", "FolderSettings", "PreprocessSettings"} <= {
         kind.__name__ for kind in ALL_SETTINGS
     }
@@ -115,7 +115,7 @@ def test_a_model_with_a_scheme_needs_no_weights_tag() -> None:
     assert ClipSettings().pretrained == "laion2b_s34b_b79k"
 
 
-def test_the_identity_holds_what_changes_bytes_and_nothing_else() -> None:
+def test_the_identity_has_exactly_the_settings_that_change_output() -> None:
     settings = DownloadSettings()
     assert set(settings.identity()) == set(DownloadSettings.model_fields) - DownloadSettings.runtime_fields
     patient = {"timeout_seconds": 60, "retries": 5, "user_agent": "me/1", "connections_per_host": 1}
@@ -134,7 +134,7 @@ def test_the_identity_of_nested_settings_leaves_out_their_runtime_fields_too() -
     assert identity["embed"]["clip"] == {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}
 
 
-def test_overrides_are_yaml_at_dotted_names_and_leave_the_source_alone() -> None:
+def test_overrides_are_yaml_at_dotted_names_and_do_not_change_the_source() -> None:
     values = {"download": {"image_size": 256}, "urls": "a"}
     result = with_overrides(
         values,

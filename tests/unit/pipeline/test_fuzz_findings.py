@@ -1,4 +1,4 @@
-"""Inputs that the fuzz test found to escape with a traceback, each refused by name now."""
+"""Inputs that caused tracebacks in the fuzz test; now each is refused with a message."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from priorkit.prior.network.settings import NetworkSettings
 
 TEXT = pa.array(["a", "b"])
 DATES = pa.array([2**30, 2**30], pa.date32())
-"""Dates that Python does not have."""
+"""Dates that Python lacks."""
 
 
 def write_table(path: Path, **columns: pa.Array) -> None:
@@ -124,7 +124,7 @@ def test_numbers_of_rows_in_manifests(write_embeddings: Callable[..., Path], row
             read(str(folder))
 
 
-def test_a_name_of_a_file_that_no_file_system_takes(write_embeddings: Callable[..., Path]) -> None:
+def test_a_file_name_too_long_for_any_file_system(write_embeddings: Callable[..., Path]) -> None:
     folder = write_embeddings([["a", "b"]])
     manifest = json.loads((folder / "manifest.json").read_text())
     files = manifest["shards"]["0000"]["files"]
@@ -157,12 +157,12 @@ def test_a_column_whose_name_is_not_utf8(tmp_path: Path) -> None:
 
 
 def test_a_long_key_is_not_compared_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("priorkit.pipeline.nearest._likeness", None)
+    monkeypatch.setattr("priorkit.pipeline.nearest._similarity", None)
     assert suggest(["_".join(["stepts"] * 4000)], [("train", "steps"), ("train", "validate_every")]) is None
 
 
 @pytest.mark.parametrize("size", [{"num_text_embeds": 2**62}, {"width": 2**64}, {"heads": 2**70}])
-def test_networks_that_nothing_can_hold(size: dict[str, int]) -> None:
+def test_networks_larger_than_any_memory(size: dict[str, int]) -> None:
     config = PriorConfig.model_construct(
         embed_dim=8, text_dim=8, token_width=None, network=NetworkSettings.model_construct(**size)
     )

@@ -1,4 +1,4 @@
-"""How values become settings: types decide what a word means, and errors name little and the right thing."""
+"""Conversion of values to settings, and messages about wrong values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Inner(Settings):
 
 
 class Tree(Settings):
-    """Every kind of field that recipes have."""
+    """A class with every kind of field in recipes."""
 
     text: str = "text"
     maybe: str | None = "maybe"
@@ -51,7 +51,7 @@ class Tree(Settings):
         ("inner:", "inner", Inner()), ("optional:", "optional", None), ("inner:\n  # size: 3\n", "inner", Inner()),
     ],
 )  # fmt: skip
-def test_the_type_of_a_field_decides_what_a_word_means(yaml: str, name: str, value: Any) -> None:
+def test_the_type_of_a_field_decides_the_value_of_a_word(yaml: str, name: str, value: Any) -> None:
     read = getattr(parse_settings(Tree, read_yaml(yaml), "x"), name)
     assert (read, type(read)) == (value, type(value))
     key, _, text = yaml.partition(":")
@@ -84,7 +84,7 @@ def test_a_wrong_value_is_one_short_message(yaml: str, said: str) -> None:
     assert len(str(caught.value)) < 400
 
 
-def test_environment_variables_stand_in_locations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_are_replaced_in_locations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     for text, value in [
         ("${SCRATCH}/prior", "/scratch/me/prior"), ("$SCRATCH", "/scratch/me"), ("a$$b", "a$b"), ("a$ b$", "a$ b$"),
@@ -101,7 +101,7 @@ def test_values_that_contain_themselves_are_refused() -> None:
 
 
 def test_none_for_a_section_is_refused_in_python() -> None:
-    """Only YAML has sections whose keys are commented out; in a damaged config.json null is no default."""
+    """Only YAML has sections whose keys are commented out; null in a damaged config.json is an error."""
     with pytest.raises(SettingsError, match="inner: expected a section, that is keys with values"):
         parse_settings(Tree, {"inner": None}, "x")
 
@@ -127,7 +127,7 @@ def test_none_for_a_section_is_refused_in_python() -> None:
         ("foo", "known keys: compute, download, embed, evaluate, folders, read, train, urls"),
     ],
 )
-def test_the_nearest_key_is_named_wherever_it_is(key: str, said: str) -> None:
+def test_the_nearest_key_is_named_in_any_section(key: str, said: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load_recipe(None, [f"{key}=1"])
     assert said in str(caught.value)

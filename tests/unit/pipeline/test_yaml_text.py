@@ -1,4 +1,4 @@
-"""YAML: what is read as what, and a short error for what is not taken."""
+"""The YAML reader: values of scalars, merges, limits and short errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from priorkit.pipeline.yaml_text import PlainScalar, read_yaml
 
 
 def values_of(read: Any) -> Any:
-    """What was read, each plain scalar as its value."""
+    """Return a document with the value of each plain scalar."""
     if isinstance(read, dict):
         return {name: values_of(value) for name, value in read.items()}
     if isinstance(read, list):
@@ -36,12 +36,12 @@ def values_of(read: Any) -> Any:
         "a: [&x 1, *x]\nb: plain text",
     ],
 )
-def test_what_pyyaml_reads_is_read_alike(text: str) -> None:
+def test_common_yaml_is_read_like_pyyaml(text: str) -> None:
     assert values_of(read_yaml(text)) == yaml.safe_load(text)
 
 
-def test_a_merge_of_a_merge_takes_what_that_one_has() -> None:
-    """PyYAML gives 1 here: it forgets that the merged mapping's own keys win."""
+def test_a_merge_of_a_merge_has_all_keys() -> None:
+    """PyYAML gives 1 here: it ignores that the merged mapping's own keys have priority."""
     text = "a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b}"
     assert values_of(read_yaml(text))["c"] == {"x": 2}
 
@@ -62,7 +62,7 @@ def test_plain_scalars_are_numbers_words_or_text(text: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("prefix", [b"", b"\xef\xbb\xbf"])
-def test_a_byte_order_mark_is_no_text(prefix: bytes) -> None:
+def test_a_byte_order_mark_is_ignored(prefix: bytes) -> None:
     assert read_yaml(prefix + "a: 猫".encode()) == {"a": PlainScalar("猫", "猫")}
     assert read_yaml("\ufeffa: 猫".encode("utf-16")) == read_yaml("a: 猫")
 
@@ -95,7 +95,7 @@ def test_a_byte_order_mark_is_no_text(prefix: bytes) -> None:
         ("%YAML 9.9\n---\na", "line 1"),
     ],
 )  # fmt: skip
-def test_what_is_not_taken_is_a_short_error(text: str | bytes, said: str) -> None:
+def test_unsupported_yaml_is_a_short_error(text: str | bytes, said: str) -> None:
     with pytest.raises(InputError) as caught:
         read_yaml(text)
     assert said in str(caught.value)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from priorkit.pipeline.contract.commit import ShardCommit, open_stage
 from priorkit.pipeline.contract.manifest import Manifest
@@ -23,7 +26,7 @@ def recipe(tmp_path: Path) -> Recipe:
     return load_recipe(None, [f"urls={tmp_path / 'urls.csv'}", *places])
 
 
-def write_shards(folder: Path, stage: str, rows: list[int]) -> None:
+def write_shards(folder: Path | str, stage: str, rows: list[int]) -> None:
     """Commit one shard of one file for each number of rows."""
     store = Store(str(folder))
     with open_stage(store, Manifest(stage, {}, {})) as opened:
@@ -82,3 +85,23 @@ def test_a_damaged_manifest_is_the_status(recipe: Recipe, tmp_path: Path) -> Non
     assert "is not JSON" in found[0]
     assert "format version 99" in found[1]
     assert found[2:] == ["not started"] * 2
+
+
+def test_requests_do_not_grow_with_the_number_of_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = []
+    for method in ("info", "ls"):
+        original = getattr(MemoryFileSystem, method)
+
+        def counted(self: MemoryFileSystem, *args: Any, _original: Any = original, **options: Any) -> Any:
+            answered.append(args)
+            return _original(self, *args, **options)
+
+        monkeypatch.setattr(MemoryFileSystem, method, counted)
+    numbers = []
+    for shards in (2, 20):
+        url = f"memory://{uuid.uuid4().hex}"
+        write_shards(f"{url}/images", "download", [2] * shards)
+        answered.clear()
+        stage_states(load_recipe(None, [f"folders.{name}={url}/{name}" for name in NAMES]), plan_too=False)
+        numbers.append(len(answered))
+    assert numbers[0] == numbers[1]

@@ -1,4 +1,4 @@
-"""The cluster in a stage's summary, and the GPUs of a machine where Ray is started for the command."""
+"""Description of the cluster in a summary, and GPUs of a machine where Ray is started."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_work_in_this_process_has_no_cluster() -> None:
     assert describe_cluster(ComputeSettings()) == ""
 
 
-def test_a_cluster_is_named_with_its_workers_and_the_room_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_is_described_with_its_workers_and_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert describe_cluster(RAY) == "4 workers on this machine"  # nothing was left to do
     nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}]
     cluster.JOINED[None] = Joined(ClusterAddress("h:6379", "RAY_ADDRESS"), nodes)
@@ -38,7 +38,7 @@ def test_a_cluster_is_named_with_its_workers_and_the_room_for_them(monkeypatch: 
 
 
 def test_the_gpus_of_this_machine_are_those_that_torch_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No Ray is started to count them."""
+    """Ray is not started to count them."""
     compute = ComputeSettings(backend="ray", workers=2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cluster_gpus(compute) == Gpus(0, None)

@@ -1,4 +1,4 @@
-"""The device and the GPUs that settings stand for: in this process, and on workers of Ray."""
+"""Devices and GPUs for settings, in this process and on Ray workers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 
 from priorkit.pipeline.compute import device as module
 from priorkit.pipeline.compute.cluster import Gpus
-from priorkit.pipeline.compute.device import available_cores, describe_device, require_device, resolve, with_gpus
+from priorkit.pipeline.compute.cores import available_cores
+from priorkit.pipeline.compute.device import describe_device, require_device, resolve, with_gpus
 from priorkit.pipeline.compute.settings import ComputeSettings, DeviceSettings
 from priorkit.pipeline.errors import PriorkitError, SettingsError
 
@@ -17,7 +18,7 @@ AUTO, CPU, CUDA = DeviceSettings(), DeviceSettings(device="cpu"), DeviceSettings
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> list[Gpus]:
-    """What a cluster is to have, the last one counting."""
+    """GPUs of the simulated cluster."""
     found: list[Gpus] = []
     monkeypatch.setattr(module, "cluster_gpus", lambda compute: found[-1])
     return found
@@ -35,7 +36,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[Gpus]:
         (Gpus(0, None), AUTO, None, "cpu", 0.0),
     ],
 )
-def test_a_worker_has_a_gpu_where_it_can_use_one(
+def test_a_worker_has_a_gpu_if_it_can_use_one(
     gpus: list[Gpus], cluster: Gpus, wanted: DeviceSettings, explicit: float | None, device: str, each: float
 ) -> None:
     gpus.append(cluster)
@@ -52,7 +53,7 @@ def test_a_worker_has_a_gpu_where_it_can_use_one(
         (Gpus(2, "A100"), 0.0, r"gpus_per_worker=0 gives workers none"),
     ],
 )
-def test_a_gpu_that_workers_cannot_have_is_refused(
+def test_a_gpu_that_workers_cannot_use_is_refused(
     gpus: list[Gpus], cluster: Gpus, explicit: float | None, said: str
 ) -> None:
     gpus.append(cluster)
@@ -81,7 +82,7 @@ def test_the_summary_names_the_device(gpus: list[Gpus]) -> None:
     )
 
 
-def test_a_worker_without_the_gpu_that_was_chosen_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_the_chosen_gpu_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     require_device("cpu")
     with pytest.raises(PriorkitError, match=r"sees no GPU on .*; install torch for its GPUs there"):

@@ -1,4 +1,4 @@
-"""Threads that wait without spinning: which variables are set, where, and when they are left alone."""
+"""Variables that stop OpenMP threads from spinning."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def in_process(code: str, **variables: str) -> dict[str, str | None]:
 @pytest.mark.parametrize(
     "module", ["pipeline.config", "prior.network.network", "pipeline.download.decoding.decoder_process", "cli"]
 )
-def test_any_module_of_ours_sets_it_before_torch_is_loaded(module: str) -> None:
+def test_every_module_sets_the_variables_before_torch_is_loaded(module: str) -> None:
     found = in_process(f"import priorkit.{module}; {SHOW}")
     assert {name for name, value in found.items() if value == "0"} == {
-        name for runtime in runtimes_of_torch() for name in openmp._WAYS[runtime]
+        name for runtime in runtimes_of_torch() for name in openmp._VARIABLES[runtime]
     }
 
 
-def test_what_the_user_has_chosen_stays() -> None:
+def test_variables_of_the_user_are_not_changed() -> None:
     found = in_process(f"import priorkit.prior; {SHOW}", OMP_WAIT_POLICY="active")
     assert found == {"GOMP_SPINCOUNT": None, "KMP_BLOCKTIME": None}
     assert in_process(f"import priorkit.prior; {SHOW}", GOMP_SPINCOUNT="7")["GOMP_SPINCOUNT"] == "7"
 
 
-def test_a_torch_that_is_loaded_already_is_left_alone() -> None:
+def test_nothing_is_set_if_torch_is_loaded_already() -> None:
     found = in_process(f"import torch, priorkit.prior.network.network; {SHOW}")
     assert found == {"GOMP_SPINCOUNT": None, "KMP_BLOCKTIME": None}
     assert in_process(f"import priorkit; {SHOW}") == found  # the package alone changes nothing
@@ -61,7 +61,7 @@ def test_a_torch_that_is_loaded_already_is_left_alone() -> None:
         ("torch/lib", ["libompi.so"], {"KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}),
     ],
 )
-def test_the_variables_are_those_of_torchs_runtime(
+def test_the_variables_fit_the_runtime_of_torch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, names: list[str], expected: dict[str, str]
 ) -> None:
     for name in ("torch/__init__.py", *(f"{folder}/{name}" for name in names)):
@@ -83,5 +83,5 @@ def test_condas_link_to_another_runtime_is_followed(tmp_path: Path, monkeypatch:
     assert without_spinning({}) == {"KMP_BLOCKTIME": "0"}
 
 
-def test_a_choice_is_passed_on() -> None:
+def test_chosen_variables_are_returned() -> None:
     assert chosen({"GOMP_SPINCOUNT": "0", "HOME": "/"}) == {"GOMP_SPINCOUNT": "0"}

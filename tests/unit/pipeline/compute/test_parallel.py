@@ -15,7 +15,7 @@ from priorkit.pipeline.errors import InputError, PriorkitError
 LOCAL = ComputeSettings()
 
 
-def test_results_come_in_order_from_one_worker_made_once() -> None:
+def test_one_worker_gives_the_results_in_order() -> None:
     made: list[int] = []
 
     def make_worker() -> Callable[[int], int]:
@@ -26,14 +26,14 @@ def test_results_come_in_order_from_one_worker_made_once() -> None:
     assert made == [1]
 
 
-def test_nothing_to_do_makes_no_worker() -> None:
+def test_no_task_builds_no_worker() -> None:
     def make_worker() -> Callable[[int], int]:
         raise AssertionError
 
     assert list(map_shards(make_worker, [], LOCAL)) == []
 
 
-def test_tasks_are_made_one_ahead_and_each_worker_is_told_of_it() -> None:
+def test_tasks_are_taken_one_ahead_and_passed_to_the_worker() -> None:
     events: list[str] = []
 
     def tasks() -> Iterator[int]:
@@ -48,7 +48,7 @@ def test_tasks_are_made_one_ahead_and_each_worker_is_told_of_it() -> None:
     ]  # fmt: skip
 
 
-def test_an_exception_ends_the_map_and_is_raised_as_itself() -> None:
+def test_an_exception_ends_the_map_and_is_raised_unchanged() -> None:
     seen: list[int] = []
 
     def work(task: int, following: int | None) -> int:
@@ -75,7 +75,7 @@ def test_the_local_map_does_not_import_ray() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_a_cluster_where_nothing_listens_is_an_error_at_once(scheme: str) -> None:
+def test_an_address_without_a_cluster_is_an_error_at_once(scheme: str) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and does not listen
         address = f"{scheme}127.0.0.1:{bound.getsockname()[1]}"

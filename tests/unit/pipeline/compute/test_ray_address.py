@@ -1,4 +1,4 @@
-"""Which Ray cluster a command works on: what names it, and what is said of an address of no known form."""
+"""Addresses of Ray clusters, and the checks before joining one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _no_ray_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("[::1]:6379", "h:6379", ("[::1]:6379", "compute.address")),
     ],
 )
-def test_setting_and_variable_name_a_cluster(
+def test_the_setting_or_the_variable_names_a_cluster(
     monkeypatch: pytest.MonkeyPatch, setting: str | None, variable: str, expected: tuple[str, str]
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", variable)
@@ -66,12 +66,12 @@ def test_an_address_of_another_form_is_refused(address: str, said: str) -> None:
         cluster_address(address)
 
 
-def test_a_summary_names_the_cluster() -> None:
+def test_the_description_names_the_cluster() -> None:
     assert ClusterAddress("local", "").described() == "on this machine"
     assert ClusterAddress("h:1", "RAY_ADDRESS").described() == "at h:1 (RAY_ADDRESS)"
 
 
-def test_what_listens_nowhere_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_closed_port_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and does not listen
         address = f"127.0.0.1:{bound.getsockname()[1]}"
@@ -82,7 +82,7 @@ def test_what_listens_nowhere_is_told_with_the_way_out(monkeypatch: pytest.Monke
             find_running(ClusterAddress("auto", "compute.address"), {address: True})
 
 
-def test_a_token_is_found_where_ray_looks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_token_is_searched_in_the_order_of_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert find_token() == (None, "~/.ray/auth_token")
     assert described_authentication() == "RAY_AUTH_MODE not set, no token"
     (tmp_path / ".ray").mkdir()
@@ -99,7 +99,7 @@ def test_a_token_is_found_where_ray_looks_for_it(monkeypatch: pytest.MonkeyPatch
     assert find_token()[0] is None
 
 
-def test_a_cluster_of_our_own_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_of_our_own_gets_a_new_token(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = own_environment(), own_environment()
     assert first["RAY_AUTH_MODE"] == "token"
     assert len(first["RAY_AUTH_TOKEN"]) >= 32
@@ -139,7 +139,7 @@ def test_a_cluster_that_asks_for_a_token_is_explained(
         require_cluster(ClusterAddress("h:6379", "compute.address"), "1.0", is_ours=is_ours)
 
 
-def test_a_token_goes_unasked_only_to_a_cluster_of_this_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_cluster_of_this_user_gets_the_token_without_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_address, "ask", lambda host, port, question, token=None: Answer(0 if token else 16))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
     place = ClusterAddress("h:6379", "compute.address=auto")
@@ -162,7 +162,7 @@ def test_other_versions_are_named(monkeypatch: pytest.MonkeyPatch, metadata: str
         require_cluster(ClusterAddress("h:6379", "compute.address"), "1.0")
 
 
-def test_auto_takes_no_cluster_that_a_command_has_started_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_ignores_clusters_that_commands_started_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     bodies = {1: b'{"ray_init_cluster": true}', 2: b'{"ray_init_cluster": false}', 3: b"{}"}
     monkeypatch.setattr(ray_address, "ask", lambda host, port, question, token=None: Answer(0, bodies[port]))
     place = ClusterAddress("auto", "compute.address")
@@ -173,7 +173,7 @@ def test_auto_takes_no_cluster_that_a_command_has_started_for_itself(monkeypatch
         find_running(place, {"h:1": True})
 
 
-def test_a_failure_of_ray_is_cut_to_what_is_wrong() -> None:
+def test_an_error_of_ray_is_cut_to_its_first_and_last_line() -> None:
     assert explain_failure("") == "Ray gives no reason"
     assert explain_failure("a:\n  File x\n b") == "a: b"
     assert explain_failure("Version mismatch: was:\n Ray: 1\n Python: 3") == "Version mismatch: was: Ray: 1 Python: 3"

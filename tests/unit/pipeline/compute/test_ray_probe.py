@@ -1,4 +1,4 @@
-"""One gRPC call over a socket, against services that are no Ray; real clusters are in the integration tests."""
+"""A gRPC call over a socket to simulated services; the integration tests use real clusters."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def test_the_versions_of_a_head_are_read() -> None:
     assert answer.metadata() == {"ray_version": "2.58.0", "python_version": "3.12.1", "ray_init_cluster": False}
 
 
-def test_a_refusal_is_read_over_ipv6_too() -> None:
+def test_a_refusal_is_read_over_ipv6() -> None:
     refusal = frame(1, 5, 1, b"\x88\0\x0bgrpc-status\x0216\0\x0cgrpc-message\x02no")
     with listening(grpc(refusal), socket.AF_INET6) as port:
         assert ask("::1", port, HEAD, "a long token" * 30).status == ray_probe.UNAUTHENTICATED
 
 
-def test_a_web_server_is_no_ray() -> None:
+def test_a_web_server_is_recognised() -> None:
     with serving(QuietHandler) as url:
         answer = ask("127.0.0.1", int(url.rpartition(":")[2]), HEAD)
     assert answer.status is None
@@ -97,7 +97,7 @@ def test_another_protocol_is_shown(said: bytes, shown: str) -> None:
         assert ask("127.0.0.1", port, HEAD).shown() == shown
 
 
-def test_silence_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_service_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_probe, "TIMEOUT_SECONDS", 0.2)
     done = threading.Event()
     with listening(lambda connection: bool(done.wait(30)) and None) as port:
@@ -106,6 +106,6 @@ def test_silence_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
         done.set()
 
 
-def test_an_answer_without_versions_has_none() -> None:
+def test_an_answer_without_versions_gives_none() -> None:
     assert Answer(0, b"\n\x00").metadata() == {}
     assert Answer(0, b"\x12\x03[1]").metadata() == {}

@@ -1,4 +1,4 @@
-"""Starting a Ray cluster: failures of Ray are messages."""
+"""Messages about Ray clusters that do not start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from priorkit.pipeline.errors import PriorkitError
         ),
     ],
 )
-def test_a_cluster_that_does_not_start_is_a_message(
+def test_a_cluster_that_does_not_start_gives_a_message(
     error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):

@@ -1,4 +1,4 @@
-"""Reading and decoding in the background: order, bounds, errors, and what is begun early."""
+"""Background reading and decoding: order, limits, errors and early starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TASKS = {"a": range(20), "b": range(100, 107), "empty": range(0)}
 
 
 class Source:
-    """Counts what was read and decoded."""
+    """Source of numbers that records its tasks and reads."""
 
     def __init__(self) -> None:
         self.read: list[int] = []
@@ -27,7 +27,7 @@ class Source:
             yield number
 
     def decode(self, number: int) -> int:
-        time.sleep(0.002 * (number % 3))  # later ones may be done earlier
+        time.sleep(0.002 * (number % 3))  # later numbers may finish earlier
         return 2 * number
 
 
@@ -44,9 +44,9 @@ def wait_for(condition: object) -> None:
 
 
 def test_samples_come_decoded_and_in_order() -> None:
-    made = ahead(Source())
+    reader = ahead(Source())
     for task in ("a", "empty", "b", "a"):
-        assert list(made.samples(task, None)) == [2 * number for number in TASKS[task]]
+        assert list(reader.samples(task, None)) == [2 * number for number in TASKS[task]]
 
 
 def test_no_more_is_read_than_the_depth_allows() -> None:
@@ -55,32 +55,32 @@ def test_no_more_is_read_than_the_depth_allows() -> None:
     assert next(samples) == 0
     wait_for(lambda: len(source.read) >= 5)
     time.sleep(0.1)
-    assert len(source.read) <= 1 + 3 + 1  # given out, waiting, and one that waits for room
+    assert len(source.read) <= 1 + 3 + 1  # yielded, queued, and one that waits for room
     samples.close()  # type: ignore[attr-defined]
 
 
-def test_the_following_task_is_begun_at_the_end_and_read_once() -> None:
+def test_the_following_task_starts_at_the_end_and_is_read_once() -> None:
     source = Source()
-    made = ahead(source)
-    first = made.samples("a", "b")
+    reader = ahead(source)
+    first = reader.samples("a", "b")
     assert next(first) == 0
     assert source.opened == ["a"]
     assert list(first) == [2 * number for number in list(TASKS["a"])[1:]]
     wait_for(lambda: source.opened == ["a", "b"] and 100 in source.read)
-    assert list(made.samples("b", None)) == [2 * number for number in TASKS["b"]]
+    assert list(reader.samples("b", None)) == [2 * number for number in TASKS["b"]]
     assert source.opened == ["a", "b"]
 
 
-def test_another_task_than_the_announced_one_is_no_problem() -> None:
+def test_another_task_than_the_announced_one_may_follow() -> None:
     source = Source()
-    made = ahead(source)
-    assert len(list(made.samples("b", "a"))) == 7
-    assert list(made.samples("b", None)) == [2 * number for number in TASKS["b"]]
-    assert list(made.samples("a", None)) == [2 * number for number in TASKS["a"]]
+    reader = ahead(source)
+    assert len(list(reader.samples("b", "a"))) == 7
+    assert list(reader.samples("b", None)) == [2 * number for number in TASKS["b"]]
+    assert list(reader.samples("a", None)) == [2 * number for number in TASKS["a"]]
 
 
 @pytest.mark.parametrize("where", ["read", "decode"])
-def test_an_error_reaches_whoever_reads(where: str) -> None:
+def test_an_error_is_raised_to_the_reader(where: str) -> None:
     source = Source()
 
     def read(task: str) -> Iterator[int]:
@@ -100,7 +100,7 @@ def test_an_error_reaches_whoever_reads(where: str) -> None:
         next(samples)
 
 
-def test_a_reader_that_leaves_ends_the_thread() -> None:
+def test_closing_the_samples_ends_the_thread() -> None:
     before = threading.active_count()
     samples = ahead(Source(), depth=2).samples("a", None)
     next(samples)
@@ -108,14 +108,14 @@ def test_a_reader_that_leaves_ends_the_thread() -> None:
     wait_for(lambda: threading.active_count() <= before + 3)  # the decoding threads wait for work
 
 
-def test_closing_ends_every_thread_also_of_samples_that_nobody_takes() -> None:
-    """As of an embedding that is interrupted, whose exception keeps the samples until the interpreter ends."""
-    made = ahead(Source(), depth=2)
-    samples = made.samples("b", "a")
+def test_closing_ends_every_thread_even_of_unread_samples() -> None:
+    """An exception, such as an interruption, may keep a reference to the samples until the interpreter ends."""
+    before = set(threading.enumerate())  # other tests may leave threads until their objects are collected
+    reader = ahead(Source(), depth=2)
+    samples = reader.samples("b", "a")
     assert [next(samples) for _ in range(3)]
-    other = made.samples("a", None)
+    other = reader.samples("a", None)
     next(other)
-    made.close()
-    wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("decode")])
-    assert not [thread for thread in threading.enumerate() if "_run" in thread.name]
+    reader.close()
+    wait_for(lambda: before.issuperset(threading.enumerate()))
     del samples, other

@@ -1,4 +1,4 @@
-"""Marks of files: when a file is trusted to be unchanged, and what identifies it otherwise."""
+"""Marks of files: recognition by size and time, or by hash."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write(path: Path, content: bytes, seconds: float = 1e9) -> None:
     os.utime(path, (seconds, seconds))
 
 
-def test_a_file_is_read_only_when_size_or_time_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_read_only_if_its_size_or_time_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(tmp_path))
     write(tmp_path / "a b.npy", b"one")
     marks = identify(store, ["a b.npy"], {})
@@ -43,12 +43,12 @@ def test_a_file_is_read_only_when_size_or_time_are_others(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("seconds", [0.0, 60.0])
-def test_a_time_of_just_now_or_of_the_future_is_not_trusted(tmp_path: Path, seconds: float) -> None:
+def test_a_very_recent_or_future_time_is_not_trusted(tmp_path: Path, seconds: float) -> None:
     write(tmp_path / "a", b"one", time.time() + seconds)
     assert identify(Store(str(tmp_path)), ["a"], {})["a"].modified is None
 
 
-def test_a_link_is_known_by_its_target_and_the_target_by_its_time(tmp_path: Path) -> None:
+def test_a_link_is_recognised_by_its_target_and_its_time(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write(tmp_path / name, name.encode())
     link, store = tmp_path / "link", Store(str(tmp_path))
@@ -60,7 +60,7 @@ def test_a_link_is_known_by_its_target_and_the_target_by_its_time(tmp_path: Path
     assert not marks["link"].is_of(stamps(store, ["link"])["link"])
 
 
-def test_a_link_to_a_folder_is_known_by_its_target(tmp_path: Path) -> None:
+def test_a_link_to_a_folder_is_recognised_by_its_target(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write(tmp_path / name / "a", name.encode())
@@ -75,7 +75,7 @@ def test_a_link_to_a_folder_is_known_by_its_target(tmp_path: Path) -> None:
         assert identify(store, [inner], marks)[inner].sha256 == hashlib.sha256(b"two").hexdigest()
 
 
-def test_a_missing_file_is_named_or_marked(tmp_path: Path) -> None:
+def test_a_missing_file_raises_or_gets_a_mark(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     with pytest.raises(InputError, match=r"/gone is missing; restore it"):
         identify(store, ["gone"], {})
@@ -110,7 +110,7 @@ def test_remote_files_are_hashed_again_when_they_are_written_again() -> None:
         assert mark.sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_marks_that_are_none_are_left_out(tmp_path: Path) -> None:
+def test_invalid_marks_are_left_out(tmp_path: Path) -> None:
     mark = FileMark(3, "1", "hash")
     assert from_json(to_json({"b": mark, "a": mark})) == {"a": mark, "b": mark}
     for value in (None, [], {"a": 1}, {"a": {"bytes": 1}}, {"a": {"bytes": "x", "modified": None, "sha256": "y"}}):
@@ -119,8 +119,8 @@ def test_marks_that_are_none_are_left_out(tmp_path: Path) -> None:
     assert read_marks(Store(str(tmp_path)), "marks.json") == read_marks(Store(str(tmp_path)), "none.json") == {}
 
 
-def test_long_hashing_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_marks, "_QUIET_SECONDS", -1.0)
+def test_long_hashing_reports_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_marks, "_REPORT_SECONDS", -1.0)
     notes: list[str] = []
     for name in ("a", "b"):
         write(tmp_path / name, b"x")

@@ -1,4 +1,4 @@
-"""Which image shards a folder holds, and the samples in them."""
+"""Image shards of a folder, and the samples in them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import tarfile
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -69,7 +70,7 @@ def test_an_empty_tar_has_no_samples(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"no tar" * 200, tar_bytes(PAIR)[:700], tar_bytes(PAIR)[:515]])
-def test_a_damaged_tar_is_a_clear_error_that_names_it(tmp_path: Path, data: bytes) -> None:
+def test_a_damaged_tar_is_named_in_the_error(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "00000.tar").write_bytes(data)
     with pytest.raises(InputError, match=r"00000\.tar is damaged"):
         read_all(tmp_path)
@@ -112,14 +113,14 @@ def test_a_foreign_table_without_status_counts_the_images_of_the_tar(tmp_path: P
     assert list_image_shards(Store(str(tmp_path)))[0].samples == 2
 
 
-def test_a_foreign_table_that_is_no_parquet_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_foreign_table_that_is_not_parquet_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "00000.tar").write_bytes(tar_bytes(PAIR))
     (tmp_path / "00000.parquet").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"00000\.parquet"):
         list_image_shards(Store(str(tmp_path)))
 
 
-def test_shards_need_numbers_for_names_and_one_number_each(tmp_path: Path) -> None:
+def test_shards_need_distinct_numbers_as_names(tmp_path: Path) -> None:
     (tmp_path / "train.tar").write_bytes(tar_bytes(PAIR))
     with pytest.raises(InputError, match=r"train\.tar: image shards are named by number"):
         list_image_shards(Store(str(tmp_path)))
@@ -129,7 +130,7 @@ def test_shards_need_numbers_for_names_and_one_number_each(tmp_path: Path) -> No
         list_image_shards(Store(str(tmp_path)))
 
 
-def test_a_folder_without_shards_says_what_to_run(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_shards_names_the_command(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(InputError, match="run `priorkit download` first"):
             list_image_shards(Store(str(folder)))
@@ -146,7 +147,7 @@ def committed(folder: Path, stage: str = "download", name: str = "00000") -> Sto
     return store
 
 
-def test_shards_of_a_manifest_are_those_it_records(tmp_path: Path) -> None:
+def test_the_shards_are_those_in_the_manifest(tmp_path: Path) -> None:
     store = committed(tmp_path)
     (tmp_path / "00001.tar").write_bytes(tar_bytes(PAIR))
     (shard,) = list_image_shards(store)
@@ -186,7 +187,7 @@ def test_a_manifest_with_shards_that_are_not_numbers_is_refused(tmp_path: Path) 
         (["00000.tar", "00001.parquet"], r"00001\.tar is missing, though there is 00001\.parquet"),
     ],
 )
-def test_shards_that_are_not_read_are_named(tmp_path: Path, names: list[str], named: str) -> None:
+def test_unsupported_shards_are_named(tmp_path: Path, names: list[str], named: str) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(tar_bytes(PAIR))
@@ -198,3 +199,20 @@ def test_a_tar_that_is_compressed_under_a_plain_name_is_named(tmp_path: Path) ->
     (tmp_path / "00000.tar").write_bytes(gzip.compress(tar_bytes(PAIR)))
     with pytest.raises(InputError, match=r"00000\.tar is compressed; unpack it"):
         list_image_shards(Store(str(tmp_path)))
+
+
+def test_requests_do_not_grow_with_the_number_of_shards(requests: list[str]) -> None:
+    numbers = []
+    for shards in (2, 20):
+        store = Store(f"memory://{uuid.uuid4().hex}")
+        with open_stage(store, Manifest("download", {}, {})) as folder:
+            for number in range(shards):
+                commit = ShardCommit(store, f"{number:05d}", settings=folder.manifest.settings_fingerprint)
+                with commit.create(f"{number:05d}.tar") as file:
+                    file.write(b"data")
+                folder.add(commit.commit(rows=1, counts={"success": 1}))
+            folder.finish()
+        requests.clear()
+        assert [shard.samples for shard in list_image_shards(store)] == [1] * shards
+        numbers.append(len(requests))
+    assert numbers[0] == numbers[1]

@@ -23,16 +23,16 @@ from priorkit.pipeline.errors import InputError
         (["00", "0"], ["0", "00"], [1, 0]),
     ],
 )
-def test_keys_find_their_rows(stored: list[str | None], keys: list[str], rows: list[int | None]) -> None:
+def test_keys_are_matched_to_rows(stored: list[str | None], keys: list[str], rows: list[int | None]) -> None:
     assert match_keys(stored, keys, "t") == rows
 
 
-def test_a_row_that_may_be_of_two_samples_is_refused() -> None:
+def test_a_row_that_matches_samples_of_two_folders_is_refused() -> None:
     with pytest.raises(InputError, match="may be that of 'cat/0' or of 'dog/0'; store keys with their folders"):
         match_keys(["0"], ["cat/0", "dog/0"], "t")
 
 
-def test_each_part_has_its_own_keys_and_failed_samples_count() -> None:
+def test_keys_are_matched_within_each_part_and_count_failed_samples() -> None:
     tables = [pa.table({"key": ["a", "b"], "n": [1, 2]}), None, pa.table({"n": [3, 4, 5], "key": ["a", "a", "b"]})]
     failed = (Place(2, 4), "a")
     rows = [(Place(0, 0), "a"), (Place(1, 2), "a"), (Place(2, 6), "b"), (Place(2, 5), "a")]

@@ -1,4 +1,4 @@
-"""Which files of a folder are data, and how folders are listed."""
+"""Listings of folders, and the rule for data files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DATA = [
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_what_tools_leave_beside_data_is_not_data(name: str) -> None:
+def test_files_of_other_tools_are_not_data(name: str) -> None:
     assert not is_data(name)
 
 
@@ -53,7 +53,7 @@ def fill(folder: Path, names: list[str]) -> Path:
 ON_DISK = [name for name in FOREIGN if name and not name.endswith("/") and not name.startswith("./")]
 
 
-def test_a_local_folder_is_listed_without_what_is_no_data(tmp_path: Path) -> None:
+def test_a_local_folder_is_listed_without_other_files(tmp_path: Path) -> None:
     store = Store(str(fill(tmp_path / ".hidden parent", [*ON_DISK, *DATA])))
     assert store.names() == sorted(DATA) == list(store.sizes())
     assert store.names("img_emb") == ["img_emb/img_emb_0.npy"] == list(store.sizes("img_emb"))
@@ -77,7 +77,7 @@ def test_a_bucket_is_listed_without_its_folder_markers(monkeypatch: pytest.Monke
     assert store.sizes("img_emb") == {"img_emb/img_emb_0.npy": 3}
 
 
-def test_links_to_folders_are_followed_each_once_a_path(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_once_per_path(tmp_path: Path) -> None:
     fill(tmp_path / "real", ["cat/0.jpg", "dog/1.jpg"])
     folder = fill(tmp_path / "in", ["a/2.jpg"])
     (folder / "cat").symlink_to("../real/cat")
@@ -102,7 +102,7 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
     assert names == ["a/0.jpg", "a/b/1.jpg", "b/1.jpg", "b/a/0.jpg", "self.jpg"]
 
 
-def test_a_link_to_nothing_is_listed_so_that_reading_it_fails_by_name(tmp_path: Path) -> None:
+def test_a_broken_link_is_listed_so_that_reading_it_fails(tmp_path: Path) -> None:
     (tmp_path / "0.jpg").symlink_to("gone.jpg")
     assert Store(str(tmp_path)).sizes() == {"0.jpg": 0}
 
@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch:
         Store(str(tmp_path)).names()
 
 
-def test_an_output_folder_may_hold_hidden_files_but_no_foreign_work(tmp_path: Path) -> None:
+def test_an_output_folder_may_have_hidden_files_but_no_other_files(tmp_path: Path) -> None:
     planned = Manifest("embed", {}, {})
     with open_stage(Store(str(fill(tmp_path / "new", ON_DISK))), planned) as held:
         held.finish()
@@ -133,12 +133,12 @@ def test_an_output_folder_may_hold_hidden_files_but_no_foreign_work(tmp_path: Pa
         pass
 
 
-def test_records_without_a_manifest_are_another_tools(tmp_path: Path) -> None:
+def test_records_without_a_manifest_belong_to_another_tool(tmp_path: Path) -> None:
     fill(tmp_path, ["shards/00000.tar", "shards/00000_stats.json", "shards/.hidden.json"])
     assert read_manifest(Store(str(tmp_path))) is None
 
 
-def test_a_folder_of_lists_is_read_by_the_same_rule(tmp_path: Path) -> None:
+def test_a_folder_of_lists_follows_the_same_rule(tmp_path: Path) -> None:
     fill(tmp_path / "in", ["README.txt", ".cache/x.txt", "._a.txt", "_delta_log/0.json", "a b.txt"])
     (tmp_path / "more").mkdir()
     (tmp_path / "more/c.txt").write_text("https://example.com/c.jpg\n")

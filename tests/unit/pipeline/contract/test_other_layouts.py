@@ -1,4 +1,4 @@
-"""Folders of embeddings in other layouts: what is said of them, by `inspect` and on opening alike."""
+"""Messages about folders of embeddings in unsupported layouts, from `inspect` and on opening."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_another_layout_is_described(
         read(str(tmp_path))
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", VECTORS)
     with pytest.raises(InputError, match="is a file; name the folder"):
         read_embeddings(str(tmp_path / "x.npy"))

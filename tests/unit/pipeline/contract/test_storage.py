@@ -1,37 +1,20 @@
-"""Plain names, atomic files, hashes, and one writer for each folder."""
+"""Plain names, atomic files and hashes."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import json
 import os
 import pickle
-import signal
-import socket
-import subprocess
-import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from priorkit.pipeline.contract.commit import check_stage
 from priorkit.pipeline.contract.hashing import FileRecord
-from priorkit.pipeline.contract.manifest import Manifest, read_manifest
-from priorkit.pipeline.contract.storage import LEASE_NAME, Store, check_name
-from priorkit.pipeline.errors import FolderError, InputError
-
-HOLD_THE_FOLDER = """
-import sys, time
-from priorkit.pipeline.contract.storage import Store
-with Store(sys.argv[1]).writer():
-    print("held", flush=True)
-    time.sleep(60)
-"""
+from priorkit.pipeline.contract.storage import Store, atomic_file, check_name
+from priorkit.pipeline.errors import InputError
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -41,15 +24,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     store = Store(url)
     yield store
     if not store.is_local and store.fs.exists(store.root):
-        store.fs.rm(store.root, recursive=True)
-
-
-@pytest.fixture
-def bucket() -> Iterator[Store]:
-    """A folder on an object store."""
-    store = Store(f"memory://{uuid.uuid4().hex}")
-    yield store
-    if store.fs.exists(store.root):
         store.fs.rm(store.root, recursive=True)
 
 
@@ -67,7 +41,7 @@ LEAVING = ["", ".", "..", "../x", "a/../x", "a/..", "/etc/passwd", "a//b", "a/",
     "name",
     [*LEAVING, ".hidden", "a/.hidden", "a\\b", "C:\\x", "~root/x", "a b", "a\nb", "a\n", "é", "-rf"],
 )
-def test_names_that_are_not_plain_are_in_no_manifest_and_not_written(name: str, store: Store) -> None:
+def test_names_that_are_not_plain_are_refused_in_manifests_and_for_writing(name: str, store: Store) -> None:
     with pytest.raises(InputError, match="plain relative name"):
         check_name(name)
     with pytest.raises(InputError, match="plain relative name"):
@@ -98,7 +72,7 @@ def test_files_of_other_tools_are_read_whatever_their_names(name: str, store: St
         assert file.read() == b"content"
 
 
-def test_the_record_of_a_file_is_its_size_and_hash(store: Store) -> None:
+def test_the_record_of_a_file_has_its_size_and_hash(store: Store) -> None:
     with store.create("a/b.bin") as file:
         file.write(b"one")
         file.write(memoryview(b"two"))
@@ -120,7 +94,7 @@ def test_a_block_that_fails_leaves_no_file(store: Store) -> None:
 
 
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
-def test_a_block_that_fails_leaves_the_old_file_as_it_was(store: Store, stop: type[BaseException]) -> None:
+def test_a_block_that_fails_leaves_the_old_file_unchanged(store: Store, stop: type[BaseException]) -> None:
     with store.create("x.bin") as file:
         file.write(b"old")
     with contextlib.suppress(stop), store.create("x.bin") as file:
@@ -131,7 +105,7 @@ def test_a_block_that_fails_leaves_the_old_file_as_it_was(store: Store, stop: ty
     assert store.names() == ["x.bin"]
 
 
-def test_nothing_is_seen_of_a_file_before_its_block_ends(store: Store) -> None:
+def test_a_file_is_invisible_before_its_block_ends(store: Store) -> None:
     with store.create("x.bin") as file:
         file.write(b"content")
         assert store.size("x.bin") is None
@@ -146,7 +120,7 @@ def test_json_is_written_and_read(store: Store) -> None:
     assert store.read_json("a/x.json")["n"] == 1
 
 
-def test_absent_files_are_told_from_damaged_ones(store: Store) -> None:
+def test_absent_and_damaged_files_raise_different_exceptions(store: Store) -> None:
     assert store.size("none.json") is None
     with pytest.raises(FileNotFoundError):
         store.read_json("none.json")
@@ -157,16 +131,16 @@ def test_absent_files_are_told_from_damaged_ones(store: Store) -> None:
         store.read_json("cut.json")
 
 
-def test_sweep_removes_what_a_killed_writer_left(store: Store) -> None:
-    with store.create("kept.bin") as file:
+def test_sweep_removes_the_temporary_files_of_killed_writers(store: Store) -> None:
+    with store.create("a.bin") as file:
         file.write(b"x")
     with store.fs.open(f"{store.root}/dead.bin.priorkit-tmp", "wb") as left:
         left.write(b"half")
     store.sweep()
-    assert store.names() == ["kept.bin"]
+    assert store.names() == ["a.bin"]
 
 
-def test_a_store_travels_to_another_process_as_its_url(store: Store) -> None:
+def test_a_store_is_pickled_as_its_url(store: Store) -> None:
     with store.create("x.bin") as file:
         file.write(b"x")
     copy = pickle.loads(pickle.dumps(store))
@@ -184,75 +158,6 @@ def test_relative_and_file_urls_are_the_same_folder(tmp_path: Path, monkeypatch:
     assert Store("data/images").url == Store(f"file://{tmp_path}/data/images/").url == str(tmp_path / "data/images")
 
 
-def test_a_second_writer_in_another_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLD_THE_FOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(FolderError, match="another priorkit process"), Store(str(tmp_path)).writer():
-            pass
-        holder.send_signal(signal.SIGKILL)
-        holder.wait(10)
-        with Store(str(tmp_path)).writer():
-            pass
-    finally:
-        holder.kill()
-        holder.communicate()
-
-
-def test_the_folder_is_free_again_after_the_block_even_if_it_failed(store: Store) -> None:
-    with pytest.raises(RuntimeError, match="work"), store.writer():
-        raise RuntimeError("work")
-    with store.writer(), pytest.raises(FolderError, match="writing here"), store.writer():
-        pass
-    with store.writer():
-        pass
-
-
-def _lease(store: Store, *, host: str, pid: int, expires: float) -> None:
-    store.write_json(LEASE_NAME, {"owner": "other", "host": host, "pid": pid, "expires": expires})
-
-
-def test_a_live_lease_keeps_others_out_and_is_removed_at_the_end(bucket: Store) -> None:
-    with bucket.writer():
-        held = bucket.read_json(LEASE_NAME)
-        assert held["pid"] == os.getpid()
-        assert 60 < held["expires"] - time.time() <= 121
-        with pytest.raises(FolderError, match=f"process {os.getpid()} on {socket.gethostname()}"), bucket.writer():
-            pass
-        assert bucket.read_json(LEASE_NAME)["owner"] == held["owner"]
-    assert bucket.names() == []
-
-
-def test_a_live_lease_of_another_host_is_respected(bucket: Store) -> None:
-    _lease(bucket, host="elsewhere", pid=1, expires=time.time() + 60)
-    with pytest.raises(FolderError, match="process 1 on elsewhere"), bucket.writer():
-        pass
-
-
-def test_an_expired_lease_is_taken_over(bucket: Store) -> None:
-    _lease(bucket, host="elsewhere", pid=1, expires=time.time() - 1)
-    with bucket.writer():
-        assert bucket.read_json(LEASE_NAME)["pid"] == os.getpid()
-
-
-def test_the_lease_of_a_dead_process_of_this_host_is_taken_over(bucket: Store) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    _lease(bucket, host=socket.gethostname(), pid=dead.pid, expires=time.time() + 60)
-    with bucket.writer():
-        assert bucket.read_json(LEASE_NAME)["pid"] == os.getpid()
-
-
-@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"host": 1, "pid": "x", "expires": "y"}'])
-def test_a_damaged_lease_is_a_clear_error(bucket: Store, content: str) -> None:
-    with bucket.create(LEASE_NAME) as file:
-        file.write(content.encode())
-    with pytest.raises(InputError, match=r"lease\.json"), bucket.writer():
-        pass
-    assert json.loads(content) == bucket.read_json(LEASE_NAME)
-
-
 def test_ranges_and_sizes(store: Store) -> None:
     for name, content in (("a/one.bin", b"0123456789"), ("a/b/two.bin", b""), ("c/three.bin", b"x")):
         with store.create(name) as file:
@@ -265,64 +170,23 @@ def test_ranges_and_sizes(store: Store) -> None:
         assert target[: len(expected)] == expected
 
 
-def test_two_writers_of_one_file_do_not_meet_in_a_temporary_one(store: Store) -> None:
-    with store.create("kept.bin") as first, store.create("kept.bin") as second:
+def test_two_writers_of_one_file_use_different_temporary_files(store: Store) -> None:
+    with store.create("a.bin") as first, store.create("a.bin") as second:
         first.write(b"the first, longer")
         second.write(b"the second")
-    with store.open("kept.bin") as file:
-        assert file.read() == b"the first, longer"  # whose block ended last
+    with store.open("a.bin") as file:
+        assert file.read() == b"the first, longer"  # its block ended last
 
 
-NO_LOCKS = [37, 38, 95, 524]
-
-
-@pytest.fixture(params=NO_LOCKS)
-def without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system whose `flock` fails, as on Lustre."""
-
-    def flock(file: object, operation: int) -> None:
-        raise OSError(request.param, os.strerror(request.param))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-
-
-@pytest.mark.usefixtures("without_locks")
-def test_a_folder_without_locks_is_held_by_a_lease_and_says_so_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = Store(str(tmp_path))
-    for _ in range(2):
-        with store.writer():
-            assert read_manifest(store) is None
-            assert check_stage(store, Manifest("train", {}, input={})) is None  # it is no foreign work
-            with pytest.raises(FolderError, match=f"process {os.getpid()} on .* is writing here"), store.writer():
-                pass
-        assert store.size("lease.json") is None
-    (message,) = [record.getMessage() for record in caplog.records]
-    assert message.startswith(f"{tmp_path}: its file system has no locks (")
-
-
-@pytest.mark.usefixtures("without_locks")
-def test_the_lease_of_a_crashed_process_on_a_folder_without_locks_is_taken_over(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    store = Store(str(tmp_path))
-    _lease(store, host=socket.gethostname(), pid=dead.pid, expires=time.time() + 60)
-    with store.writer():
-        assert store.read_json("lease.json")["pid"] == os.getpid()
-
-
-def test_a_lease_is_respected_where_locks_work(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    _lease(store, host="elsewhere", pid=1, expires=time.time() + 60)
-    with pytest.raises(FolderError, match="process 1 on elsewhere is writing here"), store.writer():
-        pass
-
-
-def test_another_error_of_the_lock_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def flock(file: object, operation: int) -> None:
-        raise OSError(5, os.strerror(5))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(OSError, match="Input/output error"), Store(str(tmp_path)).writer():
-        pass
+def test_an_atomic_file_may_have_any_name_and_leaves_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "größe ☃.npy"
+    path.write_bytes(b"old")
+    with atomic_file(path, durable=False) as file:
+        file.write(b"new and longer")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new and longer"
+    with contextlib.suppress(RuntimeError), atomic_file(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"new and longer"
+    assert list(tmp_path.iterdir()) == [path]

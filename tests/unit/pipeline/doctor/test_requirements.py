@@ -24,6 +24,13 @@ ROOT = Path(__file__).resolve().parents[4]
         ("2.10", "torch>=2.10.0", False),
         ("1", "torchvision", False),
         ("2.54.0rc1", "ray[train]>=2.55", True),
+        ("2.10.0a0+b558c98.nv26.1", "torch>=2.10", False),
+        ("2.9", "torch>=2.10,<3", True),
+        ("unknown", "torch>=2.10", False),
+        ("1.0", "", False),
+        ("3.2", "torch>=2.10,<3", False),
+        ("1.0.1", "pillow>=1.0.0.5", False),
+        ("1.0.0.4", "pillow>=1.0.0.5", True),
     ],
 )
 def test_versions_are_compared_as_numbers(version: str, requirement: str, older: bool) -> None:

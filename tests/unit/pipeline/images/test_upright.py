@@ -1,4 +1,4 @@
-"""Images of all orientations and number types as a viewer shows them, in what is stored and in what is embedded."""
+"""Stored and embedded images of all orientations and number types are upright and have 8 bits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def pixels_of(image: ResizedImage) -> np.ndarray:
 
 
 def embedded(body: bytes) -> np.ndarray:
-    """Pixels that reach the CLIP, which here takes them as they are."""
+    """Return the pixels that the CLIP gets, without normalisation."""
     pixels = Pixels(
         lambda image: torch.from_numpy(np.array(image.convert("RGB"))), 32, torch.device("cpu"), torch.float32
     )
@@ -78,7 +78,7 @@ def test_images_are_embedded_upright(kind: str, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("encode_format", ["jpg", "png", "webp"])
-def test_stored_images_are_not_turned_again(encode_format: str) -> None:
+def test_stored_images_are_turned_only_once(encode_format: str) -> None:
     image = stored(tagged("JPEG", 6), encode_format=encode_format)
     with Image.open(io.BytesIO(image.data)) as opened:
         assert opened.getexif().get(0x0112) is None
@@ -93,11 +93,11 @@ def test_orientation_can_be_ignored(mode: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255])
-def test_an_orientation_that_does_not_exist_turns_nothing(orientation: int) -> None:
+def test_an_invalid_orientation_changes_nothing(orientation: int) -> None:
     assert stored(tagged("JPEG", orientation)) == stored(tagged("JPEG", 1))
 
 
-def test_damaged_exif_turns_nothing() -> None:
+def test_damaged_exif_changes_nothing() -> None:
     body = encoded(RGB, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert stored(body).width == 60
     assert embedded(body).shape == (40, 60, 3)
@@ -121,7 +121,7 @@ def test_filters_and_crops_see_the_upright_image() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4)])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turning_is_pillows(orientation: int, shape: tuple[int, ...]) -> None:
+def test_pixels_are_turned_like_in_pillow(orientation: int, shape: tuple[int, ...]) -> None:
     pixels = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
     image = Image.fromarray(pixels)
     image.getexif()[0x0112] = orientation
@@ -129,7 +129,7 @@ def test_turning_is_pillows(orientation: int, shape: tuple[int, ...]) -> None:
 
 
 def png_of_16_bits(channels: np.ndarray, colour_type: int) -> bytes:
-    """A PNG of big-endian samples `[H, W, C]`, such as grey with alpha, which Pillow does not write."""
+    """Write a PNG of big-endian samples `[H, W, C]`, such as grey with alpha, which Pillow cannot write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -169,7 +169,7 @@ COLOURED = {
     "tiff of floats": by_opencv(RGB[..., ::-1].astype(np.float32) / 255, ".tiff"),
 }
 STRETCHED = {"tiff of int16", "tiff of int32", "tiff of any floats"}
-"""Types that say no range, so that the darkest pixel becomes 0 and the brightest 255."""
+"""Types without a defined range: the darkest pixel becomes 0 and the brightest 255."""
 
 
 def expected_grey(name: str) -> np.ndarray:
@@ -230,11 +230,11 @@ def test_values_are_scaled_by_their_range(values: np.ndarray, expected: list[int
     assert eight_bit(values).tolist() == expected
 
 
-def test_ten_bits_in_sixteen() -> None:
+def test_ten_bits_in_sixteen_are_scaled() -> None:
     assert eight_bit(np.array([0, 512, 1023, 2000], np.uint16), 10).tolist() == [0, 128, 255, 255]
 
 
-def test_an_image_without_a_number_is_a_named_failure() -> None:
+def test_an_image_without_finite_values_is_a_failure() -> None:
     body = encoded(np.full((8, 8), np.nan, np.float32), "TIFF")
     with pytest.raises(ImageError, match="decode: no finite pixel value"):
         stored(body)
@@ -246,7 +246,7 @@ def test_an_image_without_a_number_is_a_named_failure() -> None:
 @pytest.mark.parametrize(
     ("encode_format", "height", "side"), [("jpg", 65_501, "65,500"), ("webp", 16_384, "16,383"), ("jpg", 65_500, "")]
 )
-def test_an_image_that_its_format_cannot_hold_is_named(encode_format: str, height: int, side: str, mode: str) -> None:
+def test_an_image_that_its_format_cannot_store_is_named(encode_format: str, height: int, side: str, mode: str) -> None:
     body = encoded(np.zeros((height, 2), np.uint8), "PNG")
     changes = {"encode_format": encode_format, "resize_mode": "no", "decode_mode": mode}
     if not side:

@@ -1,4 +1,4 @@
-"""Columns of a list: kept, renamed, joined from files that differ; every row of every kind of list is counted."""
+"""Columns of a URL list: kept, renamed and joined across files; and counts of rows in every format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.settings import parse_settings
-from priorkit.pipeline.urls.url_list import UrlList, open_url_list, rows_digest
+from priorkit.pipeline.urls.digest import rows_digest
+from priorkit.pipeline.urls.url_list import UrlList, open_url_list
 
 
 def open_list(path: Path, **settings: Any) -> UrlList:
@@ -27,7 +28,7 @@ def rows_of(urls: UrlList) -> list[dict[str, Any]]:
 
 
 def refusal(path: Path, **settings: Any) -> str:
-    """The error of a list before any row is asked for."""
+    """Return the error of a list when it is opened."""
     with pytest.raises(InputError) as error:
         open_list(path, **settings)
     message = str(error.value)
@@ -89,7 +90,7 @@ def test_rows_that_a_reader_would_lose_are_an_error(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("quoting", ["auto", "none", "rfc4180"])
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
-def test_a_setting_says_what_quotes_are(tmp_path: Path, kind: str, quoting: str) -> None:
+def test_a_setting_decides_the_meaning_of_quotes(tmp_path: Path, kind: str, quoting: str) -> None:
     mark = "," if kind == "csv" else "\t"
     (tmp_path / f"list.{kind}").write_text(f'url{mark}caption\na{mark}"b"\n')
     urls = open_list(tmp_path / f"list.{kind}", quoting=quoting)
@@ -104,7 +105,7 @@ def test_the_order_of_kept_columns_has_no_effect() -> None:
     assert DownloadSettings(keep_columns=()) == DownloadSettings(keep_columns="none")
 
 
-def test_no_is_a_resize_mode_however_yaml_reads_it() -> None:
+def test_no_is_a_resize_mode_in_yaml() -> None:
     for value in ("no", False):
         assert parse_settings(DownloadSettings, {"resize_mode": value}, "test").resize_mode == "no"
 
@@ -117,7 +118,7 @@ def test_no_is_a_resize_mode_however_yaml_reads_it() -> None:
         ("list.csv", "http://h/0.jpg,a bus\n", "such as 'url,caption'"),
     ],
 )
-def test_a_first_row_is_no_header(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_a_first_row_that_is_no_header_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
     for column in ("url", "http://h/0.jpg"):
         said = refusal(tmp_path / name, url_column=column)
@@ -125,7 +126,7 @@ def test_a_first_row_is_no_header(tmp_path: Path, name: str, text: str, message:
         assert message in said
 
 
-def test_a_part_without_header_loses_no_row(tmp_path: Path) -> None:
+def test_a_part_without_header_is_refused(tmp_path: Path) -> None:
     (tmp_path / "0.csv").write_text("url,caption\nhttp://h/0.jpg,a\n")
     (tmp_path / "1.csv").write_text("http://h/1.jpg,b\n")
     assert "1.csv: the first line is a row" in refusal(tmp_path)
@@ -137,14 +138,14 @@ RESERVED = ["key", "status", "error_message", "width", "height", "original_width
 
 
 @pytest.mark.parametrize("name", RESERVED)
-def test_a_column_whose_name_is_ours_is_kept_under_another(tmp_path: Path, name: str) -> None:
+def test_a_column_with_a_reserved_name_is_renamed(tmp_path: Path, name: str) -> None:
     urls = open_list(write(tmp_path / "list.parquet", url=URLS, caption=URLS, **{name: range(5)}))
     assert urls.schema.names == ["url", "caption", f"source_{name}"]
     assert [row[f"source_{name}"] for row in rows_of(urls)] == list(range(5))
     assert urls.notes()["renamed_columns"] == {name: f"source_{name}"}
 
 
-def test_a_name_that_is_taken_too_is_passed_over(tmp_path: Path) -> None:
+def test_a_new_name_that_exists_is_skipped(tmp_path: Path) -> None:
     columns = {"source_width": "x", "width": "y", "source_width_2": "z"}
     table = {name: [value] * 5 for name, value in columns.items()}
     urls = open_list(write(tmp_path / "list.parquet", url=URLS, caption=URLS, **table))
@@ -152,7 +153,7 @@ def test_a_name_that_is_taken_too_is_passed_over(tmp_path: Path) -> None:
     assert rows_of(urls)[0]["source_width"] == "x"
 
 
-def test_columns_beside_those_asked_for_keep_their_values(tmp_path: Path) -> None:
+def test_other_columns_keep_their_values(tmp_path: Path) -> None:
     path = write(tmp_path / "list.parquet", url=["page"] * 5, image_url=URLS, caption=["c"] * 5, alt=["a"] * 5)
     urls = open_list(path, url_column="image_url", caption_column="alt")
     expected = {"url": URLS[0], "caption": "a", "source_url": "page", "source_caption": "c"}
@@ -160,7 +161,7 @@ def test_columns_beside_those_asked_for_keep_their_values(tmp_path: Path) -> Non
     assert "caption" not in open_list(path, url_column="image_url", caption_column=None).schema.names
 
 
-def test_keep_columns_chooses(tmp_path: Path) -> None:
+def test_keep_columns_selects_columns(tmp_path: Path) -> None:
     path = write(tmp_path / "list.parquet", url=URLS, caption=URLS, a=URLS, width=URLS, sha256=URLS)
     assert open_list(path, keep_columns="none").schema.names == ["url", "caption"]
     assert open_list(path, keep_columns=["width"]).schema.names == ["url", "caption", "source_width"]
@@ -191,7 +192,7 @@ def test_an_error_names_the_column_that_was_meant_and_is_short(
     assert hint in refusal(path, **settings)
 
 
-def test_a_quoted_header_of_a_tsv_says_how_to_read_it(tmp_path: Path) -> None:
+def test_the_error_for_a_quoted_header_of_a_tsv_names_the_setting(tmp_path: Path) -> None:
     (tmp_path / "list.tsv").write_text('"url"\t"caption"\n"a"\t"b"\n')
     assert "its header is quoted: set download.quoting=rfc4180" in refusal(tmp_path / "list.tsv")
     assert rows_of(open_list(tmp_path / "list.tsv", quoting="rfc4180")) == [{"url": "a", "caption": "b"}]
@@ -209,7 +210,7 @@ def test_columns_that_differ_between_files_are_joined(tmp_path: Path) -> None:
     ]
 
 
-def test_columns_that_cannot_be_joined_are_refused_by_file_and_name(tmp_path: Path) -> None:
+def test_columns_that_cannot_be_joined_are_named_with_their_file(tmp_path: Path) -> None:
     write(tmp_path / "0.parquet", url=["a"], caption=["b"], size=["large"])
     write(tmp_path / "1.parquet", url=["c"], caption=["d"], size=[1])
     message = refusal(tmp_path)
@@ -220,7 +221,7 @@ def test_columns_that_cannot_be_joined_are_refused_by_file_and_name(tmp_path: Pa
     assert "1.parquet: no column 'caption', which file://" in refusal(tmp_path)
 
 
-def test_a_list_that_grows_by_a_column_keeps_what_was_made(tmp_path: Path) -> None:
+def test_a_list_that_grows_by_a_column_keeps_existing_shards(tmp_path: Path) -> None:
     write(tmp_path / "0.parquet", url=["a"], caption=["b"], size=[1])
     ((_, before),) = open_list(tmp_path).shards(10)
     write(tmp_path / "1.parquet", url=["c"], caption=["d"], size=[1.5], lang=["de"])
@@ -247,14 +248,14 @@ def test_keys_that_begin_too_late_are_counted(tmp_path: Path) -> None:
         ({"info": {}, "annotations": [{"url": URLS[0]}]}, "its rows are inside 'annotations'"),
     ],
 )
-def test_json_of_another_shape_says_how_to_write_rows(tmp_path: Path, value: Any, message: str) -> None:
+def test_the_error_for_json_of_another_shape_explains_rows(tmp_path: Path, value: Any, message: str) -> None:
     (tmp_path / "list.json").write_text(json.dumps(value))
     assert message in refusal(tmp_path / "list.json", caption_column=None)
     (tmp_path / "list.json").write_text(json.dumps([{"url": URLS[0], "tags": ["a"], "faces": [{"x": 1}]}]))
     assert rows_of(open_list(tmp_path / "list.json", caption_column=None))[0]["tags"] == ["a"]
 
 
-def test_addresses_that_are_not_read_say_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_unsupported_addresses_names_the_fix(tmp_path: Path) -> None:
     for address, hint in (
         ("http://h/c.csv?download=true", "curl -L -o c.csv"),
         ("https://h/list?id=7", "curl -L -o urls.csv"),

@@ -1,4 +1,4 @@
-"""csv and tsv: every line outside quotes is a row, whatever quotes it holds and wherever blocks end."""
+"""csv and tsv: every line outside quotes is a row, with any quotes and any ends of blocks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from priorkit.pipeline.urls.delimited import read_delimited
 
 
 def read(data: bytes, delimiter: str = ",", *, quoting: bool = True) -> tuple[list[list[str]], FileCount]:
-    """Rows of a file as lists, and its count, which must be as large."""
+    """Return the rows of a file as lists, after a check of their count."""
     count = FileCount()
     batches = list(read_delimited(io.BytesIO(data), delimiter, quoting, count))
     rows = [list(row.values()) for batch in batches for row in batch.to_pylist()]
@@ -88,7 +88,7 @@ FIELD = st.text(st.sampled_from('ab,"\n'), max_size=4)
 
 
 @given(st.lists(st.lists(FIELD, min_size=2, max_size=2), max_size=5), st.integers(1, 9), st.booleans())
-def test_written_rows_are_read_wherever_blocks_end(rows: list[list[str]], block: int, all_quoted: bool) -> None:
+def test_written_rows_are_read_with_any_size_of_blocks(rows: list[list[str]], block: int, all_quoted: bool) -> None:
     text = io.StringIO()
     writer = csv.writer(text, quoting=csv.QUOTE_ALL if all_quoted else csv.QUOTE_MINIMAL, lineterminator="\n")
     writer.writerows([["u", "c"], *rows])
@@ -98,8 +98,8 @@ def test_written_rows_are_read_wherever_blocks_end(rows: list[list[str]], block:
 
 
 @given(st.text(st.sampled_from('ab,"\n\r'), max_size=24), st.integers(1, 9))
-def test_any_text_gives_the_same_with_any_block(text: str, block: int) -> None:
-    """Rows, or an error; never fewer rows than a strict parser of the standard library finds."""
+def test_any_text_gives_the_same_rows_with_any_size_of_blocks(text: str, block: int) -> None:
+    """The result is an error, or at least the rows of a strict parser of the standard library."""
 
     def outcome(size: int) -> Any:
         with pytest.MonkeyPatch.context() as patch:
@@ -116,7 +116,7 @@ def test_any_text_gives_the_same_with_any_block(text: str, block: int) -> None:
 
 
 def test_no_thread_is_left_when_reading_stops(tmp_path: Path) -> None:
-    """Native threads that call a Python file abort the interpreter as it ends."""
+    """Native threads that call a Python file can abort the interpreter at its end."""
     before = native_threads()
     batches = read_delimited(io.BytesIO(b"u,c\n" + b"a,b\n" * 2_000_000), ",", True, FileCount())
     next(batches)

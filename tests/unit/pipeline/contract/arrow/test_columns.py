@@ -1,4 +1,4 @@
-"""Columns in every type that parquet can store: as plain values, as text, or an error before any work."""
+"""Columns in every type of Parquet: converted to plain values or text, or refused at the start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from priorkit.pipeline.contract.arrow.columns import as_text, carried, group_nam
 from priorkit.pipeline.contract.arrow.types import can_be_text, plain_type, why_not_carried
 from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.urls.url_list import open_url_list, rows_digest
+from priorkit.pipeline.urls.digest import rows_digest
+from priorkit.pipeline.urls.url_list import open_url_list
 
 TEXT_KINDS = (
     pa.string(),
@@ -33,7 +34,7 @@ BOOL8 = pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, None], pa.int8()
 
 
 @pytest.mark.parametrize("kind", TEXT_KINDS, ids=str)
-def test_text_is_text_however_it_is_stored(tmp_path: Path, kind: pa.DataType) -> None:
+def test_text_is_recognised_in_any_storage(tmp_path: Path, kind: pa.DataType) -> None:
     plain = pa.table({"url": ["http://h/0.jpg", "http://h/é.jpg"], "caption": ["a", None]})
     columns = {name: plain.column(name).combine_chunks() for name in plain.column_names}
     if pa.types.is_dictionary(kind):
@@ -75,7 +76,7 @@ def test_further_columns_are_carried_as_plain_types(column: pa.Array, expected: 
     assert why_not_carried(plain.type) is None
 
 
-def test_a_column_that_cannot_be_stored_is_named_before_any_work(tmp_path: Path) -> None:
+def test_a_column_that_cannot_be_stored_is_refused_at_the_start(tmp_path: Path) -> None:
     assert why_not_carried(pa.dense_union([pa.field("a", pa.int32())])) is not None
     late = pa.array([300_000_000_000_000_000], pa.timestamp("us"))
     pq.write_table(pa.table({"url": ["a"], "caption": ["b"], "seen": late}), tmp_path / "list.parquet")
@@ -86,7 +87,7 @@ def test_a_column_that_cannot_be_stored_is_named_before_any_work(tmp_path: Path)
     assert [row for batch in kept.batches() for row in batch.to_pylist()] == [{"url": "a", "caption": "b"}]
 
 
-def test_rows_of_any_table_can_be_chosen_once_it_is_carried() -> None:
+def test_rows_of_any_carried_table_can_be_selected() -> None:
     table = pa.table(
         {
             "view": pa.array(["a", "b"], pa.string_view()),
@@ -136,12 +137,12 @@ def test_an_extension_is_read_by_its_storage() -> None:
     assert as_text(values).to_pylist() == ["1", "0", None]
 
 
-def test_text_that_is_no_utf8_is_damage() -> None:
+def test_text_that_is_not_utf8_is_an_error() -> None:
     with pytest.raises(pa.ArrowInvalid, match="UTF8"):
         as_text(pa.array([b"\xff"]).view(pa.string()))
 
 
-def test_what_is_missing_names_no_content() -> None:
+def test_missing_values_name_no_group() -> None:
     assert group_names(pa.array([1.0, float("nan"), None])) == ["1.0", None, None]
     assert group_names(pa.array(["x", None])) == ["x", None]
     assert group_names(pa.array([["x"], None])) == ["['x']", None]
@@ -168,6 +169,6 @@ def test_names_are_text_whatever_their_type(values: pa.Array, expected: list[Any
 
 
 @pytest.mark.parametrize("values", [pa.array([["a"]]), pa.array([{"a": 1}]), pa.array([2**62], pa.timestamp("s"))])
-def test_what_is_no_name_is_refused(values: pa.Array) -> None:
+def test_lists_and_structures_are_no_names(values: pa.Array) -> None:
     with pytest.raises(InputError, match=r"column 'key' holds .*; store it as text"):
         key_texts(pa.chunked_array([values]), "column 'key'")

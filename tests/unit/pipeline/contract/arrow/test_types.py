@@ -1,4 +1,4 @@
-"""Arrow types of columns: how values are stored, plain types, and faults of a schema."""
+"""Arrow types of columns: stored types, plain types, and problems of a schema."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_types_become_plain_at_any_depth(kind: pa.DataType, plain: pa.DataType) 
     assert plain_type(kind) == plain
 
 
-def test_text_and_bytes_are_known_however_they_are_stored() -> None:
+def test_text_and_bytes_are_recognised_in_any_storage() -> None:
     for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()), JSON):
         assert is_text(kind)
         assert not is_bytes(kind)
@@ -53,7 +53,7 @@ def test_kinds_of_text() -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.binary(16), pa.uuid()], ids=str)
-def test_bytes_of_one_size_are_no_text(kind: pa.DataType) -> None:
+def test_bytes_of_fixed_size_are_not_text(kind: pa.DataType) -> None:
     assert not is_text(kind)
     assert not is_bytes(kind)
     assert can_be_text(kind)

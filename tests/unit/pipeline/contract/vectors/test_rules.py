@@ -15,12 +15,12 @@ from priorkit.pipeline.contract.vectors.rules import (
 
 
 @pytest.mark.parametrize("name", ["float16", "float32", "float64", ">f2", ">f8"])
-def test_types_that_are_read(name: str) -> None:
+def test_accepted_types(name: str) -> None:
     assert is_embed_dtype(np.dtype(name))
 
 
 @pytest.mark.parametrize("name", ["longdouble", "int8", "uint16", "complex64", "bool", "V2", "S4", "O", "f4,f4"])
-def test_types_that_are_refused(name: str) -> None:
+def test_refused_types(name: str) -> None:
     assert not is_embed_dtype(np.dtype(name))
 
 
@@ -38,7 +38,7 @@ def test_norms_are_exact_rounded_or_bad() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_chosen_rows_are_normalised_and_others_keep_their_bits(dtype: type) -> None:
+def test_only_chosen_rows_are_normalised(dtype: type) -> None:
     rows = np.random.default_rng(0).standard_normal((5, 32))
     embeds = (rows / np.linalg.norm(rows, axis=1, keepdims=True) * [[1], [0.994], [1.004], [1], [1]]).astype(dtype)
     before, norms = embeds.copy(), row_norms(embeds.astype(np.float32))

@@ -12,7 +12,7 @@ from priorkit.pipeline.contract.vectors.spool import RowSpool
 
 @pytest.mark.parametrize("counts", [[], [0], [3], [5, 0, 2, 100]])
 @pytest.mark.parametrize("row_shape", [(), (7,)])
-def test_the_file_is_numpys_own(counts: list[int], row_shape: tuple[int, ...]) -> None:
+def test_the_file_has_the_bytes_of_numpy(counts: list[int], row_shape: tuple[int, ...]) -> None:
     rows = RowSpool(np.float16, row_shape)
     parts = [np.random.default_rng(n).normal(size=(n, *row_shape)).astype(np.float16) for n in counts]
     for part in parts:

@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from priorkit.pipeline.download.decoding import decoders as module
-from priorkit.pipeline.download.decoding.decoders import Decoders, usable_cores
+from priorkit.pipeline.download.decoding.decoders import Decoders
 from priorkit.pipeline.download.decoding.resize import ImageResizer
 from priorkit.pipeline.download.outcomes import ImageError, ResizedImage, pack, unpack
 from priorkit.pipeline.download.settings import DownloadSettings
@@ -222,11 +222,6 @@ def test_answers_arrive_as_they_were_sent() -> None:
     error = unpack(pack(ImageError("decode", "line\nline")))
     assert isinstance(error, ImageError)
     assert str(error) == "decode: line\nline"
-
-
-def test_the_number_of_processes_is_that_of_the_cores_that_may_be_used() -> None:
-    if hasattr(os, "sched_getaffinity"):
-        assert usable_cores() == len(os.sched_getaffinity(0))
 
 
 PARENT = """

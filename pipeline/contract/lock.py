@@ -1,0 +1,134 @@
+"""The lock of a folder: one process writes to it at a time.
+
+A local folder is locked by the kernel. An object store, or a file system without locks, gets a lease: a small file that
+the writer renews while it works, and that expires after a crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+from ..errors import FolderError, InputError
+from .storage import Store
+
+LOCK_NAME = ".lock"
+LEASE_NAME = "lease.json"
+_LEASE_SECONDS = 120.0
+"""Seconds until a lease expires unless it is renewed; another machine waits this long after a crash."""
+_RENEWALS = 4
+"""Renewals within the time of a lease, so that a slow request or two do not end it."""
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, 524})
+"""Errors of `flock` on file systems without locks: Lustre without `-o flock`, some NFS and autofs (524: ENOTSUPP)."""
+_WARNED: set[str] = set()
+"""Folders for which this process has logged that their file system has no locks."""
+
+
+@contextlib.contextmanager
+def lock_folder(store: Store) -> Iterator[None]:
+    """Lock a folder for the block, as its only writer; create it if it is missing.
+
+    Raises:
+        FolderError: another process writes to the folder.
+    """
+    store.make()
+    with _file_lock(store) if store.is_local else _lease(store):
+        yield
+
+
+@contextlib.contextmanager
+def _file_lock(store: Store) -> Iterator[None]:
+    """Lock a local folder by `flock`, or by a lease if its file system has no locks."""
+    import fcntl
+
+    with open(f"{store.root}/{LOCK_NAME}", "w") as file:
+        lease: contextlib.AbstractContextManager[None]
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it when the process dies
+        except BlockingIOError:
+            raise FolderError(
+                f"{store.root}: another priorkit process is writing here; wait for it or use another folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _warn_without_locks(store.root, error)
+            lease = _lease(store)
+        else:
+            _require_no_lease(store)  # a machine that mounts the same folder without locks may have one
+            lease = contextlib.nullcontext()
+        with lease:
+            yield
+
+
+def _require_no_lease(store: Store) -> None:
+    """Raise FolderError if another process has a lease of the folder."""
+    host = socket.gethostname()
+    with contextlib.suppress(FileNotFoundError):
+        lease = store.read_json(LEASE_NAME)
+        try:
+            dead = lease["host"] == host and not _process_runs(lease["pid"])
+            left = lease["expires"] - time.time()
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{store.path(LEASE_NAME)} is not a lease of priorkit ({error!r}); remove it") from error
+        if left > 0 and not dead:
+            raise FolderError(
+                f"{store.url}: process {lease['pid']} on {lease['host']} is writing here; "
+                f"wait for it (its lease ends in {left:.0f} s unless renewed) or use another folder"
+            )
+
+
+@contextlib.contextmanager
+def _lease(store: Store) -> Iterator[None]:
+    """Lock a folder by a lease that a thread renews."""
+    _require_no_lease(store)
+    owner, host = uuid.uuid4().hex, socket.gethostname()
+
+    def renew() -> None:
+        expires = time.time() + _LEASE_SECONDS
+        store.write_json(LEASE_NAME, {"owner": owner, "host": host, "pid": os.getpid(), "expires": expires})
+
+    renew()
+    if store.read_json(LEASE_NAME)["owner"] != owner:
+        raise FolderError(f"{store.url}: another process began to write here at the same moment; use another folder")
+    done = threading.Event()
+
+    def keep_renewing() -> None:
+        while not done.wait(_LEASE_SECONDS / _RENEWALS):
+            renew()
+
+    thread = threading.Thread(target=keep_renewing, name="priorkit-lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        store.remove(LEASE_NAME)
+
+
+def _warn_without_locks(folder: str, error: OSError) -> None:
+    """Log, once per process and folder, that a lease locks the folder."""
+    if folder not in _WARNED:
+        _WARNED.add(folder)
+        logging.getLogger(__name__).warning(
+            "%s: its file system has no locks (%s), so %s holds the folder; after a crash, another machine can write "
+            "here %.0f s later", folder, error.strerror or error, LEASE_NAME, _LEASE_SECONDS,
+        )  # fmt: skip
+
+
+def _process_runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,145 @@
+"""Samples in a tar in webdataset's format, read as a stream, with checks for damage."""
+
+from __future__ import annotations
+
+import contextlib
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TypeVar
+
+from ..errors import InputError
+from .file_marks import open_hashed
+from .listing import is_data
+from .samples import IMAGE_EXTENSIONS, Sample, name_extensions
+from .storage import Store
+
+_END_BYTES = 1024
+"""Bytes at the end of every tar that are all zero: two blocks of 512."""
+_TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
+"""Exceptions of tarfile on hostile bytes: the last two on impossible numbers."""
+_NOT_TOGETHER = "the files of a sample do not stand together; write the tar again with `tar --sort=name`"
+
+Content = TypeVar("Content")
+
+
+def count_samples(store: Store, tar_name: str) -> int:
+    """Return the number of samples in a tar, from its headers; in a damaged tar, those before the damage.
+
+    Raises:
+        InputError: the files of a sample do not stand together.
+    """
+    count, seen, split = 0, _SeenSamples(), None
+    with contextlib.suppress(*_TAR_ERRORS):
+        with store.open(tar_name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for key, members in _groups(tar, store.size(tar_name), lambda member: None):
+                count += 1
+                if seen.is_split(key, members):
+                    split = key
+                    break
+    if split is not None:
+        raise InputError(f"{store.url}/{tar_name}: {_NOT_TOGETHER} (sample {split!r})")
+    return count
+
+
+class _SeenSamples:
+    """Samples of a tar so far, to distinguish a repeated key from a sample whose files are not together."""
+
+    def __init__(self) -> None:
+        self._extensions: dict[str, tuple[str, ...]] = {}
+        self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def is_split(self, key: str, members: Iterable[str]) -> bool:
+        """Return whether a key came before with other files only."""
+        extensions = tuple(members)
+        earlier = self._extensions.setdefault(key, self._shared.setdefault(extensions, extensions))
+        return set(earlier).isdisjoint(extensions)
+
+
+def _groups(
+    tar: tarfile.TarFile, tar_bytes: int | None, read: Callable[[tarfile.TarInfo], Content]
+) -> Iterator[tuple[str, dict[str, Content]]]:
+    """Yield the key of each sample, as in webdataset, and the result of `read` for each of its files, by extension.
+
+    Raises:
+        one of _TAR_ERRORS: the tar is damaged; the samples before the damage have been yielded.
+    """
+    key = ""
+    members: dict[str, Content] = {}
+    damage: Exception | None = None
+    try:
+        for member, member_key, extension in _members(tar, tar_bytes):
+            if members and (member_key != key or extension in members):
+                yield key, members
+                members = {}
+            key = member_key
+            members[extension] = read(member)
+    except _TAR_ERRORS as error:
+        damage = error
+    if members:  # before the damage, so it may be complete
+        yield key, members
+    if damage is not None:
+        raise damage
+
+
+def _members(tar: tarfile.TarFile, tar_bytes: int | None) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
+    """Yield the files and links in a tar that belong to a sample, with the sample's key and the extension."""
+    if tar.firstmember is None:  # type: ignore[attr-defined]  # an empty tar, on which `next` of Python 3.10 fails
+        return
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # it keeps every member, 1 kB each
+        if not 0 <= member.size <= (tar_bytes or 0):  # tarfile would try to skip that many bytes
+            raise tarfile.ReadError(f"a member of {member.size:,} bytes")
+        folder, slash, name = member.name.removeprefix("./").rpartition("/")
+        stem, dot, extension = name.partition(".")
+        if (member.isfile() or member.islnk() or member.issym()) and stem and dot and is_data(member.name):
+            yield member, f"{folder}{slash}{stem}", extension.lower()
+
+
+def read_tar(store: Store, tar_name: str, *, hashed: bool) -> Iterator[Sample]:
+    """Yield the samples of a tar in order, read as a stream.
+
+    Args:
+        hashed: also hash the file, for `marks_of_read`.
+
+    Raises:
+        InputError: the file is cut short or is no tar.
+    """
+    damage: Exception | None = None
+    seen = _SeenSamples()
+    with open_hashed(store, tar_name) if hashed else store.open(tar_name) as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r|") as tar:
+                for key, members in _groups(tar, store.size(tar_name), partial(_content, tar)):
+                    if seen.is_split(key, members):
+                        yield Sample(key, None, None, f"not_together: {_NOT_TOGETHER}")
+                    else:
+                        yield _sample(key, members)
+        except _TAR_ERRORS as error:
+            damage = error
+    if damage is not None:
+        raise InputError(f"{store.url}/{tar_name} is damaged ({damage}); download that shard again") from damage
+    if not _is_complete(store, tar_name):  # tarfile accepts a tar that is cut between two members
+        raise InputError(f"{store.url}/{tar_name} is damaged (it ends early); download that shard again")
+
+
+def _is_complete(store: Store, tar_name: str) -> bool:
+    """Return whether a tar ends with two empty blocks, as every tar does."""
+    with store.open(tar_name) as file:
+        file.seek(max(0, file.seek(0, 2) - _END_BYTES))
+        return not any(file.read())
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
+    """Return the bytes of the current file in a stream; None for a link, whose target may be earlier."""
+    if not member.isfile():
+        return None
+    content = tar.extractfile(member)
+    assert content is not None
+    return content.read()
+
+
+def _sample(key: str, members: dict[str, bytes | None]) -> Sample:
+    image = next((data for extension, data in members.items() if extension in IMAGE_EXTENSIONS), None)
+    names = (extension if data is not None else f"{extension} (a link)" for extension, data in members.items())
+    return Sample(key, image, members.get("txt"), instead=name_extensions(names))

@@ -1,0 +1,170 @@
+"""Rows as plain Python values, from lines of text or JSON, and their conversion to batches."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO, TextIO
+
+import pyarrow as pa
+
+from .count import FileCount, RowsError
+
+BATCH_ROWS = 10_000
+"""Number of rows in a batch."""
+_READ_CHARACTERS = 1 << 20
+"""Characters of JSON per read."""
+_MAX_VALUE_CHARACTERS = 64 << 20
+"""Characters in the longest JSON value: a longer one is probably not a row."""
+_SEPARATORS = re.compile(r"[\s,]*")
+"""Characters between two JSON values."""
+_KIND_NAMES: dict[type, str] = {
+    str: "text", bool: "booleans", int: "numbers", float: "numbers", list: "lists", dict: "objects"
+}  # fmt: skip
+"""Names of Python's types in messages."""
+
+
+def lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
+    """Yield number and text of each line that is not empty, without white space around the text.
+
+    A lone carriage return also ends a line, but does not increase the number, as in most editors.
+    """
+    for number, line in enumerate(file, start=1):
+        for part in line.split(b"\r"):
+            if text := part.decode("utf-8-sig" if number == 1 else "utf-8", "replace").strip():
+                yield number, text
+
+
+def json_line(number: int, line: str) -> Any:
+    """Return the value of a line of JSON.
+
+    Args:
+        number: number of the line, for messages.
+        line: text of the line.
+
+    Raises:
+        RowsError: the line is not JSON.
+    """
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        problem = error.msg.removesuffix(" at")
+        raise RowsError(f"line {number:,} is no JSON: {problem} at character {error.pos + 1:,}") from error
+
+
+def json_values(file: TextIO) -> Iterator[Any]:
+    """Yield the values of a JSON list, or of a sequence of JSON values, with only a few in memory."""
+    decoder = json.JSONDecoder()
+    buffer = file.read(_READ_CHARACTERS).lstrip()
+    is_list = buffer.startswith("[")
+    buffer = buffer.removeprefix("[")
+    position = 0
+    while True:
+        separator = _SEPARATORS.match(buffer, position)
+        assert separator is not None
+        position = separator.end()
+        if is_list and buffer.startswith("]", position):
+            if (buffer[position + 1 :] + file.read(_READ_CHARACTERS)).strip():
+                raise ValueError("there is more after the end of the list")
+            return
+        try:
+            value, position = decoder.raw_decode(buffer, position)
+        except ValueError:
+            more = file.read(_READ_CHARACTERS)
+            if not more and not is_list and not buffer[position:]:
+                return
+            if len(buffer) - position > _MAX_VALUE_CHARACTERS:
+                raise RowsError("a JSON value has more than 64 MB; write a list of objects, one for each row") from None
+            if not more:
+                raise
+            buffer, position = buffer[position:] + more, 0
+            continue
+        yield value
+
+
+def to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch]:
+    """Yield rows as batches; the first batch determines the columns, and a missing key is null.
+
+    Args:
+        rows: a URL, or an object with a key for each column, per row.
+        count: counts the rows, and the rows with a key that is no column.
+    """
+    batch: list[dict[str, Any]] = []
+    names: list[str] = []
+    for row in rows:
+        count.rows += 1
+        if isinstance(row, str):
+            row = {"url": row}
+        if not isinstance(row, dict):
+            raise RowsError(f"each row must be a URL, or an object with a key for each column, got {row!r:.80}")
+        batch.append(row)
+        if len(batch) == BATCH_ROWS:
+            names = names or _keys(batch)
+            yield _to_batch(batch, names, count)
+            batch = []
+    if count.rows == 1:
+        _require_row(batch[0])
+    if batch:
+        yield _to_batch(batch, names or _keys(batch), count)
+
+
+def _require_row(value: dict[str, Any]) -> None:
+    """Check that the only value of a file is a row, and does not contain all rows.
+
+    Raises:
+        RowsError: it contains them; the message explains how to write them as rows.
+    """
+    lists = {name: items for name, items in value.items() if isinstance(items, list) and items}
+    if not lists or any(isinstance(text, str) and "://" in text for text in value.values()):
+        return
+    for name, items in lists.items():
+        if isinstance(items[0], dict):
+            raise RowsError(
+                f"its rows are inside {name!r}; write that list alone, as `jq .{name} FILE > rows.json` does"
+            )
+    raise RowsError(
+        "it is one object of columns, not one for each row; "
+        "pandas.DataFrame(json.load(open(FILE))).to_parquet('rows.parquet') writes it as rows"
+    )
+
+
+def _keys(rows: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _to_batch(rows: list[dict[str, Any]], names: list[str], count: FileCount) -> pa.RecordBatch:
+    known = set(names)
+    for row in rows:
+        if not known.issuperset(row):
+            count.left_out.update(row.keys() - known)
+    return pa.RecordBatch.from_arrays([_column(name, [row.get(name) for row in rows]) for name in names], names=names)
+
+
+def _column(name: str, values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except UnicodeEncodeError:  # JSON can contain lone surrogates, which are not valid text
+        return pa.array([_without_surrogates(value) for value in values])
+    except (pa.ArrowException, OverflowError) as error:
+        kinds = dict.fromkeys(type(value) for value in values if value is not None)
+        if not all(issubclass(kind, str | int | float) for kind in kinds):
+            names = " and ".join(_KIND_NAMES.get(kind, kind.__name__) for kind in kinds)
+            raise RowsError(f"column {name!r} holds {names}; store it as one type ({error})") from error
+        # such as numbers and text in one column, or numbers beyond 64 bits
+        return pa.array([_without_surrogates(_as_text(value)) for value in values], pa.string())
+
+
+def _as_text(value: Any) -> str | None:
+    """Return a value as text; numbers and booleans in JSON's form."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

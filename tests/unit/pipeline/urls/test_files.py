@@ -1,0 +1,82 @@
+"""One file of a URL list: format, columns, marks and rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from priorkit.pipeline.urls import files
+from priorkit.pipeline.urls.files import file_head, list_format, list_mark, read_file
+
+
+def many_rows(path: Path, rows: int, group: int) -> list[str]:
+    urls = [f"http://h/{number}.jpg" for number in range(rows)]
+    pq.write_table(pa.table({"url": urls, "caption": urls}), path, row_group_size=group)
+    return urls
+
+
+def test_the_mark_of_a_file_changes_with_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    many_rows(path, 100, 10)
+    mark = list_mark(str(path))
+    assert mark is not None
+    assert (mark.rows, mark.bytes) == (100, path.stat().st_size)
+    assert list_mark(str(path)) == mark
+    table = pq.read_table(path)
+    swapped = list(range(100))
+    swapped[41], swapped[43] = 43, 41  # as long as each other, in one row group and no end of it
+    pq.write_table(table.take(swapped), path, row_group_size=10, compression="none", write_statistics=False)
+    other = list_mark(str(path))
+    pq.write_table(table, path, row_group_size=10, compression="none", write_statistics=False)
+    same_size = list_mark(str(path))
+    assert other is not None
+    assert same_size is not None
+    assert other.bytes == same_size.bytes
+    assert other.sha256 != same_size.sha256
+    assert list_mark(str(tmp_path / "list.csv")) is None
+
+
+def test_the_format_is_the_ending_before_gz_in_lower_case() -> None:
+    assert [list_format(name) for name in ("a.CSV", "b.tsv.gz", "c.d/e.json", "none")] == ["csv", "tsv", "json", "none"]
+
+
+def test_a_mark_is_certain_if_the_whole_file_or_its_time_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    many_rows(path, 10, 5)
+    mark = list_mark(str(path))
+    assert mark is not None
+    assert mark.modified is None
+    assert mark.is_certain(asdict(mark))
+    assert not mark.is_certain(None)
+    assert not mark.is_certain({**asdict(mark), "rows": 11})
+    large = replace(mark, bytes=files._MAX_HASHED_BYTES + 1)
+    assert not large.is_certain(asdict(large))
+    dated = replace(large, modified="1")
+    assert dated.is_certain(asdict(dated))
+
+
+@pytest.mark.parametrize(("text", "has_rows"), [("url,caption\na,b\n", True), ("url,caption\n", False)])
+def test_the_head_of_a_text_file_has_its_columns(tmp_path: Path, text: str, has_rows: bool) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(text)
+    head = file_head(str(path), "auto")
+    assert (head.schema.names, head.has_rows, head.mark) == (["url", "caption"], has_rows, None)
+
+
+def test_unwanted_row_groups_are_left_out_by_their_number_of_rows(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    urls = many_rows(path, 25, 10)
+    asked: list[tuple[int, int]] = []
+
+    def unwanted(first: int, last: int) -> bool:
+        asked.append((first, last))
+        return first == 10
+
+    parts = list(read_file(str(path), unwanted))
+    assert asked == [(0, 10), (10, 20), (20, 25)]
+    assert parts[1] == 10
+    assert [part.column("url").to_pylist() for part in parts if not isinstance(part, int)] == [urls[:10], urls[20:]]
