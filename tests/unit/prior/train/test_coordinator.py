@@ -8,7 +8,7 @@ import pytest
 
 from priorkit.pipeline.errors import PriorkitError
 from priorkit.prior.train.coordinator import Coordinator, RayWatch, TakenOver
-from priorkit.prior.train.loop import Outcome
+from priorkit.prior.train.progress import Outcome
 
 
 def test_four_starts_without_a_step_are_borne_and_the_fifth_is_not() -> None:

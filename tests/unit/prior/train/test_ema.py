@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from priorkit.prior.train.ema import update_ema
+from priorkit.prior.train.optim import update_ema
 
 
 def test_it_follows_the_formula() -> None:

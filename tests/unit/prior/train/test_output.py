@@ -29,8 +29,8 @@ class Training:
         for step, loss in losses.items():
             for value in self.network.state_dict().values():
                 value.fill_(step)
-            self.folder.note(step, {"validation_loss": loss}, 1e-3)
-            self.folder.keep_if_best(self.network, step, loss)
+            self.folder.log(step, {"validation_loss": loss}, 1e-3)
+            self.folder.save_if_best(self.network, step, loss)
             state = self.network.state_dict()
             self.folder.save(TrainState(step, network=dict(state), average={}, optimiser={}, normaliser={}))
 

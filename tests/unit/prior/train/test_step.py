@@ -15,7 +15,7 @@ from priorkit.prior.objective.diffusion import Condition, diffusion_loss, step_r
 from priorkit.prior.objective.normaliser import EmbeddingNormaliser
 from priorkit.prior.objective.schedule import noise_schedule
 from priorkit.prior.objective.settings import DiffusionSettings
-from priorkit.prior.train.prepare import autocast, prepare_network
+from priorkit.prior.train.step import autocast, prepare_network
 
 MakeNetwork = Callable[..., PriorNetwork]
 DIFFUSION = DiffusionSettings(timesteps=100, text_drop=0.3)
