@@ -62,7 +62,7 @@ class Validation:
         sums = self._ranks.sum(torch.from_numpy(scores.sum(axis=1))).tolist()
         if not np.isfinite(sums).all():
             rows = [row for block in self._local_blocks() for row in block.tolist()]
-            is_finite = np.isfinite(scores).all(axis=0).tolist()
+            is_finite = np.atleast_1d(np.isfinite(scores).all(axis=0))
             bad_rows = self._ranks.gather([row for row, finite in zip(rows, is_finite, strict=True) if not finite])
             raise NotFinite(f"the validation loss is not finite at step {step} for {len(bad_rows)} rows", bad_rows)
         return {name: total / len(self._rows) for name, total in zip(names, sums, strict=True)}
