@@ -64,9 +64,9 @@ class Coordinator:
         if self._vain_starts > _ATTEMPTS:
             self._fail(
                 PriorkitError(
-                    f"Ray workers died {_ATTEMPTS} times in a row before they had made a step more; they may need more "
-                    "memory, so smaller batches or train.accumulate; see Ray's logs for the cause. The same command "
-                    "goes on from the newest checkpoint"
+                    f"Ray workers died {_ATTEMPTS} times in a row without a new step; they may need more memory, so "
+                    "smaller batches or train.accumulate; see Ray's logs for the cause. The same command goes on from "
+                    "the newest checkpoint"
                 ),
                 "",
             )

@@ -48,8 +48,7 @@ def train_on_ray(
         require_room(ray, compute, compute.min_workers)
         coordinator, trainer = _start_beside_driver(ray, Coordinator), _start_beside_driver(ray, _Trainer)
         try:
-            # on a running cluster, workers import torch before ours can set how OpenMP waits, so it goes into their
-            # environment
+            # workers of a running cluster import torch before our code could choose how OpenMP waits
             fit = trainer.fit.remote(job, compute, coordinator, folder, chosen(os.environ))
             return _watch(ray, job, compute, coordinator, fit, progress, should_stop)
         finally:
@@ -74,7 +73,7 @@ class _Trainer:
         self, job: TrainJob, compute: ComputeSettings, coordinator: Any, folder: str, environment: dict[str, str]
     ) -> None:
         """Run the loop in the workers of Ray Train, with these environment variables."""
-        # workers stay in the current folder; by default Ray Train changes it to a folder of its own
+        # without this, Ray Train changes the working directory of its workers
         os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
         import ray.train.torch
         from ray.train.v2.api.config import LoggingConfig

@@ -30,9 +30,9 @@ def check_training(store: Store, planned: Manifest, settings: TrainSettings, *, 
 def refuse_other_embeddings(
     store: Store, recorded: Manifest | None, planned: Manifest, dataset: EmbeddingDataset
 ) -> None:
-    """Raise a FolderError with advice of its own if only the embeddings differ.
+    """Raise a FolderError if only the embeddings differ from those of the recorded training.
 
-    The usual advice, --overwrite, would discard the embeddings too when a whole recipe is run.
+    Its advice differs from the usual --overwrite, which would discard the embeddings too when a whole recipe is run.
     """
     if recorded is None or recorded.stage != STAGE:
         return

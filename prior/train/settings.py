@@ -84,7 +84,7 @@ class TrainSettings(DeviceSettings):
     """Number of parts that a worker splits its rows of a step into, to save memory."""
     noise_draws: int = Field(default=1, ge=1)
     """Number of timesteps and noises per row and step, which share one pass over the text: with token states, 4 cost
-    little more than 1. The learning rate depends on the number of rows, not of draws."""
+    little more than 1. Choose the learning rate by the number of rows, not of draws."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of large matrix products. Parameters, norms, attention weights, loss and optimiser stay in float32."""
     compile: bool = False
@@ -102,7 +102,7 @@ class TrainSettings(DeviceSettings):
     validate_draws: int = Field(default=0, ge=0)
     """Number of embeddings sampled per validation caption, for energy score and cosine; 0 computes losses only."""
     validate_steps: int = Field(default=16, ge=1)
-    """Number of sampling steps of each of these embeddings."""
+    """Number of network evaluations per sampled embedding in validation."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints: a kill loses at most this much work."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)

@@ -19,7 +19,7 @@ def test_the_fifth_start_without_a_step_fails() -> None:
     coordinator.begin()
     error = coordinator.status().error
     assert error is not None
-    with pytest.raises(PriorkitError, match="died 4 times in a row before they had made a step more"):
+    with pytest.raises(PriorkitError, match="died 4 times in a row without a new step"):
         raise pickle.loads(error)[0]
 
 

@@ -1,4 +1,4 @@
-"""Collective operations, alone and on two ranks in processes of their own."""
+"""Collective operations, on one rank and on two ranks in separate processes."""
 
 from __future__ import annotations
 
