@@ -72,6 +72,12 @@ def test_a_stop_before_the_first_step_trains_nothing(job: TrainJob, dataset: Emb
     assert (outcome.step, outcome.stopped) == (0, True)
 
 
+def test_a_stop_in_the_last_step_changes_nothing(job: TrainJob, dataset: EmbeddingDataset) -> None:
+    outcome = run_loop(job, dataset, CountingWatch(stop_at=7))
+    assert (outcome.step, outcome.stopped) == (6, False)
+    assert outcome.record is not None
+
+
 def test_a_limit_is_no_stop(make_train_job: MakeJob, dataset: EmbeddingDataset) -> None:
     outcome = run_loop(make_train_job(limit=2), dataset, CountingWatch())
     assert outcome == Outcome(0, 2, False, None, dataset.notes)

@@ -140,14 +140,14 @@ def test_a_checkpoint_without_a_log_is_removed(job: TrainJob, folder: TrainingFo
 
 def test_metrics_are_logged_with_the_learning_rate_of_their_step(job: TrainJob, folder: TrainingFolder) -> None:
     recorder = Recorder(job, folder, Watch(), 0)
-    recorder.log(1, {}, {}, {})
-    recorder.log(2, {"loss": 1.0}, {"validation_loss": 2.0}, {"samples_per_second": 9.0})
+    recorder.log(1, {"loss": 1.0}, {"validation_loss": 2.0}, {"samples_per_second": 9.0})
+    recorder.log(2, {}, {}, {})
     recorder.save(empty_state(2))
     lines = [json.loads(line) for line in Path(job.prior, "metrics.jsonl").read_text().splitlines()]
-    rate = 3e-3  # step number 1 is the last of the two warmup steps
+    rate = 1.5e-3  # of the first of two warmup steps
     assert lines == [
-        {"step": 2, "loss": 1.0, "learning_rate": rate},
-        {"step": 2, "validation_loss": 2.0, "learning_rate": rate},
+        {"step": 1, "loss": 1.0, "learning_rate": rate},
+        {"step": 1, "validation_loss": 2.0, "learning_rate": rate},
     ]
 
 
