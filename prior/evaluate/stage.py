@@ -30,7 +30,7 @@ from ...pipeline.contract.storage import Store
 from ...pipeline.errors import SettingsError
 from ...pipeline.read.dataset import EmbeddingDataset, Split
 from ...pipeline.read.settings import ReadSettings
-from ..train.job import recorded_files
+from ..model.train_manifest import recorded_files
 from .distances import EmbeddingSet, set_distances
 from .folder import FORMAT_VERSION, METRICS_NAME, RECORD, STAGE, evaluate_manifest, rows_name
 from .metrics import Estimate, mean_intervals

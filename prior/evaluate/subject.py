@@ -20,9 +20,8 @@ from ..model.config import TrainedOn
 from ..model.folder import CONFIG_NAME, WEIGHTS_NAME, load_config
 from ..model.prior import Prior
 from ..model.settings import WeightsName
+from ..model.train_manifest import RECORD, STAGE
 from ..sampling.settings import SampleSettings
-from ..train.job import STAGE
-from ..train.output import RECORD
 
 PREDICTIONS_SUFFIX = ".npy"
 Kind = Literal["prior, trained here", "prior", "checkpoint", "predictions"]

@@ -1,1 +1,1 @@
-"""The train stage: job, loop, step, validation, and output."""
+"""The train stage: a training job, its loop, steps, validation and output, in one process or on Ray."""

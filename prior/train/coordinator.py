@@ -1,7 +1,7 @@
-"""What the first rank and the driver of a training on Ray know each other by. Knows Ray by what it is handed.
+"""Coordinator between the driver and the first rank of a training on Ray. Does not import Ray.
 
-The *coordinator* runs as an actor beside the driver: it is told of progress and of errors, says whether to stop, and
-counts the starts of workers that came to nothing.
+The *coordinator* runs as an actor beside the driver. The first rank reports progress and errors to it and asks it
+whether to stop. It also counts the starts of workers that led to no progress.
 """
 
 from __future__ import annotations
@@ -12,60 +12,61 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...pipeline.errors import PriorkitError
-from .loop import Outcome
+from .progress import Outcome
 
 _ATTEMPTS = 4
-"""Starts of the workers, one after the other, in which no step was made until the training fails."""
-_ASK_SECONDS = 1.0
-"""Between two reports of the first rank."""
+"""Number of consecutive starts without a new step after which the next start fails the training."""
+_REPORT_SECONDS = 1.0
+"""Seconds between reports of the first rank, so that short steps do not wait for a remote call each."""
 
 
 class TakenOver(RuntimeError):
-    """Other workers have taken over the training while this one was out of reach."""
+    """Error for a worker whose training other workers have taken over while it was unreachable."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What the driver sees of a training."""
+    """Status of a training, as the driver sees it."""
 
     attempt: int = 0
-    """Starts of the workers so far."""
+    """Number of starts of the workers so far."""
     step: int = 0
     """Steps done."""
     note: str = ""
+    """Text for the progress bar."""
     outcome: Outcome | None = None
-    """How it ended; None while it runs."""
+    """Outcome of the training; None while it runs."""
     error: bytes | None = None
-    """What a worker raised, and its traceback, pickled; None if none did."""
+    """Pickled pair of the first exception that a worker raised and its traceback; None without one."""
 
     @property
     def is_over(self) -> bool:
-        """Whether workers that start now have nothing to do."""
+        """True if the training has ended, so that new workers have nothing to do."""
         return self.outcome is not None or self.error is not None
 
 
 class Coordinator:
-    """Between the driver and the first rank. Runs as an actor; its methods are called from other processes."""
+    """Actor between the driver and the first rank; other processes call its methods."""
 
     def __init__(self) -> None:
         self._status = Status()
         self._stop = False
         self._first_step: int | None = None
-        self._reached = 0
-        """Most steps that were done when workers started."""
-        self._vain = 0
-        """Starts in a row since which no step was made."""
+        self._most_steps = 0
+        """Largest number of steps done at any start."""
+        self._vain_starts = 0
+        """Number of consecutive starts without a new step."""
 
     def begin(self) -> int:
-        """The first rank starts to work; returns the number of this attempt."""
-        self._vain = 0 if self._status.step > self._reached else self._vain + 1
-        self._reached = max(self._reached, self._status.step)
-        if self._vain > _ATTEMPTS:
+        """Count a start of the first rank; return the number of this attempt."""
+        self._vain_starts = 0 if self._status.step > self._most_steps else self._vain_starts + 1
+        self._most_steps = max(self._most_steps, self._status.step)
+        if self._vain_starts > _ATTEMPTS:
             self._fail(
                 PriorkitError(
-                    f"Ray workers died {_ATTEMPTS} times in a row before they had made a step more; they may need more "
-                    "memory, so smaller batches or train.accumulate; see Ray's logs for the cause. The same command "
-                    "goes on from the newest checkpoint"
+                    f"Ray workers died {_ATTEMPTS} times in a row without a new step; they may need more memory, so "
+                    "smaller batches or train.accumulate; see Ray's logs for the cause. The same command goes on from "
+                    "the newest checkpoint"
                 ),
                 "",
             )
@@ -73,7 +74,7 @@ class Coordinator:
         return self._status.attempt
 
     def report(self, attempt: int, step: int, note: str) -> bool | None:
-        """The first rank has made steps; returns whether to stop, or None if others have taken over."""
+        """Record the steps done; return whether to stop, or None if another attempt has taken over."""
         if attempt != self._status.attempt:
             return None
         self._first_step = step if self._first_step is None else self._first_step
@@ -81,13 +82,14 @@ class Coordinator:
         return self._stop
 
     def finish(self, attempt: int, outcome: Outcome) -> None:
-        """The first rank has come to an end."""
+        """Record the outcome of the first rank."""
         if attempt == self._status.attempt:
+            # steps count from the start of the first attempt
             first = outcome.first_step if self._first_step is None else self._first_step
             self._status = replace(self._status, outcome=replace(outcome, first_step=first), step=outcome.step)
 
     def fail(self, error: bytes) -> None:
-        """A rank has raised; the first to do so counts."""
+        """Record the exception of a rank; only the first is kept."""
         if self._status.error is None:
             self._status = replace(self._status, error=error)
 
@@ -99,39 +101,40 @@ class Coordinator:
         self._stop = True
 
     def status(self) -> Status:
-        """What there is to see."""
+        """Return the current status."""
         return self._status
 
 
 class RayWatch:
-    """Looks on through the coordinator, at most once a second. See `loop.Watch`.
+    """Observer of the loop in a Ray worker; talks to the coordinator at most once a second. See `progress.Watch`.
 
     Args:
-        attempt: of the first rank; None of others, which neither tell nor ask.
+        attempt: attempt of the first rank; None on other ranks, which do not use the coordinator.
     """
 
     def __init__(self, ray: Any, coordinator: Any, attempt: int | None) -> None:
         self._ray, self._coordinator, self.attempt = ray, coordinator, attempt
-        self._told = float("-inf")
+        self._sent_at = float("-inf")
         self._last: tuple[int, str] = (0, "")
         self._stop = False
 
     def report(self, step: int, note: str) -> None:
-        """Tell the driver, through the coordinator."""
+        """Report progress to the driver, through the coordinator."""
         self._last = (step, note)
-        if self.attempt is not None and time.monotonic() - self._told > _ASK_SECONDS:
-            self._tell()
+        if self.attempt is not None and time.monotonic() - self._sent_at > _REPORT_SECONDS:
+            self._send()
 
     def should_stop(self) -> bool:
-        """Whether the driver was asked to stop when it was last told."""
+        """Return whether the driver had been asked to stop at the last report."""
         return self._stop
 
     def before_writing(self) -> None:
-        """See `loop.Watch`."""
-        self._tell()
+        """Raise TakenOver if other workers have taken over the training."""
+        self._send()
 
-    def _tell(self) -> None:
+    def _send(self) -> None:
+        """Send the last progress to the coordinator and read its answer."""
         answer = self._ray.get(self._coordinator.report.remote(self.attempt, *self._last))
         if answer is None:
             raise TakenOver("another worker has taken over")
-        self._stop, self._told = answer, time.monotonic()
+        self._stop, self._sent_at = answer, time.monotonic()

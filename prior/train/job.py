@@ -1,4 +1,4 @@
-"""What a training is to do, checked and in full: what every process of it is given."""
+"""The complete, checked description of a training, which every process of the training receives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ...pipeline.clip.settings import ClipSettings
 from ...pipeline.compute.device import resolve
 from ...pipeline.compute.settings import ComputeSettings
-from ...pipeline.contract.file_marks import FileMark, from_json, to_json
+from ...pipeline.contract.file_marks import FileMark, to_json
 from ...pipeline.contract.manifest import Manifest, fingerprint
 from ...pipeline.contract.storage import Store
 from ...pipeline.errors import InputError, SettingsError
@@ -19,57 +19,59 @@ from ...pipeline.read.dataset import EmbeddingDataset
 from ...pipeline.read.settings import ReadSettings
 from ..model.config import PriorConfig, TrainedOn
 from ..model.text_encoder import find_text_encoder
+from ..model.train_manifest import STAGE
 from .settings import TrainSettings
-from .start import check_start, has_unknown_clip, load_start, start_fingerprint, starting_from
+from .start import check_start, has_unknown_clip, load_start, settings_of_start, start_fingerprint
 from .trackers import check_trackers
-
-STAGE = "train"
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """One training."""
+    """Description of one training."""
 
     embeddings: str
+    """URL of the embeddings' folder."""
     read: ReadSettings
+    """Settings for reading and splitting the embeddings."""
     prior: str
     """URL of the prior's folder."""
     settings: TrainSettings
-    """Resolved, and with the network and diffusion of the prior to start from, if there is one."""
+    """Resolved settings, with network and diffusion of the prior to start from, if any."""
     config: PriorConfig
+    """Config of the trained prior."""
     identity: dict[str, Any]
-    """What the result depends on: the settings of its manifest."""
+    """Settings of the manifest: everything that the result depends on."""
     input: str
     """Fingerprint of the embeddings."""
     input_files: dict[str, FileMark]
-    """Marks of the files of embeddings without a manifest."""
+    """Marks of the embedding files, if their folder has no manifest."""
     limit: int | None = None
-    """Steps to stop after, with a checkpoint."""
+    """Number of steps after which to stop with a checkpoint; None runs to the last step."""
     notes: tuple[str, ...] = ()
-    """What a user should know about the prior to start from, a sentence each."""
+    """Sentences for the user on the prior to start from."""
     best_since: int = 0
-    """Step after which validation losses are comparable, since all are of the same rows."""
+    """Step after which validation losses are comparable, because they are of the same rows."""
 
     @property
     def last_step(self) -> int:
-        """Where this run ends."""
+        """Step at which this run ends."""
         return self.settings.steps if self.limit is None else min(self.limit, self.settings.steps)
 
     @property
     def record_input(self) -> str:
-        """Fingerprint of what the finished prior follows from beside its identity."""
+        """Input fingerprint of the finished prior: the embeddings, and the number of steps if that may change."""
         return fingerprint([self.input, self.settings.steps]) if self.settings.steps_may_change else self.input
 
     @property
     def fingerprint(self) -> str:
-        """Of all that the result depends on; checkpoints of others are of no use."""
+        """Fingerprint of everything that the result depends on; only checkpoints with the same one can be resumed."""
         return self.manifest().settings_fingerprint
 
     def open_embeddings(self) -> EmbeddingDataset:
-        """The embeddings, in whatever process.
+        """Open the embeddings, in any process of the training.
 
         Raises:
-            InputError: they are not there, or have changed.
+            InputError: they are missing or have changed.
         """
         dataset = EmbeddingDataset(self.embeddings, self.read, known_files=self.input_files)
         if dataset.content_fingerprint != self.input:
@@ -79,14 +81,9 @@ class TrainJob:
         return dataset
 
     def manifest(self) -> Manifest:
-        """The manifest before any work; other embeddings count as other settings."""
+        """Return the manifest of a training that has not begun; other embeddings count as other settings."""
         files = {"files": to_json(self.input_files)} if self.input_files else {}
         return Manifest(STAGE, self.identity, input={"sha256": self.input, **files})
-
-
-def recorded_files(manifest: Manifest | None) -> dict[str, FileMark]:
-    """Marks of the files of embeddings without a manifest, as the manifest of a training records them."""
-    return from_json(manifest.input.get("files")) if manifest is not None and manifest.stage == STAGE else {}
 
 
 def make_job(
@@ -97,14 +94,15 @@ def make_job(
     clip: ClipSettings | None,
     limit: int | None = None,
 ) -> TrainJob:
-    """The training of a prior on some embeddings.
+    """Describe the training of a prior on some embeddings, and check it.
 
     Args:
-        clip: made the embeddings, where their folder does not say which did.
+        clip: CLIP that made the embeddings; used only if their folder does not name one.
+        limit: number of steps after which to stop.
 
     Raises:
-        InputError: the embeddings lack what the settings ask for, or the prior to start from does not fit them.
-        SettingsError: settings do not fit each other, or a tracker is not installed.
+        InputError: the embeddings lack data that the settings need, or the prior to start from does not fit them.
+        SettingsError: settings contradict each other, or a tracker is not installed.
     """
     notes: tuple[str, ...] = ()
     settings = resolve_training(settings, compute)
@@ -118,10 +116,10 @@ def make_job(
                 f"train.init_from {settings.init_from.path} does not name its CLIP, so it is not known whether it was "
                 "trained with the one that made these embeddings",
             )
-        settings = starting_from(settings, start)
-        made = {"clip": config.clip, "clip_settings": config.clip_settings, "trained_on": config.trained_on}
-        own = {"network": settings.network, "diffusion": settings.diffusion}
-        config = start.config.model_copy(update={**own, **made})
+        settings = settings_of_start(settings, start)
+        data = {"clip": config.clip, "clip_settings": config.clip_settings, "trained_on": config.trained_on}
+        function = {"network": settings.network, "diffusion": settings.diffusion}
+        config = start.config.model_copy(update={**function, **data})
         identity["train"] = settings.identity()
         identity["init_from"] = {"sha256": start_fingerprint(start)}
     identity["embeddings"] = {"rows": dataset.count, "sha256": dataset.content_fingerprint}
@@ -136,25 +134,25 @@ def make_job(
 
 
 def resolve_training(settings: TrainSettings, compute: ComputeSettings) -> TrainSettings:
-    """Settings with a device and a number of threads; on Ray a worker has as many threads as CPUs are its own."""
+    """Fill in device and number of threads; on Ray a worker has as many threads as it has CPUs."""
     threads = max(1, int(compute.cpus_per_worker)) if compute.backend == "ray" else None
     return resolve(settings, "train", compute, threads=threads)
 
 
 def resolved_identity(settings: TrainSettings, read: ReadSettings) -> dict[str, Any]:
-    """What of a training's identity resolved settings say."""
+    """Return the part of a training's identity that follows from resolved settings alone."""
     return {"train": settings.identity(), "read": read.identity()}
 
 
 def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: ClipSettings | None) -> PriorConfig:
-    """Of a new prior: its CLIP is the one that made the embeddings."""
+    """Return the config of a new prior, whose CLIP is the one that made the embeddings."""
     identity, location = dataset.clip_if_known, _clip_settings(dataset, clip)
     width = dataset.token_width
     if settings.text_condition == "online":
         if not identity:
-            # only its identity is wanted here, perhaps on the head of a cluster whose workers alone have GPUs
-            here = settings if torch.cuda.is_available() else settings.model_copy(update={"device": "cpu"})
-            identity = find_text_encoder(location, {}, "that made the embeddings", here).identity
+            # only the identity is needed, and this machine may lack the GPUs that the cluster's workers have
+            local = settings if torch.cuda.is_available() else settings.model_copy(update={"device": "cpu"})
+            identity = find_text_encoder(location, {}, "that made the embeddings", local).identity
         width = identity["token_width"]
     return PriorConfig(
         embed_dim=dataset.embed_dim,
@@ -168,6 +166,7 @@ def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: Clip
 
 
 def _clip_settings(dataset: EmbeddingDataset, clip: ClipSettings | None) -> dict[str, Any]:
+    """Return where to find the CLIP that made the embeddings."""
     from ...pipeline.clip.encoder import check_clip, clip_location
 
     if dataset.clip_if_known:
@@ -182,7 +181,7 @@ def _clip_settings(dataset: EmbeddingDataset, clip: ClipSettings | None) -> dict
 
 
 def _check_text(dataset: EmbeddingDataset, settings: TrainSettings, config: PriorConfig) -> None:
-    """Refuse a text condition that the embeddings, or the prior to start from, cannot have."""
+    """Raise an error if the embeddings or the prior to start from do not allow the text condition."""
     most, known = config.network.max_text_len, dataset.clip_if_known
     takes_states = most > 0 and (config.token_width is not None or settings.init_from is None)
     if settings.text_condition == "online":

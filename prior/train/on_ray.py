@@ -1,8 +1,8 @@
-"""Ray Train around the training loop. With `pipeline/compute/parallel.py` the only importer of Ray.
+"""Training on Ray Train. Together with `pipeline/compute/parallel.py` the only module that imports Ray.
 
-The driver and the first rank know each other by a coordinator (see `coordinator.py`). Workers and nodes that die are
-replaced by Ray Train, from the newest checkpoint, by as many as there is room for; what a worker raises ends the
-training and is raised by the driver.
+Driver and first rank communicate through a coordinator (see `coordinator.py`). Training continues when workers or nodes
+die: Ray Train replaces them, as far as the cluster has room, and the loop resumes from the newest checkpoint. An
+exception in a worker ends the training, and the driver raises it.
 """
 
 from __future__ import annotations
@@ -22,43 +22,44 @@ from ...pipeline.compute.stage import ProgressCallback
 from ...pipeline.errors import PriorkitError
 from .coordinator import Coordinator, RayWatch, Status, TakenOver
 from .job import TrainJob
-from .loop import Outcome, run_loop
+from .loop import run_loop
+from .progress import Outcome
 from .ranks import PeerLost
 
 _START_FAILURES = 100
-"""Groups of workers that Ray Train could not start until the training fails."""
-_LOOK_SECONDS = 0.25
-"""Between two looks of the driver at the coordinator."""
+"""Number of failures of Ray Train to start a group of workers after which the training fails."""
+_POLL_SECONDS = 0.25
+"""Seconds between two requests of the driver for the coordinator's status."""
 _PATIENCE_SECONDS = 300.0
-"""That a cluster may have too few nodes for `min_workers`, in case others come in their place."""
+"""Seconds that a cluster may have too little room for `min_workers`, since replacement nodes may join."""
 _END_SECONDS = 60.0
-"""That Ray Train is given to end once the training is over."""
+"""Seconds to wait for Ray Train to end after the training, before its actor is killed."""
 
 
 def train_on_ray(
     job: TrainJob, compute: ComputeSettings, progress: ProgressCallback, should_stop: Callable[[], bool]
 ) -> Outcome:
-    """Train on the workers of a Ray cluster. The prior's folder is held by the caller.
+    """Train on the workers of a Ray cluster. The caller holds the lock of the prior's folder.
 
     Raises:
-        PriorkitError: what a worker has raised, or workers that die again and again, or too few nodes.
+        PriorkitError: a worker raised it, workers died repeatedly, or the cluster has too few nodes.
     """
     with ray_cluster(compute) as ray, tempfile.TemporaryDirectory(prefix="priorkit-ray-") as folder:
         require_room(ray, compute, compute.min_workers)
         coordinator, trainer = _start_beside_driver(ray, Coordinator), _start_beside_driver(ray, _Trainer)
         try:
-            # a worker of a cluster that runs already loads torch before a module of ours can say how it waits
+            # workers of a running cluster import torch before our code could choose how OpenMP waits
             fit = trainer.fit.remote(job, compute, coordinator, folder, chosen(os.environ))
             return _watch(ray, job, compute, coordinator, fit, progress, should_stop)
         finally:
             if ray.get(coordinator.status.remote()).is_over:
-                ray.wait([fit], timeout=_END_SECONDS)  # it gives back what the cluster holds for it
+                ray.wait([fit], timeout=_END_SECONDS)  # lets it release its resources in the cluster
             ray.kill(trainer)
             ray.kill(coordinator)
 
 
 def _start_beside_driver(ray: Any, actor: type) -> Any:
-    """An actor on the driver's node, since where that dies nobody waits for the training."""
+    """Start an actor on the driver's node: if that node dies, no driver waits for the training."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
@@ -66,18 +67,18 @@ def _start_beside_driver(ray: Any, actor: type) -> Any:
 
 
 class _Trainer:
-    """Ray Train, in a process that can be ended: in the driver's it takes over Ctrl-C, and waits for nodes for ever."""
+    """Actor that runs Ray Train: in the driver, Ray Train would take over Ctrl-C and wait for nodes without end."""
 
     def fit(
         self, job: TrainJob, compute: ComputeSettings, coordinator: Any, folder: str, environment: dict[str, str]
     ) -> None:
-        """Let Ray Train run the loop in its workers, with these variables in their environment."""
-        # paths that workers are given are absolute, and Ray Train would move them into a folder of its own
+        """Run the loop in the workers of Ray Train, with these environment variables."""
+        # without this, Ray Train changes the working directory of its workers
         os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
         import ray.train.torch
         from ray.train.v2.api.config import LoggingConfig
 
-        train: Any = ray.train  # whose types are those of its first version
+        train: Any = ray.train  # its type hints describe version 1 of its API
         gpus = compute.gpus_per_worker or 0.0
         resources = {"CPU": compute.cpus_per_worker, "GPU": gpus}
         train.torch.TorchTrainer(
@@ -90,7 +91,7 @@ class _Trainer:
             torch_config=train.torch.TorchConfig(backend="nccl" if job.settings.device == "cuda" else "gloo"),
             run_config=train.RunConfig(
                 name="train",
-                storage_path=folder,  # nothing of the training is written there
+                storage_path=folder,  # required, but the training writes nothing there
                 failure_config=train.FailureConfig(max_failures=-1, controller_failure_limit=_START_FAILURES),
                 worker_runtime_env={"env_vars": environment},
                 logging_config=LoggingConfig(log_level="ERROR"),
@@ -99,11 +100,11 @@ class _Trainer:
 
 
 def _work(job: TrainJob, coordinator: Any) -> None:
-    """One rank, in a worker of Ray Train."""
+    """Run one rank, in a worker of Ray Train."""
     import ray
 
     if ray.get(coordinator.status.remote()).is_over:
-        return  # Ray Train starts workers anew after an error: they end at once, and so does the training
+        return  # Ray Train restarts workers after an error; they return at once, so that Ray Train ends
     rank = ray.train.get_context().get_world_rank()
     try:
         watch = RayWatch(ray, coordinator, ray.get(coordinator.begin.remote()) if rank == 0 else None)
@@ -111,14 +112,14 @@ def _work(job: TrainJob, coordinator: Any) -> None:
         if watch.attempt is not None:
             ray.get(coordinator.finish.remote(watch.attempt, outcome))
     except (PeerLost, TakenOver, ray.exceptions.RayError):
-        raise  # Ray Train starts all workers anew
+        raise  # Ray Train restarts all workers
     except Exception as error:
         ray.get(coordinator.fail.remote(_pickled(error)))
         raise
 
 
 def _pickled(error: Exception) -> bytes:
-    """An error with its traceback, or its text where it cannot be pickled."""
+    """Pickle an error with its traceback; an error that cannot be pickled is replaced by one with its text."""
     text = traceback.format_exc()
     try:
         data = pickle.dumps((error, text))
@@ -137,10 +138,10 @@ def _watch(
     progress: ProgressCallback,
     should_stop: Callable[[], bool],
 ) -> Outcome:
-    """Show progress and pass on stop requests until the training is over."""
-    asked, changed, before = False, time.monotonic(), Status()
+    """Show progress and forward a stop request until the training ends."""
+    is_stopping, changed_at, before = False, time.monotonic(), Status()
     while True:
-        is_running = not ray.wait([fit], timeout=0)[0]  # looked at first: what it has told before its end is then seen
+        is_running = not ray.wait([fit], timeout=0)[0]  # before the status, which then includes its last report
         status = ray.get(coordinator.status.remote())
         if status.error is not None:
             error, text = pickle.loads(status.error)
@@ -150,20 +151,20 @@ def _watch(
             return status.outcome  # type: ignore[no-any-return]
         if not is_running:
             raise _failure(ray, fit)
-        if should_stop() and not asked:
+        if should_stop() and not is_stopping:
             ray.get(coordinator.stop.remote())
-            asked = True
+            is_stopping = True
         if status != before:
-            before, changed = status, time.monotonic()
-        waiting = time.monotonic() - changed
+            before, changed_at = status, time.monotonic()
+        seconds_unchanged = time.monotonic() - changed_at
         progress(status.step, job.settings.steps, status.note if status.attempt else "starting Ray's workers")
-        if waiting > _PATIENCE_SECONDS:
-            _require_room_still(ray, compute, status.step)
-        time.sleep(_LOOK_SECONDS)
+        if seconds_unchanged > _PATIENCE_SECONDS:
+            _require_remaining_room(ray, compute, status.step)
+        time.sleep(_POLL_SECONDS)
 
 
 def _failure(ray: Any, fit: Any) -> PriorkitError:
-    """Why Ray Train has ended, though the training has not."""
+    """Return the error for a Ray Train that ended before the training did."""
     try:
         cause = ray.get(fit)
     except ray.exceptions.RayError as error:
@@ -172,7 +173,7 @@ def _failure(ray: Any, fit: Any) -> PriorkitError:
 
 
 def explain_end(text: str) -> PriorkitError:
-    """The error for the text of one of Ray Train's, which may hold tracebacks, also escaped ones."""
+    """Return a short error for an error text of Ray Train, which may contain tracebacks, also escaped ones."""
     if "no GPUs found" in text:
         return PriorkitError(
             "Ray reserves GPUs for the workers, but torch sees none there; install torch for these GPUs on the nodes, "
@@ -182,7 +183,8 @@ def explain_end(text: str) -> PriorkitError:
     return PriorkitError(f"Ray Train ended before the training did: {lines[-1] if lines else 'no reason is given'}")
 
 
-def _require_room_still(ray: Any, compute: ComputeSettings, step: int) -> None:
+def _require_remaining_room(ray: Any, compute: ComputeSettings, step: int) -> None:
+    """Raise a PriorkitError if the remaining nodes have too little room for `min_workers`."""
     try:
         require_room(ray, compute, compute.min_workers)
     except PriorkitError as error:

@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with weight decay on matrices only, and its learning rate as a function of the step."""
+"""AdamW with weight decay on matrices only, the learning rate of each step, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import nn
 from .settings import OptimiserSettings
 
 _FINAL_SHARE = 0.1
+"""Fraction of the peak learning rate that cosine decay ends at."""
 
 
 def build_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) over the weights of a network."""
+    """Return AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) over the weights of a network."""
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -21,7 +22,7 @@ def build_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.op
 
 
 def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
-    """The learning rate of step number `step` (from 0) of `steps`: linear warmup, then cosine or constant."""
+    """Return the learning rate of step number `step` (from 0) of `steps`: linear warmup, then cosine or constant."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     if settings.decay == "constant":
@@ -29,3 +30,15 @@ def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
     progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
     share = _FINAL_SHARE + (1 - _FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
     return settings.learning_rate * share
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Move the exponential moving average `average` towards `network` after step number `step` (from 0).
+
+    The decay warms up as (1 + step) / (10 + step), so that the random initial weights are forgotten quickly.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    averaged, current = dict(average.named_parameters()), dict(network.named_parameters())
+    assert averaged.keys() == current.keys()
+    torch._foreach_lerp_(list(averaged.values()), [current[name] for name in averaged], 1 - decay)

@@ -1,9 +1,10 @@
-"""What a training keeps in the prior's folder: its log, its checkpoints, the best weights, and in the end the prior."""
+"""Files of a training in the prior's folder: log, checkpoints, best weights, and finally the prior itself."""
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,20 +13,24 @@ from ...pipeline.contract.manifest import ShardRecord
 from ...pipeline.contract.storage import Store
 from ..model.config import PriorConfig
 from ..model.folder import TrainState, clear_states, load_state, save_best, save_prior, save_state
+from ..model.train_manifest import RECORD
 from ..network.interface import Network
 from ..objective.normaliser import EmbeddingNormaliser
+from .job import TrainJob
+from .optim import learning_rate
+from .progress import Watch
+from .trackers import open_trackers
 
-RECORD = "prior"
 LOG_NAME = "metrics.jsonl"
 
 
 class TrainingFolder:
-    """The folder of a prior while it is trained, which one process writes.
+    """Folder of a prior during training. Only one process writes to it.
 
     Args:
-        fingerprint: of settings and embeddings; checkpoints of others are passed over.
-        keep: newest checkpoints that are kept.
-        best_since: step after which validation losses are comparable with those to come.
+        fingerprint: fingerprint of settings and embeddings; checkpoints with another fingerprint are ignored.
+        keep: number of newest checkpoints to keep.
+        best_since: step after which validation losses are comparable with later ones.
     """
 
     def __init__(self, store: Store, fingerprint: str, keep: int, best_since: int = 0) -> None:
@@ -34,7 +39,7 @@ class TrainingFolder:
         self._best = math.inf
 
     def restore(self) -> TrainState | None:
-        """The newest checkpoint, and the log up to it; None where there is none.
+        """Read the newest checkpoint and the log up to its step; return None if there is no checkpoint.
 
         Raises:
             InputError: all checkpoints are damaged.
@@ -42,13 +47,14 @@ class TrainingFolder:
         store = self._store
         state = load_state(store, self._fingerprint)
         if state is None or store.size(LOG_NAME) is None:
-            # every checkpoint follows a log; one without is what a killed --overwrite left of the old training
+            # the log is written before a checkpoint: without a log, the checkpoint is left over from before an
+            # --overwrite that was killed
             clear_states(store)
             return None
         with store.open(LOG_NAME) as file:
             lines = [json.loads(line) for line in file.read().splitlines()]
         self._log = [line for line in lines if line["step"] <= state.step]
-        # weights of a later validation may lie there: the same will be found, and written, again
+        # best.safetensors may be of a later step than the checkpoint; training will write the same file again
         self._best = min(
             (
                 line["validation_loss"]
@@ -59,18 +65,21 @@ class TrainingFolder:
         )
         return state
 
-    def note(self, step: int, values: Mapping[str, float], learning_rate: float) -> None:
-        """Add a line to the log."""
-        self._log.append({"step": step, **values, "learning_rate": learning_rate})
+    def log(self, step: int, values: Mapping[str, float], rate: float) -> None:
+        """Add a line to the log, in memory; `save` and `publish` write it."""
+        self._log.append({"step": step, **values, "learning_rate": rate})
 
-    def keep_if_best(self, average: Network, step: int, validation_loss: float) -> None:
-        """Keep averaged weights if they did better in validation than all before."""
+    def save_if_best(self, average: Network, step: int, validation_loss: float) -> None:
+        """Write the averaged weights if their validation loss is the lowest so far."""
         if validation_loss < self._best:
             self._best = validation_loss
             save_best(self._store, average, step, validation_loss, self._fingerprint)
 
     def save(self, state: TrainState) -> None:
-        """Log first, then checkpoint: a log that runs ahead is cut at the next start, one that lags has a gap."""
+        """Write the log, then the checkpoint.
+
+        In this order a kill in between leaves a log that is too long, which `restore` cuts, and never one with a gap.
+        """
         with self._store.create(LOG_NAME) as file:
             file.write(self._lines())
         save_state(self._store, state, self._fingerprint, self._keep)
@@ -78,11 +87,11 @@ class TrainingFolder:
     def publish(
         self, config: PriorConfig, average: Network, normaliser: EmbeddingNormaliser, *, input: str, rows: int
     ) -> ShardRecord:
-        """Write the prior and its record: from here on it exists.
+        """Write the prior, then the record that makes it valid.
 
         Args:
             input: fingerprint of the embeddings.
-            rows: of the training split.
+            rows: number of rows in the training split.
         """
         commit = ShardCommit(self._store, RECORD, input=input, settings=self._fingerprint)
         save_prior(commit.create, config, average, normaliser)
@@ -92,3 +101,65 @@ class TrainingFolder:
 
     def _lines(self) -> bytes:
         return "".join(json.dumps(line) + "\n" for line in self._log).encode()
+
+
+class Recorder:
+    """Writer of metrics, checkpoints and the prior, on the first rank.
+
+    Args:
+        step: steps done before this run.
+    """
+
+    def __init__(self, job: TrainJob, folder: TrainingFolder, watch: Watch, step: int) -> None:
+        self._job, self._folder, self._watch = job, folder, watch
+        self._saved_at = time.monotonic()
+        self._trackers = open_trackers(job.settings, Store(job.prior), job.fingerprint, job.identity, step)
+
+    def log(
+        self, step: int, trained: dict[str, float], validated: dict[str, float], rates: Mapping[str, float]
+    ) -> None:
+        """Add the metrics of a step to the log and the trackers; do nothing if there are none.
+
+        Args:
+            step: steps done, this one included.
+            rates: throughput, for the trackers only.
+        """
+        rate = learning_rate(self._job.settings.optimiser, step - 1, self._job.settings.steps)
+        for values in (trained, validated):
+            if values:
+                self._folder.log(step, values, rate)
+        if trained or validated:
+            for tracker in self._trackers:
+                tracker.log(step, {**trained, **validated, "learning_rate": rate, **rates})
+
+    def save_if_best(self, average: Network, step: int, validation_loss: float) -> None:
+        """Write the averaged weights if their validation loss is the lowest so far."""
+        self._watch.before_writing()
+        self._folder.save_if_best(average, step, validation_loss)
+
+    def is_checkpoint_due(self, step: int) -> bool:
+        """Return whether `checkpoint_every` steps or `checkpoint_minutes` minutes have passed."""
+        settings = self._job.settings
+        is_old = time.monotonic() - self._saved_at > 60 * settings.checkpoint_minutes
+        return step % settings.checkpoint_every == 0 or is_old
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint."""
+        self._watch.before_writing()
+        self._folder.save(state)
+        self._saved_at = time.monotonic()
+
+    def publish(self, average: Network, normaliser: EmbeddingNormaliser, *, rows: int) -> ShardRecord:
+        """Write the trained prior.
+
+        Args:
+            rows: number of rows in the training split.
+        """
+        self._watch.before_writing()
+        job = self._job
+        return self._folder.publish(job.config, average, normaliser, input=job.record_input, rows=rows)
+
+    def close(self) -> None:
+        """Close the trackers."""
+        for tracker in self._trackers:
+            tracker.close()

@@ -1,4 +1,4 @@
-"""The processes that train together, through torch.distributed where a process group is there. Knows nothing of Ray."""
+"""Ranks of a training, the processes of a torch.distributed group, or one process alone. Does not know Ray."""
 
 from __future__ import annotations
 
@@ -12,44 +12,48 @@ import torch.distributed as dist
 Value = TypeVar("Value")
 
 _BUCKET_VALUES = 8_000_000
-"""Gradients that are summed at once: 32 MB of float32, so that they are copied in parts and sent in few."""
+"""Gradient values per all-reduce: 32 MB of float32, so that copies stay small and messages few."""
 
 
 class PeerLost(RuntimeError):
-    """Another process of the training is gone, so that nothing can be agreed on any more."""
+    """Error for a collective operation that failed because another rank died."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together; alone where there are no others."""
+    """Rank of this process and number of ranks; rank 0 of 1 without a process group."""
 
     rank: int
     size: int
     device: torch.device
-    """Where tensors must be to be sent."""
+    """Device of the tensors that are sent."""
 
     @staticmethod
-    def found(device: torch.device) -> Ranks:
-        """As torch.distributed has been set up, if it has."""
+    def current(device: torch.device) -> Ranks:
+        """Return the ranks of the process group that torch.distributed was set up with, if any."""
         if not (dist.is_available() and dist.is_initialized()):
             return Ranks(0, 1, device)
         return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes."""
+        """True on the rank that writes files."""
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of float64 values `[n]` of all ranks; on the CPU."""
+        """Return the sum of float64 values `[n]` over all ranks, on the CPU."""
         if self.size == 1:
             return values.cpu()
         sent = values.to(self.device)
         _collective(lambda: dist.all_reduce(sent))
         return sent.cpu()
 
+    def any(self, value: bool) -> bool:
+        """Return whether the value is true on any rank."""
+        return bool(self.sum(torch.tensor([float(value)], dtype=torch.float64)).item())
+
     def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Put the sum over ranks into the gradients of some parameters; a rank that has none adds nothing."""
+        """Replace the gradients of parameters by their sums over the ranks; a missing gradient counts as zero."""
         if self.size == 1:
             return
         for bucket in _buckets(parameters):
@@ -64,30 +68,31 @@ class Ranks:
                 gradient.copy_(part.view_as(gradient))
 
     def gather(self, values: list[Value]) -> list[Value]:
-        """The values of all ranks, in their order."""
+        """Return the values of all ranks, in order of rank."""
         if self.size == 1:
             return values
         gathered: list[Any] = [None] * self.size
         _collective(lambda: dist.all_gather_object(gathered, values))
-        return [value for of_rank in gathered for value in of_rank]
+        return [value for rank_values in gathered for value in rank_values]
 
     def broadcast(
         self, value: Value | None, tensors: Mapping[str, torch.Tensor]
     ) -> tuple[Value, dict[str, torch.Tensor]]:
-        """What the first rank has: a plain value, and tensors by name, which come to lie on the CPU.
+        """Return the first rank's value and named tensors, on the CPU.
 
         Args:
-            value, tensors: of the first rank; what others give is of no matter.
+            value: any value that can be pickled; ignored on other ranks.
+            tensors: tensors by name; ignored on other ranks.
         """
         if self.size == 1:
             assert value is not None
             return value, dict(tensors)
         described = [(value, {name: (each.shape, each.dtype) for name, each in tensors.items()})]
         _collective(lambda: dist.broadcast_object_list(described, src=0))
-        value, kinds = described[0]
+        value, layouts = described[0]
         assert value is not None
         received = {}
-        for name, (shape, dtype) in kinds.items():
+        for name, (shape, dtype) in layouts.items():
             sent = tensors[name] if self.is_first else torch.empty(shape, dtype=dtype)
             sent = sent.to(self.device).contiguous()
             _collective(lambda sent=sent: dist.broadcast(sent, src=0))  # type: ignore[misc]
@@ -96,6 +101,7 @@ class Ranks:
 
 
 def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """Group consecutive parameters until each group has at least `_BUCKET_VALUES` values; the last may have fewer."""
     bucket: list[torch.nn.Parameter] = []
     for parameter in parameters:
         bucket.append(parameter)
@@ -107,6 +113,7 @@ def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Par
 
 
 def _collective(work: Callable[[], Any]) -> None:
+    """Run a collective operation; PeerLost if it fails."""
     try:
         work()
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Going on with a training: what may change meanwhile, how that is recorded, and what is refused."""
+"""Rules for resuming a training: settings that may change, their record in the manifest, and refused changes."""
 
 from __future__ import annotations
 
@@ -11,44 +11,52 @@ from ...pipeline.contract.storage import Store
 from ...pipeline.errors import FolderError
 from ...pipeline.read.dataset import EmbeddingDataset
 from ..model.folder import newest_step
-from .job import STAGE, TrainJob, recorded_files
-from .output import RECORD
+from ..model.train_manifest import RECORD, STAGE, recorded_files
+from .job import TrainJob
 from .settings import TrainSettings
 
 _VALIDATION_ROWS = "train.validation_rows"
+"""Setting whose change makes earlier validation losses incomparable."""
 
 
 def check_training(store: Store, planned: Manifest, settings: TrainSettings, *, overwrite: bool) -> Manifest | None:
-    """What a prior's folder holds of a training; FolderError if that cannot go on with these settings."""
-    found = check_stage(store, planned, overwrite=overwrite, advice=_start_advice(store))
-    if found is not None and not overwrite:
-        _refuse_fewer_steps(store, found, settings.steps)
-    return found
+    """Return the manifest in a prior's folder, or None; FolderError if these settings cannot resume its training."""
+    manifest = check_stage(store, planned, overwrite=overwrite, advice=_start_advice(store))
+    if manifest is not None and not overwrite:
+        _refuse_fewer_steps(store, manifest, settings.steps)
+    return manifest
 
 
-def refuse_other_embeddings(store: Store, found: Manifest | None, planned: Manifest, dataset: EmbeddingDataset) -> None:
-    """Say what to do where only the embeddings differ: --overwrite of a whole run would discard them too."""
-    if found is None or found.stage != STAGE or found.settings.get("embeddings") == planned.settings["embeddings"]:
+def refuse_other_embeddings(
+    store: Store, recorded: Manifest | None, planned: Manifest, dataset: EmbeddingDataset
+) -> None:
+    """Raise a FolderError if only the embeddings differ from those of the recorded training.
+
+    Its advice differs from the usual --overwrite, which would discard the embeddings too when a whole recipe is run.
+    """
+    if recorded is None or recorded.stage != STAGE:
         return
-    if {**found.settings, "embeddings": None} == {**planned.settings, "embeddings": None}:
-        before = found.settings.get("embeddings", {}).get("rows", "unknown")
-        files, now = recorded_files(found), dataset.file_marks
-        changed = [name for name in sorted(files) if name not in now or now[name].sha256 != files[name].sha256]
+    if recorded.settings.get("embeddings") == planned.settings["embeddings"]:
+        return
+    if {**recorded.settings, "embeddings": None} == {**planned.settings, "embeddings": None}:
+        rows_before = recorded.settings.get("embeddings", {}).get("rows", "unknown")
+        before, now = recorded_files(recorded), dataset.file_marks
+        changed = [name for name in sorted(before) if name not in now or now[name].sha256 != before[name].sha256]
         named = f"; {changed[0]} has changed" if changed else ""
         raise FolderError(
-            f"{store.url} was trained on other embeddings ({before} rows) than {dataset.store.url} holds now "
+            f"{store.url} was trained on other embeddings ({rows_before} rows) than {dataset.store.url} holds now "
             f"({dataset.count} rows{named}); train into another folder (folders.prior), "
             "or discard that prior alone with `priorkit train RECIPE --overwrite`"
         )
 
 
 def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
-    """Record which settings are others than before, and from which step on; returns the job that knows it.
+    """Record which settings have changed and from which step; return the job with its `best_since`.
 
-    Changes after the newest checkpoint had no effect on what is kept of the training, and are forgotten.
+    Earlier changes that were recorded after the newest checkpoint are dropped, because their steps are trained again.
 
     Raises:
-        FolderError: a finished prior shall have more steps, and its checkpoints are gone.
+        FolderError: a finished prior is asked for more steps, and its checkpoints are missing.
     """
     about, step = folder.manifest.about, newest_step(folder.store, job.fingerprint)
     if step is None and RECORD in folder.manifest.shards and folder.manifest.shards[RECORD].input != job.record_input:
@@ -70,19 +78,20 @@ def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
     return dataclasses.replace(job, best_since=best_since)
 
 
-def surplus_note(store: Store, found: Manifest | None, steps: int) -> str | None:
-    """A note on a finished prior that has done more steps than it is asked for, so that nothing is to be done."""
-    if found is None or RECORD not in found.shards:
+def surplus_note(store: Store, recorded: Manifest | None, steps: int) -> str | None:
+    """Return a note if a finished prior has more steps than `steps`, so that nothing is left to do; else None."""
+    if recorded is None or RECORD not in recorded.shards:
         return None
-    done = newest_step(store, found.settings_fingerprint)
+    done = newest_step(store, recorded.settings_fingerprint)
     if done is None or done <= steps:
         return None
     return f"{store.url} is trained to its end, {done:,} steps, more than train.steps={steps:,}: nothing to do"
 
 
-def _refuse_fewer_steps(store: Store, found: Manifest, steps: int) -> None:
-    done = newest_step(store, found.settings_fingerprint)
-    if done is not None and done > steps and RECORD not in found.shards:
+def _refuse_fewer_steps(store: Store, recorded: Manifest, steps: int) -> None:
+    """Raise a FolderError if an unfinished training has done more steps than `steps`."""
+    done = newest_step(store, recorded.settings_fingerprint)
+    if done is not None and done > steps and RECORD not in recorded.shards:
         raise FolderError(
             f"train.steps={steps}: {store.url} has done {done} steps already; set at least that many, or "
             f"{_start_advice(store)}"
@@ -90,4 +99,5 @@ def _refuse_fewer_steps(store: Store, found: Manifest, steps: int) -> None:
 
 
 def _start_advice(store: Store) -> str:
+    """Return the advice for settings that cannot resume a training."""
     return f"start another prior from its weights (--init-from {store.url} --prior NEW)"

@@ -17,80 +17,80 @@ from ..sampling.settings import MAX_SEED
 
 
 class OptimiserSettings(Settings):
-    """AdamW, its learning rate, and the averaged weights."""
+    """Settings of AdamW, its learning rate, and the averaged weights."""
 
     learning_rate: float = Field(default=3e-4, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(default=100, ge=0)
     """Steps over which the learning rate grows linearly from 0."""
     decay: Literal["cosine", "constant"] = "cosine"
-    """What follows the warmup: cosine to a tenth of the peak by the last step, or the peak throughout, which lets a
-    training go on beyond its last step."""
+    """Learning rate after the warmup. `cosine` falls to a tenth of the peak at the last step. `constant` keeps the
+    peak, so that a training can be given more steps later."""
     weight_decay: float = Field(default=0.06, ge=0)
-    """Decay of matrices (not of vectors); the model card's 6.02e-2."""
+    """Weight decay of matrices (vectors have none); the model card uses 6.02e-2."""
     beta2: float = Field(default=0.99, gt=0, lt=1)
     """Decay of the second moment."""
     max_grad_norm: float = Field(default=0.5, gt=0)
-    """Gradients are scaled down to this norm; the model card's value."""
+    """Largest norm of the gradients; larger ones are scaled down to it. The value is the model card's."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the averaged weights each step, after a warmup of (1 + step) / (10 + step)."""
+    """Decay of the averaged weights per step, after a warmup of (1 + step) / (10 + step)."""
 
 
 class InitSettings(Settings):
-    """A prior to start from: whatever `load_prior` reads."""
+    """Settings of a prior to start from, in any form that `load_prior` reads."""
 
     path: Location
     """Folder of a prior, or a checkpoint of DALLE2-pytorch (`.pth`)."""
     weights: WeightsName = "ema"
-    """Averaged weights, those that were trained, or the averaged ones that validated best."""
+    """Weights to use: averaged (`ema`), trained (`online`), or the averaged ones that validated best (`best`)."""
     config: str | None = None
-    """Of a checkpoint: the JSON of its training script, or `laion-model-card`."""
+    """Config of a DALLE2-pytorch checkpoint: the JSON of its training script, or `laion-model-card`."""
     function_version: str | None = None
-    """Of a checkpoint that stores none: the release of dalle2-pytorch whose function it is."""
+    """Release of dalle2-pytorch that a checkpoint was trained with, if the checkpoint does not store it."""
 
 
 class TrainSettings(DeviceSettings):
-    """Training of a prior."""
+    """Settings of the training of a prior."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
         {
             "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "activation_checkpointing", "trackers",
             "tracker_folder", "log_every",
-            "init_from",  # its weights are part of the identity, wherever they lie
+            "init_from",  # its weights are part of the identity, not their path
             "threads", "accumulate", "validate_every", "validation_rows", "validate_draws", "validate_steps",
         }
     )  # fmt: skip
     recorded_fields: ClassVar[tuple[str, ...]] = (
         "threads", "accumulate", "validate_every", "validation_rows", "validate_draws", "validate_steps",
     )  # fmt: skip
-    """Fields that may change while a training goes on; its manifest records from which step."""
+    """Fields that may change when a training is resumed; the manifest records from which step."""
 
     network: NetworkSettings = NetworkSettings()
-    """The network."""
+    """Settings of the network."""
     diffusion: DiffusionSettings = DiffusionSettings()
-    """The diffusion."""
+    """Settings of the diffusion."""
     optimiser: OptimiserSettings = OptimiserSettings()
-    """The optimiser."""
+    """Settings of the optimiser."""
     init_from: InitSettings | None = None
-    """A prior to start from: network, diffusion and the normaliser's statistics are its own."""
+    """Prior to start from: its network, diffusion and normaliser statistics are used."""
     text_condition: Literal["pooled", "stored", "online"] | None = None
-    """Where text comes from. `pooled`: stored embeddings. `stored`: stored token states too. `online`: captions, by the
-    embeddings' CLIP. Null: `stored` where the network takes token states, else `pooled`."""
+    """Source of the text. `pooled`: stored embeddings. `stored`: stored token states too. `online`: captions, encoded
+    by the embeddings' CLIP. Null: `stored` if the network takes token states, else `pooled`."""
     steps: int = Field(default=100_000, ge=1)
-    """Optimiser steps in all; a training with `optimiser.decay: constant` may be given more of them later."""
+    """Total number of optimiser steps; with `optimiser.decay: constant`, a training can be given more later."""
     batch_size: int = Field(default=256, ge=1)
-    """Rows in one step, over all workers; the last batch of an epoch is shorter."""
+    """Rows per step, over all workers; the last batch of an epoch is shorter."""
     accumulate: int = Field(default=1, ge=1)
-    """Parts that a worker's rows of a step are computed in, one after the other, to save memory."""
+    """Number of parts that a worker splits its rows of a step into, to save memory."""
     noise_draws: int = Field(default=1, ge=1)
-    """Timesteps and noises for each row of a step, over one pass of its text: with token states 4 cost little more
-    than 1. Rows, not draws, are what the learning rate belongs to."""
+    """Number of timesteps and noises per row and step, which share one pass over the text: with token states, 4 cost
+    little more than 1. Choose the learning rate by the number of rows, not of draws."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of large products; weights, norms, attention's weights, the loss and the optimiser stay in float32."""
+    """Type of large matrix products. Parameters, norms, attention weights, loss and optimiser stay in float32."""
     compile: bool = False
-    """Compile the layers with torch.compile: minutes at the start, for a GPU and long runs."""
+    """Compile the layers with torch.compile. This takes minutes at the start and pays off on a GPU in long runs."""
     activation_checkpointing: bool = False
-    """Compute each layer anew in the backward pass: a third more work for a fraction of the memory, same results."""
+    """Compute each layer again in the backward pass: a third more work, a fraction of the memory, the same results."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of weights, data order, noise, timesteps, text drops and dropout."""
     log_every: int = Field(default=50, ge=1)
@@ -98,36 +98,36 @@ class TrainSettings(DeviceSettings):
     validate_every: int = Field(default=500, ge=1)
     """Steps between validations of the averaged weights."""
     validation_rows: int = Field(default=2048, ge=1)
-    """Rows of the validation split that are used, with noise that never changes."""
+    """Largest number of rows of the validation split to use; their noise is the same in every validation."""
     validate_draws: int = Field(default=0, ge=0)
-    """Embeddings drawn for each validation caption, for energy score and cosine; 0 takes losses only."""
+    """Number of embeddings sampled per validation caption, for energy score and cosine; 0 computes losses only."""
     validate_steps: int = Field(default=16, ge=1)
-    """Network evaluations of each of these draws."""
+    """Number of network evaluations per sampled embedding in validation."""
     checkpoint_every: int = Field(default=500, ge=1)
-    """Steps between checkpoints: at most this much work is lost by a kill."""
+    """Steps between checkpoints: a kill loses at most this much work."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
-    """Minutes between checkpoints, where steps are slow."""
+    """Minutes between checkpoints, if steps are slow."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """What shows metrics besides `metrics.jsonl`; an extra each."""
+    """Trackers that receive the metrics beside `metrics.jsonl`; each needs an extra of the package."""
     tracker_folder: Location | None = None
-    """Local folder that trackers write to; null is `trackers` in the prior's, if that is local."""
+    """Local folder that trackers write to; null: `trackers` in the prior's folder, if that is local."""
 
     @property
     def steps_may_change(self) -> bool:
-        """Return whether no step depends on the number of steps in all."""
+        """Return whether the steps do not depend on their total number, so that it may change later."""
         return self.optimiser.decay == "constant"
 
     def identity(self) -> dict[str, Any]:
-        """See `Settings`; `steps` counts only where the learning rate follows from it."""
+        """Return the fields that the result depends on; `steps` is one only if the learning rate depends on it."""
         dumped = super().identity()
         if self.steps_may_change:
             del dumped["steps"]
         return dumped
 
     def recorded(self) -> dict[str, Any]:
-        """Values, by their names in a recipe, that may change while a training goes on."""
+        """Return the values that may change when a training is resumed, by their names in a recipe."""
         names = (*self.recorded_fields, *(("steps",) if self.steps_may_change else ()))
         return {f"train.{name}": getattr(self, name) for name in names}
 

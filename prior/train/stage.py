@@ -1,4 +1,4 @@
-"""The stage `train`: a prior from embeddings, in this process or on Ray."""
+"""The train stage: plan, run and resume the training of a prior, in this process or on Ray."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from ...pipeline.read.dataset import EmbeddingDataset
 from ...pipeline.read.settings import ReadSettings
 from ..model.config import build_network
 from ..model.folder import CONFIG_NAME, WEIGHTS_NAME, clear_states, load_state
-from .job import STAGE, TrainJob, make_job, recorded_files, resolve_training, resolved_identity
-from .loop import Outcome, run_loop
-from .output import RECORD
+from ..model.train_manifest import RECORD, STAGE, recorded_files
+from .job import TrainJob, make_job, resolve_training, resolved_identity
+from .loop import run_loop
+from .progress import LocalWatch, Outcome
 from .resume import check_training, record_changes, refuse_other_embeddings, surplus_note
 from .settings import TrainSettings
 
@@ -38,28 +39,28 @@ def train(
     progress: ProgressCallback = no_progress,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> StageResult:
-    """Train a prior on a folder of embeddings, or go on from its newest checkpoint.
+    """Train a prior on a folder of embeddings, or resume from its newest checkpoint.
 
     Args:
         embeddings: folder that `embed` or clip-retrieval wrote, or that LAION published.
         prior: folder of the trained prior.
-        compute: where to train; on Ray every worker must reach both folders.
-        clip: made the embeddings, where their folder does not say which did.
-        limit: stop after this many steps, with a checkpoint from which the same command without limit goes on.
-        overwrite: discard what the folder holds and train anew.
-        should_stop: asked before every step; True stops with a checkpoint.
+        compute: where to train; on Ray every worker must be able to access both folders.
+        clip: CLIP that made the embeddings; used only if their folder does not name one.
+        limit: stop after this many steps, with a checkpoint; the same call without limit resumes from there.
+        overwrite: discard the folder's content and start again.
+        should_stop: called in every step; True stops with a checkpoint.
 
     Raises:
-        InputError: the embeddings are missing or unsound, or lack what the settings ask for.
+        InputError: the embeddings are missing or damaged, or lack data that the settings need.
         FolderError: the folder holds other work, or a prior of other settings or other embeddings.
-        Interrupted: `should_stop` said so.
+        Interrupted: `should_stop` returned True.
     """
     start = time.monotonic()
     compute = compute or ComputeSettings()
     store, wanted = Store(prior), settings or TrainSettings()
-    found = read_manifest(store)
+    recorded = read_manifest(store)
     dataset = EmbeddingDataset(
-        embeddings, read, known_files=recorded_files(found), tell=lambda note: progress(0, None, note)
+        embeddings, read, known_files=recorded_files(recorded), tell=lambda note: progress(0, None, note)
     )
     job = make_job(dataset, store, wanted, compute, clip, limit)
     device = describe_device(wanted, job.settings, compute)
@@ -68,15 +69,15 @@ def train(
     if rows == 0:
         raise InputError(f"{dataset.store.url}: no row is left to train on; lower the fractions in `read`")
     if not overwrite:
-        refuse_other_embeddings(store, found, manifest, dataset)
-    known = check_training(store, manifest, job.settings, overwrite=overwrite)
+        refuse_other_embeddings(store, recorded, manifest, dataset)
+    recorded = check_training(store, manifest, job.settings, overwrite=overwrite)
     steps, done_now = job.settings.steps, 0
     notes = dataset.notes
-    surplus = None if overwrite else surplus_note(store, known, steps)
+    surplus = None if overwrite else surplus_note(store, recorded, steps)
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         if overwrite:
             clear_states(store)
-            for name in (CONFIG_NAME, WEIGHTS_NAME):  # of a prior that was to have more steps, so without a record
+            for name in (CONFIG_NAME, WEIGHTS_NAME):  # left, without a record, by a prior that was to get more steps
                 store.remove(name)
         if surplus is not None:
             notes = [*notes, surplus]
@@ -108,26 +109,12 @@ def _run(
     progress: ProgressCallback,
     should_stop: Callable[[], bool],
 ) -> Outcome:
+    """Run the training loop on the backend of the settings."""
     if compute.backend == "ray":
         from .on_ray import train_on_ray
 
         return train_on_ray(job, compute, progress, should_stop)
-    return run_loop(job, dataset, LocalWatch(job, progress, should_stop))
-
-
-class LocalWatch:
-    """Looks on from this process. See `loop.Watch`."""
-
-    def __init__(self, job: TrainJob, progress: ProgressCallback, should_stop: Callable[[], bool]) -> None:
-        self._steps, self._progress = job.settings.steps, progress
-        self.should_stop = should_stop
-
-    def report(self, step: int, note: str) -> None:
-        """Move the bar."""
-        self._progress(step, self._steps, note)
-
-    def before_writing(self) -> None:
-        """Nobody else can have taken over: the folder's lock is held here."""
+    return run_loop(job, dataset, LocalWatch(job.settings.steps, progress, should_stop))
 
 
 def plan_train(
@@ -140,27 +127,27 @@ def plan_train(
     clip: ClipSettings | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
-    """What `train` would do, without doing it."""
+    """Return what `train` would do, without doing it."""
     compute = compute or ComputeSettings()
     store = Store(prior)
-    found = read_manifest(store)
-    is_new = found is None or overwrite  # then there is nothing to hold the embeddings against
-    dataset = EmbeddingDataset(embeddings, read, known_files=recorded_files(found), hash_files=not is_new)
+    recorded = read_manifest(store)
+    is_new = recorded is None or overwrite  # a new training has no recorded hashes to compare with
+    dataset = EmbeddingDataset(embeddings, read, known_files=recorded_files(recorded), hash_files=not is_new)
     job = make_job(dataset, store, settings, compute, clip)
     settings, manifest = job.settings, job.manifest()
     if not overwrite:
-        refuse_other_embeddings(store, found, manifest, dataset)
-    found = check_training(store, manifest, settings, overwrite=overwrite)
+        refuse_other_embeddings(store, recorded, manifest, dataset)
+    recorded = check_training(store, manifest, settings, overwrite=overwrite)
     left = settings.steps
-    if found is not None and not overwrite:
+    if recorded is not None and not overwrite:
         state = load_state(store, manifest.settings_fingerprint)
-        record = found.shards.get(RECORD)
+        record = recorded.shards.get(RECORD)
         is_done = record is not None and record.input == job.record_input
-        is_done |= surplus_note(store, found, settings.steps) is not None
+        is_done |= surplus_note(store, recorded, settings.steps) is not None
         left = 0 if is_done else settings.steps - (state.step if state else 0)
     weights = sum(value.numel() for value in build_network(job.config).parameters())
-    tokens = 4 + settings.network.max_text_len
-    flops = left * settings.batch_size * tokens * weights * 6
+    tokens = 4 + settings.network.max_text_len  # text embedding, timestep, noised image embedding and query
+    flops = left * settings.batch_size * tokens * weights * 6  # 2 for each weight forward, 4 backward
     return StagePlan(
         stage=STAGE,
         folder=store.url,
@@ -168,6 +155,7 @@ def plan_train(
         pending_units=left,
         unit="steps",
         pending_rows=left * settings.batch_size,
+        # float32: the prior and the best weights; network, average and two moments in each checkpoint
         bytes_needed=weights * 4 * (2 + 4 * settings.keep_checkpoints) if left else 0,
         bytes_free=free_bytes(store),
         seconds=flops / ASSUMED_FLOPS[settings.device] / compute.workers,
@@ -177,13 +165,13 @@ def plan_train(
 def check_prior_folder(
     prior: str, settings: TrainSettings, read: ReadSettings, compute: ComputeSettings, *, overwrite: bool = False
 ) -> None:
-    """FolderError if a prior of these settings may not be written to a folder, whatever its embeddings."""
+    """Raise a FolderError if these settings do not fit the training in a folder, whatever the embeddings are."""
     store = Store(prior)
-    found = read_manifest(store)
+    manifest = read_manifest(store)
     resolved = resolve_training(settings, compute)
     identity = resolved_identity(resolved, read)
-    # what the embeddings, their CLIP and a prior to start from add is not known yet
-    known = {} if found is None else found.settings
+    # entries from the embeddings, their CLIP and a prior to start from are not known yet, so they count as unchanged
+    known = {} if manifest is None else manifest.settings
     identity = {**{name: value for name, value in known.items() if name not in identity}, **identity}
     if settings.init_from is not None and "train" in known:
         identity["train"] = {

@@ -1,9 +1,11 @@
-"""Starting from another prior: what of it is taken over, and what a recipe may still choose."""
+"""The start of a training: initial weights, and checks and settings of another prior to start from."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import Any
+
+import torch
 
 from ...pipeline.clip.identity import clip_difference, is_same_clip
 from ...pipeline.clip.settings import ClipSettings
@@ -15,21 +17,41 @@ from ..model.config import PriorConfig
 from ..model.folder import prior_tensors
 from ..model.prior import Prior
 from .settings import InitSettings, TrainSettings
+from .step import Learner
 
-_OWN_CHOICE = {"loss", "loss_weighting", "text_drop", "image_drop", "attn_dropout", "ff_dropout"}
-"""Of network and diffusion: how it is trained on, not what it computes."""
+_NORMALISER_ROWS = 100_000
+"""Most training rows that the normaliser's statistics are computed from; more would hardly change them."""
+_FREE_FIELDS = {"loss", "loss_weighting", "text_drop", "image_drop", "attn_dropout", "ff_dropout"}
+"""Settings of network and diffusion that may differ from the prior to start from: they change how it is trained, not
+what it computes."""
+
+
+def initialise(learner: Learner, settings: TrainSettings, dataset: EmbeddingDataset) -> None:
+    """Set the weights and statistics of step 0.
+
+    They come from the prior to start from. Without one, weights are random and statistics are of training rows.
+    """
+    if settings.init_from is not None:
+        start = load_start(settings.init_from)
+        for network in (learner.network, learner.average):
+            network.load_state_dict(start.network.state_dict())
+        learner.normaliser.load_state_dict(start.normaliser.state_dict())
+    elif settings.diffusion.normaliser != "sqrt_dim":
+        rows = dataset.epoch_order("train", settings.seed, 0)[:_NORMALISER_ROWS]
+        image_embed = dataset.embeds("img_emb", rows)
+        learner.normaliser.fit(torch.from_numpy(image_embed).to(settings.device))
 
 
 def load_start(init: InitSettings) -> Prior:
-    """The prior to start from, on the CPU; errors as of `load_prior`."""
+    """Load the prior to start from, on the CPU; raises the errors of `load_prior`."""
     return load_prior(init.path, config=init.config, weights=init.weights, function_version=init.function_version)
 
 
-def starting_from(settings: TrainSettings, start: Prior) -> TrainSettings:
-    """Settings with the network and the diffusion of a prior.
+def settings_of_start(settings: TrainSettings, start: Prior) -> TrainSettings:
+    """Return the settings with network and diffusion of the prior to start from.
 
     Raises:
-        SettingsError: the recipe names others.
+        SettingsError: the recipe sets other values.
     """
     values = settings.model_dump()
     for section in ("network", "diffusion"):
@@ -37,11 +59,12 @@ def starting_from(settings: TrainSettings, start: Prior) -> TrainSettings:
     return parse_settings(TrainSettings, values, f"train.init_from {values['init_from']['path']}")
 
 
-def _merged(section: str, given: Settings, found: Settings) -> dict[str, Any]:
-    merged = found.model_dump()
-    for name in given.model_fields_set:
-        value = getattr(given, name)
-        if name in _OWN_CHOICE:
+def _merged(section: str, recipe: Settings, start: Settings) -> dict[str, Any]:
+    """Merge a section of the recipe into that of the prior to start from."""
+    merged = start.model_dump()
+    for name in recipe.model_fields_set:
+        value = getattr(recipe, name)
+        if name in _FREE_FIELDS:
             merged[name] = value
         elif value != merged[name]:
             raise SettingsError(
@@ -51,13 +74,13 @@ def _merged(section: str, given: Settings, found: Settings) -> dict[str, Any]:
 
 
 def check_start(start: Prior, dataset: EmbeddingDataset, path: str, config: PriorConfig) -> None:
-    """Check that a prior fits the embeddings that it is to be trained on.
+    """Check that the prior to start from fits the embeddings.
 
     Args:
-        config: of the new prior; its CLIP is the one that made the embeddings.
+        config: config of the new prior; its CLIP is the one that made the embeddings.
 
     Raises:
-        InputError: it is of another size, or of another CLIP by hashes or, where a hash is missing, by names.
+        InputError: sizes differ, or the CLIPs do: by their hashes or, where a hash is missing, by their names.
     """
     known = start.config
     sizes = (known.embed_dim, known.text_dim or known.embed_dim)
@@ -69,10 +92,10 @@ def check_start(start: Prior, dataset: EmbeddingDataset, path: str, config: Prio
     if has_unknown_clip(known):
         return
     if "weights_sha256" in known.clip and "weights_sha256" in config.clip:
-        if differing := clip_difference(known.clip, config.clip):
+        if difference := clip_difference(known.clip, config.clip):
             raise InputError(
                 f"train.init_from {path}: was trained with another CLIP than the one that made {dataset.store.url} "
-                f"({differing})"
+                f"({difference})"
             )
     elif not _have_same_clip(known, config):
         names = [_clip_name(each) for each in (known, config)]
@@ -84,25 +107,26 @@ def check_start(start: Prior, dataset: EmbeddingDataset, path: str, config: Prio
 
 
 def has_unknown_clip(config: PriorConfig) -> bool:
-    """Return whether nothing is known of a prior's CLIP, as after a conversion without `--clip`."""
+    """Return whether a prior's CLIP is unknown, as after a conversion without `--clip`."""
     return not config.clip and not config.clip_settings
 
 
 def _have_same_clip(one: PriorConfig, other: PriorConfig) -> bool:
-    """Return whether two priors have one CLIP, where at least one of them knows it by name only."""
-    known, named = (one, other) if one.clip else (other, one)
+    """Return whether two priors have the same CLIP, if at least one of them knows it by name only."""
+    identified, named = (one, other) if one.clip else (other, one)
     if not named.clip_settings:
         return False
-    return is_same_clip(known.clip, known.clip_settings, ClipSettings(**named.clip_settings))
+    return is_same_clip(identified.clip, identified.clip_settings, ClipSettings(**named.clip_settings))
 
 
 def _clip_name(config: PriorConfig) -> str:
-    place = config.clip_settings or config.clip.get("source", {})
-    return f"{place.get('model', 'unknown')}{'/' if place.get('pretrained') else ''}{place.get('pretrained') or ''}"
+    """Return the model's name and its pretrained weights, for an error."""
+    source = config.clip_settings or config.clip.get("source", {})
+    return f"{source.get('model', 'unknown')}{'/' if source.get('pretrained') else ''}{source.get('pretrained') or ''}"
 
 
 def start_fingerprint(start: Prior) -> str:
-    """SHA-256 over the names and values of a prior's weights and statistics, wherever they were read from."""
+    """Return the SHA-256 of a prior's weights and statistics, which does not depend on the file that they are in."""
     digest = hashlib.sha256()
     for name, value in sorted(prior_tensors(start.network, start.normaliser).items()):
         digest.update(f"{name} {list(value.shape)} {value.dtype}\0".encode())

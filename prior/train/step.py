@@ -1,12 +1,11 @@
-"""The training step: gradients over all ranks, the optimiser, and the averaged weights. Knows nothing of Ray."""
+"""One training step: gradients, their sum over the ranks, and the update of weights and average. Does not know Ray."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,46 +13,39 @@ import torch.nn.functional as F
 
 from ...pipeline.errors import PriorkitError
 from ...pipeline.read.batches import TrainBatch
+from ...pipeline.read.dataset import EmbeddingDataset
 from ..model.config import PriorConfig, build_network, build_normaliser
 from ..model.folder import TrainState, optimiser_tensors, restore_optimiser
-from ..network.interface import Condition
+from ..network.interface import Condition, Network
 from ..objective.diffusion import diffusion_loss
 from ..objective.randomness import dropout_seed, step_randomness
 from ..objective.schedule import noise_schedule
-from .ema import update_ema
-from .optim import build_optimiser, learning_rate
-from .prepare import autocast, prepare_network
+from .optim import build_optimiser, learning_rate, update_ema
 from .ranks import Ranks
 from .settings import TrainSettings
-from .text import TextOf
 
 _NAMED_ROWS = 5
-"""Of those with a loss that is not finite."""
+"""Number of rows that an error names, so that its message stays readable."""
 
 
 class NotFinite(PriorkitError):
-    """A loss or a gradient is not finite."""
+    """Error for a loss or a gradient that is not finite."""
 
-    def __init__(self, what: str, rows: list[int]) -> None:
-        super().__init__(what)
+    def __init__(self, message: str, rows: list[int]) -> None:
+        super().__init__(message)
         self.rows = rows
-        """Numbers of some rows of the batch: those whose loss it is, where it is a loss."""
+        """Numbers of some rows: those whose loss is not finite, or any rows of the batch for a gradient."""
 
-
-@dataclass(frozen=True)
-class StepResult:
-    """What came of a step, over all ranks."""
-
-    loss: float
-    """Mean over the rows of the global batch."""
-    grad_norm: float
-    """Before clipping."""
-    stop: bool
-    """Whether any rank was asked to stop."""
+    def with_keys(self, dataset: EmbeddingDataset) -> PriorkitError:
+        """Return the error for the user, which names the rows by their keys and suggests what to do."""
+        return PriorkitError(
+            f"{self} ({dataset.describe_rows(self.rows)}); `priorkit inspect` finds unsound embeddings; else lower "
+            "train.optimiser.learning_rate"
+        )
 
 
 class Learner:
-    """Network, averaged network, normaliser and optimiser of a training, the same on every rank."""
+    """Network, averaged network, normaliser and optimiser of a training; identical on every rank."""
 
     def __init__(self, config: PriorConfig, settings: TrainSettings, ranks: Ranks) -> None:
         self._settings, self._ranks = settings, ranks
@@ -68,42 +60,65 @@ class Learner:
         self._optimiser = build_optimiser(self.network, settings.optimiser)
         self._schedule = noise_schedule(settings.diffusion.noise_schedule, settings.diffusion.timesteps)
 
-    def step(self, number: int, batch: TrainBatch, text_of: TextOf, should_stop: Callable[[], bool]) -> StepResult:
-        """One optimiser step, number `number` from 0, on this rank's share of a global batch.
+    def backward(self, step: int, batch: TrainBatch, text: Condition) -> torch.Tensor:
+        """Compute the gradients of this rank's rows, in `accumulate` parts; return the rows' losses `[B]`.
 
-        Raises:
-            NotFinite: on all ranks alike.
+        Args:
+            step: number of the step, from 0.
         """
-        settings, ranks = self._settings, self._ranks
-        self._seed_dropout(number)
+        self._seed_dropout(step)
         self.network.train()
         self._optimiser.zero_grad(set_to_none=True)
-        text = text_of(batch)
         losses = torch.zeros(len(batch.rows))
-        for part in _parts(len(batch.rows), settings.accumulate):
-            part_losses = self._losses(number, batch, text, part)
+        for part in _parts(len(batch.rows), self._settings.accumulate):
+            part_losses = self._losses(step, batch, text, part)
             (part_losses.sum() / batch.global_rows).backward()  # type: ignore[no-untyped-call]
             losses[part] = part_losses.detach().float().cpu()
-        bad = batch.rows[~torch.isfinite(losses).numpy()]
+        return losses
+
+    def reduce(self, step: int, batch: TrainBatch, losses: torch.Tensor, stop: bool) -> tuple[float, bool]:
+        """Sum losses, stop requests and gradients over the ranks.
+
+        Args:
+            losses: `[B]`, as `backward` returned them.
+            stop: whether this rank was asked to stop.
+
+        Returns:
+            Mean loss over the rows of the global batch, and whether any rank was asked to stop.
+
+        Raises:
+            NotFinite: a loss is not finite; raised on all ranks alike.
+        """
+        not_finite = batch.rows[~torch.isfinite(losses).numpy()]
         parameters = list(self.network.parameters())
         has_gradient = [float(parameter.grad is not None) for parameter in parameters]
-        own = [losses.double().sum().item() / batch.global_rows, float(len(bad)), float(should_stop()), *has_gradient]
-        loss, bad_rows, stop, *has_gradient = ranks.sum(torch.tensor(own, dtype=torch.float64)).tolist()
-        if bad_rows:
-            raise NotFinite(f"the loss is not finite at step {number} for {bad_rows:.0f} rows", self._named(bad))
-        # one that no rank has stays without, as in one process: the optimiser leaves it alone
-        ranks.sum_gradients([each for each, found in zip(parameters, has_gradient, strict=True) if found])
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.optimiser.max_grad_norm).item()
+        local = [losses.double().sum().item() / batch.global_rows, float(len(not_finite)), float(stop), *has_gradient]
+        loss, not_finite_rows, stops, *has_gradient = self._ranks.sum(torch.tensor(local, dtype=torch.float64)).tolist()
+        if not_finite_rows:
+            message = f"the loss is not finite at step {step} for {not_finite_rows:.0f} rows"
+            raise NotFinite(message, self._some_rows(not_finite))
+        # as in one process, a parameter without gradient on any rank keeps None, so that the optimiser skips it
+        self._ranks.sum_gradients([each for each, ranks in zip(parameters, has_gradient, strict=True) if ranks])
+        return loss, stops > 0
+
+    def update(self, step: int, batch: TrainBatch) -> float:
+        """Clip the summed gradients and update weights and average; return the gradients' norm before clipping.
+
+        Raises:
+            NotFinite: the norm is not finite; raised on all ranks alike.
+        """
+        settings = self._settings
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.optimiser.max_grad_norm).item()
         if not math.isfinite(norm):
-            raise NotFinite(f"the gradient is not finite at step {number}", self._named(batch.rows))
+            raise NotFinite(f"the gradient is not finite at step {step}", self._some_rows(batch.rows))
         for group in self._optimiser.param_groups:
-            group["lr"] = learning_rate(settings.optimiser, number, settings.steps)
+            group["lr"] = learning_rate(settings.optimiser, step, settings.steps)
         self._optimiser.step()
-        update_ema(self.average, self.network, settings.optimiser.ema_decay, number)
-        return StepResult(loss, norm, stop > 0)
+        update_ema(self.average, self.network, settings.optimiser.ema_decay, step)
+        return norm
 
     def state(self, step: int) -> TrainState:
-        """What exact continuation after `step` steps needs."""
+        """Return everything that an exact resume after `step` steps needs."""
         return TrainState(
             step=step,
             network=dict(self.network.state_dict()),
@@ -113,37 +128,50 @@ class Learner:
         )
 
     def restore(self, state: TrainState) -> None:
-        """Go on from there."""
+        """Load weights, average, statistics and the optimiser's state from a checkpoint."""
         self.network.load_state_dict(state.network)
         self.average.load_state_dict(state.average)
         self.normaliser.load_state_dict(state.normaliser)
         restore_optimiser(self._optimiser, self.network, state.optimiser)
 
-    def _losses(self, number: int, batch: TrainBatch, text: Condition, part: slice) -> torch.Tensor:
-        """The losses of some rows of the batch."""
+    def _losses(self, step: int, batch: TrainBatch, text: Condition, part: slice) -> torch.Tensor:
+        """Return the losses of a part of this rank's rows."""
         device, diffusion = self._ranks.device, self._settings.diffusion
         random = step_randomness(
-            seed=self._settings.seed, step=number, first=batch.first + part.start, rows=part.stop - part.start,
+            seed=self._settings.seed, step=step, first=batch.first + part.start, rows=part.stop - part.start,
             draws=self._settings.noise_draws, embed_dim=self._embed_dim, diffusion=diffusion,
         )  # fmt: skip
-        text_embed = F.normalize(text.text_embed[part].to(device).float(), dim=-1)
-        states = None if text.token_states is None else text.token_states[part].to(device).float()
-        image_embed = torch.from_numpy(batch.image_embed[part]).to(device)
+        text_embed = F.normalize(text.text_embed[part].to(device).float(), dim=-1)  # (B, D)
+        states = None if text.token_states is None else text.token_states[part].to(device).float()  # (B, T, W)
+        image_embed = torch.from_numpy(batch.image_embed[part]).to(device)  # (B, D)
         with autocast(self._settings.dtype, device):
             return diffusion_loss(
                 self.network, self._schedule, diffusion, self.normaliser, image_embed, Condition(text_embed, states),
                 random.to(device),
             )  # fmt: skip
 
-    def _seed_dropout(self, number: int) -> None:
-        """Make dropout a function of seed, step and rank."""
-        torch.manual_seed(dropout_seed(self._settings.seed, number, self._ranks.rank))
+    def _seed_dropout(self, step: int) -> None:
+        """Make dropout a function of seed, step and rank, so that checkpoints need no generator state."""
+        torch.manual_seed(dropout_seed(self._settings.seed, step, self._ranks.rank))
 
-    def _named(self, rows: np.ndarray) -> list[int]:
+    def _some_rows(self, rows: np.ndarray) -> list[int]:
+        """Return the first few of the given rows over all ranks."""
         return self._ranks.gather(rows[:_NAMED_ROWS].tolist())[:_NAMED_ROWS]
 
 
+def prepare_network(network: Network, *, compile: bool = False, activation_checkpointing: bool = False) -> None:
+    """Set up a network for training. Its weights, their names and its outputs stay the same."""
+    network.checkpoint_activations = activation_checkpointing
+    if compile:
+        network.compile_layers()
+
+
+def autocast(dtype: str, device: torch.device) -> torch.autocast:
+    """Return the context for computing a loss: products in `float32` or `bfloat16`, weights and sums in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
 def _parts(rows: int, count: int) -> Iterator[slice]:
-    """`rows` rows in `count` parts, of which those that would be empty are left out."""
+    """Split a number of rows into `count` slices of nearly equal size, without the empty ones."""
     edges = [rows * part // count for part in range(count + 1)]
     return (slice(first, end) for first, end in itertools.pairwise(edges) if first < end)

@@ -1,4 +1,4 @@
-"""The text that a batch is conditioned on: as it is stored, or made of captions by a frozen text tower."""
+"""Text conditions of a batch: stored embeddings, or captions encoded by a frozen text tower."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from .settings import TrainSettings
 if TYPE_CHECKING:
     from ...pipeline.clip.encoder import ClipEncoder
 
-TextOf = Callable[[TrainBatch], Condition]
-"""The text of a batch's rows, on the CPU, of any float type and norm."""
+TextSource = Callable[[TrainBatch], Condition]
+"""Function that returns the text condition of a batch's rows, on the CPU, of any float type and norm."""
 
 
 def text_columns(config: PriorConfig, settings: TrainSettings) -> Columns:
-    """What of the text has to be read."""
+    """Return the columns that a text source needs."""
     if settings.text_condition == "online":
         return Columns(text_embed=False, max_text_len=0, captions=True)
     return Columns(text_embed=True, max_text_len=_states_used(config), captions=False)
 
 
-def text_source(config: PriorConfig, settings: TrainSettings) -> TextOf:
-    """Gives the text of batches that hold `text_columns`.
+def text_source(config: PriorConfig, settings: TrainSettings) -> TextSource:
+    """Return the text source of a training. Its batches need the columns of `text_columns`.
 
     Raises:
-        InputError: captions are to be encoded, and their CLIP is not to be had or has other weights.
+        InputError: text is encoded online, and its CLIP cannot be loaded or has other weights.
     """
     if settings.text_condition != "online":
         return stored_text
@@ -42,42 +42,42 @@ def text_source(config: PriorConfig, settings: TrainSettings) -> TextOf:
 
 
 def stored_text(batch: TrainBatch) -> Condition:
-    """Text embeddings and token states as they were read."""
+    """Return a batch's stored text embeddings and token states."""
     assert batch.text_embed is not None
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
     return Condition(torch.from_numpy(batch.text_embed), states)
 
 
 def read_rows(dataset: EmbeddingDataset, rows: np.ndarray, columns: Columns) -> TrainBatch:
-    """Rows by number, as a batch of their own."""
+    """Read rows, given their numbers, as a batch."""
     image, text, states, captions = dataset.embeds("img_emb", rows), None, None, None
     if columns.text_embed:
-        found = dataset.take(rows, columns.max_text_len)
-        text, states = found.text_embed, found.token_states
+        stored = dataset.take(rows, columns.max_text_len)
+        text, states = stored.text_embed, stored.token_states
     if columns.captions:
         captions = [str(c or "") for c in dataset.metadata(rows, ["caption"]).column("caption").to_pylist()]
     return TrainBatch(rows, image, text, states, captions, 0, len(rows))
 
 
-def with_text(batch: TrainBatch, text_of: TextOf) -> EmbeddingBatch:
-    """A batch as evaluators take it, with the text that the network is to be given."""
-    text = text_of(batch)
+def with_text(batch: TrainBatch, encode_text: TextSource) -> EmbeddingBatch:
+    """Return a batch in the form of the evaluator, with its text from a text source."""
+    text = encode_text(batch)
     states = None if text.token_states is None else text.token_states.numpy()
     return EmbeddingBatch(batch.rows, batch.image_embed, text.text_embed.numpy(), states)
 
 
 class OnlineText:
-    """Captions through the text tower.
+    """Text source that encodes captions with a CLIP.
 
     Args:
-        max_text_len: token states of each caption that are used at most; 0 for none.
+        max_text_len: largest number of token states per caption; 0 for none.
     """
 
     def __init__(self, encoder: ClipEncoder, max_text_len: int) -> None:
         self._encoder, self._max_text_len = encoder, max_text_len
 
     def __call__(self, batch: TrainBatch) -> Condition:
-        """See `TextOf`."""
+        """Encode the captions of a batch."""
         assert batch.captions is not None
         size = self._encoder.identity["embed_dim"]
         width = self._encoder.identity["token_width"] if self._max_text_len else 0
@@ -88,10 +88,11 @@ class OnlineText:
         if text.token_states is None:
             return Condition(text.text_embed, None)
         states = torch.zeros(len(batch.captions), self._max_text_len, width)
-        for row, found in enumerate(torch.split(text.token_states, text.lengths)):
-            states[row, : len(found)] = found[: self._max_text_len]
+        for row, caption_states in enumerate(torch.split(text.token_states, text.lengths)):
+            states[row, : len(caption_states)] = caption_states[: self._max_text_len]
         return Condition(text.text_embed.clone(), states)
 
 
 def _states_used(config: PriorConfig) -> int:
+    """Return the largest number of token states per caption that the network takes."""
     return 0 if config.token_width is None else config.network.max_text_len

@@ -1,7 +1,7 @@
-"""Where metrics are shown besides `metrics.jsonl`: TensorBoard and Weights & Biases, each an extra.
+"""Metric trackers beside `metrics.jsonl`: TensorBoard and Weights & Biases, an optional extra each.
 
-A run that goes on from a checkpoint makes some steps again. TensorBoard is told to hide what it had of them; W&B, which
-cannot, is given no step that it has had.
+A run that resumes from a checkpoint repeats some steps. TensorBoard hides the earlier values of these steps. W&B
+cannot, so repeated steps are not sent to it.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from ...pipeline.errors import SettingsError
 from .settings import TrainSettings
 
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
+"""Module that each tracker imports."""
 _DEFAULT_FOLDER = "trackers"
+"""Folder of the trackers' files, inside the prior's folder."""
 
 
 class Tracker(Protocol):
-    """Takes metrics."""
+    """Destination of metrics."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """All of one step; the steps of a process rise."""
+        """Log all metrics of one step; steps increase within a process."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write buffered metrics and close."""
 
 
 def check_trackers(settings: TrainSettings, prior: Store) -> Path | None:
-    """The folder that trackers write to; None if there are none.
+    """Return the folder that trackers write to, or None if no trackers are set.
 
     Raises:
-        SettingsError: a tracker is not installed, or there is no local folder for it.
+        SettingsError: a tracker is not installed, or has no local folder to write to.
     """
     if not settings.trackers:
         return None
@@ -58,12 +60,12 @@ def check_trackers(settings: TrainSettings, prior: Store) -> Path | None:
 def open_trackers(
     settings: TrainSettings, prior: Store, name: str, described: dict[str, Any], step: int
 ) -> Sequence[Tracker]:
-    """The trackers that are asked for.
+    """Open the trackers that the settings name.
 
     Args:
-        name: tells this training from others.
-        described: its settings.
-        step: steps that are done already.
+        name: unique name of the training.
+        described: settings of the training, for display.
+        step: steps done before this run.
     """
     folder = check_trackers(settings, prior)
     if folder is None:
@@ -75,7 +77,7 @@ def open_trackers(
 
 
 class TensorBoard:
-    """Event files for `tensorboard --logdir`."""
+    """Tracker that writes event files for `tensorboard --logdir`."""
 
     def __init__(self, folder: Path, name: str, described: dict[str, Any], step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -83,43 +85,43 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """See `Tracker`."""
+        """Add the metrics as scalars."""
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
 
     def close(self) -> None:
-        """See `Tracker`."""
+        """Close the event file."""
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """A run of W&B, which goes on under the same name. Online or offline as `WANDB_MODE` says."""
+    """Tracker that writes a W&B run, which resumes under the same id. `WANDB_MODE` sets online or offline."""
 
     def __init__(self, folder: Path, name: str, described: dict[str, Any], step: int) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._mark = folder / f"{name}.json"
+        self._state_file = folder / f"{name}.json"
         if step == 0:
-            self._mark.unlink(missing_ok=True)
-        marked: dict[str, Any] = json.loads(self._mark.read_text()) if self._mark.exists() else {}
-        self._id: str = marked.get("id", uuid.uuid4().hex[:8])
-        self._last: int = marked.get("step", 0)
+            self._state_file.unlink(missing_ok=True)
+        state: dict[str, Any] = json.loads(self._state_file.read_text()) if self._state_file.exists() else {}
+        self._id: str = state.get("id", uuid.uuid4().hex[:8])
+        self._last: int = state.get("step", 0)
         self._run = wandb.init(
             project="priorkit", id=self._id, dir=str(folder), config=described, resume="allow",
             settings=wandb.Settings(console="off", x_disable_stats=True, save_code=False, disable_git=True),
         )  # fmt: skip
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """See `Tracker`."""
+        """Send the metrics, unless this step was sent before."""
         if step <= self._last:
             return
         self._run.log(dict(values), step=step, commit=True)
         self._last = step
-        with atomic_file(self._mark, durable=False) as file:
+        with atomic_file(self._state_file, durable=False) as file:
             file.write(json.dumps({"id": self._id, "step": step}).encode())
 
     def close(self) -> None:
-        """See `Tracker`."""
+        """Finish the run."""
         self._run.finish()

@@ -1,6 +1,8 @@
-"""Validation while training: the evaluator's losses and scores of the averaged weights, on rows and noise that stay."""
+"""Validation during training: the evaluator's losses and scores of the averaged weights, on fixed rows and noise."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -18,13 +20,13 @@ from ..sampling.settings import SampleSettings
 from .ranks import Ranks
 from .settings import TrainSettings
 from .step import Learner, NotFinite
-from .text import TextOf, read_rows, with_text
+from .text import TextSource, read_rows, with_text
 
 
 class Validation:
-    """Averaged weights on the validation rows, which the ranks share; none where the split is empty.
+    """Scores of the averaged weights on the validation rows, divided among the ranks.
 
-    What it finds does not depend on the number of ranks, but for the order of sums of float64.
+    Results do not depend on the number of ranks, apart from the order of float64 sums.
     """
 
     def __init__(
@@ -33,45 +35,47 @@ class Validation:
         config: PriorConfig,
         settings: TrainSettings,
         ranks: Ranks,
-        text_of: TextOf,
+        encode_text: TextSource,
         columns: Columns,
     ) -> None:
         self._dataset, self._config, self._ranks = dataset, config, ranks
-        self._text_of, self._columns = text_of, columns
+        self._encode_text, self._columns = encode_text, columns
         self._rows = dataset.content_order("validation", settings.seed)[: settings.validation_rows]
         self._settings = EvaluateSettings(seed=settings.seed, device=settings.device, threads=settings.threads)
         self._draws = settings.validate_draws
         self._sample = SampleSettings(steps=settings.validate_steps)
 
     def __call__(self, learner: Learner, step: int) -> dict[str, float]:
-        """Means over the rows: `validation_loss` and, if there are draws, their energy score and cosine.
+        """Return means over the rows: `validation_loss` and, with draws, energy score and cosine.
+
+        The result is empty if the validation split is.
 
         Raises:
-            NotFinite: on all ranks alike.
+            NotFinite: a score is not finite; raised on all ranks alike.
         """
         if not len(self._rows):
             return {}
         prior = Prior(self._config, learner.average, learner.normaliser)
-        found = [self._scores(prior, first) for first in self._starts()]
+        blocks = [self._scores(prior, rows) for rows in self._local_blocks()]
         names = ["validation_loss"] + (["validation_energy_score", "validation_cosine"] if self._draws else [])
-        scores = np.concatenate(found, axis=1) if found else np.zeros((len(names), 0))  # (names, rows of this rank)
+        scores = np.concatenate(blocks, axis=1) if blocks else np.zeros((len(names), 0))  # (names, rows of this rank)
         sums = self._ranks.sum(torch.from_numpy(scores.sum(axis=1))).tolist()
         if not np.isfinite(sums).all():
-            own = [row for first in self._starts() for row in self._rows[first : first + BLOCK_ROWS].tolist()]
-            finite = np.atleast_1d(np.isfinite(scores).all(axis=0))
-            bad = self._ranks.gather([row for row, sound in zip(own, finite, strict=True) if not sound])
-            raise NotFinite(f"the validation loss is not finite at step {step} for {len(bad)} rows", bad)
+            rows = [row for block in self._local_blocks() for row in block.tolist()]
+            is_finite = np.atleast_1d(np.isfinite(scores).all(axis=0))
+            bad_rows = self._ranks.gather([row for row, finite in zip(rows, is_finite, strict=True) if not finite])
+            raise NotFinite(f"the validation loss is not finite at step {step} for {len(bad_rows)} rows", bad_rows)
         return {name: total / len(self._rows) for name, total in zip(names, sums, strict=True)}
 
-    def _starts(self) -> range:
-        """Where the blocks of this rank begin."""
-        return range(self._ranks.rank * BLOCK_ROWS, len(self._rows), self._ranks.size * BLOCK_ROWS)
+    def _local_blocks(self) -> Iterator[np.ndarray]:
+        """Row numbers of each block that this rank scores: every `size`-th block."""
+        for first in range(self._ranks.rank * BLOCK_ROWS, len(self._rows), self._ranks.size * BLOCK_ROWS):
+            yield self._rows[first : first + BLOCK_ROWS]
 
-    def _scores(self, prior: Prior, first: int) -> np.ndarray:
-        """`[names, B]` of one block."""
-        rows = self._rows[first : first + BLOCK_ROWS]
+    def _scores(self, prior: Prior, rows: np.ndarray) -> np.ndarray:
+        """Scores `[names, B]` of one block."""
         ids = self._dataset.row_ids[rows]
-        batch = with_text(read_rows(self._dataset, rows, self._columns), self._text_of)
+        batch = with_text(read_rows(self._dataset, rows, self._columns), self._encode_text)
         losses = timestep_losses(prior, batch, ids, self._settings)
         scores = [np.mean(list(losses.values()), axis=0)]
         if self._draws:

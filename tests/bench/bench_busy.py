@@ -57,7 +57,9 @@ def train() -> None:
         start = time.perf_counter()
         for _ in range(STEPS):
             batch = TrainBatch(rows, image, None, None, None, first=0, global_rows=len(rows))
-            learner.step(done, batch, lambda batch: condition, lambda: False)
+            losses = learner.backward(done, batch, condition)
+            learner.reduce(done, batch, losses, False)
+            learner.update(done, batch)
             done += 1
         seconds = (time.perf_counter() - start) / STEPS
         digest = hashlib.sha256()

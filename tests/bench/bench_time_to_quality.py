@@ -42,11 +42,6 @@ TURN_SECONDS = 30.0
 JUDGED_ROWS = 128
 
 
-def never() -> bool:
-    """Nobody stops a step."""
-    return False
-
-
 def padded_text(batch: TrainBatch) -> Condition:
     """Token states with zeros behind them, as wide as the network: upstream takes no others."""
     text = stored_text(batch)
@@ -61,13 +56,15 @@ class Ours:
     def __init__(self, config: PriorConfig, settings: TrainSettings) -> None:
         self._config, self._learner, self._steps = (
             config,
-            Learner(config, settings, Ranks.found(torch.device("cpu"))),
+            Learner(config, settings, Ranks.current(torch.device("cpu"))),
             0,
         )
 
     def step(self, batch: TrainBatch) -> None:
         """Train on a batch."""
-        self._learner.step(self._steps, batch, padded_text, never)
+        losses = self._learner.backward(self._steps, batch, padded_text(batch))
+        self._learner.reduce(self._steps, batch, losses, False)
+        self._learner.update(self._steps, batch)
         self._steps += 1
 
     def prior(self) -> Prior:

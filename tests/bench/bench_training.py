@@ -24,8 +24,7 @@ from priorkit.prior.objective.diffusion import diffusion_loss
 from priorkit.prior.objective.randomness import step_randomness
 from priorkit.prior.objective.schedule import noise_schedule
 from priorkit.prior.objective.settings import DiffusionSettings
-from priorkit.prior.train.ema import update_ema
-from priorkit.prior.train.optim import build_optimiser
+from priorkit.prior.train.optim import build_optimiser, update_ema
 from priorkit.prior.train.settings import OptimiserSettings
 
 BATCH, DIM, DEPTH, HEADS = 16, 768, 12, 12

@@ -23,7 +23,6 @@ from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.prior.evaluate.settings import EvaluateSettings
 from priorkit.prior.evaluate.stage import evaluate
 from priorkit.prior.sampling.settings import SampleSettings
-from priorkit.prior.train.loop import _named
 from priorkit.prior.train.settings import TrainSettings
 from priorkit.prior.train.stage import train
 from priorkit.prior.train.step import NotFinite
@@ -332,10 +331,10 @@ def test_a_sample_from_another_folder_without_a_manifest_says_what_is_not_known(
 def test_a_loss_that_is_not_finite_names_keys_of_any_type(keys: Any, named: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "folder")
     columns(key=keys)(folder)
-    said = str(_named(NotFinite("the loss is not finite", [0, 61]), read_embeddings(str(folder))))
+    said = str(NotFinite("the loss is not finite", [0, 61]).with_keys(read_embeddings(str(folder))))
     assert said.startswith(f"the loss is not finite ({named});")
     every_file_of("metadata")(folder)
-    assert "(rows 0, 61);" in str(_named(NotFinite("the loss", [0, 61]), read_embeddings(str(folder))))
+    assert "(rows 0, 61);" in str(NotFinite("the loss", [0, 61]).with_keys(read_embeddings(str(folder))))
 
 
 def test_rows_without_a_hash_or_url_are_images_of_their_own(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_a_limited_run_is_no_prior_yet(synthetic_embeddings: Path, small_train: 
 KILLER = """
     # Trains in child processes, of which the first ones are killed. Prints how many died.
     import json, os, random, signal, sys, time
-    from priorkit.prior.config import TrainSettings
+    from priorkit.prior.train.settings import TrainSettings
     from priorkit.prior.train.stage import train
 
     embeddings, whole, parts, settings, kills = sys.argv[1:]
@@ -314,13 +314,13 @@ def test_every_row_once_an_epoch_in_a_seeded_order(
     batches = len(rows) // 64 + 1
     assert len(rows) % 64
     taken: list[np.ndarray] = []
-    step = Learner.step
+    backward = Learner.backward
 
-    def spy(self: Learner, number: int, batch: Any, *others: Any) -> Any:
+    def spy(self: Learner, step: int, batch: Any, *others: Any) -> Any:
         taken.append(batch.rows)
-        return step(self, number, batch, *others)
+        return backward(self, step, batch, *others)
 
-    monkeypatch.setattr(Learner, "step", spy)
+    monkeypatch.setattr(Learner, "backward", spy)
     settings = changed(small_train, steps=2 * batches)
 
     def order(name: str, settings: TrainSettings, limit: int | None = None) -> list[np.ndarray]:
@@ -348,17 +348,17 @@ def test_test_and_validation_rows_are_never_trained_on(
     dataset = EmbeddingDataset(str(synthetic_embeddings), read)
     trained_on: list[np.ndarray] = []
     validated_on: list[np.ndarray] = []
-    step, validate = Learner.step, validation.timestep_losses
+    backward, validate = Learner.backward, validation.timestep_losses
 
-    def spy_step(self: Learner, number: int, batch: Any, *others: Any) -> Any:
+    def spy_step(self: Learner, step: int, batch: Any, *others: Any) -> Any:
         trained_on.append(batch.rows)
-        return step(self, number, batch, *others)
+        return backward(self, step, batch, *others)
 
     def spy_validation(prior: Any, batch: Any, *others: Any) -> Any:
         validated_on.append(batch.rows)
         return validate(prior, batch, *others)
 
-    monkeypatch.setattr(Learner, "step", spy_step)
+    monkeypatch.setattr(Learner, "backward", spy_step)
     monkeypatch.setattr(validation, "timestep_losses", spy_validation)
     train(str(synthetic_embeddings), str(tmp_path), small_train, read)
     trained, validated = np.unique(np.concatenate(trained_on)), np.unique(np.concatenate(validated_on))

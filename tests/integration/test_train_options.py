@@ -329,7 +329,7 @@ def test_trackers_need_a_local_folder(embeddings: Path) -> None:
 
 TRACKED = """
     import sys
-    from priorkit.prior.config import TrainSettings
+    from priorkit.prior.train.settings import TrainSettings
     from priorkit.prior.train.stage import train
     settings = TrainSettings.model_validate_json(sys.argv[3])
     for limit in (7, 12, None):

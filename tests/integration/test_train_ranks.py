@@ -57,13 +57,13 @@ def run_rank(rank: int, size: int, meeting: str, job: TrainJob, stop_after: int 
     """One rank in a process of its own."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     rows: list[list[int]] = []
-    step = Learner.step
+    backward = Learner.backward
 
-    def noting(self: Learner, number: int, batch: Any, *others: Any) -> Any:
+    def noting(self: Learner, step: int, batch: Any, *others: Any) -> Any:
         rows.append(batch.rows.tolist())
-        return step(self, number, batch, *others)
+        return backward(self, step, batch, *others)
 
-    Learner.step = noting  # type: ignore[method-assign]
+    Learner.backward = noting  # type: ignore[method-assign]
     try:
         outcome = run_loop(job, job.open_embeddings(), Seen(stop_after if rank == size - 1 else None))
         found: dict[str, Any] = {"step": outcome.step, "stopped": outcome.stopped, "rows": rows}

@@ -172,25 +172,3 @@ def test_defaults_of_the_network_and_its_settings_agree() -> None:
     for name, field in NetworkSettings.model_fields.items():
         default = parameters[name].default
         assert default in (inspect.Parameter.empty, field.default), name
-
-
-def test_settings_without_effect_on_weights_are_not_in_the_identity_of_a_training() -> None:
-    settings = TrainSettings()
-    free = {"checkpoint_every": 1, "keep_checkpoints": 9, "log_every": 1}
-    recorded = {
-        "threads": 2, "accumulate": 2, "validate_every": 1, "validation_rows": 1, "validate_draws": 2,
-        "validate_steps": 1,
-    }  # fmt: skip
-    assert TrainSettings(**free, **recorded).identity() == settings.identity()
-    assert TrainSettings(**free, **recorded).recorded() == {f"train.{name}": value for name, value in recorded.items()}
-    constant = OptimiserSettings(decay="constant")
-    longer = TrainSettings(optimiser=constant, steps=7)
-    assert longer.identity() == TrainSettings(optimiser=constant).identity()
-    assert longer.recorded()["train.steps"] == 7
-    for other in (
-        TrainSettings(steps=7),
-        TrainSettings(batch_size=7),
-        TrainSettings(network=NetworkSettings(depth=1)),
-        TrainSettings(optimiser=OptimiserSettings(beta2=0.9)),
-    ):
-        assert other.identity() != settings.identity()

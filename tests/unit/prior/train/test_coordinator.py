@@ -1,4 +1,4 @@
-"""The coordinator of a training on Ray, called as its actor is."""
+"""The coordinator of a training on Ray, called directly instead of as an actor."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 
 from priorkit.pipeline.errors import PriorkitError
 from priorkit.prior.train.coordinator import Coordinator, RayWatch, TakenOver
-from priorkit.prior.train.loop import Outcome
+from priorkit.prior.train.progress import Outcome
 
 
-def test_four_starts_without_a_step_are_borne_and_the_fifth_is_not() -> None:
+def test_the_fifth_start_without_a_step_fails() -> None:
     coordinator = Coordinator()
     for attempt in range(1, 5):
         assert coordinator.begin() == attempt
@@ -19,11 +19,11 @@ def test_four_starts_without_a_step_are_borne_and_the_fifth_is_not() -> None:
     coordinator.begin()
     error = coordinator.status().error
     assert error is not None
-    with pytest.raises(PriorkitError, match="died 4 times in a row before they had made a step more"):
+    with pytest.raises(PriorkitError, match="died 4 times in a row without a new step"):
         raise pickle.loads(error)[0]
 
 
-def test_a_step_more_starts_the_count_anew() -> None:
+def test_a_new_step_resets_the_count_of_starts() -> None:
     coordinator = Coordinator()
     for attempt in range(1, 30):
         assert coordinator.begin() == attempt
@@ -33,8 +33,8 @@ def test_a_step_more_starts_the_count_anew() -> None:
     assert coordinator.status().step == 28
 
 
-def test_steps_that_are_made_again_are_no_progress() -> None:
-    """Workers that die at step 5 each time, before the next checkpoint, would go on for ever."""
+def test_repeated_steps_are_no_progress() -> None:
+    """Workers that die at step 5 every time, before the next checkpoint, would otherwise restart without end."""
     coordinator = Coordinator()
     for step in (5, 3, 5, 3, 5, 3):
         attempt = coordinator.begin()
@@ -44,7 +44,7 @@ def test_steps_that_are_made_again_are_no_progress() -> None:
     assert coordinator.status().is_over
 
 
-def test_one_that_was_taken_over_is_not_listened_to() -> None:
+def test_reports_of_an_earlier_attempt_are_ignored() -> None:
     coordinator = Coordinator()
     first, second = coordinator.begin(), coordinator.begin()
     assert coordinator.report(second, 7, "new") is False
@@ -62,14 +62,14 @@ def test_the_outcome_counts_from_the_first_step_of_the_first_attempt() -> None:
     assert coordinator.status().is_over
 
 
-def test_the_first_error_counts() -> None:
+def test_the_first_error_is_kept() -> None:
     coordinator = Coordinator()
     for number in range(3):
         coordinator.fail(pickle.dumps(number))
     assert pickle.loads(coordinator.status().error or b"") == 0
 
 
-def test_a_request_to_stop_is_passed_on() -> None:
+def test_a_stop_request_is_the_answer_to_a_report() -> None:
     coordinator = Coordinator()
     attempt = coordinator.begin()
     assert coordinator.report(attempt, 1, "") is False
@@ -78,7 +78,7 @@ def test_a_request_to_stop_is_passed_on() -> None:
 
 
 class _Remote:
-    """A method as Ray has it: called by `.remote`, whose answer `get` returns."""
+    """Stand-in for a method of a Ray actor: `.remote` calls it, and `get` returns the result."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self.report = self
@@ -92,7 +92,7 @@ class _Remote:
         return answer
 
 
-def test_a_rank_that_was_taken_over_stops_before_it_writes() -> None:
+def test_a_rank_that_was_taken_over_fails_before_it_writes() -> None:
     coordinator = Coordinator()
     remote = _Remote(coordinator)
     watch = RayWatch(remote, remote, coordinator.begin())
@@ -104,7 +104,7 @@ def test_a_rank_that_was_taken_over_stops_before_it_writes() -> None:
         watch.before_writing()
 
 
-def test_a_rank_that_is_not_the_first_does_not_ask() -> None:
+def test_other_ranks_do_not_use_the_coordinator() -> None:
     watch = RayWatch(None, None, None)
     watch.report(3, "")
     assert not watch.should_stop()

@@ -1,4 +1,4 @@
-"""What is said of Ray Train's own errors; training on Ray is in the integration tests."""
+"""Errors made from those of Ray Train; training on Ray is in the integration tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from priorkit.prior.train.on_ray import explain_end
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "Ray Train ended before the training did: no reason is given"),
         ("Traceback:\n File x\nValueError: wrong\n", "Ray Train ended before the training did: ValueError: wrong"),
@@ -16,5 +16,5 @@ from priorkit.prior.train.on_ray import explain_end
         ("ValueError: ProcessGroupNCCL is only supported with GPUs, no GPUs found!", "torch sees none there; install"),
     ],
 )
-def test_an_error_of_ray_train_is_cut_to_its_reason(text: str, said: str) -> None:
-    assert said in str(explain_end(text))
+def test_an_error_of_ray_train_is_shortened_to_its_reason(text: str, message: str) -> None:
+    assert message in str(explain_end(text))
