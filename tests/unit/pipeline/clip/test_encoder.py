@@ -17,8 +17,7 @@ import torch
 from priorkit.pipeline.clip import encoder as clip_module
 from priorkit.pipeline.clip.encoder import ClipEncoder, check_clip, clip_location, clip_source, identify_clip
 from priorkit.pipeline.clip.identity import clip_difference, is_same_clip
-from priorkit.pipeline.clip.settings import ClipSettings, PreprocessSettings
-from priorkit.pipeline.embed.settings import EmbedSettings
+from priorkit.pipeline.clip.settings import ClipSettings, EncoderSettings, PreprocessSettings
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 
 from ....conftest import TINY_CLIP_CONFIG
@@ -234,7 +233,7 @@ def test_two_tags_of_a_model_are_two_clips_without_a_look_at_them(monkeypatch: p
 def test_the_dtype_does_not_change_the_hash_of_the_weights(tiny_clip: Path) -> None:
     clip = ClipSettings(model=f"local-dir:{tiny_clip}")
     kinds = ("float32", "bfloat16")
-    found = [ClipEncoder(EmbedSettings(clip=clip, dtype=kind, device="cpu", threads=1)).identity for kind in kinds]
+    found = [ClipEncoder(EncoderSettings(clip=clip, dtype=kind, device="cpu", threads=1)).identity for kind in kinds]
     assert clip_difference(*found) == ""
     assert clip_difference(*found, strict=True) == "dtype: 'float32' -> 'bfloat16'"
 

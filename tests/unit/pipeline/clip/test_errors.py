@@ -9,10 +9,10 @@ import open_clip
 import pytest
 
 from priorkit.pipeline.clip.encoder import ClipEncoder
-from priorkit.pipeline.embed.settings import EmbedSettings
+from priorkit.pipeline.clip.settings import ClipSettings, EncoderSettings
 from priorkit.pipeline.errors import InputError
 
-SETTINGS = EmbedSettings(device="cpu", threads=1)
+SETTINGS = EncoderSettings(clip=ClipSettings(), device="cpu", threads=1)
 
 
 class LocalEntryNotFoundError(Exception):
