@@ -73,15 +73,13 @@ class FileShard:
         while group := list(itertools.islice(pairs, _READ_TOGETHER)):
             paths = [path for pair in group for path in pair.paths]
             # cat_ranges, since other calls take brackets and stars in a file name for a pattern
-            contents = store.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
-            content_by_path: dict[str, Any] = dict(zip(paths, contents, strict=True))
+            read = store.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
+            contents: dict[str, Any] = dict(zip(paths, read, strict=True))
             for pair in group:
                 for path, stamp in zip(pair.paths, pair.stamps, strict=True):
-                    content = content_by_path[path]
+                    content = contents[path]
                     note_content(store, self._name(path), stamp, None if isinstance(content, Exception) else content)
-                image, caption = (
-                    None if path is None else content_by_path[path] for path in (pair.image, pair.caption)
-                )
+                image, caption = (None if path is None else contents[path] for path in (pair.image, pair.caption))
                 failed = next((value for value in (image, caption) if isinstance(value, Exception)), None)
                 if failed is not None:
                     yield Sample(pair.key, None, None, f"unreadable: {failed}")

@@ -117,9 +117,7 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
     rows = settings.rows_per_shard or _ROWS_PER_SHARD
     kind = settings.input_format if settings.input_format != "auto" else _kind_of(store, url)
     if kind == "parquet":
-        is_file = url.endswith(".parquet") and not store.fs.isdir(
-            Store(url).root
-        )  # Spark's folders have this suffix too
+        is_file = url.endswith(".parquet") and not store.fs.isdir(Store(url).root)  # Spark names folders like this
         only = posixpath.basename(url) if is_file else None
         columns = (
             settings.caption_column if settings.text else None,
