@@ -33,7 +33,7 @@ _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _CPU_IMAGES = 32
 """Images in one pass of the image tower on the CPU, so that activations stay in its caches; 96 take 7% longer each."""
 _CHARACTERS_PER_TOKEN = 64
-"""Characters kept per token of context. No vocabulary averages as many, so the tokenizer would drop the rest anyway."""
+"""Characters kept per token of context. Tokens have fewer characters on average, so the tokenizer drops the rest."""
 
 
 def check_clip(settings: ClipSettings) -> None:

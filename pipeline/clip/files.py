@@ -1,4 +1,4 @@
-"""Files of a CLIP on this machine: which file of a folder holds the weights, and the checked config."""
+"""Files of a CLIP on this machine: the weights in a folder, the config, and their hashes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def require_content(weights: Path) -> None:
     """Check that a file of weights is not empty and not a Git LFS pointer.
 
     Raises:
-        InputError: it is.
+        InputError: the file is empty or a pointer.
     """
     with weights.open("rb") as file:
         if is_lfs_pointer(file):

@@ -23,26 +23,26 @@ _ACTIVATION = "-quickgelu"
 Match = Literal["same", "other", "unknown"]
 
 
-def clip_difference(known: Mapping[str, Any], found: Mapping[str, Any], *, strict: bool = False) -> str:
+def clip_difference(known: Mapping[str, Any], other: Mapping[str, Any], *, strict: bool = False) -> str:
     """Name the values in which two identities differ, among those that both have; empty if they are one CLIP.
 
     Args:
         strict: compare all values, such as the dtype, except the source.
     """
-    names = {*known, *found} - {"source", *_CONFIGS} if strict else {*known} & {*found} & {*_FUNCTION}
+    names = {*known, *other} - {"source", *_CONFIGS} if strict else {*known} & {*other} & {*_FUNCTION}
     before = {name: known[name] for name in names if name in known}
-    after = {name: found[name] for name in names if name in found}
-    configs = [name for name in _CONFIGS if name in known and name in found]
-    if configs and all(known[name] != found[name] for name in configs):
-        before[configs[-1]], after[configs[-1]] = known[configs[-1]], found[configs[-1]]
+    after = {name: other[name] for name in names if name in other}
+    configs = [name for name in _CONFIGS if name in known and name in other]
+    if configs and all(known[name] != other[name] for name in configs):
+        before[configs[-1]], after[configs[-1]] = known[configs[-1]], other[configs[-1]]
     return difference(before, after)
 
 
 def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: ClipSettings) -> bool:
     """Return whether settings name the CLIP with a known identity or location.
 
-    Equal sources decide, and so do two tags. Otherwise the wanted CLIP is loaded and its weights are compared. A CLIP
-    that cannot be loaded counts as another one.
+    Equal sources decide, and so do two tags. Otherwise the CLIP of the settings is loaded to compare its weights. A
+    CLIP that cannot be loaded counts as another one.
 
     Args:
         known: its identity from a manifest; empty if unknown.
@@ -70,7 +70,7 @@ def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: 
 
 
 def compare_clips(
-    known: Mapping[str, Any], location: Mapping[str, Any], found: Mapping[str, Any], found_location: Mapping[str, Any]
+    known: Mapping[str, Any], location: Mapping[str, Any], other: Mapping[str, Any], other_location: Mapping[str, Any]
 ) -> Match:
     """Compare two CLIPs by their recorded identities and locations, without loading either.
 
@@ -78,13 +78,13 @@ def compare_clips(
 
     Args:
         known, location: identity and location of the first CLIP, as for `is_same_clip`; either may be empty.
-        found, found_location: identity and location of the second CLIP.
+        other, other_location: identity and location of the second CLIP.
     """
-    if clip_difference(known, found):
+    if clip_difference(known, other):
         return "other"
-    if "weights_sha256" in known and "weights_sha256" in found:
+    if "weights_sha256" in known and "weights_sha256" in other:
         return "same"
-    before, after = known.get("source") or location, found.get("source") or found_location
+    before, after = known.get("source") or location, other.get("source") or other_location
     tags = _tag(before), _tag(after)
     if None in tags:
         return "unknown"

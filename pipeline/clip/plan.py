@@ -146,13 +146,13 @@ def _shape(config: dict[str, Any], library: Any) -> list[Any]:
 def architecture(config: Mapping[str, Any], library: Any) -> dict[str, Any]:
     """Return a model's config without its activation, default values, and values that weights replace."""
     left_out = ("quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias")
-    kept = {name: value for name, value in config.items() if name not in left_out}
+    remaining = {name: value for name, value in config.items() if name not in left_out}
     for part, kind in (("vision_cfg", library.CLIPVisionCfg), ("text_cfg", library.CLIPTextCfg)):
         defaults = vars(kind())
         pretrained = ("timm_model_pretrained", "hf_model_pretrained", "patch_dropout")
-        kept[part] = {
+        remaining[part] = {
             name: value
-            for name, value in kept.get(part, {}).items()
+            for name, value in remaining.get(part, {}).items()
             if name not in pretrained and (name not in defaults or value != defaults[name])
         }
-    return kept
+    return remaining

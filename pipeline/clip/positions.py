@@ -1,4 +1,4 @@
-"""Check of positional embeddings, since open_clip silently resizes those of another length."""
+"""Check of positional embeddings, since open_clip silently interpolates embeddings of another length."""
 
 from __future__ import annotations
 

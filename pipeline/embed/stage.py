@@ -38,7 +38,7 @@ STAGE = "embed"
 _ASSUMED_SECONDS = {"cpu": {"image": 0.05, "text": 0.005}, "cuda": {"image": 0.001, "text": 0.0001}}
 """Seconds per image and per caption in the estimate of `--dry-run`: ViT-B/32 in float32 on 2 cores, or on one GPU."""
 _ASSUMED_DIM = 768
-"""Embedding size in the estimate of disk space; the size of ViT-L/14, and larger than most CLIPs's."""
+"""Embedding size in the estimate of disk space; ViT-L/14's, which few CLIPs exceed."""
 _ASSUMED_TOKENS = 16
 """Token states per caption in the estimate of disk space: a caption of about a dozen words."""
 
@@ -73,8 +73,8 @@ def embed(
     compute = with_gpus(compute, wanted)
     source, store = open_input(images), Store(embeddings)
     manifest = embed_manifest(settings, None if overwrite else store)
-    found = check_stage(store, manifest, overwrite=overwrite)
-    earlier = None if overwrite else found
+    existing = check_stage(store, manifest, overwrite=overwrite)
+    earlier = None if overwrite else existing
     tasks, recorded = plan_tasks(images, settings, limit, earlier, store, lambda note: progress(0, None, note))
     if store.is_local:
         require_space(_plan(store, settings, earlier or manifest, tasks))
@@ -141,11 +141,11 @@ def embed_manifest(settings: EmbedSettings, store: Store | None) -> Manifest:
     """
     if settings.engine == "clip-retrieval":
         check_settings(settings)
-    source, found = clip_source(settings.clip), None if store is None else read_manifest(store)
-    if found is not None and found.stage == STAGE and source != found.settings.get("clip"):
-        known = found.about.get("clip", {})
+    source, earlier = clip_source(settings.clip), None if store is None else read_manifest(store)
+    if earlier is not None and earlier.stage == STAGE and source != earlier.settings.get("clip"):
+        known = earlier.about.get("clip", {})
         if isinstance(known, dict) and is_same_clip(known, {}, settings.clip):
-            source = found.settings["clip"]
+            source = earlier.settings["clip"]
     return Manifest(STAGE, {**settings.identity(), "clip": source}, input={})
 
 
@@ -162,8 +162,8 @@ def plan_embed(
     settings = resolve(settings, "embed", compute)
     store = Store(embeddings)
     manifest = embed_manifest(settings, None if overwrite else store)
-    found = check_stage(store, manifest, overwrite=overwrite)
-    earlier = None if overwrite else found
+    existing = check_stage(store, manifest, overwrite=overwrite)
+    earlier = None if overwrite else existing
     tasks, _ = plan_tasks(images, settings, limit, earlier, store)
     return _plan(store, settings, earlier or manifest, tasks)
 
@@ -188,21 +188,21 @@ def _plan(store: Store, settings: EmbedSettings, manifest: Manifest, tasks: list
 
 
 def plan_tasks(
-    images: str, settings: EmbedSettings, limit: int | None, found: Manifest | None, folder: Store, tell: Tell = None
+    images: str, settings: EmbedSettings, limit: int | None, earlier: Manifest | None, folder: Store, tell: Tell = None
 ) -> tuple[list[EmbedTask], RecordedInputs]:
     """Return one task for each shard of the input, up to `limit` samples in all, and the recorded inputs.
 
     Samples that the folder has embedded already are kept, even beyond the limit.
 
     Args:
-        found: manifest of the folder; None for a new folder.
+        earlier: manifest of the folder; None for a new folder.
         folder: folder of the embeddings.
         tell: takes notes on the progress of hashing.
 
     Raises:
         FolderError: the folder holds embeddings of a shard that the input does not have.
     """
-    done = found.shards if found is not None else {}
+    done = earlier.shards if earlier is not None else {}
     shards = list_input_shards(images, settings)
     orphans = set(done) - {embedding_shard_name(int(shard.name)) for shard in shards}
     if orphans:

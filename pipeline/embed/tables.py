@@ -43,7 +43,7 @@ class TableShard:
         return f"{self.path}, rows {self.first:,} to {self.first + self.samples - 1:,}"
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return the whole file, see `InputShard`; a limit does not matter."""
+        """Return the file, whatever the limit, see `InputShard`."""
         return (f"{self.stem}.parquet",)
 
     def read(self, store: Store) -> Iterator[Sample]:

@@ -30,7 +30,7 @@ from ....conftest import TINY_CLIP_CONFIG
 from .conftest import CONFIG, TINY, tensors, write_folder
 
 
-def test_a_checkpoint_of_open_clips_training_is_read(tiny_clip: Path, tmp_path: Path) -> None:
+def test_a_training_checkpoint_of_open_clip_is_read(tiny_clip: Path, tmp_path: Path) -> None:
     wrapped = {f"module.{name}": value for name, value in tensors(tiny_clip).items()}
     settings = write_folder(tmp_path / "clip", {"epoch_32.pt": {"epoch": 32, "state_dict": wrapped}})
     expected = identify_clip(ClipSettings(model=f"local-dir:{tiny_clip}"))
@@ -39,7 +39,7 @@ def test_a_checkpoint_of_open_clips_training_is_read(tiny_clip: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("content", [{}, [1], {"state_dict": None}, {1: 2}, b"no weights"])
-def test_files_that_are_no_weights_are_explained(content: Any, tmp_path: Path) -> None:
+def test_a_file_without_weights_is_an_error_that_names_the_formats(content: Any, tmp_path: Path) -> None:
     settings = write_folder(tmp_path / "clip", {"w.pt": content})
     with pytest.raises(
         InputError, match=r"cannot be loaded \(\w+.*\); weights are the tensors of a model's state_dict"
@@ -47,7 +47,7 @@ def test_files_that_are_no_weights_are_explained(content: Any, tmp_path: Path) -
         identify_clip(settings)
 
 
-def test_weights_that_lack_a_tensor_are_refused_in_few_words(tiny_clip: Path, tmp_path: Path) -> None:
+def test_a_missing_tensor_is_a_short_error(tiny_clip: Path, tmp_path: Path) -> None:
     for name, kept in (("one.pt", {"text_projection"}), ("none.pt", set(tensors(tiny_clip)))):
         left = {key: value for key, value in tensors(tiny_clip).items() if key not in kept}
         settings = write_folder(tmp_path / name, {name: {**left, "other": torch.ones(1)}})
@@ -56,7 +56,7 @@ def test_weights_that_lack_a_tensor_are_refused_in_few_words(tiny_clip: Path, tm
         assert len(str(raised.value)) < 700
 
 
-def test_a_model_of_the_hub_with_only_its_config_cached_is_refused(
+def test_a_hub_model_without_cached_weights_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cached = tmp_path / "models--org--tiny"
@@ -71,7 +71,7 @@ def test_a_model_of_the_hub_with_only_its_config_cached_is_refused(
     assert caplog.records == []
 
 
-def test_a_tag_goes_before_a_file_of_its_name(
+def test_a_tag_takes_precedence_over_a_file_with_its_name(
     tags: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tags(mine={})
@@ -82,7 +82,7 @@ def test_a_tag_goes_before_a_file_of_its_name(
     check_clip(settings)
 
 
-def test_the_dtype_does_not_change_the_hash_of_the_weights(tiny_clip: Path) -> None:
+def test_the_hash_of_weights_does_not_depend_on_the_dtype(tiny_clip: Path) -> None:
     clip = ClipSettings(model=f"local-dir:{tiny_clip}")
     kinds = ("float32", "bfloat16")
     found = [ClipEncoder(EncoderSettings(clip=clip, dtype=kind, device="cpu", threads=1)).identity for kind in kinds]
@@ -98,7 +98,7 @@ def preprocess(settings: ClipSettings) -> dict[str, Any]:
     return found
 
 
-def test_weights_by_path_are_preprocessed_as_all_tags_of_their_architecture(
+def test_weights_by_path_take_the_preprocessing_that_all_tags_share(
     tags: Callable[..., None], bare_weights: str
 ) -> None:
     tags(a={"interpolation": "bilinear", "quick_gelu": True}, b={"interpolation": "bilinear", "quick_gelu": True})
@@ -107,9 +107,7 @@ def test_weights_by_path_are_preprocessed_as_all_tags_of_their_architecture(
     assert found["activation"] == "quick_gelu"
 
 
-def test_where_the_tags_disagree_the_choices_are_named_until_the_settings_say(
-    tags: Callable[..., None], bare_weights: str
-) -> None:
+def test_settings_decide_when_tags_disagree(tags: Callable[..., None], bare_weights: str) -> None:
     tags(a={"quick_gelu": True, "resize_mode": "squash"}, b={}, c={})
     with pytest.raises(InputError) as raised:
         check_clip(ClipSettings(model=TINY, pretrained=bare_weights))
@@ -129,7 +127,7 @@ def test_where_the_tags_disagree_the_choices_are_named_until_the_settings_say(
     assert identify_clip(whole)["activation"] == "quick_gelu"
 
 
-def test_the_config_beside_the_weights_says_more_than_the_tags(
+def test_a_config_beside_the_weights_overrides_the_tags(
     tags: Callable[..., None], tiny_clip: Path, tmp_path: Path
 ) -> None:
     tags(a={"quick_gelu": True}, b={})
@@ -147,7 +145,7 @@ def test_the_config_beside_the_weights_says_more_than_the_tags(
         check_clip(settings)
 
 
-def test_a_folder_that_does_not_say_its_preprocessing_has_that_of_its_architectures_tags(
+def test_a_folder_without_preprocessing_takes_the_one_of_its_tags(
     tags: Callable[..., None], tiny_clip: Path, tmp_path: Path
 ) -> None:
     tags(a={}, b={"std": (1.0, 1.0, 1.0)})
@@ -159,9 +157,7 @@ def test_a_folder_that_does_not_say_its_preprocessing_has_that_of_its_architectu
     assert preprocess(settings)["mean"] == [0.5, 0.5, 0.5]
 
 
-def test_settings_change_the_preprocessing_of_any_clip_and_its_identity(
-    tags: Callable[..., None], tiny_clip: Path
-) -> None:
+def test_preprocess_settings_change_preprocessing_and_identity(tags: Callable[..., None], tiny_clip: Path) -> None:
     tags(mine={})
     wanted = PreprocessSettings(mean=(0.1, 0.2, 0.3), interpolation="bilinear", size=64)
     for settings in (ClipSettings(model=TINY, pretrained="mine"), ClipSettings(model=f"local-dir:{tiny_clip}")):
@@ -174,7 +170,7 @@ def test_settings_change_the_preprocessing_of_any_clip_and_its_identity(
         assert ClipSettings(**clip_location(changed)).preprocess == wanted
 
 
-def test_an_activation_that_settings_ask_for_is_there_or_an_error(tiny_clip: Path, tags: Callable[..., None]) -> None:
+def test_the_activation_in_the_settings_is_used(tiny_clip: Path, tags: Callable[..., None]) -> None:
     tags(quick={"quick_gelu": True})
     with pytest.raises(InputError, match=r"the other activation than priorkit-tiny.*embed\.clip\.quick_gelu"):
         identify_clip(ClipSettings(model=TINY, pretrained="quick"))
@@ -183,7 +179,7 @@ def test_an_activation_that_settings_ask_for_is_there_or_an_error(tiny_clip: Pat
             assert identify_clip(settings.model_copy(update={"quick_gelu": quick}))["activation"] == name
 
 
-def test_an_activation_without_effect_is_an_error(tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_activation_setting_without_effect_is_an_error(tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip_module._identify.cache_clear()
     monkeypatch.setattr(clip_module, "has_quick_gelu", lambda model: False)  # as in towers of timm and Hugging Face
     with pytest.raises(SettingsError, match=r"embed\.clip\.quick_gelu=true has no effect"):
@@ -198,7 +194,7 @@ def encoder_settings(tiny_clip: Path, **changed: Any) -> EncoderSettings:
     return EncoderSettings(**{"clip": clip, "device": "cpu", "threads": 1, "batch_size": 2, **changed})
 
 
-def test_many_images_are_encoded_as_each_alone(tiny_clip: Path) -> None:
+def test_a_batch_of_images_gives_the_same_embeddings_as_single_images(tiny_clip: Path) -> None:
     encoder = load_encoder(encoder_settings(tiny_clip))
     images = [torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8) for _ in range(35)]  # more than one CPU pass
     batch = encoder.encode_images(images)
@@ -207,7 +203,7 @@ def test_many_images_are_encoded_as_each_alone(tiny_clip: Path) -> None:
         torch.testing.assert_close(batch[row], encoder.encode_images([images[row]])[0], rtol=1e-4, atol=1e-5)
 
 
-def test_captions_beyond_the_context_are_cut_without_a_change(tiny_clip: Path) -> None:
+def test_cutting_long_captions_does_not_change_their_tokens(tiny_clip: Path) -> None:
     encoder = load_encoder(encoder_settings(tiny_clip))
     long = "  a  photo of " + "word " * 10_000
     assert encoder.tokenize([long]).shape == (1, 24)
@@ -224,7 +220,7 @@ def test_the_cached_encoder_is_loaded_again_when_its_files_change(tiny_clip: Pat
     assert clip_difference(first.identity, second.identity).startswith("weights_sha256: ")
 
 
-def test_a_text_encoder_has_no_image_tower_and_the_same_texts(tiny_clip: Path) -> None:
+def test_a_text_encoder_has_no_image_tower_and_equal_text_embeddings(tiny_clip: Path) -> None:
     settings = encoder_settings(tiny_clip)
     texts, whole = load_text_encoder(settings), load_encoder(settings)
     assert texts._model.visual is None
@@ -233,7 +229,7 @@ def test_a_text_encoder_has_no_image_tower_and_the_same_texts(tiny_clip: Path) -
     assert texts.identity == whole.identity
 
 
-def test_a_tower_without_token_states_is_refused_only_if_they_are_wanted(tiny_clip: Path, tmp_path: Path) -> None:
+def test_a_tower_without_token_states_is_refused_if_they_are_required(tiny_clip: Path, tmp_path: Path) -> None:
     config = json.loads(json.dumps(TINY_CLIP_CONFIG))
     config["model_cfg"]["text_cfg"] |= {"embed_cls": True, "pool_type": "last"}
     config["model_cfg"]["custom_text"] = True

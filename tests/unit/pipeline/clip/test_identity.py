@@ -1,4 +1,4 @@
-"""Identities of CLIPs: when two names are one CLIP, and when that is not known."""
+"""Identities of CLIPs, and whether two names are one CLIP."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ KNOWN = {
         ({"architecture_sha256": "x", "config_sha256": "y"}, "config_sha256: 'c' -> 'y'"),
     ],
 )
-def test_the_function_decides_and_not_the_name(changed: dict[str, Any], difference: str) -> None:
+def test_only_weights_activation_preprocessing_and_config_are_compared(
+    changed: dict[str, Any], difference: str
+) -> None:
     assert clip_difference(KNOWN, {**KNOWN, **changed}) == difference
 
 
@@ -77,18 +79,18 @@ def tag(model: str, pretrained: str | None, **overrides: Any) -> dict[str, Any]:
         ({}, tag("ViT-B-32", "openai"), "unknown"),
     ],
 )
-def test_places_are_compared_by_model_and_tag(first: dict[str, Any], second: dict[str, Any], match: str) -> None:
+def test_locations_are_compared_by_model_and_tag(first: dict[str, Any], second: dict[str, Any], match: str) -> None:
     assert compare_clips({}, first, {}, second) == match
     assert compare_clips({"source": second}, {}, {"source": first}, {}) == match
 
 
-def test_hashes_decide_before_tags() -> None:
+def test_hashes_take_precedence_over_tags() -> None:
     openai, laion = tag("ViT-B-32", "openai"), tag("ViT-B-32", "laion2b_e16")
     assert compare_clips({"weights_sha256": "w"}, openai, {"weights_sha256": "w"}, laion) == "same"
     assert compare_clips({"weights_sha256": "w"}, openai, {"weights_sha256": "x"}, openai) == "other"
 
 
-def test_texts_do_not_depend_on_the_preprocessing_of_images() -> None:
+def test_text_parts_leave_out_image_preprocessing() -> None:
     described = {"source": tag("a", "b", preprocess={"size": 1}), "preprocess": {"size": 1}, "activation": "gelu"}
     assert text_parts(described) == {"source": tag("a", "b"), "activation": "gelu"}
 
@@ -103,7 +105,7 @@ def test_weights_are_hashed_by_name_and_value_in_float32() -> None:
     assert hash_weights(model.double()) == hashlib.sha256(content).hexdigest()
 
 
-def test_an_activation_is_found_by_its_module() -> None:
+def test_quick_gelu_is_detected_in_nested_modules() -> None:
     assert has_quick_gelu(torch.nn.Sequential(torch.nn.Sequential(QuickGELU())))
     assert not has_quick_gelu(torch.nn.Sequential(torch.nn.GELU()))
 
@@ -143,7 +145,7 @@ def test_other_weights_activation_or_preprocessing_are_another_clip(
     assert not any(is_same_clip(known, {}, other) for other in others)
 
 
-def test_two_tags_of_a_model_are_two_clips_without_a_look_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_tags_are_compared_without_loading_them(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("loaded")
 
@@ -153,7 +155,7 @@ def test_two_tags_of_a_model_are_two_clips_without_a_look_at_them(monkeypatch: p
     assert not is_same_clip(known, {}, ClipSettings(model="ViT-B-32", pretrained="laion2b_e16"))
 
 
-def test_configs_agree_whether_or_not_they_write_out_what_is_the_default(tiny_clip: Path, tmp_path: Path) -> None:
+def test_a_config_with_explicit_default_values_is_the_same(tiny_clip: Path, tmp_path: Path) -> None:
     config = json.loads(json.dumps(TINY_CLIP_CONFIG))
     config["model_cfg"]["text_cfg"]["no_causal_mask"] = False
     folder = tmp_path / "clip"

@@ -26,7 +26,7 @@ def plan(settings: ClipSettings) -> ClipPlan:
     return plan_clip(settings, parse_source(settings, lambda model, name: False), open_clip)
 
 
-def test_a_tag_and_a_hub_are_left_to_open_clip() -> None:
+def test_open_clip_loads_tags_and_hub_models_itself() -> None:
     assert plan(ClipSettings()) == ClipPlan("ViT-B-32", "laion2b_s34b_b79k", None, {})
     quick = ClipSettings(model="hf-hub:org/name", quick_gelu=True)
     assert plan(quick) == ClipPlan("hf-hub:org/name", None, None, {"quick_gelu": True})
@@ -82,7 +82,7 @@ def test_an_architecture_leaves_out_defaults_and_what_weights_replace(
     assert (architecture(changed, open_clip) == architecture(config, open_clip)) is same
 
 
-def test_an_unknown_model_is_answered_with_the_nearest_few() -> None:
+def test_an_unknown_model_is_an_error_with_the_nearest_names() -> None:
     with pytest.raises(
         InputError, match=r"embed\.clip\.model=ViT-B-33: open_clip has no such model; nearest: .*ViT-B-32"
     ):
@@ -102,7 +102,7 @@ def test_a_config_beside_the_weights_must_fit_the_model(tags: Callable[..., None
         plan(ClipSettings(model=TINY, pretrained=bare_weights))
 
 
-def test_a_wrong_tag_is_answered_with_the_nearest_few() -> None:
+def test_an_unknown_tag_is_an_error_with_the_nearest_tags() -> None:
     with pytest.raises(PriorkitError) as raised:
         check_clip(ClipSettings(model="ViT-B-32", pretrained="laion2b_s34b_b79"))
     assert "nearest: laion2b_s34b_b79k" in str(raised.value)

@@ -49,14 +49,14 @@ def test_a_missing_package_is_an_error_that_says_what_to_install(
         ({"clip": ClipSettings(model="hf-hub:org/name")}, r"embed\.clip\.model=hf-hub:org/name: .* an open_clip name"),
     ],
 )
-def test_what_it_cannot_do_is_named(changed: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_setting_is_named(changed: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     check_settings(settings_of())
     with pytest.raises(SettingsError, match=named):
         check_settings(settings_of(**changed))
 
 
-def test_preprocessing_that_it_would_not_apply_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preprocessing_that_clip_retrieval_ignores_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     path = tmp_path / "weights.pt"
     path.write_bytes(b"never read here")
@@ -73,7 +73,9 @@ def test_preprocessing_that_it_would_not_apply_is_refused(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (False, "float16")])
-def test_on_a_gpu_it_casts_as_it_sees_fit(bf16: bool, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dtype_on_a_gpu_is_the_one_of_clip_retrieval(
+    bf16: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: bf16)
     check_settings(settings_of(device="cuda", dtype=dtype))
@@ -83,12 +85,12 @@ def test_on_a_gpu_it_casts_as_it_sees_fit(bf16: bool, dtype: str, monkeypatch: p
         check_settings(settings_of(dtype=dtype))
 
 
-def test_a_batchs_rows_are_matched_by_key_the_first_of_each() -> None:
+def test_the_first_row_of_each_pending_key_is_used() -> None:
     batch = {"image_filename": ["./a", "done", "sub/b", "a", "c"]}
     assert _first_rows(batch, dict.fromkeys(["c", "sub/b", "a"])) == {"a": 0, "sub/b": 2, "c": 4}
 
 
-def test_image_extensions_are_in_order_of_appearance_up_to_the_damage(tmp_path: Path) -> None:
+def test_image_extensions_are_listed_up_to_the_damage(tmp_path: Path) -> None:
     names = ["a.txt", "a.PNG", "b.jpg", "c.png", "d.seg.png", "x.y/e.webp"]
     with tarfile.open(tmp_path / "00000.tar", "w") as tar:
         for name in names:

@@ -45,7 +45,7 @@ def test_rows_are_in_order_and_each_has_its_own_embedding(tmp_path: Path, embed_
     assert window.text.lengths == [length for text in texts for length in text.lengths]
 
 
-def test_windows_are_of_sixteen_batches(tmp_path: Path, embed_settings: EmbedSettings) -> None:
+def test_a_window_has_sixteen_batches(tmp_path: Path, embed_settings: EmbedSettings) -> None:
     folder = write(tmp_path, {f"{number:02d}.txt": b"a" for number in range(35)})
     windows = [part for part in run(folder, embed_settings, image=False, batch_size=1) if isinstance(part, Window)]
     assert [len(window.keys) for window in windows] == [16, 16, 3]
@@ -79,7 +79,7 @@ def test_a_sample_that_cannot_be_embedded_is_a_failure(
     assert failures[0].reason.startswith(reason)
 
 
-def test_without_captions_a_caption_that_is_no_text_is_left_out(tmp_path: Path, embed_settings: EmbedSettings) -> None:
+def test_bad_captions_do_not_matter_if_only_images_are_embedded(tmp_path: Path, embed_settings: EmbedSettings) -> None:
     folder = write(tmp_path, {"a.png": png("red"), "a.txt": b"\xff", "b.png": png("red")})
     (window,) = run(folder, embed_settings, text=False, token_states=False)
     assert isinstance(window, Window)

@@ -19,7 +19,7 @@ from .conftest import PAIRS, samples_of, shards_of, write
 
 
 def content_of(path: Path, limit: int | None = None, **settings: Any) -> list[str]:
-    """Fingerprints of what is read of each shard."""
+    """Fingerprint each shard by the content of its files."""
     store = open_input(str(path))
     found = []
     for shard in shards_of(path, **settings):
@@ -41,7 +41,7 @@ def test_files_are_paired_by_path_in_order(tmp_path: Path) -> None:
     ]
 
 
-def test_captions_alone_are_those_of_text_files(tmp_path: Path) -> None:
+def test_captions_may_have_no_images(tmp_path: Path) -> None:
     (found,) = samples_of(write(tmp_path, PAIRS), image=False)
     assert [sample.key for sample in found if sample.caption is None] == ["sub/c"]
     assert len(found) == 7
@@ -49,12 +49,12 @@ def test_captions_alone_are_those_of_text_files(tmp_path: Path) -> None:
         shards_of(write(tmp_path / "images", {"a.jpg": b"1"}), image=False)
 
 
-def test_files_are_cut_into_shards(tmp_path: Path) -> None:
+def test_files_are_split_into_shards(tmp_path: Path) -> None:
     shards = shards_of(write(tmp_path, PAIRS), rows_per_shard=3)
     assert [(shard.name, shard.samples) for shard in shards] == [("00000", 3), ("00001", 3), ("00002", 1)]
 
 
-def test_a_changed_file_changes_its_shard_alone(tmp_path: Path) -> None:
+def test_a_changed_file_changes_only_its_shard(tmp_path: Path) -> None:
     folder = write(tmp_path, PAIRS)
     before = content_of(folder, rows_per_shard=4)
     content = (folder / "猫.txt").read_bytes()
@@ -63,7 +63,7 @@ def test_a_changed_file_changes_its_shard_alone(tmp_path: Path) -> None:
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, False]
 
 
-def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_images_with_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="same name"):
         shards_of(write(tmp_path, {"a.jpg": b"1", "a.png": b"2"}))
 
@@ -86,7 +86,7 @@ def test_the_sources_of_the_first_pairs_are_their_files(tmp_path: Path) -> None:
     assert (shard.title, shard.samples, shard.tables(store)) == ("a to c", 3, [None])
 
 
-def test_a_missing_image_names_the_files_there_are(tmp_path: Path) -> None:
+def test_a_missing_image_names_the_existing_files(tmp_path: Path) -> None:
     ((sample, _),) = samples_of(write(tmp_path, {"a.txt": b"1", "a.heic": b"2", "b.jpg": b"3"}))
     assert sample.image is None
     assert sample.instead.startswith("the sample has .heic, .txt; its image would be a .jpg")

@@ -1,4 +1,4 @@
-"""Formats of inputs told apart, and shards that are joined."""
+"""Detection of input formats, and shards that are joined."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from priorkit.pipeline.errors import InputError
 from .conftest import PAIRS, samples_of, shards_of, write, write_tar
 
 
-def test_a_folder_of_two_kinds_is_asked_about(tmp_path: Path) -> None:
+def test_a_folder_with_two_formats_is_refused(tmp_path: Path) -> None:
     write(tmp_path, PAIRS)
     write_tar(tmp_path / "00000.tar", 0, 2)
     with pytest.raises(InputError, match=r"images .* and 00000\.tar; .*input_format=files or .*=webdataset"):
@@ -29,8 +29,8 @@ def test_a_folder_of_two_kinds_is_asked_about(tmp_path: Path) -> None:
         shards_of(tmp_path)
 
 
-def test_files_as_img2dataset_writes_them(tmp_path: Path) -> None:
-    """With a table beside each folder."""
+def test_files_of_img2dataset_are_read(tmp_path: Path) -> None:
+    """img2dataset writes a table beside each folder of files."""
     for shard in ("00000", "00001"):
         write(tmp_path, {f"{shard}/{shard}0000.jpg": b"1", f"{shard}/{shard}0000.txt": b"a"})
         pq.write_table(pa.table({"caption": ["a"], "status": ["success"]}), tmp_path / f"{shard}.parquet")
@@ -44,7 +44,7 @@ def test_a_file_in_place_of_its_folder_is_named(tmp_path: Path) -> None:
         shards_of(tmp_path / "00000.tar")
 
 
-def test_what_holds_nothing_or_no_table_is_named(tmp_path: Path) -> None:
+def test_an_input_without_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to embed"):
         shards_of(tmp_path)
     with pytest.raises(InputError, match="no images"):
@@ -53,7 +53,7 @@ def test_what_holds_nothing_or_no_table_is_named(tmp_path: Path) -> None:
         shards_of(write(tmp_path / "tables", {"a.parquet": b"nothing"}), image=False)
 
 
-def test_image_shards_are_joined_up_to_the_rows_asked_for(tmp_path: Path) -> None:
+def test_image_shards_are_joined_until_they_have_enough_rows(tmp_path: Path) -> None:
     for number, count in enumerate([3, 1, 2, 5, 1]):
         write_tar(tmp_path / f"{number:05d}.tar", number * 10, count)
     assert [shard.samples for shard in shards_of(tmp_path)] == [3, 1, 2, 5, 1]
@@ -63,7 +63,7 @@ def test_image_shards_are_joined_up_to_the_rows_asked_for(tmp_path: Path) -> Non
     assert keys[0] == ["00000", "00001", "00002", "00010"]
 
 
-def test_shards_that_are_joined_have_tables_all_or_none(tmp_path: Path) -> None:
+def test_joined_shards_have_either_all_tables_or_none(tmp_path: Path) -> None:
     for number in range(3):
         write_tar(tmp_path / f"{number:05d}.tar", number * 10, 2)
     pq.write_table(
@@ -75,7 +75,7 @@ def test_shards_that_are_joined_have_tables_all_or_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [2 * 1024 + 700, 2 * 1024, 3 * 1024 + 512])
-def test_a_damaged_tar_gives_what_is_before_the_damage_and_says_so(tmp_path: Path, left: int) -> None:
+def test_a_damaged_tar_gives_the_samples_before_the_damage_and_an_error(tmp_path: Path, left: int) -> None:
     write_tar(tmp_path / "00000.tar", 0, 4)
     write_tar(tmp_path / "00001.tar", 10, 2)
     (tmp_path / "00000.tar").write_bytes((tmp_path / "00000.tar").read_bytes()[:left])
@@ -87,21 +87,21 @@ def test_a_damaged_tar_gives_what_is_before_the_damage_and_says_so(tmp_path: Pat
     assert str(bad.error).startswith("damaged_shard: ")
 
 
-def test_a_folder_of_tables_may_be_named_as_one(tmp_path: Path) -> None:
-    """As Spark does."""
+def test_a_folder_of_tables_may_have_the_suffix_of_a_table(tmp_path: Path) -> None:
+    """Spark names folders like this."""
     (tmp_path / "captions.parquet").mkdir()
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "captions.parquet/part-0.parquet")
     ((found,),) = samples_of(tmp_path / "captions.parquet", image=False)
     assert (found.key, found.caption) == ("part-0_000000000", b"a")
 
 
-def test_one_table_stands_for_the_folder_it_is_in(tmp_path: Path) -> None:
+def test_a_single_table_opens_its_folder(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "t.parquet")
     assert open_input(str(tmp_path / "t.parquet")).url == Store(str(tmp_path)).url
     assert open_input(str(tmp_path)).url == Store(str(tmp_path)).url
 
 
-def test_the_first_samples_of_a_joined_shard_are_of_its_first_parts() -> None:
+def test_the_sources_of_a_joined_shard_are_those_of_its_first_parts() -> None:
     parts = [ImageShard(f"{number:05d}", f"mark {number}", 2, (f"{number:05d}.tar",)) for number in range(3)]
     merged = MergedShard("00000", tuple(parts))
     assert merged.samples == 6

@@ -9,7 +9,7 @@ from priorkit.pipeline.clip.settings import ClipSettings, EncoderSettings
 from priorkit.pipeline.embed.settings import EmbedSettings
 
 
-def test_every_setting_of_the_encoder_is_passed_on() -> None:
+def test_encoder_settings_are_copied() -> None:
     clip = ClipSettings(model="priorkit:demo")
     values = {
         "device": "cpu",

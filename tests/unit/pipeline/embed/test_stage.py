@@ -66,7 +66,7 @@ def limits(images: str, out: Path, limit: int | None, *records: ShardRecord) -> 
         (100, {"0000": None, "0001": None, "0002": None}),
     ],
 )
-def test_a_limit_is_of_the_first_samples(
+def test_a_limit_selects_the_first_samples(
     images: str, tmp_path: Path, limit: int | None, expected: dict[str, int | None]
 ) -> None:
     assert limits(images, tmp_path / "out", limit) == expected
@@ -79,7 +79,7 @@ def record(images: str, name: str, samples: int | None, **counts: int) -> ShardR
     return ShardRecord(name, counts.get("success", 0), inputs.fingerprint(shard, samples), "", {}, counts)
 
 
-def test_shards_that_are_embedded_stay_beyond_the_limit(images: str, tmp_path: Path) -> None:
+def test_embedded_shards_are_kept_beyond_the_limit(images: str, tmp_path: Path) -> None:
     whole = record(images, "0001", None, success=2)
     assert limits(images, tmp_path / "out", 1, whole) == {"0000": 1, "0001": None}
     first = record(images, "0001", 1, missing_caption=1)

@@ -32,7 +32,7 @@ def test_a_table_of_captions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("struct", [False, True])
-def test_a_table_of_images_with_keys_of_its_own(tmp_path: Path, struct: bool) -> None:
+def test_a_table_of_images_with_keys(tmp_path: Path, struct: bool) -> None:
     images: list[Any] = [b"1", b"2", None]
     if struct:  # as Hugging Face datasets store them
         images = [{"bytes": value, "path": "p"} for value in images]
@@ -48,7 +48,7 @@ def test_a_table_of_images_with_keys_of_its_own(tmp_path: Path, struct: bool) ->
 
 
 @pytest.mark.parametrize("group", [1, 7, 1000])
-def test_a_table_is_cut_by_rows_whatever_its_row_groups(tmp_path: Path, group: int) -> None:
+def test_a_table_is_split_by_rows_independent_of_its_row_groups(tmp_path: Path, group: int) -> None:
     captions = [f"caption {row}" for row in range(1000)]
     pq.write_table(table(caption=captions), tmp_path / "a.parquet", row_group_size=group)
     pq.write_table(table(caption=["last"]), tmp_path / "b.parquet")
@@ -79,7 +79,7 @@ def test_wrong_columns_are_named(tmp_path: Path, settings: dict[str, Any], named
         shards_of(tmp_path, **settings)
 
 
-def test_damage_in_a_column_that_is_carried_along_is_named(tmp_path: Path) -> None:
+def test_damage_in_another_column_is_reported(tmp_path: Path) -> None:
     data = table(caption=["one"] * 2000, url=[f"https://example.com/{row}" for row in range(2000)])
     pq.write_table(data, tmp_path / "t.parquet", compression="NONE", use_dictionary=False)
     column = pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(0).column(1)
@@ -92,7 +92,7 @@ def test_damage_in_a_column_that_is_carried_along_is_named(tmp_path: Path) -> No
         shard.tables(open_input(str(tmp_path)))
 
 
-def test_keys_of_a_table_whose_name_is_no_utf8_are_text(tmp_path: Path) -> None:
+def test_keys_are_text_if_the_table_name_is_not_utf8(tmp_path: Path) -> None:
     pq.write_table(table(caption=["a"], url=["u"]), tmp_path / "t.parquet")
     (tmp_path / "t.parquet").rename(tmp_path / b"caf\xe9.parquet".decode(errors="surrogateescape"))
     (shard,) = shards_of(tmp_path, image=False)

@@ -38,7 +38,7 @@ def spools() -> Iterator[dict[str, RowSpool]]:
         spool.close()
 
 
-def test_rows_are_stored_with_norm_one_and_their_norms_apart(spools: dict[str, RowSpool]) -> None:
+def test_rows_are_normalised_and_their_norms_are_kept(spools: dict[str, RowSpool]) -> None:
     done = _Embedded()
     text = TextEmbeds(torch.tensor([[0.0, 2.0], [1.0, 0.0]]), torch.tensor([[9.0, 8.0]] * 3), [1, 2])
     _add_window(window(torch.tensor([[3.0, 4.0], [0.0, -2.0]]), text), done, spools)
@@ -49,7 +49,7 @@ def test_rows_are_stored_with_norm_one_and_their_norms_apart(spools: dict[str, R
     assert (done.keys, done.captions, done.lengths) == (["a", "b"], ["one", "two"], [1, 2])
 
 
-def test_embeddings_that_are_normalised_already_have_no_norms(spools: dict[str, RowSpool]) -> None:
+def test_normalised_embeddings_have_no_norms(spools: dict[str, RowSpool]) -> None:
     done = _Embedded()
     _add_window(window(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), normalised=True), done, spools)
     assert spools["img_emb"].mapped().tolist() == [[0, 1], [1, 0]]
@@ -57,7 +57,7 @@ def test_embeddings_that_are_normalised_already_have_no_norms(spools: dict[str, 
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_an_embedding_without_a_direction_is_an_error(value: float, spools: dict[str, RowSpool]) -> None:
+def test_zero_and_infinite_embeddings_are_an_error(value: float, spools: dict[str, RowSpool]) -> None:
     with pytest.raises(InputError, match=r"NaN, infinity or only zeros for sample b; try embed\.dtype=float32"):
         _add_window(window(torch.tensor([[1.0, 0.0], [0.0, value]])), _Embedded(), spools)
 
@@ -96,9 +96,7 @@ def test_a_shard_is_written_with_every_sample_accounted_for(tmp_path: Path, embe
     assert failure["error"].startswith("missing_caption: ")
 
 
-def test_columns_of_a_table_are_carried_along_beside_those_of_embed(
-    tmp_path: Path, embed_settings: EmbedSettings
-) -> None:
+def test_columns_of_the_input_table_are_copied(tmp_path: Path, embed_settings: EmbedSettings) -> None:
     folder = write(tmp_path / "tables", {})
     folder.mkdir()
     columns = {"lang": ["en", "de", "fr"], "caption": ["one", None, "trois"], "status": ["success"] * 3}
