@@ -1,1 +1,1 @@
-"""CLIP models: where weights come from, what identifies them, and the image and text encoders."""
+"""CLIP models: the source of their weights, their identity, and the image and text encoders."""

@@ -1,4 +1,4 @@
-"""Errors of loading a CLIP in a user's terms, told once."""
+"""Errors of loading a CLIP, reported once and in the user's terms."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from ..explain import one_line
 from .settings import ClipSettings
 
 _LONGEST = 400
-"""Characters of a library's message that are shown; a checkpoint of another architecture names hundreds of tensors."""
+"""Characters of a library's message that are shown; a checkpoint of another architecture lists hundreds of tensors."""
 
 
 @contextlib.contextmanager
-def told_by_errors() -> Iterator[None]:
-    """Keep what open_clip and the hub log of failures out of the terminal: the error that follows says it once."""
+def silence_library_logs() -> Iterator[None]:
+    """Hide what open_clip and the hub log about failures, since the exception that follows reports them."""
     hub, root = logging.getLogger("huggingface_hub"), logging.getLogger()
     level = hub.level
 
-    def is_no_failure(record: logging.LogRecord) -> bool:
+    def is_below_warning(record: logging.LogRecord) -> bool:
         return record.levelno < logging.WARNING
 
     hub.setLevel(logging.ERROR)
-    root.addFilter(is_no_failure)
+    root.addFilter(is_below_warning)
     try:
         yield
     finally:
         hub.setLevel(level)
-        root.removeFilter(is_no_failure)
+        root.removeFilter(is_below_warning)
 
 
 def explain(settings: ClipSettings, error: Exception) -> InputError:
-    """The error of a load that failed, with the remedy where one is known."""
+    """Return the error to raise for a failed load, with the fix where one is known."""
     wanted = f"embed.clip.model={settings.model}, pretrained={settings.pretrained}"
     *_, cause = _causes(error)
-    is_absent = "Required pretrained weights" in str(error)  # of a hub's model, open_clip logs why and goes on
+    # open_clip logs why a hub's weights are absent, and raises this later
+    is_absent = "Required pretrained weights" in str(error)
     if is_absent or any(type(link).__name__ == "LocalEntryNotFoundError" for link in _causes(error)):
         reason = "its config is there, its weights are not" if is_absent else str(cause)
         return InputError(
@@ -49,7 +50,7 @@ def explain(settings: ClipSettings, error: Exception) -> InputError:
             f"{wanted}: these weights were trained with the other activation than {settings.model} has "
             f"({one_line(error, _LONGEST)}); name {settings.model}-quickgelu, or set embed.clip.quick_gelu"
         )
-    if isinstance(error, RuntimeError):  # of torch, which names the tensors that do not fit
+    if isinstance(error, RuntimeError):  # torch names the tensors that do not fit
         return InputError(f"{wanted}: cannot be loaded ({one_line(error, _LONGEST)})")
     reason = f"{type(error).__name__}: {one_line(error, _LONGEST)}".removesuffix(": ")
     return InputError(
@@ -59,7 +60,7 @@ def explain(settings: ClipSettings, error: Exception) -> InputError:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, the one it was raised from, and so on to the first."""
+    """Yield an error, then the error it was raised from, and so on to the first."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

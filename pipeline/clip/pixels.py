@@ -1,4 +1,4 @@
-"""Encoded images -> what a CLIP's image tower takes."""
+"""Decoding and preprocessing of images for a CLIP's image tower."""
 
 from __future__ import annotations
 
@@ -14,28 +14,31 @@ from torchvision.transforms import Compose, Normalize, ToTensor  # type: ignore[
 
 from ..images.upright import eight_bit_image, orientation, turn_image
 
-# what Pillow would rather be given; the palette's own colours are meant
+# Pillow suggests RGBA for such images; the colours of the palette are correct
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
 _MAX_PIXELS = 89_478_485
-"""Of an image, or of what it becomes when its shorter side is resized: Pillow's own bound against bombs, 256 MB."""
+"""Largest number of pixels of an image, before and after its shorter side is resized.
+
+It is Pillow's limit against decompression bombs: 256 MB of RGB values.
+"""
 
 
 class PixelError(Exception):
-    """An image that gives no pixels; the message says why."""
+    """Failure to decode an image; the message holds the outcome and the reason."""
 
 
 class Pixels:
-    """The preprocessing of an open_clip model, in two parts.
+    """Preprocessing of an open_clip model, split into two parts.
 
-    `decode` runs in threads beside the model, and resizes and crops. `batch` divides by 255 and normalises all images
-    of a batch at once: the same numbers, without a torch thread pool in every decoding thread. Preprocessing that does
-    not end in these two steps is left whole.
+    `decode` resizes and crops, in threads that run beside the model. `batch` divides by 255 and normalises a whole
+    batch at once. The numbers are the same, and no decoding thread starts a torch thread pool. A transform that does
+    not end in these two steps is not split.
 
     Args:
         preprocess: open_clip's transform for inference.
-        image_size: side in pixels that it makes.
-        device, dtype: what `batch` makes.
+        image_size: side of the transform's output in pixels.
+        device, dtype: device and dtype of batches.
     """
 
     def __init__(self, preprocess: Any, image_size: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -48,14 +51,13 @@ class Pixels:
             self._mean, self._std = mean.view(3, 1, 1).to(device), std.view(3, 1, 1).to(device)
 
     def decode(self, data: bytes) -> torch.Tensor:
-        """One encoded image -> uint8 `[H, W, 3]`, or float32 `[3, H, W]` where preprocessing is whole.
+        """Decode one image as uint8 `[H, W, 3]`, or as float32 `[3, H, W]` if the transform is not split.
 
-        The image is turned as its EXIF says, and scaled to 8 bits per channel, before it is preprocessed.
-
-        Safe in several threads at once.
+        The image is rotated according to its EXIF orientation and scaled to 8 bits per channel before preprocessing.
+        Thread-safe.
 
         Raises:
-            PixelError: the bytes are no image, or one of too many pixels.
+            PixelError: the bytes are not an image, or the image has too many pixels.
         """
         try:
             with Image.open(io.BytesIO(data)) as image:
@@ -67,13 +69,13 @@ class Pixels:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise PixelError(f"image_too_large: {error}") from None
-        except UnidentifiedImageError:  # its message holds an address in memory, which differs from run to run
+        except UnidentifiedImageError:  # its message contains a memory address, which differs between runs
             raise PixelError("image_decode: no image of a known kind") from None
-        except Exception as error:  # a decoder raises anything on hostile bytes
+        except Exception as error:  # decoders raise any exception on malicious bytes
             raise PixelError(f"image_decode: {str(error)[:200]}") from None
 
     def batch(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Decoded images -> `[B, 3, H, W]` on the device."""
+        """Stack decoded images as `[B, 3, H, W]` on the device."""
         stacked = torch.stack(list(images))
         if self._device.type == "cuda":
             stacked = stacked.pin_memory()
@@ -85,6 +87,6 @@ class Pixels:
     def _check_size(self, width: int, height: int) -> None:
         if width * height > _MAX_PIXELS:
             raise PixelError(f"image_too_large: {width} x {height} pixels, more than {_MAX_PIXELS:,}")
-        # a thin image grows when its shorter side becomes that of the model
+        # a thin image grows when its shorter side is resized to the model's
         if self._image_size**2 * max(width, height) / max(1, min(width, height)) > _MAX_PIXELS:
             raise PixelError(f"image_too_thin: {width} x {height} pixels")

@@ -1,4 +1,4 @@
-"""Positional embeddings of a CLIP's weights: open_clip resizes those of another length without a word."""
+"""Check of positional embeddings, since open_clip silently interpolates embeddings of another length."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from .settings import ClipSettings
 
 _IMAGE = ("visual.positional_embedding",)
 _TEXT = ("text.positional_embedding", "positional_embedding")
-"""Names of those that open_clip resizes; in the weights of a model with a text tower of its own either may stand."""
+"""Names of the tensors that open_clip resizes. Weights of a separate text tower may use either text name."""
 
 
 def require_positions(model: torch.nn.Module, plan: ClipPlan, settings: ClipSettings) -> None:
-    """Check that the weights of a file have as many positions as the model that they were loaded into.
+    """Check that a file of weights has as many positions as the model that it was loaded into.
 
     Raises:
-        InputError: they are of images of another size, or of texts of another length.
+        InputError: the weights are for images of another size, or for texts of another length.
     """
     weights = plan.weights or Path(plan.pretrained or "")
-    if not weights.is_absolute():  # a tag, which open_clip knows to fit, or a model of a hub
+    if not weights.is_absolute():  # weights of a tag or a hub fit their model
         return
     stored = _stored_lengths(weights)
     lengths = {name: len(value) for name, value in model.state_dict().items() if name in (*_IMAGE, *_TEXT)}
-    asked = settings.preprocess is not None and settings.preprocess.size is not None
-    image, image_here = _first(stored, _IMAGE), _first(lengths, _IMAGE)
-    if not asked and None not in (image, image_here) and image != image_here:
+    may_resize = settings.preprocess is not None and settings.preprocess.size is not None
+    image, model_image = _first(stored, _IMAGE), _first(lengths, _IMAGE)
+    if not may_resize and None not in (image, model_image) and image != model_image:
         raise InputError(
             f"{weights}: these weights are of images of another size ({image} positions) than the model's "
-            f"({image_here}); name the model of that size, or set embed.clip.preprocess.size to interpolate them"
+            f"({model_image}); name the model of that size, or set embed.clip.preprocess.size to interpolate them"
         )
-    text, text_here = _first(stored, _TEXT), _first(lengths, _TEXT)
-    if None not in (text, text_here) and text != text_here:
+    text, model_text = _first(stored, _TEXT), _first(lengths, _TEXT)
+    if None not in (text, model_text) and text != model_text:
         raise InputError(
-            f"{weights}: these weights are of texts of {text} tokens, the model's are of {text_here}; name the model "
+            f"{weights}: these weights are of texts of {text} tokens, the model's are of {model_text}; name the model "
             "that they belong to, or correct context_length in its config"
         )
 
@@ -48,16 +48,19 @@ def _first(lengths: Mapping[str, int], names: tuple[str, ...]) -> int | None:
 
 
 def _stored_lengths(weights: Path) -> dict[str, int]:
-    """Lengths of the positional embeddings in a file, whose values are not read; none of a file of another kind."""
+    """Return the lengths of a file's positional embeddings without reading their values.
+
+    The result is empty for a file that is neither safetensors nor a plain `torch.save`.
+    """
     names = (*_IMAGE, *_TEXT)
     if weights.suffix == ".safetensors":
-        import safetensors  # which open_clip has loaded the weights with
+        import safetensors  # installed, since open_clip loaded the weights with it
 
         with safetensors.safe_open(weights, "pt") as file:
             return {name: file.get_slice(name).get_shape()[0] for name in file.keys() if name in names}  # noqa: SIM118
     try:
         content: Any = torch.load(weights, map_location="meta", weights_only=True)
-    except Exception:  # TorchScript, or of NumPy: open_clip has loaded it already
+    except Exception:  # TorchScript or NumPy weights, which open_clip has loaded already
         return {}
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     plain = {name.removeprefix("module."): value for name, value in state.items() if isinstance(name, str)}

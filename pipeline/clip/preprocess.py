@@ -1,4 +1,4 @@
-"""Preprocessing and activation that a CLIP's weights were trained with, where their file does not say."""
+"""Preprocessing and activation that a CLIP's weights were trained with, for weights that do not record them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ..errors import InputError
 
 PREPROCESS_FIELDS = ("mean", "std", "interpolation", "resize_mode")
 TRAINED_FIELDS = (*PREPROCESS_FIELDS, "quick_gelu")
-"""What weights are trained with and do not hold."""
+"""Values that weights depend on but do not contain."""
 
 
 def as_trained(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """`TRAINED_FIELDS` of a tag or a config of open_clip, which leaves out what is the default."""
-    found = {name: defaults[name] if config.get(name) is None else config[name] for name in TRAINED_FIELDS}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    """Return the `TRAINED_FIELDS` of a tag or config of open_clip, which both leave out default values."""
+    values = {name: defaults[name] if config.get(name) is None else config[name] for name in TRAINED_FIELDS}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def decide(
@@ -27,18 +27,20 @@ def decide(
     wanted: str,
     architecture: str,
 ) -> dict[str, Any]:
-    """Values of `TRAINED_FIELDS` for weights that come without them.
+    """Choose the `TRAINED_FIELDS` for weights that come without them.
+
+    The settings decide first, then a config beside the weights, then the tags if all of them agree.
 
     Args:
-        given: by the settings.
-        stated: by a config beside the weights.
-        tags: of the architecture, with what each was trained with.
-        defaults: open_clip's own, for an architecture without tags.
-        wanted: the setting that names the weights, for errors.
-        architecture: name for errors.
+        given: values in the settings.
+        stated: values in a config beside the weights.
+        tags: tags of the architecture, each with the values it was trained with.
+        defaults: open_clip's defaults, for an architecture without tags.
+        wanted: setting that names the weights, for errors.
+        architecture: name of the architecture, for errors.
 
     Raises:
-        InputError: neither settings nor a config say, and the tags disagree; names the choices.
+        InputError: neither the settings nor a config decide, and the tags disagree; the message lists the choices.
     """
     chosen, open_fields = {}, []
     for name in TRAINED_FIELDS:
@@ -52,20 +54,20 @@ def decide(
         else:
             open_fields.append(name)
     if open_fields:
-        what = " and ".join(
+        parts = " and ".join(
             text
             for text, fields in (("preprocessing", PREPROCESS_FIELDS), ("activation", ("quick_gelu",)))
             if set(fields) & set(open_fields)
         )
         raise InputError(
-            f"{wanted}: the {what} of these weights is not known, and the tags of {architecture} differ in it.\n"
+            f"{wanted}: the {parts} of these weights is not known, and the tags of {architecture} differ in it.\n"
             f"Put their open_clip_config.json beside them, or set embed.clip to {_choices(open_fields, tags)}"
         )
     return chosen
 
 
 def _choices(fields: list[str], tags: Mapping[str, Mapping[str, Any]]) -> str:
-    """The different values of fields among tags, as settings, each with a tag that has them."""
+    """List the distinct values of `fields` among the tags, written as settings, each with an example tag."""
     groups: dict[str, list[str]] = {}
     for tag, trained in tags.items():
         preprocess = {name: trained[name] for name in fields if name in PREPROCESS_FIELDS}

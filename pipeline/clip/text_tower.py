@@ -1,8 +1,8 @@
-"""The text tower of an open_clip model, without the work that cannot change its result.
+"""Text tower of an open_clip model, without the computation on padding.
 
-In a tower whose tokens see only earlier ones, and whose embedding is read at the end-of-text token, what follows that
-token is of no influence. Captions are then sorted by length, and each batch is cut after its last end-of-text token:
-the same embeddings, at a cost that grows with the words that are there instead of with the context's length.
+In a causal tower whose embedding is read at the end-of-text token, later tokens do not influence the result. Captions
+are then sorted by length, and each batch is cut after its last end-of-text token. The embeddings are the same, and the
+cost grows with the length of the captions instead of the length of the context.
 """
 
 from __future__ import annotations
@@ -14,29 +14,32 @@ import torch
 from torch import nn
 
 _PROBE_LENGTHS = (1, 2, 5)
-"""Words of the captions that both paths are compared on before the short one is trusted."""
+"""Words in the captions on which the cut tower is compared with the whole one before it is used."""
 _LEAST_COSINE = 0.999
-"""Beyond the rounding of bfloat16; a tower whose later tokens matter differs by far more."""
+"""Smallest cosine between embeddings of the cut and the whole tower.
+
+Rounding in bfloat16 stays above it; a tower in which later tokens matter falls far below.
+"""
 
 
 @dataclass(frozen=True)
 class TextEmbeds:
-    """What the text tower makes of B captions."""
+    """Output of the text tower for B captions."""
 
     text_embed: torch.Tensor
     """`[B, D]` float32, not normalised."""
     token_states: torch.Tensor | None
-    """`[sum of lengths, D_text]` float32: states after the final norm, before projection; None unless asked for."""
+    """`[sum of lengths, D_text]` float32: states after the final norm, before projection; None unless requested."""
     lengths: list[int]
-    """Token states of each caption; empty unless asked for."""
+    """Number of token states of each caption; empty unless requested."""
 
 
 class TextTower:
-    """Encodes tokens with the text tower of `model`.
+    """Encoder of tokens with the text tower of `model`.
 
     Args:
-        model: an open_clip model, of whatever class.
-        device: where it is.
+        model: an open_clip model of any class.
+        device: the model's device.
         batch_size: captions in one forward pass.
     """
 
@@ -50,21 +53,21 @@ class TextTower:
             ends = (getattr(self._tower, name, None) for name in ("text_eos_id", "eos_id"))
             self._end_id = next((end for end in ends if end is not None), None)
         self.ends_at_end_of_text = pooling in ("argmax", "eos") and _is_causal(self._tower)
-        """Whether only tokens up to end-of-text matter, as in causal towers; SigLIP's, for one, is none."""
+        """True if only tokens up to end-of-text matter, as in causal towers; false for SigLIP's, for example."""
         self.is_cut = False
-        """Whether batches are cut after their last end-of-text token."""
+        """True if batches are cut after their last end-of-text token."""
         self.token_width: int | None = None
-        """D_text; None of towers whose token states cannot be had."""
+        """D_text; None if the tower gives no token states."""
 
     @property
     def blocks(self) -> nn.Module | None:
-        """What its transformer's blocks are in, if it is of open_clip's own make."""
-        found = getattr(self._tower, "transformer", None)
-        return found if isinstance(found, nn.Module) else None
+        """Module that contains the transformer's blocks; None for a tower that open_clip did not build."""
+        transformer = getattr(self._tower, "transformer", None)
+        return transformer if isinstance(transformer, nn.Module) else None
 
     @torch.inference_mode()
     def probe(self, tokens: torch.Tensor) -> None:
-        """Try on tokens `[B, T]` what the tower gives: whether token states, and whether the same when it is cut."""
+        """Test on tokens `[B, T]` whether the tower gives token states, and whether cutting keeps its embeddings."""
         if self._final_norm is not None:
             states = self._forward(tokens.to(self._device), token_states=True)[1]
             if states is not None and states.shape[:-1] == tokens.shape:
@@ -78,10 +81,9 @@ class TextTower:
 
     @torch.inference_mode()
     def encode(self, tokens: torch.Tensor, token_states: bool = False) -> TextEmbeds:
-        """Pooled embeddings of captions and, if asked for, the states of their tokens.
+        """Encode tokens `[N, T]`, int64, as pooled embeddings and, on request, token states.
 
-        Args:
-            tokens: `[N, T]` int64, in batches of the size given.
+        Rows are in the order of `tokens`, and results are on the CPU.
         """
         lengths = self.lengths(tokens)
         order = torch.tensor(lengths).argsort(stable=True) if self.is_cut else torch.arange(len(tokens))
@@ -95,8 +97,8 @@ class TextTower:
             embeds.append(embed)
             if batch_states is not None:
                 batch_states = batch_states.float().cpu()  # (B, L, D_text)
-                for row, of_row in zip(rows.tolist(), batch_states, strict=True):
-                    states[row] = of_row[: lengths[row]]
+                for row, row_states in zip(rows.tolist(), batch_states, strict=True):
+                    states[row] = row_states[: lengths[row]]
         sorted_embeds = torch.cat(embeds).float().cpu()
         text_embed = torch.empty_like(sorted_embeds)
         text_embed[order] = sorted_embeds
@@ -105,33 +107,33 @@ class TextTower:
         return TextEmbeds(text_embed, torch.cat(states), lengths)
 
     def lengths(self, tokens: torch.Tensor) -> list[int]:
-        """Begin-of-text through end-of-text for causal towers, all positions for others."""
+        """Return the number of positions that matter in each row: through end-of-text in causal towers, else all."""
         if not self.ends_at_end_of_text:
             return [tokens.shape[1]] * tokens.shape[0]
         return [end + 1 for end in self._ends(tokens).tolist()]
 
     def _ends(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Position `[B]` that the embedding is read at; as open_clip finds it."""
-        at_end = tokens if self._end_id is None else (tokens == self._end_id).int()
-        return at_end.argmax(dim=-1)
+        """Return the positions `[B]` at which the embeddings are read, computed as in open_clip."""
+        is_end = tokens if self._end_id is None else (tokens == self._end_id).int()
+        return is_end.argmax(dim=-1)
 
     def _forward(self, tokens: torch.Tensor, token_states: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Embeddings `[B, D]` and states `[B, L, D_text]` of tokens `[B, L]`."""
+        """Return embeddings `[B, D]` and states `[B, L, D_text]` of tokens `[B, L]`."""
         if self.is_cut:
             return self._forward_cut(tokens)
-        kept: list[torch.Tensor] = []
+        outputs: list[torch.Tensor] = []
         hook = None
         if token_states:
             assert self._final_norm is not None
-            hook = self._final_norm.register_forward_hook(lambda module, inputs, output: kept.append(output))
+            hook = self._final_norm.register_forward_hook(lambda module, inputs, output: outputs.append(output))
         try:
-            return self._model.encode_text(tokens), kept[0] if kept else None
+            return self._model.encode_text(tokens), outputs[0] if outputs else None
         finally:
             if hook is not None:
                 hook.remove()
 
     def _forward_cut(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As open_clip's towers compute it, for fewer positions than the context has."""
+        """Compute the result of open_clip's tower for the first L positions of the context alone."""
         tower, length = self._tower, tokens.shape[1]
         kind = tower.transformer.get_cast_dtype()
         x = tower.token_embedding(tokens).to(kind) + tower.positional_embedding[:length].to(kind)
@@ -144,7 +146,7 @@ class TextTower:
 
 
 def _is_causal(tower: Any) -> bool:
-    """Whether no token sees a later one."""
+    """Return whether the attention mask hides exactly the later tokens."""
     mask = getattr(tower, "attn_mask", None)
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
         return False
@@ -153,7 +155,7 @@ def _is_causal(tower: Any) -> bool:
 
 
 def _is_plain(tower: Any) -> bool:
-    """Whether the tower has the parts that `_forward_cut` knows, and no others."""
+    """Return whether the tower has exactly the parts that `_forward_cut` computes."""
     parts = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
     if not all(hasattr(tower, name) for name in parts) or not hasattr(tower.transformer, "get_cast_dtype"):
         return False
@@ -161,5 +163,5 @@ def _is_plain(tower: Any) -> bool:
 
 
 def probe_captions() -> list[str]:
-    """Captions of several lengths, for `TextTower.probe`."""
+    """Return captions of several lengths for `TextTower.probe`."""
     return ["word " * count for count in _PROBE_LENGTHS]

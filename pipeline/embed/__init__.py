@@ -1,1 +1,1 @@
-"""The embed stage: from images and captions to embedding shards."""
+"""The embed stage: images and captions -> embedding shards."""

@@ -1,4 +1,4 @@
-"""The real clip-retrieval as an engine: its reader and mapper, under our manifest, commit and distribution."""
+"""Engine that runs the real clip-retrieval: its reader and mapper, with priorkit's manifest and commits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,27 +26,28 @@ from .engines import EmbedTask, Failure, Window
 from .settings import EmbedSettings
 
 _INSTALL = "pip install 'priorkit[clip-retrieval]', Python below 3.13, in an environment of its own"
+"""Instructions that follow an import error."""
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What we know of a sample that clip-retrieval has not given yet."""
+class _Pending:
+    """A sample whose row clip-retrieval has not returned yet."""
 
     place: Place
     caption: str
     reason: str
-    """Why there will be none, if it gives none."""
+    """Reason of the failure if no row is returned."""
 
 
 class ClipRetrievalEngine:
-    """Embeds image shards with clip-retrieval's own code.
+    """Engine that embeds image shards with clip-retrieval's own code, see `Engine`.
 
     Args:
-        source: where the shards are.
+        source: folder of the shards.
 
     Raises:
-        PriorkitError: the package is not installed, or cannot be imported.
-        SettingsError: a setting asks for what it cannot do.
+        PriorkitError: clip-retrieval is not installed, or cannot be imported.
+        SettingsError: clip-retrieval does not support a setting.
     """
 
     def __init__(self, source: Store, settings: EmbedSettings) -> None:
@@ -59,7 +60,7 @@ class ClipRetrievalEngine:
             raise PriorkitError(f"embed.engine=clip-retrieval: {error}; install it: {_INSTALL}") from error
         self._source, self._settings, self._reader = source, settings, WebdatasetReader
         name = f"open_clip:{settings.clip.model}/{settings.clip.pretrained}"
-        with contextlib.redirect_stdout(sys.stderr):  # it tells of its warm-up where our results go
+        with contextlib.redirect_stdout(sys.stderr):  # it prints about its warm-up, and stdout is for results
             _, self._preprocess, self._tokenizer = load_clip(clip_model=name, use_jit=False, warmup_batch_size=1)
             self._mapper = ClipMapper(
                 enable_image=settings.image, enable_text=settings.text, enable_metadata=False, use_mclip=False,
@@ -67,27 +68,27 @@ class ClipRetrievalEngine:
             )  # fmt: skip
 
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
-        """See `Engine`. Where images have several extensions, rows are in order within each."""
+        """Yield windows and failures, see `Engine`. Rows are grouped by image extension, in order within each."""
         if not isinstance(task.shard, ImageShard):
             raise SettingsError("embed.engine=clip-retrieval reads image shards (*.tar) one for one")
-        waiting: dict[str, _Known] = {}
+        pending: dict[str, _Pending] = {}
         for position, read in enumerate(itertools.islice(task.shard.read(self._source), task.limit)):
             sample = dataclasses.replace(read, place=Place(position=position))
-            if sample.key in waiting:
+            if sample.key in pending:
                 reason = "duplicate_key: clip-retrieval tells rows apart by key, and an earlier sample has this one"
                 yield Failure(sample.key, reason, sample.place)
             else:
-                waiting[sample.key] = self._known(sample)
+                pending[sample.key] = self._pending(sample)
         with self._local(task.shard) as path:
             for batch in self._batches(path):
-                rows = _first_rows(batch, waiting)
+                rows = _first_rows(batch, pending)
                 if rows:
-                    yield self._window(batch, rows, waiting)
-        for key, known in waiting.items():
-            yield Failure(key, known.reason, known.place)
+                    yield self._window(batch, rows, pending)
+        for key, remaining in pending.items():
+            yield Failure(key, remaining.reason, remaining.place)
 
-    def _known(self, sample: Sample) -> _Known:
-        caption, reason = "", "clip_retrieval: gave no row"  # why it leaves a sample out, it does not say
+    def _pending(self, sample: Sample) -> _Pending:
+        caption, reason = "", "clip_retrieval: gave no row"  # clip-retrieval drops samples without a reason
         try:
             caption = (sample.caption or b"").decode()
         except UnicodeDecodeError as error:
@@ -97,33 +98,37 @@ class ClipRetrievalEngine:
             reason = f"missing_image: {sample.instead}"
         elif sample.caption is None and self._settings.text:
             reason = f"missing_caption: {sample.instead}"
-        return _Known(sample.place, caption, sample.error or reason)
+        return _Pending(sample.place, caption, sample.error or reason)
 
     def _batches(self, path: str) -> Iterator[dict[str, Any]]:
-        """What its reader makes of a shard. It knows one extension at a time, and lists of them it takes for a name."""
+        """Yield the batches of clip-retrieval's reader, one image extension after the other.
+
+        The reader takes a list of extensions for a single name.
+        """
         for extension in _image_extensions(path):
             yield from self._reader(
                 lambda urls: urls, self._preprocess, self._tokenizer, [path], self._settings.batch_size,
-                1,  # with fewer shards than workers it dies
-                # without images it does not say which row is whose
+                1,  # the reader fails with fewer shards than workers
+                # without images the reader returns no keys
                 enable_text=self._settings.text, enable_image=True, wds_image_key=extension,
             )  # fmt: skip
 
-    def _window(self, batch: dict[str, Any], rows: dict[str, int], waiting: dict[str, _Known]) -> Window:
-        """What the mapper makes of a batch, of the rows given by key, which then wait no more."""
-        made = self._mapper(batch)
-        at = list(rows.values())
-        known = [waiting.pop(key) for key in rows]
+    def _window(self, batch: dict[str, Any], rows: dict[str, int], pending: dict[str, _Pending]) -> Window:
+        """Embed a batch, and return the given rows of it, keyed by sample; removes them from `pending`."""
+        mapped = self._mapper(batch)
+        indices = list(rows.values())
+        samples = [pending.pop(key) for key in rows]
         image, text = (
-            None if made[kind] is None else torch.from_numpy(made[kind][at]) for kind in ("image_embs", "text_embs")
+            None if mapped[kind] is None else torch.from_numpy(mapped[kind][indices])
+            for kind in ("image_embs", "text_embs")
         )
         texts = None if text is None else TextEmbeds(text, None, [])
-        places, captions = [row.place for row in known], [row.caption for row in known]
+        places, captions = [sample.place for sample in samples], [sample.caption for sample in samples]
         return Window(list(rows), places, captions, image, texts, normalised=True)
 
     @contextlib.contextmanager
     def _local(self, shard: ImageShard) -> Iterator[str]:
-        """Path of the shard on this machine."""
+        """Provide the path of a local copy of the shard."""
         if self._source.is_local:
             yield self._source.path(shard.tar_name)
             return
@@ -134,18 +139,22 @@ class ClipRetrievalEngine:
 
 
 def check_settings(settings: EmbedSettings) -> None:
-    """SettingsError if clip-retrieval cannot do what is asked for; names the setting."""
+    """Check that clip-retrieval supports the settings.
+
+    Raises:
+        SettingsError: it does not support a setting, which the message names.
+    """
     device, dtype = "cpu", "float32"
-    if torch.cuda.is_available():  # it takes the GPU if there is one, and casts as it sees fit
+    if torch.cuda.is_available():  # clip-retrieval always uses a GPU if there is one, and chooses the dtype itself
         device, dtype = "cuda", "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    asked = {
+    supported = {
         "embed.device": (settings.device, device),
         "embed.dtype": (settings.dtype, dtype),
         "embed.token_states": (settings.token_states, False),
         "embed.compile": (settings.compile, False),
         "embed.rows_per_shard": (settings.rows_per_shard, None),
     }
-    for name, (value, only) in asked.items():
+    for name, (value, only) in supported.items():
         if value != only:
             raise SettingsError(f"{name}={value}: embed.engine=clip-retrieval can only do {name}={only} here")
     if settings.clip.pretrained is None:
@@ -159,22 +168,22 @@ def check_settings(settings: EmbedSettings) -> None:
         )
 
 
-def _first_rows(batch: dict[str, Any], waiting: dict[str, _Known]) -> dict[str, int]:
-    """The first row in a batch of each key that waits for one."""
+def _first_rows(batch: dict[str, Any], pending: Mapping[str, Any]) -> dict[str, int]:
+    """Return the first row in a batch for each key that is pending."""
     rows: dict[str, int] = {}
     for row, name in enumerate(batch["image_filename"]):
         key = name.removeprefix("./")
-        if key in waiting:
+        if key in pending:
             rows.setdefault(key, row)
     return rows
 
 
 def _image_extensions(path: str) -> list[str]:
-    """Extensions of the images in a tar, in order of appearance; of a damaged one those before the damage."""
-    found: dict[str, None] = {}
+    """Return the extensions of the images in a tar, in order of appearance, up to any damage."""
+    extensions: dict[str, None] = {}
     with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(path, "r:") as tar:
         for member in tar:
             extension = member.name.rpartition("/")[2].partition(".")[2].lower()
             if member.isfile() and extension in IMAGE_EXTENSIONS:
-                found[extension] = None
-    return list(found)
+                extensions[extension] = None
+    return list(extensions)

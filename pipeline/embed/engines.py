@@ -1,6 +1,6 @@
-"""What turns the samples of a shard into embeddings: priorkit's own engine, or the real clip-retrieval.
+"""Engines that turn the samples of a shard into embeddings: their interface, and priorkit's own engine.
 
-An engine yields windows of rows. What is written, and how a shard is committed, is the same for all: `embed_worker`.
+An engine yields windows of rows. `worker` writes and commits them in the same way for all engines.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .inputs import InputShard
 from .settings import EmbedSettings
 
 _WINDOW_BATCHES = 16
-"""Captions of so many batches are sorted by length together."""
+"""Batches in a window, whose captions are sorted by length together."""
 
 
 @dataclass(frozen=True)
@@ -33,50 +33,55 @@ class EmbedTask:
 
     shard: InputShard
     input: str
-    """Fingerprint of what is embedded: the shard, or its first samples."""
+    """Fingerprint of the samples to embed: all of the shard, or the first `limit`."""
     limit: int | None
-    """Embed only the first samples of the shard, this many."""
+    """Number of samples to embed, from the first on; None for all."""
 
     @property
     def name(self) -> str:
+        """Name of the embedding shard."""
         return embedding_shard_name(int(self.shard.name))
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample that gives no row."""
+    """A sample that could not be embedded."""
 
     key: str
     reason: str
-    """An outcome to count, and after a colon what happened."""
+    """Outcome to count, then a colon and the details."""
     place: Place
 
 
 @dataclass(frozen=True)
 class Window:
-    """Neighbouring rows of a shard."""
+    """Consecutive rows of a shard with their embeddings."""
 
     keys: list[str]
     places: list[Place]
     captions: list[str]
     image_embed: torch.Tensor | None
-    """`[n, D]`; None if images are not embedded."""
+    """`[N, D]`; None if images are not embedded."""
     text: TextEmbeds | None
     """None if captions are not embedded."""
     normalised: bool = False
-    """Whether embeddings have norm 1 already, so that their own is not known."""
+    """True if the embeddings have norm 1 already, so that their original norms are unknown."""
 
 
 class Engine(Protocol):
-    """Embeds one shard after the other, with one model."""
+    """Interface of an engine, which embeds one shard after the other with one model."""
 
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
-        """All samples of a task: rows in order, in windows, and those that give none."""
+        """Yield every sample of a task: rows in order, grouped in windows, and failures.
+
+        Args:
+            following: the next task, whose samples may be read ahead; None if there is none.
+        """
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A sample that is going to be a row."""
+    """A decoded sample that becomes a row."""
 
     key: str
     place: Place
@@ -85,10 +90,10 @@ class _Row:
 
 
 class NativeEngine:
-    """Decodes in threads while the model runs, and runs captions sorted by length.
+    """priorkit's own engine. It decodes images in threads while the model runs, and sorts captions by length.
 
     Args:
-        source: where the samples are.
+        source: folder of the samples.
     """
 
     def __init__(self, source: Store, settings: EmbedSettings, encoder: ClipEncoder) -> None:
@@ -101,7 +106,7 @@ class NativeEngine:
         """See `Engine`."""
         size = self._settings.batch_size
         rows: list[_Row] = []
-        waiting: list[torch.Tensor] = []
+        pixels: list[torch.Tensor] = []
         images: list[torch.Tensor] = []
         for sample in self._ahead.samples(task, following):
             if isinstance(sample, Failure):
@@ -109,15 +114,15 @@ class NativeEngine:
                 continue
             rows.append(_Row(sample.key, sample.place, sample.caption, None))
             if sample.pixels is not None:
-                waiting.append(sample.pixels)
-            if len(waiting) == size:
-                images.append(self._encoder.encode_images(waiting))
-                waiting = []
+                pixels.append(sample.pixels)
+            if len(pixels) == size:
+                images.append(self._encoder.encode_images(pixels))
+                pixels = []
             if len(rows) == _WINDOW_BATCHES * size:
                 yield self._window(rows, images)
                 rows, images = [], []
-        if waiting:
-            images.append(self._encoder.encode_images(waiting))
+        if pixels:
+            images.append(self._encoder.encode_images(pixels))
         if rows:
             yield self._window(rows, images)
 
@@ -132,13 +137,13 @@ class NativeEngine:
         return Window([row.key for row in rows], [row.place for row in rows], captions, image_embed, text)
 
     def _read(self, task: EmbedTask) -> Iterator[Sample]:
-        """The samples of a task, each with its place, since keys may repeat."""
+        """Yield the samples of a task, each with its place, since keys may repeat."""
         for position, sample in enumerate(itertools.islice(task.shard.read(self._source), task.limit)):
             place = sample.place._replace(position=position)
             yield dataclasses.replace(sample, key=encodable(sample.key), place=place)
 
     def _decode(self, sample: Sample) -> _Row | Failure:
-        """Called in decoding threads."""
+        """Check and decode one sample; runs in the decoding threads."""
         if sample.error is not None:
             return _failure(sample, sample.error)
         caption, pixels = "", None

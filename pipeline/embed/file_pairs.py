@@ -1,4 +1,4 @@
-"""A folder of image files, each with a caption in a text file of the same name."""
+"""Input format `files`: a folder of image files, each with a caption in a text file of the same name."""
 
 from __future__ import annotations
 
@@ -18,37 +18,40 @@ from ..errors import InputError
 
 _CAPTION_EXTENSION = "txt"
 _READ_TOGETHER = 32
-"""Files that are asked for at once, since remote ones each take a round trip."""
+"""Pairs whose files are fetched together, since each remote file takes a round trip."""
 
 
 @dataclass(frozen=True)
 class _Pair:
+    """An image file and a caption file of one name; one of them may be missing."""
+
     key: str
     """Path in the folder, without the extension."""
     image: str | None
-    """Path of the file system."""
+    """Path on the file system."""
     caption: str | None
+    """Path on the file system."""
     extensions: tuple[str, ...]
-    """Of all files of this key, those that are neither included."""
+    """Extensions of all files of this name, including other kinds of files."""
     stamps: tuple[Stamp, ...]
-    """Of those of the two files that there are, as they were when the folder was listed."""
+    """Stamps of `paths`, from when the folder was listed."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Of those of the two files that there are."""
+        """Paths of the existing files: the image, then the caption."""
         return tuple(path for path in (self.image, self.caption) if path is not None)
 
 
 @dataclass(frozen=True)
 class FileShard:
-    """Neighbouring files of a folder."""
+    """Consecutive pairs of a folder, see `InputShard`."""
 
     name: str
     fingerprint: str
-    """Of the names; what the files hold is in their marks, see `file_marks`."""
+    """Fingerprint of the file names; marks cover the content of the files, see `file_marks`."""
     pairs: tuple[_Pair, ...]
     root: str
-    """Path of the folder."""
+    """Path of the folder on the file system."""
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
         """See `InputShard`."""
@@ -67,16 +70,16 @@ class FileShard:
 
     def read(self, store: Store) -> Iterator[Sample]:
         pairs = iter(self.pairs)
-        while some := list(itertools.islice(pairs, _READ_TOGETHER)):
-            paths = [path for pair in some for path in pair.paths]
-            # by ranges, since by names alone the brackets and stars of a file's name would be a pattern
-            contents = store.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
-            found: dict[str, Any] = dict(zip(paths, contents, strict=True))
-            for pair in some:
+        while group := list(itertools.islice(pairs, _READ_TOGETHER)):
+            paths = [path for pair in group for path in pair.paths]
+            # cat_ranges, since other calls take brackets and stars in a file name for a pattern
+            read = store.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
+            contents: dict[str, Any] = dict(zip(paths, read, strict=True))
+            for pair in group:
                 for path, stamp in zip(pair.paths, pair.stamps, strict=True):
-                    content = None if isinstance(found[path], Exception) else found[path]
-                    note_content(store, self._name(path), stamp, content)
-                image, caption = (None if path is None else found[path] for path in (pair.image, pair.caption))
+                    content = contents[path]
+                    note_content(store, self._name(path), stamp, None if isinstance(content, Exception) else content)
+                image, caption = (None if path is None else contents[path] for path in (pair.image, pair.caption))
                 failed = next((value for value in (image, caption) if isinstance(value, Exception)), None)
                 if failed is not None:
                     yield Sample(pair.key, None, None, f"unreadable: {failed}")
@@ -88,10 +91,10 @@ class FileShard:
 
 
 def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]:
-    """The images and captions of a folder, by path, in shards of `rows` pairs, of which either may be missing.
+    """List the image and caption files of a folder, sorted by path, in shards of `rows` pairs.
 
     Args:
-        image: images are embedded, so that there must be some; else captions.
+        image: require at least one image; if false, at least one caption.
 
     Raises:
         InputError: there are no such files, or two images share a name.

@@ -1,7 +1,7 @@
-"""Inputs of embedding shards: what was read for each, held against what is there now.
+"""Detection of changed inputs: compares the files that each embedding shard was made from with their current state.
 
-An image shard of a download has its hashes in that folder's manifest. Of other files each embedding shard records marks
-in `inputs/inputs_NUMBER.json`, see `file_marks`.
+A downloaded image shard has its hashes in the manifest of its folder. For other files, each embedding shard records
+marks in `inputs/inputs_NUMBER.json`, see `file_marks`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ..errors import FolderError
 from .inputs import InputShard
 
 UNREAD = "unread"
-"""Fingerprint of an input that has never been read, which no record has."""
+"""Fingerprint of an input that was never read. It differs from the fingerprint in every record."""
 
 
 def input_fingerprint(shard: InputShard, marks: Mapping[str, FileMark], limit: int | None) -> str:
-    """Fingerprint of what is embedded of a shard; `UNREAD` where a file of it has no mark.
+    """Return the fingerprint of a shard's samples; `UNREAD` if one of its files has no mark.
 
     Args:
-        limit: samples from the first on; None for all.
+        limit: number of samples, from the first on; None for all.
     """
     names = shard.sources(limit)
     content = shard.fingerprint
@@ -35,10 +35,10 @@ def input_fingerprint(shard: InputShard, marks: Mapping[str, FileMark], limit: i
 
 
 def record_inputs(commit: ShardCommit, name: str, source: Store, shard: InputShard, limit: int | None) -> str:
-    """Record the marks of the files that a shard was read from; returns their fingerprint.
+    """Record the marks of the files that a shard was read from, and return the fingerprint of its samples.
 
     Raises:
-        InputError: a file was changed while it was read.
+        InputError: a file changed while it was read.
     """
     marks = marks_of_read(source, shard.sources(limit))
     if marks:
@@ -47,15 +47,19 @@ def record_inputs(commit: ShardCommit, name: str, source: Store, shard: InputSha
 
 
 class RecordedInputs:
-    """Marks of the files that the shards of a folder were made from, as those files are now.
+    """Current marks of the files that the shards of an embeddings folder were made from.
+
+    A file is read again only if its size or modification time differs from its recorded mark.
 
     Args:
-        source: where the files are.
-        folder: of the embeddings.
-        done: records of the shards that it holds.
+        source: folder of the files.
+        folder: folder of the embeddings.
+        shards: shards of the input.
+        done: records of the embedding shards.
+        tell: takes notes on the progress of hashing.
 
     Raises:
-        FolderError: the folder is of a priorkit that kept no marks.
+        FolderError: the folder was made by a version of priorkit that recorded no marks.
     """
 
     def __init__(
@@ -73,23 +77,23 @@ class RecordedInputs:
                     "use --overwrite to discard what is there, or name another folder"
                 )
             recorded = read_marks(folder, _marks_name(name)) or dict.fromkeys(names, FileMark(0, None, ""))
-            still = set(names)
-            self._marks[name] = {each: mark for each, mark in recorded.items() if each in still}
+            current = set(names)
+            self._marks[name] = {each: mark for each, mark in recorded.items() if each in current}
             known.update(self._marks[name])
         now = identify(source, known, known, tell, lenient=True)
         self.touched: dict[str, dict[str, FileMark]] = {}
-        """Marks to record again, of files that have another time and the same content, by the name of the shard."""
+        """New marks of files with the same content and another modification time, keyed by embedding shard."""
         for name, recorded in self._marks.items():
             self._marks[name] = {each: now[each] for each in recorded}
             if self._marks[name] != recorded:
                 self.touched[name] = self._marks[name]
 
     def fingerprint(self, shard: InputShard, limit: int | None) -> str:
-        """Fingerprint of a shard's first samples as they are now; `UNREAD` where none were read."""
+        """Return the fingerprint of a shard's first samples in their current state; `UNREAD` if it has no marks."""
         return input_fingerprint(shard, self._marks.get(embedding_shard_name(int(shard.name)), {}), limit)
 
     def record_again(self, folder: Store, names: Iterable[str]) -> None:
-        """Record the new times of files whose content is the same, so that they are not read again."""
+        """Record the new modification times of files with the same content, so that they are not read again."""
         for name in set(names) & self.touched.keys():
             folder.write_json(_marks_name(name), to_json(self.touched[name]))
 

@@ -1,4 +1,4 @@
-"""What can be embedded: webdataset shards, tables of captions or of images, and folders of image and caption files."""
+"""Inputs of the embed stage: webdataset shards, parquet tables, and folders of image and caption files."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from .tables import list_table_shards
 
 _Kind = Literal["webdataset", "files", "parquet"]
 _ROWS_PER_SHARD = 10_000
-"""Of inputs that are no shards themselves; as img2dataset's default."""
+"""Default number of samples per shard for files and tables; equal to img2dataset's default."""
 
 
 class InputShard(Protocol):
-    """Samples that become one embedding shard."""
+    """Interface of an input shard, whose samples become one embedding shard."""
 
     @property
     def name(self) -> str:
-        """Digits that number the shard."""
+        """Number of the shard, as digits."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the samples do, or when the content of its `sources` does."""
+        """Fingerprint of the samples, except for the content of `sources`, which has marks."""
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Files that the first samples are read from and whose content no manifest names.
+        """Return the files that the first samples are read from and whose content no manifest records.
 
         Args:
             limit: number of samples; None for all.
@@ -46,22 +46,22 @@ class InputShard(Protocol):
 
     @property
     def samples(self) -> int:
-        """How many there are."""
+        """Number of samples."""
 
     @property
     def title(self) -> str:
-        """The file it comes from, for messages."""
+        """Name of the file that the samples come from, for messages."""
 
     def read(self, store: Store) -> Iterator[Sample]:
-        """The samples in order; what cannot be read is a sample with an error."""
+        """Yield the samples in order; a sample that cannot be read has an error."""
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """What else is known of the samples, by `key`, for each part of the shard; None where nothing is."""
+        """Return the other columns of the samples, with a column `key`; one table or None for each part."""
 
 
 @dataclass(frozen=True)
 class MergedShard:
-    """Several shards that become one."""
+    """Several input shards that become one embedding shard."""
 
     name: str
     parts: tuple[InputShard, ...]
@@ -97,7 +97,7 @@ class MergedShard:
 
 
 def open_input(url: str) -> Store:
-    """The folder of an input, which may also be one parquet file."""
+    """Open the folder of an input; for a single parquet file, the folder that contains it."""
     store = Store(url)
     if url.endswith(".parquet") and store.fs.isfile(store.root):
         return Store(posixpath.dirname(store.url))
@@ -105,19 +105,19 @@ def open_input(url: str) -> Store:
 
 
 def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
-    """The shards of an input, by number.
+    """List the shards of an input, ordered by number.
 
     Args:
         url: a folder, or one parquet file.
 
     Raises:
-        InputError: there is nothing to embed, or it is of another stage.
+        InputError: there is nothing to embed, or the folder belongs to another stage.
     """
     store = open_input(url)
     rows = settings.rows_per_shard or _ROWS_PER_SHARD
     kind = settings.input_format if settings.input_format != "auto" else _kind_of(store, url)
     if kind == "parquet":
-        is_file = url.endswith(".parquet") and not store.fs.isdir(Store(url).root)  # Spark names folders so too
+        is_file = url.endswith(".parquet") and not store.fs.isdir(Store(url).root)  # Spark names folders like this
         only = posixpath.basename(url) if is_file else None
         columns = (
             settings.caption_column if settings.text else None,
@@ -134,7 +134,11 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
 
 
 def _kind_of(store: Store, url: str) -> _Kind:
-    """What a folder holds, by its names; of image shards and tables the tables are about the shards."""
+    """Detect the format of an input from its file names. Tables beside image shards describe those shards.
+
+    Raises:
+        InputError: the folder is empty, or holds images beside image shards or tables.
+    """
     if url.endswith(".parquet") and not store.fs.isdir(Store(url).root):
         return "parquet"
     if read_manifest(store) is not None:
@@ -148,7 +152,7 @@ def _kind_of(store: Store, url: str) -> _Kind:
     tars = [name for name in names if name.lower().endswith(".tar") or is_compressed_tar(name)]
     tables = [name for name in names if name.lower().endswith(".parquet")]
     if images and all(any(name.startswith(f"{table[: -len('.parquet')]}/") for name in images) for table in tables):
-        tables = []  # img2dataset's, which are beside the folders of files that they are about
+        tables = []  # img2dataset's tables, each beside the folder of files that it describes
     if images and (tars or tables):
         raise InputError(
             f"{store.url} holds images ({images[0]}) and {(tars or tables)[0]}; say which are meant by "
@@ -158,6 +162,11 @@ def _kind_of(store: Store, url: str) -> _Kind:
 
 
 def _require_tables_of_all_or_none(store: Store, shards: Sequence[InputShard]) -> None:
+    """Check that either all image shards to join have a table beside them, or none.
+
+    Raises:
+        InputError: some tables are missing.
+    """
     names = set(store.names())
     lacking = [shard for shard in shards if f"{shard.name}.parquet" not in names]
     if lacking and len(lacking) < len(shards):
@@ -168,7 +177,7 @@ def _require_tables_of_all_or_none(store: Store, shards: Sequence[InputShard]) -
 
 
 def _merge(shards: list[InputShard], rows: int) -> list[InputShard]:
-    """Neighbouring shards joined until they have `rows` samples."""
+    """Join consecutive shards until each group has at least `rows` samples."""
     merged: list[InputShard] = []
     parts: list[InputShard] = []
     for shard in shards:

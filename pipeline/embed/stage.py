@@ -1,4 +1,4 @@
-"""Embed: images and captions -> embedding shards in clip-retrieval's layout, every sample accounted for."""
+"""The embed stage: plan, run and resume. Images and captions -> embedding shards in clip-retrieval's layout."""
 
 from __future__ import annotations
 
@@ -36,9 +36,11 @@ from .worker import EmbedWorker, failures_name
 STAGE = "embed"
 
 _ASSUMED_SECONDS = {"cpu": {"image": 0.05, "text": 0.005}, "cuda": {"image": 0.001, "text": 0.0001}}
-"""Of an image and a caption, for the estimate of `--dry-run`: ViT-B/32 in float32 on 2 cores, and on one GPU."""
+"""Seconds per image and per caption in the estimate of `--dry-run`: ViT-B/32 in float32 on 2 cores, or on one GPU."""
 _ASSUMED_DIM = 768
+"""Embedding size in the estimate of disk space; ViT-L/14's, which few CLIPs exceed."""
 _ASSUMED_TOKENS = 16
+"""Token states per caption in the estimate of disk space: a caption of about a dozen words."""
 
 
 def embed(
@@ -51,19 +53,19 @@ def embed(
     overwrite: bool = False,
     progress: ProgressCallback = no_progress,
 ) -> StageResult:
-    """Embed images and captions with a CLIP, or what is missing of them.
+    """Embed images and captions with a CLIP. Shards that are complete are not embedded again.
 
     Args:
-        images: folder that `download` or img2dataset wrote; or a folder of image and caption files, or of parquet
-            tables of captions or encoded images.
+        images: folder of `download` or img2dataset; or a folder of image and caption files, or of parquet tables of
+            captions or encoded images.
         embeddings: folder of the embedding shards.
-        limit: only the first samples, this many.
-        overwrite: discard what the folder holds and embed anew.
+        limit: number of samples to embed, from the first on; None for all.
+        overwrite: discard the content of the embeddings folder and start again.
 
     Raises:
         InputError: there are no images, or the CLIP cannot be loaded.
-        FolderError: the folder holds other work, other settings, or embeddings of other images; or the
-            disk has no room.
+        FolderError: the folder holds another stage, other settings, or embeddings of other images; or the disk is too
+            small.
     """
     wanted, compute = settings or EmbedSettings(), compute or ComputeSettings()
     settings = resolve(wanted, "embed", compute)
@@ -71,17 +73,17 @@ def embed(
     compute = with_gpus(compute, wanted)
     source, store = open_input(images), Store(embeddings)
     manifest = embed_manifest(settings, None if overwrite else store)
-    found = check_stage(store, manifest, overwrite=overwrite)
-    kept = None if overwrite else found
-    tasks, recorded = plan_tasks(images, settings, limit, kept, store, lambda note: progress(0, None, note))
+    existing = check_stage(store, manifest, overwrite=overwrite)
+    earlier = None if overwrite else existing
+    tasks, recorded = plan_tasks(images, settings, limit, earlier, store, lambda note: progress(0, None, note))
     if store.is_local:
-        require_space(_plan(store, settings, kept or manifest, tasks))
+        require_space(_plan(store, settings, earlier or manifest, tasks))
     manifest.input = {"shards": len(tasks)}
     inputs = {task.name: task.input for task in tasks}
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         pending = folder.pending(inputs)
         if pending:
-            # workers may have a GPU where this process has none, and alone need its memory
+            # only workers need a GPU's memory, and this process may have no GPU
             on_cpu = {"device": "cpu"} if compute.backend == "ray" else {}
             _record_clip(folder, settings.model_copy(update=on_cpu))
         recorded.record_again(store, set(inputs).difference(pending))
@@ -94,8 +96,8 @@ def embed(
             progress,
             device,
         )
-        made_of = [folder.manifest.shards[task.name].input for task in tasks]  # known only once all is read
-        folder.manifest.input["sha256"] = fingerprint(made_of)
+        read = [folder.manifest.shards[task.name].input for task in tasks]  # known only after all shards are read
+        folder.manifest.input["sha256"] = fingerprint(read)
         folder.describe()
     result = _compare_counts(result, tasks)
     diagnosis = "" if result.counts.get("success") else _first_failure(store, folder.manifest, result.counts)
@@ -104,7 +106,11 @@ def embed(
 
 
 def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
-    """Return the result with the number of samples that the input was listed with; fewer outcomes are an InputError."""
+    """Return the result with the number of samples in the input.
+
+    Raises:
+        InputError: there are fewer outcomes than samples.
+    """
     samples = sum(task.shard.samples if task.limit is None else task.limit for task in tasks)
     outcomes = sum(result.counts.values())
     if outcomes < samples and "damaged_shard" not in result.counts:
@@ -116,7 +122,7 @@ def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
 
 
 def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) -> str:
-    """Return the message of the first sample that failed in the most frequent way; empty where none has failed."""
+    """Return the message of the first sample with the most frequent failure; empty if no sample failed."""
     most = max(counts, key=lambda outcome: counts[outcome], default="")
     for name, record in sorted(manifest.shards.items()):
         if record.counts.get(most):
@@ -128,18 +134,18 @@ def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) 
 
 
 def embed_manifest(settings: EmbedSettings, store: Store | None) -> Manifest:
-    """The manifest of resolved settings before any work: paths of the CLIP are replaced by hashes.
+    """Return the manifest of resolved settings before any work, with hashes in place of the CLIP's paths.
 
     Args:
-        store: folder that is continued; if its CLIP is the same under another name, the manifest keeps that name.
+        store: folder to continue; None for a new one. If it names the same CLIP differently, its name is kept.
     """
     if settings.engine == "clip-retrieval":
         check_settings(settings)
-    source, found = clip_source(settings.clip), None if store is None else read_manifest(store)
-    if found is not None and found.stage == STAGE and source != found.settings.get("clip"):
-        known = found.about.get("clip", {})
+    source, earlier = clip_source(settings.clip), None if store is None else read_manifest(store)
+    if earlier is not None and earlier.stage == STAGE and source != earlier.settings.get("clip"):
+        known = earlier.about.get("clip", {})
         if isinstance(known, dict) and is_same_clip(known, {}, settings.clip):
-            source = found.settings["clip"]
+            source = earlier.settings["clip"]
     return Manifest(STAGE, {**settings.identity(), "clip": source}, input={})
 
 
@@ -152,14 +158,14 @@ def plan_embed(
     limit: int | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
-    """What `embed` would do, without doing it."""
+    """Return the work that `embed` would do, without doing it."""
     settings = resolve(settings, "embed", compute)
     store = Store(embeddings)
     manifest = embed_manifest(settings, None if overwrite else store)
-    found = check_stage(store, manifest, overwrite=overwrite)
-    kept = None if overwrite else found
-    tasks, _ = plan_tasks(images, settings, limit, kept, store)
-    return _plan(store, settings, kept or manifest, tasks)
+    existing = check_stage(store, manifest, overwrite=overwrite)
+    earlier = None if overwrite else existing
+    tasks, _ = plan_tasks(images, settings, limit, earlier, store)
+    return _plan(store, settings, earlier or manifest, tasks)
 
 
 def _plan(store: Store, settings: EmbedSettings, manifest: Manifest, tasks: list[EmbedTask]) -> StagePlan:
@@ -182,14 +188,21 @@ def _plan(store: Store, settings: EmbedSettings, manifest: Manifest, tasks: list
 
 
 def plan_tasks(
-    images: str, settings: EmbedSettings, limit: int | None, found: Manifest | None, folder: Store, tell: Tell = None
+    images: str, settings: EmbedSettings, limit: int | None, earlier: Manifest | None, folder: Store, tell: Tell = None
 ) -> tuple[list[EmbedTask], RecordedInputs]:
-    """A task for each shard of the input, up to `limit` samples in all; what a folder holds beyond that is kept.
+    """Return one task for each shard of the input, up to `limit` samples in all, and the recorded inputs.
+
+    Samples that the folder has embedded already are kept, even beyond the limit.
+
+    Args:
+        earlier: manifest of the folder; None for a new folder.
+        folder: folder of the embeddings.
+        tell: takes notes on the progress of hashing.
 
     Raises:
-        FolderError: the folder holds embeddings of a shard that the images do not have.
+        FolderError: the folder holds embeddings of a shard that the input does not have.
     """
-    done = found.shards if found is not None else {}
+    done = earlier.shards if earlier is not None else {}
     shards = list_input_shards(images, settings)
     orphans = set(done) - {embedding_shard_name(int(shard.name)) for shard in shards}
     if orphans:
@@ -201,18 +214,18 @@ def plan_tasks(
     tasks: list[EmbedTask] = []
     left = limit
     for shard in shards:
-        held = _samples_held(done.get(embedding_shard_name(int(shard.name))), shard, inputs)
-        if left == 0 and held is None:
+        embedded = _embedded_samples(done.get(embedding_shard_name(int(shard.name))), shard, inputs)
+        if left == 0 and embedded is None:
             break
-        samples = shard.samples if left is None else max(held or 0, min(left, shard.samples))
+        samples = shard.samples if left is None else max(embedded or 0, min(left, shard.samples))
         first = samples if samples < shard.samples else None
         tasks.append(EmbedTask(shard, inputs.fingerprint(shard, first), first))
         left = None if left is None else max(0, left - shard.samples)
     return tasks, inputs
 
 
-def _samples_held(record: ShardRecord | None, shard: InputShard, inputs: RecordedInputs) -> int | None:
-    """How many samples of an image shard a record covers, the failed ones included; None if it is of other data."""
+def _embedded_samples(record: ShardRecord | None, shard: InputShard, inputs: RecordedInputs) -> int | None:
+    """Return the number of a shard's samples that a record covers, failures included; None if the data differs."""
     if record is None:
         return None
     if record.input == inputs.fingerprint(shard, None):
@@ -222,8 +235,12 @@ def _samples_held(record: ShardRecord | None, shard: InputShard, inputs: Recorde
 
 
 def _record_clip(folder: StageFolder, settings: EmbedSettings) -> None:
-    """Put the CLIP into the manifest, or hold it against the one that is there."""
-    identity = load_encoder(settings).identity
+    """Record the CLIP's identity in the manifest, or compare it with the recorded one.
+
+    Raises:
+        FolderError: the folder was made with another CLIP.
+    """
+    identity = load_encoder(settings.encoder_settings()).identity
     known = folder.manifest.about.get("clip")
     if known is not None and folder.manifest.shards:
         if differing := clip_difference(known, identity, strict=True):
@@ -231,6 +248,6 @@ def _record_clip(folder: StageFolder, settings: EmbedSettings) -> None:
                 f"{folder.store.url} was made with another CLIP ({differing}); "
                 "name another folder, or use --overwrite to discard what is there"
             )
-        identity = known  # the same one, perhaps under another name
-    # where the weights are may change without changing a byte, so it stands beside the identity
+        identity = known  # the same CLIP, possibly under another name
+    # the location of the weights may change without changing an embedding, so it is no part of the identity
     folder.describe(clip=identity, clip_settings=clip_location(settings.clip))

@@ -1,4 +1,4 @@
-"""Parquet tables of captions, of encoded images, or of both."""
+"""Input format `parquet`: tables of captions, of encoded images, or of both."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from ..contract.storage import Store
 from ..errors import InputError, SettingsError
 
 _READ_ROWS = 256
+"""Rows decoded at a time, since a row may hold an image of several megabytes."""
 
 
 @dataclass(frozen=True)
 class TableShard:
-    """Neighbouring rows of a parquet file."""
+    """Consecutive rows of a parquet file, see `InputShard`."""
 
     name: str
     fingerprint: str
-    """Of the name and the rows; what they hold is in the mark of the file, see `file_marks`."""
+    """Fingerprint of the file name and the row numbers; a mark covers the file's content, see `file_marks`."""
     path: str
-    """Of the file system."""
+    """Path on the file system."""
     stem: str
     """Path in the folder, without the extension."""
     first: int
-    """Row of the file that it begins with."""
+    """Row of the file at which the shard begins."""
     samples: int
     caption_column: str | None
     image_column: str | None
@@ -42,7 +43,7 @@ class TableShard:
         return f"{self.path}, rows {self.first:,} to {self.first + self.samples - 1:,}"
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """See `InputShard`: the file, whose rows may be anywhere in it."""
+        """Return the file, whatever the limit, see `InputShard`."""
         return (f"{self.stem}.parquet",)
 
     def read(self, store: Store) -> Iterator[Sample]:
@@ -80,7 +81,7 @@ class TableShard:
         return field.name != self.caption_column and not _holds_bytes(field)
 
     def _parts(self, store: Store, wanted: Callable[[pa.Field], bool]) -> Iterator[pa.Table]:
-        """The rows in order, some at a time, of the columns that `wanted` accepts."""
+        """Yield the rows in order, at most `_READ_ROWS` at a time, with the columns that `wanted` accepts."""
         with store.fs.open(self.path, "rb") as file:
             parquet = open_parquet(file)
             columns = [field.name for field in parquet.schema_arrow if wanted(field)]
@@ -97,6 +98,7 @@ class TableShard:
                 start += rows
 
     def _keys(self, table: pa.Table, row: int) -> list[str]:
+        """Return the key of each row, made from the row number where the table has none; `row` is the first row."""
         if "key" in table.schema.names:
             given = key_texts(table.column("key"), f"{self.path}: column 'key'")
             return [self._key(row + offset) if key is None else key for offset, key in enumerate(given)]
@@ -111,7 +113,7 @@ def _holds_bytes(field: pa.Field) -> bool:
 
 
 def _binary(table: pa.Table, column: str | None) -> list[bytes | None]:
-    """A column of text, bytes, or structures that hold `bytes`, as bytes."""
+    """Return a column of text, bytes, or structs with a field `bytes`, as bytes; all None if `column` is None."""
     if column is None:
         return [None] * table.num_rows
     values = table.column(column)
@@ -122,7 +124,7 @@ def _binary(table: pa.Table, column: str | None) -> list[bytes | None]:
 
 
 def _paths(table: pa.Table, column: str | None) -> list[str | None]:
-    """The paths that Hugging Face's structures hold beside the bytes of images, or in their place."""
+    """Return the paths that structs of Hugging Face datasets hold beside or in place of image bytes."""
     values = None if column is None else table.column(column)
     if values is None or not pa.types.is_struct(values.type) or "path" not in [field.name for field in values.type]:
         return [None] * table.num_rows
@@ -131,10 +133,10 @@ def _paths(table: pa.Table, column: str | None) -> list[str | None]:
 
 
 def _has_image(store: Store, path: str, column: str) -> bool:
-    """Return whether a row of a table has the bytes of an image; reads up to the first one.
+    """Return whether any row of a table has image bytes. Reads up to the first such row.
 
-    The statistics in its footer say so too, but pyarrow ends the process where they are damaged (the exception of its
-    ColumnChunkMetaData is not caught on its way to Python).
+    The statistics in the footer are not used: pyarrow ends the process if they are damaged, since it does not
+    translate the C++ exception of its ColumnChunkMetaData.
     """
     with store.fs.open(path, "rb") as file:
         parquet = open_parquet(file)
@@ -154,27 +156,28 @@ def _has_image(store: Store, path: str, column: str) -> bool:
 
 
 def _any_image(store: Store, paths: Sequence[str], column: str) -> bool:
+    """Return whether any table has image bytes, or is damaged."""
     for path in dict.fromkeys(paths):
         try:
             if _has_image(store, path, column):
                 return True
         except (pa.ArrowException, OSError):
-            return True  # its shard names the damage when it is read
+            return True  # reading its shard reports the damage
     return False
 
 
 def list_table_shards(
     store: Store, only: str | None, caption_column: str | None, image_column: str | None, rows: int
 ) -> list[TableShard]:
-    """The rows of the parquet files of a folder, by name of file, in shards of at most `rows`.
+    """List the rows of a folder's parquet files, ordered by file name, in shards of at most `rows` rows.
 
     Args:
-        only: name of the one file that is meant; None for all.
-        caption_column, image_column: None for what is not embedded.
+        only: name of a single file to read; None for all files.
+        caption_column, image_column: columns to embed; None for a kind that is not embedded.
 
     Raises:
-        InputError: there is no such file, or one is damaged.
-        SettingsError: a file has no such column, or it is of another type.
+        InputError: there is no such file, a file is damaged, or no row has an image.
+        SettingsError: a file lacks a column, or the column has another type.
     """
     names = [only] if only is not None else [name for name in store.names() if name.lower().endswith(".parquet")]
     shards: list[TableShard] = []
@@ -207,6 +210,12 @@ def list_table_shards(
 
 
 def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, image_column: str | None) -> None:
+    """Check that a table has the columns to embed, with types that can hold captions or images.
+
+    Raises:
+        SettingsError: a column is missing, or its type does not fit.
+    """
+
     def is_image(kind: pa.DataType) -> bool:
         if pa.types.is_struct(kind):
             return any(
@@ -226,5 +235,5 @@ def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, ima
                 f"without, embed.{setting.partition('_')[0].replace('caption', 'text')}=false"
             )
         kind = schema.field(column).type
-        if not fits(kind) and not pa.types.is_null(kind):  # a column of nulls alone, whose rows fail by name
+        if not fits(kind) and not pa.types.is_null(kind):  # a column of nulls is accepted, and each of its rows fails
             raise SettingsError(f"embed.{setting}={column}: {path} has {kind} there, needed is {what}")

@@ -1,4 +1,4 @@
-"""One shard of samples -> one embedding shard: what is written, and its commit."""
+"""Worker of the embed stage: embeds one shard of samples, writes its files and commits them."""
 
 from __future__ import annotations
 
@@ -29,35 +29,47 @@ from .settings import EmbedSettings
 
 _FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])
 _LEFT_BEHIND = ("status", "error_message", "caption", *EMBED_COLUMNS)
-"""Columns of the input that every embedded row has the same, or that are written in their own place."""
+"""Input columns that are not copied: they are equal in all embedded rows, or written separately."""
 
 
 def failures_name(shard: str) -> str:
-    """Name of the table of a shard's samples that gave no row."""
+    """Return the file name of the table that lists a shard's failed samples."""
     return f"failures/failures_{shard}.parquet"
 
 
 @dataclass
 class _Embedded:
-    """What has come of a shard so far, beside the arrays."""
+    """Rows and failures of a shard so far, without the arrays."""
 
     keys: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    """Token states of each row."""
+    """Number of token states of each row."""
     norms: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    """Norms before normalisation, by the name of the array."""
+    """Norms before normalisation, keyed by array name."""
     failures: list[Failure] = field(default_factory=list)
 
 
 class EmbedWorker:
-    """Embeds one shard after the other in this process, with one model. Use as a context, or end the process."""
+    """Callable that embeds one shard after the other in this process, with one model.
+
+    Use it as a context manager, or end the process, since the engine has threads.
+
+    Args:
+        source: folder of the input.
+        store: folder of the embeddings.
+        settings: resolved settings.
+        manifest: manifest of the embeddings folder, with the CLIP's identity.
+
+    Raises:
+        InputError: the CLIP has other weights here than on the driver.
+    """
 
     def __init__(self, source: Store, store: Store, settings: EmbedSettings, manifest: Manifest) -> None:
         self._source, self._store, self._settings = source, store, settings
         self._settings_fingerprint = manifest.settings_fingerprint
-        encoder = load_encoder(settings)
+        encoder = load_encoder(settings.encoder_settings())
         if clip_difference(manifest.about["clip"], encoder.identity, strict=True):
             raise InputError(f"the CLIP {settings.clip.model} has other weights on this worker than on the driver")
         self._identity = encoder.identity
@@ -88,7 +100,7 @@ class EmbedWorker:
                 if isinstance(part, Failure):
                     done.failures.append(part)
                 else:
-                    _keep(part, done, spools)
+                    _add_window(part, done, spools)
             self._write(task, done, spools, commit)
         input = record_inputs(commit, task.name, self._source, task.shard, task.limit)
         rows, seconds = len(done.keys), time.time() - start
@@ -100,7 +112,7 @@ class EmbedWorker:
         )
 
     def _spools(self) -> dict[str, RowSpool]:
-        """Where the rows of each stored array wait."""
+        """Return an empty spool for the rows of each stored array."""
         embed, settings = (self._identity["embed_dim"],), self._settings
         shapes = {"img_emb": embed} if settings.image else {}
         if settings.text:
@@ -123,7 +135,7 @@ class EmbedWorker:
             pq.write_table(pa.Table.from_pylist(failures, _FAILURES), file)
 
     def _metadata(self, task: EmbedTask, done: _Embedded) -> pa.Table:
-        """clip-retrieval's columns, then the key and whatever the input knows of the row, joined by key."""
+        """Return clip-retrieval's columns, then the columns of the input's tables, the key and the norms."""
         columns = {"image_path": pa.array(done.keys, pa.string()), "caption": pa.array(done.captions, pa.string())}
         norms = {
             name: np.concatenate([np.empty(0, np.float32), *done.norms.get(array, [])])
@@ -143,8 +155,12 @@ class EmbedWorker:
         return pa.table({**carried, **columns, "key": columns["image_path"], **norms}).select([*ordered, *norms])
 
 
-def _keep(window: Window, done: _Embedded, spools: dict[str, RowSpool]) -> None:
-    """Put a window where rows wait."""
+def _add_window(window: Window, done: _Embedded, spools: dict[str, RowSpool]) -> None:
+    """Normalise a window's embeddings and append its rows.
+
+    Raises:
+        InputError: an embedding is not finite, or zero.
+    """
     done.keys += window.keys
     done.places += window.places
     done.captions += window.captions
@@ -153,11 +169,11 @@ def _keep(window: Window, done: _Embedded, spools: dict[str, RowSpool]) -> None:
         if embeds is None:
             continue
         norm = embeds.float().norm(dim=-1, keepdim=True)
-        sound = torch.isfinite(norm[:, 0]) & (norm[:, 0] > 0)
-        if not sound.all():
+        is_valid = torch.isfinite(norm[:, 0]) & (norm[:, 0] > 0)
+        if not is_valid.all():
             raise InputError(
                 f"the CLIP gives NaN, infinity or only zeros for sample "
-                f"{window.keys[int(torch.nonzero(~sound)[0])]}; try embed.dtype=float32 or other weights"
+                f"{window.keys[int(torch.nonzero(~is_valid)[0])]}; try embed.dtype=float32 or other weights"
             )
         if window.normalised:
             spools[name].append(embeds.half().numpy())

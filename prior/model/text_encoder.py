@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...pipeline.clip.identity import Match, clip_difference, compare_clips, text_parts
-from ...pipeline.clip.settings import ClipSettings
+from ...pipeline.clip.settings import ClipSettings, EncoderSettings
 from ...pipeline.compute.device import resolve
 from ...pipeline.compute.settings import DeviceSettings
-from ...pipeline.embed.settings import EmbedSettings
 from ...pipeline.errors import InputError
 from ...pipeline.read.dataset import EmbeddingDataset
 from .config import PriorConfig
@@ -41,11 +40,16 @@ def find_text_encoder(
     if clip.pretrained == "openai" and clip.quick_gelu is None:
         # all of OpenAI's weights use QuickGELU, even if an imported prior does not mention it
         clip = clip.model_copy(update={"quick_gelu": True})
-    dtype = identity.get("dtype", "float32")
-    settings = EmbedSettings(
-        clip=clip, dtype=dtype, device=device.device, threads=device.threads, batch_size=_BATCH_SIZE
+    here = resolve(device, "embed")
+    encoder = load_text_encoder(
+        EncoderSettings(
+            clip=clip,
+            device=here.device,
+            threads=here.threads,
+            dtype=identity.get("dtype", "float32"),
+            batch_size=_BATCH_SIZE,
+        )
     )
-    encoder = load_text_encoder(resolve(settings, "embed"))
     if differing := clip_difference(text_parts(identity), encoder.identity):
         other = "weights" if "weights_sha256" in differing else differing
         raise InputError(f"the CLIP {clip.model} here has other {other} than the one {made}")

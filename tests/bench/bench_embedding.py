@@ -103,7 +103,7 @@ class Upstream:
 
 def bare_towers(settings: EmbedSettings, images: Path) -> tuple[float, float]:
     """Seconds of a pair in the image tower, and in the cut text tower, on what is ready in memory."""
-    encoder = load_encoder(resolve(settings, "embed"))
+    encoder = load_encoder(resolve(settings, "embed").encoder_settings())
     store = Store(str(images))
     samples = [sample for shard in list_image_shards(store) for sample in read_samples(store, shard)][: 8 * BATCH]
     captions = [(sample.caption or b"").decode() for sample in samples]
@@ -133,7 +133,7 @@ def compare(results: list[dict[str, Any]], work: Path, checkpoint: Path, way: st
     images, out = work / "images", work / "out"
     settings = settings_of(checkpoint, way, threads)
     upstream = Upstream(checkpoint, [str(path) for path in sorted(images.glob("*.tar"))], settings.image)
-    load_encoder(resolve(settings, "embed"))
+    load_encoder(resolve(settings, "embed").encoder_settings())
     rates: dict[str, list[float]] = {"ours": [], "theirs": [], "bare": []}
     image_seconds, text_seconds = 0.0, 0.0
 

@@ -1,4 +1,4 @@
-"""What a user is told where a CLIP cannot be had: once, and with the way out."""
+"""Errors of a CLIP that cannot be loaded: reported once, with a fix."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import open_clip
 import pytest
 
 from priorkit.pipeline.clip.encoder import ClipEncoder
-from priorkit.pipeline.embed.settings import EmbedSettings
+from priorkit.pipeline.clip.settings import ClipSettings, EncoderSettings
 from priorkit.pipeline.errors import InputError
 
-SETTINGS = EmbedSettings(device="cpu", threads=1)
+SETTINGS = EncoderSettings(clip=ClipSettings(), device="cpu", threads=1)
 
 
 class LocalEntryNotFoundError(Exception):
-    """As huggingface_hub's: not in the cache, and the hub was not reached."""
+    """Stand-in for huggingface_hub's exception: not in the cache, and the hub is unreachable."""
 
 
 def failing(first: Exception, second: Exception) -> Any:
@@ -34,7 +34,7 @@ def failing(first: Exception, second: Exception) -> Any:
     return load
 
 
-def test_a_hub_out_of_reach_is_told_once_and_with_the_way_out(
+def test_an_unreachable_hub_is_reported_once_with_a_fix(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     load = failing(LocalEntryNotFoundError("no"), RuntimeError("Failed to download"))
@@ -53,7 +53,7 @@ def test_a_hub_out_of_reach_is_told_once_and_with_the_way_out(
     assert [record.message for record in caplog.records] == ["seen again", "seen too"]
 
 
-def test_weights_that_do_not_fit_are_no_trouble_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_do_not_fit_are_not_reported_as_a_hub_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_clip, "create_model_and_transforms", failing(ValueError("a"), RuntimeError("do not fit")))
     with pytest.raises(InputError, match=r"cannot be loaded \(do not fit\)"):
         ClipEncoder(SETTINGS)

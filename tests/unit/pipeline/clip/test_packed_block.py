@@ -1,4 +1,4 @@
-"""Blocks with packed weights against open_clip's own in float64, and the blocks that are left alone."""
+"""Packed blocks compared with open_clip's blocks in float64, and blocks that are not replaced."""
 
 from __future__ import annotations
 
@@ -41,20 +41,22 @@ def causal(batch: int) -> torch.Tensor:
     return torch.full((7, 7), float("-inf")).triu(1)
 
 
-def of_each_head(batch: int) -> torch.Tensor:
-    """As of towers that hide the padding of each caption."""
+def mask_per_head(batch: int) -> torch.Tensor:
+    """Mask per head, as in towers that hide the padding of each caption."""
     return torch.randn(batch * HEADS, 7, 7, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("mask", [None, causal, of_each_head])
+@pytest.mark.parametrize("mask", [None, causal, mask_per_head])
 @pytest.mark.parametrize(
     "options",
     [{}, {"act_layer": QuickGELU}, {"act_layer": lambda: nn.GELU("tanh")}, {"ls_init_value": 0.5}],
     ids=["gelu", "quick_gelu", "tanh", "scaled"],
 )
-def test_the_same_function(dtype: torch.dtype, batch_first: bool, mask: Any, options: dict[str, Any]) -> None:
+def test_a_packed_block_equals_open_clips_block(
+    dtype: torch.dtype, batch_first: bool, mask: Any, options: dict[str, Any]
+) -> None:
     plain = block(dtype, batch_first=batch_first, **options)
     packed = copy.deepcopy(plain)
     assert pack_blocks(packed) == int(packing_available(dtype))
@@ -72,7 +74,7 @@ def with_cross_attention() -> nn.Module:
     return block(is_cross_attention=True)
 
 
-def of_doubles() -> nn.Module:
+def float64_block() -> nn.Module:
     return block(torch.float64)
 
 
@@ -83,7 +85,7 @@ def with_more_layers() -> nn.Module:
 
 
 def without_scales() -> nn.Module:
-    """As OpenAI's own, which has the same name."""
+    """Block like OpenAI's, which has the same class name."""
     made = block()
     del made.ls_1, made.ls_2
     return made
@@ -95,14 +97,14 @@ def with_a_zero_to_attend_to() -> nn.Module:
     return made
 
 
-def of_another_name() -> nn.Module:
+def with_another_name() -> nn.Module:
     class Block(ResidualAttentionBlock):
         pass
 
     return Block(WIDTH, HEADS)
 
 
-def that_does_something_else() -> nn.Module:
+def with_another_result() -> nn.Module:
     made = block()
     plain = made.forward
     made.forward = lambda x, **options: plain(x, **options) * 1.01
@@ -113,12 +115,12 @@ def that_does_something_else() -> nn.Module:
     "make",
     [
         with_cross_attention,
-        of_doubles,
+        float64_block,
         with_more_layers,
         without_scales,
         with_a_zero_to_attend_to,
-        of_another_name,
-        that_does_something_else,
+        with_another_name,
+        with_another_result,
     ],
 )
 def test_other_blocks_are_left_alone(make: Any) -> None:
@@ -127,14 +129,14 @@ def test_other_blocks_are_left_alone(make: Any) -> None:
     assert not is_packed(made[0])
 
 
-def test_a_machine_that_cannot_pack_keeps_torchs_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_not_replaced_if_packing_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_block, "packing_available", lambda dtype: False)
     made = block()
     assert pack_blocks(made) == 0
 
 
 def test_both_towers_of_a_model_are_packed() -> None:
-    """Those of the names that open_clip gives now; a new version may give others, and this is where it is seen."""
+    """Fails if a new open_clip version renames the parts of its blocks."""
     vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16}
     text = {"context_length": 16, "vocab_size": 500, "width": 32, "heads": 2, "layers": 3}
     torch.manual_seed(0)
@@ -149,7 +151,7 @@ def test_both_towers_of_a_model_are_packed() -> None:
         torch.testing.assert_close(packed.encode_text(tokens), plain.encode_text(tokens), rtol=1e-5, atol=1e-6)
 
 
-def test_weights_are_not_kept_twice() -> None:
+def test_the_original_weights_are_freed() -> None:
     if packing_available(torch.float32):
         made = block()
         assert pack_blocks(made) == 1

@@ -1,4 +1,4 @@
-"""Decoding and normalising in two parts against open_clip's own transform, and hostile images."""
+"""Decoding and normalising compared with open_clip's transform, and malicious images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ORDINARY = {
 
 @pytest.mark.parametrize("name", ORDINARY)
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
-def test_pixels_are_those_of_open_clips_transform_to_the_bit(name: str, resize_mode: str) -> None:
+def test_pixels_are_bit_identical_to_open_clips_transform(name: str, resize_mode: str) -> None:
     preprocess = transform(resize_mode=resize_mode)
     expected = preprocess(Image.open(io.BytesIO(ORDINARY[name])))
     made = pixels(preprocess)
@@ -60,7 +60,7 @@ def test_pixels_are_those_of_open_clips_transform_to_the_bit(name: str, resize_m
     assert torch.equal(made.batch([decoded])[0], expected)
 
 
-def test_a_batch_is_of_the_towers_type_and_order() -> None:
+def test_a_batch_has_the_dtype_of_the_tower_and_keeps_the_order() -> None:
     made = pixels(dtype=torch.bfloat16)
     images = [made.decode(ORDINARY[name]) for name in ("jpeg", "png", "one pixel")]
     batch = made.batch(images)
@@ -69,7 +69,7 @@ def test_a_batch_is_of_the_towers_type_and_order() -> None:
         assert torch.equal(made.batch([image])[0], row)
 
 
-def test_a_transform_of_another_kind_is_left_whole() -> None:
+def test_a_transform_with_other_last_steps_is_not_split() -> None:
     def preprocess(image: Image.Image) -> torch.Tensor:
         return torch.full((3, SIZE, SIZE), float(image.size[0]))
 
@@ -77,7 +77,7 @@ def test_a_transform_of_another_kind_is_left_whole() -> None:
     assert made.batch([made.decode(ORDINARY["jpeg"])]).unique().tolist() == [50.0]
 
 
-def test_of_16_bits_the_upper_8_count() -> None:
+def test_16_bit_images_keep_their_upper_8_bits() -> None:
     values = np.arange(SIZE * SIZE, dtype=np.uint16).reshape(SIZE, SIZE) * 60
     file = io.BytesIO()
     Image.fromarray(values).save(file, "PNG")
@@ -85,7 +85,7 @@ def test_of_16_bits_the_upper_8_count() -> None:
     assert torch.equal(decoded[..., 0], torch.from_numpy((values >> 8).astype(np.uint8)))
 
 
-def test_of_an_animation_the_first_frame_counts() -> None:
+def test_the_first_frame_of_an_animation_is_used() -> None:
     frames = [Image.new("RGB", (SIZE, SIZE), colour) for colour in ("red", "blue")]
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
@@ -105,6 +105,6 @@ def test_of_an_animation_the_first_frame_counts() -> None:
     ],
     ids=["empty", "text", "cut jpeg", "cut png", "bomb", "too large", "too thin"],
 )
-def test_what_is_no_image_or_too_large_is_a_named_failure(data: bytes, reason: str) -> None:
+def test_bad_and_huge_images_are_pixel_errors(data: bytes, reason: str) -> None:
     with pytest.raises(PixelError, match=f"^({reason}): "):
         pixels().decode(data)

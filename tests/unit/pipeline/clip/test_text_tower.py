@@ -1,4 +1,4 @@
-"""Cutting captions after their end against open_clip's whole tower, for towers of every kind."""
+"""Cut text towers compared with open_clip's whole towers, for every kind of tower."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ def test_a_causal_tower_is_cut_and_gives_the_same_embeddings(name: str, batch_si
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_towers_are_run_whole(name: str) -> None:
+def test_other_towers_are_not_cut(name: str) -> None:
     made = model(*OTHERS[name])
     tower = tower_of(made)
     assert not tower.is_cut
     torch.testing.assert_close(tower.encode(tokens()).text_embed, whole(made), rtol=1e-5, atol=1e-5)
 
 
-def test_these_captions_tell_cut_from_whole_towers_apart() -> None:
-    """Else the tests above could not fail: in a tower that sees later tokens, cutting changes the embedding."""
+def test_cutting_changes_a_tower_that_sees_later_tokens() -> None:
+    """Ensure that the tests above can fail."""
     made = model(*OTHERS["sees later tokens"])
     tower = tower_of(made)
     short = tokens(["a cat"])[:, :4]
@@ -86,7 +86,7 @@ def test_these_captions_tell_cut_from_whole_towers_apart() -> None:
     assert not tower.is_cut
 
 
-def test_the_work_grows_with_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_sorted_by_length_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     made = model(*CAUSAL["clip"])
     tower = tower_of(made)
     shapes: list[tuple[int, int]] = []
@@ -110,29 +110,29 @@ def test_the_work_grows_with_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_token_states_are_those_after_the_final_norm(name: str) -> None:
     made = model(*{**CAUSAL, **OTHERS}[name])
     tower = tower_of(made)
-    kept: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
     norm = made.ln_final if hasattr(made, "ln_final") else made.text.ln_final
     found = tower.encode(tokens(), token_states=True)
-    with norm.register_forward_hook(lambda module, inputs, output: kept.append(output)):
+    with norm.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
         whole(made)
     assert tower.token_width == 16
     assert found.token_states is not None
     assert len(found.token_states) == sum(found.lengths)
-    for states, of_one, row in zip(found.token_states.split(found.lengths), kept, tokens(), strict=True):
+    for states, expected, row in zip(found.token_states.split(found.lengths), outputs, tokens(), strict=True):
         end = (row == END).int().argmax().item() + 1
         if tower.ends_at_end_of_text:
             assert len(states) == end
         else:
             assert len(states) == CONTEXT
-        torch.testing.assert_close(states, of_one[0, : len(states)].detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(states, expected[0, : len(states)].detach(), rtol=1e-4, atol=1e-5)
     assert tower.encode(tokens()).token_states is None
 
 
-def test_a_tower_that_norms_its_embedding_only_has_no_token_states() -> None:
+def test_a_tower_that_normalises_only_its_embedding_has_no_token_states() -> None:
     assert tower_of(model(*OTHERS["class token"])).token_width is None
 
 
-def test_a_tower_that_only_looks_causal_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tower_that_only_looks_causal_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     made = model(*CAUSAL["clip"])
     forward = made.transformer.forward
 
