@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..compute.hash_sample import HashSample
+
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _PRINTED_BINS = 64
 REPEATS_CAPACITY = 10_000_000
@@ -92,31 +94,21 @@ class Repeats:
 
     def __init__(self, capacity: int = REPEATS_CAPACITY) -> None:
         self._capacity = capacity
-        self._hashes: list[np.ndarray] = []
-        self._rows: list[np.ndarray] = []
-        self._held = 0
-        self.one_in = 1
-        """One of so many contents is looked at."""
+        self._sample = HashSample(np.int64)
+
+    @property
+    def one_in(self) -> int:
+        """Number of contents of which one is sampled."""
+        return 1 << self._sample.level
 
     def add(self, hashes: np.ndarray, rows: np.ndarray) -> None:
         """Take in `[n]` int64 hashes and the numbers of their rows, ascending."""
-        kept = hashes % self.one_in == 0
-        self._hashes.append(hashes[kept])
-        self._rows.append(rows[kept])
-        self._held += int(kept.sum())
-        while self._held > self._capacity:
-            self.one_in *= 2
-            keep = [hashes % self.one_in == 0 for hashes in self._hashes]
-            self._hashes = [hashes[mask] for hashes, mask in zip(self._hashes, keep, strict=True)]
-            self._rows = [rows[mask] for rows, mask in zip(self._rows, keep, strict=True)]
-            self._held = sum(len(hashes) for hashes in self._hashes)
+        self._sample.add(hashes, rows)
+        self._sample.shrink(self._capacity)
 
     def find(self, most: int = 3) -> tuple[int, list[tuple[int, int]]]:
         """How many rows repeat an earlier one, and the first of them: (row, the earlier row). Ends the collecting."""
-        if not self._held:
-            return 0, []
-        hashes, rows = np.concatenate(self._hashes), np.concatenate(self._rows)
-        self._hashes, self._rows, self._held = [], [], 0
+        hashes, rows = self._sample.take()
         order = np.argsort(hashes, kind="stable")
         hashes = hashes[order]
         same = np.flatnonzero(hashes[1:] == hashes[:-1])
