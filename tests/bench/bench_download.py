@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from priorkit.pipeline.download.decoding.decoders import usable_cores
+from priorkit.pipeline.compute.device import available_cores
 from priorkit.pipeline.download.settings import DownloadSettings
 
 SHARD_ROWS, SIDE, QUALITY = 250, 256, 85
@@ -160,13 +160,13 @@ def upstream_options(urls: Path, folder: Path) -> dict[str, Any]:
         "url_list": str(urls), "input_format": "parquet", "url_col": "url", "caption_col": "caption",
         "output_folder": str(folder), "output_format": "webdataset", "image_size": SIDE,
         "resize_mode": "keep_ratio", "resize_only_if_bigger": True, "number_sample_per_shard": SHARD_ROWS,
-        "processes_count": usable_cores(), "thread_count": 64, "enable_wandb": False,
+        "processes_count": available_cores(), "thread_count": 64, "enable_wandb": False,
     }  # fmt: skip
 
 
 def bare_seconds(served: Path, mode: str) -> float:
     """Seconds in which all cores decode, resize and encode all images, without fetching or writing any."""
-    cores = usable_cores()
+    cores = available_cores()
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", BARE, str(served), str(core), str(cores), settings(mode)],

@@ -22,9 +22,9 @@ import pytest
 from PIL import Image
 
 from priorkit.pipeline.download.decoding import decoders as module
-from priorkit.pipeline.download.decoding.decoders import Decoders, usable_cores
+from priorkit.pipeline.download.decoding.decoders import Decoders
 from priorkit.pipeline.download.decoding.resize import ImageResizer
-from priorkit.pipeline.download.outcomes import ImageError, ResizedImage, pack, unpack
+from priorkit.pipeline.download.outcomes import ImageError, ResizedImage
 from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.errors import PriorkitError
 
@@ -210,25 +210,6 @@ async def _first_decode() -> None:
         await decoders.decode(body())
 
 
-@pytest.mark.parametrize("message", [b"", b"[]", b"null", b"[1, 2]", b"[" * 100_000, b'["success", "x"]', b"\xff"])
-def test_nonsense_is_no_answer(message: bytes) -> None:
-    with pytest.raises((ValueError, RecursionError)):
-        unpack(message)
-
-
-def test_answers_arrive_as_they_were_sent() -> None:
-    image = ResizedImage(b"\n\0\n", 1, 2, 3, 4)
-    assert unpack(pack(image)) == image
-    error = unpack(pack(ImageError("decode", "line\nline")))
-    assert isinstance(error, ImageError)
-    assert str(error) == "decode: line\nline"
-
-
-def test_the_number_of_processes_is_that_of_the_cores_that_may_be_used() -> None:
-    if hasattr(os, "sched_getaffinity"):
-        assert usable_cores() == len(os.sched_getaffinity(0))
-
-
 PARENT = """
 import asyncio, signal, sys
 from priorkit.pipeline.config import DownloadSettings
@@ -291,10 +272,3 @@ def test_an_interrupt_at_the_terminal_is_none_of_the_decoders_business() -> None
         assert process.returncode == 3
         assert not re.search(rb"Traceback|Error", said), said
         assert all(state(pid) in ("", "Z") for pid in pids)
-
-
-def test_a_decoder_loads_no_more_than_it_needs() -> None:
-    modules = "from priorkit.pipeline.download.decoding import decoder_process, resize"
-    code = f"import sys; {modules}; print(*sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert {"torch", "ray", "pyarrow", "aiohttp", "pandas", "wandb", "open_clip"}.isdisjoint(done.stdout.split())

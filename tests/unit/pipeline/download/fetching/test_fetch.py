@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gzip
 import logging
-import pickle
 import random
 import socket
 import ssl
@@ -19,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from priorkit.pipeline.download.fetching import connections
 from priorkit.pipeline.download.fetching import fetch as fetch_module
-from priorkit.pipeline.download.fetching.fetch import Fetcher, FetchError
+from priorkit.pipeline.download.fetching import retry
+from priorkit.pipeline.download.fetching.fetch import Fetcher
+from priorkit.pipeline.download.outcomes import FetchError
 from priorkit.pipeline.download.settings import DownloadSettings
 
 Answer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -413,7 +413,7 @@ BUSY, DOWN = response("429 Too Many Requests", b""), response("503 Service Unava
 
 
 def test_attempts_end_at_the_first_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_module, "_FIRST_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "_FIRST_BACKOFF_SECONDS", 0.001)
     broken = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\nbody"
     server = Server({"/x": recovering(DOWN, BUSY, broken)})
     assert fetch(["{server}/x"], server, retries=5) == [b"body"]
@@ -421,7 +421,7 @@ def test_attempts_end_at_the_first_success(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_attempts_are_one_more_than_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_module, "_FIRST_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "_FIRST_BACKOFF_SECONDS", 0.001)
     server = Server({"/x": DOWN})
     assert fetch(["{server}/x"], server, retries=3) == ["http_5xx: 503"]
     assert len(server.requests) == 4
@@ -457,39 +457,8 @@ def test_retry_after_is_kept_to_if_it_fits(wait: str, expected: bytes | str) -> 
     assert len(server.requests) == (2 if expected == b"body" else 1)
 
 
-@pytest.mark.parametrize(
-    ("value", "low", "high"),
-    [
-        ("120", 120, 120),
-        (" 0 ", 0, 0),
-        ("Fri, 31 Dec 1999 23:59:59 GMT", 0, 0),
-        ("Fri, 31 Dec 2199 23:59:59 GMT", 4e9, 9e9),
-        ("Friday, 31-Dec-99 23:59:59 GMT", 0, 4e9),
-        ("Fri Dec 31 23:59:59 1999", 0, 0),
-    ],
-)
-def test_retry_after_is_seconds_or_a_date(value: str, low: float, high: float) -> None:
-    found = fetch_module._retry_after(value)
-    assert found is not None
-    assert low <= found <= high
-
-
-@pytest.mark.parametrize("value", ["", "soon", "-5", "1.5", "9" * 5000, "Fri, 99 Dec 1999 23:59:59 GMT", "\x00", "1e9"])
-def test_any_other_retry_after_is_ignored(value: str) -> None:
-    assert fetch_module._retry_after(value) is None
-
-
-def test_the_backoff_doubles_and_its_jitter_is_of_the_url() -> None:
-    one, other = fetch_module.URL("http://a/1"), fetch_module.URL("http://a/2")
-    waits = [fetch_module._backoff(one, attempt) for attempt in range(6)]
-    for attempt, wait in enumerate(waits):
-        assert 0.25 * 2**attempt <= wait <= 0.75 * 2**attempt
-    assert waits == [fetch_module._backoff(one, attempt) for attempt in range(6)]
-    assert waits[0] != fetch_module._backoff(other, 0)
-
-
 def test_urls_fail_as_their_robots_txt_does_and_are_tried_again_as_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_module, "_FIRST_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "_FIRST_BACKOFF_SECONDS", 0.001)
     for retries, expected in ((0, "http_5xx: 503, of robots.txt"), (1, b"body")):
         server = Server({"/robots.txt": recovering(DOWN), "/x": response()})
         assert fetch(["{server}/x"], server, robots_txt=True, retries=retries) == [expected]
@@ -608,24 +577,6 @@ def test_a_failure_does_not_hold_the_body() -> None:
         assert asyncio.run(run()) < 8_000_000
     finally:
         tracemalloc.stop()
-
-
-@pytest.mark.parametrize(("soft", "hard", "concurrency"), [(1024, 4096, 896), (64, 64, 1), (1024, 1 << 20, 2048)])
-def test_concurrency_keeps_within_the_files_that_may_be_open(
-    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, concurrency: int
-) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (soft, hard))
-    monkeypatch.setattr(connections.resource, "setrlimit", lambda _, limits: asked.append(limits[0]))
-    assert connections.affordable(2048) == concurrency
-    assert asked == [min(hard, 4 * 2048 + 512)]
-
-
-def test_an_error_survives_the_way_between_processes() -> None:
-    error = pickle.loads(pickle.dumps(FetchError("http_429", "429", transient=True, retry_after=3.0)))
-    assert (error.outcome, error.detail, str(error)) == ("http_429", "429", "http_429: 429")
-    assert (error.transient, error.retry_after) == (True, 3.0)
-    assert str(pickle.loads(pickle.dumps(FetchError("empty_url")))) == "empty_url"
 
 
 GOOD = (

@@ -1,4 +1,4 @@
-"""Rows made in the background: their order, what is begun when, and how much of it is held."""
+"""Background fetch: the order of rows, when they start, and how much memory they use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from functools import partial
 
 import pytest
 
-from priorkit.pipeline.download.fetching.fetch_ahead import Buffer, Claim, FetchAhead, RowMaker
+from priorkit.pipeline.download.fetching.buffer import Claim
+from priorkit.pipeline.download.fetching.fetch_ahead import FetchAhead, RowMaker
 from priorkit.pipeline.download.rows import Row
 
 BODY, IMAGE = 1000, 100
@@ -66,8 +67,8 @@ Ahead = FetchAhead[tuple[str, int]]
 
 
 @contextlib.contextmanager
-def fetching(web: Web, buffer_bytes: int = 10**9, most: int = 1000) -> Iterator[Ahead]:
-    ahead: Ahead = FetchAhead(web.tools(), web.makers, buffer_bytes=buffer_bytes, most=most)
+def fetching(web: Web, buffer_bytes: int = 10**9, max_rows: int = 1000) -> Iterator[Ahead]:
+    ahead: Ahead = FetchAhead(web.tools(), web.makers, buffer_bytes=buffer_bytes, max_rows=max_rows)
     try:
         yield ahead
     finally:
@@ -82,6 +83,11 @@ def keys(name: str, rows: int) -> list[str]:
 
 def taken(ahead: Ahead, task: tuple[str, int], following: tuple[str, int] | None = None) -> list[str]:
     return [row.meta["key"] for row in ahead.rows(task, following)]
+
+
+def unused(ahead: Ahead) -> bool:
+    buffer = ahead._buffer
+    return buffer.bytes_used == buffer.body_bytes == buffer.unfinished == buffer.expected_bodies == 0
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -128,7 +134,7 @@ def test_no_more_rows_are_in_the_making_than_allowed(web: Web) -> None:
     slow = web.hold("a0")
     for key in keys("a", 50)[1:]:
         web.held_back[key] = slow
-    with fetching(web, most=7) as ahead:
+    with fetching(web, max_rows=7) as ahead:
         rows = ahead.rows(("a", 50), None)
         threading.Timer(0.2, lambda: (begun.extend(web.begun), slow.set())).start()
         begun: list[str] = []
@@ -140,27 +146,12 @@ def test_nothing_begins_while_too_much_is_held(web: Web) -> None:
     """Images that wait for a slow row fill the buffer, and fetching goes on when it has come."""
     slow = web.hold("a0")
     limit = 20 * BODY
-    with fetching(web, buffer_bytes=limit, most=2) as ahead:
+    with fetching(web, buffer_bytes=limit, max_rows=2) as ahead:
         begun: list[int] = []
-        ahead._buffer.mean = BODY
+        ahead._buffer.mean_bytes = BODY
         threading.Timer(0.5, lambda: (begun.append(len(web.begun)), slow.set())).start()
         assert taken(ahead, ("a", 1000)) == keys("a", 1000)
     assert 150 < begun[0] <= 200
-
-
-def test_bodies_that_wait_for_a_decoder_stop_the_fetch(web: Web) -> None:
-    buffer = Buffer(80 * BODY, 1000, lambda: None)
-    claims = []
-    while buffer.has_room():
-        claims.append(Claim(buffer))
-        claims[-1].arrived(BODY)
-    assert len(claims) == 10
-    claims[3].made(IMAGE)
-    assert buffer.has_room()
-    assert (buffer.held, buffer.bodies, buffer.in_making) == (9 * BODY + IMAGE, 9 * BODY, 9)
-    for claim in claims:
-        claim.release()
-    assert buffer.held == buffer.bodies == buffer.in_making == buffer.expected == 0
 
 
 @pytest.mark.parametrize("limit", [1, IMAGE, BODY])
@@ -168,7 +159,7 @@ def test_the_row_whose_turn_it_is_is_always_admitted(web: Web, limit: int) -> No
     with fetching(web, buffer_bytes=limit) as ahead:
         assert taken(ahead, ("a", 50), ("b", 50)) == keys("a", 50)
         assert taken(ahead, ("b", 50)) == keys("b", 50)
-        assert ahead._buffer.held == ahead._buffer.in_making == ahead._buffer.expected == 0
+        assert unused(ahead)
 
 
 def test_a_bug_in_a_row_is_raised(web: Web) -> None:
@@ -176,7 +167,7 @@ def test_a_bug_in_a_row_is_raised(web: Web) -> None:
         with pytest.raises(RuntimeError, match="bug0"):
             list(ahead.rows(("bug", 5), None))
         assert taken(ahead, ("a", 5)) == keys("a", 5)
-        until(lambda: ahead._buffer.held == ahead._buffer.in_making == ahead._buffer.expected == 0)
+        until(lambda: unused(ahead))
 
 
 def test_an_error_in_what_says_the_rows_is_raised(web: Web) -> None:
@@ -184,7 +175,7 @@ def test_an_error_in_what_says_the_rows_is_raised(web: Web) -> None:
         yield from web.makers(task)
         raise OSError("the old shard is gone")
 
-    ahead: Ahead = FetchAhead(web.tools(), makers, buffer_bytes=10**9, most=1000)
+    ahead: Ahead = FetchAhead(web.tools(), makers, buffer_bytes=10**9, max_rows=1000)
     with contextlib.closing(ahead):
         with pytest.raises(OSError, match="the old shard is gone"):
             taken(ahead, ("a", 3))
