@@ -18,7 +18,7 @@ def test_success_is_judged_over_the_last_rows_only() -> None:
         watch.add({"timeout": 1})
 
 
-def test_too_few_rows_are_not_judged_and_none_where_it_is_off() -> None:
+def test_too_few_rows_are_not_judged_and_none_if_the_watch_is_off() -> None:
     watch = SuccessWatch(0.5, 10)
     for _ in range(9):
         watch.add({"dns": 1})

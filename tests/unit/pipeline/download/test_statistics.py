@@ -63,11 +63,11 @@ def test_failures_are_named_with_their_status() -> None:
         ("decode", "decode"),
     ],
 )
-def test_the_label_of_a_failure(message: str | None, label: str) -> None:
+def test_label_of_a_failure(message: str | None, label: str) -> None:
     assert failure_label(row("http://h/", message)) == label
 
 
-def test_the_hosts_of_a_shard_and_of_all_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_hosts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("priorkit.pipeline.download.statistics._MOST_HOSTS", 30)
     store = Store("memory://bounded_hosts")
     manifest = Manifest("download", {}, {})

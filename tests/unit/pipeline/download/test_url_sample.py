@@ -70,7 +70,7 @@ def test_json_lists_only_counts_above_one() -> None:
 
 
 @pytest.mark.parametrize("level", [-1, 64, 0.0, "1", True, None])
-def test_a_level_that_is_none_is_refused(level: Any) -> None:
+def test_an_invalid_level_is_refused(level: Any) -> None:
     made = UrlSample(10)
     with pytest.raises(ValueError, match="no level of a sample"):
         made.add_json({"level": level, "hashes": "", "counts": {}})

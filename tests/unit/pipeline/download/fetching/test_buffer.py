@@ -56,7 +56,7 @@ def test_a_row_may_end_without_a_body_or_without_an_image() -> None:
     assert counts(buffer) == (0, 0, 0, 0)
 
 
-def test_rows_in_the_making_are_limited() -> None:
+def test_unfinished_rows_are_limited() -> None:
     buffer = buffer_of(10**9, max_rows=2)
     claims = [Claim(buffer), Claim(buffer)]
     assert not buffer.has_room()

@@ -117,7 +117,7 @@ def test_a_status_of_the_target_is_no_refusal_of_the_proxy() -> None:
     with_server(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", work)
 
 
-def test_a_proxy_that_is_not_there_is_named() -> None:
+def test_an_unreachable_proxy_is_named() -> None:
     async def run() -> None:
         async with open_connections("http://127.0.0.1:1") as pools:
             with pytest.raises(ProxyFailure, match=r"127\.0\.0\.1:1 is not reached") as error:
@@ -139,7 +139,7 @@ def test_a_closed_port_of_a_server_is_no_failure_of_a_proxy() -> None:
 
 
 @pytest.mark.parametrize(("soft", "hard", "concurrency"), [(1024, 4096, 896), (64, 64, 1), (1024, 1 << 20, 2048)])
-def test_concurrency_keeps_within_the_files_that_may_be_open(
+def test_concurrency_stays_within_the_limit_of_open_files(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, concurrency: int
 ) -> None:
     asked: list[int] = []

@@ -19,7 +19,7 @@ BODY, IMAGE = 1000, 100
 
 
 class Web:
-    """Rows that take as long as a test wants; what has begun is written down."""
+    """Rows that finish when a test allows it, with a record of those that have started."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []
@@ -93,11 +93,11 @@ def unused(ahead: Ahead) -> bool:
 def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.001)
 
 
-def test_rows_come_in_order_and_a_slow_one_holds_up_nobody(web: Web) -> None:
+def test_rows_come_in_order_and_a_slow_row_delays_no_start(web: Web) -> None:
     slow = web.hold("a0")
     with fetching(web) as ahead:
         threading.Thread(target=lambda: (until(lambda: len(web.begun) == 500), slow.set())).start()
@@ -106,7 +106,7 @@ def test_rows_come_in_order_and_a_slow_one_holds_up_nobody(web: Web) -> None:
         assert taken(ahead, ("none", 0)) == []
 
 
-def test_the_next_task_begins_while_the_last_rows_of_this_one_are_waited_for(web: Web) -> None:
+def test_the_next_task_starts_before_the_last_rows_of_this_one_finish(web: Web) -> None:
     slow = web.hold("a9")
     with fetching(web) as ahead:
         rows = ahead.rows(("a", 10), ("b", 10))
@@ -119,7 +119,7 @@ def test_the_next_task_begins_while_the_last_rows_of_this_one_are_waited_for(web
     assert web.begun == keys("a", 10) + keys("b", 10) + keys("c", 2)  # each once
 
 
-def test_what_was_read_ahead_for_another_task_is_dropped(web: Web) -> None:
+def test_rows_read_ahead_for_another_task_are_cancelled(web: Web) -> None:
     web.hold("b1")
     with fetching(web) as ahead:
         assert taken(ahead, ("a", 3), ("b", 3)) == keys("a", 3)
@@ -130,32 +130,46 @@ def test_what_was_read_ahead_for_another_task_is_dropped(web: Web) -> None:
         assert taken(ahead, ("b", 2)) == keys("b", 2)
 
 
-def test_no_more_rows_are_in_the_making_than_allowed(web: Web) -> None:
+def test_no_more_rows_start_than_allowed(web: Web) -> None:
     slow = web.hold("a0")
     for key in keys("a", 50)[1:]:
         web.held_back[key] = slow
     with fetching(web, max_rows=7) as ahead:
         rows = ahead.rows(("a", 50), None)
-        threading.Timer(0.2, lambda: (begun.extend(web.begun), slow.set())).start()
         begun: list[str] = []
+        threading.Thread(
+            target=lambda: (
+                until(lambda: len(web.begun) >= 7),
+                time.sleep(0.05),
+                begun.extend(web.begun),
+                slow.set(),
+            )
+        ).start()
         assert len(list(rows)) == 50
         assert begun == keys("a", 7)
 
 
-def test_nothing_begins_while_too_much_is_held(web: Web) -> None:
-    """Images that wait for a slow row fill the buffer, and fetching goes on when it has come."""
+def test_no_row_starts_while_the_buffer_is_full(web: Web) -> None:
+    """Images that wait for a slow row fill the buffer; more rows start once the slow row is done."""
     slow = web.hold("a0")
     limit = 20 * BODY
     with fetching(web, buffer_bytes=limit, max_rows=2) as ahead:
         begun: list[int] = []
         ahead._buffer.mean_bytes = BODY
-        threading.Timer(0.5, lambda: (begun.append(len(web.begun)), slow.set())).start()
+        threading.Thread(
+            target=lambda: (
+                until(lambda: len(web.begun) > 150),
+                time.sleep(0.2),
+                begun.append(len(web.begun)),
+                slow.set(),
+            )
+        ).start()
         assert taken(ahead, ("a", 1000)) == keys("a", 1000)
     assert 150 < begun[0] <= 200
 
 
 @pytest.mark.parametrize("limit", [1, IMAGE, BODY])
-def test_the_row_whose_turn_it_is_is_always_admitted(web: Web, limit: int) -> None:
+def test_the_next_row_always_starts(web: Web, limit: int) -> None:
     with fetching(web, buffer_bytes=limit) as ahead:
         assert taken(ahead, ("a", 50), ("b", 50)) == keys("a", 50)
         assert taken(ahead, ("b", 50)) == keys("b", 50)
@@ -170,7 +184,7 @@ def test_a_bug_in_a_row_is_raised(web: Web) -> None:
         until(lambda: unused(ahead))
 
 
-def test_an_error_in_what_says_the_rows_is_raised(web: Web) -> None:
+def test_an_error_of_the_row_makers_is_raised(web: Web) -> None:
     def makers(task: tuple[str, int]) -> Iterator[RowMaker]:
         yield from web.makers(task)
         raise OSError("the old shard is gone")
@@ -181,7 +195,7 @@ def test_an_error_in_what_says_the_rows_is_raised(web: Web) -> None:
             taken(ahead, ("a", 3))
 
 
-def test_who_takes_no_more_stops_what_is_under_way(web: Web) -> None:
+def test_closing_the_rows_cancels_those_that_run(web: Web) -> None:
     web.hold("a5")
     with fetching(web) as ahead:
         rows = ahead.rows(("a", 10), None)
@@ -192,7 +206,7 @@ def test_who_takes_no_more_stops_what_is_under_way(web: Web) -> None:
         assert taken(ahead, ("a", 10)) == keys("a", 10)
 
 
-def test_closing_ends_what_is_under_way(web: Web) -> None:
+def test_closing_cancels_running_rows(web: Web) -> None:
     web.hold("b3")
     with fetching(web) as ahead:
         assert taken(ahead, ("a", 3), ("b", 5)) == keys("a", 3)

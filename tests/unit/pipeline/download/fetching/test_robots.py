@@ -1,4 +1,4 @@
-"""X-Robots-Tag and robots.txt: every form is read, and no file takes long."""
+"""Parsers of X-Robots-Tag and robots.txt: every form is understood, and no file takes long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ US = "priorkit/0.1 (a contact)"
     ("user_agent", "token"),
     [("priorkit", "priorkit"), (US, "priorkit"), ("My-Bot (x/1)", "my-bot"), (" A/1 b/2", "a"), ("*", "*")],
 )
-def test_the_product_token_is_what_sites_address(user_agent: str, token: str) -> None:
+def test_product_token_of_a_user_agent(user_agent: str, token: str) -> None:
     assert product_token(user_agent) == token
 
 
@@ -56,11 +56,11 @@ def test_the_product_token_is_what_sites_address(user_agent: str, token: str) ->
         (["otherbot: all, img2dataset: none"], True),
     ],
 )
-def test_opt_outs_are_read_as_google_and_upstream_write_them(headers: list[str], expected: bool) -> None:
+def test_opt_outs_are_parsed_like_those_of_google_and_img2dataset(headers: list[str], expected: bool) -> None:
     assert opted_out(headers, US) is expected
 
 
-def test_opt_outs_address_the_agent_that_we_call_ourselves() -> None:
+def test_opt_outs_apply_to_the_configured_user_agent() -> None:
     assert opted_out(["someone: noai"], "Someone/2 (+https://example.org)")
     assert not opted_out(["priorkit: noai"], "Someone/2 (+https://example.org)")
 
@@ -127,7 +127,7 @@ Allow: /ours/open
         ("User-agent: *\nDisallow: /a%2Fb", "/a/b", True),
     ],
 )
-def test_robots_txt_is_read_as_rfc_9309_says(body: str, path: str, expected: bool) -> None:
+def test_robots_txt_follows_rfc_9309(body: str, path: str, expected: bool) -> None:
     assert RobotsRules.parse(body.encode(), US).allow(path) is expected
 
 
@@ -147,8 +147,8 @@ def test_garbage_forbids_nothing(body: bytes) -> None:
         "User-agent: *\n" + "".join(f"Disallow: /{n}*x\n" for n in range(35_000)),
     ],
 )
-def test_no_file_takes_long(body: str) -> None:
-    """Each is one on which a usual parser takes time or memory that grows with the square of its size, or worse."""
+def test_every_file_is_parsed_in_linear_time(body: str) -> None:
+    """With these files, common parsers need time or memory that grows at least quadratically."""
     start = time.process_time()
     rules = RobotsRules.parse(body.encode()[:500_000], US)
     assert rules.allow("/" + "a" * 2000)
