@@ -161,3 +161,15 @@ def test_without_a_manifest_nothing_is_complete(folder: Folder) -> None:
     folder.commit(urls, 0)
     plan = make_plan(urls, SIZE, None, folder.store, None)
     assert (plan.existing, plan.complete) == ({}, frozenset())
+
+
+def test_the_list_is_not_read_beyond_the_limit(folder: Folder) -> None:
+    (folder.path / "list").mkdir()
+    for number in range(2):
+        rows = [f"http://h/{row}" for row in range(number * SIZE, (number + 1) * SIZE)]
+        (folder.path / f"list/{number}.csv").write_text("\n".join(["url", *rows, ""]))
+    urls = open_url_list(str(folder.path / "list"), UrlListSettings(caption_column=None))
+    folder.commit(urls, 0, rows=3)
+    plan = folder.plan(urls, limit=SIZE)
+    (folder.path / "list/1.csv").unlink()
+    assert tasks(plan) == [("00000", 0, 4)]
