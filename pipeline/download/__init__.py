@@ -1,1 +1,1 @@
-"""The download stage: from a list of URLs to image shards."""
+"""Download stage: fetches a list of URLs into image shards."""

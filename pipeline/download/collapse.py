@@ -1,4 +1,4 @@
-"""A download whose success has collapsed: noticed over the last rows, and explained by their failures."""
+"""Detection of a collapse: too few of the last rows gave an image. The failures give the probable cause."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import collections
 from collections.abc import Mapping
 
 from ..errors import PriorkitError
+from .outcomes import SUCCESS
 
 _ADVICE = (
     (
@@ -61,15 +62,15 @@ _ADVICE = (
         "bodies do not have the hashes of the list: see that download.hash_column is of the original bytes",
     ),
 )
-"""What failures point to, by their labels in the table of errors."""
+"""Advice for groups of failures, by their labels in the table of errors."""
 
 
 class SuccessWatch:
-    """The outcomes of the last rows.
+    """Sliding window over the outcomes of the last rows.
 
     Args:
-        min_rate: share of them that must be images; 0 never complains.
-        rows: how many rows are looked at, and how many there must be at least.
+        min_rate: least success rate in the window; 0 turns the watch off.
+        rows: number of rows in the window. Fewer rows are not judged.
     """
 
     def __init__(self, min_rate: float, rows: int) -> None:
@@ -79,10 +80,10 @@ class SuccessWatch:
         self._count = 0
 
     def add(self, labels: Mapping[str, int]) -> None:
-        """Take in rows by their labels, `success` or that of a failure.
+        """Add rows, by label: `success`, or the label of a failure.
 
         Raises:
-            PriorkitError: too few of the last rows were images; says how many, and why.
+            PriorkitError: the success rate is too low; the message has the rate and the probable cause.
         """
         if self._min_rate == 0 or not labels:
             return
@@ -92,7 +93,7 @@ class SuccessWatch:
         while self._count - (oldest := sum(self._parts[0].values())) >= self._rows:
             self._total.subtract(self._parts.popleft())
             self._count -= oldest
-        successes = self._total["success"]
+        successes = self._total[SUCCESS]
         if self._count >= self._rows and successes < self._min_rate * self._count:
             raise PriorkitError(
                 f"success has collapsed: {successes:,} of the last {self._count:,} rows gave an image, less than "
@@ -102,8 +103,8 @@ class SuccessWatch:
 
 
 def diagnosis(labels: Mapping[str, int]) -> str:
-    """What most failures are, and what to do about it."""
-    failures = {label: number for label, number in labels.items() if label != "success" and number > 0}
+    """Return a text that names the most frequent failures and gives advice."""
+    failures = {label: number for label, number in labels.items() if label != SUCCESS and number > 0}
     groups = {causes: sum(failures.get(cause, 0) for cause in causes) for causes, _ in _ADVICE}
     causes, number = max(groups.items(), key=lambda item: item[1])
     total = sum(failures.values())

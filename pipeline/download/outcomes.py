@@ -1,35 +1,82 @@
-"""What becomes of the body of a response, and how a decoding process is asked for it and tells it.
+"""Outcomes of a row: their names, which of them are transient, and the exceptions that carry them.
 
-Messages are of bytes and JSON: a decoder that a hostile image has taken over can answer nonsense, and no more.
+A row's outcome is `success`, one of `FETCH_OUTCOMES` or one of `IMAGE_OUTCOMES`. The manifest counts them by name.
+
+"Transient" has two senses:
+
+- `TRANSIENT_OUTCOMES` are fetched again by `--retry-failed`, in a later run.
+- `FetchError.transient` marks a failure that another attempt may fix within seconds, in the same fetch. The policy for
+  these attempts is in `fetching/retry.py`.
 """
 
 from __future__ import annotations
 
-import json
-import struct
 from dataclasses import dataclass
 
-LENGTH = struct.Struct(">Q")
-"""In front of every message, either way: how many bytes follow."""
-READY = b""
-"""The first message of a decoding process, when it has imported all it needs."""
-IMAGE_OUTCOMES = frozenset({"not_image", "too_many_pixels", "filtered", "decode", "encode"})
-"""What may be wrong with a body that arrived; img2dataset's status for it is `failed_to_resize`."""
+SUCCESS = "success"
+"""Outcome of a row whose image is in the shard."""
+
+FETCH_OUTCOMES = frozenset(
+    {
+        "empty_url",  # the row has no URL
+        "bad_url",  # the URL cannot be parsed, or holds credentials
+        "bad_scheme",  # the scheme is not http or https
+        "blocked_address",  # the host is a private or metadata address
+        "dns",  # the host name is not resolved
+        "refused",  # the connection is refused
+        "connection",  # the connection breaks
+        "proxy",  # the proxy is unreachable or refuses
+        "tls",  # the certificate is not accepted
+        "timeout",  # the deadline passes
+        "http_429",  # too many requests
+        "http_4xx",
+        "http_5xx",
+        "http_other",  # any other status that brings no image
+        "bad_response",  # the response breaks HTTP, or its stated encoding
+        "redirect_loop",
+        "too_large",  # the body exceeds `max_bytes`
+        "opted_out",  # the X-Robots-Tag header forbids the use
+        "robots",  # robots.txt forbids the fetch
+        "hash_mismatch",  # the body has another hash than the list states
+    }
+)
+"""Failures before a body is decoded; img2dataset's status for them is `failed_to_download`."""
+
+IMAGE_OUTCOMES = frozenset(
+    {
+        "not_image",  # the first bytes are those of no known format
+        "too_many_pixels",  # the header states more than `max_pixels`
+        "filtered",  # a size or aspect filter rejects the image
+        "decode",  # the image is damaged, or its decoder crashed or hung
+        "encode",  # the stored format holds no image of this size
+    }
+)
+"""Failures of a body that arrived; img2dataset's status for them is `failed_to_resize`."""
+
+TRANSIENT_OUTCOMES = frozenset({"dns", "refused", "proxy", "tls", "connection", "timeout", "http_429", "http_5xx"})
+"""Failures that may pass with time, or with a repaired resolver, clock or network; `--retry-failed` fetches them."""
 
 
-@dataclass(frozen=True)
-class ResizedImage:
-    """An encoded image with its sizes in pixels."""
+class FetchError(Exception):
+    """Failure to fetch a URL. `outcome` is one of `FETCH_OUTCOMES`."""
 
-    data: bytes
-    width: int
-    height: int
-    original_width: int
-    original_height: int
+    def __init__(
+        self, outcome: str, detail: str = "", *, transient: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(outcome, detail)
+        self.outcome = outcome
+        self.detail = detail
+        self.transient = transient
+        """True if another attempt within the same fetch may succeed."""
+        self.retry_after = retry_after
+        """Seconds that the server asks to wait before another attempt."""
+
+    def __str__(self) -> str:
+        return f"{self.outcome}: {self.detail}" if self.detail else self.outcome
 
 
 class ImageError(Exception):
-    """A body that gave no image. `outcome` is one of `IMAGE_OUTCOMES`."""
+    """Failure to turn a body into an image. `outcome` is one of `IMAGE_OUTCOMES`."""
 
     def __init__(self, outcome: str, detail: str = "") -> None:
         super().__init__(f"{outcome}: {detail}" if detail else outcome)
@@ -37,24 +84,12 @@ class ImageError(Exception):
         self.detail = detail
 
 
-def pack(answer: ResizedImage | ImageError) -> bytes:
-    """The message that tells an answer."""
-    if isinstance(answer, ImageError):
-        return json.dumps([answer.outcome, answer.detail]).encode()
-    sizes = [answer.width, answer.height, answer.original_width, answer.original_height]
-    return json.dumps(sizes).encode() + b"\n" + answer.data
+@dataclass(frozen=True)
+class ResizedImage:
+    """Encoded image, with its sizes in pixels before and after the resize."""
 
-
-def unpack(message: bytes) -> ResizedImage | ImageError:
-    """The answer that a message tells.
-
-    Raises:
-        ValueError: it tells none.
-    """
-    head, _, data = message.partition(b"\n")
-    match json.loads(head):
-        case [str(outcome), str(detail)] if outcome in IMAGE_OUTCOMES:
-            return ImageError(outcome, detail)
-        case [int(width), int(height), int(original_width), int(original_height)]:
-            return ResizedImage(data, width, height, original_width, original_height)
-    raise ValueError(f"no answer of a decoding process: {head[:80]!r}")
+    data: bytes
+    width: int
+    height: int
+    original_width: int
+    original_height: int

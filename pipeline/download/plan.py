@@ -1,7 +1,7 @@
-"""What a download has to do: a list held against the shards that a folder has already.
+"""Plan of a download: the comparison of a list with the shards of a folder, and the tasks that remain.
 
-Nothing is fetched or written here. The list is read as the tasks are taken; before that, only what is there already
-is held against it.
+This module fetches and writes nothing. `make_plan` reads only the rows that it must compare with existing shards. The
+rest of the list is read while the tasks are consumed.
 """
 
 from __future__ import annotations
@@ -21,102 +21,110 @@ from .worker import DownloadTask
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """What a folder holds of a list, and what is to come."""
+    """Existing shards of a folder, and the shards that a download of the list will add."""
 
     urls: UrlList
     store: Store
     rows_per_shard: int
     limit: int | None
-    kept: dict[str, ShardRecord]
-    """Shards that the folder had, and that are of this list."""
+    """Number of rows to download, the first of the list; None for all."""
+    existing: dict[str, ShardRecord]
+    """Records of the folder's shards, by name. All of them come from this list."""
     complete: frozenset[str]
-    """Those of them that need nothing."""
+    """Names of existing shards that have all their rows and files."""
     rows: int | None
-    """Rows of the list; None where they are not counted yet."""
+    """Rows of the list; None while they are not counted."""
 
     @property
     def total(self) -> int | None:
-        """Rows that the folder shall hold; None where that is not known yet."""
+        """Rows of the folder after the download; None while the list is not counted."""
         shards = self.shards()
         return None if shards is None else sum(shards.values())
 
     def wanted(self, index: int, available: int) -> int:
-        """Rows that a shard shall have, of those that the list has for it."""
+        """Return the number of rows that a shard will have.
+
+        Args:
+            available: rows that the list has for this shard.
+        """
         rows = available
         if self.limit is not None:
             rows = min(rows, max(0, self.limit - index * self.rows_per_shard))
-        record = self.kept.get(image_shard_name(index))
+        record = self.existing.get(image_shard_name(index))
         return rows if record is None else max(rows, record.rows)
 
     def shards(self) -> dict[int, int] | None:
-        """Rows of each shard that the folder shall hold, by its number; None where the list is not counted yet."""
+        """Return the rows of each shard after the download, by shard number; None while the list is not counted."""
         if self.rows is None:
             return None
         size = self.rows_per_shard
         rows = self.rows if self.limit is None else min(self.rows, self.limit)
-        numbers = sorted({*range(-(-rows // size)), *map(int, self.kept)})
+        numbers = sorted({*range(-(-rows // size)), *map(int, self.existing)})
         return {index: self.wanted(index, min(size, self.rows - index * size)) for index in numbers}
 
     def is_unwanted(self, index: int) -> bool:
-        """Whether a shard needs nothing, or is beyond the limit."""
+        """Return whether a shard is complete or beyond the limit."""
         name = image_shard_name(index)
-        return name in self.complete or (name not in self.kept and self.wanted(index, 1) == 0)
+        return name in self.complete or (name not in self.existing and self.wanted(index, 1) == 0)
 
     def is_complete(self) -> bool:
-        """Whether there is nothing to do, as far as can be told without reading the list."""
-        if len(self.complete) < len(self.kept):
+        """Return whether nothing remains to be done. False if only reading the list could tell."""
+        if len(self.complete) < len(self.existing):
             return False
         if (shards := self.shards()) is not None:
             return all(map(self.is_unwanted, shards))
         return self.limit is not None and all(map(self.is_unwanted, range(-(-self.limit // self.rows_per_shard))))
 
     def tasks(self) -> Iterator[DownloadTask]:
-        """The shards to fetch, read from the list one after the other."""
+        """Yield the tasks of all missing and incomplete shards, read from the list one after the other."""
         if self.is_complete():
             return
-        last_kept = max(map(int, self.kept), default=-1)
+        last_existing = max(map(int, self.existing), default=-1)
         for index, table in self.urls.shards(self.rows_per_shard, self.is_unwanted):
             yield self._task(index, table.slice(0, self.wanted(index, table.num_rows)))
-            if index >= last_kept and self.is_unwanted(index + 1):
-                return  # the limit: what follows in the list need not be read
+            if index >= last_existing and self.is_unwanted(index + 1):
+                return  # beyond the limit, so the rest of the list is not read
 
     def retries(self, names: list[str]) -> Iterator[DownloadTask]:
-        """Those of the complete shards that shall be tried again."""
+        """Yield the tasks that fetch transient failures of complete shards again."""
         numbers = set(map(int, names))
         for index, table in self.urls.shards(self.rows_per_shard, lambda index: index not in numbers):
-            yield self._task(index, table.slice(0, self.kept[image_shard_name(index)].rows), retry=True)
+            yield self._task(index, table.slice(0, self.existing[image_shard_name(index)].rows), retry=True)
             numbers.remove(index)
             if not numbers:
                 return
 
     def _task(self, index: int, table: pa.Table, retry: bool = False) -> DownloadTask:
+        """Return the task for a shard, after its rows are compared with those of the existing shard."""
         name, digest = image_shard_name(index), rows_digest(table)
-        _check_rows(self.urls, self.store, self.kept.get(name), index * self.rows_per_shard, table)
+        _check_rows(self.urls, self.store, self.existing.get(name), index * self.rows_per_shard, table)
         return DownloadTask(name, digest, index * self.rows_per_shard, table, retry, self.urls.columns.hash_column)
 
 
 def make_plan(
-    urls: UrlList, rows_per_shard: int, limit: int | None, store: Store, found: Manifest | None
+    urls: UrlList, rows_per_shard: int, limit: int | None, store: Store, manifest: Manifest | None
 ) -> DownloadPlan:
-    """Hold a list against the shards that a folder has already.
+    """Compare a list with the shards of a folder.
 
-    A list may grow at its end. Any other change is refused, since rows of two lists would be mixed. Shards whose rows
-    are in files that have not changed since are taken as they are; the rows of others are read and compared. What the
-    folder holds beyond a limit is kept.
+    A list may grow at its end. Any other change is refused, since the folder would mix rows of two lists. The rows of a
+    shard are read and compared only if their files have changed since. Existing shards beyond the limit are kept.
+
+    Args:
+        manifest: manifest of the folder; None to ignore its shards.
 
     Raises:
-        FolderError: the folder's shards are of another list.
+        FolderError: the folder's shards come from another list.
     """
     size = rows_per_shard
     plan = DownloadPlan(urls, store, size, limit, {}, frozenset(), urls.rows)
-    if found is None or not found.shards:
+    if manifest is None or not manifest.shards:
         return plan
-    plan = replace(plan, kept=dict(found.shards))
-    whole = whole_shards(store, found)
-    unchanged = urls.unchanged_rows(found.input.get("files", ()))
+    plan = replace(plan, existing=dict(manifest.shards))
+    whole = whole_shards(store, manifest)
+    unchanged = urls.unchanged_rows(manifest.input.get("files", ()))
     rows = urls.rows
     complete, to_read = set(), set()
-    for name, record in plan.kept.items():
+    for name, record in plan.existing.items():
         if not name.isdecimal():
             raise FolderError(
                 f"{store.url}: shard {name!r} in its manifest is none of a download; restore the manifest"
@@ -128,11 +136,11 @@ def make_plan(
             complete.add(name)
     for index, table in urls.shards(size, lambda index: index not in to_read) if to_read else ():
         name = image_shard_name(index)
-        _check_rows(urls, store, plan.kept[name], index * size, table)
-        if name in whole and plan.kept[name].rows == plan.wanted(index, table.num_rows):
+        _check_rows(urls, store, plan.existing[name], index * size, table)
+        if name in whole and plan.existing[name].rows == plan.wanted(index, table.num_rows):
             complete.add(name)
         if table.num_rows < size:
-            rows = index * size + table.num_rows  # here it ends
+            rows = index * size + table.num_rows  # a short shard is the last one
         to_read.remove(index)
         if not to_read:
             break
@@ -142,10 +150,13 @@ def make_plan(
 
 
 def _check_rows(urls: UrlList, store: Store, record: ShardRecord | None, first: int, table: pa.Table) -> None:
-    """Hold rows of a list against the record of the shard that they made.
+    """Compare rows of the list with the record of their shard, if the shard exists.
+
+    Args:
+        first: number of the shard's first row in the list.
 
     Raises:
-        FolderError: they made no such shard.
+        FolderError: the shard was made from other rows.
     """
     if record is None:
         return
@@ -155,6 +166,7 @@ def _check_rows(urls: UrlList, store: Store, record: ShardRecord | None, first: 
 
 
 def _changed_list(urls: UrlList, store: Store, detail: str) -> FolderError:
+    """Return the error for a folder whose shards come from another list."""
     return FolderError(
         f"{store.url} was downloaded from another list than {urls.source} ({detail}); "
         "a list may only grow at its end: name another folder for this one"

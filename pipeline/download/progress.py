@@ -1,4 +1,4 @@
-"""How a download comes on: rows, images and bytes in a second, and the share of rows that gave an image."""
+"""Download progress: rows so far, images and bits per second, and the success rate."""
 
 from __future__ import annotations
 
@@ -8,54 +8,66 @@ from collections.abc import Mapping
 
 from ..compute.stage import ProgressCallback
 from .collapse import SuccessWatch
+from .outcomes import SUCCESS
 from .rows import Row
 from .statistics import failure_label
 
 _UPDATE_SECONDS = 0.5
+"""Least number of seconds between two calls of the callback."""
 _RATE_SECONDS = 60.0
-"""Rates are those of the last minute."""
+"""Seconds over which the rates are averaged."""
 
 
 class DownloadProgress:
-    """Adds up what is fetched, tells of it, and stops the download when success collapses.
+    """Counter of fetched rows, which calls a progress callback and passes the outcomes to a success watch.
 
     Args:
-        done: rows that need nothing.
-        total: rows in all; None where the list has to be read to its end to know.
+        progress: called with the rows so far, the total, and a text with rates.
+        done: rows that are complete from the start.
+        total: rows of the whole download; None if the list has not been counted.
+        watch: raises when success collapses; None to accept any failures.
     """
 
     def __init__(self, progress: ProgressCallback, done: int, total: int | None, watch: SuccessWatch | None) -> None:
         self._progress, self._total, self._watch = progress, total, watch
         self._rows, self._fetched, self._images, self._bytes = done, 0, 0, 0
         self._marks = collections.deque([(time.monotonic(), 0, 0)])
-        """Times at which it was told, with the images and bytes by then."""
-        self.tell()
+        """Times of the last calls of the callback, with the images and bytes until then."""
+        self.report()
 
     def add_row(self, row: Row) -> None:
-        """Take in one row, as it is done in this process."""
-        if not row.kept:
+        """Add a row that was finished in this process. Reused rows are not counted."""
+        if not row.reused:
             self.add_rows({failure_label(row): 1}, row.body_bytes)
 
     def add_rows(self, labels: Mapping[str, int], bytes: int) -> None:
-        """Take in rows by their labels, such as those that were fetched for a shard elsewhere."""
+        """Add fetched rows, such as those of a shard that another process finished.
+
+        Args:
+            labels: number of rows for each failure label, or `success`.
+            bytes: sum of the sizes of their bodies.
+
+        Raises:
+            PriorkitError: success has collapsed.
+        """
         rows = sum(labels.values())
         self._rows += rows
         self._fetched += rows
-        self._images += labels.get("success", 0)
+        self._images += labels.get(SUCCESS, 0)
         self._bytes += bytes
         if time.monotonic() - self._marks[-1][0] >= _UPDATE_SECONDS:
-            self.tell()
+            self.report()
         if self._watch is not None:
             self._watch.add(labels)
 
-    def tell(self) -> None:
-        """Tell of all rows so far; done by itself twice a second."""
+    def report(self) -> None:
+        """Call the progress callback; `add_row` and `add_rows` do so twice a second."""
         now = time.monotonic()
         self._marks.append((now, self._images, self._bytes))
         while now - self._marks[0][0] > _RATE_SECONDS and len(self._marks) > 2:
             self._marks.popleft()
-        begun, images, bytes = self._marks[0]
-        seconds = max(now - begun, 1e-3)
+        start, images, bytes = self._marks[0]
+        seconds = max(now - start, 1e-3)
         note = ""
         if self._fetched:
             note = (

@@ -1,4 +1,4 @@
-"""A webdataset shard of images in img2dataset's layout: what a row holds, its members in the tar, its table."""
+"""Rows of an image shard in img2dataset's layout: their fields, their tar members, and the table of the shard."""
 
 from __future__ import annotations
 
@@ -14,27 +14,26 @@ import pyarrow as pa
 from ..contract.image_shards import ImageShard, read_samples, read_shard_table
 from ..contract.storage import Store
 from ..errors import InputError
-
-TRANSIENT_OUTCOMES = frozenset({"dns", "refused", "proxy", "tls", "connection", "timeout", "http_429", "http_5xx"})
-"""Failures that may pass, by themselves or with a mended resolver, clock or network: what `--retry-failed` redoes."""
+from .outcomes import SUCCESS, TRANSIENT_OUTCOMES
 
 
 @dataclass
 class Row:
-    """One row of the list on its way to the shard."""
+    """One row of the list, with the result of its download."""
 
     meta: dict[str, Any]
-    """The row's columns and what was found out, in the order of the parquet file."""
+    """Columns of the list, then the columns that the download adds, in the order of the parquet file."""
     image: bytes | None = None
-    outcome: str = "success"
+    """Encoded image; None for a failure."""
+    outcome: str = SUCCESS
     body_bytes: int = 0
-    """Of what the server sent."""
-    kept: bool = False
-    """Taken over from the shard that this one replaces, not fetched now."""
+    """Size of the fetched body in bytes."""
+    reused: bool = False
+    """True if the row comes from the shard that this one replaces, and was not fetched."""
 
 
 def image_schema(columns: pa.Schema) -> pa.Schema:
-    """Columns of the shard's table: those of the list, and what download adds."""
+    """Return the schema of a shard's table: the columns of the list, then those that the download adds."""
     text, number = pa.string(), pa.int32()
     added: list[tuple[str, pa.DataType]] = [("key", text), ("status", text), ("error_message", text)]
     added += [(name, number) for name in ("width", "height", "original_width", "original_height")]
@@ -43,7 +42,7 @@ def image_schema(columns: pa.Schema) -> pa.Schema:
 
 
 def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
-    """The members of one sample, in the order in which img2dataset writes them."""
+    """Write the tar members of one row, in the order in which img2dataset writes them."""
     assert row.image is not None
     members = {encoding: row.image, "json": json.dumps(row.meta, indent=4, default=str).encode()}
     if "caption" in row.meta:
@@ -56,14 +55,15 @@ def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
         tar.addfile(info, io.BytesIO(members[extension]))
 
 
-def kept_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterator[Row | None]:
-    """The rows of a committed shard as they are, in order; None for each whose failure may pass.
+def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterator[Row | None]:
+    """Yield the rows of a committed shard in order, with None for each transient failure.
 
     Args:
-        values: the columns of the list for each row.
+        name: name of the shard.
+        values: columns of the list for each row.
 
     Raises:
-        InputError: the shard's files do not fit each other.
+        InputError: the tar and the table of the shard do not match.
     """
     shard = ImageShard(name, "", 0)
     table = read_shard_table(store, shard)
@@ -73,15 +73,15 @@ def kept_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterator
         )
     added = table.select([name for name in table.column_names if name not in values[0]])
     samples = read_samples(store, shard)
-    for row_values, found in zip(values, added.to_pylist(), strict=True):
-        outcome = (found["error_message"] or "success").partition(":")[0]
+    for row_values, results in zip(values, added.to_pylist(), strict=True):
+        outcome = (results["error_message"] or SUCCESS).partition(":")[0]
         if outcome in TRANSIENT_OUTCOMES:
             yield None
             continue
-        row = Row({**row_values, **found}, outcome=outcome, kept=True)
-        if outcome == "success":
+        row = Row({**row_values, **results}, outcome=outcome, reused=True)
+        if outcome == SUCCESS:
             sample = next(samples, None)
-            if sample is None or sample.key != found["key"] or sample.image is None:
+            if sample is None or sample.key != results["key"] or sample.image is None:
                 raise _misfit(store, shard)
             row.image = sample.image
         yield row
@@ -90,6 +90,7 @@ def kept_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterator
 
 
 def _misfit(store: Store, shard: ImageShard) -> InputError:
+    """Return the error for a tar whose images are not those of its table."""
     return InputError(
         f"{store.url}/{shard.tar_name} holds other images than {shard.table_name}; remove it to have both made again"
     )

@@ -1,7 +1,7 @@
-"""Download: a list of URLs -> webdataset shards of images, in img2dataset's layout, every row accounted for.
+"""Download stage: it turns a list of URLs into webdataset shards of images, in img2dataset's layout.
 
-How the stage is run, resumed and summed up is here; what there is to do is in `download_plan`, and how one shard is
-made in `download_worker`.
+Each row of the list gets exactly one outcome. This module runs and resumes the stage, and sums up its result. `plan.py`
+decides what remains to be done, and `worker.py` makes one shard.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ..contract.storage import Store
 from ..errors import InputError
 from ..urls.url_list import UrlList, open_url_list
 from .collapse import SuccessWatch, diagnosis
+from .outcomes import SUCCESS, TRANSIENT_OUTCOMES
 from .plan import DownloadPlan, make_plan
 from .progress import DownloadProgress
-from .rows import TRANSIENT_OUTCOMES
 from .settings import DownloadSettings
 from .statistics import total_statistics
 from .worker import DownloadTask, DownloadWorker
@@ -32,9 +32,9 @@ from .worker import DownloadTask, DownloadWorker
 STAGE = "download"
 
 _ASSUMED_IMAGES_PER_SECOND = 100.0
-"""For the estimate of `--dry-run`: about half of what 2 cores can decode and encode."""
+"""Rate for the estimate of `--dry-run`: about half of what 2 cores can decode and encode."""
 _ASSUMED_BYTES_PER_PIXEL = 0.45
-"""For the estimate of `--dry-run`: a photograph as JPEG of quality 95."""
+"""Size for the estimate of `--dry-run`: that of a photograph as JPEG with quality 95."""
 
 
 def download(
@@ -48,38 +48,40 @@ def download(
     retry_failed: bool = False,
     progress: ProgressCallback = no_progress,
 ) -> StageResult:
-    """Fetch the images of a list of URLs, or what is missing of them.
+    """Fetch the images of a list of URLs into shards. Shards that the folder already has are not fetched again.
 
     Args:
-        urls: a list in any format that `urls` reads, local or remote.
+        urls: path or URL of a list, in any supported format.
         images: folder of the webdataset shards.
-        limit: only the first rows of the list, this many.
-        overwrite: discard what the folder holds and download anew.
-        retry_failed: fetch those rows again that failed in a way that may have passed: name look-up, connection,
-            certificate, time, HTTP 429 and 5xx.
-        progress: told of rows.
+        settings: settings of the download; None for the defaults.
+        compute: settings of the workers; None for the defaults.
+        limit: number of rows to download, the first of the list; None for all.
+        overwrite: discard the content of the folder, and download everything again.
+        retry_failed: fetch rows with a transient failure again: DNS, connection, proxy, certificate, timeout,
+            HTTP 429 and 5xx.
+        progress: called with the number of rows.
 
     Raises:
         InputError: the list is missing, empty, unreadable or lacks a column.
-        FolderError: the folder holds other work, other settings, or another list.
-        PriorkitError: too few rows give an image; the message says why.
+        FolderError: the folder belongs to another stage, other settings, or another list.
+        PriorkitError: too few rows give an image; the message has the probable cause.
     """
-    begun = time.monotonic()
+    start = time.monotonic()
     settings, compute = settings or DownloadSettings(), compute or ComputeSettings()
     if compute.gpus_per_worker is None:
-        compute = compute.model_copy(update={"gpus_per_worker": 0.0})  # a download has no use for one
+        compute = compute.model_copy(update={"gpus_per_worker": 0.0})  # a download uses no GPU
     url_list = open_url_list(urls, settings)
     store = Store(images)
     manifest = _manifest(settings)
-    found = check_stage(store, manifest, overwrite=overwrite)
-    plan = make_plan(url_list, settings.rows_per_shard, limit, store, None if overwrite else found)
+    earlier = check_stage(store, manifest, overwrite=overwrite)
+    plan = make_plan(url_list, settings.rows_per_shard, limit, store, None if overwrite else earlier)
     manifest.input = {"files": url_list.marks_json(), "rows": plan.total}
     with open_stage(store, manifest, overwrite=overwrite) as folder:
-        if folder.manifest.shards != plan.kept:  # another writer has been here since
+        if folder.manifest.shards != plan.existing:  # another process has written since
             plan = make_plan(url_list, settings.rows_per_shard, limit, store, folder.manifest)
-        folder.withdraw([name for name in plan.kept if name not in plan.complete])
+        folder.withdraw([name for name in plan.existing if name not in plan.complete])
         retried = _shards_to_retry(plan) if retry_failed else []
-        done_now = _fetch(folder, plan, retried, settings, compute, progress)
+        done_now = _fetch_shards(folder, plan, retried, settings, compute, progress)
         records = [folder.manifest.shards[name] for name in sorted(folder.manifest.shards)]
         manifest.input = {
             "files": url_list.marks_json(),
@@ -90,7 +92,7 @@ def download(
         statistics = {**total_statistics(store, folder.manifest), "list": url_list.notes()}
     _require_all_rows(url_list, folder.manifest.rows, limit)
     if retry_failed:
-        statistics["retried"] = _won(plan, retried, folder.manifest)
+        statistics["retried"] = _retry_result(plan, retried, folder.manifest)
     result = StageResult(
         stage=STAGE,
         folder=store.url,
@@ -98,7 +100,7 @@ def download(
         done_now=done_now,
         unit="shards",
         rows=folder.manifest.rows,
-        seconds=time.monotonic() - begun,
+        seconds=time.monotonic() - start,
         counts=folder.manifest.counts(),
         statistics=statistics,
         cluster=describe_cluster(compute),
@@ -109,10 +111,10 @@ def download(
 
 
 def _require_all_rows(url_list: UrlList, rows: int, limit: int | None) -> None:
-    """Compare the rows of the folder with the independent count of the list.
+    """Compare the rows of the folder with the row count of the list.
 
     Raises:
-        InputError: the folder has fewer.
+        InputError: the folder has fewer rows.
     """
     counted = url_list.counted_rows
     if counted is not None and rows < (counted if limit is None else min(limit, counted)):
@@ -121,7 +123,7 @@ def _require_all_rows(url_list: UrlList, rows: int, limit: int | None) -> None:
         )
 
 
-def _fetch(
+def _fetch_shards(
     folder: StageFolder,
     plan: DownloadPlan,
     retried: list[str],
@@ -129,16 +131,16 @@ def _fetch(
     compute: ComputeSettings,
     progress: ProgressCallback,
 ) -> int:
-    """Fetch what is missing, then what shall be tried again; returns the number of shards that were written."""
+    """Fetch the missing shards, then those to retry, and return the number of written shards."""
     store = folder.store
-    to_try = sum(_transient(plan.kept[name]) for name in retried)
-    done = sum(plan.kept[name].rows for name in plan.complete) - to_try
-    # what failed before will mostly fail again, which says nothing of the network
+    rows_to_retry = sum(_transient_rows(plan.existing[name]) for name in retried)
+    done = sum(plan.existing[name].rows for name in plan.complete) - rows_to_retry
+    # most rows that failed before fail again, which tells nothing about the network
     watch = None if retried else SuccessWatch(settings.min_success_rate, settings.success_window)
     meter = DownloadProgress(progress, done, plan.total, watch)
-    is_here = compute.backend == "local"
+    is_local = compute.backend == "local"
     make_worker = partial(
-        DownloadWorker, store, settings, folder.manifest.settings_fingerprint, meter.add_row if is_here else None
+        DownloadWorker, store, settings, folder.manifest.settings_fingerprint, meter.add_row if is_local else None
     )
 
     def tasks() -> Iterator[DownloadTask]:
@@ -151,28 +153,29 @@ def _fetch(
         for record in records:
             folder.add(record)
             written += 1
-            if not is_here:
+            if not is_local:
                 stats = store.read_json(record.logs[0])
                 meter.add_rows(stats["fetched"], stats["bytes"])
-    meter.tell()
+    meter.report()
     return written
 
 
 def _shards_to_retry(plan: DownloadPlan) -> list[str]:
-    return sorted(name for name in plan.complete if _transient(plan.kept[name]))
+    """Return the names of the complete shards that have transient failures."""
+    return sorted(name for name in plan.complete if _transient_rows(plan.existing[name]))
 
 
-def _transient(record: ShardRecord) -> int:
-    """Rows of a shard whose failure may pass."""
+def _transient_rows(record: ShardRecord) -> int:
+    """Return the number of rows of a shard with a transient failure."""
     return sum(number for outcome, number in record.counts.items() if outcome in TRANSIENT_OUTCOMES)
 
 
-def _won(plan: DownloadPlan, retried: list[str], manifest: Manifest) -> dict[str, int]:
-    """How many rows were tried again, and how many of them gave an image."""
-    won = sum(
-        manifest.shards[name].counts.get("success", 0) - plan.kept[name].counts.get("success", 0) for name in retried
+def _retry_result(plan: DownloadPlan, retried: list[str], manifest: Manifest) -> dict[str, int]:
+    """Return the number of rows that were retried, and the number of these that gave an image."""
+    success = sum(
+        manifest.shards[name].counts.get(SUCCESS, 0) - plan.existing[name].counts.get(SUCCESS, 0) for name in retried
     )
-    return {"rows": sum(_transient(plan.kept[name]) for name in retried), "success": won}
+    return {"rows": sum(_transient_rows(plan.existing[name]) for name in retried), "success": success}
 
 
 def plan_download(
@@ -184,14 +187,14 @@ def plan_download(
     overwrite: bool = False,
     retry_failed: bool = False,
 ) -> StagePlan:
-    """What `download` would do, without doing it. Lists that are not parquet are read, to count their rows."""
+    """Return what `download` would do, without doing it. Lists other than Parquet are read to count their rows."""
     plan = check_download(urls, images, settings, limit=limit, overwrite=overwrite)
     if plan.rows is None:
         plan = replace(plan, rows=sum(batch.num_rows for batch in plan.urls.batches()))
     shards = plan.shards()
     assert shards is not None
     pending = {index: rows for index, rows in shards.items() if image_shard_name(index) not in plan.complete}
-    retried = [_transient(plan.kept[name]) for name in _shards_to_retry(plan)] if retry_failed else []
+    retried = [_transient_rows(plan.existing[name]) for name in _shards_to_retry(plan)] if retry_failed else []
     rows = sum(pending.values()) + sum(retried)
     return StagePlan(
         stage=STAGE,
@@ -209,12 +212,18 @@ def plan_download(
 def check_download(
     urls: str, images: str, settings: DownloadSettings, *, limit: int | None = None, overwrite: bool = False
 ) -> DownloadPlan:
-    """Raise what `download` would raise before it starts."""
+    """Check the list and the folder as `download` does before it starts, and return its plan.
+
+    Raises:
+        InputError: the list is missing, empty, unreadable or lacks a column.
+        FolderError: the folder belongs to another stage, other settings, or another list.
+    """
     store = Store(images)
     url_list = open_url_list(urls, settings)
-    found = check_stage(store, _manifest(settings), overwrite=overwrite)
-    return make_plan(url_list, settings.rows_per_shard, limit, store, None if overwrite else found)
+    earlier = check_stage(store, _manifest(settings), overwrite=overwrite)
+    return make_plan(url_list, settings.rows_per_shard, limit, store, None if overwrite else earlier)
 
 
 def _manifest(settings: DownloadSettings) -> Manifest:
+    """Return the manifest of a new folder."""
     return Manifest(STAGE, settings.identity(), input={})

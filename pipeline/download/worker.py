@@ -1,4 +1,4 @@
-"""One shard of rows -> one webdataset shard: fetched, resized and written in input order, every row accounted for."""
+"""Worker of the download stage: it fetches one shard of rows and writes one webdataset shard, in input order."""
 
 from __future__ import annotations
 
@@ -22,38 +22,42 @@ from ..contract.commit import ShardCommit, finish_replacements
 from ..contract.manifest import ShardRecord
 from ..contract.storage import Store
 from .decoding.decoders import Decoders
-from .fetching.fetch import Fetcher, FetchError
-from .fetching.fetch_ahead import Claim, FetchAhead, RowMaker
+from .fetching.buffer import Claim
+from .fetching.fetch import Fetcher
+from .fetching.fetch_ahead import FetchAhead, RowMaker
 from .image_hash import check_hash
-from .outcomes import IMAGE_OUTCOMES, ImageError
-from .rows import Row, add_sample, image_schema, kept_rows
+from .outcomes import IMAGE_OUTCOMES, SUCCESS, FetchError, ImageError
+from .rows import Row, add_sample, image_schema, reused_rows
 from .settings import DownloadSettings
 from .statistics import NOT_UTF8, ShardStatistics
 
 
 @dataclass(frozen=True)
 class DownloadTask:
-    """One shard to fetch."""
+    """Shard to fetch."""
 
     name: str
     digest: str
-    """SHA-256 of the rows' values."""
+    """SHA-256 of the values of all rows."""
     first_row: int
+    """Number of the shard's first row in the list."""
     table: pa.Table = field(compare=False)
-    """The rows, which the digest stands for."""
+    """Rows of the shard; left out of comparisons, since the digest identifies them."""
     retry: bool = False
-    """Whether the shard is there already and only its passing failures are fetched again."""
+    """True if the shard exists, and only its transient failures are fetched again."""
     hash_column: str | None = None
-    """Column of the rows with the hash that each body must have."""
+    """Column with the expected hash of each body; None to check no hashes."""
 
 
 class DownloadWorker:
-    """Fetches one shard after the other in this process. Use as a context, or end the process.
+    """Worker that downloads one shard after the other. Use as a context, or end the process.
 
-    What it fetches with (connections, decoding processes) lives as long as it does.
+    Its connections and decoder processes stay open until it is closed.
 
     Args:
-        on_row: told of each row as it is done; None where nobody in this process wants to know.
+        store: folder of the shards.
+        settings_fingerprint: fingerprint of the settings, for the record of each shard.
+        on_row: called with each finished row; None for no calls.
     """
 
     def __init__(
@@ -68,8 +72,8 @@ class DownloadWorker:
         self._settings_fingerprint = settings_fingerprint
         self._on_row = on_row
         self._ahead: FetchAhead[DownloadTask] = FetchAhead(
-            self._tools(), self._makers, buffer_bytes=settings.buffer_bytes, most=2 * settings.concurrency
-        )  # twice as many as are fetched at once, since some wait for a busy host or for a decoder
+            self._tools(), self._makers, buffer_bytes=settings.buffer_bytes, max_rows=2 * settings.concurrency
+        )  # twice the concurrency, since some rows wait for a busy host or for a decoder
 
     def __enter__(self) -> DownloadWorker:
         return self
@@ -80,10 +84,15 @@ class DownloadWorker:
         self._ahead.close()
 
     def __call__(self, task: DownloadTask, following: DownloadTask | None = None) -> ShardRecord:
+        """Download and commit one shard.
+
+        Args:
+            following: next task, whose rows start while the last rows of this one finish.
+        """
         start = time.time()
         name, encoding = task.name, self._settings.encode_format
         if task.retry and (record := finish_replacements(self._store, name)) is not None:
-            return record  # a worker before this one was killed when all but its last moves were done
+            return record  # an earlier worker was killed during the last moves of its files
         commit = ShardCommit(
             self._store, name, input=task.digest, settings=self._settings_fingerprint, replaces=task.retry
         )
@@ -108,24 +117,24 @@ class DownloadWorker:
 
     @contextlib.asynccontextmanager
     async def _tools(self) -> AsyncIterator[None]:
+        """Open the connections, and start the decoder processes."""
         tls = ssl.create_default_context()
         async with Decoders(self._settings) as self._decoders, Fetcher(self._settings, tls) as self._fetcher:
             yield
 
     def _makers(self, task: DownloadTask) -> Iterator[RowMaker]:
-        """What makes the task's rows, in input order."""
+        """Yield the maker of each row of a task, in input order."""
         rows = task.table.to_pylist()
-        kept = kept_rows(self._store, task.name, rows) if task.retry else itertools.repeat(None, len(rows))
-        for offset, (values, row) in enumerate(zip(rows, kept, strict=True)):
+        reused = reused_rows(self._store, task.name, rows) if task.retry else itertools.repeat(None, len(rows))
+        for offset, (values, row) in enumerate(zip(rows, reused, strict=True)):
             key = row_key(task.first_row, offset, self._settings.rows_per_shard)
             yield (
-                partial(self._fetch_and_resize, key, values, task.hash_column)
-                if row is None
-                else partial(_as_it_is, row)
+                partial(self._fetch_and_resize, key, values, task.hash_column) if row is None else partial(_reuse, row)
             )
 
     async def _fetch_and_resize(self, key: str, values: dict[str, Any], hash_column: str | None, claim: Claim) -> Row:
-        meta = {**values, "key": key, "status": "success", "error_message": None}
+        """Return the row for the values of a list, as a success or as a failure with its outcome."""
+        meta = {**values, "key": key, "status": SUCCESS, "error_message": None}
         sizes = {"width": None, "height": None, "original_width": None, "original_height": None}
         row = Row({**meta, **sizes, "sha256": None})
         try:
@@ -139,8 +148,8 @@ class DownloadWorker:
             image = await self._decoders.decode(body)
         except (FetchError, ImageError) as error:
             row.outcome = error.outcome
-            resize = error.outcome in IMAGE_OUTCOMES
-            row.meta["status"] = "failed_to_resize" if resize else "failed_to_download"
+            is_image_failure = error.outcome in IMAGE_OUTCOMES
+            row.meta["status"] = "failed_to_resize" if is_image_failure else "failed_to_download"
             row.meta["error_message"] = str(error)
             return row
         row.image = image.data
@@ -154,12 +163,13 @@ class DownloadWorker:
         return row
 
 
-async def _as_it_is(row: Row, claim: Claim) -> Row:
+async def _reuse(row: Row, claim: Claim) -> Row:
+    """Return a row of the replaced shard without a fetch."""
     return row
 
 
 def row_key(first_row: int, offset: int, rows_per_shard: int) -> str:
-    """img2dataset's key of a row: the shard's number, then the position in the shard, in decimal digits."""
+    """Return img2dataset's key of a row: decimal digits of the shard's number, then of the position in the shard."""
     digits = math.ceil(math.log10(rows_per_shard)) if rows_per_shard > 1 else 0
     shard = first_row // rows_per_shard
     return f"{10**digits * shard + offset:0{digits + 5}d}"

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..compute.hash_sample import HashSample
+
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 """Shares of the quantiles that are printed."""
 _PRINTED_BINS = 64
@@ -94,31 +96,21 @@ class Repeats:
 
     def __init__(self, capacity: int = REPEATS_CAPACITY) -> None:
         self._capacity = capacity
-        self._hashes: list[np.ndarray] = []
-        self._rows: list[np.ndarray] = []
-        self._size = 0
-        self.one_in = 1
+        self._sample = HashSample(np.int64)
+
+    @property
+    def one_in(self) -> int:
         """Sampling rate of contents: 1 if all are kept, 2 for every second one, and so on."""
+        return 1 << self._sample.level
 
     def add(self, hashes: np.ndarray, rows: np.ndarray) -> None:
         """Add `[n]` int64 hashes and their row numbers, ascending."""
-        sampled = hashes % self.one_in == 0
-        self._hashes.append(hashes[sampled])
-        self._rows.append(rows[sampled])
-        self._size += int(sampled.sum())
-        while self._size > self._capacity:
-            self.one_in *= 2
-            masks = [hashes % self.one_in == 0 for hashes in self._hashes]
-            self._hashes = [hashes[mask] for hashes, mask in zip(self._hashes, masks, strict=True)]
-            self._rows = [rows[mask] for rows, mask in zip(self._rows, masks, strict=True)]
-            self._size = sum(len(hashes) for hashes in self._hashes)
+        self._sample.add(hashes, rows)
+        self._sample.shrink(self._capacity)
 
     def find(self, most: int = 3) -> tuple[int, list[tuple[int, int]]]:
         """Return the number of rows that repeat an earlier one, and the first pairs (row, earlier row); clear all."""
-        if not self._size:
-            return 0, []
-        hashes, rows = np.concatenate(self._hashes), np.concatenate(self._rows)
-        self._hashes, self._rows, self._size = [], [], 0
+        hashes, rows = self._sample.take()
         order = np.argsort(hashes, kind="stable")
         hashes = hashes[order]
         same = np.flatnonzero(hashes[1:] == hashes[:-1])

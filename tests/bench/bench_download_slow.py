@@ -24,7 +24,8 @@ import aiohttp
 import harness
 from yarl import URL
 
-from priorkit.pipeline.download.fetching.fetch import Fetcher, FetchError
+from priorkit.pipeline.download.fetching.fetch import Fetcher
+from priorkit.pipeline.download.outcomes import FetchError
 from priorkit.pipeline.download.settings import DownloadSettings
 
 HOSTS, DEADLINE = 500, 10

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from priorkit.pipeline.download.rows import TRANSIENT_OUTCOMES
+from priorkit.pipeline.download.outcomes import TRANSIENT_OUTCOMES
 
 from .conftest import LIST_ROWS, Gate, Workspace
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from priorkit.pipeline.download.fetching import addresses, connections
-from priorkit.pipeline.download.fetching.fetch import Fetcher, FetchError
+from priorkit.pipeline.download.fetching.fetch import Fetcher
+from priorkit.pipeline.download.outcomes import FetchError
 from priorkit.pipeline.download.settings import DownloadSettings
 
 from .hostile_server import BEHAVIOURS, MAX_BYTES, ROBOTS, Behaviour, HostileServer, response

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from priorkit.pipeline.download.fetching.fetch import Fetcher, FetchError
+from priorkit.pipeline.download.fetching.fetch import Fetcher
+from priorkit.pipeline.download.outcomes import FetchError
 from priorkit.pipeline.download.settings import DownloadSettings
 
 from .hostile_server import HostileServer, Places, response

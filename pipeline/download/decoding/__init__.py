@@ -1,1 +1,1 @@
-"""Decoder processes, which resize and encode images."""
+"""Decoder processes, which decode, resize and encode images."""

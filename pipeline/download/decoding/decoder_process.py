@@ -1,6 +1,6 @@
-"""What a decoding process does: it reads bodies from a socket, and answers each with an image or what is wrong with it.
+"""Main program of a decoder process: it reads bodies from a socket, and answers each with an image or a failure.
 
-It is started with that socket as its standard input and output. `decoders` is the other side.
+The socket is its standard input and output. `decoders.py` has the other side, `messages.py` the messages.
 """
 
 from __future__ import annotations
@@ -13,31 +13,33 @@ import socket
 import sys
 from io import BufferedRWPair
 
-from ..outcomes import LENGTH, READY, ImageError, ResizedImage, pack
+from ..outcomes import ImageError, ResizedImage
 from ..settings import DownloadSettings
+from .messages import LENGTH, READY, pack
 
 _ORPHAN_SECONDS = 5.0
-"""A decoder that hangs is ended from outside; if nobody is left to do it, it ends by itself so much later."""
+"""Seconds after the time limit when a hanging decoder ends itself, in case its parent is gone and cannot kill it."""
 
 
 def main() -> None:
-    """Answer bodies until there are no more: the end of the socket is the end of the process."""
+    """Answer bodies until the socket is closed."""
     with socket.socket(fileno=os.dup(0)) as connection, connection.makefile("rwb") as stream:
-        with contextlib.suppress(ConnectionError):  # whoever asked is gone
+        with contextlib.suppress(ConnectionError):  # the parent is gone
             _serve(stream)
 
 
 def _serve(stream: BufferedRWPair) -> None:
+    """Receive the settings, then answer each body."""
     request = _receive(stream)
     if request is None:
         return
     settings = DownloadSettings.model_validate_json(request)
     os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
-    from .resize import ImageResizer  # reads that variable
+    from .resize import ImageResizer  # imported here because OpenCV reads that variable as it loads
 
     resize = ImageResizer(settings)
-    _limit(settings)
-    _silence()
+    _limit_resources(settings)
+    _redirect_output()
     _send(stream, READY)
     while (body := _receive(stream)) is not None:
         signal.setitimer(signal.ITIMER_REAL, settings.decode_timeout_seconds + _ORPHAN_SECONDS)
@@ -52,24 +54,24 @@ def _serve(stream: BufferedRWPair) -> None:
         _send(stream, pack(answer))
 
 
-def _limit(settings: DownloadSettings) -> None:
-    """Bound what one image may take of the machine."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a list of images that crash must not fill the disk
-    if sys.platform == "linux":  # macOS has the limit, but does not keep it
+def _limit_resources(settings: DownloadSettings) -> None:
+    """Limit the memory of this process, and forbid core dumps."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # many crashing images must not fill the disk
+    if sys.platform == "linux":  # macOS accepts the limit but does not enforce it
         resource.setrlimit(resource.RLIMIT_AS, (settings.decode_memory_bytes, settings.decode_memory_bytes))
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # where memory runs out all the same, it is the decoder that ends
+            file.write("1000")  # if the machine runs out of memory, kill the decoder first
 
 
-def _silence() -> None:
-    """Decoders warn of damaged images on stderr, and nothing may be printed into the socket."""
+def _redirect_output() -> None:
+    """Redirect stdin, stdout and stderr to the null device: libraries print warnings, and stdout is the socket."""
     with open(os.devnull, "r+b") as nothing:
         for descriptor in (0, 1, 2):
             os.dup2(nothing.fileno(), descriptor)
 
 
 def _receive(stream: BufferedRWPair) -> bytes | None:
-    """The next message; None at the end."""
+    """Read the next message; None at the end of the socket."""
     length = stream.read(LENGTH.size)
     if len(length) < LENGTH.size:
         return None
@@ -79,6 +81,7 @@ def _receive(stream: BufferedRWPair) -> bytes | None:
 
 
 def _send(stream: BufferedRWPair, message: bytes) -> None:
+    """Write a message, with its length before it."""
     stream.write(LENGTH.pack(len(message)))
     stream.write(message)
     stream.flush()

@@ -1,7 +1,7 @@
-"""Decoding, resizing and encoding in processes of their own, which may crash or hang: that costs one image each time.
+"""Pool of decoder processes. A process that crashes or hangs costs one image, and is replaced.
 
-A process is a plain child with a socket, not one of `multiprocessing`: it needs no `__main__` that can be imported
-again, works in Ray's actors, and ends by itself when this process does, however that ends.
+Each process is a plain child with a socket, not a `multiprocessing` process. It does not import `__main__` again, works
+inside Ray actors, and ends when this process ends for any reason.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ from typing import IO
 from ...compute.cores import available_cores
 from ...compute.openmp import without_spinning
 from ...errors import PriorkitError
-from ..outcomes import LENGTH, READY, ImageError, ResizedImage, unpack
+from ..outcomes import ImageError, ResizedImage
 from ..settings import DownloadSettings
+from .messages import LENGTH, READY, unpack
 
-_IN_HAND = 2
-"""Bodies that a process has: one to work on, and one that is there already when it is done with that."""
-_STARTS = 3
-"""Processes that may fail to start, one after the other."""
+_SENT_JOBS = 2
+"""Bodies sent to one process: the one that it decodes, and the next one, so that it never waits."""
+_START_ATTEMPTS = 3
+"""Attempts to start a process before the download fails."""
 _SOCKET_BYTES = 1 << 20
-"""Asked of the system for either direction, so that most bodies are handed over at once."""
+"""Requested socket buffer in bytes for each direction; most bodies fit into it."""
 _PROGRAM = "import sys; sys.path[:] = {path}; from {module} import main; main()"
-"""As `-m` of the decoding module would, but with the import path of this process, wherever that came from."""
+"""Program of a child: like `python -m MODULE`, but with the import path of this process."""
 
 
 @dataclass(eq=False)
 class _Job:
-    """A body and what is to become of it."""
+    """Body to decode, and the future of its image."""
 
     body: bytes
     answer: asyncio.Future[ResizedImage]
 
 
 class Decoders:
-    """A fixed number of decoding processes, which turn bodies into images. Use as an asynchronous context."""
+    """Fixed number of decoder processes. Use as an asynchronous context."""
 
     def __init__(self, settings: DownloadSettings) -> None:
         self._settings = settings
@@ -55,7 +56,7 @@ class Decoders:
 
     async def __aenter__(self) -> Decoders:
         number = self._settings.decode_processes or available_cores()
-        self._workers = [asyncio.create_task(self._work(_Place(self._settings, self._jobs))) for _ in range(number)]
+        self._workers = [asyncio.create_task(self._work(_Slot(self._settings, self._jobs))) for _ in range(number)]
         return self
 
     async def __aexit__(
@@ -66,12 +67,11 @@ class Decoders:
         await asyncio.gather(*self._workers, return_exceptions=True)
 
     async def decode(self, body: bytes) -> ResizedImage:
-        """The image that is stored for the body of a response.
+        """Return the resized image for the body of a response.
 
         Raises:
-            ImageError: `not_image`, `too_many_pixels`, `filtered`, `encode`; or `decode`, also where the process
-                crashed or hung.
-            PriorkitError: decoding processes cannot be started.
+            ImageError: the body gives no image; the outcome is `decode` if the process crashed or hung.
+            PriorkitError: decoder processes cannot be started.
         """
         if self._failure is not None:
             raise self._failure
@@ -79,29 +79,29 @@ class Decoders:
         self._jobs.put_nowait(job)
         return await job.answer
 
-    async def _work(self, place: _Place) -> None:
-        """Keep one place at work. Where no process can be started, whoever waits for one is told."""
+    async def _work(self, slot: _Slot) -> None:
+        """Run one slot. If no process can be started, fail all waiting jobs."""
         try:
-            await place.run()
+            await slot.run()
         except PriorkitError as error:
             self._failure = error
-            waiting = [*place.in_hand, *(self._jobs.get_nowait() for _ in range(self._jobs.qsize()))]
+            waiting = [*slot.sent, *(self._jobs.get_nowait() for _ in range(self._jobs.qsize()))]
             for job in waiting:
                 if not job.answer.done():
                     job.answer.set_exception(error)
 
 
 @dataclass(eq=False)
-class _Place:
-    """One process at a time, and the bodies that are in its hands."""
+class _Slot:
+    """One process at a time, and the jobs that were sent to it."""
 
     settings: DownloadSettings
     jobs: asyncio.Queue[_Job]
-    in_hand: collections.deque[_Job] = field(default_factory=collections.deque)
-    """The process works on the first; the others are sent, or about to be."""
+    sent: collections.deque[_Job] = field(default_factory=collections.deque)
+    """Jobs without an answer. The process decodes the first; the others are sent, or about to be sent."""
 
     async def run(self) -> None:
-        """Work until cancelled, by one process after the other if need be."""
+        """Decode until cancelled. A process that ends is replaced."""
         while True:
             process = await self._start()
             feeding = asyncio.create_task(self._feed(process))
@@ -110,43 +110,44 @@ class _Place:
             finally:
                 feeding.cancel()
                 await asyncio.gather(feeding, return_exceptions=True)
-                fate = await process.end()
-            if self.in_hand:
-                self._settle(ImageError("decode", fate))
+                cause = await process.end()
+            if self.sent:
+                self._answer(ImageError("decode", cause))
 
     async def _start(self) -> _Process:
-        for _ in range(_STARTS - 1):
-            with contextlib.suppress(PriorkitError):  # as of one that was ended where memory ran out
+        """Start a process, with further attempts after a failure."""
+        for _ in range(_START_ATTEMPTS - 1):
+            with contextlib.suppress(PriorkitError):  # such as a process that the system killed for its memory
                 return await _Process.start(self.settings)
         return await _Process.start(self.settings)
 
     async def _feed(self, process: _Process) -> None:
-        """Hand bodies to the process, first those that a process before it has left."""
-        process.watch(bool(self.in_hand))
-        for job in list(self.in_hand):
+        """Send bodies to the process, first those that the previous process left without an answer."""
+        process.watch(bool(self.sent))
+        for job in list(self.sent):
             await process.send(job.body)
         while True:
-            while len(self.in_hand) >= _IN_HAND:
+            while len(self.sent) >= _SENT_JOBS:
                 await process.answered.wait()
                 process.answered.clear()
             job = await self.jobs.get()
             if job.answer.cancelled():
                 continue
-            self.in_hand.append(job)
-            if len(self.in_hand) == 1:
+            self.sent.append(job)
+            if len(self.sent) == 1:
                 process.watch(True)
             await process.send(job.body)
 
     async def _collect(self, process: _Process) -> None:
-        """Pass on answers until the process ends."""
+        """Receive answers until the process ends."""
         while (answer := await process.receive()) is not None:
-            self._settle(answer)
-            process.watch(bool(self.in_hand))
+            self._answer(answer)
+            process.watch(bool(self.sent))
             process.answered.set()
 
-    def _settle(self, answer: ResizedImage | ImageError) -> None:
-        """Give the first job in hand its answer, unless nobody waits for it any more."""
-        job = self.in_hand.popleft()
+    def _answer(self, answer: ResizedImage | ImageError) -> None:
+        """Give the first sent job its answer, unless it was cancelled."""
+        job = self.sent.popleft()
         if job.answer.cancelled():
             return
         if isinstance(answer, ImageError):
@@ -156,7 +157,7 @@ class _Place:
 
 
 class _Process:
-    """A running decoding process."""
+    """Running decoder process."""
 
     def __init__(
         self,
@@ -172,10 +173,10 @@ class _Process:
 
     @classmethod
     async def start(cls, settings: DownloadSettings) -> _Process:
-        """A process that is ready to work.
+        """Start a process, and wait until it is ready.
 
         Raises:
-            PriorkitError: it ended before it was; the message says what it said.
+            PriorkitError: the process ended before that; the message has its last line of stderr.
         """
         ours, theirs = socket.socketpair()
         with tempfile.TemporaryFile() as errors:
@@ -185,7 +186,7 @@ class _Process:
                 child = _spawn(theirs, errors)
             try:
                 reader, writer = await asyncio.open_connection(sock=ours)
-            except BaseException:  # such as a cancelled start
+            except BaseException:  # also if the start is cancelled
                 child.kill()
                 child.wait()
                 raise
@@ -198,45 +199,47 @@ class _Process:
             except asyncio.CancelledError:
                 await process.end()
                 raise
-            fate = await process.end()
+            cause = await process.end()
             errors.seek(0)
-            said = errors.read().decode(errors="replace").strip()
-        last = said.splitlines()[-1] if said else "it said nothing"
-        raise PriorkitError(f"no process to decode images can be started: {fate}; {last}")
+            output = errors.read().decode(errors="replace").strip()
+        last = output.splitlines()[-1] if output else "it printed no error"
+        raise PriorkitError(f"no process to decode images can be started: {cause}; {last}")
 
     async def send(self, message: bytes) -> None:
-        """Hand over a message; waits while the process has not taken in most of it."""
+        """Send a message, and wait until the process has read most of it."""
         self._writer.write(LENGTH.pack(len(message)))
         self._writer.write(message)
         await self._writer.drain()
 
     async def receive(self) -> ResizedImage | ImageError | None:
-        """The next answer; None when there is none to come."""
+        """Receive the next answer; None if the process has ended or sends nonsense."""
         message = await self._message()
         try:
             return None if message is None else unpack(message)
         except (ValueError, RecursionError):
-            return None  # what talks nonsense is no longer ours
+            return None  # a hostile image may have taken over the process
 
     async def _message(self) -> bytes | None:
+        """Receive the next message; None at the end of the socket."""
         try:
             (size,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
             return await self._reader.readexactly(size)
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
 
-    def watch(self, at_work: bool) -> None:
-        """Start the clock for the image that is worked on now, if there is one."""
+    def watch(self, busy: bool) -> None:
+        """Restart the time limit for the current image; stop it if there is none."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(self._limit, self._give_up) if at_work else None
+        self._timer = asyncio.get_running_loop().call_later(self._limit, self._kill_hung) if busy else None
 
-    def _give_up(self) -> None:
+    def _kill_hung(self) -> None:
+        """Kill the process, which has exceeded its time limit."""
         self._hung = True
         self._child.kill()
 
     async def end(self) -> str:
-        """End the process, if it has not ended; tells what it has died of."""
+        """Kill the process if it still runs, and return the reason why it ended."""
         self.watch(False)
         self._child.kill()
         code = self._child.wait()
@@ -251,6 +254,7 @@ class _Process:
 
 
 def _spawn(connection: socket.socket, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a child process with the socket as its stdin and stdout, and a file as its stderr."""
     path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])
     module = f"{__package__}.decoder_process"
     return subprocess.Popen(
@@ -259,5 +263,5 @@ def _spawn(connection: socket.socket, errors: IO[bytes]) -> subprocess.Popen[byt
         stdout=connection.fileno(),
         stderr=errors,
         env={**os.environ, **without_spinning(os.environ), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        start_new_session=True,  # a Ctrl-C at the terminal is for this process alone
+        start_new_session=True,  # a Ctrl-C at the terminal reaches only this process
     )

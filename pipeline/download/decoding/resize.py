@@ -1,4 +1,7 @@
-"""Bytes -> checked, resized, encoded image, by img2dataset's own resizer. The only file that imports img2dataset."""
+"""Image resizer: it checks, decodes, resizes and encodes a body with img2dataset's own resizer.
+
+No other file imports img2dataset.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# read when OpenCV and albumentations, which img2dataset resizes with, are imported
+# OpenCV and albumentations, which img2dataset uses, read these variables as they are imported
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))  # OpenCV's own default lets one image take 4 GB
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))  # with OpenCV's default, one image may take 4 GB
 
 import cv2
 import numpy as np
@@ -24,64 +27,64 @@ from ...images.upright import avif_bits, eight_bit, orientation, turn
 from ..outcomes import ImageError, ResizedImage
 from ..settings import DownloadSettings
 
-Image.MAX_IMAGE_PIXELS = None  # only headers are read with Pillow here, and `max_pixels` bounds what they may say
+Image.MAX_IMAGE_PIXELS = None  # Pillow reads only headers here, and `max_pixels` limits the sizes that they state
 
 _HEADERS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
-"""Pillow's names of what may be read."""
+"""Pillow's names of the formats whose headers are read."""
 _FILTERED = frozenset({"image too small", "image area too large", "aspect ratio too large"})
-"""What img2dataset's resizer says of images that its filters leave out."""
+"""Messages of img2dataset's resizer for images that its filters reject."""
 _UNDECODABLE = "Image decoding error"
-"""img2dataset's message for bytes that OpenCV cannot decode."""
+"""Message of img2dataset's resizer for bytes that OpenCV cannot decode."""
 _UNENCODABLE = "cannot store"
-"""The start of our message for pixels that OpenCV cannot encode."""
+"""Start of our message for pixels that OpenCV cannot encode."""
 _LONGEST_SIDES = {"jpg": 65_500, "webp": 16_383}
-"""Pixels on one side that the encoders of a format accept; PNG holds more than `max_pixels` lets through."""
+"""Longest side in pixels that each format can store; PNG can store more than `max_pixels` allows."""
 _MARGIN = 1.25
-"""Pixels that a JPEG's decoder leaves for one of the target: nearer to it, what is resized from them is blurred."""
-_REDUCED_COLOUR = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
-_REDUCED_GREY = {
+"""Least ratio of a reduced JPEG side to its target side; below it, the resized image is blurred."""
+_REDUCED_COLOUR_FLAGS = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+_REDUCED_GREY_FLAGS = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8
 }  # fmt: skip
 
 
 def _load_resizer() -> Any:
-    """img2dataset's module `resizer`. The package itself would import torch, Ray and W&B, which takes seconds."""
+    """Import img2dataset's module `resizer` alone: its package imports torch, Ray and W&B, which takes seconds."""
     package = importlib.util.find_spec("img2dataset")
     assert package is not None
     sys.modules.setdefault("img2dataset", importlib.util.module_from_spec(package))
     from img2dataset import resizer
 
-    # its own one swaps the process's stdout and stderr for each image, which a decoding process does once
+    # the original replaces stdout and stderr for each image; a decoder process does that once
     resizer.SuppressStdoutStderr = contextlib.nullcontext
     resizer.cv2 = _codec
     return resizer
 
 
 class _Codec:
-    """OpenCV for img2dataset's resizer, which decodes pixels that exist already, and names what it cannot encode."""
+    """Replacement of OpenCV in img2dataset's resizer: it returns decoded pixels, and explains encoding failures."""
 
     def __init__(self) -> None:
         self.pixels: np.ndarray | None = None
-        """What the next `imdecode` returns."""
+        """Pixels that the next `imdecode` returns."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(cv2, name)
 
     def imdecode(self, buffer: np.ndarray, flags: int) -> np.ndarray | None:
-        """Return the pixels that wait, once."""
+        """Return the prepared pixels, once."""
         pixels, self.pixels = self.pixels, None
         return pixels
 
     def imencode(self, extension: str, pixels: np.ndarray, params: Sequence[int] = ()) -> tuple[bool, np.ndarray]:
-        """Encode as OpenCV does.
+        """Encode like OpenCV, but raise if the format cannot store the image.
 
         Raises:
-            ValueError: the format holds no image of this size.
+            ValueError: the image is too large for the format.
         """
-        done, data = cv2.imencode(extension, pixels, params=params)
-        if not done:
+        success, data = cv2.imencode(extension, pixels, params=params)
+        if not success:
             raise ValueError(_encoding_failure(extension[1:], pixels.shape[1], pixels.shape[0]))
-        return done, data
+        return success, data
 
 
 _codec = _Codec()
@@ -89,7 +92,7 @@ _upstream = _load_resizer()
 
 
 class ImageResizer:
-    """Resizes and encodes images: as img2dataset does, byte for byte, if `decode_mode` is `exact`."""
+    """Resizer and encoder of images. With `decode_mode` `exact`, its bytes are those of img2dataset."""
 
     def __init__(self, settings: DownloadSettings) -> None:
         self._settings = settings
@@ -110,7 +113,7 @@ class ImageResizer:
         """Check, decode, resize and encode the body of a response.
 
         Raises:
-            ImageError: the outcome is `not_image`, `too_many_pixels`, `filtered`, `decode` or `encode`.
+            ImageError: the body gives no image; any of `IMAGE_OUTCOMES`.
         """
         if not is_image(body):
             raise ImageError("not_image", f"first bytes {body[:8]!r}")
@@ -120,7 +123,7 @@ class ImageResizer:
         width, height = header.upright_size
         if width * height > self._settings.max_pixels:
             raise ImageError("too_many_pixels", f"{width} x {height}")
-        if self._settings.decode_mode == "fast" and body.startswith(JPEG) and self._keeps(width, height):
+        if self._settings.decode_mode == "fast" and body.startswith(JPEG) and self._passes_filters(width, height):
             target = self._target(width, height)
             reduction = _reduction((width, height), target)
             if reduction > 1:
@@ -131,14 +134,14 @@ class ImageResizer:
             raise ImageError(_outcome(error), error[:200])
         return ResizedImage(data, new_width, new_height, width, height)
 
-    def _keeps(self, width: int, height: int) -> bool:
-        """Whether the filters pass an image of this size. What they leave out is left to the resizer to name."""
+    def _passes_filters(self, width: int, height: int) -> bool:
+        """Return whether the filters accept an image of this size; img2dataset's resizer reports a rejection."""
         shorter, longer = sorted((width, height))
-        small = shorter < max(1, self._settings.min_image_size)
-        return not small and width * height <= self._max_area and longer / shorter <= self._max_ratio
+        too_small = shorter < max(1, self._settings.min_image_size)
+        return not too_small and width * height <= self._max_area and longer / shorter <= self._max_ratio
 
     def _target(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that an image is resized to, before it is cropped or padded."""
+        """Return width and height of the resized image, before it is cropped or padded."""
         mode = self._settings.resize_mode
         if mode == "no":
             return width, height
@@ -147,14 +150,15 @@ class ImageResizer:
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def _resize_reduced(self, body: bytes, header: _Header, target: tuple[int, int], reduction: int) -> ResizedImage:
-        """Do as the resizer does, from pixels that the JPEG decoder has scaled down already."""
-        flags = (_REDUCED_GREY if header.mode == "L" else _REDUCED_COLOUR)[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
+        """Decode a JPEG at a reduced size, then resize and encode it like img2dataset."""
+        flags = (_REDUCED_GREY_FLAGS if header.mode == "L" else _REDUCED_COLOUR_FLAGS)[reduction]
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
         try:
             pixels = cv2.imdecode(np.frombuffer(body, np.uint8), flags)
             if pixels is None:
                 raise ImageError("decode", _UNDECODABLE)
             pixels = turn(pixels, header.orientation)
-            # as near to the area resize of all pixels as that of the few that are left would be, at a third of its time
+            # as close to an area resize of the full image as an area resize of the reduced one, in a third of the time
             pixels = self._fit(cv2.resize(pixels, target, interpolation=cv2.INTER_LINEAR))
             encoding = self._exact.encode_params
             data = _codec.imencode(f".{self._settings.encode_format}", pixels, params=encoding)[1].tobytes()
@@ -163,7 +167,7 @@ class ImageResizer:
         return ResizedImage(data, pixels.shape[1], pixels.shape[0], *header.upright_size)
 
     def _fit(self, pixels: np.ndarray) -> np.ndarray:
-        """Crop or pad resized pixels `[H, W]` or `[H, W, 3]` to a square, in the modes that do."""
+        """Crop or pad resized pixels `[H, W]` or `[H, W, 3]` to a square, if the resize mode asks for one."""
         side = self._settings.image_size
         height, width = pixels.shape[:2]
         if self._settings.resize_mode == "center_crop":
@@ -180,7 +184,7 @@ class ImageResizer:
 
 @dataclass
 class _Header:
-    """Sizes as stored, Pillow's mode, and the orientation that is to be applied."""
+    """Stored size in pixels, Pillow's mode, and the EXIF orientation to apply."""
 
     width: int = 0
     height: int = 0
@@ -189,14 +193,14 @@ class _Header:
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Width and height after the turn."""
+        """Width and height after the orientation is applied."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
 def _read_header(body: bytes, max_pixels: int) -> _Header:
-    """The header; no pixels where Pillow cannot tell, since OpenCV then has a bound of its own.
+    """Read the header with Pillow. If Pillow cannot read it, the size is 0 x 0, and OpenCV's own limit applies.
 
-    Above `max_pixels` the orientation is not read, since Pillow decodes some images to find it.
+    Above `max_pixels` the orientation is not read, because Pillow decodes some images to find it.
     """
     try:
         with Image.open(io.BytesIO(body), formats=_HEADERS) as image:
@@ -204,17 +208,17 @@ def _read_header(body: bytes, max_pixels: int) -> _Header:
             if image.width * image.height <= max_pixels:
                 header.orientation = orientation(image, body)
             return header
-    except Exception:  # Pillow raises many kinds, among them SyntaxError and struct.error
+    except Exception:  # Pillow raises many types, among them SyntaxError and struct.error
         return _Header()
 
 
 def _decode(body: bytes, orientation: int) -> np.ndarray:
-    """Decode to upright pixels of 8 bits, `[H, W]` grey, or `[H, W, C]` in OpenCV's order BGR or BGRA.
+    """Decode to upright pixels of 8 bits: `[H, W]` grey, or `[H, W, C]` in OpenCV's order BGR or BGRA.
 
-    Pixels of 8 bits that need no turn are OpenCV's, as in img2dataset.
+    Upright images of 8 bits have OpenCV's pixels, as in img2dataset.
 
     Raises:
-        ImageError: `decode`, or `too_many_pixels`.
+        ImageError: the outcome is `decode` or `too_many_pixels`.
     """
     try:
         pixels = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -228,15 +232,15 @@ def _decode(body: bytes, orientation: int) -> np.ndarray:
 
 
 def _reduction(size: tuple[int, int], target: tuple[int, int]) -> int:
-    """The largest of 8, 4 and 2 that a JPEG's sides may be divided by and stay well above the target; else 1."""
+    """Return the largest of 8, 4 and 2 that reduces the sides of a JPEG to well above the target; 1 if none does."""
     for reduction in (8, 4, 2):
-        if all(side >= wanted * _MARGIN * reduction for side, wanted in zip(size, target, strict=True)):
+        if all(side >= target_side * _MARGIN * reduction for side, target_side in zip(size, target, strict=True)):
             return reduction
     return 1
 
 
 def _encoding_failure(encode_format: str, width: int, height: int) -> str:
-    """Why OpenCV could not encode an image."""
+    """Return the reason why OpenCV could not encode an image."""
     side = _LONGEST_SIDES.get(encode_format)
     if side is None or max(width, height) <= side:
         return f"{_UNENCODABLE} {width} x {height} as {encode_format}"
@@ -247,7 +251,7 @@ def _encoding_failure(encode_format: str, width: int, height: int) -> str:
 
 
 def _outcome(error: str) -> str:
-    """The outcome for what the resizer or OpenCV says."""
+    """Return the outcome for an error message of the resizer or OpenCV."""
     if error in _FILTERED:
         return "filtered"
     if error.startswith(_UNENCODABLE):

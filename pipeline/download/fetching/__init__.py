@@ -1,1 +1,1 @@
-"""HTTP: connections, proxies, address guard, robots rules, and response decoding."""
+"""HTTP client: fetches, retries, connections, proxies, address guard, robots rules and response decoding."""

@@ -1,4 +1,7 @@
-"""Host names -> addresses that may be reached: looked up in threads of its own, private ones refused."""
+"""Address guard: the IP addresses that URLs of a list may reach, and a resolver that enforces the rule.
+
+Private networks, loopback, link-local and metadata addresses are refused unless the settings allow them.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 _IPV4_IN_LAST_BITS = tuple(ipaddress.IPv6Network(net) for net in ("::/96", "::ffff:0:0/96", "64:ff9b::/96"))
-"""IPv6 networks whose addresses stand for IPv4 ones: compatible, mapped, and NAT64."""
+"""IPv6 networks whose last 32 bits are an IPv4 address: compatible, mapped, and NAT64."""
 
-_NAMED_ONLY = tuple(
+_RESTRICTED = tuple(
     ipaddress.ip_network(network)
     for network in (
         "169.254.0.0/16",  # link-local, with the metadata services of most clouds
@@ -27,19 +30,19 @@ _NAMED_ONLY = tuple(
         "fd20:ce::254/128",  # Google
     )
 )
-"""Networks that hand out credentials, or that mean another machine on each network, unless they are named."""
+"""Link-local and metadata networks, allowed only by name: they hand out credentials, or differ on each network."""
 
 
 class BlockedAddress(Exception):
-    """A host that is, or resolves to, an address we must not reach; its only argument says which and why."""
+    """Refusal of a host that is, or resolves to, a blocked address. Its only argument gives the reason."""
 
 
 class AddressGuard:
-    """The rule for the addresses that a list from strangers may make us reach.
+    """Rule for the addresses that an untrusted list may reach.
 
     Args:
-        allow_private: let private networks and loopback through, but neither link-local nor metadata addresses.
-        allowed: networks, such as `10.0.0.0/8`, that are let through whatever they are.
+        allow_private: allow private networks and loopback, but no link-local or metadata addresses.
+        allowed: networks that are always allowed, such as `10.0.0.0/8`.
     """
 
     def __init__(self, *, allow_private: bool, allowed: Sequence[str] = ()) -> None:
@@ -47,21 +50,21 @@ class AddressGuard:
         self._allowed = [ipaddress.ip_network(network) for network in allowed]
 
     def refusal(self, address: str) -> str | None:
-        """Why an address must not be reached; None if it may be."""
+        """Return the reason why an address is blocked; None if it is allowed."""
         forms = _forms(address)
         if any(form in network for form in forms for network in self._allowed):
             return None
-        if any(form in network for form in forms for network in _NAMED_ONLY):
+        if any(form in network for form in forms for network in _RESTRICTED):
             return f"{address} is link-local or a metadata service, which only download.allow_addresses lets through"
         return None if self._allow_private or is_public(address) else address
 
 
 class GuardedResolver(AbstractResolver):
-    """The system's look-up of names, which refuses the addresses that a guard refuses.
+    """Resolver that uses the system's name lookup and raises for addresses that the guard blocks.
 
-    The connection goes to the address that was checked here, so a name that resolves differently the next time gains
-    nothing. The threads are its own, since dead name servers hold some of them for many seconds each, and are not
-    waited for at the end.
+    The connection goes to the checked address, so a name that later resolves to another address gains nothing.
+    The resolver has a thread pool of its own, because a dead name server occupies a thread for many seconds. `close`
+    does not wait for these threads.
     """
 
     def __init__(self, *, threads: int, guard: AddressGuard | None) -> None:
@@ -71,19 +74,19 @@ class GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """The addresses of `host`.
+        """Return the addresses of `host`.
 
         Raises:
-            OSError: the look-up failed.
-            BlockedAddress: the guard refuses one of the addresses.
+            OSError: the lookup failed.
+            BlockedAddress: the guard blocks one of the addresses.
         """
-        look_up = functools.partial(
+        lookup = functools.partial(
             socket.getaddrinfo, host, port, family=family, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
         )
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, look_up)
+        entries = await asyncio.get_running_loop().run_in_executor(self._threads, lookup)
         results = []
-        for kind, _, protocol, _, place in found:
-            address = str(place[0])
+        for kind, _, protocol, _, socket_address in entries:
+            address = str(socket_address[0])
             if self._guard is not None and (refusal := self._guard.refusal(address)) is not None:
                 raise BlockedAddress(refusal)
             flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
@@ -93,14 +96,14 @@ class GuardedResolver(AbstractResolver):
         return results
 
     async def close(self) -> None:
-        """Start no more look-ups, and leave those that hang to themselves."""
+        """Start no more lookups, and do not wait for those that hang."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def literal_address(host: str) -> str | None:
-    """The address that `host` spells out, in its plain form; None for a name.
+    """Return the IP address that `host` spells out, in its standard form; None for a name.
 
-    IPv4 has more spellings than the dotted one: decimal, hexadecimal, octal and short, such as 2130706433 or 0x7f.1.
+    IPv4 has other spellings than the dotted one: decimal, hexadecimal, octal and short, such as 2130706433 or 0x7f.1.
     """
     try:
         return str(ipaddress.ip_address(host))
@@ -113,8 +116,8 @@ def literal_address(host: str) -> str | None:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is on the public internet: not loopback, private, link-local, multicast or reserved."""
-    if "%" in address:  # a scope is one of this machine's networks
+    """Return whether an address is on the public internet: not loopback, private, link-local, multicast or reserved."""
+    if "%" in address:  # a scope names a network of this machine
         return False
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
@@ -128,12 +131,12 @@ def is_public(address: str) -> bool:
 
 
 def is_local_name(host: str) -> bool:
-    """Return whether a name always means the machine that resolves it (RFC 6761)."""
+    """Return whether a name always refers to the machine that resolves it (RFC 6761)."""
     return f".{host.lower().rstrip('.')}".endswith(".localhost")
 
 
 def _forms(address: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """An address without its scope, and the IPv4 address that it stands for if it is an IPv6 one that does."""
+    """Return an address without its scope, and the IPv4 address that an IPv6 address embeds, if any."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv4Address):
         return [ip]

@@ -1,4 +1,4 @@
-"""Connections to servers, directly or through proxies, under one guard of addresses."""
+"""Connection pools: direct connections under the address guard, and connections through proxies."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ from .response_head import MAX_HEAD_BYTES
 from .tolerant import TolerantHandler
 
 _BLOCK_BYTES = 1 << 16
-"""Bytes read in one step; a connection buffers up to three times as many."""
+"""Bytes of one read; a connection buffers up to three times as many."""
 _RESOLVER_THREADS = 256
+"""Largest number of simultaneous name lookups."""
 _DNS_SECONDS, _DNS_NAMES = 300, 10_000
-"""How long addresses are kept, and of how many names."""
+"""Seconds that addresses stay in the DNS cache, and largest number of names in it."""
 _IDLE_SECONDS = 2.0
-"""How long a connection waits for the next URL of its host; lists are shuffled, and longer only holds files open."""
+"""Seconds that an idle connection stays open. Lists are shuffled, so a longer wait would only occupy open files."""
 
 
 class ProxyFailure(Exception):
-    """A proxy that cannot be reached, or refuses a URL."""
+    """Failure of a proxy: unreachable, or refusing a URL."""
 
     def __init__(self, proxy: Proxy, reason: str, *, transient: bool) -> None:
         super().__init__(f"{proxy.url} {reason}")
         self.transient = transient
-        """Whether another attempt may end otherwise."""
+        """True if another attempt may succeed."""
 
 
 class Connections:
-    """Pools of connections for one set of download settings. Use as an asynchronous context.
+    """Connection pools for one set of download settings. Use as an asynchronous context.
 
     Args:
-        guard: the rule for addresses of servers; the proxy of the settings, or of the environment, may be anywhere.
+        guard: rule for the addresses of servers. It does not apply to the address of a proxy.
 
     Raises:
-        SettingsError: a proxy cannot be used.
+        SettingsError: a proxy setting is not usable.
     """
 
     def __init__(self, settings: DownloadSettings, tls: ssl.SSLContext, guard: AddressGuard) -> None:
@@ -56,7 +57,7 @@ class Connections:
     async def __aenter__(self) -> Connections:
         async with contextlib.AsyncExitStack() as pools:
             self._direct = await pools.enter_async_context(self._open_session(self._guard))
-            if self._proxies:  # a session of its own, whose connections go to the proxy only
+            if self._proxies:  # a separate session, whose connections all go to the proxy
                 self._proxied = await pools.enter_async_context(self._open_session(None))
             self._pools = pools.pop_all()
         return self
@@ -68,17 +69,17 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def request(self, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The response of a URL itself, redirects not followed, directly or through its proxy.
+        """Request a URL, directly or through its proxy, and yield the response. Redirects are not followed.
 
         Raises:
-            ProxyFailure: the proxy refuses it, or is not there.
+            ProxyFailure: the proxy is unreachable or refuses the URL.
         """
         proxy = self._proxies.for_url(url)
         if proxy is None:
             async with self._direct.get(url, allow_redirects=False) as response:
                 yield response
             return
-        tunnel = url.scheme == "https"  # then the target must not see the proxy's credentials
+        tunnel = url.scheme == "https"  # the target must not see the credentials for the proxy
         try:
             async with self._proxied.get(
                 url,
@@ -91,17 +92,17 @@ class Connections:
                     raise ProxyFailure(proxy, _refusal(407), transient=False)
                 yield response
         except aiohttp.ClientHttpProxyError as error:
-            again = error.status == 429 or error.status >= 500
-            raise ProxyFailure(proxy, _refusal(error.status), transient=again) from None
+            transient = error.status == 429 or error.status >= 500
+            raise ProxyFailure(proxy, _refusal(error.status), transient=transient) from None
         except (aiohttp.ClientConnectorDNSError, aiohttp.ClientProxyConnectionError) as error:
             raise ProxyFailure(proxy, f"is not reached: {error.os_error}", transient=True) from None
 
     @contextlib.asynccontextmanager
     async def _open_session(self, guard: AddressGuard | None) -> AsyncIterator[aiohttp.ClientSession]:
-        """Connections to addresses that the guard lets through; to any without a guard."""
+        """Open a session that connects only to addresses that the guard allows; without a guard, to all."""
         resolver = GuardedResolver(threads=min(self._settings.concurrency, _RESOLVER_THREADS), guard=guard)
         connector = aiohttp.TCPConnector(
-            limit=0,  # the slots limit, before the deadline begins
+            limit=0,  # `Fetcher` limits connections, before the deadline starts
             ssl=self._tls,
             resolver=resolver,
             ttl_dns_cache=_DNS_SECONDS,
@@ -111,13 +112,13 @@ class Connections:
         connector._factory = functools.partial(TolerantHandler, loop=asyncio.get_running_loop())  # type: ignore[assignment]
         session = aiohttp.ClientSession(
             connector=connector,
-            auto_decompress=False,  # a body may be an image whatever its header says
+            auto_decompress=False,  # the Content-Encoding header may be wrong
             max_line_size=MAX_HEAD_BYTES,
             max_field_size=MAX_HEAD_BYTES,
             max_headers=MAX_HEAD_BYTES,
-            # images are compressed already; a body that is compressed nevertheless is decoded under the caps
+            # images are already compressed; bodies that arrive encoded are decoded within our own limits
             headers={"User-Agent": self._settings.user_agent, "Accept-Encoding": "identity"},
-            timeout=aiohttp.ClientTimeout(total=None),  # the deadline below covers attempts, redirects and body
+            timeout=aiohttp.ClientTimeout(total=None),  # the deadline of `Fetcher` covers attempts, redirects and body
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=_BLOCK_BYTES,
         )
@@ -129,13 +130,14 @@ class Connections:
 
 
 def _refusal(status: int) -> str:
+    """Return the text of a failure for the status that a proxy answered."""
     return f"answered {status}" + (": it wants a user and a password, in its URL" if status == 407 else "")
 
 
 def affordable(concurrency: int) -> int:
-    """As many URLs at once as this process may open files for, after it has asked for more.
+    """Raise the limit of open files, and return how many URLs may be fetched at once within it.
 
-    Each takes a connection, and as many again may be idle for a moment.
+    The limit allows four files for each URL, since further connections may be idle, and 512 for everything else.
     """
     needed = 4 * concurrency + 512
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,8 +1,8 @@
-"""Bodies of responses -> what was encoded, by gzip, deflate, br and zstd, within a limit of bytes.
+"""Content-Encoding decoder for gzip, deflate, br and zstd, with a limit of decoded bytes.
 
-Servers state encodings that a body does not have, or state one twice. A body that begins as an image, as it is or after
-some of its encodings, is taken as one, unless the next encoding gives an image too; the name of an encoding that nobody
-knows, such as `none` or `utf-8`, is ignored, as browsers do.
+Servers state encodings that a body does not have, or state one twice. If the body, or a partly decoded body, begins as
+an image, that image is the result, unless further decoding yields an image too. Unknown encodings, such as `none` or
+`utf-8`, are ignored, as in browsers.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ else:
     from backports.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
 
 _BLOCK_BYTES = 1 << 16
+"""Largest number of bytes that a decoder takes or returns in one step."""
 _FIRST_WINDOW_BYTES = 1 << 10
-"""Bytes that a decoder is given first; doubled from there, since each end of a member copies what is left."""
+"""Bytes of the first input to a decoder, doubled for each further input; the end of a member copies unused input."""
 _MOST_MEMBERS = 1024
-"""Members of gzip, or frames of zstd, in one body; real bodies have a few."""
+"""Largest number of gzip members or zstd frames in one body; real bodies have a few."""
 _MOST_CODINGS = 5
-"""Encodings one upon the other, as in curl."""
+"""Largest number of nested encodings, as in curl."""
 _ZSTD_WINDOW_LOG = 23
-"""Window of 8 MiB, the most that RFC 9659 lets a server ask for."""
+"""Base-2 logarithm of the largest zstd window, 8 MiB: the bound of RFC 9659."""
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 class CodingError(Exception):
-    """A body that is not in the encoding it states; the message says why."""
+    """Failure to decode a body with its stated encoding; the message gives the reason."""
 
 
 class BodyTooLarge(Exception):
-    """A body that decodes to more bytes than allowed."""
+    """Body that decodes to more bytes than allowed."""
 
 
 class _Decoder(Protocol):
-    """A decoder of one member, which keeps input that it has not used yet."""
+    """Decoder of one member. It stores input that it has not used yet."""
 
     @property
     def eof(self) -> bool: ...
@@ -55,6 +56,8 @@ class _Decoder(Protocol):
 
 
 class _Zlib:
+    """Decoder of one gzip, zlib or raw deflate member."""
+
     def __init__(self, wbits: int) -> None:
         self._decoder = zlib.decompressobj(wbits)
 
@@ -75,6 +78,8 @@ class _Zlib:
 
 
 class _Brotli:
+    """Decoder of one brotli stream."""
+
     unused_data = b""
 
     def __init__(self) -> None:
@@ -93,35 +98,37 @@ class _Brotli:
 
 
 def _zstd() -> _Decoder:
+    """Return a decoder of one zstd frame."""
     decoder: _Decoder = ZstdDecompressor(options={DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})
     return decoder
 
 
 def _decoder(coding: str, body: bytes) -> tuple[Callable[[], _Decoder], bytes]:
-    """What makes a decoder, and the bytes with which a further member begins; none where there is one member only."""
+    """Return a factory of decoders, and the magic bytes of a further member; empty if the encoding has one member."""
     if coding in ("gzip", "x-gzip"):
         return functools.partial(_Zlib, 16 + zlib.MAX_WBITS), _GZIP_MAGIC
-    if coding == "deflate":  # some servers leave out the header of zlib
+    if coding == "deflate":  # some servers omit the zlib header
         has_header = len(body) > 1 and body[0] & 15 == 8 and (body[0] << 8 | body[1]) % 31 == 0
         return functools.partial(_Zlib, zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS), b""
     return (_Brotli, b"") if coding == "br" else (_zstd, _ZSTD_MAGIC)
 
 
 _KNOWN = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
+"""Encodings that this module decodes."""
 
 
 def known_codings(header: str) -> list[str]:
-    """The encodings of a Content-Encoding header that change the body, in the order in which they were applied."""
+    """Return the known encodings of a Content-Encoding header, in the order in which they were applied."""
     names = (name.strip().lower() for name in header.split(","))
     return [name for name in names if name in _KNOWN]
 
 
 def decode_body(body: bytes, header: str, limit: int) -> bytes:
-    """Decode a body by its Content-Encoding.
+    """Decode a body by its Content-Encoding header.
 
     Raises:
-        CodingError: it is not in that encoding, and no image as it is.
-        BodyTooLarge: it becomes more than `limit` bytes.
+        CodingError: the body does not have that encoding, and is no image without decoding.
+        BodyTooLarge: the decoded body exceeds `limit` bytes.
     """
     codings = known_codings(header)
     if len(codings) > _MOST_CODINGS:
@@ -139,7 +146,7 @@ def decode_body(body: bytes, header: str, limit: int) -> bytes:
 
 
 def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
-    """Decode up to `limit` bytes of a body that may be cut; the body itself if it is not in that encoding."""
+    """Decode up to `limit` bytes of a body that may be truncated; return a body with another encoding unchanged."""
     for coding in reversed(known_codings(header)[:_MOST_CODINGS]):
         decoded = bytearray()
         try:
@@ -154,19 +161,24 @@ def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
 
 
 def _decode(body: bytes, coding: str, limit: int) -> bytes:
+    """Decode one encoding.
+
+    Raises:
+        BodyTooLarge: the decoded body exceeds `limit` bytes.
+    """
     blocks: list[bytes] = []
     size = 0
     for block in _blocks(body, coding):
         blocks.append(block)
         size += len(block)
         if size > limit:
-            blocks.clear()  # the traceback would hold them
+            blocks.clear()  # the traceback would keep them alive
             raise BodyTooLarge(f"more than {limit} bytes")
     return b"".join(blocks)
 
 
 def _blocks(body: bytes, coding: str) -> Iterator[bytes]:
-    """Decode one encoding, in blocks of bounded size."""
+    """Yield the blocks of a decoded body, each of at most `_BLOCK_BYTES` bytes."""
     make, magic = _decoder(coding, body)
     start = 0
     for _ in range(_MOST_MEMBERS):
@@ -184,5 +196,5 @@ def _blocks(body: bytes, coding: str) -> Iterator[bytes]:
             raise CodingError(f"the body is not in {coding}, which Content-Encoding says: {error}") from None
         start -= len(decoder.unused_data)
         if not magic or not body.startswith(magic, start):
-            return  # browsers ignore what follows
+            return  # browsers ignore the remaining bytes
     raise CodingError(f"more than {_MOST_MEMBERS:,} members of {coding}")

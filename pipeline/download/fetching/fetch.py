@@ -1,11 +1,13 @@
-"""One URL -> bytes, or a named failure: asynchronous, with a total deadline, caps, retries, and guarded addresses."""
+"""Asynchronous fetch of one URL: its bytes, or a `FetchError` with a named outcome.
+
+A fetch has one deadline for all attempts, a size limit, checks of each redirect and a guard of addresses. `retry.py`
+has the retry policy, `../outcomes.py` the names of the outcomes.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
-import random
 import re
 import socket
 import ssl
@@ -19,46 +21,34 @@ import aiohttp
 from yarl import URL
 
 from ...images.kinds import is_image
+from ..outcomes import FetchError
 from ..settings import DownloadSettings
 from .addresses import AddressGuard, BlockedAddress, is_local_name, literal_address
 from .connections import Connections, ProxyFailure, affordable
 from .content_coding import BodyTooLarge, CodingError, decode_beginning, decode_body, known_codings
 from .response_head import BadResponse
+from .retry import retry_after, retry_wait
 from .robots import MAX_ROBOTS_BYTES, opted_out
 from .robots_cache import RobotsCache
 
 _MAX_REDIRECTS = 10
+"""Redirects followed for one URL."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+"""Statuses whose Location header is followed."""
 _DECODED_AT_ONCE = 8
-"""Compressed bodies that are decoded at once, since little traffic can fill much memory with them."""
+"""Compressed bodies that are decoded at the same time; small bodies can expand to much memory."""
 _CONTENT_RANGE = re.compile(r"\s*bytes\s+0-(\d{1,18})/(\d{1,18})\s*", re.IGNORECASE)
-_FIRST_BACKOFF_SECONDS = 0.5
 _LEGAL_URL = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
-
-
-class FetchError(Exception):
-    """A URL that gave no image bytes. `outcome` is one of the names that are counted."""
-
-    def __init__(
-        self, outcome: str, detail: str = "", *, transient: bool = False, retry_after: float | None = None
-    ) -> None:
-        super().__init__(outcome, detail)
-        self.outcome = outcome
-        self.detail = detail
-        self.transient = transient
-        """Whether another attempt may end otherwise."""
-        self.retry_after = retry_after
-        """Seconds that the server asks to wait before it."""
-
-    def __str__(self) -> str:
-        return f"{self.outcome}: {self.detail}" if self.detail else self.outcome
+"""URLs made only of the characters and escapes of RFC 3986."""
+_ERROR_CHARACTERS = 200
+"""Characters of an exception's text that a failure reports."""
 
 
 class Fetcher:
-    """A pool of connections with the limits of one set of download settings. Use as an asynchronous context.
+    """Client that fetches URLs within the limits of the download settings. Use as an asynchronous context.
 
-    Memory is bounded by `concurrency` times the buffers of a connection, by what the line brings within one deadline,
-    and for compressed bodies by a few of `max_bytes`.
+    Memory is bounded by `concurrency` times the buffers of a connection, plus the bytes that arrive within one
+    deadline, plus a few times `max_bytes` for compressed bodies.
     """
 
     def __init__(self, settings: DownloadSettings, tls: ssl.SSLContext) -> None:
@@ -83,17 +73,19 @@ class Fetcher:
         await self._connections.__aexit__(kind, error, trace)
 
     async def fetch(self, url: str | None) -> bytes:
-        """The body of `url`. The deadline begins when its host and the whole have a place free.
+        """Return the body of `url`.
+
+        The deadline starts when both `connections_per_host` and `concurrency` admit the URL.
 
         Raises:
-            FetchError: with the outcome that is counted for this URL.
+            FetchError: the fetch failed; the error holds the outcome of the row.
         """
         checked = self._check(url)
         host = checked.raw_host or ""
         host_slots = self._host_slots.setdefault(host, asyncio.Semaphore(self._settings.connections_per_host))
         seconds = self._settings.timeout_seconds
         async with host_slots, self._slots:
-            # one begins at each turn of the event loop: while it is busy, none is made late by more
+            # start one fetch per iteration of the event loop, so that a busy loop does not delay running fetches
             async with self._turn:
                 await asyncio.sleep(0)
             try:
@@ -102,6 +94,7 @@ class Fetcher:
                 raise FetchError("timeout", f"no whole body within {seconds:g} s") from None
 
     async def _attempts(self, url: URL) -> bytes:
+        """Fetch a URL, with further attempts as the retry policy allows."""
         deadline = time.monotonic() + self._settings.timeout_seconds
         attempt = 0
         while True:
@@ -111,16 +104,21 @@ class Fetcher:
                         self._check_response(response)
                         return await self._decode(await self._read(response), response)
             except FetchError as error:
-                wait = max(_backoff(url, attempt), error.retry_after or 0.0)
-                late = time.monotonic() + wait >= deadline
-                if not error.transient or attempt >= self._settings.retries or late:
+                wait = retry_wait(
+                    url,
+                    error,
+                    attempt=attempt,
+                    retries=self._settings.retries,
+                    seconds_left=deadline - time.monotonic(),
+                )
+                if wait is None:
                     raise
             await asyncio.sleep(wait)
             attempt += 1
 
     @contextlib.asynccontextmanager
     async def _get(self, url: URL, *, obey_robots: bool = True) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The response at the end of the redirects, each of which is checked as the first URL is."""
+        """Follow redirects and yield the final response; each target is checked like the first URL."""
         for _ in range(_MAX_REDIRECTS + 1):
             if self._robots is not None and obey_robots and not await self._robots.allow(url):
                 raise FetchError("robots", f"robots.txt of {url.raw_host}")
@@ -133,10 +131,15 @@ class Fetcher:
         raise FetchError("redirect_loop", f"more than {_MAX_REDIRECTS} redirects")
 
     def _check(self, url: str | None) -> URL:
+        """Parse a URL and check its scheme, its credentials, and its host if that is an address.
+
+        Raises:
+            FetchError: the URL must not or cannot be fetched.
+        """
         if not url or not url.strip():
             raise FetchError("empty_url")
         try:
-            # a legal URL is sent as it is written, since signatures in it do not survive another quoting
+            # send a legal URL unchanged: quoting it again would break signatures in it
             checked = URL(url.strip(), encoded=_LEGAL_URL.fullmatch(url.strip()) is not None)
             host, port, credentials = checked.raw_host, checked.port, checked.raw_user or checked.raw_password
         except ValueError as error:
@@ -145,21 +148,26 @@ class Fetcher:
             raise FetchError("bad_scheme", f"{checked.scheme or 'none'} is not http or https")
         if not host or not port:
             raise FetchError("bad_url", "no host" if not host else "port 0")
-        if credentials is not None:  # in a list from the web they are stolen, or there to disguise the host
+        if credentials is not None:  # in a web list they are stolen, or disguise the host
             raise FetchError("bad_url", "a user name or password before the host")
         address = literal_address(host)
         if address is None:
             if is_local_name(host) and self._guard.refusal("127.0.0.1") is not None:
-                raise FetchError("blocked_address", host)  # which a proxy would resolve to itself
-            return checked  # a name: its addresses are checked when it is resolved, unless a proxy resolves it
+                raise FetchError("blocked_address", host)  # a proxy would resolve it to itself
+            return checked  # the resolver checks the addresses of a name, unless a proxy resolves it
         if (refusal := self._guard.refusal(address)) is not None:
             raise FetchError("blocked_address", refusal)
         return checked if address == host else checked.with_host(address)
 
     def _check_response(self, response: aiohttp.ClientResponse) -> None:
+        """Check the status and the X-Robots-Tag headers.
+
+        Raises:
+            FetchError: the status brings no image, or the server forbids the use.
+        """
         status = response.status
         if status == 429 or 500 <= status < 600:
-            wait = _retry_after(response.headers.get("Retry-After", ""))
+            wait = retry_after(response.headers.get("Retry-After", ""))
             detail = str(status) if wait is None else f"{status}, to be tried again after {wait:.0f} s"
             raise FetchError("http_429" if status == 429 else "http_5xx", detail, transient=True, retry_after=wait)
         if not 200 <= status < 300 or status in (204, 205):
@@ -168,6 +176,11 @@ class Fetcher:
             raise FetchError("opted_out", "X-Robots-Tag")
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        """Read the body, up to `max_bytes`.
+
+        Raises:
+            FetchError: the body is too large, or its connection broke.
+        """
         limit = self._settings.max_bytes
         if (response.content_length or 0) > limit:
             raise FetchError("too_large", f"Content-Length of {response.content_length} is more than {limit} bytes")
@@ -182,14 +195,18 @@ class Fetcher:
                 if size > limit:
                     raise FetchError("too_large", f"more than {limit} bytes")
             if protocol is not None and isinstance(protocol.exception(), aiohttp.ClientOSError):
-                # a body without a length ends with its connection, and aiohttp takes a reset for such an end
+                # without a length, the close of the connection ends the body; aiohttp treats a reset like a close
                 raise FetchError("connection", _short(protocol.exception()), transient=True)
             return b"".join(blocks)
         finally:
-            blocks.clear()  # the traceback of a failure would hold it until the next garbage collection
+            blocks.clear()  # the traceback of a failure would keep the body alive until a garbage collection
 
     async def _decode(self, body: bytes, response: aiohttp.ClientResponse) -> bytes:
-        """The body without its Content-Encoding, if it is whole and its status says that it is what was asked for."""
+        """Decode the Content-Encoding of a body, and check that the body is whole.
+
+        Raises:
+            FetchError: the body is partial, too large or badly encoded, or its status fits no image.
+        """
         if response.status == 206 and not _is_whole(response.headers.get("Content-Range", ""), len(body)):
             raise FetchError("http_other", "206, a part of the body")
         header = response.headers.get("Content-Encoding", "")
@@ -200,20 +217,20 @@ class Fetcher:
                     body = await asyncio.to_thread(decode_body, body, header, self._settings.max_bytes)
             except (BodyTooLarge, CodingError) as error:
                 failure = FetchError("too_large" if isinstance(error, BodyTooLarge) else "bad_response", str(error))
-            if failure is not None:  # raised here, since tracebacks would hold the body until a garbage collection
+            if failure is not None:  # raised outside of `except`, whose traceback would keep the body alive
                 del body
                 raise failure
-        if response.status != 200 and not is_image(body):  # such as 202, of pages that keep robots out
+        if response.status != 200 and not is_image(body):  # such as 202, which bot walls send
             raise FetchError("http_other", str(response.status))
         return body
 
     async def _read_robots(self, url: URL) -> bytes:
-        """The beginning of a robots.txt; empty where there is none.
+        """Return the first bytes of a robots.txt; empty if the site has none.
 
-        It gets half of a deadline, so that the URL that waits for it can still say what failed.
+        The read has half of a deadline, so that the URL that waits for it can still report the cause.
 
         Raises:
-            FetchError: it cannot be read, so what it asks is not known, and its URLs fail as it does.
+            FetchError: the file cannot be read. Its rules are unknown, so its URLs fail with the same outcome.
         """
         seconds = self._settings.timeout_seconds / 2
         try:
@@ -227,6 +244,7 @@ class Fetcher:
             raise FetchError(error.outcome, detail, transient=error.transient, retry_after=error.retry_after) from None
 
     async def _first_bytes(self, url: URL) -> bytes:
+        """Return at most the first `MAX_ROBOTS_BYTES` of a body."""
         with _named_failures():
             async with self._get(url, obey_robots=False) as response:
                 if response.status != 200:
@@ -245,7 +263,7 @@ class Fetcher:
 
 @contextlib.contextmanager
 def _named_failures() -> Iterator[None]:
-    """Whatever can go wrong with a connection, as a FetchError."""
+    """Turn each exception of a connection into a `FetchError`, and mark those that another attempt may fix."""
     try:
         yield
     except BlockedAddress as error:
@@ -258,7 +276,7 @@ def _named_failures() -> Iterator[None]:
     except aiohttp.ClientConnectorError as error:
         broken = isinstance(error.os_error, ConnectionResetError | ConnectionAbortedError)
         raise FetchError("connection" if broken else "refused", _short(error.os_error), transient=True) from None
-    except (aiohttp.InvalidURL, ValueError) as error:  # ValueError: a host that no look-up can take
+    except (aiohttp.InvalidURL, ValueError) as error:  # ValueError: a host name that cannot be encoded
         raise FetchError("bad_url", _short(error)) from None
     except ProxyFailure as error:
         raise FetchError("proxy", str(error), transient=error.transient) from None
@@ -269,26 +287,11 @@ def _named_failures() -> Iterator[None]:
 
 
 def _is_whole(content_range: str, size: int) -> bool:
-    """Return whether a Content-Range says that a body of `size` bytes is all there is."""
+    """Return whether a Content-Range header states that `size` bytes are the whole body."""
     match = _CONTENT_RANGE.fullmatch(content_range)
     return match is not None and int(match[1]) + 1 == int(match[2]) == size
 
 
-def _backoff(url: URL, attempt: int) -> float:
-    """Seconds before the next attempt: doubled each time, spread by a jitter that belongs to the URL."""
-    return _FIRST_BACKOFF_SECONDS * 2.0**attempt * random.Random(f"{url} {attempt}").uniform(0.5, 1.5)
-
-
-def _retry_after(value: str) -> float | None:
-    """The seconds of a Retry-After header, which states seconds or a date; None for anything else."""
-    if re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
-        return float(value)
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    return max(0.0, date.timestamp() - time.time())
-
-
 def _short(error: BaseException | None) -> str:
-    return (str(error) or type(error).__name__)[:200]
+    """Return the first characters of an exception's text, or its type if it has none."""
+    return (str(error) or type(error).__name__)[:_ERROR_CHARACTERS]

@@ -1,4 +1,4 @@
-"""Makes the rows of shards in the background, in input order, those of the next shard while this one ends."""
+"""Background fetch of rows in input order, which starts the next shard while the current one finishes."""
 
 from __future__ import annotations
 
@@ -15,123 +15,46 @@ from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from ..rows import Row
+from .buffer import Buffer, Claim
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_WINDOW = 8192
-"""Rows that are under way or wait for their turn: those of 10 seconds at 800 a second."""
-_HANDED_OVER = 64
-"""Rows that are taken to the shard at once."""
+_MAX_STARTED = 8192
+"""Largest number of rows that have started and are not written: 10 seconds of rows at 800 a second."""
+_BLOCK_ROWS = 64
+"""Largest number of rows that one call hands to the shard."""
 _GATHER_SECONDS = 0.05
-"""How long the first of them waits for the others: waking the other thread for each would cost more than writing it."""
+"""Seconds that a finished row waits for others: a thread switch for each row costs more than writing the row."""
 _STOP_SECONDS = 5.0
-"""Nobody who wants to end waits longer, as for a look-up of a name that hangs."""
-_FIRST_MEAN = 100_000.0
-"""Bytes of a body, as long as none is known."""
-_BODIES_SHARE = 8
-"""One part of the buffer in so many may hold bodies that wait for a decoder, which more of would not keep busier."""
-_MEAN_OVER = 64
-"""Bodies whose mean is what the next ones are expected to be."""
-
-
-class Buffer:
-    """Counts what lies in memory between the network and the shard, so that no fetch begins while it is too much.
-
-    Rows begin in input order only, and none that has begun is held back. So the row whose turn it is has always begun,
-    what waits for it is written as soon as it is there, and nothing can wait for ever.
-
-    Args:
-        limit: bytes that may be held. Fetches that are under way when it is reached come on top.
-        most: rows that may be in the making.
-        changed: called when there may be room again.
-    """
-
-    def __init__(self, limit: int, most: int, changed: Callable[[], None]) -> None:
-        self._limit, self._most, self.changed = limit, most, changed
-        self.held = 0
-        """Bytes of bodies and images."""
-        self.bodies = 0
-        """Bytes of bodies."""
-        self.in_making = 0
-        """Rows that have begun and are not made."""
-        self.expected = 0
-        """Those of them whose body is not there."""
-        self.mean = _FIRST_MEAN
-        """Bytes of a body, of late."""
-
-    def has_room(self) -> bool:
-        """Whether another row may begin, if the bodies under way are as large as those of late."""
-        if self.in_making == 0 and self.held == 0:
-            return True
-        if self.in_making >= self._most or self.bodies * _BODIES_SHARE >= self._limit:
-            return False
-        return self.held + self.expected * self.mean < self._limit
-
-
-class Claim:
-    """What one row holds of a buffer: a body that is expected, then that body, then the image of it, then nothing."""
-
-    def __init__(self, buffer: Buffer) -> None:
-        self._buffer = buffer
-        self._body: int | None = None
-        self._image: int | None = None
-        buffer.in_making += 1
-        buffer.expected += 1
-
-    def arrived(self, size: int) -> None:
-        """The row's body is there."""
-        self._body = size
-        self._buffer.expected -= 1
-        self._buffer.mean += (size - self._buffer.mean) / _MEAN_OVER
-        self._buffer.bodies += size
-        self._buffer.held += size
-        self._buffer.changed()
-
-    def made(self, size: int) -> None:
-        """The row is made, with an image of so many bytes, and waits for its turn."""
-        self._image = size
-        self._buffer.in_making -= 1
-        if self._body is None:
-            self._buffer.expected -= 1
-        self._buffer.bodies -= self._body or 0
-        self._buffer.held += size - (self._body or 0)
-        self._buffer.changed()
-
-    def release(self) -> None:
-        """The row is taken, or given up."""
-        if self._image is None:
-            self.made(0)
-        self._buffer.held -= self._image or 0
-        self._buffer.changed()
-
+"""Seconds that `close` waits for running work, such as a name lookup that hangs."""
 
 RowMaker: TypeAlias = Callable[[Claim], Coroutine[Any, Any, Row]]
-"""Makes a row, and tells its claim when the body has arrived."""
+"""Coroutine function that returns one row, and calls `arrived` of its claim when the body is there."""
 
 
 @dataclass(eq=False)
-class _Flight(Generic[Task]):
-    """The rows of one task."""
+class _TaskRows(Generic[Task]):
+    """Rows of one task that have not been written."""
 
     task: Task
-    coming: Iterator[RowMaker]
-    """Those that have not begun."""
-    begun: collections.deque[tuple[asyncio.Task[Row], Claim]] = field(default_factory=collections.deque)
-    """Those that have, without those that were taken."""
-    all_begun: bool = False
+    pending: Iterator[RowMaker]
+    """Rows that have not started."""
+    started: collections.deque[tuple[asyncio.Task[Row], Claim]] = field(default_factory=collections.deque)
+    """Rows that have started, in order."""
+    all_started: bool = False
 
 
 class FetchAhead(Generic[Task]):
-    """Rows of one task after the other, each made by a coroutine; all run in one event loop, in a thread of its own.
+    """Producer of the rows of consecutive tasks. All rows run in one event loop, in a thread of its own.
 
-    So neither a slow store that rows are written to, nor the end of a task, holds up what is under way.
+    A slow store, or the end of a task, therefore does not delay running fetches.
 
     Args:
-        tools: what the coroutines work with; is entered in the loop, and left at `close`.
-        makers: what makes the rows of a task, in order.
-        buffer_bytes: bytes of bodies and images that may be held.
-        most: rows that may be in the making.
+        tools: context that the rows need, such as connections; entered in the loop, and left by `close`.
+        makers: returns the row makers of a task, in order.
+        buffer_bytes: largest number of bytes of bodies and images in memory.
+        max_rows: largest number of unfinished rows.
     """
 
     def __init__(
@@ -140,20 +63,20 @@ class FetchAhead(Generic[Task]):
         makers: Callable[[Task], Iterable[RowMaker]],
         *,
         buffer_bytes: int,
-        most: int,
+        max_rows: int,
     ) -> None:
         self._tools, self._makers = tools, makers
-        self._buffer = Buffer(buffer_bytes, most, self._begin)
-        self._flights: collections.deque[_Flight[Task]] = collections.deque()
-        """The task that is worked on, and the one after it. Changed in the loop only."""
+        self._buffer = Buffer(buffer_bytes, max_rows, self._start_rows)
+        self._queue: collections.deque[_TaskRows[Task]] = collections.deque()
+        """The current task and the next one. Only the event loop changes it."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fetch", daemon=True)
         self._thread.start()
         self._call(tools.__aenter__())
 
     def rows(self, task: Task, following: Task | None) -> Generator[Row, None, None]:
-        """The rows of a task in order; those of the following one begin when all of this have begun."""
-        wanted = [_Flight(each, iter(self._makers(each))) for each in (task, following) if each is not None]
+        """Yield the rows of a task in order. Rows of the following task start once all rows of this one have."""
+        wanted = [_TaskRows(each, iter(self._makers(each))) for each in (task, following) if each is not None]
         self._call(self._plan(wanted))
         try:
             while rows := self._call(self._take()):
@@ -162,7 +85,7 @@ class FetchAhead(Generic[Task]):
             self._call(self._end_first())
 
     def close(self) -> None:
-        """End all that is under way."""
+        """Cancel all running rows, and stop the event loop."""
         ending = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
         with contextlib.suppress(concurrent.futures.TimeoutError):
             ending.result(_STOP_SECONDS)
@@ -172,78 +95,83 @@ class FetchAhead(Generic[Task]):
             self._loop.close()
 
     def _call(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine in the event loop, and wait for its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    async def _plan(self, wanted: list[_Flight[Task]]) -> None:
-        """Go on with what has begun of the wanted tasks, and drop all else."""
-        kept = 0
-        while kept < min(len(self._flights), len(wanted)) and self._flights[kept].task == wanted[kept].task:
-            kept += 1
-        while len(self._flights) > kept:
-            await _drop(self._flights.pop())
-        self._flights.extend(wanted[kept:])
-        self._begin()
+    async def _plan(self, wanted: list[_TaskRows[Task]]) -> None:
+        """Continue the queued tasks that are wanted, cancel the others, and queue the rest of the wanted ones."""
+        shared = 0
+        while shared < min(len(self._queue), len(wanted)) and self._queue[shared].task == wanted[shared].task:
+            shared += 1
+        while len(self._queue) > shared:
+            await _cancel(self._queue.pop())
+        self._queue.extend(wanted[shared:])
+        self._start_rows()
 
-    def _begin(self) -> None:
-        """Begin with as many rows as there is room for."""
-        room = _WINDOW - sum(len(flight.begun) for flight in self._flights)
-        for flight in self._flights:
-            while not flight.all_begun:
+    def _start_rows(self) -> None:
+        """Start as many rows as the buffer has room for."""
+        room = _MAX_STARTED - sum(len(entry.started) for entry in self._queue)
+        for entry in self._queue:
+            while not entry.all_started:
                 if room <= 0 or not self._buffer.has_room():
                     return
                 try:
-                    maker = next(flight.coming, None)
-                except Exception as error:  # raised to whoever takes the rows
+                    maker = next(entry.pending, None)
+                except Exception as error:  # the consumer of the rows receives it
                     maker = partial(_fail, error)
-                    flight.coming = iter(())
+                    entry.pending = iter(())
                 if maker is None:
-                    flight.all_begun = True
+                    entry.all_started = True
                     break
                 claim = Claim(self._buffer)
-                flight.begun.append((self._loop.create_task(_make(maker, claim)), claim))
+                entry.started.append((self._loop.create_task(_make(maker, claim)), claim))
                 room -= 1
 
     async def _take(self) -> list[Row]:
-        """The next rows of the first task, at least one; none at its end."""
-        begun = self._flights[0].begun
-        if begun:
-            first = [made for made, _ in itertools.islice(begun, _HANDED_OVER)]
-            await asyncio.wait(first[:1])
-            await asyncio.wait(first, timeout=_GATHER_SECONDS)
-        taken: list[Row] = []
-        while begun and begun[0][0].done() and len(taken) < _HANDED_OVER:
-            made, claim = begun.popleft()
+        """Wait for the next rows of the first task, and return at least one; an empty list at the end of the task."""
+        started = self._queue[0].started
+        if started:
+            block = [row for row, _ in itertools.islice(started, _BLOCK_ROWS)]
+            await asyncio.wait(block[:1])
+            await asyncio.wait(block, timeout=_GATHER_SECONDS)
+        finished: list[Row] = []
+        while started and started[0][0].done() and len(finished) < _BLOCK_ROWS:
+            row, claim = started.popleft()
             claim.release()
-            taken.append(made.result())
-        self._begin()
-        return taken
+            finished.append(row.result())
+        self._start_rows()
+        return finished
 
     async def _end_first(self) -> None:
-        await _drop(self._flights.popleft())
-        self._begin()
+        """Remove the first task from the queue."""
+        await _cancel(self._queue.popleft())
+        self._start_rows()
 
     async def _close(self) -> None:
-        while self._flights:
-            await _drop(self._flights.popleft())
+        """Cancel all tasks, and leave the context of the tools."""
+        while self._queue:
+            await _cancel(self._queue.popleft())
         await self._tools.__aexit__(None, None, None)
 
 
 async def _make(maker: RowMaker, claim: Claim) -> Row:
+    """Return the row of a maker, and record the size of its image."""
     row = await maker(claim)
-    claim.made(len(row.image or b""))
+    claim.finished(len(row.image or b""))
     return row
 
 
 async def _fail(error: Exception, claim: Claim) -> Row:
+    """Raise an error in place of a row."""
     raise error
 
 
-async def _drop(flight: _Flight[Task]) -> None:
-    """Stop what is under way of a task that nobody waits for."""
-    flight.all_begun = True
-    for made, _ in flight.begun:
-        made.cancel()
-    await asyncio.gather(*(made for made, _ in flight.begun), return_exceptions=True)
-    for _, claim in flight.begun:
+async def _cancel(entry: _TaskRows[Task]) -> None:
+    """Cancel the started rows of a task, and release their claims."""
+    entry.all_started = True
+    for row, _ in entry.started:
+        row.cancel()
+    await asyncio.gather(*(row for row, _ in entry.started), return_exceptions=True)
+    for _, claim in entry.started:
         claim.release()
-    flight.begun.clear()
+    entry.started.clear()

@@ -1,4 +1,4 @@
-"""The proxy for each URL: from a setting, or from the environment as curl reads it."""
+"""Proxy selection: the proxy for each URL, from the settings or from the environment variables that curl reads."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from ...errors import SettingsError
 from .addresses import literal_address
 
 _SCHEMES = ("http", "https")
-"""Schemes of URLs that are fetched, and of proxies that can be used."""
+"""Schemes of the URLs that are fetched, and of the supported proxies."""
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """A proxy without its credentials, so that no message shows them."""
+    """Proxy whose URL holds no credentials, so that no message shows them."""
 
     url: URL
     headers: Mapping[str, str] = field(repr=False)
-    """The header that carries the credentials, if there are any."""
+    """Headers that carry the credentials; empty without credentials."""
 
 
 class Proxies:
-    """The proxies of one download.
+    """Proxies of one download, by scheme.
 
     Args:
-        setting: `download.proxy`: a URL, `none`, or None for the environment's.
-        environment: variables such as `http_proxy`, in small letters or else in capitals.
+        setting: `download.proxy`: a URL, `none`, or None to read the environment.
+        environment: variables such as `http_proxy`. Lowercase names take precedence over uppercase ones.
 
     Raises:
-        SettingsError: a proxy cannot be used.
+        SettingsError: a proxy setting is not usable.
     """
 
     def __init__(self, setting: str | None, environment: Mapping[str, str]) -> None:
@@ -48,7 +48,7 @@ class Proxies:
             name, text = "download.proxy", setting or ""
             for name in () if setting else (f"{scheme}_proxy", "all_proxy"):
                 if name == "http_proxy" and "REQUEST_METHOD" in environment and name not in environment:
-                    continue  # in a CGI script HTTP_PROXY is a header of the client
+                    continue  # in a CGI script, HTTP_PROXY comes from a header of the client
                 if text := _variable(environment, name):
                     break
             if text:
@@ -58,16 +58,16 @@ class Proxies:
         return bool(self._by_scheme)
 
     def for_url(self, url: URL) -> Proxy | None:
-        """The proxy that fetches a URL; None where it is fetched directly."""
+        """Return the proxy for a URL; None for a direct connection."""
         proxy = self._by_scheme.get(url.scheme)
         return None if proxy is None or self._bypass.matches(url.raw_host or "", url.port) else proxy
 
 
 class NoProxy:
-    """Hosts that are reached directly, as `no_proxy` lists them.
+    """Hosts that bypass the proxy, as listed in `no_proxy`.
 
     Args:
-        text: names, which stand for all names below them too, addresses, networks, or `*`, between commas or spaces.
+        text: entries separated by commas or spaces: names (with all their subdomains), addresses, networks, or `*`.
     """
 
     def __init__(self, text: str) -> None:
@@ -86,7 +86,7 @@ class NoProxy:
                 self._names.append((host, port))
 
     def matches(self, host: str, port: int | None) -> bool:
-        """Return whether a host, and its port where an entry names one, is listed."""
+        """Return whether an entry matches the host, and the port if the entry has one."""
         host = host.lower().rstrip(".")
         try:
             address = ipaddress.ip_address(host.partition("%")[0])
@@ -96,22 +96,25 @@ class NoProxy:
             if any(address in network for network in self._networks):
                 return True
         return any(
-            (wanted is None or wanted == port) and (name == "*" or host == name or host.endswith(f".{name}"))
-            for name, wanted in self._names
+            (entry_port is None or entry_port == port) and (name == "*" or host == name or host.endswith(f".{name}"))
+            for name, entry_port in self._names
         )
 
 
 def parse_proxy(text: str, source: str) -> Proxy:
-    """Read the URL of a proxy; `host:port` stands for `http://host:port`.
+    """Parse the URL of a proxy; `host:port` means `http://host:port`.
+
+    Args:
+        source: setting or variable that holds the text, for the message of an error.
 
     Raises:
-        SettingsError: it is none that can be used; `source` says where it stands.
+        SettingsError: the text is no URL of a supported proxy.
     """
     try:
         url = URL(text.strip() if "://" in text else f"http://{text.strip()}")
         usable = url.scheme in _SCHEMES and bool(url.host) and bool(url.port)
         if usable and (address := literal_address(url.raw_host or "")) is not None:
-            url = url.with_host(address)  # in its plain form, since aiohttp takes no other
+            url = url.with_host(address)  # aiohttp accepts only the standard form
         user, password = unquote(url.raw_user or ""), unquote(url.raw_password or "")
     except ValueError:
         url, usable = URL(), False
@@ -123,4 +126,5 @@ def parse_proxy(text: str, source: str) -> Proxy:
 
 
 def _variable(environment: Mapping[str, str], name: str) -> str:
+    """Return a variable of the environment, in lowercase or else in uppercase; empty if neither exists."""
     return environment.get(name, environment.get(name.upper(), "")).strip()

@@ -1,8 +1,8 @@
-"""Heads of responses as servers send them -> heads that aiohttp's strict parser takes.
+"""Tolerant parser of response heads, which rewrites them for aiohttp's strict parser.
 
-Browsers and curl accept heads that break RFC 9112: names with spaces, lines without a colon, doubled lengths, bare line
-feeds, lines of any length. A head is read here as tolerantly as they do, and written anew with the few headers that a
-fetch uses. A tolerated response is the last one on its connection, so that its framing can confuse no other.
+Browsers and curl accept heads that break RFC 9112: names with spaces, lines without a colon, repeated lengths, bare
+line feeds, lines of any length. This parser accepts the same heads, and writes a new head with the few headers that a
+fetch uses. A response that breaks the RFC is the last one on its connection, so its framing cannot affect another.
 """
 
 from __future__ import annotations
@@ -13,46 +13,48 @@ from dataclasses import dataclass
 import aiohttp
 
 MAX_HEAD_BYTES = 262_144
-"""Bytes of one head, as in Chrome."""
+"""Largest number of bytes of one head, as in Chrome."""
 
 _END = re.compile(rb"\n\r?\n")
 _STATUS = re.compile(rb"HTTP(?:/(\d+)(?:\.(\d+))?)?[ \t]+(\d{3})(?!\d)[ \t]*(.*)", re.IGNORECASE)
 _LENGTH = re.compile(rb"\+?(\d+)")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
-_PASSED_ON = (b"content-range", b"retry-after", b"x-robots-tag")
+_COPIED_HEADERS = (b"content-range", b"retry-after", b"x-robots-tag")
+"""Headers that the new head copies without change."""
 _REASON_BYTES = 100
+"""Bytes of the reason phrase that the new head keeps."""
 
 
 class BadResponse(aiohttp.ClientError):
-    """A response that browsers refuse too; the message says why."""
+    """Response that browsers refuse too; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The head of one response."""
+    """Head of one response."""
 
     status: int
     data: bytes
-    """It in strict form."""
+    """The head in the form of RFC 9112."""
     length: int | None
-    """Bytes of its body; None where chunks or the end of the connection end it."""
+    """Bytes of the body; None if chunks or the close of the connection end it."""
     chunked: bool
 
 
 class HeadReader:
-    """Collects the bytes of a connection until they hold a head."""
+    """Buffer of received bytes, from which complete heads are taken."""
 
     def __init__(self) -> None:
         self.buffer = bytearray()
-        """Bytes received and not yet taken as a head."""
+        """Received bytes that belong to no taken head."""
         self._searched = 0
 
     def take(self) -> Head | None:
-        """Take the next head out of the buffer; None while it is not whole.
+        """Remove the next head from the buffer and return it; None while it is incomplete.
 
         Raises:
-            BadResponse: the bytes are no head, or one that is too large.
+            BadResponse: the bytes are no head, or the head is too large.
         """
         if self._searched < 4:
             self.buffer = self.buffer.lstrip(b"\r\n \t")
@@ -72,10 +74,10 @@ class HeadReader:
 
 
 def parse_head(data: bytes) -> Head:
-    """Read a head, without the blank line that ends it.
+    """Parse a head, given without its final blank line.
 
     Raises:
-        BadResponse: it has no status, or says two lengths.
+        BadResponse: the head has no status, or states two lengths.
     """
     first, *lines = data.split(b"\n")
     status_line = _STATUS.match(first.rstrip(b"\r"))
@@ -99,14 +101,14 @@ def parse_head(data: bytes) -> Head:
     head += [b"Transfer-Encoding: chunked"] if chunked else []
     head += [b"Content-Encoding: " + b", ".join(codings)] if codings else []
     head += [b"Location: " + _ascii_url(value) for value in values.get(b"location", [])[:1] if value]
-    head += [name + b": " + value for name in _PASSED_ON for value in values.get(name, [])]
+    head += [name + b": " + value for name in _COPIED_HEADERS for value in values.get(name, [])]
     head += [] if keep else [b"Connection: close"]
     bodiless = status < 200 or status in (204, 304)
     return Head(status, b"\r\n".join(head) + b"\r\n\r\n", 0 if bodiless else length, chunked and not bodiless)
 
 
 def _fields(lines: list[bytes]) -> tuple[dict[bytes, list[bytes]], bool]:
-    """The values of each header by its name in small letters, and whether all lines are as RFC 9112 has them."""
+    """Return the values of each header by its lowercase name, and whether all lines follow RFC 9112."""
     fields: list[list[bytes]] = []
     strict, continued = True, False
     for line in lines:
@@ -128,22 +130,23 @@ def _fields(lines: list[bytes]) -> tuple[dict[bytes, list[bytes]], bool]:
 
 
 def _clean(value: bytes) -> bytes:
+    """Remove control characters, and spaces and tabs at both ends."""
     return value.translate(None, _CONTROLS).strip(b" \t")
 
 
 def _listed(values: dict[bytes, list[bytes]], name: bytes) -> list[bytes]:
-    """The parts between commas of all headers of a name."""
+    """Return the comma-separated items of all headers with a name."""
     parts = (part.strip(b" \t") for value in values.get(name, []) for part in value.split(b","))
     return [part for part in parts if part]
 
 
 def _length(stated: list[bytes]) -> int | None:
-    """The length that the values of Content-Length agree on; None where they say no number.
+    """Return the length that all values of Content-Length state; None if one of them is no number.
 
     Raises:
-        BadResponse: they differ.
+        BadResponse: the values differ.
     """
-    # 18 digits fit the parser's integers, and are too large for anybody
+    # 18 digits fit the integers of aiohttp's parser, and exceed every size limit
     numbers = {match and int(match[1].lstrip(b"0")[:18] or 0) for match in map(_LENGTH.fullmatch, stated)}
     if None in numbers:
         return None
@@ -154,4 +157,5 @@ def _length(stated: list[bytes]) -> int | None:
 
 
 def _ascii_url(value: bytes) -> bytes:
+    """Percent-encode the bytes of a URL that are not ASCII."""
     return b"".join(b"%%%02X" % byte if byte > 126 else bytes([byte]) for byte in value)

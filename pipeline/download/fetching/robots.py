@@ -1,7 +1,7 @@
-"""What a site asks of crawlers: X-Robots-Tag headers and robots.txt, as RFC 9309 and Google read them.
+"""Parsers of X-Robots-Tag headers and robots.txt, which follow RFC 9309 and Google.
 
-The two parsers of robots.txt that are at hand do not stand a hostile web: urllib's knows no wildcards and takes the
-first rule that matches, and Protego 0.7 needs 23 s and 1.1 GB for a file of 120 kB that names 4,000 agents.
+The two available parsers of robots.txt do not suit an untrusted web. The one in urllib supports no wildcards and uses
+the first matching rule. Protego 0.7 needs 23 s and 1.1 GB for a file of 120 kB that names 4,000 agents.
 """
 
 from __future__ import annotations
@@ -12,32 +12,33 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 UPSTREAM_AGENT = "img2dataset"
-"""Opt-outs that name img2dataset are meant for what we do, and bind us too."""
+"""Agent name of img2dataset, whose opt-outs we obey too, since they address the same use."""
 MAX_ROBOTS_BYTES = 500_000
-"""What is read of a robots.txt, as by Google; the rest is ignored."""
+"""Bytes read from a robots.txt; the rest is ignored, as by Google."""
 
 _RULE_BYTES = 300
-"""What the objects of one rule take, beside its characters."""
+"""Estimated memory of one rule in bytes, without its characters."""
 _OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
-"""X-Robots-Tag directives that keep an image out, as in img2dataset; `none` stands for noindex and nofollow."""
+"""X-Robots-Tag directives that exclude an image, as in img2dataset; `none` means noindex and nofollow."""
 _VALUED_DIRECTIVES = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+"""Directives with a colon and a value, which are not agent names."""
 _AGENT = re.compile(r"^\s*([A-Za-z0-9_.*-]+)\s*:\s*(.*)$", re.DOTALL)
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset(string.ascii_letters + string.digits + "-._~")
 
 
 def product_token(user_agent: str) -> str:
-    """The name by which sites address an agent: what stands before the first slash or space, in small letters."""
+    """Return the name by which sites address an agent: the lowercase text before the first slash or space."""
     return re.split(r"[/\s]", user_agent.strip(), maxsplit=1)[0].lower()
 
 
 def opted_out(headers: Sequence[str], user_agent: str) -> bool:
-    """Whether X-Robots-Tag headers forbid the use of an image by us.
+    """Return whether X-Robots-Tag headers forbid us to use an image.
 
-    A header is a list of directives; `agent: ...` addresses those after it to one agent only. The colon of a directive
+    A header is a list of directives. `agent:` limits the directives after it to one agent. The colon of a directive
     with a value, such as `unavailable_after`, names no agent.
     """
-    ours = (None, "*", product_token(user_agent), UPSTREAM_AGENT)
+    our_agents = (None, "*", product_token(user_agent), UPSTREAM_AGENT)
     for header in headers:
         agent = None
         for part in re.split(r"[,;]", header):
@@ -45,28 +46,28 @@ def opted_out(headers: Sequence[str], user_agent: str) -> bool:
             match = _AGENT.match(part)
             if match and match.group(1).lower() not in _VALUED_DIRECTIVES:
                 agent, directive = match.group(1).lower(), match.group(2)
-            if agent in ours and directive.strip().lower() in _OPT_OUTS:
+            if agent in our_agents and directive.strip().lower() in _OPT_OUTS:
                 return True
     return False
 
 
 class RobotsRules:
-    """The rules of one robots.txt that concern us. Without rules all is allowed."""
+    """Rules of one robots.txt that apply to us. Without rules, every path is allowed."""
 
     def __init__(self, rules: Sequence[tuple[str, bool]] = ()) -> None:
-        # the longest pattern that matches decides, and of equal ones the one that allows
+        # the longest matching pattern decides; of two with the same length, the one that allows
         ordered = sorted(set(rules), key=lambda rule: (-len(rule[0]), not rule[1]))
         self._rules = [
             (pattern.removesuffix("$").split("*"), pattern.endswith("$"), allow) for pattern, allow in ordered
         ]
         self.size = sum(len(pattern) + _RULE_BYTES for pattern, _ in ordered)
-        """Bytes of memory that the rules take, about."""
+        """Estimated memory of the rules in bytes."""
 
     @classmethod
     def parse(cls, body: bytes, user_agent: str) -> RobotsRules:
-        """The group of our own name, else img2dataset's, else that of all agents."""
+        """Parse the group for our agent name, or else for img2dataset, or else for all agents."""
         groups: dict[str, list[tuple[str, bool]]] = {}
-        wanted = (product_token(user_agent), UPSTREAM_AGENT, "*")
+        agents = (product_token(user_agent), UPSTREAM_AGENT, "*")
         current: set[str] = set()
         in_rules = False
         for line in body.decode("utf-8-sig", errors="replace").splitlines():
@@ -75,24 +76,29 @@ class RobotsRules:
             if key == "user-agent":
                 if in_rules:
                     current, in_rules = set(), False
-                if (agent := product_token(value)) in wanted:
+                if (agent := product_token(value)) in agents:
                     current.add(agent)
                     groups.setdefault(agent, [])
             elif key in ("allow", "disallow"):
                 in_rules = True
                 if value:
                     for agent in current:
-                        groups[agent].append((_normal(value), key == "allow"))
-        return cls(next((groups[agent] for agent in wanted if agent in groups), ()))
+                        groups[agent].append((_normalise(value), key == "allow"))
+        return cls(next((groups[agent] for agent in agents if agent in groups), ()))
 
     def allow(self, path: str) -> bool:
-        """Whether a path, with its query, may be fetched."""
-        path = _normal(path)
+        """Return whether a path, given with its query, may be fetched."""
+        path = _normalise(path)
         return next((allow for parts, whole, allow in self._rules if _matches(parts, whole, path)), True)
 
 
 def _matches(parts: list[str], whole: bool, path: str) -> bool:
-    """Whether the parts, with anything between them, begin the path, or are all of it. Takes linear time."""
+    """Return whether a path starts with the parts and any text between them. Takes linear time.
+
+    Args:
+        parts: the pattern, split at its wildcards.
+        whole: whether the pattern must match up to the end of the path.
+    """
     first, *rest = parts
     if not path.startswith(first):
         return False
@@ -100,17 +106,17 @@ def _matches(parts: list[str], whole: bool, path: str) -> bool:
         return not whole or path == first
     position = len(first)
     for part in rest[:-1]:
-        found = path.find(part, position)
-        if found < 0:
+        start = path.find(part, position)
+        if start < 0:
             return False
-        position = found + len(part)
+        position = start + len(part)
     if whole:
         return len(path) - len(rest[-1]) >= position and path.endswith(rest[-1])
     return path.find(rest[-1], position) >= 0
 
 
-def _normal(path: str) -> str:
-    """A path in the one spelling in which paths are compared: only what must be is escaped, in capitals."""
+def _normalise(path: str) -> str:
+    """Return a path in its canonical spelling: only necessary characters are escaped, with uppercase digits."""
 
     def spell(escape: re.Match[str]) -> str:
         character = chr(int(escape.group(1), 16))

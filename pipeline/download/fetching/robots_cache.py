@@ -1,4 +1,4 @@
-"""The robots.txt of each origin, read once while it is remembered."""
+"""Cache of robots.txt rules, one entry for each origin."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from yarl import URL
 from .robots import RobotsRules
 
 _MOST_ORIGINS = 10_000
+"""Largest number of cached origins."""
 _MOST_BYTES = 100_000_000
-"""Of all rules that are remembered together; a hostile site's take more than 10 MB."""
+"""Largest memory of all cached rules in bytes; those of one hostile site can exceed 10 MB."""
 
 
 class RobotsCache:
-    """Asks once per origin, however many of its URLs wait for the answer. The oldest are forgotten.
+    """Cache that reads each robots.txt once, even if many URLs wait for it. The oldest entries are evicted.
 
-    A failure to read one is raised to all that wait for it, and not remembered, since it may pass.
+    All waiting URLs receive the exception of a failed read. Failures are not cached, since they may be transient.
+
+    Args:
+        read: returns the body of a robots.txt.
     """
 
     def __init__(self, user_agent: str, read: Callable[[URL], Awaitable[bytes]]) -> None:
@@ -29,31 +33,34 @@ class RobotsCache:
         self._reading: dict[str, asyncio.Task[RobotsRules]] = {}
 
     async def allow(self, url: URL) -> bool:
-        """Whether the robots.txt of the origin of `url` lets us fetch it."""
+        """Return whether the robots.txt of the origin of `url` allows us to fetch it."""
         origin = str(url.origin())
         rules = self._rules.get(origin)
         if rules is None:
             if origin not in self._reading:
                 self._reading[origin] = asyncio.create_task(self._load(url.origin(), origin))
-            rules = await asyncio.shield(self._reading[origin])  # it may be waited for by others
+            rules = await asyncio.shield(
+                self._reading[origin]
+            )  # a cancelled caller must not cancel the read for others
         return rules.allow(url.raw_path_qs)
 
     async def close(self) -> None:
-        """Stop reading."""
+        """Cancel all reads."""
         for task in self._reading.values():
             task.cancel()
         await asyncio.gather(*self._reading.values(), return_exceptions=True)
 
     async def _load(self, url: URL, origin: str) -> RobotsRules:
+        """Read and parse the robots.txt of an origin, and cache its rules."""
         try:
             body = await self._read(url.with_path("/robots.txt"))
-            # in a thread, since the longest takes half a second, in which other deadlines pass
+            # the longest file takes half a second to parse, so a thread does it
             rules = await asyncio.to_thread(RobotsRules.parse, body, self._user_agent)
         finally:
             del self._reading[origin]
         self._rules[origin] = rules
         self._size += rules.size
         while len(self._rules) > _MOST_ORIGINS or self._size > _MOST_BYTES:
-            _, forgotten = self._rules.popitem(last=False)
-            self._size -= forgotten.size
+            _, evicted = self._rules.popitem(last=False)
+            self._size -= evicted.size
         return rules

@@ -1,4 +1,4 @@
-"""Connections that take the responses which browsers and curl take, where aiohttp's parser is strict."""
+"""Tolerant connections: they accept the responses that browsers and curl accept, where aiohttp's parser is strict."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from aiohttp.client_proto import ResponseHandler
 from .response_head import MAX_HEAD_BYTES, BadResponse, Head, HeadReader
 
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?")
+"""Line that begins a chunk: its size in hexadecimal, and perhaps extensions."""
 _CHUNK_LINE_BYTES = 16_384
-"""Bytes of the line that begins a chunk, extensions included, as in Chrome."""
+"""Largest number of bytes of the line that begins a chunk, extensions included, as in Chrome."""
 
 
 class LengthReader:
-    """The bytes of a body of stated length."""
+    """Reader of a body with a stated length."""
 
     def __init__(self, length: int) -> None:
         self._left = length
         self.excess = False
-        """Whether more bytes arrived than belong to the body."""
+        """True if bytes arrived after the end of the body."""
 
     @property
     def done(self) -> bool:
+        """True once the whole body has arrived."""
         return not self._left
 
     def feed(self, data: bytes) -> bytes:
-        """Return what belongs to the body."""
+        """Return the bytes that belong to the body."""
         self.excess |= len(data) > self._left
         data = data[: self._left]
         self._left -= len(data)
@@ -36,7 +38,7 @@ class LengthReader:
 
 
 class ChunkReader:
-    """The chunks of a body in strict form: CRLF at each end of a line, no extensions, no trailers."""
+    """Reader of a chunked body, which writes strict chunks: CRLF line ends, no extensions, no trailers."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -46,7 +48,7 @@ class ChunkReader:
         self.done = self.excess = False
 
     def feed(self, data: bytes) -> bytes:
-        """Return what is known of the chunks and was not returned before.
+        """Take in received bytes, and return the strict chunks that they complete.
 
         Raises:
             BadResponse: the bytes are no chunks.
@@ -75,7 +77,7 @@ class ChunkReader:
         return b"".join(strict)
 
     def _line(self, line: bytes) -> bytes:
-        """Take in a line that is no data."""
+        """Take in a line outside of the data, and return it in strict form."""
         if self._state == "end":
             if line:
                 raise BadResponse("a chunk is longer than it says")
@@ -96,33 +98,33 @@ class ChunkReader:
 
 
 class TolerantHandler(ResponseHandler):
-    """aiohttp's protocol of a connection, which receives strict heads and chunks, and nothing behind the end of a body.
+    """aiohttp's connection protocol, which passes strict heads and chunks to the parser, and no bytes after a body.
 
     Args:
-        loop: the event loop of the connection.
+        loop: event loop of the connection.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._heads: HeadReader | None = None
-        """The reader of the head that is awaited; None within a body."""
+        """Reader of the next head; None within a body."""
         self._body: LengthReader | ChunkReader | None = None
-        """The reader of a body whose end is stated."""
+        """Reader of a body with a stated length or chunks; None for other bodies."""
 
     def set_response_params(self, **options: Any) -> None:
-        """Await a response."""
+        """Prepare for the next response."""
         self._heads, self._body = HeadReader(), None
         super().set_response_params(**options)
 
     def data_received(self, data: bytes) -> None:
-        """Pass on bytes of a body, and those of a head once it is whole."""
+        """Pass bytes of a body to the parser, and those of a head once it is complete."""
         try:
             if self._heads is None or self._parser is None:
                 self._body_received(data)
                 return
             self._heads.buffer += data
             while self._heads is not None and (head := self._heads.take()) is not None:
-                if head.status >= 200 or head.status == 101:  # others announce a further head
+                if head.status >= 200 or head.status == 101:  # another head follows an informational one
                     rest, self._heads = bytes(self._heads.buffer), None
                     self._body = _body_reader(head)
                     super().data_received(head.data)
@@ -134,13 +136,14 @@ class TolerantHandler(ResponseHandler):
             self._fail(error)
 
     def _body_received(self, data: bytes) -> None:
+        """Pass the bytes of a body to the parser, and close the connection if bytes follow the body."""
         reader = self._body
         if reader is None or not data:
             super().data_received(data)
             return
         was_done = reader.done
         body = reader.feed(data)
-        if reader.excess:  # no next response would begin where it should
+        if reader.excess:  # the next response would start at the wrong byte
             self.force_close()
         if was_done and self.transport is not None:
             self.transport.close()
@@ -148,16 +151,17 @@ class TolerantHandler(ResponseHandler):
             super().data_received(body)
 
     def _fail(self, error: BadResponse) -> None:
-        """End the response, and the connection with it."""
+        """End the response with an error, and close the connection."""
         if self._payload is not None and not self._payload.is_eof():
             self._payload.set_exception(error)
-        self._heads = self._payload = self._parser = None  # what comes of the connection now says less
+        self._heads = self._payload = self._parser = None  # later errors of the connection are less precise
         if self.transport is not None:
             self.transport.close()
         self.set_exception(error)
 
 
 def _body_reader(head: Head) -> LengthReader | ChunkReader | None:
+    """Return the reader for the body of a response; None if only the close of the connection ends it."""
     if head.chunked:
         return ChunkReader()
     return None if head.length is None else LengthReader(head.length)

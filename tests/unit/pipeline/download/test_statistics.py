@@ -1,29 +1,22 @@
-"""Statistics of a download, its progress, and what is said when success collapses."""
+"""Statistics of a download: counts of a shard, labels of failures, and sums over all shards."""
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from priorkit.pipeline.contract.manifest import Manifest, ShardRecord
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.download import progress as download_progress
-from priorkit.pipeline.download.collapse import SuccessWatch, diagnosis
-from priorkit.pipeline.download.progress import DownloadProgress
 from priorkit.pipeline.download.rows import Row
 from priorkit.pipeline.download.statistics import (
     ShardStatistics,
-    UrlSample,
     failure_label,
+    host_of,
     rows_not_utf8,
     total_statistics,
-    url_hashes,
 )
-from priorkit.pipeline.errors import PriorkitError
 
 
 def row(url: str | None, message: str | None = None, **values: Any) -> Row:
@@ -38,49 +31,6 @@ def stats_of(urls: list[str | None], message: str | None = None) -> dict[str, An
     return statistics.to_json(0.0, 2.0)
 
 
-def sample(urls: list[str], limit: int) -> UrlSample:
-    made = UrlSample(limit)
-    made.add(*np.unique(url_hashes(urls), return_counts=True))
-    return made
-
-
-def test_a_small_sample_counts_duplicates_exactly() -> None:
-    urls = ["a", "b", "a", "c", "a", "b"]
-    assert sample(urls, 100).duplicates() == 3
-    joined = UrlSample(100)
-    for part in (urls[:2], urls[2:3], urls[3:], []):
-        joined.add_json(sample(part, 100).to_json())
-    assert (joined.duplicates(), joined.level) == (3, 0)
-
-
-@pytest.mark.parametrize("parts", [1, 40])
-def test_a_large_sample_is_bounded_and_estimates_duplicates(parts: int) -> None:
-    """50,000 rows of 30,000 URLs, in parts of which each keeps a sample of its own."""
-    urls = [f"http://h/{number}" for number in (*range(30_000), *range(20_000))]
-    random.Random(0).shuffle(urls)
-    joined = UrlSample(4096)
-    for part in range(parts):
-        kept = sample(urls[part::parts], 1024).to_json()
-        assert len(kept["hashes"]) <= 1024 * 8 * 4 / 3 + 4
-        joined.add_json(kept)
-    assert joined.duplicates() == pytest.approx(20_000, rel=0.15)
-    assert joined.level >= 3
-    assert len(joined._hashes) <= 4096
-
-
-def test_what_a_sample_would_not_choose_is_not_held() -> None:
-    """Or the samples of 200,000 shards would be sorted in a hundred times."""
-    made = sample([f"http://h/{number}" for number in range(5000)], 4096)
-    made.duplicates()
-    assert made.level == 1
-    odd = np.arange(1, 2001, 2, dtype=np.uint64)
-    made.add(odd, np.ones(1000, np.int64))
-    assert sum(len(hashes) for hashes, _ in made._added) == 0
-    chosen = np.array([1 << 60], np.uint64)
-    made.add(chosen, np.array([3]))
-    assert made.duplicates() >> made.level == 2
-
-
 def test_rows_that_are_not_utf8_are_counted_once_each() -> None:
     table = pa.table({"url": ["a", "\ufffd", "c", None], "caption": ["\ufffd", "\ufffd", None, "d"], "n": [1, 2, 3, 4]})
     assert rows_not_utf8(table) == 2
@@ -91,7 +41,7 @@ def test_failures_are_named_with_their_status() -> None:
     statistics = ShardStatistics(pa.table({"url": ["http://a/1", "http://a/2", "http://B:80/3", "no url"]}))
     statistics.add(row("http://a/1", "http_4xx: 404"))
     statistics.add(row("http://a/2", "dns: a"))
-    statistics.add(row("http://B:80/3", kept=True))
+    statistics.add(row("http://B:80/3", reused=True))
     statistics.add(row("http://[", "bad_url: Invalid IPv6 URL"))
     found = statistics.to_json(1.0, 3.0)
     assert found["status_dict"] == {"bad_url": 1, "dns": 1, "http_4xx": 1, "success": 1}
@@ -113,11 +63,11 @@ def test_failures_are_named_with_their_status() -> None:
         ("decode", "decode"),
     ],
 )
-def test_the_label_of_a_failure(message: str | None, label: str) -> None:
+def test_label_of_a_failure(message: str | None, label: str) -> None:
     assert failure_label(row("http://h/", message)) == label
 
 
-def test_the_hosts_of_a_shard_and_of_all_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_hosts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("priorkit.pipeline.download.statistics._MOST_HOSTS", 30)
     store = Store("memory://bounded_hosts")
     manifest = Manifest("download", {}, {})
@@ -138,66 +88,51 @@ def test_the_hosts_of_a_shard_and_of_all_are_bounded(monkeypatch: pytest.MonkeyP
     assert found["seconds"] == 16.0
 
 
-def test_success_is_judged_over_the_last_rows_only() -> None:
-    watch = SuccessWatch(0.5, 10)
-    for _ in range(100):
-        watch.add({"success": 1})
-    for _ in range(5):
-        watch.add({"dns": 1})
-    with pytest.raises(PriorkitError, match="4 of the last 10 rows gave an image"):
-        watch.add({"timeout": 1})
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://A.example:80/x", "a.example"),
+        (None, "no host"),
+        ("x.jpg", "no host"),
+        ("http://[", "no host"),
+        ("http://" + "a" * 300 + "/", "a" * 253),
+    ],
+)
+def test_host_of_a_url(url: str | None, host: str) -> None:
+    assert host_of(url) == host
 
 
-def test_too_few_rows_are_not_judged_and_none_where_it_is_off() -> None:
-    watch = SuccessWatch(0.5, 10)
-    for _ in range(9):
-        watch.add({"dns": 1})
-    off = SuccessWatch(0, 10)
-    for _ in range(100):
-        off.add({"dns": 1})
+def test_a_shard_lists_its_sizes_and_duplicates() -> None:
+    stats = stats_of(["http://a/1", "http://a/1", "http://a/2", None, "http://a/1"])
+    assert (stats["bytes"], stats["duplicate_urls"], stats["successes"]) == (50, 2, 5)
+    assert stats["url_sample"]["level"] == 0
 
 
-def test_whole_shards_are_judged_too() -> None:
-    watch = SuccessWatch(0.1, 1000)
-    watch.add({"success": 900, "dns": 100})
-    watch.add({"dns": 500})
-    with pytest.raises(PriorkitError, match="0 of the last 1,100 rows"):
-        watch.add({"dns": 600})
+@pytest.mark.parametrize(("outcome", "failed"), [("decode", "failed_to_resize"), ("dns", "failed_to_download")])
+def test_failures_count_for_one_status_of_img2dataset(outcome: str, failed: str) -> None:
+    stats = stats_of(["http://a/1"], outcome)
+    assert {name: stats[name] for name in ("successes", "failed_to_resize", "failed_to_download")} == {
+        "successes": 0, "failed_to_resize": 0, "failed_to_download": 0, failed: 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("labels", "named"),
+    "damaged",
     [
-        ({"dns": 90, "timeout": 10}, "90% of the failures are dns: host names are not resolved"),
-        ({"refused": 30, "connection": 30}, "100% of the failures are refused, connection: connections are refused"),
-        ({"http_4xx 403": 60, "http_429": 30, "dns": 10}, "servers refuse us: set download.user_agent"),
-        ({"timeout": 9, "success": 400}, "lower download.concurrency, or raise download.timeout_seconds"),
-        ({"blocked_address": 9}, "private addresses"),
-        ({"tls": 9}, "clock is right"),
-        ({"not_image": 9}, "login page"),
-        ({"http_4xx 404": 9}, "the list is old"),
-        ({"empty_url": 5, "bad_url": 4}, "download.url_column is the right one"),
-        ({"hash_mismatch": 5}, "download.hash_column"),
-        ({"dns": 4, "timeout": 3, "filtered": 3}, "several kinds, most of them 4 dns, 3 timeout, 3 filtered"),
-        ({"filtered": 9}, "most of them 9 filtered"),
+        {"level": 99, "hashes": "", "counts": {}},
+        {"level": 0.5, "hashes": "", "counts": {}},
+        {"level": 0, "hashes": "", "counts": {"7": 2}},
+        {"level": 0, "hashes": "AAAAAAAAAAA=", "counts": {"0": 10**30}},
+        {"level": 0, "hashes": "AAA=", "counts": {}},
+        {},
     ],
 )
-def test_the_diagnosis_names_the_cause_and_what_to_do(labels: dict[str, int], named: str) -> None:
-    assert named in diagnosis(labels)
-
-
-def test_progress_tells_of_rows_and_rates_within_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(download_progress.time, "monotonic", lambda: now[0])
-    told: list[tuple[int, int | None, str]] = []
-    progress = DownloadProgress(lambda *values: told.append(values), 100, 1000, None)
-    for number in range(8):
-        now[0] += 0.25
-        progress.add_row(row("http://h/", None if number % 4 else "dns: h", body_bytes=250_000))
-    progress.add_row(row("http://h/", kept=True))
-    assert [done for done, _, _ in told] == [100, 102, 104, 106, 108]
-    assert told[-1] == (108, 1000, "3 img/s, 75% success, 8.0 Mbit/s")
-    progress.add_rows({"success": 90, "timeout": 10}, 1_000_000)
-    progress.tell()
-    assert told[-1][0] == 208
-    assert "89% success" in told[-1][2]
+def test_a_damaged_sample_of_one_shard_leaves_the_others(damaged: dict[str, Any]) -> None:
+    store = Store("memory://damaged_sample")
+    manifest = Manifest("download", {}, {})
+    stats = stats_of(["http://a/1", "http://a/1"])
+    for name, sample in (("00000", damaged), ("00001", stats["url_sample"])):
+        store.write_json(f"{name}_stats.json", {**stats, "url_sample": sample})
+        manifest.shards[name] = ShardRecord(name, 2, "", "", {})
+    totals = total_statistics(store, manifest)
+    assert (totals["duplicate_urls"], totals["duplicates_exact"], totals["bytes"]) == (1, True, 40)

@@ -65,7 +65,7 @@ def test_repeats_beyond_the_capacity_are_sampled_by_content() -> None:
     repeats = Repeats(capacity=8000)
     for start in range(0, len(hashes), 1000):
         repeats.add(hashes[start : start + 1000], np.arange(start, start + 1000))
-        assert repeats._size <= 8000
+        assert len(repeats._sample) <= 8000
     one_in = repeats.one_in
     assert one_in == 16
     count, pairs = repeats.find()

@@ -1,4 +1,4 @@
-"""Which bytes reach the decoder, and what comes out of it."""
+"""Image resizer: accepted bytes, filters, formats, and the difference between `exact` and `fast`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encoded(kind: str, pixels: np.ndarray = PIXELS) -> bytes:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_known_kinds_of_images_pass(kind: str) -> None:
+def test_known_formats_are_images(kind: str) -> None:
     assert is_image(encoded(kind))
 
 
@@ -51,7 +51,7 @@ def test_known_kinds_of_images_pass(kind: str) -> None:
         b"\x1f\x8b\x08",
     ],
 )
-def test_all_else_is_refused_before_the_decoder(body: bytes) -> None:
+def test_other_bytes_are_refused_before_decoding(body: bytes) -> None:
     assert not is_image(body)
     with pytest.raises(ImageError, match="not_image: first bytes") as error:
         ImageResizer(DownloadSettings())(body)
@@ -68,13 +68,13 @@ def test_an_image_is_resized_and_encoded(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("encode_format", "name"), [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP")])
-def test_the_stored_format_is_the_one_asked_for(encode_format: str, name: str) -> None:
+def test_the_stored_format_is_that_of_the_settings(encode_format: str, name: str) -> None:
     settings = DownloadSettings(image_size=20, encode_format=encode_format, encode_quality=9)
     with Image.open(io.BytesIO(ImageResizer(settings)(encoded("PNG")).data)) as image:
         assert image.format == name
 
 
-def test_small_images_stay_as_they_are() -> None:
+def test_small_images_are_not_resized() -> None:
     result = ImageResizer(DownloadSettings(image_size=256))(encoded("PNG"))
     assert (result.width, result.height) == (60, 40)
 
@@ -87,13 +87,13 @@ def test_small_images_stay_as_they_are() -> None:
         (DownloadSettings(max_image_area=2399), "image area too large"),
     ],
 )
-def test_images_out_of_bounds_are_filtered(settings: DownloadSettings, reason: str) -> None:
+def test_images_beyond_the_limits_are_filtered(settings: DownloadSettings, reason: str) -> None:
     with pytest.raises(ImageError, match=f"filtered: {reason}") as error:
         ImageResizer(settings)(encoded("PNG"))
     assert error.value.outcome == "filtered"
 
 
-def test_images_on_the_bounds_are_kept() -> None:
+def test_images_at_the_limits_are_accepted() -> None:
     settings = DownloadSettings(min_image_size=40, max_aspect_ratio=1.5, max_image_area=2400, max_pixels=2400)
     assert ImageResizer(settings)(encoded("PNG")).width == 60
 
@@ -124,7 +124,7 @@ def test_an_image_that_claims_too_many_pixels_is_refused() -> None:
 
 
 def photograph(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """Pixels `[H, W, 3]` whose spectrum falls as that of photographs does."""
+    """Pixels `[H, W, 3]` with the spectrum of photographs."""
     random = np.random.default_rng(seed)
     square = np.fft.fftfreq(height)[:, None] ** 2 + np.fft.rfftfreq(width)[None] ** 2
     square[0, 0] = 1
@@ -147,14 +147,14 @@ def ssim(first: bytes, second: bytes) -> float:
 
 
 def both(body: bytes, **changes: Any) -> tuple[ResizedImage, ResizedImage]:
-    """What `exact` and `fast` make of a body."""
+    """Images of a body with `exact` and with `fast`."""
     modes = [DownloadSettings.model_validate({"decode_mode": mode, **changes}) for mode in ("exact", "fast")]
     exact, fast = (ImageResizer(settings)(body) for settings in modes)
     return exact, fast
 
 
 @pytest.mark.parametrize("resize_mode", ["keep_ratio", "center_crop", "border", "keep_ratio_largest"])
-def test_fast_images_look_as_exact_ones_do(resize_mode: str) -> None:
+def test_fast_images_resemble_exact_ones(resize_mode: str) -> None:
     alike = []
     shapes = [(700, 500), (501, 777), (1201, 600), (333, 1999), (640, 640), (1500, 1100), (300, 1900)]
     for seed, (width, height) in enumerate(shapes):
@@ -168,8 +168,8 @@ def test_fast_images_look_as_exact_ones_do(resize_mode: str) -> None:
     assert min(alike) > 0.9
 
 
-def test_fast_images_of_all_sorts_are_right() -> None:
-    """Grey stays grey, CMYK is understood, and a turned photograph is stored upright, as in `exact`."""
+def test_fast_keeps_grey_cmyk_and_orientation() -> None:
+    """Grey stays grey, CMYK is decoded, and a rotated photograph is stored upright, as with `exact`."""
     pixels = photograph(800, 500)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -195,7 +195,7 @@ def test_fast_images_of_all_sorts_are_right() -> None:
         ("JPEG", (80, 50), {"resize_only_if_bigger": False}),
     ],
 )
-def test_fast_is_exact_where_nothing_can_be_halved(kind: str, size: tuple[int, int], changes: dict[str, Any]) -> None:
+def test_fast_equals_exact_if_no_side_can_be_halved(kind: str, size: tuple[int, int], changes: dict[str, Any]) -> None:
     exact, fast = both(encoded(kind, photograph(*size)), image_size=100, **changes)
     assert exact == fast
 
@@ -209,7 +209,7 @@ def test_fast_filters_by_the_true_size(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
 @pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_a_cut_photograph_is_not_decoded(kept: float, mode: str) -> None:
+def test_a_truncated_photograph_is_not_decoded(kept: float, mode: str) -> None:
     body = encoded("JPEG", photograph(800, 500))
     with pytest.raises(ImageError, match="decode: Image decoding error"):
         ImageResizer(DownloadSettings.model_validate({"decode_mode": mode}))(body[: int(kept * len(body))])

@@ -1,4 +1,4 @@
-"""Bodies in every encoding, in encodings they are not in, and ones that grow without bound."""
+"""Content-Encoding decoder: every encoding, wrong encodings, and bodies that expand without end."""
 
 from __future__ import annotations
 
@@ -48,25 +48,25 @@ JPEG = b"\xff\xd8\xff\xe0" + bytes(range(256)) * 20
 
 @pytest.mark.parametrize("coding", PACKERS)
 @pytest.mark.parametrize("body", [b"", b"x", BODY], ids=["empty", "one byte", "long"])
-def test_what_was_encoded_comes_back(coding: str, body: bytes) -> None:
+def test_encoded_bodies_are_decoded(coding: str, body: bytes) -> None:
     assert decode_body(PACKERS[coding](body), coding, LIMIT) == body
 
 
-def test_encodings_lie_one_upon_the_other() -> None:
+def test_nested_encodings_are_decoded() -> None:
     body = compress(gzip.compress(brotli.compress(BODY)))
     assert decode_body(body, "br, identity, gzip,zstd", LIMIT) == BODY
     with pytest.raises(CodingError, match="6 encodings"):
         decode_body(body, "gzip," * 6, LIMIT)
 
 
-def test_an_encoding_that_is_stated_twice_and_applied_once_is_decoded_once() -> None:
+def test_an_encoding_stated_twice_but_applied_once_is_decoded_once() -> None:
     assert decode_body(gzip.compress(JPEG), "gzip, gzip", 100_000) == JPEG
     assert decode_body(gzip.compress(JPEG), "br, gzip", 100_000) == JPEG
 
 
 @pytest.mark.parametrize("coding", [*PACKERS, "gzip, br", "zstd, deflate"])
 @pytest.mark.parametrize("image", [JPEG, b"BM" + bytes(500), b"GIF89a" + JPEG, b"RIFF\0\0\0\0WEBP" + JPEG])
-def test_an_image_that_is_not_encoded_is_taken(coding: str, image: bytes) -> None:
+def test_an_image_without_its_stated_encoding_is_accepted(coding: str, image: bytes) -> None:
     assert decode_body(image, coding, LIMIT) == image
 
 
@@ -78,14 +78,14 @@ def test_unknown_encodings_change_nothing(header: str) -> None:
 
 @pytest.mark.parametrize("coding", PACKERS)
 @pytest.mark.parametrize("body", [b"<html>", b"\x1f\x8b", b"", bytes(range(255, 0, -1))])
-def test_a_body_that_is_neither_encoded_nor_an_image_is_named(coding: str, body: bytes) -> None:
+def test_a_body_with_another_encoding_that_is_no_image_is_refused(coding: str, body: bytes) -> None:
     with pytest.raises(CodingError, match=r"Content-Encoding says|ends within"):
         decode_body(body, coding, LIMIT)
 
 
 @pytest.mark.parametrize("coding", PACKERS)
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
-def test_a_cut_body_is_named(coding: str, kept: float) -> None:
+def test_a_truncated_body_is_refused(coding: str, kept: float) -> None:
     packed = PACKERS[coding](BODY)
     with pytest.raises(CodingError, match="ends within"):
         decode_body(packed[: int(kept * len(packed))], coding, LIMIT)
@@ -118,7 +118,7 @@ def test_bodies_of_several_members_are_joined(coding: str, members: int) -> None
         decode_body(pack(b"") * 1025, coding, LIMIT)
 
 
-def test_zstd_gets_no_more_memory_than_its_standard_grants() -> None:
+def test_the_window_of_zstd_is_limited_as_its_standard_says() -> None:
     body = compress(
         bytes(1 << 25), options={CompressionParameter.window_log: 25, CompressionParameter.content_size_flag: 0}
     )
@@ -127,7 +127,7 @@ def test_zstd_gets_no_more_memory_than_its_standard_grants() -> None:
 
 
 @pytest.mark.parametrize("coding", PACKERS)
-def test_no_garbage_ends_in_another_error(coding: str) -> None:
+def test_garbage_raises_no_other_error(coding: str) -> None:
     chance = random.Random(1)
     packed = PACKERS[coding](BODY[:3000])
     for _ in range(300):

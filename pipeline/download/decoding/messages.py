@@ -1,0 +1,40 @@
+"""Messages between the fetching process and its decoder processes.
+
+A message is bytes and JSON, never a pickle. A hostile image may take over a decoder; the decoder can then send a false
+answer, but it cannot run code in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+
+from ..outcomes import IMAGE_OUTCOMES, ImageError, ResizedImage
+
+LENGTH = struct.Struct(">Q")
+"""Header of every message in both directions: the number of bytes that follow."""
+READY = b""
+"""First message of a decoder process, sent once its imports are done."""
+
+
+def pack(answer: ResizedImage | ImageError) -> bytes:
+    """Return the message for an answer."""
+    if isinstance(answer, ImageError):
+        return json.dumps([answer.outcome, answer.detail]).encode()
+    sizes = [answer.width, answer.height, answer.original_width, answer.original_height]
+    return json.dumps(sizes).encode() + b"\n" + answer.data
+
+
+def unpack(message: bytes) -> ResizedImage | ImageError:
+    """Return the answer in a message.
+
+    Raises:
+        ValueError: the message holds no answer.
+    """
+    head, _, data = message.partition(b"\n")
+    match json.loads(head):
+        case [str(outcome), str(detail)] if outcome in IMAGE_OUTCOMES:
+            return ImageError(outcome, detail)
+        case [int(width), int(height), int(original_width), int(original_height)]:
+            return ResizedImage(data, width, height, original_width, original_height)
+    raise ValueError(f"no answer of a decoding process: {head[:80]!r}")
