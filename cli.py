@@ -12,6 +12,7 @@ from .pipeline.commands import doctor as doctor_commands
 from .pipeline.commands import stages as pipeline_commands
 from .pipeline.display import streams
 from .prior.commands import compare as compare_commands
+from .prior.commands import convert as convert_commands
 from .prior.commands import report as report_commands
 from .prior.commands import sample as sample_commands
 from .recipes.commands import evaluate as evaluate_commands
@@ -35,7 +36,7 @@ for command in (
     report_commands.report,
     compare_commands.compare,
     sample_commands.sample,
-    sample_commands.convert,
+    convert_commands.convert,
     prior_commands.run,
     prior_commands.status,
     prior_commands.demo,

@@ -133,6 +133,11 @@ def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6
         made.append(_drawn(figure, title))
 
 
+def plot_label(name: str) -> str:
+    """Return a name as plot text of at most 60 ASCII characters; a dollar sign would start a formula in matplotlib."""
+    return name.encode("unicode_escape").decode().replace("$", r"\$")[:60]
+
+
 def _drawn(figure: Figure, title: str) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})

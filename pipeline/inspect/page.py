@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..display.page import new_plot, page, paragraph, plots, table
+from ..display.page import new_plot, page, paragraph, plot_label, plots, table
 from .findings import Inspection
 
 _LISTED = 20
@@ -111,13 +111,8 @@ def _histogram(name: str, values: Mapping[str, Any]) -> str:
 def _bars(name: str, counts: Mapping[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda item: item[1])[-_LISTED:]
     with new_plot(name, "rows", "", height=1.2 + 0.25 * len(ordered)) as (axes, made):
-        axes.barh([_label(name) for name, _ in ordered], [number for _, number in ordered])
+        axes.barh([plot_label(name) for name, _ in ordered], [number for _, number in ordered])
     return made[0]
-
-
-def _label(name: str) -> str:
-    """A name that its font has and that matplotlib takes for no formula, which is what stands between dollars."""
-    return name.encode("unicode_escape").decode().replace("$", r"\$")[:60]
 
 
 def _number(value: float) -> str:

@@ -52,7 +52,7 @@ def load_prior(
         SettingsError: an argument is missing, out of range, or of no meaning for what is loaded.
     """
     path = os.fspath(path)
-    if is_checkpoint(path, config=config, function_version=function_version, clip=clip):
+    if is_pth(path, config=config, function_version=function_version, clip=clip):
         assert config is not None
         prior = _load_pth(path, config, weights, function_version, clip)
     else:
@@ -100,7 +100,7 @@ def convert(
         raise FolderError(f"{destination}: {error.filename or error} is in the way; choose another place") from None
 
 
-def clip_location_of(model: str | None, pretrained: str | None) -> dict[str, Any] | None:
+def find_clip(model: str | None, pretrained: str | None) -> dict[str, Any] | None:
     """The argument `clip` of `load_prior`, from the name of an open_clip model and its weights; None of neither.
 
     Raises:
@@ -117,7 +117,7 @@ def clip_location_of(model: str | None, pretrained: str | None) -> dict[str, Any
     return clip_location(settings)
 
 
-def is_checkpoint(path: str, **options: Any) -> bool:
+def is_pth(path: str, **options: Any) -> bool:
     """Whether a path is that of a checkpoint.
 
     Args:

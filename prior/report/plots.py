@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...pipeline.display.page import COLOURS, new_plot
+from ...pipeline.display.page import COLOURS, new_plot, plot_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ def curves(title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float
     with _plot(title, x, y) as (axes, made):
         for name, points in series.items():
             thinned = thin(np.asarray(points, np.float64))
-            axes.plot(thinned[:, 0], thinned[:, 1], label=label(name), marker="o" if len(thinned) == 1 else None)
+            axes.plot(thinned[:, 0], thinned[:, 1], label=plot_label(name), marker="o" if len(thinned) == 1 else None)
         if len(series) > 1:
             axes.legend()
         if everything and min(everything) > 0 and max(everything) >= 10 * min(everything):
@@ -52,7 +52,7 @@ def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
         for position, name in enumerate(names):
             colour = COLOURS[0] if name.startswith(("prior", "given")) else COLOURS[6]
             _errorbar(axes, [values[name]], [position], colour, sideways=True)
-        axes.set_yticks(range(len(names)), [label(name) for name in names])
+        axes.set_yticks(range(len(names)), [plot_label(name) for name in names])
         axes.set_ylim(-0.6, len(names) - 0.4)
     return made[0]
 
@@ -77,7 +77,7 @@ def losses_by_timestep(title: str, losses: Mapping[str, Mapping[str, Interval]])
             parts = [name for name in found if name != "overall"]
             middles = [np.mean([int(edge) for edge in name.split("-")]).item() for name in parts]
             colour = COLOURS[number % len(COLOURS)]
-            axes.plot(middles, [found[name]["value"] for name in parts], color=colour, label=label(weights))
+            axes.plot(middles, [found[name]["value"] for name in parts], color=colour, label=plot_label(weights))
             _errorbar(axes, [found[name] for name in parts], middles, colour)
         axes.legend()
         axes.set_ylim(bottom=0)
@@ -93,7 +93,7 @@ def histograms(title: str, x: str, values: Mapping[str, np.ndarray]) -> str:
         for number, (name, found) in enumerate(values.items()):
             colour = COLOURS[number % len(COLOURS)]
             counts = np.histogram(found, edges)[0]
-            axes.stairs(counts, edges, color=colour, linewidth=1.5, label=label(name))
+            axes.stairs(counts, edges, color=colour, linewidth=1.5, label=plot_label(name))
             axes.stairs(counts, edges, color=colour, fill=True, alpha=0.15)
         axes.set_ylim(top=1.0 + axes.get_ylim()[1] * 1.25)  # room for the legend
         axes.legend(loc="upper left", fontsize=8.5)
@@ -110,7 +110,7 @@ def scatter(title: str, axis_names: tuple[str, str], limits: np.ndarray, points:
         for number, (name, found) in enumerate(points.items()):
             axes.plot(
                 found[:, 0], found[:, 1], linestyle="none", marker=_MARKERS[number % len(_MARKERS)], markersize=3,
-                markeredgewidth=0, alpha=0.75, color=COLOURS[number % len(COLOURS)], label=label(name),
+                markeredgewidth=0, alpha=0.75, color=COLOURS[number % len(COLOURS)], label=plot_label(name),
             )  # fmt: skip
         margin = 0.04 * (limits[1] - limits[0] + 1e-9)
         axes.set_xlim(limits[0, 0] - margin[0], limits[1, 0] + margin[0])
@@ -119,13 +119,8 @@ def scatter(title: str, axis_names: tuple[str, str], limits: np.ndarray, points:
     return made[0]
 
 
-def label(name: str) -> str:
-    """A name that its font has and that matplotlib takes for no formula, which is what stands between dollars."""
-    return name.encode("unicode_escape").decode().replace("$", r"\$")[:60]
-
-
 def _plot(title: str, x: str, y: str, height: float = 2.9) -> contextlib.AbstractContextManager[tuple[Axes, list[str]]]:
-    return new_plot(label(title), x, y, height, _WIDTH)
+    return new_plot(plot_label(title), x, y, height, _WIDTH)
 
 
 def _errorbar(

@@ -19,7 +19,7 @@ from ...pipeline.errors import InputError
 from ...pipeline.read.dataset import EmbeddingDataset
 from ..evaluate.predictors import as_units
 from ..evaluate.settings import BASELINES
-from ..evaluate.subject import SAID_OF_TRAINING_ROWS
+from ..evaluate.subject import TRAINING_ROWS_WARNINGS
 from ..train.output import LOG_NAME
 from . import plots as draw
 from .gallery_section import CAPTIONS, SEARCHED_ROWS, find_rows, gallery, projection
@@ -75,7 +75,7 @@ class Sections:
         about += [("draws for each caption", self._source.main["draws"]), ("seed", self._source.metrics["seed"])]
         about += [(name.replace("_", " "), value) for name, value in self._source.main.get("sample", {}).items()]
         body = [page.table(("", ""), about)]
-        if said := SAID_OF_TRAINING_ROWS.get(subject["training_rows"]):
+        if said := TRAINING_ROWS_WARNINGS.get(subject["training_rows"]):
             body.append(page.paragraph(said))
         return "What was evaluated", body
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from priorkit.prior.evaluate.distances import LEAST_GROUPS, EmbeddingSet, set_distances
-from priorkit.prior.evaluate.metrics import Estimate
+from priorkit.prior.evaluate.metrics import Interval
 
 
 def random(seed: int) -> np.random.Generator:
@@ -26,7 +26,7 @@ def pairs(seed: int, rows: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     return unit(0.6 * real + draw.standard_normal((rows, size)) + 0.3), unit(real)
 
 
-def distances(found: np.ndarray, real: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Estimate]:
+def distances(found: np.ndarray, real: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Interval]:
     """Of `[N, D]` each, row i of both of one image."""
     groups = np.arange(len(found)) if groups is None else groups
     return set_distances(EmbeddingSet(found, groups), EmbeddingSet(real, groups))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from priorkit.prior.evaluate import metrics
-from priorkit.prior.evaluate.metrics import Estimate
+from priorkit.prior.evaluate.metrics import Interval
 
 
 def random(seed: int) -> np.random.Generator:
@@ -79,12 +79,12 @@ def test_copies_of_the_true_image_are_no_rivals() -> None:
     assert metrics.rank(unit(truth + 0.1), truth, gallery, np.array([2])) == 0
 
 
-def coverage(estimates: list[Estimate], truth: float) -> int:
+def coverage(estimates: list[Interval], truth: float) -> int:
     """How many intervals hold the truth."""
     return sum(estimate.low <= truth <= estimate.high for estimate in estimates)
 
 
-def interval(values: np.ndarray, groups: np.ndarray | None = None, name: str = "x", **options: bool) -> Estimate:
+def interval(values: np.ndarray, groups: np.ndarray | None = None, name: str = "x", **options: bool) -> Interval:
     groups = np.arange(len(values)) if groups is None else groups
     return metrics.mean_intervals({name: values}, groups, 1000, 1, **options)[name]
 
@@ -141,13 +141,13 @@ def test_the_interval_of_a_share_is_agresti_and_coulls() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(0.02, 0.01), (0.5, 0.6), (0.005, 0.005)])
-def test_intervals_of_differences_of_recalls_hold_the_truth(first: float, second: float) -> None:
+def test_intervals_are_differences_of_recalls_hold_the_truth(first: float, second: float) -> None:
     """Of the same rows, as two evaluations are."""
     simulations = []
     for seed in range(200):
         hard = random(seed).random(300)  # for both
         difference = (hard < first).astype(float) - (hard < second)
-        simulations.append(interval(difference, name="recall_at_1", of_differences=True))
+        simulations.append(interval(difference, name="recall_at_1", are_differences=True))
     assert coverage(simulations, first - second) >= 180
     assert all(one.low <= one.value <= one.high for one in simulations)
 
