@@ -97,7 +97,7 @@ def _rotary_frequencies(config: PriorConfig) -> torch.Tensor:
     return 1.0 / (10_000.0 ** (torch.arange(0, width, 2).float() / width))
 
 
-def export_state(prior: Prior) -> dict[str, torch.Tensor]:
+def export_weights(prior: Prior) -> dict[str, torch.Tensor]:
     """The weights of a prior as a `DiffusionPrior` of release 1.15.6 names and shapes them.
 
     Raises:
@@ -170,7 +170,7 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-def trainer_state(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor) -> dict[str, Any]:
+def trainer_checkpoint(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor) -> dict[str, Any]:
     """What `DiffusionPriorTrainer.load` of release 1.15.6 reads: a trainer that has not made a step.
 
     Its optimiser decays weights of two dimensions or more, and knows them by number: as it has no state of any yet,

@@ -18,7 +18,7 @@ from ..model.prior import Prior
 from ..model.settings import WeightsName
 from ..network.function_version import FunctionVersion
 from .dalle2_settings import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
-from .dalle2_weights import export_state, import_prior, trainer_state
+from .dalle2_weights import export_weights, import_prior, trainer_checkpoint
 from .pth import read_pth
 from .pth_weights import choose_weights, stored_version
 
@@ -227,7 +227,7 @@ def _write_pth(prior: Prior, destination: str, overwrite: bool) -> None:
     for existing in (name, settings_name):
         if store.size(existing) is not None and not overwrite:
             raise FolderError(f"{store.path(existing)} exists; choose another name, or --overwrite")
-    content = trainer_state(export_state(prior), prior.schedule.alpha_bar)
+    content = trainer_checkpoint(export_weights(prior), prior.schedule.alpha_bar)
     with store.create(settings_name) as file:
         file.write((json.dumps({"prior": to_dalle2_config(prior.config)}, indent=1) + "\n").encode())
     with store.create(name) as file:

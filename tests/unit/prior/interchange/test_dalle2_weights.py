@@ -11,7 +11,7 @@ import torch
 
 from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 from priorkit.prior.interchange.dalle2_settings import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
-from priorkit.prior.interchange.dalle2_weights import export_state, import_prior
+from priorkit.prior.interchange.dalle2_weights import export_weights, import_prior
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.function_version import FunctionVersion
@@ -230,7 +230,7 @@ EXPORTABLE: list[dict[str, Any]] = [
 @pytest.mark.parametrize("change", EXPORTABLE, ids=str)
 def test_a_prior_comes_back_from_its_export(change: dict[str, Any]) -> None:
     prior = ours(**change)
-    state, settings = export_state(prior), to_dalle2_config(prior.config)
+    state, settings = export_weights(prior), to_dalle2_config(prior.config)
     config = to_prior_config(parse_config(settings, "a.json"), NEWEST, "a.json")
     assert config.diffusion == prior.config.diffusion
     assert config.network == prior.config.network.model_copy(update={"function_version": "1.15.6"})
@@ -243,8 +243,8 @@ def test_a_prior_comes_back_from_its_export(change: dict[str, Any]) -> None:
 
 def test_an_export_shares_no_memory_with_the_prior() -> None:
     prior = ours()
-    kept = {name: value.clone() for name, value in export_state(prior).items()}
-    state = export_state(prior)
+    kept = {name: value.clone() for name, value in export_weights(prior).items()}
+    state = export_weights(prior)
     for value in prior.network.state_dict().values():
         value.add_(1)
     assert all(torch.equal(value, kept[name]) for name, value in state.items())
@@ -276,20 +276,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("change", "named"), REFUSED, ids=[named for _, named in REFUSED])
 def test_what_dalle2_pytorch_has_not_is_refused(change: dict[str, Any], named: str) -> None:
     with pytest.raises(SettingsError) as error:
-        export_state(ours(**change))
+        export_weights(ours(**change))
     assert str(error.value).startswith("dalle2-pytorch has no such prior: ")
     assert named in str(error.value)
 
 
 def test_all_reasons_are_named_at_once() -> None:
     with pytest.raises(SettingsError, match=r"text_dim=12 .*; .*normaliser=whiten"):
-        export_state(ours(text_dim=12, diffusion={"normaliser": "whiten"}))
+        export_weights(ours(text_dim=12, diffusion={"normaliser": "whiten"}))
 
 
 @pytest.fixture
 def state() -> dict[str, torch.Tensor]:
     """The weights of a prior, as DALLE2-pytorch names them."""
-    return export_state(ours())
+    return export_weights(ours())
 
 
 def imported(state: dict[str, torch.Tensor]) -> Prior:

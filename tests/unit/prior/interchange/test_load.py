@@ -17,7 +17,7 @@ from priorkit import load_prior as public_load_prior
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import FolderError, InputError, PriorkitError, SettingsError
 from priorkit.prior.interchange.dalle2_settings import to_dalle2_config
-from priorkit.prior.interchange.dalle2_weights import export_state
+from priorkit.prior.interchange.dalle2_weights import export_weights
 from priorkit.prior.interchange.load import convert, load_prior
 from priorkit.prior.interchange.pth import read_pth
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
@@ -73,7 +73,7 @@ def write(tmp_path: Path) -> Callable[..., str]:
 
     def write(name: str = "a.pth", **changes: Any) -> str:
         content = {
-            "version": "1.15.6", "step": 3, "model": export_state(ONLINE), "ema_model": export_state(EMA),
+            "version": "1.15.6", "step": 3, "model": export_weights(ONLINE), "ema_model": export_weights(EMA),
             "ema": {"initted": torch.tensor(True)}, **changes,
         }  # fmt: skip
         torch.save({key: value for key, value in content.items() if value is not None}, tmp_path / name)
@@ -96,14 +96,14 @@ def test_the_public_names(write: Callable[..., str], settings: str, tmp_path: Pa
 
 
 def test_the_averaged_weights_of_older_trainers(write: Callable[..., str], settings: str) -> None:
-    inside = {f"ema_model.{name}": value for name, value in export_state(EMA).items()}
-    inside |= {f"online_model.{name}": value for name, value in export_state(ONLINE).items()}
+    inside = {f"ema_model.{name}": value for name, value in export_weights(EMA).items()}
+    inside |= {f"online_model.{name}": value for name, value in export_weights(ONLINE).items()}
     assert_equal(load_prior(write(ema_model=None, ema={**inside, "step": torch.tensor(1)}), config=settings), EMA)
 
 
 def test_a_bare_state_dict_needs_the_version(settings: str, tmp_path: Path) -> None:
     path = str(tmp_path / "bare.pth")
-    torch.save(collections.OrderedDict(export_state(EMA)), path)
+    torch.save(collections.OrderedDict(export_weights(EMA)), path)
     with pytest.raises(SettingsError, match=r"bare\.pth: stores no version; give function_version=.*0\.23\.10"):
         load_prior(path, config=settings)
     assert_equal(load_prior(path, config=settings, function_version="1.15.6"), EMA)
@@ -121,7 +121,7 @@ def test_a_bare_state_dict_needs_the_version(settings: str, tmp_path: Path) -> N
 )
 def test_a_state_dict_as_other_tools_save_it_is_read(wrap: Callable[..., Any], settings: str, tmp_path: Path) -> None:
     path = str(tmp_path / "theirs.pth")
-    torch.save(wrap(export_state(EMA)), path)
+    torch.save(wrap(export_weights(EMA)), path)
     assert_equal(load_prior(path, config=settings, function_version="1.15.6"), EMA)
 
 
@@ -446,7 +446,7 @@ def test_weights_that_are_no_plain_numbers_are_refused(
     write: Callable[..., str], settings: str, damage: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     weights = {
-        name: damage(value) if name.endswith("learned_query") else value for name, value in export_state(EMA).items()
+        name: damage(value) if name.endswith("learned_query") else value for name, value in export_weights(EMA).items()
     }
     refused = r"a\.pth: (holds no ema weights|net\.learned_query holds numbers that|cannot be read)"
     with pytest.raises(InputError, match=refused):
