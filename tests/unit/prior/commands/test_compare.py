@@ -51,7 +51,7 @@ def test_a_table_has_values_differences_and_marks(evaluations: list[str]) -> Non
     assert "] *" not in same
 
 
-def test_other_rows_are_said_to_be_others(evaluations: list[str]) -> None:
+def test_other_rows_are_reported(evaluations: list[str]) -> None:
     shown = good("compare", "near", "other").stdout
     assert "difference [95%], other rows" in shown
     assert "Other rows: differences are those of independent means" in " ".join(shown.split())

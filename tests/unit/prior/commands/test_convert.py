@@ -55,7 +55,7 @@ def test_samples_of_a_checkpoint_are_those_of_the_converted(exported: Path) -> N
     assert np.array_equal(np.load("samples.npy"), np.load("b.npy"))
 
 
-def test_convert_overwrites_only_when_told(exported: Path) -> None:
+def test_convert_overwrites_only_on_request(exported: Path) -> None:
     before = {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
     assert "prior holds a prior" in refused("convert", "theirs.pth", "prior", "--config", "theirs.json")
     assert "theirs.pth exists" in refused("convert", "prior", "theirs.pth")
@@ -150,7 +150,7 @@ def test_a_hostile_checkpoint_runs_nothing(as_zip: bool, exported: Path) -> None
     assert (exported / "marker").exists()  # it would have
 
 
-def test_hostile_names_steer_no_terminal(exported: Path) -> None:
+def test_control_characters_in_names_do_not_reach_the_terminal(exported: Path) -> None:
     said = refused("convert", "\x1b[2J.pth", "out", "--config", "theirs.json")
     assert "\x1b" not in said
     assert "\\x1b[2J.pth: no such file" in said

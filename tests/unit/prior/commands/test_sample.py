@@ -59,7 +59,7 @@ def test_the_json_of_captions(here: Path) -> None:
     assert found["mean_cosine_to_text"] == pytest.approx(sum(found["cosine_to_text"]) / 2)
 
 
-def test_hostile_captions_steer_no_terminal(here: Path) -> None:
+def test_control_characters_in_captions_do_not_reach_the_terminal(here: Path) -> None:
     hostile = ["\x1b[2J\x1b]0;title\x07", "[bold red]x[/bold red] [/]", "\u202ecba\u2066", "a\tb\u2028c", "\x9b31m"]
     (here / "a.txt").write_text("\n".join(caption for caption in hostile), encoding="utf-8")
     for arguments in (hostile, ["--prompts", "a.txt"]):
@@ -118,7 +118,7 @@ def test_a_folder_of_embeddings(prior: str, here: Path, embeddings_folder: Path)
 
 
 def test_stored_embeddings_need_no_clip(here: Path, embeddings_folder: Path) -> None:
-    """Neither is one looked for nor is open_clip imported."""
+    """No CLIP is loaded, and open_clip is not imported."""
     np.save(here / "texts.npy", np.ones((2, 16), np.float32))
     code = """
 import sys

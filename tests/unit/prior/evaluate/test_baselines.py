@@ -57,7 +57,7 @@ def test_ridge_regression_is_least_squares_where_rows_are_exact() -> None:
 
 
 @pytest.mark.parametrize("rows", [8, 40, 400])
-def test_ridge_regression_is_the_minimum_of_what_it_minimises(rows: int) -> None:
+def test_ridge_regression_minimises_its_penalised_error(rows: int) -> None:
     bank = make_bank(rows, noise=3.0)
     regression = Ridge(bank)
     text, image = bank.text.astype(np.float64), bank.image.astype(np.float64)
@@ -72,7 +72,7 @@ def test_ridge_regression_is_the_minimum_of_what_it_minimises(rows: int) -> None
     assert 1 <= regression.degrees_of_freedom <= D + 1
 
 
-def test_more_noise_and_fewer_rows_want_a_stronger_penalty() -> None:
+def test_more_noise_and_fewer_rows_choose_a_stronger_penalty() -> None:
     assert Ridge(make_bank(30, noise=20.0)).penalty > Ridge(make_bank(400, noise=0.1)).penalty
 
 
@@ -103,8 +103,8 @@ def test_relative_variance_is_the_posterior_variance_of_a_gaussian_process(rows:
     np.testing.assert_allclose(regression.relative_variance(new), np.diag(left), rtol=1e-3)
 
 
-def test_linear_gaussian_is_as_unsure_as_it_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From 20 rows the regression itself errs: over many problems draws are as far from their mean as the truth."""
+def test_the_spread_of_linear_gaussian_draws_matches_their_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 20 rows the regression itself errs; over many problems, draws are as far from their mean as the truth."""
     monkeypatch.setattr(baselines, "to_unit_norm", lambda values: values)
     random = np.random.default_rng(0)
     claimed, wrong = [], []

@@ -37,7 +37,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(shared: Path) -> Evaluate:
-    """Evaluates random predictions of a seed, NaN for a negative one, under changed settings."""
+    """Evaluate random predictions of a seed, or NaN for a negative seed, with changed settings."""
 
     def run(name: str, seed: int = 0, *, draws: int = 1, embeddings: str = "embeddings", **changes: Any) -> str:
         dim = DIM + (embeddings == "wide")
@@ -145,7 +145,7 @@ def test_json_is_plain(pair: tuple[str, str]) -> None:
     ],
     ids=["rows", "gallery", "distance rows", "draws", "size", "broken"],
 )
-def test_what_differs_in_more_than_the_predictions_is_refused(
+def test_evaluations_that_differ_in_more_than_predictions_are_refused(
     change: dict[str, Any], named: str, pair: tuple[str, str], run: Evaluate, request: pytest.FixtureRequest
 ) -> None:
     other = run(request.node.callspec.id, **{"seed": 3, **change})

@@ -34,7 +34,7 @@ SETTINGS = EvaluateSettings(
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingDataset:
-    """250 rows, more than a block of them for testing."""
+    """250 rows, with more than one block of test rows."""
     return EmbeddingDataset(str(write_embeddings(tmp_path_factory.mktemp("a") / "embeddings", rows=250)), READ)
 
 

@@ -25,7 +25,7 @@ def test_the_unrelated_caption_is_of_a_row_with_another_image() -> None:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> EmbeddingDataset:
-    """120 rows, of which three in a row have one image."""
+    """120 rows, three for each image."""
     return EmbeddingDataset(str(write_embeddings(tmp_path / "embeddings", captions=3)), SPLITS)
 
 

@@ -217,7 +217,7 @@ def test_a_prior_that_fits_is_accepted(prior: Prior, dataset: EmbeddingDataset, 
     subject.check(dataset, [SampleSettings(steps=4)], ["ema"])
 
 
-def test_every_weights_that_are_named_are_looked_for(prior: Prior, dataset: EmbeddingDataset, tmp_path: Path) -> None:
+def test_missing_weights_are_named_in_any_order(prior: Prior, dataset: EmbeddingDataset, tmp_path: Path) -> None:
     subject = find_subject(PriorSource(write_folder(prior, tmp_path / "prior")), None)
     for weights in ("online", "best"):
         for order in (("ema", weights), (weights, "ema")):

@@ -191,7 +191,7 @@ def test_the_json_of_a_whole_run_is_taken_too() -> None:
         (described({"ff_mult": 0}), "ff_mult"),
     ],
 )
-def test_what_is_wrong_with_settings_is_named(document: Any, named: str) -> None:
+def test_wrong_settings_are_named(document: Any, named: str) -> None:
     with pytest.raises(PriorkitError) as error:
         to_prior_config(parse_config(copy.deepcopy(document), "a.json"), NEWEST, "a.json")
     assert str(error.value).startswith("a.json: ")
@@ -248,7 +248,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "named"), REFUSED, ids=[named for _, named in REFUSED])
-def test_what_dalle2_pytorch_has_not_is_refused(change: dict[str, Any], named: str) -> None:
+def test_settings_that_dalle2_pytorch_lacks_are_refused(change: dict[str, Any], named: str) -> None:
     with pytest.raises(SettingsError) as error:
         require_exportable(our_config(**change))
     assert str(error.value).startswith("dalle2-pytorch has no such prior: ")

@@ -96,7 +96,7 @@ def imported(state: dict[str, torch.Tensor]) -> Prior:
     return import_prior(state, ours().config, "a.pth")
 
 
-def test_missing_and_left_over_weights_are_named(state: dict[str, torch.Tensor]) -> None:
+def test_missing_and_unknown_weights_are_named(state: dict[str, torch.Tensor]) -> None:
     del state["net.learned_query"]
     with pytest.raises(InputError, match=r"a\.pth: does not fit .* 1\.15\.6: it lacks net\.learned_query$"):
         imported(state)
@@ -108,7 +108,7 @@ def test_missing_and_left_over_weights_are_named(state: dict[str, torch.Tensor])
         imported(state)
 
 
-def test_what_is_no_part_of_a_prior_is_left_alone(state: dict[str, torch.Tensor]) -> None:
+def test_entries_that_are_not_part_of_a_prior_are_ignored(state: dict[str, torch.Tensor]) -> None:
     state |= {"clip.visual.weight": torch.ones(3), "noise_scheduler.betas": torch.ones(1), "_dummy": torch.ones(1)}
     imported(state)
 

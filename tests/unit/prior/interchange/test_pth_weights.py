@@ -61,7 +61,7 @@ def test_weights_that_are_not_there_are_named_with_those_that_are() -> None:
         choose_weights(TRAINER, "best", "a.pth")
 
 
-def test_another_model_is_told_what_to_save() -> None:
+def test_the_message_for_another_model_says_what_to_save() -> None:
     for content in ({"state_dict": {"unet.a": torch.ones(1)}}, {"unet.a": torch.ones(1)}):
         with pytest.raises(InputError, match=r"save the prior's state_dict alone, with names that begin with net\."):
             choose_weights(content, "ema", "a.pth")

@@ -1,4 +1,4 @@
-"""The picture: tiles where they belong, whatever a caption holds."""
+"""The picture: images are in their places for any caption."""
 
 from __future__ import annotations
 

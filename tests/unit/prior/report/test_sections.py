@@ -17,7 +17,7 @@ def way(name: str, weights: str = "ema", **changed: Any) -> dict[str, Any]:
     return {"name": name, "weights": weights, "sample": sample, "metrics": name}
 
 
-def test_a_sweep_varies_one_setting_and_leaves_out_what_is_broken() -> None:
+def test_a_sweep_varies_one_setting_and_omits_broken_predictors() -> None:
     predictors = [
         way("prior"), way("4 steps", steps=4), way("online", "online", steps=4), way("ddpm", sampler="ddpm"),
         way("guided", guidance_scale=2.0), {**way("64 steps", steps=64), "broken": "not finite"},
@@ -52,7 +52,7 @@ def test_the_sections_are_in_the_order_of_the_page(built: tuple[dict[str, str], 
     ]  # fmt: skip
 
 
-def test_the_subject_is_described_and_its_unknown_training_rows_are_warned_of(
+def test_the_subject_is_described_with_a_warning_about_training_rows(
     built: tuple[dict[str, str], list[str]], given: Path
 ) -> None:
     about = built[0]["What was evaluated"]
