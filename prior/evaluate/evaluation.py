@@ -56,7 +56,9 @@ def compute_metrics(
         given: evaluate given predictions instead of a prior.
         progress: called for each block.
     """
-    results = {split: SplitScores(dataset, split, settings, given=given) for split in settings.splits}
+    results: dict[Split, SplitScores] = {
+        split: SplitScores(dataset, split, settings, given=given) for split in settings.splits
+    }
     training = _image_set(dataset, dataset.content_order("train", settings.seed)[: settings.distance_rows])
     tasks = [task for split in results.values() for task in split.tasks()]
     # closed here, because an exception would keep the worker and its threads until the interpreter ends
@@ -86,7 +88,9 @@ class SplitScores:
         self._variants: Mapping[str, Variant] = {} if given else {way.name: way for way in variants(settings)}
         names = [*([GIVEN] if given else self._variants), *settings.baselines]
         self._predictors = {name: PredictorScores(self._rows, self._real, settings) for name in names}
-        self._losses = {name: LossScores(self._rows, settings) for name in (() if given else settings.weights)}
+        self._losses: dict[str, LossScores] = {}
+        if not given:
+            self._losses = {name: LossScores(self._rows, settings) for name in settings.weights}
 
     def tasks(self) -> Iterator[ScoreTask]:
         """Yield a task for every block of every predictor, then of every set of weights."""
