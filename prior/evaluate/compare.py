@@ -34,7 +34,7 @@ class Comparison:
     differences: list[Interval]
     """Difference of each later evaluation to the first."""
     paired: list[bool]
-    """Whether each difference is over the same rows, so that the difficulty of rows cancels."""
+    """True for each difference over the same rows, in which the difficulty of rows cancels."""
 
 
 def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Comparison]:

@@ -59,7 +59,7 @@ class ReportSource:
         self.main: dict[str, Any] = self.splits[self.first_split]["predictors"][0]
         """Metrics of the subject on that split."""
         self.is_given: bool = self.main["name"] == GIVEN
-        """Whether given predictions were evaluated instead of a prior."""
+        """True if given predictions were evaluated instead of a prior."""
         self.subject, self.no_subject = self._find_subject()
 
     def _find_subject(self) -> tuple[Subject | None, str]:
