@@ -14,8 +14,9 @@ from .pipeline.commands.embed import embed
 from .pipeline.commands.inspect import inspect
 from .pipeline.display import streams
 from .prior.commands.compare import compare
+from .prior.commands.convert import convert
 from .prior.commands.report import report
-from .prior.commands.sample import convert, sample
+from .prior.commands.sample import sample
 from .recipes.commands.demo import demo
 from .recipes.commands.evaluate import evaluate
 from .recipes.commands.recipes import recipes

@@ -69,7 +69,7 @@ def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
     dataset = EmbeddingDataset(recipe.folders.embeddings, recipe.read)
     rows = EvaluatedRows(dataset, recipe.evaluate.splits[0], recipe.evaluate).rows[:_CAPTIONS_SHOWN]
     nearest = nearest_images(load_prior(recipe.folders.prior), dataset, rows, _IMAGES_SHOWN, recipe.evaluate.seed)
-    keys = {key for row in nearest for key in (*row.by_text, *row.by_prior)}
+    keys = {key for row in nearest for key in (*row.nearest_to_text, *row.nearest_to_prior)}
     title = "Captions that the prior was not trained on, and the images nearest to them (green: the true one)"
     picture = draw_gallery(nearest, read_images(recipe.folders.images, keys), title)
     with Store(str(folder)).create(path.name) as file:

@@ -141,6 +141,11 @@ def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6
         fragments.append(_to_svg(figure, title))
 
 
+def plot_label(name: str) -> str:
+    """Return a name as plot text of at most 60 ASCII characters; a dollar sign would start a formula in matplotlib."""
+    return name.encode("unicode_escape").decode().replace("$", r"\$")[:60]
+
+
 def _to_svg(figure: Figure, title: str) -> str:
     """Return the fragment of a figure. The same figure always has the same bytes."""
     file = io.StringIO()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..display.page import new_plot, page, paragraph, plots, table
+from ..display.page import new_plot, page, paragraph, plot_label, plots, table
 from .findings import Inspection
 
 _LISTED = 20
@@ -113,13 +113,8 @@ def _bars(name: str, counts: Mapping[str, int]) -> str:
     """Return a bar chart of the largest counts."""
     ordered = sorted(counts.items(), key=lambda item: item[1])[-_LISTED:]
     with new_plot(name, "rows", "", height=1.2 + 0.25 * len(ordered)) as (axes, fragments):
-        axes.barh([_label(name) for name, _ in ordered], [number for _, number in ordered])
+        axes.barh([plot_label(name) for name, _ in ordered], [number for _, number in ordered])
     return fragments[0]
-
-
-def _label(name: str) -> str:
-    """Return a name in ASCII that matplotlib shows as it is; text between dollar signs would be a formula."""
-    return name.encode("unicode_escape").decode().replace("$", r"\$")[:60]
 
 
 def _number(value: float) -> str:

@@ -1,1 +1,1 @@
-"""Commands of a prior that need no recipe."""
+"""Commands that use a prior and need no recipe."""

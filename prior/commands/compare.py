@@ -1,4 +1,4 @@
-"""The command that sets evaluations side by side. Heavy imports happen when it runs."""
+"""The command `compare`. Heavy imports happen when it runs."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ def compare(
         from ..evaluate.compare import compare as run_compare
         from ..evaluate.compare import to_json
 
-        found = run_compare(evaluations, predictor)
+        comparisons = run_compare(evaluations, predictor)
         if as_json:
-            print_json(to_json(found))
+            print_json(to_json(comparisons))
             return
-        for split in dict.fromkeys(comparison.split for comparison in found):
-            score = next(c for c in found if (c.split, c.metric) == (split, "energy_score"))
+        for split in dict.fromkeys(comparison.split for comparison in comparisons):
+            score = next(c for c in comparisons if (c.split, c.metric) == (split, "energy_score"))
             header: list[str] = ["", evaluations[0]]
             for name, same_rows in zip(evaluations[1:], score.paired, strict=True):
                 header += [name, "difference [95%]" if same_rows else "difference [95%], other rows"]
             rows = []
-            for comparison in (comparison for comparison in found if comparison.split == split):
+            for comparison in (one for one in comparisons if one.split == split):
                 cells = [comparison.metric.replace("_", " "), f"{comparison.values[0].value:.4f}"]
                 for value, difference in zip(comparison.values[1:], comparison.differences, strict=True):
-                    sure = "" if difference.low <= 0 <= difference.high else " *"
-                    interval = f"[{difference.low:+.4f}, {difference.high:+.4f}]{sure}"
+                    mark = "" if difference.low <= 0 <= difference.high else " *"
+                    interval = f"[{difference.low:+.4f}, {difference.high:+.4f}]{mark}"
                     cells += [f"{value.value:.4f}", f"{difference.value:+.4f} {interval}"]
                 rows.append(tuple(cells))
             print_table(f"{split} split", tuple(header), rows)
-        print_line("*: the interval does not hold 0. Lower is better of energy score and of distances.")
-        if not all(all(comparison.paired) for comparison in found if comparison.metric == "energy_score"):
+        print_line("*: the interval excludes 0. Lower is better for the energy score and for distances.")
+        if not all(all(comparison.paired) for comparison in comparisons if comparison.metric == "energy_score"):
             print_line(
-                "Other rows: differences are those of independent means, and recall is among other images; how hard "
-                "the rows are differs too."
+                "Other rows: differences are those of independent means, and recall is among other images; the rows "
+                "also differ in difficulty."
             )

@@ -1,4 +1,4 @@
-"""The command that writes a report of an evaluation. Heavy imports happen when it runs."""
+"""The command `report`. Heavy imports happen when it runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 import typer
 
 from ...pipeline.commands.options import JsonOption
-from .sample import CheckpointConfigOption, FunctionOption
+from .options import CheckpointConfigOption, FunctionOption
 
 
 def report(

@@ -1,4 +1,4 @@
-"""The commands that use a prior: `sample` and `convert`. Heavy imports happen when a command runs."""
+"""The command `sample`. Heavy imports happen when it runs."""
 
 from __future__ import annotations
 
@@ -7,19 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from ...pipeline.commands.options import JsonOption, OverwriteOption
-
-CheckpointConfigOption = Annotated[
-    Optional[str],
-    typer.Option(
-        "--config", help="Settings of a .pth: the JSON of its training script, or laion-model-card.", show_default=False
-    ),
-]
-WeightsOption = Annotated[str, typer.Option(help="ema, online, or of a prior trained here best.")]
-FunctionOption = Annotated[
-    Optional[str],
-    typer.Option(help="dalle2-pytorch release whose function a .pth is, if not the stored one.", show_default=False),
-]
+from ...pipeline.commands.options import JsonOption
+from .options import CheckpointConfigOption, FunctionOption, WeightsOption
 
 
 def sample(
@@ -40,7 +29,7 @@ def sample(
     sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpmsolver++ or dalle2-ddim.")] = "ddim",
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of large products: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Precision of large matrix products: float32 or bfloat16.")] = "float32",
     config: CheckpointConfigOption = None,
     weights: WeightsOption = "ema",
     function_version: FunctionOption = None,
@@ -94,39 +83,3 @@ def sample(
             print_line(f"mean cosine to the text: {done.mean_cosine_to_text:.4f}")
         print_notes(done.notes)
         print_line(f"wrote {output}: float32 {list(done.shape)}")
-
-
-def convert(
-    source: Annotated[str, typer.Argument(help="A .pth of dalle2-pytorch, or a folder of a trained prior.")],
-    destination: Annotated[str, typer.Argument(help="Folder to write, or a .pth for dalle2-pytorch 1.15.6.")],
-    config: CheckpointConfigOption = None,
-    weights: WeightsOption = "ema",
-    function_version: FunctionOption = None,
-    clip: Annotated[
-        Optional[str], typer.Option(help="open_clip model that the prior belongs to.", show_default=False)
-    ] = None,
-    clip_pretrained: Annotated[
-        Optional[str], typer.Option(help="Tag or file of that model's weights.", show_default=False)
-    ] = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Turn a dalle2-pytorch checkpoint into a prior's folder, or a folder into such a checkpoint.
-
-    Example: priorkit convert prior.pth data/prior --config laion-model-card
-    """
-    from ...pipeline.display.terminal import print_json, print_line, reported_errors
-
-    with reported_errors():
-        from ..interchange.load import clip_location_of
-        from ..interchange.load import convert as convert_prior
-
-        chosen = clip_location_of(clip, clip_pretrained)
-        convert_prior(
-            source, destination, overwrite=overwrite,
-            config=config, weights=weights, function_version=function_version, clip=chosen,  # type: ignore[arg-type]
-        )  # fmt: skip
-        if as_json:
-            print_json({"source": source, "destination": destination})
-        else:
-            print_line(f"wrote {destination}")

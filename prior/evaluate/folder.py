@@ -1,4 +1,4 @@
-"""The folder of an evaluation: what its files are called, what its manifest says, and how it is read again."""
+"""The folder of an evaluation: its file names, its manifest, and functions that read it back."""
 
 from __future__ import annotations
 
@@ -14,25 +14,31 @@ from ...pipeline.errors import InputError
 
 STAGE = "evaluate"
 RECORD = "metrics"
+"""Name of the only record in the manifest."""
 METRICS_NAME = "metrics.json"
 FORMAT_VERSION = 4
+"""Version of the layout of `metrics.json`; other versions are not read."""
 
 
 def rows_name(split: str) -> str:
-    """Name of the file with the metrics of each row of a split."""
+    """Return the name of the file with the metrics of each row of a split."""
     return f"rows_{split}.parquet"
 
 
 def evaluate_manifest() -> Manifest:
-    """The manifest before any work. All that metrics depend on is their input: a change makes them anew."""
+    """Return the manifest before any work.
+
+    It holds no settings: everything that the metrics depend on is in the input of their record, so that a change
+    evaluates again instead of failing.
+    """
     return Manifest(STAGE, {}, input={})
 
 
 def read_metrics(evaluation: str) -> dict[str, Any]:
-    """The content of an evaluation's `metrics.json`.
+    """Read `metrics.json` of an evaluation.
 
     Raises:
-        InputError: there is none, or one of another format.
+        InputError: the file is missing, or has another format version.
     """
     store = Store(evaluation)
     require_manifest(store, STAGE)
@@ -46,7 +52,7 @@ def read_metrics(evaluation: str) -> dict[str, Any]:
 
 
 def require_whole(evaluation: str) -> None:
-    """InputError if an evaluation has not ended, or a file of it is not what was written."""
+    """Raise InputError if an evaluation has not ended, or one of its files has changed since."""
     store = Store(evaluation)
     record = require_manifest(store, STAGE).shards.get(RECORD)
     if record is None:
@@ -56,6 +62,6 @@ def require_whole(evaluation: str) -> None:
 
 
 def read_rows(evaluation: str, split: str) -> pa.Table:
-    """The metrics of each row of a split, with columns `row_id` and `group_id`."""
+    """Read the metrics of each row of a split; columns `row_id`, `group_id` and `<predictor>/<metric>`."""
     with Store(evaluation).open(rows_name(split)) as file:
         return open_parquet(io.BytesIO(file.read())).read(use_threads=False)

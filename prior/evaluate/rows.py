@@ -1,4 +1,4 @@
-"""The rows of a split that an evaluation is over: which, in what order and blocks, and what each is compared with."""
+"""The evaluated rows of a split: their order and blocks, their gallery, and their unrelated captions."""
 
 from __future__ import annotations
 
@@ -9,47 +9,48 @@ from ...pipeline.read.dataset import EmbeddingDataset, Split
 from .settings import EvaluateSettings
 
 BLOCK_ROWS = 128
-"""Rows scored at once."""
+"""Rows that one task scores."""
 
 
 class EvaluatedRows:
-    """The rows of a split that are evaluated on, in the order of their content: N of them.
+    """The N rows of a split that are evaluated, in a seeded order by content.
 
     Raises:
-        InputError: the split has fewer than 2.
+        InputError: the split has fewer than 2 rows.
     """
 
     def __init__(self, dataset: EmbeddingDataset, split: Split, settings: EvaluateSettings) -> None:
         self.rows = dataset.content_order(split, settings.seed)[: settings.max_rows]
-        """`[N]`: their numbers in the dataset."""
+        """Row numbers in the dataset, `[N]`."""
         if len(self.rows) < 2:
             raise InputError(
                 f"{dataset.store.url}: the {split} split has {len(self.rows)} rows, at least 2 are needed; "
                 f"raise read.{split}_fraction and train again"
             )
         self.ids = dataset.row_ids[self.rows]
-        """`[N]`."""
+        """Row ids, `[N]` uint64."""
         self.groups = dataset.group_ids[self.rows]
-        """`[N]`: equal ones are of one image."""
+        """Image of each row, `[N]`; equal values are the same image."""
         self.unrelated = _next_different(self.groups)
-        """`[N]`: for each position the one of another image, whose caption is none of its own."""
-        groups, firsts, number = np.unique(self.groups, return_index=True, return_inverse=True)
+        """Position of a row with another image, `[N]`; its caption is the unrelated caption."""
+        groups, firsts, group_numbers = np.unique(self.groups, return_index=True, return_inverse=True)
         self.gallery = np.sort(firsts)[: settings.gallery_size]
-        """`[G]`: positions of the rows whose images are searched among: each image once."""
-        places = np.full(len(groups), -1)
-        places[number[self.gallery]] = np.arange(len(self.gallery))
-        self.places = places[number]
-        """`[N]`: of each row's image in the gallery; -1 of one that is not there."""
+        """Positions of the rows whose images form the gallery, `[G]`; each image occurs once."""
+        index_by_group = np.full(len(groups), -1)
+        index_by_group[group_numbers[self.gallery]] = np.arange(len(self.gallery))
+        self.gallery_index = index_by_group[group_numbers]
+        """Index of each row's image in the gallery, `[N]`; -1 if the gallery lacks it."""
         self.blocks = -(-len(self.rows) // BLOCK_ROWS)
+        """Number of blocks."""
 
     def block(self, number: int) -> slice:
-        """Positions of a block's rows."""
+        """Return the positions of the rows in a block."""
         return slice(number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, len(self.rows)))
 
 
 def _next_different(ids: np.ndarray) -> np.ndarray:
-    """For each of `[N]` ids the position of the next that differs; its own where all are equal."""
-    changes = np.flatnonzero(ids != np.roll(ids, -1)) + 1  # where the next run of equal ids begins
+    """Return, for each of `[N]` ids, the position of the next id that differs; its own position if all are equal."""
+    changes = np.flatnonzero(ids != np.roll(ids, -1)) + 1  # first positions of runs of equal ids
     if not len(changes):
         return np.arange(len(ids))
     following = np.searchsorted(changes, np.arange(len(ids)), side="right") % len(changes)

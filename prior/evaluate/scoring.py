@@ -1,4 +1,4 @@
-"""Scores of predictors for blocks of evaluated rows: the part of an evaluation that is spread over workers."""
+"""Scores of predictors on blocks of evaluated rows: the part of an evaluation that workers share."""
 
 from __future__ import annotations
 
@@ -21,82 +21,80 @@ from ..model.settings import WeightsName
 from ..objective.diffusion import diffusion_loss
 from ..objective.randomness import StepRandomness
 from ..sampling.settings import SampleSettings
+from .baselines import Bank, fit_baselines
 from .metrics import RECALL_AT, cosine, diversity, energy_score, rank
-from .predictors import (
-    LOSS,
-    Bank,
-    GivenPredictions,
-    Predictor,
-    PriorPredictor,
-    RowNoise,
-    as_units,
-    baselines,
-    read_predictions,
-)
+from .predictors import LOSS, GivenPredictions, Predictor, PriorPredictor, RowNoise, as_units, read_predictions
 from .rows import EvaluatedRows
 from .settings import EvaluateSettings
 from .subject import PriorSource
 
 GIVEN = "given predictions"
-"""Name of the predictor where predictions are given in place of a prior."""
+"""Name of the predictor when a file of predictions is evaluated instead of a prior."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to draw from a prior."""
+    """Weights of a prior and sampling settings, evaluated as one predictor."""
 
     name: str
+    """Name of the predictor in tables and files."""
     weights: WeightsName
+    """Weights to load."""
     sample: SampleSettings
+    """Sampling settings."""
 
 
 def variants(settings: EvaluateSettings) -> list[Variant]:
-    """The prior as it is meant to be used, and then every other way that the settings ask for."""
+    """Return the variants to evaluate: the prior with `settings.sample` first, then other weights, then the sweep."""
     base, first = settings.sample, settings.weights[0]
-    found = [Variant("prior", first, base)]
-    found += [Variant(f"prior, {weights} weights", weights, base) for weights in settings.weights[1:]]
+    listed = [Variant("prior", first, base)]
+    listed += [Variant(f"prior, {weights} weights", weights, base) for weights in settings.weights[1:]]
     sweep = settings.sweep
     swept = (("steps", sweep.steps), ("sampler", sweep.samplers), ("guidance_scale", sweep.guidance_scales))
     for field, values in swept:
         for value in values:
             sample = base.model_copy(update={field: value})
             if sample != base:
-                found.append(Variant(f"prior, {field}={value}", first, sample))
-    return list({variant.name: variant for variant in found}.values())
+                listed.append(Variant(f"prior, {field}={value}", first, sample))
+    return list({variant.name: variant for variant in listed}.values())
 
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """One block of one split for one predictor, or for the losses of one set of weights."""
+    """One block of a split to score, for one predictor or for the losses of one set of weights."""
 
     split: Split
     name: str
-    """Predictor; of losses the name of the weights, as `load_prior` takes it."""
+    """Name of the predictor, or `WeightsName` of the losses."""
     block: int
+    """Number of the block."""
     is_loss: bool = False
+    """Compute losses instead of metrics of draws."""
 
 
 @dataclass(frozen=True)
 class BlockScores:
-    """What came of a task, for B rows."""
+    """Result of a task, for B rows."""
 
     task: ScoreTask
     values: dict[str, np.ndarray]
-    """`[B]` of each metric; of losses `[B]` of each bin of timesteps."""
+    """Values `[B]` of each metric, or of the loss in each bin of timesteps."""
     first_draws: np.ndarray
-    """`[B, D]`, of the rows that distances are taken over."""
+    """First draw of each row that distances use, `[at most B, D]`."""
     draws: int = 0
-    """K of the predictor; 0 of losses."""
+    """Number of draws per row; 0 for losses."""
     broken: str | None = None
-    """What is wrong with the predictions, where they cannot be scored."""
+    """Reason why the predictions cannot be scored; None if they can."""
 
 
 class Scorer:
-    """Scores blocks. What a task needs is made when first asked for, and kept.
+    """Scores blocks of rows; priors, baselines and galleries are built on first use and cached.
 
     Args:
-        load_prior: the prior with weights of that name; None if predictions are given.
-        given: `[rows of the dataset, D]` or `[.., K, D]`; None if there is a prior.
+        dataset: the embeddings.
+        settings: resolved settings.
+        load_prior: loads the prior with the named weights; None if predictions are given.
+        given: predictions for all rows of the dataset, `[N, D]` or `[N, K, D]`; None if there is a prior.
     """
 
     def __init__(
@@ -111,20 +109,22 @@ class Scorer:
         self._priors: dict[str, Prior] = {}
 
     def __call__(self, task: ScoreTask, following: ScoreTask | None = None) -> BlockScores:
-        """Do a task."""
+        """Score one block."""
+        return self._score_losses(task) if task.is_loss else self._score_draws(task)
+
+    def _score_losses(self, task: ScoreTask) -> BlockScores:
         evaluated = self._evaluated(task.split)
         chosen = evaluated.block(task.block)
-        if task.is_loss:
-            prior = self._prior(cast(WeightsName, task.name))
-            batch = self._dataset.take(evaluated.rows[chosen], prior.token_states_used)
-            values = timestep_losses(prior, batch, evaluated.ids[chosen], self._settings)
-            return BlockScores(task, values, np.empty((0, 0)))
-        variant = self._variants.get(task.name)
-        states_used = (
-            0 if variant is None or self._load_prior is None else self._prior(variant.weights).token_states_used
-        )
-        batch = self._dataset.take(evaluated.rows[chosen], states_used)
-        draws = self._predictor(task.name)(batch, evaluated.ids[chosen])
+        prior = self._prior(cast(WeightsName, task.name))
+        batch = self._dataset.take(evaluated.rows[chosen], prior.token_states_used)
+        values = timestep_losses(prior, batch, evaluated.ids[chosen], self._settings)
+        return BlockScores(task, values, np.empty((0, 0)))
+
+    def _score_draws(self, task: ScoreTask) -> BlockScores:
+        evaluated = self._evaluated(task.split)
+        chosen = evaluated.block(task.block)
+        batch = self._dataset.take(evaluated.rows[chosen], self._token_states_used(task.name))
+        draws = self._predictor(task.name)(batch, evaluated.ids[chosen])  # (B, K, D)
         finite = np.isfinite(draws).all(axis=(1, 2))
         if not finite.all():
             row = int(batch.rows[np.flatnonzero(~finite)[0]])
@@ -132,13 +132,13 @@ class Scorer:
             return BlockScores(task, {}, np.empty((0, 0)), draws.shape[1], problem)
         unrelated = self._dataset.take(evaluated.rows[evaluated.unrelated[chosen]]).text_embed
         truth = as_units(batch.image_embed)
-        nearer = rank(draws[:, 0], truth, self._gallery(task.split), evaluated.places[chosen])
+        nearer = rank(draws[:, 0], truth, self._gallery(task.split), evaluated.gallery_index[chosen])
         values = row_metrics(draws, truth, as_units(batch.text_embed), as_units(unrelated), nearer)
-        # a copy, since a view would keep all draws of all blocks
+        # a copy, because a view would keep the draws of every block in memory
         first_draws = draws[: max(0, self._settings.distance_rows - chosen.start), 0].copy()
         return BlockScores(task, values, first_draws, draws.shape[1])
 
-    @functools.lru_cache  # noqa: B019 - a worker has one scorer, for as long as it lives
+    @functools.lru_cache  # noqa: B019 - each worker has one scorer for its whole life
     def _evaluated(self, split: Split) -> EvaluatedRows:
         return EvaluatedRows(self._dataset, split, self._settings)
 
@@ -155,13 +155,18 @@ class Scorer:
                 f"{self._dataset.store.url}: the training split has {len(bank.text)} rows, and baselines need at least "
                 "2; lower read.test_fraction or read.validation_fraction"
             )
-        return baselines(bank, self._settings.draws, self._settings.seed)
+        return fit_baselines(bank, self._settings.draws, self._settings.seed)
 
     def _prior(self, weights: WeightsName) -> Prior:
         assert self._load_prior is not None
         if weights not in self._priors:
             self._priors[weights] = self._load_prior(weights)
         return self._priors[weights]
+
+    def _token_states_used(self, predictor: str) -> int:
+        """Return how many token states of a caption a predictor reads; 0 for all but priors."""
+        variant = self._variants.get(predictor)
+        return 0 if variant is None or self._load_prior is None else self._prior(variant.weights).token_states_used
 
     def _predictor(self, name: str) -> Predictor:
         if name == GIVEN:
@@ -178,12 +183,16 @@ class Scorer:
 def row_metrics(
     draws: np.ndarray, image: np.ndarray, text: np.ndarray, unrelated: np.ndarray, nearer: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Every metric that is a mean over rows: name -> `[B]`.
+    """Return all metrics that are means over rows, by name: `[B]` each.
+
+    All embeddings have norm 1.
 
     Args:
-        draws: `[B, K, D]`; all embeddings are of norm 1.
-        image, text, unrelated: `[B, D]`: the true image, its caption, and the caption of another image.
-        nearer: `[B]`: rivals of the true image that are nearer to the first draw.
+        draws: `[B, K, D]`.
+        image: true image of each row, `[B, D]`.
+        text: caption of each row, `[B, D]`.
+        unrelated: caption of another image for each row, `[B, D]`.
+        nearer: number of rivals of the true image that are nearer to the first draw, `[B]`.
     """
     to_text = cosine(draws, text)
     recalls = {f"recall_at_{n}": (nearer < n).astype(np.float64) for n in RECALL_AT}
@@ -202,26 +211,27 @@ def row_metrics(
 def timestep_losses(
     prior: Prior, batch: EmbeddingBatch, row_ids: np.ndarray, settings: EvaluateSettings
 ) -> dict[str, np.ndarray]:
-    """The training loss of B rows at one timestep in each of equal parts of them: `"first-last"` -> `[B]`.
+    """Return the training loss of B rows at one random timestep in each bin: `"first-last"` -> `[B]`.
 
-    Noise and timesteps are the same for every prior, nothing is dropped.
+    Noise and timesteps depend on the row and the seed only, so they are the same for every prior. No condition is
+    dropped.
     """
     diffusion, dim = prior.config.diffusion, prior.config.embed_dim
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
     condition = prior.condition(torch.from_numpy(batch.text_embed), states)
     image = torch.from_numpy(batch.image_embed).to(prior.device)
     stream = RowNoise(settings.seed, LOSS, row_ids, (dim + 1,))
-    nothing = torch.zeros(len(row_ids), 1, dtype=torch.bool)
+    no_drop = torch.zeros(len(row_ids), 1, dtype=torch.bool)
     edges = np.linspace(0, diffusion.timesteps, settings.loss_bins + 1).round().astype(np.int64)
     losses = {}
     for first, end in itertools.pairwise(edges.tolist()):
-        if first == end:  # more bins than timesteps
+        if first == end:  # empty, because there are more bins than timesteps
             continue
         drawn = stream.draw()
-        # the last value chooses the timestep: of a normal the fraction of a large multiple is uniform
+        # the last value selects the timestep: the fraction of a large multiple of a normal value is uniform
         fraction = np.modf(np.abs(drawn[:, -1].astype(np.float64)) * 4096)[0]
         timesteps = torch.from_numpy(first + (fraction * (end - first)).astype(np.int64))[:, None]
-        random = StepRandomness(torch.from_numpy(drawn[:, None, :-1].copy()), timesteps, nothing, nothing, nothing)
+        random = StepRandomness(torch.from_numpy(drawn[:, None, :-1].copy()), timesteps, no_drop, no_drop, no_drop)
         loss = diffusion_loss(
             prior.network, prior.schedule, diffusion, prior.normaliser, image, condition, random.to(prior.device)
         )
@@ -231,17 +241,21 @@ def timestep_losses(
 
 @dataclass(frozen=True)
 class ScorerMaker:
-    """Makes a `Scorer` from names, in whatever process."""
+    """Picklable factory of `Scorer`, so that each worker opens the embeddings and the prior itself."""
 
     embeddings: str
+    """Folder of the embeddings."""
     read: ReadSettings
+    """Splits of the rows."""
     settings: EvaluateSettings
+    """Resolved settings."""
     source: PriorSource
+    """Location of the prior or of the predictions."""
     files: Mapping[str, FileMark] | None = None
-    """Marks of the files of embeddings without a manifest."""
+    """Marks of embedding files without a manifest."""
 
     def __call__(self) -> Scorer:
-        """Open the embeddings and, when asked for, the prior."""
+        """Open the embeddings; the prior is loaded on first use."""
         torch.set_num_threads(self.settings.threads)
         dataset = EmbeddingDataset(self.embeddings, self.read, known_files=self.files)
         if self.source.is_predictions:

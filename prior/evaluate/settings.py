@@ -16,49 +16,50 @@ BaselineName = Literal[
     "random training image",
 ]  # fmt: skip
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
+"""Names of all baselines, in the order of tables and plots."""
 
 
 class SweepSettings(Settings):
-    """Other ways of drawing, to see what they do to quality: each varies one setting of `evaluate.sample`."""
+    """Values of sampling settings to try; each variant changes one setting of `evaluate.sample`."""
 
     steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Network evaluations."""
+    """Numbers of network evaluations."""
     samplers: tuple[SamplerName, ...] = ()
     """Samplers."""
     guidance_scales: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = ()
-    """Scales of guidance."""
+    """Guidance scales."""
 
 
 class EvaluateSettings(DeviceSettings):
     """Evaluation of a prior on splits it was not trained on."""
 
     splits: tuple[Literal["validation", "test"], ...] = Field(default=("test",), min_length=1)
-    """Rows to evaluate on."""
+    """Splits to evaluate on."""
     weights: tuple[WeightsName, ...] = Field(default=("ema",), min_length=1)
-    """Averaged weights, those that were trained, the averaged ones that validated best, or several; the first are the
-    prior's."""
+    """Weights to evaluate: the averaged ones, the ones that the optimiser trains, or the averaged ones with the best
+    validation loss. The first are used for `prior`, for sweeps and for samples in the report."""
     draws: int = Field(default=8, ge=2)
-    """Embeddings drawn for each caption; the energy score wants at least 8."""
+    """Embeddings drawn for each caption; the energy score needs at least 8 to be precise."""
     max_rows: int = Field(default=10_000, ge=2)
-    """Rows of a split that are used at most, the first in a seeded order; the number used is printed."""
+    """Largest number of rows of a split to evaluate: the first in a seeded order. The number used is printed."""
     gallery_size: int = Field(default=10_000, ge=2)
-    """Images that the true one is searched among at most: those of the first evaluated rows, each once."""
+    """Largest number of images among which recall searches: those of the first evaluated rows, each once."""
     distance_rows: int = Field(default=5_000, ge=48)
-    """Rows that distances of distributions are taken over at most: such distances depend on their number."""
+    """Largest number of rows for distances between distributions; such distances depend on the number of rows."""
     baselines: tuple[BaselineName, ...] = BASELINES
-    """What else is evaluated on the same rows."""
+    """Baselines that are evaluated on the same rows."""
     bank_rows: int = Field(default=100_000, ge=2)
-    """Training rows that baselines are fitted on at most."""
+    """Largest number of training rows that baselines are fitted on."""
     loss_bins: int = Field(default=10, ge=1)
-    """Equal parts of the timesteps, in each of which every row has one loss."""
+    """Number of equal bins of timesteps; each row has one loss in each bin."""
     sample: SampleSettings = SampleSettings()
-    """How embeddings are drawn."""
+    """Sampling settings."""
     sweep: SweepSettings = SweepSettings()
-    """What else is tried, beside the way of `sample`."""
+    """Other sampling settings to compare with `sample`."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of draws, of the random baseline and of the bootstrap."""
     bootstrap_samples: int = Field(default=1000, ge=100)
-    """Resamplings of the rows for the 95% intervals."""
+    """Bootstrap resamples of the rows for the 95% intervals."""
 
     @field_validator("splits", "weights", "baselines")
     @classmethod

@@ -1,4 +1,4 @@
-"""What is evaluated: a prior that was trained here, another one, or predictions that were made elsewhere."""
+"""The subject of an evaluation: a prior trained here, another prior, or predictions by another program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.read.dataset import EmbeddingDataset
 from ...pipeline.read.settings import ReadSettings
 from ...pipeline.settings import parse_settings
-from ..interchange.load import is_checkpoint, load_prior, read_config
+from ..interchange.load import is_pth, load_prior, read_config
 from ..interchange.pth import find_pth
 from ..model.config import TrainedOn
 from ..model.folder import CONFIG_NAME, WEIGHTS_NAME, load_config
@@ -24,35 +24,42 @@ from ..model.train_manifest import RECORD, STAGE
 from ..sampling.settings import SampleSettings
 
 PREDICTIONS_SUFFIX = ".npy"
+"""File ending that marks predictions."""
 Kind = Literal["prior, trained here", "prior", "checkpoint", "predictions"]
+"""Kind of subject, as `metrics.json` names it; a `checkpoint` is a `.pth` of DALLE2-pytorch."""
 TrainingRows = Literal["held out", "of other embeddings", "unknown"]
-SAID_OF_TRAINING_ROWS: dict[TrainingRows, str] = {
+"""Relation of the evaluated rows to the training rows, as `metrics.json` names it."""
+TRAINING_ROWS_WARNINGS: dict[TrainingRows, str] = {
     "of other embeddings": "It was trained on other embeddings: where images are in both, it may be evaluated on rows "
     "that it was trained on.",
     "unknown": "On which rows it was trained is not known: if these are among them, its scores are too good.",
 }
-"""What a reader must be told."""
+"""Warnings for readers of the scores; none if the evaluated rows were not trained on."""
 
 
 @dataclass(frozen=True)
 class PriorSource:
-    """Where a prior is and how it is loaded, by the arguments of `load_prior`; or where predictions are."""
+    """Location of a prior, with the arguments of `load_prior`; or location of predictions."""
 
     path: str
+    """Folder of a prior, `.pth` of DALLE2-pytorch, or `.npy` of predictions."""
     config: str | None = None
+    """Settings of a `.pth`."""
     function_version: str | None = None
+    """Release of DALLE2-pytorch whose function a `.pth` is."""
 
     @property
     def is_predictions(self) -> bool:
+        """Return whether the path is a file of predictions."""
         return self.path.endswith(PREDICTIONS_SUFFIX)
 
     @property
-    def is_checkpoint(self) -> bool:
-        """Whether it is one of DALLE2-pytorch's; SettingsError if the options do not belong to what it is."""
-        return is_checkpoint(self.path, config=self.config, function_version=self.function_version)
+    def is_pth(self) -> bool:
+        """Return whether the path is a `.pth`; SettingsError if an option is missing or does not apply."""
+        return is_pth(self.path, config=self.config, function_version=self.function_version)
 
     def load(self, weights: WeightsName = "ema", device: str = "cpu") -> Prior:
-        """The prior, with weights of that name."""
+        """Load the prior with the named weights."""
         return load_prior(
             self.path, device, config=self.config, weights=weights, function_version=self.function_version
         )
@@ -60,30 +67,34 @@ class PriorSource:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated, and on which splits of the rows."""
+    """A prior or predictions, identified by content, and the splits to evaluate it on."""
 
     source: PriorSource
+    """Location."""
     kind: Kind
+    """Kind of subject."""
     read: ReadSettings
+    """Splits of the rows."""
     content: str
-    """Names what it holds: other content is another subject; empty of a training that has not ended."""
+    """Fingerprint of the files and of how they are loaded; empty if the training has not ended."""
     trained_on: TrainedOn | None = None
-    """Its training rows; None where they are not known."""
+    """Training rows; None if unknown."""
     trained: Manifest | None = None
-    """Of a prior that was trained here."""
+    """Manifest of a prior trained here; None for other subjects."""
 
     @property
     def is_predictions(self) -> bool:
+        """Return whether predictions are evaluated instead of a prior."""
         return self.source.is_predictions
 
     def parameters(self, weights: WeightsName) -> float:
-        """Of the network of a prior; of a folder by the size of its file."""
-        if self.kind == "checkpoint":  # which holds its weights several times
+        """Return the number of network parameters; for a folder, estimated from the size of the weights file."""
+        if self.kind == "checkpoint":  # its file stores the weights several times
             return sum(value.numel() for value in self.source.load(weights).network.parameters())
         return (Store(self.source.path).size(WEIGHTS_NAME) or 0) / 4
 
     def require_finished(self) -> None:
-        """InputError if its training has not ended."""
+        """Raise InputError if the prior's training has not ended."""
         if not self.content:
             raise InputError(
                 f"{self.source.path}: the prior's training has not ended; run `priorkit train` again, it goes on where "
@@ -91,25 +102,25 @@ class Subject:
             )
 
     def training_rows(self, dataset: EmbeddingDataset) -> TrainingRows:
-        """What is known of its training rows among those that it is evaluated on.
+        """Return whether the prior was trained on evaluated rows, as far as that is known.
 
         Raises:
-            SettingsError: the dataset's splits would mix the rows that it was trained on with others.
+            SettingsError: the dataset's splits would include rows that the prior was trained on.
         """
         if self.trained_on is None:
             return "unknown"
         if self.trained_on.embeddings != dataset.content_fingerprint:
             return "of other embeddings"
-        own = _read_settings(self.trained_on, self.source.path)
-        if dataset.settings.splits() != own.splits():
+        splits, training = dataset.settings.splits(), _read_settings(self.trained_on, self.source.path).splits()
+        if splits != training:
             raise SettingsError(
-                f"read={dataset.settings.splits()}: {self.source.path} was trained with {own.splits()}; other splits "
+                f"read={splits}: {self.source.path} was trained with {training}; other splits "
                 "would mix in rows that it was trained on; use the same"
             )
         return "held out"
 
     def described(self, dataset: EmbeddingDataset) -> dict[str, Any]:
-        """As `metrics.json` has it."""
+        """Return the subject's part of `metrics.json`."""
         source = self.source
         loaded = {"config": source.config, "function_version": source.function_version}
         return {
@@ -123,11 +134,11 @@ class Subject:
     def check(
         self, dataset: EmbeddingDataset, samples: Sequence[SampleSettings], weights: Sequence[WeightsName]
     ) -> None:
-        """Check, before any work, that it is whole, fits the embeddings, and can be drawn from in all these ways.
+        """Check, before any work, that the subject is whole, fits the embeddings, and supports all sampling settings.
 
         Raises:
-            InputError: it is damaged, of another CLIP, or lacks weights.
-            SettingsError: it cannot be sampled so.
+            InputError: the prior is damaged, belongs to another CLIP, or lacks weights.
+            SettingsError: the prior does not support some sampling settings.
         """
         if self.is_predictions:
             return
@@ -149,23 +160,23 @@ class Subject:
                 f"{dataset.store.url} stores {stored}, {path} takes those of {config.token_width}; embed with "
                 "token_states: true and the CLIP that it was trained with"
             )
-        there = dataset.clip_if_known
-        if compare_clips(config.clip, config.clip_settings, there, {}) == "other":
+        if compare_clips(config.clip, config.clip_settings, dataset.clip_if_known, {}) == "other":
             raise InputError(f"{dataset.store.url} was embedded by another CLIP than the prior was trained with")
 
 
 def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
-    """Find what is at a place, without loading it.
+    """Identify the subject at a location, without loading it.
 
     Args:
-        read: how rows are split; None for the way of its training, where that is known.
+        source: the location.
+        read: splits of the rows; None for those of the training, where they are known.
 
     Raises:
-        InputError: nothing is there that could be evaluated.
-        SettingsError: an option is missing, or of no meaning for what is there.
+        InputError: the location holds nothing that can be evaluated.
+        SettingsError: an option is missing, or does not apply to this kind of subject.
     """
     path = source.path
-    if source.is_checkpoint:
+    if source.is_pth:
         assert source.config is not None
         loaded = [_sha256(*find_pth(path), path), read_config(source.config), source.function_version]
         return Subject(source, "checkpoint", read or ReadSettings(), fingerprint(loaded))
@@ -187,10 +198,12 @@ def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
 
 
 def _read_settings(trained_on: TrainedOn, path: str) -> ReadSettings:
+    """Parse the splits that a prior was trained with."""
     return parse_settings(ReadSettings, trained_on.read, f"{path}: what it was trained on")
 
 
 def _sha256(fs: Any, location: str, path: str) -> str:
+    """Hash a file; InputError if it cannot be read."""
     try:
         with fs.open(location, "rb") as file:
             return hash_file(file)

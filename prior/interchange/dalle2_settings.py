@@ -1,6 +1,6 @@
-"""The settings of DALLE2-pytorch's priors as ours, and back.
+"""Conversion between the settings of DALLE2-pytorch's priors and ours.
 
-Its `DiffusionPriorNetwork` and `DiffusionPrior` are described by the JSON of its training script.
+The JSON of its training script holds the arguments of `DiffusionPriorNetwork` and `DiffusionPrior`.
 """
 
 from __future__ import annotations
@@ -18,99 +18,100 @@ from ..network.settings import NetworkSettings
 from ..objective.settings import DiffusionSettings
 
 _DEFAULT_TEXT_LEN = 256
+"""Token states of a network whose settings name no number: the default of DALLE2-pytorch."""
 _OPENAI_CLIPS = {
     "RN50": "RN50", "RN101": "RN101", "RN50x4": "RN50x4", "RN50x16": "RN50x16", "RN50x64": "RN50x64",
     "ViT-B/32": "ViT-B-32", "ViT-B/16": "ViT-B-16", "ViT-L/14": "ViT-L-14", "ViT-L/14@336px": "ViT-L-14-336",
 }  # fmt: skip
-"""OpenAI's names of its CLIPs, and open_clip's."""
+"""Names of OpenAI's CLIPs, and the names of the same models in open_clip."""
 
 
 class NetworkConfig(Settings):
     """Arguments of DALLE2-pytorch's `DiffusionPriorNetwork`."""
 
     dim: int = Field(ge=8)
-    """Size of embeddings and width of the network."""
+    """Size of embeddings, and width of the network."""
     depth: int = Field(ge=1)
-    """Layers."""
+    """Number of layers."""
     max_text_len: int | None = Field(default=None, ge=0)
-    """Token states; null is the network's own default of 256."""
+    """Largest number of token states; null is the default of 256."""
     num_timesteps: int | None = None
-    """Rows of the table of timesteps; null takes sinusoids."""
+    """Rows of the learned table of timesteps; null uses sinusoids."""
     num_time_embeds: int = 1
-    """Tokens for the timestep."""
+    """Number of tokens for the timestep."""
     num_image_embeds: int = 1
-    """Tokens for the image."""
+    """Number of tokens for the image."""
     num_text_embeds: int = 1
-    """Tokens for the pooled text."""
+    """Number of tokens for the pooled text."""
     dim_head: int = 64
-    """Width of a head."""
+    """Width of an attention head."""
     heads: int = 8
-    """Attention heads."""
+    """Number of attention heads."""
     ff_mult: float = 4
-    """Width of the feed-forward layers."""
+    """Width of the feed-forward layers, as a multiple of `dim`."""
     norm_in: bool = False
-    """Norm before the first layer."""
+    """Normalise before the first layer."""
     norm_out: bool = True
-    """Norm after the last layer."""
+    """Normalise after the last layer."""
     attn_dropout: float = 0.0
-    """Dropout of attention."""
+    """Dropout rate of attention."""
     ff_dropout: float = 0.0
-    """Dropout of feed-forward layers."""
+    """Dropout rate of feed-forward layers."""
     final_proj: bool = True
-    """Projection of the prediction."""
+    """Project the output to the embedding."""
     normformer: bool = False
-    """Norm inside the feed-forward layers."""
+    """Normalise inside the feed-forward layers."""
     rotary_emb: bool = True
-    """Rotary position embedding."""
+    """Use rotary position embeddings."""
     self_cond: bool = False
-    """Self-conditioning."""
+    """Use self-conditioning."""
 
 
 class DiffusionConfig(Settings):
-    """Arguments of DALLE2-pytorch's `DiffusionPrior`, as the JSON of its training script has them under `prior`."""
+    """Arguments of DALLE2-pytorch's `DiffusionPrior`: the part `prior` of its training script's JSON."""
 
     net: NetworkConfig
-    """The network."""
+    """Arguments of the network."""
     clip: dict[str, Any] | None = None
-    """The CLIP: `make` and `model`."""
+    """`make` and `model` of the CLIP."""
     image_embed_dim: int | None = None
-    """Size of image embeddings; null is the network's."""
+    """Size of image embeddings; null is `net.dim`."""
     image_size: int | None = None
-    """Of no meaning to a prior."""
+    """Not used by a prior."""
     image_channels: int = 3
-    """Of no meaning to a prior."""
+    """Not used by a prior."""
     timesteps: int = Field(default=1000, ge=2)
-    """Noise levels."""
+    """Number of noise levels."""
     sample_timesteps: int | None = None
-    """Its default number of sampling steps; not taken over."""
+    """Default number of sampling steps in DALLE2-pytorch; not converted."""
     cond_drop_prob: float = Field(default=0.0, ge=0, le=1)
-    """Share of draws without condition."""
+    """Probability of dropping the condition in training."""
     text_cond_drop_prob: float | None = Field(default=None, ge=0, le=1)
-    """The same for the text alone."""
+    """Probability of dropping the text; null is `cond_drop_prob`."""
     image_cond_drop_prob: float | None = Field(default=None, ge=0, le=1)
-    """The same for the image alone."""
+    """Probability of dropping the image; null is `cond_drop_prob`."""
     loss_type: Literal["l1", "l2", "huber"] = "l2"
-    """Loss."""
+    """Loss function."""
     predict_x_start: bool = True
-    """Predict x0; else eps."""
+    """Predict x0 instead of eps."""
     predict_v: bool = False
-    """Predict v, whatever `predict_x_start` says."""
+    """Predict v; takes precedence over `predict_x_start`."""
     beta_schedule: Literal["cosine", "linear", "quadratic", "jsd", "sigmoid"] = "cosine"
     """Noise schedule."""
     condition_on_text_encodings: bool = True
-    """Take token states."""
+    """Use token states."""
     sampling_clamp_l2norm: bool = False
-    """Scale estimates of x0 to the norm of embeddings while sampling."""
+    """Scale x0 to the norm of embeddings at each sampling step."""
     sampling_final_clamp_l2norm: bool = False
-    """Scale the result."""
+    """Scale sampled embeddings to the norm of embeddings."""
     training_clamp_l2norm: bool = False
-    """Scale predictions in training."""
+    """Scale predictions to the norm of embeddings in training."""
     init_image_embed_l2norm: bool = False
-    """Scale the first noise."""
+    """Scale the initial noise to the norm of embeddings."""
     image_embed_scale: float | None = Field(default=None, gt=0)
-    """Norm of embeddings in the network; null is sqrt(dim)."""
+    """Norm of embeddings inside the network; null is sqrt(dim)."""
     clip_adapter_overrides: dict[str, Any] = Field(default_factory=dict)
-    """Of no meaning here."""
+    """Not used here."""
 
 
 NAMED_CONFIGS: dict[str, dict[str, Any]] = {
@@ -124,14 +125,14 @@ NAMED_CONFIGS: dict[str, dict[str, Any]] = {
         "condition_on_text_encodings": True,
     },
 }  # fmt: skip
-"""Settings of published priors: the code of LAION's model card."""
+"""Settings of published priors by name, from the code of LAION's model card."""
 
 
 def parse_config(described: Any, source: str) -> DiffusionConfig:
-    """The settings of a prior, from the JSON of a whole training run or its part `prior`.
+    """Parse the settings of a prior, from the JSON of a training script or its part `prior`.
 
     Raises:
-        SettingsError: a key is unknown or missing, or a value is out of range; names it.
+        SettingsError: a key is unknown or missing, or a value is out of range.
     """
     if isinstance(described, dict) and isinstance(described.get("prior"), dict):
         described = described["prior"]
@@ -147,10 +148,10 @@ def parse_config(described: Any, source: str) -> DiffusionConfig:
 
 
 def to_prior_config(config: DiffusionConfig, function: FunctionVersion, source: str) -> PriorConfig:
-    """Our settings for a prior of DALLE2-pytorch.
+    """Convert the settings of a DALLE2-pytorch prior to ours.
 
     Raises:
-        SettingsError: the release had no such prior.
+        SettingsError: the release does not support these settings.
     """
     net = config.net
     shared = net.model_dump(exclude={"dim", "max_text_len"})
@@ -167,7 +168,7 @@ def to_prior_config(config: DiffusionConfig, function: FunctionVersion, source: 
     drops = (config.text_cond_drop_prob, config.image_cond_drop_prob)
     text_drop, image_drop = (config.cond_drop_prob if drop is None else drop for drop in drops)
     if not function.has_null_tokens:
-        text_drop = image_drop = 0.0  # what was dropped stayed visible
+        text_drop = image_drop = 0.0  # this release dropped nothing in fact: the condition stayed visible
     diffusion = {
         "timesteps": config.timesteps,
         "noise_schedule": config.beta_schedule,
@@ -192,7 +193,7 @@ def to_prior_config(config: DiffusionConfig, function: FunctionVersion, source: 
 
 
 def _clip_settings(clip: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Where open_clip has an OpenAI CLIP; nothing for others, whose weights the settings do not name."""
+    """Locate an OpenAI CLIP in open_clip; empty for other CLIPs, whose weights the settings do not name."""
     if clip is None or clip.get("make", "openai") != "openai":
         return {}
     name = clip.get("model", "ViT-L/14")
@@ -200,13 +201,13 @@ def _clip_settings(clip: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def to_dalle2_config(config: PriorConfig) -> dict[str, Any]:
-    """The part `prior` of the JSON of DALLE2-pytorch's training script, for a prior that can be exported."""
+    """Convert our settings to the part `prior` of a training script's JSON, for a prior that can be exported."""
     network, diffusion = config.network, config.diffusion
     net = network.model_dump(exclude={"width", "function_version"})
     return {
         "net": {"dim": config.embed_dim, **net, "ff_mult": int(network.ff_mult)},
         "image_embed_dim": config.embed_dim,
-        "image_size": 224,  # asked for, and of no meaning
+        "image_size": 224,  # required, but not used
         "timesteps": diffusion.timesteps,
         "text_cond_drop_prob": diffusion.text_drop,
         "image_cond_drop_prob": diffusion.image_drop,
@@ -224,7 +225,7 @@ def to_dalle2_config(config: PriorConfig) -> dict[str, Any]:
 
 
 def require_exportable(config: PriorConfig) -> None:
-    """SettingsError if DALLE2-pytorch's newest release has no such prior; names the settings."""
+    """Raise SettingsError, with all reasons, if the newest release of DALLE2-pytorch has no such prior."""
     function = FunctionVersion.parse(config.network.function_version)
     network, diffusion, dim = config.network, config.diffusion, config.embed_dim
     clamped = diffusion.x0_clamp == "unit_box"

@@ -1,4 +1,7 @@
-"""The weights of DALLE2-pytorch's priors as ours, and back."""
+"""Conversion between the weights of DALLE2-pytorch's priors and ours.
+
+To import is to make our prior from its weights; to export is to make its checkpoint from our prior.
+"""
 
 from __future__ import annotations
 
@@ -15,62 +18,67 @@ from ..network.function_version import LATEST_FUNCTION
 from .dalle2_settings import require_exportable
 
 _SCHEDULE_TOLERANCE = 1e-2
-"""Beyond the rounding of half precision; two schedules of as many timesteps differ by more."""
+"""Largest difference of alpha_bar that half-precision rounding explains; different noise schedules differ by more."""
 _ROTARY_TOLERANCE = 4e-3
-"""Relative difference of rotary frequencies beyond the rounding of half precision; another base differs by more."""
+"""Largest relative difference of rotary frequencies that bfloat16 rounding explains; another base differs by more."""
 
 
-def import_prior(state: Mapping[str, torch.Tensor], config: PriorConfig, source: str) -> Prior:
-    """A prior of ours with the weights `state` of a `DiffusionPrior`.
+def import_prior(weights: Mapping[str, torch.Tensor], config: PriorConfig, source: str) -> Prior:
+    """Make a prior with the weights of a `DiffusionPrior`.
+
+    Args:
+        weights: weights by DALLE2-pytorch's names.
+        config: settings of the prior.
+        source: file of the weights, for messages.
 
     Raises:
-        InputError: weights are missing, left over, of another shape, or of another noise schedule; names them.
+        InputError: weights are missing, unknown, of another shape, not finite, or of another noise schedule.
     """
     network = build_network(config)
     prior = Prior(config, network, build_normaliser(config))
-    left = {name for name in state if not _IGNORED.match(name)}
+    unused = {name for name in weights if not _IGNORED.match(name)}
     ours: dict[str, torch.Tensor] = {}
     missing: list[str] = []
     for name, parameter in network.state_dict().items():
         theirs = _as_upstream(name, parameter, prior)
-        left -= theirs.keys()
-        if absent := [other for other in theirs if other not in state]:
+        unused -= theirs.keys()
+        if absent := [other for other in theirs if other not in weights]:
             missing += absent
             continue
         for other, part in theirs.items():
-            if state[other].shape != part.shape:
+            if weights[other].shape != part.shape:
                 raise InputError(
-                    f"{source}: {other} has shape {list(state[other].shape)}, its settings make {list(part.shape)}; "
+                    f"{source}: {other} has shape {list(weights[other].shape)}, its settings make {list(part.shape)}; "
                     "are they those of this checkpoint?"
                 )
-        ours[name] = torch.cat([state[other].float() for other in theirs]).view(parameter.shape)
+        ours[name] = torch.cat([weights[other].float() for other in theirs]).view(parameter.shape)
         if not bool(ours[name].isfinite().all()):
             raise InputError(f"{source}: {' and '.join(theirs)} holds numbers that are not finite")
-    if missing or left:
+    if missing or unused:
         problems = [f"lacks {_some(missing)}"] if missing else []
-        problems += [f"holds besides {_some(sorted(left))}"] if left else []
+        problems += [f"holds besides {_some(sorted(unused))}"] if unused else []
         raise InputError(
             f"{source}: does not fit its settings and function version {network.function}: it {' and '.join(problems)}"
         )
     network.load_state_dict(ours)
-    _check_constants(state, prior, source)
+    _check_constants(weights, prior, source)
     return prior
 
 
 _ROTARY = re.compile(r".*\.rotary_emb\.(freqs|inv_freq)$")
-"""Names of the rotary frequencies, which are constants."""
+"""Names of the rotary frequencies, which are constants and not trained."""
 _IGNORED = re.compile(rf"noise_scheduler\.|clip\.|_dummy$|.*\.rotary_emb\.(dummy|cached_\w+)$|{_ROTARY.pattern}")
-"""Weights of a `DiffusionPrior` that are not part of the prior, or constants that are checked."""
+"""Names in a `DiffusionPrior` that are not weights of the prior; constants among them are checked instead."""
 
 
-def _check_constants(state: Mapping[str, torch.Tensor], prior: Prior, source: str) -> None:
-    """InputError if the constants, rotary frequencies and noise schedule, are not those that the settings give."""
-    rotary = any(".rotary_emb." in name for name in state)
+def _check_constants(weights: Mapping[str, torch.Tensor], prior: Prior, source: str) -> None:
+    """Raise InputError if rotary frequencies or noise schedule differ from those of the settings."""
+    rotary = any(".rotary_emb." in name for name in weights)
     if rotary != prior.config.network.rotary_emb:
         has = "has" if rotary else "has no"
         raise InputError(f"{source}: {has} rotary embedding, unlike net.rotary_emb of its settings")
     frequencies = _rotary_frequencies(prior.config)
-    for name, value in state.items():
+    for name, value in weights.items():
         if _ROTARY.match(name) and (
             value.shape != frequencies.shape
             or not torch.allclose(value.float(), frequencies, rtol=_ROTARY_TOLERANCE, atol=0)
@@ -79,7 +87,7 @@ def _check_constants(state: Mapping[str, torch.Tensor], prior: Prior, source: st
                 f"{source}: {name} holds other rotary frequencies than those of every dalle2-pytorch prior (10,000 to "
                 f"the power of -2i/{2 * len(frequencies)}); this prior cannot be computed here"
             )
-    theirs = state.get("noise_scheduler.alphas_cumprod")
+    theirs = weights.get("noise_scheduler.alphas_cumprod")
     if theirs is None:
         return
     ours = prior.schedule.alpha_bar.float()
@@ -92,16 +100,16 @@ def _check_constants(state: Mapping[str, torch.Tensor], prior: Prior, source: st
 
 
 def _rotary_frequencies(config: PriorConfig) -> torch.Tensor:
-    """Angle of each pair of channels from one position to the next: `[half of the rotated width]`."""
+    """Return the rotation angle per position of each pair of channels: `[half of the rotated width]`."""
     width = min(32, config.network.dim_head)
     return 1.0 / (10_000.0 ** (torch.arange(0, width, 2).float() / width))
 
 
-def export_state(prior: Prior) -> dict[str, torch.Tensor]:
-    """The weights of a prior as a `DiffusionPrior` of release 1.15.6 names and shapes them.
+def export_weights(prior: Prior) -> dict[str, torch.Tensor]:
+    """Return the weights of a prior with the names and shapes of a `DiffusionPrior` of release 1.15.6.
 
     Raises:
-        SettingsError: DALLE2-pytorch has no such prior; names the setting.
+        SettingsError: DALLE2-pytorch does not support the settings of the prior.
     """
     require_exportable(prior.config)
     network = prior.network
@@ -117,17 +125,17 @@ def export_state(prior: Prior) -> dict[str, torch.Tensor]:
 
 
 def _as_upstream(name: str, value: torch.Tensor, prior: Prior) -> dict[str, torch.Tensor]:
-    """A weight of ours by the names and in the shapes of DALLE2-pytorch: two of its own may be one of ours."""
+    """Return one of our weights under DALLE2-pytorch's names and shapes; some of our weights are two of its."""
     names = _upstream_names(name, prior)
     if name in ("null_token_states", "null_text", "null_image"):
         value = value[None]
-    width = 2 * prior.config.network.dim_head  # of keys and values, which follow the queries
+    width = 2 * prior.config.network.dim_head  # keys and values, which follow the queries
     parts = torch.split(value, [len(value) - width, width]) if len(names) == 2 else (value,)
     return dict(zip(names, parts, strict=True))
 
 
 def _upstream_names(name: str, prior: Prior) -> list[str]:
-    """What DALLE2-pytorch calls a weight of ours; two names where ours are those two on top of one another."""
+    """Return DALLE2-pytorch's name of one of our weights; two names if ours is the concatenation of two."""
     transformer = "net.causal_transformer"
     if name == "null_token_states":
         return ["net.null_text_encodings" if prior.network.function.has_null_tokens else "net.null_text_embed"]
@@ -166,15 +174,20 @@ _FEED_FORWARD_NAMES = {
 
 
 def _some(names: list[str]) -> str:
+    """List at most five names."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-def trainer_state(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor) -> dict[str, Any]:
-    """What `DiffusionPriorTrainer.load` of release 1.15.6 reads: a trainer that has not made a step.
+def trainer_checkpoint(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor) -> dict[str, Any]:
+    """Make a checkpoint that `DiffusionPriorTrainer.load` of release 1.15.6 reads, as if before the first step.
 
-    Its optimiser decays weights of two dimensions or more, and knows them by number: as it has no state of any yet,
-    how many there are is all that counts. The rotary frequencies of all layers are one weight.
+    The optimiser decays weights with two or more dimensions and identifies weights by number. It has no state yet, so
+    placeholders of the right number and dimensions are enough. The rotary frequencies of all layers are one weight.
+
+    Args:
+        weights: weights by DALLE2-pytorch's names.
+        alpha_bar: cumulative noise schedule `[timesteps]`.
     """
     model = {**_schedule_buffers(alpha_bar), **weights}
     names = [name for name in weights if ".rotary_emb." not in name or ".layers.0." in name]
@@ -199,7 +212,7 @@ def trainer_state(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor) -> 
 
 
 def _schedule_buffers(alpha_bar: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The constants that DALLE2-pytorch keeps with the weights."""
+    """Return the constants of the noise schedule that DALLE2-pytorch stores with the weights."""
     before = torch.cat([torch.ones(1, dtype=alpha_bar.dtype), alpha_bar[:-1]])
     alpha = alpha_bar / before
     beta = 1 - alpha

@@ -1,4 +1,4 @@
-"""Priors from wherever they are: our folders, and DALLE2-pytorch's checkpoints; and from one to the other."""
+"""Loading and conversion of priors: our folders, and DALLE2-pytorch's checkpoints (`.pth`)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from ..model.prior import Prior
 from ..model.settings import WeightsName
 from ..network.function_version import FunctionVersion
 from .dalle2_settings import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
-from .dalle2_weights import export_state, import_prior, trainer_state
+from .dalle2_weights import export_weights, import_prior, trainer_checkpoint
 from .pth import read_pth
 from .pth_weights import choose_weights, stored_version
 
-_PTH = (".pth", ".pt")
+_PTH_SUFFIXES = (".pth", ".pt")
+"""File endings of DALLE2-pytorch's checkpoints."""
 
 
 def load_prior(
@@ -38,21 +39,23 @@ def load_prior(
     """Load a prior: a folder of ours, or a checkpoint of DALLE2-pytorch's trainer (`.pth`); local or remote.
 
     Args:
-        device: where to sample, such as `cpu` or `cuda`.
-        dtype: of large products: `float32`, or `bfloat16` for about twice the speed.
-        config: of a checkpoint: the JSON of its training script, or `laion-model-card` for the settings of LAION's.
-        weights: averaged (`ema`), those that were trained (`online`), which our folders keep in their newest
-            checkpoint, or the averaged ones that did best in validation while they were trained here (`best`).
-        function_version: of a checkpoint: release of dalle2-pytorch whose function it is, such as 0.23.10, in place of
-            the one that it stores; needed where it stores none.
-        clip: of a checkpoint: `model` and `pretrained` of its CLIP in open_clip, where its settings do not name it.
+        path: folder or `.pth`.
+        device: device to sample on, such as `cpu` or `cuda`.
+        dtype: precision of large matrix products: `float32`, or `bfloat16` for about twice the speed.
+        config: settings of a `.pth`: the JSON of its training script, or `laion-model-card` for LAION's settings.
+        weights: `ema` for the averaged weights, `online` for the weights that the optimiser trains, or `best` for the
+            averaged weights with the best validation loss. `best` needs a folder; in a folder, `online` are those of
+            the newest training checkpoint.
+        function_version: release of dalle2-pytorch whose function a `.pth` is, such as 0.23.10; required if the file
+            stores no version, and overrides it otherwise.
+        clip: `model` and `pretrained` of a `.pth`'s CLIP in open_clip, if its settings do not name the CLIP.
 
     Raises:
-        InputError: no prior is there, or a file is damaged or does not fit its settings; says which.
-        SettingsError: an argument is missing, out of range, or of no meaning for what is loaded.
+        InputError: there is no prior, or a file is damaged or does not fit its settings.
+        SettingsError: an argument is missing, out of range, or does not apply to this kind of prior.
     """
     path = os.fspath(path)
-    if is_checkpoint(path, config=config, function_version=function_version, clip=clip):
+    if is_pth(path, config=config, function_version=function_version, clip=clip):
         assert config is not None
         prior = _load_pth(path, config, weights, function_version, clip)
     else:
@@ -60,7 +63,7 @@ def load_prior(
             raise SettingsError(f"weights={weights!r}: known are ema, online and best")
         prior = load_folder(path)
         if weights != "ema":
-            prior.network.load_state_dict(_trained_weights(path, weights))
+            prior.network.load_state_dict(_training_weights(path, weights))
     return prior.to(device, dtype)
 
 
@@ -74,25 +77,27 @@ def convert(
     function_version: str | None = None,
     clip: dict[str, Any] | None = None,
 ) -> None:
-    """Write a prior as a folder of ours, or (`.pth`) as a checkpoint of DALLE2-pytorch 1.15.6's trainer.
+    """Write a prior as a folder of ours, or as a checkpoint (`.pth`) of DALLE2-pytorch 1.15.6's trainer.
 
-    Beside a checkpoint goes a JSON of its settings, by the same name.
+    The settings of a checkpoint are written next to it, as a JSON file of the same name.
 
     Args:
-        overwrite: replace what is there.
-        config: as for `load_prior`, and so the following.
+        source: folder or `.pth`.
+        destination: folder or `.pth` to write.
+        overwrite: replace existing files.
+        config: settings of a `.pth`, as for `load_prior`.
         weights: `ema`, `online` or `best`.
-        function_version: of a checkpoint.
-        clip: of a checkpoint.
+        function_version: release of a `.pth`, as for `load_prior`.
+        clip: CLIP of a `.pth`, as for `load_prior`.
 
     Raises:
         FolderError: the destination exists, or holds a training.
-        SettingsError: DALLE2-pytorch has no such prior.
+        SettingsError: DALLE2-pytorch does not support the settings of the prior.
     """
     destination = os.fspath(destination)
     prior = load_prior(source, config=config, weights=weights, function_version=function_version, clip=clip)
     try:
-        if destination.endswith(_PTH):
+        if destination.endswith(_PTH_SUFFIXES):
             _write_pth(prior, destination, overwrite)
         else:
             _write_folder(prior, destination, overwrite)
@@ -100,11 +105,12 @@ def convert(
         raise FolderError(f"{destination}: {error.filename or error} is in the way; choose another place") from None
 
 
-def clip_location_of(model: str | None, pretrained: str | None) -> dict[str, Any] | None:
-    """The argument `clip` of `load_prior`, from the name of an open_clip model and its weights; None of neither.
+def find_clip(model: str | None, pretrained: str | None) -> dict[str, Any] | None:
+    """Return the argument `clip` of `load_prior` for an open_clip model and its weights; None if none is named.
 
     Raises:
-        SettingsError, InputError: no such CLIP is to be had.
+        SettingsError: there is no such model, or it has no such weights.
+        InputError: the files of the CLIP are missing or damaged.
     """
     if model is None:
         if pretrained is not None:
@@ -117,52 +123,54 @@ def clip_location_of(model: str | None, pretrained: str | None) -> dict[str, Any
     return clip_location(settings)
 
 
-def is_checkpoint(path: str, **options: Any) -> bool:
-    """Whether a path is that of a checkpoint.
+def is_pth(path: str, **options: Any) -> bool:
+    """Return whether a path is a checkpoint of DALLE2-pytorch.
 
     Args:
-        options: arguments of `load_prior` that belong to checkpoints, `config` first.
+        path: folder or `.pth`.
+        options: arguments of `load_prior` that apply to a `.pth` only, with `config` first.
 
     Raises:
-        SettingsError: it is one and `config` is missing, or it is none and an option is given.
+        SettingsError: `config` of a `.pth` is missing, or an option is given for another path.
     """
-    if path.endswith(_PTH):
+    if path.endswith(_PTH_SUFFIXES):
         if options["config"] is None:
             names = ", ".join(NAMED_CONFIGS)
             raise SettingsError(f"{path}: give config=, the JSON of its training script, or one of {names}")
         return True
     _refuse_other_files(path)
     if given := [name for name, value in options.items() if value is not None]:
-        raise SettingsError(f"{given[0]}= belongs to checkpoints ({' or '.join(_PTH)}); {path} is none")
+        raise SettingsError(f"{given[0]}= belongs to checkpoints ({' or '.join(_PTH_SUFFIXES)}); {path} is none")
     return False
 
 
 def _refuse_other_files(path: str) -> None:
-    """SettingsError if a path is a file that may be a checkpoint under a name that is not read."""
+    """Raise SettingsError if a path is a file with an ending that is not read, such as `.ckpt`."""
     name = path.rstrip("/").rpartition("/")[2]
     ending = name[name.rfind(".") :] if "." in name.lstrip(".") else ""
-    if not ending or ending == ".npy":  # predictions, for `evaluate`
+    if not ending or ending == ".npy":  # `evaluate` reads predictions from `.npy`
         return
     fs, location = open_location(path)
     if not fs.isfile(location):
         return
     if ending.lower() == ".safetensors":
         raise SettingsError(
-            f"{path}: a prior is a folder with config.json and {WEIGHTS_NAME}, or a checkpoint ({' or '.join(_PTH)}); "
-            "name the folder of this file"
+            f"{path}: a prior is a folder with config.json and {WEIGHTS_NAME}, or a checkpoint "
+            f"({' or '.join(_PTH_SUFFIXES)}); name the folder of this file"
         )
     raise SettingsError(
-        f"{path}: checkpoints of dalle2-pytorch are read by their ending, {' or '.join(_PTH)}; if it is one, rename it "
-        "to .pth"
+        f"{path}: checkpoints of dalle2-pytorch are read by their ending, {' or '.join(_PTH_SUFFIXES)}; if it is one, "
+        "rename it to .pth"
     )
 
 
 def _load_pth(
     path: str, config: str, weights: WeightsName, function_version: str | None, clip: dict[str, Any] | None
 ) -> Prior:
+    """Load a checkpoint of DALLE2-pytorch on the CPU."""
     described = parse_config(read_config(config), config)
     content = read_pth(path)
-    state = choose_weights(content, weights, path)
+    tensors = choose_weights(content, weights, path)
     if function_version is None:
         function_version = stored_version(content, path)
     try:
@@ -173,11 +181,11 @@ def _load_pth(
     if clip is not None:
         located = parse_settings(ClipSettings, {"pretrained": None, **clip}, "clip")
         prior_config = prior_config.model_copy(update={"clip_settings": located.identity()})
-    return import_prior(state, prior_config, path)
+    return import_prior(tensors, prior_config, path)
 
 
 def read_config(config: str) -> Any:
-    """The JSON of a checkpoint's settings, by the place of its file or a name; SettingsError if it is neither."""
+    """Read the JSON of a checkpoint's settings, from a file or by name; SettingsError if it is neither."""
     if config in NAMED_CONFIGS:
         return NAMED_CONFIGS[config]
     fs, location = open_location(config)
@@ -190,8 +198,8 @@ def read_config(config: str) -> Any:
         raise InputError(f"{config}: not JSON ({error})") from None
 
 
-def _trained_weights(path: str, weights: WeightsName) -> dict[str, torch.Tensor]:
-    """Those that were trained, of which the averaged ones are an average; or the best averaged ones."""
+def _training_weights(path: str, weights: WeightsName) -> dict[str, torch.Tensor]:
+    """Read the `online` or `best` weights of a training's folder."""
     store = Store(path)
     manifest = read_manifest(store)
     if weights == "best":
@@ -199,24 +207,26 @@ def _trained_weights(path: str, weights: WeightsName) -> dict[str, torch.Tensor]
         if best is None:
             raise InputError(f"{path}: weights='best' are kept by a training that validates, and there are none")
         return best
-    state = None if manifest is None else load_state(store, manifest.settings_fingerprint)
-    if state is None:
+    checkpoint = None if manifest is None else load_state(store, manifest.settings_fingerprint)
+    if checkpoint is None:
         raise InputError(f"{path}: weights='online' are in a training's checkpoints, and there are none; use 'ema'")
-    return state.network
+    return checkpoint.network
 
 
 def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
+    """Write a prior's folder; FolderError if it holds a training, or a prior without `overwrite`."""
     store = Store(destination)
     if store.size(MANIFEST_NAME) is not None or store.names(STATE_FOLDER):
         raise FolderError(f"{destination} is the folder of a training; choose another")
     if store.size(CONFIG_NAME) is not None:
         if not overwrite:
             raise FolderError(f"{destination} holds a prior; choose another folder, or --overwrite")
-        store.remove(CONFIG_NAME)  # first, so that a kill leaves no settings beside the weights of others
+        store.remove(CONFIG_NAME)  # first, so that a kill never leaves old settings with new weights
     save_prior(store.create, prior.config, prior.network, prior.normaliser)
 
 
 def _write_pth(prior: Prior, destination: str, overwrite: bool) -> None:
+    """Write a checkpoint of DALLE2-pytorch and its settings; FolderError if one exists without `overwrite`."""
     fs, location = open_location(destination)
     folder, _, name = location.rpartition("/")
     try:
@@ -227,7 +237,7 @@ def _write_pth(prior: Prior, destination: str, overwrite: bool) -> None:
     for existing in (name, settings_name):
         if store.size(existing) is not None and not overwrite:
             raise FolderError(f"{store.path(existing)} exists; choose another name, or --overwrite")
-    content = trainer_state(export_state(prior), prior.schedule.alpha_bar)
+    content = trainer_checkpoint(export_weights(prior), prior.schedule.alpha_bar)
     with store.create(settings_name) as file:
         file.write((json.dumps({"prior": to_dalle2_config(prior.config)}, indent=1) + "\n").encode())
     with store.create(name) as file:

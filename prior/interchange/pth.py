@@ -1,7 +1,7 @@
-"""Reading `.pth` files without running what they hold.
+"""Safe reading of `.pth` files: no code in a file runs.
 
-torch reads tensors and plain values only. The objects that DALLE2-pytorch's trainer saved besides, a version and a
-learning-rate warmup with its optimiser, are read as inert stand-ins; any other name in the file is refused.
+torch reads only tensors and plain values. DALLE2-pytorch's trainer also saved a version and a learning-rate warmup with
+its optimiser; these objects are read as inert stand-ins. Any other name in a file is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...pipeline.contract.storage import open_location
 from ...pipeline.errors import InputError
 
 _INERT = (
-    "builtins.dict",  # what the optimiser's defaultdict makes
+    "builtins.dict",  # factory of the optimiser's defaultdict
     "packaging._structures.InfinityType",
     "packaging._structures.NegativeInfinityType",
     "packaging.version.Version",
@@ -31,30 +31,32 @@ _INERT = (
     "numpy.core.multiarray.scalar",
     "numpy.dtype",
 )
-"""Names that a checkpoint may hold, of which nothing is imported."""
+"""Names that a checkpoint may hold; none of them is imported."""
 
 
 _UNKNOWN_NAME = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
-"""In torch's messages."""
+"""Message of torch about a name that is not allowed."""
 
 
 class StandIn:
-    """In the place of an object that is not needed: keeps what it was built from, and does nothing."""
+    """Stand-in for an object that is not needed; it stores its constructor arguments and does nothing."""
 
     def __new__(cls, *values: Any) -> StandIn:
-        """As pickle makes objects, without `__init__`."""
+        """Make a stand-in the way pickle makes objects, without `__init__`."""
         made = super().__new__(cls)
         made.values = values
         return made
 
     values: Any
+    """Arguments of the constructor, or the pickled state."""
 
     def __setstate__(self, state: Any) -> None:
+        """Store the pickled state."""
         self.values = state
 
 
 def find_pth(path: str) -> tuple[Any, str]:
-    """The file system of a `.pth` or `.pt` file, and its path there; InputError if there is no such file."""
+    """Return the file system of a `.pth` or `.pt` file, and its path there; InputError if there is no such file."""
     fs, location = open_location(path)
     if not fs.isfile(location):
         raise InputError(f"{path}: {'a folder, not a checkpoint' if fs.isdir(location) else 'no such file'}")
@@ -62,11 +64,11 @@ def find_pth(path: str) -> tuple[Any, str]:
 
 
 def read_pth(path: str) -> dict[str, Any]:
-    """The dictionary of a `.pth` or `.pt` file, local or remote.
+    """Read the dictionary in a `.pth` or `.pt` file, local or remote.
 
     Raises:
-        InputError: the file is missing, damaged, no dictionary, or holds anything besides tensors, plain values and
-            the stand-ins above; names what.
+        InputError: the file is missing or damaged, is not a dictionary, or holds an object that is neither a tensor,
+            nor a plain value, nor one of the stand-ins above.
     """
     fs, location = find_pth(path)
     with fs.open(location, "rb") as file:
@@ -86,14 +88,14 @@ def read_pth(path: str) -> dict[str, Any]:
 
 
 def version_text(value: Any, path: str) -> str | None:
-    """The version that a checkpoint stores, as text or as packaging's object of whatever age; None if it has none."""
+    """Return a stored version as text, whether it is text or an object of any release of packaging; None for None."""
     if value is None or isinstance(value, str):
         return value
     parts = value.values if isinstance(value, StandIn) else None
     release = None
     if isinstance(parts, dict) and isinstance(parts.get("_version"), StandIn):
-        parts = parts["_version"].values  # before packaging 26
-    if isinstance(parts, tuple) and len(parts) > 1:  # (epoch, release, ...), or in 26.0 (None, slots)
+        parts = parts["_version"].values  # packaging before 26
+    if isinstance(parts, tuple) and len(parts) > 1:  # (epoch, release, ...); in packaging 26.0 (None, slots)
         release = parts[1].get("_release") if isinstance(parts[1], dict) else parts[1]
     if isinstance(release, tuple) and release:
         return ".".join(map(str, release))
@@ -101,6 +103,7 @@ def version_text(value: Any, path: str) -> str | None:
 
 
 def _load(file: str | BinaryIO, path: str, mmap: bool = False) -> Any:
+    """Load a file with torch's safe reader, plus the stand-ins; InputError if that fails."""
     harmless: list[Any] = [(StandIn, name) for name in _INERT]
     harmless.append((_plain_dict, "collections.defaultdict"))
     try:
@@ -108,21 +111,22 @@ def _load(file: str | BinaryIO, path: str, mmap: bool = False) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise InputError(_explain(str(error), path)) from None
-    except Exception as error:  # damaged bytes make torch's reader raise whatever comes up
+    except Exception as error:  # damaged bytes make torch's reader raise exceptions of any type
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise InputError(f"{path}: cannot be read as a checkpoint; is the file whole? ({reason})") from None
 
 
 def _plain_dict(*_: Any) -> dict[Any, Any]:
-    """In the place of a defaultdict, which torch would not fill."""
+    """Replace a defaultdict, which torch cannot fill."""
     return {}
 
 
 def _explain(message: str, path: str) -> str:
+    """Explain a message of torch's safe reader to the user."""
     if found := _UNKNOWN_NAME.search(message):
         return (
             f"{path}: holds {found[1]}, which is not among what a checkpoint may hold; nothing of it was run. "
             "Only tensors and plain values are read: save the state_dict alone, where you trust the file"
         )
-    cause = message.partition("\n\n")[2] or message  # after advice to read the file unsafely
+    cause = message.partition("\n\n")[2] or message  # skips torch's advice to read the file unsafely
     return f"{path}: cannot be read as a checkpoint; is the file whole? ({cause.strip().splitlines()[0]})"

@@ -1,4 +1,4 @@
-"""The weights of a prior in the dictionary of a `.pth`: a trainer's checkpoint, or a state_dict of another tool."""
+"""Selection of weights from a `.pth`: a trainer's checkpoint, or a bare state_dict of another tool."""
 
 from __future__ import annotations
 
@@ -13,18 +13,30 @@ from .pth import version_text
 
 
 def choose_weights(content: dict[str, Any], weights: WeightsName, path: str) -> dict[str, torch.Tensor]:
-    """The weights of a `DiffusionPrior` in a trainer's checkpoint, or in a bare state_dict."""
+    """Return the weights of a `DiffusionPrior` by name.
+
+    A bare state_dict holds one set of weights, which is returned for either name.
+
+    Args:
+        content: dictionary of the `.pth`.
+        weights: `ema` or `online`.
+        path: the file, for messages.
+
+    Raises:
+        SettingsError: the name is neither.
+        InputError: the file does not hold these weights.
+    """
     if weights not in ("ema", "online"):
         raise SettingsError(f"weights={weights!r}: known are ema and online")
-    if (bare := _bare_state(content)) is not None:
+    if (bare := _bare_weights(content)) is not None:
         return bare
-    found = {"ema": _averaged(content), "online": content.get("model")}
-    chosen = found.pop(weights)
-    if _is_state(chosen):
+    stored = {"ema": _averaged(content), "online": content.get("model")}
+    chosen = stored.pop(weights)
+    if _is_state_dict(chosen):
         return chosen
-    other, there = found.popitem()
-    advice = f"; try weights={other}" if _is_state(there) else ""
-    if "state_dict" in content or _is_state(content):
+    other, alternative = stored.popitem()
+    advice = f"; try weights={other}" if _is_state_dict(alternative) else ""
+    if "state_dict" in content or _is_state_dict(content):
         advice = "; save the prior's state_dict alone, with names that begin with net."
     key = "model" if weights == "online" else "ema_model"
     raise InputError(
@@ -32,33 +44,33 @@ def choose_weights(content: dict[str, Any], weights: WeightsName, path: str) -> 
     )
 
 
-def _bare_state(content: dict[str, Any]) -> dict[str, torch.Tensor] | None:
-    """The state_dict in a file that holds no trainer's checkpoint, by the names of a `DiffusionPrior`; None if none.
+def _bare_weights(content: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+    """Return the weights of a bare state_dict under a `DiffusionPrior`'s names; None for a trainer's checkpoint.
 
-    Other tools put it under `state_dict`, wrap the model (`module.`), or save its network alone (without `net.`).
+    Other tools store it under `state_dict`, wrap the model (`module.`), or save only its network (without `net.`).
     """
-    state = content
+    weights = content
     if "state_dict" in content and not {"model", "ema", "ema_model"} & content.keys():
-        state = content["state_dict"]
-    if not _is_state(state):
+        weights = content["state_dict"]
+    if not _is_state_dict(weights):
         return None
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    if "learned_query" in state and any(name.startswith("causal_transformer.") for name in state):
-        state = {f"net.{name}": value for name, value in state.items()}
-    return state if any(name.startswith("net.") for name in state) else None
+    if all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    if "learned_query" in weights and any(name.startswith("causal_transformer.") for name in weights):
+        weights = {f"net.{name}": value for name, value in weights.items()}
+    return weights if any(name.startswith("net.") for name in weights) else None
 
 
-def _is_state(value: Any) -> TypeGuard[dict[str, torch.Tensor]]:
+def _is_state_dict(value: Any) -> TypeGuard[dict[str, torch.Tensor]]:
     return (
         isinstance(value, dict)
         and bool(value)
-        and all(isinstance(name, str) and _is_plain(part) for name, part in value.items())
+        and all(isinstance(name, str) and _is_plain_tensor(part) for name, part in value.items())
     )
 
 
-def _is_plain(value: Any) -> bool:
-    """Return whether it is a tensor of numbers in memory, one after another."""
+def _is_plain_tensor(value: Any) -> bool:
+    """Return whether a value is a dense tensor of real numbers on the CPU."""
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
@@ -68,19 +80,19 @@ def _is_plain(value: Any) -> bool:
 
 
 def _averaged(content: dict[str, Any]) -> Any:
-    """The averaged weights, which newer trainers store by themselves too."""
+    """Return the averaged weights; older trainers store them only inside `ema`."""
     if "ema_model" in content:
         return content["ema_model"]
-    inside = content.get("ema")
+    average = content.get("ema")
     prefix = "ema_model."
-    if not isinstance(inside, Mapping):
+    if not isinstance(average, Mapping):
         return None
-    return {name.removeprefix(prefix): value for name, value in inside.items() if str(name).startswith(prefix)}
+    return {name.removeprefix(prefix): value for name, value in average.items() if str(name).startswith(prefix)}
 
 
 def stored_version(content: dict[str, Any], path: str) -> str:
-    """The release that wrote a checkpoint."""
-    version = None if _is_state(content) else version_text(content.get("version"), path)
+    """Return the release of DALLE2-pytorch that wrote a checkpoint; SettingsError if it is not stored."""
+    version = None if _is_state_dict(content) else version_text(content.get("version"), path)
     if version is None:
         raise SettingsError(
             f"{path}: stores no version; give function_version=, the release of dalle2-pytorch that wrote it (0.23.10 "

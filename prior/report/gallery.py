@@ -1,4 +1,4 @@
-"""A picture of what a prior does: for a few captions, the nearest images by raw text and by the prior's prediction."""
+"""A picture of nearest images: for a few captions, by the raw text embedding and by the prior's prediction."""
 
 from __future__ import annotations
 
@@ -18,35 +18,40 @@ from ...pipeline.read.dataset import EmbeddingDataset
 from ..model.prior import Prior
 
 _TILE = 96
+"""Pixels of the side of an image."""
 _MARGIN = 12
+"""Pixels between images."""
 _HEADER = 64
+"""Pixels of the height of the headings."""
 _LABEL_WIDTH = 260
+"""Pixels of the width of the captions."""
 _BACKGROUND, _INK, _FAINT, _TRUE = "white", "#1b1b1b", "#6b6b6b", "#1a8f3c"
 
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """One caption with what each predictor finds."""
+    """One caption, and its nearest images by each query."""
 
     caption: str
     true_key: str
-    by_text: Sequence[str]
-    """Keys of the nearest images by the raw text embedding, the nearest first."""
-    by_prior: Sequence[str]
-    """Keys of the nearest images by the prior's prediction."""
+    """Key of the caption's own image."""
+    nearest_to_text: Sequence[str]
+    """Keys of the images nearest to the raw text embedding, nearest first."""
+    nearest_to_prior: Sequence[str]
+    """Keys of the images nearest to the prior's prediction, nearest first."""
 
 
 def nearest(queries: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the `count` embeddings of `[S, D]` that are nearest to `[C, D]`, all of norm 1: `[C, count]`."""
+    """Return the positions of the images `[S, D]` nearest to each query `[C, D]`, all of norm 1: `[C, count]`."""
     return np.asarray(np.argsort(-(queries.astype(np.float32) @ images.T), axis=1, kind="stable")[:, :count])
 
 
 def nearest_images(
     prior: Prior, dataset: EmbeddingDataset, rows: np.ndarray, count: int, seed: int
 ) -> list[GalleryRow]:
-    """Find the nearest images of the whole dataset for the captions of some rows."""
-    everything = dataset.take(np.arange(dataset.count))
-    keys = dataset.metadata(everything.rows, ["key"]).column("key").to_pylist()
+    """Find the nearest images in the whole dataset for the captions of some rows."""
+    whole = dataset.take(np.arange(dataset.count))
+    keys = dataset.metadata(whole.rows, ["key"]).column("key").to_pylist()
     captions = dataset.metadata(rows, ["caption"]).column("caption").to_pylist()
     batch = dataset.take(rows, prior.token_states_used)
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
@@ -54,27 +59,29 @@ def nearest_images(
         text_embed=torch.from_numpy(batch.text_embed), token_states=states, num_candidates=2, steps=32, seed=seed
     ).numpy()
 
-    by_text, by_prior = (nearest(query, everything.image_embed, count) for query in (batch.text_embed, predicted))
+    to_text, to_prior = (nearest(query, whole.image_embed, count) for query in (batch.text_embed, predicted))
     return [
-        GalleryRow(captions[i], keys[row], [keys[at] for at in by_text[i]], [keys[at] for at in by_prior[i]])
+        GalleryRow(
+            captions[i], keys[row], [keys[other] for other in to_text[i]], [keys[other] for other in to_prior[i]]
+        )
         for i, row in enumerate(rows)
     ]
 
 
 def read_images(images: str, keys: set[str]) -> dict[str, Image.Image]:
-    """Images of a folder of webdataset shards by key."""
+    """Read the images with these keys from a folder of webdataset shards."""
     store = Store(images)
-    found: dict[str, Image.Image] = {}
+    pictures: dict[str, Image.Image] = {}
     for shard in list_image_shards(store):
         for sample in read_samples(store, shard):
             if sample.key in keys and sample.image is not None:
-                found[sample.key] = opened_rgb(sample.image)
-    return found
+                pictures[sample.key] = opened_rgb(sample.image)
+    return pictures
 
 
 def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], title: str) -> bytes:
-    """The picture as PNG; the true image of a caption has a green frame."""
-    count = len(rows[0].by_text)
+    """Draw the picture as PNG; a caption's own image has a green frame."""
+    count = len(rows[0].nearest_to_text)
     block = count * (_TILE + _MARGIN)
     width = _LABEL_WIDTH + 2 * block + 3 * _MARGIN
     height = _HEADER + len(rows) * (_TILE + _MARGIN) + _MARGIN
@@ -89,7 +96,7 @@ def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], tit
         top = _HEADER + index * (_TILE + _MARGIN)
         for line, text in enumerate(_wrap(clean(row.caption), _LABEL_WIDTH - 2 * _MARGIN, small)):
             draw.text((_MARGIN, top + 18 * line), text, fill=_INK, font=small)
-        for start, keys in ((left, row.by_text), (right, row.by_prior)):
+        for start, keys in ((left, row.nearest_to_text), (right, row.nearest_to_prior)):
             for position, key in enumerate(keys):
                 x = start + position * (_TILE + _MARGIN)
                 canvas.paste(images[key].resize((_TILE, _TILE)), (x, top))
@@ -101,7 +108,7 @@ def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], tit
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Text cut into at most five lines that fit `width` pixels."""
+    """Break text into at most five lines that fit into `width` pixels."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()
@@ -110,7 +117,7 @@ def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageF
             continue
         if lines[-1]:
             lines.append("")
-        for character in word:  # a word may be longer than a line
+        for character in word:  # because a word may be longer than a line
             if font.getlength(lines[-1] + character) > width:
                 lines.append("")
             lines[-1] += character

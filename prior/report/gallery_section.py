@@ -1,4 +1,4 @@
-"""What a prior makes of captions, for a report: its predictions among embeddings, and the images that they find."""
+"""Predictions in a report: their projection among the embeddings, and the images nearest to them."""
 
 from __future__ import annotations
 
@@ -17,28 +17,31 @@ from . import plots as draw
 from .gallery import nearest, read_images
 
 CAPTIONS = 12
+"""Number of captions in the gallery."""
 FOUND_IMAGES = 5
-"""Nearest images that are shown for a caption."""
+"""Number of nearest images for each caption."""
 SEARCHED_ROWS = 20_000
-"""Rows that the nearest images are looked for among, at most."""
+"""Largest number of rows that are searched for nearest images, to bound memory."""
 _THUMBNAIL = 128
-"""Pixels of the longer side."""
+"""Pixels of the longer side of an image in the gallery."""
 
 
-def find_rows(known: np.ndarray, by_id: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Positions `[N]` of wanted ids `[N]` among known ones `[M]`, the first of equal ones; -1 of one that is not there.
+def find_rows(ids: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the positions of wanted ids `[N]` among `ids` `[M]`: `[N]`; -1 for ids that are missing.
 
     Args:
-        by_id: `[M]`, the positions in ascending order of `known`.
+        ids: ids of all rows; the first of equal ids is returned.
+        order: positions `[M]` that sort `ids`, from a stable sort.
+        wanted: ids to look for.
     """
-    place = np.minimum(np.searchsorted(known, wanted, sorter=by_id), len(known) - 1)
-    return np.asarray(np.where(known[by_id[place]] == wanted, by_id[place], -1))
+    candidates = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
+    return np.asarray(np.where(ids[candidates] == wanted, candidates, -1))
 
 
 def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean `[D]`, the two axes of most variance `[2, D]` and their shares of it `[2]`, of values `[N, D]`.
+    """Return the mean `[D]`, the two principal axes `[2, D]` and their shares of the variance `[2]` of `[N, D]` values.
 
-    The greatest coordinate of an axis is positive, so that the picture has one orientation.
+    The largest coordinate of each axis is positive, which fixes the orientation of the picture.
     """
     mean = values.mean(axis=0)
     _, scales, axes = np.linalg.svd(values - mean, full_matrices=False)
@@ -47,90 +50,91 @@ def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def projection(image: np.ndarray, text: np.ndarray, predicted: np.ndarray | None, split: str) -> list[str]:
-    """Embeddings `[N, D]` on the two principal axes of the true images, as fragments."""
+    """Draw embeddings `[N, D]` on the two principal axes of the true images, as page fragments."""
     mean, axes, shares = principal_axes(image)
-    of = {"true image": image, "text": text} | ({} if predicted is None else {"predicted": predicted})
-    flat = {name: (values - mean) @ axes.T for name, values in of.items()}
-    every = np.concatenate(list(flat.values()))
-    limits = np.stack([every.min(axis=0), every.max(axis=0)])
+    embeds = {"true image": image, "text": text} | ({} if predicted is None else {"predicted": predicted})
+    projected = {name: (values - mean) @ axes.T for name, values in embeds.items()}
+    points = np.concatenate(list(projected.values()))
+    limits = np.stack([points.min(axis=0), points.max(axis=0)])
+    true = projected.pop("true image")
     names = (f"first axis ({shares[0]:.0%} of the variance)", f"second axis ({shares[1]:.0%})")
     drawn = [
-        draw.scatter(f"True images and {other}, {split}", names, limits, {"true image": flat["true image"], other: to})
-        for other, to in flat.items()
-        if other != "true image"
+        draw.scatter(f"True images and {name}, {split}", names, limits, {"true image": true, name: values})
+        for name, values in projected.items()
     ]
-    said = f"{len(image):,} rows on the two principal axes of their true image embeddings; one draw for each caption."
-    return [page.plots(drawn), page.paragraph(said)]
+    note = f"{len(image):,} rows on the two principal axes of their true image embeddings; one draw for each caption."
+    return [page.plots(drawn), page.paragraph(note)]
 
 
 def gallery(
     dataset: EmbeddingDataset, images: str, shown: np.ndarray, searched: np.ndarray, queries: Mapping[str, np.ndarray]
 ) -> tuple[list[str], list[str]]:
-    """A card for each caption, as fragments; and sentences that say what is missing.
+    """Return a card for each caption, as page fragments, and sentences about missing parts.
 
     Args:
+        dataset: the embeddings.
         images: folder of the images.
-        shown: `[C]` rows whose captions are shown.
-        searched: `[S]` rows among whose images the nearest are looked for.
-        queries: `[C, D]` of norm 1, by what is said of them.
+        shown: rows whose captions are shown, `[C]`.
+        searched: rows whose images are searched, `[S]`.
+        queries: embeddings of norm 1 by heading, `[C, D]` each.
     """
     bank = dataset.take(searched).image_embed
-    found = {name: searched[nearest(query, bank, FOUND_IMAGES)] for name, query in queries.items()}
-    every = np.unique(np.concatenate([shown, *(rows.ravel() for rows in found.values())]))
-    shelf, lacks = _Shelf.of(dataset, every, images)
+    neighbours = {name: searched[nearest(query, bank, FOUND_IMAGES)] for name, query in queries.items()}
+    needed = np.unique(np.concatenate([shown, *(rows.ravel() for rows in neighbours.values())]))
+    content, missing = _RowContent.read(dataset, needed, images)
     cards = []
     for position, row in enumerate(shown.tolist()):
-        strips = [page.strip("true image", [shelf.image(row)])]
-        for name, rows in found.items():
-            strips.append(page.strip(name, [shelf.image(other, other == row) for other in rows[position].tolist()]))
-        if url := shelf.urls.get(row):
+        strips = [page.strip("true image", [content.image(row)])]
+        for name, rows in neighbours.items():
+            strips.append(page.strip(name, [content.image(other, other == row) for other in rows[position].tolist()]))
+        if url := content.urls.get(row):
             strips.append(f"<p>{page.link(str(url), str(url))}</p>")
-        cards.append(page.card(str(shelf.captions.get(row) or f"row {row}, which has no caption"), strips))
-    said = (
+        cards.append(page.card(str(content.captions.get(row) or f"row {row}, which has no caption"), strips))
+    note = (
         f"Nearest images by cosine among {len(searched):,} of {dataset.count:,}; a green frame marks the true one."
     )  # fmt: skip
-    return [page.paragraph(said), page.plots(cards)], lacks
+    return [page.paragraph(note), page.plots(cards)], missing
 
 
 @dataclass(frozen=True)
-class _Shelf:
-    """What is known of rows, by row: where something is not known, it has no entry."""
+class _RowContent:
+    """Keys, captions, addresses and images of rows; missing values have no entry."""
 
     keys: dict[int, Any]
     captions: dict[int, Any]
     urls: dict[int, Any]
     thumbnails: dict[str, bytes]
-    """JPEG by key."""
+    """JPEG of each image, by key."""
 
     @staticmethod
-    def of(dataset: EmbeddingDataset, rows: np.ndarray, images: str) -> tuple[_Shelf, list[str]]:
-        """With sentences that say what is missing."""
+    def read(dataset: EmbeddingDataset, rows: np.ndarray, images: str) -> tuple[_RowContent, list[str]]:
+        """Read the content of rows, with sentences about missing parts."""
         keys, captions, urls = (_column(dataset, rows, name) for name in ("key", "caption", "url"))
-        lacks = [] if captions else [f"{dataset.store.url} holds no captions."]
+        missing = [] if captions else [f"{dataset.store.url} holds no captions."]
         wanted, thumbnails = {str(key) for key in keys.values()}, {}
         if not keys:
-            lacks.append(f"{dataset.store.url} holds no keys to find images by.")
+            missing.append(f"{dataset.store.url} holds no keys to find images by.")
         else:
             try:
                 thumbnails = {key: _thumbnail(image) for key, image in sorted(read_images(images, wanted).items())}
             except (InputError, OSError, Image.DecompressionBombError) as error:
-                lacks.append(f"There are no images to show: {error}.")
+                missing.append(f"There are no images to show: {error}.")
             else:
                 if lost := len(wanted - thumbnails.keys()):
-                    lacks.append(f"{images} lacks {lost:,} of the {len(wanted):,} images that are shown.")
-        return _Shelf(keys, captions, urls, thumbnails), lacks
+                    missing.append(f"{images} lacks {lost:,} of the {len(wanted):,} images that are shown.")
+        return _RowContent(keys, captions, urls, thumbnails), missing
 
     def image(self, row: int, marked: bool = False) -> str:
-        """The image of a row, or in its place what is known of it."""
+        """Return the image of a row as a page fragment, or its caption or key if the image is missing."""
         key = str(self.keys.get(row))
-        said = str(self.captions.get(row) or self.keys.get(row) or f"row {row}")
+        label = str(self.captions.get(row) or self.keys.get(row) or f"row {row}")
         if key in self.thumbnails:
-            return page.picture(self.thumbnails[key], "jpeg", said, marked)
-        return page.text(f"[{said}]{' (the true one)' if marked else ''}")
+            return page.picture(self.thumbnails[key], "jpeg", label, marked)
+        return page.text(f"[{label}]{' (the true one)' if marked else ''}")
 
 
 def _column(dataset: EmbeddingDataset, rows: np.ndarray, name: str) -> dict[int, Any]:
-    """What a column of the metadata holds, by row; nothing where there is no such column."""
+    """Read a column of the metadata, by row; empty if there is no such column."""
     try:
         values = dataset.metadata(rows, [name]).column(name).to_pylist()
     except InputError:
@@ -139,6 +143,7 @@ def _column(dataset: EmbeddingDataset, rows: np.ndarray, name: str) -> dict[int,
 
 
 def _thumbnail(image: Image.Image) -> bytes:
+    """Shrink an image and encode it as JPEG."""
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=85)

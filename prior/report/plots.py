@@ -1,4 +1,4 @@
-"""The plots of a report: curves, intervals, histograms and scatters, as fragments of its page."""
+"""Plots of a report: curves, intervals, histograms and scatter plots, as fragments of its page."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...pipeline.display.page import COLOURS, new_plot
+from ...pipeline.display.page import COLOURS, new_plot, plot_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH = 4.4
-"""In inches: narrow, so that letters are readable on a phone."""
+"""Width of a plot in inches; narrow, so that its text is readable on a phone."""
 _POINTS = 500
-"""Of a curve: more are averaged."""
+"""Largest number of points of a curve; more points would only enlarge the page."""
 _BINS = 40
+"""Number of bins of a histogram."""
 _MARKERS = ("o", "^")
+"""Markers of the series in a scatter plot, in order."""
 
 Interval = Mapping[str, float]
-"""`value`, `low` and `high`."""
+"""A value with its 95% interval: `value`, `low` and `high`, as in `metrics.json`."""
 
 
 def curves(title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Lines through points by name; positive values that span a factor of 10 on a logarithmic axis."""
+    """Draw a line for each series; the y axis is logarithmic if values are positive and span a factor of 10."""
     everything = [value for points in series.values() for _, value in points]
     with _plot(title, x, y) as (axes, made):
         for name, points in series.items():
             thinned = thin(np.asarray(points, np.float64))
-            axes.plot(thinned[:, 0], thinned[:, 1], label=label(name), marker="o" if len(thinned) == 1 else None)
+            axes.plot(thinned[:, 0], thinned[:, 1], label=plot_label(name), marker="o" if len(thinned) == 1 else None)
         if len(series) > 1:
             axes.legend()
         if everything and min(everything) > 0 and max(everything) >= 10 * min(everything):
@@ -39,61 +41,61 @@ def curves(title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float
 
 
 def thin(points: np.ndarray) -> np.ndarray:
-    """Points `[N, 2]` as at most 500, each the mean of neighbours."""
+    """Reduce points `[N, 2]` to at most 500, each the mean of its neighbours."""
     if len(points) <= _POINTS:
         return points
     return np.stack([part.mean(axis=0) for part in np.array_split(points, _POINTS)])
 
 
 def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
-    """A value with its interval for each name, one below the other; those of what is evaluated stand out."""
+    """Draw values with intervals, one per line; priors and given predictions have the first colour."""
     names = list(values)[::-1]
     with _plot(title, x, "", 1.0 + 0.24 * len(names)) as (axes, made):
         for position, name in enumerate(names):
             colour = COLOURS[0] if name.startswith(("prior", "given")) else COLOURS[6]
             _errorbar(axes, [values[name]], [position], colour, sideways=True)
-        axes.set_yticks(range(len(names)), [label(name) for name in names])
+        axes.set_yticks(range(len(names)), [plot_label(name) for name in names])
         axes.set_ylim(-0.6, len(names) - 0.4)
     return made[0]
 
 
 def swept(title: str, x: str, y: str, values: Mapping[float, Interval]) -> str:
-    """A value with its interval at each setting `x`, in ascending order; far spread ones on a logarithmic axis."""
-    places = sorted(values)
+    """Draw values with intervals against a setting; the x axis is logarithmic if the setting spans a factor of 8."""
+    settings = sorted(values)
     with _plot(title, x, y) as (axes, made):
-        if places[0] > 0 and places[-1] >= 8 * places[0]:
+        if settings[0] > 0 and settings[-1] >= 8 * settings[0]:
             axes.set_xscale("log", base=2)
-        axes.plot(places, [values[place]["value"] for place in places], color=COLOURS[0])
-        _errorbar(axes, [values[place] for place in places], places, COLOURS[0])
-        axes.set_xticks(places, [f"{place:g}" for place in places])
+        axes.plot(settings, [values[setting]["value"] for setting in settings], color=COLOURS[0])
+        _errorbar(axes, [values[setting] for setting in settings], settings, COLOURS[0])
+        axes.set_xticks(settings, [f"{setting:g}" for setting in settings])
         axes.minorticks_off()
     return made[0]
 
 
 def losses_by_timestep(title: str, losses: Mapping[str, Mapping[str, Interval]]) -> str:
-    """Losses of parts of the timesteps, named `first-last`, a line for each set of weights."""
+    """Draw the loss in each bin of timesteps, named `first-last`, with a line for each set of weights."""
     with _plot(title, "timestep (noise grows to the right)", "loss") as (axes, made):
-        for number, (weights, found) in enumerate(losses.items()):
-            parts = [name for name in found if name != "overall"]
-            middles = [np.mean([int(edge) for edge in name.split("-")]).item() for name in parts]
+        for number, (weights, bins) in enumerate(losses.items()):
+            names = [name for name in bins if name != "overall"]
+            middles = [np.mean([int(edge) for edge in name.split("-")]).item() for name in names]
             colour = COLOURS[number % len(COLOURS)]
-            axes.plot(middles, [found[name]["value"] for name in parts], color=colour, label=label(weights))
-            _errorbar(axes, [found[name] for name in parts], middles, colour)
+            axes.plot(middles, [bins[name]["value"] for name in names], color=colour, label=plot_label(weights))
+            _errorbar(axes, [bins[name] for name in names], middles, colour)
         axes.legend()
         axes.set_ylim(bottom=0)
     return made[0]
 
 
 def histograms(title: str, x: str, values: Mapping[str, np.ndarray]) -> str:
-    """Outlines of the distributions of values `[N]` by name, over the same bins."""
-    every = np.concatenate(list(values.values()))
-    low, high = float(every.min()), float(every.max())
+    """Draw the distribution of each series `[N]`, all over the same bins."""
+    pooled = np.concatenate(list(values.values()))
+    low, high = float(pooled.min()), float(pooled.max())
     edges = np.linspace(low, high if high > low else low + 1e-3, _BINS + 1)
     with _plot(title, x, "rows") as (axes, made):
-        for number, (name, found) in enumerate(values.items()):
+        for number, (name, series) in enumerate(values.items()):
             colour = COLOURS[number % len(COLOURS)]
-            counts = np.histogram(found, edges)[0]
-            axes.stairs(counts, edges, color=colour, linewidth=1.5, label=label(name))
+            counts = np.histogram(series, edges)[0]
+            axes.stairs(counts, edges, color=colour, linewidth=1.5, label=plot_label(name))
             axes.stairs(counts, edges, color=colour, fill=True, alpha=0.15)
         axes.set_ylim(top=1.0 + axes.get_ylim()[1] * 1.25)  # room for the legend
         axes.legend(loc="upper left", fontsize=8.5)
@@ -101,16 +103,19 @@ def histograms(title: str, x: str, values: Mapping[str, np.ndarray]) -> str:
 
 
 def scatter(title: str, axis_names: tuple[str, str], limits: np.ndarray, points: Mapping[str, np.ndarray]) -> str:
-    """Points `[N, 2]` by name.
+    """Draw points `[N, 2]` of each series.
 
     Args:
-        limits: `[2, 2]`: least and greatest value of each axis, the same for plots to be compared.
+        title: title of the plot.
+        axis_names: labels of the x and y axis.
+        limits: least and greatest value of each axis, `[2, 2]`; equal for plots that are compared.
+        points: points by name.
     """
     with _plot(title, *axis_names, 3.8) as (axes, made):
-        for number, (name, found) in enumerate(points.items()):
+        for number, (name, series) in enumerate(points.items()):
             axes.plot(
-                found[:, 0], found[:, 1], linestyle="none", marker=_MARKERS[number % len(_MARKERS)], markersize=3,
-                markeredgewidth=0, alpha=0.75, color=COLOURS[number % len(COLOURS)], label=label(name),
+                series[:, 0], series[:, 1], linestyle="none", marker=_MARKERS[number % len(_MARKERS)], markersize=3,
+                markeredgewidth=0, alpha=0.75, color=COLOURS[number % len(COLOURS)], label=plot_label(name),
             )  # fmt: skip
         margin = 0.04 * (limits[1] - limits[0] + 1e-9)
         axes.set_xlim(limits[0, 0] - margin[0], limits[1, 0] + margin[0])
@@ -119,23 +124,19 @@ def scatter(title: str, axis_names: tuple[str, str], limits: np.ndarray, points:
     return made[0]
 
 
-def label(name: str) -> str:
-    """A name that its font has and that matplotlib takes for no formula, which is what stands between dollars."""
-    return name.encode("unicode_escape").decode().replace("$", r"\$")[:60]
-
-
 def _plot(title: str, x: str, y: str, height: float = 2.9) -> contextlib.AbstractContextManager[tuple[Axes, list[str]]]:
-    return new_plot(label(title), x, y, height, _WIDTH)
+    return new_plot(plot_label(title), x, y, height, _WIDTH)
 
 
 def _errorbar(
-    axes: Axes, values: Sequence[Interval], places: Sequence[float], colour: str, sideways: bool = False
+    axes: Axes, values: Sequence[Interval], positions: Sequence[float], colour: str, sideways: bool = False
 ) -> None:
+    """Draw values with intervals at positions on the x axis, or on the y axis if `sideways`."""
     middle = [value["value"] for value in values]
-    # a bootstrap's interval may leave out the value itself by a rounding
-    reach = [[max(0.0, v["value"] - v["low"]) for v in values], [max(0.0, v["high"] - v["value"]) for v in values]]
+    # rounding may put a bootstrap interval beside its value
+    lengths = [[max(0.0, v["value"] - v["low"]) for v in values], [max(0.0, v["high"] - v["value"]) for v in values]]
     style: dict[str, Any] = {"fmt": "o", "markersize": 4, "capsize": 2.5, "linewidth": 1.3, "color": colour}
     if sideways:
-        axes.errorbar(middle, places, xerr=reach, **style)
+        axes.errorbar(middle, positions, xerr=lengths, **style)
     else:
-        axes.errorbar(places, middle, yerr=reach, **style)
+        axes.errorbar(positions, middle, yerr=lengths, **style)

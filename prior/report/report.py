@@ -1,4 +1,4 @@
-"""A report: one evaluation as a self-contained HTML page, with what the prior makes of captions beside the numbers."""
+"""A report: an evaluation as one self-contained HTML page, with metrics, plots and an image gallery."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from .source import ReportSource
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_report` wrote."""
+    """Result of `write_report`."""
 
     path: str
+    """File of the page."""
     bytes: int
+    """Size of the page."""
     missing: tuple[str, ...]
-    """Sentences that stand in place of what is missing."""
+    """Sentences on the page that replace missing parts."""
 
 
 def write_report(
@@ -36,26 +38,30 @@ def write_report(
     """Write the report of an evaluation.
 
     Args:
-        prior: where what was evaluated is now; None if it is where it was.
-        embeddings: where what it was evaluated on is now; None if it is where it was.
+        evaluation: folder of the evaluation.
+        prior: new location of the evaluated prior or predictions; None if they have not moved.
+        embeddings: new location of the embeddings; None if they have not moved.
         images: folder of the images, as webdataset shards.
-        output: file to write; `<evaluation>.html` if None.
-        config, function_version: of a checkpoint, as for `load_prior`; None if they are what they were.
+        output: file to write; None is `<evaluation>.html`.
+        config: settings of a `.pth`, as for `load_prior`; None for those of the evaluation.
+        function_version: release of a `.pth`, as for `load_prior`; None for that of the evaluation.
+        progress: called while embeddings are drawn.
 
     Raises:
-        InputError: there is no evaluation, the prior or the embeddings are not those that were evaluated, the page
-            cannot be written there, or matplotlib is not installed.
+        InputError: there is no evaluation, the prior or the embeddings are not the evaluated ones, the page cannot be
+            written, or matplotlib is not installed.
     """
     target = _target(output, evaluation)
     source = ReportSource(evaluation, prior, embeddings, config=config, function_version=function_version)
     path = page.page_target("--output", target, (evaluation, source.prior.path, source.embeddings, images))
     sections = Sections(source, images, progress)
-    content = page.page(f"Report: {evaluation}", sections.every())
+    content = page.page(f"Report: {evaluation}", sections.all_sections())
     page.write_page(path, content)
     return Written(path, len(content), tuple(sections.missing))
 
 
 def _target(output: str | None, evaluation: str) -> str:
+    """Return the file to write; InputError if it has no default, because the evaluation is remote."""
     store = Store(evaluation)
     if output is None and not store.is_local:
         raise InputError(f"{store.url} is not on this machine; name a file to write with --output")

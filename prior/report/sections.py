@@ -1,7 +1,7 @@
-"""The sections of a report, each a heading and fragments of its page.
+"""Sections of a report, each a heading and page fragments.
 
-What is missing - a log, images, captions - is said in a sentence where it would stand; what does not belong together is
-an error.
+A sentence replaces a part that cannot be drawn because a log, images or captions are missing. Inputs that do not belong
+together are an error.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ...pipeline.errors import InputError
 from ...pipeline.read.dataset import EmbeddingDataset
 from ..evaluate.predictors import as_units
 from ..evaluate.settings import BASELINES
-from ..evaluate.subject import SAID_OF_TRAINING_ROWS
+from ..evaluate.subject import TRAINING_ROWS_WARNINGS
 from ..train.output import LOG_NAME
 from . import plots as draw
 from .gallery_section import CAPTIONS, SEARCHED_ROWS, find_rows, gallery, projection
 from .source import ReportSource
 
 PROJECTED_ROWS = 1000
-"""At most: more points hide each other."""
+"""Largest number of rows in the projection; more points would hide each other."""
 _NAMES = {
     "energy_score": "energy score", "cosine_to_image": "cosine to true image", "cosine_to_text": "cosine to its text",
     "cosine_to_unrelated_caption": "cosine to an unrelated caption",
@@ -34,34 +34,39 @@ _NAMES = {
     "recall_at_10": "recall@10", "diversity": "diversity", "frechet_distance": "Frechet distance",
     "energy_distance": "energy distance", "mmd": "MMD",
 }  # fmt: skip
+"""Names of metrics in headings and plots."""
 _SWEPT = {"steps": ("steps", "steps=[4,16,64]"), "guidance_scale": ("guidance scale", "guidance_scales=[1,1.5,3]")}
-"""Settings: what they are called, and an example of a sweep."""
+"""Name of each swept setting, and an example for the command line."""
 _REAL = "(real against real)"
+"""Row of a table with the distances of training images."""
 
 Section = tuple[str, list[str]]
-"""Heading and fragments."""
+"""Heading and page fragments."""
 
 
 class Sections:
-    """The sections, made when they are asked for.
+    """Builder of all sections.
 
     Args:
+        source: the evaluation and its subject.
         images: folder of the images, as webdataset shards.
+        progress: called while embeddings are drawn.
     """
 
     def __init__(self, source: ReportSource, images: str, progress: ProgressCallback = no_progress) -> None:
         self._source, self._images, self._progress = source, images, progress
         self.missing: list[str] = []
-        """Sentences that stand in place of what is missing, in the sections that have been made."""
+        """Sentences that replace missing parts, in the sections built so far."""
 
-    def every(self) -> list[Section]:
-        """Every section, in the order of the page."""
+    def all_sections(self) -> list[Section]:
+        """Build all sections, in the order of the page."""
         return [
             self._about(), self._training(), *(self._metrics(split) for split in self._source.splits), self._losses(),
             self._sweeps(), self._cosines(), *self._projection_and_gallery(),
         ]  # fmt: skip
 
-    def _lacks(self, sentence: str) -> str:
+    def _missing_part(self, sentence: str) -> str:
+        """Return a sentence as a paragraph, and remember it."""
         self.missing.append(sentence)
         return page.paragraph(sentence)
 
@@ -75,35 +80,37 @@ class Sections:
         about += [("draws for each caption", self._source.main["draws"]), ("seed", self._source.metrics["seed"])]
         about += [(name.replace("_", " "), value) for name, value in self._source.main.get("sample", {}).items()]
         body = [page.table(("", ""), about)]
-        if said := SAID_OF_TRAINING_ROWS.get(subject["training_rows"]):
-            body.append(page.paragraph(said))
+        if warning := TRAINING_ROWS_WARNINGS.get(subject["training_rows"]):
+            body.append(page.paragraph(warning))
         return "What was evaluated", body
 
     def _training(self) -> Section:
         heading = "Training"
         if self._source.is_given:
-            return heading, [self._lacks("Predictions were given in place of a prior: there is no training to show.")]
+            return heading, [
+                self._missing_part("Predictions were given in place of a prior: there is no training to show.")
+            ]
         if self._source.subject is None:
-            return heading, [self._lacks(f"There is no training to show: {self._source.no_subject}")]
+            return heading, [self._missing_part(f"There is no training to show: {self._source.no_subject}")]
         store = Store(self._source.prior.path)
         if self._source.subject.kind == "checkpoint" or store.size(LOG_NAME) is None:
-            return heading, [self._lacks(f"{store.url} has no {LOG_NAME}: no prior was trained there.")]
+            return heading, [self._missing_part(f"{store.url} has no {LOG_NAME}: no prior was trained there.")]
         with store.open(LOG_NAME) as file:
             content = file.read()
         try:
             lines = [json.loads(line) for line in content.splitlines()]
-            found = {
+            series = {
                 name: [(int(line["step"]), float(line[name])) for line in lines if name in line]
                 for name in ("loss", "validation_loss", "grad_norm", "learning_rate")
             }
         except (ValueError, TypeError, KeyError) as error:
-            return heading, [self._lacks(f"{store.url}/{LOG_NAME} is damaged ({error}): there are no curves.")]
-        losses = {"training": found["loss"], "validation, averaged weights": found["validation_loss"]}
+            return heading, [self._missing_part(f"{store.url}/{LOG_NAME} is damaged ({error}): there are no curves.")]
+        losses = {"training": series["loss"], "validation, averaged weights": series["validation_loss"]}
         drawn = [("Loss", "loss", {name: points for name, points in losses.items() if points})]
-        drawn += [("Norm of the gradient", "norm", {"norm": found["grad_norm"]})]
-        drawn += [("Learning rate", "learning rate", {"rate": found["learning_rate"]})]
+        drawn += [("Norm of the gradient", "norm", {"norm": series["grad_norm"]})]
+        drawn += [("Learning rate", "learning rate", {"rate": series["learning_rate"]})]
         return heading, [
-            page.plots(draw.curves(title, "step", y, series) for title, y, series in drawn if any(series.values())),
+            page.plots(draw.curves(title, "step", y, lines) for title, y, lines in drawn if any(lines.values())),
             page.paragraph("Training losses are of batches with dropped texts; validation drops nothing."),
         ]
 
@@ -119,7 +126,9 @@ class Sections:
         )]  # fmt: skip
         body += [page.paragraph(f"{p['name']} is broken and not shown: {p['broken']}.") for p in broken]
         if not any(p["name"] in BASELINES for p in found["predictors"]):
-            body.append(self._lacks(f"No baseline was evaluated on the {split} split; evaluate.baselines names some."))
+            body.append(
+                self._missing_part(f"No baseline was evaluated on the {split} split; evaluate.baselines names some.")
+            )
         metrics = {name: p["metrics"] for name, p in sound.items()}
         distances = {name: p["distances"] for name, p in sound.items() if p["distances"]}
         if found["real_against_real"]:
@@ -139,39 +148,39 @@ class Sections:
         draws = {name: p["draws"] for name, p in sound.items()}
         body += [_table(metrics, draws), _table(distances)] if distances else [_table(metrics, draws)]
         if not distances:
-            body.append(self._lacks(f"The {split} split has too few rows for distances of distributions."))
+            body.append(self._missing_part(f"The {split} split has too few rows for distances of distributions."))
         return f"Metrics, {split} split", body
 
     def _losses(self) -> Section:
         body, drawn = [], []
         for split, found in self._source.splits.items():
             sound = {weights: value for weights, value in found["losses"].items() if "broken" not in value}
-            broken = [weights for weights in found["losses"] if weights not in sound]  # a difference has no order
+            broken = [weights for weights in found["losses"] if weights not in sound]  # in the order of the settings
             body += [page.paragraph(f"{split}: the loss of {weights} weights is not finite.") for weights in broken]
             if sound:
                 drawn.append(draw.losses_by_timestep(f"Loss by timestep, {split}", sound))
         if drawn:
             body.append(page.plots(drawn))
         if not body:
-            body.append(self._lacks("Predictions were given in place of a prior: there is no loss by timestep."))
+            body.append(self._missing_part("Predictions were given in place of a prior: there is no loss by timestep."))
         return "Loss by timestep", body
 
     def _sweeps(self) -> Section:
         if self._source.is_given:
-            return "Steps and guidance", [self._lacks("Predictions were given: there is nothing to vary.")]
+            return "Steps and guidance", [self._missing_part("Predictions were given: there is nothing to vary.")]
         drawn: list[str] = []
         lacking: list[str] = []
-        for setting, (said, option) in _SWEPT.items():
+        for setting, (label, option) in _SWEPT.items():
             before = len(drawn)
             for split, found in self._source.splits.items():
                 values = sweep_values(found["predictors"], setting)
                 for name in ("energy_score", "cosine_to_image") if len(values) > 1 else ():
-                    points = {place: metrics[name] for place, metrics in values.items()}
-                    title = f"{_NAMES[name].capitalize()} against {said}, {split}"
-                    drawn.append(draw.swept(title, said, _NAMES[name], points))
+                    points = {value: metrics[name] for value, metrics in values.items()}
+                    title = f"{_NAMES[name].capitalize()} against {label}, {split}"
+                    drawn.append(draw.swept(title, label, _NAMES[name], points))
             if len(drawn) == before:
-                way = f"`priorkit evaluate --set evaluate.sweep.{option}` would"
-                lacking.append(self._lacks(f"No other {said} was evaluated; {way}."))
+                advice = f"`priorkit evaluate --set evaluate.sweep.{option}` would"
+                lacking.append(self._missing_part(f"No other {label} was evaluated; {advice}."))
         return "Steps and guidance", [*([page.plots(drawn)] if drawn else []), *lacking]
 
     def _cosines(self) -> Section:
@@ -190,64 +199,68 @@ class Sections:
                 if values:
                     drawn.append(draw.histograms(f"{title}, {split}", "cosine", values))
         if not drawn:
-            return "Histograms of cosines", [self._lacks("Nothing that is not broken has cosines.")]
-        said = page.paragraph("A row counts once, with the mean of its draws.")
-        return "Histograms of cosines", [page.plots(drawn), said]
+            return "Histograms of cosines", [self._missing_part("Nothing that is not broken has cosines.")]
+        note = page.paragraph("A row counts once, with the mean of its draws.")
+        return "Histograms of cosines", [page.plots(drawn), note]
 
     def _projection_and_gallery(self) -> list[Section]:
         headings = ("Projection", "Captions and the images they find")
         try:
             dataset = EmbeddingDataset(self._source.embeddings)
         except InputError as error:
-            return [(heading, [self._lacks(f"There are no embeddings to show: {error}.")]) for heading in headings]
+            return [
+                (heading, [self._missing_part(f"There are no embeddings to show: {error}.")]) for heading in headings
+            ]
         ids = self._source.rows[self._source.first_split].column("row_id").to_numpy()[:PROJECTED_ROWS]
-        by_id = np.argsort(dataset.row_ids, kind="stable")
-        rows = find_rows(dataset.row_ids, by_id, ids)
+        order = np.argsort(dataset.row_ids, kind="stable")
+        rows = find_rows(dataset.row_ids, order, ids)
         if (rows < 0).any():
             raise InputError(
                 f"{dataset.store.url}: {int((rows < 0).sum()):,} of {len(rows):,} rows of {self._source.evaluation} "
                 "are not there; name the embeddings that were evaluated with --embeddings"
             )
-        predicted, why = self._source.predicted(dataset, rows, self._progress)
+        predicted, reason = self._source.predicted(dataset, rows, self._progress)
         batch = dataset.take(rows)
-        said = [] if predicted is not None else [self._lacks(f"There are no predictions to show: {why}")]
+        notes = [] if predicted is not None else [self._missing_part(f"There are no predictions to show: {reason}")]
         text = as_units(batch.text_embed)
         projected = projection(as_units(batch.image_embed), text, predicted, self._source.first_split)
         shown = rows[:CAPTIONS]
         queries = {"nearest by the raw text": text[:CAPTIONS]}
         if predicted is not None:
-            found_by = "prediction" if self._source.is_given else "prior"
-            queries[f"nearest by the {found_by}"] = predicted[:CAPTIONS]
-        searched = np.concatenate([shown, by_id[~np.isin(by_id, shown)]])[:SEARCHED_ROWS]
-        cards, lacks = gallery(dataset, self._images, shown, searched, queries)
+            subject = "prediction" if self._source.is_given else "prior"
+            queries[f"nearest by the {subject}"] = predicted[:CAPTIONS]
+        searched = np.concatenate([shown, order[~np.isin(order, shown)]])[:SEARCHED_ROWS]
+        cards, missing = gallery(dataset, self._images, shown, searched, queries)
         about = f"The first {len(shown)} rows of the {self._source.first_split} split."
         return [
-            (headings[0], [*said, *projected]),
-            (headings[1], [page.paragraph(about), *(self._lacks(sentence) for sentence in lacks), *cards]),
+            (headings[0], [*notes, *projected]),
+            (headings[1], [page.paragraph(about), *(self._missing_part(sentence) for sentence in missing), *cards]),
         ]
 
 
 def sweep_values(predictors: Sequence[Mapping[str, Any]], setting: str) -> dict[float, Mapping[str, Any]]:
-    """Metrics by the value of one setting, of sound predictors that differ from the first in that alone."""
+    """Return metrics by the value of a setting, for sound predictors that otherwise equal the first."""
     first = predictors[0]
 
-    def rest(predictor: Mapping[str, Any]) -> Any:
+    def others(predictor: Mapping[str, Any]) -> Any:
         return predictor["weights"], {name: v for name, v in predictor["sample"].items() if name != setting}
 
     return {
         float(p["sample"][setting]): p["metrics"]
         for p in predictors
-        if "sample" in p and "broken" not in p and rest(p) == rest(first)
+        if "sample" in p and "broken" not in p and others(p) == others(first)
     }
 
 
 def _table(values: Mapping[str, Mapping[str, Mapping[str, float]]], draws: Mapping[str, int] | None = None) -> str:
+    """Build a table of values with intervals: a row for each predictor, a column for each metric."""
     names = list(next(iter(values.values()), {}))
     rows: list[tuple[object, ...]] = []
-    for who, of in values.items():
+    for predictor, metrics in values.items():
         cells = [
-            f"{v['value']:.4f} [{v['low']:.4f},\u00a0{v['high']:.4f}]" if (v := of.get(name)) else "" for name in names
+            f"{v['value']:.4f} [{v['low']:.4f},\u00a0{v['high']:.4f}]" if (v := metrics.get(name)) else ""
+            for name in names
         ]
-        rows.append((who, *([] if draws is None else [draws[who]]), *cells))
+        rows.append((predictor, *([] if draws is None else [draws[predictor]]), *cells))
     header = ("", *([] if draws is None else ["draws"]), *(_NAMES.get(name, name) for name in names))
     return page.table(header, rows)

@@ -1,4 +1,4 @@
-"""What a report is made of: an evaluation that has ended, and what it evaluated, found again to draw from it."""
+"""Inputs of a report: a finished evaluation, and its subject, from which embeddings are drawn again."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ..sampling.settings import SampleSettings
 
 
 class ReportSource:
-    """An evaluation and its subject; arguments as of `write_report`.
+    """An evaluation and its subject; see `write_report` for the arguments.
 
     Raises:
-        InputError: there is no evaluation, or what is found is not what was evaluated.
+        InputError: there is no evaluation, or the prior is not the evaluated one.
     """
 
     def __init__(
@@ -39,55 +39,64 @@ class ReportSource:
     ) -> None:
         require_whole(evaluation)
         self.evaluation = evaluation
+        """Folder of the evaluation."""
         self.metrics = read_metrics(evaluation)
+        """Content of `metrics.json`."""
         if prior is None:
             evaluated = self.metrics["subject"]
             prior, config = evaluated["path"], config or evaluated.get("config")
             function_version = function_version or evaluated.get("function_version")
         self.prior = PriorSource(str(prior), config, function_version)
+        """Location of the subject."""
         self.embeddings: str = embeddings or self.metrics["embeddings"]["path"]
+        """Folder of the embeddings."""
         self.splits: dict[str, dict[str, Any]] = self.metrics["splits"]
+        """Metrics of each split."""
         self.rows = {split: read_rows(evaluation, split) for split in self.splits}
+        """Metrics of each row, by split."""
         self.first_split = "test" if "test" in self.splits else next(iter(self.splits))
+        """Split of the projection and the gallery."""
         self.main: dict[str, Any] = self.splits[self.first_split]["predictors"][0]
+        """Metrics of the subject on that split."""
         self.is_given: bool = self.main["name"] == GIVEN
+        """True if given predictions were evaluated instead of a prior."""
         self.subject, self.no_subject = self._find_subject()
 
     def _find_subject(self) -> tuple[Subject | None, str]:
-        """What was evaluated; or None and why it is not there."""
+        """Return the evaluated subject; or None with the reason why it is missing."""
         try:
-            found = find_subject(self.prior, None)
+            subject = find_subject(self.prior, None)
         except InputError as error:
             return None, f"{error}."
         evaluated = self.metrics["subject"]
-        if found.content != evaluated["content"]:
+        if subject.content != evaluated["content"]:
             raise InputError(
                 f"{self.prior.path} is not what {self.evaluation} is of: that was {evaluated['path']} "
-                f"({evaluated['kind']}, content {evaluated['content'][:12]}, not {found.content[:12] or 'yet known'}); "
-                "name it with --prior, or run `priorkit evaluate` again"
+                f"({evaluated['kind']}, content {evaluated['content'][:12]}, not "
+                f"{subject.content[:12] or 'yet known'}); name it with --prior, or run `priorkit evaluate` again"
             )
-        return found, ""
+        return subject, ""
 
     def predicted(
         self, dataset: EmbeddingDataset, rows: np.ndarray, progress: ProgressCallback = no_progress
     ) -> tuple[np.ndarray | None, str]:
-        """The first draw for each row `[N, D]`, of norm 1; or None and why."""
+        """Draw once for each row: `[N, D]` of norm 1; or None with the reason why that is not possible."""
         if "broken" in self.main:
             return None, f"{self.main['name']} is broken: {self.main['broken']}."
         if self.subject is None:
             return None, self.no_subject
         predictor, states_used = self._predictor(self.subject, dataset)
-        ids, found = dataset.row_ids[rows], []
+        ids, drawn = dataset.row_ids[rows], []
         for start in range(0, len(rows), BLOCK_ROWS):
             progress(start, len(rows), "")
             part = slice(start, start + BLOCK_ROWS)
-            found.append(predictor(dataset.take(rows[part], states_used), ids[part])[:, 0])
+            drawn.append(predictor(dataset.take(rows[part], states_used), ids[part])[:, 0])
         progress(len(rows), len(rows), "")
-        predicted = np.concatenate(found)
+        predicted = np.concatenate(drawn)
         return (predicted, "") if np.isfinite(predicted).all() else (None, "some are not finite.")
 
     def _predictor(self, subject: Subject, dataset: EmbeddingDataset) -> tuple[Predictor, int]:
-        """What predicts, and how many token states it reads."""
+        """Return the predictor of the evaluation, and the number of token states that it reads."""
         if subject.is_predictions:
             return GivenPredictions(read_predictions(subject.source.path, dataset)), 0
         settings = resolve(EvaluateSettings(), "evaluate")

@@ -17,7 +17,7 @@ from ...pipeline.commands.options import (
     show_result,
     worker_overrides,
 )
-from ...prior.commands.sample import CheckpointConfigOption, FunctionOption
+from ...prior.commands.options import CheckpointConfigOption, FunctionOption
 from .metrics import print_metrics, require_sound
 
 
@@ -52,7 +52,7 @@ def evaluate(
         from ...prior.evaluate.folder import read_metrics
         from ...prior.evaluate.stage import evaluate as run_evaluate
         from ...prior.evaluate.stage import plan_evaluate
-        from ...prior.evaluate.subject import SAID_OF_TRAINING_ROWS
+        from ...prior.evaluate.subject import TRAINING_ROWS_WARNINGS
         from ..recipe import load_recipe
 
         overrides = [*(settings or []), *worker_overrides(workers)]
@@ -78,6 +78,6 @@ def evaluate(
         else:
             show_result(result, as_json)
             print_metrics(metrics)
-        if said := SAID_OF_TRAINING_ROWS.get(metrics["subject"]["training_rows"]):
+        if said := TRAINING_ROWS_WARNINGS.get(metrics["subject"]["training_rows"]):
             print_warning(f"{prior}: {said}")
         require_sound(metrics)

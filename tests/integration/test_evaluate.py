@@ -24,11 +24,12 @@ from priorkit.pipeline.errors import FolderError, InputError, SettingsError
 from priorkit.pipeline.read.dataset import EmbeddingDataset, Split
 from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.prior.evaluate import rows as evaluated_rows
+from priorkit.prior.evaluate.evaluation import Evaluation, compute_metrics
 from priorkit.prior.evaluate.folder import read_metrics, rows_name
 from priorkit.prior.evaluate.rows import EvaluatedRows
 from priorkit.prior.evaluate.scoring import Scorer, timestep_losses
 from priorkit.prior.evaluate.settings import BASELINES, EvaluateSettings
-from priorkit.prior.evaluate.stage import Evaluation, compute_metrics, evaluate, plan_evaluate
+from priorkit.prior.evaluate.stage import evaluate, plan_evaluate
 from priorkit.prior.interchange.load import load_prior
 from priorkit.prior.sampling.settings import SampleSettings
 from priorkit.prior.train.stage import train

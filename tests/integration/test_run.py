@@ -269,9 +269,9 @@ def test_sampling_and_the_picture_on_what_a_run_made(make_recipe: MakeRecipe, tm
     every_key = dataset.metadata(everything.rows, ["key"]).column("key").to_pylist()
     for i, row in enumerate(found):
         order = np.argsort(-(everything.image_embed @ batch.text_embed[i]), kind="stable")[:4]
-        assert list(row.by_text) == [every_key[j] for j in order]
-        assert len(set(row.by_prior)) == 4
-    needed = {key for row in found for key in (*row.by_text, *row.by_prior)}
+        assert list(row.nearest_to_text) == [every_key[j] for j in order]
+        assert len(set(row.nearest_to_prior)) == 4
+    needed = {key for row in found for key in (*row.nearest_to_text, *row.nearest_to_prior)}
     images = read_images(recipe.folders.images, needed)
     assert set(images) == needed
     picture = Image.open(io.BytesIO(draw_gallery(found, images, "nearest images")))

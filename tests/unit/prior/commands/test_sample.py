@@ -1,4 +1,4 @@
-"""The commands `sample` and `convert`: their options, what they print, and what they say of mistakes."""
+"""The command `sample`: its options, its output, and its messages about mistakes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,71 +14,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from typer.testing import CliRunner, Result
 
-from priorkit.cli import app
-from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior.interchange.load import convert, load_prior
-from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
-from priorkit.prior.model.folder import save_prior
+from priorkit.prior.interchange.load import load_prior
 from priorkit.prior.model.prior import Prior
-from priorkit.prior.network.settings import NetworkSettings
-from priorkit.prior.objective.settings import DiffusionSettings
 
-FAST = ("--steps", "3", "--device", "cpu")
-
-
-def write_prior(folder: Path, clip_settings: dict[str, Any], max_text_len: int = 0, **config: Any) -> Prior:
-    settings = PriorConfig(
-        **{
-            "embed_dim": 16,
-            "token_width": 16 if max_text_len else None,
-            "network": NetworkSettings(width=16, depth=1, heads=2, dim_head=8, max_text_len=max_text_len),
-            "diffusion": DiffusionSettings(timesteps=10),
-            "clip": {},
-            "clip_settings": clip_settings,
-            **config,
-        }
-    )
-    torch.manual_seed(0)
-    prior = Prior(settings, build_network(settings), build_normaliser(settings))
-    save_prior(Store(str(folder)).create, settings, prior.network, prior.normaliser)
-    return prior
-
-
-@pytest.fixture
-def here(tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with two priors of the tiny CLIP, and one of no CLIP."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    clip = {"model": f"local-dir:{tiny_clip}", "pretrained": None}
-    write_prior(tmp_path / "prior", clip)
-    write_prior(tmp_path / "with_states", clip, max_text_len=4)
-    write_prior(tmp_path / "no_clip", {})
-    return tmp_path
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def good(*arguments: object) -> Result:
-    result = run(*arguments)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result
-
-
-def refused(*arguments: object) -> str:
-    """What is said of a mistake: one line to standard error, after progress if any; no traceback, exit code 1."""
-    result = run(*arguments)
-    assert result.exit_code == 1, (result.output, result.exception)
-    assert isinstance(result.exception, SystemExit)
-    assert result.stdout == ""
-    *before, last = result.stderr.splitlines()
-    assert last.startswith("error: ")
-    assert all(line.startswith("sample ") for line in before)
-    return last
+from .running import FAST, good, refused, run, write_prior
 
 
 @pytest.mark.parametrize("prior", ["prior", "with_states"])
@@ -119,7 +59,7 @@ def test_the_json_of_captions(here: Path) -> None:
     assert found["mean_cosine_to_text"] == pytest.approx(sum(found["cosine_to_text"]) / 2)
 
 
-def test_hostile_captions_steer_no_terminal(here: Path) -> None:
+def test_control_characters_in_captions_do_not_reach_the_terminal(here: Path) -> None:
     hostile = ["\x1b[2J\x1b]0;title\x07", "[bold red]x[/bold red] [/]", "\u202ecba\u2066", "a\tb\u2028c", "\x9b31m"]
     (here / "a.txt").write_text("\n".join(caption for caption in hostile), encoding="utf-8")
     for arguments in (hostile, ["--prompts", "a.txt"]):
@@ -178,7 +118,7 @@ def test_a_folder_of_embeddings(prior: str, here: Path, embeddings_folder: Path)
 
 
 def test_stored_embeddings_need_no_clip(here: Path, embeddings_folder: Path) -> None:
-    """Neither is one looked for nor is open_clip imported."""
+    """No CLIP is loaded, and open_clip is not imported."""
     np.save(here / "texts.npy", np.ones((2, 16), np.float32))
     code = """
 import sys
@@ -282,153 +222,6 @@ def test_an_interrupted_run_leaves_the_older_file(
     assert result.exit_code == (130 if interrupt is KeyboardInterrupt else 1)
     assert (here / "samples.npy").read_bytes() == before
     assert not [path for path in here.iterdir() if "tmp" in path.name]
-
-
-@pytest.fixture
-def exported(here: Path) -> Path:
-    """A `.pth` and its JSON, without a CLIP, in the working directory."""
-    convert("no_clip", "theirs.pth")
-    return here
-
-
-def test_convert_in_both_directions(exported: Path) -> None:
-    shown = good("convert", "theirs.pth", "ours", "--config", "theirs.json").stdout
-    assert shown == "wrote ours\n"
-    for name in ("config.json", "model.safetensors"):
-        assert (exported / "ours" / name).read_bytes() == (exported / "no_clip" / name).read_bytes()
-    found = json.loads(good("convert", "ours", "new/again.pth", "--json").stdout)
-    assert found == {"source": "ours", "destination": "new/again.pth"}
-    assert (exported / "new/again.json").read_bytes() == (exported / "theirs.json").read_bytes()
-
-
-def test_convert_names_the_clip(exported: Path, tiny_clip: Path) -> None:
-    arguments = ("--config", "theirs.json", "--clip", f"local-dir:{tiny_clip}")
-    good("convert", "theirs.pth", "ours", *arguments)
-    assert load_prior("ours").config.clip_settings == {"model": f"local-dir:{tiny_clip}", "pretrained": None}
-    good("sample", "ours", "a cat", *FAST)
-    assert "does not say which CLIP" in refused("sample", "theirs.pth", "a cat", "--config", "theirs.json", *FAST)
-
-
-def test_convert_takes_weights_and_version(exported: Path) -> None:
-    content = torch.load("theirs.pth", weights_only=True)
-    other = {name: value + 1 if name.startswith("net.") else value for name, value in content["model"].items()}
-    other |= {name: value for name, value in content["model"].items() if "rotary" in name}
-    torch.save({"model": other, "ema_model": content["model"]}, "unnamed.pth")
-    assert "stores no version" in refused("convert", "unnamed.pth", "ours", "--config", "theirs.json")
-    arguments = ("--config", "theirs.json", "--function-version", "1.14.0", "--weights")
-    good("convert", "unnamed.pth", "ours", *arguments, "online")
-    good("convert", "unnamed.pth", "average", *arguments, "ema")
-    online, average = load_prior("ours"), load_prior("average")
-    assert online.config.network.function_version == "1.14.0"
-    assert torch.equal(online.network.query, average.network.query + 1)
-
-
-def test_samples_of_a_checkpoint_are_those_of_the_converted(exported: Path) -> None:
-    np.save("texts.npy", np.eye(3, 16, dtype=np.float32))
-    good("sample", "theirs.pth", "--embeddings", "texts.npy", "--config", "theirs.json", *FAST)
-    good("sample", "no_clip", "--embeddings", "texts.npy", "--output", "b.npy", *FAST)
-    assert np.array_equal(np.load("samples.npy"), np.load("b.npy"))
-
-
-def test_convert_overwrites_only_when_told(exported: Path) -> None:
-    before = {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
-    assert "prior holds a prior" in refused("convert", "theirs.pth", "prior", "--config", "theirs.json")
-    assert "theirs.pth exists" in refused("convert", "prior", "theirs.pth")
-    assert {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()} == before
-    good("convert", "theirs.pth", "prior", "--config", "theirs.json", "--overwrite")
-    assert load_prior("prior").config.clip_settings == {}
-    good("convert", "prior", "theirs.pth", "--overwrite")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["theirs.pth", "out"], "theirs.pth: give config="),
-        (["nothing.pth", "out", "--config", "theirs.json"], "nothing.pth: no such file"),
-        (["folder.pth", "out", "--config", "theirs.json"], "folder.pth: a folder, not a checkpoint"),
-        (["nothing", "out"], "nothing: no prior is there"),
-        (["theirs.pth", "out", "--config", "nothing.json"], "config='nothing.json': neither a file nor one of laion"),
-        (["theirs.pth", "out", "--config", "laion-model-card"], "its settings make"),
-        (["theirs.pth", "out", "--config", "typo.json"], "net.dept: unknown key; did you mean 'depth'?"),
-        (["theirs.pth", "out", "--config", "text.json"], "text.json: not JSON"),
-        (
-            ["theirs.pth", "out", "--config", "theirs.json", "--weights", "newest"],
-            "weights='newest': known are ema and",
-        ),
-        (["theirs.pth", "out", "--config", "theirs.json", "--function-version", "9"], "'9' is not a release"),
-        (["theirs.pth", "out", "--config", "theirs.json", "--function-version", "9.0"], "dalle2-pytorch 9.0: releases"),
-        (
-            ["theirs.pth", "out", "--config", "theirs.json", "--function-version", "0.23.10"],
-            "lacks net.null_text_embed",
-        ),
-        (
-            ["theirs.pth", "out", "--config", "theirs.json", "--clip-pretrained", "openai"],
-            "--clip-pretrained: give --cl",
-        ),
-        (["theirs.pth", "out", "--config", "theirs.json", "--clip", "ViT-L-14"], "pretrained is needed for 'ViT-L-14'"),
-        (
-            ["theirs.pth", "out", "--config", "theirs.json", "--clip", "ViT-X", "--clip-pretrained", "a"],
-            "no such model",
-        ),
-        (
-            ["theirs.pth", "out", "--config", "theirs.json", "--clip", "local-dir:no"],
-            "no holds no open_clip_config.json",
-        ),
-        (["prior", "out", "--config", "theirs.json"], "config= belongs to checkpoints"),
-        (["cut.pth", "out", "--config", "theirs.json"], "cut.pth: cannot be read as a checkpoint; is the file whole?"),
-        (["empty.pth", "out", "--config", "theirs.json"], "empty.pth: cannot be read as a checkpoint"),
-        (["list.pth", "out", "--config", "theirs.json"], "list.pth: holds a list, not the dictionary of a checkpoint"),
-        (["wide", "out.pth"], "dalle2-pytorch has no such prior: network.width=24 is not embed_dim=16"),
-        (["prior", "two words.pth"], "name the file with letters, digits"),
-        (["prior", "typo.json/out"], "is in the way"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_mistakes_of_convert_are_named(arguments: list[str], named: str, exported: Path) -> None:
-    settings = json.loads((exported / "theirs.json").read_text())
-    settings["prior"]["net"]["dept"] = 3
-    (exported / "typo.json").write_text(json.dumps(settings))
-    (exported / "text.json").write_text("net: {}")
-    (exported / "cut.pth").write_bytes((exported / "theirs.pth").read_bytes()[:5000])
-    (exported / "empty.pth").touch()
-    (exported / "folder.pth").mkdir()
-    torch.save([1], "list.pth")
-    network = NetworkSettings(width=24, depth=1, heads=2, dim_head=8)
-    write_prior(exported / "wide", {}, network=network)
-    before = sorted(exported.rglob("*"))
-    assert named in refused("convert", *arguments)
-    assert sorted(exported.rglob("*")) == before
-
-
-class Marks:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        import os
-
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("as_zip", [True, False])
-def test_a_hostile_checkpoint_runs_nothing(as_zip: bool, exported: Path) -> None:
-    content = torch.load("theirs.pth", weights_only=True)
-    torch.save({**content, "version": Marks(exported / "marker")}, "bad.pth", _use_new_zipfile_serialization=as_zip)
-    for command in (("convert", "bad.pth", "out"), ("sample", "bad.pth", "a cat")):
-        said = refused(*command, "--config", "theirs.json")
-        assert "bad.pth: holds posix.mkdir, which is not among what a checkpoint may hold" in said
-    assert not (exported / "marker").exists()
-    assert not (exported / "out").exists()
-    torch.load("bad.pth", weights_only=False)
-    assert (exported / "marker").exists()  # it would have
-
-
-def test_hostile_names_steer_no_terminal(exported: Path) -> None:
-    said = refused("convert", "\x1b[2J.pth", "out", "--config", "theirs.json")
-    assert "\x1b" not in said
-    assert "\\x1b[2J.pth: no such file" in said
 
 
 def test_the_array_may_be_remote(here: Path) -> None:

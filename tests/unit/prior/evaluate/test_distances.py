@@ -1,4 +1,4 @@
-"""Distances of distributions against closed forms and brute force, and how often their intervals hold the truth."""
+"""Distances between distributions against closed forms and brute force, and the coverage of their intervals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from priorkit.prior.evaluate.distances import LEAST_GROUPS, EmbeddingSet, set_distances
-from priorkit.prior.evaluate.metrics import Estimate
+from priorkit.prior.evaluate.metrics import Interval
 
 
 def random(seed: int) -> np.random.Generator:
@@ -20,20 +20,20 @@ def unit(values: np.ndarray) -> np.ndarray:
 
 
 def pairs(seed: int, rows: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings and predictions of them, `[N, D]` each: alike row for row, and of another distribution."""
+    """Return predictions and embeddings, `[N, D]` each: similar row by row, with different distributions."""
     draw = random(seed)
     real = draw.standard_normal((rows, size))
     return unit(0.6 * real + draw.standard_normal((rows, size)) + 0.3), unit(real)
 
 
-def distances(found: np.ndarray, real: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Estimate]:
-    """Of `[N, D]` each, row i of both of one image."""
+def distances(found: np.ndarray, real: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Interval]:
+    """Return the distances between `[N, D]` each; row i of both has the same image."""
     groups = np.arange(len(found)) if groups is None else groups
     return set_distances(EmbeddingSet(found, groups), EmbeddingSet(real, groups))
 
 
 def with_moments(seed: int, rows: int, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """A sample `[N, D]` that has just these moments."""
+    """Return rows `[N, D]` with exactly these moments."""
     values = random(seed).standard_normal((rows, len(mean)))
     values -= values.mean(axis=0)
     values = values @ np.linalg.inv(np.linalg.cholesky(np.cov(values.T))).T
@@ -41,7 +41,7 @@ def with_moments(seed: int, rows: int, mean: np.ndarray, covariance: np.ndarray)
 
 
 def test_frechet_distance_of_gaussians_is_the_analytic_one() -> None:
-    """Of covariances that commute, |m - m'|^2 plus the squared differences of the roots of their eigenvalues."""
+    """For commuting covariances: |m - m'|^2 plus the squared differences of the roots of their eigenvalues."""
     basis = np.linalg.qr(random(0).standard_normal((6, 6)))[0]
     first, second = np.array([0.1, 0.5, 1, 2, 3, 4]), np.array([0.2, 0.4, 1, 3, 1, 5])
     mean = random(1).standard_normal(6)
@@ -53,7 +53,7 @@ def test_frechet_distance_of_gaussians_is_the_analytic_one() -> None:
 
 
 def test_frechet_distance_where_covariances_do_not_commute() -> None:
-    """Against the root by another way: eigenvalues of the product of the covariances."""
+    """The trace of the root is computed from the eigenvalues of the product of the covariances."""
     found, real = pairs(0, 80, 5)
     a, b = np.cov(found.T), np.cov(real.T)
     root = np.sqrt(np.linalg.eigvals(a @ b).real).sum()
@@ -62,7 +62,7 @@ def test_frechet_distance_where_covariances_do_not_commute() -> None:
 
 
 def brute_force(found: np.ndarray, real: np.ndarray, groups: np.ndarray) -> dict[str, float]:
-    """Energy distance and MMD by their sums over pairs of rows of different groups."""
+    """Compute energy distance and MMD as sums over pairs of rows of different groups."""
     scale = np.median(
         [
             np.linalg.norm(real[i] - real[j])
@@ -93,7 +93,7 @@ def test_distances_are_their_sums_over_pairs(captions: int) -> None:
         assert estimates[name].value == pytest.approx(value, abs=1e-12)
 
 
-def test_sets_of_unlike_size_are_compared() -> None:
+def test_sets_of_different_sizes_are_compared() -> None:
     found, real = pairs(0, 90, 4)
     estimate = set_distances(EmbeddingSet(found[:70], np.arange(1000, 1070)), EmbeddingSet(real, np.arange(90)))
     across = np.linalg.norm(found[:70, None] - real, axis=-1).mean()
@@ -101,8 +101,8 @@ def test_sets_of_unlike_size_are_compared() -> None:
     assert estimate["energy_distance"].value == pytest.approx(2 * across - sum(within), abs=1e-12)
 
 
-def test_intervals_are_of_halves() -> None:
-    """15 pairs of halves of 16 parts, each part in as many halves as not with each other."""
+def test_intervals_come_from_balanced_halves() -> None:
+    """15 pairs of halves of 16 parts; any two parts are in the same half in about half of the pairs."""
     found, real = pairs(0, 96, 4)
     estimate = distances(found, real)["energy_distance"]
     differences = []
@@ -124,7 +124,7 @@ def test_the_same_set_is_at_no_distance() -> None:
         assert estimate.low < 0 < estimate.high + 0.05
 
 
-def test_there_are_no_distances_of_too_few_images() -> None:
+def test_too_few_images_have_no_distances() -> None:
     found, real = pairs(0, 5 * LEAST_GROUPS, 4)
     groups = np.arange(len(found)) // 5
     assert distances(found, real, groups)
@@ -132,7 +132,7 @@ def test_there_are_no_distances_of_too_few_images() -> None:
 
 
 @pytest.mark.parametrize("shared", [0, LEAST_GROUPS])
-def test_few_images_are_dealt_evenly_whatever_their_names(shared: int) -> None:
+def test_few_images_are_dealt_evenly_for_any_ids(shared: int) -> None:
     """No part of either set is empty."""
     found, real = pairs(0, 2 * LEAST_GROUPS, 3)
     for seed in range(20):
@@ -144,7 +144,7 @@ def test_few_images_are_dealt_evenly_whatever_their_names(shared: int) -> None:
         assert set(estimates) == {"frechet_distance", "energy_distance", "mmd"}
 
 
-def test_there_is_no_frechet_distance_of_singular_covariances() -> None:
+def test_singular_covariances_have_no_frechet_distance() -> None:
     found, real = pairs(0, 100, 50)
     assert set(distances(found, real)) == {"frechet_distance", "energy_distance", "mmd"}
     assert set(distances(found[1:], real[1:])) == {"energy_distance", "mmd"}
@@ -160,7 +160,7 @@ def test_most_real_images_may_be_copies() -> None:
 
 
 def simulated(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Found and real embeddings, and their groups."""
+    """Return predicted and real embeddings, and their groups."""
     draw = random(seed)
     rows, size, captions = {"many dimensions": (96, 32, 1), "captions of one image": (300, 8, 5)}.get(kind, (200, 4, 1))
     groups = np.arange(rows) // captions

@@ -1,4 +1,4 @@
-"""Metrics against closed forms and brute force, and how often their intervals hold the truth."""
+"""Metrics against closed forms and brute force, and the coverage of their intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from priorkit.prior.evaluate import metrics
-from priorkit.prior.evaluate.metrics import Estimate
+from priorkit.prior.evaluate.metrics import Interval
 
 
 def random(seed: int) -> np.random.Generator:
@@ -79,12 +79,12 @@ def test_copies_of_the_true_image_are_no_rivals() -> None:
     assert metrics.rank(unit(truth + 0.1), truth, gallery, np.array([2])) == 0
 
 
-def coverage(estimates: list[Estimate], truth: float) -> int:
-    """How many intervals hold the truth."""
+def coverage(estimates: list[Interval], truth: float) -> int:
+    """Count the intervals that contain the truth."""
     return sum(estimate.low <= truth <= estimate.high for estimate in estimates)
 
 
-def interval(values: np.ndarray, groups: np.ndarray | None = None, name: str = "x", **options: bool) -> Estimate:
+def interval(values: np.ndarray, groups: np.ndarray | None = None, name: str = "x", **options: bool) -> Interval:
     groups = np.arange(len(values)) if groups is None else groups
     return metrics.mean_intervals({name: values}, groups, 1000, 1, **options)[name]
 
@@ -96,7 +96,7 @@ def test_row_mean_intervals_hold_the_truth() -> None:
 
 @pytest.mark.parametrize("captions", [2, 5, 20])
 def test_intervals_hold_the_truth_where_rows_are_captions_of_one_image(captions: int) -> None:
-    """Rows of an image have much in common; images have from one caption to twice as many as the mean."""
+    """Rows of an image are correlated, and the number of captions per image varies."""
     simulations = []
     for seed in range(100):
         draw = random(seed)
@@ -106,7 +106,7 @@ def test_intervals_hold_the_truth_where_rows_are_captions_of_one_image(captions:
 
 
 def test_groups_are_resampled_whole() -> None:
-    """So copies of all rows of each group add nothing that is known; and the names of groups are of no matter."""
+    """Copies of all rows of a group do not narrow the interval, and group ids do not matter."""
     values, groups = random(0).standard_normal(60), np.repeat(np.arange(20), 3)
     once = interval(values, groups)
     copied = interval(np.tile(values, 4), np.tile(groups, 4))
@@ -141,18 +141,18 @@ def test_the_interval_of_a_share_is_agresti_and_coulls() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(0.02, 0.01), (0.5, 0.6), (0.005, 0.005)])
-def test_intervals_of_differences_of_recalls_hold_the_truth(first: float, second: float) -> None:
-    """Of the same rows, as two evaluations are."""
+def test_intervals_are_differences_of_recalls_hold_the_truth(first: float, second: float) -> None:
+    """The two shares are over the same rows, as in two evaluations."""
     simulations = []
     for seed in range(200):
         hard = random(seed).random(300)  # for both
         difference = (hard < first).astype(float) - (hard < second)
-        simulations.append(interval(difference, name="recall_at_1", of_differences=True))
+        simulations.append(interval(difference, name="recall_at_1", are_differences=True))
     assert coverage(simulations, first - second) >= 180
     assert all(one.low <= one.value <= one.high for one in simulations)
 
 
-def test_row_mean_intervals_are_of_the_whole_row() -> None:
+def test_columns_are_resampled_together() -> None:
     values = random(0).standard_normal(300)
     both = metrics.mean_intervals({"a": values, "b": 3 - 2 * values}, np.arange(300), 200, 0)
     assert both["b"].value == pytest.approx(3 - 2 * both["a"].value)

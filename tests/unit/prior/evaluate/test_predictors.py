@@ -1,149 +1,49 @@
-"""Baselines against closed forms, and draws that depend on the row and the seed alone."""
+"""The prior as a predictor, given predictions, and noise that depends on the row and the seed alone."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from priorkit.prior.evaluate import predictors
-from priorkit.prior.evaluate.predictors import Bank, GivenPredictions, LinearGaussian, PriorPredictor, Ridge, RowNoise
-from priorkit.prior.evaluate.settings import BASELINES
+from priorkit.pipeline.errors import InputError
+from priorkit.pipeline.read.dataset import EmbeddingDataset
+from priorkit.prior.evaluate.predictors import (
+    LOSS,
+    PRIOR,
+    RANDOM,
+    RESIDUAL,
+    GivenPredictions,
+    PriorPredictor,
+    RowNoise,
+    as_units,
+    read_predictions,
+    to_unit_norm,
+)
 from priorkit.prior.sampling.settings import SampleSettings
 
-ROWS, D, K = 400, 6, 3
+from ..embeddings import DIM, write_embeddings
+
+D, K = 6, 3
+IDS = np.arange(100, 109, dtype=np.uint64)
 
 
 def unit(values: np.ndarray) -> np.ndarray:
     return np.asarray(values / np.linalg.norm(values, axis=-1, keepdims=True))
 
 
-def make_bank(rows: int = ROWS, noise: float = 0.4) -> Bank:
-    random = np.random.default_rng(0)
-    text = random.standard_normal((rows, D))
-    image = text @ random.standard_normal((D, D)) + 0.3 + noise * random.standard_normal((rows, D))
-    return Bank(text.astype(np.float32), image.astype(np.float32))
-
-
-BANK = make_bank()
-IDS = np.arange(100, 109, dtype=np.uint64)
-
-
-def batch(rows: int = 9) -> Any:
-    text = unit(np.random.default_rng(5).standard_normal((9, D))).astype(np.float32)
-    return SimpleNamespace(rows=np.arange(rows), text_embed=text[:rows], token_states=None)
-
-
-@pytest.mark.parametrize("name", BASELINES)
-def test_draws_are_units_that_follow_from_row_and_seed(name: str) -> None:
-    made = predictors.baselines(BANK, K, seed=3)[name]
-    found = made(batch(), IDS)
-    assert found.dtype == np.float64
-    assert found.shape in ((9, K, D), (9, 1, D))
-    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1)
-    assert np.array_equal(made(batch(4), IDS[:4]), found[:4])
-    assert np.array_equal(predictors.baselines(BANK, K, seed=3)[name](batch(), IDS), found)
-    drawn = name in ("linear-Gaussian", "random training image")
-    assert np.array_equal(predictors.baselines(BANK, K, seed=4)[name](batch(), IDS), found) != drawn
-    assert np.array_equal(made(batch(), IDS + np.uint64(1)), found) != drawn
-
-
-def test_ridge_regression_is_least_squares_where_rows_are_exact() -> None:
-    exact = make_bank(noise=0)
-    regression = Ridge(exact)
-    assert regression.penalty == min(predictors._PENALTIES)
-    np.testing.assert_allclose(regression.predict(exact.text.astype(np.float64)), exact.image, atol=2e-3)
-
-
-@pytest.mark.parametrize("rows", [8, 40, 400])
-def test_ridge_regression_is_the_minimum_of_what_it_minimises(rows: int) -> None:
-    bank = make_bank(rows, noise=3.0)
-    regression = Ridge(bank)
-    text, image = bank.text.astype(np.float64), bank.image.astype(np.float64)
-    x, y = text - text.mean(axis=0), image - image.mean(axis=0)
-    strength = regression.penalty * np.trace(x.T @ x) / D
-    # the same problem as least squares with rows that pull the weights to 0
-    augmented = np.concatenate([x, np.sqrt(strength) * np.eye(D)])
-    weights = np.linalg.lstsq(augmented, np.concatenate([y, np.zeros((D, D))]), rcond=None)[0]
-    new = np.random.default_rng(1).standard_normal((5, D))
-    expected = image.mean(axis=0) + (new - text.mean(axis=0)) @ weights
-    np.testing.assert_allclose(regression.predict(new), expected, rtol=1e-9)
-    assert 1 <= regression.degrees_of_freedom <= D + 1
-
-
-def test_more_noise_and_fewer_rows_want_a_stronger_penalty() -> None:
-    assert Ridge(make_bank(30, noise=20.0)).penalty > Ridge(make_bank(400, noise=0.1)).penalty
-
-
-def test_linear_gaussian_has_the_mean_and_the_covariance_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictors, "_unit", lambda values: values)
-    bank = make_bank(4000, noise=0.5)
-    regression = Ridge(bank)
-    found = LinearGaussian(regression, bank, 4000, seed=0)(batch(2), IDS[:2])
-    np.testing.assert_allclose(found.mean(axis=1), regression.predict(batch(2).text_embed), atol=0.05)
-    for row in found:
-        np.testing.assert_allclose(np.cov(row.T), 0.25 * np.eye(D), atol=0.03)
-
-
-@pytest.mark.parametrize("rows", [8, 40, 400])
-def test_the_regression_s_own_variance_is_that_of_a_gaussian_process(rows: int) -> None:
-    """The same model without weights: linear in the text with normal weights, and a constant of any size."""
-    bank = make_bank(rows, noise=3.0)
-    regression = Ridge(bank)
-    text, new = bank.text.astype(np.float64), 2 * np.random.default_rng(1).standard_normal((5, D))
-    centred = text - text.mean(axis=0)
-    strength = regression.penalty * np.trace(centred.T @ centred) / D
-
-    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.asarray((a - text.mean(axis=0)) @ (b - text.mean(axis=0)).T / strength + 1e6)
-
-    across = kernel(text, new)
-    left = kernel(new, new) - across.T @ np.linalg.solve(kernel(text, text) + np.eye(rows), across)
-    np.testing.assert_allclose(regression.own_variance(new), np.diag(left), rtol=1e-3)
-
-
-def test_linear_gaussian_is_as_unsure_as_it_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From 20 rows the regression itself errs: over many problems draws are as far from their mean as the truth."""
-    monkeypatch.setattr(predictors, "_unit", lambda values: values)
-    random = np.random.default_rng(0)
-    claimed, wrong = [], []
-    for problem in range(800):
-        weights = random.standard_normal((D, D))
-        text = random.standard_normal((29, D))
-        image = text @ weights + 0.5 * random.standard_normal((29, D))
-        bank = Bank(text[:20].astype(np.float32), image[:20].astype(np.float32))
-        rows: Any = SimpleNamespace(text_embed=text[20:].astype(np.float32))
-        regression = Ridge(bank)
-        mean = regression.predict(text[20:])
-        drawn = LinearGaussian(regression, bank, 8, seed=problem)(rows, IDS)
-        claimed.append(np.square(drawn - mean[:, None]).sum(axis=-1).mean())
-        wrong.append(np.square(image[20:] - mean).sum(axis=-1).mean())
-    assert np.mean(wrong) > 1.3 * D * 0.25  # by much more than the noise of an image
-    assert np.mean(claimed) == pytest.approx(np.mean(wrong), rel=0.04)
-
-
-def test_nearest_neighbours_are_images_of_the_nearest_captions() -> None:
-    found = predictors.baselines(BANK, K, seed=0)["nearest neighbour"](batch(), IDS)
-    order = np.argsort(-batch().text_embed @ BANK.text.T, axis=-1)[:, :K]
-    np.testing.assert_allclose(found, unit(BANK.image[order].astype(np.float64)))
-
-
-def test_random_training_images_are_training_images() -> None:
-    found = predictors.baselines(BANK, 50, seed=0)["random training image"](batch(), IDS)
-    known = {row.tobytes() for row in unit(BANK.image.astype(np.float64)).round(6)}
-    assert all(row.tobytes() in known for row in found.reshape(-1, D).round(6))
-    assert len({row.tobytes() for row in found.reshape(-1, D)}) > 200
-
-
 def test_given_predictions_are_those_of_their_rows() -> None:
     one = np.random.default_rng(0).standard_normal((20, D)).astype(np.float32)
     chosen = SimpleNamespace(rows=np.array([7, 3]))
     np.testing.assert_allclose(GivenPredictions(one)(chosen, IDS[:2])[:, 0], unit(one[[7, 3]]), atol=1e-6)  # type: ignore[arg-type]
-    many = np.repeat(one[:, None], K, axis=1)
-    assert GivenPredictions(many)(chosen, IDS[:2]).shape == (2, K, D)  # type: ignore[arg-type]
+    many = np.random.default_rng(1).standard_normal((20, K, D))
+    np.testing.assert_allclose(GivenPredictions(many)(chosen, IDS[:2]), unit(many[[7, 3]]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e300])
@@ -153,7 +53,19 @@ def test_given_predictions_may_be_of_any_norm(scale: float) -> None:
     np.testing.assert_allclose(GivenPredictions(scale * made)(chosen, IDS)[:, 0], unit(made))
 
 
-def test_noise_is_of_the_row_the_seed_and_the_purpose() -> None:
+def test_predictions_without_a_direction_are_not_finite() -> None:
+    found = to_unit_norm(np.array([[3.0, -4.0], [0, 0], [np.nan, 1], [np.inf, 1]]))
+    np.testing.assert_allclose(found[0], [0.6, -0.8])
+    assert not np.isfinite(found[1:]).all(axis=-1).any()
+
+
+def test_stored_embeddings_become_float64_of_norm_1() -> None:
+    found = as_units(np.array([[3, 4], [-2, 0]], np.float16))
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, [[0.6, 0.8], [-1, 0]])
+
+
+def test_noise_depends_on_the_row_the_seed_and_the_purpose() -> None:
     def first(seed: int = 0, purpose: int = 0, ids: np.ndarray = IDS, draws: int = 2) -> np.ndarray:
         stream = RowNoise(seed, purpose, ids, (draws, D))
         return np.stack([stream.draw(), stream.draw()])
@@ -168,19 +80,103 @@ def test_noise_is_of_the_row_the_seed_and_the_purpose() -> None:
     assert first(seed=2**63 - 1).shape == found.shape
 
 
+def test_iterated_noise_is_that_of_successive_draws() -> None:
+    stream = RowNoise(0, PRIOR, IDS, (D,))
+    expected = np.stack([stream.draw(), stream.draw(), stream.draw()])
+    assert np.array_equal(np.stack(list(itertools.islice(RowNoise(0, PRIOR, IDS, (D,)), 3))), expected)
+
+
+def test_random_integers_are_below_their_bound_and_reach_all_below() -> None:
+    chosen = RowNoise(0, RANDOM, IDS, (50,)).choose(3)
+    assert chosen.shape == (9, 50)
+    assert set(chosen.ravel().tolist()) == {0, 1, 2}
+
+
+def test_purposes_of_noise_differ() -> None:
+    assert len({PRIOR, RESIDUAL, RANDOM, LOSS}) == 4
+
+
+def rows_of(text: np.ndarray, chosen: slice = slice(None)) -> Any:
+    return SimpleNamespace(rows=np.arange(len(text))[chosen], text_embed=text[chosen], token_states=None)
+
+
+@pytest.fixture
+def text() -> np.ndarray:
+    return unit(np.random.default_rng(0).standard_normal((9, 8))).astype(np.float32)
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_draws_of_a_prior_follow_from_row_and_seed(sampler: Any, small_prior: Any) -> None:
-    text = unit(np.random.default_rng(0).standard_normal((9, 8))).astype(np.float32)
-
-    def rows(chosen: slice) -> Any:
-        return SimpleNamespace(rows=np.arange(9)[chosen], text_embed=text[chosen], token_states=None)
-
+def test_draws_of_a_prior_depend_on_the_row_and_the_seed(sampler: Any, small_prior: Any, text: np.ndarray) -> None:
     make: Callable[[int], PriorPredictor] = lambda seed: PriorPredictor(  # noqa: E731
         small_prior, SampleSettings(steps=4, sampler=sampler), 3, seed
     )
-    found = make(0)(rows(slice(None)), IDS)
+    found = make(0)(rows_of(text), IDS)
     assert found.shape == (9, 3, 8)
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1)
-    np.testing.assert_allclose(make(0)(rows(slice(4, 9)), IDS[4:]), found[4:], atol=1e-6)
-    assert not np.allclose(make(1)(rows(slice(None)), IDS), found)
-    assert not np.allclose(make(0)(rows(slice(None)), IDS + np.uint64(1)), found)
+    np.testing.assert_allclose(make(0)(rows_of(text, slice(4, 9)), IDS[4:]), found[4:], atol=1e-6)
+    assert not np.allclose(make(1)(rows_of(text), IDS), found)
+    assert not np.allclose(make(0)(rows_of(text), IDS + np.uint64(1)), found)
+
+
+def test_draws_of_a_prior_are_those_of_its_sampler_with_the_noise_of_the_rows(
+    small_prior: Any, text: np.ndarray
+) -> None:
+    """The rows, the draws of a row, and all sampling settings reach the sampler in their places."""
+    sample = SampleSettings(steps=3, sampler="ddpm")
+    found = PriorPredictor(small_prior, sample, K, 5)(rows_of(text), IDS)
+    noise = RowNoise(5, PRIOR, IDS, (K, 8))
+    steps = [torch.from_numpy(noise.draw().reshape(-1, 8)) for _ in range(5)]
+    expected = small_prior.draw(torch.from_numpy(text), None, K, sample, iter(steps))
+    np.testing.assert_allclose(found, unit(expected.numpy().astype(np.float64)), atol=1e-6)
+
+
+def test_token_states_reach_the_prior(make_prior: Any, text: np.ndarray) -> None:
+    prior = make_prior(4)
+    states = np.random.default_rng(1).standard_normal((9, 4, 6)).astype(np.float32)
+    batch: Any = SimpleNamespace(rows=np.arange(9), text_embed=text, token_states=states)
+    predictor = PriorPredictor(prior, SampleSettings(steps=2), 2, 0)
+    found = predictor(batch, IDS)
+    batch.token_states = states[::-1].copy()
+    changed = np.abs(predictor(batch, IDS) - found).max(axis=(1, 2))
+    assert (changed[[0, 1, 2, 3, 5, 6, 7, 8]] > 1e-3).all()
+    assert changed[4] < 1e-6  # the middle row keeps its states
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> EmbeddingDataset:
+    return EmbeddingDataset(str(write_embeddings(tmp_path / "embeddings", rows=10)))
+
+
+@pytest.mark.parametrize("shape", [(10, DIM), (10, 1, DIM), (10, 7, DIM)])
+def test_predictions_of_every_row_are_read(shape: tuple[int, ...], dataset: EmbeddingDataset, tmp_path: Path) -> None:
+    made = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    np.save(tmp_path / "a.npy", made)
+    assert np.array_equal(read_predictions(str(tmp_path / "a.npy"), dataset), made)
+
+
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [
+        (np.ones((9, DIM)), r"has shape \[9, 4\], needed is \[10, 4\] or \[10, K, 4\]"),
+        (np.ones((10, DIM + 1)), "has shape"),
+        (np.ones((10, 2, DIM + 1)), "has shape"),
+        (np.ones((10, 0, DIM)), "has shape"),
+        (np.ones(10), "has shape"),
+        (np.ones((10, 1, 1, DIM)), "has shape"),
+        (np.ones((10, DIM), np.int64), "holds int64; predictions are read as float16"),
+        (np.full((10, DIM), None, object), "cannot be read as an array of predictions"),
+    ],
+)
+def test_predictions_that_do_not_fit_the_rows_are_refused(
+    made: np.ndarray, named: str, dataset: EmbeddingDataset, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "a.npy", made)
+    with pytest.raises(InputError, match=named):
+        read_predictions(str(tmp_path / "a.npy"), dataset)
+
+
+def test_missing_and_remote_predictions_are_named(dataset: EmbeddingDataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"b\.npy: cannot be read as an array"):
+        read_predictions(str(tmp_path / "b.npy"), dataset)
+    with pytest.raises(InputError, match="is not on this machine"):
+        read_predictions("memory://a.npy", dataset)

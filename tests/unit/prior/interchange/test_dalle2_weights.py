@@ -1,17 +1,16 @@
-"""DALLE2-pytorch's settings and weight names."""
+"""Weights of DALLE2-pytorch's priors, converted to ours and back."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
-from priorkit.prior.interchange.dalle2_settings import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
-from priorkit.prior.interchange.dalle2_weights import export_state, import_prior
+from priorkit.pipeline.errors import InputError
+from priorkit.prior.interchange.dalle2_settings import parse_config, to_dalle2_config, to_prior_config
+from priorkit.prior.interchange.dalle2_weights import export_weights, import_prior, trainer_checkpoint
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.function_version import FunctionVersion
@@ -19,29 +18,6 @@ from priorkit.prior.network.settings import NetworkSettings
 from priorkit.prior.objective.settings import DiffusionSettings
 
 NEWEST = FunctionVersion.parse("1.15.6")
-LAIONS = FunctionVersion.parse("0.23.10")
-
-
-def described(net: dict[str, Any] | None = None, **prior: Any) -> dict[str, Any]:
-    """The JSON of a small prior."""
-    return {
-        "net": {
-            "dim": 16,
-            "depth": 2,
-            "dim_head": 8,
-            "heads": 2,
-            "max_text_len": 3,
-            "num_timesteps": 20,
-            **(net or {}),
-        },
-        "image_embed_dim": 16,
-        "timesteps": 20,
-        **prior,
-    }
-
-
-def to_ours(net: dict[str, Any] | None = None, function: FunctionVersion = NEWEST, **prior: Any) -> PriorConfig:
-    return to_prior_config(parse_config(described(net, **prior), "a.json"), function, "a.json")
 
 
 def random_prior(config: PriorConfig) -> Prior:
@@ -69,146 +45,6 @@ def ours(network: dict[str, Any] | None = None, diffusion: dict[str, Any] | None
     )  # fmt: skip
 
 
-def test_the_model_cards_settings() -> None:
-    """LAION's card: what its code passes, and DALLE2-pytorch's defaults for the rest."""
-    config = to_prior_config(parse_config(NAMED_CONFIGS["laion-model-card"], "card"), LAIONS, "card")
-    assert (config.embed_dim, config.text_dim, config.token_width) == (768, None, 768)
-    assert config.network == NetworkSettings(
-        width=768, depth=24, dim_head=64, heads=32, normformer=True, attn_dropout=5e-2, ff_dropout=5e-2,
-        num_time_embeds=1, num_image_embeds=1, num_text_embeds=1, num_timesteps=1000, ff_mult=4, max_text_len=256,
-        function_version="0.23.10",
-    )  # fmt: skip
-    assert config.diffusion == DiffusionSettings(
-        timesteps=1000, noise_schedule="cosine", prediction="x0", loss="l2", text_drop=0, image_drop=0,
-        x0_clamp="none", output_norm="none",
-    )  # fmt: skip
-    assert config.clip_settings == {"model": "ViT-L-14", "pretrained": "openai"}
-    newest = to_prior_config(parse_config(NAMED_CONFIGS["laion-model-card"], "card"), NEWEST, "card")
-    assert (newest.diffusion.text_drop, newest.diffusion.image_drop) == (0.1, 0.1)
-
-
-@pytest.mark.parametrize("function", [LAIONS, NEWEST], ids=str)
-def test_the_model_cards_network_has_as_many_weights_as_its_code_makes(function: FunctionVersion) -> None:
-    config = to_prior_config(parse_config(NAMED_CONFIGS["laion-model-card"], "card"), function, "card")
-    with torch.device("meta"):
-        network = build_network(config)
-    dim, depth, heads, head, inner = 768, 24, 32, 64, 4 * 768
-    attention = dim + 2 * head + dim * heads * head + dim * 2 * head + heads * head * dim + dim
-    feed_forward = dim + dim * 2 * inner + inner + inner * dim
-    transformer = depth * (attention + feed_forward) + 32 * heads + dim + dim * dim
-    embeds = 1000 * dim + dim + 256 * dim  # timesteps, the query, learned padding
-    nulls = 2 * dim if function is NEWEST else 0  # of the pooled text and the image
-    assert sum(parameter.numel() for parameter in network.parameters()) == transformer + embeds + nulls
-
-
-@pytest.mark.parametrize(
-    ("function", "prior", "expected"),
-    [
-        (NEWEST, {}, {"prediction": "x0", "x0_clamp": "none", "output_norm": "none", "text_drop": 0}),
-        (NEWEST, {"predict_x_start": False}, {"prediction": "eps", "x0_clamp": "unit_box"}),
-        (NEWEST, {"predict_x_start": False, "predict_v": True}, {"prediction": "v", "x0_clamp": "unit_box"}),
-        (NEWEST, {"predict_v": True}, {"prediction": "v", "x0_clamp": "none"}),
-        (NEWEST, {"sampling_clamp_l2norm": True}, {"x0_clamp": "sphere"}),
-        (NEWEST, {"sampling_clamp_l2norm": True, "predict_x_start": False}, {"x0_clamp": "unit_box"}),
-        (NEWEST, {"sampling_final_clamp_l2norm": True}, {"output_norm": "unit"}),
-        (NEWEST, {"sampling_final_clamp_l2norm": True, "predict_x_start": False}, {"output_norm": "none"}),
-        (NEWEST, {"training_clamp_l2norm": True}, {"training_clamp": True}),
-        (NEWEST, {"training_clamp_l2norm": True, "predict_x_start": False}, {"training_clamp": False}),
-        (NEWEST, {"init_image_embed_l2norm": True}, {"init_clamp": True}),
-        (NEWEST, {"image_embed_scale": 3.0}, {"embed_scale": 3.0, "normaliser": "sqrt_dim"}),
-        (NEWEST, {"cond_drop_prob": 0.2}, {"text_drop": 0.2, "image_drop": 0.2}),
-        (NEWEST, {"cond_drop_prob": 0.2, "text_cond_drop_prob": 0.0}, {"text_drop": 0, "image_drop": 0.2}),
-        (NEWEST, {"text_cond_drop_prob": 0.3, "image_cond_drop_prob": 0.1}, {"text_drop": 0.3, "image_drop": 0.1}),
-        (FunctionVersion.parse("1.9.0"), {"cond_drop_prob": 0.2}, {"text_drop": 0.2, "image_drop": 0.2}),
-        (FunctionVersion.parse("1.8.4"), {"cond_drop_prob": 0.2}, {"text_drop": 0, "image_drop": 0}),
-        (NEWEST, {"loss_type": "huber", "beta_schedule": "jsd"}, {"loss": "huber", "noise_schedule": "jsd"}),
-    ],
-)
-def test_settings_of_the_diffusion(function: FunctionVersion, prior: dict[str, Any], expected: dict[str, Any]) -> None:
-    diffusion = to_ours(function=function, **prior).diffusion.model_dump()
-    assert {name: diffusion[name] for name in expected} == expected
-
-
-def test_settings_of_the_network() -> None:
-    config = to_ours({"max_text_len": None, "num_timesteps": None, "ff_mult": 2}, condition_on_text_encodings=False)
-    assert (config.network.max_text_len, config.network.num_timesteps) == (256, None)
-    assert config.token_width is None
-    assert build_network(config).pads_only
-    assert to_ours({"max_text_len": 0}).network.max_text_len == 0
-
-
-@pytest.mark.parametrize(
-    ("clip", "located"),
-    [
-        (None, {}),
-        ({"make": "openai", "model": "ViT-B/32"}, {"model": "ViT-B-32", "pretrained": "openai"}),
-        ({"make": "openai", "model": "ViT-L/14@336px"}, {"model": "ViT-L-14-336", "pretrained": "openai"}),
-        ({"make": "openai", "model": "of our own"}, {}),
-        ({"make": "open_clip", "model": "ViT-B-32"}, {}),
-        ({"make": "x-clip", "base_model_kwargs": {}}, {}),
-        ({}, {"model": "ViT-L-14", "pretrained": "openai"}),
-    ],
-)
-def test_where_the_clip_is(clip: dict[str, Any] | None, located: dict[str, Any]) -> None:
-    assert to_ours(clip=clip).clip_settings == located
-
-
-def test_the_clips_of_openai_are_those_of_open_clip() -> None:
-    import open_clip
-
-    from priorkit.prior.interchange.dalle2_settings import _OPENAI_CLIPS
-
-    assert {(name, "openai") for name in _OPENAI_CLIPS.values()} <= set(open_clip.list_pretrained())
-
-
-def test_the_json_of_a_whole_run_is_taken_too() -> None:
-    whole = {"prior": described(), "data": {"batch_size": 3}, "train": {}, "tracker": {}}
-    assert parse_config(whole, "a.json") == parse_config(described(), "a.json")
-
-
-@pytest.mark.parametrize(
-    ("document", "named"),
-    [
-        (None, "a.json: holds no settings"),
-        ([described()], "a.json: holds no settings"),
-        ("text", "a.json: holds no settings"),
-        ({}, "net: Field required"),
-        ({"data": {}, "train": {}}, "data: unknown key"),
-        (described({"dept": 3}), "net.dept: unknown key; did you mean 'depth'?"),
-        (described(cond_drop=0.1), "cond_drop: unknown key; did you mean 'cond_drop_prob'?"),
-        ({"prior": described(clamp=True)}, "clamp: unknown key"),
-        (described({"depth": "many"}), "net.depth"),
-        (described({"depth": 0}), "net.depth"),
-        (described({"dim": 4}), "net.dim"),
-        ({**described(), "net": [1]}, "net: "),
-        (described(image_embed_dim=8), "image_embed_dim=8 differs from net.dim=16"),
-        (described(timesteps=21), "net.num_timesteps=20 is fewer than timesteps=21"),
-        (described(timesteps=1), "timesteps"),
-        (described(beta_schedule="cosin"), "beta_schedule: Input should be 'cosine', 'linear'"),
-        (described(loss_type="l3"), "loss_type: Input should be 'l1', 'l2' or 'huber'"),
-        (described(cond_drop_prob=2), "cond_drop_prob"),
-        (described(text_cond_drop_prob=-1), "text_cond_drop_prob"),
-        (described(image_embed_scale=0), "image_embed_scale"),
-        (described(beta_schedule="linear"), "linear needs more than 20"),
-        (described({"heads": 0}), "heads"),
-        (described({"attn_dropout": 1.5}), "attn_dropout"),
-        (described({"dim_head": 7}), "dim_head=7 must be even for rotary_emb"),
-        (described({"num_text_embeds": 0}), "num_text_embeds"),
-        (described({"ff_mult": 0}), "ff_mult"),
-    ],
-)
-def test_what_is_wrong_with_settings_is_named(document: Any, named: str) -> None:
-    with pytest.raises(PriorkitError) as error:
-        to_prior_config(parse_config(copy.deepcopy(document), "a.json"), NEWEST, "a.json")
-    assert str(error.value).startswith("a.json: ")
-    assert named in str(error.value)
-
-
-def test_self_conditioning_before_its_time_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"self_cond=true, but dalle2-pytorch 1\.6\.0 had no self-conditioning"):
-        to_ours({"self_cond": True}, FunctionVersion.parse("1.6.0"))
-
-
 EXPORTABLE: list[dict[str, Any]] = [
     {},
     {"network": {"max_text_len": 0}},
@@ -230,7 +66,7 @@ EXPORTABLE: list[dict[str, Any]] = [
 @pytest.mark.parametrize("change", EXPORTABLE, ids=str)
 def test_a_prior_comes_back_from_its_export(change: dict[str, Any]) -> None:
     prior = ours(**change)
-    state, settings = export_state(prior), to_dalle2_config(prior.config)
+    state, settings = export_weights(prior), to_dalle2_config(prior.config)
     config = to_prior_config(parse_config(settings, "a.json"), NEWEST, "a.json")
     assert config.diffusion == prior.config.diffusion
     assert config.network == prior.config.network.model_copy(update={"function_version": "1.15.6"})
@@ -243,60 +79,24 @@ def test_a_prior_comes_back_from_its_export(change: dict[str, Any]) -> None:
 
 def test_an_export_shares_no_memory_with_the_prior() -> None:
     prior = ours()
-    kept = {name: value.clone() for name, value in export_state(prior).items()}
-    state = export_state(prior)
+    kept = {name: value.clone() for name, value in export_weights(prior).items()}
+    state = export_weights(prior)
     for value in prior.network.state_dict().values():
         value.add_(1)
     assert all(torch.equal(value, kept[name]) for name, value in state.items())
 
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"network": {"width": 24}}, "network.width=24 is not embed_dim=16"),
-    ({"text_dim": 12}, "text_dim=12 is not embed_dim=16"),
-    ({"token_width": 12}, "token_width=12 is not embed_dim=16"),
-    ({"network": {"ff_mult": 2.5}}, "network.ff_mult=2.5 is no whole number"),
-    ({"diffusion": {"normaliser": "whiten"}}, "normaliser=whiten"),
-    ({"diffusion": {"normaliser": "standardise"}}, "normaliser=standardise"),
-    ({"diffusion": {"x0_clamp": "unit_box", "output_norm": "none"}}, "prediction=x0 with x0_clamp=unit_box"),
-    ({"diffusion": {"prediction": "eps"}}, "prediction=eps with x0_clamp=none"),
-    ({"diffusion": {"prediction": "eps", "x0_clamp": "sphere"}}, "prediction=eps with x0_clamp=sphere"),
-    ({"diffusion": {"prediction": "v", "x0_clamp": "unit_box"}}, "output_norm=unit with x0_clamp=unit_box"),
-    (
-        {"diffusion": {"prediction": "v", "x0_clamp": "unit_box", "output_norm": "none", "training_clamp": True}},
-        "training_clamp with x0_clamp=unit_box",
-    ),
-    *(
-        ({"network": {"function_version": release}}, f"function_version={release}")
-        for release in ("0.23.10", "1.4.3", "1.9.0", "1.10.4")
-    ),
-    ({"network": {"function_version": "1.12.0", "self_cond": True}}, "function_version=1.12.0"),
-]
-
-
-@pytest.mark.parametrize(("change", "named"), REFUSED, ids=[named for _, named in REFUSED])
-def test_what_dalle2_pytorch_has_not_is_refused(change: dict[str, Any], named: str) -> None:
-    with pytest.raises(SettingsError) as error:
-        export_state(ours(**change))
-    assert str(error.value).startswith("dalle2-pytorch has no such prior: ")
-    assert named in str(error.value)
-
-
-def test_all_reasons_are_named_at_once() -> None:
-    with pytest.raises(SettingsError, match=r"text_dim=12 .*; .*normaliser=whiten"):
-        export_state(ours(text_dim=12, diffusion={"normaliser": "whiten"}))
-
-
 @pytest.fixture
 def state() -> dict[str, torch.Tensor]:
     """The weights of a prior, as DALLE2-pytorch names them."""
-    return export_state(ours())
+    return export_weights(ours())
 
 
 def imported(state: dict[str, torch.Tensor]) -> Prior:
     return import_prior(state, ours().config, "a.pth")
 
 
-def test_missing_and_left_over_weights_are_named(state: dict[str, torch.Tensor]) -> None:
+def test_missing_and_unknown_weights_are_named(state: dict[str, torch.Tensor]) -> None:
     del state["net.learned_query"]
     with pytest.raises(InputError, match=r"a\.pth: does not fit .* 1\.15\.6: it lacks net\.learned_query$"):
         imported(state)
@@ -308,7 +108,7 @@ def test_missing_and_left_over_weights_are_named(state: dict[str, torch.Tensor])
         imported(state)
 
 
-def test_what_is_no_part_of_a_prior_is_left_alone(state: dict[str, torch.Tensor]) -> None:
+def test_entries_that_are_not_part_of_a_prior_are_ignored(state: dict[str, torch.Tensor]) -> None:
     state |= {"clip.visual.weight": torch.ones(3), "noise_scheduler.betas": torch.ones(1), "_dummy": torch.ones(1)}
     imported(state)
 
@@ -373,3 +173,83 @@ def test_a_rotary_embedding_with_scales_is_not_ours(state: dict[str, torch.Tenso
     state["net.causal_transformer.layers.0.0.rotary_emb.scale"] = torch.ones(8)
     with pytest.raises(InputError, match=r"holds besides .*rotary_emb\.scale"):
         imported(state)
+
+
+def test_queries_keys_and_values_are_the_rows_of_one_weight_of_ours() -> None:
+    prior = ours({"heads": 2, "dim_head": 8})
+    theirs, own = export_weights(prior), prior.network.state_dict()
+    for layer in range(2):
+        qkv = own[f"attention.{layer}.to_qkv.weight"]  # 16 rows of queries, 8 of keys, 8 of values
+        name = f"net.causal_transformer.layers.{layer}.0"
+        assert torch.equal(theirs[f"{name}.to_q.weight"], qkv[:16])
+        assert torch.equal(theirs[f"{name}.to_kv.weight"], qkv[16:])
+
+
+def test_every_weight_has_the_name_of_its_part() -> None:
+    prior = ours({"normformer": True, "norm_in": True})
+    theirs, own = export_weights(prior), prior.network.state_dict()
+    layer = "net.causal_transformer.layers.1"
+    pairs = {
+        "query": "net.learned_query",
+        "to_time.mlp.0.weight": "net.to_time_embeds.0.1.net.0.0.weight",
+        "to_time.mlp.2.bias": "net.to_time_embeds.0.1.net.1.0.bias",
+        "to_time.mlp.4.weight": "net.to_time_embeds.0.1.net.2.weight",
+        "attention.1.norm.weight": f"{layer}.0.norm.g",
+        "attention.1.to_stream.weight": f"{layer}.0.to_out.0.weight",
+        "attention.1.out_norm.weight": f"{layer}.0.to_out.1.g",
+        "feed_forward.1.norm.weight": f"{layer}.1.0.g",
+        "feed_forward.1.to_inner.weight": f"{layer}.1.1.weight",
+        "feed_forward.1.inner_norm.weight": f"{layer}.1.3.g",
+        "feed_forward.1.to_stream.weight": f"{layer}.1.5.weight",
+        "norm_in.weight": "net.causal_transformer.init_norm.g",
+        "norm_out.weight": "net.causal_transformer.norm.g",
+        "to_embed.weight": "net.causal_transformer.project_out.weight",
+    }
+    for mine, name in pairs.items():
+        assert torch.equal(theirs[name], own[mine]), mine
+    for mine, name in (("null_text", "net.null_text_embeds"), ("null_image", "net.null_image_embed")):
+        assert torch.equal(theirs[name], own[mine][None]), mine
+
+
+def test_a_trainers_checkpoint_has_the_weights_in_each_of_its_parts() -> None:
+    prior = ours()
+    weights = export_weights(prior)
+    found = trainer_checkpoint(weights, prior.schedule.alpha_bar)
+    assert (found["version"], found["step"].tolist()) == ("1.15.6", [0])
+    for part in (found["model"], found["ema_model"]):
+        assert all(torch.equal(part[name], value) for name, value in weights.items())
+    for prefix in ("online_model.", "ema_model."):
+        assert {name.removeprefix(prefix) for name in found["ema"] if name.startswith(prefix)} == set(found["model"])
+    matrices = [n for n, v in weights.items() if v.ndim > 1 and ".rotary_emb." not in n]
+    vectors = [n for n, v in weights.items() if v.ndim < 2 and ".rotary_emb." not in n]
+    groups = found["optimizer"]["param_groups"]
+    assert [len(group["params"]) for group in groups] == [len(matrices), len(vectors) + 1]  # one rotary embedding
+    assert [group["weight_decay"] for group in groups] == [0.01, 0]
+
+
+def test_the_constants_of_a_noise_schedule_follow_from_its_betas() -> None:
+    """Computed the other way round, from beta, as DALLE2-pytorch does."""
+    prior = ours()
+    found = trainer_checkpoint(export_weights(prior), prior.schedule.alpha_bar)["model"]
+
+    def constant(name: str) -> torch.Tensor:
+        return found[f"noise_scheduler.{name}"].double()
+
+    beta = constant("betas")
+    cumulative = torch.cumprod(1 - beta, dim=0)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), cumulative[:-1]])
+    expected = {
+        "alphas_cumprod": cumulative, "alphas_cumprod_prev": before, "sqrt_alphas_cumprod": cumulative.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - cumulative).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - cumulative).log(),
+        "posterior_variance": beta * (1 - before) / (1 - cumulative),
+        "posterior_mean_coef1": beta * before.sqrt() / (1 - cumulative),
+        "posterior_mean_coef2": (1 - before) * (1 - beta).sqrt() / (1 - cumulative),
+        "p2_loss_weight": torch.ones(30, dtype=torch.float64),
+    }  # fmt: skip
+    for name, value in expected.items():
+        torch.testing.assert_close(constant(name), value, rtol=1e-3, atol=1e-5)
+    ratio = constant("sqrt_recip_alphas_cumprod")[:-1]
+    torch.testing.assert_close(ratio, (1 / cumulative[:-1]).sqrt(), rtol=1e-3, atol=1e-5)
+    ratio = constant("sqrt_recipm1_alphas_cumprod")[:-1]
+    torch.testing.assert_close(ratio, (1 / cumulative[:-1] - 1).sqrt(), rtol=1e-3, atol=1e-5)

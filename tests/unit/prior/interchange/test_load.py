@@ -1,4 +1,4 @@
-"""Priors from wherever they are, and from one format to the other."""
+"""Loading priors from folders and checkpoints, and conversion between the two."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from priorkit import load_prior as public_load_prior
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import FolderError, InputError, PriorkitError, SettingsError
 from priorkit.prior.interchange.dalle2_settings import to_dalle2_config
-from priorkit.prior.interchange.dalle2_weights import export_state
+from priorkit.prior.interchange.dalle2_weights import export_weights
 from priorkit.prior.interchange.load import convert, load_prior
 from priorkit.prior.interchange.pth import read_pth
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
@@ -61,7 +61,7 @@ EMA, ONLINE = small_prior(1), small_prior(2)
 
 @pytest.fixture
 def settings(tmp_path: Path) -> str:
-    """The JSON of both."""
+    """Settings of both priors, as a JSON file."""
     path = tmp_path / "prior_config.json"
     path.write_text(json.dumps({"prior": to_dalle2_config(EMA.config), "train": {"lr": 1}}))
     return str(path)
@@ -69,11 +69,11 @@ def settings(tmp_path: Path) -> str:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., str]:
-    """Writes a checkpoint with some of the parts that trainers store."""
+    """Write a checkpoint with some of the parts that trainers store."""
 
     def write(name: str = "a.pth", **changes: Any) -> str:
         content = {
-            "version": "1.15.6", "step": 3, "model": export_state(ONLINE), "ema_model": export_state(EMA),
+            "version": "1.15.6", "step": 3, "model": export_weights(ONLINE), "ema_model": export_weights(EMA),
             "ema": {"initted": torch.tensor(True)}, **changes,
         }  # fmt: skip
         torch.save({key: value for key, value in content.items() if value is not None}, tmp_path / name)
@@ -96,14 +96,14 @@ def test_the_public_names(write: Callable[..., str], settings: str, tmp_path: Pa
 
 
 def test_the_averaged_weights_of_older_trainers(write: Callable[..., str], settings: str) -> None:
-    inside = {f"ema_model.{name}": value for name, value in export_state(EMA).items()}
-    inside |= {f"online_model.{name}": value for name, value in export_state(ONLINE).items()}
+    inside = {f"ema_model.{name}": value for name, value in export_weights(EMA).items()}
+    inside |= {f"online_model.{name}": value for name, value in export_weights(ONLINE).items()}
     assert_equal(load_prior(write(ema_model=None, ema={**inside, "step": torch.tensor(1)}), config=settings), EMA)
 
 
 def test_a_bare_state_dict_needs_the_version(settings: str, tmp_path: Path) -> None:
     path = str(tmp_path / "bare.pth")
-    torch.save(collections.OrderedDict(export_state(EMA)), path)
+    torch.save(collections.OrderedDict(export_weights(EMA)), path)
     with pytest.raises(SettingsError, match=r"bare\.pth: stores no version; give function_version=.*0\.23\.10"):
         load_prior(path, config=settings)
     assert_equal(load_prior(path, config=settings, function_version="1.15.6"), EMA)
@@ -121,11 +121,11 @@ def test_a_bare_state_dict_needs_the_version(settings: str, tmp_path: Path) -> N
 )
 def test_a_state_dict_as_other_tools_save_it_is_read(wrap: Callable[..., Any], settings: str, tmp_path: Path) -> None:
     path = str(tmp_path / "theirs.pth")
-    torch.save(wrap(export_state(EMA)), path)
+    torch.save(wrap(export_weights(EMA)), path)
     assert_equal(load_prior(path, config=settings, function_version="1.15.6"), EMA)
 
 
-def test_a_state_dict_of_something_else_is_told_what_to_save(settings: str, tmp_path: Path) -> None:
+def test_the_message_for_another_state_dict_says_what_to_save(settings: str, tmp_path: Path) -> None:
     path = str(tmp_path / "theirs.pth")
     for content in ({"state_dict": {"prior.a": torch.ones(1)}}, {"lightning.net.a": torch.ones(1)}):
         torch.save(content, path)
@@ -140,7 +140,9 @@ def test_a_state_dict_of_something_else_is_told_what_to_save(settings: str, tmp_
         ("model.safetensors", "name the folder of this file"),
     ],
 )  # fmt: skip
-def test_a_file_of_another_ending_is_told_what_to_do(name: str, named: str, settings: str, tmp_path: Path) -> None:
+def test_the_message_for_another_file_ending_says_what_to_do(
+    name: str, named: str, settings: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(b"x")
     for options in ({}, {"config": settings}):
         with pytest.raises(SettingsError, match=named):
@@ -246,7 +248,7 @@ def test_settings_are_read_before_a_large_file_is(tmp_path: Path) -> None:
         load_prior(str(tmp_path / "nothing.pth"), config=str(tmp_path / "bad.json"))
 
 
-def test_a_named_config_is_not_looked_for_as_a_file(write: Callable[..., str]) -> None:
+def test_a_named_config_is_not_read_from_a_file(write: Callable[..., str]) -> None:
     with pytest.raises(InputError, match=r"a\.pth: .*laion|does not fit|its settings make \["):
         load_prior(write(), config="laion-model-card")
 
@@ -273,7 +275,9 @@ def test_a_folder_without_checkpoints_has_no_online_weights(tmp_path: Path) -> N
         ({"dtype": "float16"}, "dtype='float16': known are float32, bfloat16"),
     ],
 )
-def test_what_has_no_meaning_for_a_folder_is_refused(arguments: dict[str, Any], named: str, tmp_path: Path) -> None:
+def test_options_that_do_not_apply_to_a_folder_are_refused(
+    arguments: dict[str, Any], named: str, tmp_path: Path
+) -> None:
     path = write_folder(EMA, str(tmp_path / "prior"))
     with pytest.raises(SettingsError, match=named):
         load_prior(path, **arguments)
@@ -301,7 +305,7 @@ def test_a_clip_that_is_given_is_kept(write: Callable[..., str], settings: str, 
         ({"model": "hf-hub:a/b", "pretrained": "x"}, "brings its own weights"),
     ],
 )
-def test_a_clip_that_is_none_is_named(
+def test_a_clip_that_does_not_exist_is_named(
     clip: dict[str, Any], named: str, write: Callable[..., str], settings: str
 ) -> None:
     with pytest.raises(SettingsError, match=named):
@@ -357,7 +361,7 @@ def test_a_relative_destination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert_equal(load_prior("again"), EMA)
 
 
-def test_what_exists_is_kept_unless_told_otherwise(write: Callable[..., str], settings: str, tmp_path: Path) -> None:
+def test_existing_files_are_kept_without_overwrite(write: Callable[..., str], settings: str, tmp_path: Path) -> None:
     folder, other = str(tmp_path / "prior"), write_folder(ONLINE, str(tmp_path / "other"))
     convert(write(), folder, config=settings)
     with pytest.raises(FolderError, match="prior holds a prior; choose another folder, or --overwrite"):
@@ -420,7 +424,7 @@ def test_a_prior_that_cannot_be_exported_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["prior"]
 
 
-def test_a_failed_write_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_folder(EMA, str(tmp_path / "prior"))
 
     def save(content: Any, file: Any) -> None:
@@ -442,11 +446,11 @@ def test_a_failed_write_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest
         lambda value: torch.full_like(value, float("nan")),
     ],
 )
-def test_weights_that_are_no_plain_numbers_are_refused(
+def test_weights_that_are_not_finite_dense_tensors_are_refused(
     write: Callable[..., str], settings: str, damage: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     weights = {
-        name: damage(value) if name.endswith("learned_query") else value for name, value in export_state(EMA).items()
+        name: damage(value) if name.endswith("learned_query") else value for name, value in export_weights(EMA).items()
     }
     refused = r"a\.pth: (holds no ema weights|net\.learned_query holds numbers that|cannot be read)"
     with pytest.raises(InputError, match=refused):

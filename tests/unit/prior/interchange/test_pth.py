@@ -1,4 +1,4 @@
-"""Reading `.pth` files: what a checkpoint may hold is read, all else is refused, and nothing is ever run."""
+"""Reading `.pth` files: allowed content is read, other content is refused, and no code runs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def save(path: Path, content: Any, **options: Any) -> str:
 
 @pytest.fixture(params=["zip", "legacy"])
 def write(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Any], str]:
-    """Saves an object in torch's format of today, or in that of before 1.6."""
+    """Save an object in torch's current format, or in the format before 1.6."""
 
     def write(content: Any) -> str:
         return save(tmp_path / "a.pth", content, _use_new_zipfile_serialization=request.param == "zip")
@@ -81,7 +81,7 @@ def test_a_file_anywhere_is_read(url: str, tmp_path: Path) -> None:
 
 
 def test_an_optimiser_with_its_states_is_a_stand_in(write: Callable[[Any], str]) -> None:
-    """As in the pickled warmup of a checkpoint: its `defaultdict` of states by weight must be filled."""
+    """A pickled warmup holds an optimiser, whose `defaultdict` of states by weight must be filled."""
     weight = torch.nn.Parameter(torch.ones(3))
     for kind in (torch.optim.Adam, torch.optim.AdamW):
         optimiser = kind([weight])
@@ -130,7 +130,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def attacks(marker: Path) -> dict[str, tuple[Any, str]]:
-    """What would touch the marker, and the name that the error must show."""
+    """Return objects that would touch the marker when unpickled, with the name that the error must show."""
     sets_state = SetsState()
     sets_state.path = str(marker)  # type: ignore[attr-defined]
     return {
@@ -146,7 +146,7 @@ def attacks(marker: Path) -> dict[str, tuple[Any, str]]:
 @pytest.mark.usefixtures("importable")
 @pytest.mark.parametrize("nested", ["value", "key", "list", "inside a stand-in", "arguments of a stand-in", "alone"])
 @pytest.mark.parametrize("attack", ["system", "eval", "mkdir", "class", "copy", "partial"])
-def test_what_would_run_is_refused_and_named(
+def test_code_in_a_file_is_refused_and_named(
     attack: str, nested: str, write: Callable[[Any], str], tmp_path: Path
 ) -> None:
     marker = tmp_path / "marker"
@@ -170,7 +170,7 @@ def test_what_would_run_is_refused_and_named(
 
 
 def test_the_attacks_are_real(importable: types.ModuleType, tmp_path: Path) -> None:
-    """Python's own pickle runs them."""
+    """Python's pickle runs them."""
     for attack in ("system", "mkdir", "class", "copy"):
         marker = tmp_path / attack
         pickle.loads(pickle.dumps(attacks(marker)[attack][0]))
@@ -184,7 +184,7 @@ def test_a_stand_in_is_only_built_by_its_own_name(write: Callable[[Any], str]) -
         read_pth(write({"a": torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])}))
 
 
-def test_nothing_stays_allowed(write: Callable[[Any], str]) -> None:
+def test_reading_leaves_no_name_allowed_in_torch(write: Callable[[Any], str]) -> None:
     path = write({"optimiser": torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])})
     before = torch.serialization.get_safe_globals()
     read_pth(path)
@@ -235,7 +235,7 @@ def other_zip() -> bytes:
         "end cut", "legacy end cut", "legacy cut", "protocol 0", "text pickle", "noise", "zeros",
     ],
 )  # fmt: skip
-def test_what_is_no_checkpoint_is_named(data: bytes, tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints_are_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(data)
     fsspec.filesystem("memory").pipe("/a.pth", data)
     for path in (str(tmp_path / "a.pth"), "memory://a.pth"):
@@ -248,7 +248,7 @@ def test_what_is_no_checkpoint_is_named(data: bytes, tmp_path: Path) -> None:
 
 
 def test_any_damage_gives_a_clear_error_or_none(tmp_path: Path) -> None:
-    """Bytes that are flipped or cut away anywhere in the pickle."""
+    """Bytes are changed anywhere in the pickle."""
     data = legacy({"a": torch.ones(3), "b": {"c": [1, 2.5, "text"]}, "d": collections.OrderedDict(e=(1, 2))})
     random = np.random.default_rng(0)
     refused = 0
@@ -267,7 +267,7 @@ def test_any_damage_gives_a_clear_error_or_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.ones(3), 5, "text", None])
-def test_what_is_no_dictionary_is_named(content: Any, write: Callable[[Any], str]) -> None:
+def test_content_that_is_not_a_dictionary_is_refused(content: Any, write: Callable[[Any], str]) -> None:
     with pytest.raises(InputError, match=rf"holds a {type(content).__name__}, not the dictionary of a checkpoint"):
         read_pth(write(content))
 
@@ -285,7 +285,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packaging", PICKLED_VERSIONS)
-def test_a_version_of_whatever_packaging_is_read(packaging: str, tmp_path: Path) -> None:
+def test_versions_of_all_releases_of_packaging_are_read(packaging: str, tmp_path: Path) -> None:
     pickled = base64.b64decode(PICKLED_VERSIONS[packaging])
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as file:
         file.writestr("a/data.pkl", b"\x80\x02}X\x07\0\0\0version" + pickled[2:-1] + b"s.")  # in a dictionary

@@ -1,14 +1,21 @@
-"""The picture: tiles where they belong, whatever a caption holds."""
+"""The picture: images are in their places for any caption."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from priorkit.prior.report.gallery import GalleryRow, _wrap, draw_gallery
+from priorkit.pipeline.read.dataset import EmbeddingDataset
+from priorkit.prior.report.gallery import GalleryRow, _wrap, draw_gallery, nearest, nearest_images, read_images
+
+from ..embeddings import DIM, write_embeddings
+from .images import write_images
 
 COLOURS = {"a": (250, 0, 0), "b": (0, 0, 250), "c": (250, 250, 0)}
 IMAGES = {key: Image.new("RGB", (20 + 30 * index, 40), COLOURS[key]) for index, key in enumerate(COLOURS)}
@@ -75,3 +82,32 @@ def test_long_captions_become_at_most_five_lines_that_fit() -> None:
     assert all(font.getlength(line) <= 200 for line in lines)
     assert " ".join(_wrap("a short one", 200, font)) == "a short one"
     assert all(font.getlength(line) <= 200 for line in _wrap("w" * 300, 200, font))
+
+
+def test_the_nearest_come_first_and_of_equals_the_first() -> None:
+    images = np.array([[0, 1], [1, 0], [0.6, 0.8], [1, 0]], np.float32)
+    assert nearest(np.array([[1.0, 0.0], [0.0, 1.0]]), images, 3).tolist() == [[1, 3, 2], [0, 2, 1]]
+
+
+def test_only_the_images_that_are_asked_for_are_read(tmp_path: Path) -> None:
+    found = read_images(str(write_images(tmp_path / "images", 5)), {"000000001", "000000004", "000000009"})
+    assert list(found) == ["000000001", "000000004"]
+    assert (found["000000004"].size, found["000000004"].mode) == ((40, 30), "RGB")
+    assert abs(found["000000004"].getpixel((5, 5))[0] - 40) < 6  # type: ignore[index,operator]
+
+
+def test_rows_of_a_gallery_are_the_nearest_images_by_text_and_by_the_prior(
+    tmp_path: Path, make_prior: Callable[..., Any]
+) -> None:
+    dataset = EmbeddingDataset(str(write_embeddings(tmp_path / "embeddings", rows=30)))
+    prior, rows = make_prior(embed_dim=DIM), np.array([4, 20])
+    found = nearest_images(prior, dataset, rows, 3, seed=5)
+    assert [(row.caption, row.true_key) for row in found] == [("caption 4", "000000004"), ("caption 20", "000000020")]
+    images, text = dataset.take(np.arange(30)).image_embed, dataset.take(rows).text_embed
+    predicted = prior.sample(text_embed=text, num_candidates=2, steps=32, seed=5).numpy()
+    for queries, keys in (
+        (text, [row.nearest_to_text for row in found]),
+        (predicted, [row.nearest_to_prior for row in found]),
+    ):
+        expected = [[f"{place:09d}" for place in line] for line in nearest(queries, images, 3).tolist()]
+        assert [list(one) for one in keys] == expected

@@ -1,0 +1,237 @@
+"""Metrics of a whole evaluation: blocks are scored by workers, gathered by predictor, and summarised."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ...pipeline.compute.parallel import Worker, map_shards
+from ...pipeline.compute.settings import ComputeSettings
+from ...pipeline.compute.stage import ProgressCallback, no_progress
+from ...pipeline.read.dataset import EmbeddingDataset, Split
+from .distances import EmbeddingSet, set_distances
+from .metrics import Interval, mean_intervals
+from .predictors import as_units
+from .rows import BLOCK_ROWS, EvaluatedRows
+from .scoring import GIVEN, BlockScores, ScoreTask, Variant, variants
+from .settings import EvaluateSettings
+
+_SAME_FOR_ALL = 1e-6
+"""Range over all captions below which a coordinate is constant; predictions constant in all of them are broken."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of all predictors, and their values for each row."""
+
+    metrics: dict[str, Any]
+    """Content of `metrics.json`, without the description of what was evaluated."""
+    rows: dict[Split, pa.Table]
+    """Metrics of each row by split; columns `row_id`, `group_id` and `<predictor>/<metric>`."""
+
+
+def compute_metrics(
+    dataset: EmbeddingDataset,
+    settings: EvaluateSettings,
+    make_scorer: Callable[[], Worker[ScoreTask, BlockScores]],
+    compute: ComputeSettings | None = None,
+    *,
+    given: bool = False,
+    progress: ProgressCallback = no_progress,
+) -> Evaluation:
+    """Compute all metrics of a prior, or of given predictions, and of the baselines.
+
+    Args:
+        dataset: the embeddings.
+        settings: resolved settings; `make_scorer` uses the same.
+        make_scorer: makes the scorer of a worker.
+        compute: workers; None is this process.
+        given: evaluate given predictions instead of a prior.
+        progress: called for each block.
+    """
+    results: dict[Split, SplitScores] = {
+        split: SplitScores(dataset, split, settings, given=given) for split in settings.splits
+    }
+    training = _image_set(dataset, dataset.content_order("train", settings.seed)[: settings.distance_rows])
+    tasks = [task for split in results.values() for task in split.tasks()]
+    # closed here, because an exception would keep the worker and its threads until the interpreter ends
+    with contextlib.closing(map_shards(make_scorer, tasks, compute or ComputeSettings())) as scored:
+        for done, scores in enumerate(scored):
+            progress(done * BLOCK_ROWS, len(tasks) * BLOCK_ROWS, scores.task.name)
+            results[scores.task.split].add(scores)
+    metrics = {split: result.metrics(training) for split, result in results.items()}
+    tables: dict[Split, pa.Table] = {split: result.table() for split, result in results.items()}
+    return Evaluation({"seed": settings.seed, "read": dataset.settings.splits(), "splits": metrics}, tables)
+
+
+class SplitScores:
+    """Scores of one split, added block by block in any order.
+
+    Args:
+        dataset: the embeddings.
+        split: the split.
+        settings: resolved settings.
+        given: predictions are evaluated instead of a prior.
+    """
+
+    def __init__(self, dataset: EmbeddingDataset, split: Split, settings: EvaluateSettings, *, given: bool) -> None:
+        self._split, self._settings = split, settings
+        self._rows = EvaluatedRows(dataset, split, settings)
+        self._real = _image_set(dataset, self._rows.rows[: settings.distance_rows])
+        self._variants: Mapping[str, Variant] = {} if given else {way.name: way for way in variants(settings)}
+        names = [*([GIVEN] if given else self._variants), *settings.baselines]
+        self._predictors = {name: PredictorScores(self._rows, self._real, settings) for name in names}
+        self._losses: dict[str, LossScores] = {}
+        if not given:
+            self._losses = {name: LossScores(self._rows, settings) for name in settings.weights}
+
+    def tasks(self) -> Iterator[ScoreTask]:
+        """Yield a task for every block of every predictor, then of every set of weights."""
+        for is_loss, names in ((False, self._predictors), (True, self._losses)):
+            for name in names:
+                for block in range(self._rows.blocks):
+                    yield ScoreTask(self._split, name, block, is_loss=is_loss)
+
+    def add(self, scores: BlockScores) -> None:
+        """Add the scores of a block."""
+        if scores.task.is_loss:
+            self._losses[scores.task.name].add(scores)
+        else:
+            self._predictors[scores.task.name].add(scores)
+
+    def metrics(self, training: EmbeddingSet) -> dict[str, Any]:
+        """Return the split's part of `metrics.json`, once all blocks are added.
+
+        Args:
+            training: training images, whose distances to the split are the floor for predictors.
+        """
+        rows, real = self._rows, self._real
+        return {
+            "rows": len(rows.rows),
+            "rows_fingerprint": hashlib.sha256(rows.ids.tobytes()).hexdigest(),
+            "gallery": len(rows.gallery),
+            "gallery_fingerprint": hashlib.sha256(rows.groups[rows.gallery].tobytes()).hexdigest(),
+            "distance_rows": len(real.embeds),
+            "real_against_real": _to_json(_distance_floor(training, real)),
+            "real_against_real_rows": min(len(training.embeds), len(real.embeds)),
+            "predictors": [
+                {"name": name, "draws": scores.draws, **_sampling(self._variants.get(name)), **scores.summary}
+                for name, scores in self._predictors.items()
+            ],
+            "losses": {name: scores.summary for name, scores in self._losses.items()},
+        }
+
+    def table(self) -> pa.Table:
+        """Return the metrics of each row; broken predictors have no columns."""
+        columns = {
+            f"{name}/{metric}": values
+            for name, scores in self._predictors.items()
+            for metric, values in scores.columns.items()
+        }
+        return pa.table({"row_id": self._rows.ids, "group_id": self._rows.groups, **columns})
+
+
+class PredictorScores:
+    """Scores of one predictor on a split; summarised as soon as the last block is added."""
+
+    def __init__(self, rows: EvaluatedRows, real: EmbeddingSet, settings: EvaluateSettings) -> None:
+        self._rows, self._real, self._settings = rows, real, settings
+        self._missing = rows.blocks
+        self._first_draws: dict[int, np.ndarray] = {}
+        self._broken: dict[int, str] = {}
+        self.draws = 0
+        """Number of draws per row."""
+        self.columns: dict[str, np.ndarray] = {}
+        """Values `[N]` of each metric; empty if the predictor is broken."""
+        self.summary: dict[str, Any] = {}
+        """Means and distances with intervals, or the reason why the predictor is broken; empty until the last block."""
+
+    def add(self, scores: BlockScores) -> None:
+        """Add the scores of a block."""
+        block = scores.task.block
+        self.draws = scores.draws
+        _fill(self.columns, self._rows, scores)
+        self._first_draws[block] = scores.first_draws
+        if scores.broken is not None:
+            self._broken[block] = scores.broken
+        self._missing -= 1
+        if self._missing == 0:
+            self.summary = self._summarise()
+            self._first_draws = {}
+
+    def _summarise(self) -> dict[str, Any]:
+        broken = self._broken[min(self._broken)] if self._broken else None
+        if broken is None:
+            first_draws = np.concatenate([self._first_draws[block] for block in sorted(self._first_draws)])
+            if np.ptp(first_draws, axis=0).max() < _SAME_FOR_ALL:
+                broken = "the same for every caption"
+        if broken is not None:
+            self.columns = {}
+            return {"broken": broken}
+        settings = self._settings
+        means = mean_intervals(self.columns, self._rows.groups, settings.bootstrap_samples, settings.seed)
+        distances = set_distances(EmbeddingSet(first_draws, self._real.groups), self._real)
+        return {"metrics": _to_json(means), "distances": _to_json(distances)}
+
+
+class LossScores:
+    """Losses of one set of weights on a split; summarised as soon as the last block is added."""
+
+    def __init__(self, rows: EvaluatedRows, settings: EvaluateSettings) -> None:
+        self._rows, self._settings = rows, settings
+        self._missing = rows.blocks
+        self._columns: dict[str, np.ndarray] = {}
+        self.summary: dict[str, Any] = {}
+        """Mean loss over all timesteps and in each bin, with intervals; or the reason why it is broken."""
+
+    def add(self, scores: BlockScores) -> None:
+        """Add the losses of a block."""
+        _fill(self._columns, self._rows, scores)
+        self._missing -= 1
+        if self._missing == 0:
+            self.summary = self._summarise()
+
+    def _summarise(self) -> dict[str, Any]:
+        overall = np.mean(list(self._columns.values()), axis=0)
+        if not np.isfinite(overall).all():
+            return {"broken": "not finite"}
+        columns = {"overall": overall, **self._columns}
+        settings = self._settings
+        return _to_json(mean_intervals(columns, self._rows.groups, settings.bootstrap_samples, settings.seed))
+
+
+def _fill(columns: dict[str, np.ndarray], rows: EvaluatedRows, scores: BlockScores) -> None:
+    """Copy the values of a block into columns `[N]`, which are made on first use."""
+    chosen = rows.block(scores.task.block)
+    for name, values in scores.values.items():
+        columns.setdefault(name, np.full(len(rows.rows), np.nan))[chosen] = values
+
+
+def _image_set(dataset: EmbeddingDataset, rows: np.ndarray) -> EmbeddingSet:
+    """Read the images of rows as a set of embeddings."""
+    return EmbeddingSet(as_units(dataset.take(rows).image_embed), dataset.group_ids[rows])
+
+
+def _distance_floor(training: EmbeddingSet, real: EmbeddingSet) -> dict[str, Interval]:
+    """Return the distances of training images to a split's: the least that a perfect predictor can expect."""
+    count = len(real.embeds)
+    distances = set_distances(EmbeddingSet(training.embeds[:count], training.groups[:count]), real)
+    if len(training.embeds) < count:
+        distances.pop("frechet_distance", None)  # it depends on the number of rows
+    return distances
+
+
+def _sampling(variant: Variant | None) -> dict[str, Any]:
+    """Describe the weights and sampling settings of a prior; empty for other predictors."""
+    return {} if variant is None else {"weights": variant.weights, "sample": variant.sample.model_dump(mode="json")}
+
+
+def _to_json(values: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
+    return {name: dataclasses.asdict(value) for name, value in values.items()}
