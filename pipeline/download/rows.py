@@ -97,7 +97,7 @@ def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterat
 
 
 def _misfit(store: Store, shard: ImageShard) -> InputError:
-    """Return the error for a shard whose tar and table list different images."""
+    """Return the error for a shard whose tar and table contain different images."""
     return InputError(
         f"{store.url}/{shard.tar_name} holds other images than {shard.table_name}; remove it to have both made again"
     )

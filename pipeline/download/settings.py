@@ -31,7 +31,7 @@ class DownloadSettings(UrlListSettings):
             "timeout_seconds",
             "user_agent",
         }
-    )  # these change speed, patience and how servers see us, but not the images
+    )  # these affect speed, patience and how we identify ourselves to servers
 
     rows_per_shard: int = Field(default=10_000, ge=1)
     """Number of list rows per shard, including failed rows; 10,000 is img2dataset's default."""

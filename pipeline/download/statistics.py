@@ -27,11 +27,11 @@ NO_HOST = "no host"
 """Placeholder host under which failures of URLs without a host are counted."""
 
 _SHARD_HOSTS = 20
-"""Number of hosts, those with the most failures, listed in a shard's `_stats.json`."""
+"""Maximum number of hosts listed in a shard's `_stats.json`, which lists those with the most failures."""
 _TOTAL_HOSTS = 20
-"""Number of hosts, those with the most failures, listed in the summary."""
+"""Maximum number of hosts listed in the summary, which lists those with the most failures."""
 _MOST_HOSTS = 10_000
-"""Number of hosts kept when totals are pruned. Pruning runs at twice this number and drops the fewest failures."""
+"""Number of hosts kept when the totals are pruned. Above twice this number, hosts with the fewest failures go."""
 _HOST_CHARACTERS = 253
 """Maximum length of a host name in characters, from RFC 1035. Longer names are truncated."""
 _SHARD_SAMPLE = 1024
@@ -150,7 +150,8 @@ def total_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
         - `duplicate_urls`: number of rows whose URL occurs in an earlier row of the list.
         - `duplicates_exact`: True if `duplicate_urls` is exact, False if it is an estimate.
         - `errors`: number of failures for each label.
-        - `hosts`: hosts with the most failures. Each shard contributes only its own 20 worst hosts.
+        - `hosts`: hosts with the most failures, with the failure counts by label. Each shard contributes only the 20
+          hosts that failed most in it.
     """
     errors: collections.Counter[str] = collections.Counter()
     hosts: dict[str, collections.Counter[str]] = {}
@@ -190,6 +191,6 @@ def total_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
 
 
 def _in_order(threads: ThreadPoolExecutor, read: Any, names: list[str]) -> Iterable[Any]:
-    """Yield the result of `read` for each name, in order, with at most `_READ_AHEAD` reads at a time."""
+    """Yield the result of `read` for each name, in order. Names are read in batches of `_READ_AHEAD`."""
     for start in range(0, len(names), _READ_AHEAD):
         yield from threads.map(read, names[start : start + _READ_AHEAD])

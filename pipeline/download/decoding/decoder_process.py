@@ -1,4 +1,4 @@
-"""Main program of a decoder process: reads image files from a socket and answers each with an image or an error.
+"""Main program of a decoder process: reads response bodies from a socket and answers each with an image or an error.
 
 The socket is the standard input and output of the process. `decoders.py` implements the other end, and `messages.py`
 defines the messages.

@@ -93,7 +93,7 @@ class Decoders:
 
 @dataclass(eq=False)
 class _Slot:
-    """Place in the pool: runs one process at a time, and tracks the jobs sent to it."""
+    """Pool slot that runs one decoder process at a time and tracks the jobs sent to it."""
 
     settings: DownloadSettings
     jobs: asyncio.Queue[_Job]
@@ -115,7 +115,11 @@ class _Slot:
                 self._answer(ImageError("decode", cause))
 
     async def _start(self) -> _Process:
-        """Start a process, in at most `_START_ATTEMPTS` attempts."""
+        """Start a process, making at most `_START_ATTEMPTS` attempts.
+
+        Raises:
+            PriorkitError: the last attempt failed.
+        """
         for _ in range(_START_ATTEMPTS - 1):
             with contextlib.suppress(PriorkitError):  # for example, the kernel killed the process for its memory use
                 return await _Process.start(self.settings)

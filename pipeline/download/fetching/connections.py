@@ -40,7 +40,7 @@ class ProxyFailure(Exception):
 
 
 class Connections:
-    """Connection pools for one set of download settings. Use as an asynchronous context manager.
+    """Connection pools for one set of download settings. Use them as an asynchronous context manager.
 
     Args:
         settings: download settings.

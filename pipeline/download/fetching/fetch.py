@@ -146,7 +146,7 @@ class Fetcher:
     def _check(self, url: str | None) -> URL:
         """Parse a URL and check its scheme and host. A URL with credentials is refused.
 
-        A host name is resolved and checked only when the connection is opened.
+        IP addresses and `localhost` names are checked here. Other names are checked when they are resolved.
 
         Raises:
             FetchError: the URL cannot or must not be fetched.
