@@ -1,1 +1,1 @@
-"""Download stage: fetches a list of URLs into image shards."""
+"""Download stage: fetches the images in a URL list and stores them in shards."""

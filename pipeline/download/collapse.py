@@ -1,4 +1,4 @@
-"""Detection of a collapse: too few of the last rows gave an image. The failures give the probable cause."""
+"""Success-rate check that stops a download when too few recent rows gave an image, and names the probable cause."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ _ADVICE = (
         "bodies do not have the hashes of the list: see that download.hash_column is of the original bytes",
     ),
 )
-"""Advice for groups of failures, by their labels in the table of errors."""
+"""Groups of failure labels, as in the error table, each with advice for the user."""
 
 
 class SuccessWatch:
-    """Sliding window over the outcomes of the last rows.
+    """Success-rate check over a sliding window of recent rows.
 
     Args:
-        min_rate: least success rate in the window; 0 turns the watch off.
-        rows: number of rows in the window. Fewer rows are not judged.
+        min_rate: minimum success rate in the window; 0 disables the check.
+        rows: window size in rows. Nothing is checked until the window is full.
     """
 
     def __init__(self, min_rate: float, rows: int) -> None:
@@ -80,10 +80,13 @@ class SuccessWatch:
         self._count = 0
 
     def add(self, labels: Mapping[str, int]) -> None:
-        """Add rows, by label: `success`, or the label of a failure.
+        """Count finished rows and check the success rate.
+
+        Args:
+            labels: number of rows for each label, which is `success` or a failure label.
 
         Raises:
-            PriorkitError: the success rate is too low; the message has the rate and the probable cause.
+            PriorkitError: the success rate is below the minimum. The message gives the rate and the probable cause.
         """
         if self._min_rate == 0 or not labels:
             return
@@ -103,7 +106,13 @@ class SuccessWatch:
 
 
 def diagnosis(labels: Mapping[str, int]) -> str:
-    """Return a text that names the most frequent failures and gives advice."""
+    """Return a message that names the most frequent failures.
+
+    If one group in `_ADVICE` accounts for more than half of the failures, the message includes its advice.
+
+    Args:
+        labels: number of rows for each label, which is `success` or a failure label.
+    """
     failures = {label: number for label, number in labels.items() if label != SUCCESS and number > 0}
     groups = {causes: sum(failures.get(cause, 0) for cause in causes) for causes, _ in _ADVICE}
     causes, number = max(groups.items(), key=lambda item: item[1])

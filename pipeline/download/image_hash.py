@@ -1,4 +1,4 @@
-"""Check of a body against the hash that the list states for it."""
+"""Hash check for response bodies: compares each body with the hash given in the list."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 from .outcomes import FetchError
 
 _KINDS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}
-"""Hash functions by their number of hexadecimal digits."""
+"""Hash functions by digest length in hexadecimal digits."""
 
 
 def check_hash(body: bytes, expected: Any) -> None:
-    """Compare a body with an MD5, SHA-1, SHA-256 or SHA-512.
+    """Check that a response body has the expected MD5, SHA-1, SHA-256 or SHA-512.
 
     Args:
-        expected: hexadecimal digits, as text or bytes, or the digest itself; None and empty values are not checked.
+        body: response body.
+        expected: hexadecimal digits as text or bytes, or the raw digest. None and empty values skip the check.
 
     Raises:
-        FetchError: the hash differs, or the value is no hash; the outcome is `hash_mismatch`.
+        FetchError: the hash differs or `expected` is not a valid hash. The outcome is `hash_mismatch`.
     """
     if expected in (None, "", b""):
         return
@@ -33,6 +34,6 @@ def check_hash(body: bytes, expected: Any) -> None:
 
 
 def _digits(stored: bytes) -> str:
-    """Return the hexadecimal digits of a hash that is stored as bytes: as its digits, or as its digest."""
+    """Return the hexadecimal digits of a hash stored as bytes, which hold either ASCII digits or a raw digest."""
     text = stored.decode("ascii", "replace").strip()
     return text if len(text) in _KINDS and re.fullmatch("[0-9A-Fa-f]+", text) else stored.hex()

@@ -1,12 +1,12 @@
-"""Outcomes of a row: their names, which of them are transient, and the exceptions that carry them.
+"""Row outcomes: their names, which of them are transient, and the exceptions that carry them.
 
-A row's outcome is `success`, one of `FETCH_OUTCOMES` or one of `IMAGE_OUTCOMES`. The manifest counts them by name.
+A row's outcome is `success`, one of `FETCH_OUTCOMES` or one of `IMAGE_OUTCOMES`. The manifest counts rows by outcome.
 
-"Transient" has two senses:
+"Transient" has two meanings:
 
-- `TRANSIENT_OUTCOMES` are fetched again by `--retry-failed`, in a later run.
-- `FetchError.transient` marks a failure that another attempt may fix within seconds, in the same fetch. The policy for
-  these attempts is in `fetching/retry.py`.
+- `TRANSIENT_OUTCOMES` are failures that `--retry-failed` fetches again in a later run.
+- `FetchError.transient` marks a failure that may disappear within seconds, so the same fetch tries again. The policy
+  for these attempts is in `fetching/retry.py`.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ FETCH_OUTCOMES = frozenset(
         "bad_url",  # the URL cannot be parsed, or holds credentials
         "bad_scheme",  # the scheme is not http or https
         "blocked_address",  # the host is a private or metadata address
-        "dns",  # the host name is not resolved
-        "refused",  # the connection is refused
+        "dns",  # the host name cannot be resolved
+        "refused",  # the connection cannot be opened
         "connection",  # the connection breaks
-        "proxy",  # the proxy is unreachable or refuses
-        "tls",  # the certificate is not accepted
+        "proxy",  # the proxy is unreachable or refuses the URL
+        "tls",  # the TLS handshake fails, such as for an invalid certificate
         "timeout",  # the deadline passes
         "http_429",  # too many requests
         "http_4xx",
         "http_5xx",
-        "http_other",  # any other status that brings no image
-        "bad_response",  # the response breaks HTTP, or its stated encoding
+        "http_other",  # any other status without an image
+        "bad_response",  # the response violates HTTP or does not match its Content-Encoding
         "redirect_loop",
         "too_large",  # the body exceeds `max_bytes`
-        "opted_out",  # the X-Robots-Tag header forbids the use
+        "opted_out",  # the X-Robots-Tag header forbids using the image
         "robots",  # robots.txt forbids the fetch
-        "hash_mismatch",  # the body has another hash than the list states
+        "hash_mismatch",  # the hash of the body differs from the hash in the list
     }
 )
-"""Failures before a body is decoded; img2dataset's status for them is `failed_to_download`."""
+"""Failures before a body is decoded, which img2dataset reports as `failed_to_download`."""
 
 IMAGE_OUTCOMES = frozenset(
     {
-        "not_image",  # the first bytes are those of no known format
+        "not_image",  # the first bytes match no known image format
         "too_many_pixels",  # the header states more than `max_pixels`
         "filtered",  # a size or aspect filter rejects the image
         "decode",  # the image is damaged, or its decoder crashed or hung
-        "encode",  # the stored format holds no image of this size
+        "encode",  # the image is too large for the format that stores it
     }
 )
-"""Failures of a body that arrived; img2dataset's status for them is `failed_to_resize`."""
+"""Failures after a body has arrived, which img2dataset reports as `failed_to_resize`."""
 
 TRANSIENT_OUTCOMES = frozenset({"dns", "refused", "proxy", "tls", "connection", "timeout", "http_429", "http_5xx"})
-"""Failures that may pass with time, or with a repaired resolver, clock or network; `--retry-failed` fetches them."""
+"""Failures that may disappear later, or once a resolver, clock or network is fixed. `--retry-failed` fetches them."""
 
 
 class FetchError(Exception):
-    """Failure to fetch a URL. `outcome` is one of `FETCH_OUTCOMES`."""
+    """Raised when a URL cannot be fetched. `outcome` is one of `FETCH_OUTCOMES`."""
 
     def __init__(
         self, outcome: str, detail: str = "", *, transient: bool = False, retry_after: float | None = None
@@ -69,14 +69,14 @@ class FetchError(Exception):
         self.transient = transient
         """True if another attempt within the same fetch may succeed."""
         self.retry_after = retry_after
-        """Seconds that the server asks to wait before another attempt."""
+        """Seconds to wait before another attempt, as requested by the server; None if it requests nothing."""
 
     def __str__(self) -> str:
         return f"{self.outcome}: {self.detail}" if self.detail else self.outcome
 
 
 class ImageError(Exception):
-    """Failure to turn a body into an image. `outcome` is one of `IMAGE_OUTCOMES`."""
+    """Raised when a response body cannot be turned into a stored image. `outcome` is one of `IMAGE_OUTCOMES`."""
 
     def __init__(self, outcome: str, detail: str = "") -> None:
         super().__init__(f"{outcome}: {detail}" if detail else outcome)
@@ -86,7 +86,7 @@ class ImageError(Exception):
 
 @dataclass(frozen=True)
 class ResizedImage:
-    """Encoded image, with its sizes in pixels before and after the resize."""
+    """Resized and encoded image, with its size in pixels before and after resizing."""
 
     data: bytes
     width: int

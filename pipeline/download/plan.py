@@ -1,7 +1,7 @@
-"""Plan of a download: the comparison of a list with the shards of a folder, and the tasks that remain.
+"""Download plan: compares a list with the shards in a folder and yields the remaining tasks.
 
 This module fetches and writes nothing. `make_plan` reads only the rows that it must compare with existing shards. The
-rest of the list is read while the tasks are consumed.
+rest of the list is read as the tasks are consumed.
 """
 
 from __future__ import annotations
@@ -21,31 +21,32 @@ from .worker import DownloadTask
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """Existing shards of a folder, and the shards that a download of the list will add."""
+    """Shards that exist in a folder, and shards that downloading the list will add."""
 
     urls: UrlList
     store: Store
     rows_per_shard: int
     limit: int | None
-    """Number of rows to download, the first of the list; None for all."""
+    """Number of rows to download, from the start of the list; None for all."""
     existing: dict[str, ShardRecord]
-    """Records of the folder's shards, by name. All of them come from this list."""
+    """Records of the existing shards by name. All of these shards come from this list."""
     complete: frozenset[str]
-    """Names of existing shards that have all their rows and files."""
+    """Names of the existing shards that have all their rows and files."""
     rows: int | None
-    """Rows of the list; None while they are not counted."""
+    """Number of rows in the list; None until they are counted."""
 
     @property
     def total(self) -> int | None:
-        """Rows of the folder after the download; None while the list is not counted."""
+        """Number of rows in the folder after the download; None until the list is counted."""
         shards = self.shards()
         return None if shards is None else sum(shards.values())
 
     def wanted(self, index: int, available: int) -> int:
-        """Return the number of rows that a shard will have.
+        """Return the number of rows that a shard will have after the download.
 
         Args:
-            available: rows that the list has for this shard.
+            index: number of the shard.
+            available: number of list rows in the range of this shard.
         """
         rows = available
         if self.limit is not None:
@@ -54,7 +55,7 @@ class DownloadPlan:
         return rows if record is None else max(rows, record.rows)
 
     def shards(self) -> dict[int, int] | None:
-        """Return the rows of each shard after the download, by shard number; None while the list is not counted."""
+        """Return the row count of each shard after the download, by shard number; None until the list is counted."""
         if self.rows is None:
             return None
         size = self.rows_per_shard
@@ -63,12 +64,12 @@ class DownloadPlan:
         return {index: self.wanted(index, min(size, self.rows - index * size)) for index in numbers}
 
     def is_unwanted(self, index: int) -> bool:
-        """Return whether a shard is complete or beyond the limit."""
+        """Return True if a shard is already complete or lies beyond the limit."""
         name = image_shard_name(index)
         return name in self.complete or (name not in self.existing and self.wanted(index, 1) == 0)
 
     def is_complete(self) -> bool:
-        """Return whether nothing remains to be done. False if only reading the list could tell."""
+        """Return True if nothing remains to be done. Return False if the list must be read to find out."""
         if len(self.complete) < len(self.existing):
             return False
         if (shards := self.shards()) is not None:
@@ -76,17 +77,21 @@ class DownloadPlan:
         return self.limit is not None and all(map(self.is_unwanted, range(-(-self.limit // self.rows_per_shard))))
 
     def tasks(self) -> Iterator[DownloadTask]:
-        """Yield the tasks of all missing and incomplete shards, read from the list one after the other."""
+        """Yield a task for each missing or incomplete shard, reading the list on demand."""
         if self.is_complete():
             return
         last_existing = max(map(int, self.existing), default=-1)
         for index, table in self.urls.shards(self.rows_per_shard, self.is_unwanted):
             yield self._task(index, table.slice(0, self.wanted(index, table.num_rows)))
             if index >= last_existing and self.is_unwanted(index + 1):
-                return  # beyond the limit, so the rest of the list is not read
+                return  # nothing after this shard is wanted, so skip the rest of the list
 
     def retries(self, names: list[str]) -> Iterator[DownloadTask]:
-        """Yield the tasks that fetch transient failures of complete shards again."""
+        """Yield tasks that fetch the transient failures of complete shards again.
+
+        Args:
+            names: names of the shards.
+        """
         numbers = set(map(int, names))
         for index, table in self.urls.shards(self.rows_per_shard, lambda index: index not in numbers):
             yield self._task(index, table.slice(0, self.existing[image_shard_name(index)].rows), retry=True)
@@ -95,7 +100,7 @@ class DownloadPlan:
                 return
 
     def _task(self, index: int, table: pa.Table, retry: bool = False) -> DownloadTask:
-        """Return the task for a shard, after its rows are compared with those of the existing shard."""
+        """Return the task for a shard, after checking its rows against the existing shard, if any."""
         name, digest = image_shard_name(index), rows_digest(table)
         _check_rows(self.urls, self.store, self.existing.get(name), index * self.rows_per_shard, table)
         return DownloadTask(name, digest, index * self.rows_per_shard, table, retry, self.urls.columns.hash_column)
@@ -104,13 +109,18 @@ class DownloadPlan:
 def make_plan(
     urls: UrlList, rows_per_shard: int, limit: int | None, store: Store, manifest: Manifest | None
 ) -> DownloadPlan:
-    """Compare a list with the shards of a folder.
+    """Compare a list with the shards in a folder.
 
-    A list may grow at its end. Any other change is refused, since the folder would mix rows of two lists. The rows of a
-    shard are read and compared only if their files have changed since. Existing shards beyond the limit are kept.
+    A list may grow at its end. Any other change is refused, because the folder would mix rows from two lists. The rows
+    of a shard are read and compared only if their list files may have changed since the last run, or if the list is
+    not counted and the shard is short. Existing shards beyond the limit are kept.
 
     Args:
-        manifest: manifest of the folder; None to ignore its shards.
+        urls: list to download.
+        rows_per_shard: number of list rows per shard.
+        limit: number of rows to download, from the start of the list; None for all.
+        store: folder of the shards.
+        manifest: manifest of the folder, or None to ignore its shards.
 
     Raises:
         FolderError: the folder's shards come from another list.
@@ -140,7 +150,7 @@ def make_plan(
         if name in whole and plan.existing[name].rows == plan.wanted(index, table.num_rows):
             complete.add(name)
         if table.num_rows < size:
-            rows = index * size + table.num_rows  # a short shard is the last one
+            rows = index * size + table.num_rows  # only the last shard can be short
         to_read.remove(index)
         if not to_read:
             break
@@ -150,10 +160,14 @@ def make_plan(
 
 
 def _check_rows(urls: UrlList, store: Store, record: ShardRecord | None, first: int, table: pa.Table) -> None:
-    """Compare rows of the list with the record of their shard, if the shard exists.
+    """Compare list rows with the record of their shard, if the shard exists.
 
     Args:
-        first: number of the shard's first row in the list.
+        urls: list that the rows come from.
+        store: folder of the shard, for the message.
+        record: record of the existing shard, or None.
+        first: index of the shard's first row in the list, counted from 0.
+        table: list rows in the range of the shard.
 
     Raises:
         FolderError: the shard was made from other rows.

@@ -1,4 +1,4 @@
-"""Download progress: rows so far, images and bits per second, and the success rate."""
+"""Download progress: finished rows, images and bits per second, and success rate."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from .rows import Row
 from .statistics import failure_label
 
 _UPDATE_SECONDS = 0.5
-"""Least number of seconds between two calls of the callback."""
+"""Minimum number of seconds between two calls of the progress callback by `add_row` or `add_rows`."""
 _RATE_SECONDS = 60.0
-"""Seconds over which the rates are averaged."""
+"""Number of seconds over which the rates are averaged."""
 
 
 class DownloadProgress:
-    """Counter of fetched rows, which calls a progress callback and passes the outcomes to a success watch.
+    """Row counter that reports progress to a callback and passes outcomes to a success-rate check.
 
     Args:
-        progress: called with the rows so far, the total, and a text with rates.
-        done: rows that are complete from the start.
-        total: rows of the whole download; None if the list has not been counted.
-        watch: raises when success collapses; None to accept any failures.
+        progress: callback that receives the finished rows, the total rows and a text with the rates.
+        done: number of rows that were complete at the start.
+        total: number of rows in the whole download, or None if the list has not been counted.
+        watch: success-rate check, which raises when too few rows succeed; None to accept any number of failures.
     """
 
     def __init__(self, progress: ProgressCallback, done: int, total: int | None, watch: SuccessWatch | None) -> None:
         self._progress, self._total, self._watch = progress, total, watch
         self._rows, self._fetched, self._images, self._bytes = done, 0, 0, 0
         self._marks = collections.deque([(time.monotonic(), 0, 0)])
-        """Times of the last calls of the callback, with the images and bytes until then."""
+        """Times of recent callback calls, each with the image and byte counts at that time."""
         self.report()
 
     def add_row(self, row: Row) -> None:
-        """Add a row that was finished in this process. Reused rows are not counted."""
+        """Count a row that finished in this process. Reused rows are ignored."""
         if not row.reused:
             self.add_rows({failure_label(row): 1}, row.body_bytes)
 
     def add_rows(self, labels: Mapping[str, int], bytes: int) -> None:
-        """Add fetched rows, such as those of a shard that another process finished.
+        """Count fetched rows, such as those of a shard that another process finished.
 
         Args:
-            labels: number of rows for each failure label, or `success`.
-            bytes: sum of the sizes of their bodies.
+            labels: number of rows for each label, which is `success` or a failure label.
+            bytes: total size of the response bodies.
 
         Raises:
-            PriorkitError: success has collapsed.
+            PriorkitError: the success rate is below the minimum.
         """
         rows = sum(labels.values())
         self._rows += rows
@@ -61,7 +61,7 @@ class DownloadProgress:
             self._watch.add(labels)
 
     def report(self) -> None:
-        """Call the progress callback; `add_row` and `add_rows` do so twice a second."""
+        """Call the progress callback. `add_row` and `add_rows` do this at most twice a second."""
         now = time.monotonic()
         self._marks.append((now, self._images, self._bytes))
         while now - self._marks[0][0] > _RATE_SECONDS and len(self._marks) > 2:

@@ -1,4 +1,4 @@
-"""Rows of an image shard in img2dataset's layout: their fields, their tar members, and the table of the shard."""
+"""Image shard rows in img2dataset's layout: their fields, tar members and Parquet table."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from .outcomes import SUCCESS, TRANSIENT_OUTCOMES
 
 @dataclass
 class Row:
-    """One row of the list, with the result of its download."""
+    """One list row and the result of its download."""
 
     meta: dict[str, Any]
-    """Columns of the list, then the columns that the download adds, in the order of the parquet file."""
+    """Columns of the list, followed by the columns that the download adds, in the order of the Parquet file."""
     image: bytes | None = None
-    """Encoded image; None for a failure."""
+    """Encoded image, or None for a failure."""
     outcome: str = SUCCESS
     body_bytes: int = 0
-    """Size of the fetched body in bytes."""
+    """Size of the fetched response body in bytes."""
     reused: bool = False
-    """True if the row comes from the shard that this one replaces, and was not fetched."""
+    """True if the row was copied from the shard that is being replaced, and not fetched again."""
 
 
 def image_schema(columns: pa.Schema) -> pa.Schema:
-    """Return the schema of a shard's table: the columns of the list, then those that the download adds."""
+    """Return the schema of a shard's table: the list columns, followed by the columns that the download adds."""
     text, number = pa.string(), pa.int32()
     added: list[tuple[str, pa.DataType]] = [("key", text), ("status", text), ("error_message", text)]
     added += [(name, number) for name in ("width", "height", "original_width", "original_height")]
@@ -42,7 +42,13 @@ def image_schema(columns: pa.Schema) -> pa.Schema:
 
 
 def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
-    """Write the tar members of one row, in the order in which img2dataset writes them."""
+    """Write the tar members of one row in the same order as img2dataset.
+
+    Args:
+        tar: archive opened for writing.
+        row: row with an image.
+        encoding: image format, used as file extension.
+    """
     assert row.image is not None
     members = {encoding: row.image, "json": json.dumps(row.meta, indent=4, default=str).encode()}
     if "caption" in row.meta:
@@ -56,14 +62,15 @@ def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
 
 
 def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterator[Row | None]:
-    """Yield the rows of a committed shard in order, with None for each transient failure.
+    """Yield the rows of a committed shard in order, with None in place of each transient failure.
 
     Args:
+        store: folder of the shard.
         name: name of the shard.
-        values: columns of the list for each row.
+        values: list columns of each row.
 
     Raises:
-        InputError: the tar and the table of the shard do not match.
+        InputError: the table is damaged, or the tar and the table do not match.
     """
     shard = ImageShard(name, "", 0)
     table = read_shard_table(store, shard)
@@ -90,7 +97,7 @@ def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterat
 
 
 def _misfit(store: Store, shard: ImageShard) -> InputError:
-    """Return the error for a tar whose images are not those of its table."""
+    """Return the error for a shard whose tar and table contain different images."""
     return InputError(
         f"{store.url}/{shard.tar_name} holds other images than {shard.table_name}; remove it to have both made again"
     )

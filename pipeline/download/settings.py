@@ -1,4 +1,4 @@
-"""Settings of the download stage."""
+"""Download settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..urls.settings import UrlListSettings
 
 
 class DownloadSettings(UrlListSettings):
-    """Settings of the download from a list of URLs to webdataset shards of resized images."""
+    """Settings for downloading a URL list into webdataset shards of resized images."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
         {
@@ -31,84 +31,90 @@ class DownloadSettings(UrlListSettings):
             "timeout_seconds",
             "user_agent",
         }
-    )  # speed, patience, and identity towards servers
+    )  # these affect speed, patience and how we identify ourselves to servers
 
     rows_per_shard: int = Field(default=10_000, ge=1)
-    """Rows of the list in one shard, including failures; 10,000 is img2dataset's default."""
+    """Number of list rows per shard, including failed rows; 10,000 is img2dataset's default."""
     image_size: int = Field(default=256, ge=1)
-    """Target side of resized images in pixels; 256 leaves room for the crop of a 224-pixel CLIP."""
+    """Target side length of resized images in pixels; 256 leaves room for the crop of a 224-pixel CLIP."""
     resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = "keep_ratio"
-    """Resize mode, as in img2dataset; `keep_ratio` resizes the shorter side and leaves the crop to the CLIP."""
+    """Resize mode, as in img2dataset. `keep_ratio` scales the shorter side to `image_size`, and CLIP crops later."""
     resize_only_if_bigger: bool = True
-    """Do not enlarge images of at most `image_size`, since enlarging adds bytes and no detail."""
+    """Leave images that are not larger than `image_size` at their size, since enlarging adds bytes but no detail."""
     encode_format: Literal["jpg", "png", "webp"] = "jpg"
-    """Format of the stored images; every reader of webdataset supports JPEG."""
+    """Format of stored images. The default is JPEG, which every webdataset reader supports."""
     encode_quality: int = Field(default=95, ge=0, le=100)
-    """Quality of JPEG and WebP (0 to 100), or compression level of PNG (0 to 9); 95 is img2dataset's default."""
+    """JPEG or WebP quality (0 to 100), or PNG compression level (0 to 9); 95 is img2dataset's default."""
     min_image_size: int = Field(default=0, ge=0)
-    """Least length of the shorter side in pixels; smaller images count as failed. 0 accepts all."""
+    """Minimum length of the shorter side in pixels; smaller images count as failed. 0 accepts all images."""
     max_aspect_ratio: float | None = Field(default=None, ge=1)
-    """Largest ratio of the longer to the shorter side; other images count as failed. null accepts all."""
+    """Maximum ratio of the longer to the shorter side; other images count as failed. null accepts all images."""
     max_image_area: int | None = Field(default=None, ge=1)
-    """Largest number of pixels after decoding; larger images count as failed. null accepts all."""
+    """Maximum number of pixels after decoding; larger images count as failed. null accepts all images."""
     max_pixels: int = Field(default=89_478_485, ge=1)
-    """Largest number of pixels that a header may state; larger images are not decoded. The default is Pillow's limit
-    against decompression bombs, 256 MB."""
+    """Maximum number of pixels, width times height, that an image header may state; larger images are not decoded. The
+    default is Pillow's limit against decompression bombs, which is 256 MB in RGB."""
     decode_mode: Literal["exact", "fast"] = "exact"
-    """`exact` gives img2dataset's bytes; `fast` decodes JPEG at a reduced size, which stays above the target."""
+    """`exact` produces the same bytes as img2dataset. `fast` decodes JPEG at a reduced size that is still larger than
+    the target size."""
     exif_orientation: Literal["apply", "ignore"] = "apply"
-    """`apply` stores images upright by their EXIF orientation, since stored images have no EXIF; `ignore` stores the
-    pixels as they are, like img2dataset."""
+    """`apply` rotates images according to their EXIF orientation, because stored images have no EXIF. `ignore` stores
+    the pixels unrotated, like img2dataset."""
     timeout_seconds: float = Field(default=10.0, gt=0)
-    """Seconds for one URL, including name lookup, redirects, body and all attempts; 10 is img2dataset's default. The
-    time starts when `concurrency` and `connections_per_host` admit the URL."""
+    """Seconds allowed for one URL, including name lookup, redirects, body and all attempts. 10 is img2dataset's
+    default. The time starts when `concurrency` and `connections_per_host` admit the URL."""
     retries: int = Field(default=1, ge=0)
-    """Further attempts after a transient failure (no connection or a broken one, 429, 5xx, a busy name server), within
-    the same deadline; one, since longer failures are better retried another day."""
+    """Number of further attempts after a transient failure: refused or broken connection, 429, 5xx, busy name server.
+    All attempts share one deadline. The default is 1, because longer failures are better retried on another day."""
     max_bytes: int = Field(default=50_000_000, ge=1)
-    """Largest body in bytes, after decompression; a larger one counts as `too_large`."""
+    """Maximum size of a response body in bytes, after decompression; larger bodies count as `too_large`."""
     allow_private_addresses: bool = False
-    """Fetch also from loopback and private networks; off, since a web list must not reach internal servers. Link-local
-    and metadata addresses hand out credentials, so only `allow_addresses` can allow them."""
+    """Also fetch from loopback and private networks. Off by default, since a web list must not reach internal servers.
+    Link-local and metadata addresses hand out credentials, so only `allow_addresses` can allow them."""
     allow_addresses: tuple[str, ...] = ()
-    """Networks that are always allowed, such as `[10.0.0.0/8]`; none by default, since public networks are allowed."""
+    """Networks that are always allowed, such as `[10.0.0.0/8]`. Public addresses are allowed without an entry."""
     proxy: str | None = None
-    """Proxy for all URLs except those of hosts in `no_proxy`. `none` uses no proxy; null uses `http_proxy`,
-    `https_proxy` or `all_proxy` of the environment, as curl does."""
+    """Proxy for all URLs except those of hosts in `no_proxy`. `none` uses no proxy. null reads the environment
+    variables `http_proxy`, `https_proxy` and `all_proxy`, as curl does."""
     user_agent: str = Field(
         default=f"priorkit/{__version__} (image data sets; no contact given)", pattern=r"^[!-~][ -~]*$"
     )
-    """User agent sent to servers; add a contact address. Opt-outs can name the part before its first slash."""
+    """User agent sent to servers; add a contact address. Sites can name the part before the first slash in opt-outs."""
     robots_txt: bool = False
-    """Obey the robots.txt of each site; off as in img2dataset, since it addresses crawlers that follow links."""
+    """Obey the robots.txt of each site. Off by default, as in img2dataset: robots.txt addresses crawlers that follow
+    links."""
     concurrency: int = Field(default=2048, ge=1)
-    """URLs that one worker fetches at once; many, since most of them wait, and the slowest until their deadline."""
+    """Number of URLs that one worker fetches at once. The default is high because most fetches wait for servers, and
+    the slowest wait until their deadline."""
     connections_per_host: int = Field(default=16, ge=1)
-    """URLs of one host that one worker fetches at once; enough for a large host, and tolerable for a small one."""
+    """Number of URLs that one worker fetches from the same host at once; 16 is enough for a large host and tolerable
+    for a small one."""
     decode_processes: int = Field(default=0, ge=0)
-    """Processes of one worker that decode, resize and encode; 0 starts one for each available core."""
+    """Number of processes per worker that decode, resize and encode images; 0 starts one for each available core."""
     decode_timeout_seconds: float = Field(default=30.0, gt=0)
-    """Seconds to decode, resize and encode one image; a decoder process that takes longer is replaced."""
+    """Seconds allowed to decode, resize and encode one image; a decoder process that takes longer is replaced."""
     decode_memory_bytes: int = Field(default=4_000_000_000, ge=1_000_000_000)
-    """Address space of one decoder process in bytes, on Linux; large images with transparency need most."""
+    """Maximum address space of one decoder process in bytes, enforced only on Linux. Large images with transparency
+    need the most."""
     buffer_bytes: int = Field(default=512_000_000, ge=1)
-    """Bytes of bodies (also expected ones) and images in the memory of one worker, above which no fetch starts."""
+    """Bytes of response bodies and images in one worker's memory at which no further fetch starts. Bodies that are
+    still expected count too."""
     min_success_rate: float = Field(default=0.05, ge=0, le=1)
-    """Least share of the last rows that must give an image; below it the download stops, since the cause is probably
+    """Minimum share of recent rows that must give an image. Below it the download stops, because the cause is probably
     local. 0 never stops."""
     success_window: int = Field(default=2_000, ge=1)
-    """Number of last rows for `min_success_rate`; a list sorted by host needs more."""
+    """Number of recent rows over which `min_success_rate` is checked; a list sorted by host needs more."""
 
     @field_validator("resize_mode", mode="before")
     @classmethod
     def _yaml_reads_no_as_false(cls, value: Any) -> Any:
-        """Turn false into `no`, since YAML reads an unquoted `no` as false."""
+        """Convert false to `no`, because YAML reads an unquoted `no` as false."""
         return "no" if value is False else value
 
     @field_validator("allow_addresses", mode="before")
     @classmethod
     def _networks(cls, value: Any) -> Any:
-        """Return networks in their standard form; a string may hold one, or several separated by commas."""
+        """Return networks in their standard form. A string may hold several, separated by commas or spaces."""
         networks = re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else value
         if not isinstance(networks, list | tuple):
             raise ValueError("expected a list of networks such as [10.0.0.0/8]")
@@ -123,16 +129,16 @@ class DownloadSettings(UrlListSettings):
     @field_validator("proxy")
     @classmethod
     def _proxy_is_usable(cls, value: str | None) -> str | None:
-        """Check the URL of a proxy."""
+        """Check that the value is the URL of a supported proxy, `none` or null."""
         if value is not None and value != "none":
-            from .fetching.proxies import parse_proxy  # here, since it loads aiohttp
+            from .fetching.proxies import parse_proxy  # imported here because it loads aiohttp
 
             parse_proxy(value, "it")
         return value
 
     @model_validator(mode="after")
     def _png_quality_is_a_level(self) -> Self:
-        """Check that the quality of PNG is a compression level."""
+        """Check that `encode_quality` is a valid compression level if the format is PNG."""
         if self.encode_format == "png" and self.encode_quality > 9:
             raise ValueError("encode_quality of png is a compression level of 0 to 9")
         return self

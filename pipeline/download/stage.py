@@ -1,7 +1,7 @@
-"""Download stage: it turns a list of URLs into webdataset shards of images, in img2dataset's layout.
+"""Download stage: downloads a URL list into webdataset shards of images, in img2dataset's layout.
 
-Each row of the list gets exactly one outcome. This module runs and resumes the stage, and sums up its result. `plan.py`
-decides what remains to be done, and `worker.py` makes one shard.
+Each list row gets exactly one outcome. This module runs and resumes the stage and summarizes its result. `plan.py`
+decides what remains to be done, and `worker.py` writes each shard.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from .worker import DownloadTask, DownloadWorker
 STAGE = "download"
 
 _ASSUMED_IMAGES_PER_SECOND = 100.0
-"""Rate for the estimate of `--dry-run`: about half of what 2 cores can decode and encode."""
+"""Images per second assumed by `--dry-run`: about half of what 2 cores can decode and encode."""
 _ASSUMED_BYTES_PER_PIXEL = 0.45
-"""Size for the estimate of `--dry-run`: that of a photograph as JPEG with quality 95."""
+"""Bytes per pixel assumed by `--dry-run`: typical of a photograph stored as JPEG at quality 95."""
 
 
 def download(
@@ -48,23 +48,26 @@ def download(
     retry_failed: bool = False,
     progress: ProgressCallback = no_progress,
 ) -> StageResult:
-    """Fetch the images of a list of URLs into shards. Shards that the folder already has are not fetched again.
+    """Download the images in a URL list into shards. Shards that are already complete are not downloaded again.
 
     Args:
         urls: path or URL of a list, in any supported format.
-        images: folder of the webdataset shards.
-        settings: settings of the download; None for the defaults.
-        compute: settings of the workers; None for the defaults.
-        limit: number of rows to download, the first of the list; None for all.
-        overwrite: discard the content of the folder, and download everything again.
+        images: folder for the webdataset shards.
+        settings: download settings; None for the defaults.
+        compute: worker settings; None for the defaults.
+        limit: number of rows to download, from the start of the list; None for all.
+        overwrite: discard the content of the folder and download everything again.
         retry_failed: fetch rows with a transient failure again: DNS, connection, proxy, certificate, timeout,
             HTTP 429 and 5xx.
-        progress: called with the number of rows.
+        progress: callback that receives the number of finished rows, the total and a text with the rates.
+
+    Returns:
+        Summary of the run and of the folder.
 
     Raises:
         InputError: the list is missing, empty, unreadable or lacks a column.
-        FolderError: the folder belongs to another stage, other settings, or another list.
-        PriorkitError: too few rows give an image; the message has the probable cause.
+        FolderError: the folder belongs to another stage, other settings or another list.
+        PriorkitError: too few rows gave an image. The message gives the probable cause.
     """
     start = time.monotonic()
     settings, compute = settings or DownloadSettings(), compute or ComputeSettings()
@@ -77,7 +80,7 @@ def download(
     plan = make_plan(url_list, settings.rows_per_shard, limit, store, None if overwrite else earlier)
     manifest.input = {"files": url_list.marks_json(), "rows": plan.total}
     with open_stage(store, manifest, overwrite=overwrite) as folder:
-        if folder.manifest.shards != plan.existing:  # another process has written since
+        if folder.manifest.shards != plan.existing:  # another process wrote shards before we locked the folder
             plan = make_plan(url_list, settings.rows_per_shard, limit, store, folder.manifest)
         folder.withdraw([name for name in plan.existing if name not in plan.complete])
         retried = _shards_to_retry(plan) if retry_failed else []
@@ -111,7 +114,7 @@ def download(
 
 
 def _require_all_rows(url_list: UrlList, rows: int, limit: int | None) -> None:
-    """Compare the rows of the folder with the row count of the list.
+    """Check that the folder has all rows of the list, up to the limit.
 
     Raises:
         InputError: the folder has fewer rows.
@@ -131,11 +134,11 @@ def _fetch_shards(
     compute: ComputeSettings,
     progress: ProgressCallback,
 ) -> int:
-    """Fetch the missing shards, then those to retry, and return the number of written shards."""
+    """Download the missing shards, then those to retry, and return the number of shards written."""
     store = folder.store
     rows_to_retry = sum(_transient_rows(plan.existing[name]) for name in retried)
     done = sum(plan.existing[name].rows for name in plan.complete) - rows_to_retry
-    # most rows that failed before fail again, which tells nothing about the network
+    # most rows that failed before fail again, so a low success rate says nothing about the network
     watch = None if retried else SuccessWatch(settings.min_success_rate, settings.success_window)
     meter = DownloadProgress(progress, done, plan.total, watch)
     is_local = compute.backend == "local"
@@ -166,12 +169,12 @@ def _shards_to_retry(plan: DownloadPlan) -> list[str]:
 
 
 def _transient_rows(record: ShardRecord) -> int:
-    """Return the number of rows of a shard with a transient failure."""
+    """Return the number of rows in a shard that have a transient failure."""
     return sum(number for outcome, number in record.counts.items() if outcome in TRANSIENT_OUTCOMES)
 
 
 def _retry_result(plan: DownloadPlan, retried: list[str], manifest: Manifest) -> dict[str, int]:
-    """Return the number of rows that were retried, and the number of these that gave an image."""
+    """Return the number of retried rows (`rows`), and the number of those that gave an image (`success`)."""
     success = sum(
         manifest.shards[name].counts.get(SUCCESS, 0) - plan.existing[name].counts.get(SUCCESS, 0) for name in retried
     )
@@ -187,7 +190,7 @@ def plan_download(
     overwrite: bool = False,
     retry_failed: bool = False,
 ) -> StagePlan:
-    """Return what `download` would do, without doing it. Lists other than Parquet are read to count their rows."""
+    """Return the work that `download` would do, without doing it. Lists not in Parquet are read to count their rows."""
     plan = check_download(urls, images, settings, limit=limit, overwrite=overwrite)
     if plan.rows is None:
         plan = replace(plan, rows=sum(batch.num_rows for batch in plan.urls.batches()))
@@ -212,11 +215,11 @@ def plan_download(
 def check_download(
     urls: str, images: str, settings: DownloadSettings, *, limit: int | None = None, overwrite: bool = False
 ) -> DownloadPlan:
-    """Check the list and the folder as `download` does before it starts, and return its plan.
+    """Run the checks that `download` runs on the list and the folder before it starts, and return the plan.
 
     Raises:
         InputError: the list is missing, empty, unreadable or lacks a column.
-        FolderError: the folder belongs to another stage, other settings, or another list.
+        FolderError: the folder belongs to another stage, other settings or another list.
     """
     store = Store(images)
     url_list = open_url_list(urls, settings)
@@ -225,5 +228,5 @@ def check_download(
 
 
 def _manifest(settings: DownloadSettings) -> Manifest:
-    """Return the manifest of a new folder."""
+    """Return the manifest for a new folder."""
     return Manifest(STAGE, settings.identity(), input={})

@@ -1,4 +1,4 @@
-"""Statistics of a download: per shard in its `_stats.json`, and summed over all shards in bounded memory."""
+"""Download statistics: one `_stats.json` for each shard, and totals over all shards in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from .rows import Row
 from .url_sample import UrlSample, url_hashes
 
 NOT_UTF8 = "\ufffd"
-"""Replacement character in text, for bytes of the list that are not UTF-8."""
+"""Unicode replacement character, which stands for bytes in the list that are not valid UTF-8."""
 
 NO_HOST = "no host"
-"""Host that is counted for a URL without one."""
+"""Placeholder host under which failures of URLs without a host are counted."""
 
 _SHARD_HOSTS = 20
-"""Number of hosts with most failures that `_stats.json` of a shard lists."""
+"""Maximum number of hosts listed in a shard's `_stats.json`, which lists those with the most failures."""
 _TOTAL_HOSTS = 20
-"""Number of hosts with most failures that the summary lists."""
+"""Maximum number of hosts listed in the summary, which lists those with the most failures."""
 _MOST_HOSTS = 10_000
-"""Number of hosts counted over all shards; above twice this number, those with fewest failures are dropped."""
+"""Number of hosts kept when the totals are pruned. Above twice this number, hosts with the fewest failures go."""
 _HOST_CHARACTERS = 253
-"""Longest host name in characters, by RFC 1035; longer ones are cut."""
+"""Maximum length of a host name in characters, from RFC 1035. Longer names are truncated."""
 _SHARD_SAMPLE = 1024
-"""Largest number of URL hashes in the sample of a shard: 8 kB."""
+"""Maximum number of URL hashes in a shard's sample: 8 kB."""
 _TOTAL_SAMPLE = 1 << 22
-"""Largest number of URL hashes in the sample of all shards: 32 MB."""
+"""Maximum number of URL hashes in the sample over all shards: 32 MB."""
 _READERS = 16
-"""Number of `_stats.json` files that are read at the same time."""
+"""Number of threads that read `_stats.json` files."""
 _READ_AHEAD = 64 * _READERS
-"""Number of `_stats.json` files in memory at the same time."""
+"""Maximum number of `_stats.json` files in memory at once."""
 _STATUS = re.compile(r"http_(?:4xx|5xx|other): (\d{3})\b")
 
 
 def failure_label(row: Row) -> str:
-    """Return the label of a row in the table of errors: its outcome, and the HTTP status if there is one."""
+    """Return a row's label in the error table: its outcome, followed by the HTTP status if it has one."""
     match = _STATUS.match(row.meta["error_message"] or "")
     return f"{row.outcome} {match[1]}" if match else row.outcome
 
 
 def host_of(url: str | None) -> str:
-    """Return the host of a URL, or `NO_HOST`."""
+    """Return the host of a URL, or `NO_HOST` if it has none."""
     try:
         return (urlsplit(url or "").hostname or NO_HOST)[:_HOST_CHARACTERS]
     except ValueError:
@@ -60,7 +60,7 @@ def host_of(url: str | None) -> str:
 
 
 def rows_not_utf8(table: pa.Table) -> int:
-    """Count the rows with U+FFFD in a text column, which replaces bytes that are not UTF-8."""
+    """Return the number of rows with U+FFFD in a text column. U+FFFD replaces bytes that are not valid UTF-8."""
     marked = [
         pc.fill_null(pc.match_substring(column, NOT_UTF8), False)
         for column in table.columns
@@ -73,7 +73,11 @@ def rows_not_utf8(table: pa.Table) -> int:
 
 
 class ShardStatistics:
-    """Counter of the outcomes of one shard's rows."""
+    """Outcome counts for the rows of one shard.
+
+    Args:
+        table: rows of the shard, as read from the list.
+    """
 
     def __init__(self, table: pa.Table) -> None:
         self.outcomes: collections.Counter[str] = collections.Counter()
@@ -95,11 +99,11 @@ class ShardStatistics:
         self._bytes += row.body_bytes
 
     def to_json(self, start: float, end: float) -> dict[str, Any]:
-        """Return the content of `_stats.json`: img2dataset's keys, and further counts.
+        """Return the content of `_stats.json`: the keys that img2dataset writes, plus additional counts.
 
         Args:
-            start: seconds since the epoch at which the shard was started.
-            end: seconds since the epoch at which its last row was written.
+            start: time when work on the shard started, in seconds since the epoch.
+            end: time when the last row was written, in seconds since the epoch.
         """
         count, successes = sum(self.outcomes.values()), self.outcomes[SUCCESS]
         failed_to_resize = sum(number for outcome, number in self.outcomes.items() if outcome in IMAGE_OUTCOMES)
@@ -126,18 +130,28 @@ class ShardStatistics:
 
 
 def _most_failures(hosts: Mapping[str, collections.Counter[str]], limit: int) -> dict[str, dict[str, int]]:
-    """Return the hosts with most failures, and the failures of each by label, the most frequent first."""
+    """Return the `limit` hosts with the most failures, and the failure counts of each host by label.
+
+    Hosts and labels are in descending order of failures.
+    """
     ordered = sorted(hosts.items(), key=lambda item: (-item[1].total(), item[0]))
     return {host: dict(failures.most_common()) for host, failures in ordered[:limit]}
 
 
 def total_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
-    """Sum the `_stats.json` of all shards of a folder. Missing and damaged ones are skipped.
+    """Add up the `_stats.json` files of all shards in a folder. Missing and damaged files are skipped.
 
     Returns:
-        `seconds` of work and `bytes` fetched; `not_utf8` rows; `duplicate_urls` over the list, and whether that number
-        is exact (`duplicates_exact`) or an estimate; `errors` by label; the `hosts` with most failures. A host counts
-        for the shards in which it is among the 20 with most failures.
+        A dictionary with these keys:
+
+        - `seconds`: total working time of all shards.
+        - `bytes`: total size of the fetched bodies.
+        - `not_utf8`: number of rows with bytes that are not valid UTF-8.
+        - `duplicate_urls`: number of rows whose URL occurs in an earlier row of the list.
+        - `duplicates_exact`: True if `duplicate_urls` is exact, False if it is an estimate.
+        - `errors`: number of failures for each label.
+        - `hosts`: hosts with the most failures, with the failure counts by label. Each shard contributes only the 20
+          hosts that failed most in it.
     """
     errors: collections.Counter[str] = collections.Counter()
     hosts: dict[str, collections.Counter[str]] = {}
@@ -147,7 +161,7 @@ def total_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
     def read(name: str) -> Any:
         try:
             return store.read_json(f"{name}_stats.json")
-        except (FileNotFoundError, InputError):  # a log file, which no record verifies
+        except (FileNotFoundError, InputError):  # no record verifies log files, so they may be missing or damaged
             return None
 
     with ThreadPoolExecutor(_READERS) as threads:
@@ -177,6 +191,6 @@ def total_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
 
 
 def _in_order(threads: ThreadPoolExecutor, read: Any, names: list[str]) -> Iterable[Any]:
-    """Yield the result of `read` for each name, and run a bounded number of reads ahead."""
+    """Yield the result of `read` for each name, in order. Names are read in batches of `_READ_AHEAD`."""
     for start in range(0, len(names), _READ_AHEAD):
         yield from threads.map(read, names[start : start + _READ_AHEAD])

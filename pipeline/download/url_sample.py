@@ -1,4 +1,4 @@
-"""Sample of the URLs of a list, which counts or estimates duplicate rows in bounded memory."""
+"""Sample of a list's URLs that counts or estimates duplicate rows in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..compute.hash_sample import HashSample
 
 
 class UrlSample:
-    """Hashes of sampled URLs, with the number of rows of each.
+    """Hashes of sampled URLs, each with the number of rows that have this URL.
 
-    If the sample has 4 million hashes, another URL has one of these hashes with a probability of 2e-13.
+    With 4 million hashes in the sample, the probability that a different URL has one of them is 2e-13.
 
     Args:
-        capacity: largest number of distinct hashes.
+        capacity: maximum number of distinct hashes.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -29,31 +29,31 @@ class UrlSample:
 
     @property
     def level(self) -> int:
-        """Level of the sample: 1 in `2**level` URLs is sampled."""
+        """Sampling level: 1 in `2**level` URLs is sampled."""
         return self._sample.level
 
     def __len__(self) -> int:
         return len(self._sample)
 
     def add(self, hashes: np.ndarray, counts: np.ndarray, level: int = 0) -> None:
-        """Add URLs.
+        """Add hashed URLs with their row counts.
 
         Args:
-            hashes: `[n]` uint64, distinct.
-            counts: `[n]` int64, the number of rows of each.
-            level: level of the sample that they come from.
+            hashes: `[n]` uint64, distinct URL hashes.
+            counts: `[n]` int64, number of rows for each hash.
+            level: level of the sample that the hashes come from; 0 if they are not sampled.
         """
         self._sample.add(hashes, counts, level)
         if len(self) - self._merged > self._capacity // 4:
             self._merge()
 
     def duplicates(self) -> int:
-        """Return the number of rows whose URL an earlier row has: exact at level 0, else an estimate."""
+        """Return the number of rows that repeat an earlier row's URL: exact at level 0, otherwise an estimate."""
         _, counts = self._merge()
         return int((counts.sum() - len(counts)) << self.level)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the sample as JSON values, as `_stats.json` of a shard stores it."""
+        """Return the sample as JSON values, in the form that a shard's `_stats.json` stores."""
         hashes, counts = self._merge()
         return {
             "level": self.level,
@@ -62,10 +62,10 @@ class UrlSample:
         }
 
     def add_json(self, value: Mapping[str, Any]) -> None:
-        """Add a sample that `to_json` returned.
+        """Add a sample in the form that `to_json` returns.
 
         Raises:
-            ValueError, KeyError, IndexError, TypeError, AttributeError: the value is none.
+            ValueError, KeyError, IndexError, TypeError, AttributeError: `value` does not have that form.
         """
         hashes = np.frombuffer(base64.b64decode(value["hashes"]), "<u8").astype(np.uint64)
         level = value["level"]
@@ -77,7 +77,11 @@ class UrlSample:
         self.add(hashes, counts, level)
 
     def _merge(self) -> tuple[np.ndarray, np.ndarray]:
-        """Sum the counts of equal hashes, shrink to the capacity, and return the sorted hashes and their counts."""
+        """Add up the counts of equal hashes and shrink the sample to its capacity.
+
+        Returns:
+            The sorted distinct hashes and their counts.
+        """
         hashes, counts = self._sample.take()
         distinct, indices = np.unique(hashes, return_inverse=True)
         sums = np.bincount(indices.reshape(-1), counts, len(distinct)).astype(np.int64)
@@ -88,6 +92,6 @@ class UrlSample:
 
 
 def url_hashes(urls: Iterable[str | None]) -> np.ndarray:
-    """Return the 64-bit hashes `[n]` of all URLs that are not empty."""
+    """Return the 64-bit hashes `[n]` of all URLs that are neither missing nor blank."""
     digests = [hashlib.blake2b(url.encode(), digest_size=8).digest() for url in urls if url and url.strip()]
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)

@@ -1,4 +1,4 @@
-"""Worker of the download stage: it fetches one shard of rows and writes one webdataset shard, in input order."""
+"""Download worker: fetches the rows of a shard and writes them as a webdataset shard, in input order."""
 
 from __future__ import annotations
 
@@ -34,30 +34,31 @@ from .statistics import NOT_UTF8, ShardStatistics
 
 @dataclass(frozen=True)
 class DownloadTask:
-    """Shard to fetch."""
+    """One shard to download."""
 
     name: str
     digest: str
-    """SHA-256 of the values of all rows."""
+    """SHA-256 of all row values."""
     first_row: int
-    """Number of the shard's first row in the list."""
+    """Index of the shard's first row in the list, counted from 0."""
     table: pa.Table = field(compare=False)
-    """Rows of the shard; left out of comparisons, since the digest identifies them."""
+    """Rows of the shard. Equality ignores them because `digest` already identifies them."""
     retry: bool = False
-    """True if the shard exists, and only its transient failures are fetched again."""
+    """True to fetch only the transient failures of an existing shard again."""
     hash_column: str | None = None
-    """Column with the expected hash of each body; None to check no hashes."""
+    """Column that holds the expected hash of each response body, or None to skip the check."""
 
 
 class DownloadWorker:
-    """Worker that downloads one shard after the other. Use as a context, or end the process.
+    """Worker that downloads shards one after another. Use it as a context manager, or end the process to close it.
 
-    Its connections and decoder processes stay open until it is closed.
+    Connections and decoder processes stay open between shards, until the worker is closed.
 
     Args:
-        store: folder of the shards.
-        settings_fingerprint: fingerprint of the settings, for the record of each shard.
-        on_row: called with each finished row; None for no calls.
+        store: folder that receives the shards.
+        settings: download settings.
+        settings_fingerprint: fingerprint of the settings, stored in each shard's record.
+        on_row: callback for each finished row, or None.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class DownloadWorker:
         self._on_row = on_row
         self._ahead: FetchAhead[DownloadTask] = FetchAhead(
             self._tools(), self._makers, buffer_bytes=settings.buffer_bytes, max_rows=2 * settings.concurrency
-        )  # twice the concurrency, since some rows wait for a busy host or for a decoder
+        )  # twice the concurrency, because some rows wait for a busy host or a decoder
 
     def __enter__(self) -> DownloadWorker:
         return self
@@ -87,12 +88,16 @@ class DownloadWorker:
         """Download and commit one shard.
 
         Args:
-            following: next task, whose rows start while the last rows of this one finish.
+            task: shard to download.
+            following: next task, or None. Its rows start while the last rows of `task` finish.
+
+        Returns:
+            Record of the committed shard.
         """
         start = time.time()
         name, encoding = task.name, self._settings.encode_format
         if task.retry and (record := finish_replacements(self._store, name)) is not None:
-            return record  # an earlier worker was killed during the last moves of its files
+            return record  # an earlier worker was killed while it moved its files into place
         commit = ShardCommit(
             self._store, name, input=task.digest, settings=self._settings_fingerprint, replaces=task.retry
         )
@@ -117,13 +122,13 @@ class DownloadWorker:
 
     @contextlib.asynccontextmanager
     async def _tools(self) -> AsyncIterator[None]:
-        """Open the connections, and start the decoder processes."""
+        """Open the connections and start the decoder processes; close both on exit."""
         tls = ssl.create_default_context()
         async with Decoders(self._settings) as self._decoders, Fetcher(self._settings, tls) as self._fetcher:
             yield
 
     def _makers(self, task: DownloadTask) -> Iterator[RowMaker]:
-        """Yield the maker of each row of a task, in input order."""
+        """Yield one row maker for each row of a task, in input order."""
         rows = task.table.to_pylist()
         reused = reused_rows(self._store, task.name, rows) if task.retry else itertools.repeat(None, len(rows))
         for offset, (values, row) in enumerate(zip(rows, reused, strict=True)):
@@ -133,7 +138,14 @@ class DownloadWorker:
             )
 
     async def _fetch_and_resize(self, key: str, values: dict[str, Any], hash_column: str | None, claim: Claim) -> Row:
-        """Return the row for the values of a list, as a success or as a failure with its outcome."""
+        """Fetch and resize the image of one list row. A failure is returned as a row with its outcome, not raised.
+
+        Args:
+            key: key of the sample in the shard.
+            values: list columns of the row.
+            hash_column: column that holds the expected hash of the body, or None to skip the check.
+            claim: this row's share of the buffer.
+        """
         meta = {**values, "key": key, "status": SUCCESS, "error_message": None}
         sizes = {"width": None, "height": None, "original_width": None, "original_height": None}
         row = Row({**meta, **sizes, "sha256": None})
@@ -164,12 +176,12 @@ class DownloadWorker:
 
 
 async def _reuse(row: Row, claim: Claim) -> Row:
-    """Return a row of the replaced shard without a fetch."""
+    """Return a row of the replaced shard without fetching it again."""
     return row
 
 
 def row_key(first_row: int, offset: int, rows_per_shard: int) -> str:
-    """Return img2dataset's key of a row: decimal digits of the shard's number, then of the position in the shard."""
+    """Return the key that img2dataset gives a row: shard number followed by position in the shard, zero-padded."""
     digits = math.ceil(math.log10(rows_per_shard)) if rows_per_shard > 1 else 0
     shard = first_row // rows_per_shard
     return f"{10**digits * shard + offset:0{digits + 5}d}"

@@ -1,1 +1,1 @@
-"""Decoder processes, which decode, resize and encode images."""
+"""Decoder processes that decode, resize and encode images."""

@@ -1,6 +1,7 @@
-"""Main program of a decoder process: it reads bodies from a socket, and answers each with an image or a failure.
+"""Main program of a decoder process: reads response bodies from a socket and answers each with an image or an error.
 
-The socket is its standard input and output. `decoders.py` has the other side, `messages.py` the messages.
+The socket is the standard input and output of the process. `decoders.py` implements the other end, and `messages.py`
+defines the messages.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ from ..settings import DownloadSettings
 from .messages import LENGTH, READY, pack
 
 _ORPHAN_SECONDS = 5.0
-"""Seconds after the time limit when a hanging decoder ends itself, in case its parent is gone and cannot kill it."""
+"""Seconds past the time limit after which a hung decoder exits by itself, in case its parent is gone."""
 
 
 def main() -> None:
-    """Answer bodies until the socket is closed."""
+    """Decode bodies until the socket is closed."""
     with socket.socket(fileno=os.dup(0)) as connection, connection.makefile("rwb") as stream:
         with contextlib.suppress(ConnectionError):  # the parent is gone
             _serve(stream)
 
 
 def _serve(stream: BufferedRWPair) -> None:
-    """Receive the settings, then answer each body."""
+    """Receive the settings, then answer one body after another until the stream ends."""
     request = _receive(stream)
     if request is None:
         return
     settings = DownloadSettings.model_validate_json(request)
     os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(settings.max_pixels)
-    from .resize import ImageResizer  # imported here because OpenCV reads that variable as it loads
+    from .resize import ImageResizer  # imported here because OpenCV reads the variable on import
 
     resize = ImageResizer(settings)
     _limit_resources(settings)
@@ -55,23 +56,23 @@ def _serve(stream: BufferedRWPair) -> None:
 
 
 def _limit_resources(settings: DownloadSettings) -> None:
-    """Limit the memory of this process, and forbid core dumps."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # many crashing images must not fill the disk
+    """Limit the memory of this process and disable core dumps."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # images that crash the decoder must not fill the disk with dumps
     if sys.platform == "linux":  # macOS accepts the limit but does not enforce it
         resource.setrlimit(resource.RLIMIT_AS, (settings.decode_memory_bytes, settings.decode_memory_bytes))
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # if the machine runs out of memory, kill the decoder first
+            file.write("1000")  # if the machine runs out of memory, the kernel kills a decoder first
 
 
 def _redirect_output() -> None:
-    """Redirect stdin, stdout and stderr to the null device: libraries print warnings, and stdout is the socket."""
+    """Redirect stdin, stdout and stderr to the null device, so that library warnings do not reach the socket."""
     with open(os.devnull, "r+b") as nothing:
         for descriptor in (0, 1, 2):
             os.dup2(nothing.fileno(), descriptor)
 
 
 def _receive(stream: BufferedRWPair) -> bytes | None:
-    """Read the next message; None at the end of the socket."""
+    """Read and return the next message, or None at the end of the stream."""
     length = stream.read(LENGTH.size)
     if len(length) < LENGTH.size:
         return None
@@ -81,7 +82,7 @@ def _receive(stream: BufferedRWPair) -> bytes | None:
 
 
 def _send(stream: BufferedRWPair, message: bytes) -> None:
-    """Write a message, with its length before it."""
+    """Write a message, preceded by its length."""
     stream.write(LENGTH.pack(len(message)))
     stream.write(message)
     stream.flush()

@@ -1,7 +1,7 @@
-"""Pool of decoder processes. A process that crashes or hangs costs one image, and is replaced.
+"""Pool of decoder processes. If a process crashes or hangs, it loses one image and is replaced.
 
-Each process is a plain child with a socket, not a `multiprocessing` process. It does not import `__main__` again, works
-inside Ray actors, and ends when this process ends for any reason.
+Each process is a plain child process with a socket, not a `multiprocessing` process. So it does not import `__main__`
+again, works inside Ray actors, and exits when its parent exits for any reason.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from ..settings import DownloadSettings
 from .messages import LENGTH, READY, unpack
 
 _SENT_JOBS = 2
-"""Bodies sent to one process: the one that it decodes, and the next one, so that it never waits."""
+"""Number of bodies sent to one process: the one that it decodes and the next one, so that it never waits."""
 _START_ATTEMPTS = 3
-"""Attempts to start a process before the download fails."""
+"""Number of attempts to start a process before the download fails."""
 _SOCKET_BYTES = 1 << 20
-"""Requested socket buffer in bytes for each direction; most bodies fit into it."""
+"""Requested socket buffer size in bytes for each direction. Most bodies fit into it."""
 _PROGRAM = "import sys; sys.path[:] = {path}; from {module} import main; main()"
-"""Program of a child: like `python -m MODULE`, but with the import path of this process."""
+"""Program of a child process: like `python -m MODULE`, but with the import path of this process."""
 
 
 @dataclass(eq=False)
 class _Job:
-    """Body to decode, and the future of its image."""
+    """Response body to decode, and the future for its result."""
 
     body: bytes
     answer: asyncio.Future[ResizedImage]
 
 
 class Decoders:
-    """Fixed number of decoder processes. Use as an asynchronous context."""
+    """Pool with a fixed number of decoder processes. Use it as an asynchronous context manager."""
 
     def __init__(self, settings: DownloadSettings) -> None:
         self._settings = settings
@@ -67,11 +67,11 @@ class Decoders:
         await asyncio.gather(*self._workers, return_exceptions=True)
 
     async def decode(self, body: bytes) -> ResizedImage:
-        """Return the resized image for the body of a response.
+        """Decode, resize and encode the image in a response body.
 
         Raises:
-            ImageError: the body gives no image; the outcome is `decode` if the process crashed or hung.
-            PriorkitError: decoder processes cannot be started.
+            ImageError: the body gives no image. The outcome is `decode` if the process crashed or hung.
+            PriorkitError: no decoder process can be started.
         """
         if self._failure is not None:
             raise self._failure
@@ -80,7 +80,7 @@ class Decoders:
         return await job.answer
 
     async def _work(self, slot: _Slot) -> None:
-        """Run one slot. If no process can be started, fail all waiting jobs."""
+        """Run one slot. If it cannot start a process, fail its jobs and all queued jobs."""
         try:
             await slot.run()
         except PriorkitError as error:
@@ -93,15 +93,15 @@ class Decoders:
 
 @dataclass(eq=False)
 class _Slot:
-    """One process at a time, and the jobs that were sent to it."""
+    """Pool slot that runs one decoder process at a time and tracks the jobs sent to it."""
 
     settings: DownloadSettings
     jobs: asyncio.Queue[_Job]
     sent: collections.deque[_Job] = field(default_factory=collections.deque)
-    """Jobs without an answer. The process decodes the first; the others are sent, or about to be sent."""
+    """Jobs without an answer. The process decodes the first one; the others have been sent or are about to be sent."""
 
     async def run(self) -> None:
-        """Decode until cancelled. A process that ends is replaced."""
+        """Decode until cancelled. If the process ends, fail the image that it was decoding and start a new process."""
         while True:
             process = await self._start()
             feeding = asyncio.create_task(self._feed(process))
@@ -115,14 +115,18 @@ class _Slot:
                 self._answer(ImageError("decode", cause))
 
     async def _start(self) -> _Process:
-        """Start a process, with further attempts after a failure."""
+        """Start a process, making at most `_START_ATTEMPTS` attempts.
+
+        Raises:
+            PriorkitError: the last attempt failed.
+        """
         for _ in range(_START_ATTEMPTS - 1):
-            with contextlib.suppress(PriorkitError):  # such as a process that the system killed for its memory
+            with contextlib.suppress(PriorkitError):  # for example, the kernel killed the process for its memory use
                 return await _Process.start(self.settings)
         return await _Process.start(self.settings)
 
     async def _feed(self, process: _Process) -> None:
-        """Send bodies to the process, first those that the previous process left without an answer."""
+        """Send bodies to the process, starting with those that the previous process did not answer."""
         process.watch(bool(self.sent))
         for job in list(self.sent):
             await process.send(job.body)
@@ -146,7 +150,7 @@ class _Slot:
             process.answered.set()
 
     def _answer(self, answer: ResizedImage | ImageError) -> None:
-        """Give the first sent job its answer, unless it was cancelled."""
+        """Pass the answer to the job that was sent first, unless that job was cancelled."""
         job = self.sent.popleft()
         if job.answer.cancelled():
             return
@@ -157,7 +161,14 @@ class _Slot:
 
 
 class _Process:
-    """Running decoder process."""
+    """Running decoder process.
+
+    Args:
+        child: handle of the process.
+        reader: receiving end of the socket.
+        writer: sending end of the socket.
+        limit: seconds allowed for one image.
+    """
 
     def __init__(
         self,
@@ -173,10 +184,10 @@ class _Process:
 
     @classmethod
     async def start(cls, settings: DownloadSettings) -> _Process:
-        """Start a process, and wait until it is ready.
+        """Start a process and wait until it is ready.
 
         Raises:
-            PriorkitError: the process ended before that; the message has its last line of stderr.
+            PriorkitError: the process ended before it was ready. The message quotes the last line of its stderr.
         """
         ours, theirs = socket.socketpair()
         with tempfile.TemporaryFile() as errors:
@@ -186,7 +197,7 @@ class _Process:
                 child = _spawn(theirs, errors)
             try:
                 reader, writer = await asyncio.open_connection(sock=ours)
-            except BaseException:  # also if the start is cancelled
+            except BaseException:  # includes cancellation
                 child.kill()
                 child.wait()
                 raise
@@ -206,13 +217,13 @@ class _Process:
         raise PriorkitError(f"no process to decode images can be started: {cause}; {last}")
 
     async def send(self, message: bytes) -> None:
-        """Send a message, and wait until the process has read most of it."""
+        """Send a message and wait until the send buffer has room again."""
         self._writer.write(LENGTH.pack(len(message)))
         self._writer.write(message)
         await self._writer.drain()
 
     async def receive(self) -> ResizedImage | ImageError | None:
-        """Receive the next answer; None if the process has ended or sends nonsense."""
+        """Receive and return the next answer, or None if the process has ended or its message is invalid."""
         message = await self._message()
         try:
             return None if message is None else unpack(message)
@@ -220,7 +231,7 @@ class _Process:
             return None  # a hostile image may have taken over the process
 
     async def _message(self) -> bytes | None:
-        """Receive the next message; None at the end of the socket."""
+        """Receive and return the next message, or None at the end of the stream."""
         try:
             (size,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
             return await self._reader.readexactly(size)
@@ -228,18 +239,18 @@ class _Process:
             return None
 
     def watch(self, busy: bool) -> None:
-        """Restart the time limit for the current image; stop it if there is none."""
+        """Restart the timer for the current image, or stop it if the process is idle."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(self._limit, self._kill_hung) if busy else None
 
     def _kill_hung(self) -> None:
-        """Kill the process, which has exceeded its time limit."""
+        """Kill the process because it has exceeded the time limit."""
         self._hung = True
         self._child.kill()
 
     async def end(self) -> str:
-        """Kill the process if it still runs, and return the reason why it ended."""
+        """Kill the process if it is still running, and return a text with the reason why it ended."""
         self.watch(False)
         self._child.kill()
         code = self._child.wait()
@@ -254,7 +265,7 @@ class _Process:
 
 
 def _spawn(connection: socket.socket, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a child process with the socket as its stdin and stdout, and a file as its stderr."""
+    """Start a child process that uses the socket as stdin and stdout, and a file as stderr."""
     path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])
     module = f"{__package__}.decoder_process"
     return subprocess.Popen(
@@ -263,5 +274,5 @@ def _spawn(connection: socket.socket, errors: IO[bytes]) -> subprocess.Popen[byt
         stdout=connection.fileno(),
         stderr=errors,
         env={**os.environ, **without_spinning(os.environ), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        start_new_session=True,  # a Ctrl-C at the terminal reaches only this process
+        start_new_session=True,  # Ctrl-C in the terminal must reach only the parent, which then ends its children
     )

@@ -1,7 +1,7 @@
 """Messages between the fetching process and its decoder processes.
 
-A message is bytes and JSON, never a pickle. A hostile image may take over a decoder; the decoder can then send a false
-answer, but it cannot run code in this process.
+Messages contain raw bytes and JSON, never pickles. If a hostile image takes over a decoder, the decoder can send a
+false answer, but it cannot run code in the fetching process.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import struct
 from ..outcomes import IMAGE_OUTCOMES, ImageError, ResizedImage
 
 LENGTH = struct.Struct(">Q")
-"""Header of every message in both directions: the number of bytes that follow."""
+"""Header of each message in both directions: the number of bytes that follow."""
 READY = b""
 """First message of a decoder process, sent once its imports are done."""
 
 
 def pack(answer: ResizedImage | ImageError) -> bytes:
-    """Return the message for an answer."""
+    """Serialize an answer: a JSON line with the sizes followed by the image data, or JSON with the error."""
     if isinstance(answer, ImageError):
         return json.dumps([answer.outcome, answer.detail]).encode()
     sizes = [answer.width, answer.height, answer.original_width, answer.original_height]
@@ -26,10 +26,10 @@ def pack(answer: ResizedImage | ImageError) -> bytes:
 
 
 def unpack(message: bytes) -> ResizedImage | ImageError:
-    """Return the answer in a message.
+    """Deserialize an answer that `pack` serialized.
 
     Raises:
-        ValueError: the message holds no answer.
+        ValueError: the message contains no valid answer.
     """
     head, _, data = message.partition(b"\n")
     match json.loads(head):

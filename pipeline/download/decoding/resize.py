@@ -1,6 +1,6 @@
-"""Image resizer: it checks, decodes, resizes and encodes a body with img2dataset's own resizer.
+"""Image resizer: checks, decodes, resizes and encodes images with img2dataset's own resizer.
 
-No other file imports img2dataset.
+No other file may import img2dataset.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# OpenCV and albumentations, which img2dataset uses, read these variables as they are imported
+# img2dataset uses OpenCV and albumentations, which read these variables on import
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))  # with OpenCV's default, one image may take 4 GB
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))  # OpenCV's default lets one image take 4 GB
 
 import cv2
 import numpy as np
@@ -27,20 +27,20 @@ from ...images.upright import avif_bits, eight_bit, orientation, turn
 from ..outcomes import ImageError, ResizedImage
 from ..settings import DownloadSettings
 
-Image.MAX_IMAGE_PIXELS = None  # Pillow reads only headers here, and `max_pixels` limits the sizes that they state
+Image.MAX_IMAGE_PIXELS = None  # Pillow only reads headers here, and `max_pixels` limits the sizes in headers
 
 _HEADERS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
-"""Pillow's names of the formats whose headers are read."""
+"""Pillow's names for the formats whose headers are read."""
 _FILTERED = frozenset({"image too small", "image area too large", "aspect ratio too large"})
-"""Messages of img2dataset's resizer for images that its filters reject."""
+"""Error messages that img2dataset's resizer returns when its filters reject an image."""
 _UNDECODABLE = "Image decoding error"
-"""Message of img2dataset's resizer for bytes that OpenCV cannot decode."""
+"""Error message that img2dataset's resizer returns when OpenCV cannot decode an image."""
 _UNENCODABLE = "cannot store"
-"""Start of our message for pixels that OpenCV cannot encode."""
+"""Start of the error message raised here when OpenCV cannot encode an image."""
 _LONGEST_SIDES = {"jpg": 65_500, "webp": 16_383}
-"""Longest side in pixels that each format can store; PNG can store more than `max_pixels` allows."""
+"""Maximum side length in pixels that each format can store. PNG can store more than `max_pixels` allows."""
 _MARGIN = 1.25
-"""Least ratio of a reduced JPEG side to its target side; below it, the resized image is blurred."""
+"""Minimum ratio of each reduced JPEG side to its target side. Below it, the resized image is blurred."""
 _REDUCED_COLOUR_FLAGS = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _REDUCED_GREY_FLAGS = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8
@@ -48,38 +48,38 @@ _REDUCED_GREY_FLAGS = {
 
 
 def _load_resizer() -> Any:
-    """Import img2dataset's module `resizer` alone: its package imports torch, Ray and W&B, which takes seconds."""
+    """Import img2dataset's `resizer` module without its package, which imports torch, Ray and W&B and takes seconds."""
     package = importlib.util.find_spec("img2dataset")
     assert package is not None
     sys.modules.setdefault("img2dataset", importlib.util.module_from_spec(package))
     from img2dataset import resizer
 
-    # the original replaces stdout and stderr for each image; a decoder process does that once
+    # img2dataset redirects stdout and stderr for each image; a decoder process has already done so once
     resizer.SuppressStdoutStderr = contextlib.nullcontext
     resizer.cv2 = _codec
     return resizer
 
 
 class _Codec:
-    """Replacement of OpenCV in img2dataset's resizer: it returns decoded pixels, and explains encoding failures."""
+    """OpenCV replacement for img2dataset's resizer: `imdecode` returns decoded pixels, `imencode` explains failures."""
 
     def __init__(self) -> None:
         self.pixels: np.ndarray | None = None
-        """Pixels that the next `imdecode` returns."""
+        """Pixels that the next call of `imdecode` returns."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(cv2, name)
 
     def imdecode(self, buffer: np.ndarray, flags: int) -> np.ndarray | None:
-        """Return the prepared pixels, once."""
+        """Return the prepared pixels and clear them. Both arguments are ignored."""
         pixels, self.pixels = self.pixels, None
         return pixels
 
     def imencode(self, extension: str, pixels: np.ndarray, params: Sequence[int] = ()) -> tuple[bool, np.ndarray]:
-        """Encode like OpenCV, but raise if the format cannot store the image.
+        """Encode pixels like OpenCV, but raise an error that explains a failure.
 
         Raises:
-            ValueError: the image is too large for the format.
+            ValueError: OpenCV cannot encode the image, such as one that is too large for the format.
         """
         success, data = cv2.imencode(extension, pixels, params=params)
         if not success:
@@ -92,7 +92,7 @@ _upstream = _load_resizer()
 
 
 class ImageResizer:
-    """Resizer and encoder of images. With `decode_mode` `exact`, its bytes are those of img2dataset."""
+    """Image resizer and encoder. With `decode_mode=exact` its output is byte-identical to img2dataset's."""
 
     def __init__(self, settings: DownloadSettings) -> None:
         self._settings = settings
@@ -110,10 +110,10 @@ class ImageResizer:
         )
 
     def __call__(self, body: bytes) -> ResizedImage:
-        """Check, decode, resize and encode the body of a response.
+        """Check, decode, resize and encode the image in a response body.
 
         Raises:
-            ImageError: the body gives no image; any of `IMAGE_OUTCOMES`.
+            ImageError: the body gives no image. The outcome can be any of `IMAGE_OUTCOMES`.
         """
         if not is_image(body):
             raise ImageError("not_image", f"first bytes {body[:8]!r}")
@@ -135,13 +135,13 @@ class ImageResizer:
         return ResizedImage(data, new_width, new_height, width, height)
 
     def _passes_filters(self, width: int, height: int) -> bool:
-        """Return whether the filters accept an image of this size; img2dataset's resizer reports a rejection."""
+        """Return True if the filters accept an image of this size. If not, img2dataset's resizer reports the reason."""
         shorter, longer = sorted((width, height))
         too_small = shorter < max(1, self._settings.min_image_size)
         return not too_small and width * height <= self._max_area and longer / shorter <= self._max_ratio
 
     def _target(self, width: int, height: int) -> tuple[int, int]:
-        """Return width and height of the resized image, before it is cropped or padded."""
+        """Return the width and height after resizing, before cropping or padding."""
         mode = self._settings.resize_mode
         if mode == "no":
             return width, height
@@ -150,7 +150,17 @@ class ImageResizer:
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def _resize_reduced(self, body: bytes, header: _Header, target: tuple[int, int], reduction: int) -> ResizedImage:
-        """Decode a JPEG at a reduced size, then resize and encode it like img2dataset."""
+        """Decode a JPEG at a reduced size, then resize and encode it like img2dataset.
+
+        Args:
+            body: JPEG file.
+            header: size, mode and orientation of the image.
+            target: width and height after resizing, before cropping or padding.
+            reduction: factor by which the decoder reduces both sides: 2, 4 or 8.
+
+        Raises:
+            ImageError: the image cannot be decoded or encoded.
+        """
         flags = (_REDUCED_GREY_FLAGS if header.mode == "L" else _REDUCED_COLOUR_FLAGS)[reduction]
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
         try:
@@ -158,7 +168,8 @@ class ImageResizer:
             if pixels is None:
                 raise ImageError("decode", _UNDECODABLE)
             pixels = turn(pixels, header.orientation)
-            # as close to an area resize of the full image as an area resize of the reduced one, in a third of the time
+            # from the reduced image, linear interpolation takes a third of the time of area interpolation, and both are
+            # equally close to an area resize of the full image
             pixels = self._fit(cv2.resize(pixels, target, interpolation=cv2.INTER_LINEAR))
             encoding = self._exact.encode_params
             data = _codec.imencode(f".{self._settings.encode_format}", pixels, params=encoding)[1].tobytes()
@@ -167,7 +178,7 @@ class ImageResizer:
         return ResizedImage(data, pixels.shape[1], pixels.shape[0], *header.upright_size)
 
     def _fit(self, pixels: np.ndarray) -> np.ndarray:
-        """Crop or pad resized pixels `[H, W]` or `[H, W, 3]` to a square, if the resize mode asks for one."""
+        """Crop or pad resized pixels `[H, W]` or `[H, W, 3]` to a square if the resize mode requires one."""
         side = self._settings.image_size
         height, width = pixels.shape[:2]
         if self._settings.resize_mode == "center_crop":
@@ -184,7 +195,7 @@ class ImageResizer:
 
 @dataclass
 class _Header:
-    """Stored size in pixels, Pillow's mode, and the EXIF orientation to apply."""
+    """Image header: stored size in pixels, Pillow mode, and the EXIF orientation (1 to 8) to apply."""
 
     width: int = 0
     height: int = 0
@@ -198,9 +209,10 @@ class _Header:
 
 
 def _read_header(body: bytes, max_pixels: int) -> _Header:
-    """Read the header with Pillow. If Pillow cannot read it, the size is 0 x 0, and OpenCV's own limit applies.
+    """Read the image header with Pillow.
 
-    Above `max_pixels` the orientation is not read, because Pillow decodes some images to find it.
+    If Pillow cannot read it, the size is 0 x 0, and OpenCV's own size limit applies when the image is decoded. The
+    orientation of an image above `max_pixels` is not read, because Pillow decodes some images to find it.
     """
     try:
         with Image.open(io.BytesIO(body), formats=_HEADERS) as image:
@@ -208,17 +220,17 @@ def _read_header(body: bytes, max_pixels: int) -> _Header:
             if image.width * image.height <= max_pixels:
                 header.orientation = orientation(image, body)
             return header
-    except Exception:  # Pillow raises many types, among them SyntaxError and struct.error
+    except Exception:  # Pillow raises many exception types, including SyntaxError and struct.error
         return _Header()
 
 
 def _decode(body: bytes, orientation: int) -> np.ndarray:
-    """Decode to upright pixels of 8 bits: `[H, W]` grey, or `[H, W, C]` in OpenCV's order BGR or BGRA.
+    """Decode to upright 8-bit pixels: grayscale `[H, W]`, or `[H, W, C]` in OpenCV's channel order, BGR or BGRA.
 
-    Upright images of 8 bits have OpenCV's pixels, as in img2dataset.
+    If the image is already upright with 8 bits per channel, the pixels are exactly OpenCV's, as in img2dataset.
 
     Raises:
-        ImageError: the outcome is `decode` or `too_many_pixels`.
+        ImageError: the image cannot be decoded. The outcome is `decode` or `too_many_pixels`.
     """
     try:
         pixels = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -232,7 +244,10 @@ def _decode(body: bytes, orientation: int) -> np.ndarray:
 
 
 def _reduction(size: tuple[int, int], target: tuple[int, int]) -> int:
-    """Return the largest of 8, 4 and 2 that reduces the sides of a JPEG to well above the target; 1 if none does."""
+    """Return the largest JPEG reduction factor (8, 4 or 2) that keeps both sides well above the target size.
+
+    Each reduced side must be at least `_MARGIN` times its target side. If no factor qualifies, return 1.
+    """
     for reduction in (8, 4, 2):
         if all(side >= target_side * _MARGIN * reduction for side, target_side in zip(size, target, strict=True)):
             return reduction
@@ -240,7 +255,7 @@ def _reduction(size: tuple[int, int], target: tuple[int, int]) -> int:
 
 
 def _encoding_failure(encode_format: str, width: int, height: int) -> str:
-    """Return the reason why OpenCV could not encode an image."""
+    """Return an error message that says why OpenCV could not encode an image of this size in pixels."""
     side = _LONGEST_SIDES.get(encode_format)
     if side is None or max(width, height) <= side:
         return f"{_UNENCODABLE} {width} x {height} as {encode_format}"
@@ -251,7 +266,7 @@ def _encoding_failure(encode_format: str, width: int, height: int) -> str:
 
 
 def _outcome(error: str) -> str:
-    """Return the outcome for an error message of the resizer or OpenCV."""
+    """Return the outcome for an error message from the resizer or OpenCV."""
     if error in _FILTERED:
         return "filtered"
     if error.startswith(_UNENCODABLE):

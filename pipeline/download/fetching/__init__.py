@@ -1,1 +1,1 @@
-"""HTTP client: fetches, retries, connections, proxies, address guard, robots rules and response decoding."""
+"""HTTP client: fetching, retries, connections, proxies, address guard, robots rules and response decoding."""

@@ -1,6 +1,6 @@
-"""Address guard: the IP addresses that URLs of a list may reach, and a resolver that enforces the rule.
+"""Address guard: decides which IP addresses a list's URLs may reach, with a resolver that enforces the decision.
 
-Private networks, loopback, link-local and metadata addresses are refused unless the settings allow them.
+Private, loopback, link-local and metadata addresses are refused unless the settings allow them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 _IPV4_IN_LAST_BITS = tuple(ipaddress.IPv6Network(net) for net in ("::/96", "::ffff:0:0/96", "64:ff9b::/96"))
-"""IPv6 networks whose last 32 bits are an IPv4 address: compatible, mapped, and NAT64."""
+"""IPv6 networks whose last 32 bits are an IPv4 address: IPv4-compatible, IPv4-mapped and NAT64."""
 
 _RESTRICTED = tuple(
     ipaddress.ip_network(network)
     for network in (
-        "169.254.0.0/16",  # link-local, with the metadata services of most clouds
+        "169.254.0.0/16",  # link-local, including the metadata services of most clouds
         "fe80::/10",
         "100.100.100.200/32",  # Alibaba
         "168.63.129.16/32",  # Azure
@@ -30,18 +30,21 @@ _RESTRICTED = tuple(
         "fd20:ce::254/128",  # Google
     )
 )
-"""Link-local and metadata networks, allowed only by name: they hand out credentials, or differ on each network."""
+"""Link-local and metadata networks, which only `allow_addresses` can allow.
+
+Metadata services hand out credentials, and a link-local address means a different machine on each network.
+"""
 
 
 class BlockedAddress(Exception):
-    """Refusal of a host that is, or resolves to, a blocked address. Its only argument gives the reason."""
+    """Raised when a host is, or resolves to, a blocked address. The only argument gives the reason."""
 
 
 class AddressGuard:
-    """Rule for the addresses that an untrusted list may reach.
+    """Rule that decides which addresses an untrusted list may reach.
 
     Args:
-        allow_private: allow private networks and loopback, but no link-local or metadata addresses.
+        allow_private: allow private and loopback addresses, but not link-local or metadata addresses.
         allowed: networks that are always allowed, such as `10.0.0.0/8`.
     """
 
@@ -50,7 +53,7 @@ class AddressGuard:
         self._allowed = [ipaddress.ip_network(network) for network in allowed]
 
     def refusal(self, address: str) -> str | None:
-        """Return the reason why an address is blocked; None if it is allowed."""
+        """Return the reason why an address is blocked, or None if it is allowed."""
         forms = _forms(address)
         if any(form in network for form in forms for network in self._allowed):
             return None
@@ -60,11 +63,15 @@ class AddressGuard:
 
 
 class GuardedResolver(AbstractResolver):
-    """Resolver that uses the system's name lookup and raises for addresses that the guard blocks.
+    """Resolver that uses the system's name lookup and raises an error for addresses that the guard blocks.
 
-    The connection goes to the checked address, so a name that later resolves to another address gains nothing.
-    The resolver has a thread pool of its own, because a dead name server occupies a thread for many seconds. `close`
+    The connection goes to the checked address. So an attacker gains nothing if the name later resolves to another
+    address. The resolver has its own thread pool, because a dead name server blocks a thread for many seconds. `close`
     does not wait for these threads.
+
+    Args:
+        threads: maximum number of simultaneous lookups.
+        guard: rule for the addresses, or None to allow all.
     """
 
     def __init__(self, *, threads: int, guard: AddressGuard | None) -> None:
@@ -96,14 +103,15 @@ class GuardedResolver(AbstractResolver):
         return results
 
     async def close(self) -> None:
-        """Start no more lookups, and do not wait for those that hang."""
+        """Stop starting lookups, without waiting for those in progress."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def literal_address(host: str) -> str | None:
-    """Return the IP address that `host` spells out, in its standard form; None for a name.
+    """Return the standard form of an IP address given as a host, or None if `host` is a name.
 
-    IPv4 has other spellings than the dotted one: decimal, hexadecimal, octal and short, such as 2130706433 or 0x7f.1.
+    Besides dotted decimal, IPv4 addresses may be written in decimal, hexadecimal, octal or short form, such as
+    2130706433 or 0x7f.1.
     """
     try:
         return str(ipaddress.ip_address(host))
@@ -116,8 +124,8 @@ def literal_address(host: str) -> str | None:
 
 
 def is_public(address: str) -> bool:
-    """Return whether an address is on the public internet: not loopback, private, link-local, multicast or reserved."""
-    if "%" in address:  # a scope names a network of this machine
+    """Return True if an address is public: not loopback, private, link-local, multicast or reserved."""
+    if "%" in address:  # a scope ID refers to a network interface of this machine
         return False
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
@@ -131,12 +139,12 @@ def is_public(address: str) -> bool:
 
 
 def is_local_name(host: str) -> bool:
-    """Return whether a name always refers to the machine that resolves it (RFC 6761)."""
+    """Return True if a name always refers to the machine that resolves it: `localhost` or a subdomain (RFC 6761)."""
     return f".{host.lower().rstrip('.')}".endswith(".localhost")
 
 
 def _forms(address: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """Return an address without its scope, and the IPv4 address that an IPv6 address embeds, if any."""
+    """Return an address without its scope ID, followed by the IPv4 address embedded in it, if any."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv4Address):
         return [ip]

@@ -1,44 +1,44 @@
-"""Memory budget of a download: how many rows and bytes may be in progress between the network and the shard."""
+"""Download memory budget: limits the rows and bytes in progress between the network and the shard."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 _FIRST_MEAN_BYTES = 100_000.0
-"""Assumed size of a body in bytes until the first one arrives."""
+"""Initial estimate of the mean body size in bytes, before any body has arrived."""
 _BODIES_SHARE = 8
-"""Bodies that wait for a decoder may fill 1/8 of the buffer; more of them would not keep the decoders busier."""
+"""Divisor of the buffer size that limits bodies waiting for a decoder to 1/8; more would not keep decoders busier."""
 _MEAN_OVER = 64
-"""Number of recent bodies whose exponential mean predicts the size of the next ones."""
+"""Time constant, in bodies, of the exponential moving average that predicts the size of the next bodies."""
 
 
 class Buffer:
-    """Counter of the rows and bytes in progress, which decides whether another fetch may start.
+    """Counter of rows and bytes in progress, which decides whether another fetch may start.
 
-    Rows start in input order, and no started row is stopped. So the row that the shard needs next has always started,
-    its result is written as soon as it exists, and no deadlock is possible.
+    Rows start in input order, and a row that has started is never paused. So the row that the shard needs next has
+    always started, and its result is written as soon as it is available. This rules out deadlocks.
 
     Args:
-        limit: largest number of bytes; the fetches that are running when it is reached may exceed it.
-        max_rows: largest number of unfinished rows.
-        changed: called when there may be room again.
+        limit: maximum number of bytes. Fetches that are running when the limit is reached may exceed it.
+        max_rows: maximum number of unfinished rows.
+        changed: callback that runs when the buffer may have room again.
     """
 
     def __init__(self, limit: int, max_rows: int, changed: Callable[[], None]) -> None:
         self._limit, self._max_rows, self.changed = limit, max_rows, changed
         self.bytes_used = 0
-        """Bytes of bodies and images."""
+        """Total size of bodies and images in bytes."""
         self.body_bytes = 0
-        """Bytes of bodies that wait for a decoder."""
+        """Total size in bytes of bodies that are waiting for a decoder or being decoded."""
         self.unfinished = 0
-        """Rows that have started and have no result."""
+        """Number of rows that have started but have no result yet."""
         self.expected_bodies = 0
-        """Unfinished rows whose body has not arrived."""
+        """Number of unfinished rows whose body has not arrived yet."""
         self.mean_bytes = _FIRST_MEAN_BYTES
-        """Exponential mean of the sizes of recent bodies."""
+        """Exponential moving average of the body size in bytes."""
 
     def has_room(self) -> bool:
-        """Return whether another row may start, if the expected bodies have the mean size of recent ones."""
+        """Return True if another row may start, assuming that expected bodies have the mean size of recent bodies."""
         if self.unfinished == 0 and self.bytes_used == 0:
             return True
         if self.unfinished >= self._max_rows or self.body_bytes * _BODIES_SHARE >= self._limit:
@@ -47,7 +47,7 @@ class Buffer:
 
 
 class Claim:
-    """Share of one row in a buffer: first an expected body, then the body, then its image, then nothing."""
+    """Share of the buffer that one row occupies: an expected body, then the body, then its image, then nothing."""
 
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
@@ -57,7 +57,11 @@ class Claim:
         buffer.expected_bodies += 1
 
     def arrived(self, size: int) -> None:
-        """Record that the body has arrived, with its size in bytes."""
+        """Record that the body has arrived.
+
+        Args:
+            size: size of the body in bytes.
+        """
         self._body_bytes = size
         self._buffer.expected_bodies -= 1
         self._buffer.mean_bytes += (size - self._buffer.mean_bytes) / _MEAN_OVER
@@ -66,7 +70,11 @@ class Claim:
         self._buffer.changed()
 
     def finished(self, size: int) -> None:
-        """Record that the row is finished and waits for its turn, with the size of its image in bytes."""
+        """Record that the row is finished and waits to be written.
+
+        Args:
+            size: size of the image in bytes; 0 if the row has none.
+        """
         self._image_bytes = size
         self._buffer.unfinished -= 1
         if self._body_bytes is None:
@@ -76,7 +84,7 @@ class Claim:
         self._buffer.changed()
 
     def release(self) -> None:
-        """Record that the row has been written or cancelled."""
+        """Release the row's share, because the row has been written or cancelled."""
         if self._image_bytes is None:
             self.finished(0)
         self._buffer.bytes_used -= self._image_bytes or 0

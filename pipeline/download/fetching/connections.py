@@ -1,4 +1,4 @@
-"""Connection pools: direct connections under the address guard, and connections through proxies."""
+"""Connection pools: one for direct connections, checked by the address guard, and one for connections via proxies."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .response_head import MAX_HEAD_BYTES
 from .tolerant import TolerantHandler
 
 _BLOCK_BYTES = 1 << 16
-"""Bytes of one read; a connection buffers up to three times as many."""
+"""Maximum number of bytes per read. A connection buffers up to three times as many."""
 _RESOLVER_THREADS = 256
-"""Largest number of simultaneous name lookups."""
+"""Maximum number of simultaneous name lookups."""
 _DNS_SECONDS, _DNS_NAMES = 300, 10_000
-"""Seconds that addresses stay in the DNS cache, and largest number of names in it."""
+"""Lifetime of DNS cache entries in seconds, and maximum number of names in the cache."""
 _IDLE_SECONDS = 2.0
-"""Seconds that an idle connection stays open. Lists are shuffled, so a longer wait would only occupy open files."""
+"""Seconds that an idle connection stays open. Lists are shuffled, so longer would only waste file descriptors."""
 
 
 class ProxyFailure(Exception):
-    """Failure of a proxy: unreachable, or refusing a URL."""
+    """Raised when a proxy is unreachable or refuses a URL."""
 
     def __init__(self, proxy: Proxy, reason: str, *, transient: bool) -> None:
         super().__init__(f"{proxy.url} {reason}")
@@ -40,13 +40,15 @@ class ProxyFailure(Exception):
 
 
 class Connections:
-    """Connection pools for one set of download settings. Use as an asynchronous context.
+    """Connection pools for one set of download settings. Use them as an asynchronous context manager.
 
     Args:
-        guard: rule for the addresses of servers. It does not apply to the address of a proxy.
+        settings: download settings.
+        tls: TLS context for all connections.
+        guard: rule for server addresses. It does not apply to the address of a proxy.
 
     Raises:
-        SettingsError: a proxy setting is not usable.
+        SettingsError: a proxy setting is invalid.
     """
 
     def __init__(self, settings: DownloadSettings, tls: ssl.SSLContext, guard: AddressGuard) -> None:
@@ -57,7 +59,7 @@ class Connections:
     async def __aenter__(self) -> Connections:
         async with contextlib.AsyncExitStack() as pools:
             self._direct = await pools.enter_async_context(self._open_session(self._guard))
-            if self._proxies:  # a separate session, whose connections all go to the proxy
+            if self._proxies:  # a separate session without a guard, since all its connections go to a proxy
                 self._proxied = await pools.enter_async_context(self._open_session(None))
             self._pools = pools.pop_all()
         return self
@@ -69,7 +71,7 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def request(self, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Request a URL, directly or through its proxy, and yield the response. Redirects are not followed.
+        """Request a URL directly or through its proxy, and yield the response. Redirects are not followed.
 
         Raises:
             ProxyFailure: the proxy is unreachable or refuses the URL.
@@ -79,7 +81,7 @@ class Connections:
             async with self._direct.get(url, allow_redirects=False) as response:
                 yield response
             return
-        tunnel = url.scheme == "https"  # the target must not see the credentials for the proxy
+        tunnel = url.scheme == "https"  # the target server must not see the proxy credentials
         try:
             async with self._proxied.get(
                 url,
@@ -99,10 +101,10 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def _open_session(self, guard: AddressGuard | None) -> AsyncIterator[aiohttp.ClientSession]:
-        """Open a session that connects only to addresses that the guard allows; without a guard, to all."""
+        """Open a session that connects only to addresses that the guard allows, or to any address if it is None."""
         resolver = GuardedResolver(threads=min(self._settings.concurrency, _RESOLVER_THREADS), guard=guard)
         connector = aiohttp.TCPConnector(
-            limit=0,  # `Fetcher` limits connections, before the deadline starts
+            limit=0,  # no limit here: `Fetcher` limits connections before the deadline starts
             ssl=self._tls,
             resolver=resolver,
             ttl_dns_cache=_DNS_SECONDS,
@@ -116,7 +118,7 @@ class Connections:
             max_line_size=MAX_HEAD_BYTES,
             max_field_size=MAX_HEAD_BYTES,
             max_headers=MAX_HEAD_BYTES,
-            # images are already compressed; bodies that arrive encoded are decoded within our own limits
+            # images are already compressed; bodies that still arrive encoded are decoded within our own limits
             headers={"User-Agent": self._settings.user_agent, "Accept-Encoding": "identity"},
             timeout=aiohttp.ClientTimeout(total=None),  # the deadline of `Fetcher` covers attempts, redirects and body
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -130,14 +132,17 @@ class Connections:
 
 
 def _refusal(status: int) -> str:
-    """Return the text of a failure for the status that a proxy answered."""
+    """Return the error text for the status that a proxy answered with."""
     return f"answered {status}" + (": it wants a user and a password, in its URL" if status == 407 else "")
 
 
 def affordable(concurrency: int) -> int:
-    """Raise the limit of open files, and return how many URLs may be fetched at once within it.
+    """Raise the open-file limit if needed, and return the number of URLs that can be fetched at once within it.
 
-    The limit allows four files for each URL, since further connections may be idle, and 512 for everything else.
+    The budget is four files per URL, since further connections may be idle, plus 512 files for everything else.
+
+    Args:
+        concurrency: desired number of URLs to fetch at once.
     """
     needed = 4 * concurrency + 512
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

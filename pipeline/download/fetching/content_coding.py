@@ -1,8 +1,8 @@
-"""Content-Encoding decoder for gzip, deflate, br and zstd, with a limit of decoded bytes.
+"""Content-Encoding decoder for gzip, deflate, br and zstd, with a limit on the number of decoded bytes.
 
-Servers state encodings that a body does not have, or state one twice. If the body, or a partly decoded body, begins as
-an image, that image is the result, unless further decoding yields an image too. Unknown encodings, such as `none` or
-`utf-8`, are ignored, as in browsers.
+Some servers state an encoding that the body does not have, or state the same encoding twice. If a body is an image
+before or between the decoding steps, that image is the result, unless a later step yields an image too. Unknown
+encodings, such as `none` or `utf-8`, are ignored, as in browsers.
 """
 
 from __future__ import annotations
@@ -23,28 +23,31 @@ else:
     from backports.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
 
 _BLOCK_BYTES = 1 << 16
-"""Largest number of bytes that a decoder takes or returns in one step."""
+"""Maximum number of bytes that a decoder takes or returns in one step."""
 _FIRST_WINDOW_BYTES = 1 << 10
-"""Bytes of the first input to a decoder, doubled for each further input; the end of a member copies unused input."""
+"""Size in bytes of the first input block of a member. It doubles for each further block, up to `_BLOCK_BYTES`.
+
+Input that remains unused at the end of a member is copied, so small first blocks keep short members cheap.
+"""
 _MOST_MEMBERS = 1024
-"""Largest number of gzip members or zstd frames in one body; real bodies have a few."""
+"""Maximum number of gzip members or zstd frames in one body. Real bodies have only a few."""
 _MOST_CODINGS = 5
-"""Largest number of nested encodings, as in curl."""
+"""Maximum number of nested encodings, as in curl."""
 _ZSTD_WINDOW_LOG = 23
-"""Base-2 logarithm of the largest zstd window, 8 MiB: the bound of RFC 9659."""
+"""Base-2 logarithm of the maximum zstd window size: 8 MiB, the limit in RFC 9659."""
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 class CodingError(Exception):
-    """Failure to decode a body with its stated encoding; the message gives the reason."""
+    """Raised when a body cannot be decoded with its stated encoding. The message gives the reason."""
 
 
 class BodyTooLarge(Exception):
-    """Body that decodes to more bytes than allowed."""
+    """Raised when a body decodes to more bytes than allowed."""
 
 
 class _Decoder(Protocol):
-    """Decoder of one member. It stores input that it has not used yet."""
+    """Interface of a decoder for one member. The decoder buffers input that it has not consumed yet."""
 
     @property
     def eof(self) -> bool: ...
@@ -56,7 +59,7 @@ class _Decoder(Protocol):
 
 
 class _Zlib:
-    """Decoder of one gzip, zlib or raw deflate member."""
+    """Decoder for one gzip, zlib or raw deflate member."""
 
     def __init__(self, wbits: int) -> None:
         self._decoder = zlib.decompressobj(wbits)
@@ -78,7 +81,7 @@ class _Zlib:
 
 
 class _Brotli:
-    """Decoder of one brotli stream."""
+    """Decoder for one brotli stream."""
 
     unused_data = b""
 
@@ -98,13 +101,20 @@ class _Brotli:
 
 
 def _zstd() -> _Decoder:
-    """Return a decoder of one zstd frame."""
+    """Return a decoder for one zstd frame."""
     decoder: _Decoder = ZstdDecompressor(options={DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})
     return decoder
 
 
 def _decoder(coding: str, body: bytes) -> tuple[Callable[[], _Decoder], bytes]:
-    """Return a factory of decoders, and the magic bytes of a further member; empty if the encoding has one member."""
+    """Return a decoder factory and the magic bytes that start a further member.
+
+    The magic bytes are empty if the encoding allows only one member.
+
+    Args:
+        coding: name of a known encoding.
+        body: body to decode. Its first bytes show whether deflate data has a zlib header.
+    """
     if coding in ("gzip", "x-gzip"):
         return functools.partial(_Zlib, 16 + zlib.MAX_WBITS), _GZIP_MAGIC
     if coding == "deflate":  # some servers omit the zlib header
@@ -114,20 +124,25 @@ def _decoder(coding: str, body: bytes) -> tuple[Callable[[], _Decoder], bytes]:
 
 
 _KNOWN = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
-"""Encodings that this module decodes."""
+"""Names of the encodings that this module decodes."""
 
 
 def known_codings(header: str) -> list[str]:
-    """Return the known encodings of a Content-Encoding header, in the order in which they were applied."""
+    """Return the known encodings in a Content-Encoding header, in the order in which the server applied them."""
     names = (name.strip().lower() for name in header.split(","))
     return [name for name in names if name in _KNOWN]
 
 
 def decode_body(body: bytes, header: str, limit: int) -> bytes:
-    """Decode a body by its Content-Encoding header.
+    """Decode a body according to its Content-Encoding header.
+
+    Args:
+        body: body as received.
+        header: value of the Content-Encoding header.
+        limit: maximum number of decoded bytes.
 
     Raises:
-        CodingError: the body does not have that encoding, and is no image without decoding.
+        CodingError: the body does not have the stated encoding, and is not an image without decoding.
         BodyTooLarge: the decoded body exceeds `limit` bytes.
     """
     codings = known_codings(header)
@@ -146,7 +161,15 @@ def decode_body(body: bytes, header: str, limit: int) -> bytes:
 
 
 def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
-    """Decode up to `limit` bytes of a body that may be truncated; return a body with another encoding unchanged."""
+    """Decode up to `limit` bytes of a body that may be truncated.
+
+    A body that does not have the stated encoding is returned without decoding.
+
+    Args:
+        body: first bytes of a body as received.
+        header: value of the Content-Encoding header.
+        limit: maximum number of bytes to return.
+    """
     for coding in reversed(known_codings(header)[:_MOST_CODINGS]):
         decoded = bytearray()
         try:
@@ -161,9 +184,10 @@ def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
 
 
 def _decode(body: bytes, coding: str, limit: int) -> bytes:
-    """Decode one encoding.
+    """Decode one encoding of a body.
 
     Raises:
+        CodingError: the body does not have this encoding.
         BodyTooLarge: the decoded body exceeds `limit` bytes.
     """
     blocks: list[bytes] = []
@@ -172,13 +196,17 @@ def _decode(body: bytes, coding: str, limit: int) -> bytes:
         blocks.append(block)
         size += len(block)
         if size > limit:
-            blocks.clear()  # the traceback would keep them alive
+            blocks.clear()  # the exception's traceback would keep the blocks alive
             raise BodyTooLarge(f"more than {limit} bytes")
     return b"".join(blocks)
 
 
 def _blocks(body: bytes, coding: str) -> Iterator[bytes]:
-    """Yield the blocks of a decoded body, each of at most `_BLOCK_BYTES` bytes."""
+    """Yield a decoded body in blocks of at most `_BLOCK_BYTES` bytes.
+
+    Raises:
+        CodingError: the body does not have this encoding, is truncated, or has too many members.
+    """
     make, magic = _decoder(coding, body)
     start = 0
     for _ in range(_MOST_MEMBERS):
@@ -196,5 +224,5 @@ def _blocks(body: bytes, coding: str) -> Iterator[bytes]:
             raise CodingError(f"the body is not in {coding}, which Content-Encoding says: {error}") from None
         start -= len(decoder.unused_data)
         if not magic or not body.startswith(magic, start):
-            return  # browsers ignore the remaining bytes
+            return  # ignore the remaining bytes, as browsers do
     raise CodingError(f"more than {_MOST_MEMBERS:,} members of {coding}")

@@ -1,7 +1,7 @@
-"""Asynchronous fetch of one URL: its bytes, or a `FetchError` with a named outcome.
+"""Asynchronous fetching of single URLs: returns the bytes, or raises a `FetchError` with a named outcome.
 
-A fetch has one deadline for all attempts, a size limit, checks of each redirect and a guard of addresses. `retry.py`
-has the retry policy, `../outcomes.py` the names of the outcomes.
+All attempts of a fetch share one deadline. Body sizes are limited, and each redirect target is checked, including its
+IP address. `retry.py` defines the retry policy, and `../outcomes.py` the names of the outcomes.
 """
 
 from __future__ import annotations
@@ -32,23 +32,27 @@ from .robots import MAX_ROBOTS_BYTES, opted_out
 from .robots_cache import RobotsCache
 
 _MAX_REDIRECTS = 10
-"""Redirects followed for one URL."""
+"""Maximum number of redirects followed for one URL."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-"""Statuses whose Location header is followed."""
+"""HTTP statuses whose Location header is followed."""
 _DECODED_AT_ONCE = 8
-"""Compressed bodies that are decoded at the same time; small bodies can expand to much memory."""
+"""Maximum number of compressed bodies that are decoded at once, since a small body can expand to a large one."""
 _CONTENT_RANGE = re.compile(r"\s*bytes\s+0-(\d{1,18})/(\d{1,18})\s*", re.IGNORECASE)
 _LEGAL_URL = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
-"""URLs made only of the characters and escapes of RFC 3986."""
+"""Pattern for URLs that consist only of the characters and percent-escapes that RFC 3986 allows."""
 _ERROR_CHARACTERS = 200
-"""Characters of an exception's text that a failure reports."""
+"""Maximum number of characters of an exception's text that an error message includes."""
 
 
 class Fetcher:
-    """Client that fetches URLs within the limits of the download settings. Use as an asynchronous context.
+    """Client that fetches URLs within the limits of the download settings. Use it as an asynchronous context manager.
 
-    Memory is bounded by `concurrency` times the buffers of a connection, plus the bytes that arrive within one
-    deadline, plus a few times `max_bytes` for compressed bodies.
+    Memory use is bounded by the sum of three parts: the buffers of `concurrency` connections, the bytes that arrive
+    within one deadline, and a few times `max_bytes` for decoding compressed bodies.
+
+    Args:
+        settings: download settings.
+        tls: TLS context for all connections.
     """
 
     def __init__(self, settings: DownloadSettings, tls: ssl.SSLContext) -> None:
@@ -73,19 +77,19 @@ class Fetcher:
         await self._connections.__aexit__(kind, error, trace)
 
     async def fetch(self, url: str | None) -> bytes:
-        """Return the body of `url`.
+        """Fetch `url` and return the response body.
 
         The deadline starts when both `connections_per_host` and `concurrency` admit the URL.
 
         Raises:
-            FetchError: the fetch failed; the error holds the outcome of the row.
+            FetchError: the fetch failed. The error holds the outcome for the row.
         """
         checked = self._check(url)
         host = checked.raw_host or ""
         host_slots = self._host_slots.setdefault(host, asyncio.Semaphore(self._settings.connections_per_host))
         seconds = self._settings.timeout_seconds
         async with host_slots, self._slots:
-            # start one fetch per iteration of the event loop, so that a busy loop does not delay running fetches
+            # start at most one fetch per event loop iteration, so that a burst of starts does not delay running fetches
             async with self._turn:
                 await asyncio.sleep(0)
             try:
@@ -94,7 +98,7 @@ class Fetcher:
                 raise FetchError("timeout", f"no whole body within {seconds:g} s") from None
 
     async def _attempts(self, url: URL) -> bytes:
-        """Fetch a URL, with further attempts as the retry policy allows."""
+        """Fetch a URL, and try again as often as the retry policy allows."""
         deadline = time.monotonic() + self._settings.timeout_seconds
         attempt = 0
         while True:
@@ -118,7 +122,16 @@ class Fetcher:
 
     @contextlib.asynccontextmanager
     async def _get(self, url: URL, *, obey_robots: bool = True) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Follow redirects and yield the final response; each target is checked like the first URL."""
+        """Request a URL, follow redirects, and yield the final response.
+
+        Each redirect target passes the same checks as the first URL.
+
+        Args:
+            obey_robots: check each URL against robots.txt if `robots_txt` is set. False when fetching a robots.txt.
+
+        Raises:
+            FetchError: robots.txt forbids a URL, a redirect target is not allowed, or there are too many redirects.
+        """
         for _ in range(_MAX_REDIRECTS + 1):
             if self._robots is not None and obey_robots and not await self._robots.allow(url):
                 raise FetchError("robots", f"robots.txt of {url.raw_host}")
@@ -131,15 +144,17 @@ class Fetcher:
         raise FetchError("redirect_loop", f"more than {_MAX_REDIRECTS} redirects")
 
     def _check(self, url: str | None) -> URL:
-        """Parse a URL and check its scheme, its credentials, and its host if that is an address.
+        """Parse a URL and check its scheme and host. A URL with credentials is refused.
+
+        IP addresses and `localhost` names are checked here. Other names are checked when they are resolved.
 
         Raises:
-            FetchError: the URL must not or cannot be fetched.
+            FetchError: the URL cannot or must not be fetched.
         """
         if not url or not url.strip():
             raise FetchError("empty_url")
         try:
-            # send a legal URL unchanged: quoting it again would break signatures in it
+            # send a valid URL unchanged, because quoting it again would break URL signatures
             checked = URL(url.strip(), encoded=_LEGAL_URL.fullmatch(url.strip()) is not None)
             host, port, credentials = checked.raw_host, checked.port, checked.raw_user or checked.raw_password
         except ValueError as error:
@@ -148,22 +163,22 @@ class Fetcher:
             raise FetchError("bad_scheme", f"{checked.scheme or 'none'} is not http or https")
         if not host or not port:
             raise FetchError("bad_url", "no host" if not host else "port 0")
-        if credentials is not None:  # in a web list they are stolen, or disguise the host
+        if credentials is not None:  # in a list from the web, they are stolen or disguise the real host
             raise FetchError("bad_url", "a user name or password before the host")
         address = literal_address(host)
         if address is None:
             if is_local_name(host) and self._guard.refusal("127.0.0.1") is not None:
-                raise FetchError("blocked_address", host)  # a proxy would resolve it to itself
-            return checked  # the resolver checks the addresses of a name, unless a proxy resolves it
+                raise FetchError("blocked_address", host)  # a proxy would resolve the name to the proxy itself
+            return checked  # the resolver checks the addresses of a name, unless a proxy does the name lookup
         if (refusal := self._guard.refusal(address)) is not None:
             raise FetchError("blocked_address", refusal)
         return checked if address == host else checked.with_host(address)
 
     def _check_response(self, response: aiohttp.ClientResponse) -> None:
-        """Check the status and the X-Robots-Tag headers.
+        """Check the status and the X-Robots-Tag headers of a response.
 
         Raises:
-            FetchError: the status brings no image, or the server forbids the use.
+            FetchError: the status means that there is no image, or the server forbids using it.
         """
         status = response.status
         if status == 429 or 500 <= status < 600:
@@ -176,10 +191,10 @@ class Fetcher:
             raise FetchError("opted_out", "X-Robots-Tag")
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        """Read the body, up to `max_bytes`.
+        """Read the response body.
 
         Raises:
-            FetchError: the body is too large, or its connection broke.
+            FetchError: the body exceeds `max_bytes`, or the connection broke.
         """
         limit = self._settings.max_bytes
         if (response.content_length or 0) > limit:
@@ -195,17 +210,17 @@ class Fetcher:
                 if size > limit:
                     raise FetchError("too_large", f"more than {limit} bytes")
             if protocol is not None and isinstance(protocol.exception(), aiohttp.ClientOSError):
-                # without a length, the close of the connection ends the body; aiohttp treats a reset like a close
+                # without a length, closing the connection ends the body, and aiohttp treats a reset like a close
                 raise FetchError("connection", _short(protocol.exception()), transient=True)
             return b"".join(blocks)
         finally:
-            blocks.clear()  # the traceback of a failure would keep the body alive until a garbage collection
+            blocks.clear()  # an exception's traceback would keep the body alive until the next garbage collection
 
     async def _decode(self, body: bytes, response: aiohttp.ClientResponse) -> bytes:
-        """Decode the Content-Encoding of a body, and check that the body is whole.
+        """Undo the Content-Encoding of a body, and check that the body is complete.
 
         Raises:
-            FetchError: the body is partial, too large or badly encoded, or its status fits no image.
+            FetchError: the body is partial, too large or badly encoded, or has a status other than 200 and no image.
         """
         if response.status == 206 and not _is_whole(response.headers.get("Content-Range", ""), len(body)):
             raise FetchError("http_other", "206, a part of the body")
@@ -217,20 +232,20 @@ class Fetcher:
                     body = await asyncio.to_thread(decode_body, body, header, self._settings.max_bytes)
             except (BodyTooLarge, CodingError) as error:
                 failure = FetchError("too_large" if isinstance(error, BodyTooLarge) else "bad_response", str(error))
-            if failure is not None:  # raised outside of `except`, whose traceback would keep the body alive
+            if failure is not None:  # raised outside `except`, so that no traceback keeps the body alive
                 del body
                 raise failure
-        if response.status != 200 and not is_image(body):  # such as 202, which bot walls send
+        if response.status != 200 and not is_image(body):  # such as 202, which bot protection services send
             raise FetchError("http_other", str(response.status))
         return body
 
     async def _read_robots(self, url: URL) -> bytes:
-        """Return the first bytes of a robots.txt; empty if the site has none.
+        """Return at most the first `MAX_ROBOTS_BYTES` of a robots.txt, or empty bytes if the site has none.
 
-        The read has half of a deadline, so that the URL that waits for it can still report the cause.
+        The read must finish within half of `timeout_seconds`, so that the waiting URL can still report the cause.
 
         Raises:
-            FetchError: the file cannot be read. Its rules are unknown, so its URLs fail with the same outcome.
+            FetchError: the file cannot be read. The site's rules are unknown, so its URLs fail with the same outcome.
         """
         seconds = self._settings.timeout_seconds / 2
         try:
@@ -244,7 +259,11 @@ class Fetcher:
             raise FetchError(error.outcome, detail, transient=error.transient, retry_after=error.retry_after) from None
 
     async def _first_bytes(self, url: URL) -> bytes:
-        """Return at most the first `MAX_ROBOTS_BYTES` of a body."""
+        """Fetch a URL and return at most the first `MAX_ROBOTS_BYTES` of its decoded body.
+
+        Raises:
+            FetchError: the fetch failed.
+        """
         with _named_failures():
             async with self._get(url, obey_robots=False) as response:
                 if response.status != 200:
@@ -263,7 +282,7 @@ class Fetcher:
 
 @contextlib.contextmanager
 def _named_failures() -> Iterator[None]:
-    """Turn each exception of a connection into a `FetchError`, and mark those that another attempt may fix."""
+    """Context manager that converts connection exceptions to `FetchError`, and marks those that may be transient."""
     try:
         yield
     except BlockedAddress as error:
@@ -287,11 +306,11 @@ def _named_failures() -> Iterator[None]:
 
 
 def _is_whole(content_range: str, size: int) -> bool:
-    """Return whether a Content-Range header states that `size` bytes are the whole body."""
+    """Return True if a Content-Range header states that `size` bytes are the complete body."""
     match = _CONTENT_RANGE.fullmatch(content_range)
     return match is not None and int(match[1]) + 1 == int(match[2]) == size
 
 
 def _short(error: BaseException | None) -> str:
-    """Return the first characters of an exception's text, or its type if it has none."""
+    """Return the start of an exception's text, or the name of its type if it has no text."""
     return (str(error) or type(error).__name__)[:_ERROR_CHARACTERS]

@@ -1,4 +1,4 @@
-"""Background fetch of rows in input order, which starts the next shard while the current one finishes."""
+"""Background fetching of rows, delivered in input order. The next shard starts while the current one finishes."""
 
 from __future__ import annotations
 
@@ -21,40 +21,41 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _MAX_STARTED = 8192
-"""Largest number of rows that have started and are not written: 10 seconds of rows at 800 a second."""
+"""Maximum number of rows that have started but are not written: about 10 seconds of work at 800 rows per second."""
 _BLOCK_ROWS = 64
-"""Largest number of rows that one call hands to the shard."""
+"""Maximum number of rows passed to the shard writer at once."""
 _GATHER_SECONDS = 0.05
-"""Seconds that a finished row waits for others: a thread switch for each row costs more than writing the row."""
+"""Seconds that a finished row waits for more rows, since a thread switch per row costs more than writing the row."""
 _STOP_SECONDS = 5.0
-"""Seconds that `close` waits for running work, such as a name lookup that hangs."""
+"""Seconds that `close` waits for running work, such as a hung name lookup."""
 
 RowMaker: TypeAlias = Callable[[Claim], Coroutine[Any, Any, Row]]
-"""Coroutine function that returns one row, and calls `arrived` of its claim when the body is there."""
+"""Coroutine function that returns one row. It calls `arrived` on the given claim when the body has arrived."""
 
 
 @dataclass(eq=False)
 class _TaskRows(Generic[Task]):
-    """Rows of one task that have not been written."""
+    """Rows of one task that have not been written yet."""
 
     task: Task
     pending: Iterator[RowMaker]
-    """Rows that have not started."""
+    """Makers of the rows that have not started."""
     started: collections.deque[tuple[asyncio.Task[Row], Claim]] = field(default_factory=collections.deque)
-    """Rows that have started, in order."""
+    """Rows that have started, in order, each with its claim."""
     all_started: bool = False
 
 
 class FetchAhead(Generic[Task]):
-    """Producer of the rows of consecutive tasks. All rows run in one event loop, in a thread of its own.
+    """Producer of rows for consecutive tasks. All rows run in one event loop in a separate thread.
 
-    A slow store, or the end of a task, therefore does not delay running fetches.
+    So neither a slow store nor the end of a task delays running fetches.
 
     Args:
-        tools: context that the rows need, such as connections; entered in the loop, and left by `close`.
-        makers: returns the row makers of a task, in order.
-        buffer_bytes: largest number of bytes of bodies and images in memory.
-        max_rows: largest number of unfinished rows.
+        tools: context manager for what the rows need, such as connections. It is entered in the event loop, and `close`
+            exits it.
+        makers: function that returns the row makers of a task, in order.
+        buffer_bytes: maximum number of bytes of bodies and images in memory.
+        max_rows: maximum number of unfinished rows.
     """
 
     def __init__(
@@ -68,14 +69,19 @@ class FetchAhead(Generic[Task]):
         self._tools, self._makers = tools, makers
         self._buffer = Buffer(buffer_bytes, max_rows, self._start_rows)
         self._queue: collections.deque[_TaskRows[Task]] = collections.deque()
-        """The current task and the next one. Only the event loop changes it."""
+        """Current task and next task. Only the event loop modifies this queue."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fetch", daemon=True)
         self._thread.start()
         self._call(tools.__aenter__())
 
     def rows(self, task: Task, following: Task | None) -> Generator[Row, None, None]:
-        """Yield the rows of a task in order. Rows of the following task start once all rows of this one have."""
+        """Yield the rows of a task in order.
+
+        Args:
+            task: task whose rows are yielded.
+            following: next task, or None. Its rows start once all rows of `task` have started.
+        """
         wanted = [_TaskRows(each, iter(self._makers(each))) for each in (task, following) if each is not None]
         self._call(self._plan(wanted))
         try:
@@ -85,7 +91,7 @@ class FetchAhead(Generic[Task]):
             self._call(self._end_first())
 
     def close(self) -> None:
-        """Cancel all running rows, and stop the event loop."""
+        """Cancel all running rows and stop the event loop."""
         ending = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
         with contextlib.suppress(concurrent.futures.TimeoutError):
             ending.result(_STOP_SECONDS)
@@ -95,11 +101,11 @@ class FetchAhead(Generic[Task]):
             self._loop.close()
 
     def _call(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine in the event loop, and wait for its result."""
+        """Run a coroutine in the event loop and wait for its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _plan(self, wanted: list[_TaskRows[Task]]) -> None:
-        """Continue the queued tasks that are wanted, cancel the others, and queue the rest of the wanted ones."""
+        """Update the queue to the wanted tasks: keep matching tasks at its head, cancel the rest, and add new ones."""
         shared = 0
         while shared < min(len(self._queue), len(wanted)) and self._queue[shared].task == wanted[shared].task:
             shared += 1
@@ -109,7 +115,7 @@ class FetchAhead(Generic[Task]):
         self._start_rows()
 
     def _start_rows(self) -> None:
-        """Start as many rows as the buffer has room for."""
+        """Start rows while the buffer has room and fewer than `_MAX_STARTED` rows are started."""
         room = _MAX_STARTED - sum(len(entry.started) for entry in self._queue)
         for entry in self._queue:
             while not entry.all_started:
@@ -117,7 +123,7 @@ class FetchAhead(Generic[Task]):
                     return
                 try:
                     maker = next(entry.pending, None)
-                except Exception as error:  # the consumer of the rows receives it
+                except Exception as error:  # raised later, to the consumer of the rows
                     maker = partial(_fail, error)
                     entry.pending = iter(())
                 if maker is None:
@@ -128,7 +134,7 @@ class FetchAhead(Generic[Task]):
                 room -= 1
 
     async def _take(self) -> list[Row]:
-        """Wait for the next rows of the first task, and return at least one; an empty list at the end of the task."""
+        """Wait for the next rows of the first task and return at least one, or an empty list after the last row."""
         started = self._queue[0].started
         if started:
             block = [row for row, _ in itertools.islice(started, _BLOCK_ROWS)]
@@ -143,31 +149,31 @@ class FetchAhead(Generic[Task]):
         return finished
 
     async def _end_first(self) -> None:
-        """Remove the first task from the queue."""
+        """Cancel the remaining rows of the first task and remove it from the queue."""
         await _cancel(self._queue.popleft())
         self._start_rows()
 
     async def _close(self) -> None:
-        """Cancel all tasks, and leave the context of the tools."""
+        """Cancel all tasks and exit the context manager `tools`."""
         while self._queue:
             await _cancel(self._queue.popleft())
         await self._tools.__aexit__(None, None, None)
 
 
 async def _make(maker: RowMaker, claim: Claim) -> Row:
-    """Return the row of a maker, and record the size of its image."""
+    """Run a row maker, record the size of its image, and return the row."""
     row = await maker(claim)
     claim.finished(len(row.image or b""))
     return row
 
 
 async def _fail(error: Exception, claim: Claim) -> Row:
-    """Raise an error in place of a row."""
+    """Raise an error instead of returning a row."""
     raise error
 
 
 async def _cancel(entry: _TaskRows[Task]) -> None:
-    """Cancel the started rows of a task, and release their claims."""
+    """Cancel the started rows of a task and release their claims."""
     entry.all_started = True
     for row, _ in entry.started:
         row.cancel()

@@ -1,4 +1,4 @@
-"""Proxy selection: the proxy for each URL, from the settings or from the environment variables that curl reads."""
+"""Proxy selection: finds the proxy for a URL from the settings or from the environment variables that curl reads."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from ...errors import SettingsError
 from .addresses import literal_address
 
 _SCHEMES = ("http", "https")
-"""Schemes of the URLs that are fetched, and of the supported proxies."""
+"""Supported schemes, both for URLs to fetch and for proxies."""
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """Proxy whose URL holds no credentials, so that no message shows them."""
+    """Proxy. Its URL contains no credentials, so that messages cannot reveal them."""
 
     url: URL
     headers: Mapping[str, str] = field(repr=False)
-    """Headers that carry the credentials; empty without credentials."""
+    """Headers that carry the credentials; empty if the proxy needs none."""
 
 
 class Proxies:
-    """Proxies of one download, by scheme.
+    """Proxies for one download, by URL scheme.
 
     Args:
-        setting: `download.proxy`: a URL, `none`, or None to read the environment.
-        environment: variables such as `http_proxy`. Lowercase names take precedence over uppercase ones.
+        setting: value of `download.proxy`: a URL, `none`, or None to read the environment.
+        environment: environment variables, such as `http_proxy`. Lowercase names take precedence over uppercase.
 
     Raises:
-        SettingsError: a proxy setting is not usable.
+        SettingsError: a proxy setting is invalid.
     """
 
     def __init__(self, setting: str | None, environment: Mapping[str, str]) -> None:
@@ -48,7 +48,7 @@ class Proxies:
             name, text = "download.proxy", setting or ""
             for name in () if setting else (f"{scheme}_proxy", "all_proxy"):
                 if name == "http_proxy" and "REQUEST_METHOD" in environment and name not in environment:
-                    continue  # in a CGI script, HTTP_PROXY comes from a header of the client
+                    continue  # in a CGI script, the client controls HTTP_PROXY through a Proxy header
                 if text := _variable(environment, name):
                     break
             if text:
@@ -58,16 +58,17 @@ class Proxies:
         return bool(self._by_scheme)
 
     def for_url(self, url: URL) -> Proxy | None:
-        """Return the proxy for a URL; None for a direct connection."""
+        """Return the proxy for a URL, or None for a direct connection."""
         proxy = self._by_scheme.get(url.scheme)
         return None if proxy is None or self._bypass.matches(url.raw_host or "", url.port) else proxy
 
 
 class NoProxy:
-    """Hosts that bypass the proxy, as listed in `no_proxy`.
+    """Set of hosts that bypass the proxy, in the format of the `no_proxy` variable.
 
     Args:
-        text: entries separated by commas or spaces: names (with all their subdomains), addresses, networks, or `*`.
+        text: entries separated by commas or spaces. An entry is a host name, which includes its subdomains, an
+            address, a network, or `*` for all hosts. A name or address may end in `:PORT`.
     """
 
     def __init__(self, text: str) -> None:
@@ -86,7 +87,7 @@ class NoProxy:
                 self._names.append((host, port))
 
     def matches(self, host: str, port: int | None) -> bool:
-        """Return whether an entry matches the host, and the port if the entry has one."""
+        """Return True if an entry matches the host, and also matches the port if the entry has one."""
         host = host.lower().rstrip(".")
         try:
             address = ipaddress.ip_address(host.partition("%")[0])
@@ -102,19 +103,20 @@ class NoProxy:
 
 
 def parse_proxy(text: str, source: str) -> Proxy:
-    """Parse the URL of a proxy; `host:port` means `http://host:port`.
+    """Parse a proxy URL. `host:port` is short for `http://host:port`.
 
     Args:
-        source: setting or variable that holds the text, for the message of an error.
+        text: URL, with or without credentials.
+        source: name of the setting or variable that contains the text, for error messages.
 
     Raises:
-        SettingsError: the text is no URL of a supported proxy.
+        SettingsError: the text is not the URL of a supported proxy.
     """
     try:
         url = URL(text.strip() if "://" in text else f"http://{text.strip()}")
         usable = url.scheme in _SCHEMES and bool(url.host) and bool(url.port)
         if usable and (address := literal_address(url.raw_host or "")) is not None:
-            url = url.with_host(address)  # aiohttp accepts only the standard form
+            url = url.with_host(address)  # aiohttp accepts addresses only in their standard form
         user, password = unquote(url.raw_user or ""), unquote(url.raw_password or "")
     except ValueError:
         url, usable = URL(), False
@@ -126,5 +128,5 @@ def parse_proxy(text: str, source: str) -> Proxy:
 
 
 def _variable(environment: Mapping[str, str], name: str) -> str:
-    """Return a variable of the environment, in lowercase or else in uppercase; empty if neither exists."""
+    """Return an environment variable by its lowercase name, or else by its uppercase name; empty if neither is set."""
     return environment.get(name, environment.get(name.upper(), "")).strip()

@@ -1,8 +1,9 @@
-"""Tolerant parser of response heads, which rewrites them for aiohttp's strict parser.
+"""Tolerant parser for HTTP response heads, which rewrites them for aiohttp's strict parser.
 
-Browsers and curl accept heads that break RFC 9112: names with spaces, lines without a colon, repeated lengths, bare
-line feeds, lines of any length. This parser accepts the same heads, and writes a new head with the few headers that a
-fetch uses. A response that breaks the RFC is the last one on its connection, so its framing cannot affect another.
+A head is the status line and the headers. Browsers and curl accept heads that violate RFC 9112: header names with
+spaces, lines without a colon, repeated lengths, bare line feeds, lines of any length. This parser accepts them too, and
+writes a new head with the few headers that a fetch uses. After a response that violates the RFC, the connection is
+closed, so that wrong framing cannot affect another response.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import aiohttp
 
 MAX_HEAD_BYTES = 262_144
-"""Largest number of bytes of one head, as in Chrome."""
+"""Maximum size of one head in bytes, as in Chrome."""
 
 _END = re.compile(rb"\n\r?\n")
 _STATUS = re.compile(rb"HTTP(?:/(\d+)(?:\.(\d+))?)?[ \t]+(\d{3})(?!\d)[ \t]*(.*)", re.IGNORECASE)
@@ -21,40 +22,40 @@ _LENGTH = re.compile(rb"\+?(\d+)")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 _COPIED_HEADERS = (b"content-range", b"retry-after", b"x-robots-tag")
-"""Headers that the new head copies without change."""
+"""Headers that are copied to the new head unchanged."""
 _REASON_BYTES = 100
-"""Bytes of the reason phrase that the new head keeps."""
+"""Maximum length in bytes of the reason phrase in the new head; longer ones are truncated."""
 
 
 class BadResponse(aiohttp.ClientError):
-    """Response that browsers refuse too; the message gives the reason."""
+    """Raised for a response so malformed that browsers refuse it too. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """Head of one response."""
+    """Status and headers of one response."""
 
     status: int
     data: bytes
-    """The head in the form of RFC 9112."""
+    """Head rewritten to comply with RFC 9112."""
     length: int | None
-    """Bytes of the body; None if chunks or the close of the connection end it."""
+    """Size of the body in bytes; None if the body is chunked or ends when the connection closes."""
     chunked: bool
 
 
 class HeadReader:
-    """Buffer of received bytes, from which complete heads are taken."""
+    """Buffer for received bytes that yields complete heads."""
 
     def __init__(self) -> None:
         self.buffer = bytearray()
-        """Received bytes that belong to no taken head."""
+        """Received bytes, without the heads that `take` has returned."""
         self._searched = 0
 
     def take(self) -> Head | None:
-        """Remove the next head from the buffer and return it; None while it is incomplete.
+        """Remove the next head from the buffer and return it, or return None while the head is incomplete.
 
         Raises:
-            BadResponse: the bytes are no head, or the head is too large.
+            BadResponse: the bytes are not an HTTP head, or the head is too large.
         """
         if self._searched < 4:
             self.buffer = self.buffer.lstrip(b"\r\n \t")
@@ -74,10 +75,13 @@ class HeadReader:
 
 
 def parse_head(data: bytes) -> Head:
-    """Parse a head, given without its final blank line.
+    """Parse and rewrite a head.
+
+    Args:
+        data: head without its final blank line.
 
     Raises:
-        BadResponse: the head has no status, or states two lengths.
+        BadResponse: the head has no status, or states two different lengths.
     """
     first, *lines = data.split(b"\n")
     status_line = _STATUS.match(first.rstrip(b"\r"))
@@ -108,7 +112,7 @@ def parse_head(data: bytes) -> Head:
 
 
 def _fields(lines: list[bytes]) -> tuple[dict[bytes, list[bytes]], bool]:
-    """Return the values of each header by its lowercase name, and whether all lines follow RFC 9112."""
+    """Return the values of each header by lowercase name, and True if all lines comply with RFC 9112."""
     fields: list[list[bytes]] = []
     strict, continued = True, False
     for line in lines:
@@ -130,23 +134,23 @@ def _fields(lines: list[bytes]) -> tuple[dict[bytes, list[bytes]], bool]:
 
 
 def _clean(value: bytes) -> bytes:
-    """Remove control characters, and spaces and tabs at both ends."""
+    """Remove control characters, and strip spaces and tabs from both ends."""
     return value.translate(None, _CONTROLS).strip(b" \t")
 
 
 def _listed(values: dict[bytes, list[bytes]], name: bytes) -> list[bytes]:
-    """Return the comma-separated items of all headers with a name."""
+    """Return the comma-separated items from all headers with the given name."""
     parts = (part.strip(b" \t") for value in values.get(name, []) for part in value.split(b","))
     return [part for part in parts if part]
 
 
 def _length(stated: list[bytes]) -> int | None:
-    """Return the length that all values of Content-Length state; None if one of them is no number.
+    """Return the length that all Content-Length values state, or None if there is none or one is not a number.
 
     Raises:
         BadResponse: the values differ.
     """
-    # 18 digits fit the integers of aiohttp's parser, and exceed every size limit
+    # 18 digits fit into the integers of aiohttp's parser, and exceed any size limit
     numbers = {match and int(match[1].lstrip(b"0")[:18] or 0) for match in map(_LENGTH.fullmatch, stated)}
     if None in numbers:
         return None
@@ -157,5 +161,5 @@ def _length(stated: list[bytes]) -> int | None:
 
 
 def _ascii_url(value: bytes) -> bytes:
-    """Percent-encode the bytes of a URL that are not ASCII."""
+    """Percent-encode the non-ASCII bytes of a URL."""
     return b"".join(b"%%%02X" % byte if byte > 126 else bytes([byte]) for byte in value)

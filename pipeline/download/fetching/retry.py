@@ -1,7 +1,8 @@
-"""Retry policy of a fetch: whether a failed attempt is repeated, and after how many seconds.
+"""Retry policy for fetches: decides whether to try again after a failed attempt, and how long to wait.
 
-An attempt is repeated if its failure is transient, `download.retries` attempts are left, and the wait ends before the
-deadline of the URL. The wait is an exponential backoff with jitter, or the server's Retry-After if that is longer.
+A fetch tries again if the failure is transient, fewer than `download.retries` further attempts have been made, and the
+wait ends before the URL's deadline. The wait is an exponential backoff with jitter, or the server's Retry-After if that
+is longer.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from yarl import URL
 from ..outcomes import FetchError
 
 _FIRST_BACKOFF_SECONDS = 0.5
-"""Mean seconds before the second attempt; each further attempt doubles it."""
+"""Mean wait in seconds before the second attempt. It doubles with each further attempt."""
 
 
 def retry_wait(url: URL, error: FetchError, *, attempt: int, retries: int, seconds_left: float) -> float | None:
-    """Return the seconds to wait before another attempt, or None if there is to be none.
+    """Return the number of seconds to wait before the next attempt, or None to stop trying.
 
     Args:
-        attempt: number of the attempt that failed, from 0.
-        retries: largest number of further attempts after the first.
-        seconds_left: time until the deadline of the URL.
+        url: URL to fetch, which seeds the jitter.
+        error: failure of the last attempt.
+        attempt: index of the failed attempt, counted from 0.
+        retries: maximum number of attempts after the first.
+        seconds_left: seconds until the URL's deadline.
     """
     if not error.transient or attempt >= retries:
         return None
@@ -34,12 +37,12 @@ def retry_wait(url: URL, error: FetchError, *, attempt: int, retries: int, secon
 
 
 def backoff(url: URL, attempt: int) -> float:
-    """Return the seconds before the next attempt: doubled each time, with a jitter seeded by the URL."""
+    """Return the backoff in seconds before the next attempt. It doubles each time, with jitter seeded by the URL."""
     return _FIRST_BACKOFF_SECONDS * 2.0**attempt * random.Random(f"{url} {attempt}").uniform(0.5, 1.5)
 
 
 def retry_after(value: str) -> float | None:
-    """Return the seconds that a Retry-After header states, as a number or as a date; None for anything else."""
+    """Return the wait in seconds from a Retry-After header, given as a number or a date, or None if it is neither."""
     if re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
         return float(value)
     try:

@@ -1,7 +1,7 @@
-"""Parsers of X-Robots-Tag headers and robots.txt, which follow RFC 9309 and Google.
+"""Parsers for X-Robots-Tag headers and robots.txt, following RFC 9309 and Google's implementation.
 
-The two available parsers of robots.txt do not suit an untrusted web. The one in urllib supports no wildcards and uses
-the first matching rule. Protego 0.7 needs 23 s and 1.1 GB for a file of 120 kB that names 4,000 agents.
+The two existing Python parsers for robots.txt do not suit the untrusted web. The one in urllib does not support
+wildcards and uses the first matching rule. Protego 0.7 needs 23 s and 1.1 GB for a 120 kB file that names 4,000 agents.
 """
 
 from __future__ import annotations
@@ -12,31 +12,35 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 UPSTREAM_AGENT = "img2dataset"
-"""Agent name of img2dataset, whose opt-outs we obey too, since they address the same use."""
+"""Agent name of img2dataset. We also obey opt-outs addressed to it, because they concern the same use."""
 MAX_ROBOTS_BYTES = 500_000
-"""Bytes read from a robots.txt; the rest is ignored, as by Google."""
+"""Maximum number of bytes read from a robots.txt. The rest is ignored, as by Google."""
 
 _RULE_BYTES = 300
-"""Estimated memory of one rule in bytes, without its characters."""
+"""Estimated memory use of one rule in bytes, not counting the characters of its pattern."""
 _OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
-"""X-Robots-Tag directives that exclude an image, as in img2dataset; `none` means noindex and nofollow."""
+"""X-Robots-Tag directives that exclude an image, as in img2dataset. `none` means `noindex, nofollow`."""
 _VALUED_DIRECTIVES = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
-"""Directives with a colon and a value, which are not agent names."""
+"""Directives followed by a colon and a value. They must not be mistaken for agent names."""
 _AGENT = re.compile(r"^\s*([A-Za-z0-9_.*-]+)\s*:\s*(.*)$", re.DOTALL)
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset(string.ascii_letters + string.digits + "-._~")
 
 
 def product_token(user_agent: str) -> str:
-    """Return the name by which sites address an agent: the lowercase text before the first slash or space."""
+    """Return the name by which sites refer to a user agent: the lowercase text before the first slash or space."""
     return re.split(r"[/\s]", user_agent.strip(), maxsplit=1)[0].lower()
 
 
 def opted_out(headers: Sequence[str], user_agent: str) -> bool:
-    """Return whether X-Robots-Tag headers forbid us to use an image.
+    """Return True if X-Robots-Tag headers forbid using an image.
 
-    A header is a list of directives. `agent:` limits the directives after it to one agent. The colon of a directive
-    with a value, such as `unavailable_after`, names no agent.
+    A header is a list of directives. `agent:` restricts the directives after it to that agent. Directives with a value,
+    such as `unavailable_after`, also contain a colon but do not name an agent.
+
+    Args:
+        headers: values of all X-Robots-Tag headers of a response.
+        user_agent: our User-Agent header.
     """
     our_agents = (None, "*", product_token(user_agent), UPSTREAM_AGENT)
     for header in headers:
@@ -52,20 +56,24 @@ def opted_out(headers: Sequence[str], user_agent: str) -> bool:
 
 
 class RobotsRules:
-    """Rules of one robots.txt that apply to us. Without rules, every path is allowed."""
+    """Rules in one robots.txt that apply to us. Without rules, every path is allowed.
+
+    Args:
+        rules: pairs of a path pattern and True if it allows, False if it disallows.
+    """
 
     def __init__(self, rules: Sequence[tuple[str, bool]] = ()) -> None:
-        # the longest matching pattern decides; of two with the same length, the one that allows
+        # the longest matching pattern decides; if two have the same length, the one that allows wins
         ordered = sorted(set(rules), key=lambda rule: (-len(rule[0]), not rule[1]))
         self._rules = [
             (pattern.removesuffix("$").split("*"), pattern.endswith("$"), allow) for pattern, allow in ordered
         ]
         self.size = sum(len(pattern) + _RULE_BYTES for pattern, _ in ordered)
-        """Estimated memory of the rules in bytes."""
+        """Estimated memory use of the rules in bytes."""
 
     @classmethod
     def parse(cls, body: bytes, user_agent: str) -> RobotsRules:
-        """Parse the group for our agent name, or else for img2dataset, or else for all agents."""
+        """Parse a robots.txt and keep one group: for our agent name, or else img2dataset, or else all agents."""
         groups: dict[str, list[tuple[str, bool]]] = {}
         agents = (product_token(user_agent), UPSTREAM_AGENT, "*")
         current: set[str] = set()
@@ -87,17 +95,18 @@ class RobotsRules:
         return cls(next((groups[agent] for agent in agents if agent in groups), ()))
 
     def allow(self, path: str) -> bool:
-        """Return whether a path, given with its query, may be fetched."""
+        """Return True if a path, including its query, may be fetched."""
         path = _normalise(path)
         return next((allow for parts, whole, allow in self._rules if _matches(parts, whole, path)), True)
 
 
 def _matches(parts: list[str], whole: bool, path: str) -> bool:
-    """Return whether a path starts with the parts and any text between them. Takes linear time.
+    """Return True if a path matches a pattern. Runs in linear time.
 
     Args:
-        parts: the pattern, split at its wildcards.
-        whole: whether the pattern must match up to the end of the path.
+        parts: pattern, split at its wildcards.
+        whole: True if the pattern must match to the end of the path; False if it may match only the start.
+        path: normalised path.
     """
     first, *rest = parts
     if not path.startswith(first):
@@ -116,7 +125,7 @@ def _matches(parts: list[str], whole: bool, path: str) -> bool:
 
 
 def _normalise(path: str) -> str:
-    """Return a path in its canonical spelling: only necessary characters are escaped, with uppercase digits."""
+    """Return the canonical form of a path: only characters that need it are percent-escaped, with uppercase digits."""
 
     def spell(escape: re.Match[str]) -> str:
         character = chr(int(escape.group(1), 16))

@@ -1,4 +1,4 @@
-"""Cache of robots.txt rules, one entry for each origin."""
+"""Cache of robots.txt rules, with one entry per origin."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from yarl import URL
 from .robots import RobotsRules
 
 _MOST_ORIGINS = 10_000
-"""Largest number of cached origins."""
+"""Maximum number of cached origins."""
 _MOST_BYTES = 100_000_000
-"""Largest memory of all cached rules in bytes; those of one hostile site can exceed 10 MB."""
+"""Maximum memory use of all cached rules in bytes. The rules of one hostile site can exceed 10 MB."""
 
 
 class RobotsCache:
-    """Cache that reads each robots.txt once, even if many URLs wait for it. The oldest entries are evicted.
+    """Cache that reads each robots.txt once, even if many URLs wait for it. The oldest entries are evicted first.
 
-    All waiting URLs receive the exception of a failed read. Failures are not cached, since they may be transient.
+    If a read fails, all waiting URLs receive the exception. Failures are not cached, because they may be transient.
 
     Args:
-        read: returns the body of a robots.txt.
+        user_agent: our User-Agent header.
+        read: coroutine function that returns the body of the robots.txt at a URL.
     """
 
     def __init__(self, user_agent: str, read: Callable[[URL], Awaitable[bytes]]) -> None:
@@ -33,7 +34,7 @@ class RobotsCache:
         self._reading: dict[str, asyncio.Task[RobotsRules]] = {}
 
     async def allow(self, url: URL) -> bool:
-        """Return whether the robots.txt of the origin of `url` allows us to fetch it."""
+        """Return True if the robots.txt of the URL's origin allows fetching the URL."""
         origin = str(url.origin())
         rules = self._rules.get(origin)
         if rules is None:
@@ -41,20 +42,20 @@ class RobotsCache:
                 self._reading[origin] = asyncio.create_task(self._load(url.origin(), origin))
             rules = await asyncio.shield(
                 self._reading[origin]
-            )  # a cancelled caller must not cancel the read for others
+            )  # cancelling one caller must not cancel the read for the others
         return rules.allow(url.raw_path_qs)
 
     async def close(self) -> None:
-        """Cancel all reads."""
+        """Cancel all reads in progress."""
         for task in self._reading.values():
             task.cancel()
         await asyncio.gather(*self._reading.values(), return_exceptions=True)
 
     async def _load(self, url: URL, origin: str) -> RobotsRules:
-        """Read and parse the robots.txt of an origin, and cache its rules."""
+        """Read and parse the robots.txt of an origin, cache its rules, and return them."""
         try:
             body = await self._read(url.with_path("/robots.txt"))
-            # the longest file takes half a second to parse, so a thread does it
+            # parse in a thread, because the largest file takes half a second
             rules = await asyncio.to_thread(RobotsRules.parse, body, self._user_agent)
         finally:
             del self._reading[origin]

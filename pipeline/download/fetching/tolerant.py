@@ -1,4 +1,4 @@
-"""Tolerant connections: they accept the responses that browsers and curl accept, where aiohttp's parser is strict."""
+"""Tolerant connections, which accept malformed responses that browsers and curl accept but aiohttp's parser rejects."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from aiohttp.client_proto import ResponseHandler
 from .response_head import MAX_HEAD_BYTES, BadResponse, Head, HeadReader
 
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?")
-"""Line that begins a chunk: its size in hexadecimal, and perhaps extensions."""
+"""Pattern for the line that starts a chunk: size in hexadecimal, optionally followed by extensions."""
 _CHUNK_LINE_BYTES = 16_384
-"""Largest number of bytes of the line that begins a chunk, extensions included, as in Chrome."""
+"""Maximum length in bytes of the line that starts a chunk, including extensions, as in Chrome."""
 
 
 class LengthReader:
-    """Reader of a body with a stated length."""
+    """Reader for a body with a stated length.
+
+    Args:
+        length: length of the body in bytes.
+    """
 
     def __init__(self, length: int) -> None:
         self._left = length
@@ -30,7 +34,7 @@ class LengthReader:
         return not self._left
 
     def feed(self, data: bytes) -> bytes:
-        """Return the bytes that belong to the body."""
+        """Return the part of the received bytes that belongs to the body."""
         self.excess |= len(data) > self._left
         data = data[: self._left]
         self._left -= len(data)
@@ -38,7 +42,7 @@ class LengthReader:
 
 
 class ChunkReader:
-    """Reader of a chunked body, which writes strict chunks: CRLF line ends, no extensions, no trailers."""
+    """Reader for a chunked body, which rewrites it as strict chunks: CRLF line ends, no extensions, no trailers."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -48,10 +52,10 @@ class ChunkReader:
         self.done = self.excess = False
 
     def feed(self, data: bytes) -> bytes:
-        """Take in received bytes, and return the strict chunks that they complete.
+        """Process received bytes, and return the strict form of all complete lines and of all chunk data.
 
         Raises:
-            BadResponse: the bytes are no chunks.
+            BadResponse: the bytes are not valid chunks.
         """
         self._buffer += data
         strict: list[bytes] = []
@@ -77,7 +81,11 @@ class ChunkReader:
         return b"".join(strict)
 
     def _line(self, line: bytes) -> bytes:
-        """Take in a line outside of the data, and return it in strict form."""
+        """Process a line outside the chunk data, and return it in strict form; empty if it is dropped.
+
+        Raises:
+            BadResponse: the line is invalid, or the trailers are too large.
+        """
         if self._state == "end":
             if line:
                 raise BadResponse("a chunk is longer than it says")
@@ -98,7 +106,7 @@ class ChunkReader:
 
 
 class TolerantHandler(ResponseHandler):
-    """aiohttp's connection protocol, which passes strict heads and chunks to the parser, and no bytes after a body.
+    """aiohttp connection protocol that passes only strict heads and chunks to the parser, and no bytes after a body.
 
     Args:
         loop: event loop of the connection.
@@ -107,24 +115,24 @@ class TolerantHandler(ResponseHandler):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._heads: HeadReader | None = None
-        """Reader of the next head; None within a body."""
+        """Reader for the next head; None while a body is read."""
         self._body: LengthReader | ChunkReader | None = None
-        """Reader of a body with a stated length or chunks; None for other bodies."""
+        """Reader for a body that has a stated length or is chunked; None for other bodies."""
 
     def set_response_params(self, **options: Any) -> None:
-        """Prepare for the next response."""
+        """Reset the readers for the next response."""
         self._heads, self._body = HeadReader(), None
         super().set_response_params(**options)
 
     def data_received(self, data: bytes) -> None:
-        """Pass bytes of a body to the parser, and those of a head once it is complete."""
+        """Pass body bytes to the parser as they arrive, and each head once it is complete."""
         try:
             if self._heads is None or self._parser is None:
                 self._body_received(data)
                 return
             self._heads.buffer += data
             while self._heads is not None and (head := self._heads.take()) is not None:
-                if head.status >= 200 or head.status == 101:  # another head follows an informational one
+                if head.status >= 200 or head.status == 101:  # after an informational response, another head follows
                     rest, self._heads = bytes(self._heads.buffer), None
                     self._body = _body_reader(head)
                     super().data_received(head.data)
@@ -136,14 +144,14 @@ class TolerantHandler(ResponseHandler):
             self._fail(error)
 
     def _body_received(self, data: bytes) -> None:
-        """Pass the bytes of a body to the parser, and close the connection if bytes follow the body."""
+        """Pass body bytes to the parser, and close the connection if more bytes follow the body."""
         reader = self._body
         if reader is None or not data:
             super().data_received(data)
             return
         was_done = reader.done
         body = reader.feed(data)
-        if reader.excess:  # the next response would start at the wrong byte
+        if reader.excess:  # if the connection were reused, the next response would start at the wrong byte
             self.force_close()
         if was_done and self.transport is not None:
             self.transport.close()
@@ -151,17 +159,18 @@ class TolerantHandler(ResponseHandler):
             super().data_received(body)
 
     def _fail(self, error: BadResponse) -> None:
-        """End the response with an error, and close the connection."""
+        """Fail the response with an error and close the connection."""
         if self._payload is not None and not self._payload.is_eof():
             self._payload.set_exception(error)
-        self._heads = self._payload = self._parser = None  # later errors of the connection are less precise
+        # aiohttp's later errors for this connection are less precise, so they must not replace this one
+        self._heads = self._payload = self._parser = None
         if self.transport is not None:
             self.transport.close()
         self.set_exception(error)
 
 
 def _body_reader(head: Head) -> LengthReader | ChunkReader | None:
-    """Return the reader for the body of a response; None if only the close of the connection ends it."""
+    """Return the reader for a response body, or None if the body ends when the connection closes."""
     if head.chunked:
         return ChunkReader()
     return None if head.length is None else LengthReader(head.length)
