@@ -43,8 +43,7 @@ def count_samples(store: Store, tar_name: str) -> int:
 
 
 class _SeenSamples:
-    """Samples seen so far in a tar, used to distinguish a repeated key from a sample whose files are not consecutive.
-    """
+    """Samples seen so far in a tar, to distinguish a repeated key from a sample whose files are not consecutive."""
 
     def __init__(self) -> None:
         self._extensions: dict[str, tuple[str, ...]] = {}
