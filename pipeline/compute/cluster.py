@@ -51,7 +51,7 @@ def cluster_gpus(compute: ComputeSettings) -> Gpus:
     If the work runs in this process or Ray will be started on this machine, return this machine's GPUs.
 
     Raises:
-        PriorkitError: the cluster cannot be joined, or its worker with a GPU fails.
+        PriorkitError: the cluster cannot be joined, or a worker with a GPU fails.
     """
     if compute.backend == "local" or (not _is_joined() and cluster_address(compute.address).is_own):
         return gpus_here()

@@ -1,4 +1,4 @@
-"""Resolution of the device setting `auto` and the thread setting 0 to actual values, and checks of the device."""
+"""Resolve the device `auto` and 0 threads to actual values, and check that the device is available."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ Worker: TypeAlias = Callable[[Task, Optional[Task]], Result]
 """Function that processes a task. Its second argument is the next task, so that it can read ahead."""
 
 _ATTEMPTS = 4
-"""Number of workers that die before the run fails: while processing the same shard, or in a row during startup, in
-which case the number is per requested worker."""
+"""Number of worker deaths on the same shard at which the run fails. It also fails after this many consecutive deaths
+during startup, multiplied by the number of requested workers."""
 _CHECK_SECONDS = 5.0
 """Seconds between checks that the cluster still has room for a worker, while no worker is busy."""
 
@@ -78,7 +78,7 @@ def _map_on_ray(
 
 @contextlib.contextmanager
 def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
-    """Context manager that joins the cluster in the settings, or starts one, and returns the `ray` module.
+    """Context manager that joins the cluster in the settings, or starts one, and yields the `ray` module.
 
     If this process has already joined a cluster, that cluster is used and stays joined on exit.
 

@@ -163,9 +163,9 @@ def require_cluster(place: ClusterAddress, version: str, *, is_ours: bool = Fals
 def own_environment() -> dict[str, str]:
     """Return the environment variables for a cluster that priorkit starts on this machine.
 
-    A new token protects the cluster. Left to itself, Ray would write a token to the user's home folder, or start
-    without one. Workers get normal priority, because at Ray's default (nice 15) one busy process takes nearly all the
-    time of a core from them.
+    They include a new token that protects the cluster. By default, Ray would write a token to the user's home folder,
+    or start without one. Workers get normal priority, because at Ray's default (nice 15) a single busy process takes
+    nearly all of a core's time from them.
     """
     environment = {_NICENESS: os.environ.get(_NICENESS, "0")}
     if _mode() in ("", "token"):
@@ -174,7 +174,10 @@ def own_environment() -> dict[str, str]:
 
 
 def find_token() -> tuple[str | None, str]:
-    """Return the token that Ray would send, or None, and the place where it was looked for, in Ray's search order."""
+    """Return the token that Ray would send, or None if there is none, and its location.
+
+    Locations are searched in the same order as in Ray. Without a token, the location is the one that was tried last.
+    """
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token, "RAY_AUTH_TOKEN"
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH", "").strip():

@@ -42,7 +42,7 @@ class ComputeSettings(Settings):
 
 
 class DeviceSettings(Settings):
-    """Device and CPU threads for a stage that runs a model. The resolved device is part of the stage's identity; the
+    """Device and CPU threads for a stage that runs a model. The resolved device is part of the settings fingerprint; the
     number of threads is not."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"threads"})

@@ -70,7 +70,7 @@ class StageResult:
     statistics: dict[str, Any] = field(default_factory=dict)
     """Other statistics of the stage, over all shards in the folder; see the stage's documentation."""
     notes: list[str] = field(default_factory=list)
-    """Sentences about the input to show to the user."""
+    """Notes about the input for the user, as sentences."""
     device: str = "cpu"
     """Device that ran the stage, such as `cpu, 2 threads` or `cuda (NVIDIA H200)`."""
     cluster: str = ""

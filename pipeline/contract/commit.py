@@ -27,6 +27,7 @@ class ShardCommit:
     either the record exists and the shard is complete, or there is no record and the shard is processed again.
 
     Args:
+        store: folder of the stage.
         name: name of the shard.
         input: fingerprint of the shard's input; empty if it is only known once the input has been read.
         settings: fingerprint of the stage's settings.
@@ -106,7 +107,7 @@ def finish_replacements(store: Store, name: str | None = None) -> ShardRecord | 
         name: name of the only shard to complete; None completes all shards.
 
     Returns:
-        The record of shard `name`, or None if no committed new version of it was waiting or `name` is None.
+        The record of shard `name`, or None if there was no committed replacement for it. Without a name, None.
     """
     records = read_records(store, f"{REPLACEMENT_FOLDER}/{RECORD_FOLDER}")
     for record in records.values():

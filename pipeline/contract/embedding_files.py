@@ -72,7 +72,13 @@ def group_files(names: Iterable[str], url: str, report: Callable[[str], None]) -
 
 
 def missing_kinds(files: Mapping[str, str], kinds: Iterable[str], url: str) -> Iterator[str]:
-    """Yield a sentence about each kind of file that is missing from a shard."""
+    """Yield a sentence about each kind of file that is missing from a shard.
+
+    Args:
+        files: file names of the shard, by kind.
+        kinds: kinds of files that the shard should have.
+        url: location of the folder, for messages.
+    """
     other = next(iter(files.values()))
     digits = other.rpartition("_")[2].partition(".")[0]
     for kind in kinds:

@@ -1,4 +1,4 @@
-"""Change detection for input files that have no manifest, by size and modification time and, if needed, by SHA-256.
+"""Change detection for input files without a manifest, by size and modification time first, then by SHA-256.
 
 A stage records a *mark* for each such file that it reads. If the file's size and modification time (on an object
 store, the ETag or similar) still match the mark, the file is unchanged and is not read again. Otherwise its hash
@@ -40,7 +40,7 @@ _CACHED_HASHES = 1024
 
 @dataclass(frozen=True)
 class FileMark:
-    """Hash of a file's content, and the size and modification time that identify the file without reading it."""
+    """Hash of a file's content, and its size and modification time, which are compared first to avoid reading it."""
 
     bytes: int
     modified: str | None
@@ -221,7 +221,7 @@ def identify(
 
 
 def content_fingerprint(marks: Mapping[str, FileMark]) -> str:
-    """Return a fingerprint of the names and contents of the marked files, whatever folder they are in."""
+    """Return a fingerprint of the names and contents of the marked files, independent of their location."""
     return fingerprint({name: mark.sha256 for name, mark in marks.items()})
 
 

@@ -115,7 +115,8 @@ def _tar_names(store: Store) -> list[str]:
     """Return the names of the tars in a folder without a manifest.
 
     Raises:
-        InputError: a tar is compressed, has no number or shares its number, or a table has no tar.
+        InputError: a tar is compressed or not named by its number, two tars have the same number, or the tar that
+            belongs to a table is missing.
     """
     names = store.names()
     if compressed := next(filter(is_compressed_tar, names), None):

@@ -33,8 +33,8 @@ _DOCUMENT = re.compile(r"(readme|license|licence)(\.(md|markdown|rst|txt|html?|p
 def is_data(name: str) -> bool:
     """Return True if a file is data, judging by its name relative to the folder or tar.
 
-    Other files are hidden ones (the name or a folder starts with a dot), files created by operating systems, archives,
-    Hadoop and Delta, README and LICENSE documents, and the empty objects that mark folders on S3.
+    Data does not include hidden files and folders (names that start with a dot), files created by operating systems,
+    archives, Hadoop and Delta, README and LICENSE documents, or the empty objects that mark folders on S3.
     """
     *folders, file = name.removeprefix("./").split("/")
     lower = file.lower()

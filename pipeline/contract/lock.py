@@ -70,7 +70,14 @@ def _file_lock(store: Store) -> Iterator[None]:
 
 
 def _require_no_lease(store: Store) -> None:
-    """Raise FolderError if a running process holds an unexpired lease on the folder."""
+    """Check that no other process holds a lease on the folder.
+
+    A lease is ignored if it has expired, or if its process ran on this machine and has ended.
+
+    Raises:
+        FolderError: another process holds a lease.
+        InputError: the lease file is damaged.
+    """
     host = socket.gethostname()
     with contextlib.suppress(FileNotFoundError):
         lease = store.read_json(LEASE_NAME)

@@ -188,7 +188,7 @@ def require_manifest(store: Store, stage: str) -> Manifest:
     """Return the manifest of a folder, after checking that `stage` wrote it.
 
     Raises:
-        InputError: the folder has no manifest, or another stage wrote it. The message names the command.
+        InputError: the folder has no manifest, or another stage wrote it. The message names the commands.
     """
     return require_stage(store, read_manifest(store), stage)
 

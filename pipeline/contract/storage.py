@@ -1,4 +1,4 @@
-"""Access to the files in one folder, local or remote, through fsspec, with safe relative names and atomic writes.
+"""Access to the files in a local or remote folder through fsspec, with safe relative names and atomic writes.
 
 This module deals only with names, bytes and hashes. `manifest` defines what the files mean, and `lock` ensures that
 there is only one writer.

@@ -65,12 +65,12 @@ def stored_type(kind: pa.DataType) -> pa.DataType:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Return True if the values of a type are text, in any storage format."""
+    """Return True if the values of a type are text, even if the type is encoded or an extension type."""
     return _is(stored_type(kind), _TEXT)
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Return True if the values of a type are variable-size bytes, in any storage format."""
+    """Return True if the values of a type are variable-size bytes, even if it is encoded or an extension type."""
     return _is(stored_type(kind), _BYTES)
 
 

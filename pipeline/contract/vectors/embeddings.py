@@ -38,13 +38,16 @@ def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> d
 
 
 def shard_faults(url: str, files: Files, headers: Mapping[str, FileHeader], first: Files) -> Iterator[tuple[str, str]]:
-    """Yield each fault of a shard as the kind of the faulty file and a sentence that describes the fault.
+    """Find the faults of a shard.
 
     Args:
         url: location of the folder, for messages.
         files: files of the shard that have a header, with image embeddings first.
         headers: headers by file name.
         first: first file of each kind, from `first_files`.
+
+    Yields:
+        For each fault, the kind of the faulty file and a sentence that describes the fault.
     """
     reference_kind = next((kind for kind in ("img_emb", "text_emb", "metadata") if kind in files), None)
     for kind, name in files.items():
