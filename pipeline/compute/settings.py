@@ -42,8 +42,8 @@ class ComputeSettings(Settings):
 
 
 class DeviceSettings(Settings):
-    """Device and CPU threads for a stage that runs a model. The resolved device is part of the settings fingerprint; the
-    number of threads is not."""
+    """Device and CPU threads for a stage that runs a model. The settings fingerprint includes the resolved device, but
+    not the number of threads."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"threads"})
 

@@ -1,1 +1,1 @@
-"""On-disk contract: file names and hashes, manifests, and atomic shard commits."""
+"""The on-disk contract: file names and hashes, manifests, and atomic shard commits."""

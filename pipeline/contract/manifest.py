@@ -1,4 +1,4 @@
-"""On-disk contract of a stage's folder: names, shard records, the manifest, and checks. `commit` writes to the folder.
+"""The on-disk contract of a stage's folder: names, shard records, the manifest, and checks. `commit` writes the folder.
 
 A folder contains `manifest.json` and data files. A shard exists if it has a record, either in the manifest or in a
 file in `shards/`. The shard's worker writes that file last, and the stage merges it into the manifest when it ends. A
