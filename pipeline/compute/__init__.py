@@ -1,1 +1,1 @@
-"""Devices, threads, and worker processes: this process, local ones, or a Ray cluster."""
+"""Devices, CPU threads, and workers in this process or on a Ray cluster."""

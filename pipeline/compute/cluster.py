@@ -1,4 +1,4 @@
-"""Properties of a Ray cluster for a stage: its GPUs, and its description in the stage's summary."""
+"""GPUs of a stage's Ray cluster, and the cluster's description in the stage's summary."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .ray_start import JOINED
 from .settings import ComputeSettings
 
 _GPU_SECONDS = 120.0
-"""Seconds to wait for a worker with a GPU; all GPUs may be in use by other jobs."""
+"""Seconds to wait for a worker with a GPU, since other jobs may be using all GPUs."""
 
 
 def describe_cluster(compute: ComputeSettings) -> str:
-    """Return a description of the stage's Ray cluster, for its summary; empty if the stage used none."""
+    """Return a description of the stage's Ray cluster for its summary; empty if the stage did not use Ray."""
     if compute.backend == "local":
         return ""
     workers = f"{compute.workers} worker" + ("s" if compute.workers > 1 else "")
     if _is_joined():
         return f"{workers} on the cluster that this process has joined"
     joined = JOINED.get(compute.address)
-    if joined is None:  # no shard was left to do
+    if joined is None:  # no shards were pending, so the stage did not join the cluster
         return f"{workers} {cluster_address(compute.address).described()}"
     room = sum(places(node, compute) for node in joined.nodes)
     fewer = f" (room for {room})" if room < compute.workers else ""
@@ -34,22 +34,24 @@ def describe_cluster(compute: ComputeSettings) -> str:
 
 @dataclass(frozen=True)
 class Gpus:
-    """GPUs that workers can use."""
+    """GPUs available to workers."""
 
     count: int
     name: str | None
-    """Name of one GPU, from torch on a worker; None if torch can use none."""
+    """Name of one of the GPUs, as torch reports it on a worker; None if torch can use none of them."""
 
 
 _GPUS: dict[tuple[str | None, str | None], Gpus] = {}
-"""GPUs by `compute.address` and `RAY_ADDRESS`: a cluster is asked once, so that all stages of a command agree."""
+"""GPUs by `compute.address` and `RAY_ADDRESS`, cached so that all stages of a command see the same GPUs."""
 
 
 def cluster_gpus(compute: ComputeSettings) -> Gpus:
-    """Return the GPUs of the cluster in the settings, joining it to ask; of this machine if Ray is started here.
+    """Return the GPUs of the Ray cluster in the settings, joining the cluster to ask.
+
+    If the work runs in this process or Ray will be started on this machine, return this machine's GPUs.
 
     Raises:
-        PriorkitError: the cluster cannot be joined.
+        PriorkitError: the cluster cannot be joined, or a worker with a GPU fails.
     """
     if compute.backend == "local" or (not _is_joined() and cluster_address(compute.address).is_own):
         return gpus_here()
@@ -63,7 +65,7 @@ def cluster_gpus(compute: ComputeSettings) -> Gpus:
 
 
 def _gpu_of_worker(ray: Any) -> str | None:
-    """Return the name of a GPU as a worker sees it; None if torch there cannot use it."""
+    """Return the name of a GPU as reported on a worker, or None if torch cannot use the GPU there."""
     request = ray.remote(gpus_here).options(num_cpus=0, num_gpus=1).remote()
     try:
         gpus: Gpus = ray.get(request, timeout=_GPU_SECONDS)
@@ -88,6 +90,6 @@ def gpus_here() -> Gpus:
 
 
 def _is_joined() -> bool:
-    """Return whether this process has already joined a Ray cluster, as callers of the library may have."""
+    """Return True if this process has already joined a Ray cluster, which code that uses the library may have done."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(getattr(ray, "is_initialized", lambda: False)())

@@ -1,4 +1,4 @@
-"""Devices and threads of a computation: the values that `auto` and 0 stand for, and their checks."""
+"""Resolve the device `auto` and 0 threads to actual values, and check that the device is available."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .settings import ComputeSettings, DeviceSettings
 ResolvedType = TypeVar("ResolvedType", bound=DeviceSettings)
 
 ASSUMED_FLOPS = {"cpu": 5e10, "cuda": 2e13}
-"""Floating-point operations per second, float32, of 2 cores and of one GPU: for the estimates of `--dry-run`."""
+"""Floating-point operations per second in float32 assumed for `--dry-run` estimates: 2 CPU cores, and one GPU."""
 
 
 def choose_device(wanted: str, setting: str) -> str:
-    """Return `cpu` or `cuda` for a setting of `auto`, `cpu` or `cuda`.
+    """Resolve a device setting to `cpu` or `cuda`.
 
     Args:
-        wanted: value of the setting.
-        setting: name of the setting, for the error.
+        wanted: value of the setting: `auto`, `cpu` or `cuda`.
+        setting: name of the setting, for error messages.
 
     Raises:
-        SettingsError: the value is unknown, or it is `cuda` and there is no GPU.
+        SettingsError: the value is unknown, or it is `cuda` and torch finds no GPU.
     """
-    import torch  # here, since commands without a model do not need it
+    import torch  # imported here, since commands without a model do not need it
 
     if wanted not in ("auto", "cpu", "cuda"):
         raise SettingsError(f"{setting}={wanted}: known are auto, cpu and cuda")
@@ -40,16 +40,17 @@ def choose_device(wanted: str, setting: str) -> str:
 def resolve(
     settings: ResolvedType, section: str, compute: ComputeSettings | None = None, *, threads: int | None = None
 ) -> ResolvedType:
-    """Replace `auto` and 0 with the actual device and number of threads, so that manifests record them.
+    """Replace the settings `auto` and 0 with the actual device and number of threads, so that manifests record them.
 
     Args:
-        section: name of the settings in a recipe, for the error.
-        compute: place of the work; on Ray the device is that of a worker, not of this machine.
-        threads: number of threads for the setting 0; None for the cores of this machine.
+        section: section of the recipe that contains the settings, for error messages.
+        compute: settings that control where the work runs; None means in this process. On Ray, the device is that of a
+            worker, not of this machine.
+        threads: number of threads that replaces 0; None for the number of available cores on this machine.
 
     Raises:
-        SettingsError: the device is `cuda` and there is no GPU.
-        PriorkitError: the Ray cluster must be asked for its GPUs, and cannot be joined.
+        SettingsError: the device is `cuda`, but no GPU is available.
+        PriorkitError: the Ray cluster must be asked for its GPUs but cannot be joined.
     """
     if compute is None or compute.backend == "local":
         device = choose_device(settings.device, f"{section}.device")
@@ -63,7 +64,11 @@ def resolve(
 
 
 def with_gpus(compute: ComputeSettings, settings: DeviceSettings) -> ComputeSettings:
-    """Set the number of GPUs of each Ray worker of a stage, if the settings leave it open.
+    """Return the compute settings with the number of GPUs per Ray worker filled in, if it was unset.
+
+    Args:
+        compute: settings that control where the work runs.
+        settings: device settings of the stage.
 
     Raises:
         PriorkitError: the Ray cluster cannot be joined.
@@ -75,16 +80,16 @@ def with_gpus(compute: ComputeSettings, settings: DeviceSettings) -> ComputeSett
 
 
 def describe_device(wanted: DeviceSettings, resolved: DeviceSettings, compute: ComputeSettings) -> str:
-    """Return a description of the device of a stage, for its summary.
+    """Return a description of a stage's device, for its summary.
 
     Args:
-        wanted: settings before `resolve`.
-        resolved: settings after `resolve`.
-        compute: settings as given by the user.
+        wanted: device settings before `resolve`.
+        resolved: device settings after `resolve`.
+        compute: compute settings as given by the user.
     """
     is_local = compute.backend == "local"
     if resolved.device == "cuda":
-        # if the user has set the number of GPUs, do not join a cluster only to ask for their name
+        # if the user has set the number of GPUs, do not join the cluster just to learn their name
         ask = is_local or compute.gpus_per_worker is None
         name = cluster_gpus(compute).name if ask else None
         return f"cuda ({name})" if name else "cuda"
@@ -103,10 +108,10 @@ def _useless(gpus: Gpus) -> str:
 
 
 def require_device(device: str) -> None:
-    """Check in the process that does the work that torch can use the device.
+    """Check that torch can use the device. Call this in the process that does the work.
 
     Raises:
-        PriorkitError: the device is a GPU, and torch sees none in this process.
+        PriorkitError: the device is `cuda`, but torch finds no GPU in this process.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Bounded sample of contents by their 64-bit hashes, which estimates how many rows are duplicates."""
+"""Bounded sample of rows, selected by a 64-bit hash of their content, for estimating the share of duplicates."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import numpy as np
 
 
 class HashSample:
-    """Rows of the contents whose hash ends in `level` zero bits.
+    """Sample of the rows whose content hash ends in at least `level` zero bits.
 
-    A content is sampled with all its rows or with none, so the share of duplicates in the sample estimates their share
-    in the whole. At level 0 the sample is complete. Samples of parts can be joined, since the choice depends on the
-    hash alone.
+    All rows with the same content are either sampled or left out, so the share of duplicates in the sample estimates
+    their share in the whole data. At level 0, the sample contains all rows. Samples of different parts of the data can
+    be combined, since selection depends only on the hash.
 
     Args:
-        dtype: integer type of the hashes, of 64 bits.
+        dtype: 64-bit integer dtype of the hashes.
     """
 
     def __init__(self, dtype: type[np.int64] | type[np.uint64]) -> None:
         self.level = 0
-        """Number of zero bits; 1 in `2**level` contents is sampled."""
+        """Number of zero bits that select a hash. On average, one in `2**level` distinct contents is sampled."""
         self._dtype = dtype
         self._blocks: list[tuple[np.ndarray, np.ndarray]] = []
         self._rows = 0
@@ -27,12 +27,12 @@ class HashSample:
         return self._rows
 
     def add(self, hashes: np.ndarray, values: np.ndarray, level: int = 0) -> None:
-        """Add rows, those of sampled contents only.
+        """Add the rows whose hashes are selected at the current level.
 
         Args:
-            hashes: `[n]` hashes of the contents.
-            values: `[n]` int64, one for each hash, such as row numbers or counts.
-            level: level of the sample that the rows come from.
+            hashes: `[n]` content hashes.
+            values: `[n]` int64 value for each hash, such as a row number or count.
+            level: level of the sample that the rows come from. This sample's level is raised to it if it is lower.
         """
         self.level = max(self.level, level)
         block = self._sampled(hashes, values)
@@ -40,25 +40,25 @@ class HashSample:
         self._rows += len(block[0])
 
     def shrink(self, capacity: int) -> None:
-        """Raise the level until at most `capacity` hashes remain."""
+        """Raise the level until at most `capacity` rows remain."""
         while self._rows > capacity:
             self.level += 1
             self._blocks = [self._sampled(hashes, values) for hashes, values in self._blocks]
             self._rows = sum(len(hashes) for hashes, _ in self._blocks)
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the hashes and values `[n]` of all rows, in the order in which they were added."""
+        """Return the hashes `[n]` and values `[n]` of all sampled rows, in the order in which they were added."""
         blocks = [self._sampled(hashes, values) for hashes, values in self._blocks]
         hashes = np.concatenate([np.empty(0, self._dtype), *(hashes for hashes, _ in blocks)])
         return hashes, np.concatenate([np.empty(0, np.int64), *(values for _, values in blocks)])
 
     def take(self) -> tuple[np.ndarray, np.ndarray]:
-        """Remove all rows, and return them as `rows` does."""
+        """Remove all rows, and return their hashes and values like `rows`."""
         rows = self.rows()
         self._blocks, self._rows = [], 0
         return rows
 
     def _sampled(self, hashes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows whose hash ends in `level` zero bits."""
+        """Return the hashes and values of the rows selected at the current level."""
         chosen = hashes & self._dtype((1 << self.level) - 1) == 0
         return hashes[chosen], values[chosen]

@@ -1,8 +1,9 @@
-"""Environment variables that make OpenMP threads wait without spinning; set before torch loads its runtime.
+"""Environment variables that make OpenMP threads wait without spinning, set before torch loads its OpenMP runtime.
 
-A thread that has finished its part of a sum spins until the others have. Beside one busy process, the spinning thread
-takes a core from the others, and a training step takes ten times as long. Without spinning it takes less than twice as
-long, and the same time on an idle machine. Results do not change.
+By default, a thread that has finished its part of a computation spins until all others have finished. If another
+process keeps one core busy, the spinning threads compete with the working ones, and a training step takes ten times as
+long. Without spinning, it takes less than twice as long. On an idle machine, the time is the same. Results do not
+change.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _VARIABLES = {"gomp": {"GOMP_SPINCOUNT": "0"}, "omp": {"KMP_BLOCKTIME": "0"}}
-"""Variables by runtime: GNU's libgomp (`gomp`), and Intel's libiomp5 or LLVM's libomp, which read the same."""
+"""Variables to set, by runtime: GNU's libgomp is `gomp`; Intel's libiomp5 and LLVM's libomp are both `omp`."""
 _CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-"""Variables with which a user chooses how threads wait."""
+"""Variables that control how threads wait. If the user has set any of them, priorkit sets none."""
 
 
 def stop_spinning() -> None:
-    """Set the variables for this process, unless the user has set one or torch is loaded already."""
+    """Set the variables for this process, unless the user has set one or torch is already loaded."""
     if "torch" not in sys.modules:
         os.environ.update(without_spinning(os.environ))
 
 
 def without_spinning(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that stop torch's threads from spinning; empty if the environment sets one already."""
+    """Return the variables that stop torch's threads from spinning; empty if the environment already sets one."""
     if any(name in environment for name in _CHOICES):
         return {}
     runtimes = runtimes_of_torch()
@@ -34,15 +35,15 @@ def without_spinning(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def chosen(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of an environment that choose how threads wait."""
+    """Return the variables in an environment that control how threads wait."""
     return {name: environment[name] for name in _CHOICES if name in environment}
 
 
 def runtimes_of_torch() -> set[str]:
-    """Return the runtimes that torch loads, as keys of `_VARIABLES`, judged by the installed files.
+    """Return the OpenMP runtimes that torch loads, as keys of `_VARIABLES`, judging by the installed files.
 
-    Wheels have a runtime in `torch/lib` or `torch.libs`. Conda's torch uses the one of its environment, where libgomp
-    may be a link to LLVM's.
+    Wheels contain a runtime in `torch/lib` or `torch.libs`. Conda's torch uses the runtime in its environment, where
+    libgomp may be a link to LLVM's runtime.
     """
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:

@@ -1,4 +1,4 @@
-"""Map a function over shards, in this process or on Ray. No other module of the pipeline imports Ray."""
+"""Parallel map over shards, in this process or on Ray. No other module of the pipeline imports Ray."""
 
 from __future__ import annotations
 
@@ -15,34 +15,38 @@ from .settings import ComputeSettings
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Worker: TypeAlias = Callable[[Task, Optional[Task]], Result]
-"""Function that does a task, and also gets the next one, to read ahead."""
+"""Function that processes a task. Its second argument is the next task, so that it can read ahead."""
 
 _ATTEMPTS = 4
-"""Number of workers that may die on one shard, or per requested worker at their start, before the run fails."""
+"""Number of worker deaths on the same shard at which the run fails. It also fails after this many consecutive deaths
+during startup, multiplied by the number of requested workers."""
 _CHECK_SECONDS = 5.0
-"""Seconds between checks that the cluster still has room for a worker, while none is running."""
+"""Seconds between checks that the cluster still has room for a worker, while no worker is busy."""
 
 
 def map_shards(
     make_worker: Callable[[], Worker[Task, Result]], tasks: Iterable[Task], compute: ComputeSettings
 ) -> Generator[Result, None, None]:
-    """Yield `worker(task, following)` for every task, in the order of completion.
+    """Yield `worker(task, following)` for every task, in order of completion.
 
-    Close the generator if it may not be exhausted: an exception keeps a reference to it, and so the worker's threads
-    run until the interpreter ends. The first exception of a task ends the map and is raised here.
+    `following` is the task that the worker will probably process next, so that it can read ahead; None if unknown. The
+    first exception raised by a task ends the map and propagates.
 
-    On Ray, another worker gets the task of a worker that died, and a new worker takes its place if the cluster has
-    room. If it has none, the remaining workers continue.
+    Close the generator explicitly if it might not be exhausted. An exception keeps a reference to the generator, so the
+    worker's threads would otherwise run until the interpreter exits.
+
+    If a Ray worker dies, another worker takes over its task, and a new worker replaces it if the cluster has room.
+    Otherwise, the remaining workers continue.
 
     Args:
-        make_worker: called once in each worker, to build expensive things such as a model. If the result is a context
-            manager, it is closed at the end; on Ray it ends with its process.
-        tasks: consumed only as fast as the work proceeds. `following` is the task that the worker will probably get
-            next, so that it can read ahead; None if that is not known.
-        compute: place of the work.
+        make_worker: called once in each worker to create the worker function and expensive objects such as a model. If
+            the worker function is a context manager, it is closed at the end; on Ray, it ends with its process.
+        tasks: consumed only as fast as the work proceeds.
+        compute: settings that control where the work runs.
 
     Raises:
-        PriorkitError: Ray is not available or has no room for a worker, or one task has ended several workers.
+        PriorkitError: Ray is unavailable or has no room for a worker, workers keep dying at startup, or several workers
+            have died on the same task.
     """
     if compute.backend == "local":
         worker: Worker[Task, Result] | None = None
@@ -74,13 +78,15 @@ def _map_on_ray(
 
 @contextlib.contextmanager
 def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
-    """Join the cluster in the settings, or one that is started for the block, and return the module `ray`.
+    """Context manager that joins the cluster in the settings, or starts one, and yields the `ray` module.
+
+    If this process has already joined a cluster, that cluster is used and stays joined on exit.
 
     Raises:
-        PriorkitError: Ray is not installed, there is no such cluster, or it does not let this process join.
+        PriorkitError: Ray is not installed, or the cluster does not exist or does not let this process join.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends usage statistics by default
-    # a worker shows no GPU that Ray did not give it; Ray announces this as its future default
+    # hide GPUs from workers to which Ray has assigned none; Ray has announced this as its future default
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
@@ -95,7 +101,10 @@ def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
 
 
 def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
-    """Raise PriorkitError if an idle cluster has no room for this number of workers; Ray itself would wait forever."""
+    """Raise PriorkitError if the cluster, even when idle, has no room for this number of workers.
+
+    Ray itself would wait for room forever.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for name, needed in _needs(compute):
         available = max((node.get(name, 0.0) for node in nodes), default=0.0)
@@ -114,20 +123,25 @@ def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
 
 
 def places(node: dict[str, float], compute: ComputeSettings) -> int:
-    """Return the number of workers that a node has room for."""
+    """Return the number of workers that fit on a node.
+
+    Args:
+        node: resources of the node, by name.
+        compute: settings with the resources that each worker needs.
+    """
     return min(int(node.get(name, 0.0) // needed) for name, needed in _needs(compute) if needed)
 
 
 def _needs(compute: ComputeSettings) -> tuple[tuple[str, float], ...]:
-    """Return the resources of one worker; no GPU if the setting is open."""
+    """Return the CPUs and GPUs that each worker needs; 0 GPUs if the setting is unset."""
     return ("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker or 0.0)
 
 
 class _Pool(Generic[Task, Result]):
-    """Ray actors that each do one task at a time.
+    """Pool of Ray actors that each process one task at a time.
 
-    Ray's own restarts are off: a task that Ray repeats on a restarted actor waits forever if no node has room for that
-    actor. Here an actor gets work only when it runs.
+    Ray's own restarts are disabled, because a task that Ray retries on a restarted actor waits forever if no node has
+    room for that actor. This pool assigns work to an actor only once it is running.
     """
 
     def __init__(self, ray: Any, make_worker: Callable[[], Worker[Task, Result]], compute: ComputeSettings) -> None:
@@ -135,10 +149,10 @@ class _Pool(Generic[Task, Result]):
             work: Worker[Task, Result] | None = None
 
             def ready(self) -> None:
-                """Return when the actor runs."""
+                """Do nothing. Ray completes this call once the actor is running."""
 
             def run(self, task: Task, following: Task | None) -> Result:
-                # made here, because Ray hides an exception of a constructor behind its own
+                # created here, because Ray hides an exception raised in a constructor behind one of its own
                 self.work = self.work or make_worker()
                 return self.work(task, following)
 
@@ -155,15 +169,15 @@ class _Pool(Generic[Task, Result]):
             exceptions.WorkerCrashedError,
         )
         self._starting: dict[Any, Any] = {}
-        """Actors that do not run yet, by the reference to the result of `ready`."""
+        """Actors that are not known to be running yet, by the object reference that `ready` returned."""
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, Task]] = {}
-        """Busy actors and their tasks, by the reference to the result of `run`."""
+        """Busy actors and their tasks, by the object reference that `run` returned."""
         self._failed_starts = 0
-        """Number of failed starts in a row."""
+        """Number of consecutive failed actor starts."""
 
     def map(self, tasks: Iterable[Task]) -> Iterator[Result]:
-        """Yield the results in the order of completion."""
+        """Yield the results of the tasks in order of completion."""
         require_room(self._ray, self._compute, 1)
         for _ in range(self._compute.workers):
             self._start()
@@ -193,7 +207,7 @@ class _Pool(Generic[Task, Result]):
         self._starting[actor.ready.remote()] = actor
 
     def _welcome(self, reference: Any) -> None:
-        """Add an actor that has started to the idle ones, or replace one that died at its start."""
+        """Mark a started actor as idle, or replace it if it died during startup."""
         actor = self._starting.pop(reference)
         try:
             self._ray.get(reference)
@@ -211,7 +225,7 @@ class _Pool(Generic[Task, Result]):
             self._idle.append(actor)
 
     def _result(self, reference: Any, upcoming: _Upcoming[Task]) -> Iterator[Result]:
-        """Yield the result of a task; if its actor died, put the task back and start another actor instead."""
+        """Yield the result of a task. If its actor died, put the task back and start another actor instead."""
         actor, task = self._busy.pop(reference)
         try:
             result = self._ray.get(reference)
@@ -219,14 +233,14 @@ class _Pool(Generic[Task, Result]):
             self._idle.append(actor)
             raise error.cause from error
         except self._death as error:
-            self._ray.kill(actor)  # an actor that is only unreachable must not write at the same time as its successor
+            self._ray.kill(actor)  # it may only be unreachable, and must not write at the same time as its successor
             if upcoming.put_back(task, actor) == _ATTEMPTS:
                 raise PriorkitError(
                     f"shard {getattr(task, 'name', task)} has taken down {_ATTEMPTS} Ray workers; "
                     f"they may need more memory, so fewer workers or smaller batches ({error})"
                 ) from error
             self._start()
-            # idle actors may have died with the same node: they get no work before they answer
+            # idle actors may have died with the same node, so give them no work until they respond
             self._starting.update({waiting.ready.remote(): waiting for waiting in self._idle})
             self._idle = []
         else:
@@ -235,16 +249,19 @@ class _Pool(Generic[Task, Result]):
 
 
 class _Upcoming(Generic[Task]):
-    """Tasks that are not started; each actor has one reserved, to read ahead, which another may take at the end."""
+    """Tasks that have not started yet.
+
+    Each busy actor has one task reserved, so that it can read ahead. At the end, idle actors may take reserved tasks.
+    """
 
     def __init__(self, tasks: Iterable[Task]) -> None:
         self._tasks = iter(tasks)
         self._reserved: dict[Any, Task] = {}
         self._returned: list[Task] = []
-        """Tasks that were put back, once for each time."""
+        """Every task that was put back, listed once per occurrence."""
 
     def take(self, actor: Any) -> Task | None:
-        """Return the task that an actor does now; None if no task is left."""
+        """Return the task that an actor should process now, or None if no task is left."""
         if actor in self._reserved:
             return self._reserved.pop(actor)
         task = next(self._tasks, None)
@@ -253,21 +270,25 @@ class _Upcoming(Generic[Task]):
         return task
 
     def reserve(self, actor: Any) -> Task | None:
-        """Reserve and return the task that an actor will probably do next; None if no task is left."""
+        """Reserve and return the task that an actor will probably process next, or None if no task is left."""
         task = next(self._tasks, None)
         if task is not None:
             self._reserved[actor] = task
         return task
 
     def put_back(self, task: Task, actor: Any) -> int:
-        """Put back the tasks of a dead actor, and return how often `task` was put back."""
+        """Put back the current and reserved tasks of a dead actor.
+
+        Returns:
+            Number of times that `task` has been put back so far.
+        """
         returned = [task, self._reserved.pop(actor)] if actor in self._reserved else [task]
         self._tasks = itertools.chain(returned, self._tasks)
         self._returned.append(task)
         return self._returned.count(task)
 
     def is_empty(self) -> bool:
-        """Return whether no task is left."""
+        """Return True if no task is left."""
         task = next(self._tasks, None)
         if task is not None:
             self._tasks = itertools.chain([task], self._tasks)

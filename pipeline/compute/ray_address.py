@@ -1,4 +1,4 @@
-"""The address of the Ray cluster of a command, and checks before joining it: version and token. Never imports Ray."""
+"""Address of a command's Ray cluster, and checks of its version and token before joining it. Never imports Ray."""
 
 from __future__ import annotations
 
@@ -20,49 +20,50 @@ _ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/\[
 _FORMS = "known forms are HOST:6379, ray://HOST:10001, [IPv6]:6379, auto and local"
 _TOKEN_FILE = Path("~/.ray/auth_token")
 _NICENESS = "RAY_worker_niceness"
-"""Environment variable with the nice value of Ray's workers."""
+"""Environment variable that sets the nice value of Ray workers."""
 
 
 @dataclass(frozen=True)
 class ClusterAddress:
-    """Address of the Ray cluster of a command."""
+    """Address of a command's Ray cluster."""
 
     address: str
-    """Address in Ray's form: `local` for a cluster of our own, `auto`, `host:port` or `ray://host:port`."""
+    """Address in Ray's notation: `host:port`, `ray://host:port`, `auto`, or `local` for one started by priorkit."""
     source: str
-    """Setting that names the address: `compute.address` or `RAY_ADDRESS`; empty if neither is set."""
+    """Setting that the address comes from, `compute.address` or `RAY_ADDRESS`; empty if neither is set. `=auto` is
+    appended if `auto` found the cluster."""
 
     @property
     def is_own(self) -> bool:
-        """True if the cluster is started for the command, and ends with it."""
+        """True if priorkit starts the cluster for the command and stops it afterwards."""
         return self.address == LOCAL
 
     def described(self) -> str:
-        """Return a description of the cluster, for summaries."""
+        """Return a description of the cluster's location, for summaries."""
         if self.is_own:
             return "on this machine" + (f" ({self.source}=local)" if self.source else "")
         return f"at {self.address} ({self.source})"
 
     @property
     def way_out(self) -> str:
-        """Advice for working without this cluster."""
+        """Advice on how to run without this cluster, for messages."""
         return "unset RAY_ADDRESS" if self.source.startswith("RAY_ADDRESS") else "leave the address out"
 
     def error(self, problem: str) -> PriorkitError:
-        """Return the exception for a cluster that cannot be joined."""
+        """Create the exception for a cluster that cannot be joined."""
         named = f"{self.source} ({self.address})" if "=" in self.source else f"{self.source}={self.address!r}"
         return PriorkitError(f"cannot join Ray at {named}: {problem}")
 
 
 def cluster_address(address: str | None) -> ClusterAddress:
-    """Return the address that a setting or the environment names.
+    """Return the cluster address given by the setting or the environment.
 
     Args:
-        address: the setting `compute.address`. If it is None or `auto`, the environment variable `RAY_ADDRESS` is used,
-            like in Ray, which sets it inside its jobs.
+        address: value of the setting `compute.address`. If it is None or `auto`, the environment variable `RAY_ADDRESS`
+            takes precedence, as in Ray, which sets this variable inside its jobs.
 
     Raises:
-        PriorkitError: the address has none of the known forms.
+        PriorkitError: the address does not have a known form.
     """
     named = os.environ.get("RAY_ADDRESS", "").strip()
     if named and address in (None, AUTO):
@@ -81,18 +82,18 @@ def cluster_address(address: str | None) -> ClusterAddress:
 
 
 def find_running(place: ClusterAddress, candidates: Mapping[str, bool]) -> tuple[ClusterAddress, bool]:
-    """Find the cluster that `auto` stands for: the only one on this machine that `ray start` made and that answers.
+    """Find the cluster for the address `auto`: the only one on this machine that responds and was made by `ray start`.
 
     Args:
         place: the address `auto`, for messages.
-        candidates: addresses in the command lines of Ray's processes on this machine, and whether a process of this
-            user names them. Ray's address file is not read, since it outlives the cluster.
+        candidates: addresses found in the command lines of Ray processes on this machine, each with True if this user
+            runs one of these processes. Ray's address file is not used, since it outlives the cluster.
 
     Returns:
-        Address of the cluster, and whether it belongs to this user.
+        Address of the cluster, and True if it belongs to this user.
 
     Raises:
-        PriorkitError: there is none, or more than one.
+        PriorkitError: no such cluster is running, or more than one.
     """
     accessible, closed = [], []
     for address, is_ours in sorted(candidates.items()):
@@ -102,7 +103,7 @@ def find_running(place: ClusterAddress, candidates: Mapping[str, bool]) -> tuple
             answer, _ = _ask_with_token(match, HEAD, is_ours)
         except OSError:
             continue
-        # a cluster that a command started for itself ends with that command
+        # skip clusters that another command started for itself, since they end with that command
         if answer.status == OK and not answer.metadata().get("ray_init_cluster"):
             accessible.append(address)
         elif answer.status == UNAUTHENTICATED:
@@ -116,16 +117,17 @@ def find_running(place: ClusterAddress, candidates: Mapping[str, bool]) -> tuple
 
 
 def require_cluster(place: ClusterAddress, version: str, *, is_ours: bool = False) -> dict[str, str]:
-    """Check that this process may join a cluster, and return the environment variables that Ray needs to do so.
+    """Check that this process may join a cluster, and return the environment variables that Ray needs to join it.
 
     Args:
         place: address of the cluster.
-        version: version of Ray in this process.
-        is_ours: `auto` found the cluster among this user's processes. Only such a cluster gets the user's token without
-            `RAY_AUTH_MODE=token`, like in Ray: an address in a setting may belong to somebody else.
+        version: Ray version in this process.
+        is_ours: True if `auto` found the cluster among this user's processes. Without `RAY_AUTH_MODE=token`, the user's
+            token is sent only to such a cluster, as in Ray, since an address in a setting may belong to someone else.
 
     Raises:
-        PriorkitError: nothing answers there, it is not Ray, its versions differ, or it needs another token.
+        PriorkitError: no service answers at the address, the service is not Ray, its Ray or Python version differs, the
+            token is missing or refused, or grpcio is not installed for a `ray://` address.
     """
     match = _ADDRESS.fullmatch(place.address)
     assert match is not None
@@ -159,10 +161,11 @@ def require_cluster(place: ClusterAddress, version: str, *, is_ours: bool = Fals
 
 
 def own_environment() -> dict[str, str]:
-    """Environment variables of a cluster that priorkit starts on this machine.
+    """Return the environment variables for a cluster that priorkit starts on this machine.
 
-    A token guards it: Ray would write one into the user's home, or start without. Its workers have the priority of
-    other processes: at Ray's default, nice 15, one busy process takes nearly all time of a core from them.
+    They include a new token that protects the cluster. By default, Ray would write a token to the user's home folder,
+    or start without one. Workers get normal priority, because at Ray's default (nice 15) a single busy process takes
+    nearly all of a core's time from them.
     """
     environment = {_NICENESS: os.environ.get(_NICENESS, "0")}
     if _mode() in ("", "token"):
@@ -171,19 +174,22 @@ def own_environment() -> dict[str, str]:
 
 
 def find_token() -> tuple[str | None, str]:
-    """Return the token that Ray would send, and its location; searched in Ray's order."""
+    """Return the token that Ray would send, or None if there is none, and its location.
+
+    Locations are searched in the same order as in Ray. Without a token, the location is the one that was tried last.
+    """
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token, "RAY_AUTH_TOKEN"
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH", "").strip():
         return _read_token(Path(path)), f"RAY_AUTH_TOKEN_PATH={path}"
     try:
         return _read_token(_TOKEN_FILE.expanduser()), str(_TOKEN_FILE)
-    except RuntimeError:  # this user has no home folder
+    except RuntimeError:  # the user has no home folder
         return None, str(_TOKEN_FILE)
 
 
 def described_authentication() -> str:
-    """Return a description of mode and location of the token, without the token."""
+    """Return a description of the authentication mode and the token's location, without revealing the token."""
     token, origin = find_token()
     mode = os.environ.get("RAY_AUTH_MODE", "").strip() or "not set"
     return f"RAY_AUTH_MODE {mode}, " + (f"token in {origin}" if token else "no token")
@@ -201,7 +207,13 @@ def _mode() -> str:
 
 
 def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: bool) -> tuple[Answer, dict[str, str]]:
-    """Return the answer of a cluster, and the environment variables that make Ray send the same token."""
+    """Return the cluster's answer, and the environment variables that make Ray send the same token.
+
+    Args:
+        match: match of `_ADDRESS`.
+        question: gRPC method and request.
+        is_ours: True if this user's token may be sent without `RAY_AUTH_MODE=token`.
+    """
     token, mode = find_token()[0], _mode()
     answer = _ask(match, question, token if mode == "token" else None)
     if answer.status == UNAUTHENTICATED and not mode and token and is_ours:
@@ -242,7 +254,7 @@ def _ask(match: re.Match[str], question: tuple[str, bytes], token: str | None) -
 
 
 def explain_failure(text: str) -> str:
-    """Return the first and the last line of an error of Ray, without the traceback between them."""
+    """Return the first and last lines of a Ray error message, without the traceback between them."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return "Ray gives no reason"

@@ -1,7 +1,7 @@
-"""Requests to a Ray cluster over a plain socket, to check an address before Ray uses it. Never imports Ray.
+"""Requests to a Ray cluster over a plain socket, used to check an address before Ray uses it. Never imports Ray.
 
-Ray retries a wrong address for minutes and may end the process, and its wheels have no gRPC for Python. A gRPC call of
-fixed form needs only a few HTTP/2 frames (RFC 9113), whose headers may be sent without compression (RFC 7541).
+Ray itself retries a wrong address for minutes and may then end the process, and its wheels do not include gRPC for
+Python. A fixed gRPC call needs only a few HTTP/2 frames (RFC 9113), with headers sent uncompressed (RFC 7541).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import time
 from dataclasses import dataclass
 
 TIMEOUT_SECONDS = 5.0
-"""Seconds to wait for the connection, and again for the answer: a head on another continent answers within one."""
+"""Timeout in seconds for the connection, and again for the answer. A head on another continent answers within one
+second."""
 
 OK, UNIMPLEMENTED, UNAUTHENTICATED = 0, 12, 16
 """gRPC status codes."""
@@ -25,25 +26,28 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
 _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
 _SHOWN_BYTES = 60
-"""Bytes of another service's answer that an error shows."""
+"""Maximum number of bytes from another service's answer shown in an error message."""
 
 HEAD = ("/ray.rpc.InternalKVGcsService/InternalKVGet", b"\x0a\x10CLUSTER_METADATA\x12\x07cluster")
-"""Method and request (key and namespace) that read the versions of a cluster from its head, the GCS."""
+"""gRPC method and request (key and namespace) that read a cluster's versions from its head (the GCS)."""
 CLIENT_SERVER = ("/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x04")
-"""Method and request that ping the server for `ray://`."""
+"""gRPC method and request that ping the Ray Client server, which serves `ray://` addresses."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer of the service at an address."""
+    """Answer from the service at an address."""
 
     status: int | None
-    """gRPC status code; None if the service uses another protocol."""
+    """gRPC status code; None if the service uses another protocol or the reply has no status."""
     body: bytes = b""
-    """Message of the reply; the first bytes of another protocol."""
+    """Reply message, or the first bytes received from a service that uses another protocol."""
 
     def metadata(self) -> dict[str, object]:
-        """Return `ray_version`, `python_version` and `ray_init_cluster` as stored by the head; empty if it has none."""
+        """Return the cluster metadata from the head's reply; empty if the reply contains none.
+
+        It includes `ray_version`, `python_version` and `ray_init_cluster`.
+        """
         start, end = self.body.find(b"{"), self.body.rfind(b"}")
         try:
             stored = json.loads(self.body[start : end + 1])
@@ -52,7 +56,7 @@ class Answer:
         return stored if isinstance(stored, dict) else {}
 
     def shown(self) -> str:
-        """Return the first bytes of another protocol, for an error."""
+        """Describe the answer of a service that uses another protocol, for an error message."""
         if not self.body:
             return "it closed the connection without an answer"
         line = self.body[:_SHOWN_BYTES].decode("latin-1").split("\n")[0].rstrip()
@@ -61,16 +65,16 @@ class Answer:
 
 
 def ask(host: str, port: int, question: tuple[str, bytes], token: str | None = None) -> Answer:
-    """Make a gRPC call.
+    """Make a gRPC call and return the answer. With TLS, only check that the port accepts connections.
 
     Args:
-        host: name or address of the machine.
+        host: host name or IP address.
         port: port of the service.
-        question: method and request, such as `HEAD`.
-        token: token to send in the same header as Ray.
+        question: gRPC method and request, such as `HEAD`.
+        token: authentication token, sent in the same header that Ray uses.
 
     Raises:
-        OSError: no service listens there, or it does not answer in time.
+        OSError: no service listens at the address, it closes the connection, or it does not answer in time.
     """
     method, request = question
     headers = [
@@ -85,7 +89,7 @@ def ask(host: str, port: int, question: tuple[str, bytes], token: str | None = N
     message = b"\0" + struct.pack(">I", len(request)) + request
     with socket.create_connection((host, port), TIMEOUT_SECONDS) as connection:
         if _uses_tls():
-            return Answer(OK)  # only Ray can read its certificates
+            return Answer(OK)  # only Ray itself can load its certificates
         connection.sendall(
             _PREFACE
             + _frame(_SETTINGS, 0, 0, b"")
@@ -103,7 +107,7 @@ def _uses_tls() -> bool:
 
 
 def _receive(connection: socket.socket) -> Answer:
-    """Read frames until the reply ends."""
+    """Read HTTP/2 frames until the reply ends, and return the reply."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     body, is_first = b"", True
     with connection.makefile("rb") as stream:
@@ -112,7 +116,7 @@ def _receive(connection: socket.socket) -> Answer:
             if left <= 0:
                 raise TimeoutError
             connection.settimeout(left)
-            head = stream.read1(9)  # another service may send fewer bytes, and then wait
+            head = stream.read1(9)  # another service may send fewer bytes and then wait
             head += stream.read(9 - len(head)) if head[:1] == b"\0" else b""
             kind, flags, number, size = _parse(head)
             if is_first and (kind != _SETTINGS or number != 0 or size % 6):
@@ -134,14 +138,14 @@ def _receive(connection: socket.socket) -> Answer:
 
 
 def _parse(head: bytes) -> tuple[int | None, int, int, int]:
-    """Return kind, flags, stream and length of a frame; the kind is None if there is no frame."""
+    """Parse a frame header into kind, flags, stream number and payload length. The kind is None if it is incomplete."""
     if len(head) < 9:
         return None, 0, 0, 0
     return head[3], head[4], int.from_bytes(head[5:], "big"), int.from_bytes(head[:3], "big")
 
 
 def _rest(connection: socket.socket, stream: io.BufferedReader) -> bytes:
-    """Return a few more bytes from another service, for the error."""
+    """Return a few more bytes from a service that uses another protocol, for the error message."""
     connection.settimeout(0.2)
     try:
         return stream.read1(_SHOWN_BYTES)
@@ -150,7 +154,7 @@ def _rest(connection: socket.socket, stream: io.BufferedReader) -> bytes:
 
 
 def _status(block: bytes) -> int | None:
-    """Return the status in the last headers; gRPC's library compresses neither its name nor its value."""
+    """Return the gRPC status from the trailing headers, in which gRPC leaves its name and value uncompressed."""
     status = re.search(rb"grpc-status[\x01\x02](\d{1,2})", block)
     return int(status[1]) if status else None
 
@@ -160,12 +164,12 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def _literal(name: str, value: str) -> bytes:
-    """Encode a header field without indexing and without Huffman coding."""
+    """Encode an HPACK header field without indexing or Huffman coding."""
     return b"\0" + _string(name.encode()) + _string(value.encode())
 
 
 def _string(text: bytes) -> bytes:
-    """Encode a text after its length, an integer with a prefix of seven bits."""
+    """Encode an HPACK string: its length as an integer with a 7-bit prefix, followed by the bytes."""
     if len(text) < 127:
         return bytes([len(text)]) + text
     length, left = b"\x7f", len(text) - 127

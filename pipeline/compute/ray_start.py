@@ -1,4 +1,7 @@
-"""Start or join a Ray cluster for a block. The module `ray` is an argument, since only `parallel` imports it."""
+"""Context manager that starts or joins a Ray cluster.
+
+The `ray` module is passed as an argument, since only `parallel` imports it.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +33,19 @@ class Joined:
 
     place: ClusterAddress
     nodes: list[dict[str, float]]
-    """Resources of its nodes at that time."""
+    """Resources of each node that was alive when this process joined."""
 
 
 JOINED: dict[str | None, Joined] = {}
-"""The last cluster by `compute.address`, for the summary."""
+"""Cluster most recently joined for each value of `compute.address`, for summaries."""
 
 
 @contextlib.contextmanager
 def open_cluster(ray: Any, address: str | None) -> Iterator[None]:
-    """Join the cluster at `compute.address`, or start one that ends with the block.
+    """Context manager that joins the cluster at `compute.address`, or starts one, and leaves or stops it on exit.
 
     Raises:
-        PriorkitError: there is no such cluster, or it does not let this process join.
+        PriorkitError: the cluster does not exist, cannot be started, or does not let this process join.
     """
     place, is_ours = cluster_address(address), False
     if place.address == AUTO:
@@ -58,11 +61,11 @@ def open_cluster(ray: Any, address: str | None) -> Iterator[None]:
 
 
 def _start(ray: Any, place: ClusterAddress) -> None:
-    """Start or join a cluster."""
+    """Start or join a cluster, and raise PriorkitError if that fails."""
     previous_handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=place.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # Ray raises many kinds, also of its own
+    except Exception as error:  # Ray raises many exception types, including its own
         if isinstance(error, OSError) and "AF_UNIX" in str(error):
             raise PriorkitError(
                 f"the paths of Ray's sockets are too long ({str(error).rpartition(': ')[2]}); set RAY_TMPDIR to a "
@@ -78,21 +81,21 @@ def _start(ray: Any, place: ClusterAddress) -> None:
             raise PriorkitError(f"cannot start Ray on this machine: {type(error).__name__}: {reason}") from error
         raise place.error(reason) from error
     finally:
-        # Ray's handler ends the process with a dump and code 15
+        # Ray's SIGTERM handler would end the process with a dump and exit code 15
         if previous_handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, previous_handler)
 
 
 @contextlib.contextmanager
 def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
-    """Set environment variables that Ray's compiled part reads, for the block."""
+    """Context manager that sets environment variables read by Ray's compiled code, and restores them on exit."""
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *environment)}
     os.environ.update(environment)
     _read_environment_again(ray)
     try:
         yield
     finally:
-        for name, value in before.items():  # also those that Ray has set
+        for name, value in before.items():  # including values that Ray has set
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
@@ -100,7 +103,7 @@ def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
 
 
 def _read_environment_again(ray: Any) -> None:
-    """Make Ray read a changed mode and token; versions with token authentication cache them."""
+    """Make Ray re-read the authentication mode and token, which Ray versions with token authentication cache."""
     raylet = ray._raylet
     if hasattr(raylet, "AuthenticationTokenLoader"):
         raylet.Config.initialize("")
@@ -108,7 +111,11 @@ def _read_environment_again(ray: Any) -> None:
 
 
 def _running_heads(ray: Any) -> dict[str, bool]:
-    """Return the addresses of the heads of Ray's processes on this machine, and whether this user runs any of them."""
+    """Find the head addresses that Ray processes on this machine use.
+
+    Returns:
+        Each address, with True if this user runs one of its processes.
+    """
     heads: dict[str, bool] = {}
     for process in ray._private.services.psutil.process_iter(["cmdline", "uids"]):
         command, uids = process.info["cmdline"] or [""], process.info["uids"]

@@ -1,4 +1,4 @@
-"""Background reading and decoding of samples, including the first samples of the next shard."""
+"""Background reading and decoding of samples, including those at the start of the next shard."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Sample = TypeVar("Sample")
 Decoded = TypeVar("Decoded")
 
 _POLL_SECONDS = 0.1
-"""Seconds between checks for a stop while the queue is full."""
+"""Seconds between checks for a stop request while the queue is full."""
 _STOP_SECONDS = 1.0
-"""Seconds to wait for the reading thread at a stop; a read from a network may hang."""
+"""Seconds to wait for the reading thread to stop. A read from the network may hang, so the wait is limited."""
 
 
 class _Stream(Generic[Decoded]):
-    """Decoded samples of one task: a thread reads them and passes each to the decoding threads."""
+    """Stream of the decoded samples of one task. A thread reads the samples and passes each to the decoding threads."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class _Stream(Generic[Decoded]):
             yield item.result()
 
     def stop(self) -> None:
-        """Stop reading and cancel the decoding that has not started; a read that hangs is abandoned."""
+        """Stop reading, and cancel decoding that has not started. A read that hangs is abandoned."""
         self._stopped.set()
         self._thread.join(_STOP_SECONDS)
         while not self._ready.empty():
@@ -61,7 +61,7 @@ class _Stream(Generic[Decoded]):
             self._put(error)
 
     def _put(self, item: Future[Decoded] | BaseException | None) -> None:
-        """Wait for room in the queue, until a stop."""
+        """Put an item in the queue, waiting for room until the stream is stopped."""
         while not self._stopped.is_set():
             try:
                 self._ready.put(item, timeout=_POLL_SECONDS)
@@ -71,13 +71,13 @@ class _Stream(Generic[Decoded]):
 
 
 class DecodeAhead(Generic[Task, Sample, Decoded]):
-    """Background reader that yields the decoded samples of one task after the other.
+    """Background reader that yields decoded samples, one task after another.
 
     Args:
-        read: yields the samples of a task; called in a separate thread.
-        decode: decodes a sample; called in several threads.
+        read: function that yields the samples of a task; runs in a separate thread.
+        decode: function that decodes a sample; runs in several threads.
         threads: number of decoding threads.
-        depth: largest number of samples that are decoded ahead, for this task and again for the next.
+        depth: maximum number of samples decoded ahead, for the current task and again for the next one.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
         self._running: list[_Stream[Decoded]] = []
 
     def samples(self, task: Task, following: Task | None) -> Iterator[Decoded]:
-        """Yield the samples of a task in order; then start to read those of the following task."""
+        """Yield the decoded samples of a task in order, then start reading the samples of the following task."""
         stream = self._take(task)
         try:
             yield from stream
@@ -104,7 +104,7 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
             self._stop(stream)
 
     def close(self) -> None:
-        """Stop all reading and decoding: running threads can keep the interpreter from ending."""
+        """Stop all reading and decoding, since running threads can prevent the interpreter from exiting."""
         self._next = None
         while self._running:
             self._stop(self._running[-1])

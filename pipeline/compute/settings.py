@@ -1,4 +1,4 @@
-"""Settings of workers and devices."""
+"""Worker and device settings."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from ..settings import Settings
 
 
 class ComputeSettings(Settings):
-    """Place of the work on shards and of training. Never changes shards or evaluations."""
+    """Settings that control where shards are processed and priors trained. They do not affect shards or evaluations."""
 
     backend: Literal["local", "ray"] = "local"
-    """`local` works in this process, one shard at a time; `ray` on a Ray cluster, which may be started here."""
+    """`local` runs in this process, one shard at a time. `ray` runs on a Ray cluster, which may be one started on this
+    machine for the command."""
     workers: int = Field(default=1, ge=1)
-    """Number of Ray actors that each work on one shard at a time, or train together; above 1 needs `backend: ray`."""
+    """Number of Ray actors. Each processes one shard at a time; for training, they work together. Values above 1 need
+    `backend: ray`."""
     min_workers: int = Field(default=1, ge=1)
-    """Smallest number of workers for training if nodes are lost; 1, since fewer workers only change the speed."""
+    """Minimum number of workers with which training continues if nodes are lost. The default is 1, since fewer workers
+    only make training slower."""
     address: str | None = None
-    """Ray cluster to join: `host:6379`, `ray://host:10001`, or `auto` for the one on this machine. If unset, it is
-    `RAY_ADDRESS`; without that, or with `local`, Ray is started on this machine for the command."""
+    """Ray cluster to join: `host:6379`, `ray://host:10001`, or `auto` for the cluster running on this machine. With
+    `local`, Ray is started on this machine for the command. If `RAY_ADDRESS` is set, it replaces `auto` and an unset
+    address; otherwise, an unset address means `local`."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
-    """Number of CPUs that Ray reserves for each worker."""
+    """Number of CPUs that Ray reserves per worker."""
     gpus_per_worker: float | None = Field(default=None, ge=0)
-    """Number of GPUs that Ray reserves for each worker. If unset, it is 1 if torch can use the cluster's GPUs and the
-    stage's `device` is not `cpu`, otherwise 0; a download uses none."""
+    """Number of GPUs that Ray reserves per worker. The default is 1 if torch can use the cluster's GPUs and the stage's
+    `device` is not `cpu`; otherwise 0. Downloads use no GPU."""
 
     @model_validator(mode="after")
     def _workers_need_ray(self) -> Self:
@@ -38,11 +42,13 @@ class ComputeSettings(Settings):
 
 
 class DeviceSettings(Settings):
-    """Device and threads of a stage with a model. The resolved device is part of the identity; threads are not."""
+    """Device and CPU threads for a stage that runs a model. The settings fingerprint includes the resolved device, but
+    not the number of threads."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"threads"})
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device of the model; `auto` is a GPU if there is one."""
+    """Device that runs the model. `auto` uses a GPU if one is available."""
     threads: int = Field(default=0, ge=0)
-    """Number of CPU threads; 0 is one per core. It affects the last bits of sums, so the manifest records it."""
+    """Number of CPU threads; 0 uses one per core. It affects the last bits of floating-point sums, so the manifest
+    records it."""

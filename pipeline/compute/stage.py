@@ -1,4 +1,4 @@
-"""Plan, run and result of a stage that works shard by shard."""
+"""Plans and results of stages, and the loop that runs a stage shard by shard."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from .settings import ComputeSettings
 Task = TypeVar("Task")
 
 ProgressCallback = Callable[[int, Optional[int], str], None]
-"""Function that takes progress as (done, total, note); the total is None if it is not known yet."""
+"""Callback that receives progress as (done, total, note). The total is None while it is unknown."""
 
 ProgressFactory = Callable[[str, str], contextlib.AbstractContextManager[ProgressCallback]]
-"""Function that takes a description of the work and its unit, and opens a progress display."""
+"""Function that opens a progress display, given a description of the work and its unit."""
 
 
 def no_progress(done: int, total: int | None, note: str) -> None:
-    """Ignore progress: the default callback."""
+    """Ignore progress. This is the default callback."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Work that a stage would do: the output of `--dry-run`."""
+    """Work that a stage would do, as printed by `--dry-run`."""
 
     stage: str
     folder: str
     units: int
-    """Total number of shards, training steps or evaluated rows."""
+    """Total number of units: shards, training steps or evaluated rows."""
     pending_units: int
     unit: str
     pending_rows: int
-    """Number of rows that are still to do."""
+    """Number of rows still to be processed."""
     bytes_needed: int
-    """Estimated disk space for the pending work."""
+    """Estimated disk space for the pending work, in bytes."""
     bytes_free: int | None
-    """Free disk space at the folder; None on an object store."""
+    """Free disk space at the folder, in bytes; None on an object store."""
     seconds: float
-    """Estimated time for the pending work."""
+    """Estimated time for the pending work, in seconds."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,7 +56,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class StageResult:
-    """Result of a stage: the summary that is printed, or written with `--json`."""
+    """Result of a stage, printed as its summary or as JSON with `--json`."""
 
     stage: str
     folder: str
@@ -66,15 +66,15 @@ class StageResult:
     rows: int
     seconds: float
     counts: dict[str, int] = field(default_factory=dict)
-    """Number of rows by outcome, over all shards of the folder."""
+    """Number of rows by outcome, over all shards in the folder."""
     statistics: dict[str, Any] = field(default_factory=dict)
-    """Further numbers of the stage, over all shards of the folder; see the stage's documentation."""
+    """Other statistics of the stage, over all shards in the folder; see the stage's documentation."""
     notes: list[str] = field(default_factory=list)
-    """Sentences about the input that a user should read."""
+    """Notes about the input for the user, as sentences."""
     device: str = "cpu"
-    """Device of the work, such as `cpu, 2 threads` or `cuda (NVIDIA H200)`."""
+    """Device that ran the stage, such as `cpu, 2 threads` or `cuda (NVIDIA H200)`."""
     cluster: str = ""
-    """Workers and address of the Ray cluster; empty if the work was done in this process."""
+    """Number of workers and address of the Ray cluster; empty if the stage ran in this process."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,15 +89,15 @@ def run_shards(
     progress: ProgressCallback,
     device: str = "cpu",
 ) -> StageResult:
-    """Bring all shards of a folder up to date.
+    """Bring all shards of a folder up to date, and return the result for the stage's summary.
 
     Args:
-        folder: the folder, locked for writing.
-        tasks: takes the names of the pending shards, and yields a task for each.
-        inputs: fingerprint of the input of every shard that the folder should have.
-        make_worker: builds the function that does a task and commits its shard.
-        compute: place of the work.
-        progress: called after each finished shard.
+        folder: stage folder, locked for writing.
+        tasks: function that takes the names of the pending shards and yields a task for each.
+        inputs: input fingerprint of every shard that the folder should contain, by shard name.
+        make_worker: function that creates the worker, which processes a task and commits its shard.
+        compute: settings that control where the work runs.
+        progress: called once at the start and after each finished shard.
         device: description of the device, for the summary.
     """
     start = time.monotonic()
@@ -126,15 +126,15 @@ def run_shards(
 
 
 def require_success(result: StageResult, output: str, diagnosis: str = "") -> None:
-    """Check that a stage had at least one success.
+    """Check that at least one row of a stage succeeded.
 
     Args:
         result: result of the stage.
-        output: product of a row, for the message, such as `an image`.
-        diagnosis: probable cause of the outcomes, if it is known.
+        output: what a successful row produces, for the message, such as `an image`.
+        diagnosis: probable cause of the failures, for the message; empty if unknown.
 
     Raises:
-        InputError: no row was a success; it names the outcomes, the most frequent first.
+        InputError: no row succeeded. The message lists the outcomes, most frequent first.
     """
     if result.counts.get("success", 0) == 0:
         outcomes = sorted(result.counts.items(), key=lambda item: -item[1])
@@ -147,10 +147,10 @@ def require_success(result: StageResult, output: str, diagnosis: str = "") -> No
 
 
 def require_space(plan: StagePlan) -> None:
-    """Check that the disk has room for the pending work.
+    """Check that the disk has enough free space for the pending work.
 
     Raises:
-        FolderError: it has not; the message names the needed and the free space.
+        FolderError: the free space is too small. The message states the required and the free space.
     """
     if plan.bytes_free is not None and plan.bytes_needed > plan.bytes_free:
         raise FolderError(
@@ -160,7 +160,7 @@ def require_space(plan: StagePlan) -> None:
 
 
 def free_bytes(store: Store) -> int | None:
-    """Return the free disk space at a local folder, which need not exist yet; None on an object store."""
+    """Return the free disk space in bytes at a local folder, which may not exist yet; None on an object store."""
     if not store.is_local:
         return None
     path = store.root

@@ -1,1 +1,1 @@
-"""The on-disk contract: names and hashes of files, manifests, and atomic commits of shards."""
+"""The on-disk contract: file names and hashes, manifests, and atomic shard commits."""

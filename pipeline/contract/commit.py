@@ -1,6 +1,6 @@
-"""Writing to a stage's folder: commit, replace, withdraw and merge shards, by one writer at a time.
+"""Write access to a stage's folder, by one writer at a time: commit, replace, withdraw and merge shards.
 
-`manifest` describes the contents of the folder and reads them.
+`manifest` defines the contents of the folder and reads them.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ from .manifest import MANIFEST_NAME, RECORD_FOLDER, Manifest, ShardRecord, pendi
 from .storage import TEMPORARY_SUFFIX, Store
 
 REPLACEMENT_FOLDER = "replacing"
-"""Folder of new versions of committed shards, until they replace the old ones."""
+"""Folder in which new versions of committed shards are written before they replace the old versions."""
 _ABSENT = type("absent", (), {"__repr__": lambda self: "absent"})()
 
 
 class ShardCommit:
-    """Writer of the files of one shard, and then of the record that commits them.
+    """Writer for the files of one shard and for the record that commits them.
 
-    All files are complete before the record is written, and only one process writes a shard. A kill at any instant
-    leaves either no record, and the shard is done again, or the record of a complete shard.
+    The record is written after all files are complete, and only one process writes a shard. If the process is killed,
+    either the record exists and the shard is complete, or there is no record and the shard is processed again.
 
     Args:
+        store: folder of the stage.
         name: name of the shard.
-        input: fingerprint of the shard's input; empty if it is only known after the input is read.
+        input: fingerprint of the shard's input; empty if it is only known once the input has been read.
         settings: fingerprint of the stage's settings.
-        replaces: the shard has a record already, which stays until all new files are written. The new files are then
-            moved over the old ones; after a kill between the moves, `finish_replacements` completes them.
+        replaces: True if the shard already has a record, which is kept until all new files are written. The new files
+            are then moved over the old ones. If the process is killed between these moves, `finish_replacements`
+            completes them.
     """
 
     def __init__(self, store: Store, name: str, *, input: str = "", settings: str, replaces: bool = False) -> None:
@@ -45,13 +47,13 @@ class ShardCommit:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """Write a new file of this shard atomically, and keep its size and hash for the record."""
+        """Context manager that writes a file of this shard atomically, and keeps its size and hash for the record."""
         with self._store.create(self._location(name)) as file:
             yield file
             self._files[name] = file.record()
 
     def write_log(self, name: str, value: Any) -> None:
-        """Write a JSON file of this shard that may differ between equal runs, such as timings."""
+        """Write a JSON file of this shard whose content may differ between identical runs, such as timings."""
         self._store.write_json(self._location(name), value)
         self._logs.append(name)
 
@@ -66,13 +68,13 @@ class ShardCommit:
         input: str | None = None,
         threads: int | None = None,
     ) -> ShardRecord:
-        """Write the record: from now on the shard exists.
+        """Write the record, which commits the shard.
 
         Args:
             rows: number of rows in the shard.
-            counts: rows by outcome.
-            input: fingerprint of the shard's input, if it was not known before.
-            threads: see `ShardRecord`.
+            counts: number of rows by outcome.
+            input: fingerprint of the shard's input; defaults to the one given to the constructor.
+            threads: number of CPU threads, see `ShardRecord`.
         """
         files = {name: self._files[name] for name in sorted(self._files)}
         ordered = dict(sorted((counts or {}).items()))
@@ -93,16 +95,19 @@ class ShardCommit:
 
 
 def _move_in(store: Store, record: ShardRecord) -> None:
-    """Move the new files of a shard over the old ones; after a kill, the same call completes the moves."""
+    """Move a shard's new files over the old ones; if interrupted, calling it again completes the moves."""
     for name in (*record.files, *record.logs, f"{RECORD_FOLDER}/{record.name}.json"):
         store.move(f"{REPLACEMENT_FOLDER}/{name}", name)
 
 
 def finish_replacements(store: Store, name: str | None = None) -> ShardRecord | None:
-    """Complete the replacements that a killed writer has committed but not moved: of one shard, or of all.
+    """Complete the replacements that a killed writer committed but did not finish moving.
+
+    Args:
+        name: name of the only shard to complete; None completes all shards.
 
     Returns:
-        The record of shard `name`; None if its new version was not committed.
+        The record of shard `name`, or None if there was no committed replacement for it. Without a name, None.
     """
     records = read_records(store, f"{REPLACEMENT_FOLDER}/{RECORD_FOLDER}")
     for record in records.values():
@@ -112,21 +117,24 @@ def finish_replacements(store: Store, name: str | None = None) -> ShardRecord | 
 
 
 class StageFolder:
-    """A stage's folder that is locked for writing. Use `open_stage` to get one."""
+    """A stage's folder, locked for writing. Use `open_stage` to create an instance."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store = store
         self.manifest = manifest
 
     def pending(self, inputs: Mapping[str, str]) -> list[str]:
-        """Return the names of the shards to do, given the input fingerprint of each shard.
+        """Return the names of the shards that still need processing.
 
-        Withdraw their old records before writing, so that a kill cannot leave an old record with new files.
+        Before writing them, call `withdraw`, so that a killed process cannot leave an old record with new files.
+
+        Args:
+            inputs: input fingerprint of each shard, by name.
         """
         return pending_shards(self.store, self.manifest, inputs)
 
     def withdraw(self, names: Iterable[str]) -> None:
-        """Remove the records of shards that are about to be written again."""
+        """Remove the records of shards that are about to be rewritten."""
         known = [name for name in names if name in self.manifest.shards]
         for name in known:
             del self.manifest.shards[name]
@@ -136,19 +144,20 @@ class StageFolder:
                 self.store.remove(f"{RECORD_FOLDER}/{name}.json")
 
     def add(self, record: ShardRecord) -> None:
-        """Add a shard that a worker has committed."""
+        """Add the record of a shard that a worker has committed."""
         self.manifest.shards[record.name] = record
 
     def describe(self, **about: Any) -> None:
-        """Add facts about the folder's content to the manifest, and write it."""
+        """Add facts about the folder's content to the manifest, and write the manifest."""
         self.manifest.about.update(about)
         self._write_manifest()
 
     def finish(self) -> None:
-        """Merge all records into the manifest, and remove the files that are no longer needed."""
+        """Merge all records into the manifest, and remove files that are no longer needed."""
         self._write_manifest()
         known = {f"{RECORD_FOLDER}/{name}.json" for name in self.manifest.shards}
-        for name in known.intersection(self.store.names(RECORD_FOLDER)):  # usually few; a removal takes a request
+        # only files that exist, usually few: each removal on an object store takes a request
+        for name in known.intersection(self.store.names(RECORD_FOLDER)):
             self.store.remove(name)
         _clear_replacements(self.store)
         if self.store.is_local:
@@ -162,18 +171,19 @@ class StageFolder:
 
 @contextlib.contextmanager
 def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> Iterator[StageFolder]:
-    """Lock a folder for the stage that `planned` describes, and continue with the shards that it has.
+    """Context manager that locks a folder for the stage described by `planned`, and keeps the folder's shards.
 
     Args:
-        overwrite: remove the shards that were made with other settings.
+        overwrite: discard the folder's shards instead of keeping them; also accepts a folder with other settings.
 
     Raises:
-        FolderError: the folder has other files, another stage, other settings or another writer.
+        FolderError: the folder contains unrelated files, belongs to another stage, was made with other settings, or
+            is being written by another process.
     """
     check_stage(store, planned, overwrite=overwrite)
     with lock_folder(store):
         finish_replacements(store)
-        # checked again under the lock, since another writer may have changed the folder before
+        # check again now that the folder is locked: another writer may have changed it since the first check
         existing = check_stage(store, planned, overwrite=overwrite)
         if existing is not None and overwrite:
             _discard(store, existing)
@@ -188,11 +198,14 @@ def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> I
 def check_stage(
     store: Store, planned: Manifest, *, overwrite: bool = False, advice: str = "name another folder"
 ) -> Manifest | None:
-    """Return the folder's manifest, None if it has none; FolderError if the planned stage may not write there.
+    """Return the folder's manifest, or None if it has none, after checking that the planned stage may write there.
 
     Args:
-        overwrite: accept a folder with other settings.
-        advice: alternative to restoring the settings, for the message.
+        overwrite: accept a folder that was made with other settings.
+        advice: what to do instead of restoring the settings, for the error message.
+
+    Raises:
+        FolderError: the location is a file, or the folder contains unrelated files, another stage or other settings.
     """
     existing = read_manifest(store)
     if existing is None:
@@ -217,7 +230,7 @@ def check_stage(
 
 
 def _clear_replacements(store: Store) -> None:
-    """Remove new versions of shards that were never committed."""
+    """Remove new shard versions that were never committed."""
     for name in store.names(REPLACEMENT_FOLDER):
         store.remove(name)
     if store.is_local:
@@ -227,13 +240,16 @@ def _clear_replacements(store: Store) -> None:
 
 
 def _data_files(store: Store) -> list[str]:
-    """Return the files besides manifest, lock and temporary files; a stage that fails at once leaves none."""
+    """Return the names of all files except the manifest, lock, lease and temporary files.
+
+    A stage that fails right after it starts leaves no such files.
+    """
     bookkeeping = (MANIFEST_NAME, LOCK_NAME, LEASE_NAME)
     return [name for name in store.names() if name not in bookkeeping and not name.endswith(TEMPORARY_SUFFIX)]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
-    """Return all differences between two nested settings, as `name: old -> new`."""
+    """Return all differences between two nested settings as text, each in the form `name: old -> new`."""
     parts = []
     for name in sorted(set(old) | set(new)):
         before, after = old.get(name, _ABSENT), new.get(name, _ABSENT)
@@ -246,7 +262,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
 
 
 def _discard(store: Store, manifest: Manifest) -> None:
-    """Remove only the files that the records name; the manifest stays, to mark the folder as priorkit's."""
+    """Remove only the shard records and the files they list; the manifest still marks the folder as priorkit's."""
     for name in manifest.shards:
         store.remove(f"{RECORD_FOLDER}/{name}.json")
     for record in manifest.shards.values():

@@ -1,7 +1,7 @@
-"""Names of the files in a folder of embeddings, and the shards that they form.
+"""File names in an embeddings folder, and their grouping into shards.
 
-Folders of clip-retrieval and those that LAION published have no manifest. Their files are paired by number: paired by
-order, one missing file would shift all files that follow.
+Folders written by clip-retrieval and those published by LAION have no manifest. Their files are matched by the number
+in their names. If they were matched by order, one missing file would mismatch all files after it.
 """
 
 from __future__ import annotations
@@ -13,28 +13,31 @@ from ..errors import InputError
 from .manifest import ShardRecord
 
 _EXTENSIONS = {"img_emb": "npy", "text_emb": "npy", "metadata": "parquet", "token_states": "npy", "offsets": "npy"}
-"""Extension of each kind of file that a shard may have."""
+"""File extension of each kind of file in an embedding shard."""
 _FOREIGN_KINDS = ("img_emb", "text_emb", "metadata")
-"""Kinds of files in a folder without a manifest."""
+"""Kinds of files that are read in a folder without a manifest."""
 _LAION_FOLDERS = {"images": "img_emb", "texts": "text_emb"}
-"""Kind of file by LAION-400M's folder names; LAION-2B-en's metadata is in `laion2B-en-metadata`."""
+"""Kind of the files in each folder of LAION-400M. LAION-2B-en stores its metadata in `laion2B-en-metadata`."""
 
 
 def pair_files(names: Iterable[str], url: str) -> dict[int, dict[str, str]]:
-    """Return the files of each shard of a folder, by kind; the shards are by number, ascending.
+    """Group the files of a folder into shards.
 
     Args:
         names: names of the files in the folder.
         url: location of the folder, for messages.
 
+    Returns:
+        The file names of each shard by kind, keyed by shard number in ascending order.
+
     Raises:
-        InputError: a shard lacks a file or has one twice, or a file has no number.
+        InputError: a shard lacks a file or has two files of one kind, or a file name contains no number.
     """
     pairs = group_files(names, url, _refuse)
     present = {kind for files in pairs.values() for kind in files}
     needed = [
         kind for kind in _FOREIGN_KINDS if kind in present or kind == "img_emb"
-    ]  # some folders of LAION have image embeddings only
+    ]  # some LAION folders contain only image embeddings
     for files in pairs.values():
         for fault in missing_kinds(files, needed, url):
             _refuse(fault)
@@ -42,10 +45,12 @@ def pair_files(names: Iterable[str], url: str) -> dict[int, dict[str, str]]:
 
 
 def group_files(names: Iterable[str], url: str, report: Callable[[str], None]) -> dict[int, dict[str, str]]:
-    """Return the files of each shard like `pair_files`, but accept shards that lack files.
+    """Group files into shards like `pair_files`, but accept shards that lack files.
 
     Args:
-        report: called with a sentence about each file that belongs to no shard.
+        names: names of the files in the folder.
+        url: location of the folder, for messages.
+        report: called with a sentence about each file that cannot be assigned to a shard.
     """
     pairs: dict[int, dict[str, str]] = {}
     for name in names:
@@ -55,7 +60,7 @@ def group_files(names: Iterable[str], url: str, report: Callable[[str], None]) -
             continue
         number = re.fullmatch(rf"{kind}_([0-9]+)\.{_EXTENSIONS[kind]}", file)
         if number is None:
-            if folder == kind:  # in a folder of another name it may be anything
+            if folder == kind:  # in a folder with another name, the file may be unrelated
                 report(f"{url}/{name} is not named as {_name(kind, '0')} is; remove it, or give it its number")
             continue
         files = pairs.setdefault(int(number[1]), {})
@@ -67,7 +72,13 @@ def group_files(names: Iterable[str], url: str, report: Callable[[str], None]) -
 
 
 def missing_kinds(files: Mapping[str, str], kinds: Iterable[str], url: str) -> Iterator[str]:
-    """Yield a sentence about each kind of file that a shard lacks."""
+    """Yield a sentence about each kind of file that is missing from a shard.
+
+    Args:
+        files: file names of the shard, by kind.
+        kinds: kinds of files that the shard should have.
+        url: location of the folder, for messages.
+    """
     other = next(iter(files.values()))
     digits = other.rpartition("_")[2].partition(".")[0]
     for kind in kinds:
@@ -79,7 +90,7 @@ def missing_kinds(files: Mapping[str, str], kinds: Iterable[str], url: str) -> I
 
 
 def recorded_files(record: ShardRecord) -> dict[str, str]:
-    """Return the names of the files in a record of `embed`, by kind."""
+    """Return the names of the files listed in a shard record of `embed`, by kind."""
     names = {kind: _name(kind, record.name) for kind in _EXTENSIONS}
     return {kind: name for kind, name in names.items() if name in record.files}
 

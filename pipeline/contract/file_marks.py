@@ -1,8 +1,8 @@
-"""Recognition of input files without a manifest: by size and modification time, or else by their SHA-256.
+"""Change detection for input files without a manifest, by size and modification time first, then by SHA-256.
 
-A stage records a *mark* of each such file that it reads. A file that still has the size and modification time of its
-mark (on an object store: the ETag or similar) is unchanged and is not read. Otherwise its hash decides: a file that was
-moved, touched or copied counts as the same, and one that was rewritten at the same size does not.
+A stage records a *mark* for each such file that it reads. If the file's size and modification time (on an object
+store, the ETag or similar) still match the mark, the file is unchanged and is not read again. Otherwise its hash
+decides: a file that was moved, touched or copied counts as unchanged, and one rewritten at the same size as changed.
 """
 
 from __future__ import annotations
@@ -24,62 +24,74 @@ from .manifest import fingerprint
 from .storage import Store
 
 Tell = Optional[Callable[[str], None]]
-"""Function that takes a line about progress; None to report nothing."""
+"""Callback that receives a line of progress text; None disables reporting."""
 
 _HASH_THREADS = 8
-"""Number of files that are hashed at once."""
+"""Number of files hashed in parallel."""
 _REPORT_SECONDS = 1.0
-"""Seconds of hashing before the first report, and between two reports."""
+"""Minimum number of seconds before the first progress report and between reports."""
 _BLOCK_BYTES = 1 << 20
-"""Bytes per read when the rest of a file is hashed."""
+"""Bytes per read when hashing the unread rest of a file."""
 UNREADABLE = "unreadable"
-"""Stands for the hash of a file that cannot be read; the file counts as changed when it is readable again."""
+"""Placeholder hash of a file that cannot be read. Once the file is readable again, it counts as changed."""
 _CACHED_HASHES = 1024
-"""Number of files whose hashes a process caches, since one large table can be the input of many shards."""
+"""Number of file hashes cached per process, since one large table can be an input of many shards."""
 
 
 @dataclass(frozen=True)
 class FileMark:
-    """Hash of a file's content, with size and modification time to recognise the file without reading it."""
+    """Hash of a file's content, and its size and modification time, which are compared first to avoid reading it."""
 
     bytes: int
     modified: str | None
-    """Modification time or tags, see `Stamp.modified`; None if a later change may not alter it."""
+    """Modification time or tags, see `Stamp.modified`; None if a later change to the file might not alter them."""
     sha256: str
 
     @staticmethod
     def of(stamp: Stamp, sha256: str) -> FileMark:
-        """Return the mark of a file that had this stamp before it was read."""
+        """Create the mark of a file from its hash and the stamp that it had before it was read."""
         return FileMark(stamp.bytes, stamp.modified if stamp.settled else None, sha256)
 
     def is_of(self, stamp: Stamp) -> bool:
-        """Return whether a file with this stamp is certainly unchanged."""
+        """Return True if a file with this stamp is certainly unchanged."""
         return self.modified is not None and (self.bytes, self.modified) == (stamp.bytes, stamp.modified)
 
 
 class _Hashes:
-    """Hashes that this process has computed, with the stamps of the files from before they were read."""
+    """File hashes computed by this process, each with the stamp that the file had before it was read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._read: dict[tuple[str, str], tuple[Stamp, str, bool]] = {}
-        """Stamp and hash of files that were hashed while their shard was read, until the shard's record takes them;
-        and whether the rows were read separately from the hash."""
+        """Files hashed while their shard was being read, kept until the shard is recorded. Each entry contains the
+        stamp, the hash, and True if the rows were read in a separate pass."""
         self._cached: OrderedDict[tuple[str, str], tuple[Stamp, str]] = OrderedDict()
 
     def note(self, store: Store, name: str, stamp: Stamp, sha256: str, *, separate: bool = False) -> None:
-        """Store the hash of a file of the current shard."""
+        """Store the hash of a file that belongs to the current shard.
+
+        Args:
+            separate: True if the rows are read in a separate pass, so that the file could change in between.
+        """
         with self._lock:
             self._read[store.url, name] = stamp, sha256, separate
 
     def take(self, store: Store, name: str) -> tuple[FileMark, bool] | None:
-        """Remove and return what `note` stored: the file's mark, and whether its rows were read separately."""
+        """Remove the entry that `note` stored for a file.
+
+        Returns:
+            The file's mark, and True if its rows were read in a separate pass; None if there is no entry.
+        """
         with self._lock:
             entry = self._read.pop((store.url, name), None)
         return None if entry is None else (FileMark.of(*entry[:2]), entry[2])
 
     def compute(self, store: Store, name: str, stamp: Stamp) -> str:
-        """Return the SHA-256 of a file, cached by its stamp; InputError if the file cannot be read."""
+        """Return the SHA-256 of a file, from the cache if its stamp has not changed.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
         with self._lock:
             known, sha256 = self._cached.get((store.url, name), (None, ""))
         if known == stamp and stamp.settled:
@@ -100,24 +112,24 @@ _HASHES = _Hashes()
 
 
 def note_content(store: Store, name: str, stamp: Stamp, content: bytes | None) -> None:
-    """Hash a file that was read completely, for `marks_of_read`.
+    """Hash the content of a file that has been read in full, for `marks_of_read`.
 
     Args:
-        stamp: stamp of the file from before it was read.
-        content: content of the file; None if it could not be read.
+        stamp: stamp that the file had before it was read.
+        content: the whole content of the file; None if it could not be read.
     """
     _HASHES.note(store, name, stamp, UNREADABLE if content is None else hashlib.sha256(content).hexdigest())
 
 
 def note_file(store: Store, name: str) -> None:
-    """Hash a file that is about to be read in parts, for `marks_of_read`."""
+    """Hash a file that will then be read in parts, for `marks_of_read`."""
     if (stamp := stamps(store, [name]).get(name)) is not None:
         with contextlib.suppress(InputError):  # the read that follows reports the error
             _HASHES.note(store, name, stamp, _HASHES.compute(store, name, stamp), separate=True)
 
 
 class _HashedReader:
-    """A file that is hashed while it is read from start to end."""
+    """File wrapper that hashes the file while it is read sequentially."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._digest = file, hashlib.sha256()
@@ -129,7 +141,7 @@ class _HashedReader:
         return data
 
     def finish(self) -> str:
-        """Read the rest of the file, and return the SHA-256 of the whole."""
+        """Read the rest of the file, and return the SHA-256 of the whole file."""
         while self.read(_BLOCK_BYTES):
             pass
         return self._digest.hexdigest()
@@ -137,7 +149,7 @@ class _HashedReader:
 
 @contextlib.contextmanager
 def open_hashed(store: Store, name: str) -> Iterator[BinaryIO]:
-    """Open a file to stream it, and hash it for `marks_of_read` unless the block fails."""
+    """Context manager that opens a file for streaming, and hashes it for `marks_of_read` unless the block raises."""
     stamp = stamps(store, [name]).get(name, NO_STAMP)
     with store.fs.open(f"{store.root}/{name}", "rb") as file:
         reader = _HashedReader(file)
@@ -146,10 +158,12 @@ def open_hashed(store: Store, name: str) -> Iterator[BinaryIO]:
 
 
 def marks_of_read(store: Store, names: Iterable[str]) -> dict[str, FileMark]:
-    """Return the marks of the files of a shard that was read; files that were not hashed then are hashed now.
+    """Return the marks of the files of a shard that has just been read.
+
+    Files that were not hashed while they were read are hashed now. Unreadable files get the hash `UNREADABLE`.
 
     Raises:
-        InputError: a file was changed while it was read.
+        InputError: a file changed while it was being read.
     """
     marks: dict[str, FileMark] = {}
     unhashed, separate = [], []
@@ -168,12 +182,12 @@ def marks_of_read(store: Store, names: Iterable[str]) -> dict[str, FileMark]:
 def identify(
     store: Store, names: Iterable[str], known: Mapping[str, FileMark], report: Tell = None, *, lenient: bool = False
 ) -> dict[str, FileMark]:
-    """Return the current marks of files; only files that may have changed since their last mark are read.
+    """Return the current marks of the named files, reading only files that may have changed since the last mark.
 
     Args:
-        known: marks that were recorded before.
-        report: called with the progress of hashing, if that takes more than a second.
-        lenient: give a missing or unreadable file a mark with the hash `UNREADABLE` instead of raising.
+        known: previously recorded marks.
+        report: called with hashing progress, if hashing takes longer than a second.
+        lenient: give missing and unreadable files a mark with the hash `UNREADABLE` instead of raising InputError.
 
     Raises:
         InputError: a file is missing or cannot be read.
@@ -207,17 +221,17 @@ def identify(
 
 
 def content_fingerprint(marks: Mapping[str, FileMark]) -> str:
-    """Return a fingerprint of the names and contents of files; their location does not matter."""
+    """Return a fingerprint of the names and contents of the marked files, independent of their location."""
     return fingerprint({name: mark.sha256 for name, mark in marks.items()})
 
 
 def to_json(marks: Mapping[str, FileMark]) -> dict[str, Any]:
-    """Return marks as plain JSON values for a manifest."""
+    """Convert marks to plain JSON values for a manifest."""
     return {name: asdict(marks[name]) for name in sorted(marks)}
 
 
 def from_json(value: Any) -> dict[str, FileMark]:
-    """Return the marks in the output of `to_json`; invalid entries are left out, so that their files are hashed."""
+    """Convert the output of `to_json` back to marks. Invalid entries are dropped, so their files are hashed again."""
     marks = {}
     for name, entry in value.items() if isinstance(value, dict) else ():
         with contextlib.suppress(TypeError):
@@ -228,7 +242,7 @@ def from_json(value: Any) -> dict[str, FileMark]:
 
 
 def read_marks(store: Store, name: str) -> dict[str, FileMark]:
-    """Return the marks in a JSON file; empty if the file is missing or damaged."""
+    """Return the marks stored in a JSON file, or an empty dict if the file is missing or damaged."""
     try:
         return from_json(store.read_json(name))
     except (OSError, InputError):

@@ -1,4 +1,4 @@
-"""Stamps of files: size and modification time or tags, which change when the file changes."""
+"""File stamps: a file's size and its modification time or object store tags, used to detect changes."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from fsspec.implementations.local import LocalFileSystem
 from .storage import Store
 
 _SETTLED_SECONDS = 2.0
-"""Age in seconds below which a modification time is not trusted: another write may get the same time, since the clock
-of some file systems ticks in seconds, and of FAT in two seconds."""
+"""Age in seconds below which a modification time is not trusted, because a later write could get the same time: some
+file systems store times in steps of one second, and FAT in steps of two."""
 _CONTENT_TAGS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "crc32c", "checksum", "blob_id", "sha256")
-"""Entries of object stores' listings that change with every write, independent of the clock."""
+"""Fields of object store listings that change whenever the content changes, whatever the clock says."""
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "modificationTime", "created")
-"""Entries of fsspec's listings that hold a modification time, the most reliable first."""
+"""Fields of fsspec listings that contain a modification time, most reliable first."""
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """State of a file that its file system knows without reading it."""
+    """State of a file as its file system reports it, without reading the file."""
 
     bytes: int
     modified: str | None
-    """Modification time in nanoseconds, or an object store's tags; None if neither is known."""
+    """Modification time (in nanoseconds for local files, followed by the path that a link resolves to), or the object
+    store's tags. None if neither is known."""
     settled: bool
-    """True if every later change alters `modified`."""
+    """True if every later change to the file is certain to change `modified`."""
 
 
 NO_STAMP = Stamp(0, None, settled=False)
@@ -40,7 +41,11 @@ NO_STAMP = Stamp(0, None, settled=False)
 
 
 def stamps(store: Store, names: Iterable[str]) -> dict[str, Stamp]:
-    """Return the stamps of files by their paths below the store's root; files that do not exist are left out."""
+    """Return the stamp of each named file, by name. Files that do not exist are omitted.
+
+    Args:
+        names: file paths relative to the store's root.
+    """
     if store.is_local:
         local = {name: _local_stamp(f"{store.root}/{name}") for name in names}
         return {name: stamp for name, stamp in local.items() if stamp is not None}
@@ -55,16 +60,16 @@ def stamps(store: Store, names: Iterable[str]) -> dict[str, Stamp]:
 
 def _local_stamp(path: str) -> Stamp | None:
     try:
-        status = os.stat(path)  # follows links
+        status = os.stat(path)  # follows symbolic links
     except (FileNotFoundError, NotADirectoryError):
         return None
-    real = os.path.realpath(path)  # a folder in the path may be a link too
+    real = os.path.realpath(path)  # a folder in the path may also be a symbolic link
     target = f" {real}" if real != path else ""
     return Stamp(status.st_size, f"{status.st_mtime_ns}{target}", _is_old(status.st_mtime))
 
 
 def path_stamp(fs: Any, path: str) -> Stamp:
-    """Return the stamp of one file of an fsspec file system."""
+    """Return the stamp of a single file in an fsspec file system."""
     if isinstance(fs, LocalFileSystem):
         return _local_stamp(path) or NO_STAMP
     fs.invalidate_cache()
@@ -72,20 +77,20 @@ def path_stamp(fs: Any, path: str) -> Stamp:
 
 
 def file_stamp(store: Store, path: str, described: Mapping[str, Any]) -> Stamp:
-    """Return the stamp of a file from its entry in a listing.
+    """Return the stamp of a listed file.
 
-    A local file is looked up again, since the entry of a link describes the link.
+    Local files are looked up again, because the listing describes a symbolic link and not its target.
 
     Args:
         path: path of the file in the file system.
-        described: entry of the file in an fsspec listing.
+        described: the file's entry in an fsspec listing.
     """
     stamp = _local_stamp(path) if store.is_local else remote_stamp(described)
     return NO_STAMP if stamp is None else stamp
 
 
 def remote_stamp(described: Mapping[str, Any]) -> Stamp:
-    """Return the stamp of a file from its entry in an fsspec listing."""
+    """Return the stamp of a remote file, given its entry in an fsspec listing."""
     size = int(described.get("size") or 0)
     tags = {name: str(described[name]) for name in _CONTENT_TAGS if described.get(name)}
     if tags:

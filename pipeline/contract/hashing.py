@@ -20,7 +20,7 @@ class FileRecord:
 
 
 class HashingFile(io.RawIOBase):
-    """A binary file for writing that counts and hashes the bytes."""
+    """Writable binary file that counts and hashes the bytes written to it."""
 
     def __init__(self, target: BinaryIO) -> None:
         self._target = target
@@ -41,12 +41,12 @@ class HashingFile(io.RawIOBase):
         return self._bytes
 
     def record(self) -> FileRecord:
-        """Return size and hash of the bytes written so far."""
+        """Return the size and hash of the bytes written so far."""
         return FileRecord(self._bytes, self._digest.hexdigest())
 
 
 def hash_file(file: BinaryIO) -> str:
-    """Return the SHA-256 of an open file, read in 1 MiB blocks."""
+    """Return the SHA-256 of an open file as hexadecimal digits, reading it in 1 MiB blocks."""
     digest = hashlib.sha256()
     while block := file.read(_BLOCK_BYTES):
         digest.update(block)
@@ -58,7 +58,7 @@ _LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 
 
 def is_lfs_pointer(file: BinaryIO) -> bool:
-    """Return whether an open file is a Git LFS pointer instead of the content; seek back to the start."""
+    """Return True if an open file is a Git LFS pointer instead of the real content; then rewind the file."""
     header = file.read(len(_LFS_HEADER))
     file.seek(0)
     return header == _LFS_HEADER

@@ -1,4 +1,4 @@
-"""Image shards of `download` and img2dataset: the shards of a folder, and the samples in each."""
+"""Image shards written by `download` or img2dataset: listing a folder's shards, and reading their samples."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from .tar_samples import count_samples, read_tar
 
 _COMPRESSED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 _COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
-"""First bytes of gzip, bzip2, xz, Zstandard and LZ4."""
+"""Magic numbers of gzip, bzip2, xz, Zstandard and LZ4."""
 _START_BYTES = max(map(len, _COMPRESSED_STARTS))
 
 
 @dataclass(frozen=True)
 class ImageShard:
-    """One webdataset shard."""
+    """A webdataset shard."""
 
     name: str
-    """Number of the shard, as the digits in its file names."""
+    """Shard number, with the same digits as in the file names."""
     fingerprint: str
-    """Fingerprint of the committed bytes; without a manifest of the name only, since the files have marks."""
+    """Fingerprint of the committed content. Without a manifest, it covers only the tar's name, because changes to the
+    files are then detected by their marks."""
     samples: int
-    """Number of images in the shard, without the rows that failed."""
+    """Number of images in the shard, excluding failed rows."""
     files: tuple[str, ...] = ()
-    """Names of its files, if no manifest has their hashes."""
+    """Names of the shard's files if no manifest contains their hashes; otherwise empty."""
 
     @property
     def tar_name(self) -> str:
@@ -50,11 +51,11 @@ class ImageShard:
         return f"{self.name}.parquet"
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return the files to read, see `InputShard`: always the whole tar."""
+        """Return the names of the files to read, see `InputShard`; `limit` is ignored, since tars are read whole."""
         return self.files
 
     def read(self, store: Store) -> Iterator[Sample]:
-        """Yield the samples in the order of the tar, and a failed one at the end if some are damaged or missing."""
+        """Yield the samples in tar order, followed by a failed sample if the tar is damaged or has too few samples."""
         if self.table_name in self.files:
             note_file(store, self.table_name)
         count = 0
@@ -70,15 +71,16 @@ class ImageShard:
             yield Sample(self.tar_name, None, None, reason)
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return the table of the rows of the URL list, failed ones included; None if no table with keys exists."""
+        """Return a list with the shard's table, see `read_shard_table`, or with None if no table with keys exists."""
         return [read_shard_table(store, self)]
 
 
 def list_image_shards(store: Store) -> list[ImageShard]:
-    """Return the image shards of a folder, sorted by number.
+    """Return the image shards in a folder, sorted by number.
 
     Raises:
-        InputError: there are none, or a file that the manifest names is missing.
+        InputError: the folder contains no image shards or belongs to another stage, a file listed in the manifest is
+            missing or has another size, or a tar is compressed, misnamed or missing.
     """
     manifest = read_manifest(store)
     if manifest is None:
@@ -105,12 +107,17 @@ def list_image_shards(store: Store) -> list[ImageShard]:
 
 
 def is_compressed_tar(name: str) -> bool:
-    """Return whether the name of a file is that of a compressed tar."""
+    """Return True if a file name has the extension of a compressed tar."""
     return name.lower().endswith(_COMPRESSED_ENDINGS)
 
 
 def _tar_names(store: Store) -> list[str]:
-    """Return the tars of a folder without manifest; InputError unless all are plain and have different numbers."""
+    """Return the names of the tars in a folder without a manifest.
+
+    Raises:
+        InputError: a tar is compressed or not named by its number, two tars have the same number, or the tar that
+            belongs to a table is missing.
+    """
     names = store.names()
     if compressed := next(filter(is_compressed_tar, names), None):
         raise InputError(f"{store.url}/{compressed}: image shards must not be compressed; unpack it, such as by gunzip")
@@ -156,16 +163,20 @@ def _foreign_shard(store: Store, tar_name: str) -> ImageShard:
 
 
 def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
-    """Yield the samples of a shard in the order of the tar, read as a stream.
+    """Yield the samples of a shard in tar order, reading the tar as a stream.
 
     Raises:
-        InputError: the file is cut short or is no tar.
+        InputError: the file is truncated or not a tar.
     """
     return read_tar(store, shard.tar_name, hashed=bool(shard.files))
 
 
 def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:
-    """Return the table of a shard, one row for each row of the URL list; None if no table with keys exists."""
+    """Return the table of a shard, with one row per row of the URL list, including failed rows.
+
+    Returns:
+        The table, or None if the shard has no table or the table has no `key` column.
+    """
     table = _read_parquet(store, shard.table_name)
     if table is None or "key" not in table.schema.names:
         return None
@@ -173,7 +184,11 @@ def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:
 
 
 def _read_parquet(store: Store, name: str, columns: list[str] | None = None) -> pa.Table | None:
-    """Return the given columns of a Parquet file, as far as it has them, or all; None if there is no such file."""
+    """Read a Parquet file; return None if it does not exist.
+
+    Args:
+        columns: names of the columns to read; columns that the file lacks are ignored. None reads all columns.
+    """
     if store.size(name) is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Join the rows of an input's tables to its samples: by key, and by order if keys repeat."""
+"""Matching of table rows to samples of the same input, by key, and in order if keys repeat."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def join_rows(
     rows: Sequence[tuple[Place, str]],
     title: str,
 ) -> pa.Table:
-    """Return the row of the tables that belongs to each embedded sample.
+    """Return a table with the matching row for each embedded sample; samples of parts without a table get nulls.
 
     Args:
-        tables: a table with a column `key` for each part of the shard; None for a part without a table.
-        samples: place and key of all samples that were read, failed ones included, in any order.
-        rows: place and key of the samples that were embedded, in order.
+        tables: one table with a `key` column for each part of the shard, or None for a part without a table.
+        samples: place and key of every sample that was read, including failed ones, in any order.
+        rows: place and key of each embedded sample, in output order.
         title: name of the shard, for messages.
 
     Raises:
-        InputError: the row of a sample is missing or ambiguous, or columns of one name have several types.
+        InputError: the row of a sample is missing or ambiguous, or columns with the same name have different types.
     """
     row_of_place: dict[Place, int] = {}
     keyed: list[pa.Table] = []
@@ -60,25 +60,26 @@ def join_rows(
 
 
 def key_names(key: str) -> tuple[str, ...]:
-    """Return the keys under which a table may store a sample, the best first."""
+    """Return the keys under which a table may list a sample, best match first."""
     plain = key.rpartition("/")[2]
     number = plain.lstrip("0") or "0"
     return (key, plain, number) if plain.isascii() and plain.isdigit() else (key, plain)
 
 
 def match_keys(stored: Sequence[str | None], keys: Sequence[str], title: str) -> list[int | None]:
-    """Return the index of each key among the stored keys; None if it is missing.
+    """Return the table row of each sample key, or None for a key without a row.
 
-    A key in a folder (`cat/0000`) also matches its plain name (`0000`), and digits match their number (`0`). If a key
-    is stored several times, its first sample gets the first row, and so on; surplus samples get the last row.
+    A key with a folder (`cat/0000`) also matches its plain name (`0000`), and a key of digits also matches the number
+    without leading zeros (`0`). If several rows have the same key, the first sample with that key gets the first row,
+    and so on; surplus samples get the last row.
 
     Args:
-        stored: keys of the rows of a table.
-        keys: keys of the samples, in order.
+        stored: key of each table row.
+        keys: key of each sample, in order.
         title: name of the shard, for messages.
 
     Raises:
-        InputError: samples in several folders match one row by their plain name.
+        InputError: samples in different folders match the same row by their plain name.
     """
     rows: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(stored):

@@ -1,4 +1,4 @@
-"""The listing that every reader of a folder uses, and the rule that separates data from other files."""
+"""Folder listing shared by all readers, and the rule that distinguishes data files from other files."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _FOREIGN_FOLDERS = frozenset(
         "$recycle.bin", "lost+found", "system volume information",
     }
 )  # fmt: skip
-"""Lower-case names of folders that file systems, archives and table formats put beside data."""
+"""Folders that file systems, archives and table formats create next to the data, in lower case."""
 _FOREIGN_FILES = frozenset({"_success", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
-"""Lower-case names of files that operating systems and Hadoop put beside data."""
+"""Files that operating systems and Hadoop create next to the data, in lower case."""
 _FOREIGN_PREFIXES = ("_committed_", "_started_")
-"""Prefixes of Databricks' commit markers."""
+"""File name prefixes of Databricks commit markers."""
 _PAX_HEADERS = "paxheaders"
-"""Prefix of folders with pax headers, which programs without that format unpack as files."""
+"""Name prefix of folders with pax headers, which programs that do not support pax archives unpack as files."""
 _FOREIGN_ENDINGS = (".crc", "_$folder$")
-"""Suffixes of Hadoop's checksums and of its folder markers on S3."""
+"""File name suffixes of Hadoop checksums and of Hadoop's folder markers on S3."""
 _DOCUMENT = re.compile(r"(readme|license|licence)(\.(md|markdown|rst|txt|html?|pdf))?", re.IGNORECASE)
 
 
 def is_data(name: str) -> bool:
-    """Return whether a file is data, by its name relative to the folder or tar.
+    """Return True if a file is data, judging by its name relative to the folder or tar.
 
-    Not data are hidden files and folders (a leading dot), leftovers of operating systems, archives, Hadoop and Delta,
-    README and LICENSE documents, and the empty objects that mark folders on S3.
+    Data does not include hidden files and folders (names that start with a dot), files created by operating systems,
+    archives, Hadoop and Delta, README and LICENSE documents, or the empty objects that mark folders on S3.
     """
     *folders, file = name.removeprefix("./").split("/")
     lower = file.lower()
@@ -51,17 +51,17 @@ def is_data(name: str) -> bool:
 
 def _holds_data(folder: str) -> bool:
     lower = folder.lower()
-    is_hidden = folder.startswith(".") and folder not in (".", "..")  # names in tars may have these parts
+    is_hidden = folder.startswith(".") and folder not in (".", "..")  # names in tars may contain these parts
     return not is_hidden and lower not in _FOREIGN_FOLDERS and not lower.startswith(_PAX_HEADERS)
 
 
 def list_files(fs: Any, root: str, under: str = "") -> list[str]:
-    """Return the sorted names of the data files below `root`, relative to it, following links to folders.
+    """Return the sorted names of the data files in a folder and its subfolders, following links to folders.
 
     Args:
         fs: fsspec file system.
-        root: path of the folder in it.
-        under: list only this folder below `root`.
+        root: path of the folder in the file system; the names are relative to it.
+        under: subfolder of `root` to list; empty lists all of `root`.
 
     Raises:
         InputError: a local folder cannot be listed.
@@ -70,7 +70,14 @@ def list_files(fs: Any, root: str, under: str = "") -> list[str]:
 
 
 def describe_files(fs: Any, root: str, under: str = "", *, details: bool = True) -> dict[str, dict[str, Any]]:
-    """Return the file system's entry for each file of `list_files`, by name; an empty one without `details`."""
+    """Return the fsspec listing entry of each file in `list_files`, by name.
+
+    Args:
+        fs: fsspec file system.
+        root: path of the folder in the file system; the names are relative to it.
+        under: subfolder of `root` to list; empty lists all of `root`.
+        details: False returns an empty entry for each file, which is faster.
+    """
     base = root.rstrip("/")
     folder = f"{base}/{under}" if under else root
     if isinstance(fs, LocalFileSystem):
@@ -86,14 +93,20 @@ def describe_files(fs: Any, root: str, under: str = "", *, details: bool = True)
 
 
 def _walk(folder: str, name: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield the data files below a local folder; a link to one of `ancestors` is a loop and is not followed."""
+    """Yield the name and directory entry of each data file in a local folder and its subfolders.
+
+    Args:
+        folder: path of the folder.
+        name: its name relative to the listed root; empty for the root.
+        ancestors: device and inode of each folder above it. A link to one of them forms a loop and is not followed.
+    """
     try:
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in ancestors:
             return
         with os.scandir(folder) as scan:
             entries = list(scan)
-    except (FileNotFoundError, NotADirectoryError):  # removed after its parent was listed
+    except (FileNotFoundError, NotADirectoryError):  # the folder was removed after its parent was listed
         return
     except OSError as error:
         raise InputError(f"{folder} cannot be listed ({error.strerror}); make it readable, or move it away") from error
@@ -110,16 +123,16 @@ def _walk(folder: str, name: str, ancestors: frozenset[tuple[int, int]]) -> Iter
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or without permission: reading it as a file reports the error
+    except OSError:  # a link to itself, or no permission: the error is reported when the entry is read as a file
         return False
 
 
 def _ancestors(folder: str) -> frozenset[tuple[int, int]]:
-    """Return device and inode of every folder above a local one, to detect links that lead back up."""
+    """Return the device and inode of every folder above a local folder, to detect links that lead back up."""
     path, above = os.path.realpath(folder), set()
     while (parent := os.path.dirname(path)) != path:
         path = parent
-        with contextlib.suppress(OSError):  # the folder need not exist yet
+        with contextlib.suppress(OSError):  # the folder may not exist yet
             status = os.stat(path)
             above.add((status.st_dev, status.st_ino))
     return frozenset(above)

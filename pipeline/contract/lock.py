@@ -1,7 +1,7 @@
-"""The lock of a folder: one process writes to it at a time.
+"""Folder lock, which admits one writing process at a time.
 
-A local folder is locked by the kernel. An object store, or a file system without locks, gets a lease: a small file that
-the writer renews while it works, and that expires after a crash.
+A local folder is locked by the kernel. On an object store, or on a file system without locks, the writer holds a lease
+instead: a small file that it renews while it works. After a crash, the lease expires.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ from .storage import Store
 LOCK_NAME = ".lock"
 LEASE_NAME = "lease.json"
 _LEASE_SECONDS = 120.0
-"""Seconds until a lease expires unless it is renewed; another machine waits this long after a crash."""
+"""Seconds until a lease expires unless it is renewed. After a crash, other machines must wait this long."""
 _RENEWALS = 4
-"""Renewals within the time of a lease, so that a slow request or two do not end it."""
+"""Number of renewals per lease period, so that one or two slow requests do not let the lease expire."""
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, 524})
-"""Errors of `flock` on file systems without locks: Lustre without `-o flock`, some NFS and autofs (524: ENOTSUPP)."""
+"""Error codes that `flock` returns on file systems without locks: Lustre mounted without `-o flock`, some NFS and
+autofs. 524 is ENOTSUPP, which Python's `errno` lacks."""
 _WARNED: set[str] = set()
-"""Folders for which this process has logged that their file system has no locks."""
+"""Folders for which this process has already logged that the file system has no locks."""
 
 
 @contextlib.contextmanager
 def lock_folder(store: Store) -> Iterator[None]:
-    """Lock a folder for the block, as its only writer; create it if it is missing.
+    """Context manager that locks a folder for this process as its only writer, creating the folder if necessary.
 
     Raises:
-        FolderError: another process writes to the folder.
+        FolderError: another process is writing to the folder.
     """
     store.make()
     with _file_lock(store) if store.is_local else _lease(store):
@@ -45,13 +46,13 @@ def lock_folder(store: Store) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _file_lock(store: Store) -> Iterator[None]:
-    """Lock a local folder by `flock`, or by a lease if its file system has no locks."""
+    """Lock a local folder with `flock`, or with a lease if its file system has no locks."""
     import fcntl
 
     with open(f"{store.root}/{LOCK_NAME}", "w") as file:
         lease: contextlib.AbstractContextManager[None]
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it when the process dies
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases the lock when the process dies
         except BlockingIOError:
             raise FolderError(
                 f"{store.root}: another priorkit process is writing here; wait for it or use another folder"
@@ -62,14 +63,21 @@ def _file_lock(store: Store) -> Iterator[None]:
             _warn_without_locks(store.root, error)
             lease = _lease(store)
         else:
-            _require_no_lease(store)  # a machine that mounts the same folder without locks may have one
+            _require_no_lease(store)  # another machine may mount this folder without locks and hold a lease
             lease = contextlib.nullcontext()
         with lease:
             yield
 
 
 def _require_no_lease(store: Store) -> None:
-    """Raise FolderError if another process has a lease of the folder."""
+    """Check that no other process holds a lease on the folder.
+
+    A lease is ignored if it has expired, or if its process ran on this machine and has ended.
+
+    Raises:
+        FolderError: another process holds a lease.
+        InputError: the lease file is damaged.
+    """
     host = socket.gethostname()
     with contextlib.suppress(FileNotFoundError):
         lease = store.read_json(LEASE_NAME)
@@ -87,7 +95,7 @@ def _require_no_lease(store: Store) -> None:
 
 @contextlib.contextmanager
 def _lease(store: Store) -> Iterator[None]:
-    """Lock a folder by a lease that a thread renews."""
+    """Lock a folder with a lease, renewed by a background thread."""
     _require_no_lease(store)
     owner, host = uuid.uuid4().hex, socket.gethostname()
 
@@ -115,7 +123,7 @@ def _lease(store: Store) -> Iterator[None]:
 
 
 def _warn_without_locks(folder: str, error: OSError) -> None:
-    """Log, once per process and folder, that a lease locks the folder."""
+    """Warn that a lease locks the folder instead of `flock`, once per process and folder."""
     if folder not in _WARNED:
         _WARNED.add(folder)
         logging.getLogger(__name__).warning(

@@ -1,9 +1,9 @@
-"""The on-disk contract of a stage's folder: names, shard records, the manifest, and checks. `commit` writes it.
+"""The on-disk contract of a stage's folder: names, shard records, the manifest, and checks. `commit` writes the folder.
 
-A folder contains `manifest.json` and data files. A shard exists if it has a record, either in the manifest or in a file
-below `shards/`. The worker of the shard writes that file last, and the end of the stage merges it into the manifest. A
-record has size and hash of the shard's files and the fingerprints of its input and settings. It is enough to decide
-whether the shard is complete and up to date.
+A folder contains `manifest.json` and data files. A shard exists if it has a record, either in the manifest or in a
+file in `shards/`. The shard's worker writes that file last, and the stage merges it into the manifest when it ends. A
+record contains the sizes and hashes of the shard's files, and the fingerprints of its input and settings. It suffices
+to decide if the shard is complete and up to date.
 """
 
 from __future__ import annotations
@@ -19,49 +19,50 @@ from .hashing import FileRecord, hash_file
 from .storage import Store, check_name
 
 FORMAT_VERSION = 1
-"""Version of the manifest's format; other versions are refused."""
+"""Manifest format version. Manifests with other versions are refused."""
 MANIFEST_NAME = "manifest.json"
 RECORD_FOLDER = "shards"
 READ_BLOCK_ROWS = 4096
-"""Rows per row group of metadata in Parquet, so that captions can be read by block."""
+"""Number of rows per row group in Parquet metadata files, so that captions can be read in blocks."""
 _MAX_COUNT = 1 << 48
-"""Largest number of rows or bytes in a shard: sums over many shards still fit in 64 bits."""
+"""Largest accepted number of rows or bytes in a shard, so that sums over many shards fit in 64 bits."""
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError)
-"""Exceptions that JSON of another shape raises when it is read as a manifest or record."""
+"""Exceptions raised when JSON with an unexpected structure is parsed as a manifest or record."""
 
 
 def fingerprint(value: Any) -> str:
-    """Return the SHA-256 of a JSON value in canonical form."""
+    """Return the SHA-256 of a JSON value, serialised in canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def image_shard_name(index: int) -> str:
-    """Return the name of an image shard: five digits, as in img2dataset."""
+    """Return the name of an image shard: its index in five digits, as in img2dataset."""
     return f"{index:05d}"
 
 
 def embedding_shard_name(index: int) -> str:
-    """Return the name of an embedding shard: four digits, as in clip-retrieval."""
+    """Return the name of an embedding shard: its index in four digits, as in clip-retrieval."""
     return f"{index:04d}"
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """The committed state of one shard."""
+    """Committed state of a shard."""
 
     name: str
     rows: int
     input: str
     """Fingerprint of the shard's input."""
     settings: str
-    """Fingerprint of the settings that change the shard's bytes."""
+    """Fingerprint of the settings that affect the shard's bytes."""
     files: Mapping[str, FileRecord]
     counts: Mapping[str, int] = field(default_factory=dict)
     """Number of rows by outcome."""
     logs: Sequence[str] = ()
-    """Names of files with timings, which differ between equal runs: part of the shard, but not checked."""
+    """Names of files with timings. They belong to the shard but are not checked, since identical runs write different
+    timings."""
     threads: int | None = None
-    """Number of CPU threads of the computation, which affects the last bits of sums; None if nothing is summed."""
+    """Number of CPU threads used, which affects the last bits of floating-point sums; None if nothing is summed."""
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> ShardRecord:
@@ -73,24 +74,24 @@ class ShardRecord:
         return ShardRecord(**{**value, "name": check_name(value["name"]), "files": files, "logs": logs})
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values for a manifest."""
+        """Convert the record to plain JSON values for a manifest."""
         value = asdict(self)
         return value if self.threads is not None else {name: value[name] for name in value if name != "threads"}
 
     def content(self) -> dict[str, Any]:
-        """Return the hash of each file by name, on which later stages depend."""
+        """Return the SHA-256 of each file by name. Later stages depend on these hashes."""
         return {name: self.files[name].sha256 for name in sorted(self.files)}
 
 
 @dataclass
 class Manifest:
-    """The state of one stage's folder."""
+    """State of a stage's folder."""
 
     stage: str
     settings: dict[str, Any]
     input: dict[str, Any]
     about: dict[str, Any] = field(default_factory=dict)
-    """Facts that the stage found during its work, such as the identity of the CLIP."""
+    """Facts that the stage determined while running, such as the identity of the CLIP model."""
     shards: dict[str, ShardRecord] = field(default_factory=dict)
 
     @property
@@ -99,15 +100,15 @@ class Manifest:
 
     @property
     def rows(self) -> int:
-        """Number of rows in all shards."""
+        """Total number of rows in all shards."""
         return sum(record.rows for record in self.shards.values())
 
     def content_fingerprint(self) -> str:
-        """Return a fingerprint of all committed data; equal bytes have equal fingerprints, whatever their history."""
+        """Return a fingerprint of all committed data. It depends only on file names and bytes, not on their history."""
         return fingerprint({name: record.content() for name, record in self.shards.items()})
 
     def counts(self) -> dict[str, int]:
-        """Return the number of rows by outcome in all shards together."""
+        """Return the total number of rows by outcome over all shards."""
         total: dict[str, int] = {}
         for record in self.shards.values():
             for outcome, number in record.counts.items():
@@ -147,16 +148,20 @@ def _not_a_manifest(source: str, error: Exception) -> InputError:
 
 
 def read_manifest(store: Store) -> Manifest | None:
-    """Return the manifest of a folder with all committed records merged in; None if it has no manifest."""
+    """Return a folder's manifest with all committed records merged in, or None if the folder has no manifest.
+
+    Raises:
+        InputError: the manifest or a record is damaged, or has an unsupported format version.
+    """
     records, damage = {}, None
     try:
-        records = read_records(store)  # first, since a writer that ends moves records into the manifest
+        records = read_records(store)  # before the manifest, since a writer that finishes moves records into it
     except InputError as error:
         damage = error
     try:
         value = store.read_json(MANIFEST_NAME)
     except (FileNotFoundError, NotADirectoryError):
-        return None  # a stage writes the manifest before any record, so `shards` belongs to another tool
+        return None  # stages write the manifest before any record, so this `shards` folder is not priorkit's
     if damage is not None:
         raise damage
     manifest = Manifest.from_json(value, store.path(MANIFEST_NAME))
@@ -165,7 +170,7 @@ def read_manifest(store: Store) -> Manifest | None:
 
 
 def read_records(store: Store, folder: str = RECORD_FOLDER) -> dict[str, ShardRecord]:
-    """Return the records that are not merged into the manifest yet, by the name of the shard."""
+    """Return the records in `folder` by shard name: by default, those not yet merged into the manifest."""
     records = {}
     for name in store.names(folder):
         if name.endswith(".json"):
@@ -180,12 +185,24 @@ def read_records(store: Store, folder: str = RECORD_FOLDER) -> dict[str, ShardRe
 
 
 def require_manifest(store: Store, stage: str) -> Manifest:
-    """Return the manifest of a folder that `stage` wrote; InputError names what is there instead and what to run."""
+    """Return the manifest of a folder, after checking that `stage` wrote it.
+
+    Raises:
+        InputError: the folder has no manifest, or another stage wrote it. The message names the commands.
+    """
     return require_stage(store, read_manifest(store), stage)
 
 
 def require_stage(store: Store, manifest: Manifest | None, stage: str) -> Manifest:
-    """Return a manifest that was read already, checked like `require_manifest`; None stands for no manifest."""
+    """Check a manifest that has already been read like `require_manifest`, and return it.
+
+    Args:
+        manifest: manifest of the folder; None if it has none.
+        stage: stage that should have written the folder.
+
+    Raises:
+        InputError: the folder has no manifest, or another stage wrote it.
+    """
     if manifest is None:
         raise InputError(f"{store.url} holds no result of `priorkit {stage}`; run that first or name another folder")
     if manifest.stage != stage:
@@ -194,23 +211,26 @@ def require_stage(store: Store, manifest: Manifest | None, stage: str) -> Manife
 
 
 def missing_files(record: ShardRecord, sizes: Mapping[str, int]) -> list[str]:
-    """Return the files of a record that are absent or not of the recorded size.
+    """Return the names of a record's files that are missing or do not have the recorded size.
 
     Args:
-        sizes: size in bytes of each file in the folder, by name: `Store.sizes`, one listing for all records.
+        sizes: size in bytes of each file in the folder, by name, from `Store.sizes`: one listing serves all records.
     """
     return [name for name, entry in record.files.items() if sizes.get(name) != entry.bytes]
 
 
 def damaged_shards(store: Store, manifest: Manifest) -> dict[str, list[str]]:
-    """Return the missing files of each shard that has some, by the name of the shard, from one listing."""
+    """Return the missing files of each incomplete shard, by shard name, from a single listing.
+
+    A file whose size differs from the record also counts as missing.
+    """
     sizes = store.sizes() if manifest.shards else {}
     missing = {name: missing_files(record, sizes) for name, record in manifest.shards.items()}
     return {name: files for name, files in missing.items() if files}
 
 
 def differing_files(store: Store, record: ShardRecord) -> list[str]:
-    """Return the files of a record whose content has changed since the commit; reads every byte."""
+    """Return the names of a record's files whose content has changed since the commit, reading every file in full."""
     differing = []
     for name, entry in record.files.items():
         try:
@@ -224,16 +244,20 @@ def differing_files(store: Store, record: ShardRecord) -> list[str]:
 
 
 def pending_shards(store: Store, manifest: Manifest, inputs: Mapping[str, str]) -> list[str]:
-    """Return the names of the shards to do, given the input fingerprint of each shard.
+    """Return the names of the shards that still need processing.
 
-    A shard is done if its record has this input and the manifest's settings, and its files exist.
+    A shard is done if its record has the given input fingerprint and the manifest's settings, and its files exist with
+    the recorded sizes.
+
+    Args:
+        inputs: input fingerprint of each shard, by name.
     """
     whole = whole_shards(store, manifest)
     return [name for name, input in inputs.items() if name not in whole or manifest.shards[name].input != input]
 
 
 def whole_shards(store: Store, manifest: Manifest) -> set[str]:
-    """Return the names of the shards that were made with the manifest's settings and whose files exist."""
+    """Return the names of the shards that were made with the manifest's settings and whose files are complete."""
     settings = manifest.settings_fingerprint
     made = [record for record in manifest.shards.values() if record.settings == settings]
     sizes = store.sizes() if made else {}

@@ -1,4 +1,4 @@
-"""Messages about folders with embeddings in an unsupported layout: its description, and how to convert it."""
+"""Messages about folders with embeddings in an unsupported layout, which describe the layout and how to convert it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from .arrow.types import plain_type
 from .storage import Store
 
 _SHOWN = 4
-"""Number of names that a message shows."""
+"""Maximum number of names listed in a message."""
 _LAYOUT = "img_emb/img_emb_0.npy, text_emb/text_emb_0.npy and metadata/metadata_0.parquet"
-"""The supported layout, for messages."""
+"""Supported layout, for messages."""
 _KINDS = ("img_emb", "text_emb", "metadata")
 _TENSOR_SUFFIXES = (".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".tfrecord", ".arrow")
 
 
 def require_known_layout(store: Store) -> None:
-    """Raise InputError if a folder without a manifest has embeddings in another layout; the message describes it."""
+    """Raise InputError if a folder without a manifest contains embeddings in an unsupported layout.
+
+    The message describes the layout and how to convert it.
+    """
     if store.is_local and store.fs.isfile(store.root):
         raise InputError(f"{store.url} is a file; name the folder of embeddings that it is in")
     if description := describe_other_layout(store, store.names()):
@@ -29,10 +32,13 @@ def require_known_layout(store: Store) -> None:
 
 
 def describe_other_layout(store: Store, names: list[str]) -> str:
-    """Describe an unsupported layout and its conversion, as the end of a message; empty if none is recognised.
+    """Describe an unsupported layout and how to convert it.
 
     Args:
         names: names of the files in the folder.
+
+    Returns:
+        Text to append to the folder's location in a message; empty if no such layout is recognised.
     """
     folders = sorted({place for name in names if (place := _folder_of_embeddings(name)) is not None})
     if "" in folders:
@@ -66,9 +72,11 @@ def describe_other_layout(store: Store, names: list[str]) -> str:
 
 
 def _folder_of_embeddings(name: str) -> str | None:
-    """Return the folder of embeddings that a file belongs to, relative to the listed folder; None if it is readable.
+    """Return the embeddings folder that a file belongs to, if it is not the listed folder.
 
-    It is empty if the listed folder is `img_emb` or similar itself.
+    Returns:
+        Path relative to the listed folder; empty if the listed folder is itself a subfolder such as `img_emb`. None if
+        the file belongs to the listed folder, and can thus be read, or is not an embeddings file.
     """
     *above, folder, file = ["", *name.split("/")]
     kind, _, number = file.partition(".")[0].rpartition("_")
@@ -87,7 +95,7 @@ def _arrays_in(store: Store, name: str) -> list[str]:
 
 
 def _vector_columns(store: Store, name: str) -> list[str]:
-    """Return the columns of a Parquet file that hold lists of floating-point numbers."""
+    """Return the names of the Parquet columns that contain lists of floating-point numbers."""
     with contextlib.suppress(pa.ArrowException, OSError, InputError), store.open(name) as file:
         return [field.name for field in open_parquet(file).schema_arrow if _is_vector(field.type)]
     return []

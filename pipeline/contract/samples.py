@@ -1,4 +1,4 @@
-"""An image with its caption, from any kind of input."""
+"""Samples: an image and its caption, read from any kind of input."""
 
 from __future__ import annotations
 
@@ -7,46 +7,49 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"})
-"""Extensions of image files, in lower case."""
+"""File extensions of images, in lower case."""
 _NAMED_EXTENSIONS = 5
-"""Number of a sample's extensions that a message names."""
+"""Maximum number of a sample's file extensions listed in a message."""
 
 
 class Place(NamedTuple):
-    """Position of a sample in its input; it identifies the sample, since keys may repeat."""
+    """Position of a sample in its input, which identifies it uniquely even if keys repeat."""
 
     part: int = 0
-    """Index of the input shard, if several are joined into one."""
+    """Index of the input shard, if several input shards are joined into one."""
     position: int = 0
     """Index of the sample in the joined shard."""
 
 
 FIRST = Place()
-"""Place of the first sample."""
+"""Position of the first sample."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with its caption; either may be missing."""
+    """An image and its caption, either of which may be missing."""
 
     key: str
     image: bytes | None
     caption: bytes | None
-    """UTF-8 text, not yet decoded."""
+    """Caption as undecoded UTF-8 bytes."""
     error: str | None = None
-    """Reason why the sample could not be read: the outcome to count, a colon and the details."""
+    """Reason why the sample could not be read, in the form `outcome: details`. The outcome is counted."""
     instead: str = field(default="", compare=False)
-    """Description of the files that exist, for the message about a missing image or caption."""
+    """Description of the files the sample does have, for messages about a missing image or caption."""
     place: Place = field(default=FIRST, compare=False)
 
 
 def encodable(name: str) -> str:
-    """Return a file name as valid UTF-8: Python decodes other bytes in file names to lone surrogates."""
+    """Return a file name that can be encoded as UTF-8, with each lone surrogate replaced by an escape sequence.
+
+    Python decodes file name bytes that are not valid UTF-8 to lone surrogates.
+    """
     return name.encode(errors="backslashreplace").decode()
 
 
 def name_extensions(extensions: Iterable[str]) -> str:
-    """Return a description of the extensions that a sample has and should have, for messages."""
+    """Describe the extensions that a sample has and those that it should have, for messages."""
     names = [f".{extension}" for extension in extensions]
     more = ", ..." if len(names) > _NAMED_EXTENSIONS else ""
     present = f"the sample has {', '.join(names[:_NAMED_EXTENSIONS])}{more}"

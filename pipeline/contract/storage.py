@@ -1,6 +1,7 @@
-"""Files below one folder, local or remote, through fsspec: plain relative names and atomic writes.
+"""Access to the files in a local or remote folder through fsspec, with safe relative names and atomic writes.
 
-This module knows names, bytes and hashes only. `manifest` says what the files mean, and `lock` admits one writer.
+This module deals only with names, bytes and hashes. `manifest` defines what the files mean, and `lock` ensures that
+there is only one writer.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ from .hashing import HashingFile
 from .listing import describe_files, list_files
 
 TEMPORARY_SUFFIX = ".priorkit-tmp"
-"""Ending of the names of files that are still being written."""
+"""File name suffix of files that are still being written."""
 _COPY_BYTES = 1 << 20
-"""Bytes per block when a file is uploaded."""
+"""Block size in bytes for uploads."""
 _LONGEST_NAME = 200
-"""Bytes in the longest name of a file or folder; file systems allow 255, and a temporary suffix needs some."""
+"""Maximum length of a file or folder name in bytes. File systems allow 255; the rest is for a temporary suffix."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it is a plain relative name, like every name that priorkit writes; else raise InputError."""
+    """Return `name` if it is a plain relative name, as all names written by priorkit are; otherwise raise InputError.
+
+    A plain name consists of ASCII letters, digits, `_`, `.` and `-`, and no part of it starts with `.` or `-`.
+    """
     if not _PLAIN_NAME.fullmatch(name) or max(map(len, name.split("/"))) > _LONGEST_NAME:
         shown = name if len(name) <= _LONGEST_NAME else f"{name[:60]}..."
         raise InputError(f"file name {shown!r} is not a plain relative name; the manifest is damaged or hostile")
@@ -41,7 +45,10 @@ def check_name(name: str) -> str:
 
 
 def _check_inside(name: str) -> str:
-    """Return `name` if it stays in the folder; other tools' names may have any characters."""
+    """Return `name` if it stays inside the folder; otherwise raise InputError.
+
+    Unlike `check_name`, it accepts other characters, since other tools may use any characters in names.
+    """
     if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
         raise InputError(f"file name {name!r} leaves the folder; name a file in it")
     return name
@@ -49,15 +56,15 @@ def _check_inside(name: str) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Write a local file atomically: it appears complete when the block ends, or not at all.
+    """Context manager that writes a local file atomically: the complete file appears on exit, or none at all.
 
-    The file is written under a temporary name in the same folder, which must exist, and renamed.
+    The file is written under a temporary name in the same folder, which must exist, and then renamed.
 
     Args:
-        durable: flush the file to disk before it is renamed, so that it survives a power failure.
+        durable: flush the file to disk before renaming it, so that it survives a power failure.
     """
     path = os.fspath(path)
-    # a unique name, since several processes may write the same file, such as a cache
+    # unique, because several processes may write the same file at once, such as a cache
     temporary = f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
     try:
         with open(temporary, "wb") as file:
@@ -73,10 +80,10 @@ def atomic_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterat
 
 
 def open_location(url: str) -> tuple[Any, str]:
-    """Return the fsspec file system of a local path or URL, and the path in it.
+    """Return the fsspec file system for a local path or URL, and the path within that file system.
 
     Raises:
-        InputError: the URL's scheme is unknown, or the package that reads it is not installed.
+        InputError: the URL scheme is unknown, or the package that supports it is not installed.
     """
     try:
         fs, path = fsspec.core.url_to_fs(url)
@@ -88,10 +95,10 @@ def open_location(url: str) -> tuple[Any, str]:
 
 
 class Store:
-    """A folder, local or on any fsspec file system.
+    """A folder on the local disk or on any fsspec file system.
 
     Args:
-        url: a local path or an fsspec URL (`s3://`, `gs://`, `hf://`, `memory://`).
+        url: local path or fsspec URL (`s3://`, `gs://`, `hf://`, `memory://`).
     """
 
     def __init__(self, url: str) -> None:
@@ -101,18 +108,18 @@ class Store:
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return (Store, (self.url,))  # file systems have connections, so each worker opens its own
+        return (Store, (self.url,))  # connections cannot be pickled, so each worker opens its own
 
     def path(self, name: str) -> str:
-        """Return the full path of `name` in the file system; InputError if it leaves the folder."""
+        """Return the full path of `name` in the file system; raise InputError if it is outside the folder."""
         return f"{self.root.rstrip('/')}/{_check_inside(name)}"
 
     def open(self, name: str) -> BinaryIO:
-        """Open `name` to read bytes."""
+        """Open `name` for reading in binary mode."""
         return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
 
     def size(self, name: str) -> int | None:
-        """Return the size of `name` in bytes; None if there is no such file."""
+        """Return the size of `name` in bytes, or None if the file does not exist."""
         try:
             return int(self.fs.size(self.path(name)))
         except OSError as error:
@@ -121,7 +128,11 @@ class Store:
             raise
 
     def read_into(self, name: str, start: int, target: memoryview) -> int:
-        """Fill `target` with the bytes of `name` from `start` on; return their number, smaller only at the end."""
+        """Read bytes of `name` into `target`, starting at byte `start`.
+
+        Returns:
+            Number of bytes read, which is less than the length of `target` only if the file ends early.
+        """
         if not self.is_local:
             data = self.fs.cat_file(self.path(name), start=start, end=start + len(target))
             target[: len(data)] = data
@@ -134,7 +145,12 @@ class Store:
             return done
 
     def read_json(self, name: str) -> Any:
-        """Return the content of a JSON file; FileNotFoundError if it is absent, InputError if it is not JSON."""
+        """Return the parsed content of a JSON file.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+            InputError: the file is not valid JSON.
+        """
         with self.open(name) as file:
             text = file.read()
         try:
@@ -145,15 +161,15 @@ class Store:
             ) from error
 
     def names(self, under: str = "") -> list[str]:
-        """Return the sorted relative names of the data files below `under`; see `listing.is_data`."""
+        """Return the sorted relative names of all data files (see `listing.is_data`) in `under` and its subfolders."""
         return list_files(self.fs, self.root, under)
 
     def sizes(self, under: str = "") -> dict[str, int]:
-        """Return the size in bytes of each file in `names`, from one listing; `size` takes a request per file."""
+        """Return the size in bytes of each file in `names`, from a single listing; `size` needs a request per file."""
         return {name: int(info["size"] or 0) for name, info in self.describe(under).items()}
 
     def describe(self, under: str = "") -> dict[str, dict[str, Any]]:
-        """Return fsspec's entry for each file in `names`: size, modification time and others."""
+        """Return the fsspec listing entry of each file in `names`, with its size, modification time and so on."""
         return describe_files(self.fs, self.root, under)
 
     def remove(self, name: str) -> None:
@@ -162,7 +178,10 @@ class Store:
             self.fs.rm_file(self.path(check_name(name)))
 
     def move(self, name: str, target: str) -> None:
-        """Rename `name` to `target`, replacing it; do nothing if `name` is absent, as after an earlier move."""
+        """Rename `name` to `target`, replacing any existing file.
+
+        Do nothing if `name` does not exist, so that an interrupted series of moves can be repeated.
+        """
         check_name(name)
         check_name(target)
         if self.is_local:
@@ -173,15 +192,15 @@ class Store:
             self.fs.mv(self.path(name), self.path(target))
 
     def make(self) -> None:
-        """Create the folder."""
+        """Create the folder if it does not exist."""
         self.fs.makedirs(self.root, exist_ok=True)
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """Write `name` atomically: it appears complete when the block ends, or not at all.
+        """Context manager that writes `name` atomically: the complete file appears on exit, or none at all.
 
-        A local file is written by `atomic_file`. An object store shows an object only when its upload is complete; the
-        upload starts when the block has ended.
+        Local files are written with `atomic_file`. Remote files are uploaded on exit; an object store shows an object
+        only after its upload is complete.
         """
         path = self.path(check_name(name))
         if self.is_local:
@@ -196,12 +215,12 @@ class Store:
                 shutil.copyfileobj(complete, remote, _COPY_BYTES)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write `value` as JSON, atomically."""
+        """Write `value` to a JSON file atomically."""
         with self.create(name) as file:
             file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
     def sweep(self) -> None:
-        """Remove the temporary files of killed writers."""
+        """Remove temporary files left behind by killed writers."""
         for name in self.names():
             if name.endswith(TEMPORARY_SUFFIX) and _PLAIN_NAME.fullmatch(name):
                 self.remove(name)

@@ -1,4 +1,4 @@
-"""Samples in a tar in webdataset's format, read as a stream, with checks for damage."""
+"""Streaming reader for the samples in a webdataset tar, with checks for damage."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .samples import IMAGE_EXTENSIONS, Sample, name_extensions
 from .storage import Store
 
 _END_BYTES = 1024
-"""Bytes at the end of every tar that are all zero: two blocks of 512."""
+"""Number of zero bytes at the end of every complete tar: two blocks of 512 bytes."""
 _TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
-"""Exceptions of tarfile on hostile bytes: the last two on impossible numbers."""
+"""Exceptions that tarfile raises for damaged or malicious tars; the last two are for impossible numbers."""
 _NOT_TOGETHER = "the files of a sample do not stand together; write the tar again with `tar --sort=name`"
 
 Content = TypeVar("Content")
 
 
 def count_samples(store: Store, tar_name: str) -> int:
-    """Return the number of samples in a tar, from its headers; in a damaged tar, those before the damage.
+    """Count the samples in a tar by its headers; in a damaged tar, count only the samples before the damage.
 
     Raises:
-        InputError: the files of a sample do not stand together.
+        InputError: the files of a sample are not consecutive.
     """
     count, seen, split = 0, _SeenSamples(), None
     with contextlib.suppress(*_TAR_ERRORS):
@@ -43,14 +43,19 @@ def count_samples(store: Store, tar_name: str) -> int:
 
 
 class _SeenSamples:
-    """Samples of a tar so far, to distinguish a repeated key from a sample whose files are not together."""
+    """Samples seen so far in a tar, to distinguish a repeated key from a sample whose files are not consecutive."""
 
     def __init__(self) -> None:
         self._extensions: dict[str, tuple[str, ...]] = {}
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def is_split(self, key: str, members: Iterable[str]) -> bool:
-        """Return whether a key came before with other files only."""
+        """Record a sample, and return True if its key was seen before and then had none of these extensions.
+
+        Args:
+            key: key of the sample.
+            members: file extensions of the sample.
+        """
         extensions = tuple(members)
         earlier = self._extensions.setdefault(key, self._shared.setdefault(extensions, extensions))
         return set(earlier).isdisjoint(extensions)
@@ -59,10 +64,17 @@ class _SeenSamples:
 def _groups(
     tar: tarfile.TarFile, tar_bytes: int | None, read: Callable[[tarfile.TarInfo], Content]
 ) -> Iterator[tuple[str, dict[str, Content]]]:
-    """Yield the key of each sample, as in webdataset, and the result of `read` for each of its files, by extension.
+    """Group consecutive files into samples by the same rule as webdataset.
+
+    Args:
+        tar_bytes: size of the tar in bytes; larger member sizes are treated as damage.
+        read: called with each file of a sample.
+
+    Yields:
+        The key of each sample, and the results of `read` by file extension.
 
     Raises:
-        one of _TAR_ERRORS: the tar is damaged; the samples before the damage have been yielded.
+        one of _TAR_ERRORS: the tar is damaged. The samples before the damage have been yielded.
     """
     key = ""
     members: dict[str, Content] = {}
@@ -76,19 +88,19 @@ def _groups(
             members[extension] = read(member)
     except _TAR_ERRORS as error:
         damage = error
-    if members:  # before the damage, so it may be complete
+    if members:  # the last sample before any damage, which may be complete
         yield key, members
     if damage is not None:
         raise damage
 
 
 def _members(tar: tarfile.TarFile, tar_bytes: int | None) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-    """Yield the files and links in a tar that belong to a sample, with the sample's key and the extension."""
-    if tar.firstmember is None:  # type: ignore[attr-defined]  # an empty tar, on which `next` of Python 3.10 fails
+    """Yield each file or link in a tar that belongs to a sample, with the sample's key and the file extension."""
+    if tar.firstmember is None:  # type: ignore[attr-defined]  # empty tar: `next` fails on Python 3.10
         return
     while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # it keeps every member, 1 kB each
-        if not 0 <= member.size <= (tar_bytes or 0):  # tarfile would try to skip that many bytes
+        tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every member in memory, 1 kB each
+        if not 0 <= member.size <= (tar_bytes or 0):  # tarfile would try to skip this many bytes
             raise tarfile.ReadError(f"a member of {member.size:,} bytes")
         folder, slash, name = member.name.removeprefix("./").rpartition("/")
         stem, dot, extension = name.partition(".")
@@ -97,13 +109,13 @@ def _members(tar: tarfile.TarFile, tar_bytes: int | None) -> Iterator[tuple[tarf
 
 
 def read_tar(store: Store, tar_name: str, *, hashed: bool) -> Iterator[Sample]:
-    """Yield the samples of a tar in order, read as a stream.
+    """Yield the samples of a tar in order, reading the tar as a stream.
 
     Args:
         hashed: also hash the file, for `marks_of_read`.
 
     Raises:
-        InputError: the file is cut short or is no tar.
+        InputError: the file is truncated or not a tar.
     """
     damage: Exception | None = None
     seen = _SeenSamples()
@@ -119,19 +131,19 @@ def read_tar(store: Store, tar_name: str, *, hashed: bool) -> Iterator[Sample]:
             damage = error
     if damage is not None:
         raise InputError(f"{store.url}/{tar_name} is damaged ({damage}); download that shard again") from damage
-    if not _is_complete(store, tar_name):  # tarfile accepts a tar that is cut between two members
+    if not _is_complete(store, tar_name):  # tarfile accepts a tar that was truncated between two members
         raise InputError(f"{store.url}/{tar_name} is damaged (it ends early); download that shard again")
 
 
 def _is_complete(store: Store, tar_name: str) -> bool:
-    """Return whether a tar ends with two empty blocks, as every tar does."""
+    """Return True if a tar ends with two zero-filled blocks, as every complete tar does."""
     with store.open(tar_name) as file:
         file.seek(max(0, file.seek(0, 2) - _END_BYTES))
         return not any(file.read())
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
-    """Return the bytes of the current file in a stream; None for a link, whose target may be earlier."""
+    """Return the content of the stream's current member; None for a link, since its target may already have passed."""
     if not member.isfile():
         return None
     content = tar.extractfile(member)

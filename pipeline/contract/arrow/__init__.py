@@ -1,1 +1,1 @@
-"""Arrow types and columns that tables of other tools may have, and functions to read them."""
+"""Support for the Arrow types and columns found in tables written by other tools."""

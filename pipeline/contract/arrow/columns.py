@@ -1,8 +1,8 @@
-"""Conversion of Arrow columns of other tools, in any stored type, to plain values and text.
+"""Conversion of Arrow columns written by other tools, in any stored type, to plain values and text.
 
-All functions build on `decoded`, which removes dictionaries, views and other encodings. Bytes that are not UTF-8 become
-U+FFFD in rows of a URL list and in carried text (`plain_column`, `carried`), escapes in keys (`key_texts`), and
-hexadecimal digits in other names (`as_text`, `group_names`).
+Most functions use `decoded`, which removes dictionaries, views and other encodings. Invalid UTF-8 is handled in three
+ways: URL list rows and copied text get U+FFFD (`plain_column`, `carried`), keys get escape sequences (`key_texts`), and
+other names become hexadecimal digits (`as_text`, `group_names`).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _SIMPLE = (
     pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null, pa.types.is_binary,
     pa.types.is_fixed_size_binary
 )  # fmt: skip
-"""Types whose values always have a Python value."""
+"""Type tests for types whose values can always be converted to Python values."""
 _escaped = functools.partial(bytes.decode, errors="backslashreplace")
 
 
 def column_of(batch: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
-    """Return a column of a batch or table as one array."""
+    """Return a column of a batch or table as a single array."""
     column = batch.column(name)
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def decoded(values: pa.Array) -> pa.Array:
-    """Return values in a type that every kernel accepts: dictionaries, views, run ends and extensions are decoded."""
+    """Decode dictionaries, views, run-end encoding and extension types to a type that every Arrow kernel accepts."""
     if isinstance(values.type, pa.BaseExtensionType):
         return decoded(values.storage)
     if pa.types.is_dictionary(values.type):
@@ -45,23 +45,26 @@ def decoded(values: pa.Array) -> pa.Array:
         plain = plain_type(values.type)
         try:
             return values.cast(plain)
-        except pa.ArrowNotImplementedError:  # older versions lack this cast
+        except pa.ArrowNotImplementedError:  # older pyarrow versions lack this cast
             return pa.array(values.to_pylist(), plain)
     return values
 
 
 def plain_column(column: pa.Array, kind: pa.DataType | None = None) -> pa.Array:
-    """Return values in the plain type, or in `kind`; bytes of text that are not UTF-8 become U+FFFD.
+    """Convert a column to its plain type or to another type, replacing invalid UTF-8 in text with U+FFFD.
+
+    Args:
+        kind: target type; None for the column's `plain_type`.
 
     Raises:
-        COLUMN_ERRORS: the column is damaged, or a value does not fit the type.
+        COLUMN_ERRORS: the column is damaged, or a value does not fit the target type.
     """
     kind = kind or plain_type(column.type)
     if isinstance(column.type, pa.BaseExtensionType) and column.type.extension_name == "arrow.uuid":
         column = pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
     column = decoded(column)
     if is_list_view(column.type):
-        column = pa.array(column.to_pylist(), plain_type(column.type))  # pyarrow's cast of nulls is wrong
+        column = pa.array(column.to_pylist(), plain_type(column.type))  # pyarrow's own cast handles nulls incorrectly
     if pa.types.is_string(kind) and (is_text(column.type) or is_bytes(column.type)):
         return _utf8(column)
     if pa.types.is_null(kind) and column.null_count == len(column):
@@ -70,7 +73,7 @@ def plain_column(column: pa.Array, kind: pa.DataType | None = None) -> pa.Array:
         column = column.cast(kind)
     column.validate(full=True)
     if not any(is_kind(kind) for is_kind in _SIMPLE):
-        column.to_pylist()  # raises for a date after year 9999, which Python lacks and later stages cannot handle
+        column.to_pylist()  # raises for dates after year 9999, which Python and later stages cannot represent
     return column
 
 
@@ -80,20 +83,20 @@ def _utf8(column: pa.Array) -> pa.Array:
     try:
         text.validate(full=True)
     except pa.ArrowInvalid:
-        stored.validate(full=True)  # damage of another kind
+        stored.validate(full=True)  # raises if the column is damaged in another way
         values = (None if value is None else value.decode("utf-8", "replace") for value in stored.to_pylist())
         return pa.array(values, pa.string())
     return text
 
 
 def carried(table: pa.Table, where: str) -> pa.Table:
-    """Return a table whose rows can be selected and written: views become plain, and text becomes UTF-8.
+    """Return a copy of a table whose rows can be selected and written: views become plain types, text valid UTF-8.
 
     Args:
         where: location of the table, for messages.
 
     Raises:
-        InputError: a column cannot be read, or is of a type that cannot be copied.
+        InputError: a column cannot be read, or has a type that cannot be copied.
     """
     for at, field in enumerate(table.schema):
         column = table.column(at)
@@ -122,10 +125,10 @@ def _is_valid(column: pa.ChunkedArray) -> bool:
 
 
 def text_of(value: Any, not_utf8: Callable[[bytes], str] = bytes.hex) -> str | None:
-    """Return a Python value as text; None if it is missing, that is null or NaN.
+    """Convert a Python value to text; return None for missing values (None or NaN).
 
     Args:
-        not_utf8: converts bytes that are not UTF-8.
+        not_utf8: function that converts bytes that are not valid UTF-8.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -138,10 +141,13 @@ def text_of(value: Any, not_utf8: Callable[[bytes], str] = bytes.hex) -> str | N
 
 
 def as_text(values: pa.Array) -> pa.Array:
-    """Return values of a type that `can_be_text` as strings; NaN becomes null, and invalid UTF-8 hexadecimal.
+    """Convert values to strings. NaN becomes null, and bytes that are not valid UTF-8 become hexadecimal digits.
+
+    Args:
+        values: array of a type that `can_be_text` accepts.
 
     Raises:
-        pa.ArrowInvalid: a column of text is not UTF-8.
+        pa.ArrowInvalid: an array of text contains invalid UTF-8.
     """
     values = decoded(values)
     if is_text(values.type):
@@ -157,30 +163,30 @@ def as_text(values: pa.Array) -> pa.Array:
 
 
 def group_names(values: pa.Array) -> list[str | None]:
-    """Return values of any type as names of groups, converted like in `as_text`; None for missing values."""
+    """Convert values of any type to group names as in `as_text`; missing values become None."""
     plain = decoded(values)
-    if pa.types.is_temporal(plain.type):  # Python has no nanoseconds
+    if pa.types.is_temporal(plain.type):  # Python's datetime types lack nanoseconds
         plain = as_text(plain)
     return list(map(text_of, plain.to_pylist()))
 
 
 def key_texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
-    """Return the values of a key column as text: numbers in decimal, invalid UTF-8 with escapes, NaN as None.
+    """Convert a key column to text: decimal digits for numbers, escape sequences for invalid UTF-8, None for NaN.
 
     Args:
         where: description of the column, for messages.
 
     Raises:
-        InputError: the values are lists or structures.
+        InputError: the values are lists, structs, maps or unions, or cannot be read.
     """
     kind = column.type
     if not can_be_text(kind):
         raise InputError(f"{where} holds {kind}, not names; store it as text")
     try:
-        if is_text(kind) or is_bytes(kind):  # as bytes, since the text may not be UTF-8
+        if is_text(kind) or is_bytes(kind):  # read as bytes, since text may contain invalid UTF-8
             values = [key for chunk in column.chunks for key in decoded(chunk).cast(pa.large_binary()).to_pylist()]
         else:
             values = column.to_pylist()
-    except COLUMN_ERRORS as error:  # such as a date that Python lacks
+    except COLUMN_ERRORS as error:  # such as a date that Python cannot represent
         raise InputError(f"{where} holds a {kind} that cannot be read as a name ({error}); store it as text") from error
     return [text_of(value, _escaped) for value in values]

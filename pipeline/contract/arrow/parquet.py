@@ -1,4 +1,4 @@
-"""Opening of Parquet files; every kind of damage in a footer raises an exception of Arrow."""
+"""Opening Parquet files, with an Arrow exception for every kind of damaged footer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 
 
 def open_parquet(file: BinaryIO, **options: Any) -> pq.ParquetFile:
-    """Open a Parquet file, and read its footer.
+    """Open a Parquet file and read its footer.
 
     Args:
-        options: options of `pyarrow.parquet.ParquetFile`.
+        options: keyword arguments for `pyarrow.parquet.ParquetFile`.
 
     Raises:
-        pa.ArrowException: the file is not Parquet, or its footer is damaged.
+        pa.ArrowException: the file is not a Parquet file, or its footer is damaged.
     """
     try:
         parquet = pq.ParquetFile(file, **options)

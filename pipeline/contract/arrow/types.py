@@ -1,4 +1,4 @@
-"""Arrow types of columns: stored type, plain type in our rows, and problems of a schema."""
+"""Arrow column types: stored types, the plain types used in priorkit's rows, and schema checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ TypeTest = Callable[[pa.DataType], bool]
 
 
 def _tests(*names: str) -> tuple[TypeTest, ...]:
-    """Return tests of `pyarrow.types`; a test that an older pyarrow lacks is for a type that it lacks too."""
+    """Return the named type tests of `pyarrow.types`.
+
+    Tests that an older pyarrow lacks are skipped, since it also lacks the types that they test for.
+    """
     return tuple(getattr(pa.types, name) for name in names if hasattr(pa.types, name))
 
 
@@ -27,9 +30,10 @@ _LIST_VIEWS = _tests("is_list_view", "is_large_list_view")
 _LISTS = _tests("is_list", "is_list_view")
 _LARGE_LISTS = _tests("is_large_list", "is_large_list_view")
 _EXTENSIONS = {"arrow.bool8": pa.bool_(), "arrow.uuid": pa.string()}
-"""Plain types of extensions whose values differ from the stored ones."""
+"""Plain types for extension types whose values differ from the stored values."""
 COLUMN_ERRORS = (pa.ArrowException, ValueError, KeyError, OverflowError)
-"""Exceptions of pyarrow for a column that is damaged or has values that Python lacks, such as a date after 9999."""
+"""Exceptions that pyarrow raises for damaged columns and for values that Python cannot represent, such as dates after
+year 9999."""
 
 
 def _is(kind: pa.DataType, tests: tuple[TypeTest, ...]) -> bool:
@@ -37,22 +41,22 @@ def _is(kind: pa.DataType, tests: tuple[TypeTest, ...]) -> bool:
 
 
 def is_run_ends(kind: pa.DataType) -> bool:
-    """Return whether a column is stored as run-end encoded values."""
+    """Return True if a type is run-end encoded."""
     return _is(kind, _RUNS)
 
 
 def is_view(kind: pa.DataType) -> bool:
-    """Return whether a column of text or bytes is stored as views, which many kernels of pyarrow do not accept."""
+    """Return True if a type stores text or bytes as views, which many pyarrow kernels do not accept."""
     return _is(kind, _VIEWS)
 
 
 def is_list_view(kind: pa.DataType) -> bool:
-    """Return whether a column of lists is stored as views."""
+    """Return True if a type stores lists as views."""
     return _is(kind, _LIST_VIEWS)
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the stored values, without the dictionaries, run ends and extensions around it."""
+    """Return the type of the stored values, unwrapped from extension types, dictionaries and run-end encoding."""
     if isinstance(kind, pa.BaseExtensionType):
         return stored_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or is_run_ends(kind):
@@ -61,23 +65,26 @@ def stored_type(kind: pa.DataType) -> pa.DataType:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Return whether the values of a type are text, however they are stored."""
+    """Return True if the values of a type are text, even if the type is encoded or an extension type."""
     return _is(stored_type(kind), _TEXT)
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Return whether the values of a type are bytes of variable size, however they are stored."""
+    """Return True if the values of a type are variable-size bytes, even if it is encoded or an extension type."""
     return _is(stored_type(kind), _BYTES)
 
 
 def can_be_text(kind: pa.DataType) -> bool:
-    """Return whether values of a type can be converted to text: all except lists, structs, maps and unions."""
+    """Return True if values of a type can be converted to text: all types except lists, structs, maps and unions."""
     stored = stored_type(kind)
     return not (pa.types.is_nested(stored) or is_list_view(stored))
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of a column in our rows: no views, dictionaries, run ends, extensions or 64-bit offsets."""
+    """Return the type that priorkit uses for a column in its own rows.
+
+    It contains no views, dictionaries, run-end encoding or extension types, and text and bytes have 32-bit offsets.
+    """
     if isinstance(kind, pa.BaseExtensionType):
         return _EXTENSIONS.get(kind.extension_name) or plain_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or is_run_ends(kind):
@@ -100,13 +107,13 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
-    """Return the narrowest plain type that fits the values of both types; None if there is none."""
+    """Return the narrowest plain type that can represent the values of both plain types, or None if none can."""
     if {first, second} == {pa.string(), pa.binary()}:
         return pa.string()
     if first == second:
         return first
     if {first, second} & {pa.uint64()} and pa.types.is_signed_integer(first) + pa.types.is_signed_integer(second):
-        return None  # pyarrow chooses int64, which is too small for the upper half of uint64
+        return None  # pyarrow would choose int64, which cannot hold the upper half of the uint64 range
     try:
         fields = [pa.schema([("column", kind)]) for kind in (first, second)]
         return pa.unify_schemas(fields, promote_options="permissive").field(0).type
@@ -115,7 +122,7 @@ def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 
 
 def why_not_carried(kind: pa.DataType) -> str | None:
-    """Return the reason why a column of a plain type cannot be stored in a shard; None if it can."""
+    """Return the reason why a column of a plain type cannot be stored in a shard, or None if it can."""
     try:
         column = pa.nulls(1, kind).take(pa.array([0]))
         json.dumps(column.to_pylist(), default=str)
@@ -126,17 +133,20 @@ def why_not_carried(kind: pa.DataType) -> str | None:
 
 
 def require_distinct(schema: pa.Schema, where: str) -> None:
-    """Raise InputError if two columns of a table have the same name."""
+    """Raise InputError if two columns of a schema have the same name."""
     repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if repeated:
         raise InputError(f"{where} has several columns {repeated[0]!r}; rename or drop all but one")
 
 
 def column_fault(schema: pa.Schema, column: str, *, text: bool) -> str:
-    """Return the reason why a column cannot be read, to follow the name of its file; empty if it can.
+    """Return the reason why a column cannot be read.
 
     Args:
-        text: whether the column is read as text.
+        text: True if the column will be read as text.
+
+    Returns:
+        Text to append to the file name in a message; empty if the column can be read.
     """
     count = schema.names.count(column)
     if count != 1:

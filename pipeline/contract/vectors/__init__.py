@@ -1,1 +1,1 @@
-"""Arrays of embeddings in files, and the rules that decide which vectors are valid."""
+"""Embedding arrays in files, and the rules for valid embeddings."""

@@ -1,4 +1,4 @@
-"""Single files of embedding shards: their headers, and reads of a range of rows."""
+"""Readers for the files of embedding shards: their headers, and ranges of array rows."""
 
 from __future__ import annotations
 
@@ -17,54 +17,57 @@ from ..storage import Store
 from .rules import embed_dtypes_named, is_embed_dtype
 
 HEADER_BYTES = 128
-"""Bytes in the header that NumPy writes for an array with a shape and type like ours."""
+"""Size in bytes of the header that NumPy writes for arrays with shapes and dtypes like those of embeddings."""
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _FOOTER_END_BYTES = 8
-"""Bytes after the footer of a Parquet file: its length and the magic number."""
+"""Number of bytes after the footer in a Parquet file: the footer's length and the magic number."""
 _PARSER = threading.Lock()
-"""Lock for NumPy's parser of headers: `ast` can raise SystemError if two threads of Python 3.11 use it at once."""
+"""Lock for NumPy's header parser: in Python 3.11, `ast` can raise SystemError if two threads use it at once."""
 
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """Layout of the rows of an array in its file."""
+    """Position, shape and dtype of an array's rows in its file."""
 
     rows: int
     row_shape: tuple[int, ...]
     dtype: np.dtype
     start: int
-    """Offset of the first row, in bytes."""
+    """Byte offset of the first row."""
 
     @property
     def row_bytes(self) -> int:
-        """Number of bytes in a row."""
+        """Size of a row in bytes."""
         return math.prod(self.row_shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class FileHeader:
-    """Header of a file of embeddings, or footer of a file of metadata."""
+    """Header of an embeddings file, or footer of a metadata file."""
 
     rows: int
     embed_dim: int
-    """Dimension of the embeddings; 0 for metadata."""
+    """Embedding dimension; 0 for metadata."""
     size: int
-    """Size of the file in bytes."""
+    """File size in bytes."""
     content: str
-    """Bytes of the header, in hexadecimal."""
+    """Raw header or footer bytes, as hexadecimal digits."""
     layout: ArrayLayout | None
-    """Layout of an array; None for metadata."""
+    """Layout of the array; None for metadata."""
     columns: tuple[str, ...]
-    """Names of the columns of metadata; empty for arrays."""
+    """Column names of metadata; empty for arrays."""
     schema: pa.Schema | None = None
-    """Schema of metadata; None for arrays."""
+    """Arrow schema of metadata; None for arrays."""
 
 
 def read_header(store: Store, name: str, size: int | None = None) -> FileHeader:
-    """Return the header of a file of embeddings or metadata; InputError if it is invalid or the file is cut short.
+    """Return the header of an embeddings file, or the footer of a metadata file.
 
     Args:
-        size: size of the file in bytes, if it is known.
+        size: file size in bytes; None to look it up.
+
+    Raises:
+        InputError: the header or footer is invalid, or the file is truncated.
     """
     if size is None:
         size = store.size(name) or 0
@@ -88,7 +91,11 @@ def _read_array_header(store: Store, name: str, size: int) -> FileHeader:
 
 
 def read_layout(store: Store, name: str) -> ArrayLayout:
-    """Return the layout of an array; InputError if the file is no array, or is not stored row by row."""
+    """Return the layout of an array file.
+
+    Raises:
+        InputError: the file is not a numeric array, is not stored row by row, or has a foreign byte order.
+    """
     with store.open(name) as file:
         return _read_layout(store, name, file)
 
@@ -107,10 +114,15 @@ def _read_layout(store: Store, name: str, file: BinaryIO) -> ArrayLayout:
 
 
 def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: np.ndarray) -> None:
-    """Fill `target`, a contiguous array of the layout's type, with rows from `first` on.
+    """Read consecutive rows of an array file into `target`.
+
+    Args:
+        layout: layout of the file, from `read_layout`.
+        first: number of the first row to read.
+        target: contiguous array with the layout's dtype; its length is the number of rows to read.
 
     Raises:
-        InputError: the file ends early.
+        InputError: the file is truncated.
     """
     if target.size == 0:
         return
@@ -122,19 +134,26 @@ def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: 
 
 
 def read_array_start(store: Store, name: str, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Return shape, Fortran order and type of an array, and leave `file` at the start of its values."""
-    file.read(HEADER_BYTES)  # fetched before the lock is taken
+    """Read the header of an array file, and leave `file` at the start of the values.
+
+    Returns:
+        The shape, True if the array is in Fortran order, and the dtype.
+
+    Raises:
+        InputError: the file is not an array.
+    """
+    file.read(HEADER_BYTES)  # fetch the header before taking the lock, since remote reads are slow
     file.seek(0)
     try:
         with _PARSER:
             shape, fortran_order, dtype = _HEADER_READERS[np.lib.format.read_magic(file)](file)
-    except (EOFError, ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:  # numpy parses it as Python
+    except (EOFError, ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:  # NumPy parses it as Python
         raise _not_an_array(store, name, error) from error
     return shape, fortran_order, dtype
 
 
 def _read_footer(store: Store, name: str, size: int) -> FileHeader:
-    """Return the header of a Parquet file, which is at its end."""
+    """Return the footer of a Parquet file as a `FileHeader`."""
     try:
         with store.open(name) as file:
             parquet = open_parquet(file)

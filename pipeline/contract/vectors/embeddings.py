@@ -1,6 +1,6 @@
-"""Rules for a folder of embeddings without a manifest: faults of its shards, and notes about unusual contents.
+"""Checks for an embeddings folder without a manifest: shard faults, and notes about unusual contents.
 
-Opening a folder raises the first fault of `shard_faults`; `inspect` reports all of them.
+Opening a folder raises the first fault that `shard_faults` yields; `inspect` reports all of them.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from .arrays import FileHeader
 from .rules import common_dtype
 
 KEY_COLUMNS = ("key", "image_path")
-"""Columns that identify a row, the best first."""
+"""Columns that identify a row, in order of preference."""
 GROUP_COLUMNS = ("sha256", "md5", "url")
-"""Columns that identify the content of an image, the best first."""
+"""Columns that identify the content of an image, in order of preference."""
 CAPTION_COLUMN = "caption"
 _COMMON_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
-"""Columns that either all files of metadata have, or none."""
+"""Columns that must be in every metadata file of a folder or in none."""
 _SHOWN_NUMBERS = 5
-"""Number of gaps between shard numbers that a note shows."""
+"""Maximum number of gaps between shard numbers listed in a note."""
 
 Files = Mapping[str, str]
-"""Name of each file of a shard, by kind."""
+"""File names of a shard, by kind."""
 
 
 def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> dict[str, str]:
-    """Return the first file of each kind that has a header; the others of its kind are compared with it."""
+    """Return the first file of each kind that has a header. All other files of that kind are compared with it."""
     first: dict[str, str] = {}
     for files in shards:
         for kind, name in files.items():
@@ -38,13 +38,16 @@ def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> d
 
 
 def shard_faults(url: str, files: Files, headers: Mapping[str, FileHeader], first: Files) -> Iterator[tuple[str, str]]:
-    """Yield each fault of a shard: the kind of the faulty file, and a sentence.
+    """Find the faults of a shard.
 
     Args:
         url: location of the folder, for messages.
-        files: files of the shard that have a header, images first.
+        files: files of the shard that have a header, with image embeddings first.
         headers: headers by file name.
-        first: result of `first_files`.
+        first: first file of each kind, from `first_files`.
+
+    Yields:
+        For each fault, the kind of the faulty file and a sentence that describes the fault.
     """
     reference_kind = next((kind for kind in ("img_emb", "text_emb", "metadata") if kind in files), None)
     for kind, name in files.items():
@@ -71,14 +74,15 @@ def _column_faults(url: str, name: str, header: FileHeader, first_name: str, fir
             yield f"{url}/{lacks} has no column {column!r}, though {has} has; write both alike"
     assert header.schema is not None
     for column in (*_COMMON_COLUMNS, *GROUP_COLUMNS):
-        # captions of another type are refused only when they are read: a prior on stored text embeddings needs none
+        # a caption that is not text is an error only when captions are read: a prior trained on stored text embeddings
+        # does not need them
         fault = column_fault(header.schema, column, text=column in KEY_COLUMNS)
         if fault and column in header.columns:
             yield f"{url}/{name}{fault}"
 
 
 def folder_notes(shards: Mapping[int, Files], headers: Mapping[str, FileHeader]) -> list[str]:
-    """Return notes about unusual contents that are accepted: missing shard numbers, and arrays of several types."""
+    """Return notes about unusual but accepted contents: missing shard numbers, and arrays with different dtypes."""
     notes = []
     if missing := _missing_numbers(list(shards)):
         notes.append(missing)
@@ -92,7 +96,7 @@ def folder_notes(shards: Mapping[int, Files], headers: Mapping[str, FileHeader])
 
 
 def _missing_numbers(numbers: list[int]) -> str:
-    """Return a sentence about the numbers that are missing between the first and the last shard; empty if none is."""
+    """Return a sentence about missing numbers between the first and last shard; empty if none are missing."""
     gaps = [(low + 1, high) for low, high in itertools.pairwise(numbers) if high > low + 1]
     if not gaps:
         return ""

@@ -1,4 +1,4 @@
-"""Temporary files that collect rows part by part, to write or map them as one array without the memory for all."""
+"""Temporary files that collect rows in parts, so that an array larger than memory can be written or memory-mapped."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import BinaryIO, cast
 import numpy as np
 
 _COPY_BYTES = 1 << 20
-"""Bytes per block when rows are copied."""
+"""Block size in bytes for copying rows."""
 
 
 class RowSpool:
-    """Temporary file of rows of one dtype and shape, to be written as a `.npy` file.
+    """Temporary file that collects rows with the same dtype and shape.
 
     Args:
-        dtype: type of the numbers.
-        row_shape: shape of a row; () for single numbers.
+        dtype: dtype of the rows.
+        row_shape: shape of a row; `()` for scalars.
     """
 
     def __init__(self, dtype: type[np.generic] | np.dtype, row_shape: tuple[int, ...]) -> None:
@@ -32,7 +32,7 @@ class RowSpool:
         self.rows += len(rows)
 
     def save(self, target: BinaryIO) -> None:
-        """Write all rows in NumPy's format, with the same bytes as `np.save`."""
+        """Write all rows in `.npy` format, byte-identical to `np.save`."""
         header = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),
             "fortran_order": False,
@@ -43,12 +43,12 @@ class RowSpool:
         shutil.copyfileobj(cast(BinaryIO, self._file), target, _COPY_BYTES)
 
     def mapped(self) -> np.ndarray:
-        """Return all rows `[N, *row_shape]`, mapped from the file; they stay valid after `close`."""
+        """Return all rows `[N, *row_shape]`, memory-mapped from the file. The array stays valid after `close`."""
         if self.rows == 0:
             return np.empty((0, *self._row_shape), self._dtype)
         self._file.flush()
         return np.memmap(self._file, self._dtype, "r", shape=(self.rows, *self._row_shape))
 
     def close(self) -> None:
-        """Close the temporary file."""
+        """Close the temporary file, which deletes it."""
         self._file.close()
