@@ -1,4 +1,4 @@
-"""The command `sample`. Heavy imports happen when it runs."""
+"""The `sample` command. Heavy imports are deferred until it runs."""
 
 from __future__ import annotations
 
