@@ -1,4 +1,4 @@
-"""Normalisation of embeddings for diffusion, to coordinates with variance near 1, and its inverse."""
+"""Normalisation of embeddings for diffusion, so that coordinates have a scale near 1, and its inverse."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class DiffusionSettings(Settings):
     prediction: Literal["x0", "eps", "v"] = "x0"
     """Prediction target of the network; the DALL-E 2 authors found that `x0` works best."""
     loss: Literal["l2", "l1", "huber"] = "l2"
-    """Loss on the prediction error: squared (`l2`), absolute (`l1`), or quadratic below 1 and linear above (`huber`)."""
+    """Prediction loss: squared (`l2`), absolute (`l1`), or quadratic for errors below 1 and linear above (`huber`)."""
     loss_weighting: Literal["none", "min_snr"] = "none"
     """Loss weight per timestep: equal (`none`), or the signal-to-noise ratio capped at 5 (Hang et al. 2023)."""
     text_drop: float = Field(default=0.1, ge=0, le=1)
