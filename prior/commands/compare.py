@@ -18,7 +18,7 @@ def compare(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare each metric across evaluations, with its difference from the first and a 95% interval.
+    """Compare evaluations metric by metric, with differences from the first evaluation and their 95% intervals.
 
     Example: priorkit compare data/evaluation runs/wider/evaluation
     """

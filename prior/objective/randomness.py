@@ -42,7 +42,7 @@ class StepRandomness:
         return StepRandomness(**{k: v if k in on_cpu else v.to(device) for k, v in vars(self).items()})
 
     def take(self, indices: torch.Tensor) -> StepRandomness:
-        """Return the random values of the rows at the given indices."""
+        """Return the values for the rows at the given indices."""
         return StepRandomness(**{k: v[indices.to(v.device)] for k, v in vars(self).items()})
 
 

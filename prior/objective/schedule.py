@@ -1,6 +1,6 @@
 """Noise schedules, and conversions between x0, eps and v.
 
-A schedule gives `alpha_bar[t]`, the signal's share of the variance at timestep t:
+A schedule gives `alpha_bar[t]`, the fraction of the variance that is signal at timestep t:
 
 - `x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps` (Ho et al. 2020, arXiv 2006.11239)
 - `v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0` (Salimans and Ho 2022, arXiv 2202.00512)
@@ -26,7 +26,7 @@ class NoiseSchedule:
     """Forward process coefficients at each timestep."""
 
     alpha_bar: torch.Tensor
-    """Signal's share of the variance at each timestep, `[timesteps]` float64, decreasing."""
+    """Fraction of the variance that is signal at each timestep: `[timesteps]` float64, decreasing."""
 
     def __len__(self) -> int:
         return len(self.alpha_bar)

@@ -20,14 +20,14 @@ from ..objective.schedule import NoiseSchedule
 from .settings import SamplerName
 
 _LEAST_HALF_LOG_SNR = -5.1
-"""Half the log-SNR below which no steps are placed: there the signal is 1 / 27,000 of the variance."""
+"""Half the log-SNR below which no step but the first is placed. There the signal is 1 / 27,000 of the variance."""
 
 
 class Estimate(NamedTuple):
     """Estimate of the clean embeddings at one step."""
 
     x0: torch.Tensor
-    """`[N, D]`, clamped if the prior's `x0_clamp` says so."""
+    """`[N, D]`, clamped according to the prior's `x0_clamp`."""
     unclamped: torch.Tensor
     """`[N, D]` before clamping."""
 
@@ -105,7 +105,7 @@ def dalle2_ddim(
 ) -> torch.Tensor:
     """Sample with DALLE2-pytorch's DDIM (eta 1), reproducing its numbers and the differences between its releases.
 
-    As there, signal shares are float32 and belong to the timestep before the one passed to the network.
+    As in DALLE2-pytorch, signal shares are float32 and belong to the timestep before the one passed to the network.
     """
     x_t = next(noise)
     shares = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alpha_bar[:-1]]).float()
@@ -137,8 +137,8 @@ def find_sampler(name: SamplerName, function: FunctionVersion, prediction: str) 
 def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: FunctionVersion) -> list[int]:
     """Return evenly spaced timesteps for a sampler to evaluate at, noisiest first.
 
-    The grid has `steps` distinct timesteps. For `dalle2-ddim` it is DALLE2-pytorch's grid, which has one fewer since
-    release 1.10.3.
+    The grid has `steps` distinct timesteps. For `dalle2-ddim` it is DALLE2-pytorch's grid, which has one timestep
+    fewer since release 1.10.3.
 
     Raises:
         ValueError: `steps` is out of range.
@@ -160,9 +160,9 @@ def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: Funct
 def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
     """Return `steps` timesteps evenly spaced in log-SNR, noisiest first. DPM-Solver is second-order in log-SNR.
 
-    Noise that remains at the last timestep is replaced by its mean. One `dpmsolver++` step is worth several others, so
-    the grid ends as low as an evenly spaced grid with four times as many steps. After the first timestep, it skips the
-    range where the input is almost all noise.
+    The noise that remains at the last timestep is replaced by its mean, so that timestep must be low enough. One step
+    of `dpmsolver++` is worth several of other samplers. The grid therefore ends where an evenly spaced grid of four
+    times as many steps would end. After the first timestep, it skips the range where the input is almost all noise.
     """
     timesteps = len(schedule)
     last = timesteps - 1 - (min(4 * steps, timesteps) - 1) * timesteps // min(4 * steps, timesteps)
@@ -200,6 +200,8 @@ def seeded_noise(
 
     Args:
         first: number of the first text.
+        texts: number of texts, B.
+        draws: number of draws per text, K.
     """
     generators = [np.random.Generator(np.random.Philox(key=[seed, first + text])) for text in range(texts)]
     while True:

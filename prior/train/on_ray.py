@@ -72,7 +72,7 @@ class _Trainer:
     def fit(
         self, job: TrainJob, compute: ComputeSettings, coordinator: Any, folder: str, environment: dict[str, str]
     ) -> None:
-        """Run the training loop in Ray Train workers that have the given environment variables."""
+        """Run the training loop in Ray Train workers, with `environment` added to their environment variables."""
         # otherwise Ray Train changes the working directory of its workers
         os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
         import ray.train.torch
@@ -173,7 +173,7 @@ def _failure(ray: Any, fit: Any) -> PriorkitError:
 
 
 def explain_end(text: str) -> PriorkitError:
-    """Shorten a Ray Train error text to one error. The text may contain tracebacks, some of them escaped."""
+    """Return a short error for a Ray Train error text, which may contain tracebacks, including escaped ones."""
     if "no GPUs found" in text:
         return PriorkitError(
             "Ray reserves GPUs for the workers, but torch sees none there; install torch for these GPUs on the nodes, "

@@ -104,7 +104,7 @@ class TrainingFolder:
 
 
 class Recorder:
-    """Writes metrics, checkpoints and the prior. Only the first rank has one.
+    """Writes metrics, checkpoints and the prior. Only the first rank creates a recorder.
 
     Args:
         step: number of steps completed before this run.

@@ -72,7 +72,8 @@ class TrainSettings(DeviceSettings):
     optimiser: OptimiserSettings = OptimiserSettings()
     """Optimiser settings."""
     init_from: InitSettings | None = None
-    """Initial prior. Training starts from its weights, with its network, diffusion and normaliser statistics."""
+    """Initial prior. Training starts from its weights and uses its network, diffusion and normaliser statistics. Null:
+    training starts from random weights."""
     text_condition: Literal["pooled", "stored", "online"] | None = None
     """Source of the text. `pooled`: stored text embeddings. `stored`: stored text embeddings and token states.
     `online`: captions, encoded during training by the CLIP model that produced the embeddings. Null: `stored` if the

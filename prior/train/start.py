@@ -1,4 +1,4 @@
-"""Initialisation of training: random weights, or the weights, settings and checks of an initial prior."""
+"""Initial weights of a training run, including loading and checking an initial prior (`init_from`)."""
 
 from __future__ import annotations
 
