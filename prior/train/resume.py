@@ -1,4 +1,4 @@
-"""Rules for resuming training: which settings may change, how the manifest records them, and which changes are refused."""
+"""Rules for resuming training: which settings may change, how the manifest records them, which changes are refused."""
 
 from __future__ import annotations
 
