@@ -1,9 +1,9 @@
-"""Training, evaluation and sampling of diffusion priors over CLIP embeddings.
+"""Training, evaluation and sampling of diffusion priors for CLIP embeddings.
 
-Letters in shapes: B batch, D size of an embedding, T token states, W width of a token state, C width of the network,
-H attention heads, P tokens of the prefix, K draws, N rows of a split.
+Letters in tensor shapes: B batch size, D embedding size, T token states, W token state width, C network width,
+H attention heads, P prefix tokens, K draws, N rows in a split.
 """
 
 from ..pipeline.compute.openmp import stop_spinning
 
-stop_spinning()  # must run before torch is imported, and any module of this package may import it first
+stop_spinning()  # must run before torch is first imported, which any module in this package may do

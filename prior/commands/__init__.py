@@ -1,1 +1,1 @@
-"""Commands that use a prior and need no recipe."""
+"""Commands that operate on a prior and need no recipe."""

@@ -1,4 +1,4 @@
-"""The command `compare`. Heavy imports happen when it runs."""
+"""The `compare` command. Heavy imports are deferred until it runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def compare(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare evaluations: each metric side by side, and its difference to the first with a 95% interval.
+    """Compare evaluations metric by metric, with differences from the first evaluation and their 95% intervals.
 
     Example: priorkit compare data/evaluation runs/wider/evaluation
     """

@@ -1,4 +1,4 @@
-"""The command `convert`. Heavy imports happen when it runs."""
+"""The `convert` command. Heavy imports are deferred until it runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def convert(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Convert a dalle2-pytorch checkpoint to a prior's folder, or a folder to such a checkpoint.
+    """Convert a dalle2-pytorch checkpoint to a prior folder, or a prior folder to a checkpoint.
 
     Example: priorkit convert prior.pth data/prior --config laion-model-card
     """

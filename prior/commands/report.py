@@ -1,4 +1,4 @@
-"""The command `report`. Heavy imports happen when it runs."""
+"""The `report` command. Heavy imports are deferred until it runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def report(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write an evaluation as one HTML page: curves, metrics, a projection and a gallery.
+    """Write an evaluation report as one HTML page with curves, metrics, a projection and a gallery.
 
     Example: priorkit report data/evaluation --output report.html
     """

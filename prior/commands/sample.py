@@ -1,4 +1,4 @@
-"""The command `sample`. Heavy imports happen when it runs."""
+"""The `sample` command. Heavy imports are deferred until it runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sample(
     function_version: FunctionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw a CLIP image embedding for each caption.
+    """Sample a CLIP image embedding for each caption.
 
     Example: priorkit sample data/prior "a corgi in sunglasses" --output corgi.npy
     """

@@ -1,6 +1,6 @@
-"""The diffusion loss of a network on a batch; its randomness is an argument.
+"""Diffusion loss of a network on a batch, with all random values passed as an argument.
 
-Letters: B rows, K draws of noise and timestep for each row, N = B * K draws in all, D embedding.
+Letters: B rows, K draws of noise and timestep per row, N = B * K draws in total, D embedding size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .schedule import NoiseSchedule
 from .settings import DiffusionSettings
 
 MIN_SNR_GAMMA = 5.0
-"""Signal-to-noise ratio above which `min_snr` gives timesteps no more weight; Hang et al.'s choice."""
+"""Signal-to-noise ratio at which `min_snr` caps the loss weight, as in Hang et al."""
 
 _LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
@@ -29,16 +29,17 @@ def diffusion_loss(
     condition: Condition,
     random: StepRandomness,
 ) -> torch.Tensor:
-    """Return the loss of each row, `[B]`: the weighted error of the prediction, averaged over coordinates and draws.
+    """Return the loss per row, `[B]`: the weighted prediction error, averaged over coordinates and draws.
 
-    The draws of a text share its prefix. All rows whose text is dropped share one prefix, if the network allows it.
+    All draws of a row share the prefix of its text. If the network has a null text, all rows with dropped text share
+    one prefix too.
 
     Args:
-        image_embed: `[B, D]` of any norm.
+        image_embed: `[B, D]` with any norm.
     """
     rows, draws, _ = random.noise.shape
     with_text, order = rows, None
-    if network.has_null_text and random.drop_text.any():  # move rows without a text to the end
+    if network.has_null_text and random.drop_text.any():  # move rows without text to the end
         with_text, order = int((~random.drop_text).sum()), torch.argsort(random.drop_text, stable=True)
         random, condition = random.take(order), condition.take(order)
         image_embed = image_embed[order.to(image_embed.device)]
@@ -67,7 +68,9 @@ def diffusion_loss(
 def _estimates(
     network: Network, condition: Condition, chosen: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor | None:
-    """Return the first estimates `[N, D]` of the chosen draws, with nothing dropped; zeros for the other draws.
+    """Return first estimates of x0 `[N, D]` for the chosen draws, with nothing dropped, and zeros for the others.
+
+    Returns None if no draw is chosen.
 
     Args:
         chosen: `[B, K]` bool, on the CPU.
@@ -84,9 +87,9 @@ def _estimates(
 
 
 def min_snr_weight(schedule: NoiseSchedule, prediction: str, timesteps: torch.Tensor) -> torch.Tensor:
-    """Return the loss weights `[N]` float64 of timesteps `[N]` (Hang et al. 2023, arXiv 2303.09556).
+    """Return float64 loss weights `[N]` for timesteps `[N]` (Hang et al. 2023, arXiv 2303.09556).
 
-    The squared error of x0 has weight min(SNR, gamma). Errors of eps and v have the equivalent weights.
+    The squared error in x0 has weight min(SNR, gamma). Errors in eps and v get the equivalent weights.
     """
     alpha_bar = schedule.alpha_bar.to(timesteps.device)[timesteps]
     ratio = alpha_bar / (1 - alpha_bar)

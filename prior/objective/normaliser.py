@@ -1,4 +1,4 @@
-"""Normalisation of embeddings for diffusion: coordinates with mean 0 and variance near 1, and the inverse."""
+"""Normalisation of embeddings for diffusion, so that coordinates have a scale near 1, and its inverse."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import torch.nn.functional as F
 from torch import nn
 
 _SHRINKAGE = 1e-3
-"""Share of the mean variance added to every direction, so that directions of tiny variance are not amplified."""
+"""Fraction of the mean variance added to every direction, so that low-variance directions are not over-amplified."""
 
 
 class EmbeddingNormaliser(nn.Module):
     """Maps image embeddings to network space and back.
 
-    `sqrt_dim` scales unit vectors to norm sqrt(D), or to `embed_scale`, as DALLE2-pytorch does. `standardise` subtracts
-    the mean of each coordinate and divides by its standard deviation, as Karlo and Kandinsky do. `whiten` makes the
-    covariance the identity matrix (ZCA). The statistics of the last two are saved with the weights.
+    `sqrt_dim` scales unit vectors to norm sqrt(D), or to `embed_scale` if given, as DALLE2-pytorch does. `standardise`
+    subtracts the mean of each coordinate and divides by its standard deviation, as Karlo and Kandinsky do. `whiten`
+    makes the covariance the identity matrix (ZCA). The last two save their statistics with the weights.
     """
 
     mean: torch.Tensor
-    """`[D]` mean of unit embeddings."""
+    """Mean of the unit embeddings, `[D]`."""
     to_embed: torch.Tensor
-    """`[D]` standard deviations, or `[D, D]` square root of the covariance."""
+    """Standard deviations `[D]` for `standardise`, or the square root of the covariance `[D, D]` for `whiten`."""
     to_network: torch.Tensor
-    """Inverse of `to_embed`."""
+    """Inverse of `to_embed`: elementwise for `standardise`, the matrix inverse for `whiten`."""
 
     def __init__(self, kind: str, embed_dim: int, embed_scale: float | None = None) -> None:
         super().__init__()
         self.kind = kind
         self.radius = embed_scale if embed_scale is not None else math.sqrt(embed_dim)
-        """Norm of unit vectors in network space: exact for `sqrt_dim`, approximate for the others."""
+        """Norm of a unit embedding once mapped to network space: exact for `sqrt_dim`, approximate for the others."""
         if kind != "sqrt_dim":
             shape = (embed_dim, embed_dim) if kind == "whiten" else (embed_dim,)
             self.register_buffer("mean", torch.zeros(embed_dim))
@@ -39,7 +39,7 @@ class EmbeddingNormaliser(nn.Module):
             self.register_buffer("to_network", torch.eye(embed_dim) if kind == "whiten" else torch.ones(shape))
 
     def fit(self, image_embed: torch.Tensor) -> None:
-        """Compute the statistics from embeddings `[rows, D]` of any norm."""
+        """Compute the statistics from embeddings `[rows, D]` with any norm."""
         if self.kind == "sqrt_dim":
             return
         unit = F.normalize(image_embed.double(), dim=-1)
@@ -57,20 +57,20 @@ class EmbeddingNormaliser(nn.Module):
             buffer.copy_(value)
 
     def encode(self, image_embed: torch.Tensor) -> torch.Tensor:
-        """Map embeddings `[N, D]` of any norm to network space."""
+        """Map embeddings `[N, D]` with any norm to network space."""
         unit = F.normalize(image_embed if image_embed.dtype == torch.float64 else image_embed.float(), dim=-1)
         if self.kind == "sqrt_dim":
             return unit * self.radius
         return self._scaled(unit - self.mean, self.to_network)
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
-        """Map points of network space `[N, D]` to embeddings; their norm is not fixed."""
+        """Map points `[N, D]` in network space to embeddings, without normalising them."""
         if self.kind == "sqrt_dim":
             return x / self.radius
         return self._scaled(x, self.to_embed) + self.mean
 
     def to_sphere(self, x: torch.Tensor) -> torch.Tensor:
-        """Project `x` `[N, D]` to the points of network space that are unit embeddings of the same direction."""
+        """Project points `[N, D]` in network space onto the unit embeddings with the same direction."""
         return self.encode(self.decode(x))
 
     def _scaled(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

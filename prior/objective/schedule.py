@@ -1,8 +1,9 @@
 """Noise schedules, and conversions between x0, eps and v.
 
-A schedule is the signal share `alpha_bar[t]` of the variance: `x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps`
-(Ho et al. 2020, arXiv 2006.11239), `v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0` (Salimans and Ho 2022,
-arXiv 2202.00512).
+A schedule gives `alpha_bar[t]`, the fraction of the variance that is signal at timestep t:
+
+- `x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps` (Ho et al. 2020, arXiv 2006.11239)
+- `v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0` (Salimans and Ho 2022, arXiv 2202.00512)
 """
 
 from __future__ import annotations
@@ -13,35 +14,35 @@ from dataclasses import dataclass
 import torch
 
 _COSINE_OFFSET = 0.008
-"""Offset of the cosine schedule, which keeps the first betas from vanishing; Nichol and Dhariwal's."""
+"""Offset in the cosine schedule that keeps the first betas from vanishing, as in Nichol and Dhariwal."""
 _MAX_BETA = 0.999
-"""Upper bound of the betas of the cosine schedule; Nichol and Dhariwal's."""
+"""Upper bound on betas in the cosine schedule, as in Nichol and Dhariwal."""
 _BETAS = (1e-4, 0.02)
-"""First and last beta of Ho et al.'s 1000 timesteps."""
+"""First and last beta for 1000 timesteps, as in Ho et al."""
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """Coefficients of the forward process for each of its timesteps."""
+    """Forward process coefficients at each timestep."""
 
     alpha_bar: torch.Tensor
-    """Signal share of the variance, `[timesteps]` float64, decreasing."""
+    """Fraction of the variance that is signal at each timestep: `[timesteps]` float64, decreasing."""
 
     def __len__(self) -> int:
         return len(self.alpha_bar)
 
     def coefficients(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the signal and noise coefficients of timesteps `[B]`, each `[B, 1]` float32."""
+        """Return the signal and noise coefficients at timesteps `[B]`, each `[B, 1]` float32."""
         alpha_bar = self.alpha_bar.to(timesteps.device)[timesteps].unsqueeze(-1)
         return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return `x_t` for clean `x0` and unit `noise`, all `[B, D]`."""
+        """Return `x_t` for clean `x0` and standard normal `noise`, all `[B, D]`."""
         signal, sigma = self.coefficients(timesteps)
         return signal * x0 + sigma * noise
 
     def target(self, prediction: str, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return the training target `[B, D]` of a network that predicts `x0`, `eps` or `v`."""
+        """Return the training target `[B, D]` for a network that predicts `x0`, `eps` or `v`."""
         if prediction == "x0":
             return x0
         if prediction == "eps":
@@ -50,7 +51,7 @@ class NoiseSchedule:
         return signal * noise - sigma * x0
 
     def to_x0(self, prediction: str, output: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Convert a network's output to the clean embedding, `[B, D]`."""
+        """Convert a network output to an estimate of x0, `[B, D]`."""
         if prediction == "x0":
             return output
         signal, sigma = self.coefficients(timesteps)
@@ -59,21 +60,21 @@ class NoiseSchedule:
         return signal * x_t - sigma * output
 
     def to_eps(self, x0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return the noise that `x0` implies, `[B, D]`."""
+        """Return the noise `[B, D]` that is implied by `x0` and `x_t`."""
         signal, sigma = self.coefficients(timesteps)
         return (x_t - signal * x0) / sigma
 
 
 def noise_schedule(name: str, timesteps: int) -> NoiseSchedule:
-    """Return one of DALLE2-pytorch's schedules.
+    """Return one of DALLE2-pytorch's noise schedules.
 
     - `cosine`: Nichol and Dhariwal 2021, arXiv 2102.09672.
-    - `linear` (Ho et al. 2020), `quadratic` and `sigmoid`: betas rise between the same ends, scaled so that any number
-      of timesteps ends at the noise of the original 1000.
+    - `linear` (Ho et al. 2020), `quadratic` and `sigmoid`: betas rise between the same two values. These are scaled so
+      that any number of timesteps ends at about the noise level of the original 1000.
     - `jsd` (Sohl-Dickstein et al. 2015, arXiv 1503.03585): ends at pure noise.
 
     Raises:
-        ValueError: the name is unknown, or the schedule needs more timesteps.
+        ValueError: the name is unknown, or `timesteps` is too small for the schedule.
     """
     if name == "cosine":
         grid = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
@@ -82,7 +83,7 @@ def noise_schedule(name: str, timesteps: int) -> NoiseSchedule:
         return NoiseSchedule(torch.cumprod(1 - beta, dim=0))
     if name == "jsd":
         remaining = torch.arange(timesteps - 1, -1, -1, dtype=torch.float64)
-        return NoiseSchedule(remaining / timesteps)  # the product of 1 - 1 / (timesteps - t)
+        return NoiseSchedule(remaining / timesteps)  # equals the cumulative product of 1 - 1 / (timesteps - t)
     first, last = (1000 / timesteps * end for end in _BETAS)
     if name == "linear":
         beta = torch.linspace(first, last, timesteps, dtype=torch.float64)

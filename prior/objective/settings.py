@@ -1,4 +1,4 @@
-"""Settings of the diffusion objective."""
+"""Settings for the diffusion objective."""
 
 from __future__ import annotations
 
@@ -11,34 +11,36 @@ from ...pipeline.settings import Settings
 
 
 class DiffusionSettings(Settings):
-    """Settings of the diffusion that a network is trained to reverse."""
+    """Settings for the diffusion process that a network is trained to reverse."""
 
     timesteps: int = Field(default=1000, ge=2, le=1_000_000)
-    """Number of noise levels; 1000 as in DALL-E 2's prior."""
+    """Number of noise levels; DALL-E 2's prior uses 1000."""
     noise_schedule: Literal["cosine", "linear", "quadratic", "jsd", "sigmoid"] = "cosine"
-    """Growth of the noise with the timestep; cosine (Nichol and Dhariwal 2021) as in DALL-E 2's prior."""
+    """Noise schedule, from timestep to noise level; DALL-E 2's prior uses `cosine` (Nichol and Dhariwal 2021)."""
     prediction: Literal["x0", "eps", "v"] = "x0"
-    """Prediction target of the network; DALL-E 2's authors found x0 to work best."""
+    """Prediction target of the network; the DALL-E 2 authors found that `x0` works best."""
     loss: Literal["l2", "l1", "huber"] = "l2"
-    """Error of the prediction: squared, absolute, or squared below 1 and absolute above."""
+    """Prediction loss: squared (`l2`), absolute (`l1`), or quadratic for errors below 1 and linear above (`huber`)."""
     loss_weighting: Literal["none", "min_snr"] = "none"
-    """Weights of timesteps in the loss: equal, or the signal-to-noise ratio up to 5 (Hang et al. 2023)."""
+    """Loss weight per timestep: equal (`none`), or the signal-to-noise ratio capped at 5 (Hang et al. 2023)."""
     text_drop: float = Field(default=0.1, ge=0, le=1)
-    """Share of training captions whose text is dropped, which makes guidance possible; LAION's model card uses 0.1."""
+    """Fraction of captions dropped in training, which makes guidance possible; LAION's model card uses 0.1."""
     image_drop: float = Field(default=0.0, ge=0, le=1)
-    """Share of training draws whose noisy image is dropped; only `guidance: dalle2` needs it."""
+    """Fraction of training draws whose noisy image is dropped; needed only for `guidance: dalle2`."""
     normaliser: Literal["sqrt_dim", "standardise", "whiten"] = "sqrt_dim"
-    """Scaling of image embeddings for diffusion: to norm sqrt(D), or by statistics of the training rows."""
+    """Normalisation of image embeddings: to norm sqrt(D) (`sqrt_dim`), to mean 0 and variance 1 per coordinate
+    (`standardise`), or to identity covariance (`whiten`). The last two use statistics from training rows."""
     embed_scale: float | None = Field(default=None, gt=0)
-    """Norm that `sqrt_dim` scales to, instead of sqrt(D)."""
+    """Norm that `sqrt_dim` scales embeddings to; null means sqrt(D)."""
     x0_clamp: Literal["none", "unit_box", "sphere"] = "none"
-    """Clamp of estimates of x0 during sampling: none, coordinates to [-1, 1], or to unit embeddings."""
+    """Clamping of x0 estimates during sampling: `none`, coordinates to [-1, 1] (`unit_box`), or projection onto unit
+    embeddings (`sphere`)."""
     training_clamp: bool = False
-    """Scale the network's output to the norm of x0 before the loss."""
+    """Scale the network output to the norm of x0 before computing the loss."""
     init_clamp: bool = False
-    """Scale the first noise of sampling to the norm of x0."""
+    """Scale the initial noise to the norm of x0 when sampling."""
     output_norm: Literal["unit", "none"] = "unit"
-    """Norm of sampled embeddings: 1, or not normalised."""
+    """Normalisation of sampled embeddings: to norm 1 (`unit`), or none."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

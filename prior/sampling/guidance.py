@@ -1,8 +1,10 @@
-"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): from a network to estimates of x0.
+"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): estimates x0 with a network.
 
-`text` guidance drops the text in its null branch and keeps the noisy image. The prefix of that branch is one constant
-of a checkpoint, and a step runs both branches as one batch. `dalle2` guidance also drops the image, as DALLE2-pytorch
-does. Its null branch depends on the timestep alone, so a table holds its outputs.
+`text` guidance drops the text in the null branch and keeps the noisy image. If all dropped texts share one prefix, it
+is computed once per checkpoint. Each step runs both branches in one batch.
+
+`dalle2` guidance also drops the image, as DALLE2-pytorch does. If the output of its null branch then depends only on
+the timestep, the outputs are computed once per timestep and looked up in a table.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from .settings import GuidanceName
 
 
 class NullBranch:
-    """Outputs of a network without text: constants of a checkpoint, computed at first use.
+    """Network outputs without text. They are constant for a checkpoint and computed on first use.
 
-    Create another one after the weights have changed.
+    Create a new instance when the weights change.
     """
 
     def __init__(self, network: Network) -> None:
@@ -35,54 +37,54 @@ class NullBranch:
 
     @property
     def has_table(self) -> bool:
-        """True if the output without text and image depends on the timestep alone."""
+        """True if the output without text and image depends only on the timestep."""
         return self.is_constant and not self._network.takes_self_cond
 
     def prefix(self) -> Prefix:
-        """Return the prefix of dropped text: one row."""
+        """Return the prefix for dropped text, with one row."""
         if self._prefix is None:
             self._prefix = null_prefix(self._network, *self._placeholder_text())
         return self._prefix
 
     def outputs(self, timesteps: list[int]) -> torch.Tensor:
-        """Return the outputs at these timesteps without text and image, `[len(timesteps), D]`."""
+        """Return the outputs without text and image at the given timesteps, `[len(timesteps), D]`."""
         missing = [timestep for timestep in timesteps if timestep not in self._outputs]
         if missing:
             network, device = self._network, self._network.device
             rows = torch.zeros(len(missing), network.embed_dim, dtype=network.dtype, device=device)
             drop = torch.ones(len(missing), dtype=torch.bool, device=device)
-            # one text for each timestep: the mask between draws of one text would grow with their square
+            # one text per timestep: as draws of a single text, they would need a mask that grows quadratically
             prefix = self.prefix().expand(len(missing))
             output = network.suffix(prefix, rows, torch.tensor(missing, device=device), drop_image=drop)
             self._outputs |= dict(zip(missing, output, strict=True))
         return torch.stack([self._outputs[timestep] for timestep in timesteps])
 
     def _placeholder_text(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the text embedding and token states of one row to drop."""
+        """Return a placeholder text embedding and token states, one row each, for the text to drop."""
         network = self._network
         text = torch.zeros(1, network.text_dim, dtype=network.dtype, device=network.device)
         return text, text.new_zeros(1, 1, network.token_width or 0) if network.takes_token_states else None
 
 
 def null_prefix(network: Network, text_embed: torch.Tensor, token_states: torch.Tensor | None) -> Prefix:
-    """Return the prefix of texts `[B, D]` that are dropped."""
+    """Return the prefix for texts `[B, D]` with every text dropped."""
     return network.prefix(
         text_embed, token_states, torch.ones(len(text_embed), dtype=torch.bool, device=text_embed.device)
     )
 
 
 class Denoiser:
-    """Estimates x0 of K draws for each of B texts, for one run of a sampler.
+    """Estimates x0 for K draws of each of B texts, during one sampler run.
 
-    It stores the last estimate for self-conditioned networks.
+    For self-conditioned networks, it stores the last estimate.
 
     Args:
-        prefix: the B texts.
-        guidance: branches to drop; see the module.
-        guidance_scale: weight of the difference between the branches; 1 needs no null branch.
-        null: constants of the null branch.
-        null_prefix: prefix of the same texts dropped, for networks whose dropped texts differ.
-        grid: all timesteps of the run.
+        prefix: prefix of the B texts.
+        guidance: inputs that the null branch drops; see the module docstring.
+        guidance_scale: weight of the difference between the two branches; 1 needs no null branch.
+        null: cached outputs of the null branch; required unless `guidance_scale` is 1.
+        null_prefix: prefix of the same texts when dropped, for networks where it differs between texts.
+        grid: every timestep in the run.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class Denoiser:
                 self._prefix = prefix.stacked_with(null_prefix)
 
     def __call__(self, x_t: torch.Tensor, timesteps: torch.Tensor) -> Estimate:
-        """Estimate x0 from x_t `[N, D]` at timesteps `[N]`, which are all equal."""
+        """Estimate x0 from x_t `[N, D]` at timesteps `[N]`, which must all be equal."""
         output = self._output(x_t, timesteps)
         unclamped = self._schedule.to_x0(self._diffusion.prediction, output, x_t, timesteps)
         x0 = unclamped
@@ -126,7 +128,7 @@ class Denoiser:
         return Estimate(x0, unclamped)
 
     def _output(self, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return the network's output with guidance, `[N, D]`."""
+        """Return the network output with guidance applied, `[N, D]`."""
         timestep = timesteps[:1].expand(self._prefix.texts)
         if self._scale == 1.0:
             return self._network.suffix(self._prefix, x_t, timestep, self_cond=self._last)

@@ -1,7 +1,7 @@
 """Samplers: functions that turn noise into embeddings, given a function that estimates x0.
 
-They do not depend on the network, the text or guidance. `noise` is an iterator of `[N, D]` standard normal tensors,
-consumed in order: first the initial noise, then one tensor for each step that adds noise.
+They do not depend on the network, the text or guidance. `noise` is an iterator over standard normal tensors `[N, D]`.
+The first tensor is the initial noise; each step that adds noise then consumes one more.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from ..objective.schedule import NoiseSchedule
 from .settings import SamplerName
 
 _LEAST_HALF_LOG_SNR = -5.1
-"""Lowest log-SNR, halved, at which a step is spent: there the signal is 1 / 27,000 of the variance."""
+"""Half the log-SNR below which no step but the first is placed. There the signal is 1 / 27,000 of the variance."""
 
 
 class Estimate(NamedTuple):
-    """Estimate of the clean embeddings at a step."""
+    """Estimate of the clean embeddings at one step."""
 
     x0: torch.Tensor
-    """`[N, D]`, clamped if the prior clamps."""
+    """`[N, D]`, clamped according to the prior's `x0_clamp`."""
     unclamped: torch.Tensor
-    """`[N, D]` before the clamp."""
+    """`[N, D]` before clamping."""
 
 
 EstimateX0 = Callable[[torch.Tensor, torch.Tensor], Estimate]
-"""Function of x_t `[N, D]` and timesteps `[N]`."""
+"""Function that estimates x0 from x_t `[N, D]` and timesteps `[N]`."""
 
 Sampler = Callable[[EstimateX0, NoiseSchedule, Iterator[torch.Tensor], list[int]], torch.Tensor]
-"""Function that samples x0 `[N, D]`; its last argument is the timesteps to evaluate at, noisiest first."""
+"""Function that samples x0 `[N, D]`. Its last argument lists the timesteps to evaluate at, noisiest first."""
 
 
 def ddpm(
     estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
 ) -> torch.Tensor:
-    """Sample by ancestral steps (Ho et al. 2020, arXiv 2006.11239, eq. 7).
+    """Sample with ancestral steps (Ho et al. 2020, arXiv 2006.11239, eq. 7).
 
     Every step consumes one noise tensor; the last step multiplies it by zero.
     """
@@ -62,7 +62,7 @@ def ddpm(
 def ddim(
     estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
 ) -> torch.Tensor:
-    """Sample by DDIM with eta 0 (Song et al. 2020, arXiv 2010.02502, eq. 12); one evaluation per step."""
+    """Sample with DDIM at eta 0 (Song et al. 2020, arXiv 2010.02502, eq. 12); one evaluation per step."""
     x_t = next(noise)
     for timestep, after in itertools.pairwise(grid):
         timesteps = _timesteps(x_t, timestep)
@@ -74,9 +74,9 @@ def ddim(
 def dpmsolver_pp(
     estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
 ) -> torch.Tensor:
-    """Sample by DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2); one evaluation per step.
+    """Sample with DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2); one evaluation per step.
 
-    The last step, to zero noise, is of first order and returns the last estimate.
+    The final step, to zero noise, is first-order and returns the last estimate.
     """
     x_t = next(noise)
     half_log_snr = 0.5 * torch.logit(schedule.alpha_bar)  # -inf at pure noise
@@ -103,9 +103,9 @@ def dalle2_ddim(
     function: FunctionVersion,
     prediction: str,
 ) -> torch.Tensor:
-    """Sample as DALLE2-pytorch does (eta 1), with the same numbers and the differences between releases.
+    """Sample with DALLE2-pytorch's DDIM (eta 1), reproducing its numbers and the differences between its releases.
 
-    Its signal shares, in float32, belong to the timestep before the one that the network is given.
+    As in DALLE2-pytorch, signal shares are float32 and belong to the timestep before the one passed to the network.
     """
     x_t = next(noise)
     shares = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alpha_bar[:-1]]).float()
@@ -128,22 +128,23 @@ def dalle2_ddim(
 
 
 def find_sampler(name: SamplerName, function: FunctionVersion, prediction: str) -> Sampler:
-    """Return the sampler of a name; only `dalle2-ddim` depends on the function and prediction of a prior."""
+    """Return the named sampler; only `dalle2-ddim` depends on the prior's function version and prediction target."""
     if name == "dalle2-ddim":
         return functools.partial(dalle2_ddim, function=function, prediction=prediction)
     return {"ddpm": ddpm, "ddim": ddim, "dpmsolver++": dpmsolver_pp}[name]
 
 
 def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: FunctionVersion) -> list[int]:
-    """Return the timesteps that a sampler evaluates at, evenly spaced, noisiest first.
+    """Return evenly spaced timesteps for a sampler to evaluate at, noisiest first.
 
-    There are `steps` different timesteps. `dalle2-ddim` has those of DALLE2-pytorch: one fewer from release 1.10.3 on.
+    The grid has `steps` distinct timesteps. For `dalle2-ddim` it is DALLE2-pytorch's grid, which has one timestep
+    fewer since release 1.10.3.
 
     Raises:
         ValueError: `steps` is out of range.
     """
     fewest, most = 1, timesteps
-    if name == "dalle2-ddim":  # for all timesteps DALLE2-pytorch uses DDPM
+    if name == "dalle2-ddim":  # with all timesteps, DALLE2-pytorch uses DDPM instead
         fewest, most = 2 if function.ddim_ends_at_x0 else 1, timesteps - 1
     if not fewest <= steps <= most:
         raise ValueError(f"steps={steps}: {name} samples this prior in {fewest} to {most} steps")
@@ -157,10 +158,11 @@ def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: Funct
 
 
 def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """Return `steps` timesteps evenly spaced in log-SNR, in which DPM-Solver is of second order; noisiest first.
+    """Return `steps` timesteps evenly spaced in log-SNR, noisiest first. DPM-Solver is second-order in log-SNR.
 
-    The grid ends where an even grid of four times as many steps does, since one step of `dpmsolver++` is worth several:
-    the noise that remains at its last timestep is replaced by its mean. No step is spent where almost all is noise.
+    The noise that remains at the last timestep is replaced by its mean, so that timestep must be low enough. One step
+    of `dpmsolver++` is worth several of other samplers. The grid therefore ends where an evenly spaced grid of four
+    times as many steps would end. After the first timestep, it skips the range where the input is almost all noise.
     """
     timesteps = len(schedule)
     last = timesteps - 1 - (min(4 * steps, timesteps) - 1) * timesteps // min(4 * steps, timesteps)
@@ -169,7 +171,7 @@ def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
     grid = [timesteps - 1]
     for index, value in enumerate(torch.linspace(start, float(half_log_snr[last]), steps).tolist()[1:], start=1):
         nearest = int((half_log_snr - value).abs().argmin())
-        grid.append(min(max(nearest, steps - 1 - index), grid[-1] - 1))  # no timestep twice, and enough remain
+        grid.append(min(max(nearest, steps - 1 - index), grid[-1] - 1))  # distinct, and leaves enough for later steps
     return grid
 
 
@@ -184,7 +186,7 @@ def sampling_grid(name: SamplerName, schedule: NoiseSchedule, steps: int, functi
 
 
 def generator_noise(shape: tuple[int, int], generator: torch.Generator, device: torch.device) -> Iterator[torch.Tensor]:
-    """Yield standard normal `[N, D]` tensors without end, drawn on the device of the generator."""
+    """Yield standard normal tensors `[N, D]` indefinitely, drawn on the generator's device and moved to `device`."""
     while True:
         yield torch.randn(shape, generator=generator, device=generator.device).to(device)
 
@@ -192,12 +194,14 @@ def generator_noise(shape: tuple[int, int], generator: torch.Generator, device: 
 def seeded_noise(
     seed: int, first: int, texts: int, draws: int, embed_dim: int, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """Yield standard normal `[B * K, D]` tensors without end.
+    """Yield standard normal tensors `[B * K, D]` indefinitely.
 
-    The noise of a text is a function of the seed and the text's number alone.
+    Each text's noise depends only on the seed and the text's number.
 
     Args:
         first: number of the first text.
+        texts: number of texts, B.
+        draws: number of draws per text, K.
     """
     generators = [np.random.Generator(np.random.Philox(key=[seed, first + text])) for text in range(texts)]
     while True:

@@ -1,4 +1,4 @@
-"""Settings of sampling."""
+"""Sampling settings."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from ...pipeline.settings import Settings
 SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "dalle2-ddim"]
 GuidanceName = Literal["text", "dalle2"]
 MAX_SEED = 2**63 - 1
-"""Largest seed that all random generators in use accept."""
+"""Largest seed that every random generator used here accepts."""
 
 
 class SampleSettings(Settings):
-    """Settings of sampling from a prior."""
+    """Settings for sampling from a prior."""
 
     sampler: SamplerName = "ddim"
-    """Sampler: `ddpm` (ancestral), `ddim` (deterministic after the first noise), `dpmsolver++` (as good in fewer steps)
-    or `dalle2-ddim` (DALLE2-pytorch's)."""
+    """Sampler: `ddpm` (ancestral), `ddim` (deterministic given the initial noise), `dpmsolver++` (the same quality in
+    fewer steps) or `dalle2-ddim` (the DDIM variant in DALLE2-pytorch)."""
     steps: int = Field(default=64, ge=1)
-    """Number of network evaluations per draw; `dalle2-ddim` makes one fewer."""
+    """Number of network evaluations per draw; `dalle2-ddim` makes one fewer for DALLE2-pytorch 1.10.3 and later."""
     guidance_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """Weight of the text: 1 follows it as trained, above 1 exaggerates it, 0 ignores it."""
+    """Weight of the text: 1 follows it as in training, values above 1 amplify its effect, and 0 ignores it."""
     guidance: GuidanceName = "text"
-    """Inputs that the null branch drops: the text, or (`dalle2`) the text and the noisy image as in DALLE2-pytorch."""
+    """Inputs that the null branch drops: `text` drops the text; `dalle2` also drops the noisy image, as DALLE2-pytorch
+    does."""

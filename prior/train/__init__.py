@@ -1,1 +1,1 @@
-"""The train stage: a training job, its loop, steps, validation and output, in one process or on Ray."""
+"""The train stage: training job, loop, steps, validation and output files, in one process or on Ray."""

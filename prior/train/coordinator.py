@@ -1,7 +1,7 @@
-"""Coordinator between the driver and the first rank of a training on Ray. Does not import Ray.
+"""Coordinator between the driver and the workers of a training run on Ray. This module does not import Ray.
 
-The *coordinator* runs as an actor beside the driver. The first rank reports progress and errors to it and asks it
-whether to stop. It also counts the starts of workers that led to no progress.
+The *coordinator* is an actor on the driver's node. The first rank reports progress to it and learns whether to stop.
+Any rank reports errors to it. It also counts consecutive worker starts that made no progress.
 """
 
 from __future__ import annotations
@@ -15,50 +15,50 @@ from ...pipeline.errors import PriorkitError
 from .progress import Outcome
 
 _ATTEMPTS = 4
-"""Number of consecutive starts without a new step after which the next start fails the training."""
+"""Number of consecutive starts allowed without a new step; the next one ends training with an error."""
 _REPORT_SECONDS = 1.0
-"""Seconds between reports of the first rank, so that short steps do not wait for a remote call each."""
+"""Seconds between reports from the first rank, so that short steps do not each wait for a remote call."""
 
 
 class TakenOver(RuntimeError):
-    """Error for a worker whose training other workers have taken over while it was unreachable."""
+    """Raised in a worker when other workers took over training while it was unreachable."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Status of a training, as the driver sees it."""
+    """Status of a training run, as seen by the driver."""
 
     attempt: int = 0
-    """Number of starts of the workers so far."""
+    """Number of times the workers have started."""
     step: int = 0
-    """Steps done."""
+    """Number of completed steps."""
     note: str = ""
     """Text for the progress bar."""
     outcome: Outcome | None = None
-    """Outcome of the training; None while it runs."""
+    """Outcome of the training run; None while it is in progress."""
     error: bytes | None = None
-    """Pickled pair of the first exception that a worker raised and its traceback; None without one."""
+    """First exception raised by a worker, pickled as a pair with its traceback text; None if there was none."""
 
     @property
     def is_over(self) -> bool:
-        """True if the training has ended, so that new workers have nothing to do."""
+        """True if training has ended, so that new workers have nothing to do."""
         return self.outcome is not None or self.error is not None
 
 
 class Coordinator:
-    """Actor between the driver and the first rank; other processes call its methods."""
+    """Actor that passes messages between the driver and the workers, which call its methods remotely."""
 
     def __init__(self) -> None:
         self._status = Status()
         self._stop = False
         self._first_step: int | None = None
         self._most_steps = 0
-        """Largest number of steps done at any start."""
+        """Largest number of completed steps at any start so far."""
         self._vain_starts = 0
-        """Number of consecutive starts without a new step."""
+        """Number of consecutive starts that completed no new step."""
 
     def begin(self) -> int:
-        """Count a start of the first rank; return the number of this attempt."""
+        """Record a start of the first rank and return the number of this attempt."""
         self._vain_starts = 0 if self._status.step > self._most_steps else self._vain_starts + 1
         self._most_steps = max(self._most_steps, self._status.step)
         if self._vain_starts > _ATTEMPTS:
@@ -74,7 +74,7 @@ class Coordinator:
         return self._status.attempt
 
     def report(self, attempt: int, step: int, note: str) -> bool | None:
-        """Record the steps done; return whether to stop, or None if another attempt has taken over."""
+        """Record progress and return whether to stop, or None if another attempt has taken over."""
         if attempt != self._status.attempt:
             return None
         self._first_step = step if self._first_step is None else self._first_step
@@ -82,14 +82,14 @@ class Coordinator:
         return self._stop
 
     def finish(self, attempt: int, outcome: Outcome) -> None:
-        """Record the outcome of the first rank."""
+        """Record the outcome from the first rank, unless another attempt has taken over."""
         if attempt == self._status.attempt:
-            # steps count from the start of the first attempt
+            # count steps from the start of the first attempt
             first = outcome.first_step if self._first_step is None else self._first_step
             self._status = replace(self._status, outcome=replace(outcome, first_step=first), step=outcome.step)
 
     def fail(self, error: bytes) -> None:
-        """Record the exception of a rank; only the first is kept."""
+        """Record an exception from any rank; only the first is kept."""
         if self._status.error is None:
             self._status = replace(self._status, error=error)
 
@@ -97,7 +97,7 @@ class Coordinator:
         self.fail(pickle.dumps((error, text)))
 
     def stop(self) -> None:
-        """Ask the ranks to stop with a checkpoint."""
+        """Ask all ranks to write a checkpoint and stop."""
         self._stop = True
 
     def status(self) -> Status:
@@ -106,10 +106,12 @@ class Coordinator:
 
 
 class RayWatch:
-    """Observer of the loop in a Ray worker; talks to the coordinator at most once a second. See `progress.Watch`.
+    """Observer of the training loop in a Ray worker. See `progress.Watch`.
+
+    `report` contacts the coordinator at most once per second.
 
     Args:
-        attempt: attempt of the first rank; None on other ranks, which do not use the coordinator.
+        attempt: attempt number on the first rank; None on other ranks, which do not report progress.
     """
 
     def __init__(self, ray: Any, coordinator: Any, attempt: int | None) -> None:
@@ -119,21 +121,21 @@ class RayWatch:
         self._stop = False
 
     def report(self, step: int, note: str) -> None:
-        """Report progress to the driver, through the coordinator."""
+        """Report progress to the driver through the coordinator."""
         self._last = (step, note)
         if self.attempt is not None and time.monotonic() - self._sent_at > _REPORT_SECONDS:
             self._send()
 
     def should_stop(self) -> bool:
-        """Return whether the driver had been asked to stop at the last report."""
+        """Return whether the last report was answered with a request to stop."""
         return self._stop
 
     def before_writing(self) -> None:
-        """Raise TakenOver if other workers have taken over the training."""
+        """Raise TakenOver if other workers have taken over training."""
         self._send()
 
     def _send(self) -> None:
-        """Send the last progress to the coordinator and read its answer."""
+        """Send the latest progress to the coordinator and read its answer."""
         answer = self._ray.get(self._coordinator.report.remote(self.attempt, *self._last))
         if answer is None:
             raise TakenOver("another worker has taken over")

@@ -1,4 +1,4 @@
-"""The complete, checked description of a training, which every process of the training receives."""
+"""Complete, validated description of a training run, which every training process receives."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from .trackers import check_trackers
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Description of one training."""
+    """Description of one training run."""
 
     embeddings: str
-    """URL of the embeddings' folder."""
+    """URL of the embeddings folder."""
     read: ReadSettings
     """Settings for reading and splitting the embeddings."""
     prior: str
-    """URL of the prior's folder."""
+    """URL of the prior folder."""
     settings: TrainSettings
-    """Resolved settings, with network and diffusion of the prior to start from, if any."""
+    """Resolved settings; with `init_from`, network and diffusion settings come from the initial prior."""
     config: PriorConfig
-    """Config of the trained prior."""
+    """Configuration of the trained prior."""
     identity: dict[str, Any]
-    """Settings of the manifest: everything that the result depends on."""
+    """Settings recorded in the manifest: everything that the result depends on."""
     input: str
     """Fingerprint of the embeddings."""
     input_files: dict[str, FileMark]
-    """Marks of the embedding files, if their folder has no manifest."""
+    """File marks (`FileMark`) of the embedding files, if their folder has no manifest."""
     limit: int | None = None
-    """Number of steps after which to stop with a checkpoint; None runs to the last step."""
+    """Total number of steps at which to stop with a checkpoint; None trains to the last step."""
     notes: tuple[str, ...] = ()
-    """Sentences for the user on the prior to start from."""
+    """Notes for the user about the initial prior."""
     best_since: int = 0
-    """Step after which validation losses are comparable, because they are of the same rows."""
+    """Step after which validation losses are comparable, because they use the same rows."""
 
     @property
     def last_step(self) -> int:
@@ -59,19 +59,19 @@ class TrainJob:
 
     @property
     def record_input(self) -> str:
-        """Input fingerprint of the finished prior: the embeddings, and the number of steps if that may change."""
+        """Input fingerprint of the finished prior. It covers the embeddings, and `steps` if that may change later."""
         return fingerprint([self.input, self.settings.steps]) if self.settings.steps_may_change else self.input
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of everything that the result depends on; only checkpoints with the same one can be resumed."""
+        """Fingerprint of everything that the result depends on. A run resumes only from checkpoints that share it."""
         return self.manifest().settings_fingerprint
 
     def open_embeddings(self) -> EmbeddingDataset:
-        """Open the embeddings, in any process of the training.
+        """Open the embeddings; any training process may call this.
 
         Raises:
-            InputError: they are missing or have changed.
+            InputError: the embeddings are missing or have changed.
         """
         dataset = EmbeddingDataset(self.embeddings, self.read, known_files=self.input_files)
         if dataset.content_fingerprint != self.input:
@@ -81,7 +81,7 @@ class TrainJob:
         return dataset
 
     def manifest(self) -> Manifest:
-        """Return the manifest of a training that has not begun; other embeddings count as other settings."""
+        """Return the manifest of an unstarted training run. Different embeddings count as different settings."""
         files = {"files": to_json(self.input_files)} if self.input_files else {}
         return Manifest(STAGE, self.identity, input={"sha256": self.input, **files})
 
@@ -94,14 +94,14 @@ def make_job(
     clip: ClipSettings | None,
     limit: int | None = None,
 ) -> TrainJob:
-    """Describe the training of a prior on some embeddings, and check it.
+    """Create and validate the job that trains a prior on the given embeddings.
 
     Args:
-        clip: CLIP that made the embeddings; used only if their folder does not name one.
-        limit: number of steps after which to stop.
+        clip: CLIP model that produced the embeddings; used only if their folder does not name one.
+        limit: total number of steps at which to stop.
 
     Raises:
-        InputError: the embeddings lack data that the settings need, or the prior to start from does not fit them.
+        InputError: the embeddings lack data that the settings need, or the initial prior does not fit them.
         SettingsError: settings contradict each other, or a tracker is not installed.
     """
     notes: tuple[str, ...] = ()
@@ -134,23 +134,23 @@ def make_job(
 
 
 def resolve_training(settings: TrainSettings, compute: ComputeSettings) -> TrainSettings:
-    """Fill in device and number of threads; on Ray a worker has as many threads as it has CPUs."""
+    """Fill in the device and the thread count. A Ray worker gets one thread per CPU."""
     threads = max(1, int(compute.cpus_per_worker)) if compute.backend == "ray" else None
     return resolve(settings, "train", compute, threads=threads)
 
 
 def resolved_identity(settings: TrainSettings, read: ReadSettings) -> dict[str, Any]:
-    """Return the part of a training's identity that follows from resolved settings alone."""
+    """Return the part of a training run's identity that depends only on resolved settings."""
     return {"train": settings.identity(), "read": read.identity()}
 
 
 def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: ClipSettings | None) -> PriorConfig:
-    """Return the config of a new prior, whose CLIP is the one that made the embeddings."""
+    """Return the configuration of a new prior. Its CLIP is the model that produced the embeddings."""
     identity, location = dataset.clip_if_known, _clip_settings(dataset, clip)
     width = dataset.token_width
     if settings.text_condition == "online":
         if not identity:
-            # only the identity is needed, and this machine may lack the GPUs that the cluster's workers have
+            # only the identity is needed here, and the driver may have no GPU although the workers do
             local = settings if torch.cuda.is_available() else settings.model_copy(update={"device": "cpu"})
             identity = find_text_encoder(location, {}, "that made the embeddings", local).identity
         width = identity["token_width"]
@@ -166,7 +166,7 @@ def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: Clip
 
 
 def _clip_settings(dataset: EmbeddingDataset, clip: ClipSettings | None) -> dict[str, Any]:
-    """Return where to find the CLIP that made the embeddings."""
+    """Return the settings that locate the CLIP model that produced the embeddings."""
     from ...pipeline.clip.encoder import check_clip, clip_location
 
     if dataset.clip_if_known:
@@ -181,7 +181,7 @@ def _clip_settings(dataset: EmbeddingDataset, clip: ClipSettings | None) -> dict
 
 
 def _check_text(dataset: EmbeddingDataset, settings: TrainSettings, config: PriorConfig) -> None:
-    """Raise an error if the embeddings or the prior to start from do not allow the text condition."""
+    """Raise an error if the embeddings or the initial prior do not support the text condition."""
     most, known = config.network.max_text_len, dataset.clip_if_known
     takes_states = most > 0 and (config.token_width is not None or settings.init_from is None)
     if settings.text_condition == "online":

@@ -1,7 +1,8 @@
-"""The training loop, from a batch to a checkpoint, in one process or on several ranks.
+"""The training loop, in one process or on several ranks.
 
-A step is four calls: read this rank's rows, compute their gradients, sum over the ranks, update the weights. Logging,
-validation and checkpoints follow at their intervals. The loop does not know Ray: `on_ray.py` runs it in each worker.
+Each step reads this rank's rows, computes their gradients, sums them over the ranks and updates the weights. Logging,
+validation and checkpoints follow at configured intervals. The loop is independent of Ray: `on_ray.py` runs it in each
+worker.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from .validation import Validation
 def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
     """Train from the newest checkpoint to the last step or the job's limit.
 
-    In a process group, every rank calls this function. Only the first rank accesses the prior's folder: it sends the
-    checkpoint to the others, and writes the log, the checkpoints and the prior.
+    In a process group, every rank calls this function. Only the first rank accesses the prior folder. It sends the
+    checkpoint to the other ranks, and writes the log, the checkpoints and the prior.
 
     Raises:
-        PriorkitError: a loss or gradient is not finite; the message names rows by their keys.
+        PriorkitError: a loss or gradient is not finite; the message lists the keys of some affected rows.
     """
     settings = job.settings
     require_device(settings.device)
@@ -58,7 +59,7 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
     try:
         while step < job.last_step and not stop:
             watch.report(step, throughput.note)
-            batch = next(batches)  # B rows of this rank, a share of the global batch
+            batch = next(batches)  # B rows: this rank's share of the global batch
             losses = learner.backward(step, batch, encode_text(batch))  # (B,)
             loss, stop = learner.reduce(step, batch, losses, watch.should_stop())
             grad_norm = learner.update(step, batch)
@@ -95,7 +96,7 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
 def _load(
     learner: Learner, job: TrainJob, dataset: EmbeddingDataset, folder: TrainingFolder | None, ranks: Ranks
 ) -> int:
-    """Load the newest checkpoint on every rank, or the initial weights if there is none; return the steps done."""
+    """Load the newest checkpoint, or else the initial weights, on every rank; return the number of completed steps."""
     state = None
     if folder is not None:
         state = folder.restore()

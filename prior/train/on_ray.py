@@ -1,8 +1,8 @@
-"""Training on Ray Train. Together with `pipeline/compute/parallel.py` the only module that imports Ray.
+"""Training on Ray Train. Only this module and `pipeline/compute/parallel.py` import Ray.
 
-Driver and first rank communicate through a coordinator (see `coordinator.py`). Training continues when workers or nodes
-die: Ray Train replaces them, as far as the cluster has room, and the loop resumes from the newest checkpoint. An
-exception in a worker ends the training, and the driver raises it.
+The driver and the workers communicate through a coordinator (see `coordinator.py`). Training continues when workers
+or nodes die: Ray Train replaces as many as the cluster has room for, and the loop resumes from the newest checkpoint.
+Any other exception in a worker ends training, and the driver raises it.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ from .progress import Outcome
 from .ranks import PeerLost
 
 _START_FAILURES = 100
-"""Number of failures of Ray Train to start a group of workers after which the training fails."""
+"""Number of failed attempts to start a worker group after which Ray Train gives up."""
 _POLL_SECONDS = 0.25
-"""Seconds between two requests of the driver for the coordinator's status."""
+"""Seconds between the driver's requests for the coordinator's status."""
 _PATIENCE_SECONDS = 300.0
-"""Seconds that a cluster may have too little room for `min_workers`, since replacement nodes may join."""
+"""Seconds to wait, without any progress, for replacement nodes when the cluster lacks room for `min_workers`."""
 _END_SECONDS = 60.0
-"""Seconds to wait for Ray Train to end after the training, before its actor is killed."""
+"""Seconds to wait for Ray Train to shut down after training before its actor is killed."""
 
 
 def train_on_ray(
     job: TrainJob, compute: ComputeSettings, progress: ProgressCallback, should_stop: Callable[[], bool]
 ) -> Outcome:
-    """Train on the workers of a Ray cluster. The caller holds the lock of the prior's folder.
+    """Train on the workers of a Ray cluster. The caller must hold the lock on the prior folder.
 
     Raises:
-        PriorkitError: a worker raised it, workers died repeatedly, or the cluster has too few nodes.
+        PriorkitError: a worker raised it, workers died repeatedly, or the cluster has too little room.
     """
     with ray_cluster(compute) as ray, tempfile.TemporaryDirectory(prefix="priorkit-ray-") as folder:
         require_room(ray, compute, compute.min_workers)
         coordinator, trainer = _start_beside_driver(ray, Coordinator), _start_beside_driver(ray, _Trainer)
         try:
-            # workers of a running cluster import torch before our code could choose how OpenMP waits
+            # set here because Ray workers import torch before our code can choose how OpenMP threads wait
             fit = trainer.fit.remote(job, compute, coordinator, folder, chosen(os.environ))
             return _watch(ray, job, compute, coordinator, fit, progress, should_stop)
         finally:
             if ray.get(coordinator.status.remote()).is_over:
-                ray.wait([fit], timeout=_END_SECONDS)  # lets it release its resources in the cluster
+                ray.wait([fit], timeout=_END_SECONDS)  # lets Ray Train release its cluster resources
             ray.kill(trainer)
             ray.kill(coordinator)
 
 
 def _start_beside_driver(ray: Any, actor: type) -> Any:
-    """Start an actor on the driver's node: if that node dies, no driver waits for the training."""
+    """Start an actor on the driver's node. If that node dies, so does the driver, and nothing waits for the actor."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
@@ -67,18 +67,18 @@ def _start_beside_driver(ray: Any, actor: type) -> Any:
 
 
 class _Trainer:
-    """Actor that runs Ray Train: in the driver, Ray Train would take over Ctrl-C and wait for nodes without end."""
+    """Actor that runs Ray Train. In the driver process, Ray Train would intercept Ctrl-C and wait forever for nodes."""
 
     def fit(
         self, job: TrainJob, compute: ComputeSettings, coordinator: Any, folder: str, environment: dict[str, str]
     ) -> None:
-        """Run the loop in the workers of Ray Train, with these environment variables."""
-        # without this, Ray Train changes the working directory of its workers
+        """Run the training loop in Ray Train workers, with `environment` added to their environment variables."""
+        # otherwise Ray Train changes the working directory of its workers
         os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
         import ray.train.torch
         from ray.train.v2.api.config import LoggingConfig
 
-        train: Any = ray.train  # its type hints describe version 1 of its API
+        train: Any = ray.train  # its type hints still describe the v1 API
         gpus = compute.gpus_per_worker or 0.0
         resources = {"CPU": compute.cpus_per_worker, "GPU": gpus}
         train.torch.TorchTrainer(
@@ -91,7 +91,7 @@ class _Trainer:
             torch_config=train.torch.TorchConfig(backend="nccl" if job.settings.device == "cuda" else "gloo"),
             run_config=train.RunConfig(
                 name="train",
-                storage_path=folder,  # required, but the training writes nothing there
+                storage_path=folder,  # required by Ray, but nothing is written there
                 failure_config=train.FailureConfig(max_failures=-1, controller_failure_limit=_START_FAILURES),
                 worker_runtime_env={"env_vars": environment},
                 logging_config=LoggingConfig(log_level="ERROR"),
@@ -100,11 +100,11 @@ class _Trainer:
 
 
 def _work(job: TrainJob, coordinator: Any) -> None:
-    """Run one rank, in a worker of Ray Train."""
+    """Run one rank in a Ray Train worker."""
     import ray
 
     if ray.get(coordinator.status.remote()).is_over:
-        return  # Ray Train restarts workers after an error; they return at once, so that Ray Train ends
+        return  # Ray Train restarts workers after an error; returning at once lets it end
     rank = ray.train.get_context().get_world_rank()
     try:
         watch = RayWatch(ray, coordinator, ray.get(coordinator.begin.remote()) if rank == 0 else None)
@@ -119,7 +119,7 @@ def _work(job: TrainJob, coordinator: Any) -> None:
 
 
 def _pickled(error: Exception) -> bytes:
-    """Pickle an error with its traceback; an error that cannot be pickled is replaced by one with its text."""
+    """Pickle an error with its traceback. If that fails, pickle a PriorkitError with its type and message."""
     text = traceback.format_exc()
     try:
         data = pickle.dumps((error, text))
@@ -138,10 +138,10 @@ def _watch(
     progress: ProgressCallback,
     should_stop: Callable[[], bool],
 ) -> Outcome:
-    """Show progress and forward a stop request until the training ends."""
+    """Show progress and forward stop requests until training ends."""
     is_stopping, changed_at, before = False, time.monotonic(), Status()
     while True:
-        is_running = not ray.wait([fit], timeout=0)[0]  # before the status, which then includes its last report
+        is_running = not ray.wait([fit], timeout=0)[0]  # checked before the status, which then includes its last report
         status = ray.get(coordinator.status.remote())
         if status.error is not None:
             error, text = pickle.loads(status.error)
@@ -164,7 +164,7 @@ def _watch(
 
 
 def _failure(ray: Any, fit: Any) -> PriorkitError:
-    """Return the error for a Ray Train that ended before the training did."""
+    """Return the error to raise when Ray Train ended before training was complete."""
     try:
         cause = ray.get(fit)
     except ray.exceptions.RayError as error:
@@ -173,7 +173,7 @@ def _failure(ray: Any, fit: Any) -> PriorkitError:
 
 
 def explain_end(text: str) -> PriorkitError:
-    """Return a short error for an error text of Ray Train, which may contain tracebacks, also escaped ones."""
+    """Return a short error for a Ray Train error text, which may contain tracebacks, including escaped ones."""
     if "no GPUs found" in text:
         return PriorkitError(
             "Ray reserves GPUs for the workers, but torch sees none there; install torch for these GPUs on the nodes, "

@@ -1,4 +1,4 @@
-"""Files of a training in the prior's folder: log, checkpoints, best weights, and finally the prior itself."""
+"""Files that training writes to the prior folder: log, checkpoints, best weights, and finally the prior itself."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ LOG_NAME = "metrics.jsonl"
 
 
 class TrainingFolder:
-    """Folder of a prior during training. Only one process writes to it.
+    """Prior folder during training. Only one process writes to it.
 
     Args:
-        fingerprint: fingerprint of settings and embeddings; checkpoints with another fingerprint are ignored.
-        keep: number of newest checkpoints to keep.
-        best_since: step after which validation losses are comparable with later ones.
+        fingerprint: fingerprint of the settings and embeddings; checkpoints with a different one are ignored.
+        keep: number of most recent checkpoints to keep.
+        best_since: step up to which validation losses are ignored, because they are not comparable with later ones.
     """
 
     def __init__(self, store: Store, fingerprint: str, keep: int, best_since: int = 0) -> None:
@@ -47,14 +47,14 @@ class TrainingFolder:
         store = self._store
         state = load_state(store, self._fingerprint)
         if state is None or store.size(LOG_NAME) is None:
-            # the log is written before a checkpoint: without a log, the checkpoint is left over from before an
-            # --overwrite that was killed
+            # the log is written before each checkpoint, so a checkpoint without a log is left over from a run that
+            # an interrupted --overwrite did not fully remove
             clear_states(store)
             return None
         with store.open(LOG_NAME) as file:
             lines = [json.loads(line) for line in file.read().splitlines()]
         self._log = [line for line in lines if line["step"] <= state.step]
-        # best.safetensors may be of a later step than the checkpoint; training will write the same file again
+        # best.safetensors may be newer than the checkpoint; training will write the same file again
         self._best = min(
             (
                 line["validation_loss"]
@@ -66,11 +66,11 @@ class TrainingFolder:
         return state
 
     def log(self, step: int, values: Mapping[str, float], rate: float) -> None:
-        """Add a line to the log, in memory; `save` and `publish` write it."""
+        """Add a line to the in-memory log, which `save` and `publish` write to disk."""
         self._log.append({"step": step, **values, "learning_rate": rate})
 
     def save_if_best(self, average: Network, step: int, validation_loss: float) -> None:
-        """Write the averaged weights if their validation loss is the lowest so far."""
+        """Write the averaged weights if this validation loss is the lowest so far."""
         if validation_loss < self._best:
             self._best = validation_loss
             save_best(self._store, average, step, validation_loss, self._fingerprint)
@@ -78,7 +78,7 @@ class TrainingFolder:
     def save(self, state: TrainState) -> None:
         """Write the log, then the checkpoint.
 
-        In this order a kill in between leaves a log that is too long, which `restore` cuts, and never one with a gap.
+        If the process is killed in between, the log has extra lines, which `restore` drops. It never has a gap.
         """
         with self._store.create(LOG_NAME) as file:
             file.write(self._lines())
@@ -87,10 +87,10 @@ class TrainingFolder:
     def publish(
         self, config: PriorConfig, average: Network, normaliser: EmbeddingNormaliser, *, input: str, rows: int
     ) -> ShardRecord:
-        """Write the prior, then the record that makes it valid.
+        """Write the prior, then the record that marks it as complete.
 
         Args:
-            input: fingerprint of the embeddings.
+            input: input fingerprint of the prior; see `TrainJob.record_input`.
             rows: number of rows in the training split.
         """
         commit = ShardCommit(self._store, RECORD, input=input, settings=self._fingerprint)
@@ -104,10 +104,10 @@ class TrainingFolder:
 
 
 class Recorder:
-    """Writer of metrics, checkpoints and the prior, on the first rank.
+    """Writes metrics, checkpoints and the prior. Only the first rank creates a recorder.
 
     Args:
-        step: steps done before this run.
+        step: number of steps completed before this run.
     """
 
     def __init__(self, job: TrainJob, folder: TrainingFolder, watch: Watch, step: int) -> None:
@@ -118,11 +118,13 @@ class Recorder:
     def log(
         self, step: int, trained: dict[str, float], validated: dict[str, float], rates: Mapping[str, float]
     ) -> None:
-        """Add the metrics of a step to the log and the trackers; do nothing if there are none.
+        """Add the metrics of a step to the log and the trackers. Does nothing if there are no metrics.
 
         Args:
-            step: steps done, this one included.
-            rates: throughput, for the trackers only.
+            step: number of completed steps, including this one.
+            trained: training metrics; may be empty.
+            validated: validation metrics; may be empty.
+            rates: throughput, sent only to the trackers.
         """
         rate = learning_rate(self._job.settings.optimiser, step - 1, self._job.settings.steps)
         for values in (trained, validated):
@@ -133,12 +135,12 @@ class Recorder:
                 tracker.log(step, {**trained, **validated, "learning_rate": rate, **rates})
 
     def save_if_best(self, average: Network, step: int, validation_loss: float) -> None:
-        """Write the averaged weights if their validation loss is the lowest so far."""
+        """Write the averaged weights if this validation loss is the lowest so far."""
         self._watch.before_writing()
         self._folder.save_if_best(average, step, validation_loss)
 
     def is_checkpoint_due(self, step: int) -> bool:
-        """Return whether `checkpoint_every` steps or `checkpoint_minutes` minutes have passed."""
+        """Return whether a checkpoint is due by `checkpoint_every` steps or `checkpoint_minutes` minutes."""
         settings = self._job.settings
         is_old = time.monotonic() - self._saved_at > 60 * settings.checkpoint_minutes
         return step % settings.checkpoint_every == 0 or is_old

@@ -1,4 +1,4 @@
-"""Progress of a training: who observes it, how fast it is, and how it ended."""
+"""Training progress: observers, throughput and outcome."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ...pipeline.contract.manifest import ShardRecord
 
 
 class Watch(Protocol):
-    """Observer of the training loop on one rank. It receives progress and may request a stop."""
+    """Observer of the training loop on one rank. It receives progress and can request a stop."""
 
     def report(self, step: int, note: str) -> None:
-        """Report that `step` steps are done."""
+        """Report that `step` steps are complete."""
 
     def should_stop(self) -> bool:
-        """Return whether to stop all ranks with a checkpoint. Called before the first step and once in each step."""
+        """Return whether all ranks should checkpoint and stop. Called before the first step and once per step."""
 
     def before_writing(self) -> None:
-        """Raise an error if another process has taken over the training; called before files are written."""
+        """Raise an error if another process has taken over training. Called before files are written."""
 
 
 class LocalWatch:
-    """Observer of a training in this process. See `Watch`.
+    """Observer for training in this process. See `Watch`.
 
     Args:
-        steps: steps of the whole training.
+        steps: total number of steps.
     """
 
     def __init__(self, steps: int, progress: ProgressCallback, should_stop: Callable[[], bool]) -> None:
@@ -40,7 +40,7 @@ class LocalWatch:
         self._progress(step, self._steps, note)
 
     def before_writing(self) -> None:
-        """Do nothing: this process holds the folder's lock, so no other process can take over."""
+        """Do nothing: this process holds the folder lock, so no other process can take over."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,19 @@ class Outcome:
     """Result of one run of the training loop."""
 
     first_step: int
-    """Steps done before this run."""
+    """Number of steps completed before this run."""
     step: int
-    """Steps done after this run."""
+    """Total number of completed steps when this run ended."""
     stopped: bool
-    """True if the run stopped on request, before its last step."""
+    """True if the run stopped on request before its last step."""
     record: ShardRecord | None
-    """Record of the trained prior, on the first rank after the last step; None otherwise."""
+    """Record of the trained prior on the first rank after the last step; otherwise None."""
     notes: list[str] = field(default_factory=list)
-    """Sentences on anything unusual in the embeddings that this rank read."""
+    """Notes about anything unusual in the embeddings that this rank read."""
 
 
 class Throughput:
-    """Samples and noise draws per second.
+    """Meter for samples and noise draws per second.
 
     Args:
         draws: noise draws per sample.
@@ -70,16 +70,16 @@ class Throughput:
         self._draws = draws
         self._rows, self._since = 0, time.monotonic()
         self.rates: dict[str, float] = {}
-        """Rates over the last interval by name; empty before the first interval ends."""
+        """Rates over the last interval, by name; empty until the first interval ends."""
         self.note = ""
         """Text for the progress bar."""
 
     def add(self, rows: int) -> None:
-        """Count the rows of a step."""
+        """Add the rows of a step to the current interval."""
         self._rows += rows
 
     def measure(self, loss: float) -> None:
-        """End an interval: compute its rates, and the note with the current loss."""
+        """End an interval: compute its rates, and a progress note that includes the given loss."""
         now = time.monotonic()
         rate = self._rows / max(now - self._since, 1e-9)
         self._rows, self._since = 0, now

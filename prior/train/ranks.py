@@ -1,4 +1,4 @@
-"""Ranks of a training, the processes of a torch.distributed group, or one process alone. Does not know Ray."""
+"""Training ranks: processes in a torch.distributed group, or a single process. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import torch.distributed as dist
 Value = TypeVar("Value")
 
 _BUCKET_VALUES = 8_000_000
-"""Gradient values per all-reduce: 32 MB of float32, so that copies stay small and messages few."""
+"""Number of gradient values per all-reduce: 32 MB of float32 keeps both copies and the number of messages small."""
 
 
 class PeerLost(RuntimeError):
-    """Error for a collective operation that failed because another rank died."""
+    """Raised when a collective operation fails because another rank died."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank of this process and number of ranks; rank 0 of 1 without a process group."""
+    """Rank of this process and the number of ranks. Without a process group, this is rank 0 of 1."""
 
     rank: int
     size: int
     device: torch.device
-    """Device of the tensors that are sent."""
+    """Device that tensors are moved to for communication."""
 
     @staticmethod
     def current(device: torch.device) -> Ranks:
-        """Return the ranks of the process group that torch.distributed was set up with, if any."""
+        """Return the ranks of the default torch.distributed group, or rank 0 of 1 if none is initialised."""
         if not (dist.is_available() and dist.is_initialized()):
             return Ranks(0, 1, device)
         return Ranks(dist.get_rank(), dist.get_world_size(), device)
@@ -49,11 +49,11 @@ class Ranks:
         return sent.cpu()
 
     def any(self, value: bool) -> bool:
-        """Return whether the value is true on any rank."""
+        """Return True if the value is true on any rank."""
         return bool(self.sum(torch.tensor([float(value)], dtype=torch.float64)).item())
 
     def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Replace the gradients of parameters by their sums over the ranks; a missing gradient counts as zero."""
+        """Replace each parameter's gradient with its sum over all ranks. A missing gradient counts as zero."""
         if self.size == 1:
             return
         for bucket in _buckets(parameters):
@@ -68,7 +68,7 @@ class Ranks:
                 gradient.copy_(part.view_as(gradient))
 
     def gather(self, values: list[Value]) -> list[Value]:
-        """Return the values of all ranks, in order of rank."""
+        """Return the values from all ranks, concatenated in rank order."""
         if self.size == 1:
             return values
         gathered: list[Any] = [None] * self.size
@@ -78,10 +78,10 @@ class Ranks:
     def broadcast(
         self, value: Value | None, tensors: Mapping[str, torch.Tensor]
     ) -> tuple[Value, dict[str, torch.Tensor]]:
-        """Return the first rank's value and named tensors, on the CPU.
+        """Return the value and named tensors of the first rank, on the CPU.
 
         Args:
-            value: any value that can be pickled; ignored on other ranks.
+            value: any picklable value; ignored on other ranks.
             tensors: tensors by name; ignored on other ranks.
         """
         if self.size == 1:
@@ -101,7 +101,7 @@ class Ranks:
 
 
 def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
-    """Group consecutive parameters until each group has at least `_BUCKET_VALUES` values; the last may have fewer."""
+    """Group consecutive parameters into buckets of at least `_BUCKET_VALUES` values. The last may be smaller."""
     bucket: list[torch.nn.Parameter] = []
     for parameter in parameters:
         bucket.append(parameter)
@@ -113,7 +113,7 @@ def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Par
 
 
 def _collective(work: Callable[[], Any]) -> None:
-    """Run a collective operation; PeerLost if it fails."""
+    """Run a collective operation. Raises PeerLost if it fails."""
     try:
         work()
     except RuntimeError as error:

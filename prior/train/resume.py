@@ -1,4 +1,4 @@
-"""Rules for resuming a training: settings that may change, their record in the manifest, and refused changes."""
+"""Rules for resuming training: which settings may change, how the manifest records them, which changes are refused."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from .job import TrainJob
 from .settings import TrainSettings
 
 _VALIDATION_ROWS = "train.validation_rows"
-"""Setting whose change makes earlier validation losses incomparable."""
+"""Name of the setting that makes earlier validation losses incomparable when it changes."""
 
 
 def check_training(store: Store, planned: Manifest, settings: TrainSettings, *, overwrite: bool) -> Manifest | None:
-    """Return the manifest in a prior's folder, or None; FolderError if these settings cannot resume its training."""
+    """Return the manifest in a prior folder, or None if there is none.
+
+    Raises:
+        FolderError: these settings cannot resume the training run in the folder.
+    """
     manifest = check_stage(store, planned, overwrite=overwrite, advice=_start_advice(store))
     if manifest is not None and not overwrite:
         _refuse_fewer_steps(store, manifest, settings.steps)
@@ -30,9 +34,9 @@ def check_training(store: Store, planned: Manifest, settings: TrainSettings, *, 
 def refuse_other_embeddings(
     store: Store, recorded: Manifest | None, planned: Manifest, dataset: EmbeddingDataset
 ) -> None:
-    """Raise a FolderError if only the embeddings differ from those of the recorded training.
+    """Raise a FolderError if the recorded training run differs from the planned one only in its embeddings.
 
-    Its advice differs from the usual --overwrite, which would discard the embeddings too when a whole recipe is run.
+    The error does not advise a plain --overwrite: with a complete recipe, that would also discard the embeddings.
     """
     if recorded is None or recorded.stage != STAGE:
         return
@@ -51,12 +55,12 @@ def refuse_other_embeddings(
 
 
 def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
-    """Record which settings have changed and from which step; return the job with its `best_since`.
+    """Record in the manifest which settings changed at which step, and return the job with `best_since` set.
 
-    Earlier changes that were recorded after the newest checkpoint are dropped, because their steps are trained again.
+    Changes that were recorded at or after the newest checkpoint's step are dropped, because training resumes there.
 
     Raises:
-        FolderError: a finished prior is asked for more steps, and its checkpoints are missing.
+        FolderError: `steps` of a finished prior has changed, but its checkpoints are missing.
     """
     about, step = folder.manifest.about, newest_step(folder.store, job.fingerprint)
     if step is None and RECORD in folder.manifest.shards and folder.manifest.shards[RECORD].input != job.record_input:
@@ -79,7 +83,7 @@ def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
 
 
 def surplus_note(store: Store, recorded: Manifest | None, steps: int) -> str | None:
-    """Return a note if a finished prior has more steps than `steps`, so that nothing is left to do; else None."""
+    """Return a note if a finished prior has more than `steps` steps, so nothing is left to do; otherwise None."""
     if recorded is None or RECORD not in recorded.shards:
         return None
     done = newest_step(store, recorded.settings_fingerprint)
@@ -89,7 +93,7 @@ def surplus_note(store: Store, recorded: Manifest | None, steps: int) -> str | N
 
 
 def _refuse_fewer_steps(store: Store, recorded: Manifest, steps: int) -> None:
-    """Raise a FolderError if an unfinished training has done more steps than `steps`."""
+    """Raise a FolderError if an unfinished training run has already completed more than `steps` steps."""
     done = newest_step(store, recorded.settings_fingerprint)
     if done is not None and done > steps and RECORD not in recorded.shards:
         raise FolderError(
@@ -99,5 +103,5 @@ def _refuse_fewer_steps(store: Store, recorded: Manifest, steps: int) -> None:
 
 
 def _start_advice(store: Store) -> str:
-    """Return the advice for settings that cannot resume a training."""
+    """Return the advice for an error about settings that cannot resume a training run."""
     return f"start another prior from its weights (--init-from {store.url} --prior NEW)"

@@ -1,4 +1,4 @@
-"""Settings of the train stage."""
+"""Settings for the train stage."""
 
 from __future__ import annotations
 
@@ -17,117 +17,120 @@ from ..sampling.settings import MAX_SEED
 
 
 class OptimiserSettings(Settings):
-    """Settings of AdamW, its learning rate, and the averaged weights."""
+    """Settings for AdamW, the learning rate and the averaged weights."""
 
     learning_rate: float = Field(default=3e-4, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(default=100, ge=0)
-    """Steps over which the learning rate grows linearly from 0."""
+    """Number of steps over which the learning rate rises linearly from 0."""
     decay: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warmup. `cosine` falls to a tenth of the peak at the last step. `constant` keeps the
-    peak, so that a training can be given more steps later."""
+    """Learning rate after warmup. `cosine` decays to a tenth of the peak at the last step. `constant` stays at the
+    peak, so that a run can be extended with more steps later."""
     weight_decay: float = Field(default=0.06, ge=0)
-    """Weight decay of matrices (vectors have none); the model card uses 6.02e-2."""
+    """Weight decay for matrices; vectors have none. LAION's model card uses 6.02e-2."""
     beta2: float = Field(default=0.99, gt=0, lt=1)
-    """Decay of the second moment."""
+    """Decay rate of AdamW's second-moment estimate."""
     max_grad_norm: float = Field(default=0.5, gt=0)
-    """Largest norm of the gradients; larger ones are scaled down to it. The value is the model card's."""
+    """Maximum gradient norm; larger gradients are scaled down to it. The default is from LAION's model card."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the averaged weights per step, after a warmup of (1 + step) / (10 + step)."""
+    """Decay of the averaged weights per step. During warmup, it is limited to (1 + step) / (10 + step)."""
 
 
 class InitSettings(Settings):
-    """Settings of a prior to start from, in any form that `load_prior` reads."""
+    """Settings for the initial prior, in any format that `load_prior` reads."""
 
     path: Location
-    """Folder of a prior, or a checkpoint of DALLE2-pytorch (`.pth`)."""
+    """Prior folder, or DALLE2-pytorch checkpoint (`.pth`)."""
     weights: WeightsName = "ema"
-    """Weights to use: averaged (`ema`), trained (`online`), or the averaged ones that validated best (`best`)."""
+    """Weights to use: averaged (`ema`), trained (`online`), or averaged with the lowest validation loss (`best`)."""
     config: str | None = None
-    """Config of a DALLE2-pytorch checkpoint: the JSON of its training script, or `laion-model-card`."""
+    """Configuration of a DALLE2-pytorch checkpoint: its training script's JSON file, or `laion-model-card`."""
     function_version: str | None = None
-    """Release of dalle2-pytorch that a checkpoint was trained with, if the checkpoint does not store it."""
+    """dalle2-pytorch release that the checkpoint was trained with, if the checkpoint does not store it."""
 
 
 class TrainSettings(DeviceSettings):
-    """Settings of the training of a prior."""
+    """Settings for training a prior."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
         {
             "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "activation_checkpointing", "trackers",
             "tracker_folder", "log_every",
-            "init_from",  # its weights are part of the identity, not their path
+            "init_from",  # the weights are part of the identity; their path is not
             "threads", "accumulate", "validate_every", "validation_rows", "validate_draws", "validate_steps",
         }
     )  # fmt: skip
     recorded_fields: ClassVar[tuple[str, ...]] = (
         "threads", "accumulate", "validate_every", "validation_rows", "validate_draws", "validate_steps",
     )  # fmt: skip
-    """Fields that may change when a training is resumed; the manifest records from which step."""
+    """Fields that may change when training resumes. The manifest records the step of each change."""
 
     network: NetworkSettings = NetworkSettings()
-    """Settings of the network."""
+    """Network settings."""
     diffusion: DiffusionSettings = DiffusionSettings()
-    """Settings of the diffusion."""
+    """Diffusion settings."""
     optimiser: OptimiserSettings = OptimiserSettings()
-    """Settings of the optimiser."""
+    """Optimiser settings."""
     init_from: InitSettings | None = None
-    """Prior to start from: its network, diffusion and normaliser statistics are used."""
+    """Initial prior. Training starts from its weights and uses its network, diffusion and normaliser statistics. Null:
+    training starts from random weights."""
     text_condition: Literal["pooled", "stored", "online"] | None = None
-    """Source of the text. `pooled`: stored embeddings. `stored`: stored token states too. `online`: captions, encoded
-    by the embeddings' CLIP. Null: `stored` if the network takes token states, else `pooled`."""
+    """Source of the text. `pooled`: stored text embeddings. `stored`: stored text embeddings and token states.
+    `online`: captions, encoded during training by the CLIP model that produced the embeddings. Null: `stored` if the
+    network takes token states, otherwise `pooled`."""
     steps: int = Field(default=100_000, ge=1)
-    """Total number of optimiser steps; with `optimiser.decay: constant`, a training can be given more later."""
+    """Total number of optimiser steps. With `optimiser.decay: constant`, it can be increased later."""
     batch_size: int = Field(default=256, ge=1)
-    """Rows per step, over all workers; the last batch of an epoch is shorter."""
+    """Number of rows per step across all workers. The last batch of an epoch may be smaller."""
     accumulate: int = Field(default=1, ge=1)
-    """Number of parts that a worker splits its rows of a step into, to save memory."""
+    """Number of parts into which each worker splits its rows per step, to save memory."""
     noise_draws: int = Field(default=1, ge=1)
-    """Number of timesteps and noises per row and step, which share one pass over the text: with token states, 4 cost
-    little more than 1. Choose the learning rate by the number of rows, not of draws."""
+    """Number of timestep and noise draws per row and step. They share one pass over the text, so with token states
+    4 draws cost little more than 1. Choose the learning rate by the number of rows, not draws."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of large matrix products. Parameters, norms, attention weights, loss and optimiser stay in float32."""
+    """Data type for large matrix products. Parameters, norms, attention weights, loss and optimiser stay in float32."""
     compile: bool = False
-    """Compile the layers with torch.compile. This takes minutes at the start and pays off on a GPU in long runs."""
+    """Compile the layers with torch.compile. This adds minutes at startup and pays off in long runs on a GPU."""
     activation_checkpointing: bool = False
-    """Compute each layer again in the backward pass: a third more work, a fraction of the memory, the same results."""
+    """Recompute each layer in the backward pass. This takes a third more compute but a fraction of the memory. Results
+    are the same."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    """Seed of weights, data order, noise, timesteps, text drops and dropout."""
+    """Seed for initial weights, data order, noise, timesteps, dropped inputs and dropout."""
     log_every: int = Field(default=50, ge=1)
-    """Steps between lines of `metrics.jsonl`."""
+    """Number of steps between lines in `metrics.jsonl`."""
     validate_every: int = Field(default=500, ge=1)
-    """Steps between validations of the averaged weights."""
+    """Number of steps between validations of the averaged weights."""
     validation_rows: int = Field(default=2048, ge=1)
-    """Largest number of rows of the validation split to use; their noise is the same in every validation."""
+    """Maximum number of validation rows. Rows and noise are the same in every validation."""
     validate_draws: int = Field(default=0, ge=0)
-    """Number of embeddings sampled per validation caption, for energy score and cosine; 0 computes losses only."""
+    """Number of embeddings sampled per validation caption for energy score and cosine; 0 computes only the loss."""
     validate_steps: int = Field(default=16, ge=1)
     """Number of network evaluations per sampled embedding in validation."""
     checkpoint_every: int = Field(default=500, ge=1)
-    """Steps between checkpoints: a kill loses at most this much work."""
+    """Number of steps between checkpoints. A killed run loses at most this much work."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
-    """Minutes between checkpoints, if steps are slow."""
+    """Maximum number of minutes between checkpoints, in case `checkpoint_every` steps take longer."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Number of newest checkpoints to keep."""
+    """Number of most recent checkpoints to keep."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Trackers that receive the metrics beside `metrics.jsonl`; each needs an extra of the package."""
+    """Trackers that receive metrics in addition to `metrics.jsonl`. Each requires a package extra of the same name."""
     tracker_folder: Location | None = None
-    """Local folder that trackers write to; null: `trackers` in the prior's folder, if that is local."""
+    """Local folder that trackers write to. Null: `trackers` in the prior folder, which must then be local."""
 
     @property
     def steps_may_change(self) -> bool:
-        """Return whether the steps do not depend on their total number, so that it may change later."""
+        """True if no step depends on the total number of steps, so that `steps` may change later."""
         return self.optimiser.decay == "constant"
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields that the result depends on; `steps` is one only if the learning rate depends on it."""
+        """Return the fields that the result depends on, without `steps` if it may change later."""
         dumped = super().identity()
         if self.steps_may_change:
             del dumped["steps"]
         return dumped
 
     def recorded(self) -> dict[str, Any]:
-        """Return the values that may change when a training is resumed, by their names in a recipe."""
+        """Return the settings that may change when training resumes, keyed by their names in a recipe."""
         names = (*self.recorded_fields, *(("steps",) if self.steps_may_change else ()))
         return {f"train.{name}": getattr(self, name) for name in names}
 

@@ -1,4 +1,4 @@
-"""The train stage: plan, run and resume the training of a prior, in this process or on Ray."""
+"""The train stage: plan, run and resume training in this process or on Ray."""
 
 from __future__ import annotations
 
@@ -39,20 +39,24 @@ def train(
     progress: ProgressCallback = no_progress,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> StageResult:
-    """Train a prior on a folder of embeddings, or resume from its newest checkpoint.
+    """Train a prior on a folder of embeddings, or resume from the newest checkpoint.
 
     Args:
-        embeddings: folder that `embed` or clip-retrieval wrote, or that LAION published.
-        prior: folder of the trained prior.
-        compute: where to train; on Ray every worker must be able to access both folders.
-        clip: CLIP that made the embeddings; used only if their folder does not name one.
-        limit: stop after this many steps, with a checkpoint; the same call without limit resumes from there.
-        overwrite: discard the folder's content and start again.
-        should_stop: called in every step; True stops with a checkpoint.
+        embeddings: embeddings folder, written by `embed` or clip-retrieval, or published by LAION.
+        prior: folder to write the trained prior to.
+        settings: training settings; None uses the defaults.
+        read: settings for reading and splitting the embeddings; None uses the defaults.
+        compute: backend, workers and their resources. On Ray, every worker must be able to access both folders.
+        clip: CLIP model that produced the embeddings; used only if their folder does not name one.
+        limit: total number of steps at which to stop with a checkpoint. The same call without it resumes from there.
+        overwrite: discard the content of the prior folder and start again.
+        progress: called with the completed steps, the total number of steps and a note.
+        should_stop: polled during training; when it returns True, training writes a checkpoint and stops.
 
     Raises:
         InputError: the embeddings are missing or damaged, or lack data that the settings need.
-        FolderError: the folder holds other work, or a prior of other settings or other embeddings.
+        SettingsError: settings contradict each other, or a tracker is not installed.
+        FolderError: the folder holds something else, or a prior trained with other settings or embeddings.
         Interrupted: `should_stop` returned True.
     """
     start = time.monotonic()
@@ -77,7 +81,7 @@ def train(
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         if overwrite:
             clear_states(store)
-            for name in (CONFIG_NAME, WEIGHTS_NAME):  # left, without a record, by a prior that was to get more steps
+            for name in (CONFIG_NAME, WEIGHTS_NAME):  # remain without a record if a finished prior was being extended
                 store.remove(name)
         if surplus is not None:
             notes = [*notes, surplus]
@@ -109,7 +113,7 @@ def _run(
     progress: ProgressCallback,
     should_stop: Callable[[], bool],
 ) -> Outcome:
-    """Run the training loop on the backend of the settings."""
+    """Run the training loop on the configured backend."""
     if compute.backend == "ray":
         from .on_ray import train_on_ray
 
@@ -127,11 +131,11 @@ def plan_train(
     clip: ClipSettings | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
-    """Return what `train` would do, without doing it."""
+    """Return the plan for `train` with these arguments, without training."""
     compute = compute or ComputeSettings()
     store = Store(prior)
     recorded = read_manifest(store)
-    is_new = recorded is None or overwrite  # a new training has no recorded hashes to compare with
+    is_new = recorded is None or overwrite  # a new run has no recorded hashes to compare with
     dataset = EmbeddingDataset(embeddings, read, known_files=recorded_files(recorded), hash_files=not is_new)
     job = make_job(dataset, store, settings, compute, clip)
     settings, manifest = job.settings, job.manifest()
@@ -146,8 +150,8 @@ def plan_train(
         is_done |= surplus_note(store, recorded, settings.steps) is not None
         left = 0 if is_done else settings.steps - (state.step if state else 0)
     weights = sum(value.numel() for value in build_network(job.config).parameters())
-    tokens = 4 + settings.network.max_text_len  # text embedding, timestep, noised image embedding and query
-    flops = left * settings.batch_size * tokens * weights * 6  # 2 for each weight forward, 4 backward
+    tokens = 4 + settings.network.max_text_len  # text embedding, timestep, noisy image embedding and query
+    flops = left * settings.batch_size * tokens * weights * 6  # per weight: 2 forward, 4 backward
     return StagePlan(
         stage=STAGE,
         folder=store.url,
@@ -155,7 +159,7 @@ def plan_train(
         pending_units=left,
         unit="steps",
         pending_rows=left * settings.batch_size,
-        # float32: the prior and the best weights; network, average and two moments in each checkpoint
+        # float32: prior and best weights once; network, average and two moments per checkpoint
         bytes_needed=weights * 4 * (2 + 4 * settings.keep_checkpoints) if left else 0,
         bytes_free=free_bytes(store),
         seconds=flops / ASSUMED_FLOPS[settings.device] / compute.workers,
@@ -165,12 +169,12 @@ def plan_train(
 def check_prior_folder(
     prior: str, settings: TrainSettings, read: ReadSettings, compute: ComputeSettings, *, overwrite: bool = False
 ) -> None:
-    """Raise a FolderError if these settings do not fit the training in a folder, whatever the embeddings are."""
+    """Raise a FolderError if these settings cannot resume the training run in a folder, regardless of embeddings."""
     store = Store(prior)
     manifest = read_manifest(store)
     resolved = resolve_training(settings, compute)
     identity = resolved_identity(resolved, read)
-    # entries from the embeddings, their CLIP and a prior to start from are not known yet, so they count as unchanged
+    # the embeddings, their CLIP model and the initial prior are not known yet, so assume that they are unchanged
     known = {} if manifest is None else manifest.settings
     identity = {**{name: value for name, value in known.items() if name not in identity}, **identity}
     if settings.init_from is not None and "train" in known:

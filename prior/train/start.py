@@ -1,4 +1,4 @@
-"""The start of a training: initial weights, and checks and settings of another prior to start from."""
+"""Initial weights of a training run, including loading and checking an initial prior (`init_from`)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from .settings import InitSettings, TrainSettings
 from .step import Learner
 
 _NORMALISER_ROWS = 100_000
-"""Most training rows that the normaliser's statistics are computed from; more would hardly change them."""
+"""Maximum number of training rows for the normaliser statistics; more would hardly change them."""
 _FREE_FIELDS = {"loss", "loss_weighting", "text_drop", "image_drop", "attn_dropout", "ff_dropout"}
-"""Settings of network and diffusion that may differ from the prior to start from: they change how it is trained, not
+"""Network and diffusion settings that may differ from the initial prior. They affect how a prior is trained, but not
 what it computes."""
 
 
 def initialise(learner: Learner, settings: TrainSettings, dataset: EmbeddingDataset) -> None:
-    """Set the weights and statistics of step 0.
+    """Set the weights and normaliser statistics before the first step.
 
-    They come from the prior to start from. Without one, weights are random and statistics are of training rows.
+    Both come from the initial prior if there is one. Otherwise the weights stay random, and any statistics that the
+    normaliser needs are computed from training rows.
     """
     if settings.init_from is not None:
         start = load_start(settings.init_from)
@@ -43,15 +44,15 @@ def initialise(learner: Learner, settings: TrainSettings, dataset: EmbeddingData
 
 
 def load_start(init: InitSettings) -> Prior:
-    """Load the prior to start from, on the CPU; raises the errors of `load_prior`."""
+    """Load the initial prior on the CPU. Errors from `load_prior` propagate."""
     return load_prior(init.path, config=init.config, weights=init.weights, function_version=init.function_version)
 
 
 def settings_of_start(settings: TrainSettings, start: Prior) -> TrainSettings:
-    """Return the settings with network and diffusion of the prior to start from.
+    """Return the settings with the network and diffusion sections of the initial prior.
 
     Raises:
-        SettingsError: the recipe sets other values.
+        SettingsError: the recipe sets a value that conflicts with the initial prior.
     """
     values = settings.model_dump()
     for section in ("network", "diffusion"):
@@ -60,7 +61,7 @@ def settings_of_start(settings: TrainSettings, start: Prior) -> TrainSettings:
 
 
 def _merged(section: str, recipe: Settings, start: Settings) -> dict[str, Any]:
-    """Merge a section of the recipe into that of the prior to start from."""
+    """Merge a recipe section into the same section of the initial prior."""
     merged = start.model_dump()
     for name in recipe.model_fields_set:
         value = getattr(recipe, name)
@@ -74,13 +75,15 @@ def _merged(section: str, recipe: Settings, start: Settings) -> dict[str, Any]:
 
 
 def check_start(start: Prior, dataset: EmbeddingDataset, path: str, config: PriorConfig) -> None:
-    """Check that the prior to start from fits the embeddings.
+    """Check that the initial prior fits the embeddings.
 
     Args:
-        config: config of the new prior; its CLIP is the one that made the embeddings.
+        path: path of the initial prior, for error messages.
+        config: configuration of the new prior, which names the CLIP model that produced the embeddings.
 
     Raises:
-        InputError: sizes differ, or the CLIPs do: by their hashes or, where a hash is missing, by their names.
+        InputError: the embedding sizes or the CLIP models differ. CLIP models are compared by weight hash, or by name
+            if a hash is missing.
     """
     known = start.config
     sizes = (known.embed_dim, known.text_dim or known.embed_dim)
@@ -107,12 +110,12 @@ def check_start(start: Prior, dataset: EmbeddingDataset, path: str, config: Prio
 
 
 def has_unknown_clip(config: PriorConfig) -> bool:
-    """Return whether a prior's CLIP is unknown, as after a conversion without `--clip`."""
+    """Return whether a prior's CLIP model is unknown, as after conversion without `--clip`."""
     return not config.clip and not config.clip_settings
 
 
 def _have_same_clip(one: PriorConfig, other: PriorConfig) -> bool:
-    """Return whether two priors have the same CLIP, if at least one of them knows it by name only."""
+    """Return whether two priors use the same CLIP model, when at least one of them has no hash of its weights."""
     identified, named = (one, other) if one.clip else (other, one)
     if not named.clip_settings:
         return False
@@ -120,13 +123,13 @@ def _have_same_clip(one: PriorConfig, other: PriorConfig) -> bool:
 
 
 def _clip_name(config: PriorConfig) -> str:
-    """Return the model's name and its pretrained weights, for an error."""
+    """Return the names of the CLIP model and its pretrained weights, for an error message."""
     source = config.clip_settings or config.clip.get("source", {})
     return f"{source.get('model', 'unknown')}{'/' if source.get('pretrained') else ''}{source.get('pretrained') or ''}"
 
 
 def start_fingerprint(start: Prior) -> str:
-    """Return the SHA-256 of a prior's weights and statistics, which does not depend on the file that they are in."""
+    """Return the SHA-256 of a prior's weights and normaliser statistics, which is independent of the file format."""
     digest = hashlib.sha256()
     for name, value in sorted(prior_tensors(start.network, start.normaliser).items()):
         digest.update(f"{name} {list(value.shape)} {value.dtype}\0".encode())

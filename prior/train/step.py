@@ -1,4 +1,4 @@
-"""One training step: gradients, their sum over the ranks, and the update of weights and average. Does not know Ray."""
+"""A training step: compute gradients, sum them over ranks, update weights and their average. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from .ranks import Ranks
 from .settings import TrainSettings
 
 _NAMED_ROWS = 5
-"""Number of rows that an error names, so that its message stays readable."""
+"""Maximum number of rows listed in an error message."""
 
 
 class NotFinite(PriorkitError):
-    """Error for a loss or a gradient that is not finite."""
+    """Raised when a loss or gradient is not finite."""
 
     def __init__(self, message: str, rows: list[int]) -> None:
         super().__init__(message)
         self.rows = rows
-        """Numbers of some rows: those whose loss is not finite, or any rows of the batch for a gradient."""
+        """Row numbers: some rows with a non-finite loss or, for a gradient, some rows in the batch."""
 
     def with_keys(self, dataset: EmbeddingDataset) -> PriorkitError:
-        """Return the error for the user, which names the rows by their keys and suggests what to do."""
+        """Return a user-facing error that lists the keys of the rows and suggests a fix."""
         return PriorkitError(
             f"{self} ({dataset.describe_rows(self.rows)}); `priorkit inspect` finds unsound embeddings; else lower "
             "train.optimiser.learning_rate"
@@ -45,7 +45,7 @@ class NotFinite(PriorkitError):
 
 
 class Learner:
-    """Network, averaged network, normaliser and optimiser of a training; identical on every rank."""
+    """Network, averaged network, normaliser and optimiser. All are identical on every rank."""
 
     def __init__(self, config: PriorConfig, settings: TrainSettings, ranks: Ranks) -> None:
         self._settings, self._ranks = settings, ranks
@@ -61,10 +61,10 @@ class Learner:
         self._schedule = noise_schedule(settings.diffusion.noise_schedule, settings.diffusion.timesteps)
 
     def backward(self, step: int, batch: TrainBatch, text: Condition) -> torch.Tensor:
-        """Compute the gradients of this rank's rows, in `accumulate` parts; return the rows' losses `[B]`.
+        """Compute gradients for this rank's rows, in `accumulate` parts, and return the loss per row, `[B]`.
 
         Args:
-            step: number of the step, from 0.
+            step: step number, from 0.
         """
         self._seed_dropout(step)
         self.network.train()
@@ -80,14 +80,15 @@ class Learner:
         """Sum losses, stop requests and gradients over the ranks.
 
         Args:
-            losses: `[B]`, as `backward` returned them.
+            step: step number, from 0.
+            losses: losses `[B]` from `backward`.
             stop: whether this rank was asked to stop.
 
         Returns:
-            Mean loss over the rows of the global batch, and whether any rank was asked to stop.
+            Mean loss over the global batch, and whether any rank was asked to stop.
 
         Raises:
-            NotFinite: a loss is not finite; raised on all ranks alike.
+            NotFinite: a loss is not finite on any rank. Every rank raises it.
         """
         not_finite = batch.rows[~torch.isfinite(losses).numpy()]
         parameters = list(self.network.parameters())
@@ -97,15 +98,15 @@ class Learner:
         if not_finite_rows:
             message = f"the loss is not finite at step {step} for {not_finite_rows:.0f} rows"
             raise NotFinite(message, self._some_rows(not_finite))
-        # as in one process, a parameter without gradient on any rank keeps None, so that the optimiser skips it
+        # a parameter with no gradient on any rank keeps None, so that the optimiser skips it as in a single process
         self._ranks.sum_gradients([each for each, ranks in zip(parameters, has_gradient, strict=True) if ranks])
         return loss, stops > 0
 
     def update(self, step: int, batch: TrainBatch) -> float:
-        """Clip the summed gradients and update weights and average; return the gradients' norm before clipping.
+        """Clip the summed gradients, update the weights and their average, and return the norm before clipping.
 
         Raises:
-            NotFinite: the norm is not finite; raised on all ranks alike.
+            NotFinite: the norm is not finite. Every rank raises it.
         """
         settings = self._settings
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.optimiser.max_grad_norm).item()
@@ -118,7 +119,7 @@ class Learner:
         return norm
 
     def state(self, step: int) -> TrainState:
-        """Return everything that an exact resume after `step` steps needs."""
+        """Return the complete state needed to resume exactly after `step` steps."""
         return TrainState(
             step=step,
             network=dict(self.network.state_dict()),
@@ -128,14 +129,14 @@ class Learner:
         )
 
     def restore(self, state: TrainState) -> None:
-        """Load weights, average, statistics and the optimiser's state from a checkpoint."""
+        """Load weights, averaged weights, normaliser statistics and optimiser state from a checkpoint."""
         self.network.load_state_dict(state.network)
         self.average.load_state_dict(state.average)
         self.normaliser.load_state_dict(state.normaliser)
         restore_optimiser(self._optimiser, self.network, state.optimiser)
 
     def _losses(self, step: int, batch: TrainBatch, text: Condition, part: slice) -> torch.Tensor:
-        """Return the losses of a part of this rank's rows."""
+        """Return the loss per row for the rows in `part`, a slice of this rank's rows."""
         device, diffusion = self._ranks.device, self._settings.diffusion
         random = step_randomness(
             seed=self._settings.seed, step=step, first=batch.first + part.start, rows=part.stop - part.start,
@@ -151,27 +152,27 @@ class Learner:
             )  # fmt: skip
 
     def _seed_dropout(self, step: int) -> None:
-        """Make dropout a function of seed, step and rank, so that checkpoints need no generator state."""
+        """Seed dropout from the seed, step and rank, so that checkpoints need no generator state."""
         torch.manual_seed(dropout_seed(self._settings.seed, step, self._ranks.rank))
 
     def _some_rows(self, rows: np.ndarray) -> list[int]:
-        """Return the first few of the given rows over all ranks."""
+        """Return the first `_NAMED_ROWS` of the given rows, gathered from all ranks."""
         return self._ranks.gather(rows[:_NAMED_ROWS].tolist())[:_NAMED_ROWS]
 
 
 def prepare_network(network: Network, *, compile: bool = False, activation_checkpointing: bool = False) -> None:
-    """Set up a network for training. Its weights, their names and its outputs stay the same."""
+    """Configure a network for training. Its weights, parameter names and outputs do not change."""
     network.checkpoint_activations = activation_checkpointing
     if compile:
         network.compile_layers()
 
 
 def autocast(dtype: str, device: torch.device) -> torch.autocast:
-    """Return the context for computing a loss: products in `float32` or `bfloat16`, weights and sums in float32."""
+    """Return the autocast context for a loss: matrix products in `dtype`, weights and sums in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def _parts(rows: int, count: int) -> Iterator[slice]:
-    """Split a number of rows into `count` slices of nearly equal size, without the empty ones."""
+    """Split `rows` rows into up to `count` non-empty slices of nearly equal size."""
     edges = [rows * part // count for part in range(count + 1)]
     return (slice(first, end) for first, end in itertools.pairwise(edges) if first < end)

@@ -1,4 +1,4 @@
-"""Text conditions of a batch: stored embeddings, or captions encoded by a frozen text tower."""
+"""Text conditions for a batch: stored embeddings, or captions encoded by a frozen text encoder."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from ...pipeline.clip.encoder import ClipEncoder
 
 TextSource = Callable[[TrainBatch], Condition]
-"""Function that returns the text condition of a batch's rows, on the CPU, of any float type and norm."""
+"""Function that returns the text condition for a batch, on the CPU, with any float dtype and norm."""
 
 
 def text_columns(config: PriorConfig, settings: TrainSettings) -> Columns:
-    """Return the columns that a text source needs."""
+    """Return the columns that the text source with these settings needs."""
     if settings.text_condition == "online":
         return Columns(text_embed=False, max_text_len=0, captions=True)
     return Columns(text_embed=True, max_text_len=_states_used(config), captions=False)
 
 
 def text_source(config: PriorConfig, settings: TrainSettings) -> TextSource:
-    """Return the text source of a training. Its batches need the columns of `text_columns`.
+    """Return the text source for training. Its batches must contain the columns from `text_columns`.
 
     Raises:
-        InputError: text is encoded online, and its CLIP cannot be loaded or has other weights.
+        InputError: text is encoded online, but the CLIP model cannot be loaded or its weights differ.
     """
     if settings.text_condition != "online":
         return stored_text
@@ -42,14 +42,14 @@ def text_source(config: PriorConfig, settings: TrainSettings) -> TextSource:
 
 
 def stored_text(batch: TrainBatch) -> Condition:
-    """Return a batch's stored text embeddings and token states."""
+    """Return the text embeddings and token states stored in a batch."""
     assert batch.text_embed is not None
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
     return Condition(torch.from_numpy(batch.text_embed), states)
 
 
 def read_rows(dataset: EmbeddingDataset, rows: np.ndarray, columns: Columns) -> TrainBatch:
-    """Read rows, given their numbers, as a batch."""
+    """Read the given row numbers as a batch."""
     image, text, states, captions = dataset.embeds("img_emb", rows), None, None, None
     if columns.text_embed:
         stored = dataset.take(rows, columns.max_text_len)
@@ -60,24 +60,24 @@ def read_rows(dataset: EmbeddingDataset, rows: np.ndarray, columns: Columns) -> 
 
 
 def with_text(batch: TrainBatch, encode_text: TextSource) -> EmbeddingBatch:
-    """Return a batch in the form of the evaluator, with its text from a text source."""
+    """Convert a batch to the evaluator's format, with text from a text source."""
     text = encode_text(batch)
     states = None if text.token_states is None else text.token_states.numpy()
     return EmbeddingBatch(batch.rows, batch.image_embed, text.text_embed.numpy(), states)
 
 
 class OnlineText:
-    """Text source that encodes captions with a CLIP.
+    """Text source that encodes captions with a CLIP text encoder.
 
     Args:
-        max_text_len: largest number of token states per caption; 0 for none.
+        max_text_len: maximum number of token states per caption; 0 for none.
     """
 
     def __init__(self, encoder: ClipEncoder, max_text_len: int) -> None:
         self._encoder, self._max_text_len = encoder, max_text_len
 
     def __call__(self, batch: TrainBatch) -> Condition:
-        """Encode the captions of a batch."""
+        """Encode the captions in a batch."""
         assert batch.captions is not None
         size = self._encoder.identity["embed_dim"]
         width = self._encoder.identity["token_width"] if self._max_text_len else 0
@@ -94,5 +94,5 @@ class OnlineText:
 
 
 def _states_used(config: PriorConfig) -> int:
-    """Return the largest number of token states per caption that the network takes."""
+    """Return the maximum number of token states per caption that the network uses; 0 for none."""
     return 0 if config.token_width is None else config.network.max_text_len

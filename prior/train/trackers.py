@@ -1,6 +1,6 @@
-"""Metric trackers beside `metrics.jsonl`: TensorBoard and Weights & Biases, an optional extra each.
+"""Metric trackers in addition to `metrics.jsonl`: TensorBoard and Weights & Biases, each an optional extra.
 
-A run that resumes from a checkpoint repeats some steps. TensorBoard hides the earlier values of these steps. W&B
+A run that resumes from a checkpoint may repeat steps. TensorBoard hides the earlier values for these steps. W&B
 cannot, so repeated steps are not sent to it.
 """
 
@@ -19,23 +19,23 @@ from ...pipeline.errors import SettingsError
 from .settings import TrainSettings
 
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
-"""Module that each tracker imports."""
+"""Module to import for each tracker."""
 _DEFAULT_FOLDER = "trackers"
-"""Folder of the trackers' files, inside the prior's folder."""
+"""Default folder for tracker files, inside the prior folder."""
 
 
 class Tracker(Protocol):
-    """Destination of metrics."""
+    """Destination for metrics."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Log all metrics of one step; steps increase within a process."""
+        """Log all metrics of one step. Steps increase within a process."""
 
     def close(self) -> None:
         """Write buffered metrics and close."""
 
 
 def check_trackers(settings: TrainSettings, prior: Store) -> Path | None:
-    """Return the folder that trackers write to, or None if no trackers are set.
+    """Check the tracker settings and return the folder that trackers write to, or None if none are set.
 
     Raises:
         SettingsError: a tracker is not installed, or has no local folder to write to.
@@ -60,12 +60,12 @@ def check_trackers(settings: TrainSettings, prior: Store) -> Path | None:
 def open_trackers(
     settings: TrainSettings, prior: Store, name: str, described: dict[str, Any], step: int
 ) -> Sequence[Tracker]:
-    """Open the trackers that the settings name.
+    """Open the configured trackers.
 
     Args:
-        name: unique name of the training.
-        described: settings of the training, for display.
-        step: steps done before this run.
+        name: unique name of the training run.
+        described: training settings to display.
+        step: number of steps completed before this run.
     """
     folder = check_trackers(settings, prior)
     if folder is None:
@@ -85,7 +85,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add the metrics as scalars."""
+        """Write each metric as a scalar."""
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
 
@@ -95,7 +95,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Tracker that writes a W&B run, which resumes under the same id. `WANDB_MODE` sets online or offline."""
+    """Tracker that writes to a W&B run and resumes it under the same id. `WANDB_MODE` selects online or offline."""
 
     def __init__(self, folder: Path, name: str, described: dict[str, Any], step: int) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -114,7 +114,7 @@ class WeightsAndBiases:
         )  # fmt: skip
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Send the metrics, unless this step was sent before."""
+        """Send the metrics, unless this step has already been sent."""
         if step <= self._last:
             return
         self._run.log(dict(values), step=step, commit=True)

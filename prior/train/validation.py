@@ -1,4 +1,4 @@
-"""Validation during training: the evaluator's losses and scores of the averaged weights, on fixed rows and noise."""
+"""Validation during training: evaluation losses and scores for the averaged weights, on fixed rows and noise."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .text import TextSource, read_rows, with_text
 
 
 class Validation:
-    """Scores of the averaged weights on the validation rows, divided among the ranks.
+    """Scores the averaged weights on the validation rows, which are divided among the ranks.
 
-    Results do not depend on the number of ranks, apart from the order of float64 sums.
+    Results do not depend on the number of ranks, except through the order of float64 summation.
     """
 
     def __init__(
@@ -46,19 +46,20 @@ class Validation:
         self._sample = SampleSettings(steps=settings.validate_steps)
 
     def __call__(self, learner: Learner, step: int) -> dict[str, float]:
-        """Return means over the rows: `validation_loss` and, with draws, energy score and cosine.
+        """Return mean scores over the validation rows, by name.
 
-        The result is empty if the validation split is.
+        They are `validation_loss` and, if `validate_draws` is not 0, `validation_energy_score` and
+        `validation_cosine`. The result is empty if the validation split is empty.
 
         Raises:
-            NotFinite: a score is not finite; raised on all ranks alike.
+            NotFinite: a score is not finite on any rank. Every rank raises it.
         """
         if not len(self._rows):
             return {}
         prior = Prior(self._config, learner.average, learner.normaliser)
         blocks = [self._scores(prior, rows) for rows in self._local_blocks()]
         names = ["validation_loss"] + (["validation_energy_score", "validation_cosine"] if self._draws else [])
-        scores = np.concatenate(blocks, axis=1) if blocks else np.zeros((len(names), 0))  # (names, rows of this rank)
+        scores = np.concatenate(blocks, axis=1) if blocks else np.zeros((len(names), 0))  # (names, rows on this rank)
         sums = self._ranks.sum(torch.from_numpy(scores.sum(axis=1))).tolist()
         if not np.isfinite(sums).all():
             rows = [row for block in self._local_blocks() for row in block.tolist()]
@@ -68,12 +69,12 @@ class Validation:
         return {name: total / len(self._rows) for name, total in zip(names, sums, strict=True)}
 
     def _local_blocks(self) -> Iterator[np.ndarray]:
-        """Row numbers of each block that this rank scores: every `size`-th block."""
+        """Yield the row numbers of each block that this rank scores, which is every `size`-th block."""
         for first in range(self._ranks.rank * BLOCK_ROWS, len(self._rows), self._ranks.size * BLOCK_ROWS):
             yield self._rows[first : first + BLOCK_ROWS]
 
     def _scores(self, prior: Prior, rows: np.ndarray) -> np.ndarray:
-        """Scores `[names, B]` of one block."""
+        """Return the scores `[names, B]` for one block."""
         ids = self._dataset.row_ids[rows]
         batch = with_text(read_rows(self._dataset, rows, self._columns), self._encode_text)
         losses = timestep_losses(prior, batch, ids, self._settings)
