@@ -55,7 +55,7 @@ def compute_metrics(
         dataset: embeddings.
         settings: resolved settings; must be the ones that `make_scorer` uses.
         make_scorer: creates the scorer of a worker.
-        compute: worker settings; None for the default `ComputeSettings`.
+        compute: worker settings; None to score in this process.
         given: evaluate given predictions instead of a prior.
         progress: called after each block.
     """

@@ -32,7 +32,7 @@ class EvaluatedRows:
         self.groups = dataset.group_ids[self.rows]
         """Group of each row, `[N]`; rows with equal values share an image."""
         self.unrelated = _next_different(self.groups)
-        """For each row, the position of a row with a different image, whose caption is used as the unrelated one, `[N]`."""
+        """Position of a row with a different image for each row, `[N]`; supplies the unrelated caption."""
         groups, firsts, group_numbers = np.unique(self.groups, return_index=True, return_inverse=True)
         self.gallery = np.sort(firsts)[: settings.gallery_size]
         """Positions of the rows whose images form the gallery, `[G]`; each image appears once."""

@@ -228,7 +228,7 @@ def timestep_losses(
         if first == end:  # the bin is empty, because there are more bins than timesteps
             continue
         drawn = stream.draw()
-        # the last value selects the timestep: the fractional part of a large multiple of a normal value is nearly uniform
+        # the last value selects the timestep: a large multiple of a normal value has a nearly uniform fractional part
         fraction = np.modf(np.abs(drawn[:, -1].astype(np.float64)) * 4096)[0]
         timesteps = torch.from_numpy(first + (fraction * (end - first)).astype(np.int64))[:, None]
         random = StepRandomness(torch.from_numpy(drawn[:, None, :-1].copy()), timesteps, no_drop, no_drop, no_drop)
