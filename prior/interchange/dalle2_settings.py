@@ -178,7 +178,7 @@ def to_prior_config(config: DiffusionConfig, function: FunctionVersion, source: 
     drops = (config.text_cond_drop_prob, config.image_cond_drop_prob)
     text_drop, image_drop = (config.cond_drop_prob if drop is None else drop for drop in drops)
     if not function.has_null_tokens:
-        text_drop = image_drop = 0.0  # a bug in this release: dropped conditions stayed visible, so nothing was dropped
+        text_drop = image_drop = 0.0  # in practice, this release dropped nothing: the condition stayed visible
     diffusion = {
         "timesteps": config.timesteps,
         "noise_schedule": config.beta_schedule,

@@ -235,7 +235,7 @@ def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
     if store.size(CONFIG_NAME) is not None:
         if not overwrite:
             raise FolderError(f"{destination} holds a prior; choose another folder, or --overwrite")
-        store.remove(CONFIG_NAME)  # remove it first, so that an interrupted write never leaves old settings with new weights
+        store.remove(CONFIG_NAME)  # first, so that an interruption never leaves old settings with new weights
     save_prior(store.create, prior.config, prior.network, prior.normaliser)
 
 

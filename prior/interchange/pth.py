@@ -79,7 +79,7 @@ def read_pth(path: str) -> dict[str, Any]:
                 "`git lfs pull` in its repository)"
             )
     if isinstance(fs, LocalFileSystem):
-        content = _load(location, path, mmap=zipfile.is_zipfile(location))  # map the file, because most of a checkpoint is not needed
+        content = _load(location, path, mmap=zipfile.is_zipfile(location))  # most of the file is not needed
     else:
         with fs.open(location, "rb") as file:
             content = _load(file, path)

@@ -71,7 +71,7 @@ def _is_state_dict(value: Any) -> TypeGuard[dict[str, torch.Tensor]]:
 
 
 def _is_plain_tensor(value: Any) -> bool:
-    """Return True if a value is a dense CPU tensor, neither complex nor quantized."""
+    """Return True if a value is a dense CPU tensor that is not nested, quantized or complex."""
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
