@@ -1,4 +1,4 @@
-"""Distances between the distributions behind two sets of embeddings, with 95% intervals, in float64.
+"""Distances between the distributions of two sets of embeddings, with 95% intervals, in float64.
 
 A distance is not a mean over rows, so its interval comes from balanced half-samples (McCarthy 1969, Rev. Int. Stat.
 Inst. 37). Rows are dealt into 16 parts by image, and the parts are split into two halves in 15 balanced ways. Each

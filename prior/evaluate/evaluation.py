@@ -113,7 +113,7 @@ class SplitScores:
         """Return the section of `metrics.json` for the split. Call it after all blocks have been added.
 
         Args:
-            training: training images. Their distances to the split are the best that a predictor can expect.
+            training: training images. Their distances to the split are the lowest that a predictor can expect.
         """
         rows, real = self._rows, self._real
         return {
@@ -225,7 +225,7 @@ def _image_set(dataset: EmbeddingDataset, rows: np.ndarray) -> EmbeddingSet:
 def _distance_floor(training: EmbeddingSet, real: EmbeddingSet) -> dict[str, Interval]:
     """Return the distances between training images and the images of a split.
 
-    A perfect predictor cannot expect to score below these distances.
+    Even a perfect predictor cannot expect lower distances.
     """
     count = len(real.embeds)
     distances = set_distances(EmbeddingSet(training.embeds[:count], training.groups[:count]), real)

@@ -17,7 +17,7 @@ SHARES = tuple(f"recall_at_{count}" for count in RECALL_AT)
 NORMAL_QUANTILE = 1.9600
 """97.5% quantile of the standard normal distribution, used for two-sided 95% intervals."""
 _AGRESTI_COULL, _BONETT_PRICE = (0, 0, 1, 1), (-1, 1)
-"""Values of the pseudo-groups added to compute the interval of a proportion, and of a paired difference of two."""
+"""Pseudo-group values added for the interval of a proportion, and of a paired difference of proportions."""
 _COPY_TOLERANCE = 1e-9
 """Cosine difference up to which two gallery images count as copies; float64 rounding stays below 1e-15."""
 

@@ -57,7 +57,7 @@ class EvaluateSettings(DeviceSettings):
     sweep: SweepSettings = SweepSettings()
     """Sampling settings to compare with `sample`."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    """Seed for the choice of rows, the draws, the random baselines and the bootstrap."""
+    """Seed for choosing rows, draws, loss timesteps, random baselines and the bootstrap."""
     bootstrap_samples: int = Field(default=1000, ge=100)
     """Number of bootstrap resamples for the 95% intervals."""
 

@@ -60,10 +60,11 @@ def evaluate(
         config: settings of a `.pth`, as for `load_prior`; `settings.weights` selects its weights.
         function_version: dalle2-pytorch release for a `.pth`, as for `load_prior`.
         limit: maximum number of rows per split.
-        overwrite: replace an existing evaluation, even if its settings differ.
+        overwrite: discard an existing evaluation and compute it again.
         progress: called after each block.
 
     Raises:
+        FolderError: the folder contains other files or another stage, or another process is writing to it.
         InputError: the prior or the embeddings are missing or incompatible, or a split has too few rows.
         SettingsError: an option is missing or invalid, or the splits would include rows that the prior was trained on.
     """

@@ -71,7 +71,7 @@ class PriorSource:
 
 @dataclass(frozen=True)
 class Subject:
-    """Prior or predictions to evaluate, identified by content, with the splits of the rows."""
+    """Prior or predictions to evaluate, identified by content, with the splits to use."""
 
     source: PriorSource
     """Location of the prior or predictions."""

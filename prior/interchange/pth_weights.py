@@ -81,7 +81,7 @@ def _is_plain_tensor(value: Any) -> bool:
 
 
 def _averaged(content: dict[str, Any]) -> Any:
-    """Return the averaged weights, or None if there are none; older trainers store them only inside `ema`."""
+    """Return the averaged weights, if any; older trainers store them only inside `ema`."""
     if "ema_model" in content:
         return content["ema_model"]
     average = content.get("ema")
