@@ -84,7 +84,7 @@ class BlockScores:
     draws: int = 0
     """Number of draws per row; 0 for losses."""
     broken: str | None = None
-    """Why the predictions cannot be scored; None if they can."""
+    """Reason the predictions cannot be scored; None if they can."""
 
 
 class Scorer:
