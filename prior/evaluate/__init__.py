@@ -1,1 +1,1 @@
-"""The evaluate stage: predictors, metrics, and comparisons."""
+"""The evaluate stage: predictors, metrics and comparisons."""

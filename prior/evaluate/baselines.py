@@ -1,4 +1,4 @@
-"""Baselines that a prior has to beat: simple predictors that are fitted on training rows."""
+"""Baselines that a prior has to beat: simple predictors fitted on training rows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .predictors import RANDOM, RESIDUAL, Predictor, RowNoise, to_unit_norm
 from .settings import BASELINES
 
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Penalties that ridge regression tries, relative to the mean variance of a text coordinate."""
+"""Ridge penalties to try, relative to the mean variance of a text coordinate."""
 _PENALTY_FOLD = 10
-"""Reciprocal of the share of training rows that chooses the penalty: every tenth row."""
+"""Interval between the training rows held out to choose the ridge penalty: every tenth row."""
 
 
 @dataclass(frozen=True)
 class Bank:
-    """M training rows that baselines are fitted on: the first in a seeded order by content."""
+    """The M training rows used to fit the baselines, taken from the start of a seeded, content-based order."""
 
     text: np.ndarray
     """Text embeddings `[M, D]` float32."""
@@ -33,7 +33,13 @@ class Bank:
 
 
 def fit_baselines(bank: Bank, draws: int, seed: int) -> dict[str, Predictor]:
-    """Fit all baselines, by name."""
+    """Fit all baselines and return them by name.
+
+    Args:
+        bank: training rows to fit on.
+        draws: K, the number of draws per row for baselines that return more than one.
+        seed: seed of the random baselines.
+    """
     regression = Ridge(bank)
     fitted: tuple[Predictor, ...] = (
         text_embedding, MeanShift(bank), regression, LinearGaussian(regression, bank, draws, seed),
@@ -43,12 +49,12 @@ def fit_baselines(bank: Bank, draws: int, seed: int) -> dict[str, Predictor]:
 
 
 def text_embedding(batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-    """Predict the text embedding itself: `[B, 1, D]`."""
+    """Predict each caption's own text embedding, as one draw per row: `[B, 1, D]`."""
     return to_unit_norm(batch.text_embed.astype(np.float64))[:, None]
 
 
 class MeanShift:
-    """The text embedding plus the mean difference between image and text; one draw per row."""
+    """Text embedding plus the mean offset from text to image embeddings in the bank; one draw per row."""
 
     def __init__(self, bank: Bank) -> None:
         self._shift = bank.image.mean(axis=0, dtype=np.float64) - bank.text.mean(axis=0, dtype=np.float64)
@@ -59,9 +65,9 @@ class MeanShift:
 
 
 class Ridge:
-    """Ridge regression of image on text (Hoerl and Kennard 1970, Technometrics 12); one draw per row.
+    """Ridge regression from text to image embeddings (Hoerl and Kennard 1970, Technometrics 12); one draw per row.
 
-    A tenth of the rows chooses the penalty by squared error; the final fit uses all rows.
+    The penalty is the one with the smallest squared error on a held-out tenth of the rows. The final fit uses all rows.
     """
 
     def __init__(self, bank: Bank) -> None:
@@ -87,15 +93,16 @@ class Ridge:
         """Effective number of parameters (Hastie, Tibshirani and Friedman 2009, section 3.4.1)."""
 
     def predict(self, text: np.ndarray) -> np.ndarray:
-        """Predict image embeddings of any norm: `[B, D]` -> `[B, D]`."""
+        """Predict image embeddings without normalising them: `[B, D]` -> `[B, D]`."""
         return np.asarray(self._image_mean + (text - self._text_mean) @ self._weights)
 
     def relative_variance(self, text: np.ndarray) -> np.ndarray:
-        """Return the variance of `predict` around the true mean, relative to the residuals: `[B, D]` -> `[B]`.
+        """Return the variance of the predicted mean, relative to the residual variance: `[B, D]` -> `[B]`.
 
-        1/n + (t - m)' (X'X + penalty)^-1 (t - m), for texts X with mean m. This is the posterior variance where the
-        penalty is a normal prior on the weights (Bishop 2006, Pattern Recognition and Machine Learning, equation
-        3.59). Without a penalty, see Seber and Lee 2003, Linear Regression Analysis, section 5.3.
+        The formula for a text t is 1/n + (t - m)' (X'X + penalty)^-1 (t - m), where X holds the n centred training
+        texts and m is their mean. If the penalty is read as a normal prior on the weights, this is the posterior
+        variance (Bishop 2006, Pattern Recognition and Machine Learning, equation 3.59). For the case without a
+        penalty, see Seber and Lee 2003, Linear Regression Analysis, section 5.3.
         """
         centred = text - self._text_mean
         return np.asarray(1 / self._rows + np.einsum("bd,de,be->b", centred, self._inverse, centred))
@@ -106,9 +113,10 @@ class Ridge:
 
 
 class LinearGaussian:
-    """Ridge regression plus normal noise: the draws of a linear model.
+    """Linear-Gaussian model: ridge regression plus normal noise, K draws per row.
 
-    The noise has the covariance of the residuals, scaled by 1 for the image and `relative_variance` for the regression.
+    The noise covariance is the residual covariance times `1 + relative_variance`. The 1 accounts for the spread of
+    images around the mean, `relative_variance` for the uncertainty of the regression itself.
     """
 
     def __init__(self, regression: Ridge, bank: Bank, draws: int, seed: int) -> None:
@@ -127,7 +135,7 @@ class LinearGaussian:
 
 
 class NearestNeighbours:
-    """Images of the K training captions nearest to the caption."""
+    """Images of the K training captions most similar to the given caption."""
 
     def __init__(self, bank: Bank, draws: int) -> None:
         self._bank, self._draws = bank, min(draws, len(bank.text))
@@ -140,7 +148,7 @@ class NearestNeighbours:
 
 
 class RandomImages:
-    """K random training images: the right distribution, independent of the caption."""
+    """K random training images per row: the right overall distribution, but independent of the caption."""
 
     def __init__(self, bank: Bank, draws: int, seed: int) -> None:
         self._bank, self._draws, self._seed = bank, draws, seed

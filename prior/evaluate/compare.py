@@ -1,4 +1,4 @@
-"""Comparison of evaluations: differences of all metrics to the first evaluation, with 95% intervals."""
+"""Comparison of evaluations: how each metric differs from the first evaluation, with 95% intervals."""
 
 from __future__ import annotations
 
@@ -14,39 +14,40 @@ from .folder import read_metrics, read_rows, require_whole
 from .metrics import Interval, mean_intervals
 
 _RESAMPLES, _SEED = 1000, 0
-"""Number of bootstrap resamples of paired differences, and their seed."""
+"""Number of bootstrap resamples for paired differences, and the seed of the bootstrap."""
 _MUST_AGREE = {
     "rows": "evaluate.max_rows, or --limit,",
     "gallery": "evaluate.gallery_size",
     "distance_rows": "evaluate.distance_rows",
 }
-"""Sizes on which distances and recall depend, with the setting that makes them equal."""
+"""Sizes that affect distances and recall, mapped to the setting that controls each one."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of several evaluations."""
+    """One metric on one split, compared across evaluations."""
 
     split: str
     metric: str
     values: list[Interval]
     """Value in each evaluation."""
     differences: list[Interval]
-    """Difference of each later evaluation to the first."""
+    """Difference between each later evaluation and the first (later minus first)."""
     paired: list[bool]
-    """True for each difference over the same rows, in which the difficulty of rows cancels."""
+    """Per difference: True if both evaluations used the same rows, so that row difficulty cancels out."""
 
 
 def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Comparison]:
     """Compare the metrics of one predictor in two or more evaluations.
 
     Args:
-        evaluations: folders that `evaluate` wrote.
-        predictor: name of the predictor; None for the first of each evaluation, which is its subject.
+        evaluations: folders written by `evaluate`.
+        predictor: name of the predictor; None for the first predictor of each evaluation, which is its subject.
 
     Raises:
-        InputError: there are fewer than two evaluations, they differ in size, CLIP or gallery, or they have no split
-            in common.
+        InputError: fewer than two evaluations are given, an evaluation is unfinished or has changed, the predictor
+            is missing or broken, the evaluations have no split in common, or they differ in embedding size, CLIP,
+            number of rows, number of draws or gallery.
     """
     if len(evaluations) < 2:
         raise InputError("compare needs at least two evaluations")
@@ -70,7 +71,7 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
 
 
 def _require_one_space(evaluations: Sequence[str], metrics: Sequence[dict[str, Any]]) -> None:
-    """Raise InputError unless all evaluations are on embeddings of one CLIP."""
+    """Raise InputError unless all evaluations use embeddings from the same CLIP and of the same size."""
     clips = [one["embeddings"]["clip"] for one in metrics]
     if len({clip for clip in clips if clip is not None}) > 1:
         names = [(clip or "unknown")[:12] for clip in clips]
@@ -87,7 +88,7 @@ def _require_one_space(evaluations: Sequence[str], metrics: Sequence[dict[str, A
 
 
 def _require_comparable(split: str, evaluations: Sequence[str], runs: Sequence[_Run]) -> None:
-    """Raise InputError unless sizes, draws and galleries of a split agree."""
+    """Raise InputError unless the evaluations of a split agree in sizes, draws per caption and gallery."""
     for name, setting in _MUST_AGREE.items():
         sizes = [run.metrics[name] for run in runs]
         if len(set(sizes)) > 1:
@@ -102,7 +103,7 @@ def _require_comparable(split: str, evaluations: Sequence[str], runs: Sequence[_
             "predictions for each row"
         )
     galleries = {run.metrics["gallery_fingerprint"] for run in runs if np.array_equal(run.row_ids, runs[0].row_ids)}
-    if len(galleries) > 1:  # galleries of different rows always differ, and are allowed
+    if len(galleries) > 1:  # runs on different rows always have different galleries, which is allowed
         raise InputError(
             f"galleries of the {split} split are of the same size and of other images, and recall depends on them; "
             "evaluate again with evaluate.seed alike"
@@ -118,19 +119,23 @@ class _Run:
     """Results of one predictor on one split of an evaluation."""
 
     metrics: dict[str, Any]
-    """The split's part of `metrics.json`."""
+    """Section of `metrics.json` for the split."""
     result: dict[str, Any]
-    """The predictor's part of `metrics`."""
+    """Entry of `metrics` for the predictor."""
     rows: dict[str, np.ndarray]
-    """Values `[N]` of each metric, in the order of row ids."""
+    """Values `[N]` of each metric, ordered by row id."""
     row_ids: np.ndarray
     """Row ids `[N]`, ascending."""
     groups: np.ndarray
-    """Image of each row `[N]`; equal values are the same image."""
+    """Group of each row, `[N]`; rows with equal values share an image."""
 
     @staticmethod
     def read(evaluation: str, split: str, metrics: dict[str, Any], predictor: str | None) -> _Run:
-        """Read the rows of a split; InputError if the predictor is missing or broken."""
+        """Read the results of one predictor on a split.
+
+        Raises:
+            InputError: the evaluation lacks the predictor, or its predictions are broken.
+        """
         results = {result["name"]: result for result in metrics["predictors"]}
         name = predictor or next(iter(results))
         if name not in results:
@@ -144,7 +149,7 @@ class _Run:
 
 
 def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
-    """Compare metrics that are means over rows, row by row where the rows are the same."""
+    """Compare the metrics that are means over rows, pairing rows if the evaluations used the same ones."""
     first = runs[0]
     differences: list[dict[str, Interval]] = []
     paired = [np.array_equal(run.row_ids, first.row_ids) for run in runs[1:]]
@@ -161,9 +166,9 @@ def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
 
 
 def _compare_distances(split: str, runs: list[_Run]) -> list[Comparison]:
-    """Compare the distances that all evaluations have; small evaluations have none.
+    """Compare the distances that all evaluations report; small evaluations report none.
 
-    The evaluations are treated as independent, which makes intervals wide if they share rows.
+    Evaluations are treated as independent. If they share rows, the intervals are wider than necessary.
     """
     comparisons = []
     for name in runs[0].result["distances"]:
@@ -180,7 +185,7 @@ def _mean(run: _Run, metric: str) -> Interval:
 
 
 def _independent_difference(a: Interval, b: Interval) -> Interval:
-    """Return `a - b` of independent values; the squared half-widths of their intervals add up."""
+    """Return `a - b` for independent values, adding the squared half-widths of their intervals."""
     value = a.value - b.value
     low = np.hypot(a.value - a.low, b.high - b.value)
     high = np.hypot(a.high - a.value, b.value - b.low)

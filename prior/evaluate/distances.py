@@ -1,9 +1,10 @@
-"""Distances between the distributions behind two sets of embeddings, with 95% intervals, in float64.
+"""Distances between the distributions of two sets of embeddings, with 95% intervals, in float64.
 
 A distance is not a mean over rows, so its interval comes from balanced half-samples (McCarthy 1969, Rev. Int. Stat.
-Inst. 37). Rows are dealt into 16 parts by image. Each distance is computed for one half of the parts and for the other;
-the spread of the differences gives the interval. A bootstrap does not work here: it repeats rows, and the distance
-between a row and its copy is 0. Where the distributions are equal, the intervals are wider than necessary.
+Inst. 37). Rows are dealt into 16 parts by image, and the parts are split into two halves in 15 balanced ways. Each
+distance is computed on both halves, and the spread of the differences gives the interval. A bootstrap does not work
+here, because it repeats rows and the distance between a row and its copy is 0. If the distributions are equal, the
+intervals are wider than necessary.
 """
 
 from __future__ import annotations
@@ -16,41 +17,44 @@ import numpy as np
 from .metrics import NORMAL_QUANTILE, Interval
 
 _PARTS = 16
-"""Number of parts that rows are dealt into; a power of 2, for the Hadamard matrix."""
+"""Number of parts that rows are dealt into. Sylvester's Hadamard matrix requires a power of 2."""
 _HALVES = np.array([[(i & j).bit_count() % 2 == 0 for j in range(_PARTS)] for i in range(1, _PARTS)])
-"""Parts in each of 15 halves, `[15, 16]` bool: rows of Sylvester's Hadamard matrix, in which all pairs are balanced."""
+"""Parts selected by each of 15 half-samples, `[15, 16]` bool.
+
+Rows of Sylvester's Hadamard matrix except the first. They are orthogonal, so any two half-samples share 4 parts.
+"""
 LEAST_GROUPS = 3 * _PARTS
-"""Smallest number of images for which distances are computed: 3 per part."""
+"""Minimum number of images for which distances are computed: 3 per part."""
 _MEDIAN_ROWS = 1000
-"""Rows that the kernel's median distance is taken over, to bound the number of pairs."""
+"""Number of rows used for the median distance of the MMD kernel; bounds the number of pairs."""
 _COPY_DISTANCE = 1e-6
-"""Distance below which two embeddings count as copies."""
+"""Distance at or below which two embeddings count as copies."""
 
 _Kernel = Callable[[np.ndarray], np.ndarray]
-"""Function of pairwise distances, applied to each."""
+"""Elementwise function of pairwise distances."""
 
 
 @dataclass(frozen=True)
 class EmbeddingSet:
-    """Embeddings of norm 1 that represent a distribution."""
+    """Sample of unit-norm embeddings from a distribution."""
 
     embeds: np.ndarray
     """Embeddings `[N, D]`."""
     groups: np.ndarray
-    """Image of each embedding `[N]`; equal values are the same image, in this set and in the one it is compared to."""
+    """Group of each embedding, `[N]`. Equal values mean the same image, also across the two sets being compared."""
 
 
 def set_distances(predicted: EmbeddingSet, real: EmbeddingSet) -> dict[str, Interval]:
-    """Return the distances between the distributions behind two sets; empty if either has fewer than 48 images.
+    """Return the distances between the distributions of two sets; empty if either has fewer than 48 images.
 
-    - `frechet_distance`: squared, between Gaussians with the moments of the sets (Dowson and Landau 1982, J.
-      Multivariate Anal. 12), as in FID. It falls with N, so its interval holds for this N only. It is left out if
-      there are fewer rows than twice the dimensions, because covariances of halves would be singular.
+    - `frechet_distance`: squared distance between Gaussians with the sets' means and covariances, as in FID (Dowson
+      and Landau 1982, J. Multivariate Anal. 12). It decreases as N grows, so its interval is valid for this N only.
+      It is omitted if either set has fewer than 2 D rows, because the covariance of half the rows would be singular.
     - `energy_distance`: 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013, J. Stat. Plan. Inference 143).
-    - `mmd`: squared, with the kernel exp(-d^2 / 2 s^2), where s is the median distance between different real
-      embeddings (Gretton et al. 2012, JMLR 13).
+    - `mmd`: squared maximum mean discrepancy with the kernel exp(-d^2 / 2 s^2), where s is the median distance between
+      different real embeddings (Gretton et al. 2012, JMLR 13).
 
-    The last two are unbiased over pairs of rows of different images, and may be below 0.
+    The last two use only pairs of rows with different images. They are therefore unbiased, and may be negative.
     """
     if min(len(np.unique(one.groups)) for one in (predicted, real)) < LEAST_GROUPS:
         return {}
@@ -74,9 +78,10 @@ def set_distances(predicted: EmbeddingSet, real: EmbeddingSet) -> dict[str, Inte
 
 
 def _number_groups(predicted: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Number the groups of the predicted rows, followed by those of the real rows; equal groups get equal numbers.
+    """Return a group number for each predicted row, then for each real row; equal groups get equal numbers.
 
-    Groups only in one set and groups in both get consecutive numbers, so that each kind is dealt evenly.
+    Groups found only in the predicted set, only in the real set, and in both are numbered one kind after another.
+    Dealing by number then spreads each kind evenly over the parts.
     """
     groups, inverse = np.unique(np.concatenate([predicted, real]), return_inverse=True)
     numbers = np.empty(len(groups), np.int64)
@@ -86,13 +91,17 @@ def _number_groups(predicted: np.ndarray, real: np.ndarray) -> np.ndarray:
 
 
 def _split_into_parts(embeds: np.ndarray, numbers: np.ndarray) -> list[EmbeddingSet]:
-    """Deal rows `[N, D]` into 16 parts by the numbers `[N]` of their groups."""
+    """Deal rows `[N, D]` into 16 parts by their group numbers `[N]`."""
     masks = (numbers % _PARTS == part for part in range(_PARTS))
     return [EmbeddingSet(embeds[mask], numbers[mask]) for mask in masks]
 
 
 def _with_interval(distance: Callable[[np.ndarray], float]) -> Interval:
-    """Compute a distance, given as a function of the parts to use (`[16]` bool), with its interval."""
+    """Compute a distance with its 95% interval.
+
+    Args:
+        distance: function that returns the distance over the selected parts (`[16]` bool).
+    """
     value = distance(np.ones(_PARTS, bool))
     differences = [distance(half) - distance(~half) for half in _HALVES]
     margin = NORMAL_QUANTILE * float(np.sqrt(np.mean(np.square(differences)))) / 2
@@ -100,13 +109,13 @@ def _with_interval(distance: Callable[[np.ndarray], float]) -> Interval:
 
 
 def _pairwise_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the distances between rows `[N, D]` and `[M, D]`: `[N, M]`."""
+    """Return the Euclidean distances between rows of `[N, D]` and `[M, D]`: `[N, M]`."""
     squares = np.square(a).sum(-1)[:, None] + np.square(b).sum(-1) - 2 * a @ b.T
     return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
 
 def _median_distance(real: EmbeddingSet) -> float:
-    """Return the median distance between different embeddings of different groups; 1 if there are none."""
+    """Return the median distance between different embeddings from different groups; 1 if no such pair exists."""
     distances = _pairwise_distances(real.embeds, real.embeds)[real.groups[:, None] < real.groups]
     distances = distances[distances > _COPY_DISTANCE]
     return float(np.median(distances)) if len(distances) else 1.0
@@ -115,13 +124,16 @@ def _median_distance(real: EmbeddingSet) -> float:
 def _pair_sums(
     first: Sequence[EmbeddingSet], second: Sequence[EmbeddingSet], kernels: Mapping[str, _Kernel]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Sum each kernel over pairs of rows of different groups, and count the pairs: `[16, 16]`, part by part."""
+    """Sum each kernel over pairs of rows from different groups, and count these pairs.
+
+    The sums and counts are `[16, 16]`, with one entry for each pair of parts.
+    """
     sums = {name: np.zeros((_PARTS, _PARTS)) for name in kernels}
     counts = np.zeros((_PARTS, _PARTS))
     for i in range(_PARTS):
         for j in range(_PARTS):
             distances = _pairwise_distances(first[i].embeds, second[j].embeds)
-            if i == j:  # rows of one group are always in the same part
+            if i == j:  # a group always lies within one part
                 distances = distances[first[i].groups[:, None] != second[j].groups]
             for name, kernel in kernels.items():
                 sums[name][i, j] = kernel(distances).sum()
@@ -131,10 +143,10 @@ def _pair_sums(
 
 @dataclass(frozen=True)
 class _PairDistance:
-    """A distance that combines means of a kernel over pairs of rows."""
+    """Distance computed from the means of a kernel over pairs of rows."""
 
     terms: Sequence[tuple[np.ndarray, np.ndarray]]
-    """Kernel sums and pair counts `[16, 16]`: predicted with predicted, real with real, predicted with real."""
+    """Kernel sums and pair counts, `[16, 16]` each, for predicted-predicted, real-real and predicted-real pairs."""
 
     def __call__(self, chosen: np.ndarray) -> float:
         """Return the distance over the chosen parts (`[16]` bool)."""
@@ -144,10 +156,10 @@ class _PairDistance:
 
 
 class _FrechetDistance:
-    """The squared Frechet distance, from the moments of the parts."""
+    """Squared Frechet distance, computed from the moments of the parts."""
 
     def __init__(self, predicted: Sequence[EmbeddingSet], real: Sequence[EmbeddingSet]) -> None:
-        # centred on the real mean, so that the sums of products lose no digits
+        # centre on the real mean, so that the sums of products do not lose precision
         centre = np.mean([part.embeds.mean(axis=0) for part in real], axis=0)
         self._predicted = _Moments([part.embeds - centre for part in predicted])
         self._real = _Moments([part.embeds - centre for part in real])
@@ -164,7 +176,7 @@ class _FrechetDistance:
 
 
 class _Moments:
-    """Row counts `[16]`, sums `[16, D]` and sums of outer products `[16, D, D]` of parts."""
+    """Row count `[16]`, sum `[16, D]` and sum of outer products `[16, D, D]` for each part."""
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self._counts = np.array([len(part) for part in parts])

@@ -1,4 +1,4 @@
-"""Metrics of a whole evaluation: blocks are scored by workers, gathered by predictor, and summarised."""
+"""Metrics of a whole evaluation: workers score blocks, which are then collected and summarised by predictor."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ from .scoring import GIVEN, BlockScores, ScoreTask, Variant, variants
 from .settings import EvaluateSettings
 
 _SAME_FOR_ALL = 1e-6
-"""Range over all captions below which a coordinate is constant; predictions constant in all of them are broken."""
+"""Range over all captions below which a coordinate counts as constant.
+
+If every coordinate is constant, the predictor ignores the caption and is reported as broken.
+"""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of all predictors, and their values for each row."""
+    """Metrics of all predictors, summarised and per row."""
 
     metrics: dict[str, Any]
-    """Content of `metrics.json`, without the description of what was evaluated."""
+    """Content of `metrics.json` without the format version, the subject and the embeddings, which `evaluate` adds."""
     rows: dict[Split, pa.Table]
-    """Metrics of each row by split; columns `row_id`, `group_id` and `<predictor>/<metric>`."""
+    """Per-row metrics for each split; columns `row_id`, `group_id` and `<predictor>/<metric>`."""
 
 
 def compute_metrics(
@@ -46,22 +49,22 @@ def compute_metrics(
     given: bool = False,
     progress: ProgressCallback = no_progress,
 ) -> Evaluation:
-    """Compute all metrics of a prior, or of given predictions, and of the baselines.
+    """Compute all metrics of the baselines and of a prior or given predictions.
 
     Args:
-        dataset: the embeddings.
-        settings: resolved settings; `make_scorer` uses the same.
-        make_scorer: makes the scorer of a worker.
-        compute: workers; None is this process.
+        dataset: embeddings.
+        settings: resolved settings; must be the ones that `make_scorer` uses.
+        make_scorer: creates the scorer of a worker.
+        compute: worker settings; None to score in this process.
         given: evaluate given predictions instead of a prior.
-        progress: called for each block.
+        progress: called after each block.
     """
     results: dict[Split, SplitScores] = {
         split: SplitScores(dataset, split, settings, given=given) for split in settings.splits
     }
     training = _image_set(dataset, dataset.content_order("train", settings.seed)[: settings.distance_rows])
     tasks = [task for split in results.values() for task in split.tasks()]
-    # closed here, because an exception would keep the worker and its threads until the interpreter ends
+    # close explicitly: after an exception, the worker and its threads would otherwise live until the interpreter exits
     with contextlib.closing(map_shards(make_scorer, tasks, compute or ComputeSettings())) as scored:
         for done, scores in enumerate(scored):
             progress(done * BLOCK_ROWS, len(tasks) * BLOCK_ROWS, scores.task.name)
@@ -72,13 +75,13 @@ def compute_metrics(
 
 
 class SplitScores:
-    """Scores of one split, added block by block in any order.
+    """Scores of one split. Blocks can be added in any order.
 
     Args:
-        dataset: the embeddings.
-        split: the split.
+        dataset: embeddings.
+        split: name of the split.
         settings: resolved settings.
-        given: predictions are evaluated instead of a prior.
+        given: evaluate given predictions instead of a prior.
     """
 
     def __init__(self, dataset: EmbeddingDataset, split: Split, settings: EvaluateSettings, *, given: bool) -> None:
@@ -93,24 +96,24 @@ class SplitScores:
             self._losses = {name: LossScores(self._rows, settings) for name in settings.weights}
 
     def tasks(self) -> Iterator[ScoreTask]:
-        """Yield a task for every block of every predictor, then of every set of weights."""
+        """Yield a task for every block of every predictor, then a loss task for every block of every set of weights."""
         for is_loss, names in ((False, self._predictors), (True, self._losses)):
             for name in names:
                 for block in range(self._rows.blocks):
                     yield ScoreTask(self._split, name, block, is_loss=is_loss)
 
     def add(self, scores: BlockScores) -> None:
-        """Add the scores of a block."""
+        """Add the scores of a block to its predictor or set of weights."""
         if scores.task.is_loss:
             self._losses[scores.task.name].add(scores)
         else:
             self._predictors[scores.task.name].add(scores)
 
     def metrics(self, training: EmbeddingSet) -> dict[str, Any]:
-        """Return the split's part of `metrics.json`, once all blocks are added.
+        """Return the section of `metrics.json` for the split. Call it after all blocks have been added.
 
         Args:
-            training: training images, whose distances to the split are the floor for predictors.
+            training: training images. Their distances to the split are the lowest that a predictor can expect.
         """
         rows, real = self._rows, self._real
         return {
@@ -129,7 +132,7 @@ class SplitScores:
         }
 
     def table(self) -> pa.Table:
-        """Return the metrics of each row; broken predictors have no columns."""
+        """Return the per-row metrics; broken predictors have no columns."""
         columns = {
             f"{name}/{metric}": values
             for name, scores in self._predictors.items()
@@ -139,7 +142,7 @@ class SplitScores:
 
 
 class PredictorScores:
-    """Scores of one predictor on a split; summarised as soon as the last block is added."""
+    """Scores of one predictor on a split, summarised when the last block is added."""
 
     def __init__(self, rows: EvaluatedRows, real: EmbeddingSet, settings: EvaluateSettings) -> None:
         self._rows, self._real, self._settings = rows, real, settings
@@ -151,7 +154,7 @@ class PredictorScores:
         self.columns: dict[str, np.ndarray] = {}
         """Values `[N]` of each metric; empty if the predictor is broken."""
         self.summary: dict[str, Any] = {}
-        """Means and distances with intervals, or the reason why the predictor is broken; empty until the last block."""
+        """Means and distances with intervals, or why the predictor is broken; empty until the last block is added."""
 
     def add(self, scores: BlockScores) -> None:
         """Add the scores of a block."""
@@ -182,14 +185,14 @@ class PredictorScores:
 
 
 class LossScores:
-    """Losses of one set of weights on a split; summarised as soon as the last block is added."""
+    """Losses of one set of weights on a split, summarised when the last block is added."""
 
     def __init__(self, rows: EvaluatedRows, settings: EvaluateSettings) -> None:
         self._rows, self._settings = rows, settings
         self._missing = rows.blocks
         self._columns: dict[str, np.ndarray] = {}
         self.summary: dict[str, Any] = {}
-        """Mean loss over all timesteps and in each bin, with intervals; or the reason why it is broken."""
+        """Mean loss overall and per timestep bin, with intervals, or why it is broken; empty until the last block."""
 
     def add(self, scores: BlockScores) -> None:
         """Add the losses of a block."""
@@ -208,28 +211,31 @@ class LossScores:
 
 
 def _fill(columns: dict[str, np.ndarray], rows: EvaluatedRows, scores: BlockScores) -> None:
-    """Copy the values of a block into columns `[N]`, which are made on first use."""
+    """Copy the values of a block into columns `[N]`, creating missing columns."""
     chosen = rows.block(scores.task.block)
     for name, values in scores.values.items():
         columns.setdefault(name, np.full(len(rows.rows), np.nan))[chosen] = values
 
 
 def _image_set(dataset: EmbeddingDataset, rows: np.ndarray) -> EmbeddingSet:
-    """Read the images of rows as a set of embeddings."""
+    """Read the image embeddings of the given rows."""
     return EmbeddingSet(as_units(dataset.take(rows).image_embed), dataset.group_ids[rows])
 
 
 def _distance_floor(training: EmbeddingSet, real: EmbeddingSet) -> dict[str, Interval]:
-    """Return the distances of training images to a split's: the least that a perfect predictor can expect."""
+    """Return the distances between training images and the images of a split.
+
+    Even a perfect predictor cannot expect lower distances.
+    """
     count = len(real.embeds)
     distances = set_distances(EmbeddingSet(training.embeds[:count], training.groups[:count]), real)
     if len(training.embeds) < count:
-        distances.pop("frechet_distance", None)  # it depends on the number of rows
+        distances.pop("frechet_distance", None)  # it depends on the number of rows, so it would not be comparable
     return distances
 
 
 def _sampling(variant: Variant | None) -> dict[str, Any]:
-    """Describe the weights and sampling settings of a prior; empty for other predictors."""
+    """Return the weights and sampling settings of a prior variant; empty for other predictors."""
     return {} if variant is None else {"weights": variant.weights, "sample": variant.sample.model_dump(mode="json")}
 
 

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: its file names, its manifest, and functions that read it back."""
+"""Evaluation folder: file names, manifest, and functions that read the results back."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from ...pipeline.errors import InputError
 
 STAGE = "evaluate"
 RECORD = "metrics"
-"""Name of the only record in the manifest."""
+"""Name of the manifest's only record."""
 METRICS_NAME = "metrics.json"
 FORMAT_VERSION = 4
-"""Version of the layout of `metrics.json`; other versions are not read."""
+"""Version of the `metrics.json` layout; files with another version are rejected."""
 
 
 def rows_name(split: str) -> str:
-    """Return the name of the file with the metrics of each row of a split."""
+    """Return the name of the file that holds the per-row metrics of a split."""
     return f"rows_{split}.parquet"
 
 
 def evaluate_manifest() -> Manifest:
-    """Return the manifest before any work.
+    """Return the manifest of an empty evaluation folder.
 
-    It holds no settings: everything that the metrics depend on is in the input of their record, so that a change
-    evaluates again instead of failing.
+    It contains no settings. Everything that affects the metrics is part of their record's input fingerprint, so a
+    changed setting starts a new evaluation instead of raising an error.
     """
     return Manifest(STAGE, {}, input={})
 
 
 def read_metrics(evaluation: str) -> dict[str, Any]:
-    """Read `metrics.json` of an evaluation.
+    """Read `metrics.json` from an evaluation folder.
 
     Raises:
-        InputError: the file is missing, or has another format version.
+        InputError: the file is missing or has a different format version.
     """
     store = Store(evaluation)
     require_manifest(store, STAGE)
@@ -52,7 +52,7 @@ def read_metrics(evaluation: str) -> dict[str, Any]:
 
 
 def require_whole(evaluation: str) -> None:
-    """Raise InputError if an evaluation has not ended, or one of its files has changed since."""
+    """Raise InputError if an evaluation is unfinished or one of its files has changed since it was written."""
     store = Store(evaluation)
     record = require_manifest(store, STAGE).shards.get(RECORD)
     if record is None:
@@ -62,6 +62,6 @@ def require_whole(evaluation: str) -> None:
 
 
 def read_rows(evaluation: str, split: str) -> pa.Table:
-    """Read the metrics of each row of a split; columns `row_id`, `group_id` and `<predictor>/<metric>`."""
+    """Read the per-row metrics of a split; columns `row_id`, `group_id` and `<predictor>/<metric>`."""
     with Store(evaluation).open(rows_name(split)) as file:
         return open_parquet(io.BytesIO(file.read())).read(use_threads=False)

@@ -1,6 +1,6 @@
-"""Metrics of predicted embeddings, one value per row, and their means with 95% intervals, in float64.
+"""Per-row metrics of predicted embeddings, and their means with 95% intervals, in float64.
 
-Shapes use B rows, K draws per row, D values per embedding and G gallery images.
+In shapes, B is the number of rows, K of draws per row, D of values per embedding, and G of gallery images.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 
 RECALL_AT = (1, 5, 10)
-"""Numbers of nearest images for which recall is computed."""
+"""Values of N for which recall@N is computed."""
 SHARES = tuple(f"recall_at_{count}" for count in RECALL_AT)
-"""Metrics that are 0 or 1 for each row."""
+"""Names of metrics that are 0 or 1 for each row, so that their mean is a proportion."""
 NORMAL_QUANTILE = 1.9600
-"""97.5% quantile of the standard normal distribution, for two-sided 95% intervals."""
+"""97.5% quantile of the standard normal distribution, used for two-sided 95% intervals."""
 _AGRESTI_COULL, _BONETT_PRICE = (0, 0, 1, 1), (-1, 1)
-"""Values of the groups that are added for the interval of a share, and of a paired difference of shares."""
+"""Pseudo-group values added for the interval of a proportion, and of a paired difference of proportions."""
 _COPY_TOLERANCE = 1e-9
-"""Difference of cosines up to which two gallery images count as copies: float64 rounding is below 1e-15."""
+"""Cosine difference up to which two gallery images count as copies; float64 rounding stays below 1e-15."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95% interval."""
+    """Value with its 95% interval."""
 
     value: float
-    """Mean or distance over all rows."""
+    """Estimate over all rows: a mean, a distance, or a difference."""
     low: float
     """Lower end of the interval."""
     high: float
@@ -35,17 +35,21 @@ class Interval:
 
 
 def energy_score(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return E|X - y| - E|X - X'| / 2 of draws `[B, K, D]` against the truth `[B, D]`: `[B]`; lower is better.
+    """Return the energy score E|X - y| - E|X - X'| / 2 of each row: `[B]`. Lower is better.
 
     The second term is the unbiased mean over pairs of different draws (Gneiting and Raftery 2007, JASA 102). A single
-    draw is treated as a point prediction, whose spread is 0.
+    draw counts as a point prediction with a spread of 0.
+
+    Args:
+        draws: draws X, `[B, K, D]`.
+        truth: true embeddings y, `[B, D]`.
     """
     error = np.linalg.norm(draws - truth[:, None], axis=-1).mean(axis=1)
     return np.asarray(error - diversity(draws) / 2)
 
 
 def diversity(draws: np.ndarray) -> np.ndarray:
-    """Return the mean distance between different draws `[B, K, D]` of a row: `[B]`; 0 for a single draw."""
+    """Return the mean distance between pairs of draws `[B, K, D]` for each row: `[B]`; 0 for a single draw."""
     count = draws.shape[1]
     total = np.zeros(len(draws))
     for first in range(count - 1):
@@ -54,16 +58,21 @@ def diversity(draws: np.ndarray) -> np.ndarray:
 
 
 def cosine(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the mean cosine of draws `[B, K, D]` with `[B, D]`, all of norm 1: `[B]`."""
+    """Return the mean cosine between the draws `[B, K, D]` and `others` `[B, D]`: `[B]`; all must have norm 1."""
     return np.asarray(np.einsum("bkd,bd->bk", draws, others).mean(axis=1))
 
 
 def rank(predicted: np.ndarray, truth: np.ndarray, gallery: np.ndarray, gallery_index: np.ndarray) -> np.ndarray:
-    """Count the rivals of the true image that are nearer to the prediction by cosine: `[B, D]`, `[B, D]` -> `[B]`.
+    """Count the rival images that are closer to the prediction than the true image, by cosine: `[B]`.
 
-    Every row has G - 1 rivals: the gallery `[G, D]` without one image. The image left out is the true image, at
-    `gallery_index` `[B]`; where the gallery lacks the true image, the index is -1 and the last image is left out.
-    Copies of the true image do not count.
+    Each row has G - 1 rivals: all gallery images except one. The excluded image is the true image or, if the gallery
+    does not contain it, the last image. Copies of the true image do not count.
+
+    Args:
+        predicted: predictions of norm 1, `[B, D]`.
+        truth: true images of norm 1, `[B, D]`.
+        gallery: gallery images of norm 1, `[G, D]`.
+        gallery_index: index of the true image in the gallery, `[B]`; -1 if the gallery does not contain it.
     """
     true_cosine = np.einsum("bd,bd->b", predicted, truth)
     nearer = predicted @ gallery.T > true_cosine[:, None] + _COPY_TOLERANCE  # (B, G)
@@ -74,18 +83,22 @@ def rank(predicted: np.ndarray, truth: np.ndarray, gallery: np.ndarray, gallery_
 def mean_intervals(
     values: Mapping[str, np.ndarray], groups: np.ndarray, resamples: int, seed: int, *, are_differences: bool = False
 ) -> dict[str, Interval]:
-    """Return the means of named columns `[N]` with 95% intervals.
+    """Return the mean of each column with its 95% interval.
 
-    Rows of one image are not independent. The bootstrap therefore resamples whole groups (cluster bootstrap; Field and
-    Welsh 2007, J. R. Stat. Soc. B 69), all columns together, and takes percentiles (Efron 1979, Ann. Statist. 7).
-    Percentile intervals are too narrow for `SHARES` near 0 or 1. These get a normal interval after a few groups of mean
-    size are added (Agresti and Coull 1998, Am. Stat. 52; for differences Bonett and Price 2012, J. Educ. Behav.
-    Stat. 37).
+    Rows that share an image are not independent, so the bootstrap resamples whole groups (cluster bootstrap; Field and
+    Welsh 2007, J. R. Stat. Soc. B 69). All columns use the same resamples. Intervals are percentiles (Efron 1979, Ann.
+    Statist. 7).
+
+    Percentile intervals are too narrow for `SHARES` near 0 or 1. For these metrics, a few pseudo-groups of mean size
+    are added and a normal interval is computed (Agresti and Coull 1998, Am. Stat. 52; for differences, Bonett and Price
+    2012, J. Educ. Behav. Stat. 37).
 
     Args:
-        groups: image of each row `[N]`; equal values are the same image.
+        values: columns `[N]` by metric name.
+        groups: group of each row, `[N]`; rows with equal values share an image.
         resamples: number of bootstrap resamples.
-        are_differences: the columns hold row-by-row differences of two evaluations.
+        seed: seed of the bootstrap.
+        are_differences: the columns are row-by-row differences between two evaluations.
     """
     columns = np.stack(list(values.values()))  # (M, N)
     group_numbers = np.unique(groups, return_inverse=True)[1]
@@ -106,7 +119,13 @@ def mean_intervals(
 
 
 def _share_interval(sums: np.ndarray, sizes: np.ndarray, added: Sequence[float]) -> tuple[float, float]:
-    """Return the normal interval of a share, from the sums and sizes of its groups, after `added` groups join."""
+    """Return the normal 95% interval of a proportion after adding pseudo-groups.
+
+    Args:
+        sums: sum of the values in each group.
+        sizes: number of rows in each group.
+        added: value of each pseudo-group.
+    """
     size = float(sizes.mean())
     sums, sizes = np.append(sums, np.multiply(added, size)), np.append(sizes, np.full(len(added), size))
     centre = float(sums.sum() / sizes.sum())

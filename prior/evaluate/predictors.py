@@ -1,7 +1,7 @@
-"""Predictors of image embeddings: the protocol, the prior, and predictions read from a file; see also `baselines`.
+"""Predictors of image embeddings: the protocol, the prior, and predictions read from a file.
 
-Every predictor returns K draws of norm 1 for each of B rows. Its noise is a function of the seed and the row's content,
-so neither the order of rows nor the number of workers changes a draw.
+Each predictor returns K draws of norm 1 for each of B rows. Its noise depends only on the seed and the content of the
+row, so row order and the number of workers do not affect the draws. The baselines are in `baselines`.
 """
 
 from __future__ import annotations
@@ -22,24 +22,29 @@ from ..sampling.settings import SampleSettings
 
 
 class Predictor(Protocol):
-    """Draws image embeddings for captions."""
+    """Callable that draws image embeddings for captions."""
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Draw for B rows with ids `[B]`: `[B, K, D]` float64 of norm 1."""
+        """Draw K embeddings of norm 1 for each row: `[B, K, D]` float64.
+
+        Args:
+            batch: embeddings of B rows.
+            row_ids: row ids `[B]`, which select the noise.
+        """
 
 
 PRIOR, RESIDUAL, RANDOM, LOSS = range(4)
-"""Purposes of noise: each has its own stream."""
+"""Purposes of noise; each purpose has its own independent streams."""
 
 
 class RowNoise:
-    """Standard normal noise, with an independent stream for each row.
+    """Random numbers with an independent stream for each row.
 
     Args:
-        seed: seed of all streams.
-        purpose: separates streams of the same seed and row.
-        row_ids: `[B]` uint64.
-        shape: shape of the noise of one row.
+        seed: seed shared by all streams.
+        purpose: one of the constants above; different purposes give independent streams for the same seed and row.
+        row_ids: row ids, `[B]` uint64.
+        shape: shape of each draw for one row.
     """
 
     def __init__(self, seed: int, purpose: int, row_ids: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -49,21 +54,21 @@ class RowNoise:
         self._shape = shape
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield the results of `draw` without end."""
+        """Yield results of `draw` indefinitely."""
         while True:
             yield self.draw()
 
     def draw(self) -> np.ndarray:
-        """Return the next noise of all rows: `[B, *shape]` float32."""
+        """Return the next standard normal noise for all rows: `[B, *shape]` float32."""
         return np.stack([stream.standard_normal(self._shape, np.float32) for stream in self._streams])
 
     def choose(self, count: int) -> np.ndarray:
-        """Return random integers below `count`: `[B, *shape]`."""
+        """Return uniform random integers in `[0, count)`: `[B, *shape]`."""
         return np.stack([stream.integers(0, count, self._shape) for stream in self._streams])
 
 
 class PriorPredictor:
-    """A prior with fixed sampling settings."""
+    """Predictor that samples from a prior with fixed sampling settings."""
 
     def __init__(self, prior: Prior, sample: SampleSettings, draws: int, seed: int) -> None:
         self._prior, self._sample, self._draws, self._seed = prior, sample, draws, seed
@@ -81,7 +86,7 @@ class PriorPredictor:
 
 
 class GivenPredictions:
-    """Predictions made by another program, 1 or K for every row of the dataset."""
+    """Predictor that returns predictions made by another program: 1 or K for each row of the dataset."""
 
     def __init__(self, predictions: np.ndarray) -> None:
         self._predictions = predictions if predictions.ndim == 3 else predictions[:, None]  # (N, K, D)
@@ -92,10 +97,11 @@ class GivenPredictions:
 
 
 def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
-    """Map predictions for every row of a dataset from a local `.npy`: `[N, D]` or `[N, K, D]`.
+    """Memory-map predictions for all N rows of a dataset from a local `.npy` file: `[N, D]` or `[N, K, D]`.
 
     Raises:
-        InputError: the file is missing, remote, not a numeric array, or its shape does not match the dataset.
+        InputError: the file is missing or remote, is not an array, has a dtype that is not allowed for embeddings, or
+            does not match the shape of the dataset.
     """
     if not Store(path).is_local:
         raise InputError(f"{path} is not on this machine, where predictions are read row by row; copy it here first")
@@ -118,13 +124,13 @@ def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
 
 
 def as_units(embeds: np.ndarray) -> np.ndarray:
-    """Return stored embeddings `[B, D]` as float64 of norm 1; float16 rounding had changed their norms."""
+    """Convert stored embeddings `[B, D]` to float64 and restore norm 1, which float16 rounding had changed."""
     values = embeds.astype(np.float64)
     return np.asarray(values / np.linalg.norm(values, axis=-1, keepdims=True))
 
 
 def to_unit_norm(values: np.ndarray) -> np.ndarray:
-    """Normalise predictions `[..., D]` of any scale; rows that have no direction become NaN, which scoring reports."""
+    """Scale predictions `[..., D]` to norm 1. Zero or non-finite vectors become NaN, which scoring reports."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = values / np.abs(values).max(axis=-1, keepdims=True)  # so that squares neither overflow nor vanish
+        scaled = values / np.abs(values).max(axis=-1, keepdims=True)  # so that squares neither overflow nor underflow
         return np.asarray(scaled / np.linalg.norm(scaled, axis=-1, keepdims=True))

@@ -1,4 +1,4 @@
-"""The evaluated rows of a split: their order and blocks, their gallery, and their unrelated captions."""
+"""Evaluated rows of a split: order, blocks, gallery, and unrelated captions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ...pipeline.read.dataset import EmbeddingDataset, Split
 from .settings import EvaluateSettings
 
 BLOCK_ROWS = 128
-"""Rows that one task scores."""
+"""Number of rows per block, which is what one task scores."""
 
 
 class EvaluatedRows:
-    """The N rows of a split that are evaluated, in a seeded order by content.
+    """The N evaluated rows of a split, in a seeded order that depends only on their content.
 
     Raises:
         InputError: the split has fewer than 2 rows.
@@ -21,7 +21,7 @@ class EvaluatedRows:
 
     def __init__(self, dataset: EmbeddingDataset, split: Split, settings: EvaluateSettings) -> None:
         self.rows = dataset.content_order(split, settings.seed)[: settings.max_rows]
-        """Row numbers in the dataset, `[N]`."""
+        """Row numbers within the dataset, `[N]`."""
         if len(self.rows) < 2:
             raise InputError(
                 f"{dataset.store.url}: the {split} split has {len(self.rows)} rows, at least 2 are needed; "
@@ -30,16 +30,16 @@ class EvaluatedRows:
         self.ids = dataset.row_ids[self.rows]
         """Row ids, `[N]` uint64."""
         self.groups = dataset.group_ids[self.rows]
-        """Image of each row, `[N]`; equal values are the same image."""
+        """Group of each row, `[N]`; rows with equal values share an image."""
         self.unrelated = _next_different(self.groups)
-        """Position of a row with another image, `[N]`; its caption is the unrelated caption."""
+        """Position of a row with a different image for each row, `[N]`; supplies the unrelated caption."""
         groups, firsts, group_numbers = np.unique(self.groups, return_index=True, return_inverse=True)
         self.gallery = np.sort(firsts)[: settings.gallery_size]
-        """Positions of the rows whose images form the gallery, `[G]`; each image occurs once."""
+        """Positions of the rows whose images form the gallery, `[G]`; each image appears once."""
         index_by_group = np.full(len(groups), -1)
         index_by_group[group_numbers[self.gallery]] = np.arange(len(self.gallery))
         self.gallery_index = index_by_group[group_numbers]
-        """Index of each row's image in the gallery, `[N]`; -1 if the gallery lacks it."""
+        """Gallery index of each row's image, `[N]`; -1 if the gallery does not contain it."""
         self.blocks = -(-len(self.rows) // BLOCK_ROWS)
         """Number of blocks."""
 
@@ -49,8 +49,11 @@ class EvaluatedRows:
 
 
 def _next_different(ids: np.ndarray) -> np.ndarray:
-    """Return, for each of `[N]` ids, the position of the next id that differs; its own position if all are equal."""
-    changes = np.flatnonzero(ids != np.roll(ids, -1)) + 1  # first positions of runs of equal ids
+    """Return the position of the next different id for each of `[N]` ids, wrapping around at the end.
+
+    If all ids are equal, each id gets its own position.
+    """
+    changes = np.flatnonzero(ids != np.roll(ids, -1)) + 1  # start of each run of equal ids
     if not len(changes):
         return np.arange(len(ids))
     following = np.searchsorted(changes, np.arange(len(ids)), side="right") % len(changes)

@@ -1,4 +1,4 @@
-"""Scores of predictors on blocks of evaluated rows: the part of an evaluation that workers share."""
+"""Scoring of predictors on blocks of evaluated rows: the part of an evaluation that runs in workers."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from .settings import EvaluateSettings
 from .subject import PriorSource
 
 GIVEN = "given predictions"
-"""Name of the predictor when a file of predictions is evaluated instead of a prior."""
+"""Predictor name used when a file of predictions is evaluated instead of a prior."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Weights of a prior and sampling settings, evaluated as one predictor."""
+    """Combination of prior weights and sampling settings, evaluated as one predictor."""
 
     name: str
-    """Name of the predictor in tables and files."""
+    """Predictor name in tables and files."""
     weights: WeightsName
-    """Weights to load."""
+    """Name of the weights to load."""
     sample: SampleSettings
     """Sampling settings."""
 
 
 def variants(settings: EvaluateSettings) -> list[Variant]:
-    """Return the variants to evaluate: the prior with `settings.sample` first, then other weights, then the sweep."""
+    """Return the variants to evaluate: first the prior with `settings.sample`, then other weights, then the sweep."""
     base, first = settings.sample, settings.weights[0]
     listed = [Variant("prior", first, base)]
     listed += [Variant(f"prior, {weights} weights", weights, base) for weights in settings.weights[1:]]
@@ -61,40 +61,40 @@ def variants(settings: EvaluateSettings) -> list[Variant]:
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """One block of a split to score, for one predictor or for the losses of one set of weights."""
+    """Task that scores one block of a split, for one predictor or for the losses of one set of weights."""
 
     split: Split
     name: str
-    """Name of the predictor, or `WeightsName` of the losses."""
+    """Name of the predictor or, for losses, of the weights."""
     block: int
-    """Number of the block."""
+    """Block number within the split."""
     is_loss: bool = False
-    """Compute losses instead of metrics of draws."""
+    """Compute losses instead of scoring draws."""
 
 
 @dataclass(frozen=True)
 class BlockScores:
-    """Result of a task, for B rows."""
+    """Result of a task on a block of B rows."""
 
     task: ScoreTask
     values: dict[str, np.ndarray]
-    """Values `[B]` of each metric, or of the loss in each bin of timesteps."""
+    """Values `[B]` of each metric, or of the loss in each timestep bin."""
     first_draws: np.ndarray
-    """First draw of each row that distances use, `[at most B, D]`."""
+    """First draw of each row that is used for distances, `[R, D]` with R <= B."""
     draws: int = 0
     """Number of draws per row; 0 for losses."""
     broken: str | None = None
-    """Reason why the predictions cannot be scored; None if they can."""
+    """Reason the predictions cannot be scored; None if they can."""
 
 
 class Scorer:
-    """Scores blocks of rows; priors, baselines and galleries are built on first use and cached.
+    """Scorer for blocks of rows. Priors, baselines and galleries are built on first use and cached.
 
     Args:
-        dataset: the embeddings.
+        dataset: embeddings.
         settings: resolved settings.
-        load_prior: loads the prior with the named weights; None if predictions are given.
-        given: predictions for all rows of the dataset, `[N, D]` or `[N, K, D]`; None if there is a prior.
+        load_prior: function that loads the prior with the named weights; None if predictions are given.
+        given: predictions for all rows of the dataset, `[N, D]` or `[N, K, D]`; None if a prior is evaluated.
     """
 
     def __init__(
@@ -134,11 +134,11 @@ class Scorer:
         truth = as_units(batch.image_embed)
         nearer = rank(draws[:, 0], truth, self._gallery(task.split), evaluated.gallery_index[chosen])
         values = row_metrics(draws, truth, as_units(batch.text_embed), as_units(unrelated), nearer)
-        # a copy, because a view would keep the draws of every block in memory
+        # copy, because a view would keep all draws of the block in memory
         first_draws = draws[: max(0, self._settings.distance_rows - chosen.start), 0].copy()
         return BlockScores(task, values, first_draws, draws.shape[1])
 
-    @functools.lru_cache  # noqa: B019 - each worker has one scorer for its whole life
+    @functools.lru_cache  # noqa: B019 - each worker keeps one scorer until it exits
     def _evaluated(self, split: Split) -> EvaluatedRows:
         return EvaluatedRows(self._dataset, split, self._settings)
 
@@ -164,7 +164,7 @@ class Scorer:
         return self._priors[weights]
 
     def _token_states_used(self, predictor: str) -> int:
-        """Return how many token states of a caption a predictor reads; 0 for all but priors."""
+        """Return the number of token states per caption that a predictor reads; 0 for all predictors except priors."""
         variant = self._variants.get(predictor)
         return 0 if variant is None or self._load_prior is None else self._prior(variant.weights).token_states_used
 
@@ -183,16 +183,16 @@ class Scorer:
 def row_metrics(
     draws: np.ndarray, image: np.ndarray, text: np.ndarray, unrelated: np.ndarray, nearer: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return all metrics that are means over rows, by name: `[B]` each.
+    """Return the per-row values `[B]` of all metrics that are averaged over rows, by name.
 
-    All embeddings have norm 1.
+    All embeddings must have norm 1.
 
     Args:
-        draws: `[B, K, D]`.
-        image: true image of each row, `[B, D]`.
-        text: caption of each row, `[B, D]`.
-        unrelated: caption of another image for each row, `[B, D]`.
-        nearer: number of rivals of the true image that are nearer to the first draw, `[B]`.
+        draws: draws of each row, `[B, K, D]`.
+        image: embedding of each row's true image, `[B, D]`.
+        text: embedding of each row's caption, `[B, D]`.
+        unrelated: embedding of a caption of a different image for each row, `[B, D]`.
+        nearer: number of rival images that are closer to the first draw than the true image, `[B]`.
     """
     to_text = cosine(draws, text)
     recalls = {f"recall_at_{n}": (nearer < n).astype(np.float64) for n in RECALL_AT}
@@ -211,10 +211,10 @@ def row_metrics(
 def timestep_losses(
     prior: Prior, batch: EmbeddingBatch, row_ids: np.ndarray, settings: EvaluateSettings
 ) -> dict[str, np.ndarray]:
-    """Return the training loss of B rows at one random timestep in each bin: `"first-last"` -> `[B]`.
+    """Return the training loss of B rows at one random timestep per bin: `[B]` by bin name, `"first-last"`.
 
-    Noise and timesteps depend on the row and the seed only, so they are the same for every prior. No condition is
-    dropped.
+    Noise and timesteps depend only on the row and the seed, so every prior is evaluated on the same ones. Conditions
+    are never dropped.
     """
     diffusion, dim = prior.config.diffusion, prior.config.embed_dim
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
@@ -225,10 +225,10 @@ def timestep_losses(
     edges = np.linspace(0, diffusion.timesteps, settings.loss_bins + 1).round().astype(np.int64)
     losses = {}
     for first, end in itertools.pairwise(edges.tolist()):
-        if first == end:  # empty, because there are more bins than timesteps
+        if first == end:  # the bin is empty, because there are more bins than timesteps
             continue
         drawn = stream.draw()
-        # the last value selects the timestep: the fraction of a large multiple of a normal value is uniform
+        # the last value selects the timestep: a large multiple of a normal value has a nearly uniform fractional part
         fraction = np.modf(np.abs(drawn[:, -1].astype(np.float64)) * 4096)[0]
         timesteps = torch.from_numpy(first + (fraction * (end - first)).astype(np.int64))[:, None]
         random = StepRandomness(torch.from_numpy(drawn[:, None, :-1].copy()), timesteps, no_drop, no_drop, no_drop)
@@ -241,21 +241,21 @@ def timestep_losses(
 
 @dataclass(frozen=True)
 class ScorerMaker:
-    """Picklable factory of `Scorer`, so that each worker opens the embeddings and the prior itself."""
+    """Picklable factory for `Scorer`, so that each worker opens the embeddings and the prior itself."""
 
     embeddings: str
     """Folder of the embeddings."""
     read: ReadSettings
-    """Splits of the rows."""
+    """Settings that assign rows to splits."""
     settings: EvaluateSettings
     """Resolved settings."""
     source: PriorSource
-    """Location of the prior or of the predictions."""
+    """Location of the prior or predictions."""
     files: Mapping[str, FileMark] | None = None
-    """Marks of embedding files without a manifest."""
+    """Known size, modification time and hash of embedding files that no manifest covers."""
 
     def __call__(self) -> Scorer:
-        """Open the embeddings; the prior is loaded on first use."""
+        """Open the embeddings and create a scorer, which loads the prior on first use."""
         torch.set_num_threads(self.settings.threads)
         dataset = EmbeddingDataset(self.embeddings, self.read, known_files=self.files)
         if self.source.is_predictions:

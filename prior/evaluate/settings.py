@@ -1,4 +1,4 @@
-"""Settings of the evaluate stage."""
+"""Settings for the evaluate stage."""
 
 from __future__ import annotations
 
@@ -16,50 +16,50 @@ BaselineName = Literal[
     "random training image",
 ]  # fmt: skip
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
-"""Names of all baselines, in the order of tables and plots."""
+"""Names of all baselines, in the order in which tables and plots show them."""
 
 
 class SweepSettings(Settings):
-    """Values of sampling settings to try; each variant changes one setting of `evaluate.sample`."""
+    """Sampling settings to try; each variant changes one setting of `evaluate.sample`."""
 
     steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Numbers of network evaluations."""
+    """Numbers of sampling steps to try."""
     samplers: tuple[SamplerName, ...] = ()
-    """Samplers."""
+    """Samplers to try."""
     guidance_scales: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = ()
-    """Guidance scales."""
+    """Guidance scales to try."""
 
 
 class EvaluateSettings(DeviceSettings):
-    """Evaluation of a prior on splits it was not trained on."""
+    """Settings for evaluating a prior on splits that it was not trained on."""
 
     splits: tuple[Literal["validation", "test"], ...] = Field(default=("test",), min_length=1)
-    """Splits to evaluate on."""
+    """Splits to evaluate."""
     weights: tuple[WeightsName, ...] = Field(default=("ema",), min_length=1)
-    """Weights to evaluate: the averaged ones, the ones that the optimiser trains, or the averaged ones with the best
-    validation loss. The first are used for `prior`, for sweeps and for samples in the report."""
+    """Weights to evaluate: `ema` (averaged), `online` (updated by the optimiser) or `best` (averaged, at the lowest
+    validation loss). The first entry is used for `prior`, for sweeps, and for samples in the report."""
     draws: int = Field(default=8, ge=2)
-    """Embeddings drawn for each caption; the energy score needs at least 8 to be precise."""
+    """Number of embeddings drawn per caption; the energy score needs at least 8 to be precise."""
     max_rows: int = Field(default=10_000, ge=2)
-    """Largest number of rows of a split to evaluate: the first in a seeded order. The number used is printed."""
+    """Maximum number of rows to evaluate per split: the first in a seeded order. The number used is printed."""
     gallery_size: int = Field(default=10_000, ge=2)
-    """Largest number of images among which recall searches: those of the first evaluated rows, each once."""
+    """Maximum number of images that recall searches: the distinct images of the first evaluated rows."""
     distance_rows: int = Field(default=5_000, ge=48)
-    """Largest number of rows for distances between distributions; such distances depend on the number of rows."""
+    """Maximum number of rows used for distances between distributions, which depend on this number."""
     baselines: tuple[BaselineName, ...] = BASELINES
-    """Baselines that are evaluated on the same rows."""
+    """Baselines to evaluate on the same rows."""
     bank_rows: int = Field(default=100_000, ge=2)
-    """Largest number of training rows that baselines are fitted on."""
+    """Maximum number of training rows used to fit the baselines."""
     loss_bins: int = Field(default=10, ge=1)
-    """Number of equal bins of timesteps; each row has one loss in each bin."""
+    """Number of equal timestep bins; each row is evaluated at one random timestep per bin."""
     sample: SampleSettings = SampleSettings()
-    """Sampling settings."""
+    """Sampling settings for `prior`."""
     sweep: SweepSettings = SweepSettings()
-    """Other sampling settings to compare with `sample`."""
+    """Sampling settings to compare with `sample`."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    """Seed of draws, of the random baseline and of the bootstrap."""
+    """Seed for choosing rows, draws, loss timesteps, random baselines and the bootstrap."""
     bootstrap_samples: int = Field(default=1000, ge=100)
-    """Bootstrap resamples of the rows for the 95% intervals."""
+    """Number of bootstrap resamples for the 95% intervals."""
 
     @field_validator("splits", "weights", "baselines")
     @classmethod

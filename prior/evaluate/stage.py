@@ -1,7 +1,8 @@
-"""The evaluate stage: metrics of a prior and of baselines on the same rows, with 95% intervals.
+"""The evaluate stage: metrics of a prior and of the baselines on the same rows, with 95% intervals.
 
-The main metric is the energy score, E|X - y| - E|X - X'| / 2, with X and X' independent draws for a caption and y its
-true image embedding (Gneiting and Raftery 2007, JASA 102). Lower is better, and only the true distribution is best.
+The main metric is the energy score, E|X - y| - E|X - X'| / 2 (Gneiting and Raftery 2007, JASA 102). X and X' are
+independent draws for a caption, and y is the caption's true image embedding. Lower is better, and only the true
+distribution attains the minimum.
 """
 
 from __future__ import annotations
@@ -49,22 +50,23 @@ def evaluate(
     """Evaluate a prior and the baselines on rows it was not trained on, and write `metrics.json`.
 
     Args:
-        prior: any prior that `load_prior` reads; or a `.npy` of predictions `[rows, D]` or `[rows, K, D]` for all
-            rows of the embeddings, in order.
+        prior: any prior that `load_prior` reads, or a `.npy` file of predictions. Predictions are `[rows, D]` or
+            `[rows, K, D]` and cover all rows of the embeddings, in order.
         embeddings: folder of embedding shards.
         evaluation: folder to write.
-        settings: splits, draws, baselines and other settings.
-        read: splits of the rows; by default those of the prior's training, where they are known.
-        compute: workers.
+        settings: splits, draws, baselines and other settings; None for the defaults.
+        read: settings that assign rows to splits; None for those used to train the prior, if known.
+        compute: worker settings; None to run in this process.
         config: settings of a `.pth`, as for `load_prior`; `settings.weights` selects its weights.
-        function_version: release of a `.pth`, as for `load_prior`.
-        limit: largest number of rows of each split.
-        overwrite: replace an evaluation with other settings.
-        progress: called for each block.
+        function_version: dalle2-pytorch release for a `.pth`, as for `load_prior`.
+        limit: maximum number of rows per split.
+        overwrite: discard an existing evaluation and compute it again.
+        progress: called after each block.
 
     Raises:
-        InputError: the prior or the embeddings are missing or do not fit each other, or no rows are left to evaluate.
-        SettingsError: an option is missing or wrong, or the splits would include rows that the prior was trained on.
+        FolderError: the folder contains other files or another stage, or another process is writing to it.
+        InputError: the prior or the embeddings are missing or incompatible, or a split has too few rows.
+        SettingsError: an option is missing or invalid, or the splits would include rows that the prior was trained on.
     """
     start = time.monotonic()
     wanted, compute = settings or EvaluateSettings(), compute or ComputeSettings()
@@ -111,7 +113,7 @@ def evaluate(
 
 
 def _identify(dataset: EmbeddingDataset) -> dict[str, Any]:
-    """Describe embeddings by their content, independent of their location."""
+    """Return the content fingerprint, CLIP hash and size of embeddings, independent of their location."""
     clip = dataset.clip_if_known.get("weights_sha256")
     return {"content": dataset.content_fingerprint, "clip": clip, "embed_dim": dataset.embed_dim}
 
@@ -129,7 +131,7 @@ def plan_evaluate(
     limit: int | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
-    """Plan `evaluate` without running it."""
+    """Estimate the work of `evaluate` without running it; the arguments are the same."""
     settings = _limited(resolve(settings, "evaluate", compute), limit)
     subject = find_subject(PriorSource(prior, config, function_version), read)
     dataset = EmbeddingDataset(embeddings, subject.read, known_files=recorded_files(subject.trained))
@@ -148,13 +150,13 @@ def plan_evaluate(
 
 
 def _limited(settings: EvaluateSettings, limit: int | None) -> EvaluateSettings:
-    """Return the settings with at most `limit` rows per split."""
+    """Return the settings with at most `limit` rows per split; SettingsError if `limit` is below 2."""
     if limit is not None and limit < 2:
         raise SettingsError(f"--limit {limit}: an evaluation needs at least 2 rows")
     return settings if limit is None else settings.model_copy(update={"max_rows": min(limit, settings.max_rows)})
 
 
 def _input(subject: Subject, dataset: EmbeddingDataset, settings: EvaluateSettings) -> str:
-    """Return the fingerprint of everything that the metrics depend on."""
+    """Return a fingerprint of everything that affects the metrics."""
     about = [FORMAT_VERSION, subject.kind, subject.content, dataset.content_fingerprint]
     return fingerprint([*about, dataset.settings.splits(), settings.identity()])

@@ -1,4 +1,4 @@
-"""The subject of an evaluation: a prior trained here, another prior, or predictions by another program."""
+"""Subject of an evaluation: a prior trained here, another prior, or predictions from another program."""
 
 from __future__ import annotations
 
@@ -24,38 +24,42 @@ from ..model.train_manifest import RECORD, STAGE
 from ..sampling.settings import SampleSettings
 
 PREDICTIONS_SUFFIX = ".npy"
-"""File ending that marks predictions."""
+"""File extension of predictions."""
 Kind = Literal["prior, trained here", "prior", "checkpoint", "predictions"]
-"""Kind of subject, as `metrics.json` names it; a `checkpoint` is a `.pth` of DALLE2-pytorch."""
+"""Kind of subject, as stored in `metrics.json`; `checkpoint` means a DALLE2-pytorch `.pth`."""
 TrainingRows = Literal["held out", "of other embeddings", "unknown"]
-"""Relation of the evaluated rows to the training rows, as `metrics.json` names it."""
+"""Relation between the evaluated rows and the training rows, as stored in `metrics.json`."""
 TRAINING_ROWS_WARNINGS: dict[TrainingRows, str] = {
     "of other embeddings": "It was trained on other embeddings: where images are in both, it may be evaluated on rows "
     "that it was trained on.",
     "unknown": "On which rows it was trained is not known: if these are among them, its scores are too good.",
 }
-"""Warnings for readers of the scores; none if the evaluated rows were not trained on."""
+"""Warnings to show with the scores; there is none for rows that were held out from training."""
 
 
 @dataclass(frozen=True)
 class PriorSource:
-    """Location of a prior, with the arguments of `load_prior`; or location of predictions."""
+    """Location of a prior, with its arguments for `load_prior`, or location of predictions."""
 
     path: str
-    """Folder of a prior, `.pth` of DALLE2-pytorch, or `.npy` of predictions."""
+    """Prior folder, DALLE2-pytorch `.pth` file, or `.npy` file of predictions."""
     config: str | None = None
-    """Settings of a `.pth`."""
+    """Settings of a `.pth`, as for `load_prior`."""
     function_version: str | None = None
-    """Release of DALLE2-pytorch whose function a `.pth` is."""
+    """DALLE2-pytorch release whose network function a `.pth` needs, as for `load_prior`."""
 
     @property
     def is_predictions(self) -> bool:
-        """Return whether the path is a file of predictions."""
+        """True if the path is a file of predictions."""
         return self.path.endswith(PREDICTIONS_SUFFIX)
 
     @property
     def is_pth(self) -> bool:
-        """Return whether the path is a `.pth`; SettingsError if an option is missing or does not apply."""
+        """True if the path is a `.pth`.
+
+        Raises:
+            SettingsError: an option is missing or does not apply to the path.
+        """
         return is_pth(self.path, config=self.config, function_version=self.function_version)
 
     def load(self, weights: WeightsName = "ema", device: str = "cpu") -> Prior:
@@ -67,34 +71,34 @@ class PriorSource:
 
 @dataclass(frozen=True)
 class Subject:
-    """A prior or predictions, identified by content, and the splits to evaluate it on."""
+    """Prior or predictions to evaluate, identified by content, with the splits to use."""
 
     source: PriorSource
-    """Location."""
+    """Location of the prior or predictions."""
     kind: Kind
     """Kind of subject."""
     read: ReadSettings
-    """Splits of the rows."""
+    """Settings that assign rows to splits."""
     content: str
-    """Fingerprint of the files and of how they are loaded; empty if the training has not ended."""
+    """Fingerprint of the files and of the loading options; empty if training has not finished."""
     trained_on: TrainedOn | None = None
-    """Training rows; None if unknown."""
+    """Embeddings and splits the prior was trained on; None if unknown."""
     trained: Manifest | None = None
     """Manifest of a prior trained here; None for other subjects."""
 
     @property
     def is_predictions(self) -> bool:
-        """Return whether predictions are evaluated instead of a prior."""
+        """True if predictions are evaluated instead of a prior."""
         return self.source.is_predictions
 
     def parameters(self, weights: WeightsName) -> float:
-        """Return the number of network parameters; for a folder, estimated from the size of the weights file."""
-        if self.kind == "checkpoint":  # its file stores the weights several times
+        """Return the number of network parameters; for a prior folder, an estimate from the weights file size."""
+        if self.kind == "checkpoint":  # a checkpoint stores the weights several times, so its size says little
             return sum(value.numel() for value in self.source.load(weights).network.parameters())
         return (Store(self.source.path).size(WEIGHTS_NAME) or 0) / 4
 
     def require_finished(self) -> None:
-        """Raise InputError if the prior's training has not ended."""
+        """Raise InputError if the prior has not finished training."""
         if not self.content:
             raise InputError(
                 f"{self.source.path}: the prior's training has not ended; run `priorkit train` again, it goes on where "
@@ -102,7 +106,7 @@ class Subject:
             )
 
     def training_rows(self, dataset: EmbeddingDataset) -> TrainingRows:
-        """Return whether the prior was trained on evaluated rows, as far as that is known.
+        """Return how the rows to evaluate relate to the rows that the prior was trained on.
 
         Raises:
             SettingsError: the dataset's splits would include rows that the prior was trained on.
@@ -120,7 +124,7 @@ class Subject:
         return "held out"
 
     def described(self, dataset: EmbeddingDataset) -> dict[str, Any]:
-        """Return the subject's part of `metrics.json`."""
+        """Return the section of `metrics.json` that describes the subject."""
         source = self.source
         loaded = {"config": source.config, "function_version": source.function_version}
         return {
@@ -134,11 +138,18 @@ class Subject:
     def check(
         self, dataset: EmbeddingDataset, samples: Sequence[SampleSettings], weights: Sequence[WeightsName]
     ) -> None:
-        """Check, before any work, that the subject is whole, fits the embeddings, and supports all sampling settings.
+        """Check before evaluation that the prior is intact, fits the embeddings and supports the sampling settings.
+
+        Predictions pass without a check; `read_predictions` checks them.
+
+        Args:
+            dataset: embeddings to evaluate on.
+            samples: all sampling settings that the evaluation uses.
+            weights: names of all weights that the evaluation loads.
 
         Raises:
-            InputError: the prior is damaged, belongs to another CLIP, or lacks weights.
-            SettingsError: the prior does not support some sampling settings.
+            InputError: the prior is damaged, does not fit the embeddings or their CLIP, or lacks some of the weights.
+            SettingsError: the prior does not support some of the sampling settings.
         """
         if self.is_predictions:
             return
@@ -168,12 +179,12 @@ def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
     """Identify the subject at a location, without loading it.
 
     Args:
-        source: the location.
-        read: splits of the rows; None for those of the training, where they are known.
+        source: location of the prior or predictions.
+        read: settings that assign rows to splits; None for those used in training, if known, or the defaults.
 
     Raises:
-        InputError: the location holds nothing that can be evaluated.
-        SettingsError: an option is missing, or does not apply to this kind of subject.
+        InputError: the location contains nothing that can be evaluated.
+        SettingsError: an option is missing or does not apply to this kind of subject.
     """
     path = source.path
     if source.is_pth:
@@ -198,12 +209,12 @@ def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
 
 
 def _read_settings(trained_on: TrainedOn, path: str) -> ReadSettings:
-    """Parse the splits that a prior was trained with."""
+    """Parse the split settings that a prior was trained with."""
     return parse_settings(ReadSettings, trained_on.read, f"{path}: what it was trained on")
 
 
 def _sha256(fs: Any, location: str, path: str) -> str:
-    """Hash a file; InputError if it cannot be read."""
+    """Return the SHA-256 of a file; InputError if it cannot be read."""
     try:
         with fs.open(location, "rb") as file:
             return hash_file(file)

@@ -1,1 +1,1 @@
-"""Checkpoints of other tools: reading, checking, and converting them."""
+"""Checkpoints from other tools: reading, validation, and conversion."""

@@ -1,6 +1,7 @@
-"""Conversion between the settings of DALLE2-pytorch's priors and ours.
+"""Conversion between DALLE2-pytorch prior settings and priorkit settings.
 
-The JSON of its training script holds the arguments of `DiffusionPriorNetwork` and `DiffusionPrior`.
+The JSON file of DALLE2-pytorch's training script contains the arguments of `DiffusionPriorNetwork` and
+`DiffusionPrior`.
 """
 
 from __future__ import annotations
@@ -18,31 +19,31 @@ from ..network.settings import NetworkSettings
 from ..objective.settings import DiffusionSettings
 
 _DEFAULT_TEXT_LEN = 256
-"""Token states of a network whose settings name no number: the default of DALLE2-pytorch."""
+"""Number of token states if the settings do not specify it, as in DALLE2-pytorch."""
 _OPENAI_CLIPS = {
     "RN50": "RN50", "RN101": "RN101", "RN50x4": "RN50x4", "RN50x16": "RN50x16", "RN50x64": "RN50x64",
     "ViT-B/32": "ViT-B-32", "ViT-B/16": "ViT-B-16", "ViT-L/14": "ViT-L-14", "ViT-L/14@336px": "ViT-L-14-336",
 }  # fmt: skip
-"""Names of OpenAI's CLIPs, and the names of the same models in open_clip."""
+"""OpenAI CLIP names, mapped to open_clip's names for the same models."""
 
 
 class NetworkConfig(Settings):
-    """Arguments of DALLE2-pytorch's `DiffusionPriorNetwork`."""
+    """Arguments of `DiffusionPriorNetwork` in DALLE2-pytorch."""
 
     dim: int = Field(ge=8)
-    """Size of embeddings, and width of the network."""
+    """Embedding size, and width of the network."""
     depth: int = Field(ge=1)
     """Number of layers."""
     max_text_len: int | None = Field(default=None, ge=0)
-    """Largest number of token states; null is the default of 256."""
+    """Maximum number of token states; null means the default, 256."""
     num_timesteps: int | None = None
-    """Rows of the learned table of timesteps; null uses sinusoids."""
+    """Number of rows in the learned timestep table; null uses sinusoidal embeddings instead."""
     num_time_embeds: int = 1
-    """Number of tokens for the timestep."""
+    """Number of timestep tokens."""
     num_image_embeds: int = 1
-    """Number of tokens for the image."""
+    """Number of image tokens."""
     num_text_embeds: int = 1
-    """Number of tokens for the pooled text."""
+    """Number of tokens for the pooled text embedding."""
     dim_head: int = 64
     """Width of an attention head."""
     heads: int = 8
@@ -54,11 +55,11 @@ class NetworkConfig(Settings):
     norm_out: bool = True
     """Normalise after the last layer."""
     attn_dropout: float = 0.0
-    """Dropout rate of attention."""
+    """Dropout rate in attention."""
     ff_dropout: float = 0.0
-    """Dropout rate of feed-forward layers."""
+    """Dropout rate in feed-forward layers."""
     final_proj: bool = True
-    """Project the output to the embedding."""
+    """Apply a final linear projection to the output."""
     normformer: bool = False
     """Normalise inside the feed-forward layers."""
     rotary_emb: bool = True
@@ -68,28 +69,28 @@ class NetworkConfig(Settings):
 
 
 class DiffusionConfig(Settings):
-    """Arguments of DALLE2-pytorch's `DiffusionPrior`: the part `prior` of its training script's JSON."""
+    """Arguments of `DiffusionPrior` in DALLE2-pytorch: the `prior` section of its training script's JSON."""
 
     net: NetworkConfig
     """Arguments of the network."""
     clip: dict[str, Any] | None = None
-    """`make` and `model` of the CLIP."""
+    """CLIP description, with keys `make` and `model`."""
     image_embed_dim: int | None = None
-    """Size of image embeddings; null is `net.dim`."""
+    """Image embedding size; null means `net.dim`."""
     image_size: int | None = None
-    """Not used by a prior."""
+    """Ignored; a prior does not use it."""
     image_channels: int = 3
-    """Not used by a prior."""
+    """Ignored; a prior does not use it."""
     timesteps: int = Field(default=1000, ge=2)
     """Number of noise levels."""
     sample_timesteps: int | None = None
-    """Default number of sampling steps in DALLE2-pytorch; not converted."""
+    """Ignored; DALLE2-pytorch's default number of sampling steps, which is not converted."""
     cond_drop_prob: float = Field(default=0.0, ge=0, le=1)
-    """Probability of dropping the condition in training."""
+    """Probability of dropping the condition during training."""
     text_cond_drop_prob: float | None = Field(default=None, ge=0, le=1)
-    """Probability of dropping the text; null is `cond_drop_prob`."""
+    """Probability of dropping the text; null means `cond_drop_prob`."""
     image_cond_drop_prob: float | None = Field(default=None, ge=0, le=1)
-    """Probability of dropping the image; null is `cond_drop_prob`."""
+    """Probability of dropping the noisy image; null means `cond_drop_prob`."""
     loss_type: Literal["l1", "l2", "huber"] = "l2"
     """Loss function."""
     predict_x_start: bool = True
@@ -99,19 +100,19 @@ class DiffusionConfig(Settings):
     beta_schedule: Literal["cosine", "linear", "quadratic", "jsd", "sigmoid"] = "cosine"
     """Noise schedule."""
     condition_on_text_encodings: bool = True
-    """Use token states."""
+    """Condition on token states."""
     sampling_clamp_l2norm: bool = False
-    """Scale x0 to the norm of embeddings at each sampling step."""
+    """Scale x0 to the embedding norm at each sampling step."""
     sampling_final_clamp_l2norm: bool = False
-    """Scale sampled embeddings to the norm of embeddings."""
+    """Scale the final sampled embedding to the embedding norm."""
     training_clamp_l2norm: bool = False
-    """Scale predictions to the norm of embeddings in training."""
+    """Scale predictions to the embedding norm during training."""
     init_image_embed_l2norm: bool = False
-    """Scale the initial noise to the norm of embeddings."""
+    """Scale the initial noise to the embedding norm."""
     image_embed_scale: float | None = Field(default=None, gt=0)
-    """Norm of embeddings inside the network; null is sqrt(dim)."""
+    """Embedding norm inside the network; null means sqrt(dim)."""
     clip_adapter_overrides: dict[str, Any] = Field(default_factory=dict)
-    """Not used here."""
+    """Ignored; priorkit does not use it."""
 
 
 NAMED_CONFIGS: dict[str, dict[str, Any]] = {
@@ -125,14 +126,18 @@ NAMED_CONFIGS: dict[str, dict[str, Any]] = {
         "condition_on_text_encodings": True,
     },
 }  # fmt: skip
-"""Settings of published priors by name, from the code of LAION's model card."""
+"""Settings of published priors by name, taken from the code in LAION's model card."""
 
 
 def parse_config(described: Any, source: str) -> DiffusionConfig:
-    """Parse the settings of a prior, from the JSON of a training script or its part `prior`.
+    """Parse the settings of a DALLE2-pytorch prior.
+
+    Args:
+        described: parsed JSON of a training script, or only its `prior` section.
+        source: name of the settings, for error messages.
 
     Raises:
-        SettingsError: a key is unknown or missing, or a value is out of range.
+        SettingsError: a key is unknown or missing, a value is out of range, or values contradict each other.
     """
     if isinstance(described, dict) and isinstance(described.get("prior"), dict):
         described = described["prior"]
@@ -148,10 +153,15 @@ def parse_config(described: Any, source: str) -> DiffusionConfig:
 
 
 def to_prior_config(config: DiffusionConfig, function: FunctionVersion, source: str) -> PriorConfig:
-    """Convert the settings of a DALLE2-pytorch prior to ours.
+    """Convert DALLE2-pytorch prior settings to a priorkit configuration.
+
+    Args:
+        config: settings to convert.
+        function: DALLE2-pytorch release whose behaviour the prior needs.
+        source: name of the settings, for error messages.
 
     Raises:
-        SettingsError: the release does not support these settings.
+        SettingsError: the release does not support these settings, or priorkit does not.
     """
     net = config.net
     shared = net.model_dump(exclude={"dim", "max_text_len"})
@@ -168,7 +178,7 @@ def to_prior_config(config: DiffusionConfig, function: FunctionVersion, source: 
     drops = (config.text_cond_drop_prob, config.image_cond_drop_prob)
     text_drop, image_drop = (config.cond_drop_prob if drop is None else drop for drop in drops)
     if not function.has_null_tokens:
-        text_drop = image_drop = 0.0  # this release dropped nothing in fact: the condition stayed visible
+        text_drop = image_drop = 0.0  # in practice, this release dropped nothing: the condition stayed visible
     diffusion = {
         "timesteps": config.timesteps,
         "noise_schedule": config.beta_schedule,
@@ -193,7 +203,10 @@ def to_prior_config(config: DiffusionConfig, function: FunctionVersion, source: 
 
 
 def _clip_settings(clip: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Locate an OpenAI CLIP in open_clip; empty for other CLIPs, whose weights the settings do not name."""
+    """Return the open_clip model and weights of an OpenAI CLIP.
+
+    The result is empty for other CLIPs, because the settings do not name their weights.
+    """
     if clip is None or clip.get("make", "openai") != "openai":
         return {}
     name = clip.get("model", "ViT-L/14")
@@ -201,13 +214,16 @@ def _clip_settings(clip: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def to_dalle2_config(config: PriorConfig) -> dict[str, Any]:
-    """Convert our settings to the part `prior` of a training script's JSON, for a prior that can be exported."""
+    """Convert a priorkit configuration to the `prior` section of a training script's JSON.
+
+    The configuration must pass `require_exportable`.
+    """
     network, diffusion = config.network, config.diffusion
     net = network.model_dump(exclude={"width", "function_version"})
     return {
         "net": {"dim": config.embed_dim, **net, "ff_mult": int(network.ff_mult)},
         "image_embed_dim": config.embed_dim,
-        "image_size": 224,  # required, but not used
+        "image_size": 224,  # required by DALLE2-pytorch, but not used
         "timesteps": diffusion.timesteps,
         "text_cond_drop_prob": diffusion.text_drop,
         "image_cond_drop_prob": diffusion.image_drop,
@@ -225,7 +241,11 @@ def to_dalle2_config(config: PriorConfig) -> dict[str, Any]:
 
 
 def require_exportable(config: PriorConfig) -> None:
-    """Raise SettingsError, with all reasons, if the newest release of DALLE2-pytorch has no such prior."""
+    """Check that the newest DALLE2-pytorch release supports a prior with these settings.
+
+    Raises:
+        SettingsError: it does not; the message lists all reasons.
+    """
     function = FunctionVersion.parse(config.network.function_version)
     network, diffusion, dim = config.network, config.diffusion, config.embed_dim
     clamped = diffusion.x0_clamp == "unit_box"

@@ -1,6 +1,7 @@
-"""Conversion between the weights of DALLE2-pytorch's priors and ours.
+"""Conversion between DALLE2-pytorch prior weights and priorkit weights.
 
-To import is to make our prior from its weights; to export is to make its checkpoint from our prior.
+Importing creates a priorkit prior from DALLE2-pytorch weights. Exporting creates a DALLE2-pytorch checkpoint from a
+priorkit prior.
 """
 
 from __future__ import annotations
@@ -18,21 +19,22 @@ from ..network.function_version import LATEST_FUNCTION
 from .dalle2_settings import require_exportable
 
 _SCHEDULE_TOLERANCE = 1e-2
-"""Largest difference of alpha_bar that half-precision rounding explains; different noise schedules differ by more."""
+"""Maximum alpha_bar difference that half-precision rounding explains; other noise schedules differ by more."""
 _ROTARY_TOLERANCE = 4e-3
-"""Largest relative difference of rotary frequencies that bfloat16 rounding explains; another base differs by more."""
+"""Maximum relative difference of rotary frequencies that bfloat16 rounding explains; other bases differ by more."""
 
 
 def import_prior(weights: Mapping[str, torch.Tensor], config: PriorConfig, source: str) -> Prior:
-    """Make a prior with the weights of a `DiffusionPrior`.
+    """Create a prior from the weights of a `DiffusionPrior`.
 
     Args:
-        weights: weights by DALLE2-pytorch's names.
-        config: settings of the prior.
-        source: file of the weights, for messages.
+        weights: weights by DALLE2-pytorch name.
+        config: configuration of the prior.
+        source: name of the weights file, for error messages.
 
     Raises:
-        InputError: weights are missing, unknown, of another shape, not finite, or of another noise schedule.
+        InputError: weights are missing, unknown, not finite or of the wrong shape, or the noise schedule or the rotary
+            embedding does not match the settings.
     """
     network = build_network(config)
     prior = Prior(config, network, build_normaliser(config))
@@ -66,13 +68,13 @@ def import_prior(weights: Mapping[str, torch.Tensor], config: PriorConfig, sourc
 
 
 _ROTARY = re.compile(r".*\.rotary_emb\.(freqs|inv_freq)$")
-"""Names of the rotary frequencies, which are constants and not trained."""
+"""Names of the rotary frequencies, which are constants and therefore not imported."""
 _IGNORED = re.compile(rf"noise_scheduler\.|clip\.|_dummy$|.*\.rotary_emb\.(dummy|cached_\w+)$|{_ROTARY.pattern}")
-"""Names in a `DiffusionPrior` that are not weights of the prior; constants among them are checked instead."""
+"""Names in a `DiffusionPrior` that are not imported; the constants among them are checked against the settings."""
 
 
 def _check_constants(weights: Mapping[str, torch.Tensor], prior: Prior, source: str) -> None:
-    """Raise InputError if rotary frequencies or noise schedule differ from those of the settings."""
+    """Raise InputError if the rotary frequencies or the noise schedule do not match the settings."""
     rotary = any(".rotary_emb." in name for name in weights)
     if rotary != prior.config.network.rotary_emb:
         has = "has" if rotary else "has no"
@@ -100,16 +102,16 @@ def _check_constants(weights: Mapping[str, torch.Tensor], prior: Prior, source: 
 
 
 def _rotary_frequencies(config: PriorConfig) -> torch.Tensor:
-    """Return the rotation angle per position of each pair of channels: `[half of the rotated width]`."""
+    """Return the rotation angle per position for each channel pair: half as many values as rotated channels."""
     width = min(32, config.network.dim_head)
     return 1.0 / (10_000.0 ** (torch.arange(0, width, 2).float() / width))
 
 
 def export_weights(prior: Prior) -> dict[str, torch.Tensor]:
-    """Return the weights of a prior with the names and shapes of a `DiffusionPrior` of release 1.15.6.
+    """Return the weights of a prior with the names and shapes of `DiffusionPrior` in DALLE2-pytorch 1.15.6.
 
     Raises:
-        SettingsError: DALLE2-pytorch does not support the settings of the prior.
+        SettingsError: DALLE2-pytorch does not support the prior's settings.
     """
     require_exportable(prior.config)
     network = prior.network
@@ -125,17 +127,20 @@ def export_weights(prior: Prior) -> dict[str, torch.Tensor]:
 
 
 def _as_upstream(name: str, value: torch.Tensor, prior: Prior) -> dict[str, torch.Tensor]:
-    """Return one of our weights under DALLE2-pytorch's names and shapes; some of our weights are two of its."""
+    """Return a priorkit weight under its DALLE2-pytorch names and shapes.
+
+    The result has two entries if priorkit stores two DALLE2-pytorch weights as one.
+    """
     names = _upstream_names(name, prior)
     if name in ("null_token_states", "null_text", "null_image"):
         value = value[None]
-    width = 2 * prior.config.network.dim_head  # keys and values, which follow the queries
+    width = 2 * prior.config.network.dim_head  # rows of the keys and values, which come after the queries
     parts = torch.split(value, [len(value) - width, width]) if len(names) == 2 else (value,)
     return dict(zip(names, parts, strict=True))
 
 
 def _upstream_names(name: str, prior: Prior) -> list[str]:
-    """Return DALLE2-pytorch's name of one of our weights; two names if ours is the concatenation of two."""
+    """Return the DALLE2-pytorch name of a priorkit weight; two names if it concatenates two DALLE2-pytorch weights."""
     transformer = "net.causal_transformer"
     if name == "null_token_states":
         return ["net.null_text_encodings" if prior.network.function.has_null_tokens else "net.null_text_embed"]
@@ -174,20 +179,21 @@ _FEED_FORWARD_NAMES = {
 
 
 def _some(names: list[str]) -> str:
-    """List at most five names."""
+    """Format at most five names, with a count of the others."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def trainer_checkpoint(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor) -> dict[str, Any]:
-    """Make a checkpoint that `DiffusionPriorTrainer.load` of release 1.15.6 reads, as if before the first step.
+    """Build a checkpoint that `DiffusionPriorTrainer.load` in DALLE2-pytorch 1.15.6 can read.
 
-    The optimiser decays weights with two or more dimensions and identifies weights by number. It has no state yet, so
-    placeholders of the right number and dimensions are enough. The rotary frequencies of all layers are one weight.
+    The checkpoint represents a trainer before its first step, so the optimiser has no state yet. The optimiser
+    identifies weights by index and decays those with two or more dimensions. Placeholders are therefore enough, as
+    long as their count and dimensions are right. All layers share one rotary frequency weight, which is counted once.
 
     Args:
-        weights: weights by DALLE2-pytorch's names.
-        alpha_bar: cumulative noise schedule `[timesteps]`.
+        weights: weights by DALLE2-pytorch name.
+        alpha_bar: cumulative noise schedule, `[timesteps]`.
     """
     model = {**_schedule_buffers(alpha_bar), **weights}
     names = [name for name in weights if ".rotary_emb." not in name or ".layers.0." in name]
@@ -212,7 +218,7 @@ def trainer_checkpoint(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor
 
 
 def _schedule_buffers(alpha_bar: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the constants of the noise schedule that DALLE2-pytorch stores with the weights."""
+    """Return the noise schedule constants that DALLE2-pytorch stores with the weights."""
     before = torch.cat([torch.ones(1, dtype=alpha_bar.dtype), alpha_bar[:-1]])
     alpha = alpha_bar / before
     beta = 1 - alpha

@@ -1,4 +1,4 @@
-"""Loading and conversion of priors: our folders, and DALLE2-pytorch's checkpoints (`.pth`)."""
+"""Loading and converting priors: priorkit folders and DALLE2-pytorch checkpoints (`.pth`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .pth import read_pth
 from .pth_weights import choose_weights, stored_version
 
 _PTH_SUFFIXES = (".pth", ".pt")
-"""File endings of DALLE2-pytorch's checkpoints."""
+"""File extensions of DALLE2-pytorch checkpoints."""
 
 
 def load_prior(
@@ -36,22 +36,22 @@ def load_prior(
     function_version: str | None = None,
     clip: dict[str, Any] | None = None,
 ) -> Prior:
-    """Load a prior: a folder of ours, or a checkpoint of DALLE2-pytorch's trainer (`.pth`); local or remote.
+    """Load a prior from a priorkit folder or a DALLE2-pytorch checkpoint (`.pth`), local or remote.
 
     Args:
-        path: folder or `.pth`.
+        path: prior folder or `.pth` file.
         device: device to sample on, such as `cpu` or `cuda`.
         dtype: precision of large matrix products: `float32`, or `bfloat16` for about twice the speed.
-        config: settings of a `.pth`: the JSON of its training script, or `laion-model-card` for LAION's settings.
-        weights: `ema` for the averaged weights, `online` for the weights that the optimiser trains, or `best` for the
-            averaged weights with the best validation loss. `best` needs a folder; in a folder, `online` are those of
-            the newest training checkpoint.
-        function_version: release of dalle2-pytorch whose function a `.pth` is, such as 0.23.10; required if the file
-            stores no version, and overrides it otherwise.
-        clip: `model` and `pretrained` of a `.pth`'s CLIP in open_clip, if its settings do not name the CLIP.
+        config: settings of a `.pth`: the JSON file of its training script, or `laion-model-card` for LAION's settings.
+        weights: `ema` for the averaged weights, `online` for the weights that the optimiser updates, or `best` for the
+            averaged weights with the lowest validation loss. `best` is only available in a folder. In a folder,
+            `online` loads the newest training checkpoint.
+        function_version: dalle2-pytorch release whose network function the `.pth` needs, such as 0.23.10. Required if
+            the file stores no version; otherwise overrides the stored one.
+        clip: open_clip `model` and `pretrained` of a `.pth`'s CLIP, in case its settings do not name the CLIP.
 
     Raises:
-        InputError: there is no prior, or a file is damaged or does not fit its settings.
+        InputError: there is no prior at `path`, or a file is damaged or does not match its settings.
         SettingsError: an argument is missing, out of range, or does not apply to this kind of prior.
     """
     path = os.fspath(path)
@@ -77,22 +77,23 @@ def convert(
     function_version: str | None = None,
     clip: dict[str, Any] | None = None,
 ) -> None:
-    """Write a prior as a folder of ours, or as a checkpoint (`.pth`) of DALLE2-pytorch 1.15.6's trainer.
+    """Convert a prior to a priorkit folder or to a checkpoint (`.pth`) for the trainer of DALLE2-pytorch 1.15.6.
 
-    The settings of a checkpoint are written next to it, as a JSON file of the same name.
+    The settings of a checkpoint are written next to it, in a JSON file with the same base name.
 
     Args:
-        source: folder or `.pth`.
-        destination: folder or `.pth` to write.
+        source: prior folder or `.pth` file.
+        destination: folder or `.pth` file to write.
         overwrite: replace existing files.
-        config: settings of a `.pth`, as for `load_prior`.
-        weights: `ema`, `online` or `best`.
-        function_version: release of a `.pth`, as for `load_prior`.
-        clip: CLIP of a `.pth`, as for `load_prior`.
+        config: settings of a source `.pth`, as for `load_prior`.
+        weights: weights to convert: `ema`, `online` or `best`.
+        function_version: dalle2-pytorch release for a source `.pth`, as for `load_prior`.
+        clip: CLIP of a source `.pth`, as for `load_prior`.
 
     Raises:
-        FolderError: the destination exists, or holds a training.
-        SettingsError: DALLE2-pytorch does not support the settings of the prior.
+        FolderError: the destination exists and `overwrite` is False, or it is a training folder.
+        InputError: there is no prior at `source`, or a file is damaged or does not match its settings.
+        SettingsError: an argument is missing or invalid, or DALLE2-pytorch does not support the prior's settings.
     """
     destination = os.fspath(destination)
     prior = load_prior(source, config=config, weights=weights, function_version=function_version, clip=clip)
@@ -106,11 +107,11 @@ def convert(
 
 
 def find_clip(model: str | None, pretrained: str | None) -> dict[str, Any] | None:
-    """Return the argument `clip` of `load_prior` for an open_clip model and its weights; None if none is named.
+    """Return the `clip` argument of `load_prior` for an open_clip model and weights; None if `model` is None.
 
     Raises:
-        SettingsError: there is no such model, or it has no such weights.
-        InputError: the files of the CLIP are missing or damaged.
+        SettingsError: the model or its weights are unknown, or weights are given without a model.
+        InputError: the CLIP files are missing or damaged.
     """
     if model is None:
         if pretrained is not None:
@@ -124,14 +125,15 @@ def find_clip(model: str | None, pretrained: str | None) -> dict[str, Any] | Non
 
 
 def is_pth(path: str, **options: Any) -> bool:
-    """Return whether a path is a checkpoint of DALLE2-pytorch.
+    """Return True if a path is a DALLE2-pytorch checkpoint, judging by its extension.
 
     Args:
-        path: folder or `.pth`.
-        options: arguments of `load_prior` that apply to a `.pth` only, with `config` first.
+        path: prior folder or `.pth` file.
+        options: `load_prior` arguments that apply only to a `.pth`, including `config`.
 
     Raises:
-        SettingsError: `config` of a `.pth` is missing, or an option is given for another path.
+        SettingsError: `config` is missing for a `.pth`, an option is given for a path that is not a `.pth`, or the
+            path is a file of another type.
     """
     if path.endswith(_PTH_SUFFIXES):
         if options["config"] is None:
@@ -145,7 +147,7 @@ def is_pth(path: str, **options: Any) -> bool:
 
 
 def _refuse_other_files(path: str) -> None:
-    """Raise SettingsError if a path is a file with an ending that is not read, such as `.ckpt`."""
+    """Raise SettingsError if a path is a file with an unsupported extension, such as `.ckpt`."""
     name = path.rstrip("/").rpartition("/")[2]
     ending = name[name.rfind(".") :] if "." in name.lstrip(".") else ""
     if not ending or ending == ".npy":  # `evaluate` reads predictions from `.npy`
@@ -167,7 +169,7 @@ def _refuse_other_files(path: str) -> None:
 def _load_pth(
     path: str, config: str, weights: WeightsName, function_version: str | None, clip: dict[str, Any] | None
 ) -> Prior:
-    """Load a checkpoint of DALLE2-pytorch on the CPU."""
+    """Load a DALLE2-pytorch checkpoint on the CPU."""
     described = parse_config(read_config(config), config)
     content = read_pth(path)
     tensors = choose_weights(content, weights, path)
@@ -185,7 +187,15 @@ def _load_pth(
 
 
 def read_config(config: str) -> Any:
-    """Read the JSON of a checkpoint's settings, from a file or by name; SettingsError if it is neither."""
+    """Return the JSON settings of a checkpoint.
+
+    Args:
+        config: JSON file, or name of built-in settings.
+
+    Raises:
+        SettingsError: there is no such file and no such name.
+        InputError: the file is not JSON.
+    """
     if config in NAMED_CONFIGS:
         return NAMED_CONFIGS[config]
     fs, location = open_location(config)
@@ -199,7 +209,7 @@ def read_config(config: str) -> Any:
 
 
 def _training_weights(path: str, weights: WeightsName) -> dict[str, torch.Tensor]:
-    """Read the `online` or `best` weights of a training's folder."""
+    """Read the `online` or `best` weights from a training folder; InputError if it does not contain them."""
     store = Store(path)
     manifest = read_manifest(store)
     if weights == "best":
@@ -214,19 +224,28 @@ def _training_weights(path: str, weights: WeightsName) -> dict[str, torch.Tensor
 
 
 def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
-    """Write a prior's folder; FolderError if it holds a training, or a prior without `overwrite`."""
+    """Write a prior folder.
+
+    Raises:
+        FolderError: the folder belongs to a training, or it contains a prior and `overwrite` is False.
+    """
     store = Store(destination)
     if store.size(MANIFEST_NAME) is not None or store.names(STATE_FOLDER):
         raise FolderError(f"{destination} is the folder of a training; choose another")
     if store.size(CONFIG_NAME) is not None:
         if not overwrite:
             raise FolderError(f"{destination} holds a prior; choose another folder, or --overwrite")
-        store.remove(CONFIG_NAME)  # first, so that a kill never leaves old settings with new weights
+        store.remove(CONFIG_NAME)  # first, so that an interruption never leaves old settings with new weights
     save_prior(store.create, prior.config, prior.network, prior.normaliser)
 
 
 def _write_pth(prior: Prior, destination: str, overwrite: bool) -> None:
-    """Write a checkpoint of DALLE2-pytorch and its settings; FolderError if one exists without `overwrite`."""
+    """Write a DALLE2-pytorch checkpoint and its settings.
+
+    Raises:
+        FolderError: one of the two files exists and `overwrite` is False.
+        SettingsError: the file name contains characters that are not allowed, or the prior cannot be exported.
+    """
     fs, location = open_location(destination)
     folder, _, name = location.rpartition("/")
     try:

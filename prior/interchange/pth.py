@@ -1,7 +1,8 @@
-"""Safe reading of `.pth` files: no code in a file runs.
+"""Safe reading of `.pth` files, without running any code they contain.
 
-torch reads only tensors and plain values. DALLE2-pytorch's trainer also saved a version and a learning-rate warmup with
-its optimiser; these objects are read as inert stand-ins. Any other name in a file is refused.
+torch's safe reader loads only tensors and plain values. Checkpoints of DALLE2-pytorch's trainer also contain objects
+for its version, its optimiser and its learning-rate warmup. These are loaded as inert stand-ins. A file that
+refers to any other object is rejected.
 """
 
 from __future__ import annotations
@@ -31,24 +32,24 @@ _INERT = (
     "numpy.core.multiarray.scalar",
     "numpy.dtype",
 )
-"""Names that a checkpoint may hold; none of them is imported."""
+"""Qualified names that a checkpoint may refer to. Stand-ins replace them, so none of them is imported."""
 
 
 _UNKNOWN_NAME = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
-"""Message of torch about a name that is not allowed."""
+"""Pattern of the torch error about a name that is not allowed; the group matches the name."""
 
 
 class StandIn:
-    """Stand-in for an object that is not needed; it stores its constructor arguments and does nothing."""
+    """Inert stand-in for an object that is not needed; stores only its constructor arguments or pickled state."""
 
     def __new__(cls, *values: Any) -> StandIn:
-        """Make a stand-in the way pickle makes objects, without `__init__`."""
+        """Create a stand-in as pickle does, without calling `__init__`."""
         made = super().__new__(cls)
         made.values = values
         return made
 
     values: Any
-    """Arguments of the constructor, or the pickled state."""
+    """Constructor arguments, or the pickled state if there is one."""
 
     def __setstate__(self, state: Any) -> None:
         """Store the pickled state."""
@@ -56,7 +57,7 @@ class StandIn:
 
 
 def find_pth(path: str) -> tuple[Any, str]:
-    """Return the file system of a `.pth` or `.pt` file, and its path there; InputError if there is no such file."""
+    """Return the file system of a `.pth` or `.pt` file and its path on it; InputError if the file does not exist."""
     fs, location = open_location(path)
     if not fs.isfile(location):
         raise InputError(f"{path}: {'a folder, not a checkpoint' if fs.isdir(location) else 'no such file'}")
@@ -64,11 +65,11 @@ def find_pth(path: str) -> tuple[Any, str]:
 
 
 def read_pth(path: str) -> dict[str, Any]:
-    """Read the dictionary in a `.pth` or `.pt` file, local or remote.
+    """Read the dictionary stored in a `.pth` or `.pt` file, local or remote.
 
     Raises:
-        InputError: the file is missing or damaged, is not a dictionary, or holds an object that is neither a tensor,
-            nor a plain value, nor one of the stand-ins above.
+        InputError: the file is missing or damaged, is a Git LFS pointer, does not contain a dictionary, or contains an
+            object other than tensors, plain values and those replaced by stand-ins.
     """
     fs, location = find_pth(path)
     with fs.open(location, "rb") as file:
@@ -78,7 +79,7 @@ def read_pth(path: str) -> dict[str, Any]:
                 "`git lfs pull` in its repository)"
             )
     if isinstance(fs, LocalFileSystem):
-        content = _load(location, path, mmap=zipfile.is_zipfile(location))  # most of a checkpoint is not needed
+        content = _load(location, path, mmap=zipfile.is_zipfile(location))  # most of the file is not needed
     else:
         with fs.open(location, "rb") as file:
             content = _load(file, path)
@@ -88,7 +89,15 @@ def read_pth(path: str) -> dict[str, Any]:
 
 
 def version_text(value: Any, path: str) -> str | None:
-    """Return a stored version as text, whether it is text or an object of any release of packaging; None for None."""
+    """Return a stored version as text; None if the value is None.
+
+    Args:
+        value: text, or the stand-in for a version object from any release of packaging.
+        path: name of the file, for error messages.
+
+    Raises:
+        InputError: the value is something else.
+    """
     if value is None or isinstance(value, str):
         return value
     parts = value.values if isinstance(value, StandIn) else None
@@ -103,7 +112,7 @@ def version_text(value: Any, path: str) -> str | None:
 
 
 def _load(file: str | BinaryIO, path: str, mmap: bool = False) -> Any:
-    """Load a file with torch's safe reader, plus the stand-ins; InputError if that fails."""
+    """Load a file with torch's safe reader and the stand-ins; InputError if that fails."""
     harmless: list[Any] = [(StandIn, name) for name in _INERT]
     harmless.append((_plain_dict, "collections.defaultdict"))
     try:
@@ -111,22 +120,22 @@ def _load(file: str | BinaryIO, path: str, mmap: bool = False) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise InputError(_explain(str(error), path)) from None
-    except Exception as error:  # damaged bytes make torch's reader raise exceptions of any type
+    except Exception as error:  # on damaged files, torch's reader can raise any exception
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise InputError(f"{path}: cannot be read as a checkpoint; is the file whole? ({reason})") from None
 
 
 def _plain_dict(*_: Any) -> dict[Any, Any]:
-    """Replace a defaultdict, which torch cannot fill."""
+    """Return an empty dict in place of a defaultdict, which torch's safe reader cannot fill."""
     return {}
 
 
 def _explain(message: str, path: str) -> str:
-    """Explain a message of torch's safe reader to the user."""
+    """Convert an error message of torch's safe reader to a message for the user."""
     if found := _UNKNOWN_NAME.search(message):
         return (
             f"{path}: holds {found[1]}, which is not among what a checkpoint may hold; nothing of it was run. "
             "Only tensors and plain values are read: save the state_dict alone, where you trust the file"
         )
-    cause = message.partition("\n\n")[2] or message  # skips torch's advice to read the file unsafely
+    cause = message.partition("\n\n")[2] or message  # drops torch's advice to load the file unsafely
     return f"{path}: cannot be read as a checkpoint; is the file whole? ({cause.strip().splitlines()[0]})"

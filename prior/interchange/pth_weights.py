@@ -1,4 +1,4 @@
-"""Selection of weights from a `.pth`: a trainer's checkpoint, or a bare state_dict of another tool."""
+"""Selection of weights from a `.pth`: a trainer checkpoint, or a bare state_dict from another tool."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .pth import version_text
 
 
 def choose_weights(content: dict[str, Any], weights: WeightsName, path: str) -> dict[str, torch.Tensor]:
-    """Return the weights of a `DiffusionPrior` by name.
+    """Return the requested `DiffusionPrior` weights, by their names in the state_dict.
 
-    A bare state_dict holds one set of weights, which is returned for either name.
+    A bare state_dict contains only one set of weights, which is returned for both `ema` and `online`.
 
     Args:
-        content: dictionary of the `.pth`.
+        content: dictionary read from the `.pth`.
         weights: `ema` or `online`.
-        path: the file, for messages.
+        path: name of the file, for error messages.
 
     Raises:
-        SettingsError: the name is neither.
-        InputError: the file does not hold these weights.
+        SettingsError: `weights` is neither `ema` nor `online`.
+        InputError: the file does not contain these weights.
     """
     if weights not in ("ema", "online"):
         raise SettingsError(f"weights={weights!r}: known are ema and online")
@@ -45,9 +45,10 @@ def choose_weights(content: dict[str, Any], weights: WeightsName, path: str) -> 
 
 
 def _bare_weights(content: dict[str, Any]) -> dict[str, torch.Tensor] | None:
-    """Return the weights of a bare state_dict under a `DiffusionPrior`'s names; None for a trainer's checkpoint.
+    """Return the weights of a bare state_dict under `DiffusionPrior` names; None if there is none.
 
-    Other tools store it under `state_dict`, wrap the model (`module.`), or save only its network (without `net.`).
+    Some tools store the state_dict under the key `state_dict`. Others wrap the model, which adds the prefix `module.`,
+    or save only the network, whose names lack the prefix `net.`.
     """
     weights = content
     if "state_dict" in content and not {"model", "ema", "ema_model"} & content.keys():
@@ -70,7 +71,7 @@ def _is_state_dict(value: Any) -> TypeGuard[dict[str, torch.Tensor]]:
 
 
 def _is_plain_tensor(value: Any) -> bool:
-    """Return whether a value is a dense tensor of real numbers on the CPU."""
+    """Return True if a value is a dense CPU tensor that is not nested, quantized or complex."""
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
@@ -80,7 +81,7 @@ def _is_plain_tensor(value: Any) -> bool:
 
 
 def _averaged(content: dict[str, Any]) -> Any:
-    """Return the averaged weights; older trainers store them only inside `ema`."""
+    """Return the averaged weights, if any; older trainers store them only inside `ema`."""
     if "ema_model" in content:
         return content["ema_model"]
     average = content.get("ema")
@@ -91,7 +92,12 @@ def _averaged(content: dict[str, Any]) -> Any:
 
 
 def stored_version(content: dict[str, Any], path: str) -> str:
-    """Return the release of DALLE2-pytorch that wrote a checkpoint; SettingsError if it is not stored."""
+    """Return the DALLE2-pytorch release that wrote a checkpoint.
+
+    Raises:
+        SettingsError: the checkpoint stores no version.
+        InputError: the stored version cannot be read.
+    """
     version = None if _is_state_dict(content) else version_text(content.get("version"), path)
     if version is None:
         raise SettingsError(

@@ -1,1 +1,1 @@
-"""The HTML report of a prior."""
+"""HTML report of an evaluation."""

@@ -1,4 +1,4 @@
-"""A picture of nearest images: for a few captions, by the raw text embedding and by the prior's prediction."""
+"""Picture of the images nearest to a few captions, by raw text embedding and by the prior's prediction."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ...pipeline.read.dataset import EmbeddingDataset
 from ..model.prior import Prior
 
 _TILE = 96
-"""Pixels of the side of an image."""
+"""Side length of an image tile in pixels."""
 _MARGIN = 12
-"""Pixels between images."""
+"""Gap between images in pixels."""
 _HEADER = 64
-"""Pixels of the height of the headings."""
+"""Height of the headings in pixels."""
 _LABEL_WIDTH = 260
-"""Pixels of the width of the captions."""
+"""Width of the caption column in pixels."""
 _BACKGROUND, _INK, _FAINT, _TRUE = "white", "#1b1b1b", "#6b6b6b", "#1a8f3c"
 
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """One caption, and its nearest images by each query."""
+    """Caption with the images nearest to each of its two queries."""
 
     caption: str
     true_key: str
@@ -42,14 +42,28 @@ class GalleryRow:
 
 
 def nearest(queries: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
-    """Return the positions of the images `[S, D]` nearest to each query `[C, D]`, all of norm 1: `[C, count]`."""
+    """Return the positions of the images nearest to each query by cosine, nearest first: `[C, count]`.
+
+    Args:
+        queries: embeddings of norm 1, `[C, D]`.
+        images: image embeddings of norm 1, `[S, D]`.
+        count: number of images to return per query.
+    """
     return np.asarray(np.argsort(-(queries.astype(np.float32) @ images.T), axis=1, kind="stable")[:, :count])
 
 
 def nearest_images(
     prior: Prior, dataset: EmbeddingDataset, rows: np.ndarray, count: int, seed: int
 ) -> list[GalleryRow]:
-    """Find the nearest images in the whole dataset for the captions of some rows."""
+    """Find the images in the whole dataset that are nearest to the captions of the given rows.
+
+    Args:
+        prior: prior to sample predictions from.
+        dataset: embeddings, with keys and captions.
+        rows: row numbers of the captions.
+        count: number of images per caption and query.
+        seed: seed of the samples.
+    """
     whole = dataset.take(np.arange(dataset.count))
     keys = dataset.metadata(whole.rows, ["key"]).column("key").to_pylist()
     captions = dataset.metadata(rows, ["caption"]).column("caption").to_pylist()
@@ -69,7 +83,7 @@ def nearest_images(
 
 
 def read_images(images: str, keys: set[str]) -> dict[str, Image.Image]:
-    """Read the images with these keys from a folder of webdataset shards."""
+    """Read the images with the given keys from a folder of webdataset shards; missing images have no entry."""
     store = Store(images)
     pictures: dict[str, Image.Image] = {}
     for shard in list_image_shards(store):
@@ -80,7 +94,13 @@ def read_images(images: str, keys: set[str]) -> dict[str, Image.Image]:
 
 
 def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], title: str) -> bytes:
-    """Draw the picture as PNG; a caption's own image has a green frame."""
+    """Draw the picture and return it as PNG; a green frame marks each caption's own image.
+
+    Args:
+        rows: captions and the keys of their nearest images.
+        images: images by key.
+        title: title of the picture.
+    """
     count = len(rows[0].nearest_to_text)
     block = count * (_TILE + _MARGIN)
     width = _LABEL_WIDTH + 2 * block + 3 * _MARGIN
@@ -108,7 +128,7 @@ def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], tit
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Break text into at most five lines that fit into `width` pixels."""
+    """Wrap text to a width in pixels; text after the fifth line is cut off."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()
@@ -117,7 +137,7 @@ def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageF
             continue
         if lines[-1]:
             lines.append("")
-        for character in word:  # because a word may be longer than a line
+        for character in word:  # a word may be longer than a line
             if font.getlength(lines[-1] + character) > width:
                 lines.append("")
             lines[-1] += character

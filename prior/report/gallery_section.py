@@ -1,4 +1,4 @@
-"""Predictions in a report: their projection among the embeddings, and the images nearest to them."""
+"""Report sections about predictions: a projection of the embeddings, and an image gallery."""
 
 from __future__ import annotations
 
@@ -19,29 +19,35 @@ from .gallery import nearest, read_images
 CAPTIONS = 12
 """Number of captions in the gallery."""
 FOUND_IMAGES = 5
-"""Number of nearest images for each caption."""
+"""Number of nearest images shown per caption and query."""
 SEARCHED_ROWS = 20_000
-"""Largest number of rows that are searched for nearest images, to bound memory."""
+"""Maximum number of rows searched for nearest images; bounds memory use."""
 _THUMBNAIL = 128
-"""Pixels of the longer side of an image in the gallery."""
+"""Maximum side length of a gallery image in pixels."""
 
 
 def find_rows(ids: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the positions of wanted ids `[N]` among `ids` `[M]`: `[N]`; -1 for ids that are missing.
+    """Return the position of each wanted id among `ids`: `[N]`; -1 if an id is missing.
 
     Args:
-        ids: ids of all rows; the first of equal ids is returned.
-        order: positions `[M]` that sort `ids`, from a stable sort.
-        wanted: ids to look for.
+        ids: ids of all rows, `[M]`. If an id occurs more than once, its first position is returned.
+        order: positions that sort `ids`, from a stable sort, `[M]`.
+        wanted: ids to look up, `[N]`.
     """
     candidates = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
     return np.asarray(np.where(ids[candidates] == wanted, candidates, -1))
 
 
 def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the mean `[D]`, the two principal axes `[2, D]` and their shares of the variance `[2]` of `[N, D]` values.
+    """Return the mean, the first two principal axes and the share of variance along each axis.
 
-    The largest coordinate of each axis is positive, which fixes the orientation of the picture.
+    The largest coordinate of each axis by magnitude is positive, so that plots always have the same orientation.
+
+    Args:
+        values: values `[N, D]`.
+
+    Returns:
+        The mean `[D]`, the axes `[2, D]` and their shares of the variance `[2]`.
     """
     mean = values.mean(axis=0)
     _, scales, axes = np.linalg.svd(values - mean, full_matrices=False)
@@ -50,7 +56,14 @@ def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def projection(image: np.ndarray, text: np.ndarray, predicted: np.ndarray | None, split: str) -> list[str]:
-    """Draw embeddings `[N, D]` on the two principal axes of the true images, as page fragments."""
+    """Plot embeddings on the first two principal axes of the true images, as page fragments.
+
+    Args:
+        image: true image embeddings, `[N, D]`.
+        text: text embeddings, `[N, D]`.
+        predicted: predicted embeddings, `[N, D]`; None if there are none.
+        split: name of the split, for the titles.
+    """
     mean, axes, shares = principal_axes(image)
     embeds = {"true image": image, "text": text} | ({} if predicted is None else {"predicted": predicted})
     projected = {name: (values - mean) @ axes.T for name, values in embeds.items()}
@@ -69,14 +82,17 @@ def projection(image: np.ndarray, text: np.ndarray, predicted: np.ndarray | None
 def gallery(
     dataset: EmbeddingDataset, images: str, shown: np.ndarray, searched: np.ndarray, queries: Mapping[str, np.ndarray]
 ) -> tuple[list[str], list[str]]:
-    """Return a card for each caption, as page fragments, and sentences about missing parts.
+    """Build a gallery with one card per caption.
 
     Args:
-        dataset: the embeddings.
-        images: folder of the images.
-        shown: rows whose captions are shown, `[C]`.
-        searched: rows whose images are searched, `[S]`.
-        queries: embeddings of norm 1 by heading, `[C, D]` each.
+        dataset: embeddings.
+        images: folder with the images, as webdataset shards.
+        shown: row numbers of the captions to show, `[C]`.
+        searched: row numbers of the images to search, `[S]`.
+        queries: query embeddings of norm 1 by heading, `[C, D]` each.
+
+    Returns:
+        The gallery as page fragments, and sentences about missing parts.
     """
     bank = dataset.take(searched).image_embed
     neighbours = {name: searched[nearest(query, bank, FOUND_IMAGES)] for name, query in queries.items()}
@@ -98,17 +114,21 @@ def gallery(
 
 @dataclass(frozen=True)
 class _RowContent:
-    """Keys, captions, addresses and images of rows; missing values have no entry."""
+    """Keys, captions and URLs by row number, and thumbnails; missing values have no entry."""
 
     keys: dict[int, Any]
     captions: dict[int, Any]
     urls: dict[int, Any]
     thumbnails: dict[str, bytes]
-    """JPEG of each image, by key."""
+    """JPEG bytes of each image, by key."""
 
     @staticmethod
     def read(dataset: EmbeddingDataset, rows: np.ndarray, images: str) -> tuple[_RowContent, list[str]]:
-        """Read the content of rows, with sentences about missing parts."""
+        """Read the content of the given rows.
+
+        Returns:
+            The content, and sentences about missing parts.
+        """
         keys, captions, urls = (_column(dataset, rows, name) for name in ("key", "caption", "url"))
         missing = [] if captions else [f"{dataset.store.url} holds no captions."]
         wanted, thumbnails = {str(key) for key in keys.values()}, {}
@@ -125,7 +145,12 @@ class _RowContent:
         return _RowContent(keys, captions, urls, thumbnails), missing
 
     def image(self, row: int, marked: bool = False) -> str:
-        """Return the image of a row as a page fragment, or its caption or key if the image is missing."""
+        """Return the image of a row as a page fragment; if it is missing, its caption, key or row number instead.
+
+        Args:
+            row: row number.
+            marked: mark the image as the true one.
+        """
         key = str(self.keys.get(row))
         label = str(self.captions.get(row) or self.keys.get(row) or f"row {row}")
         if key in self.thumbnails:
@@ -134,7 +159,7 @@ class _RowContent:
 
 
 def _column(dataset: EmbeddingDataset, rows: np.ndarray, name: str) -> dict[int, Any]:
-    """Read a column of the metadata, by row; empty if there is no such column."""
+    """Read a metadata column by row number; empty if the column does not exist."""
     try:
         values = dataset.metadata(rows, [name]).column(name).to_pylist()
     except InputError:
@@ -143,7 +168,7 @@ def _column(dataset: EmbeddingDataset, rows: np.ndarray, name: str) -> dict[int,
 
 
 def _thumbnail(image: Image.Image) -> bytes:
-    """Shrink an image and encode it as JPEG."""
+    """Shrink an image in place and encode it as JPEG."""
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=85)

@@ -1,4 +1,4 @@
-"""Plots of a report: curves, intervals, histograms and scatter plots, as fragments of its page."""
+"""Plots for a report: curves, intervals, histograms and scatter plots, as page fragments."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH = 4.4
-"""Width of a plot in inches; narrow, so that its text is readable on a phone."""
+"""Plot width in inches; narrow, so that text remains readable on a phone."""
 _POINTS = 500
-"""Largest number of points of a curve; more points would only enlarge the page."""
+"""Maximum number of points per curve; more would only make the page larger."""
 _BINS = 40
-"""Number of bins of a histogram."""
+"""Number of histogram bins."""
 _MARKERS = ("o", "^")
-"""Markers of the series in a scatter plot, in order."""
+"""Markers for the series of a scatter plot, in order."""
 
 Interval = Mapping[str, float]
-"""A value with its 95% interval: `value`, `low` and `high`, as in `metrics.json`."""
+"""Value with its 95% interval, as in `metrics.json`: `value`, `low` and `high`."""
 
 
 def curves(title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Draw a line for each series; the y axis is logarithmic if values are positive and span a factor of 10."""
+    """Plot a line for each series of (x, y) points.
+
+    The y axis is logarithmic if all values are positive and span at least a factor of 10.
+    """
     everything = [value for points in series.values() for _, value in points]
     with _plot(title, x, y) as (axes, made):
         for name, points in series.items():
@@ -41,14 +44,14 @@ def curves(title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float
 
 
 def thin(points: np.ndarray) -> np.ndarray:
-    """Reduce points `[N, 2]` to at most 500, each the mean of its neighbours."""
+    """Reduce points `[N, 2]` to at most 500 by averaging runs of neighbouring points."""
     if len(points) <= _POINTS:
         return points
     return np.stack([part.mean(axis=0) for part in np.array_split(points, _POINTS)])
 
 
 def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
-    """Draw values with intervals, one per line; priors and given predictions have the first colour."""
+    """Plot values with intervals, one per line; priors and given predictions use the first colour."""
     names = list(values)[::-1]
     with _plot(title, x, "", 1.0 + 0.24 * len(names)) as (axes, made):
         for position, name in enumerate(names):
@@ -60,7 +63,10 @@ def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
 
 
 def swept(title: str, x: str, y: str, values: Mapping[float, Interval]) -> str:
-    """Draw values with intervals against a setting; the x axis is logarithmic if the setting spans a factor of 8."""
+    """Plot values with intervals against a setting.
+
+    The x axis is logarithmic if the setting is positive and spans at least a factor of 8.
+    """
     settings = sorted(values)
     with _plot(title, x, y) as (axes, made):
         if settings[0] > 0 and settings[-1] >= 8 * settings[0]:
@@ -73,7 +79,7 @@ def swept(title: str, x: str, y: str, values: Mapping[float, Interval]) -> str:
 
 
 def losses_by_timestep(title: str, losses: Mapping[str, Mapping[str, Interval]]) -> str:
-    """Draw the loss in each bin of timesteps, named `first-last`, with a line for each set of weights."""
+    """Plot the loss per timestep bin, with a line for each set of weights; bins are named `first-last`."""
     with _plot(title, "timestep (noise grows to the right)", "loss") as (axes, made):
         for number, (weights, bins) in enumerate(losses.items()):
             names = [name for name in bins if name != "overall"]
@@ -87,7 +93,7 @@ def losses_by_timestep(title: str, losses: Mapping[str, Mapping[str, Interval]])
 
 
 def histograms(title: str, x: str, values: Mapping[str, np.ndarray]) -> str:
-    """Draw the distribution of each series `[N]`, all over the same bins."""
+    """Plot a histogram of each series `[N]`; all series share the same bins."""
     pooled = np.concatenate(list(values.values()))
     low, high = float(pooled.min()), float(pooled.max())
     edges = np.linspace(low, high if high > low else low + 1e-3, _BINS + 1)
@@ -97,19 +103,19 @@ def histograms(title: str, x: str, values: Mapping[str, np.ndarray]) -> str:
             counts = np.histogram(series, edges)[0]
             axes.stairs(counts, edges, color=colour, linewidth=1.5, label=plot_label(name))
             axes.stairs(counts, edges, color=colour, fill=True, alpha=0.15)
-        axes.set_ylim(top=1.0 + axes.get_ylim()[1] * 1.25)  # room for the legend
+        axes.set_ylim(top=1.0 + axes.get_ylim()[1] * 1.25)  # leaves room for the legend
         axes.legend(loc="upper left", fontsize=8.5)
     return made[0]
 
 
 def scatter(title: str, axis_names: tuple[str, str], limits: np.ndarray, points: Mapping[str, np.ndarray]) -> str:
-    """Draw points `[N, 2]` of each series.
+    """Plot a series of points for each name.
 
     Args:
         title: title of the plot.
-        axis_names: labels of the x and y axis.
-        limits: least and greatest value of each axis, `[2, 2]`; equal for plots that are compared.
-        points: points by name.
+        axis_names: labels of the x and y axes.
+        limits: minimum and maximum of each axis, `[2, 2]`; pass the same limits to plots that will be compared.
+        points: points `[N, 2]` by series name.
     """
     with _plot(title, *axis_names, 3.8) as (axes, made):
         for number, (name, series) in enumerate(points.items()):
@@ -131,9 +137,9 @@ def _plot(title: str, x: str, y: str, height: float = 2.9) -> contextlib.Abstrac
 def _errorbar(
     axes: Axes, values: Sequence[Interval], positions: Sequence[float], colour: str, sideways: bool = False
 ) -> None:
-    """Draw values with intervals at positions on the x axis, or on the y axis if `sideways`."""
+    """Plot values with intervals at positions on the x axis, or on the y axis if `sideways` is True."""
     middle = [value["value"] for value in values]
-    # rounding may put a bootstrap interval beside its value
+    # rounding can leave a value slightly outside its bootstrap interval
     lengths = [[max(0.0, v["value"] - v["low"]) for v in values], [max(0.0, v["high"] - v["value"]) for v in values]]
     style: dict[str, Any] = {"fmt": "o", "markersize": 4, "capsize": 2.5, "linewidth": 1.3, "color": colour}
     if sideways:

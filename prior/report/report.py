@@ -1,4 +1,4 @@
-"""A report: an evaluation as one self-contained HTML page, with metrics, plots and an image gallery."""
+"""Report of an evaluation: a self-contained HTML page with metrics, plots and an image gallery."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Written:
     """Result of `write_report`."""
 
     path: str
-    """File of the page."""
+    """Path of the written page."""
     bytes: int
-    """Size of the page."""
+    """Size of the page in bytes."""
     missing: tuple[str, ...]
-    """Sentences on the page that replace missing parts."""
+    """Sentences that replace missing parts on the page."""
 
 
 def write_report(
@@ -38,18 +38,18 @@ def write_report(
     """Write the report of an evaluation.
 
     Args:
-        evaluation: folder of the evaluation.
+        evaluation: evaluation folder.
         prior: new location of the evaluated prior or predictions; None if they have not moved.
         embeddings: new location of the embeddings; None if they have not moved.
-        images: folder of the images, as webdataset shards.
-        output: file to write; None is `<evaluation>.html`.
-        config: settings of a `.pth`, as for `load_prior`; None for those of the evaluation.
-        function_version: release of a `.pth`, as for `load_prior`; None for that of the evaluation.
-        progress: called while embeddings are drawn.
+        images: folder with the images, as webdataset shards.
+        output: file to write; None for `<evaluation>.html`.
+        config: settings of a `.pth`, as for `load_prior`; None for those used in the evaluation.
+        function_version: dalle2-pytorch release for a `.pth`, as for `load_prior`; None for the evaluated one.
+        progress: called while embeddings are sampled.
 
     Raises:
-        InputError: there is no evaluation, the prior or the embeddings are not the evaluated ones, the page cannot be
-            written, or matplotlib is not installed.
+        InputError: there is no finished evaluation, the prior or the embeddings are not the evaluated ones, the page
+            cannot be written, or matplotlib is not installed.
     """
     target = _target(output, evaluation)
     source = ReportSource(evaluation, prior, embeddings, config=config, function_version=function_version)
@@ -61,7 +61,7 @@ def write_report(
 
 
 def _target(output: str | None, evaluation: str) -> str:
-    """Return the file to write; InputError if it has no default, because the evaluation is remote."""
+    """Return the file to write; InputError if no output is given and the evaluation is remote."""
     store = Store(evaluation)
     if output is None and not store.is_local:
         raise InputError(f"{store.url} is not on this machine; name a file to write with --output")

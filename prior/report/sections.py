@@ -1,7 +1,7 @@
-"""Sections of a report, each a heading and page fragments.
+"""Sections of a report, each with a heading and page fragments.
 
-A sentence replaces a part that cannot be drawn because a log, images or captions are missing. Inputs that do not belong
-together are an error.
+If a part cannot be drawn because a log, images or captions are missing, a sentence replaces it. Mismatched inputs, such
+as embeddings that were not evaluated, raise an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .gallery_section import CAPTIONS, SEARCHED_ROWS, find_rows, gallery, projec
 from .source import ReportSource
 
 PROJECTED_ROWS = 1000
-"""Largest number of rows in the projection; more points would hide each other."""
+"""Maximum number of rows in the projection; more points would overlap too much."""
 _NAMES = {
     "energy_score": "energy score", "cosine_to_image": "cosine to true image", "cosine_to_text": "cosine to its text",
     "cosine_to_unrelated_caption": "cosine to an unrelated caption",
@@ -34,39 +34,39 @@ _NAMES = {
     "recall_at_10": "recall@10", "diversity": "diversity", "frechet_distance": "Frechet distance",
     "energy_distance": "energy distance", "mmd": "MMD",
 }  # fmt: skip
-"""Names of metrics in headings and plots."""
+"""Display names of metrics for headings, tables and plots."""
 _SWEPT = {"steps": ("steps", "steps=[4,16,64]"), "guidance_scale": ("guidance scale", "guidance_scales=[1,1.5,3]")}
-"""Name of each swept setting, and an example for the command line."""
+"""Label of each swept setting, with an example value of `evaluate.sweep` for the command line."""
 _REAL = "(real against real)"
-"""Row of a table with the distances of training images."""
+"""Row label for the distances between training images and the images of the split."""
 
 Section = tuple[str, list[str]]
-"""Heading and page fragments."""
+"""Heading and page fragments of a section."""
 
 
 class Sections:
-    """Builder of all sections.
+    """Builder for all sections of a report.
 
     Args:
-        source: the evaluation and its subject.
-        images: folder of the images, as webdataset shards.
-        progress: called while embeddings are drawn.
+        source: evaluation and its subject.
+        images: folder with the images, as webdataset shards.
+        progress: called while embeddings are sampled.
     """
 
     def __init__(self, source: ReportSource, images: str, progress: ProgressCallback = no_progress) -> None:
         self._source, self._images, self._progress = source, images, progress
         self.missing: list[str] = []
-        """Sentences that replace missing parts, in the sections built so far."""
+        """Sentences that replace missing parts in the sections built so far."""
 
     def all_sections(self) -> list[Section]:
-        """Build all sections, in the order of the page."""
+        """Build all sections in page order."""
         return [
             self._about(), self._training(), *(self._metrics(split) for split in self._source.splits), self._losses(),
             self._sweeps(), self._cosines(), *self._projection_and_gallery(),
         ]  # fmt: skip
 
     def _missing_part(self, sentence: str) -> str:
-        """Return a sentence as a paragraph, and remember it."""
+        """Record a sentence about a missing part and return it as a paragraph."""
         self.missing.append(sentence)
         return page.paragraph(sentence)
 
@@ -155,7 +155,7 @@ class Sections:
         body, drawn = [], []
         for split, found in self._source.splits.items():
             sound = {weights: value for weights, value in found["losses"].items() if "broken" not in value}
-            broken = [weights for weights in found["losses"] if weights not in sound]  # in the order of the settings
+            broken = [weights for weights in found["losses"] if weights not in sound]  # in settings order
             body += [page.paragraph(f"{split}: the loss of {weights} weights is not finite.") for weights in broken]
             if sound:
                 drawn.append(draw.losses_by_timestep(f"Loss by timestep, {split}", sound))
@@ -239,7 +239,14 @@ class Sections:
 
 
 def sweep_values(predictors: Sequence[Mapping[str, Any]], setting: str) -> dict[float, Mapping[str, Any]]:
-    """Return metrics by the value of a setting, for sound predictors that otherwise equal the first."""
+    """Return the metrics of a sweep over one setting, by the value of the setting.
+
+    Only predictors that are not broken, and that differ from the first predictor in no other setting, are included.
+
+    Args:
+        predictors: entries of `metrics.json` for the predictors of a split.
+        setting: name of the sampling setting.
+    """
     first = predictors[0]
 
     def others(predictor: Mapping[str, Any]) -> Any:
@@ -253,7 +260,12 @@ def sweep_values(predictors: Sequence[Mapping[str, Any]], setting: str) -> dict[
 
 
 def _table(values: Mapping[str, Mapping[str, Mapping[str, float]]], draws: Mapping[str, int] | None = None) -> str:
-    """Build a table of values with intervals: a row for each predictor, a column for each metric."""
+    """Build a table of values with intervals, with a row per predictor and a column per metric.
+
+    Args:
+        values: intervals by predictor and metric.
+        draws: number of draws per row for each predictor; None omits the column.
+    """
     names = list(next(iter(values.values()), {}))
     rows: list[tuple[object, ...]] = []
     for predictor, metrics in values.items():

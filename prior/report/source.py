@@ -1,4 +1,4 @@
-"""Inputs of a report: a finished evaluation, and its subject, from which embeddings are drawn again."""
+"""Inputs of a report: a finished evaluation, and its subject, from which embeddings are sampled again."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ..sampling.settings import SampleSettings
 
 
 class ReportSource:
-    """An evaluation and its subject; see `write_report` for the arguments.
+    """Finished evaluation and its subject; see `write_report` for the arguments.
 
     Raises:
-        InputError: there is no evaluation, or the prior is not the evaluated one.
+        InputError: there is no finished evaluation, or the prior or predictions are not the evaluated ones.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ReportSource:
     ) -> None:
         require_whole(evaluation)
         self.evaluation = evaluation
-        """Folder of the evaluation."""
+        """Evaluation folder."""
         self.metrics = read_metrics(evaluation)
         """Content of `metrics.json`."""
         if prior is None:
@@ -47,23 +47,27 @@ class ReportSource:
             prior, config = evaluated["path"], config or evaluated.get("config")
             function_version = function_version or evaluated.get("function_version")
         self.prior = PriorSource(str(prior), config, function_version)
-        """Location of the subject."""
+        """Location of the evaluated prior or predictions."""
         self.embeddings: str = embeddings or self.metrics["embeddings"]["path"]
         """Folder of the embeddings."""
         self.splits: dict[str, dict[str, Any]] = self.metrics["splits"]
-        """Metrics of each split."""
+        """Sections of `metrics.json` by split."""
         self.rows = {split: read_rows(evaluation, split) for split in self.splits}
-        """Metrics of each row, by split."""
+        """Per-row metrics by split."""
         self.first_split = "test" if "test" in self.splits else next(iter(self.splits))
-        """Split of the projection and the gallery."""
+        """Split shown in the projection and the gallery: `test` if it was evaluated."""
         self.main: dict[str, Any] = self.splits[self.first_split]["predictors"][0]
-        """Metrics of the subject on that split."""
+        """Entry of `metrics.json` for the subject on `first_split`."""
         self.is_given: bool = self.main["name"] == GIVEN
         """True if given predictions were evaluated instead of a prior."""
         self.subject, self.no_subject = self._find_subject()
 
     def _find_subject(self) -> tuple[Subject | None, str]:
-        """Return the evaluated subject; or None with the reason why it is missing."""
+        """Return the evaluated subject, or None and the reason why it is missing.
+
+        Raises:
+            InputError: the files at its location are not the evaluated ones.
+        """
         try:
             subject = find_subject(self.prior, None)
         except InputError as error:
@@ -80,7 +84,16 @@ class ReportSource:
     def predicted(
         self, dataset: EmbeddingDataset, rows: np.ndarray, progress: ProgressCallback = no_progress
     ) -> tuple[np.ndarray | None, str]:
-        """Draw once for each row: `[N, D]` of norm 1; or None with the reason why that is not possible."""
+        """Draw one embedding of norm 1 for each row.
+
+        Args:
+            dataset: embeddings.
+            rows: row numbers, `[N]`.
+            progress: called for each block.
+
+        Returns:
+            The draws `[N, D]` and an empty reason, or None and the reason why there are none.
+        """
         if "broken" in self.main:
             return None, f"{self.main['name']} is broken: {self.main['broken']}."
         if self.subject is None:
@@ -96,7 +109,7 @@ class ReportSource:
         return (predicted, "") if np.isfinite(predicted).all() else (None, "some are not finite.")
 
     def _predictor(self, subject: Subject, dataset: EmbeddingDataset) -> tuple[Predictor, int]:
-        """Return the predictor of the evaluation, and the number of token states that it reads."""
+        """Return the evaluated predictor and the number of token states per caption that it reads."""
         if subject.is_predictions:
             return GivenPredictions(read_predictions(subject.source.path, dataset)), 0
         settings = resolve(EvaluateSettings(), "evaluate")
