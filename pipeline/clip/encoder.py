@@ -32,7 +32,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # send no usage data unl
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 """open_clip's precision names for torch dtypes."""
 _CPU_IMAGES = 32
-"""Images per pass of the image tower on the CPU, so that activations fit in its caches. With 96, each takes 7% longer."""
+"""Images per pass of the image tower on the CPU. Activations then fit in its caches; with 96, each takes 7% longer."""
 _CHARACTERS_PER_TOKEN = 64
 """Characters kept per token of context. Tokens are shorter on average, so the tokenizer would drop the rest anyway."""
 

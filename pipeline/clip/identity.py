@@ -79,8 +79,8 @@ def compare_clips(
 ) -> Match:
     """Compare two CLIPs by their recorded identities and locations, without loading either.
 
-    If both identities include a hash of the weights, they decide. Otherwise open_clip models and tags do. Weights given
-    by path have no tag, so without hashes the result is "unknown".
+    If both identities include a hash of the weights, comparing the identities decides. Otherwise open_clip models and
+    tags do. Weights given by path have no tag, so without hashes the result is "unknown".
 
     Args:
         known, location: identity and location of the first CLIP, as for `is_same_clip`; either may be empty.

@@ -114,7 +114,7 @@ def _clear(module: nn.Module, name: str) -> None:
 
 @torch.inference_mode()
 def _is_equal(block: nn.Module, replacement: PackedBlock) -> bool:
-    """Return whether both give equal results, up to rounding, for random tokens with a causal mask."""
+    """Return whether both blocks give equal results, up to rounding, for random tokens with a causal mask."""
     weight: torch.Tensor = block.attn.in_proj_weight  # type: ignore[assignment,union-attr]
     noise = torch.randn(5, 5, weight.shape[1], generator=torch.Generator().manual_seed(0))
     x, mask = noise.to(weight.dtype), torch.full((5, 5), float("-inf")).triu(1)

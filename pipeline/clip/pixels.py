@@ -25,7 +25,7 @@ This is Pillow's limit against decompression bombs: 256 MB of RGB values.
 
 
 class PixelError(Exception):
-    """Raised when an image cannot be decoded. The message contains the outcome and the reason."""
+    """Raised when an image cannot be decoded or has too many pixels. The message has the form `outcome: reason`."""
 
 
 class Pixels:
@@ -75,7 +75,7 @@ class Pixels:
             raise PixelError(f"image_decode: {str(error)[:200]}") from None
 
     def batch(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Stack decoded images into a batch `[B, 3, H, W]` on the device, and normalise it if the transform is split."""
+        """Stack decoded images into a batch `[B, 3, H, W]` on the device. Normalise it if the transform is split."""
         stacked = torch.stack(list(images))
         if self._device.type == "cuda":
             stacked = stacked.pin_memory()

@@ -85,6 +85,6 @@ class EncoderSettings(Settings):
     batch_size: int = Field(default=64, ge=1)
     """Number of captions per forward pass of the text tower."""
     token_states: bool = False
-    """Fail on loading if the text tower provides no token states."""
+    """Raise an error on loading if the text tower provides no token states."""
     compile: bool = False
     """Compile the image tower with torch.compile."""

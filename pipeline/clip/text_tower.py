@@ -53,7 +53,7 @@ class TextTower:
             ends = (getattr(self._tower, name, None) for name in ("text_eos_id", "eos_id"))
             self._end_id = next((end for end in ends if end is not None), None)
         self.ends_at_end_of_text = pooling in ("argmax", "eos") and _is_causal(self._tower)
-        """True if only tokens up to end-of-text affect the result, as in causal towers, but not in SigLIP's tower."""
+        """True if only tokens up to end-of-text affect the result. True for most causal towers, not for SigLIP's."""
         self.is_cut = False
         """True if each batch is cut after its last end-of-text token."""
         self.token_width: int | None = None
@@ -107,7 +107,7 @@ class TextTower:
         return TextEmbeds(text_embed, torch.cat(states), lengths)
 
     def lengths(self, tokens: torch.Tensor) -> list[int]:
-        """Return the number of positions that matter in each row: through end-of-text in causal towers, otherwise all."""
+        """Return the number of positions that matter in each row: through end-of-text if later ones do not, else all."""
         if not self.ends_at_end_of_text:
             return [tokens.shape[1]] * tokens.shape[0]
         return [end + 1 for end in self._ends(tokens).tolist()]
@@ -155,7 +155,7 @@ def _is_causal(tower: Any) -> bool:
 
 
 def _is_plain(tower: Any) -> bool:
-    """Return whether the tower has only the parts that `_forward_cut` computes."""
+    """Return whether the tower has exactly the parts that `_forward_cut` computes."""
     parts = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
     if not all(hasattr(tower, name) for name in parts) or not hasattr(tower.transformer, "get_cast_dtype"):
         return False

@@ -126,7 +126,11 @@ class StoredArray:
         self.count = len(array)
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """See `Texts`; raises InputError if the prior needs another size or token states, or a value is not finite."""
+        """Yield all texts in order; see `Texts`.
+
+        Raises:
+            InputError: the prior takes embeddings of another size or token states, or a value is not finite.
+        """
         _require_size(self._path, self._array.shape[1], prior)
         if prior.token_states_used:
             raise InputError(
@@ -155,7 +159,11 @@ class StoredEmbeddings:
         self.count = self._dataset.count
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """See `Texts`; raises InputError if another CLIP embedded the texts, or their size does not fit the prior."""
+        """Yield all texts in order; see `Texts`.
+
+        Raises:
+            InputError: another CLIP embedded the texts, or the prior takes embeddings of another size.
+        """
         _require_size(self._dataset.store.url, self._dataset.embed_dim, prior)
         url, name = self._dataset.store.url, clip_named(prior.config.clip_settings)
         match = match_clips(prior.config, self._dataset)
