@@ -228,7 +228,7 @@ class Prior:
             self.network.clear_derived()
 
     def _checked(self, noise: Iterator[torch.Tensor], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
-        """Yield the noise on this prior's device. If `init_clamp` is set, rescale the first tensor to the radius."""
+        """Yield the noise on this prior's device. If `init_clamp` is set, rescale the first tensor to a fixed norm."""
         for index, value in enumerate(noise):
             if value.shape != shape:
                 raise SettingsError(f"noise number {index} has shape {list(value.shape)}, needed is {list(shape)}")

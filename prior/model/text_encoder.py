@@ -28,7 +28,7 @@ def find_text_encoder(
     Args:
         location: settings that load the CLIP, from `clip_location`.
         identity: expected identity; empty if unknown.
-        made: end of the error message "... than the one", such as "this prior was trained with".
+        made: words that complete the error message "... than the one ...", such as "this prior was trained with".
         device: device and number of threads.
 
     Raises:
