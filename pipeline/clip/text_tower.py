@@ -53,7 +53,7 @@ class TextTower:
             ends = (getattr(self._tower, name, None) for name in ("text_eos_id", "eos_id"))
             self._end_id = next((end for end in ends if end is not None), None)
         self.ends_at_end_of_text = pooling in ("argmax", "eos") and _is_causal(self._tower)
-        """True if only tokens up to end-of-text affect the result: in causal towers that pool there, but not in SigLIP's."""
+        """True if only tokens up to end-of-text affect the result. SigLIP's tower, for example, reads all tokens."""
         self.is_cut = False
         """True if each batch is cut after its last end-of-text token."""
         self.token_width: int | None = None
@@ -107,7 +107,7 @@ class TextTower:
         return TextEmbeds(text_embed, torch.cat(states), lengths)
 
     def lengths(self, tokens: torch.Tensor) -> list[int]:
-        """Return the number of positions that matter in each row: through end-of-text, or all if later tokens matter."""
+        """Return the number of relevant positions in each row: through end-of-text, or all if later tokens matter."""
         if not self.ends_at_end_of_text:
             return [tokens.shape[1]] * tokens.shape[0]
         return [end + 1 for end in self._ends(tokens).tolist()]

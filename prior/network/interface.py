@@ -185,7 +185,7 @@ class Network(nn.Module, abc.ABC):
                 module.to(dtype)
 
     def clear_derived(self) -> None:
-        """Discard all values computed from the weights. Needed after changes that torch does not count; see `derived`."""
+        """Discard all values computed from the weights. Call this after changes that torch does not count."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.clear_derived()

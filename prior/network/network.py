@@ -216,7 +216,7 @@ class PriorNetwork(Network):
     def _prefix_tokens(
         self, text_embed: torch.Tensor, token_states: torch.Tensor | None, drop_text: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the text tokens `[B, P, C]`; see `prefix`. They include the padding unless `pads_only` is true."""
+        """Return the text tokens `[B, P, C]`; see `prefix`. Padding is included only with token states."""
         if drop_text is not None and not self.function.has_null_tokens:
             raise ValueError(f"the function of dalle2-pytorch {self.function} cannot drop the text")
         text: torch.Tensor = self.to_text(text_embed)  # (B, num_text_embeds, C)
