@@ -1,1 +1,1 @@
-"""CLIP models: the source of their weights, their identity, and the image and text encoders."""
+"""CLIP models: weight sources, identities, and image and text encoders."""

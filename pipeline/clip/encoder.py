@@ -1,4 +1,4 @@
-"""CLIP encoder: images and captions -> embeddings and token states. The only module that imports open_clip."""
+"""CLIP encoder: turns images and captions into embeddings and token states. Only this module imports open_clip."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from .text_tower import TextEmbeds, TextTower, probe_captions
 
 __all__ = ["ClipEncoder", "check_clip", "clip_location", "clip_source", "identify_clip", "load_encoder"]
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # no usage data is sent unless the user asks for it
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # send no usage data unless the user asks for it
 
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""open_clip's names of torch dtypes."""
+"""open_clip's precision names for torch dtypes."""
 _CPU_IMAGES = 32
-"""Images in one pass of the image tower on the CPU, so that activations stay in its caches; 96 take 7% longer each."""
+"""Images per pass of the image tower on the CPU. Activations then fit in its caches; with 96, each takes 7% longer."""
 _CHARACTERS_PER_TOKEN = 64
-"""Characters kept per token of context. Tokens have fewer characters on average, so the tokenizer drops the rest."""
+"""Characters kept per token of context. Tokens are shorter on average, so the tokenizer would drop the rest anyway."""
 
 
 def check_clip(settings: ClipSettings) -> None:
     """Check that a CLIP is available, without loading it.
 
     Raises:
-        InputError: open_clip does not know the model or tag, a local file is missing, or nothing states what weights
-            given by path were trained with. The message lists the nearest names, or the choices.
+        InputError: open_clip does not know the model or tag, a local file is missing, or the preprocessing or
+            activation of weights given by path is unknown. The message lists the nearest names or the choices.
     """
     import open_clip
 
@@ -50,7 +50,7 @@ def check_clip(settings: ClipSettings) -> None:
 
 
 def clip_source(settings: ClipSettings) -> dict[str, Any]:
-    """Return the name of a CLIP without loading it, with hashes of local files in place of their paths.
+    """Describe where a CLIP comes from, without loading it. Hashes of local files replace their paths.
 
     Raises:
         InputError: a local file or folder is missing.
@@ -69,7 +69,7 @@ def _is_tag(model: str, name: str) -> bool:
 
 
 def is_plain(settings: ClipSettings) -> bool:
-    """Return whether open_clip's own preprocessing and activation are those that the weights and settings need."""
+    """Return whether the weights and settings need nothing but open_clip's own preprocessing and activation."""
     import open_clip
 
     if settings.preprocess is not None and settings.preprocess.size is not None:
@@ -80,7 +80,7 @@ def is_plain(settings: ClipSettings) -> bool:
 
 
 def embedding_size(settings: ClipSettings) -> int | None:
-    """Return the size of a CLIP's embeddings without loading it; None for a hub model."""
+    """Return the size of a CLIP's embeddings without loading it; None if unknown, as for a hub model."""
     import open_clip
 
     source = _source(settings)
@@ -95,7 +95,7 @@ def identify_clip(settings: ClipSettings) -> dict[str, Any]:
     """Load a CLIP and return the parts of its identity that do not depend on device or precision.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: the CLIP cannot be loaded.
     """
     return _identify(settings, fingerprint(clip_source(settings)))
 
@@ -109,7 +109,7 @@ def _identify(settings: ClipSettings, source: str) -> dict[str, Any]:
 
 
 def load_encoder(settings: EncoderSettings) -> ClipEncoder:
-    """Load an encoder. The last one is cached until its files change, so that a process holds one model."""
+    """Load an encoder. The last one is cached until its files change, so that a process keeps only one in memory."""
     return _load_encoder(settings, fingerprint(clip_source(settings.clip)))
 
 
@@ -119,7 +119,7 @@ def _load_encoder(settings: EncoderSettings, source: str) -> ClipEncoder:
 
 
 def load_text_encoder(settings: EncoderSettings) -> ClipEncoder:
-    """Load an encoder without its image tower; cached as in `load_encoder`."""
+    """Load an encoder without its image tower. It is cached as in `load_encoder`."""
     return _load_text_encoder(settings, fingerprint(clip_source(settings.clip)))
 
 
@@ -131,11 +131,11 @@ def _load_text_encoder(settings: EncoderSettings, source: str) -> ClipEncoder:
 
 
 class ClipEncoder:
-    """An open_clip model with its preprocessing and tokenizer.
+    """open_clip model with its preprocessing and tokenizer.
 
     Raises:
-        InputError: the model is unknown, its weights are unavailable or do not fit, or it gives no token states and
-            the settings ask for them.
+        InputError: the model is unknown, its weights are unavailable or do not fit, or the settings ask for token
+            states that the text tower does not provide.
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
@@ -161,7 +161,7 @@ class ClipEncoder:
     def _describe(self, settings: EncoderSettings, config: dict[str, Any]) -> dict[str, Any]:
         import open_clip
 
-        is_cast = settings.dtype != "float32"  # weights are hashed in float32, since rounding would change the hash
+        is_cast = settings.dtype != "float32"  # hash the weights in float32, because rounding would change the hash
         return {
             "source": clip_source(settings.clip),
             **(identify_clip(settings.clip) if is_cast else describe_function(self._model, config, open_clip)),
@@ -174,11 +174,11 @@ class ClipEncoder:
         }
 
     def drop_image_tower(self) -> None:
-        """Free the image tower when only captions are encoded."""
+        """Free the image tower's memory, for use when only captions are encoded."""
         self._model.visual = None
 
     def decode(self, data: bytes) -> torch.Tensor:
-        """Decode and preprocess one image for `encode_images`. Thread-safe.
+        """Decode and preprocess one image for `encode_images`. This method is thread-safe.
 
         Raises:
             PixelError: the bytes are not an image, or the image has too many pixels.
@@ -186,35 +186,35 @@ class ClipEncoder:
         return self._pixels.decode(data)
 
     def encode_images(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Encode decoded images as embeddings `[B, D]`, float32, not normalised, on the tower's device.
+        """Encode decoded images as embeddings `[B, D]`: float32, not normalised, on the encoder's device.
 
-        On a GPU the call returns before the result is computed.
+        On a GPU the call returns before the result has been computed.
         """
         return self.encode_pixels(self.prepare(images))
 
     def encode_texts(self, captions: list[str], token_states: bool = False) -> TextEmbeds:
-        """Encode captions as pooled embeddings and, on request, token states; the result is on the CPU."""
+        """Encode captions as pooled embeddings and, if requested, token states. Results are on the CPU."""
         return self.encode_tokens(self.tokenize(captions), token_states)
 
     def prepare(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Batch decoded images as the image tower's input `[B, 3, H, W]`, on the tower's device."""
+        """Batch decoded images into the image tower's input `[B, 3, H, W]`, on the encoder's device."""
         return self._pixels.batch(images)
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode pixels `[B, 3, H, W]` as embeddings `[B, D]`, float32, not normalised, on the tower's device."""
+        """Encode pixels `[B, 3, H, W]` as embeddings `[B, D]`: float32, not normalised, on the encoder's device."""
         passes = torch.split(pixels, _CPU_IMAGES) if pixels.is_cpu else [pixels]
         return torch.cat([torch.as_tensor(self._model.encode_image(images)) for images in passes]).float()
 
     def tokenize(self, captions: list[str]) -> torch.Tensor:
-        """Tokenize captions: `[B, T]` int64, where T is the context length."""
+        """Tokenize captions to `[B, T]` int64, where T is the context length."""
         longest = _CHARACTERS_PER_TOKEN * int(self._model.context_length)
-        # byte-pair encoding takes minutes for one word of 100,000 letters, and a few hundred letters fill the context
+        # byte-pair encoding takes minutes for a 100,000-letter word, though a few hundred letters fill the context
         shortened = [c if len(c) <= longest else " ".join(c.split())[:longest] for c in captions]
         return torch.as_tensor(self._tokenizer(shortened))
 
     def encode_tokens(self, tokens: torch.Tensor, token_states: bool = False) -> TextEmbeds:
-        """Encode tokens `[B, T]` as pooled embeddings and, on request, token states; the result is on the CPU."""
+        """Encode tokens `[B, T]` as pooled embeddings and, if requested, token states. Results are on the CPU."""
         return self._text.encode(tokens, token_states)
 
 
@@ -223,10 +223,10 @@ def _longer_side(size: int | tuple[int, int]) -> int:
 
 
 def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """Load a model with its preprocessing, tokenizer and config. A model without its weights is an error.
+    """Load a model, its preprocessing, tokenizer and config. Unavailable weights are an error.
 
     Raises:
-        InputError: the model or its weights are unavailable, or they do not fit.
+        InputError: the model or its weights are unavailable, or the weights do not fit the model.
         SettingsError: a setting would have no effect.
     """
     import open_clip
@@ -244,7 +244,7 @@ def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, An
             if plan.name.startswith(HUB_PREFIX):
                 stored = hub_config(plan.name.removeprefix(HUB_PREFIX), open_clip)
                 trained = trained_by_config(settings, stored, open_clip)
-            # weights trained with one activation give wrong embeddings with the other
+            # running weights with an activation that they were not trained with gives wrong embeddings
             if settings.quick_gelu is None:
                 warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
             else:
@@ -262,7 +262,7 @@ def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, An
             config = open_clip.get_model_config(plan.name)
     except (InputError, SettingsError):
         raise
-    except Exception as error:  # open_clip passes on any exception of torch, the hub and its parsers
+    except Exception as error:  # open_clip lets any exception from torch, the hub or a parser propagate
         raise explain(settings, error) from error
     if settings.quick_gelu is not None and settings.quick_gelu != has_quick_gelu(model):
         raise SettingsError(
@@ -272,7 +272,7 @@ def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, An
 
 
 def _options(settings: ClipSettings, trained: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that replace open_clip's own preprocessing and activation."""
+    """Return the open_clip arguments that override its own preprocessing and activation."""
     options = {f"image_{name}": trained[name] for name in PREPROCESS_FIELDS if name in trained}
     if settings.preprocess is not None and settings.preprocess.size is not None:
         options["force_image_size"] = settings.preprocess.size

@@ -1,4 +1,4 @@
-"""Errors of loading a CLIP, reported once and in the user's terms."""
+"""User-facing errors for CLIPs that fail to load, each reported once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..explain import one_line
 from .settings import ClipSettings
 
 _LONGEST = 400
-"""Characters of a library's message that are shown; a checkpoint of another architecture lists hundreds of tensors."""
+"""Characters shown of a library's message, which lists hundreds of tensors for a checkpoint of another architecture."""
 
 
 @contextlib.contextmanager
 def silence_library_logs() -> Iterator[None]:
-    """Hide what open_clip and the hub log about failures, since the exception that follows reports them."""
+    """Suppress what open_clip and the hub log about a failure, since the exception that follows reports it."""
     hub, root = logging.getLogger("huggingface_hub"), logging.getLogger()
     level = hub.level
 
@@ -33,10 +33,10 @@ def silence_library_logs() -> Iterator[None]:
 
 
 def explain(settings: ClipSettings, error: Exception) -> InputError:
-    """Return the error to raise for a failed load, with the fix where one is known."""
+    """Return the error to raise for a failed load. It includes the fix if one is known."""
     wanted = f"embed.clip.model={settings.model}, pretrained={settings.pretrained}"
     *_, cause = _causes(error)
-    # open_clip logs why a hub's weights are absent, and raises this later
+    # open_clip logs why weights from a hub are missing, and raises this error later
     is_absent = "Required pretrained weights" in str(error)
     if is_absent or any(type(link).__name__ == "LocalEntryNotFoundError" for link in _causes(error)):
         reason = "its config is there, its weights are not" if is_absent else str(cause)
@@ -50,7 +50,7 @@ def explain(settings: ClipSettings, error: Exception) -> InputError:
             f"{wanted}: these weights were trained with the other activation than {settings.model} has "
             f"({one_line(error, _LONGEST)}); name {settings.model}-quickgelu, or set embed.clip.quick_gelu"
         )
-    if isinstance(error, RuntimeError):  # torch names the tensors that do not fit
+    if isinstance(error, RuntimeError):  # torch's message names the tensors that do not fit
         return InputError(f"{wanted}: cannot be loaded ({one_line(error, _LONGEST)})")
     reason = f"{type(error).__name__}: {one_line(error, _LONGEST)}".removesuffix(": ")
     return InputError(
@@ -60,7 +60,7 @@ def explain(settings: ClipSettings, error: Exception) -> InputError:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, then the error it was raised from, and so on to the first."""
+    """Yield an error, the error that caused it, and so on back to the first."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

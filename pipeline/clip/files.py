@@ -1,4 +1,4 @@
-"""Files of a CLIP on this machine: the weights in a folder, the config, and their hashes."""
+"""CLIP files on this machine: the weights in a folder, the config, and their hashes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from ..contract.listing import is_data
 from ..errors import InputError
 
 CONFIG_NAME = "open_clip_config.json"
-"""open_clip's name for the JSON file with a model's architecture and preprocessing."""
+"""open_clip's file name for the JSON config, which holds a model's architecture and preprocessing."""
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _PREFERRED = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
 )  # fmt: skip
-"""Names of weight files that open_clip prefers, in its order."""
+"""Names of weight files that open_clip prefers, most preferred first."""
 _CHOICES = {"interpolation": ("bicubic", "bilinear", "random"), "resize_mode": ("shortest", "longest", "squash")}
-"""Preprocessing values that open_clip accepts."""
+"""Values that open_clip accepts for these preprocessing fields."""
 
 
 def find_weights(folder: Path) -> Path:
-    """Return the weights in a CLIP's folder: the name that open_clip prefers, or the only file of weights.
+    """Return the weight file in a CLIP's folder: the one whose name open_clip prefers, or else the only one.
 
     Raises:
-        InputError: there is no such file, or there are several and none has a preferred name.
+        InputError: the folder has no weight file, it has several and none has a preferred name, or the chosen file is
+            empty or a Git LFS pointer.
     """
     candidates = sorted(
         path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES and is_data(path.name) and path.is_file()
@@ -50,10 +51,10 @@ def find_weights(folder: Path) -> Path:
 
 
 def require_content(weights: Path) -> None:
-    """Check that a file of weights is not empty and not a Git LFS pointer.
+    """Check that a weight file is neither empty nor a Git LFS pointer.
 
     Raises:
-        InputError: the file is empty or a pointer.
+        InputError: the file is empty or a Git LFS pointer.
     """
     with weights.open("rb") as file:
         if is_lfs_pointer(file):
@@ -63,10 +64,10 @@ def require_content(weights: Path) -> None:
 
 
 def read_clip_config(path: Path) -> dict[str, Any] | None:
-    """Read a CLIP's config: `model_cfg` and possibly `preprocess_cfg`. Return None if there is no file.
+    """Read a CLIP's config: `model_cfg` and optionally `preprocess_cfg`. Return None if the file does not exist.
 
     Raises:
-        InputError: the file is not a config of open_clip.
+        InputError: the file is not an open_clip config.
     """
     if not path.is_file():
         return None
@@ -85,7 +86,7 @@ def read_clip_config(path: Path) -> dict[str, Any] | None:
 
 
 def _require_preprocess(preprocess: Mapping[str, Any], path: Path) -> None:
-    """Check preprocessing values that open_clip accepts at load time but fails on with the first image.
+    """Check for preprocessing values that open_clip accepts when loading, only to fail on the first image.
 
     Raises:
         InputError: a value has the wrong type or is unknown.

@@ -1,4 +1,4 @@
-"""Comparison of CLIPs: two names are one CLIP if weights, activation and preprocessing are equal."""
+"""CLIP identity and comparison: two names mean the same CLIP if weights, activation and preprocessing are equal."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from .settings import ClipSettings
 _FUNCTION = ("weights_sha256", "activation", "preprocess")
 """Parts of an identity that determine a CLIP's embeddings, up to rounding."""
 _CONFIGS = ("architecture_sha256", "config_sha256")
-"""Hashes of a config without default values, and of the config as written. Two configs are equal if either hash is."""
+"""Hashes of a config without default values and of the config as written. Configs are equal if either hash matches."""
 _ACTIVATION = "-quickgelu"
-"""Suffix of open_clip's model names for OpenAI's activation. A tag has the same weights with and without it."""
+"""Suffix of open_clip model names that use OpenAI's activation. With or without it, a tag has the same weights."""
 Match = Literal["same", "other", "unknown"]
 
 
 def clip_difference(known: Mapping[str, Any], other: Mapping[str, Any], *, strict: bool = False) -> str:
-    """Name the values in which two identities differ, among those that both have; empty if they are one CLIP.
+    """Name the values in which two identities differ. An empty result means that they are the same CLIP.
+
+    By default only weights, activation, preprocessing and config are compared, and only if both identities have them.
 
     Args:
-        strict: compare all values, such as the dtype, except the source.
+        known: first identity.
+        other: second identity.
+        strict: compare all values except the source, such as the dtype, including those that only one identity has.
     """
     names = {*known, *other} - {"source", *_CONFIGS} if strict else {*known} & {*other} & {*_FUNCTION}
     before = {name: known[name] for name in names if name in known}
@@ -41,12 +45,13 @@ def clip_difference(known: Mapping[str, Any], other: Mapping[str, Any], *, stric
 def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: ClipSettings) -> bool:
     """Return whether settings name the CLIP with a known identity or location.
 
-    Equal sources decide, and so do two tags. Otherwise the CLIP of the settings is loaded to compare its weights. A
-    CLIP that cannot be loaded counts as another one.
+    Equal sources mean the same CLIP. If both sources are tags without overrides, the tags decide. Otherwise the CLIP in
+    `wanted` is loaded to compare its weights. A CLIP that cannot be loaded counts as a different one.
 
     Args:
-        known: its identity from a manifest; empty if unknown.
-        location: its location, see `clip_location`; may be empty.
+        known: identity of the known CLIP, from a manifest; empty if unknown.
+        location: location of the known CLIP, from `clip_location`; may be empty.
+        wanted: settings of the CLIP to compare.
     """
     from .encoder import clip_source, embedding_size, identify_clip
 
@@ -63,7 +68,7 @@ def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: 
             return located is not None and not clip_difference(identify_clip(located), identify_clip(wanted))
         size = embedding_size(wanted)
         if None not in (size, known.get("embed_dim")) and size != known["embed_dim"]:
-            return False  # decided without fetching gigabytes of weights
+            return False  # decided without downloading gigabytes of weights
         return not clip_difference(known, identify_clip(wanted))
     except InputError:
         return False
@@ -74,7 +79,8 @@ def compare_clips(
 ) -> Match:
     """Compare two CLIPs by their recorded identities and locations, without loading either.
 
-    Hashes of weights decide if both are known, else open_clip models and tags. Weights from a path have no tag.
+    If both identities include a hash of the weights, comparing the identities decides. Otherwise open_clip models and
+    tags do. Weights given by path have no tag, so without hashes the result is "unknown".
 
     Args:
         known, location: identity and location of the first CLIP, as for `is_same_clip`; either may be empty.
@@ -94,7 +100,7 @@ def compare_clips(
 
 
 def text_parts(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of an identity or location that text embeddings depend on: all but image preprocessing."""
+    """Return the parts of an identity or location that affect text embeddings: all except image preprocessing."""
     return {
         name: text_parts(value) if name == "source" else value
         for name, value in described.items()
@@ -103,7 +109,7 @@ def text_parts(described: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tag(source: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the normalised open_clip model and tag that a source names; None for a folder, a file or a hub."""
+    """Return the normalised open_clip model and tag that a source names; None for a folder, file or hub model."""
     model, pretrained = source.get("model"), source.get("pretrained")
     if not model or not pretrained or ":" in model or "/" in pretrained or "\\" in pretrained:
         return None
@@ -111,12 +117,12 @@ def _tag(source: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _weights_name(tag: tuple[str, str] | None) -> tuple[str, str] | None:
-    """Return a model and tag without the activation's suffix, since both activations share the weights."""
+    """Return a model and tag without the activation suffix, since models with either activation share the weights."""
     return None if tag is None else (tag[0].removesuffix(_ACTIVATION), tag[1])
 
 
 def _overrides(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a source that change the CLIP that it names."""
+    """Return the values in a source that modify the CLIP it names."""
     return {name: value for name, value in source.items() if name not in ("model", "pretrained")}
 
 
@@ -124,8 +130,9 @@ def describe_function(model: Any, config: Mapping[str, Any], library: Any) -> di
     """Return the parts of a loaded CLIP's identity that determine its embeddings, up to rounding.
 
     Args:
-        config: its config without preprocessing.
-        library: open_clip, which only `encoder` imports.
+        model: the loaded open_clip model.
+        config: the model's config without preprocessing.
+        library: the open_clip module, which only `encoder` imports.
     """
     preprocess = sorted(model.visual.preprocess_cfg.items())
     return {
@@ -138,12 +145,12 @@ def describe_function(model: Any, config: Mapping[str, Any], library: Any) -> di
 
 
 def has_quick_gelu(model: torch.nn.Module) -> bool:
-    """Return whether a tower built by open_clip uses OpenAI's approximation of GELU."""
+    """Return whether a model built by open_clip uses QuickGELU, OpenAI's approximation of GELU."""
     return any(type(module).__name__ == "QuickGELU" for module in model.modules())
 
 
 def hash_weights(model: torch.nn.Module) -> str:
-    """Return the SHA-256 of the names and float32 values of all weights, independent of their file format."""
+    """Return the SHA-256 of the names and float32 values of all weights. It does not depend on the file format."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())

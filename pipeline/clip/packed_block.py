@@ -1,7 +1,7 @@
-"""Faster transformer blocks of an open_clip tower on the CPU, with weights in oneDNN's layout.
+"""Faster CPU versions of the transformer blocks in an open_clip tower, with weights in oneDNN's layout.
 
-Results are the same up to rounding. On 2 cores, ViT-B/32's image tower is a quarter faster in float32, and a tenth in
-bfloat16.
+Results are equal up to rounding. On 2 cores, the ViT-B/32 image tower runs a quarter faster in float32 and a tenth
+faster in bfloat16.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import nn
 from ..compute.onednn import pack, packed_product, packing_available
 
 _ROWS = 1024
-"""Tokens per pass that the weight layout is chosen for; the best layout differs little for other numbers."""
+"""Tokens per pass that the weight layout is tuned for. For other numbers, the best layout is only slightly faster."""
 _Layer = Callable[[torch.Tensor], torch.Tensor]
 _LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-"""Largest relative difference in a block's residual for two blocks to count as equal: far above rounding errors."""
+"""Maximum relative difference in a block's residual for two blocks to count as equal, far above rounding error."""
 
 
 def pack_blocks(model: nn.Module) -> int:
-    """Replace the forward pass of each supported block of `model`, and return the number of replaced blocks.
+    """Replace the forward pass of each supported block in `model`, and return the number of blocks replaced.
 
-    Each block is tested first. A block with other parts or another result stays as it is. The weights of a packed
-    block are emptied, so that memory holds no second copy.
+    Each block is tested first. A block with other parts or a different result keeps its forward pass. The original
+    weights of a replaced block are emptied, so that memory holds only one copy.
     """
     packed = 0
     for module in model.modules():
@@ -42,7 +42,7 @@ def pack_blocks(model: nn.Module) -> int:
 
 
 class PackedBlock:
-    """Forward pass of a residual block: attention, then a network of two layers, each on normalised input.
+    """Forward pass of a residual block: attention, then a two-layer MLP, each applied to normalised input.
 
     Args:
         block: open_clip's block, whose weights are copied.
@@ -64,7 +64,7 @@ class PackedBlock:
     def __call__(
         self, x: torch.Tensor, k_x: None = None, v_x: None = None, attn_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Apply the block to `[B, L, D]`, or to `[L, B, D]` if the tower has the batch second. The shape is kept."""
+        """Apply the block to `[B, L, D]`, or to `[L, B, D]` if the tower is not batch-first. The shape is unchanged."""
         x = x + self._scales[0](self._attend(self._norms[0](x), attn_mask))
         hidden = self._rise(self._norms[1](x))
         return x + self._scales[1](self._fall(hidden if self._gelu else self._activation(hidden)))
@@ -83,7 +83,7 @@ class PackedBlock:
 
 
 class _Product:
-    """A linear layer with packed weights."""
+    """Linear layer with packed weights, optionally followed by GELU."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, gelu: bool = False) -> None:
         self._packed, self._gelu = pack(weight.detach(), _ROWS), gelu
@@ -107,14 +107,14 @@ def _is_supported(block: nn.Module) -> bool:
 
 
 def _clear(module: nn.Module, name: str) -> None:
-    """Free the values of a weight and keep its dtype, which open_clip reads."""
+    """Free a weight's values but keep its dtype, which open_clip reads."""
     parameter = module.get_parameter(name)
     parameter.data = parameter.data.new_empty(0)
 
 
 @torch.inference_mode()
 def _is_equal(block: nn.Module, replacement: PackedBlock) -> bool:
-    """Return whether both give the same result for random tokens with a causal mask."""
+    """Return whether both blocks give equal results, up to rounding, for random tokens with a causal mask."""
     weight: torch.Tensor = block.attn.in_proj_weight  # type: ignore[assignment,union-attr]
     noise = torch.randn(5, 5, weight.shape[1], generator=torch.Generator().manual_seed(0))
     x, mask = noise.to(weight.dtype), torch.full((5, 5), float("-inf")).triu(1)

@@ -1,4 +1,4 @@
-"""Decoding and preprocessing of images for a CLIP's image tower."""
+"""Image decoding and preprocessing for a CLIP's image tower."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from torchvision.transforms import Compose, Normalize, ToTensor  # type: ignore[
 
 from ..images.upright import eight_bit_image, orientation, turn_image
 
-# Pillow suggests RGBA for such images; the colours of the palette are correct
+# Pillow recommends converting such images to RGBA, but their palette colours are correct without it
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
 _MAX_PIXELS = 89_478_485
-"""Largest number of pixels of an image, before and after its shorter side is resized.
+"""Maximum number of pixels in an image, both before and after its shorter side is resized.
 
-It is Pillow's limit against decompression bombs: 256 MB of RGB values.
+This is Pillow's limit against decompression bombs: 256 MB of RGB values.
 """
 
 
 class PixelError(Exception):
-    """Failure to decode an image; the message holds the outcome and the reason."""
+    """Raised when an image cannot be decoded or has too many pixels. The message has the form `outcome: reason`."""
 
 
 class Pixels:
     """Preprocessing of an open_clip model, split into two parts.
 
-    `decode` resizes and crops, in threads that run beside the model. `batch` divides by 255 and normalises a whole
-    batch at once. The numbers are the same, and no decoding thread starts a torch thread pool. A transform that does
-    not end in these two steps is not split.
+    `decode` resizes and crops, in threads that run alongside the model. `batch` divides by 255 and normalises a whole
+    batch at once. The resulting values are the same as without the split, and decoding threads start no torch thread
+    pool. A transform that does not end in `ToTensor` and `Normalize` is not split.
 
     Args:
-        preprocess: open_clip's transform for inference.
-        image_size: side of the transform's output in pixels.
+        preprocess: open_clip's inference transform.
+        image_size: longer side of the transform's output, in pixels.
         device, dtype: device and dtype of batches.
     """
 
@@ -53,8 +53,8 @@ class Pixels:
     def decode(self, data: bytes) -> torch.Tensor:
         """Decode one image as uint8 `[H, W, 3]`, or as float32 `[3, H, W]` if the transform is not split.
 
-        The image is rotated according to its EXIF orientation and scaled to 8 bits per channel before preprocessing.
-        Thread-safe.
+        Before preprocessing, the image is rotated according to its EXIF orientation and converted to 8 bits per
+        channel. This method is thread-safe.
 
         Raises:
             PixelError: the bytes are not an image, or the image has too many pixels.
@@ -69,13 +69,13 @@ class Pixels:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise PixelError(f"image_too_large: {error}") from None
-        except UnidentifiedImageError:  # its message contains a memory address, which differs between runs
+        except UnidentifiedImageError:  # Pillow's message contains a memory address, which differs between runs
             raise PixelError("image_decode: no image of a known kind") from None
-        except Exception as error:  # decoders raise any exception on malicious bytes
+        except Exception as error:  # decoders can raise any exception on malicious bytes
             raise PixelError(f"image_decode: {str(error)[:200]}") from None
 
     def batch(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Stack decoded images as `[B, 3, H, W]` on the device."""
+        """Stack decoded images into a batch `[B, 3, H, W]` on the device. Normalise it if the transform is split."""
         stacked = torch.stack(list(images))
         if self._device.type == "cuda":
             stacked = stacked.pin_memory()
@@ -87,6 +87,6 @@ class Pixels:
     def _check_size(self, width: int, height: int) -> None:
         if width * height > _MAX_PIXELS:
             raise PixelError(f"image_too_large: {width} x {height} pixels, more than {_MAX_PIXELS:,}")
-        # a thin image grows when its shorter side is resized to the model's
+        # resizing the shorter side to the model's size can enlarge a thin image
         if self._image_size**2 * max(width, height) / max(1, min(width, height)) > _MAX_PIXELS:
             raise PixelError(f"image_too_thin: {width} x {height} pixels")

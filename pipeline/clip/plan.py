@@ -1,6 +1,6 @@
-"""Plan for loading a CLIP: the model that open_clip builds, its weights, and their preprocessing and activation.
+"""Plan for loading a CLIP: the model for open_clip to build, its weights, and their preprocessing and activation.
 
-The `library` argument is always open_clip, which only `encoder` imports.
+The `library` argument is always the open_clip module, which only `encoder` imports.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class ClipPlan:
     """Plan for loading a CLIP."""
 
     name: str
-    """Model name for open_clip."""
+    """Model name to pass to open_clip."""
     pretrained: str | None
-    """Tag or absolute path for open_clip."""
+    """Tag or absolute path to pass to open_clip."""
     weights: Path | None
-    """File to load after the model is built, since open_clip would choose among a folder's files by other rules."""
+    """File to load after the model is built, since open_clip chooses among a folder's files by different rules."""
     trained: dict[str, Any]
-    """`TRAINED_FIELDS` that replace open_clip's values."""
+    """Values of `TRAINED_FIELDS` that override open_clip's."""
 
 
 def plan_clip(settings: ClipSettings, source: ClipSource, library: Any) -> ClipPlan:
@@ -55,7 +55,7 @@ def plan_clip(settings: ClipSettings, source: ClipSource, library: Any) -> ClipP
 
 
 def _require_names(settings: ClipSettings, library: Any, *, has_file: bool) -> None:
-    """Check that open_clip knows the model, and also the tag unless the weights are a file."""
+    """Check that open_clip knows the model and, unless the weights are a file, the tag."""
     if settings.model not in library.list_models():
         nearest = difflib.get_close_matches(settings.model, library.list_models(), n=3, cutoff=0.4)
         raise InputError(
@@ -71,22 +71,22 @@ def _require_names(settings: ClipSettings, library: Any, *, has_file: bool) -> N
 
 
 def _given(settings: ClipSettings) -> dict[str, Any]:
-    """Return the `TRAINED_FIELDS` that the settings set."""
+    """Return the `TRAINED_FIELDS` that the settings specify."""
     overrides = settings.overrides()
     flat = {**overrides.get("preprocess", {}), **overrides}
     return {name: flat[name] for name in TRAINED_FIELDS if name in flat}
 
 
 def hub_config(repository: str, library: Any) -> dict[str, Any] | None:
-    """Return the config of a hub model, from the local cache if it is there."""
+    """Return the config of a hub model. It is downloaded unless the local cache has it."""
     return read_clip_config(Path(library.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_NAME)))
 
 
 def trained_by_config(settings: ClipSettings, config: dict[str, Any] | None, library: Any) -> dict[str, Any]:
-    """Return the values to replace for a model that brings a config.
+    """Return the values that override open_clip's for a model that comes with a config.
 
-    These are the settings' values alone if the config states its preprocessing. Otherwise the tags of models with the
-    same architecture decide.
+    If the config specifies its preprocessing, these are the settings' values only. Otherwise, values missing from both
+    the settings and the config come from the tags of models with the same architecture.
     """
     given = _given(settings)
     if config is None or config.get("preprocess_cfg"):
@@ -104,7 +104,7 @@ def trained_by_config(settings: ClipSettings, config: dict[str, Any] | None, lib
 
 
 def _trained_by_neighbours(settings: ClipSettings, path: Path, library: Any) -> dict[str, Any]:
-    """Return the values that a file of weights was trained with, from the config beside it or the model's tags."""
+    """Return the values that a weight file was trained with, from the config beside it or from the model's tags."""
     model_config = library.get_model_config(settings.model)
     defaults = open_clip_defaults(bool(model_config.get("quick_gelu")), library)
     wanted, stated = f"embed.clip.pretrained={settings.pretrained}", {}
@@ -123,14 +123,14 @@ def _trained_by_neighbours(settings: ClipSettings, path: Path, library: Any) -> 
 
 
 def _tags(model: str, library: Any) -> dict[str, dict[str, Any]]:
-    """Return the `TRAINED_FIELDS` of each tag of a model."""
+    """Return the `TRAINED_FIELDS` of each of a model's tags."""
     defaults = open_clip_defaults(False, library)
     tags = library.list_pretrained_tags_by_model(model)
     return {tag: as_trained(library.pretrained.get_pretrained_cfg(model, tag), defaults) for tag in tags}
 
 
 def open_clip_defaults(quick_gelu: bool, library: Any) -> dict[str, Any]:
-    """Return open_clip's default preprocessing, which is OpenAI's, with the given activation."""
+    """Return open_clip's default preprocessing, which is OpenAI's, together with the given activation."""
     return as_trained({"quick_gelu": quick_gelu, **vars(library.transform.PreprocessCfg())}, {})
 
 
@@ -144,7 +144,7 @@ def _shape(config: dict[str, Any], library: Any) -> list[Any]:
 
 
 def architecture(config: Mapping[str, Any], library: Any) -> dict[str, Any]:
-    """Return a model's config without its activation, default values, and values that weights replace."""
+    """Return a model's config without its activation, default values, and values that loaded weights override."""
     left_out = ("quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias")
     remaining = {name: value for name, value in config.items() if name not in left_out}
     for part, kind in (("vision_cfg", library.CLIPVisionCfg), ("text_cfg", library.CLIPTextCfg)):

@@ -1,4 +1,4 @@
-"""Check of positional embeddings, since open_clip silently interpolates embeddings of another length."""
+"""Check of positional embeddings, because open_clip silently interpolates embeddings of a different length."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .settings import ClipSettings
 
 _IMAGE = ("visual.positional_embedding",)
 _TEXT = ("text.positional_embedding", "positional_embedding")
-"""Names of the tensors that open_clip resizes. Weights of a separate text tower may use either text name."""
+"""Names of the tensors that open_clip resizes. Weights of a separate text tower may use either name in `_TEXT`."""
 
 
 def require_positions(model: torch.nn.Module, plan: ClipPlan, settings: ClipSettings) -> None:
-    """Check that a file of weights has as many positions as the model that it was loaded into.
+    """Check that a weight file has as many positions as the model that it was loaded into.
 
     Raises:
-        InputError: the weights are for images of another size, or for texts of another length.
+        InputError: the weights are for another image size or another text length.
     """
     weights = plan.weights or Path(plan.pretrained or "")
-    if not weights.is_absolute():  # weights of a tag or a hub fit their model
+    if not weights.is_absolute():  # weights of a tag or a hub model fit their model
         return
     stored = _stored_lengths(weights)
     lengths = {name: len(value) for name, value in model.state_dict().items() if name in (*_IMAGE, *_TEXT)}
@@ -50,17 +50,17 @@ def _first(lengths: Mapping[str, int], names: tuple[str, ...]) -> int | None:
 def _stored_lengths(weights: Path) -> dict[str, int]:
     """Return the lengths of a file's positional embeddings without reading their values.
 
-    The result is empty for a file that is neither safetensors nor a plain `torch.save`.
+    The result is empty if the file is neither safetensors nor a plain `torch.save` file.
     """
     names = (*_IMAGE, *_TEXT)
     if weights.suffix == ".safetensors":
-        import safetensors  # installed, since open_clip loaded the weights with it
+        import safetensors  # installed, because open_clip has already loaded the weights with it
 
         with safetensors.safe_open(weights, "pt") as file:
             return {name: file.get_slice(name).get_shape()[0] for name in file.keys() if name in names}  # noqa: SIM118
     try:
         content: Any = torch.load(weights, map_location="meta", weights_only=True)
-    except Exception:  # TorchScript or NumPy weights, which open_clip has loaded already
+    except Exception:  # TorchScript or NumPy weights, which open_clip has already loaded
         return {}
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     plain = {name.removeprefix("module."): value for name, value in state.items() if isinstance(name, str)}

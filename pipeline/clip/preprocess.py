@@ -14,7 +14,7 @@ TRAINED_FIELDS = (*PREPROCESS_FIELDS, "quick_gelu")
 
 
 def as_trained(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `TRAINED_FIELDS` of a tag or config of open_clip, which both leave out default values."""
+    """Return the `TRAINED_FIELDS` of an open_clip tag or config, filling in the defaults that it omits."""
     values = {name: defaults[name] if config.get(name) is None else config[name] for name in TRAINED_FIELDS}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -27,20 +27,21 @@ def decide(
     wanted: str,
     architecture: str,
 ) -> dict[str, Any]:
-    """Choose the `TRAINED_FIELDS` for weights that come without them.
+    """Choose the `TRAINED_FIELDS` for weights that do not record them.
 
-    The settings decide first, then a config beside the weights, then the tags if all of them agree.
+    The settings take precedence, then a config beside the weights, then the tags if they all agree.
 
     Args:
         given: values in the settings.
         stated: values in a config beside the weights.
         tags: tags of the architecture, each with the values it was trained with.
-        defaults: open_clip's defaults, for an architecture without tags.
-        wanted: setting that names the weights, for errors.
-        architecture: name of the architecture, for errors.
+        defaults: open_clip's defaults, used if the architecture has no tags.
+        wanted: setting that names the weights, for error messages.
+        architecture: name of the architecture, for error messages.
 
     Raises:
-        InputError: neither the settings nor a config decide, and the tags disagree; the message lists the choices.
+        InputError: neither the settings nor a config specify a value, and the tags disagree. The message lists the
+            choices.
     """
     chosen, open_fields = {}, []
     for name in TRAINED_FIELDS:
@@ -67,7 +68,7 @@ def decide(
 
 
 def _choices(fields: list[str], tags: Mapping[str, Mapping[str, Any]]) -> str:
-    """List the distinct values of `fields` among the tags, written as settings, each with an example tag."""
+    """List the distinct values of `fields` among the tags, formatted as settings, each with an example tag."""
     groups: dict[str, list[str]] = {}
     for tag, trained in tags.items():
         preprocess = {name: trained[name] for name in fields if name in PREPROCESS_FIELDS}

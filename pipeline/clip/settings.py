@@ -1,4 +1,4 @@
-"""Settings of a CLIP: the source of its weights, its preprocessing, and how its encoder runs."""
+"""CLIP settings: where the weights come from, preprocessing, and the encoder's arguments."""
 
 from __future__ import annotations
 
@@ -10,54 +10,55 @@ from typing_extensions import Self
 from ..settings import Settings
 
 Precision = Literal["float32", "bfloat16", "float16"]
-"""Name of the torch dtype that a CLIP's towers compute in."""
+"""Name of the torch dtype that both towers of a CLIP compute in."""
 _Positive = Annotated[float, Field(gt=0)]
 
 
 class PreprocessSettings(Settings):
-    """Preprocessing of images for a CLIP. Each value that is set replaces the one that comes with the weights."""
+    """Image preprocessing settings for a CLIP. Each value that is set overrides the one that comes with the weights."""
 
     mean: tuple[float, float, float] | None = None
-    """Mean of each colour channel, 0 to 1, which is subtracted; null keeps the value that the weights were trained
-    with."""
+    """Mean of each colour channel, from 0 to 1, which is subtracted; null keeps the value that the weights were
+    trained with."""
     std: tuple[_Positive, _Positive, _Positive] | None = None
-    """Standard deviation of each colour channel, 0 to 1, which divides; null as for `mean`."""
+    """Standard deviation of each colour channel on a scale of 0 to 1, which the difference is divided by; null as for
+    `mean`."""
     interpolation: Literal["bicubic", "bilinear"] | None = None
-    """Interpolation used to resize images; null as for `mean`."""
+    """Interpolation for resizing images; null as for `mean`."""
     resize_mode: Literal["shortest", "longest", "squash"] | None = None
-    """`shortest` crops the longer side, `longest` pads the shorter one, `squash` distorts; null as for `mean`."""
+    """`shortest` crops the longer side, `longest` pads the shorter side, `squash` distorts; null as for `mean`."""
     size: int | None = Field(default=None, ge=1)
-    """Side of the square input in pixels. A size other than the model's makes open_clip interpolate the positional
-    embeddings; null keeps the model's size."""
+    """Side of the square input in pixels; null keeps the model's size. For any other size, open_clip interpolates the
+    positional embeddings."""
 
 
 class ClipSettings(Settings):
-    """The CLIP that makes the embeddings."""
+    """Settings of the CLIP that computes the embeddings."""
 
     model: str = "ViT-B-32"
     """open_clip model name, `hf-hub:ORG/NAME`, `local-dir:PATH` of a config with weights, or `priorkit:demo`."""
     pretrained: str | None = "laion2b_s34b_b79k"
-    """open_clip weights tag, or the path of a checkpoint; null where `model` brings its own weights."""
+    """open_clip weights tag or checkpoint path; null if `model` comes with weights."""
     preprocess: PreprocessSettings | None = None
-    """Preprocessing for a checkpoint that does not record it, or in place of the CLIP's own; null changes nothing."""
+    """Preprocessing for a checkpoint that does not record it, or to override the CLIP's own; null changes nothing."""
     quick_gelu: bool | None = None
-    """Activation for a checkpoint that does not record it, or in place of the CLIP's own. OpenAI's weights need true;
-    null changes nothing."""
+    """Activation for a checkpoint that does not record it, or to override the CLIP's own; null changes nothing.
+    OpenAI's weights need true."""
 
     def overrides(self) -> dict[str, Any]:
-        """Return preprocessing and activation as plain values; empty if neither is set."""
+        """Return preprocessing and activation as plain values, leaving out those that are not set."""
         preprocess = {} if self.preprocess is None else self.preprocess.model_dump(mode="json", exclude_none=True)
         values: dict[str, Any] = {"preprocess": preprocess} if preprocess else {}
         return values if self.quick_gelu is None else {**values, "quick_gelu": self.quick_gelu}
 
     def identity(self) -> dict[str, Any]:
-        """Return the name and the overrides, as `Settings.identity` does; values that are not set are left out."""
+        """Return the model, tag and overrides, as `Settings.identity` does. Overrides that are not set are left out."""
         return {"model": self.model, "pretrained": self.pretrained, **self.overrides()}
 
     @model_validator(mode="before")
     @classmethod
     def _clear_default_tag(cls, values: Any) -> Any:
-        """Drop the default tag for a model name with a scheme, since such a model brings its own weights."""
+        """Drop the default tag if the model name has a scheme, since such a model comes with its own weights."""
         if isinstance(values, dict) and ":" in str(values.get("model", "")):
             if values.get("pretrained") is not None:
                 raise ValueError(f"pretrained must be null: {values['model']!r} brings its own weights")
@@ -72,18 +73,18 @@ class ClipSettings(Settings):
 
 
 class EncoderSettings(Settings):
-    """Arguments of `ClipEncoder`. Stages build them from their own resolved settings; recipes do not hold them."""
+    """Arguments of `ClipEncoder`. Stages create them from their own resolved settings. They are not part of recipes."""
 
     clip: ClipSettings
     device: str
     """torch device: `cpu` or `cuda`."""
     threads: int = Field(ge=1)
-    """CPU threads of torch."""
+    """Number of CPU threads that torch uses."""
     dtype: Precision = "float32"
-    """Precision of both towers."""
+    """Dtype that both towers compute in."""
     batch_size: int = Field(default=64, ge=1)
-    """Captions in one forward pass of the text tower."""
+    """Number of captions per forward pass of the text tower."""
     token_states: bool = False
-    """Fail on loading if the text tower gives no token states."""
+    """Raise an error on loading if the text tower provides no token states."""
     compile: bool = False
     """Compile the image tower with torch.compile."""

@@ -15,7 +15,7 @@ from .settings import ClipSettings
 BUNDLED_PREFIX = "priorkit:"
 LOCAL_PREFIX = "local-dir:"
 HUB_PREFIX = "hf-hub:"
-"""Schemes of model names: a folder of this package, a folder of this machine, and a repository of the hub."""
+"""Schemes of model names: a folder in this package, a folder on this machine, and a repository on the hub."""
 _RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 """Folder that holds the bundled CLIPs."""
 
@@ -25,20 +25,20 @@ _FOLDER_KINDS: dict[str, SourceKind] = {BUNDLED_PREFIX: "bundled", LOCAL_PREFIX:
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Source of a CLIP's weights, as `parse_source` reads it from the settings."""
+    """Source of a CLIP's weights, which `parse_source` determines from the settings."""
 
     kind: SourceKind
-    """`hub` is every other model name with a scheme; `tag` is an open_clip model with one of its tags."""
+    """Kind of source. `hub` covers all other model names with a scheme. `tag` is an open_clip model with a tag."""
     folder: Path | None = None
-    """Folder of config and weights, for `bundled` and `folder`."""
+    """Folder with config and weights, if `kind` is `bundled` or `folder`."""
     file: Path | None = None
-    """File of weights, for `file`."""
+    """Weight file, if `kind` is `file`."""
 
     def describe(self, settings: ClipSettings) -> dict[str, Any]:
-        """Return the model's name and its tag, or SHA-256 hashes of its local files in place of their paths.
+        """Return the model's name, its tag or the SHA-256 of each of its local files, and the overrides.
 
         Raises:
-            InputError: a folder has no weights.
+            InputError: a folder has no usable weights.
         """
         overrides = settings.overrides()
         if self.folder is not None:
@@ -53,11 +53,12 @@ class ClipSource:
 
 
 def parse_source(settings: ClipSettings, is_tag: Callable[[str, str], bool]) -> ClipSource:
-    """Decide from a CLIP's settings where its weights come from. Nothing is loaded.
+    """Determine the source of a CLIP's weights from its settings, without loading anything.
 
     Args:
-        is_tag: returns whether open_clip knows a model (first argument) with a tag (second argument). It is called
-            only for a file name without a folder, since a tag takes precedence over a file with the same name.
+        settings: the CLIP's settings.
+        is_tag: function that takes a model and a tag, and returns whether open_clip knows the tag for that model. It
+            is called only for a file name without a folder, because a tag takes precedence over a file of that name.
 
     Raises:
         InputError: a local file or folder is missing, or a folder has no config.
@@ -77,11 +78,11 @@ def parse_source(settings: ClipSettings, is_tag: Callable[[str, str], bool]) -> 
 
 
 def clip_location(settings: ClipSettings) -> dict[str, Any]:
-    """Return settings that find the CLIP from any working directory: those given, with absolute paths."""
+    """Return settings that find the CLIP from any working directory: the given settings with absolute paths."""
     model, pretrained = settings.model, settings.pretrained
     if model.startswith(LOCAL_PREFIX):
         model = f"{LOCAL_PREFIX}{Path(model.removeprefix(LOCAL_PREFIX)).resolve()}"
     if pretrained is not None and Path(pretrained).is_file():
-        # links stay: the hub's cache links readable names to files that have no suffix and no config beside them
+        # keep links: the hub's cache links readable names to files that have no suffix and no config beside them
         pretrained = os.path.abspath(pretrained)
     return {**settings.identity(), "model": model, "pretrained": pretrained}

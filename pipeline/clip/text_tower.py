@@ -1,8 +1,8 @@
-"""Text tower of an open_clip model, without the computation on padding.
+"""Text tower of an open_clip model, which skips the computation on padding where possible.
 
-In a causal tower whose embedding is read at the end-of-text token, later tokens do not influence the result. Captions
-are then sorted by length, and each batch is cut after its last end-of-text token. The embeddings are the same, and the
-cost grows with the length of the captions instead of the length of the context.
+If a tower is causal and its embedding is read at the end-of-text token, later tokens do not affect the result. Captions
+are then sorted by length, and each batch is cut after its last end-of-text token. The embeddings stay the same, and the
+cost grows with the length of the captions instead of the context length.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 _PROBE_LENGTHS = (1, 2, 5)
-"""Words in the captions on which the cut tower is compared with the whole one before it is used."""
+"""Numbers of words in the captions that test the cut tower against the whole tower before the cut tower is used."""
 _LEAST_COSINE = 0.999
-"""Smallest cosine between embeddings of the cut and the whole tower.
+"""Minimum cosine similarity between embeddings of the cut and the whole tower.
 
-Rounding in bfloat16 stays above it; a tower in which later tokens matter falls far below.
+bfloat16 rounding stays above this value. Towers in which later tokens matter fall far below it.
 """
 
 
@@ -31,16 +31,16 @@ class TextEmbeds:
     token_states: torch.Tensor | None
     """`[sum of lengths, D_text]` float32: states after the final norm, before projection; None unless requested."""
     lengths: list[int]
-    """Number of token states of each caption; empty unless requested."""
+    """Number of token states per caption; empty unless token states were requested."""
 
 
 class TextTower:
-    """Encoder of tokens with the text tower of `model`.
+    """Encoder that runs tokens through the text tower of `model`.
 
     Args:
         model: an open_clip model of any class.
         device: the model's device.
-        batch_size: captions in one forward pass.
+        batch_size: number of captions per forward pass.
     """
 
     def __init__(self, model: Any, device: torch.device, batch_size: int) -> None:
@@ -53,21 +53,21 @@ class TextTower:
             ends = (getattr(self._tower, name, None) for name in ("text_eos_id", "eos_id"))
             self._end_id = next((end for end in ends if end is not None), None)
         self.ends_at_end_of_text = pooling in ("argmax", "eos") and _is_causal(self._tower)
-        """True if only tokens up to end-of-text matter, as in causal towers; false for SigLIP's, for example."""
+        """True if only tokens up to end-of-text affect the result. SigLIP's tower, for example, reads all tokens."""
         self.is_cut = False
-        """True if batches are cut after their last end-of-text token."""
+        """True if each batch is cut after its last end-of-text token."""
         self.token_width: int | None = None
-        """D_text; None if the tower gives no token states."""
+        """D_text, width of token states; None if the tower provides none."""
 
     @property
     def blocks(self) -> nn.Module | None:
-        """Module that contains the transformer's blocks; None for a tower that open_clip did not build."""
+        """Module that contains the transformer blocks; None for a tower that open_clip did not build."""
         transformer = getattr(self._tower, "transformer", None)
         return transformer if isinstance(transformer, nn.Module) else None
 
     @torch.inference_mode()
     def probe(self, tokens: torch.Tensor) -> None:
-        """Test on tokens `[B, T]` whether the tower gives token states, and whether cutting keeps its embeddings."""
+        """Test on tokens `[B, T]` whether the tower provides token states, and whether cutting keeps its embeddings."""
         if self._final_norm is not None:
             states = self._forward(tokens.to(self._device), token_states=True)[1]
             if states is not None and states.shape[:-1] == tokens.shape:
@@ -81,9 +81,9 @@ class TextTower:
 
     @torch.inference_mode()
     def encode(self, tokens: torch.Tensor, token_states: bool = False) -> TextEmbeds:
-        """Encode tokens `[N, T]`, int64, as pooled embeddings and, on request, token states.
+        """Encode tokens `[N, T]`, int64, as pooled embeddings and, if requested, token states.
 
-        Rows are in the order of `tokens`, and results are on the CPU.
+        Results are in the order of the rows in `tokens`, and are on the CPU.
         """
         lengths = self.lengths(tokens)
         order = torch.tensor(lengths).argsort(stable=True) if self.is_cut else torch.arange(len(tokens))
@@ -107,7 +107,7 @@ class TextTower:
         return TextEmbeds(text_embed, torch.cat(states), lengths)
 
     def lengths(self, tokens: torch.Tensor) -> list[int]:
-        """Return the number of positions that matter in each row: through end-of-text in causal towers, else all."""
+        """Return the number of relevant positions in each row: through end-of-text, or all if later tokens matter."""
         if not self.ends_at_end_of_text:
             return [tokens.shape[1]] * tokens.shape[0]
         return [end + 1 for end in self._ends(tokens).tolist()]
@@ -118,7 +118,7 @@ class TextTower:
         return is_end.argmax(dim=-1)
 
     def _forward(self, tokens: torch.Tensor, token_states: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return embeddings `[B, D]` and states `[B, L, D_text]` of tokens `[B, L]`."""
+        """Return the embeddings `[B, D]` of tokens `[B, L]`, and their states `[B, L, D_text]` or None."""
         if self.is_cut:
             return self._forward_cut(tokens)
         outputs: list[torch.Tensor] = []
@@ -133,7 +133,7 @@ class TextTower:
                 hook.remove()
 
     def _forward_cut(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the result of open_clip's tower for the first L positions of the context alone."""
+        """Compute what open_clip's tower returns, using only the first L positions of the context."""
         tower, length = self._tower, tokens.shape[1]
         kind = tower.transformer.get_cast_dtype()
         x = tower.token_embedding(tokens).to(kind) + tower.positional_embedding[:length].to(kind)

@@ -1,1 +1,1 @@
-"""Trained priors: sampling, configuration, and files."""
+"""Trained priors: sampling, configuration and files."""

@@ -1,6 +1,6 @@
-"""Configuration of a prior (`config.json`), construction of its parts, and checks of sampling settings.
+"""Prior configuration (`config.json`), construction of the network and normaliser, and checks of sampling settings.
 
-The only module that builds a concrete network: other modules know `network/interface.py`.
+Only this module builds a concrete network. All other modules use the interface in `network/interface.py`.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from ..sampling.settings import SampleSettings
 
 
 class TrainedOn(Settings):
-    """Training rows of a prior, so that evaluation can exclude them."""
+    """Rows that a prior was trained on, recorded so that evaluation can exclude them."""
 
     embeddings: str
-    """Fingerprint of the content of the embeddings."""
+    """Content fingerprint of the embeddings."""
     read: dict[str, Any]
-    """Settings of the split of their rows."""
+    """Read settings, which determine each row's split: training, validation or test."""
 
 
 class PriorConfig(Settings):
-    """Content of `config.json`: everything needed to build the network and find its CLIP."""
+    """Content of `config.json`: everything needed to build the network and to find its CLIP."""
 
     embed_dim: int = Field(ge=1)
     """Size of image embeddings."""
     text_dim: int | None = Field(default=None, ge=1)
-    """Size of text embeddings from another encoder; null if it equals that of images."""
+    """Size of text embeddings from a separate text encoder; null if it equals `embed_dim`."""
     token_width: int | None = Field(ge=1)
     """Width of token states; null if the prior uses none."""
     network: NetworkSettings
-    """Settings of the network."""
+    """Network settings."""
     diffusion: DiffusionSettings
-    """Settings of the diffusion."""
+    """Diffusion settings."""
     clip: dict[str, Any]
-    """Identity of the CLIP that made the training embeddings; empty if unknown."""
+    """Identity of the CLIP that produced the training embeddings; empty if unknown."""
     clip_settings: dict[str, Any]
-    """Settings that load that CLIP; empty if unknown."""
+    """Settings that load this CLIP; empty if unknown."""
     trained_on: TrainedOn | None = None
     """Training rows; null if unknown, as for imported checkpoints."""
 
@@ -71,23 +71,23 @@ def build_network(config: PriorConfig) -> Network:
         )  # fmt: skip
     except ValueError as error:
         raise SettingsError(f"network: {error}") from None
-    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # from torch, for sizes beyond any memory
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # raised by torch for impossibly large sizes
         reason = str(error).partition("\n")[0]
         raise SettingsError(f"network: it is too large to be made ({reason}); restore its settings") from None
 
 
 def build_normaliser(config: PriorConfig) -> EmbeddingNormaliser:
-    """Build a normaliser; statistics, if it has any, start as those of the standard normal distribution."""
+    """Build a normaliser. Any statistics are initialised to those of the standard normal distribution."""
     return EmbeddingNormaliser(config.diffusion.normaliser, config.embed_dim, config.diffusion.embed_scale)
 
 
 def check_sampling(
     network: NetworkSettings, takes_token_states: bool, diffusion: DiffusionSettings, sample: SampleSettings
 ) -> list[int]:
-    """Check that a prior can be sampled with these settings, and return the timesteps of its evaluations.
+    """Check that a prior can be sampled with these settings, and return the timesteps of the network evaluations.
 
     Raises:
-        SettingsError: it cannot; the message gives the reason.
+        SettingsError: the settings do not fit the prior. The message gives the reason.
     """
     function, scale = FunctionVersion.parse(network.function_version), sample.guidance_scale
     if scale != 1.0:

@@ -1,4 +1,4 @@
-"""Export of sampled embeddings to `.npy` and `.safetensors` files, part by part."""
+"""Incremental export of sampled embeddings to `.npy` and `.safetensors` files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ...pipeline.contract.storage import atomic_file
 from ...pipeline.errors import SettingsError
 
 TENSOR_NAME = "image_embed"
-"""Name of the only tensor of a `.safetensors` file."""
+"""Name of the single tensor in a `.safetensors` file."""
 
 
 def check_output(path: Path) -> None:
-    """Raise SettingsError if embeddings cannot be written to a file of this name."""
+    """Raise SettingsError if embeddings cannot be written to this path."""
     if "://" in str(path) or ":/" in str(path)[2:]:
         raise SettingsError(f"--output {path}: give a local file; copy it from there")
     if path.suffix not in (".npy", ".safetensors"):
@@ -29,17 +29,18 @@ def check_output(path: Path) -> None:
 
 @contextlib.contextmanager
 def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[torch.Tensor], None]]:
-    """Open a new `.npy` or `.safetensors` file of `[rows, D]` float32; yield a function that appends `[B, D]`.
+    """Context manager that creates a `.npy` or `.safetensors` file of `[rows, D]` float32.
 
-    The file appears when all rows are written. After an exception there is none.
+    It yields a function that appends `[B, D]` embeddings. The file appears under its name only after all rows are
+    written. An exception leaves no file.
 
     Raises:
-        SettingsError: the file has another ending.
+        SettingsError: the path is not a local file that ends in `.npy` or `.safetensors`.
     """
     check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     written = 0
-    with atomic_file(path, durable=False) as file:  # not through a Store, which restricts file names
+    with atomic_file(path, durable=False) as file:  # not a Store, because a Store restricts file names
         if path.suffix == ".npy":
             header = {"descr": "<f4", "fortran_order": False, "shape": (rows, embed_dim)}
             np.lib.format.write_array_header_1_0(file, header)
@@ -57,7 +58,7 @@ def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[tor
 
 
 def _safetensors_header(rows: int, embed_dim: int) -> bytes:
-    """Return the header of a file with one tensor: its length in 8 bytes, and JSON padded to a multiple of 8."""
+    """Return the header of a file with one tensor: an 8-byte length, then JSON padded to a multiple of 8 bytes."""
     tensor = {"dtype": "F32", "shape": [rows, embed_dim], "data_offsets": [0, 4 * rows * embed_dim]}
     described = json.dumps({TENSOR_NAME: tensor}).encode()
     described += b" " * (-len(described) % 8)

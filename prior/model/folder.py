@@ -1,6 +1,6 @@
-"""The folder of a prior: `config.json` and `model.safetensors` for use, `state/` for further training; no pickle.
+"""Prior folder: `config.json` and `model.safetensors` for use, `state/` for further training. It contains no pickle.
 
-`best.safetensors` holds the averaged weights with the lowest validation loss, if the prior was trained here.
+If the prior was trained by priorkit, `best.safetensors` holds the averaged weights with the lowest validation loss.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ WEIGHTS_NAME = "model.safetensors"
 BEST_NAME = "best.safetensors"
 STATE_FOLDER = "state"
 _FORMAT_VERSION = 2
-"""Version of `config.json` that this release writes and reads."""
+"""Version of the `config.json` format that this release reads and writes."""
 _NORMALISER = "normaliser."
-"""Prefix of the names of the normaliser's tensors."""
+"""Prefix of the normaliser's tensor names."""
 
 Create = Callable[[str], contextlib.AbstractContextManager[HashingFile]]
-"""Function that opens a new file of the folder by name, and renames it when it is complete."""
+"""Function that opens a new file in the folder by name. The file is renamed into place once it is complete."""
 
 
 def save_prior(create: Create, config: PriorConfig, network: Network, normaliser: EmbeddingNormaliser) -> None:
-    """Write the weights, then the settings: a folder without settings holds no prior."""
+    """Write the weights, then the config. The order matters: a folder without a config is not a prior."""
     with create(WEIGHTS_NAME) as file:
         file.write(safetensors.torch.save(_to_cpu(prior_tensors(network, normaliser))))
     described = {"format_version": _FORMAT_VERSION, **config.model_dump(mode="json")}
@@ -48,15 +48,15 @@ def save_prior(create: Create, config: PriorConfig, network: Network, normaliser
 
 
 def prior_tensors(network: Network, normaliser: EmbeddingNormaliser) -> dict[str, torch.Tensor]:
-    """Return all weights and statistics of a prior by name."""
+    """Return all weights and normaliser statistics of a prior, keyed by name."""
     return {**network.state_dict(), **{f"{_NORMALISER}{k}": v for k, v in normaliser.state_dict().items()}}
 
 
 def load_folder(path: str) -> Prior:
-    """Load a prior from its folder, local or remote, to the CPU.
+    """Load a prior onto the CPU from a local or remote folder.
 
     Raises:
-        InputError: there is no prior, its training has not ended, or a file is damaged.
+        InputError: the folder contains no prior, its training is unfinished, or a file is damaged.
     """
     store = Store(path)
     try:
@@ -85,7 +85,7 @@ def load_config(store: Store) -> PriorConfig:
 
     Raises:
         FileNotFoundError: the file is missing.
-        InputError: it is damaged, or has another format.
+        InputError: the file is damaged or has an unsupported format.
     """
     described, source = store.read_json(CONFIG_NAME), f"{store.url}/{CONFIG_NAME}"
     version = described.pop("format_version", None) if isinstance(described, dict) else None
@@ -104,26 +104,26 @@ def load_config(store: Store) -> PriorConfig:
 
 @dataclass
 class TrainState:
-    """Checkpoint of a training: everything that an exact continuation needs."""
+    """Training checkpoint: everything needed to continue the training exactly."""
 
     step: int
-    """Number of steps done."""
+    """Number of completed steps."""
     network: dict[str, torch.Tensor]
     """Trained weights."""
     average: dict[str, torch.Tensor]
     """Averaged weights."""
     optimiser: dict[str, torch.Tensor]
-    """State of the optimiser by the names of the weights."""
+    """Optimiser state, keyed by weight name and state key."""
     normaliser: dict[str, torch.Tensor]
-    """Statistics of the training rows, if the normaliser uses any."""
+    """Statistics of the training rows; empty if the normaliser uses none."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return all tensors by name; a name starts with its part, such as `network.`."""
+        """Return all tensors by name. Each name starts with the field that holds the tensor, such as `network.`."""
         return {f"{part}.{name}": value for part in _PARTS for name, value in getattr(self, part).items()}
 
     @staticmethod
     def from_tensors(step: int, tensors: Mapping[str, torch.Tensor]) -> TrainState:
-        """Restore the state from the result of `tensors`."""
+        """Restore a state from the tensors that `tensors` returned."""
         parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
@@ -132,15 +132,15 @@ class TrainState:
 
 
 _PARTS = ("network", "average", "optimiser", "normaliser")
-"""Fields of `TrainState` that hold tensors."""
+"""`TrainState` fields that hold tensors."""
 
 
 def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep: int) -> None:
-    """Write a checkpoint as one file, atomically, then remove all but the newest `keep` up to this step.
+    """Write a checkpoint atomically as one file, then keep only the newest `keep` checkpoints up to this step.
 
-    Checkpoints of later steps belong to a discarded training; they are removed too.
+    Checkpoints of later steps are removed too, because they belong to a discarded training run.
     """
-    # a single key: safetensors writes several keys in an order that changes from run to run
+    # use a single key: safetensors writes several keys in an order that varies between runs
     metadata = {"priorkit": json.dumps({"step": state.step, "settings": settings_fingerprint})}
     with store.create(_state_name(state.step)) as file:
         file.write(safetensors.torch.save(_to_cpu(state.tensors()), metadata))
@@ -152,10 +152,10 @@ def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep:
 
 
 def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
-    """Read the newest undamaged checkpoint with these settings; None if there is none.
+    """Read the newest undamaged checkpoint with these settings; return None if there is none.
 
     Raises:
-        InputError: all checkpoints with these settings are damaged.
+        InputError: no checkpoint with these settings can be read, and at least one checkpoint is damaged.
     """
     damage: InputError | None = None
     for step in reversed(_state_steps(store)):
@@ -163,7 +163,7 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
             with store.open(_state_name(step)) as file:
                 tensors, metadata = _read_tensors(file, store.path(_state_name(step)))
         except InputError as error:
-            damage = error  # an earlier checkpoint leads to the same bits
+            damage = error  # training from an earlier checkpoint gives bit-identical results
             continue
         described = json.loads(metadata.get("priorkit", "{}"))
         if described.get("settings") == settings_fingerprint:
@@ -174,7 +174,7 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
 
 
 def newest_step(store: Store, settings_fingerprint: str) -> int | None:
-    """Read the step of the newest undamaged checkpoint with these settings from its header; None if there is none."""
+    """Return the step of the newest undamaged checkpoint with these settings, reading only headers; None if none."""
     for step in reversed(_state_steps(store)):
         if _described(store, _state_name(step)).get("settings") == settings_fingerprint:
             return step
@@ -182,7 +182,7 @@ def newest_step(store: Store, settings_fingerprint: str) -> int | None:
 
 
 def _described(store: Store, name: str) -> dict[str, Any]:
-    """Return the metadata in the header of a file of weights; empty if the file is damaged."""
+    """Return the priorkit metadata in a weight file's header; empty if the file is damaged."""
     start = bytearray(8)
     try:
         store.read_into(name, 0, memoryview(start))
@@ -206,14 +206,14 @@ def clear_states(store: Store) -> None:
 
 
 def save_best(store: Store, network: Network, step: int, loss: float, settings_fingerprint: str) -> None:
-    """Write averaged weights with the lowest validation loss so far."""
+    """Write the averaged weights that have the lowest validation loss so far."""
     metadata = {"priorkit": json.dumps({"step": step, "validation_loss": loss, "settings": settings_fingerprint})}
     with store.create(BEST_NAME) as file:
         file.write(safetensors.torch.save(_to_cpu(network.state_dict()), metadata))
 
 
 def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor] | None:
-    """Read the averaged weights with the lowest validation loss; None if training with these settings wrote none."""
+    """Read the averaged weights with the lowest validation loss; None if training with these settings saved none."""
     try:
         with store.open(BEST_NAME) as file:
             tensors, metadata = _read_tensors(file, store.path(BEST_NAME))
@@ -223,7 +223,7 @@ def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, network: Network) -> dict[str, torch.Tensor]:
-    """Return the optimiser's state by the names of the weights."""
+    """Return the optimiser's state, keyed by weight name and state key."""
     return {
         f"{name}.{key}": value
         for name, parameter in network.named_parameters()
@@ -232,7 +232,7 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, network: Network) -> dic
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, network: Network, tensors: dict[str, torch.Tensor]) -> None:
-    """Restore the result of `optimiser_tensors`."""
+    """Restore an optimiser's state from the result of `optimiser_tensors`."""
     parameters = dict(network.named_parameters())
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition(".")

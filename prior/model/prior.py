@@ -1,4 +1,4 @@
-"""A trained prior: network, diffusion and CLIP in one object that samples."""
+"""Trained prior: one object that combines network, diffusion and CLIP, and samples."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from .config import PriorConfig, check_sampling
 from .text_encoder import find_text_encoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""Dtypes of large products by name."""
+"""Dtypes for large matrix products, by name."""
 SAMPLE_BATCH = 64
-"""Number of captions sampled at once, so that memory does not grow with their number."""
+"""Number of captions sampled at once. The limit keeps memory use independent of the total number of captions."""
 
 
 class Prior:
-    """Samples CLIP image embeddings from text."""
+    """Trained prior that samples CLIP image embeddings from text."""
 
     def __init__(self, config: PriorConfig, network: Network, normaliser: EmbeddingNormaliser) -> None:
         self.config = config
@@ -48,21 +48,25 @@ class Prior:
 
     @property
     def token_states_used(self) -> int:
-        """Largest number of token states per caption; 0 if the prior uses none."""
+        """Maximum number of token states per caption; 0 if the prior uses none."""
         return self.network.max_text_len if self.network.takes_token_states else 0
 
     def to(self, device: str | torch.device | None = None, dtype: str | None = None) -> Prior:
-        """Move to a device, and compute large products in `float32` or `bfloat16`; norms stay in float32.
+        """Move the prior to a device and set the dtype of large matrix products. Norms are always computed in float32.
+
+        Args:
+            device: torch device; None keeps the current one.
+            dtype: `float32` or `bfloat16`; None keeps the current one.
 
         Raises:
-            SettingsError: the dtype or the device is unknown.
+            SettingsError: the dtype is unknown, or the device is unknown or not available.
         """
         if dtype is not None and dtype not in DTYPES:
             raise SettingsError(f"dtype={dtype!r}: known are {', '.join(DTYPES)}")
         try:
             self.network.to(device)
             self.normaliser.to(device)
-        except (RuntimeError, AssertionError) as error:  # torch raises either if there is no such device
+        except (RuntimeError, AssertionError) as error:  # torch raises either one for a missing device
             raise SettingsError(f"device={str(device)!r}: {str(error).splitlines()[0]}") from error
         if dtype is not None:
             self.network.set_product_dtype(DTYPES[dtype])
@@ -71,10 +75,11 @@ class Prior:
 
     @functools.cached_property
     def text_encoder(self) -> Any:
-        """Text tower of the CLIP that this prior was trained with.
+        """Text encoder of the CLIP that this prior was trained with.
 
         Raises:
-            InputError: the prior does not name its CLIP, or the one found has other weights.
+            InputError: the prior does not name its CLIP, or the CLIP cannot be loaded, has different weights, or
+                produces text embeddings of another size.
         """
         if not self.config.clip_settings:
             raise InputError(
@@ -109,27 +114,30 @@ class Prior:
         generator: torch.Generator | None = None,
         noise: Iterable[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Draw one image embedding for each caption: `[B, D]` float32 on the CPU.
+        """Draw one image embedding per caption: `[B, D]` float32 on the CPU.
 
-        The noise of a caption depends on `seed` and its number alone, so captions may be sampled in parts.
+        The noise for a caption depends only on `seed` and on the caption's number. Captions can therefore be sampled
+        in several calls.
 
         Args:
-            prompts: captions, encoded by the prior's own CLIP; or give `text_embed`.
-            text_embed: `[B, D]` text embeddings of any norm.
-            token_states: `[B, T, W]` token states, rows of zeros being padding, if the prior uses them.
-            num_candidates: draws per caption; the draw with the highest cosine to the text is returned.
-            guidance_scale: 1 follows the text as trained, above 1 exaggerates it.
-            guidance: `text`, or `dalle2` for DALLE2-pytorch's, which also scales the norm of samples.
-            steps: network evaluations; `dalle2-ddim` makes one fewer.
+            prompts: captions, which the prior's own CLIP encodes. Give either `prompts` or `text_embed`.
+            text_embed: `[B, D]` text embeddings, with any norm.
+            token_states: `[B, T, W]` token states, padded with rows of zeros; needed if the prior uses token states.
+            num_candidates: number of draws per caption. The draw with the highest cosine similarity to the text is
+                returned.
+            guidance_scale: 1 follows the text as in training; larger values exaggerate its influence.
+            guidance: `text`, or `dalle2` for DALLE2-pytorch's variant, which also scales the norm of the samples.
+            steps: number of network evaluations; `dalle2-ddim` makes one fewer.
             sampler: `ddpm`, `ddim`, `dpmsolver++` or `dalle2-ddim`.
-            seed: seed of the noise.
-            first: number of the first caption, if captions are sampled in parts.
-            generator: source of the noise, instead of `seed`.
-            noise: tensors `[B * num_candidates, D]`, the candidates of a caption side by side, instead of drawn noise:
-                first the initial noise, then one for each step that adds noise (`ddpm`: every step, the last times 0).
+            seed: noise seed.
+            first: number of the first caption in this call, when captions are sampled in several calls.
+            generator: random generator that the noise is drawn from, instead of `seed`.
+            noise: tensors `[B * num_candidates, D]` to use instead of random noise, with the candidates of a caption
+                adjacent. The first tensor is the initial noise. One more follows for each step that adds noise. `ddpm`
+                uses one at every step, and multiplies the last one by 0.
 
         Raises:
-            SettingsError: a setting is out of range, or neither or both of prompts and text_embed are given.
+            SettingsError: a setting is out of range, or not exactly one of `prompts` and `text_embed` is given.
         """
         _check_arguments(prompts, text_embed, token_states, generator, noise)
         if not 0 <= seed <= MAX_SEED:
@@ -144,7 +152,7 @@ class Prior:
         self.check(settings)
         texts: Sequence[str] | torch.Tensor = prompts if prompts is not None else text_embed  # type: ignore[assignment]
         given = iter(noise) if noise is not None else None
-        batch = SAMPLE_BATCH if given is None else max(1, len(texts))  # given noise covers all captions at once
+        batch = SAMPLE_BATCH if given is None else max(1, len(texts))  # given noise tensors cover all captions
         parts = [torch.empty(0, self.config.embed_dim)]
         for start in range(0, len(texts), batch):
             chosen = slice(start, start + batch)
@@ -163,11 +171,15 @@ class Prior:
         return torch.cat(parts)
 
     def noise(self, seed: int, first: int, texts: int, draws: int) -> Iterator[torch.Tensor]:
-        """Yield the noise that `sample` draws for captions from number `first` on."""
+        """Yield the noise that `sample` uses for `texts` captions, numbered from `first`."""
         return seeded_noise(seed, first, texts, draws, self.config.embed_dim, self.device)
 
     def check(self, settings: SampleSettings) -> list[int]:
-        """Return the timesteps of the evaluations; SettingsError if these settings do not fit this prior."""
+        """Return the timesteps at which the network is evaluated.
+
+        Raises:
+            SettingsError: the settings do not fit this prior.
+        """
         return check_sampling(self.config.network, self.network.takes_token_states, self.config.diffusion, settings)
 
     @torch.inference_mode()
@@ -183,6 +195,8 @@ class Prior:
 
         Args:
             text_embed, token_states: as for `sample`.
+            draws: K, number of draws per caption.
+            settings: sampling settings.
             noise: `[B * K, D]` tensors, as for `sample`.
         """
         grid = self.check(settings)
@@ -206,7 +220,7 @@ class Prior:
         return embeds.view(batch, draws, dim).cpu()
 
     def _follow_weights(self) -> None:
-        """Drop what was computed from other weights, including changes that torch does not count."""
+        """Discard values computed from earlier weights. This also detects weight changes that torch does not count."""
         sums = weight_sums(self.network)
         if sums != self._sums:
             self._sums = sums
@@ -214,7 +228,7 @@ class Prior:
             self.network.clear_derived()
 
     def _checked(self, noise: Iterator[torch.Tensor], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
-        """Yield the noise on this device; scale the first tensor if `init_clamp` is set."""
+        """Yield the noise on this prior's device. If `init_clamp` is set, rescale the first tensor to a fixed norm."""
         for index, value in enumerate(noise):
             if value.shape != shape:
                 raise SettingsError(f"noise number {index} has shape {list(value.shape)}, needed is {list(shape)}")
@@ -225,7 +239,7 @@ class Prior:
         raise SettingsError("noise ended before the sampler did; it takes one tensor, and one for each noisy step")
 
     def condition(self, text_embed: torch.Tensor, token_states: torch.Tensor | None) -> Condition:
-        """Prepare stored or encoded text for the network, on its device.
+        """Normalise text embeddings and move the text to the prior's device, as input for the network.
 
         Raises:
             SettingsError: a shape does not fit this prior, or token states are missing.
@@ -249,7 +263,7 @@ class Prior:
         return Condition(text, token_states.float().to(self.device))
 
     def encode_text(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Encode captions to text embeddings `[B, D]` and, if the prior uses them, token states `[B, T, W]`."""
+        """Encode captions as text embeddings `[B, D]` and, if the prior uses them, token states `[B, T, W]`."""
         uses_tokens = self.network.takes_token_states
         text = self.text_encoder.encode_texts(prompts, token_states=uses_tokens)
         if not uses_tokens:
@@ -265,7 +279,7 @@ def _check_arguments(
     generator: torch.Generator | None,
     noise: Iterable[torch.Tensor] | None,
 ) -> None:
-    """Raise SettingsError if arguments of `Prior.sample` exclude each other."""
+    """Raise SettingsError if the arguments of `Prior.sample` contradict each other."""
     if (prompts is None) == (text_embed is None):
         raise SettingsError("give either prompts or text_embed")
     if isinstance(prompts, str):
@@ -279,13 +293,13 @@ def _check_arguments(
 
 
 def _as_tensor(value: torch.Tensor | npt.NDArray[Any] | None) -> torch.Tensor | None:
-    return torch.tensor(value) if isinstance(value, np.ndarray) else value  # a copy, as arrays may be read-only
+    return torch.tensor(value) if isinstance(value, np.ndarray) else value  # copy, because arrays may be read-only
 
 
 def nearest_to_text(draws: torch.Tensor, text_embed: torch.Tensor) -> torch.Tensor:
-    """Select from draws `[B, K, D]` the one with the highest cosine to its text `[B, D]`; return `[B, D]`.
+    """Select, for each text `[B, D]`, the draw from `[B, K, D]` with the highest cosine similarity; return `[B, D]`.
 
-    If texts and images have different sizes, the first draw is selected.
+    If text and image embeddings have different sizes, select the first draw.
     """
     if draws.shape[1] == 1 or draws.shape[-1] != text_embed.shape[-1]:
         return draws[:, 0]

@@ -1,4 +1,4 @@
-"""Sampling for many texts into one file, in batches."""
+"""Sampling for many texts, batch by batch, into one file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .prior import SAMPLE_BATCH, Prior
 from .texts import Texts
 
 _SHOWN = 20
-"""Number of captions whose cosines the summary lists."""
+"""Number of captions whose cosine similarities the summary lists."""
 
 
 @dataclass
@@ -25,15 +25,15 @@ class Sampled:
     """Summary of a written file."""
 
     shape: tuple[int, int]
-    """`[rows, D]`."""
+    """Shape of the file's array, `[rows, D]`."""
     mean_cosine_to_text: float | None = None
-    """Mean cosine of a sample to its text embedding; None if texts and images have different encoders."""
+    """Mean cosine similarity between samples and their text embeddings; None if their sizes differ, or for no texts."""
     labels: list[str] = field(default_factory=list)
-    """First captions."""
+    """Labels of the first texts, at most 20: captions or row numbers."""
     cosine_to_text: list[float] = field(default_factory=list)
-    """Cosines of their samples to their texts."""
+    """Cosine similarity between sample and text for each of `labels`."""
     notes: list[str] = field(default_factory=list)
-    """Notes to the user about the texts, a sentence each."""
+    """Notes to the user about the texts, one sentence each."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON that `--json` prints."""
@@ -42,7 +42,7 @@ class Sampled:
 
 @contextlib.contextmanager
 def _nothing_written(output: Path) -> Iterator[None]:
-    """Turn a KeyboardInterrupt into a message that nothing was written."""
+    """Turn KeyboardInterrupt into an error saying that nothing was written."""
     try:
         yield
     except KeyboardInterrupt:
@@ -52,15 +52,16 @@ def _nothing_written(output: Path) -> Iterator[None]:
 def sample_to_file(
     prior: Prior, texts: Texts, output: Path, *, progress: ProgressCallback = no_progress, **settings: Any
 ) -> Sampled:
-    """Sample one embedding for each text, in order, into a file of `[rows, D]` float32.
+    """Sample one embedding per text, in order, and write them to a file as `[rows, D]` float32.
 
-    Memory does not grow with the number of texts.
+    Memory use does not grow with the number of texts.
 
     Args:
-        output: the file, `.npy` or `.safetensors`.
-        settings: as for `Prior.sample`.
+        output: path of the file, which ends in `.npy` or `.safetensors`.
+        progress: called with the number of sampled texts and the total.
+        settings: keyword arguments of `Prior.sample`.
     """
-    prior.sample([], **settings)  # raises for wrong settings before any work
+    prior.sample([], **settings)  # check the settings before doing any work
     done = Sampled((texts.count, prior.config.embed_dim))
     total, first = 0.0, 0
     comparable = prior.network.text_dim == prior.config.embed_dim

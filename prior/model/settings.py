@@ -1,6 +1,6 @@
-"""Settings that name weights."""
+"""Types of settings that select weights."""
 
 from typing import Literal
 
 WeightsName = Literal["ema", "online", "best"]
-"""Weights of a prior's folder: averaged, as trained, or the averaged ones with the lowest validation loss."""
+"""Weights in a prior's folder: averaged, as trained, or averaged with the lowest validation loss."""

@@ -1,4 +1,4 @@
-"""The CLIP of a prior: loaded with a check of its weights, and compared with the CLIP of a folder of embeddings."""
+"""CLIP of a prior: loading with a check of its weights, and comparison with the CLIP of an embedding folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ...pipeline.clip.encoder import ClipEncoder
 
 _BATCH_SIZE = 64
-"""Number of captions in one forward pass."""
+"""Number of captions per forward pass."""
 
 
 def find_text_encoder(
@@ -26,19 +26,19 @@ def find_text_encoder(
     """Load a CLIP without its image tower, and check its weights.
 
     Args:
-        location: settings that load it, from `clip_location`.
-        identity: identity that it must have; empty if unknown.
-        made: completes the error "than the one ...", such as "this prior was trained with".
+        location: settings that load the CLIP, from `clip_location`.
+        identity: expected identity; empty if unknown.
+        made: words that complete the error message "... than the one ...", such as "this prior was trained with".
         device: device and number of threads.
 
     Raises:
-        InputError: the CLIP cannot be loaded, or has other weights.
+        InputError: the CLIP cannot be loaded, or differs from `identity`, for example in its weights.
     """
     from ...pipeline.clip.encoder import load_text_encoder
 
     clip = ClipSettings(**location)
     if clip.pretrained == "openai" and clip.quick_gelu is None:
-        # all of OpenAI's weights use QuickGELU, even if an imported prior does not mention it
+        # all OpenAI weights use QuickGELU, even if an imported prior does not record it
         clip = clip.model_copy(update={"quick_gelu": True})
     here = resolve(device, "embed")
     encoder = load_text_encoder(
@@ -57,9 +57,9 @@ def find_text_encoder(
 
 
 def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
-    """Compare the CLIP of a prior with the one that embedded the texts of a folder, without loading either.
+    """Compare a prior's CLIP with the CLIP that embedded the texts in a folder, without loading either.
 
-    The folder that the prior was trained on is recognised by its fingerprint. Otherwise `compare_clips` decides.
+    A matching fingerprint identifies the folder that the prior was trained on. Otherwise `compare_clips` decides.
     """
     if config.trained_on is not None and config.trained_on.embeddings == dataset.content_fingerprint:
         return "same"
@@ -69,6 +69,6 @@ def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
 
 
 def clip_named(location: Mapping[str, Any]) -> str:
-    """Return the name of a CLIP for messages; empty if unknown."""
+    """Return a CLIP's name for messages; empty if unknown."""
     model, pretrained = location.get("model"), location.get("pretrained")
     return f"{model} ({pretrained})" if model and pretrained else str(model or "")

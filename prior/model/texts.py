@@ -1,4 +1,4 @@
-"""Sources of texts to sample for: captions, a file of captions, or stored text embeddings; read in batches."""
+"""Sources of texts to sample from, read in batches: captions, a caption file, or stored text embeddings."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from .text_encoder import clip_named, match_clips
 
 
 class TextBatch(NamedTuple):
-    """Encoded texts of one batch."""
+    """Batch of encoded texts."""
 
     labels: list[str]
-    """Captions or row numbers for display; for stored shards only in the first batch."""
+    """Captions or row numbers for display. For stored shards, only the first batch has labels."""
     text_embed: torch.Tensor
-    """`[B, D]` text embeddings."""
+    """Text embeddings `[B, D]`."""
     token_states: torch.Tensor | None
-    """`[B, T, W]`, padded with zeros; None unless the prior takes them."""
+    """Token states `[B, T, W]`, padded with zeros; None unless the prior uses them."""
 
 
 class Texts(Protocol):
-    """A source of texts."""
+    """Source of texts."""
 
     count: int
     """Number of texts."""
 
     @property
     def notes(self) -> list[str]:
-        """Notes to the user, a sentence each; complete after all batches are read."""
+        """Notes to the user, one sentence each. The list is complete once all batches are read."""
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """Yield all texts in order, at most `size` at once."""
+        """Yield all texts in order, in batches of at most `size`."""
 
 
 class Captions:
-    """Captions, encoded by the prior's CLIP."""
+    """Captions that the prior's CLIP encodes."""
 
     def __init__(self, captions: Sequence[str]) -> None:
         self.count, self.notes = len(captions), list[str]()
@@ -57,10 +57,10 @@ class Captions:
 
 
 class CaptionFile:
-    """A text file with one caption per line; empty lines are captions too.
+    """Text file with one caption per line. Empty lines count as captions.
 
     Raises:
-        InputError: there is no such file, it is not UTF-8 text, or its number of lines has changed.
+        InputError: the file does not exist, is not UTF-8 text, or changed its number of lines while it was read.
     """
 
     def __init__(self, path: str) -> None:
@@ -96,10 +96,10 @@ class CaptionFile:
 
 
 class StoredArray:
-    """Text embeddings `[N, D]` in a `.npy` file, for priors that take no token states.
+    """Text embeddings `[N, D]` in a `.npy` file, for priors that use no token states.
 
     Raises:
-        InputError: there is no such file, or it holds no such array.
+        InputError: the file does not exist, or does not hold a two-dimensional array of a supported float dtype.
     """
 
     def __init__(self, path: str) -> None:
@@ -112,7 +112,7 @@ class StoredArray:
             else:
                 with fs.open(location, "rb") as file:
                     array = np.load(io.BytesIO(file.read()), allow_pickle=False)
-        except Exception as error:  # numpy raises exceptions of many kinds for damaged headers
+        except Exception as error:  # numpy raises many kinds of exception for damaged headers
             raise InputError(f"--embeddings {path}: not an array of numbers ({error})") from None
         if not isinstance(array, np.ndarray):
             raise InputError(f"--embeddings {path}: holds several arrays, one is needed")
@@ -126,7 +126,11 @@ class StoredArray:
         self.count = len(array)
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """See `Texts`; raises InputError if the size does not fit the prior, or a value is not finite."""
+        """Yield all texts in order; see `Texts`.
+
+        Raises:
+            InputError: the prior takes embeddings of another size or token states, or a value is not finite.
+        """
         _require_size(self._path, self._array.shape[1], prior)
         if prior.token_states_used:
             raise InputError(
@@ -134,7 +138,7 @@ class StoredArray:
                 "give a folder of embedding shards, or captions"
             )
         for start in range(0, self.count, size):
-            with np.errstate(over="ignore"):  # overflow becomes infinite, which the check below refuses
+            with np.errstate(over="ignore"):  # overflow gives infinity, which the check below rejects
                 embeds = torch.from_numpy(np.array(self._array[start : start + size], np.float32))
             finite = embeds.isfinite().all(dim=-1)
             if not finite.all():
@@ -143,7 +147,7 @@ class StoredArray:
 
 
 class StoredEmbeddings:
-    """Text embeddings and token states of a folder of embedding shards.
+    """Text embeddings and token states in a folder of embedding shards.
 
     Raises:
         InputError: the folder is damaged.
@@ -155,7 +159,11 @@ class StoredEmbeddings:
         self.count = self._dataset.count
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """See `Texts`; raises InputError if another CLIP made them, or their size does not fit the prior."""
+        """Yield all texts in order; see `Texts`.
+
+        Raises:
+            InputError: another CLIP embedded the texts, or the prior takes embeddings of another size.
+        """
         _require_size(self._dataset.store.url, self._dataset.embed_dim, prior)
         url, name = self._dataset.store.url, clip_named(prior.config.clip_settings)
         match = match_clips(prior.config, self._dataset)
@@ -178,7 +186,7 @@ class StoredEmbeddings:
         return [*self._clip_notes, *self._dataset.notes]
 
     def _labels(self, rows: np.ndarray) -> list[str]:
-        """Return captions of rows, or row numbers if the folder has no captions."""
+        """Return the captions of rows, or row numbers where captions are missing."""
         try:
             captions = self._dataset.metadata(rows, ["caption"]).column("caption").to_pylist()
         except InputError:
@@ -187,7 +195,7 @@ class StoredEmbeddings:
 
 
 def stored_texts(url: str) -> Texts:
-    """Open stored text embeddings: a `.npy` file, or a folder of embedding shards."""
+    """Open stored text embeddings from a `.npy` file or a folder of embedding shards."""
     return StoredArray(url) if url.endswith(".npy") else StoredEmbeddings(url)
 
 

@@ -1,1 +1,1 @@
-"""Networks of priors: their interface, and the causal transformer of DALLE2-pytorch."""
+"""Prior networks: the common interface, and DALLE2-pytorch's causal transformer."""

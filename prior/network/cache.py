@@ -1,6 +1,6 @@
-"""Cached keys and values of texts, which every step and draw of a sampler shares.
+"""Cache of the keys and values of encoded texts, shared by all sampling steps and draws.
 
-Letters: B texts or rows, K draws of a row, P positions, A width of a head.
+Dimensions: B texts or rows, K draws per row, P positions, A head width.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ class KeysValues(NamedTuple):
     """Keys and values of consecutive positions in one layer, shared by all heads."""
 
     keys: torch.Tensor
-    """`[B, P, A]`, rotated; with norm 1 if attention is by cosine."""
+    """`[B, P, A]`, after rotary embedding; L2-normalised if the layer uses cosine attention."""
     values: torch.Tensor
     """`[B, P, A]`."""
 
     def append(self, other: KeysValues) -> KeysValues:
-        """Append positions of the same rows; a single row is repeated for all rows of `other`."""
+        """Append later positions of the same rows. A single row is repeated to match the rows of `other`."""
         return KeysValues(_join(self.keys, other.keys), _join(self.values, other.values))
 
     def repeat_for(self, draws: DrawnTexts) -> KeysValues:
-        """Repeat the prefixes of texts for the draws that see them: `[texts, P, A]` -> `[B * K, P, A]`."""
+        """Repeat each text's prefix for the draws that attend to it: `[texts, P, A]` -> `[B * K, P, A]`."""
         return KeysValues(_repeat(self.keys, draws), _repeat(self.values, draws))
 
 
@@ -38,7 +38,7 @@ def _join(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 
 def _repeat(prefixes: torch.Tensor, draws: DrawnTexts) -> torch.Tensor:
-    # expand and cat, not indexing: their gradients are sums in the same order every time
+    # expand and cat instead of indexing, so that gradients are always summed in the same order
     separate = prefixes[: draws.texts, None].expand(-1, draws.draws, -1, -1).flatten(0, 1)  # (texts * K, P, A)
     if draws.texts == draws.rows:
         return separate
@@ -48,12 +48,12 @@ def _repeat(prefixes: torch.Tensor, draws: DrawnTexts) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """Keys and values of B texts in every layer; the null position comes first."""
+    """Keys and values of B texts in every layer. The first position is the null position."""
 
     layers: list[KeysValues]
     """Keys and values of each layer."""
     positions: dict[tuple[int, int, int], Positions] = field(default_factory=dict)
-    """Positions of suffixes by their lengths, computed in the first step and reused in the others."""
+    """Suffix positions, keyed by suffix lengths. The first sampling step computes them and later steps reuse them."""
 
     @property
     def texts(self) -> int:
@@ -62,18 +62,18 @@ class PrefixCache:
 
     @property
     def tokens(self) -> int:
-        """Number of cached positions, without the null position."""
+        """Number of cached positions, excluding the null position."""
         return self.layers[0].keys.shape[1] - 1
 
     def take(self, indices: torch.Tensor) -> PrefixCache:
-        """Select texts by index; an index may occur several times."""
+        """Select texts by index. An index may occur several times."""
         return PrefixCache([KeysValues(keys[indices], values[indices]) for keys, values in self.layers])
 
     def expand(self, texts: int) -> PrefixCache:
-        """Repeat the only text `texts` times, without a copy."""
+        """Repeat a single text `texts` times, without copying."""
         return PrefixCache([KeysValues(*(part.expand(texts, -1, -1) for part in layer)) for layer in self.layers])
 
     def stacked_with(self, other: PrefixCache) -> PrefixCache:
-        """Append the texts of another cache of the same length."""
+        """Append the texts of another cache that has the same number of positions."""
         pairs = zip(self.layers, other.layers, strict=True)
         return PrefixCache([KeysValues(torch.cat([a.keys, b.keys]), torch.cat([a.values, b.values])) for a, b in pairs])

@@ -1,7 +1,7 @@
-"""Differences between the priors of DALLE2-pytorch's releases.
+"""Differences between releases of DALLE2-pytorch in the function that a prior computes.
 
-They come from the sources of all releases, and golden files in `tests/parity` pin them. A checkpoint needs the function
-of the release that wrote it: the same weights give other embeddings under another release.
+They were derived from the source of every release, and golden files in `tests/parity` pin them. A checkpoint must be
+run with the function of the release that wrote it: the same weights give different embeddings under another release.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import re
 from dataclasses import dataclass
 
 OLDEST = (0, 23, 3)
-"""Oldest release whose function is known."""
+"""Oldest supported release."""
 NEWEST = (1, 15, 6)
-"""Newest release whose function is known."""
+"""Newest supported release."""
 LATEST_FUNCTION = "1.15.6"
 """Release whose function new priors compute."""
 
 DOT_PRODUCT_BIAS = 128.0
-"""Factor of the position bias before release 1.4.3.
+"""Factor applied to the position bias before release 1.4.3.
 
-Those releases divided logits by 128, added the bias, and multiplied by 128 before the softmax.
+Those releases divided the logits by 128, added the bias, and multiplied by 128 before the softmax.
 """
 
 
 @dataclass(frozen=True)
 class FunctionVersion:
-    """A release of DALLE2-pytorch, and the properties of its function."""
+    """A release of DALLE2-pytorch, with properties that describe its function."""
 
     release: tuple[int, ...]
     """Major, minor and patch number."""
@@ -35,7 +35,7 @@ class FunctionVersion:
         """Parse a release such as `1.15.6`.
 
         Raises:
-            ValueError: the text is not a release, or the function of that release is unknown.
+            ValueError: the text is not a release number, or the release is not supported.
         """
         if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){1,2}", text):
             raise ValueError(f"{text!r} is not a release of dalle2-pytorch, such as 1.15.6")
@@ -55,17 +55,17 @@ class FunctionVersion:
 
     @property
     def cosine_attention(self) -> bool:
-        """True if attention logits are 16 times the cosine, instead of the scaled dot product."""
+        """True if attention logits are 16 times the cosine similarity. Otherwise they are the scaled dot product."""
         return self.release >= (1, 4, 3)
 
     @property
     def takes_self_cond(self) -> bool:
-        """True if self-conditioning exists, as a token."""
+        """True if the network can have a self-conditioning token."""
         return self.release >= (1, 6, 1)
 
     @property
     def reads_self_cond(self) -> bool:
-        """True if the self-conditioning token carries the last estimate; in 1.6.1 it is always zero."""
+        """True if the self-conditioning token carries the previous estimate of x0. In 1.6.1 it is always zero."""
         return self.release >= (1, 6, 2)
 
     @property
@@ -78,31 +78,31 @@ class FunctionVersion:
 
     @property
     def has_null_tokens(self) -> bool:
-        """True if learned vectors replace the token states of a dropped text, and a dropped image."""
+        """True if learned vectors replace the token states of a dropped text and the token of a dropped image."""
         return self.release >= (1, 9, 0)
 
     @property
     def has_null_text(self) -> bool:
-        """True if dropping the text also drops the pooled text embedding."""
+        """True if dropping the text also replaces the pooled text embedding."""
         return self.release >= (1, 10, 4)
 
     @property
     def real_timesteps(self) -> bool:
-        """True if sinusoids of the timestep are real numbers; earlier releases truncate them to integers."""
+        """True if sinusoidal timestep features stay real numbers. Earlier releases truncate them to integers."""
         return self.release >= (1, 10, 8)
 
     @property
     def ddim_noise_sign(self) -> float:
-        """Sign of the noise that DDIM derives from an estimate of x0."""
+        """Sign of the noise that DDIM computes from an estimate of x0."""
         return 1.0 if self.release >= (0, 25, 2) else -1.0
 
     @property
     def ddim_ends_at_x0(self) -> bool:
-        """True if DDIM's grid starts at -1 and its last step returns the estimate of x0; earlier grids start at 0."""
+        """True if DDIM's grid ends at -1, so that its last step returns the estimate of x0. Earlier grids end at 0."""
         return self.release >= (1, 10, 3)
 
     def ddim_noise_follows_clamp(self, prediction: str) -> bool:
-        """Return whether DDIM derives the noise from the clamped x0; earlier releases use the unclamped x0 or eps."""
+        """Return whether DDIM computes the noise from the clamped x0. Earlier releases use the unclamped x0 or eps."""
         if prediction == "eps":
             return self.release >= (1, 12, 3)
         return self.release >= (1, 10, 5)

@@ -1,7 +1,8 @@
-"""Interface of networks: everything that objectives, samplers and priors know about them.
+"""Network interface: everything that objectives, samplers and priors know about a network.
 
-A network encodes texts once (`prefix`), then predicts from noisy embeddings as often as needed (`suffix`). A new family
-of networks subclasses `Network`, and `model/config.py` builds it; objectives, samplers and `Prior` stay as they are.
+A network encodes texts once (`prefix`), then predicts from noisy embeddings as often as needed (`suffix`). To add a
+network family, subclass `Network` and build the subclass in `model/config.py`. Objectives, samplers and `Prior` stay
+unchanged.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from .linear import Linear
 
 @dataclass(frozen=True)
 class Condition:
-    """Encoded text of B captions, which a prediction is conditioned on."""
+    """Encoded text of B captions that a prediction is conditioned on."""
 
     text_embed: torch.Tensor
     """`[B, D]`, L2-normalised."""
     token_states: torch.Tensor | None
-    """`[B, T, W]`, padded with zeros; None if the network uses none."""
+    """`[B, T, W]`, padded with zeros; None if the network uses no token states."""
 
     def take(self, indices: torch.Tensor) -> Condition:
         """Select captions by index."""
@@ -34,66 +35,65 @@ class Condition:
 
 @dataclass(frozen=True)
 class DrawnTexts:
-    """Assignment of text prefixes to the K draws of B rows.
+    """Assignment of text prefixes to the K draws of each of B rows.
 
-    Each of the first `texts` rows has its own prefix, at the row's index. All other rows share the prefix at index
-    `texts`.
+    Row i uses prefix i if i < `texts`. All other rows share the prefix at index `texts`.
     """
 
     rows: int
-    """B."""
+    """B, number of rows."""
     draws: int
-    """K."""
+    """K, number of draws per row."""
     texts: int
-    """Number of rows with a prefix of their own."""
+    """Number of rows that have a separate prefix."""
 
     def indices(self, device: torch.device) -> torch.Tensor:
-        """Return the index of each draw's prefix, `[B * K]` int64."""
+        """Return the prefix index of each draw, `[B * K]` int64."""
         return torch.arange(self.rows, device=device).clamp(max=self.texts).repeat_interleave(self.draws)
 
 
 P = TypeVar("P")
-"""Type of a prefix."""
+"""Concrete prefix type."""
 
 
 class Prefix(Protocol):
-    """Encoded texts that all steps and draws share, such as a cache of keys and values."""
+    """Encoded texts shared by all sampling steps and draws, such as a cache of keys and values."""
 
     @property
     def texts(self) -> int:
         """Number of texts."""
 
     def take(self: P, indices: torch.Tensor) -> P:
-        """Select texts by index; an index may occur several times."""
+        """Select texts by index. An index may occur several times."""
 
     def expand(self: P, texts: int) -> P:
-        """Repeat the only text `texts` times."""
+        """Repeat a single text `texts` times."""
 
     def stacked_with(self: P, other: P) -> P:
         """Append the texts of another prefix of the same length."""
 
 
 class Network(nn.Module, abc.ABC):
-    """Predicts x0, eps or v of an image embedding from its noisy version, the timestep and the text."""
+    """Network that predicts x0, eps or v of an image embedding from its noisy version, the timestep and the text."""
 
     embed_dim: int
     """D, size of image embeddings."""
     text_dim: int
     """Size of pooled text embeddings."""
     token_width: int | None
-    """W, width of token states; None if the network is given none."""
+    """W, width of token states; None if the network is built without token states."""
     max_text_len: int
-    """T, largest number of token states per caption."""
+    """T, maximum number of token states per caption."""
     takes_token_states: bool
-    """True if token states must be given."""
+    """True if callers must pass token states."""
     takes_self_cond: bool
     """True if the prediction depends on an earlier estimate of x0 (Chen et al. 2022, arXiv 2208.04202)."""
     has_null_text: bool
-    """True if all dropped texts have the same prefix, whatever the texts."""
+    """True if every dropped text has the same prefix, regardless of its content."""
     function: FunctionVersion = FunctionVersion.parse(LATEST_FUNCTION)
-    """Release of DALLE2-pytorch whose variant of the sampler `dalle2-ddim` fits this network."""
+    """Release of DALLE2-pytorch whose variant of the `dalle2-ddim` sampler suits this network."""
     checkpoint_activations: bool = False
-    """True if the backward pass recomputes layers instead of storing their activations."""
+    """True if the backward pass recomputes each layer's activations instead of storing them."""
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +102,7 @@ class Network(nn.Module, abc.ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating-point type of embeddings that the network takes."""
+        """Dtype of the embeddings that the network takes."""
         return next(self.parameters()).dtype
 
     @abc.abstractmethod
@@ -113,8 +113,9 @@ class Network(nn.Module, abc.ABC):
 
         Args:
             text_embed: `[B, text_dim]`.
-            token_states: `[B, T', W]`, padded with rows of zeros, cut at max_text_len; None if the network takes none.
-            drop_text: `[B]` bool, rows whose text is replaced by learned vectors; None drops nothing.
+            token_states: `[B, T', W]`, padded with rows of zeros and truncated to `max_text_len`. None if the network
+                takes no token states.
+            drop_text: `[B]` bool. Learned vectors replace the text of rows that are True. None drops no text.
 
         Raises:
             ValueError: token states are missing, or the network cannot drop texts.
@@ -130,14 +131,14 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict `[N, D]` for K draws of each of B encoded texts; the draws of a text are side by side.
+        """Predict `[N, D]` for K draws of each of B encoded texts. The draws of a text are adjacent.
 
         Args:
-            prefix: B texts, from the same network.
+            prefix: B texts, encoded by the same network.
             noisy_image_embed: `[N, D]`, where N = B * K.
             timesteps: `[N]` int64, or `[B]` if all draws of a text share a timestep, which is faster.
-            drop_image: `[N]` bool, rows whose noisy image is replaced by a learned vector.
-            self_cond: `[N, D]` earlier estimates of x0; None stands for zeros.
+            drop_image: `[N]` bool. A learned vector replaces the noisy image of rows that are True.
+            self_cond: `[N, D]` earlier estimates of x0. None means zeros.
         """
 
     def predict_draws(
@@ -152,12 +153,12 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict `[N, D]` for training, where the draws of one text differ in timestep.
+        """Predict `[N, D]` for training, where the draws of one text have different timesteps.
 
         Args:
-            text_embed: as for `prefix`, and so are token_states and drop_text.
-            draws: the text of each draw.
-            noisy_image_embed: as for `suffix`, and so are timesteps, drop_image and self_cond; N of each.
+            text_embed, token_states, drop_text: passed to `prefix`.
+            draws: assignment of texts to draws.
+            noisy_image_embed, timesteps, drop_image, self_cond: passed to `suffix`, with N rows each.
         """
         texts = self.prefix(text_embed, token_states, drop_text).take(draws.indices(timesteps.device))
         return self.suffix(texts, noisy_image_embed, timesteps, drop_image=drop_image, self_cond=self_cond)
@@ -178,13 +179,13 @@ class Network(nn.Module, abc.ABC):
         return self.suffix(texts, noisy_image_embed, timesteps, drop_image=drop_image, self_cond=self_cond)
 
     def set_product_dtype(self, dtype: torch.dtype) -> None:
-        """Compute the products of all `Linear` layers in a dtype; other weights keep theirs."""
+        """Run all `Linear` layers in `dtype` by converting their weights. Other weights keep their dtype."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.to(dtype)
 
     def clear_derived(self) -> None:
-        """Drop all values computed from the weights, after changes that torch does not count; see `derived.py`."""
+        """Discard all values computed from the weights. Call this after changes that torch does not count."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.clear_derived()

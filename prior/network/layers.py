@@ -1,7 +1,7 @@
-"""Layers of the prior network, and the two ways through them: training, and continuing from a cache.
+"""Layers of the prior network, and the two ways to run them: training, and continuing from a cache.
 
-Letters: B texts, L tokens of a text (those of all its draws side by side), P cached positions, C width of the stream,
-H heads, A width of a head, M tokens of all blocks of a training step.
+Dimensions: B texts, L tokens per text (with all its draws concatenated), P cached positions, C stream width, H heads,
+A head width, M tokens in all blocks of a training step.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from .linear import Linear
 from .positions import Positions
 
 _COSINE_SCALE = 16.0
-"""Factor of cosines before the softmax; DALLE2-pytorch's."""
+"""Factor applied to cosine similarities before the softmax, as in DALLE2-pytorch."""
 
 
 class Blocks(NamedTuple):
-    """Blocks of tokens of a training step: learned padding (if the texts continue it), texts, and draws.
+    """Token blocks of one training step: learned padding (if the texts continue it), texts, and draws.
 
-    All blocks are joined to one sequence `[1, M, ...]`, so that each linear layer is one product with one gradient.
+    All blocks are joined into one sequence `[1, M, ...]`, so that each linear layer computes a single product with a
+    single gradient.
     """
 
     shapes: list[tuple[int, int]]
@@ -35,10 +36,10 @@ class Blocks(NamedTuple):
     positions: list[Positions]
     """Positions of each block."""
     draws: DrawnTexts
-    """The text that each draw continues."""
+    """Assignment of texts to the draws that continue them."""
 
     def rotation(self) -> torch.Tensor | None:
-        """Return the rotations of all joined tokens, `[M, 1, rotated / 2]`."""
+        """Return the rotations of all joined tokens, `[M, 1, rotated / 2]`; None without rotary embedding."""
         rotations = []
         for (rows, _), (_, rotation) in zip(self.shapes, self.positions, strict=True):
             if rotation is None:
@@ -47,21 +48,21 @@ class Blocks(NamedTuple):
         return torch.cat(rotations)
 
     def split(self, joined: torch.Tensor) -> list[torch.Tensor]:
-        """Split `[1, M, ...]` into blocks `[rows, tokens, ...]`; the inverse of `join`."""
+        """Split `[1, M, ...]` into blocks `[rows, tokens, ...]`. This is the inverse of `join`."""
         pieces = torch.split(joined[0], [rows * tokens for rows, tokens in self.shapes])
         return [piece.view(*shape, *piece.shape[1:]) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
 
 def join(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Join blocks `[rows, tokens, ...]` to one sequence `[1, M, ...]`."""
+    """Join blocks `[rows, tokens, ...]` into one sequence `[1, M, ...]`."""
     return torch.cat([block.flatten(0, 1) for block in blocks])[None]
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with a gain and no bias, computed in float32 for inputs of lower precision.
+    """Layer norm with a gain and no bias, computed in float32 or, for float64 inputs, in float64.
 
-    `stable` divides by the largest coordinate first, as the final norm of DALLE2-pytorch does. It takes the maximum,
-    not the largest absolute value, so signs flip where all coordinates are negative.
+    `stable` first divides by the largest coordinate, as DALLE2-pytorch's final norm does. This is the maximum, not the
+    largest absolute value, so signs flip if all coordinates are negative.
     """
 
     def __init__(self, width: int, stable: bool = False) -> None:
@@ -70,7 +71,7 @@ class LayerNorm(nn.Module):
         self.shape, self.stable = (width,), stable
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise `[..., C]`; the result is float32, or float64 for float64."""
+        """Normalise `[..., C]`. The result is float64 for float64 inputs, and float32 otherwise."""
         x = x if x.dtype == torch.float64 else x.float()
         if self.stable:
             x = x / x.amax(dim=-1, keepdim=True).detach()
@@ -78,7 +79,7 @@ class LayerNorm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Norm and SwiGLU (Shazeer 2020, arXiv 2002.05202); a normformer (arXiv 2110.09456) has a second, inner norm."""
+    """Norm and SwiGLU (Shazeer 2020, arXiv 2002.05202). A normformer (arXiv 2110.09456) adds an inner norm."""
 
     def __init__(self, width: int, mult: float, dropout: float, normformer: bool) -> None:
         super().__init__()
@@ -97,9 +98,10 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention with one head of keys and values (Shazeer 2019, arXiv 1911.02150) and a learned null position.
+    """Causal multi-query attention (Shazeer 2019, arXiv 1911.02150) with a learned null position.
 
-    Every query sees the null position, the cached positions, and its own row up to itself.
+    All query heads share one head of keys and values. Each query attends to the null position, the cached positions,
+    and its own row's tokens up to and including itself.
     """
 
     def __init__(self, width: int, *, heads: int, head_width: int, dropout: float, cosine: bool) -> None:
@@ -115,21 +117,22 @@ class Attention(nn.Module):
     def forward(
         self, stream: torch.Tensor, blocks: Blocks, rotation: torch.Tensor | None, draws_only: bool
     ) -> torch.Tensor:
-        """Attend within a training step: texts continue the padding, if there is any, and draws continue their texts.
+        """Attend within a training step: texts continue the padding, if present, and draws continue their texts.
 
         Args:
             stream: `[1, M, C]`, all blocks joined.
-            rotation: `Blocks.rotation`, the same for all layers.
-            draws_only: return the output for the draws alone.
+            rotation: result of `Blocks.rotation`, the same for all layers.
+            draws_only: return the output of the draws only.
 
-        Returns the output to add to the stream: `[1, M, C]`, or `[draws, L, C]`.
+        Returns:
+            The output to add to the stream: `[1, M, C]`, or `[draws, L, C]` if `draws_only`.
         """
         query, joined = self._project(stream, rotation)
         queries, keys, values = blocks.split(query), blocks.split(joined.keys), blocks.split(joined.values)
         local = [KeysValues(*pair) for pair in zip(keys, values, strict=True)]
         biases = [positions.bias for positions in blocks.positions]
         has_padding = len(local) == 3
-        first = self._null_position(local[0].keys).append(local[0])  # the padding, or the texts if there is none
+        first = self._null_position(local[0].keys).append(local[0])  # the padding, or the texts if there is no padding
         attended = []
         if not draws_only:
             attended.append(self._attend(queries[0], first, biases[0]))
@@ -143,19 +146,21 @@ class Attention(nn.Module):
     def forward_cached(
         self, stream: torch.Tensor, positions: Positions, before: KeysValues | None
     ) -> tuple[torch.Tensor, KeysValues]:
-        """Attend to cached positions, and to the tokens themselves.
+        """Attend to the cached positions and to the tokens themselves.
 
         Args:
             stream: `[B, L, C]`.
-            before: keys and values of the cached positions, of B texts or of one text for all; None at the beginning.
+            before: keys and values of the cached positions, from B texts or from one text shared by all. None at the
+                start of the sequence.
 
-        Returns the output `[B, L, C]` to add to the stream, and the keys and values of all positions up to the last.
+        Returns:
+            The output `[B, L, C]` to add to the stream, and the keys and values of all positions so far.
         """
         query, known = self._query_and_known(stream, positions, before)
         return self.out_norm(self.to_stream(self._attend(query, known, positions.bias))), known
 
     def keys_values(self, stream: torch.Tensor, positions: Positions, before: KeysValues | None) -> KeysValues:
-        """Return the keys and values alone; see `forward_cached`."""
+        """Return only the keys and values; see `forward_cached`."""
         return self._query_and_known(stream, positions, before)[1]
 
     def _query_and_known(
@@ -165,13 +170,13 @@ class Attention(nn.Module):
         return query, (self._null_position(local.keys) if before is None else before).append(local)
 
     def _project(self, stream: torch.Tensor, rotation: torch.Tensor | None) -> tuple[torch.Tensor, KeysValues]:
-        """Project the stream to queries `[B, L, H, A]`, and keys and values `[B, L, A]`."""
+        """Project the stream to queries `[B, L, H, A]`, and to keys and values `[B, L, A]`."""
         qkv = self.to_qkv(self.norm(stream)).unflatten(-1, (self.heads + 2, self.head_width))
         exact = qkv if qkv.dtype == torch.float64 else qkv.float()
-        query_key = exact[..., :-1, :]  # the key as one more head
+        query_key = exact[..., :-1, :]  # the key is treated as one more query head
         if rotation is not None:
             pairs = query_key[..., : 2 * rotation.shape[-1]].unflatten(-1, (-1, 2))
-            torch.view_as_complex(pairs).mul_(rotation)  # in place: nothing else refers to qkv
+            torch.view_as_complex(pairs).mul_(rotation)  # in place, which is safe since nothing else refers to qkv
         query_key = self._direction(query_key)
         query, key = query_key[..., :-1, :].to(qkv.dtype), query_key[..., -1, :].to(qkv.dtype)
         return query, KeysValues(key, qkv[..., -1, :])
@@ -185,17 +190,17 @@ class Attention(nn.Module):
         return KeysValues(self._direction(key).expand(rows), value.expand(rows))
 
     def _attend(self, query: torch.Tensor, known: KeysValues, bias: torch.Tensor) -> torch.Tensor:
-        """Attend with queries `[B, L, H, A]` to known keys and values; return `[B, L, H * A]`.
+        """Attend with queries `[B, L, H, A]` to the known keys and values; return `[B, L, H * A]`.
 
-        All tokens and heads of a text are queries of one head, and `bias` masks what a query must not see. So keys and
-        values are repeated neither for heads nor for draws.
+        The queries of all tokens and heads of a text are treated as one head, and `bias` masks positions that a query
+        must not see. Keys and values are therefore repeated neither for heads nor for draws.
         """
         batch, length, heads, width = query.shape
         dropout = self.dropout if self.training else 0.0
         query = query.reshape(batch, length * heads, width)
         if query.is_cpu and bias.requires_grad:
-            # torch's own fallback for a bias with a gradient, without its slow search for fully masked rows;
-            # under autocast the logits stay exact
+            # what torch falls back to for a bias that needs a gradient, without its slow search for fully masked rows;
+            # autocast is off so that the logits keep full precision
             with torch.autocast("cpu", enabled=False):
                 exact, keys = query.to(bias.dtype), known.keys.to(bias.dtype)
                 weights = torch.baddbmm(bias, exact, keys.transpose(1, 2), alpha=self.logit_scale).softmax(dim=-1)
@@ -219,11 +224,12 @@ def run_training(stream: torch.Tensor, blocks: Blocks, layers: Sequence[Layer], 
         stream: `[1, M, C]`, all blocks joined.
         checkpointed: recompute each layer in the backward pass instead of storing its activations.
 
-    Returns the stream of the draws, `[draws, L, C]`.
+    Returns:
+        The stream of the draws, `[draws, L, C]`.
     """
     rotation = blocks.rotation()
     for number, layer in enumerate(layers, start=1):
-        is_last = number == len(layers)  # where only the draws are read
+        is_last = number == len(layers)  # only the draws are read from the last layer
         arguments = (stream, blocks, rotation, is_last, *layer)
         stream = checkpoint(_train_layer, *arguments, use_reentrant=False) if checkpointed else _train_layer(*arguments)
     return stream
@@ -244,7 +250,7 @@ def _train_layer(
 
 
 def run_cached(stream: torch.Tensor, positions: Positions, cache: PrefixCache, layers: Sequence[Layer]) -> torch.Tensor:
-    """Run all layers on tokens `[B, L, C]` that continue cached texts; return their stream."""
+    """Run all layers on tokens `[B, L, C]` that continue cached texts. Return the tokens' output stream `[B, L, C]`."""
     for (attention, feed_forward), before in zip(layers, cache.layers, strict=True):
         attended, _ = attention.forward_cached(stream, positions, before)
         stream = stream + attended
@@ -255,15 +261,16 @@ def run_cached(stream: torch.Tensor, positions: Positions, cache: PrefixCache, l
 def fill_cache(
     stream: torch.Tensor, positions: Positions, cache: PrefixCache | None, layers: Sequence[Layer]
 ) -> PrefixCache:
-    """Run the layers on tokens `[B, L, C]`, and return the cache of all positions up to them.
+    """Run the layers on tokens `[B, L, C]` and return the cache of all positions so far.
 
     Args:
-        cache: positions before the tokens, of B texts or of one text for all; None at the beginning.
+        cache: positions before the tokens, from B texts or from one text shared by all. None at the start of the
+            sequence.
     """
     filled = []
     for number, (attention, feed_forward) in enumerate(layers):
         before = None if cache is None else cache.layers[number]
-        if number == len(layers) - 1:  # whose output nobody reads
+        if number == len(layers) - 1:  # the output of the last layer is not needed
             filled.append(attention.keys_values(stream, positions, before))
             break
         attended, known = attention.forward_cached(stream, positions, before)

@@ -1,4 +1,4 @@
-"""A linear layer with fast products on the CPU, for sampling and training."""
+"""Linear layer with fast CPU products for sampling and training."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ...pipeline.compute.onednn import pack, packed_product, packing_available
 from .derived import Derived
 
 _PACKED_ROWS = 64
-"""Number of rows that the packed layout is optimised for; the fastest of 1, 12 and 64 for inputs of 1 to 1,028 rows."""
+"""Number of rows that the packed layout is tuned for. Of 1, 12 and 64, 64 was fastest for inputs of 1 to 1,028 rows."""
 
 
 class _Product(torch.autograd.Function):
-    """`x W^T` for x `[N, in]`, with its gradients, in float32 on the CPU by oneDNN.
+    """`x W^T` for x `[N, in]` and its gradients, computed by oneDNN in float32 on the CPU.
 
-    It takes 0.85 of the time of torch's own products (MKL) for a thousand rows, and half for a hundred.
+    It takes 0.85 times as long as torch's own product (MKL) for 1,000 rows, and half as long for 100.
     """
 
     @staticmethod
@@ -35,17 +35,17 @@ class _Product(torch.autograd.Function):
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Multiply `[..., in]` to `[..., out]`."""
+    """Multiply `[..., in]` by the weight, giving `[..., out]`."""
     product: torch.Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), weight)
     return product.view(*x.shape[:-1], -1)
 
 
 class Linear(nn.Linear):
-    """A linear layer without bias, which packs its weight in oneDNN's layout for inference on the CPU.
+    """Linear layer without bias. For CPU inference it packs its weight into oneDNN's layout.
 
-    A sampling step multiplies about a dozen rows by all weights of the network, so reading the weights dominates.
-    Packed weights are read two to four times as fast. The copy follows changes of the weight that torch counts; after
-    others, such as writes to `.data`, call `clear_derived`.
+    A sampling step multiplies only about a dozen rows by all weights of the network, so reading the weights takes most
+    of the time. Packed weights are read two to four times as fast. The packed copy is updated after weight changes that
+    torch counts. After other changes, such as writes to `.data`, call `clear_derived`.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -53,7 +53,7 @@ class Linear(nn.Linear):
         self._packed = Derived[torch.Tensor]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Multiply `[..., in]` of any float type to `[..., out]` in the dtype of the weight or of autocast."""
+        """Multiply `[..., in]` of any float dtype, giving `[..., out]` in the weight's dtype or autocast's dtype."""
         weight = self.weight
         if torch.is_autocast_enabled(weight.device.type):
             return F.linear(x, weight)
@@ -68,7 +68,7 @@ class Linear(nn.Linear):
     def halves(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the first and second half of the output, `[..., out / 2]` each.
 
-        With oneDNN these are two products: for a thousand rows of 6,144 they take 0.9 of the time of one.
+        With oneDNN these are two products. For 1,000 rows of width 6,144 they take 0.9 times as long as one product.
         """
         first, second = (
             (_product(x.to(self.weight.dtype), half) for half in self.weight.chunk(2))
@@ -90,5 +90,5 @@ class Linear(nn.Linear):
         return self._packed.get((weight,), lambda: pack(weight, _PACKED_ROWS))
 
     def clear_derived(self) -> None:
-        """Drop the packed copy; the next product packs the weight again."""
+        """Discard the packed copy. The next product packs the weight again."""
         self._packed.clear()

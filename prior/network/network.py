@@ -1,11 +1,11 @@
-"""Prior network of DALLE2-pytorch: a causal transformer over `[token states, pooled text, time, noisy image, query]`.
+"""DALLE2-pytorch's prior network: a causal transformer over `[token states, pooled text, time, noisy image, query]`.
 
-It computes the function of DALLE2-pytorch's `DiffusionPriorNetwork`, release by release (see `function_version.py`),
-and leaves more widths open to choice. The prediction is read at the last token. The text comes first and never sees the
-timestep or the noise. So `prefix` turns the text into a cache of keys and values, and `suffix` predicts from the cache:
-a sampler calls `prefix` once, and `suffix` once per step.
+It computes the same function as DALLE2-pytorch's `DiffusionPriorNetwork` for each supported release (see
+`function_version.py`), and makes more widths configurable. The prediction is read at the last token. The text comes
+first and never attends to the timestep or the noisy image. `prefix` can therefore turn the text into a cache of keys
+and values, and `suffix` can predict from that cache: a sampler calls `prefix` once, and `suffix` once per step.
 
-Letters: B texts, K draws of one text, N = B * K rows, T token states, D embedding, C width of the stream.
+Dimensions: B texts, K draws per text, N = B * K rows, T token states, D embedding size, C stream width.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ class PriorNetwork(Network):
 
     Args:
         embed_dim: D, size of image embeddings.
-        text_dim: size of pooled text embeddings; None for D.
-        token_width: W, width of token states; None if the network is given none.
-        width: C, width of the token stream; D in DALLE2-pytorch.
+        text_dim: size of pooled text embeddings. None means D.
+        token_width: W, width of token states. None if the network takes none.
+        width: C, width of the token stream. In DALLE2-pytorch it equals D.
         depth: number of layers.
         heads: number of attention heads.
         dim_head: width of an attention head.
         ff_mult: inner width of the feed-forward layers, as a multiple of C.
-        attn_dropout: dropout of attention weights.
-        ff_dropout: dropout inside the feed-forward layers.
-        max_text_len: T, number of token states; learned vectors replace missing ones. 0 uses none.
-        num_timesteps: rows of a table of learned timestep embeddings; None uses sinusoids and a small MLP.
-        num_time_embeds: tokens of the timestep.
-        num_image_embeds: tokens of the noisy image.
-        num_text_embeds: tokens of the pooled text.
-        self_cond: take the last estimate as another token (Chen et al. 2022, arXiv 2208.04202).
+        attn_dropout: dropout rate of attention weights.
+        ff_dropout: dropout rate inside the feed-forward layers.
+        max_text_len: T, number of token states. Learned vectors replace missing token states. 0 uses no token states.
+        num_timesteps: number of rows in a table of learned timestep embeddings. None uses sinusoids and a small MLP.
+        num_time_embeds: number of tokens for the timestep.
+        num_image_embeds: number of tokens for the noisy image.
+        num_text_embeds: number of tokens for the pooled text.
+        self_cond: add a token for the previous estimate of x0 (Chen et al. 2022, arXiv 2208.04202).
         rotary_emb: use rotary position embedding.
         norm_in: normalise the tokens before the first layer.
         norm_out: normalise the prediction after the last layer.
@@ -99,7 +99,7 @@ class PriorNetwork(Network):
         if self.takes_self_cond:
             self.to_self_cond = Tokens(embed_dim, width, 1)
         self.query = nn.Parameter(torch.randn(width))
-        # learned padding of token states, which also replaces them if the text is dropped
+        # learned padding for missing token states; it also replaces the token states of a dropped text
         self.null_token_states = nn.Parameter(torch.randn(max_text_len, width))
         if self.function.has_null_tokens:
             self.null_text = nn.Parameter(torch.randn(num_text_embeds, width))
@@ -118,7 +118,7 @@ class PriorNetwork(Network):
 
     @property
     def pads_only(self) -> bool:
-        """True if the learned padding replaces all token states."""
+        """True if learned padding takes the place of all token states."""
         return self.max_text_len > 0 and not self.takes_token_states
 
     def prefix(
@@ -159,7 +159,7 @@ class PriorNetwork(Network):
     ) -> torch.Tensor:
         """Predict `[N, D]` in one pass over the weights; see `Network.predict_draws`.
 
-        A layer multiplies the tokens of all texts and draws at once, so its gradient is computed once.
+        Each layer multiplies the tokens of all texts and draws at once, so its weight gradient is computed only once.
         """
         text = self._prefix_tokens(text_embed, token_states, drop_text)
         suffixes, lengths = self._suffix_tokens(len(timesteps), noisy_image_embed, timesteps, drop_image, self_cond)
@@ -176,15 +176,15 @@ class PriorNetwork(Network):
         return self._prediction(stream, lengths)
 
     def clear_derived(self) -> None:
-        """Drop the packed weights and the cached padding; see `Network.clear_derived`."""
+        """Discard the packed weights and the cached padding; see `Network.clear_derived`."""
         super().clear_derived()
         self._cached_padding.clear()
 
     def compile_layers(self) -> None:
         """Compile the layers one by one.
 
-        That takes the same time for any depth, and allows for sizes that change from step to step: the number of
-        dropped texts is random.
+        The compile time then does not depend on the depth. Shapes are dynamic, because the number of dropped texts is
+        random and changes from step to step.
         """
         for attention, feed_forward in self._layers():
             attention.compile(dynamic=True)
@@ -195,14 +195,14 @@ class PriorNetwork(Network):
         return list(zip(self.attention, self.feed_forward, strict=True))  # type: ignore[arg-type]
 
     def _padding(self) -> PrefixCache:
-        """Return the keys and values of the learned padding: one row, the same for all texts."""
+        """Return the keys and values of the learned padding. It is a single row, which all texts share."""
         if not torch.is_inference_mode_enabled():
             return self._fill_cache(self.null_token_states[None], None)
         weights = list(self.parameters())
         return self._cached_padding.get(weights, lambda: self._fill_cache(self.null_token_states[None], None))
 
     def _fill_cache(self, tokens: torch.Tensor, before: PrefixCache | None) -> PrefixCache:
-        """Cache tokens `[B, L, C]`, at the beginning or after the one text of `before`."""
+        """Cache tokens `[B, L, C]`, either at the start of the sequence or after the single text in `before`."""
         positions = self._positions(0 if before is None else before.tokens, 0, 1, tokens.shape[1])
         return fill_cache(self.norm_in(tokens), positions, before, self._layers())
 
@@ -216,7 +216,7 @@ class PriorNetwork(Network):
     def _prefix_tokens(
         self, text_embed: torch.Tensor, token_states: torch.Tensor | None, drop_text: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the tokens `[B, P, C]` of texts; see `prefix`. They include token states, but not padding alone."""
+        """Return the text tokens `[B, P, C]`; see `prefix`. Padding is included only with token states."""
         if drop_text is not None and not self.function.has_null_tokens:
             raise ValueError(f"the function of dalle2-pytorch {self.function} cannot drop the text")
         text: torch.Tensor = self.to_text(text_embed)  # (B, num_text_embeds, C)
@@ -236,9 +236,10 @@ class PriorNetwork(Network):
         drop_image: torch.Tensor | None,
         self_cond: torch.Tensor | None,
     ) -> tuple[torch.Tensor, tuple[int, int, int]]:
-        """Return the tokens of draws, `[texts, L, C]` with the draws of a text side by side, and their lengths.
+        """Return the suffix tokens `[texts, L, C]`, with the draws of a text concatenated, and their lengths.
 
-        Lengths: number of tokens that the draws of a text share, number of its draws, number of tokens of each draw.
+        The lengths are the number of tokens that the draws of a text share, the number of draws per text, and the
+        number of tokens per draw.
         """
         image = self.to_image(noisy_image_embed)  # (N, num_image_embeds, C)
         if drop_image is not None:
@@ -256,12 +257,12 @@ class PriorNetwork(Network):
         return (torch.cat([time, separate], dim=1) if shared else separate), lengths
 
     def _positions(self, cached: int, shared: int, draws: int, tokens: int) -> Positions:
-        """Return the positions of tokens after `cached` ones, with the bias in the dtype of the products."""
+        """Return the positions of the tokens that follow `cached` ones, with the bias in the layers' product dtype."""
         positions: Positions = self.positions(cached, shared, draws, tokens)
         return positions._replace(bias=positions.bias.to(self.attention[0].to_qkv.weight.dtype))  # type: ignore[union-attr, arg-type]
 
     def _last_tokens(self, image: torch.Tensor, self_cond: torch.Tensor) -> list[torch.Tensor]:
-        """Return the tokens after the image, `[N, _, C]` each; the prediction is read at the last."""
+        """Return the tokens after the image token, `[N, _, C]` each. The prediction is read at the last one."""
         query = self.query.expand(image.shape[0], 1, -1)
         if not self.has_self_cond_token:
             return [query]
@@ -269,7 +270,7 @@ class PriorNetwork(Network):
         return [estimate, query] if self.function.self_cond_before_query else [image, estimate]
 
     def _token_states(self, token_states: torch.Tensor, drop_text: torch.Tensor | None) -> torch.Tensor:
-        """Return `[B, T, C]`; learned vectors of each position replace padding and dropped text."""
+        """Return projected token states `[B, T, C]`. Learned vectors per position replace padding and dropped text."""
         states = token_states[:, : self.max_text_len]
         states = F.pad(states, (0, 0, 0, self.max_text_len - states.shape[1]))
         given = (states != 0).any(dim=-1)  # (B, T)

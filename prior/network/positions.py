@@ -1,6 +1,6 @@
-"""Position encoding: a learned relative bias with the causal mask, and rotary embedding.
+"""Position encoding: a learned relative bias that includes the causal mask, and rotary embedding.
 
-Letters: L tokens of a text (those of all its draws side by side), P cached positions, H heads.
+Dimensions: L tokens per text (with all its draws concatenated), P cached positions, H heads.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from torch import nn
 from .function_version import DOT_PRODUCT_BIAS
 
 _BUCKETS = 32
-"""Number of buckets of distances; T5's."""
+"""Number of distance buckets, as in T5."""
 _MAX_DISTANCE = 128
-"""Distance in tokens from which all distances share the last bucket; T5's."""
+"""Distance in tokens at and beyond which all positions share the last bucket, as in T5."""
 _ROTARY_WIDTH = 32
-"""Largest number of coordinates of a head that are rotated; DALLE2-pytorch's."""
+"""Maximum number of coordinates per head that rotary embedding rotates, as in DALLE2-pytorch."""
 
 
 class Positions(NamedTuple):
-    """Bias, mask and rotation of the L tokens of a text."""
+    """Bias with mask, and rotation, for the L tokens of a text."""
 
     bias: torch.Tensor
-    """`[L * H, P + L]`, where P counts the null position; -inf where a token must not look."""
+    """`[L * H, P + L]`, where P includes the null position; -inf at positions that a token must not attend to."""
     rotation: torch.Tensor | None
-    """Complex numbers `[L, 1, rotated / 2]` of size 1, by which pairs of coordinates are multiplied."""
+    """Unit complex numbers `[L, 1, rotated / 2]` that multiply pairs of coordinates; None without rotary embedding."""
 
 
 class PositionEncoding(nn.Module):
-    """A learned bias per head and bucket of distances, and rotary embedding.
+    """Learned bias per head and distance bucket, and rotary embedding.
 
-    The bias is T5's (Raffel et al. 2019, arXiv 1910.10683); the null position counts as a token before the first.
+    The bias is T5's (Raffel et al. 2019, arXiv 1910.10683). The null position counts as the token before the first one.
     Releases with dot-product attention multiply the bias by 128. Rotary embedding (Su et al. 2021, arXiv 2104.09864)
     rotates the first 32 coordinates of queries and keys.
     """
@@ -45,9 +45,10 @@ class PositionEncoding(nn.Module):
         self.rotated = min(_ROTARY_WIDTH, head_width) if rotary else 0
 
     def forward(self, cached: int, shared: int, draws: int, tokens: int) -> Positions:
-        """Return the positions of the L = shared + draws * tokens tokens that follow `cached` ones.
+        """Return the positions of L = shared + draws * tokens tokens that follow `cached` tokens.
 
-        The shared tokens come first. The tokens of each draw follow them, and do not see those of other draws.
+        The shared tokens come first, followed by the tokens of each draw. The tokens of different draws do not see each
+        other.
         """
         device = self.bias.weight.device
         index = torch.arange(shared + draws * tokens, device=device)
@@ -60,7 +61,7 @@ class PositionEncoding(nn.Module):
         return Positions(bias.transpose(1, 2).flatten(0, 1), self._rotation(places))
 
     def _bias(self, places: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Return the bias `[L, keys, H]` of tokens at `places`; key 0 is the null position, key 1 the first token."""
+        """Return the bias `[L, keys, H]` of tokens at `places`. Key 0 is the null position, key 1 the first token."""
         return self.bias(_bucket((places[:, None] - keys).clamp(min=0))) * self.bias_scale  # type: ignore[no-any-return]
 
     def _rotation(self, places: torch.Tensor) -> torch.Tensor | None:
@@ -72,7 +73,7 @@ class PositionEncoding(nn.Module):
 
 
 def _bucket(distance: torch.Tensor) -> torch.Tensor:
-    """Map distances to T5's buckets: one for each distance below 16, then logarithmic ones up to 128."""
+    """Map distances to T5's buckets: one per distance below 16, then logarithmically spaced ones up to 128."""
     exact = _BUCKETS // 2
     far = torch.log(distance.clamp(min=1).float() / exact) / math.log(_MAX_DISTANCE / exact) * (_BUCKETS - exact)
     return torch.where(distance < exact, distance, (exact + far.long()).clamp(max=_BUCKETS - 1))

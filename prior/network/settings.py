@@ -1,4 +1,4 @@
-"""Settings of the network."""
+"""Network settings."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from .function_version import LATEST_FUNCTION, FunctionVersion
 
 
 class NetworkSettings(Settings):
-    """Settings of the prior network, with the names of DALLE2-pytorch."""
+    """Prior network settings, named as in DALLE2-pytorch."""
 
     width: int = Field(default=512, ge=8)
-    """Width of the token stream; independent of the embedding size."""
+    """Width of the token stream. It does not depend on the embedding size."""
     depth: int = Field(default=6, ge=1, le=1000)
     """Number of transformer layers."""
     heads: int = Field(default=8, ge=1)
-    """Number of attention heads; they share one head of keys and values."""
+    """Number of attention heads. All heads share one head of keys and values."""
     dim_head: int = Field(default=64, ge=2)
-    """Width of an attention head; DALLE2-pytorch's default."""
+    """Width of an attention head. The default is DALLE2-pytorch's."""
     ff_mult: float = Field(default=4, gt=0)
-    """Hidden width of the feed-forward layers, as a multiple of `width`."""
+    """Inner width of the feed-forward layers, as a multiple of `width`."""
     attn_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout of attention weights; at 0 a run depends on its seed alone, for any number of workers."""
+    """Dropout rate of attention weights. At 0, a run depends only on its seed, for any number of workers."""
     ff_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout inside the feed-forward layers."""
+    """Dropout rate inside the feed-forward layers."""
     max_text_len: int = Field(default=0, ge=0)
-    """Number of token states that condition the prior, in addition to the pooled text; 0 uses the pooled text alone."""
+    """Maximum number of token states used in addition to the pooled text; 0 uses only the pooled text."""
     num_timesteps: int | None = Field(default=None, ge=2)
-    """Rows of a table of learned timestep embeddings; null computes the embeddings from sinusoids."""
+    """Number of rows in a table of learned timestep embeddings; null uses sinusoids and a small MLP instead."""
     num_time_embeds: int = Field(default=1, ge=1)
     """Number of tokens for the timestep."""
     num_image_embeds: int = Field(default=1, ge=1)
@@ -37,7 +37,7 @@ class NetworkSettings(Settings):
     num_text_embeds: int = Field(default=1, ge=1)
     """Number of tokens for the pooled text embedding."""
     self_cond: bool = False
-    """Condition on the last estimate of x0 (Chen et al. 2022); training takes 1.5 times as long."""
+    """Condition on the previous estimate of x0 (Chen et al. 2022). Training takes 1.5 times as long."""
     rotary_emb: bool = True
     """Use rotary position embedding in addition to the relative bias."""
     norm_in: bool = False
@@ -45,11 +45,11 @@ class NetworkSettings(Settings):
     norm_out: bool = True
     """Normalise the prediction after the last layer."""
     final_proj: bool = True
-    """Project the prediction; without a projection, `width` must equal the embedding size."""
+    """Project the prediction to the embedding size. If false, `width` must equal the embedding size."""
     normformer: bool = False
-    """Normalise inside the feed-forward layers, as LAION's model card does."""
+    """Add a norm inside the feed-forward layers, as in LAION's model card."""
     function_version: str = LATEST_FUNCTION
-    """Release of DALLE2-pytorch whose function is computed; older releases are for imported checkpoints."""
+    """Release of DALLE2-pytorch whose function is computed. Use an older release only for imported checkpoints."""
 
     @field_validator("function_version")
     @classmethod

@@ -1,6 +1,6 @@
-"""Input tokens of the prior network: embeddings and timesteps.
+"""Input tokens of the prior network, computed from embeddings and timesteps.
 
-Letters: N rows, C width of the stream.
+Dimensions: N rows, C stream width.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 _MAX_PERIOD = 10_000.0
-"""Ratio of the highest to the lowest frequency of the sinusoids; DALLE2-pytorch's."""
+"""Ratio of the highest to the lowest sinusoid frequency, as in DALLE2-pytorch."""
 
 
 class Tokens(nn.Module):
-    """Projects an embedding to tokens; a single token of the same width is the embedding itself."""
+    """Projection of an embedding to tokens. A single token of the embedding's size is the embedding itself."""
 
     def __init__(self, size: int, width: int, count: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Tokens(nn.Module):
 
 
 class TimeTokens(nn.Module):
-    """Maps a timestep to tokens, by a learned table or by sinusoids and a small MLP."""
+    """Projection of a timestep to tokens, using a learned table or sinusoids and a small MLP."""
 
     def __init__(self, width: int, count: int, num_timesteps: int | None, real: bool) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class TimeTokens(nn.Module):
 
 
 def _sinusoid(timesteps: torch.Tensor, width: int) -> torch.Tensor:
-    """Return sines, then cosines, of timesteps `[N]` at frequencies from 1 to 1 / 10,000: `[N, C]` float32."""
+    """Return the sines, then the cosines, of timesteps `[N]` at frequencies from 1 to 1 / 10,000: `[N, C]` float32."""
     steps = torch.arange(width // 2, device=timesteps.device, dtype=torch.float32)
     angles = timesteps.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) / (width // 2 - 1) * steps)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
