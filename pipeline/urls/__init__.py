@@ -1,1 +1,1 @@
-"""URL lists in several file formats, read as batches of rows."""
+"""Reader of URL lists: several file formats, all read as batches of rows."""
