@@ -132,7 +132,10 @@ def _binary(table: pa.Table, column: str | None) -> list[bytes | None]:
 
 
 def _paths(table: pa.Table, column: str | None) -> list[str | None]:
-    """Return the image paths in a struct column of a Hugging Face dataset, stored with or without bytes."""
+    """Return the image path of each row, which structs in Hugging Face datasets store with or instead of the bytes.
+
+    A value is None if the row has no path.
+    """
     values = None if column is None else table.column(column)
     if values is None or not pa.types.is_struct(values.type) or "path" not in [field.name for field in values.type]:
         return [None] * table.num_rows
