@@ -56,7 +56,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Window:
-    """Group of embedded rows of a shard."""
+    """Embedded rows of a shard, produced together."""
 
     keys: list[str]
     places: list[Place]

@@ -56,7 +56,7 @@ class InputShard(Protocol):
         """Yield the samples in order; a sample that cannot be read has `error` set."""
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return one table of the samples' other columns and `key` for each part; None for a part without a table."""
+        """Return the metadata table of each part, with a column `key`; None for a part without a table."""
 
 
 @dataclass(frozen=True)

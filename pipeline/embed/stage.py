@@ -60,7 +60,7 @@ def embed(
             tables with captions or encoded images.
         embeddings: output folder for the embedding shards.
         settings: embed settings; None for the defaults.
-        compute: where and with how many workers to run; None for the defaults.
+        compute: compute settings, such as the backend; None for the defaults.
         limit: number of samples to embed, starting with the first; None for all.
         overwrite: discard the content of the embeddings folder and start again.
         progress: callback that receives progress updates.
@@ -70,8 +70,8 @@ def embed(
 
     Raises:
         InputError: the input contains no samples, no sample could be embedded, or the CLIP cannot be loaded.
-        FolderError: the embeddings folder belongs to another stage, other settings or other images, or the disk has
-            too little free space.
+        FolderError: the embeddings folder was made by another stage, with other settings or from other images, or the
+            disk has too little free space.
     """
     wanted, compute = settings or EmbedSettings(), compute or ComputeSettings()
     settings = resolve(wanted, "embed", compute)

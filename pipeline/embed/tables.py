@@ -33,7 +33,7 @@ class TableShard:
     stem: str
     """Path relative to the folder, without the extension."""
     first: int
-    """Row number in the file of the shard's first row."""
+    """Position of the shard's first row in the file."""
     samples: int
     caption_column: str | None
     image_column: str | None

@@ -1,4 +1,4 @@
-"""Shuffled batches of a split, prefetched in threads; identical for any number of ranks and any starting step."""
+"""Shuffled batches of a split, prefetched in threads; independent of the number of ranks and the starting step."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class EmbeddingDataset:
         self.token_width = self._folder.token_width
         """Width of the stored token states; None if none are stored."""
         self.shard_starts = np.cumsum([0] + [shard.rows for shard in self.shards])
-        """`[shards + 1]`: number of the first row of each shard, followed by the total number of rows."""
+        """`[shards + 1]`: row number of each shard's first row, followed by the total number of rows."""
         self.count = int(self.shard_starts[-1])
         """Number of rows in all splits together."""
         self.has_text_embed = all(shard.has("text_emb") for shard in self.shards)
@@ -304,7 +304,7 @@ class EmbeddingDataset:
             yield self.shards[index], positions, rows[positions] - self.shard_starts[index]
 
     def count_rounded(self, kind: str, rounded: np.ndarray) -> None:
-        """Update the count of embeddings normalised when read.
+        """Add to the number of embeddings that were normalised when read.
 
         Args:
             kind: `img_emb` or `text_emb`.

@@ -138,7 +138,7 @@ class EmbeddingShard:
         Arrays whose layout was given are converted to the dtype of `target`.
 
         Raises:
-            InputError: the row shape differs from that of `target`, or a dtype differs that may not be converted.
+            InputError: the row shape differs from that of `target`, or the dtype differs and may not be converted.
         """
         layout = self.layout(kind)
         fits = target.shape[1:] == layout.row_shape
@@ -221,7 +221,7 @@ class EmbeddingShard:
         """Check that a column exists exactly once, and that a key or caption column can be read as text.
 
         Raises:
-            InputError: the check fails.
+            InputError: the column is missing, duplicated or not text.
         """
         if fault := column_fault(schema, column, text=column in _TEXT_COLUMNS):
             raise InputError(f"{self.title('metadata')}{fault}")
@@ -244,7 +244,7 @@ class EmbeddingShard:
             first += count
 
     def _group_columns(self) -> Iterator[list[list[str | None]]]:
-        """Yield, block by block, the columns that identify content, best first; an empty list if none exists."""
+        """Yield the columns that identify content, best first, block by block; each list is empty if none exists."""
         if "metadata" not in self.files:
             yield from ([] for _ in range(0, self.rows, READ_BLOCK_ROWS))
             return
@@ -283,7 +283,7 @@ class EmbeddingShard:
         """Check the number of rows in a file.
 
         Raises:
-            InputError: it differs from the expected number.
+            InputError: the number of rows differs from `expected`.
         """
         if rows != expected:
             raise InputError(f"{self._store.url}/{name} has {rows} rows, {self._counted_by} says {expected}")

@@ -1,7 +1,7 @@
 """Row order of an epoch: a pure function of row counts, seed and epoch, independent of the number of ranks.
 
 Blocks of consecutive rows are arranged in random order. Successive blocks form a window, and the rows of a window are
-shuffled together. Rows can therefore be read in blocks, with only one window in memory at a time. A row's *place* is
+shuffled together. Rows can therefore be read in blocks, and only one window has to be in memory. A row's *place* is
 its position before this shuffling: the number of visited rows in the preceding blocks, plus its index among the visited
 rows of its own block.
 
@@ -94,7 +94,7 @@ class EpochPlan:
         return permutation(rows, hash_key("window", self.seed, self.epoch, window))
 
     def windows_between(self, start: int, end: int) -> range:
-        """Return the windows that contain the epoch's rows from `start` up to but not including `end`."""
+        """Return the windows that contain the epoch's rows `start` to `end - 1`."""
         first, last = np.searchsorted(self.window_starts, [start, end - 1], side="right") - 1
         return range(int(first), int(last) + 1)
 

@@ -67,7 +67,7 @@ class StateRanges:
 
 
 def _temporary_copy(shard: EmbeddingShard, first: int, last: int) -> int:
-    """Copy token states `first` up to `last`, exclusive, to an unnamed temporary file; return its file descriptor."""
+    """Copy token states `first` to `last - 1` to an unnamed temporary file, and return its file descriptor."""
     layout = shard.layout("token_states")
     step = max(1, _COPY_BYTES // max(1, layout.row_bytes))
     with tempfile.TemporaryFile() as file:

@@ -27,7 +27,7 @@ class Blocks:
     """Blocks of consecutive rows. A block never spans two shards, and an empty shard has no blocks."""
 
     starts: np.ndarray
-    """`[blocks + 1]` int64: number of the first row of each block, followed by the total number of rows."""
+    """`[blocks + 1]` int64: row number of each block's first row, followed by the total number of rows."""
     shards: np.ndarray
     """`[blocks]` int64: shard index of each block."""
 
@@ -36,7 +36,7 @@ class Blocks:
         """Divide shards into blocks.
 
         Args:
-            shard_starts: `[shards + 1]` number of the first row of each shard, followed by the total number of rows.
+            shard_starts: `[shards + 1]` row number of each shard's first row, followed by the total number of rows.
             block_rows: number of rows per block; the last block of a shard may be shorter.
         """
         shard_rows = np.diff(shard_starts)
@@ -120,7 +120,7 @@ class Visits:
 
 
 def _drawn(shared: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Return, for each of the given shared rows, whether the epoch draws it from its group: `[n]` bool."""
+    """Return a mask of the shared rows that the epoch draws from their groups: `[n]` bool."""
     _, group, number, size = shared.T
     draw = mix(group.astype(np.uint64), hash_key("caption", seed, epoch)) % size.astype(np.uint64)
     return np.asarray(draw == number)

@@ -1,4 +1,4 @@
-"""In-memory rows of one shuffle window: threads read them in blocks, and they are then copied to batches and validated.
+"""Rows of one shuffle window in memory. Threads read them in blocks; batches are then filled from them and validated.
 
 The code uses these row indices:
 
@@ -110,11 +110,11 @@ class BlockReader:
         self._captions = CaptionReader(dataset.store, mark) if columns.captions else None
 
     def read(self, start: int, end: int, part: _Part, buffers: Buffers) -> None:
-        """Read the rows from `start` up to `end`, exclusive, into the buffers, starting at the part's slot.
+        """Read rows `start` to `end - 1` into the buffers, starting at the part's slot.
 
         Args:
-            start: number of the first row in the dataset.
-            end: number after the last row; all rows are in one shard.
+            start: row number of the first row.
+            end: row number after the last row; all rows must be in one shard.
             part: part of the window; receives the token states and captions.
             buffers: arrays that receive the embeddings.
         """
@@ -230,7 +230,7 @@ class ShuffleWindow:
     def __init__(self, plan: EpochPlan, window: int, places: np.ndarray) -> None:
         self._plan = plan
         self.start, self.end = int(plan.window_starts[window]), int(plan.window_starts[window + 1])
-        """Places of the window's rows: `start` is inclusive, `end` is exclusive."""
+        """Range of the window's places: `start` is inclusive, `end` is exclusive."""
         first_block, end_block = plan.windows[window : window + 2]
         self._blocks = plan.blocks[first_block:end_block]
         self._block_offsets = plan.starts[first_block : end_block + 1] - self.start
@@ -248,7 +248,7 @@ class ShuffleWindow:
         for span in self._spans:
             block_start, block_end = self._block_offsets[span.block : span.block + 2]
             block = int(self._blocks[span.block])
-            rows = reader.visits.rows_in_block(block, self._plan.seed, self._plan.epoch)  # ascending
+            rows = reader.visits.rows_in_block(block, self._plan.seed, self._plan.epoch)  # in ascending order
             first_row, end_row = int(rows[span.first - block_start]), int(rows[span.last - block_start]) + 1
             self._row_at_offset[block_start:block_end] = rows
             self._slot_at_offset[block_start:block_end] = slot + (rows - first_row)

@@ -1,1 +1,1 @@
-"""Reader of URL lists: several file formats, all read as batches of rows."""
+"""URL list reader: supports several file formats, and yields batches of rows."""

@@ -30,12 +30,15 @@ _SYNONYMS = {
 _SHOWN_COLUMNS = 6
 """Largest number of columns listed in a message."""
 _SHOWN_CHARACTERS = 40
-"""Number of characters after which a message truncates a column name."""
+"""Largest number of characters of a column name shown in a message."""
 
 
 @dataclass(frozen=True)
 class ListColumns:
-    """Row columns of a list: `url`, then `caption` if the list has captions, then the other kept columns."""
+    """Columns of the rows read from a list.
+
+    The first column is `url`, then comes `caption` if the list has captions, then the other kept columns.
+    """
 
     sources: tuple[str, ...]
     """Column names in the files."""
@@ -46,7 +49,7 @@ class ListColumns:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """Kept columns renamed because their names are reserved: file column name -> row column name."""
+        """Kept columns renamed because their names are reserved: name in the files -> name in the rows."""
         pairs = zip(self.sources, self.schema.names, strict=True)
         return {source: name for source, name in pairs if source != name and name not in ("url", "caption")}
 
@@ -56,7 +59,7 @@ class ListColumns:
 
 
 def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlListSettings) -> list[ListColumns]:
-    """Choose the row columns from the heads of all non-empty files.
+    """Choose the columns of the rows, based on the heads of all non-empty files.
 
     A column is null for files that lack it. If its type differs between files, it gets the narrowest type that fits
     all of them.
@@ -67,8 +70,8 @@ def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlList
         settings: names of the requested columns.
 
     Returns:
-        The distinct column sets of growing prefixes of the list: the first file, the first two files, and so on.
-        The last set applies to the whole list.
+        Column sets for the first file alone, the first two files, and so on, without repeats. The last set is for the
+        whole list.
 
     Raises:
         InputError: a column is missing or cannot be stored in the shards, or no single type fits all files.
@@ -118,7 +121,7 @@ def _leave_out(column: str) -> str:
 
 
 def _names(columns: Sequence[str], available: Sequence[str], requested: int) -> list[str]:
-    """Return the row names of the columns: `url` and `caption` for the first `requested`, then unique names."""
+    """Return the names of columns in the rows: `url`, `caption` if requested, and unique names for the others."""
     names = ["url", "caption"][:requested]
     for column in columns[requested:]:
         name = column

@@ -21,7 +21,7 @@ class FileCount:
     quoted_fields: int = 0
     """Number of fields that begin and end with a quote, in a file read without quoting."""
     left_out: collections.Counter[str] = field(default_factory=collections.Counter)
-    """Number of rows that contain each ignored JSON key: a key that is not in the first batch gets no column."""
+    """Number of rows per ignored JSON key; a key is ignored if it does not occur in the first batch of rows."""
 
     def require(self, rows: int) -> None:
         """Mark the file as fully counted, and check the number of rows read against the count.

@@ -114,11 +114,11 @@ class _Block:
 
     @property
     def rows(self) -> int:
-        """Number of rows: non-empty lines outside quotes, without the header once it is removed."""
+        """Number of rows: non-empty lines outside quotes. Excludes the header once `take_header` has removed it."""
         return len(self._starts)
 
     def _outside(self, offsets: np.ndarray) -> np.ndarray:
-        """Return those of the given offsets that lie outside quotes."""
+        """Return the given offsets without those inside quotes."""
         if not len(self._opens):
             return offsets
         opened, closed = np.searchsorted(self._opens, offsets), np.searchsorted(self._closes, offsets)

@@ -1,4 +1,4 @@
-"""Digest of a shard's rows, which identifies the same rows when the list is stored in a different format."""
+"""Digest of a shard's rows, which stays the same if the list is stored in a different file format."""
 
 from __future__ import annotations
 

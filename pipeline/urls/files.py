@@ -53,7 +53,7 @@ _FOREIGN = {
 """Error messages for unreadable file encodings, keyed by the first two bytes of the file."""
 
 Unwanted = Callable[[int, int], bool]
-"""Function `(first, last)` that returns True if the rows from `first` up to, but excluding, `last` can be skipped."""
+"""Function `(first, last)` that returns True if rows `first` to `last - 1` can be skipped."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ def list_format(path: str) -> str:
 
 
 def list_mark(path: str) -> ListMark | None:
-    """Compute the mark of a Parquet file with a few reads; return None for formats that must be read in full."""
+    """Compute the mark of a Parquet file from a few byte ranges; return None for other formats."""
     return _footer(path)[0] if path.endswith(".parquet") else None
 
 
 def file_head(path: str, quoting: Quoting) -> FileHead:
-    """Read the columns of a file with a few reads."""
+    """Determine the columns of a file, reading only its footer or its first rows."""
     if path.endswith(".parquet"):
         mark, schema = _footer(path)
         return FileHead(_plain_schema(schema), mark.rows > 0, mark)
@@ -114,7 +114,7 @@ def file_head(path: str, quoting: Quoting) -> FileHead:
 def _footer(path: str) -> tuple[ListMark, pa.Schema]:
     fs, plain_path = fsspec.core.url_to_fs(path)
     size = int(fs.size(plain_path))
-    stamp = path_stamp(fs, plain_path) if size > _MAX_HASHED_BYTES else None  # before anything is read
+    stamp = path_stamp(fs, plain_path) if size > _MAX_HASHED_BYTES else None  # taken before the first read
     tail = fs.cat_file(plain_path, start=max(0, size - _TAIL_BYTES), end=size)
     footer = int.from_bytes(tail[-8:-4], "little") + 8
     if len(tail) < footer <= size:

@@ -1,4 +1,4 @@
-"""Reader of text lines and JSON values as plain Python rows, and their conversion to Arrow batches."""
+"""Conversion of text lines and JSON values to plain Python rows, and of these rows to Arrow batches."""
 
 from __future__ import annotations
 
