@@ -1,4 +1,4 @@
-"""On-demand reader for the token states of consecutive rows."""
+"""Token states of consecutive rows, read on demand from a file."""
 
 from __future__ import annotations
 
