@@ -1,1 +1,1 @@
-"""The embed stage: images and captions -> embedding shards."""
+"""Embed stage: turns images and captions into embedding shards."""

@@ -1,4 +1,4 @@
-"""Engine that runs the real clip-retrieval: its reader and mapper, with priorkit's manifest and commits."""
+"""Embedding engine that runs clip-retrieval's own reader and mapper, with priorkit's manifest and shard commits."""
 
 from __future__ import annotations
 
@@ -26,27 +26,28 @@ from .engines import EmbedTask, Failure, Window
 from .settings import EmbedSettings
 
 _INSTALL = "pip install 'priorkit[clip-retrieval]', Python below 3.13, in an environment of its own"
-"""Instructions that follow an import error."""
+"""Installation instructions appended to the import error."""
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A sample whose row clip-retrieval has not returned yet."""
+    """Sample for which clip-retrieval has not returned a row yet."""
 
     place: Place
     caption: str
     reason: str
-    """Reason of the failure if no row is returned."""
+    """Failure reason to report if no row is returned."""
 
 
 class ClipRetrievalEngine:
-    """Engine that embeds image shards with clip-retrieval's own code, see `Engine`.
+    """Engine that embeds image shards with clip-retrieval's own code; implements `Engine`.
 
     Args:
-        source: folder of the shards.
+        source: folder that contains the image shards.
+        settings: resolved embed settings.
 
     Raises:
-        PriorkitError: clip-retrieval is not installed, or cannot be imported.
+        PriorkitError: clip-retrieval is not installed or cannot be imported.
         SettingsError: clip-retrieval does not support a setting.
     """
 
@@ -60,7 +61,8 @@ class ClipRetrievalEngine:
             raise PriorkitError(f"embed.engine=clip-retrieval: {error}; install it: {_INSTALL}") from error
         self._source, self._settings, self._reader = source, settings, WebdatasetReader
         name = f"open_clip:{settings.clip.model}/{settings.clip.pretrained}"
-        with contextlib.redirect_stdout(sys.stderr):  # it prints about its warm-up, and stdout is for results
+        # load_clip prints warm-up messages, and stdout is reserved for results
+        with contextlib.redirect_stdout(sys.stderr):
             _, self._preprocess, self._tokenizer = load_clip(clip_model=name, use_jit=False, warmup_batch_size=1)
             self._mapper = ClipMapper(
                 enable_image=settings.image, enable_text=settings.text, enable_metadata=False, use_mclip=False,
@@ -68,7 +70,7 @@ class ClipRetrievalEngine:
             )  # fmt: skip
 
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
-        """Yield windows and failures, see `Engine`. Rows are grouped by image extension, in order within each."""
+        """Yield windows and failures, see `Engine`. Rows are grouped by image extension, in order within each group."""
         if not isinstance(task.shard, ImageShard):
             raise SettingsError("embed.engine=clip-retrieval reads image shards (*.tar) one for one")
         pending: dict[str, _Pending] = {}
@@ -88,7 +90,7 @@ class ClipRetrievalEngine:
             yield Failure(key, remaining.reason, remaining.place)
 
     def _pending(self, sample: Sample) -> _Pending:
-        caption, reason = "", "clip_retrieval: gave no row"  # clip-retrieval drops samples without a reason
+        caption, reason = "", "clip_retrieval: gave no row"  # clip-retrieval drops samples without giving a reason
         try:
             caption = (sample.caption or b"").decode()
         except UnicodeDecodeError as error:
@@ -101,9 +103,9 @@ class ClipRetrievalEngine:
         return _Pending(sample.place, caption, sample.error or reason)
 
     def _batches(self, path: str) -> Iterator[dict[str, Any]]:
-        """Yield the batches of clip-retrieval's reader, one image extension after the other.
+        """Yield the batches of clip-retrieval's reader, one image extension at a time.
 
-        The reader takes a list of extensions for a single name.
+        The reader accepts a single extension: it treats a list of extensions as one name.
         """
         for extension in _image_extensions(path):
             yield from self._reader(
@@ -114,7 +116,12 @@ class ClipRetrievalEngine:
             )  # fmt: skip
 
     def _window(self, batch: dict[str, Any], rows: dict[str, int], pending: dict[str, _Pending]) -> Window:
-        """Embed a batch, and return the given rows of it, keyed by sample; removes them from `pending`."""
+        """Embed a batch and return a window of the given rows.
+
+        Args:
+            rows: row number in the batch, keyed by sample key.
+            pending: samples without a row; the samples of this window are removed.
+        """
         mapped = self._mapper(batch)
         indices = list(rows.values())
         samples = [pending.pop(key) for key in rows]
@@ -128,7 +135,7 @@ class ClipRetrievalEngine:
 
     @contextlib.contextmanager
     def _local(self, shard: ImageShard) -> Iterator[str]:
-        """Provide the path of a local copy of the shard."""
+        """Context manager that yields a local path of the shard; a remote shard is copied to a temporary file."""
         if self._source.is_local:
             yield self._source.path(shard.tar_name)
             return
@@ -142,10 +149,10 @@ def check_settings(settings: EmbedSettings) -> None:
     """Check that clip-retrieval supports the settings.
 
     Raises:
-        SettingsError: it does not support a setting, which the message names.
+        SettingsError: clip-retrieval does not support a setting; the message names it.
     """
     device, dtype = "cpu", "float32"
-    if torch.cuda.is_available():  # clip-retrieval always uses a GPU if there is one, and chooses the dtype itself
+    if torch.cuda.is_available():  # clip-retrieval always uses a GPU if one is available, and chooses the dtype
         device, dtype = "cuda", "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
     supported = {
         "embed.device": (settings.device, device),
@@ -169,7 +176,7 @@ def check_settings(settings: EmbedSettings) -> None:
 
 
 def _first_rows(batch: dict[str, Any], pending: Mapping[str, Any]) -> dict[str, int]:
-    """Return the first row in a batch for each key that is pending."""
+    """Return the first row number in the batch for each pending key."""
     rows: dict[str, int] = {}
     for row, name in enumerate(batch["image_filename"]):
         key = name.removeprefix("./")
@@ -179,7 +186,7 @@ def _first_rows(batch: dict[str, Any], pending: Mapping[str, Any]) -> dict[str, 
 
 
 def _image_extensions(path: str) -> list[str]:
-    """Return the extensions of the images in a tar, in order of appearance, up to any damage."""
+    """Return the image extensions in a tar file, in order of appearance; stop at the first damaged entry."""
     extensions: dict[str, None] = {}
     with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(path, "r:") as tar:
         for member in tar:

@@ -1,6 +1,7 @@
-"""Engines that turn the samples of a shard into embeddings: their interface, and priorkit's own engine.
+"""Embedding engines: the `Engine` interface, and priorkit's native engine.
 
-An engine yields windows of rows. `worker` writes and commits them in the same way for all engines.
+An engine turns the samples of a shard into windows of embedded rows. `worker` writes and commits these rows in the
+same way for every engine.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from .inputs import InputShard
 from .settings import EmbedSettings
 
 _WINDOW_BATCHES = 16
-"""Batches in a window, whose captions are sorted by length together."""
+"""Number of batches per window; captions are sorted by length within a window."""
 
 
 @dataclass(frozen=True)
 class EmbedTask:
-    """One shard to embed."""
+    """Task to embed one shard."""
 
     shard: InputShard
     input: str
-    """Fingerprint of the samples to embed: all of the shard, or the first `limit`."""
+    """Fingerprint of the samples to embed: the whole shard, or its first `limit` samples."""
     limit: int | None
-    """Number of samples to embed, from the first on; None for all."""
+    """Number of samples to embed, starting with the first; None for all."""
 
     @property
     def name(self) -> str:
@@ -45,43 +46,46 @@ class EmbedTask:
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample that could not be embedded."""
+    """Sample that could not be embedded."""
 
     key: str
     reason: str
-    """Outcome to count, then a colon and the details."""
+    """Outcome under which the failure is counted, optionally followed by a colon and details."""
     place: Place
 
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive rows of a shard with their embeddings."""
+    """Embedded rows of a shard, produced together."""
 
     keys: list[str]
     places: list[Place]
     captions: list[str]
     image_embed: torch.Tensor | None
-    """`[N, D]`; None if images are not embedded."""
+    """`[N, D]` image embeddings; None if images are not embedded."""
     text: TextEmbeds | None
-    """None if captions are not embedded."""
+    """Text embeddings and token states; None if captions are not embedded."""
     normalised: bool = False
-    """True if the embeddings have norm 1 already, so that their original norms are unknown."""
+    """True if the engine has already normalised the embeddings, so their original norms are unknown."""
 
 
 class Engine(Protocol):
-    """Interface of an engine, which embeds one shard after the other with one model."""
+    """Interface of an engine that embeds shards one at a time with one model."""
 
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
-        """Yield every sample of a task: rows in order, grouped in windows, and failures.
+        """Yield each sample of a task exactly once, either as a row of a window or as a failure.
+
+        Rows are in sample order, unless an engine documents another order.
 
         Args:
-            following: the next task, whose samples may be read ahead; None if there is none.
+            task: shard to embed.
+            following: next task, whose samples may be read ahead; None if this is the last task.
         """
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A decoded sample that becomes a row."""
+    """Decoded sample that becomes one row."""
 
     key: str
     place: Place
@@ -90,10 +94,12 @@ class _Row:
 
 
 class NativeEngine:
-    """priorkit's own engine. It decodes images in threads while the model runs, and sorts captions by length.
+    """priorkit's native engine. It decodes images in threads while the model runs, and sorts captions by length.
 
     Args:
-        source: folder of the samples.
+        source: folder that contains the samples.
+        settings: resolved embed settings.
+        encoder: CLIP that embeds the samples.
     """
 
     def __init__(self, source: Store, settings: EmbedSettings, encoder: ClipEncoder) -> None:
@@ -103,7 +109,7 @@ class NativeEngine:
         )
 
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
-        """See `Engine`."""
+        """Yield windows and failures, see `Engine`."""
         size = self._settings.batch_size
         rows: list[_Row] = []
         pixels: list[torch.Tensor] = []
@@ -127,7 +133,7 @@ class NativeEngine:
             yield self._window(rows, images)
 
     def close(self) -> None:
-        """Stop reading and decoding."""
+        """Stop the reading and decoding threads."""
         self._ahead.close()
 
     def _window(self, rows: list[_Row], images: list[torch.Tensor]) -> Window:
@@ -137,13 +143,13 @@ class NativeEngine:
         return Window([row.key for row in rows], [row.place for row in rows], captions, image_embed, text)
 
     def _read(self, task: EmbedTask) -> Iterator[Sample]:
-        """Yield the samples of a task, each with its place, since keys may repeat."""
+        """Yield the samples of a task with their places, which identify samples even if keys repeat."""
         for position, sample in enumerate(itertools.islice(task.shard.read(self._source), task.limit)):
             place = sample.place._replace(position=position)
             yield dataclasses.replace(sample, key=encodable(sample.key), place=place)
 
     def _decode(self, sample: Sample) -> _Row | Failure:
-        """Check and decode one sample; runs in the decoding threads."""
+        """Validate and decode one sample; called in the decoding threads."""
         if sample.error is not None:
             return _failure(sample, sample.error)
         caption, pixels = "", None

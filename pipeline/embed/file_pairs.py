@@ -1,4 +1,4 @@
-"""Input format `files`: a folder of image files, each with a caption in a text file of the same name."""
+"""Input format `files`: a folder of image files, each with its caption in a `.txt` file of the same name."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from ..errors import InputError
 
 _CAPTION_EXTENSION = "txt"
 _READ_TOGETHER = 32
-"""Pairs whose files are fetched together, since each remote file takes a round trip."""
+"""Number of pairs fetched in one call, since each remote file costs a round trip."""
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """An image file and a caption file of one name; one of them may be missing."""
+    """Image file and caption file with the same name; one of them may be missing."""
 
     key: str
-    """Path in the folder, without the extension."""
+    """Path relative to the folder, without the extension."""
     image: str | None
-    """Path on the file system."""
+    """Image path on the file system; None if there is no image."""
     caption: str | None
-    """Path on the file system."""
+    """Caption path on the file system; None if there is no caption."""
     extensions: tuple[str, ...]
-    """Extensions of all files of this name, including other kinds of files."""
+    """Extensions of all files with this name, including files that are neither images nor captions."""
     stamps: tuple[Stamp, ...]
-    """Stamps of `paths`, from when the folder was listed."""
+    """Stamps of the files in `paths`, taken when the folder was listed."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Paths of the existing files: the image, then the caption."""
+        """Paths of the files that exist: the image first, then the caption."""
         return tuple(path for path in (self.image, self.caption) if path is not None)
 
 
 @dataclass(frozen=True)
 class FileShard:
-    """Consecutive pairs of a folder, see `InputShard`."""
+    """Consecutive pairs of a folder as one input shard; implements `InputShard`."""
 
     name: str
     fingerprint: str
-    """Fingerprint of the file names; marks cover the content of the files, see `file_marks`."""
+    """Fingerprint of the file names only; marks identify the file contents, see `file_marks`."""
     pairs: tuple[_Pair, ...]
     root: str
-    """Path of the folder on the file system."""
+    """Folder path on the file system."""
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """See `InputShard`."""
+        """Return the paths of the image and caption files, relative to the folder; see `InputShard`."""
         return tuple(self._name(path) for pair in self.pairs[:limit] for path in pair.paths)
 
     def _name(self, path: str) -> str:
@@ -72,7 +72,7 @@ class FileShard:
         pairs = iter(self.pairs)
         while group := list(itertools.islice(pairs, _READ_TOGETHER)):
             paths = [path for pair in group for path in pair.paths]
-            # cat_ranges, since other calls take brackets and stars in a file name for a pattern
+            # cat_ranges, since other calls treat brackets and asterisks in a file name as a glob pattern
             read = store.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
             contents: dict[str, Any] = dict(zip(paths, read, strict=True))
             for pair in group:
@@ -91,13 +91,14 @@ class FileShard:
 
 
 def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]:
-    """List the image and caption files of a folder, sorted by path, in shards of `rows` pairs.
+    """Pair the image and caption files of a folder, sorted by path, and divide them into shards.
 
     Args:
-        image: require at least one image; if false, at least one caption.
+        rows: number of pairs per shard; the last shard may have fewer.
+        image: True to require at least one image, False to require at least one caption.
 
     Raises:
-        InputError: there are no such files, or two images share a name.
+        InputError: the required files are missing, or two images or two captions have the same name.
     """
     described = {store.path(name): info for name, info in store.describe().items()}
     images: dict[str, str] = {}

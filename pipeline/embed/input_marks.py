@@ -1,7 +1,7 @@
-"""Detection of changed inputs: compares the files that each embedding shard was made from with their current state.
+"""Detection of changed inputs: compares the source files of each embedding shard with their recorded state.
 
-A downloaded image shard has its hashes in the manifest of its folder. For other files, each embedding shard records
-marks in `inputs/inputs_NUMBER.json`, see `file_marks`.
+The hashes of a downloaded image shard are in the manifest of its folder. For any other input, each embedding shard
+records marks of its source files in `inputs/inputs_NUMBER.json`, see `file_marks`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from ..errors import FolderError
 from .inputs import InputShard
 
 UNREAD = "unread"
-"""Fingerprint of an input that was never read. It differs from the fingerprint in every record."""
+"""Fingerprint of an input that was never read; no recorded fingerprint equals it."""
 
 
 def input_fingerprint(shard: InputShard, marks: Mapping[str, FileMark], limit: int | None) -> str:
-    """Return the fingerprint of a shard's samples; `UNREAD` if one of its files has no mark.
+    """Return the fingerprint of a shard's samples, or `UNREAD` if one of its files has no mark.
 
     Args:
-        limit: number of samples, from the first on; None for all.
+        marks: marks of the source files, keyed by path relative to the input folder.
+        limit: number of samples, starting with the first; None for all.
     """
     names = shard.sources(limit)
     content = shard.fingerprint
@@ -35,10 +36,10 @@ def input_fingerprint(shard: InputShard, marks: Mapping[str, FileMark], limit: i
 
 
 def record_inputs(commit: ShardCommit, name: str, source: Store, shard: InputShard, limit: int | None) -> str:
-    """Record the marks of the files that a shard was read from, and return the fingerprint of its samples.
+    """Record the marks of a shard's source files, and return the fingerprint of its samples.
 
     Raises:
-        InputError: a file changed while it was read.
+        InputError: a file changed while it was being read.
     """
     marks = marks_of_read(source, shard.sources(limit))
     if marks:
@@ -47,19 +48,19 @@ def record_inputs(commit: ShardCommit, name: str, source: Store, shard: InputSha
 
 
 class RecordedInputs:
-    """Current marks of the files that the shards of an embeddings folder were made from.
+    """Current marks of the source files of the embedding shards in a folder.
 
-    A file is read again only if its size or modification time differs from its recorded mark.
+    A file is hashed again only if its size or modification time differs from its recorded mark.
 
     Args:
-        source: folder of the files.
-        folder: folder of the embeddings.
-        shards: shards of the input.
-        done: records of the embedding shards.
-        tell: takes notes on the progress of hashing.
+        source: folder of the source files.
+        folder: embeddings folder.
+        shards: input shards.
+        done: records of the finished embedding shards, keyed by shard name.
+        tell: callback for notes about hashing progress.
 
     Raises:
-        FolderError: the folder was made by a version of priorkit that recorded no marks.
+        FolderError: the folder was made by an older version of priorkit, which recorded no marks.
     """
 
     def __init__(
@@ -82,18 +83,27 @@ class RecordedInputs:
             known.update(self._marks[name])
         now = identify(source, known, known, tell, lenient=True)
         self.touched: dict[str, dict[str, FileMark]] = {}
-        """New marks of files with the same content and another modification time, keyed by embedding shard."""
+        """Current file marks of each shard whose marks differ from the recorded ones, keyed by embedding shard."""
         for name, recorded in self._marks.items():
             self._marks[name] = {each: now[each] for each in recorded}
             if self._marks[name] != recorded:
                 self.touched[name] = self._marks[name]
 
     def fingerprint(self, shard: InputShard, limit: int | None) -> str:
-        """Return the fingerprint of a shard's first samples in their current state; `UNREAD` if it has no marks."""
+        """Return the fingerprint of the current state of a shard's samples, or `UNREAD` if the shard has no marks.
+
+        Args:
+            limit: number of samples, starting with the first; None for all.
+        """
         return input_fingerprint(shard, self._marks.get(embedding_shard_name(int(shard.name)), {}), limit)
 
     def record_again(self, folder: Store, names: Iterable[str]) -> None:
-        """Record the new modification times of files with the same content, so that they are not read again."""
+        """Write the current marks of the given shards, so that the next run does not hash their files again.
+
+        Args:
+            folder: embeddings folder.
+            names: embedding shards whose input content is unchanged.
+        """
         for name in set(names) & self.touched.keys():
             folder.write_json(_marks_name(name), to_json(self.touched[name]))
 

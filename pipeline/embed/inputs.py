@@ -1,4 +1,4 @@
-"""Inputs of the embed stage: webdataset shards, parquet tables, and folders of image and caption files."""
+"""Inputs of the embed stage: webdataset shards, Parquet tables, and folders of image and caption files."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from .tables import list_table_shards
 
 _Kind = Literal["webdataset", "files", "parquet"]
 _ROWS_PER_SHARD = 10_000
-"""Default number of samples per shard for files and tables; equal to img2dataset's default."""
+"""Default number of samples per shard for files and tables, as in img2dataset."""
 
 
 class InputShard(Protocol):
-    """Interface of an input shard, whose samples become one embedding shard."""
+    """Interface of an input shard; its samples become one embedding shard."""
 
     @property
     def name(self) -> str:
-        """Number of the shard, as digits."""
+        """Shard number as a string of digits."""
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the samples, except for the content of `sources`, which has marks."""
+        """Fingerprint of the samples; the content of the files in `sources` is covered by marks instead."""
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return the files that the first samples are read from and whose content no manifest records.
+        """Return the source files whose hashes are not recorded in a manifest.
 
         Args:
-            limit: number of samples; None for all.
+            limit: number of samples to include, starting with the first; None for all.
 
         Returns:
-            Paths below the input's folder.
+            Paths relative to the input folder.
         """
 
     @property
@@ -50,18 +50,18 @@ class InputShard(Protocol):
 
     @property
     def title(self) -> str:
-        """Name of the file that the samples come from, for messages."""
+        """Description of the shard's source, such as a file name, for messages."""
 
     def read(self, store: Store) -> Iterator[Sample]:
-        """Yield the samples in order; a sample that cannot be read has an error."""
+        """Yield the samples in order; a sample that cannot be read has `error` set."""
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return the other columns of the samples, with a column `key`; one table or None for each part."""
+        """Return the metadata table of each part, with a column `key`; None for a part without a table."""
 
 
 @dataclass(frozen=True)
 class MergedShard:
-    """Several input shards that become one embedding shard."""
+    """Several input shards joined into one embedding shard; implements `InputShard`."""
 
     name: str
     parts: tuple[InputShard, ...]
@@ -97,7 +97,7 @@ class MergedShard:
 
 
 def open_input(url: str) -> Store:
-    """Open the folder of an input; for a single parquet file, the folder that contains it."""
+    """Open the input folder, or the parent folder if the input is a single Parquet file."""
     store = Store(url)
     if url.endswith(".parquet") and store.fs.isfile(store.root):
         return Store(posixpath.dirname(store.url))
@@ -108,16 +108,17 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
     """List the shards of an input, ordered by number.
 
     Args:
-        url: a folder, or one parquet file.
+        url: folder, or a single Parquet file.
 
     Raises:
-        InputError: there is nothing to embed, or the folder belongs to another stage.
+        InputError: the input contains nothing to embed, or the folder belongs to another stage.
     """
     store = open_input(url)
     rows = settings.rows_per_shard or _ROWS_PER_SHARD
     kind = settings.input_format if settings.input_format != "auto" else _kind_of(store, url)
     if kind == "parquet":
-        is_file = url.endswith(".parquet") and not store.fs.isdir(Store(url).root)  # Spark names folders like this
+        # Spark writes a table as a folder whose name ends in .parquet
+        is_file = url.endswith(".parquet") and not store.fs.isdir(Store(url).root)
         only = posixpath.basename(url) if is_file else None
         columns = (
             settings.caption_column if settings.text else None,
@@ -134,10 +135,10 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
 
 
 def _kind_of(store: Store, url: str) -> _Kind:
-    """Detect the format of an input from its file names. Tables beside image shards describe those shards.
+    """Detect the input format from the file names. Tables next to image shards belong to those shards.
 
     Raises:
-        InputError: the folder is empty, or holds images beside image shards or tables.
+        InputError: the folder is empty, or contains both images and image shards or tables.
     """
     if url.endswith(".parquet") and not store.fs.isdir(Store(url).root):
         return "parquet"
@@ -152,7 +153,7 @@ def _kind_of(store: Store, url: str) -> _Kind:
     tars = [name for name in names if name.lower().endswith(".tar") or is_compressed_tar(name)]
     tables = [name for name in names if name.lower().endswith(".parquet")]
     if images and all(any(name.startswith(f"{table[: -len('.parquet')]}/") for name in images) for table in tables):
-        tables = []  # img2dataset's tables, each beside the folder of files that it describes
+        tables = []  # img2dataset's tables: each describes the folder of the same name next to it
     if images and (tars or tables):
         raise InputError(
             f"{store.url} holds images ({images[0]}) and {(tars or tables)[0]}; say which are meant by "
@@ -162,10 +163,10 @@ def _kind_of(store: Store, url: str) -> _Kind:
 
 
 def _require_tables_of_all_or_none(store: Store, shards: Sequence[InputShard]) -> None:
-    """Check that either all image shards to join have a table beside them, or none.
+    """Check that either every image shard to join has a table next to it, or none does.
 
     Raises:
-        InputError: some tables are missing.
+        InputError: some shards have a table and others do not.
     """
     names = set(store.names())
     lacking = [shard for shard in shards if f"{shard.name}.parquet" not in names]

@@ -1,4 +1,4 @@
-"""Settings of the embed stage."""
+"""Settings for the embed stage."""
 
 from __future__ import annotations
 
@@ -12,40 +12,42 @@ from ..compute.settings import DeviceSettings
 
 
 class EmbedSettings(DeviceSettings):
-    """Settings of the stage that turns images and captions into CLIP embeddings."""
+    """Settings for the embed stage, which turns images and captions into CLIP embeddings."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"threads", "decode_threads"})
 
     clip: ClipSettings = ClipSettings()
-    """The CLIP; the manifest records a hash of its weights."""
+    """CLIP model. The manifest records a hash of its weights."""
     engine: Literal["native", "clip-retrieval"] = "native"
-    """`clip-retrieval` runs that package's own reader and model; it is an extra, and several times slower."""
+    """Embedding engine. `clip-retrieval` runs that package's own reader and model; it requires the `clip-retrieval`
+    extra and is several times slower."""
     image: bool = True
-    """Embed images; a sample without an image fails."""
+    """Embed images. A sample without an image then counts as failed."""
     text: bool = True
-    """Embed captions; a sample without a caption fails."""
+    """Embed captions. A sample without a caption then counts as failed."""
     input_format: Literal["auto", "webdataset", "files", "parquet"] = "auto"
-    """Format of the input: image shards, image and caption files, or tables; `auto` detects it from file names."""
+    """Input format: image shards (`webdataset`), image and caption files (`files`), or tables (`parquet`). `auto`
+    detects the format from the file names."""
     caption_column: str = "caption"
-    """Column of tables that holds the caption."""
+    """Name of the table column that contains the caption."""
     image_column: str = "image"
-    """Column of tables that holds the encoded image."""
+    """Name of the table column that contains the encoded image."""
     rows_per_shard: int | None = Field(default=None, ge=1)
-    """Samples in each embedding shard; image shards are joined to reach them. null keeps each image shard as it is,
-    and puts 10,000 rows of any other input in a shard."""
+    """Samples per embedding shard. Image shards are never split: consecutive ones are joined until they contain at
+    least this many samples. null embeds image shards one to one, and uses 10,000 samples for any other input."""
     token_states: bool = False
-    """Store the text tower's token states too; they take tens of times the space of the pooled embedding."""
+    """Also store the text tower's token states, which take tens of times as much space as the pooled embedding."""
     batch_size: int = Field(default=64, ge=1)
-    """Pairs in one forward pass; 64 fits a laptop, and a GPU takes 256 or more."""
+    """Pairs per forward pass. 64 suits a laptop; use 256 or more on a GPU."""
     dtype: Precision = "float32"
-    """Precision of the towers; embeddings are always stored as float16."""
+    """Precision of the CLIP towers. Embeddings are always stored as float16."""
     compile: bool = False
-    """Compile the image tower with torch.compile, which takes minutes at the start and pays off in long GPU runs."""
+    """Compile the image tower with torch.compile. Compilation takes minutes, which pays off in long GPU runs."""
     decode_threads: int = Field(default=2, ge=1)
-    """Threads that decode and preprocess images during the forward pass."""
+    """Number of threads that decode and preprocess images while the model runs."""
 
     def encoder_settings(self) -> EncoderSettings:
-        """Return the part of resolved settings that the CLIP encoder needs."""
+        """Return the settings that the CLIP encoder needs; call this on resolved settings."""
         return EncoderSettings(
             clip=self.clip,
             device=self.device,

@@ -1,4 +1,4 @@
-"""The embed stage: plan, run and resume. Images and captions -> embedding shards in clip-retrieval's layout."""
+"""Embed stage: plans, runs and resumes the embedding of images and captions, in clip-retrieval's file layout."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from .worker import EmbedWorker, failures_name
 STAGE = "embed"
 
 _ASSUMED_SECONDS = {"cpu": {"image": 0.05, "text": 0.005}, "cuda": {"image": 0.001, "text": 0.0001}}
-"""Seconds per image and per caption in the estimate of `--dry-run`: ViT-B/32 in float32 on 2 cores, or on one GPU."""
+"""Seconds per image and per caption for the `--dry-run` estimate: ViT-B/32 in float32 on 2 CPU cores or one GPU."""
 _ASSUMED_DIM = 768
-"""Embedding size in the estimate of disk space; ViT-L/14's, which few CLIPs exceed."""
+"""Embedding size for the disk space estimate: that of ViT-L/14, which few CLIP models exceed."""
 _ASSUMED_TOKENS = 16
-"""Token states per caption in the estimate of disk space: a caption of about a dozen words."""
+"""Token states per caption for the disk space estimate: a caption of about a dozen words."""
 
 
 def embed(
@@ -53,19 +53,25 @@ def embed(
     overwrite: bool = False,
     progress: ProgressCallback = no_progress,
 ) -> StageResult:
-    """Embed images and captions with a CLIP. Shards that are complete are not embedded again.
+    """Embed images and captions with a CLIP model. Complete shards are not embedded again.
 
     Args:
-        images: folder of `download` or img2dataset; or a folder of image and caption files, or of parquet tables of
-            captions or encoded images.
-        embeddings: folder of the embedding shards.
-        limit: number of samples to embed, from the first on; None for all.
+        images: folder written by `download` or img2dataset, folder of image and caption files, or folder of Parquet
+            tables with captions or encoded images.
+        embeddings: output folder for the embedding shards.
+        settings: embed settings; None for the defaults.
+        compute: compute settings, such as the backend; None for the defaults.
+        limit: number of samples to embed, starting with the first; None for all.
         overwrite: discard the content of the embeddings folder and start again.
+        progress: callback that receives progress updates.
+
+    Returns:
+        Result of the stage, with sample counts per outcome.
 
     Raises:
-        InputError: there are no images, or the CLIP cannot be loaded.
-        FolderError: the folder holds another stage, other settings, or embeddings of other images; or the disk is too
-            small.
+        InputError: the input contains no samples, no sample could be embedded, or the CLIP cannot be loaded.
+        FolderError: the embeddings folder was made by another stage, with other settings or from other images, or the
+            disk has too little free space.
     """
     wanted, compute = settings or EmbedSettings(), compute or ComputeSettings()
     settings = resolve(wanted, "embed", compute)
@@ -83,7 +89,7 @@ def embed(
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         pending = folder.pending(inputs)
         if pending:
-            # only workers need a GPU's memory, and this process may have no GPU
+            # with Ray, only workers use a GPU; the driver may not have one
             on_cpu = {"device": "cpu"} if compute.backend == "ray" else {}
             _record_clip(folder, settings.model_copy(update=on_cpu))
         recorded.record_again(store, set(inputs).difference(pending))
@@ -96,7 +102,7 @@ def embed(
             progress,
             device,
         )
-        read = [folder.manifest.shards[task.name].input for task in tasks]  # known only after all shards are read
+        read = [folder.manifest.shards[task.name].input for task in tasks]  # known only once all shards have been read
         folder.manifest.input["sha256"] = fingerprint(read)
         folder.describe()
     result = _compare_counts(result, tasks)
@@ -106,10 +112,10 @@ def embed(
 
 
 def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
-    """Return the result with the number of samples in the input.
+    """Add the number of input samples to the result, and check that every sample has an outcome.
 
     Raises:
-        InputError: there are fewer outcomes than samples.
+        InputError: the result has fewer outcomes than the input has samples.
     """
     samples = sum(task.shard.samples if task.limit is None else task.limit for task in tasks)
     outcomes = sum(result.counts.values())
@@ -122,7 +128,7 @@ def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
 
 
 def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) -> str:
-    """Return the message of the first sample with the most frequent failure; empty if no sample failed."""
+    """Return the error message of the first sample with the most frequent failure; empty if no sample failed."""
     most = max(counts, key=lambda outcome: counts[outcome], default="")
     for name, record in sorted(manifest.shards.items()):
         if record.counts.get(most):
@@ -134,10 +140,12 @@ def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) 
 
 
 def embed_manifest(settings: EmbedSettings, store: Store | None) -> Manifest:
-    """Return the manifest of resolved settings before any work, with hashes in place of the CLIP's paths.
+    """Return the initial manifest for resolved settings, with hashes in place of paths to CLIP files.
 
     Args:
-        store: folder to continue; None for a new one. If it names the same CLIP differently, its name is kept.
+        settings: resolved embed settings.
+        store: folder to resume; None for a new one. If its manifest names the same CLIP differently, that name is
+            kept.
     """
     if settings.engine == "clip-retrieval":
         check_settings(settings)
@@ -158,7 +166,7 @@ def plan_embed(
     limit: int | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
-    """Return the work that `embed` would do, without doing it."""
+    """Return the plan of what `embed` would do, without embedding anything. See `embed` for the arguments."""
     settings = resolve(settings, "embed", compute)
     store = Store(embeddings)
     manifest = embed_manifest(settings, None if overwrite else store)
@@ -190,17 +198,20 @@ def _plan(store: Store, settings: EmbedSettings, manifest: Manifest, tasks: list
 def plan_tasks(
     images: str, settings: EmbedSettings, limit: int | None, earlier: Manifest | None, folder: Store, tell: Tell = None
 ) -> tuple[list[EmbedTask], RecordedInputs]:
-    """Return one task for each shard of the input, up to `limit` samples in all, and the recorded inputs.
+    """Return one task per input shard, up to `limit` samples in total, and the recorded inputs.
 
-    Samples that the folder has embedded already are kept, even beyond the limit.
+    Samples that are already embedded are included even beyond the limit.
 
     Args:
-        earlier: manifest of the folder; None for a new folder.
-        folder: folder of the embeddings.
-        tell: takes notes on the progress of hashing.
+        images: folder or file to embed.
+        settings: resolved embed settings.
+        limit: number of samples to embed, starting with the first; None for all.
+        earlier: manifest of the embeddings folder; None for a new folder.
+        folder: embeddings folder.
+        tell: callback for notes about hashing progress.
 
     Raises:
-        FolderError: the folder holds embeddings of a shard that the input does not have.
+        FolderError: the embeddings folder contains a shard that the input does not have.
     """
     done = earlier.shards if earlier is not None else {}
     shards = list_input_shards(images, settings)
@@ -225,7 +236,7 @@ def plan_tasks(
 
 
 def _embedded_samples(record: ShardRecord | None, shard: InputShard, inputs: RecordedInputs) -> int | None:
-    """Return the number of a shard's samples that a record covers, failures included; None if the data differs."""
+    """Return how many samples of a shard the record covers, including failures; None if no record matches the input."""
     if record is None:
         return None
     if record.input == inputs.fingerprint(shard, None):
@@ -235,10 +246,10 @@ def _embedded_samples(record: ShardRecord | None, shard: InputShard, inputs: Rec
 
 
 def _record_clip(folder: StageFolder, settings: EmbedSettings) -> None:
-    """Record the CLIP's identity in the manifest, or compare it with the recorded one.
+    """Record the CLIP's identity in the manifest; in a folder with shards, first compare it with the recorded one.
 
     Raises:
-        FolderError: the folder was made with another CLIP.
+        FolderError: the folder was made with a different CLIP.
     """
     identity = load_encoder(settings.encoder_settings()).identity
     known = folder.manifest.about.get("clip")
@@ -249,5 +260,5 @@ def _record_clip(folder: StageFolder, settings: EmbedSettings) -> None:
                 "name another folder, or use --overwrite to discard what is there"
             )
         identity = known  # the same CLIP, possibly under another name
-    # the location of the weights may change without changing an embedding, so it is no part of the identity
+    # the location of the weights does not affect the embeddings, so it is not part of the identity
     folder.describe(clip=identity, clip_settings=clip_location(settings.clip))

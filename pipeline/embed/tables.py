@@ -1,4 +1,4 @@
-"""Input format `parquet`: tables of captions, of encoded images, or of both."""
+"""Input format `parquet`: tables with captions, encoded images, or both."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from ..contract.storage import Store
 from ..errors import InputError, SettingsError
 
 _READ_ROWS = 256
-"""Rows decoded at a time, since a row may hold an image of several megabytes."""
+"""Number of rows decoded at a time; kept small, since a row may contain an image of several megabytes."""
 
 
 @dataclass(frozen=True)
 class TableShard:
-    """Consecutive rows of a parquet file, see `InputShard`."""
+    """Consecutive rows of a Parquet file as one input shard; implements `InputShard`."""
 
     name: str
     fingerprint: str
-    """Fingerprint of the file name and the row numbers; a mark covers the file's content, see `file_marks`."""
+    """Fingerprint of the file name and the row range; a mark identifies the file's content, see `file_marks`."""
     path: str
-    """Path on the file system."""
+    """Path of the Parquet file on the file system."""
     stem: str
-    """Path in the folder, without the extension."""
+    """Path relative to the folder, without the extension."""
     first: int
-    """Row of the file at which the shard begins."""
+    """Position of the shard's first row in the file."""
     samples: int
     caption_column: str | None
     image_column: str | None
@@ -43,7 +43,7 @@ class TableShard:
         return f"{self.path}, rows {self.first:,} to {self.first + self.samples - 1:,}"
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return the file, whatever the limit, see `InputShard`."""
+        """Return the Parquet file, regardless of the limit; see `InputShard`."""
         return (f"{self.stem}.parquet",)
 
     def read(self, store: Store) -> Iterator[Sample]:
@@ -81,7 +81,7 @@ class TableShard:
         return field.name != self.caption_column and not _holds_bytes(field)
 
     def _parts(self, store: Store, wanted: Callable[[pa.Field], bool]) -> Iterator[pa.Table]:
-        """Yield the rows in order, at most `_READ_ROWS` at a time, with the columns that `wanted` accepts."""
+        """Yield the shard's rows in order, at most `_READ_ROWS` at a time, with the columns that `wanted` accepts."""
         with store.fs.open(self.path, "rb") as file:
             parquet = open_parquet(file)
             columns = [field.name for field in parquet.schema_arrow if wanted(field)]
@@ -98,7 +98,12 @@ class TableShard:
                 start += rows
 
     def _keys(self, table: pa.Table, row: int) -> list[str]:
-        """Return the key of each row, made from the row number where the table has none; `row` is the first row."""
+        """Return the key of each row; a row without a key gets one made from its row number.
+
+        Args:
+            table: rows of the file.
+            row: row number of the first of them.
+        """
         if "key" in table.schema.names:
             given = key_texts(table.column("key"), f"{self.path}: column 'key'")
             return [self._key(row + offset) if key is None else key for offset, key in enumerate(given)]
@@ -113,7 +118,10 @@ def _holds_bytes(field: pa.Field) -> bool:
 
 
 def _binary(table: pa.Table, column: str | None) -> list[bytes | None]:
-    """Return a column of text, bytes, or structs with a field `bytes`, as bytes; all None if `column` is None."""
+    """Return the values of a column as bytes; all None if `column` is None.
+
+    The column contains text, bytes, or structs with a field `bytes`.
+    """
     if column is None:
         return [None] * table.num_rows
     values = table.column(column)
@@ -124,7 +132,10 @@ def _binary(table: pa.Table, column: str | None) -> list[bytes | None]:
 
 
 def _paths(table: pa.Table, column: str | None) -> list[str | None]:
-    """Return the paths that structs of Hugging Face datasets hold beside or in place of image bytes."""
+    """Return the image path of each row, which structs in Hugging Face datasets store with or instead of the bytes.
+
+    A value is None if the row has no path.
+    """
     values = None if column is None else table.column(column)
     if values is None or not pa.types.is_struct(values.type) or "path" not in [field.name for field in values.type]:
         return [None] * table.num_rows
@@ -133,10 +144,10 @@ def _paths(table: pa.Table, column: str | None) -> list[str | None]:
 
 
 def _has_image(store: Store, path: str, column: str) -> bool:
-    """Return whether any row of a table has image bytes. Reads up to the first such row.
+    """Return whether any row of a table has image bytes, reading up to the first such row.
 
-    The statistics in the footer are not used: pyarrow ends the process if they are damaged, since it does not
-    translate the C++ exception of its ColumnChunkMetaData.
+    The column statistics in the footer are not used. If they are damaged, pyarrow aborts the process, since it does not
+    translate a C++ exception in ColumnChunkMetaData.
     """
     with store.fs.open(path, "rb") as file:
         parquet = open_parquet(file)
@@ -156,28 +167,30 @@ def _has_image(store: Store, path: str, column: str) -> bool:
 
 
 def _any_image(store: Store, paths: Sequence[str], column: str) -> bool:
-    """Return whether any table has image bytes, or is damaged."""
+    """Return whether any table has image bytes or is damaged."""
     for path in dict.fromkeys(paths):
         try:
             if _has_image(store, path, column):
                 return True
         except (pa.ArrowException, OSError):
-            return True  # reading its shard reports the damage
+            return True  # the damage is reported when the shard is read
     return False
 
 
 def list_table_shards(
     store: Store, only: str | None, caption_column: str | None, image_column: str | None, rows: int
 ) -> list[TableShard]:
-    """List the rows of a folder's parquet files, ordered by file name, in shards of at most `rows` rows.
+    """Divide the Parquet files of a folder, ordered by file name, into shards of at most `rows` rows.
 
     Args:
-        only: name of a single file to read; None for all files.
-        caption_column, image_column: columns to embed; None for a kind that is not embedded.
+        only: name of the single file to read; None for all files.
+        caption_column: column with the captions; None if captions are not embedded.
+        image_column: column with the images; None if images are not embedded.
+        rows: largest number of rows per shard.
 
     Raises:
-        InputError: there is no such file, a file is damaged, or no row has an image.
-        SettingsError: a file lacks a column, or the column has another type.
+        InputError: a file is missing or damaged, no file has any rows, or no row has an image.
+        SettingsError: a file lacks a column, or the column has an unsuitable type.
     """
     names = [only] if only is not None else [name for name in store.names() if name.lower().endswith(".parquet")]
     shards: list[TableShard] = []
@@ -210,10 +223,10 @@ def list_table_shards(
 
 
 def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, image_column: str | None) -> None:
-    """Check that a table has the columns to embed, with types that can hold captions or images.
+    """Check that a table has the columns to embed, with types suitable for captions or images.
 
     Raises:
-        SettingsError: a column is missing, or its type does not fit.
+        SettingsError: a column is missing or has an unsuitable type.
     """
 
     def is_image(kind: pa.DataType) -> bool:
@@ -235,5 +248,5 @@ def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, ima
                 f"without, embed.{setting.partition('_')[0].replace('caption', 'text')}=false"
             )
         kind = schema.field(column).type
-        if not fits(kind) and not pa.types.is_null(kind):  # a column of nulls is accepted, and each of its rows fails
+        if not fits(kind) and not pa.types.is_null(kind):  # an all-null column is accepted; its rows fail one by one
             raise SettingsError(f"embed.{setting}={column}: {path} has {kind} there, needed is {what}")

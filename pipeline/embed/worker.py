@@ -1,4 +1,4 @@
-"""Worker of the embed stage: embeds one shard of samples, writes its files and commits them."""
+"""Embed stage worker: embeds one shard at a time, writes its files and commits them."""
 
 from __future__ import annotations
 
@@ -29,41 +29,41 @@ from .settings import EmbedSettings
 
 _FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])
 _LEFT_BEHIND = ("status", "error_message", "caption", *EMBED_COLUMNS)
-"""Input columns that are not copied: they are equal in all embedded rows, or written separately."""
+"""Input columns that are not copied: they are equal in all embedded rows, or are written separately."""
 
 
 def failures_name(shard: str) -> str:
-    """Return the file name of the table that lists a shard's failed samples."""
+    """Return the path of the table that lists a shard's failed samples."""
     return f"failures/failures_{shard}.parquet"
 
 
 @dataclass
 class _Embedded:
-    """Rows and failures of a shard so far, without the arrays."""
+    """Rows and failures collected for a shard so far, without the embeddings."""
 
     keys: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    """Number of token states of each row."""
+    """Number of token states per row."""
     norms: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    """Norms before normalisation, keyed by array name."""
+    """Embedding norms before normalisation, keyed by array name."""
     failures: list[Failure] = field(default_factory=list)
 
 
 class EmbedWorker:
-    """Callable that embeds one shard after the other in this process, with one model.
+    """Callable that embeds one shard per call in this process, with a single model.
 
-    Use it as a context manager, or end the process, since the engine has threads.
+    Use it as a context manager, which stops the engine's threads; otherwise they run until the process ends.
 
     Args:
-        source: folder of the input.
-        store: folder of the embeddings.
+        source: input folder.
+        store: embeddings folder.
         settings: resolved settings.
-        manifest: manifest of the embeddings folder, with the CLIP's identity.
+        manifest: manifest of the embeddings folder, including the CLIP's identity.
 
     Raises:
-        InputError: the CLIP has other weights here than on the driver.
+        InputError: the CLIP weights on this worker differ from those on the driver.
     """
 
     def __init__(self, source: Store, store: Store, settings: EmbedSettings, manifest: Manifest) -> None:
@@ -112,7 +112,7 @@ class EmbedWorker:
         )
 
     def _spools(self) -> dict[str, RowSpool]:
-        """Return an empty spool for the rows of each stored array."""
+        """Create an empty spool for each array to store, keyed by array name."""
         embed, settings = (self._identity["embed_dim"],), self._settings
         shapes = {"img_emb": embed} if settings.image else {}
         if settings.text:
@@ -135,7 +135,7 @@ class EmbedWorker:
             pq.write_table(pa.Table.from_pylist(failures, _FAILURES), file)
 
     def _metadata(self, task: EmbedTask, done: _Embedded) -> pa.Table:
-        """Return clip-retrieval's columns, then the columns of the input's tables, the key and the norms."""
+        """Build the metadata table: clip-retrieval's columns, the input tables' columns, the key and the norms."""
         columns = {"image_path": pa.array(done.keys, pa.string()), "caption": pa.array(done.captions, pa.string())}
         norms = {
             name: np.concatenate([np.empty(0, np.float32), *done.norms.get(array, [])])
@@ -156,10 +156,10 @@ class EmbedWorker:
 
 
 def _add_window(window: Window, done: _Embedded, spools: dict[str, RowSpool]) -> None:
-    """Normalise a window's embeddings and append its rows.
+    """Normalise the embeddings of a window and append its rows to `done` and `spools`.
 
     Raises:
-        InputError: an embedding is not finite, or zero.
+        InputError: an embedding is zero, or contains NaN or infinity.
     """
     done.keys += window.keys
     done.places += window.places

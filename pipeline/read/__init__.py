@@ -1,1 +1,1 @@
-"""Reader of embedding shards: rows by number, splits, shuffled batches, captions and token states."""
+"""Reader for embedding shards: rows by number, splits, shuffled batches, captions and token states."""

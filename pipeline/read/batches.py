@@ -1,4 +1,4 @@
-"""Shuffled batches of a split, read ahead in threads: the same for any number of ranks, and from any step on."""
+"""Shuffled batches of a split, prefetched in threads; independent of the number of ranks and the starting step."""
 
 from __future__ import annotations
 
@@ -18,25 +18,29 @@ from .window import BlockReader, Buffers, Columns, ShuffleWindow, TrainBatch
 __all__ = ["BatchStream", "Columns", "TrainBatch"]
 
 _READY_BATCHES = 2
-"""Batches that wait, finished, until training takes them."""
+"""Number of finished batches queued for training."""
 _WINDOWS = 2
-"""Windows in memory: one that batches are filled from, and one that is being read."""
+"""Number of windows in memory: one that fills batches, and one that is being read."""
 Item = TypeVar("Item")
 
 
 class BatchStream:
-    """Stream of the batches of a split that one rank reads, epoch after epoch.
+    """Endless stream of one rank's share of the training batches of a split.
 
-    A global batch is a pure function of split plan, seed and step: a slice of the epoch's order, of which every rank
-    reads a part (see `EpochPlan.share`). The last batch of an epoch may be shorter.
+    A global batch is a pure function of the split plan, the seed and the step. It is a slice of the epoch's row order,
+    and each rank reads part of it (see `EpochPlan.share`). The last batch of an epoch may be shorter.
 
     Args:
-        batch_size: rows of a global batch.
-        columns: columns that are read of each row.
-        rank: index of this rank among the `ranks` that share each batch.
+        dataset: dataset to read.
+        split: split to read.
+        batch_size: number of rows per global batch.
+        seed: seed of the row order.
+        columns: columns to read; None for the defaults of `Columns`.
+        rank: index of this rank.
+        ranks: number of ranks that share each global batch.
 
     Raises:
-        InputError: the split has no rows, or the folder lacks what `columns` asks for.
+        InputError: the split has no rows, or the folder lacks a requested column.
     """
 
     def __init__(
@@ -54,29 +58,30 @@ class BatchStream:
         self._rank, self._ranks = rank, ranks
         self._reader = BlockReader(dataset, split, columns or Columns())
         self.rows = self._reader.visits.rows
-        """Number of rows that an epoch visits."""
+        """Number of rows visited per epoch."""
         if self.rows == 0:
             raise InputError(f"{dataset.store.url}: no row is in the split {split!r}; change the fractions in `read`")
         self.steps_per_epoch = -(-self.rows // batch_size)
-        """Number of global batches of an epoch, the same for every rank."""
+        """Number of global batches per epoch, the same for every rank."""
 
     def plan(self, epoch: int) -> EpochPlan:
-        """Return the order of an epoch."""
+        """Return the row order of an epoch."""
         counts = self._reader.visits.counts(self._seed, epoch)
         window_rows = self._dataset.settings.shuffle_window
         return EpochPlan(counts, self._dataset.blocks.sizes, seed=self._seed, epoch=epoch, window_rows=window_rows)
 
     def batches(self, first_step: int = 0) -> Iterator[TrainBatch]:
-        """Yield batches without end, from global step `first_step` on. Closing the iterator stops the reading.
+        """Yield batches endlessly from global step `first_step` onwards. Closing the iterator stops all reading.
 
         Raises:
-            InputError: a batch has rows that are not unit vectors, or a file has changed since it was opened.
+            InputError: a batch contains embeddings that are not unit vectors, or a file has changed since it was
+                opened.
         """
         ahead = DecodeAhead(self._make_batches, _same, threads=1, depth=_READY_BATCHES)
         return ahead.samples(first_step, None)
 
     def _make_batches(self, first_step: int) -> Iterator[TrainBatch]:
-        """Yield checked batches from a step on, and read the next window meanwhile."""
+        """Yield validated batches from a step onwards, and read the next window in the background."""
         reader = self._reader
         free = [Buffers(self._dataset, reader.columns) for _ in range(_WINDOWS)]
         upcoming = self._windows(first_step)
@@ -106,7 +111,7 @@ class BatchStream:
             pool.shutdown(cancel_futures=True)
 
     def _windows(self, first_step: int) -> Iterator[tuple[ShuffleWindow, list[Share]]]:
-        """Yield the windows from a step on, each with this rank's shares of the batches that have rows in it."""
+        """Yield the windows from a step onwards, each with this rank's shares of the batches that overlap it."""
         epoch, step = divmod(first_step, self.steps_per_epoch)
         while True:
             plan = self.plan(epoch)
@@ -125,5 +130,5 @@ class BatchStream:
 
 
 def _same(item: Item) -> Item:
-    """Return the item: `DecodeAhead` decodes, but batches are complete."""
+    """Return the item unchanged: `DecodeAhead` needs a decoder, but batches are already decoded."""
     return item

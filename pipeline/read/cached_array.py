@@ -1,7 +1,8 @@
-"""Arrays that are computed once and cached in the folder that they describe.
+"""Arrays that are computed once and cached in the embeddings folder that they describe.
 
-An array is a `.npy` file under `selections/`, named by a fingerprint of all that it depends on. It is memory-mapped:
-the split plan of two billion rows is 2 GB. If the folder cannot be written, arrays are computed again in each process.
+Each array is a `.npy` file under `selections/`, named after a fingerprint of everything it depends on. Arrays are
+memory-mapped, since the split plan of two billion rows takes 2 GB. If the folder is not writable, each process computes
+them again.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from ..contract.vectors.spool import RowSpool
 from ..errors import InputError
 
 FOLDER = "selections"
-"""Folder of cached files. The name is part of the disk format."""
+"""Name of the cache folder; part of the disk format."""
 _COPY_BYTES = 1 << 20
-"""Bytes of a remote array that are copied at once."""
+"""Number of bytes of a remote array copied at a time."""
 
 
 def cached_array(
@@ -30,14 +31,21 @@ def cached_array(
     row_shape: tuple[int, ...],
     make: Callable[[], Iterable[np.ndarray]],
 ) -> np.ndarray:
-    """Return a mapped array `[rows, *row_shape]`: the cached `selections/NAME.npy`, or else a new one, then cached.
+    """Return the memory-mapped array `selections/NAME.npy`, or compute it and cache it under that name.
 
     Args:
-        rows: required number of rows; None if it is known only after the array is made.
-        make: yields the array part by part.
+        store: embeddings folder that contains the cache.
+        name: file name without the extension.
+        rows: expected number of rows; None if it is known only once the array is computed.
+        dtype: expected dtype.
+        row_shape: expected shape of a row.
+        make: computes the array and yields it in parts.
+
+    Returns:
+        Array of shape `[rows, *row_shape]`.
     """
     file_name = f"{FOLDER}/{name}.npy"
-    with contextlib.suppress(OSError, EOFError, ValueError):  # absent or damaged: make it again
+    with contextlib.suppress(OSError, EOFError, ValueError):  # missing or damaged: compute it again
         cached = _load(store, file_name)
         if cached.dtype == dtype and cached.shape[1:] == row_shape and rows in (None, len(cached)):
             return cached
@@ -50,7 +58,11 @@ def cached_array(
 
 
 def _load(store: Store, name: str) -> np.ndarray:
-    """Map a cached array. A remote one is first copied to a file without a name, which ends with the process."""
+    """Memory-map a cached array. A remote array is first copied to an unnamed temporary file.
+
+    Raises:
+        InputError: a remote file ends before its last row.
+    """
     with store.open(name) as file:
         shape, _, dtype = read_array_start(store, name, file)
         if store.is_local:

@@ -1,8 +1,8 @@
-"""Captions by range of rows, read from the row groups of the metadata.
+"""Caption reader for ranges of rows in the metadata files.
 
-`embed` writes row groups of 4,096 rows. Other programs write one row group per shard, so a few captions cost as much as
-all. The captions of such a shard are copied once, in small row groups, to `selections/captions_MARK/`. If the folder
-cannot be written, the copy is in a temporary folder that is removed with the reader.
+`embed` writes row groups of 4,096 rows. Other programs write one row group per shard, so reading a few captions costs
+as much as reading all of them. The captions of such a shard are copied once to `selections/captions_MARK/`, in small
+row groups. If the folder is not writable, the copy goes to a temporary folder, which is removed with the reader.
 """
 
 from __future__ import annotations
@@ -30,29 +30,30 @@ from .shards import EmbeddingShard
 
 _COLUMN = "caption"
 _GROUP_ROWS = 4 * READ_BLOCK_ROWS
-"""Largest number of rows of a row group that is read in place; shards with larger ones are copied."""
+"""Largest row group, in rows, that is read in place; shards with larger row groups are copied."""
 _OPEN_SHARDS = 64
 """Number of shards whose Parquet footers are cached."""
 _STREAM_BYTES = 1 << 20
-"""Bytes of the buffer through which captions are copied."""
+"""Read buffer size in bytes for copying captions."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Open Parquet file with captions."""
+    """Parquet file with captions, and its footer."""
 
     store: Store
     name: str
     metadata: pq.FileMetaData
     group_starts: np.ndarray
-    """`[groups + 1]`: first row of each row group, then the number of rows."""
+    """`[groups + 1]`: first row of each row group, followed by the total number of rows."""
 
 
 class CaptionReader:
-    """Reader of the captions of one folder. Threads can share it.
+    """Thread-safe reader for the captions of one embeddings folder.
 
     Args:
-        mark: fingerprint of the data, which names the copies of captions.
+        store: embeddings folder.
+        mark: fingerprint of the data; part of the path of copied captions.
     """
 
     def __init__(self, store: Store, mark: str) -> None:
@@ -62,7 +63,11 @@ class CaptionReader:
         self._lock = threading.Lock()
 
     def read(self, shard: EmbeddingShard, first: int, count: int) -> pa.Array:
-        """Return the captions of `count` rows of a shard, from row `first` on; a missing caption is an empty string."""
+        """Return the captions of `count` rows of a shard, starting at row `first`; null becomes an empty string.
+
+        Raises:
+            InputError: the shard has no metadata, or its metadata is damaged.
+        """
         if not shard.has("metadata"):
             raise InputError(f"{self._store.url} has no metadata: its rows have neither keys nor captions")
         name = shard.files["metadata"]
@@ -78,7 +83,7 @@ class CaptionReader:
             raise InputError(f"{self._store.url}/{name} is damaged ({error}); fetch or embed it again") from error
 
     def _source(self, shard: EmbeddingShard) -> _Source:
-        """Return the file to read a shard's captions from. The last 64 are cached."""
+        """Return the file from which to read a shard's captions. The 64 most recently used are cached."""
         name = shard.files["metadata"]
         with self._lock:
             if name in self._sources:
@@ -96,10 +101,10 @@ class CaptionReader:
         return source
 
     def _small_groups(self, source: _Source, shard: EmbeddingShard) -> _Source:
-        """Return the copy of a shard's captions in small row groups, made now if there is none."""
+        """Return a copy of a shard's captions in small row groups; create the copy if it does not exist."""
         number = shard.files["img_emb"].rpartition("_")[2].partition(".")[0]
         name = f"{FOLDER}/captions_{self._mark}/captions_{number}.parquet"
-        with contextlib.suppress(OSError, pa.ArrowException, InputError):  # absent or damaged: make it again
+        with contextlib.suppress(OSError, pa.ArrowException, InputError):  # missing or damaged: copy it again
             copy = _open(self._copies, name)
             if copy.metadata.num_rows == shard.rows:
                 return copy
@@ -111,7 +116,7 @@ class CaptionReader:
         return _open(self._copies, name)
 
     def _use_temporary_folder(self) -> None:
-        """Write further copies to a temporary folder, which is removed with the reader."""
+        """Write all further copies to a temporary folder, which is removed with the reader."""
         with self._lock:
             if self._copies is self._store:
                 folder = tempfile.mkdtemp(prefix="priorkit-captions-")
@@ -120,7 +125,11 @@ class CaptionReader:
 
 
 def _open(store: Store, name: str) -> _Source:
-    """Open a Parquet file; InputError unless it has one column of captions as text."""
+    """Read the footer of a Parquet file with captions.
+
+    Raises:
+        InputError: the file does not have exactly one caption column, or the column is not text.
+    """
     with store.open(name) as file:
         parquet = open_parquet(file)
         metadata, schema = parquet.metadata, parquet.schema_arrow
@@ -131,7 +140,7 @@ def _open(store: Store, name: str) -> _Source:
 
 
 def _copy(source: _Source, store: Store, name: str) -> None:
-    """Copy captions to a file with small row groups."""
+    """Copy captions to a Parquet file with small row groups."""
     schema = pa.schema([(_COLUMN, pa.string())])
     with source.store.open(source.name) as file, store.create(name) as target:
         parquet = open_parquet(file, buffer_size=_STREAM_BYTES)
@@ -141,5 +150,5 @@ def _copy(source: _Source, store: Store, name: str) -> None:
 
 
 def _as_strings(captions: pa.Array) -> pa.Array:
-    """Return captions as strings; a missing caption becomes an empty string."""
+    """Return captions as strings; null becomes an empty string."""
     return as_text(captions).fill_null("")

@@ -1,7 +1,7 @@
-"""Dataset of embedding shards: rows by number, and the split of each row.
+"""Dataset of embedding shards: random access to rows, and the split of each row.
 
-Rows are numbered from 0: shard by shard in order of their names, and row by row in a shard. The split plan states for
-every row whether it trains, validates or tests; see `split_plan`. `batches` reads a split in shuffled epochs.
+Rows are numbered from 0 across all shards, in the order of the shard names. The split plan assigns each row to
+training, validation or test; see `split_plan`. The module `batches` reads a split in shuffled epochs.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from .visits import Blocks, Visits, find_shared_groups
 __all__ = ["SPLITS", "EmbeddingBatch", "EmbeddingDataset", "Split", "read_embeddings"]
 
 _MARKS_NAME = f"{FOLDER}/files.json"
-"""Cached marks of the files of a folder without a manifest."""
+"""Path of the cached file marks for a folder without a manifest."""
 _NAMED_ROWS = 5
-"""Largest number of rows that a message names."""
+"""Largest number of rows listed in a message."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
-"""Odd factor that spreads a change of any bit over the bits above it (Knuth, volume 3, section 6.4)."""
+"""Odd multiplier for hashing: spreads a change in any bit to the bits above it (Knuth, volume 3, section 6.4)."""
 
 
 @dataclass(frozen=True)
 class EmbeddingBatch:
-    """Rows of a dataset. B rows, D the embedding's size, T token states of width W."""
+    """Rows read from a dataset. Shapes: B rows, D embedding size, T token states of width W."""
 
     rows: np.ndarray
     """`[B]` int64: row numbers."""
@@ -51,22 +51,23 @@ class EmbeddingBatch:
     text_embed: np.ndarray
     """`[B, D]` float32, L2-normalised."""
     token_states: np.ndarray | None
-    """`[B, T, W]` float32, padded with zeros; None unless asked for."""
+    """`[B, T, W]` float32, padded with zeros; None if not requested."""
 
 
 class EmbeddingDataset:
-    """Embedding shards of one folder, checked against their manifest, or else against each other.
+    """Embedding shards of one folder, checked against the manifest or, without a manifest, against each other.
 
     Args:
-        url: folder that `embed` or clip-retrieval wrote, or that LAION published.
-        settings: splits and order of rows.
-        known_files: marks of the files of a folder without a manifest, as another folder has recorded them.
+        url: folder written by `embed` or clip-retrieval, or published by LAION.
+        settings: read settings, such as split fractions; None for the defaults.
+        known_files: file marks that another folder has recorded for a folder without a manifest. Unchanged files are
+            not hashed again.
         hash_files: False to skip hashing the files of a folder without a manifest; `content_fingerprint` is then
             empty.
-        tell: called with the progress of hashing that takes long.
+        tell: callback for progress notes when hashing takes long.
 
     Raises:
-        InputError: the folder holds no embeddings, or a file is missing, short or misaligned.
+        InputError: the folder contains no embeddings, or a file is missing, truncated or misaligned.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class EmbeddingDataset:
         self.store = Store(url)
         self.settings = settings or ReadSettings()
         self.rounded = Counter[str]()
-        """Number of rows that were normalised on reading, by kind; a row that is read twice counts twice."""
+        """Number of embeddings that were normalised when read, per kind; one that is read twice counts twice."""
         self._known_files, self._hash_files, self._tell = known_files or {}, hash_files, tell
         self._folder = open_folder(self.store)
         self.shards = self._folder.shards
@@ -89,23 +90,23 @@ class EmbeddingDataset:
         self.token_width = self._folder.token_width
         """Width of the stored token states; None if none are stored."""
         self.shard_starts = np.cumsum([0] + [shard.rows for shard in self.shards])
-        """`[shards + 1]`: row number of the first row of each shard, then the number of rows."""
+        """`[shards + 1]`: row number of each shard's first row, followed by the total number of rows."""
         self.count = int(self.shard_starts[-1])
-        """Number of rows of all splits."""
+        """Number of rows in all splits together."""
         self.has_text_embed = all(shard.has("text_emb") for shard in self.shards)
         if self.count == 0:
             raise InputError(f"{url} holds no embeddings; run `priorkit embed` again")
 
     @functools.cached_property
     def content_fingerprint(self) -> str:
-        """Fingerprint of all data: of the recorded hashes, or of the hashes of the files if there is no manifest."""
+        """Fingerprint of all data, from the hashes in the manifest or, without a manifest, from file hashes."""
         if self._folder.foreign_files and self._hash_files:
             return content_fingerprint(self.file_marks)
         return self._folder.recorded_fingerprint
 
     @functools.cached_property
     def file_marks(self) -> dict[str, FileMark]:
-        """Marks of the files of a folder without a manifest, cached in the folder; empty if files are not hashed.
+        """File marks of a folder without a manifest, cached in the folder; empty if files are not hashed.
 
         Raises:
             InputError: a file is missing or cannot be read.
@@ -121,21 +122,33 @@ class EmbeddingDataset:
 
     @property
     def clip(self) -> dict[str, Any]:
-        """Identity of the CLIP that made the embeddings; InputError without a manifest, which names it."""
+        """Identity of the CLIP that made the embeddings, from the manifest.
+
+        Raises:
+            InputError: the folder has no manifest.
+        """
         return self._about("clip")
 
     @property
     def clip_if_known(self) -> dict[str, Any]:
-        """Identity of the CLIP that made the embeddings; empty without a manifest, which names it."""
+        """Identity of the CLIP that made the embeddings, from the manifest; empty if the folder has no manifest."""
         return dict(self._folder.about.get("clip", {}))
 
     @property
     def clip_settings(self) -> dict[str, Any]:
-        """Settings that load that CLIP; InputError without a manifest, which holds them."""
+        """Settings that load the CLIP that made the embeddings, from the manifest.
+
+        Raises:
+            InputError: the folder has no manifest.
+        """
         return self._about("clip_settings")
 
     def _about(self, name: str) -> dict[str, Any]:
-        """Return a value that the manifest states about the embeddings."""
+        """Return an entry of the manifest's `about` section.
+
+        Raises:
+            InputError: the folder has no manifest.
+        """
         if name not in self._folder.about:
             raise InputError(
                 f"{self.store.url} does not name its CLIP: it has no manifest. Name it in the recipe (embed.clip), or "
@@ -146,41 +159,44 @@ class EmbeddingDataset:
 
     @property
     def notes(self) -> list[str]:
-        """Unusual properties of the folder that are known so far, a sentence each."""
+        """Unusual properties of the folder found so far, one sentence each."""
         counts = sorted(self.rounded.items())
         rounded = [f"{number:,} {kind} embeddings that were read have {ROUNDED}" for kind, number in counts]
         return [f"{self.store.url}: {note}" for note in [*self._folder.notes, *rounded]]
 
     def embed_dtype(self, kind: str) -> np.dtype[Any]:
-        """Return the type that image or text embeddings are read in: float16 if all files are, else float32."""
+        """Return the dtype for reading embeddings of the given kind: float16 if all files are float16, else float32."""
         return common_dtype({shard.embed_dtype(kind) for shard in self.shards})
 
     @functools.cached_property
     def split_plan(self) -> np.ndarray:
-        """Split of each row, as its position in `SPLITS`: `[count]` uint8. Cached in the folder."""
+        """Split of each row, as an index into `SPLITS`: `[count]` uint8. Cached in the folder."""
         make = functools.partial(plan_splits, self.shards, self.settings)
         name = f"selection_{self._mark(split=True)}"  # part of the disk format
         return cached_array(self.store, name, self.count, np.dtype(np.uint8), (), make)
 
     @functools.cached_property
     def row_ids(self) -> np.ndarray:
-        """Hash of each row's content, which does not depend on its row number: `[count]` uint64. Cached."""
+        """Hash of each row's content, independent of the row number: `[count]` uint64. Cached in the folder."""
         make = functools.partial(identify_rows, self.shards)
         return cached_array(self.store, f"row_ids_{self._mark()}", self.count, np.dtype(np.uint64), (), make)
 
     @functools.cached_property
     def group_ids(self) -> np.ndarray:
-        """Hash of each row's content group, equal for all captions and copies of an image: `[count]` uint64. Cached."""
+        """Hash of each row's content group: `[count]` uint64. Cached in the folder.
+
+        All captions and copies of an image have the same group.
+        """
         make = functools.partial(identify_groups, self.shards)
         return cached_array(self.store, f"group_ids_{self._mark()}", self.count, np.dtype(np.uint64), (), make)
 
     @functools.cached_property
     def blocks(self) -> Blocks:
-        """Blocks of rows that are read at once."""
+        """Blocks of consecutive rows; each block is read in one piece."""
         return Blocks.from_shards(self.shard_starts, self.settings.block_rows)
 
     def visits(self, split: Split) -> Visits:
-        """Return the rows of a split that each epoch visits."""
+        """Return the rows of a split to visit in each epoch."""
         name = f"counts_{self._mark(self.settings.block_rows, split=True)}"
         count = functools.partial(self.blocks.count_splits, self.split_plan, len(SPLITS))
         counts = cached_array(self.store, name, len(self.blocks.shards), np.dtype(np.uint32), (len(SPLITS),), count)
@@ -192,16 +208,21 @@ class EmbeddingDataset:
         return Visits(self.blocks, self.split_plan, code, counts[:, code], shared)
 
     def _mark(self, *values: Any, split: bool = False) -> str:
-        """Return the fingerprint in the name of a cached array, of the data and the values that it depends on."""
+        """Return a fingerprint of the data and of the given values, for the file name of a cached array.
+
+        Args:
+            values: values that the array depends on, in addition to the data.
+            split: True if the array also depends on the split settings.
+        """
         parts = [self.content_fingerprint, *([self.settings.splits()] if split else []), *values]
         return fingerprint(parts if len(parts) > 1 else parts[0])[:16]
 
     def rows(self, split: Split) -> np.ndarray:
-        """Return the row numbers of a split, ascending: `[n]` int64."""
+        """Return the row numbers of a split in ascending order: `[n]` int64."""
         return np.flatnonzero(self.split_plan == SPLITS.index(split))
 
     def epoch_order(self, split: Split, seed: int, epoch: int) -> np.ndarray:
-        """Return the row numbers of a split in a random order: a pure function of split plan, seed and epoch."""
+        """Return the row numbers of a split in random order, a pure function of the split plan, seed and epoch."""
         return np.random.default_rng([seed, epoch]).permutation(self.rows(split))
 
     def content_order(self, split: Split, seed: int) -> np.ndarray:
@@ -211,11 +232,14 @@ class EmbeddingDataset:
         return rows[np.argsort(mixed ^ (mixed >> np.uint64(32)), kind="stable")]
 
     def take(self, rows: np.ndarray, max_text_len: int = 0) -> EmbeddingBatch:
-        """Read rows by number, in the given order.
+        """Read the given rows, in the given order.
 
         Args:
             rows: `[B]` row numbers.
-            max_text_len: largest number of token states to read of each row; 0 reads none.
+            max_text_len: largest number of token states to read per row; 0 reads none.
+
+        Raises:
+            InputError: the folder lacks text embeddings or requested token states, or a row is not a unit vector.
         """
         self.require(text_embed=True, token_states=max_text_len > 0)
         image, text = self.embeds("img_emb", rows), self.embeds("text_emb", rows)
@@ -226,13 +250,20 @@ class EmbeddingDataset:
         return EmbeddingBatch(rows, image, text, states)
 
     def embeds(self, kind: Literal["img_emb", "text_emb"], rows: np.ndarray) -> np.ndarray:
-        """Read image or text embeddings of rows by number: `[B, D]` float32 of norm 1.
+        """Read the image or text embeddings of the given rows, in the given order.
+
+        Args:
+            kind: `img_emb` or `text_emb`.
+            rows: `[B]` row numbers.
+
+        Returns:
+            `[B, D]` float32 embeddings of norm 1.
 
         Raises:
-            InputError: a row is not a unit vector; see `contract.vectors.rules`.
+            InputError: an embedding is not a unit vector; see `contract.vectors.rules`.
         """
         embeds = np.empty((len(rows), self.embed_dim), np.float32)
-        with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are refused below
+        with np.errstate(over="ignore"):  # values too large for float32 become infinite and are rejected below
             for shard, positions, local_rows in self._rows_by_shard(rows):
                 embeds[positions] = shard.array(kind)[local_rows]
         norms = row_norms(embeds)
@@ -250,7 +281,7 @@ class EmbeddingDataset:
         return embeds
 
     def metadata(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
-        """Read columns of the metadata of rows by number, in the given order."""
+        """Read metadata columns for the given row numbers, in the given order."""
         tables, parts = [], []
         for shard, positions, local_rows in self._rows_by_shard(rows):
             tables.append(shard.metadata(list(columns)).take(pa.array(local_rows)))
@@ -261,28 +292,46 @@ class EmbeddingDataset:
         return join_tables(tables, self.store.url).take(pa.array(order))
 
     def _rows_by_shard(self, rows: np.ndarray) -> Iterator[tuple[EmbeddingShard, np.ndarray, np.ndarray]]:
-        """Yield each shard that has some of the rows, with their positions in `rows` and their rows in the shard."""
+        """Group row numbers by shard.
+
+        Yields:
+            Each shard that contains any of the rows, the positions of these rows in `rows`, and their indices in the
+            shard.
+        """
         shard_of_row = np.searchsorted(self.shard_starts, rows, side="right") - 1
         for index in np.unique(shard_of_row):
             positions = np.flatnonzero(shard_of_row == index)
             yield self.shards[index], positions, rows[positions] - self.shard_starts[index]
 
     def count_rounded(self, kind: str, rounded: np.ndarray) -> None:
-        """Count the rows that were normalised on reading: `[n]` bool."""
+        """Add to the number of embeddings that were normalised when read.
+
+        Args:
+            kind: `img_emb` or `text_emb`.
+            rounded: `[n]` bool, True for each row that was normalised.
+        """
         self.rounded[WORDS[kind]] += int(rounded.sum())
 
     def describe_rows(self, rows: Sequence[int] | np.ndarray) -> str:
-        """Describe rows for a message: the first numbers, and their keys if the folder has keys."""
+        """Describe rows for an error message: the first row numbers, and their keys if the folder stores keys."""
         listed = np.asarray(rows[:_NAMED_ROWS], np.int64)
         keys = ""
-        with contextlib.suppress(InputError):  # foreign folders may have no keys
+        with contextlib.suppress(InputError):  # folders not written by priorkit may have no keys
             values = self.metadata(listed, ["key"]).column("key").to_pylist()
             keys = f", keys {', '.join('none' if key is None else key for key in values)}"
         more = f" and {len(rows) - len(listed)} more" if len(rows) > len(listed) else ""
         return f"rows {', '.join(map(str, listed))}{more}{keys}"
 
     def require(self, *, text_embed: bool = False, token_states: bool = False) -> None:
-        """Raise InputError unless the folder stores what is asked for."""
+        """Check that the folder stores the requested arrays.
+
+        Args:
+            text_embed: True to require text embeddings.
+            token_states: True to require token states.
+
+        Raises:
+            InputError: the folder lacks a requested array.
+        """
         if text_embed and not self.has_text_embed:
             raise InputError(
                 f"{self.store.url} stores no text embeddings; embed with embed.text=true, or train with "

@@ -1,4 +1,4 @@
-"""Shards of any folder of embeddings, opened by its manifest or by the names of its files."""
+"""Opener for any embeddings folder, using its manifest or, without a manifest, its file names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .shards import FolderShards
 
 
 def open_folder(store: Store) -> FolderShards:
-    """Open the shards that `embed`, clip-retrieval or LAION wrote.
+    """Open the shards of a folder written by `embed` or clip-retrieval, or published by LAION.
 
     Raises:
-        InputError: the folder holds no embeddings, or they are damaged or unfinished.
+        InputError: the folder contains no embeddings, or they are damaged or incomplete.
     """
     manifest = read_manifest(store)
     if manifest is None:

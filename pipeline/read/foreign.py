@@ -1,4 +1,4 @@
-"""Shards of a folder without a manifest: files are paired by number and checked by their headers."""
+"""Opener for folders without a manifest: matches files by shard number, and checks their headers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..errors import InputError
 from .shards import EmbeddingShard, FolderShards
 
 _HEADER_THREADS = 16
-"""Headers that are read at once; reading is bound by the latency of remote storage."""
+"""Number of headers read concurrently; the latency of remote storage is the bottleneck."""
 
 
 def open_foreign(store: Store) -> FolderShards | None:
-    """Open the shards that clip-retrieval wrote or LAION published; None if the folder has no such files.
+    """Open shards written by clip-retrieval or published by LAION; return None if the folder has no such files.
 
     Raises:
-        InputError: a file is missing, damaged, without a counterpart of its number, or has another number of rows; or
-            arrays of one kind differ in width.
+        InputError: a file is missing or damaged, the files of a shard differ in their number of rows, or arrays of
+            one kind differ in width.
     """
     pairs = pair_files(store.names(), store.url)
     if not pairs:

@@ -1,4 +1,4 @@
-"""Metadata tables of several shards, joined into one."""
+"""Concatenation of metadata tables from several shards."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from ..errors import InputError
 
 
 def join_tables(tables: list[pa.Table], folder: str) -> pa.Table:
-    """Concatenate tables with the same column names. Columns whose types cannot be joined become text.
+    """Concatenate tables with the same column names; columns with incompatible types are converted to text.
 
     Args:
-        folder: URL of the folder, for messages.
+        tables: at least one table.
+        folder: URL of the folder, for error messages.
 
     Raises:
-        InputError: a column has several types, one of which cannot become text.
+        InputError: the types of a column are incompatible, and one of them cannot be converted to text.
     """
     try:
         return pa.concat_tables(tables, promote_options="permissive")

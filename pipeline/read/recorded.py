@@ -1,4 +1,4 @@
-"""Shards of a folder with a manifest, checked against it before anything is read."""
+"""Opener for folders with a manifest: checks the shards against the manifest before any data is read."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..errors import InputError
 from .shards import EmbeddingShard, FolderShards
 
 _DATA_FOLDERS = ("img_emb", "text_emb", "metadata", "token_states")
-"""Folders in which every file belongs to a recorded shard."""
+"""Subfolders in which every file must belong to a shard in the manifest."""
 _MAX_WIDTH = 1 << 20
-"""Largest width of an embedding or token state. A larger number means that the manifest is damaged."""
+"""Largest plausible width of an embedding or token state; a larger value means that the manifest is damaged."""
 
 
 def open_recorded(store: Store, manifest: Manifest) -> FolderShards:
-    """Open the shards that `embed` has recorded. Only headers of files with an unexpected size are read.
+    """Open the shards in a manifest that `embed` wrote. Only files of an unexpected size have their headers read.
 
     Raises:
-        InputError: the folder is unfinished, a file is missing or has another size than its record, or the manifest
+        InputError: the folder is incomplete, a file is missing or its size differs from the manifest, or the manifest
             does not describe the CLIP.
     """
     if not {"clip", "clip_settings"} <= manifest.about.keys():
@@ -46,7 +46,11 @@ def open_recorded(store: Store, manifest: Manifest) -> FolderShards:
 
 
 def _recorded_width(store: Store, clip: Any, name: str) -> int:
-    """Return a width that the manifest states for its CLIP."""
+    """Return a width from the manifest's description of the CLIP.
+
+    Raises:
+        InputError: the width is missing or implausible.
+    """
     width = clip.get(name) if isinstance(clip, dict) else None
     if type(width) is not int or not 0 < width <= _MAX_WIDTH:
         raise InputError(
@@ -57,7 +61,11 @@ def _recorded_width(store: Store, clip: Any, name: str) -> int:
 
 
 def _refuse_unfinished(store: Store, manifest: Manifest, sizes: Mapping[str, int]) -> None:
-    """Raise InputError if shards are missing, or if there are files of a shard that is not recorded."""
+    """Check that the manifest lists all planned shards, and that no file belongs to a shard that it does not list.
+
+    Raises:
+        InputError: a shard is missing from the manifest, or a file belongs to no recorded shard.
+    """
     planned = manifest.input.get("shards", 0)
     if len(manifest.shards) < planned:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Settings of the reader: splits, order, and reading ahead."""
+"""Settings for reading embeddings: splits, row order and prefetching."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from ..settings import Settings
 
 
 class ReadSettings(Settings):
-    """Settings that decide the split of each row, and the order in which rows are read."""
+    """Settings for the split of each row and the order in which rows are read."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"read_threads"})
 
     validation_fraction: float = Field(default=0.01, ge=0, lt=1)
-    """Share of content groups for validation while training."""
+    """Fraction of content groups used for validation during training."""
     test_fraction: float = Field(default=0.05, ge=0, lt=1)
-    """Share of content groups for the final evaluation."""
+    """Fraction of content groups reserved for the final evaluation."""
     block_rows: int = Field(default=4096, ge=1)
-    """Consecutive rows of a shard that are read at once: a row group of the metadata that `embed` writes."""
+    """Number of consecutive rows of a shard read in one piece. The default is one row group of the metadata that
+    `embed` writes."""
     shuffle_window: int = Field(default=32_768, ge=1)
-    """Rows of random blocks that are shuffled together. Two windows are in memory: 200 MB at 768 dimensions."""
+    """Number of rows, from randomly chosen blocks, that are shuffled together as one window. Two windows are held in
+    memory: 200 MB at 768 dimensions."""
     captions: Literal["all", "one"] = "all"
-    """Captions of an image that an epoch reads: all of them, or one that is drawn again in each epoch."""
+    """Captions of an image to read in an epoch: `all`, or `one` that is drawn at random in each epoch."""
     read_threads: int = Field(default=4, ge=1)
-    """Threads that read blocks ahead. More of them hide the latency of remote storage."""
+    """Number of threads that prefetch blocks. More threads hide the latency of remote storage."""
 
     @model_validator(mode="after")
     def _some_rows_train(self) -> Self:
-        """Refuse fractions that leave no rows to train on."""
+        """Reject fractions that leave no rows to train on."""
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation_fraction + test_fraction must be below 1, or nothing is left to train on")
         return self
 
     def splits(self) -> dict[str, float]:
-        """Return the settings that decide the split of a row."""
+        """Return the settings that determine the split of a row."""
         return {"validation_fraction": self.validation_fraction, "test_fraction": self.test_fraction}

@@ -1,4 +1,4 @@
-"""One embedding shard, open for reading: arrays by range, metadata, and the content group of each row."""
+"""Reader for one embedding shard: ranges of its arrays, metadata, and the content group of each row."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ from ..contract.vectors.rules import WORDS
 from ..errors import InputError
 
 _TEXT_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
-"""Columns that are read as text, whatever their stored type."""
+"""Columns that are read as text, regardless of their stored type."""
 _STREAM_BYTES = 1 << 20
-"""Bytes of the buffer through which row groups are streamed: foreign ones may be of any size."""
+"""Buffer size in bytes for streaming row groups, which can be of any size in files not written by priorkit."""
 _EMBED_DTYPE = np.dtype(np.float16)
-"""Type of the embeddings that `embed` stores."""
+"""Dtype of the embeddings that `embed` stores."""
 
 
 class EmbeddingShard:
-    """Embedding shard. Rows are read by range; `array` maps local files, and reads remote files whole.
+    """Embedding shard that reads ranges of rows. `array` memory-maps local files and reads remote files in full.
 
     Args:
-        rows: number of rows of each file.
-        counted_by: source of that number, for messages.
-        files: name of each file in the store, by kind.
-        layouts: layouts of the arrays whose headers are known; other headers are read when first needed.
-        embed_dim: size of the embeddings, checked when a header is read; None if the layouts are known.
+        store: embeddings folder.
+        rows: number of rows in each file.
+        counted_by: source of that number, for error messages.
+        files: path of each file in the store, keyed by kind.
+        layouts: known array layouts, keyed by kind; the headers of other arrays are read when first needed.
+        embed_dim: embedding size to check when a header is read; None if the layouts are given.
     """
 
     def __init__(
@@ -60,18 +61,21 @@ class EmbeddingShard:
         self.files = files
         self._layouts = dict(layouts or {})
         self._convertible = frozenset(self._layouts)
-        """Kinds whose layout was given. Their types may differ between shards, so they may be converted."""
+        """Kinds whose layout was given. Their dtypes may differ between shards, so rows are converted on reading."""
         self._arrays: dict[str, np.ndarray] = {}
 
     @staticmethod
     def from_record(store: Store, record: ShardRecord, sizes: Mapping[str, int], embed_dim: int) -> EmbeddingShard:
-        """Open a shard that `embed` has recorded.
+        """Open a shard recorded in a manifest by `embed`.
 
         Args:
-            sizes: bytes of the files in the folder, by name.
+            store: embeddings folder.
+            record: the shard's record in the manifest.
+            sizes: file sizes in bytes, keyed by path in the folder.
+            embed_dim: embedding size from the manifest.
 
         Raises:
-            InputError: a file is missing, or its size or number of rows differs from the record; or the shard has no
+            InputError: a file is missing, its size or number of rows differs from the record, or the shard has no
                 image embeddings.
         """
         files = recorded_files(record)
@@ -87,24 +91,28 @@ class EmbeddingShard:
             expected_bytes = HEADER_BYTES + record.rows * embed_dim * _EMBED_DTYPE.itemsize
             if (
                 kind in files and record.files[files[kind]].bytes != expected_bytes
-            ):  # a header is read only if the size is unexpected
+            ):  # the header is read only if the file size is unexpected
                 shard.layout(kind)
         return shard
 
     def has(self, kind: str) -> bool:
-        """Return True if the shard has a file of this kind."""
+        """Return True if the shard has a file of the given kind."""
         return kind in self.files
 
     def title(self, kind: str) -> str:
-        """Return the URL of the file of this kind, for messages."""
+        """Return the URL of the file of the given kind, for messages."""
         return f"{self._store.url}/{self.files[kind]}"
 
     def local_path(self, kind: str) -> str | None:
-        """Return the path of the file of this kind; None if it is remote."""
+        """Return the local path of the file of the given kind; None if the store is remote."""
         return self._store.path(self.files[kind]) if self._store.is_local else None
 
     def layout(self, kind: str) -> ArrayLayout:
-        """Return the layout of a stored array, after a check of its number of rows."""
+        """Return the layout of a stored array, read from its header on first use.
+
+        Raises:
+            InputError: the number of rows, embedding size or dtype differs from the expected one.
+        """
         if kind not in self._layouts:
             name = self.files[kind]
             layout = read_layout(self._store, name)
@@ -121,16 +129,22 @@ class EmbeddingShard:
         return self._layouts[kind]
 
     def embed_dtype(self, kind: str) -> np.dtype[Any]:
-        """Return the type of the stored embeddings of a kind."""
+        """Return the dtype of the stored embeddings of the given kind."""
         return self._layouts[kind].dtype if kind in self._convertible else _EMBED_DTYPE
 
     def read_into(self, kind: str, first: int, target: np.ndarray) -> None:
-        """Read rows of a stored array, from row `first` on, into a contiguous array. Foreign types are converted."""
+        """Read rows of a stored array into a contiguous array, starting at row `first`.
+
+        Arrays whose layout was given are converted to the dtype of `target`.
+
+        Raises:
+            InputError: the row shape differs from that of `target`, or the dtype differs and may not be converted.
+        """
         layout = self.layout(kind)
         fits = target.shape[1:] == layout.row_shape
         if fits and target.dtype != layout.dtype and kind in self._convertible:
             rows = self.read(kind, first, len(target))
-            with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are refused later
+            with np.errstate(over="ignore"):  # values too large for float32 become infinite and are rejected later
                 target[...] = rows
             return
         if not fits or target.dtype != layout.dtype:
@@ -141,14 +155,14 @@ class EmbeddingShard:
         read_rows(self._store, self.files[kind], layout, first, target)
 
     def read(self, kind: str, first: int, count: int) -> np.ndarray:
-        """Return `count` rows of a stored array, from row `first` on."""
+        """Return `count` rows of a stored array, starting at row `first`."""
         layout = self.layout(kind)
         rows = np.empty((count, *layout.row_shape), layout.dtype)
         self.read_into(kind, first, rows)
         return rows
 
     def array(self, kind: str) -> np.ndarray:
-        """Return a whole stored array, after a check of its number of rows."""
+        """Return a stored array in full, after checking its number of rows. The array is cached."""
         if kind not in self._arrays:
             name = self.files[kind]
             expected = self.layout(kind).rows
@@ -162,10 +176,10 @@ class EmbeddingShard:
         return self._arrays[kind]
 
     def fill_token_states(self, states: np.ndarray, positions: np.ndarray, rows: np.ndarray) -> None:
-        """Copy the first token states of rows into `states[positions]`.
+        """Copy up to T token states of each row into `states[positions]`.
 
         Args:
-            states: `[B, T, W]`, filled with zeros; longer rows are cut to T states.
+            states: `[B, T, W]`, initially zero; rows with more than T states are truncated.
             positions: `[n]` indices of the target rows in `states`.
             rows: `[n]` indices of the source rows in this shard.
         """
@@ -176,9 +190,15 @@ class EmbeddingShard:
             states[position, :length] = flat[start : start + length]
 
     def metadata(self, columns: list[str]) -> pa.Table:
-        """Read columns of the metadata. Without a column `key`, as in foreign folders, it is `image_path`.
+        """Read metadata columns.
 
-        Keys and captions are returned as text, dictionary columns as plain ones that join with those of other shards.
+        In folders not written by priorkit, a missing column `key` is read from `image_path`.
+
+        Keys and captions are returned as text. Dictionary-encoded columns are decoded, so that they can be joined with
+        those of other shards.
+
+        Raises:
+            InputError: a column is missing or appears twice, or the metadata is missing or damaged.
         """
         with self._open_metadata() as parquet:
             stored = parquet.schema_arrow.names
@@ -188,7 +208,7 @@ class EmbeddingShard:
             for column in source.values():
                 self._require_column(parquet.schema_arrow, column)
             table = parquet.read(columns=list(dict.fromkeys(source.values())), use_threads=False)
-            table.validate(full=True)  # refuses text that is not UTF-8
+            table.validate(full=True)  # rejects text that is not valid UTF-8
             return pa.table(
                 {
                     column: as_text(values) if column in _TEXT_COLUMNS else decoded(values)
@@ -198,12 +218,19 @@ class EmbeddingShard:
             )
 
     def _require_column(self, schema: pa.Schema, column: str) -> None:
-        """Raise InputError unless there is exactly one such column, which is text if it must be."""
+        """Check that a column exists exactly once, and that a key or caption column can be read as text.
+
+        Raises:
+            InputError: the column is missing, duplicated or not text.
+        """
         if fault := column_fault(schema, column, text=column in _TEXT_COLUMNS):
             raise InputError(f"{self.title('metadata')}{fault}")
 
     def content_groups(self) -> Iterator[list[bytes]]:
-        """Yield the content group of each row, in parts: image hash, or URL, or the bytes of the image embedding."""
+        """Yield the content group of each row, in parts.
+
+        The group is the image hash; without one, the URL; and without either, the bytes of the image embedding.
+        """
         first = 0
         for columns in self._group_columns():
             count = len(columns[0]) if columns else min(READ_BLOCK_ROWS, self.rows - first)
@@ -217,7 +244,7 @@ class EmbeddingShard:
             first += count
 
     def _group_columns(self) -> Iterator[list[list[str | None]]]:
-        """Yield the columns that identify content, best first, block by block; empty lists if there are none."""
+        """Yield the columns that identify content, best first, block by block; each list is empty if none exists."""
         if "metadata" not in self.files:
             yield from ([] for _ in range(0, self.rows, READ_BLOCK_ROWS))
             return
@@ -234,7 +261,12 @@ class EmbeddingShard:
 
     @contextlib.contextmanager
     def _open_metadata(self) -> Iterator[pq.ParquetFile]:
-        """Open the metadata and check its number of rows. Errors of the block that mean damage become InputError."""
+        """Context manager that opens the metadata file and checks its number of rows.
+
+        Raises:
+            InputError: the shard has no metadata, or the file is damaged. Errors that indicate damage are also
+                converted if the body of the `with` statement raises them.
+        """
         if "metadata" not in self.files:
             raise InputError(f"{self._store.url} has no metadata: its rows have neither keys nor captions")
         name = self.files["metadata"]
@@ -244,18 +276,22 @@ class EmbeddingShard:
                 self._require_rows(name, parquet.metadata.num_rows, self.rows)
                 yield parquet
         except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError, OverflowError) as error:
-            # KeyError: a column that is there twice; OverflowError: a date after the year 9999
+            # KeyError: a duplicate column; OverflowError: a date after the year 9999
             raise InputError(f"{self._store.url}/{name} is damaged ({error}); fetch or embed it again") from error
 
     def _require_rows(self, name: str, rows: int, expected: int) -> None:
-        """Raise InputError if a file has another number of rows than expected."""
+        """Check the number of rows in a file.
+
+        Raises:
+            InputError: the number of rows differs from `expected`.
+        """
         if rows != expected:
             raise InputError(f"{self._store.url}/{name} has {rows} rows, {self._counted_by} says {expected}")
 
 
 @dataclass(frozen=True)
 class FolderShards:
-    """Shards of one folder, and what is known about the folder."""
+    """Shards and properties of one embeddings folder."""
 
     shards: list[EmbeddingShard]
     """All shards, ordered by name or number."""
@@ -263,10 +299,10 @@ class FolderShards:
     token_width: int | None = None
     """Width of the stored token states; None if none are stored."""
     about: dict[str, Any] = field(default_factory=dict)
-    """Values that the manifest states about the embeddings; empty without a manifest."""
+    """The manifest's description of the embeddings, such as their CLIP; empty without a manifest."""
     recorded_fingerprint: str = ""
     """Fingerprint of the recorded file hashes; empty without a manifest."""
     foreign_files: tuple[str, ...] = ()
-    """Names of all files of the shards if there is no manifest."""
+    """Paths of all shard files if the folder has no manifest; otherwise empty."""
     notes: list[str] = field(default_factory=list)
-    """Unusual properties of the folder, a sentence each."""
+    """Unusual properties of the folder, one sentence each."""

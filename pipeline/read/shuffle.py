@@ -1,10 +1,11 @@
-"""Order of an epoch: a pure function of row counts, seed and epoch. It does not depend on the number of ranks.
+"""Row order of an epoch: a pure function of row counts, seed and epoch, independent of the number of ranks.
 
-Blocks of consecutive rows are put in random order. Consecutive blocks form a window, whose rows are shuffled together.
-So rows are read in blocks, and memory holds one window at a time. The position of a row in the order of blocks is its
-*place*: the number of visited rows in the blocks before it, plus its index among the visited rows of its block.
+Blocks of consecutive rows are arranged in random order. Successive blocks form a window, and the rows of a window are
+shuffled together. Rows can therefore be read in blocks, and only one window has to be in memory. A row's *place* is
+its position before this shuffling: the number of visited rows in the preceding blocks, plus its index among the visited
+rows of its own block.
 
-All randomness is a hash (SplitMix64 of a key), so no version of a library can change an order.
+All randomness comes from a hash (SplitMix64 with a key), so the order does not depend on library versions.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ from dataclasses import dataclass
 import numpy as np
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
-"""Increment of SplitMix64."""
+"""SplitMix64 increment."""
 
 
 def hash_key(*parts: int | str) -> np.uint64:
-    """Return the key of a purpose and numbers, for `mix` or as the seed of a random stream."""
+    """Return a 64-bit key for `mix` or for seeding a random stream.
+
+    Args:
+        parts: purpose of the key, followed by numbers such as the seed and the epoch.
+    """
     digest = hashlib.sha256(" ".join(["priorkit", *map(str, parts)]).encode()).digest()
     key: np.uint64 = np.uint64(int.from_bytes(digest[:8], "big"))
     return key
 
 
 def mix(values: np.ndarray, key: np.uint64) -> np.ndarray:
-    """Hash uint64 values one to one under a key (SplitMix64: Steele, Lea and Flood 2014)."""
+    """Apply a keyed bijective hash to uint64 values (SplitMix64; Steele, Lea and Flood, 2014)."""
     state = values * _GAMMA + key
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -35,66 +40,75 @@ def mix(values: np.ndarray, key: np.uint64) -> np.ndarray:
 
 
 def permutation(count: int, key: np.uint64) -> np.ndarray:
-    """Return the numbers below `count` in an order that depends on the key: `[count]` int64."""
-    return np.argsort(mix(np.arange(count, dtype=np.uint64), key))  # hashes are distinct: any sort gives one order
+    """Return the numbers from 0 to `count - 1` in a random order determined by the key: `[count]` int64."""
+    # hashes are distinct, so every sorting algorithm gives the same order
+    return np.argsort(mix(np.arange(count, dtype=np.uint64), key))
 
 
 @dataclass(frozen=True)
 class Share:
-    """Rows of a global batch that one rank reads."""
+    """One rank's share of the rows of a global batch."""
 
     places: np.ndarray
-    """`[b]` int64: places in the epoch."""
+    """`[b]` int64: places of the rows in the epoch."""
     first: int
-    """Position of its first row in the global batch."""
+    """Position of the share's first row in the global batch."""
     global_rows: int
-    """Number of rows of the global batch."""
+    """Number of rows in the global batch."""
     end: int
-    """Place in the epoch at which the global batch ends."""
+    """End of the global batch in the epoch, exclusive."""
 
 
 class EpochPlan:
-    """Order of one epoch, built in O(blocks). Any batch can be computed without the batches before it.
+    """Row order of one epoch, built in O(blocks) time. Any batch can be computed without the preceding batches.
 
     Args:
-        visits: `[blocks]` rows of each block that the epoch visits.
-        sizes: `[blocks]` rows of each block that are stored.
-        window_rows: stored rows of the blocks that are shuffled together; a window ends with the block that reaches it.
+        visits: `[blocks]` number of rows of each block that the epoch visits.
+        sizes: `[blocks]` number of rows stored in each block.
+        seed: seed of the order.
+        epoch: epoch number.
+        window_rows: window size in stored rows. A window ends with the block that reaches this size.
     """
 
     def __init__(self, visits: np.ndarray, sizes: np.ndarray, *, seed: int, epoch: int, window_rows: int) -> None:
         self.seed, self.epoch = seed, epoch
         order = permutation(len(visits), hash_key("blocks", seed, epoch))
         self.blocks = order[visits[order] > 0]
-        """`[n]`: block numbers in the order of the epoch; blocks without visited rows are left out."""
+        """`[n]`: block numbers in epoch order, without the blocks that have no visited rows."""
         self.starts = np.concatenate([[0], np.cumsum(visits[self.blocks])])
-        """`[n + 1]`: place of the first row of each block, then the number of rows."""
+        """`[n + 1]`: place of the first row of each block, followed by the total number of rows."""
         stored = sizes[self.blocks]
         window_of_block = (np.cumsum(stored) - stored) // window_rows
         first_blocks = np.flatnonzero(np.diff(window_of_block, prepend=-1))
         self.windows = np.append(first_blocks, len(self.blocks))
-        """`[m + 1]`: index in `blocks` of the first block of each window, then the number of blocks."""
+        """`[m + 1]`: index in `blocks` of each window's first block, followed by the number of blocks."""
         self.window_starts = self.starts[self.windows]
-        """`[m + 1]`: place of the first row of each window, then the number of rows."""
+        """`[m + 1]`: place of the first row of each window, followed by the total number of rows."""
         self.rows = int(self.starts[-1])
-        """Number of rows that the epoch visits."""
+        """Number of rows visited in the epoch."""
         self._window_order = functools.lru_cache(maxsize=4)(self._shuffle_window)
 
     def _shuffle_window(self, window: int) -> np.ndarray:
-        """Return the shuffled offsets of a window's rows from its first place."""
+        """Return the row offsets of a window, relative to its first place, in shuffled order."""
         rows = int(self.window_starts[window + 1] - self.window_starts[window])
         return permutation(rows, hash_key("window", self.seed, self.epoch, window))
 
     def windows_between(self, start: int, end: int) -> range:
-        """Return the windows that contain the rows `start` to `end` of the epoch."""
+        """Return the windows that contain the epoch's rows `start` to `end - 1`."""
         first, last = np.searchsorted(self.window_starts, [start, end - 1], side="right") - 1
         return range(int(first), int(last) + 1)
 
     def share(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Share:
-        """Return the rows of batch number `step` of the epoch that a rank reads.
+        """Return the share of a global batch that one rank reads.
 
-        The rows of a batch are sorted by place, and each rank takes a slice. So each rank needs only a part of the
-        window's blocks. If a batch spans several windows, its rows are sorted by their relative place in the window.
+        The rows of a batch are sorted by place and divided into one slice per rank, so each rank needs only some of the
+        window's blocks. If a batch spans several windows, its rows are sorted by their relative place in their window.
+
+        Args:
+            step: batch number within the epoch.
+            batch_size: number of rows per global batch.
+            rank: index of the rank.
+            ranks: number of ranks that share the batch.
         """
         start, end = step * batch_size, min((step + 1) * batch_size, self.rows)
         places, sort_keys = [], []

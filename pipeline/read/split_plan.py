@@ -1,7 +1,7 @@
-"""Split plan: which rows of a dataset train, validate and test, computed shard by shard.
+"""Split plan: the assignment of rows to training, validation and test, computed shard by shard.
 
-A row's split depends only on its content group and on the settings. So all copies of an image are in one split, and
-rows stay in their split when data is added. Identifiers of rows and groups are hashes of the same content.
+The split of a row depends only on its content group and the settings. Hence all copies of an image are in the same
+split, and rows stay in their split when data is added. Row and group identifiers are hashes of the same content.
 """
 
 from __future__ import annotations
@@ -17,31 +17,39 @@ from .shards import EmbeddingShard
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-"""Names of the splits; a split plan stores the position of a name here."""
+"""Split names; a split plan stores indices into this tuple."""
 _TRAIN, _VALIDATION, _TEST = range(3)
 _SPLIT_SALT = b"priorkit split\0"
-"""Prefix of hashed groups. Another one would move rows between splits."""
+"""Prefix of every hashed group. Changing it would move rows between splits."""
 _DOUBLE_VALUES = 1 << 53
-"""Number of float64 values that are evenly spaced in [0, 1): a double has 53 significant bits."""
+"""Number of evenly spaced float64 values in [0, 1), since a double has 53 significant bits."""
 
 
 def plan_splits(shards: Iterable[EmbeddingShard], settings: ReadSettings) -> Iterator[np.ndarray]:
-    """Yield the split plan in parts: `[count]` uint8, the position in `SPLITS` of each row's split."""
+    """Yield the split plan in parts: `[count]` uint8, each row's split as an index into `SPLITS`."""
     for digests in group_digests(shards):
         yield split_codes(digests[:, 0], settings)
 
 
 def split_codes(hashes: np.ndarray, settings: ReadSettings) -> np.ndarray:
-    """Return the splits `[n]` uint8 of rows, by hashes `[n]` uint64 of their content groups."""
+    """Map content group hashes to splits.
+
+    Args:
+        hashes: `[n]` uint64 hashes of the content groups.
+        settings: split fractions.
+
+    Returns:
+        `[n]` uint8 indices into `SPLITS`.
+    """
     position = (hashes >> np.uint64(11)).astype(np.float64) / _DOUBLE_VALUES  # uniform in [0, 1)
-    # test comes first: its rows stay the same when the share of validation changes
+    # test comes first, so that its rows stay the same when the validation fraction changes
     in_test = position < settings.test_fraction
     in_validation = position < settings.test_fraction + settings.validation_fraction
     return np.where(in_test, _TEST, np.where(in_validation, _VALIDATION, _TRAIN)).astype(np.uint8)
 
 
 def identify_rows(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield row identifiers in parts: `[count]` uint64, a hash of each row's content group and text embedding."""
+    """Yield row identifiers in parts: `[count]` uint64 hashes of each row's content group and text embedding."""
     for shard in shards:
         first = 0
         for groups in shard.content_groups():
@@ -55,13 +63,13 @@ def identify_rows(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
 
 
 def identify_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield group identifiers in parts: `[count]` uint64, a hash of each row's content group."""
+    """Yield group identifiers in parts: `[count]` uint64 hashes of each row's content group."""
     for digests in group_digests(shards):
         yield digests[:, 0]
 
 
 def group_digests(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield the SHA-256 of each row's content group in parts, as `[n, 4]` uint64."""
+    """Yield the salted SHA-256 of each row's content group in parts, as `[n, 4]` uint64."""
     for shard in shards:
         for groups in shard.content_groups():
             digests = b"".join(hashlib.sha256(_SPLIT_SALT + group).digest() for group in groups)

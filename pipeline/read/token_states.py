@@ -1,4 +1,4 @@
-"""Token states of consecutive rows, read row by row from a file when a batch needs them."""
+"""Token states of consecutive rows, read on demand from a file."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from ..errors import InputError
 from .shards import EmbeddingShard
 
 _COPY_BYTES = 1 << 23
-"""Bytes of remote token states that are copied at once."""
+"""Number of bytes of remote token states copied at a time."""
 
 
 class StateRanges:
-    """Byte ranges of the token states of consecutive rows of a shard.
+    """Token states of consecutive rows in a shard, located by byte range and read row by row.
 
-    Token states need many times the memory of embeddings. So they stay on disk until a batch reads its rows; those of
-    a remote shard are copied to a temporary file.
+    Token states need many times as much memory as embeddings, so they stay on disk until a batch needs them. Those of a
+    remote shard are first copied to a temporary file.
 
     Args:
+        shard: shard that stores the token states.
         first: index of the first row in the shard.
         count: number of rows.
 
     Raises:
-        InputError: the offsets are not ascending, or reach beyond the token states.
+        InputError: the offsets are not ascending, or exceed the number of token states.
     """
 
     def __init__(self, shard: EmbeddingShard, first: int, count: int) -> None:
@@ -45,7 +46,15 @@ class StateRanges:
             self._starts = (offsets - offsets[0]) * self._layout.row_bytes
 
     def fill(self, row: int, target: np.ndarray) -> None:
-        """Copy the first token states of a row into `target` `[T, W]`."""
+        """Copy up to T token states of a row into `target`.
+
+        Args:
+            row: index of the row, counted from `first`.
+            target: contiguous `[T, W]` array; unused states are left unchanged.
+
+        Raises:
+            InputError: the file ends before the row does.
+        """
         start, length = int(self._starts[row]), int(self._starts[row + 1] - self._starts[row])
         buffer = target.reshape(-1).view(np.uint8).data[:length]
         done = os.preadv(self._file, [buffer], start) if len(buffer) else 0
@@ -58,7 +67,7 @@ class StateRanges:
 
 
 def _temporary_copy(shard: EmbeddingShard, first: int, last: int) -> int:
-    """Copy token states `first` to `last` to a temporary file without a name, and return its descriptor."""
+    """Copy token states `first` to `last - 1` to an unnamed temporary file, and return its file descriptor."""
     layout = shard.layout("token_states")
     step = max(1, _COPY_BYTES // max(1, layout.row_bytes))
     with tempfile.TemporaryFile() as file:

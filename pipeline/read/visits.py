@@ -1,6 +1,6 @@
-"""Visits: the rows of a split that an epoch reads, block by block.
+"""Rows of a split that an epoch visits, block by block.
 
-An epoch visits every row of its split, or one row of each content group if one caption per image is drawn.
+An epoch visits every row of its split. If one caption per image is drawn, it visits one row of each content group.
 """
 
 from __future__ import annotations
@@ -17,23 +17,28 @@ from .shuffle import hash_key, mix
 from .split_plan import group_digests
 
 _CHUNK_ROWS = 1 << 24
-"""Rows of a mapped array that are processed at once: 128 MiB of int64."""
+"""Number of rows of a memory-mapped array processed at a time; 128 MiB as int64."""
 _GROUP_PARTS = 256
-"""Parts that the groups are divided into by hash. One part is in memory at a time."""
+"""Number of parts into which groups are divided by hash; one part is in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of consecutive rows. Each block lies in one shard; an empty shard has no block."""
+    """Blocks of consecutive rows. A block never spans two shards, and an empty shard has no blocks."""
 
     starts: np.ndarray
-    """`[blocks + 1]` int64: row number of the first row of each block, then the number of rows."""
+    """`[blocks + 1]` int64: row number of each block's first row, followed by the total number of rows."""
     shards: np.ndarray
-    """`[blocks]` int64: index of the shard of each block."""
+    """`[blocks]` int64: shard index of each block."""
 
     @staticmethod
     def from_shards(shard_starts: np.ndarray, block_rows: int) -> Blocks:
-        """Divide shards into blocks of `block_rows` rows; the last block of a shard may be shorter."""
+        """Divide shards into blocks.
+
+        Args:
+            shard_starts: `[shards + 1]` row number of each shard's first row, followed by the total number of rows.
+            block_rows: number of rows per block; the last block of a shard may be shorter.
+        """
         shard_rows = np.diff(shard_starts)
         per_shard = -(-shard_rows // block_rows)
         shards = np.repeat(np.arange(len(shard_rows)), per_shard)
@@ -42,11 +47,11 @@ class Blocks:
 
     @property
     def sizes(self) -> np.ndarray:
-        """`[blocks]` int64: rows of each block."""
+        """`[blocks]` int64: number of rows in each block."""
         return np.diff(self.starts)
 
     def count_splits(self, split_plan: np.ndarray, splits: int) -> Iterator[np.ndarray]:
-        """Yield, in parts, how many rows of each block are in each split: `[blocks, splits]` uint32."""
+        """Yield the number of rows per block and split, in parts: `[blocks, splits]` uint32."""
         block, blocks = 0, len(self.shards)
         while block < blocks:
             chunk_end = self.starts[block] + _CHUNK_ROWS
@@ -59,14 +64,15 @@ class Blocks:
 
 
 class Visits:
-    """Rows of one split that each epoch visits.
+    """Rows of one split to visit in each epoch.
 
     Args:
+        blocks: blocks of the dataset.
         split_plan: `[count]` uint8, the split of each row.
-        split: code of the split that is visited.
-        counts: `[blocks]` rows of the split in each block.
-        shared: rows that share their content group, as `find_shared_groups` yields them, to visit one row of each
-            group; None to visit all rows.
+        split: split to visit, as an index into `SPLITS`.
+        counts: `[blocks]` number of rows of the split in each block.
+        shared: rows that share a content group, in the format of `find_shared_groups`. An epoch then visits one row per
+            group. None to visit all rows.
     """
 
     def __init__(
@@ -76,7 +82,7 @@ class Visits:
         self._counts, self._shared = counts.astype(np.int64), shared
         self._shared_bounds = np.zeros(len(counts) + 1, np.int64)
         self.rows = int(self._counts.sum())
-        """Number of rows that each epoch visits."""
+        """Number of rows visited per epoch."""
         for part in self._shared_parts():
             self._shared_bounds[1:] += self._count_per_block(part)
             copies = part[part[:, 2] > 0]
@@ -84,7 +90,7 @@ class Visits:
         np.cumsum(self._shared_bounds, out=self._shared_bounds)
 
     def counts(self, seed: int, epoch: int) -> np.ndarray:
-        """Return how many rows of each block an epoch visits: `[blocks]` int64."""
+        """Return the number of rows of each block that an epoch visits: `[blocks]` int64."""
         counts: np.ndarray = self._counts.copy()
         for part in self._shared_parts():
             skipped = part[~_drawn(part, seed, epoch)]
@@ -92,7 +98,7 @@ class Visits:
         return counts
 
     def rows_in_block(self, block: int, seed: int, epoch: int) -> np.ndarray:
-        """Return the row numbers of a block that an epoch visits, ascending: `[n]` int64."""
+        """Return the row numbers of a block that an epoch visits, in ascending order: `[n]` int64."""
         start, end = (int(row) for row in self._blocks.starts[block : block + 2])
         visited = self._split_plan[start:end] == self._split
         if self._shared is not None:
@@ -101,30 +107,31 @@ class Visits:
         return start + np.flatnonzero(visited)
 
     def _shared_parts(self) -> Iterator[np.ndarray]:
-        """Yield the rows that share their group, in parts."""
+        """Yield the rows that share a group with other rows, in parts."""
         if self._shared is not None:
             for start in range(0, len(self._shared), _CHUNK_ROWS):
                 yield np.asarray(self._shared[start : start + _CHUNK_ROWS])
 
     def _count_per_block(self, shared: np.ndarray) -> np.ndarray:
-        """Return how many of some shared rows are in each block: `[blocks]` int64."""
+        """Count the given shared rows per block: `[blocks]` int64."""
         blocks = np.searchsorted(self._blocks.starts, shared[:, 0], side="right") - 1
         counts: np.ndarray = np.bincount(blocks, minlength=len(self._counts))
         return counts
 
 
 def _drawn(shared: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Return which of some shared rows an epoch draws from their group: `[n]` bool."""
+    """Return a mask of the shared rows that the epoch draws from their groups: `[n]` bool."""
     _, group, number, size = shared.T
     draw = mix(group.astype(np.uint64), hash_key("caption", seed, epoch)) % size.astype(np.uint64)
     return np.asarray(draw == number)
 
 
 def find_shared_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield the rows whose content group has several rows, ascending: `[n, 4]` int64.
+    """Yield the rows whose content group has more than one row, in ascending order: `[n, 4]` int64.
 
     The columns are the row number, 64 bits of the group's hash, the row's index in its group, and the group's size.
-    Groups are sorted on disk, in parts. Memory holds one part, and 32 bytes for each row that shares its group.
+    Groups are partitioned on disk and sorted one part at a time. Memory use is one part, plus 32 bytes for each row
+    that shares a group.
     """
     with contextlib.ExitStack() as stack:
         spools = [stack.enter_context(contextlib.closing(RowSpool(np.int64, (2,)))) for _ in range(_GROUP_PARTS)]
@@ -144,9 +151,13 @@ def find_shared_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]
 
 
 def number_within_groups(rows: np.ndarray) -> np.ndarray:
-    """Number the rows of each group: `[n, 2]` row numbers and groups -> `[m, 4]` as in `find_shared_groups`.
+    """Number the rows within each group, and omit groups with a single row.
 
-    Rows that are alone in their group are left out.
+    Args:
+        rows: `[n, 2]` row numbers and group hashes.
+
+    Returns:
+        `[m, 4]` rows with the columns of `find_shared_groups`.
     """
     ordered = rows[np.lexsort((rows[:, 0], rows[:, 1]))]
     _, first, sizes = np.unique(ordered[:, 1], return_index=True, return_counts=True)

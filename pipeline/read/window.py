@@ -1,12 +1,12 @@
-"""Rows of one shuffle window in memory: read in blocks by threads, copied into batches, and checked there.
+"""Rows of one shuffle window in memory. Threads read them in blocks; batches are then filled from them and validated.
 
-A row has a number in each of these index spaces:
+The code uses these row indices:
 
-- *row*: its number in the dataset.
-- *place*: its position in the order of the epoch's blocks; see `EpochPlan`. Batches are lists of places.
-- *offset*: its place, counted from the first place of the window.
-- *slot*: its position in the window's buffers, where the read parts of blocks follow each other.
-- *position*: its index in the batch of a rank.
+- *row*: row number in the dataset.
+- *place*: position in the epoch's sequence of blocks; see `EpochPlan`. Batches are lists of places.
+- *offset*: place relative to the first place of the window.
+- *slot*: position in the window's buffers, where the parts of blocks that were read are stored one after another.
+- *position*: index in the batch of a rank.
 """
 
 from __future__ import annotations
@@ -29,64 +29,64 @@ from .shuffle import EpochPlan, Share
 from .token_states import StateRanges
 
 _NORM_VALUES = (1 << 15) - 1
-"""Values whose norms are computed at once. With more, torch starts threads that slow down training."""
+"""Number of values per norm computation. With more values, torch starts threads that slow down training."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns that are read of each row, in addition to the image embedding."""
+    """Columns to read in addition to the image embedding."""
 
     text_embed: bool = True
     max_text_len: int = 0
-    """Largest number of token states that are read of each row; 0 reads none."""
+    """Largest number of token states to read per row; 0 reads none."""
     captions: bool = False
 
     @property
     def embeds(self) -> tuple[str, ...]:
-        """Kinds of embeddings that are read."""
+        """Kinds of embeddings to read."""
         return ("img_emb", "text_emb") if self.text_embed else ("img_emb",)
 
     @property
     def varying_size(self) -> bool:
-        """True if a column is read whose size varies between rows."""
+        """True if any requested column has a size that varies between rows."""
         return self.captions or self.max_text_len > 0
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """Rows of a global batch that one rank reads.
+    """One rank's rows of a global batch.
 
-    b rows, D the embedding's size, T token states of width W; b may be 0.
+    Shapes: b rows, D embedding size, T token states of width W. b may be 0.
     """
 
     rows: np.ndarray
     """`[b]` int64: row numbers."""
     image_embed: np.ndarray
-    """`[b, D]` of norm 1; float16 if all files are, else float32."""
+    """`[b, D]` embeddings of norm 1; float16 if all files are float16, else float32."""
     text_embed: np.ndarray | None
-    """`[b, D]` as `image_embed`; None unless asked for."""
+    """`[b, D]` embeddings of norm 1, with a dtype as for `image_embed`; None if not requested."""
     token_states: np.ndarray | None
-    """`[b, T, W]` float16, padded with zeros; None unless asked for."""
+    """`[b, T, W]` float16, padded with zeros; None if not requested."""
     captions: list[str] | None
-    """`[b]`; None unless asked for."""
+    """`[b]` captions; None if not requested."""
     first: int
-    """Position of its first row in the global batch."""
+    """Position of this rank's first row in the global batch."""
     global_rows: int
-    """Number of rows of the global batch."""
+    """Number of rows in the global batch."""
 
 
 @dataclass
 class _Part:
-    """Consecutive rows of one block that are read for a window."""
+    """Consecutive rows of one block that are read for a window, with their varying-size columns."""
 
     slot: int
-    """Slot of its first row."""
+    """Slot of the part's first row."""
     states: StateRanges | None = None
     captions: pa.Array | None = None
 
 
 class Buffers:
-    """Arrays of a window. Later windows use them again, since new memory costs more time than the reading."""
+    """Embedding arrays of a window, reused by later windows: allocating new memory would take longer than reading."""
 
     def __init__(self, dataset: EmbeddingDataset, columns: Columns) -> None:
         rows = min(dataset.count, dataset.settings.shuffle_window + dataset.settings.block_rows - 1)
@@ -95,10 +95,10 @@ class Buffers:
 
 
 class BlockReader:
-    """Reader of the rows of one split, which also checks batches of them.
+    """Reader for the rows of one split, which also validates batches.
 
     Raises:
-        InputError: the folder does not store what `columns` asks for.
+        InputError: the folder lacks a requested column.
     """
 
     def __init__(self, dataset: EmbeddingDataset, split: Split, columns: Columns) -> None:
@@ -110,7 +110,14 @@ class BlockReader:
         self._captions = CaptionReader(dataset.store, mark) if columns.captions else None
 
     def read(self, start: int, end: int, part: _Part, buffers: Buffers) -> None:
-        """Read rows `start` to `end` of one shard into the buffers, from the part's slot on."""
+        """Read rows `start` to `end - 1` into the buffers, starting at the part's slot.
+
+        Args:
+            start: row number of the first row.
+            end: row number after the last row; all rows must be in one shard.
+            part: part of the window; receives the token states and captions.
+            buffers: arrays that receive the embeddings.
+        """
         index = int(np.searchsorted(self.dataset.shard_starts, start, side="right")) - 1
         shard, first = self.dataset.shards[index], start - int(self.dataset.shard_starts[index])
         slots = slice(part.slot, part.slot + end - start)
@@ -122,7 +129,7 @@ class BlockReader:
             part.captions = self._captions.read(shard, first, end - start)
 
     def new_batch(self, share: Share) -> TrainBatch:
-        """Return a batch for a share, to be filled by its windows."""
+        """Allocate the batch for a share; the windows that contain its rows fill it."""
         count = len(share.places)
         size = self.dataset.embed_dim
         embeds = {kind: np.empty((count, size), dtype) for kind, dtype in self._dtypes.items()}
@@ -138,7 +145,11 @@ class BlockReader:
         )
 
     def require_sound(self, batch: TrainBatch) -> None:
-        """Normalise the rows of a batch that are rounded; raise InputError for rows that are not unit vectors."""
+        """Validate a batch, and normalise its rows whose norms are slightly off because of rounding.
+
+        Raises:
+            InputError: an embedding is not a unit vector, or a token state is not finite.
+        """
         sound = np.ones(len(batch.rows), bool)
         for kind, embeds in (("img_emb", batch.image_embed), ("text_emb", batch.text_embed)):
             if embeds is not None and len(embeds):
@@ -155,7 +166,15 @@ class BlockReader:
         )
 
     def _normalise(self, kind: str, embeds: np.ndarray) -> np.ndarray:
-        """Normalise the rounded rows of `[n, D]` in place, and return which rows are unit vectors: `[n]` bool."""
+        """Normalise rows whose norms are slightly off because of rounding, in place.
+
+        Args:
+            kind: `img_emb` or `text_emb`.
+            embeds: `[n, D]` embeddings.
+
+        Returns:
+            `[n]` bool: False for the rows that are not unit vectors.
+        """
         norms = _norms(embeds)
         verdict = judge_norms(norms)
         if verdict.rounded.any():
@@ -165,7 +184,7 @@ class BlockReader:
 
 
 def _norms(embeds: np.ndarray) -> np.ndarray:
-    """Return the norms `[n]` float32 of rows `[n, D]` of any type."""
+    """Return the float32 norms `[n]` of rows `[n, D]` of any floating-point dtype."""
     step = max(1, _NORM_VALUES // embeds.shape[1])
     parts = [torch.from_numpy(embeds[at : at + step]) for at in range(0, len(embeds), step)]
     return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts]).numpy()
@@ -173,22 +192,22 @@ def _norms(embeds: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BlockSpan:
-    """Part of a block that has to be read."""
+    """Range of rows within a block that must be read."""
 
     block: int
-    """Index of the block in the window."""
+    """Index of the block within the window."""
     first: int
-    """Offset of the first row that is needed."""
+    """Offset of the first required row."""
     last: int
-    """Offset of the last row that is needed."""
+    """Offset of the last required row, inclusive."""
 
 
 def needed_spans(offsets: np.ndarray, block_offsets: np.ndarray) -> list[BlockSpan]:
-    """Return the parts of a window's blocks that contain given rows; blocks without such rows are left out.
+    """Return the range to read in each of a window's blocks; blocks without required rows are omitted.
 
     Args:
-        offsets: `[n]` offsets of the rows that are needed, in any order.
-        block_offsets: `[blocks + 1]` offset of the first row of each block, then the number of rows.
+        offsets: `[n]` offsets of the required rows, in any order.
+        block_offsets: `[blocks + 1]` offset of the first row of each block, followed by the total number of rows.
     """
     ordered = np.sort(offsets)
     bounds = np.searchsorted(ordered, block_offsets)
@@ -203,14 +222,15 @@ class ShuffleWindow:
     """Rows of one shuffle window that a rank needs.
 
     Args:
+        plan: row order of the epoch.
         window: index of the window in the epoch.
-        places: `[n]` places of the rows that are needed, in any order.
+        places: `[n]` places of the required rows, in any order.
     """
 
     def __init__(self, plan: EpochPlan, window: int, places: np.ndarray) -> None:
         self._plan = plan
         self.start, self.end = int(plan.window_starts[window]), int(plan.window_starts[window + 1])
-        """Places of its rows: from `start` on, before `end`."""
+        """Range of the window's places: `start` is inclusive, `end` is exclusive."""
         first_block, end_block = plan.windows[window : window + 2]
         self._blocks = plan.blocks[first_block:end_block]
         self._block_offsets = plan.starts[first_block : end_block + 1] - self.start
@@ -222,13 +242,13 @@ class ShuffleWindow:
         self.buffers: Buffers
 
     def read(self, reader: BlockReader, buffers: Buffers, pool: ThreadPoolExecutor) -> None:
-        """Start to read the needed part of every block into the buffers."""
+        """Start reading the required range of every block into the buffers, in the threads of `pool`."""
         self.buffers = buffers
         slot = 0
         for span in self._spans:
             block_start, block_end = self._block_offsets[span.block : span.block + 2]
             block = int(self._blocks[span.block])
-            rows = reader.visits.rows_in_block(block, self._plan.seed, self._plan.epoch)  # ascending
+            rows = reader.visits.rows_in_block(block, self._plan.seed, self._plan.epoch)  # in ascending order
             first_row, end_row = int(rows[span.first - block_start]), int(rows[span.last - block_start]) + 1
             self._row_at_offset[block_start:block_end] = rows
             self._slot_at_offset[block_start:block_end] = slot + (rows - first_row)
@@ -238,7 +258,7 @@ class ShuffleWindow:
             slot += end_row - first_row
 
     def wait(self) -> None:
-        """Wait until everything is read; raise the first error of a thread."""
+        """Wait until all reads have finished; re-raise the first error from a thread."""
         for future in self._futures:
             future.result()
 
@@ -246,7 +266,9 @@ class ShuffleWindow:
         """Copy the rows of this window into a batch.
 
         Args:
-            places: `[b]` places of the rows of the batch; some may belong to other windows.
+            batch: batch to fill.
+            places: `[b]` places of the batch's rows; rows that belong to other windows are skipped.
+            reader: reader that read the window.
         """
         positions = np.flatnonzero((places >= self.start) & (places < self.end))
         if not len(positions):
@@ -259,18 +281,18 @@ class ShuffleWindow:
             self._fill_varying(batch, positions, slots)
 
     def _fill_embeds(self, batch: TrainBatch, positions: np.ndarray, slots: np.ndarray) -> None:
-        """Copy embeddings from slots of the buffers to positions of a batch."""
+        """Copy embeddings from the given buffer slots to the given batch positions."""
         whole_batch = len(positions) == len(batch.rows)
         for kind, target in (("img_emb", batch.image_embed), ("text_emb", batch.text_embed)):
             if target is None:
                 continue
-            if whole_batch:  # without the copy that indexing makes
+            if whole_batch:  # avoids the temporary copy that indexing makes
                 np.take(self.buffers.embeds[kind], slots, axis=0, out=target, mode="clip")
             else:
                 target[positions] = self.buffers.embeds[kind][slots]
 
     def _fill_varying(self, batch: TrainBatch, positions: np.ndarray, slots: np.ndarray) -> None:
-        """Copy token states and captions, row by row, to positions of a batch."""
+        """Copy token states and captions row by row to the given batch positions."""
         part_of_slot = np.searchsorted([part.slot for part in self._parts], slots, side="right") - 1
         for position, slot, index in zip(positions, slots, part_of_slot, strict=True):
             part = self._parts[index]
@@ -280,7 +302,7 @@ class ShuffleWindow:
                 batch.captions[position] = part.captions[slot - part.slot].as_py()
 
     def close(self) -> Buffers:
-        """Cancel reads that have not started, close files, and return the buffers for another window."""
+        """Cancel pending reads, wait for running ones, close the files, and return the buffers for reuse."""
         for future in self._futures:
             future.cancel()
         for future in self._futures:

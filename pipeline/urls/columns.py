@@ -1,4 +1,4 @@
-"""Columns of a URL list: the requested columns, other columns to keep, and their names in the shards."""
+"""Column selection for a URL list: the requested columns, the other kept columns, and their names in the shards."""
 
 from __future__ import annotations
 
@@ -14,39 +14,42 @@ from .files import FileHead, list_format
 from .settings import UrlListSettings
 
 ADDED_COLUMNS = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "sha256")
-"""Columns that download adds to each row."""
+"""Columns that the download stage adds to each row."""
 
 EMBED_COLUMNS = ("image_path", "image_norm", "text_norm")
-"""Columns that embed adds to each row."""
+"""Columns that the embed stage adds to each row."""
 
 _RESERVED = frozenset({"url", "caption", *ADDED_COLUMNS, *EMBED_COLUMNS})
-"""Names that a kept column cannot have in the shards."""
+"""Column names reserved in the shards; a kept column with one of these names is renamed."""
 _SYNONYMS = {
     "url_column": ("url", "image_url", "img_url", "image_urls", "url_link", "image", "img", "src", "link", "uri"),
     "caption_column": ("caption", "text", "alt", "alt_text", "captions", "title", "description", "prompt"),
     "hash_column": ("sha256", "md5", "hash", "sha1", "sha512"),
 }
-"""Common names of the column of each setting, the most common first."""
+"""Common column names for each setting, most common first; used to suggest a column."""
 _SHOWN_COLUMNS = 6
-"""Number of columns that a message lists."""
+"""Largest number of columns listed in a message."""
 _SHOWN_CHARACTERS = 40
-"""Characters of a column's name that a message shows."""
+"""Largest number of characters of a column name shown in a message."""
 
 
 @dataclass(frozen=True)
 class ListColumns:
-    """Columns of the rows of a list: `url`, `caption` if the list has captions, then the other kept columns."""
+    """Columns of the rows read from a list.
+
+    The first column is `url`, then comes `caption` if the list has captions, then the other kept columns.
+    """
 
     sources: tuple[str, ...]
-    """Names in the files."""
+    """Column names in the files."""
     schema: pa.Schema
-    """Names and types in the rows."""
+    """Column names and types in the rows."""
     hash_column: str | None
-    """Name of the hash column in the rows; None if there is none."""
+    """Name of the hash column in the rows; None if the list has no hash column."""
 
     @property
     def renamed(self) -> dict[str, str]:
-        """New names of kept columns whose names are reserved, by their names in the files."""
+        """Kept columns renamed because their names are reserved: name in the files -> name in the rows."""
         pairs = zip(self.sources, self.schema.names, strict=True)
         return {source: name for source, name in pairs if source != name and name not in ("url", "caption")}
 
@@ -56,22 +59,22 @@ class ListColumns:
 
 
 def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlListSettings) -> list[ListColumns]:
-    """Return the columns of the rows, from the heads of all files that are not empty.
+    """Choose the columns of the rows, based on the heads of all non-empty files.
 
-    A column is null in files that lack it. If its type differs between files, it gets the narrowest type that fits all
-    values.
+    A column is null for files that lack it. If its type differs between files, it gets the narrowest type that fits
+    all of them.
 
     Args:
-        source: location of the list, for messages.
-        heads: head of each file by its path.
+        source: location of the list, for error messages.
+        heads: head of each file, keyed by path.
         settings: names of the requested columns.
 
     Returns:
-        The columns of the first file, of the first two files and so on, where they differ; the last are those of the
+        Column sets for the first file alone, the first two files, and so on, without repeats. The last set is for the
         whole list.
 
     Raises:
-        InputError: a column is missing or cannot be carried, or no type fits all its values.
+        InputError: a column is missing or cannot be stored in the shards, or no single type fits all files.
     """
     filled = {path: head for path, head in heads.items() if head.has_rows}
     first = next(iter(filled))
@@ -118,7 +121,7 @@ def _leave_out(column: str) -> str:
 
 
 def _names(columns: Sequence[str], available: Sequence[str], requested: int) -> list[str]:
-    """Return the names of columns in the rows: `url` and `caption` for the first `requested`, others made unique."""
+    """Return the names of columns in the rows: `url`, `caption` if requested, and unique names for the others."""
     names = ["url", "caption"][:requested]
     for column in columns[requested:]:
         name = column
@@ -145,13 +148,18 @@ def _unify(path: str, field: pa.Field, kinds: dict[str, pa.DataType], origins: d
 
 
 def _as_text(source: str, schema: pa.Schema, wanted: Mapping[str, str]) -> pa.Schema:
-    """Return the schema with URLs and captions as text."""
+    """Return the schema with the URL and caption columns typed as text.
+
+    Raises:
+        InputError: a column holds neither text nor bytes.
+    """
     for setting, column in wanted.items():
         if setting == "hash_column":
             continue
         name = setting.removesuffix("_column")
         kind = schema.field(name).type
-        if not is_text(kind) and not is_bytes(kind):  # Impala and old Spark do not mark text as such
+        # bytes are accepted, since Impala and old Spark versions do not mark text columns as text
+        if not is_text(kind) and not is_bytes(kind):
             raise InputError(f"{source}: column {column!r} holds {kind}, not text: set {setting} to another")
         schema = schema.set(schema.get_field_index(name), pa.field(name, pa.string()))
     return schema
@@ -162,7 +170,7 @@ def _looks_like_url(name: str) -> bool:
 
 
 def require_headers(heads: Mapping[str, FileHead], url_column: str) -> None:
-    """Check that no file lacks a header, so that its first row was read as one.
+    """Check that every file has a header; without one, its first row was read as the header.
 
     Raises:
         InputError: a file has no header; the message explains how to add one.
@@ -175,7 +183,7 @@ def _require_header(path: str, head: FileHead, url_column: str) -> None:
     """Check that a file has a header.
 
     Raises:
-        InputError: it has none; the message explains how to add one.
+        InputError: the file has no header; the message explains how to add one.
     """
     names = head.schema.names
     if url_column in names and not _looks_like_url(url_column):
@@ -209,9 +217,12 @@ def _require_columns(path: str, head: FileHead, wanted: Mapping[str, str], sourc
     """Check that a file has the requested columns.
 
     Args:
-        wanted: requested columns by setting.
-        source: location of the list, if the file is the first; None for the others.
-        first: path of the first file.
+        wanted: requested column names, keyed by setting.
+        source: location of the list if this is its first file; None for the other files.
+        first: path of the first file, for error messages.
+
+    Raises:
+        InputError: a requested column is missing.
     """
     for setting, name in wanted.items():
         if source is None and name not in head.schema.names:
@@ -243,7 +254,7 @@ def _shortened(name: str) -> str:
 
 
 def _suggestion(column: str, setting: str, available: Sequence[str]) -> str | None:
-    """Return the column that was probably meant: equal except for case, a common name, or a similar spelling."""
+    """Return the column that the user probably meant: a case variant, a common name, or a similar spelling."""
     by_case: dict[str, str] = {}
     for name in available:
         by_case.setdefault(name.strip().lower(), name)

@@ -1,4 +1,4 @@
-"""Independent count of the rows in a file of a URL list, to check the number of rows that were read."""
+"""Independent row count for a URL list file, used to verify that no row was lost while reading."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass, field
 
 
 class RowsError(ValueError):
-    """The rows of a file cannot be read; the message names the place and the fix."""
+    """Raised when the rows of a file cannot be read; the message names the place and the fix."""
 
 
 @dataclass
 class FileCount:
-    """Count of the rows in a file; the number of rows that were read must agree with it."""
+    """Independent row count of one file; the number of rows read must match it."""
 
     rows: int = 0
-    """Number of rows: lines outside quotes, JSON values, or the number in a Parquet footer."""
+    """Number of rows: lines outside quotes, JSON values, or the row count in the Parquet footer."""
     whole: bool = False
-    """True if the file was counted to its end."""
+    """True if the file was counted to the end."""
     quoted_fields: int = 0
-    """Number of fields with a quote at both ends in a file that is read without quoting."""
+    """Number of fields that begin and end with a quote, in a file read without quoting."""
     left_out: collections.Counter[str] = field(default_factory=collections.Counter)
-    """Number of rows with a JSON key that came too late in the file to become a column, by key."""
+    """Number of rows per ignored JSON key; a key is ignored if it does not occur in the first batch of rows."""
 
     def require(self, rows: int) -> None:
-        """Check the number of rows that were read.
+        """Mark the file as fully counted, and check the number of rows read against the count.
 
         Raises:
-            ValueError: it differs from the count, so rows would be lost.
+            ValueError: the numbers differ, so rows would be lost.
         """
         self.whole = True
         if rows != self.rows:

@@ -1,8 +1,9 @@
-"""Streaming reader of a csv or tsv file, in blocks that end with a row.
+"""Streaming csv and tsv reader that splits a file into blocks at row boundaries.
 
-This module cuts the blocks, and pyarrow parses them from memory in the same thread. pyarrow's streaming reader calls
-the Python file from threads that outlive an error, and can abort or hang the interpreter at its end
-(https://github.com/apache/arrow/issues/45214). It also does not name the line of an open quote.
+This module splits the file, and pyarrow parses each block from memory in the same thread. pyarrow's own streaming
+reader is not used: it calls the Python file object from threads that outlive an error, and can abort or hang the
+interpreter at shutdown (https://github.com/apache/arrow/issues/45214). Nor does it report the line of an unclosed
+quote.
 """
 
 from __future__ import annotations
@@ -20,30 +21,31 @@ import pyarrow.csv
 from .count import FileCount, RowsError
 
 _BLOCK_BYTES = 1 << 20
-"""Bytes per block."""
+"""Block size in bytes."""
 _MAX_ROW_BYTES = 1 << 20
-"""Bytes in the longest row: a longer one is probably a quote that is never closed."""
+"""Maximum row length in bytes; a longer row probably means that a quote is never closed."""
 _NEWLINE, _RETURN, _QUOTE = b'\n\r"'
 _QUOTED_REST = re.compile(rb'[^"]*(?:""[^"]*)*"(?!")')
-"""A quoted field after its opening quote."""
+"""Regular expression for the rest of a quoted field, after its opening quote."""
 _WRONG_COLUMNS = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
 _QUOTE_HINT = 'a quote inside quoted text is written twice (""); where quotes are plain text, set download.quoting=none'
 
 
 def read_delimited(file: BinaryIO, delimiter: str, quoting: bool, count: FileCount) -> Iterator[pa.RecordBatch]:
-    """Yield batches of rows; every column is text, since a type inferred from the first block may not fit later ones.
+    """Yield batches of rows with all columns as text: a type inferred from the first block may not fit later blocks.
 
-    A file with a header and no row gives one empty batch.
+    The first batch is empty and carries the header, so a file with only a header still yields its columns.
 
     Args:
-        file: the file, open at its start.
+        file: binary file, positioned at its start.
         delimiter: character between fields.
-        quoting: use the rules of RFC 4180: a field that begins with a quote ends with one. If False, quotes are plain
-            text.
-        count: counts the rows by lines.
+        quoting: follow RFC 4180, where a field that begins with a quote ends with one. If False, quotes are ordinary
+            characters.
+        count: updated with the number of rows, counted by line breaks.
 
     Raises:
-        RowsError: a quote is never closed, or a row has too many or too few columns; it names the line.
+        RowsError: a quote is never closed, text follows a closing quote, a carriage return has no line feed, or a row
+            is too long or has the wrong number of columns. The message names the line.
     """
     names: list[str] = []
     rest, line = b"", 1
@@ -70,7 +72,7 @@ def read_delimited(file: BinaryIO, delimiter: str, quoting: bool, count: FileCou
 
 
 def _read(file: BinaryIO) -> bytes:
-    """Read a full block, even if the file returns fewer bytes at once."""
+    """Read a full block; the file may return fewer bytes per call than requested."""
     parts, size = [], 0
     while size < _BLOCK_BYTES and (data := file.read(_BLOCK_BYTES - size)):
         parts.append(data)
@@ -79,27 +81,28 @@ def _read(file: BinaryIO) -> bytes:
 
 
 class _Block:
-    """Bytes of a file that begin with a row.
+    """Block of a file that begins at the start of a row.
 
     Args:
-        line: number of the first line.
-        at_end: whether the file ends with this block.
+        line: line number of the first line.
+        at_end: True if the file ends with this block.
 
     Raises:
-        RowsError: a quote is never closed, or text follows a closing quote; it names the line.
+        RowsError: a quote is never closed, or text follows a closing quote. The message names the line.
     """
 
     def __init__(self, data: bytes, delimiter: str, quoting: bool, line: int, *, at_end: bool) -> None:
         self.data, self._delimiter, self._quoting, self._line, self._at_end = data, delimiter, quoting, line, at_end
         self._bytes = np.frombuffer(data, np.uint8)
-        """`[n]` bytes of the block."""
+        """`[n]` uint8: the bytes of the block."""
         self._opens = self._closes = np.empty(0, np.int64)
-        """`[quoted fields]` offsets of their first and last quotes; an escaped quote may split a field in two."""
+        """`[quoted fields]`: offsets of the opening and closing quotes. An escaped quote may split a
+        field in two."""
         if quoting and b'"' in data:
             self._find_quotes()
         ends = self._outside(np.flatnonzero(self._bytes == _NEWLINE))
         self.end = len(data) if at_end else int(ends[-1]) + 1 if len(ends) else 0
-        """Number of bytes up to the end of the last complete row."""
+        """Offset just past the last complete row."""
         if at_end and (len(ends) == 0 or ends[-1] + 1 < len(data)):
             ends = np.append(ends, len(data))
         starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else np.empty(0, np.int64)
@@ -107,15 +110,15 @@ class _Block:
         lone = np.flatnonzero(lengths == 1)
         lengths[lone] -= self._bytes[starts[lone]] == _RETURN
         self._starts = starts[lengths > 0]
-        """`[rows]` offsets of their starts; empty lines are not rows."""
+        """`[rows]`: offset of the start of each row; empty lines are not rows."""
 
     @property
     def rows(self) -> int:
-        """Number of lines outside quotes that are not empty, without the header."""
+        """Number of rows: non-empty lines outside quotes. Excludes the header once `take_header` has removed it."""
         return len(self._starts)
 
     def _outside(self, offsets: np.ndarray) -> np.ndarray:
-        """Return the offsets that are outside quotes."""
+        """Return the given offsets without those inside quotes."""
         if not len(self._opens):
             return offsets
         opened, closed = np.searchsorted(self._opens, offsets), np.searchsorted(self._closes, offsets)
@@ -125,7 +128,7 @@ class _Block:
     def _find_quotes(self) -> None:
         quotes = np.flatnonzero(self._bytes == _QUOTE)
         if not self._at_end and quotes[-1] == len(self.data) - 1 and len(quotes) % 2 == 0:
-            quotes = quotes[:-1]  # it closes a field, unless the next block begins with a quote
+            quotes = quotes[:-1]  # closes a field only if the next block does not begin with another quote
         opens, closes = quotes[::2], quotes[1::2]
         around = np.array([_NEWLINE, _RETURN, ord(self._delimiter)], np.uint8)
         before, after = np.maximum(opens - 1, 0), np.minimum(closes + 1, len(self.data) - 1)
@@ -134,12 +137,16 @@ class _Block:
         closed = (closes + 1 == len(self.data)) | np.isin(self._bytes[after], around)
         closed[: len(opens) - 1] |= opens[1:] == closes[: len(opens) - 1] + 1
         if opened.all() and closed.all() and (len(opens) == len(closes) or not self._at_end):
-            self._opens, self._closes = opens, closes  # every quote follows RFC 4180
+            self._opens, self._closes = opens, closes  # all quotes are valid under RFC 4180
         else:
             self._find_quotes_one_by_one()
 
     def _find_quotes_one_by_one(self) -> None:
-        """Find the quotes if some are inside text without quotes, or if the quoting is wrong."""
+        """Find quoted fields one by one, for blocks with quotes inside unquoted text or with invalid quoting.
+
+        Raises:
+            RowsError: a quote is never closed, or text follows a closing quote. The message names the line.
+        """
         opening = re.compile(rb'(?:\A|[\r\n%s])"' % re.escape(self._delimiter.encode()))
         after = b"\r\n" + self._delimiter.encode()
         opens, closes, position = [], [], 0
@@ -163,10 +170,10 @@ class _Block:
         return self._line + self.data.count(b"\n", 0, offset)
 
     def require_line_ends(self) -> None:
-        """Check that every carriage return outside quotes ends a line: pyarrow starts a row after each.
+        """Check that a line feed follows every carriage return outside quotes; pyarrow starts a new row after each.
 
         Raises:
-            RowsError: one does not; the message names the line.
+            RowsError: a carriage return has no line feed. The message names the line.
         """
         if b"\r" not in self.data:
             return
@@ -180,7 +187,7 @@ class _Block:
             )
 
     def take_header(self) -> list[str]:
-        """Remove the first row, and return its fields as names; empty if there is no row."""
+        """Remove the first row and return its fields as column names; return an empty list if the block has no row."""
         if not len(self._starts):
             return []
         start, end = int(self._starts[0]), int(self._starts[1]) if len(self._starts) > 1 else self.end
@@ -189,7 +196,11 @@ class _Block:
         return next(csv.reader([text], delimiter=self._delimiter)) if self._quoting else text.split(self._delimiter)
 
     def parse(self, names: list[str]) -> list[pa.RecordBatch]:
-        """Return the rows as batches with these column names."""
+        """Parse the rows into batches with the given column names.
+
+        Raises:
+            RowsError: a row has too many or too few columns. The message names the line.
+        """
         data = self.data[int(self._starts[0]) : self.end]
         try:
             table: pa.Table = pyarrow.csv.read_csv(
@@ -219,7 +230,7 @@ class _Block:
         return batches
 
     def quoted_fields(self) -> int:
-        """Return the number of fields that begin and end with a quote, in a file without quoting."""
+        """Count the fields that begin and end with a quote, for a file read without quoting."""
         if b'"' not in self.data:
             return 0
         data = self._bytes[: self.end]

@@ -1,4 +1,4 @@
-"""Digest of the rows of a shard, to recognise a list that is stored in another way."""
+"""Digest of a shard's rows, which stays the same if the list is stored in a different file format."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _NULL_LENGTH = -1
-"""Length that stands for a missing text."""
+"""Length recorded for a null text value."""
 
 
 def rows_digest(table: pa.Table) -> str:
-    """Return the SHA-256 of names and values of all columns, independent of file format and chunks in memory.
+    """Return the SHA-256 of all column names and values, independent of file format and in-memory chunking.
 
-    A text column contributes the lengths of all values, -1 for null, and then the concatenated values. A column of
-    numbers contributes its validity, and then the values in 64 bits. Other columns contribute `repr` of each value.
+    A text column contributes the length of each value (-1 for null), then the concatenated values. A numeric column
+    contributes its validity bytes, then its non-null values as 64-bit numbers. Any other column contributes the `repr`
+    of each value.
     """
     digest = hashlib.sha256()
     for name, column in zip(table.column_names, table.columns, strict=True):
@@ -35,20 +36,20 @@ def rows_digest(table: pa.Table) -> str:
 
 
 def _number_kind(kind: pa.DataType) -> str | None:
-    """Return the 64-bit type in which numbers are hashed, whatever their width in the file; None for other types."""
+    """Return the 64-bit NumPy type used to hash a numeric column of any width; None for other column types."""
     if pa.types.is_uint64(kind):
         return "<u8"
     return "<i8" if pa.types.is_integer(kind) else "<f8" if pa.types.is_floating(kind) else None
 
 
 def _number_bytes(column: pa.ChunkedArray, kind: str) -> bytes:
-    """Return the bytes of values without nulls, in the NumPy type `kind`."""
+    """Return the values of a null-free column as bytes in the NumPy type `kind`."""
     values: np.ndarray = column.to_numpy().astype(kind)
     return values.tobytes()
 
 
 def _text_bytes(texts: pa.Array) -> memoryview:
-    """Return the concatenated bytes of texts without nulls."""
+    """Return the concatenated bytes of a null-free text array."""
     _, offsets, values = texts.buffers()
     if values is None or len(texts) == 0:
         return memoryview(b"")

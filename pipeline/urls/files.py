@@ -1,6 +1,6 @@
-"""Streaming reader of one file of a URL list: txt, csv, tsv, json, jsonl or parquet, optionally with `.gz`.
+"""Streaming reader for one URL list file: txt, csv, tsv, json, jsonl or parquet, optionally with `.gz`.
 
-Invalid UTF-8 becomes U+FFFD, so that no row of the list is lost or moved.
+Invalid UTF-8 is replaced with U+FFFD, so that no row is dropped and row numbers do not shift.
 """
 
 from __future__ import annotations
@@ -35,67 +35,69 @@ FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "json")
 READ_ERRORS = (
     pa.ArrowException, OSError, EOFError, ValueError, OverflowError, RecursionError, csv.Error, zlib.error
 )  # fmt: skip
-"""Exceptions of pyarrow, gzip, json and text decoding for a damaged or misnamed file."""
+"""Exceptions that pyarrow, gzip, json and text decoding raise for a damaged or misnamed file."""
 
 _BUFFER_BYTES = 1 << 20
-"""Bytes per read."""
+"""Read buffer size in bytes."""
 _TAIL_BYTES = 1 << 16
-"""Bytes at the end of a Parquet file in the first request, which usually include the footer."""
+"""Number of bytes that the first request reads from the end of a Parquet file; usually includes the whole footer."""
 _MAX_HASHED_BYTES = 16 << 20
-"""Size of the largest Parquet file whose mark is a hash of all bytes."""
+"""Largest Parquet file, in bytes, that is hashed in full for its mark; larger files are sampled."""
 _SAMPLES, _SAMPLE_BYTES = 4, 1 << 16
-"""Number and size of the samples that are hashed in a larger file."""
+"""Number of samples hashed in a larger file, and the size of each in bytes."""
 _FOREIGN = {
     codecs.BOM_UTF16_LE: "it is UTF-16; store it as UTF-8",
     codecs.BOM_UTF16_BE: "it is UTF-16; store it as UTF-8",
     b"\x1f\x8b": "it is compressed; add .gz to its name",
 }
-"""Advice about files that cannot be read as they are, by their first bytes."""
+"""Error messages for unreadable file encodings, keyed by the first two bytes of the file."""
 
 Unwanted = Callable[[int, int], bool]
-"""Function that returns whether the rows from one index up to another can be skipped."""
+"""Function `(first, last)` that returns True if rows `first` to `last - 1` can be skipped."""
 
 
 @dataclass(frozen=True)
 class ListMark:
-    """Mark to recognise an unchanged Parquet file without reading its rows."""
+    """Mark that identifies an unchanged Parquet file without reading its rows."""
 
     rows: int
     bytes: int
     sha256: str
-    """Hash of the footer and of samples of the pages; of all bytes for files up to 16 MB."""
+    """SHA-256 of the footer and of samples of the pages; of all bytes for files of up to 16 MiB."""
     modified: str | None = None
-    """Modification time or an object store's tags, if only samples are hashed; None if a later change may not alter
-    it."""
+    """Modification time or object store tags of a file that was only sampled.
+
+    None if the file was hashed in full, or if a later change might leave this value the same.
+    """
 
     def is_certain(self, known: Mapping[str, Any] | None) -> bool:
-        """Return whether the file is certainly the one with mark `known` in a manifest; if not, its rows decide."""
+        """Return True if this is certainly the file that a manifest recorded as `known`; if False, compare the rows."""
         return known == asdict(self) and (self.modified is not None or self.bytes <= _MAX_HASHED_BYTES)
 
 
 @dataclass(frozen=True)
 class FileHead:
-    """Columns of a file, from the footer of a Parquet file or the first rows of another file."""
+    """Columns of a file, read from the Parquet footer or from the first rows of any other format."""
 
     schema: pa.Schema
-    """Names and plain types of the columns."""
+    """Column names and their plain types."""
     has_rows: bool
     mark: ListMark | None
-    """Mark of the file; None if the file must be read to recognise it."""
+    """Mark of the file; None for formats other than Parquet, which must be read in full to be identified."""
 
 
 def list_format(path: str) -> str:
-    """Return the format in the name of a file; it may not be one of FORMATS."""
+    """Return the file extension without `.gz`, in lower case; the result is not necessarily in `FORMATS`."""
     return path.removesuffix(".gz").rpartition(".")[2].lower()
 
 
 def list_mark(path: str) -> ListMark | None:
-    """Return the mark of a Parquet file, from a few reads; None for other files, which must be read completely."""
+    """Compute the mark of a Parquet file from a few byte ranges; return None for other formats."""
     return _footer(path)[0] if path.endswith(".parquet") else None
 
 
 def file_head(path: str, quoting: Quoting) -> FileHead:
-    """Return the columns of a file, from a few reads."""
+    """Determine the columns of a file, reading only its footer or its first rows."""
     if path.endswith(".parquet"):
         mark, schema = _footer(path)
         return FileHead(_plain_schema(schema), mark.rows > 0, mark)
@@ -112,7 +114,7 @@ def file_head(path: str, quoting: Quoting) -> FileHead:
 def _footer(path: str) -> tuple[ListMark, pa.Schema]:
     fs, plain_path = fsspec.core.url_to_fs(path)
     size = int(fs.size(plain_path))
-    stamp = path_stamp(fs, plain_path) if size > _MAX_HASHED_BYTES else None  # before anything is read
+    stamp = path_stamp(fs, plain_path) if size > _MAX_HASHED_BYTES else None  # taken before the first read
     tail = fs.cat_file(plain_path, start=max(0, size - _TAIL_BYTES), end=size)
     footer = int.from_bytes(tail[-8:-4], "little") + 8
     if len(tail) < footer <= size:
@@ -140,16 +142,16 @@ def _skip_nothing(first: int, last: int) -> bool:
 def read_file(
     path: str, unwanted: Unwanted = _skip_nothing, quoting: Quoting = "auto", count: FileCount | None = None
 ) -> Iterator[pa.RecordBatch | int]:
-    """Yield the batches of a file as stored, and the number of rows for each stretch that is left out.
+    """Yield the batches of a file with its own columns; for each skipped range of rows, yield its number of rows.
 
     Args:
         path: path or URL of the file.
-        unwanted: returns whether a range of rows can be left out.
-        quoting: meaning of quotes in csv and tsv.
-        count: independent count of the rows, which is checked at the end of the file.
+        unwanted: returns True for a range of rows that can be skipped.
+        quoting: how quotes in csv and tsv files are read.
+        count: independent row count, filled while reading and checked at the end of the file.
 
     Raises:
-        ValueError: the number of rows that were read differs from the count.
+        ValueError: the number of rows read differs from the count.
     """
     count = FileCount() if count is None else count
     rows = 0
@@ -169,7 +171,8 @@ def _read_stored(
             yield from _read_parquet(raw, path.endswith(".gz"), unwanted, count)
             return
         file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw)
-        file = cast(BinaryIO, io.BufferedReader(_Readable(file), _BUFFER_BYTES))  # a file from a server lacks methods
+        # the adapter is needed because remote file objects lack some io methods
+        file = cast(BinaryIO, io.BufferedReader(_Readable(file), _BUFFER_BYTES))
         if foreign := _FOREIGN.get(file.peek(2)[:2]):  # type: ignore[attr-defined]
             raise RowsError(foreign)
         if kind in ("csv", "tsv"):
@@ -185,7 +188,7 @@ def _read_stored(
 
 
 class _Readable(io.RawIOBase):
-    """Adapter for any file that can be read to its end, seekable or not."""
+    """Raw stream adapter for any file object with `read`, seekable or not."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -202,11 +205,11 @@ class _Readable(io.RawIOBase):
 def _read_parquet(
     raw: BinaryIO, compressed: bool, unwanted: Unwanted, count: FileCount
 ) -> Iterator[pa.RecordBatch | int]:
-    """Yield the row groups one after the other, or the number of rows of an unwanted one."""
+    """Yield the batches of each row group in order, or the number of rows of an unwanted row group."""
     with tempfile.TemporaryFile() as unpacked:
-        if compressed:  # Parquet is read from the end of the file, and a stream is not seekable
+        if compressed:  # Parquet readers start at the end of the file, and the gzip stream may not be seekable
             shutil.copyfileobj(gzip.GzipFile(fileobj=raw), unpacked, _BUFFER_BYTES)
-        # pyarrow's pre-buffering keeps all column chunks of a row group in memory
+        # pre_buffer=False: pre-buffering would keep all column chunks of a row group in memory
         file = open_parquet(unpacked if compressed else raw, pre_buffer=False, buffer_size=_BUFFER_BYTES)
         count.rows = file.metadata.num_rows
         first = 0

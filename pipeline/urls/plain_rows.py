@@ -1,4 +1,4 @@
-"""Rows as plain Python values, from lines of text or JSON, and their conversion to batches."""
+"""Conversion of text lines and JSON values to plain Python rows, and of these rows to Arrow batches."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import pyarrow as pa
 from .count import FileCount, RowsError
 
 BATCH_ROWS = 10_000
-"""Number of rows in a batch."""
+"""Number of rows per batch."""
 _READ_CHARACTERS = 1 << 20
-"""Characters of JSON per read."""
+"""Number of characters per read of a JSON file."""
 _MAX_VALUE_CHARACTERS = 64 << 20
-"""Characters in the longest JSON value: a longer one is probably not a row."""
+"""Maximum length of a JSON value in characters; a longer value is probably not a row."""
 _SEPARATORS = re.compile(r"[\s,]*")
-"""Characters between two JSON values."""
+"""Regular expression for the separator between two JSON values."""
 _KIND_NAMES: dict[type, str] = {
     str: "text", bool: "booleans", int: "numbers", float: "numbers", list: "lists", dict: "objects"
 }  # fmt: skip
-"""Names of Python's types in messages."""
+"""Names of Python types in error messages."""
 
 
 def lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Yield number and text of each line that is not empty, without white space around the text.
+    """Yield the line number and the stripped text of each non-empty line.
 
-    A lone carriage return also ends a line, but does not increase the number, as in most editors.
+    A lone carriage return also ends a line, but does not increment the line number, as in most editors.
     """
     for number, line in enumerate(file, start=1):
         for part in line.split(b"\r"):
@@ -37,14 +37,14 @@ def lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
 
 
 def json_line(number: int, line: str) -> Any:
-    """Return the value of a line of JSON.
+    """Parse one line of JSON.
 
     Args:
-        number: number of the line, for messages.
+        number: line number, for the error message.
         line: text of the line.
 
     Raises:
-        RowsError: the line is not JSON.
+        RowsError: the line is not valid JSON.
     """
     try:
         return json.loads(line)
@@ -54,7 +54,12 @@ def json_line(number: int, line: str) -> Any:
 
 
 def json_values(file: TextIO) -> Iterator[Any]:
-    """Yield the values of a JSON list, or of a sequence of JSON values, with only a few in memory."""
+    """Yield the values of a JSON list or of a sequence of JSON values, holding only part of the file in memory.
+
+    Raises:
+        ValueError: a value is not valid JSON, or text follows the end of the list.
+        RowsError: a value is longer than 64 Mi characters.
+    """
     decoder = json.JSONDecoder()
     buffer = file.read(_READ_CHARACTERS).lstrip()
     is_list = buffer.startswith("[")
@@ -84,11 +89,14 @@ def json_values(file: TextIO) -> Iterator[Any]:
 
 
 def to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch]:
-    """Yield rows as batches; the first batch determines the columns, and a missing key is null.
+    """Yield rows as batches. The keys of the first batch become the columns, and missing keys become null.
 
     Args:
-        rows: a URL, or an object with a key for each column, per row.
-        count: counts the rows, and the rows with a key that is no column.
+        rows: for each row, a URL or an object with one key per column.
+        count: updated with the number of rows, and with the rows that contain a key without a column.
+
+    Raises:
+        RowsError: a row is neither a URL nor an object, or the file is a single object that contains all rows.
     """
     batch: list[dict[str, Any]] = []
     names: list[str] = []
@@ -110,10 +118,10 @@ def to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch
 
 
 def _require_row(value: dict[str, Any]) -> None:
-    """Check that the only value of a file is a row, and does not contain all rows.
+    """Check that the only value in a file is a row, rather than an object that contains all rows.
 
     Raises:
-        RowsError: it contains them; the message explains how to write them as rows.
+        RowsError: the value contains all rows; the message explains how to write them as separate rows.
     """
     lists = {name: items for name, items in value.items() if isinstance(items, list) and items}
     if not lists or any(isinstance(text, str) and "://" in text for text in value.values()):
@@ -144,19 +152,19 @@ def _to_batch(rows: list[dict[str, Any]], names: list[str], count: FileCount) ->
 def _column(name: str, values: list[Any]) -> pa.Array:
     try:
         return pa.array(values)
-    except UnicodeEncodeError:  # JSON can contain lone surrogates, which are not valid text
+    except UnicodeEncodeError:  # JSON strings can contain lone surrogates, which UTF-8 cannot encode
         return pa.array([_without_surrogates(value) for value in values])
     except (pa.ArrowException, OverflowError) as error:
         kinds = dict.fromkeys(type(value) for value in values if value is not None)
         if not all(issubclass(kind, str | int | float) for kind in kinds):
             names = " and ".join(_KIND_NAMES.get(kind, kind.__name__) for kind in kinds)
             raise RowsError(f"column {name!r} holds {names}; store it as one type ({error})") from error
-        # such as numbers and text in one column, or numbers beyond 64 bits
+        # for example, a column that mixes numbers and text, or integers wider than 64 bits
         return pa.array([_without_surrogates(_as_text(value)) for value in values], pa.string())
 
 
 def _as_text(value: Any) -> str | None:
-    """Return a value as text; numbers and booleans in JSON's form."""
+    """Return a value as text; numbers and booleans are formatted as JSON."""
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 

@@ -1,4 +1,4 @@
-"""Settings of a URL list: its columns, and the meaning of quotes."""
+"""URL list settings: column names and quoting."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from pydantic import field_validator
 from ..settings import Settings
 
 Quoting = Literal["auto", "none", "rfc4180"]
-"""Meaning of quotes in csv and tsv."""
+"""Quoting rules for csv and tsv files."""
 
 
 class UrlListSettings(Settings):
-    """Columns of a URL list."""
+    """Column and quoting settings for a URL list."""
 
     url_column: str = "url"
-    """Column of the list that holds the image URL."""
+    """Name of the column that contains the image URL."""
     caption_column: str | None = "caption"
-    """Column of the list that holds the caption; null for a list without captions."""
+    """Name of the column that contains the caption; null for a list without captions."""
     hash_column: str | None = None
-    """Column with the MD5, SHA-1, SHA-256 or SHA-512 of each body in hexadecimal; other bodies count as failed."""
+    """Name of the column with the expected MD5, SHA-1, SHA-256 or SHA-512 of each response body, in hexadecimal.
+    A download whose body has a different hash counts as failed."""
     keep_columns: Literal["all", "none"] | tuple[str, ...] = "all"
-    """Other columns to keep in the shards: all, none, or a list of names; all by default, since they cost little."""
+    """Other columns to keep in the shards: `all`, `none`, or a list of names. The default is `all`, since they take
+    little space."""
     quoting: Quoting = "auto"
-    """Quotes in csv and tsv: `rfc4180`, or `none` for plain text; `auto` is rfc4180 for csv and none for tsv."""
+    """Quoting in csv and tsv files: `rfc4180`, or `none` to treat quotes as ordinary characters. `auto` uses `rfc4180`
+    for csv and `none` for tsv."""
 
     @field_validator("keep_columns", mode="before")
     @classmethod
     def _normalise_columns(cls, value: Any) -> Any:
-        """Sort the names, since their order has no effect."""
+        """Sort the names and remove duplicates, since their order has no effect."""
         if isinstance(value, str) and value not in ("all", "none"):
             return (value,)
         if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):

@@ -1,4 +1,4 @@
-"""URL lists: one file or a folder of files, local or remote, read as a stream of rows and cut into shards."""
+"""URL list reader: streams the rows of a local or remote file or folder, and splits them into shards."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from .files import FORMATS, READ_ERRORS, FileHead, ListMark, file_head, list_for
 from .settings import Quoting, UrlListSettings
 
 _MARK_THREADS = 16
-"""Number of files whose heads are read at once: each takes a few requests to remote storage."""
+"""Number of files whose heads are read concurrently; each takes a few requests to remote storage."""
 
 
 @dataclass(frozen=True)
 class UrlList:
-    """A URL list whose columns have been checked.
+    """URL list with validated columns.
 
-    Rows have the column `url`, then `caption` if the list has captions, then the other kept columns.
+    Each row has the column `url`, then `caption` if the list has captions, then the other kept columns.
     """
 
     source: str
     files: tuple[str, ...]
     columns: ListColumns
     earlier: tuple[ListColumns, ...]
-    """Different columns of the list when it had fewer files; shards that were made then keep them."""
+    """Column sets the list had when it contained fewer files. Shards created at that time keep using them."""
     marks: tuple[ListMark | None, ...]
-    """Mark of each file; None if the file must be read to recognise it."""
+    """Mark of each file; None for a file that must be read in full to be identified."""
     quoting: Quoting
     counts: dict[str, FileCount] = field(default_factory=dict, compare=False)
-    """Counts of the files that have been read, by path."""
+    """Row counts of the files read so far, keyed by path."""
 
     @property
     def schema(self) -> pa.Schema:
-        """Names and types of the columns of the rows."""
+        """Column names and types of the rows."""
         return self.columns.schema
 
     def notes(self) -> dict[str, Any]:
-        """Return counts for the summary: rows, renamed columns, and possible misreadings of the list."""
+        """Return notes for the summary: row count, renamed columns, and signs that the list was misread."""
         left_out: collections.Counter[str] = collections.Counter()
         for count in self.counts.values():
             left_out.update(count.left_out)
@@ -63,7 +63,7 @@ class UrlList:
 
     @property
     def counted_rows(self) -> int | None:
-        """Number of rows by lines, values or footers; None if a file was not read to its end."""
+        """Number of rows, from lines, JSON values or Parquet footers; None if a file was not read to its end."""
         total = 0
         for path, mark in zip(self.files, self.marks, strict=True):
             count = self.counts.get(path)
@@ -74,16 +74,16 @@ class UrlList:
 
     @property
     def rows(self) -> int | None:
-        """Number of rows in the list; None if they must be counted by reading."""
+        """Number of rows in the list; None if the files must be read to count them."""
         counts = [mark.rows for mark in self.marks if mark is not None]
         return sum(counts) if len(counts) == len(self.marks) else None
 
     def marks_json(self) -> list[dict[str, Any] | None]:
-        """Return the marks as plain JSON values for a manifest."""
+        """Return the marks as JSON-serialisable values for a manifest."""
         return [None if mark is None else asdict(mark) for mark in self.marks]
 
     def unchanged_rows(self, marks: Sequence[Mapping[str, Any] | None]) -> int:
-        """Return the number of rows at the start of the list whose files have the given marks of a manifest."""
+        """Return the number of rows in the leading files that certainly match the given marks from a manifest."""
         rows = 0
         for mark, known in zip(self.marks, marks, strict=False):
             if mark is None or not mark.is_certain(known):
@@ -92,7 +92,7 @@ class UrlList:
         return rows
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield all rows, in the order of the files."""
+        """Yield all rows, file by file."""
         for part in self._parts(lambda first, last: False):
             assert not isinstance(part, int)
             yield part
@@ -100,11 +100,11 @@ class UrlList:
     def shards(
         self, rows_per_shard: int, unwanted: Callable[[int], bool] = lambda index: False
     ) -> Iterator[tuple[int, pa.Table]]:
-        """Yield index and rows of each shard.
+        """Yield the index and the rows of each shard.
 
         Args:
-            rows_per_shard: number of rows in a shard; the last one may be shorter.
-            unwanted: returns True for the index of a shard to leave out; its rows are not read if possible.
+            rows_per_shard: number of rows per shard; the last shard may have fewer.
+            unwanted: returns True for the index of a shard to skip. Where the file allows it, its rows are not read.
         """
 
         def all_unwanted(first: int, last: int) -> bool:
@@ -131,7 +131,7 @@ class UrlList:
             yield row // rows_per_shard, _to_table(pieces)
 
     def _parts(self, unwanted: Callable[[int, int], bool]) -> Iterator[pa.RecordBatch | int]:
-        """Yield the rows in order, and the number of rows for each stretch that is left out."""
+        """Yield the rows in order; for each skipped range of rows, yield its number of rows."""
         row = 0
         for path, mark in zip(self.files, self.marks, strict=True):
             if mark is not None and unwanted(row, row + mark.rows):
@@ -153,7 +153,11 @@ class UrlList:
         self.counts[path] = count
 
     def _arranged(self, path: str, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Return a batch with the columns of the list."""
+        """Convert a batch to the columns of the list.
+
+        Raises:
+            InputError: a value does not fit the type of its column.
+        """
         columns = []
         for name, kind in zip(self.columns.sources, self.schema.types, strict=True):
             try:
@@ -168,7 +172,7 @@ class UrlList:
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def had_digest(self, table: pa.Table, digest: str) -> bool:
-        """Return whether rows have this digest with the columns of the list when it had fewer files."""
+        """Return whether the rows had this digest under any of the column sets in `earlier`."""
         return any(
             rows_digest(narrowed) == digest
             for columns in self.earlier
@@ -177,7 +181,7 @@ class UrlList:
 
 
 def _narrowed(table: pa.Table, schema: pa.Schema) -> pa.Table | None:
-    """Return a table in a narrower schema; None if its values do not fit."""
+    """Cast a table to a narrower schema; return None if its values do not fit."""
     try:
         return table.select(schema.names).cast(schema)
     except pa.ArrowException:
@@ -188,11 +192,12 @@ def open_url_list(source: str, settings: UrlListSettings) -> UrlList:
     """Find the files of a list and check its columns.
 
     Raises:
-        InputError: the list is missing, empty, unreadable or lacks a column.
+        InputError: the list is missing, empty or unreadable, or lacks a column.
     """
     _require_plain_address(source)
     fs, path = open_location(source)
-    if list_format(path) in FORMATS and fs.isfile(path):  # first, since the search for an HTTP folder loads the file
+    # the file is checked first, since testing whether an HTTP address is a folder downloads it
+    if list_format(path) in FORMATS and fs.isfile(path):
         files = [fs.unstrip_protocol(path)]
     elif fs.isdir(path):
         names = [name for name in list_files(fs, path) if list_format(name) in FORMATS]
@@ -214,10 +219,10 @@ def open_url_list(source: str, settings: UrlListSettings) -> UrlList:
 
 
 def _require_plain_address(source: str) -> None:
-    """Check that the name of a list shows its file and format.
+    """Check that the address is not chained (`::`) and has no query (`?`), so that it names a file and its format.
 
     Raises:
-        InputError: it does not; the message explains how to read the list anyway.
+        InputError: the address is chained or has a query; the message explains how to read the list anyway.
     """
     if "::" in source:
         raise InputError(f"{source}: chained addresses (::) are not read; unpack the list first, and name the file")
@@ -240,7 +245,7 @@ def _head(path: str, quoting: Quoting) -> FileHead:
 
 
 def _to_table(batches: list[pa.RecordBatch]) -> pa.Table:
-    """Return a copy of the rows: a slice that is sent to a worker would carry the whole batch with it."""
+    """Copy the rows into a table. Without the copy, pickling a slice for a worker would send its whole batch."""
     table = pa.Table.from_batches(batches)
     return table.take(pa.array(np.arange(table.num_rows))).combine_chunks()
 
