@@ -14,9 +14,9 @@ class InputError(PriorkitError, ValueError):
 
 
 class FolderError(PriorkitError):
-    """Raised when an output folder cannot be used.
+    """Raised when an output folder cannot be written.
 
-    It contains other files or the result of other settings, or another process is writing to it.
+    It contains other files or the output of different settings, or another process is writing to it.
     """
 
 

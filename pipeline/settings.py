@@ -73,6 +73,8 @@ def parse_settings(
     """Create settings of type `cls` from plain values, such as those that `with_overrides` returns.
 
     Args:
+        cls: type of the settings.
+        values: plain values of the settings, by section and name.
         source: name of the file or option that the values come from, for messages.
         sections: sections that the command reads. Messages suggest only keys in these; None stands for all sections.
 

@@ -117,7 +117,7 @@ class _Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128  # with the default of 5, connections are dropped and each retry costs a second
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Ignore errors, which occur when clients close their connection early."""
+        """Suppress the traceback that would be printed when a client closes its connection early."""
 
 
 class _QuietHandler(http.server.SimpleHTTPRequestHandler):

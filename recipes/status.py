@@ -21,7 +21,7 @@ class StageState:
     shards: int
     rows: int
     state: str
-    """Short description, such as `not started`, `up to date`, the remaining work, or a problem."""
+    """Short description, such as `not started`, `unfinished`, `up to date`, the remaining work, or a problem."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

@@ -164,7 +164,7 @@ def _to_svg(figure: Figure, title: str) -> str:
 
 
 def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> bytes:
-    """Return a page.
+    """Return a complete HTML page in UTF-8.
 
     Args:
         title: title and main heading of the page.

@@ -161,7 +161,7 @@ def _ray(compute: ComputeSettings) -> dict[str, Any]:
             nodes = [node for node in ray.nodes() if node["Alive"]]
             total = ray.cluster_resources()
     except PriorkitError as error:
-        # the chain can run without a cluster that only RAY_ADDRESS names, which is used with --workers only
+        # a cluster named only by RAY_ADDRESS is used only with --workers, so the chain can run without it
         ray_state["note" if compute.address is None else "problem"] = str(error)
     else:
         ray_state["resources"] = {"nodes": len(nodes), "cpus": total.get("CPU", 0.0), "gpus": total.get("GPU", 0.0)}

@@ -81,7 +81,7 @@ def is_older(version: str, requirement: str) -> bool:
         version: installed version.
         requirement: requirement such as `torch>=2.10`; empty if unknown.
     """
-    from packaging.requirements import Requirement  # here, so that `explain_missing` works without it
+    from packaging.requirements import Requirement  # here, so that `explain_missing` works without packaging
     from packaging.version import InvalidVersion, Version
 
     try:

@@ -8,12 +8,15 @@ JPEG = SIGNATURES[0]
 
 
 def is_image(body: bytes) -> bool:
-    """Return whether a file starts like JPEG, PNG, GIF, BMP, TIFF, WebP or AVIF. Decoders receive no other files."""
+    """Return whether a file is JPEG, PNG, GIF, BMP, TIFF, WebP or AVIF, judging by its first bytes.
+
+    Files of other formats are never passed to a decoder.
+    """
     if body.startswith(SIGNATURES):
         return True
     return (body[:4] == b"RIFF" and body[8:12] == b"WEBP") or is_avif(body)
 
 
 def is_avif(body: bytes) -> bool:
-    """Return whether a file starts like AVIF."""
+    """Return whether a file is AVIF, judging by its first bytes."""
     return body[4:12] in (b"ftypavif", b"ftypavis")

@@ -50,7 +50,7 @@ def orientation(image: Image.Image, body: bytes) -> int:
 
 
 def turn_image(image: Image.Image, orientation: int) -> Image.Image:
-    """Rotate or mirror an image according to its EXIF orientation. An upright image is returned unchanged."""
+    """Rotate or mirror an image according to an EXIF orientation. An upright image is returned unchanged."""
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 

@@ -93,7 +93,7 @@ class VectorInspector:
         self._alignments: list[_Alignment] = []
 
     def inspect(self, shard: ShardParts) -> None:
-        """Inspect the embeddings of a shard. Arrays with an unexpected shape are reported and skipped."""
+        """Inspect the embeddings of a shard. Unreadable arrays, and those of unexpected shape, are reported and skipped."""
         kinds = [kind for kind in WORDS if kind in shard.files and self._has_fitting_header(shard, kind)]
         differences = cosines()
         streams = {kind: array_blocks(self._store, shard.files[kind]) for kind in kinds}
@@ -223,7 +223,8 @@ class VectorInspector:
         clear = max((shard.gap - 4 * shard.error for shard in self._alignments), default=0.0)
         for shard in self._alignments:
             unrelated = shard.gap <= 4 * shard.error and shard.error > 0
-            if unrelated and clear > 16 * shard.error:  # a gap as large as the other's would show
+            # only if this shard's noise is too small to hide a gap like that of the other shard
+            if unrelated and clear > 16 * shard.error:
                 self._inspection.add_problem(
                     f"shard {shard.name}, rows 0 to {shard.rows - 1}: images and texts do not belong together "
                     f"(pairs are {shard.gap:+.3f} more alike than strangers, in another shard {clear:+.3f} or more): "
