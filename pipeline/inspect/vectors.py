@@ -93,7 +93,7 @@ class VectorInspector:
         self._alignments: list[_Alignment] = []
 
     def inspect(self, shard: ShardParts) -> None:
-        """Inspect the embeddings of a shard. Unreadable arrays, and those of unexpected shape, are reported and skipped."""
+        """Inspect the embeddings of a shard. Report and skip arrays that are unreadable or have an unexpected shape."""
         kinds = [kind for kind in WORDS if kind in shard.files and self._has_fitting_header(shard, kind)]
         differences = cosines()
         streams = {kind: array_blocks(self._store, shard.files[kind]) for kind in kinds}
