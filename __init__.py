@@ -1,6 +1,6 @@
 """priorkit: from a list of image URLs to a trained, evaluated diffusion prior.
 
-Functions and classes are loaded when they are first used, so importing priorkit is fast.
+Functions and classes are loaded on first use, so `import priorkit` is fast.
 """
 
 from importlib import import_module
@@ -56,7 +56,7 @@ _MODULES = {
     ".recipes.chain": ("run",),
     ".recipes.recipe": ("Recipe", "load_recipe"),
 }
-"""Public names, by the module that defines them."""
+"""Public names, grouped by the module that defines them."""
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [

@@ -1,10 +1,10 @@
-"""Entry point of `priorkit` and of `python -m priorkit`."""
+"""Entry point for `priorkit` and `python -m priorkit`."""
 
 import signal
 
 
 def main() -> None:
-    """Run the command. Ctrl-C while its modules load ends it without a message."""
+    """Run the command line. Ctrl-C while modules are still loading exits without a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from .cli import main as run
 

@@ -1,4 +1,4 @@
-"""The command `priorkit`: the commands of all packages joined. Imports nothing heavy."""
+"""The `priorkit` command, which combines the subcommands of all packages. Imports no heavy dependencies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .recipes.commands.status import status
 from .recipes.commands.train import train
 
 EXIT_FAILURE = 1
-"""Exit code after an error."""
+"""Exit code when a command fails."""
 
 app = typer.Typer(
     name="priorkit",
@@ -74,19 +74,19 @@ def root(
 
 
 def main() -> None:
-    """Entry point of the installed command."""
+    """Run the command line, flush the standard streams and exit."""
     streams.open_closed_streams()
     streams.handle_stop_signals()
     code = _run()
     if (failed := streams.flush_streams()) is not None:
         code = code or EXIT_FAILURE
         _report_output(failed)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # for Ctrl-C while the interpreter exits
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during interpreter shutdown prints no traceback
     sys.exit(code)
 
 
 def _report_output(error: OSError) -> None:
-    """Report that standard output cannot be written, unless its reader has closed the pipe, as `head` does."""
+    """Report that standard output cannot be written, unless the reader closed the pipe, as `head` does."""
     if not isinstance(error, BrokenPipeError):
         print(f"error: standard output cannot be written ({error.strerror})", file=streams.StandardError())
 
@@ -97,7 +97,7 @@ def _run() -> int:
         app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else EXIT_FAILURE
-    except OSError as error:  # commands report their own errors; this one comes from help, the version or a usage error
+    except OSError as error:  # from help, --version or a usage error; commands report their own errors
         _report_output(error)
         return EXIT_FAILURE
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""Build script: packages every folder of the product that has an `__init__.py`."""
+"""Build script that packages every source folder with an `__init__.py`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 FOLDERS = ("pipeline", "prior", "recipes")
-"""Folders of the product below the root package."""
+"""Source folders of the root package."""
 
 
 class BuildModules(build_py):
-    """Build step that leaves out this file, which is in the folder of the root package."""
+    """Build step that excludes this file, which lies in the root package's folder."""
 
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
         modules: list[tuple[str, str, str]] = super().find_package_modules(package, package_dir)

@@ -1,5 +1,5 @@
-"""The pipeline from URLs to batches of embeddings: download, embed and read, joined by files on disk."""
+"""Pipeline from URLs to batches of embeddings: download, embed and read. The stages exchange data as files."""
 
 from .compute.openmp import stop_spinning
 
-stop_spinning()  # here, since any module of the package may be the first to import torch
+stop_spinning()  # must run before torch is imported, which any module of this package may do first

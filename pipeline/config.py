@@ -1,7 +1,7 @@
-"""Settings of the whole pipeline: folders, and the section of each stage.
+"""Settings for the whole pipeline: the folders, and one section per stage.
 
-A setting that changes the bytes that a stage writes is part of the stage's identity. All others are named in
-`runtime_fields` and may differ from run to run.
+A setting that changes the bytes a stage writes is part of the stage's identity. All other settings are listed in
+`runtime_fields` and may differ between runs.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from .settings import Location, Settings
 
 
 class FolderSettings(Settings):
-    """Output folder of each stage: a local path or fsspec URL; `$NAME` and `${NAME}` are environment variables."""
+    """Output folder of each stage: a local path or an fsspec URL. `$NAME` and `${NAME}` are environment variables."""
 
     images: Location = "data/images"
-    """Webdataset shards of `download`."""
+    """Webdataset shards that `download` writes."""
     embeddings: Location = "data/embeddings"
-    """Embedding shards of `embed`."""
+    """Embedding shards that `embed` writes."""
     prior: Location = "data/prior"
-    """The trained prior of `train`."""
+    """Trained prior that `train` writes."""
     evaluation: Location = "data/evaluation"
-    """Metrics of `evaluate`."""
+    """Metrics that `evaluate` writes."""
 
     @model_validator(mode="after")
     def _require_distinct_folders(self) -> Self:
@@ -39,17 +39,17 @@ class FolderSettings(Settings):
 
 
 class PipelineSettings(Settings):
-    """Every setting of the pipeline, under the names that recipes use."""
+    """All pipeline settings, under the names that recipes use."""
 
     urls: Location = "urls.parquet"
-    """The URL list: a local path or an fsspec URL, with environment variables as in `folders`."""
+    """URL list: a local path or an fsspec URL. Environment variables are expanded as in `folders`."""
     folders: FolderSettings = FolderSettings()
-    """Output folders."""
+    """Output folders of the stages."""
     compute: ComputeSettings = ComputeSettings()
-    """Place of the work: this process, or workers on a Ray cluster."""
+    """Execution backend: this process, or workers on a Ray cluster."""
     download: DownloadSettings = DownloadSettings()
-    """Settings of `download`: URLs to images."""
+    """Settings for `download`, which turns URLs into images."""
     embed: EmbedSettings = EmbedSettings()
-    """Settings of `embed`: images to embeddings."""
+    """Settings for `embed`, which turns images and captions into embeddings."""
     read: ReadSettings = ReadSettings()
-    """Choice of the rows for training, validation and test."""
+    """Split of the rows into training, validation and test."""

@@ -1,21 +1,24 @@
-"""Exceptions for problems that a user can fix. Any other exception that escapes is a bug in priorkit."""
+"""Exceptions for problems that a user can fix. Any other exception that reaches the user is a bug in priorkit."""
 
 
 class PriorkitError(Exception):
-    """Base of all errors that a user can fix: the message names the bad value and the fix."""
+    """Base class for errors that a user can fix. The message names the bad value and the fix."""
 
 
 class SettingsError(PriorkitError, ValueError):
-    """A setting, recipe or option is wrong."""
+    """Raised when a setting, recipe or option is invalid."""
 
 
 class InputError(PriorkitError, ValueError):
-    """An input (URL list, image shard, embedding shard, prior) is missing, unreadable or invalid."""
+    """Raised when an input (URL list, image shard, embedding shard or prior) is missing, unreadable or invalid."""
 
 
 class FolderError(PriorkitError):
-    """An output folder cannot be written: it has other files or settings, or another process writes to it."""
+    """Raised when an output folder cannot be written.
+
+    It contains other files or the output of different settings, or another process is writing to it.
+    """
 
 
 class Interrupted(PriorkitError):
-    """The work was stopped on request; the same command continues from there."""
+    """Raised when work stops on request. Running the same command again continues from there."""

@@ -1,4 +1,4 @@
-"""Messages for exceptions of Python and other libraries: what happened to the machine, the network or a file."""
+"""User-facing messages for exceptions that Python and other libraries raise."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _REMOTE_LIBRARIES = frozenset(
         "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests", "s3fs", "urllib", "urllib3",
     }
 )  # fmt: skip
-"""Packages that fsspec's file systems and model hubs use: they raise their own exception types."""
+"""Packages behind fsspec file systems and model hubs, which raise their own exception types."""
 _DATA_LIBRARIES = frozenset(
     {"json", "lzma", "pickle", "PIL", "pyarrow", "safetensors", "struct", "tarfile", "zipfile", "zlib"}
 )
-"""Packages that read files: their exceptions are mostly about the file."""
+"""Packages that parse files. Their exceptions usually mean that the file is damaged."""
 
 _OS_MESSAGES = {
     errno.EACCES: "not allowed to write or read: {}; change its permissions or name another folder",
@@ -36,21 +36,21 @@ _OS_MESSAGES = {
     errno.ENOTDIR: "{} has a file where a folder is needed; name another path",
     errno.EIO: "{}: the disk, the network file system or the terminal failed; what is committed is kept",
 }  # fmt: skip
-"""Message for each `errno`; the braces take the name of the file."""
+"""Message for each `errno`. The braces are replaced by the file name."""
 _SAME_MESSAGES = {
     errno.EDQUOT: errno.ENOSPC, errno.ENFILE: errno.EMFILE, errno.EOPNOTSUPP: errno.ENOSYS, errno.EPERM: errno.EACCES,
     errno.EROFS: errno.EACCES,
 }  # fmt: skip
-"""Numbers of `errno` that share the message of another one."""
+"""`errno` values that use the message of another `errno`."""
 
 _MAX_CHARACTERS = 300
-"""Characters of an exception's text that a message shows."""
+"""Maximum number of characters of an exception's text in a message."""
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the message for a user; None if a user cannot do anything about the exception.
+    """Return the message to show for an exception, or None if it is a bug that a user cannot fix.
 
-    Exceptions of libraries that read files get a message too, although the code that reads should have caught them.
+    Exceptions from libraries that parse files also get a message, although the calling code should have caught them.
     """
     if isinstance(error, PriorkitError):
         return str(error)
@@ -70,13 +70,13 @@ def explain(error: BaseException) -> str | None:
 
 
 def one_line(error: BaseException, limit: int = _MAX_CHARACTERS) -> str:
-    """Return the text of an exception on one line, or the name of its type if it has no text."""
+    """Return the text of an exception on one line, cut to `limit` characters. Without text, return its type's name."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def report_bug(error: BaseException) -> str:
-    """Write the traceback of a bug to a file, and return a message that names the bug and the file."""
+    """Write the traceback of a bug to a temporary file, and return a message that names the bug and the file."""
     summary = f"internal error: {type(error).__name__}: {one_line(error)}{_place(error)}; this is a bug in priorkit"
     try:
         number, path = tempfile.mkstemp(prefix="priorkit-traceback-", suffix=".txt")
@@ -88,7 +88,7 @@ def report_bug(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Return the innermost line of priorkit's code in the traceback, as text; empty if there is none."""
+    """Return ` at FILE:LINE` for the innermost priorkit frame of the traceback, or an empty string without one."""
     root = Path(__file__).resolve().parents[1]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename).resolve()
@@ -98,7 +98,7 @@ def _place(error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and its causes; a cycle of causes ends the chain."""
+    """Yield an exception and its chain of causes, stopping at a cycle."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -107,9 +107,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_remote(error: BaseException) -> bool:
-    """Return whether a network library raised an exception, or one that caused it.
+    """Return whether a network library raised the exception or one of its causes.
 
-    A missing file or missing permission has its own message, whatever caused it.
+    The causes of FileNotFoundError and PermissionError are ignored, since these errors have their own messages.
     """
     errors = [error] if isinstance(error, FileNotFoundError | PermissionError) else _chain(error)
     kinds = {kind for cause in errors for kind in type(cause).__mro__}
@@ -120,7 +120,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"MemoryError", "OutOfMemoryError"}:
         return True
-    text = str(error).lower()  # torch's allocators raise RuntimeError
+    text = str(error).lower()  # torch's CPU allocator raises a plain RuntimeError
     return isinstance(error, RuntimeError) and any(
         part in text for part in ("out of memory", "not enough memory", "can't allocate memory")
     )

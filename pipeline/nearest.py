@@ -1,4 +1,4 @@
-"""Suggestions for unknown keys: the setting that a key most likely means, anywhere in the tree of settings."""
+"""Suggestions for unknown keys: the settings, in any section, whose names are most similar."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 _SIBLING_SCORE = 0.74
-"""Minimum similarity to a key in the same section: `stepz` and `steps` have 0.8."""
+"""Minimum similarity for suggesting a key in the same section. `stepz` and `steps` have 0.8."""
 _DISTANT_SCORE = 0.85
-"""Minimum similarity to a key in another section; higher, since more keys are similar by chance."""
+"""Minimum similarity for suggesting a key in another section. Higher, since more keys are similar by chance."""
 _SIBLING_BONUS = 0.1
-"""Added to the score of a key in the same section."""
+"""Score bonus for a key in the same section."""
 _PREFIX_BONUS = 0.02
-"""Added to the score of a key elsewhere for each section that it shares with the unknown key."""
+"""Score bonus for a key in another section, per leading section that its path shares with the unknown key."""
 _TIE = 0.01
-"""Difference of scores up to which keys count as equally likely."""
+"""Largest score difference at which two keys count as equally likely."""
 _MAX_NAMES = 3
-"""Number of names in one suggestion."""
+"""Maximum number of names in a suggestion."""
 
 _ALIASES: dict[str, tuple[str, ...]] = {
     "accumulation": ("accumulate",),
@@ -49,17 +49,17 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "url_col": ("url_column",),
     "wd": ("weight_decay",),
 }
-"""Names of our settings by the names that other tools use."""
+"""Names that other tools use, mapped to the names of priorkit's settings."""
 _EPOCHS = frozenset({"epoch", "epochs", "max_epochs", "n_epochs", "num_epochs"})
 _MAX_KEY_CHARACTERS = 100
-"""Characters in the longest key that is compared: the time of a comparison grows with the square of the length."""
+"""Longest key, in characters, that is compared. Comparison time grows with the square of the length."""
 
 
 def suggest(key: Sequence[str], known: Iterable[Sequence[str]]) -> str | None:
-    """Return the end of a message about an unknown key, such as `did you mean 'steps'?`; None without a likely name.
+    """Return the end of a message about an unknown key, such as `did you mean 'steps'?`, or None if no name is similar.
 
     Args:
-        key: path of the unknown key, section by section.
+        key: path of the unknown key, outermost section first.
         known: paths of all settings and sections.
     """
     if len(key[-1]) > _MAX_KEY_CHARACTERS:
@@ -87,7 +87,7 @@ def suggest(key: Sequence[str], known: Iterable[Sequence[str]]) -> str | None:
 
 
 def _quoted(paths: Sequence[tuple[str, ...]], outer: tuple[str, ...]) -> str:
-    """Return the names to show: the key alone in the same section, otherwise the whole path."""
+    """Format up to three paths for a message: only the key in the same section, otherwise the full dotted path."""
     names = [repr(path[-1] if path[:-1] == outer else ".".join(path)) for path in paths[:_MAX_NAMES]]
     return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
@@ -97,7 +97,7 @@ def _plain(name: str) -> str:
 
 
 def _similarity(one: str, other: str) -> float:
-    """Return the similarity of two names, 0 to 1; higher if all words of one name are in the other."""
+    """Return the similarity of two names, from 0 to 1. It is higher if one name contains all words of the other."""
     ratio = difflib.SequenceMatcher(None, one, other).ratio()
     fewer, more = sorted((one.split("_"), other.split("_")), key=len)
     if all(len(word) > 2 and any(_same_word(word, candidate) for candidate in more) for word in fewer):

@@ -1,4 +1,7 @@
-"""Base of all settings: frozen, typed, and closed to unknown keys. Each package has its own in `settings.py`."""
+"""Base class for settings, and conversion of recipe values to settings.
+
+Each package defines its settings in its own `settings.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +21,23 @@ from .yaml_text import PlainScalar, YamlMapping, read_yaml
 SettingsType = TypeVar("SettingsType", bound="Settings")
 
 _MAX_PROBLEMS = 3
-"""Number of problems that a message names; it counts the others."""
+"""Maximum number of problems that a message describes. It gives only the number of the others."""
 _MAX_KEYS = 8
-"""Number of keys that a message lists if none is similar to the unknown key."""
+"""Maximum number of known keys that a message lists when none is similar to the unknown key."""
 _MAX_CHARACTERS = 60
-"""Characters of a bad value that a message shows."""
+"""Maximum number of characters of a bad value in a message."""
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, typed, and closed to unknown keys."""
+    """Base class for settings: immutable, type-checked, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that change where or how fast the work is done, but never its output."""
+    """Fields that affect where or how fast a stage runs, but never its output."""
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that change the output of a stage, as plain JSON values."""
+        """Return the settings that affect the output of a stage, as JSON values."""
         dumped = self.model_dump(mode="json", exclude=set(self.runtime_fields))
         for name in dumped:
             value = getattr(self, name)
@@ -47,7 +50,7 @@ _VARIABLE = re.compile(r"\$(?:\$|\{[^}]*\}?|[A-Za-z_][A-Za-z0-9_]*)")
 
 
 def _expand_variables(location: str) -> str:
-    """Replace environment variables in a location, like a shell; `$$` is a dollar sign."""
+    """Expand environment variables in a location as a shell does; `$$` stands for a dollar sign."""
 
     def value(match: re.Match[str]) -> str:
         if match[0] == "$$":
@@ -61,20 +64,23 @@ def _expand_variables(location: str) -> str:
 
 
 Location = Annotated[str, AfterValidator(_expand_variables)]
-"""A path or URL in which `$NAME` and `${NAME}` stand for environment variables."""
+"""Path or URL in which `$NAME` and `${NAME}` are replaced by environment variables."""
 
 
 def parse_settings(
     cls: type[SettingsType], values: Mapping[str, Any], source: str, sections: Sequence[str] | None = None
 ) -> SettingsType:
-    """Build settings of type `cls` from plain values, such as those that `with_overrides` returns.
+    """Create settings of type `cls` from plain values, such as those that `with_overrides` returns.
 
     Args:
+        cls: type of the settings.
+        values: plain values of the settings, by section and name.
         source: name of the file or option that the values come from, for messages.
-        sections: sections that the command reads; None for all sections of the class.
+        sections: sections that the command reads. Messages suggest only keys in these; None stands for all sections.
 
     Raises:
-        SettingsError: names `source`, the first bad keys and values, and the known key nearest to an unknown one.
+        SettingsError: a key or value is invalid. The message names `source`, the first problems, and the known key
+            most similar to an unknown one.
     """
     try:
         return cls.model_validate(_typed([cls], values))
@@ -92,7 +98,7 @@ def parse_settings(
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
-    """Yield the types that an annotation allows; a Literal counts as one type."""
+    """Yield the types that an annotation allows. A Literal counts as one type."""
     if get_origin(annotation) is Annotated:
         yield from _kinds(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, types.UnionType):
@@ -107,7 +113,7 @@ def _settings_kind(kinds: Sequence[Any]) -> type[Settings] | None:
 
 
 def _typed(kinds: Sequence[Any], value: Any) -> Any:
-    """Convert YAML scalars to the types of their fields, and leave out empty sections."""
+    """Convert YAML scalars to the types of their fields, and drop empty sections."""
     if isinstance(value, PlainScalar):
         return _scalar(kinds, value)
     if isinstance(value, list):
@@ -130,7 +136,10 @@ def _typed(kinds: Sequence[Any], value: Any) -> Any:
 
 
 def _scalar(kinds: Sequence[Any], scalar: PlainScalar) -> Any:
-    """Return the value or the text of a plain scalar: `no` is a text if the field lists it, and false for a boolean."""
+    """Return the value or the text of a plain scalar, whichever the field accepts.
+
+    For example, `no` is text if it is one of the field's choices, and False for a boolean field.
+    """
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     if scalar.text in choices:
         return scalar.text
@@ -142,7 +151,7 @@ def _scalar(kinds: Sequence[Any], scalar: PlainScalar) -> Any:
 
 
 def _paths(cls: type[Settings], outer: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the paths of all settings and sections."""
+    """Yield the path of every setting and section."""
     for name, field in cls.model_fields.items():
         yield (*outer, name)
         inner = _settings_kind(list(_kinds(field.annotation)))
@@ -156,7 +165,7 @@ def _describe(
     known: Sequence[tuple[str, ...]],
     sections: Sequence[str] | None,
 ) -> tuple[str, str]:
-    """Return the name of the setting that has a problem, and a description of the problem."""
+    """Return the name of the setting with a problem, and a description of the problem."""
     path: list[str] = []
     owner: type[Settings] | None = cls
     for part in problem["loc"]:
@@ -164,7 +173,7 @@ def _describe(
             path.append(str(part))
             owner = _settings_kind(list(_kinds(owner.model_fields[part].annotation)))
         elif isinstance(part, int) or problem["type"] == "extra_forbidden" or owner is cls:
-            path.append(str(part))  # other parts name the member of a union, which means nothing to a user
+            path.append(str(part))  # other parts name a union member, which means nothing to the user
     name = _cut(".".join(path)) or "settings"
     if problem["type"] == "extra_forbidden":
         read_only = f"this command reads {', '.join(sections)} only" if sections and len(path) == 1 else ""
@@ -199,13 +208,15 @@ def _cut(text: str, limit: int = _MAX_CHARACTERS) -> str:
 def with_overrides(
     values: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[str] | None = None
 ) -> YamlMapping:
-    """Return plain settings with overrides of the form `a.b=value` applied; the value is YAML.
+    """Return a copy of plain settings with overrides applied.
 
     Args:
-        sections: sections that the command reads; None if it reads all.
+        values: plain settings, as read from a recipe. They are not modified.
+        overrides: strings of the form `a.b=value`, in which the value is YAML.
+        sections: sections that the command reads; None if it reads all of them.
 
     Raises:
-        SettingsError: an override has another form, or sets a section that the command does not read.
+        SettingsError: an override is malformed, or sets a section that the command does not read.
     """
     result = YamlMapping(copy.deepcopy(dict(values)))
     for override in overrides:

@@ -1,7 +1,7 @@
-"""A strict YAML reader: keys are text and unique, merge keys work, and plain scalars keep their text.
+"""Strict YAML reader. Keys must be unique text, merge keys are supported, and plain scalars keep their text.
 
-PyYAML's constructor reads `no` as false and `1e5` as text, expands aliases without a limit, and accepts a key twice.
-This module uses only its parser; `settings` converts each scalar to the type of its field.
+PyYAML's constructor reads `no` as False and `1e5` as text, expands aliases without limit, and accepts duplicate keys.
+This module uses only PyYAML's parser. `settings` converts each scalar to the type of its field.
 """
 
 from __future__ import annotations
@@ -27,28 +27,29 @@ _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?"
 _SPECIAL_FLOAT = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 _MAX_DEPTH = 50
-"""Maximum levels of nesting; recipes have four."""
+"""Maximum nesting depth. Recipes use four levels."""
 _MAX_NODES = 100_000
-"""Maximum number of values after aliases are expanded: nested aliases can fill the memory."""
+"""Maximum number of values after alias expansion, since nested aliases could exhaust memory."""
 
 
 class YamlMapping(dict[str, Any]):
-    """A mapping that was read from YAML; a section whose keys are all commented out is None."""
+    """Mapping read from YAML. A section whose keys are all commented out has the value None."""
 
 
 @dataclass(frozen=True)
 class PlainScalar:
-    """A scalar without quotes; the type of its field decides between text and value."""
+    """Scalar without quotes. The type of its field decides whether the text or the value is used."""
 
     text: str
     value: bool | int | float | str
 
 
 def read_yaml(text: str | bytes) -> Any:
-    """Return the document in a YAML text, as `YamlMapping`, list, text, `PlainScalar` or None.
+    """Parse one YAML document into a `YamlMapping`, list, string, `PlainScalar` or None.
 
     Raises:
-        InputError: the text is not YAML, or breaks the rules above. It names the line; the caller names the file.
+        InputError: the text is not YAML, or breaks the rules of this module. The message names the line; the caller
+            adds the file.
     """
     try:
         node = yaml.SafeLoader(_decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff"))
@@ -68,7 +69,7 @@ def read_yaml(text: str | bytes) -> Any:
 
 
 def _plain_scalar(text: str) -> PlainScalar | None:
-    """Read a scalar without quotes: null, a boolean, a number, or otherwise text. Dates and times are text."""
+    """Parse an unquoted scalar as null, a boolean or a number; anything else is text, including dates and times."""
     word = text.lower() if text in (text.lower(), text.upper(), text.capitalize()) else text
     if word in _NULLS:
         return None
@@ -80,7 +81,7 @@ def _plain_scalar(text: str) -> PlainScalar | None:
             return PlainScalar(text, int(digits, 0) if digits.lstrip("+-")[1:2].isalpha() else int(digits))
         if _FLOAT.fullmatch(text):
             return PlainScalar(text, float(digits))
-    except ValueError:  # more digits than Python converts
+    except ValueError:  # more digits than Python's int conversion limit
         return PlainScalar(text, text)
     if _SPECIAL_FLOAT.fullmatch(text):
         return PlainScalar(text, float(text.replace(".", "", 1)))
@@ -97,7 +98,7 @@ def _place(mark: Any) -> str:
 
 
 class _Builder:
-    """Converts parsed nodes to values, within the limits above."""
+    """Converter from parsed nodes to values that enforces `_MAX_DEPTH` and `_MAX_NODES`."""
 
     def __init__(self) -> None:
         self._nodes = 0
@@ -125,7 +126,7 @@ class _Builder:
         raise _problem(node, f"the tag {node.tag.replace(_TAG, '!!')} is not supported; leave it out")
 
     def _items(self, node: yaml.MappingNode) -> Iterator[tuple[str, Any]]:
-        """Yield the pairs of a mapping: merged pairs first, so that the mapping's own pairs override them."""
+        """Yield the items of a mapping. Merged items come first, so that the mapping's own items override them."""
         local: dict[str, Any] = {}
         merged: list[yaml.Node] = []
         for key, value in node.value:
@@ -136,7 +137,7 @@ class _Builder:
             if name in local:
                 raise _problem(key, f"key {name!r} stands twice")
             local[name] = self.build(value)
-        for source in reversed(merged):  # the first mapping of a list has priority
+        for source in reversed(merged):  # the first merged mapping takes precedence, so it comes last
             if not isinstance(source, yaml.MappingNode):
                 raise _problem(source, "<< merges a mapping or a list of mappings, this is neither")
             yield from self.build(source).items()

@@ -1,1 +1,1 @@
-"""Recipes that come with priorkit, the code that reads and runs a recipe, and the demo with its small CLIP."""
+"""Recipes included in priorkit, the code that loads and runs them, and the demo with its small CLIP."""

@@ -1,4 +1,7 @@
-"""The chain of a recipe: download, embed, train and evaluate, in this order. Stages that are up to date do nothing."""
+"""The chain of stages that a recipe runs: download, embed, train and evaluate.
+
+Stages that are up to date do nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ from .recipe import Recipe
 
 StageName = Literal["download", "embed", "train", "evaluate"]
 STAGES: tuple[StageName, ...] = ("download", "embed", "train", "evaluate")
-"""Names of the stages in the order in which they run."""
+"""Stage names, in the order in which the stages run."""
 
 StopRequests = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
-"""Context manager that yields a function: it returns True once a stop has been requested."""
+"""Factory of a context manager that yields a function, which returns True once a stop has been requested."""
 
 _PROGRESS_UNITS = {"download": "rows", "embed": "shards", "train": "steps", "evaluate": "rows"}
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage of a dry run: its plan, or the reason why it has none yet."""
+    """Plan of one stage in a dry run, or the reason why there is none yet."""
 
     name: StageName
     plan: StagePlan | None
@@ -35,10 +38,10 @@ class PlannedStage:
 
 
 def stage_name(name: str) -> StageName:
-    """Return `name` if it is the name of a stage.
+    """Validate the name of a stage and return it.
 
     Raises:
-        SettingsError: no stage has this name; the message lists the stages.
+        SettingsError: no stage has this name. The message lists the stages.
     """
     for known in STAGES:
         if name == known:
@@ -48,13 +51,13 @@ def stage_name(name: str) -> StageName:
 
 @contextlib.contextmanager
 def quiet(stage: str, unit: str) -> Iterator[ProgressCallback]:
-    """Ignore all progress; the default of `run`."""
+    """Default `progress` of `run`, which ignores all progress."""
     yield no_progress
 
 
 @contextlib.contextmanager
 def never_stop() -> Iterator[Callable[[], bool]]:
-    """Never request a stop; the default of `run`."""
+    """Default `stop_requests` of `run`, which never requests a stop."""
     yield lambda: False
 
 
@@ -67,18 +70,24 @@ def run(
     progress: ProgressFactory = quiet,
     stop_requests: StopRequests = never_stop,
 ) -> list[StageResult]:
-    """Bring every stage of a recipe up to date, in order.
+    """Run the stages of a recipe that are not up to date, in order.
 
     Args:
+        recipe: settings of all stages.
         until: last stage to run.
-        limit: use only the first `limit` rows of the list.
+        limit: maximum number of rows of the list to use; None for all.
         overwrite: discard the content of the folders and start again.
-        progress: context manager that receives the name and unit of a stage and yields its progress callback.
-        stop_requests: context manager around the training; when its function returns True, the training writes a
-            checkpoint and stops.
+        progress: called with the name and unit of each stage; returns a context manager that yields a progress
+            callback.
+        stop_requests: returns a context manager that is active during training and yields a function. When this
+            function returns True, training writes a checkpoint and stops.
+
+    Returns:
+        The result of each stage.
 
     Raises:
-        PriorkitError: the first problem. Everything that can be checked is checked before the first stage starts.
+        PriorkitError: a check or a stage failed. Everything that can be checked in advance is checked before the
+            first stage starts.
     """
     with demo_images(recipe, progress, limit=limit, overwrite=overwrite):
         check(recipe, until=until, limit=limit, overwrite=overwrite)
@@ -95,7 +104,7 @@ def run(
 def plan(
     recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False
 ) -> list[PlannedStage]:
-    """Plan every stage up to `until` without running any. A stage without a plan carries the reason."""
+    """Plan every stage up to `until` without running it. If a stage cannot be planned, its entry gives the reason."""
     planned = []
     for stage in stages_until(until):
         try:
@@ -106,12 +115,12 @@ def plan(
 
 
 def stages_until(last: StageName) -> tuple[StageName, ...]:
-    """Return the stages up to and including `last`."""
+    """Return the names of the stages up to and including `last`."""
     return STAGES[: STAGES.index(last) + 1]
 
 
 def plan_stage(stage: StageName, recipe: Recipe, *, limit: int | None, overwrite: bool) -> StagePlan:
-    """Plan one stage with the folders and settings of a recipe.
+    """Plan one stage of a recipe. `limit` applies only to the download.
 
     Raises:
         PriorkitError: the stage cannot be planned.
@@ -145,7 +154,7 @@ def run_stage(
     progress: ProgressCallback,
     stop_requests: StopRequests,
 ) -> StageResult:
-    """Run one stage with the folders and settings of a recipe; `limit` applies to the download alone.
+    """Run one stage of a recipe. `limit` applies only to the download.
 
     Raises:
         PriorkitError: the stage cannot run, or a stop was requested.
@@ -179,10 +188,12 @@ def run_stage(
 
 
 def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False) -> None:
-    """Check the list, settings and folders of a recipe before any stage starts; the evaluation's only if it will run.
+    """Check the URL list, settings and folders of a recipe before any stage starts.
+
+    The settings and folder of the evaluation are checked only if it will run.
 
     Raises:
-        PriorkitError: the first problem.
+        PriorkitError: a check failed. Only the first problem is reported.
     """
     from ..pipeline.clip.encoder import check_clip
     from ..pipeline.compute.device import resolve
@@ -215,7 +226,7 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
 
 
 def _check_evaluation(recipe: Recipe) -> None:
-    """Check the settings of the evaluation against those of the training and of the splits."""
+    """Check that the evaluation settings are compatible with the training settings and the splits."""
     from ..prior.evaluate.scoring import variants
     from ..prior.model.config import check_sampling
 

@@ -1,4 +1,7 @@
-"""The list of the demo, `urls: priorkit:demo`: emoji with their names as captions, served on this machine."""
+"""URL list of the demo, `urls: priorkit:demo`.
+
+It lists emoji pictures, which a local server provides, with their names as captions.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,13 @@ from .recipe import DEMO_URLS, Recipe
 
 @contextlib.contextmanager
 def demo_images(recipe: Recipe, progress: ProgressFactory, *, limit: int | None, overwrite: bool) -> Iterator[None]:
-    """Write the images and the list beside the folder of image shards, and serve them while the block runs.
+    """Write the demo's images and URL list, and serve the images while the block runs.
 
-    Existing images are kept. The server does not start if the download is complete. Does nothing if the recipe has
-    another list.
+    They are written next to the folder of image shards. Existing images are kept. The server is not started if the
+    download is complete. If the recipe uses another list, this function does nothing.
 
     Raises:
-        PriorkitError: the port is taken, or the packages of the demo are not installed.
+        PriorkitError: the port is already in use, or the demo's packages are not installed.
     """
     port = recipe.demo_port
     if port is None:
@@ -49,7 +52,16 @@ def demo_images(recipe: Recipe, progress: ProgressFactory, *, limit: int | None,
 
 
 def write_url_list(path: Path, source: Path, names: list[tuple[str, str]], port: int) -> Path:
-    """Write the list of URLs. Six of them fail, each for a different reason, to show what failures look like."""
+    """Write the URL list, and return its path.
+
+    Six of the URLs fail, each for a different reason, to show how failures are reported.
+
+    Args:
+        path: file to write.
+        source: folder of the images.
+        names: (file name, caption) of every image.
+        port: port of the demo's server.
+    """
     base = f"http://127.0.0.1:{port}"
     (source / "page.png").write_text("<html><body>this is no image</body></html>\n")
     (source / "damaged.jpg").write_bytes(b"\xff\xd8\xff\xe0 the first bytes of a JPEG and nothing else of it\n")
@@ -73,10 +85,10 @@ def write_url_list(path: Path, source: Path, names: list[tuple[str, str]], port:
 
 @contextlib.contextmanager
 def serve(folder: Path, port: int) -> Iterator[None]:
-    """Serve a folder over HTTP on this machine while the block runs.
+    """Serve a folder over HTTP on 127.0.0.1 while the block runs.
 
     Raises:
-        PriorkitError: the port is taken.
+        PriorkitError: the port is already in use.
     """
     handler = functools.partial(_QuietHandler, directory=str(folder))
     try:
@@ -100,18 +112,18 @@ def serve(folder: Path, port: int) -> Iterator[None]:
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    """HTTP server that handles each connection in a thread."""
+    """HTTP server that handles each connection in its own thread."""
 
-    request_queue_size = 128  # the default of 5 drops connections; each retry costs a second
+    request_queue_size = 128  # with the default of 5, connections are dropped and each retry costs a second
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Ignore clients that close their connection early."""
+        """Suppress the traceback that would be printed when a client closes its connection early."""
 
 
 class _QuietHandler(http.server.SimpleHTTPRequestHandler):
-    """Request handler that keeps connections open and logs nothing."""
+    """Request handler that keeps connections open and does not log."""
 
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log nothing: the download counts requests, and a log would break the progress bar."""
+        """Discard log messages, which would disturb the progress bar. The download already counts requests."""

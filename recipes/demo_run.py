@@ -1,4 +1,4 @@
-"""The demo: run the recipe `demo` in one folder, and draw the nearest images for a few captions."""
+"""The demo, which runs the recipe `demo` in one folder and draws the nearest images for a few captions."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .chain import StopRequests, run
 from .recipe import DEMO_URLS, Recipe, load_recipe
 
 PICTURE_NAME = "nearest.png"
-"""File name of the picture in the demo's folder."""
+"""File name of the picture, in the demo's folder."""
 
 _CAPTIONS_SHOWN = 8
 """Number of captions in the picture."""
 _IMAGES_SHOWN = 4
-"""Number of nearest images for each caption."""
+"""Number of nearest images shown for each caption."""
 
 
 class DemoResult(NamedTuple):
-    """Recipe, stage results and picture of a demo run."""
+    """Recipe, stage results and picture path of a demo run."""
 
     recipe: Recipe
     results: list[StageResult]
@@ -31,15 +31,17 @@ class DemoResult(NamedTuple):
 def run_demo(
     folder: Path, port: int | None, overrides: list[str], progress: ProgressFactory, stop_requests: StopRequests
 ) -> DemoResult:
-    """Run the recipe `demo`, with its images served on a port of this machine, and draw the picture.
+    """Run the recipe `demo`, which downloads its images from a local server, and draw the picture.
 
     Args:
         folder: folder for all files of the demo.
-        port: port for the images; None for the default.
+        port: port of the local server; None for the default.
         overrides: settings of the form `a.b=value`.
+        progress: as for `chain.run`.
+        stop_requests: as for `chain.run`.
 
     Raises:
-        PriorkitError: the port is taken, or a stage fails.
+        PriorkitError: the port is already in use, or a stage failed.
     """
     recipe = demo_recipe(folder, port, overrides)
     results = run(recipe, progress=progress, stop_requests=stop_requests)
@@ -48,7 +50,7 @@ def run_demo(
 
 
 def demo_recipe(folder: Path, port: int | None, overrides: list[str]) -> Recipe:
-    """Load the recipe `demo` with all folders below `folder`; `port` replaces the default port."""
+    """Load the recipe `demo` with all its folders inside `folder`, and with the given port unless it is None."""
     folders = {name: folder / name for name in ("images", "embeddings", "prior", "evaluation")}
     demo_overrides = [f"folders.{name}={json.dumps(path.as_posix())}" for name, path in folders.items()]
     if port is not None:
@@ -57,7 +59,13 @@ def demo_recipe(folder: Path, port: int | None, overrides: list[str]) -> Recipe:
 
 
 def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
-    """Draw the nearest images for a few test captions, unless the picture exists and is not `stale`."""
+    """Draw the nearest images for a few test captions, and return the path of the picture.
+
+    Args:
+        recipe: recipe of the demo, whose stages have run.
+        folder: folder for the picture.
+        stale: draw the picture again even if it exists.
+    """
     path = folder / PICTURE_NAME
     if path.exists() and not stale:
         return path

@@ -1,4 +1,4 @@
-"""A recipe: one YAML file with the settings of every stage. All settings are validated before any stage starts."""
+"""Recipes: YAML files with the settings of every stage, all validated before any stage starts."""
 
 from __future__ import annotations
 
@@ -21,29 +21,33 @@ from ..prior.evaluate.settings import EvaluateSettings
 from ..prior.train.settings import TrainSettings
 
 DEMO_URLS = "priorkit:demo"
-"""Value of `urls` for the images of the demo; with `:PORT` appended, they are served on that port."""
+"""Value of `urls` that selects the demo's images. An appended `:PORT` selects the port that serves them."""
 DEMO_PORT = 47811
-"""Default port of the demo's server. It is fixed, so that the URLs are the same in every run."""
+"""Default port of the demo's server, fixed so that the URLs are the same in every run."""
 
 
 class Recipe(PipelineSettings):
-    """Settings of every stage from a list of URLs to a trained, evaluated prior."""
+    """Settings of every stage, from a URL list to a trained and evaluated prior."""
 
     train: TrainSettings = TrainSettings()
-    """Training of a prior on embeddings."""
+    """Settings for training a prior on embeddings."""
     evaluate: EvaluateSettings = EvaluateSettings()
-    """Evaluation of a prior."""
+    """Settings for evaluating a prior."""
 
     @property
     def demo_port(self) -> int | None:
-        """Port of this machine on which the demo's images are served; None if the list is not the demo's."""
+        """Local port that serves the demo's images; None if the recipe uses another list."""
         if not re.fullmatch(rf"{DEMO_URLS}(:\d+)?", self.urls):
             return None
         return int(self.urls.removeprefix(DEMO_URLS).lstrip(":") or DEMO_PORT)
 
     @property
     def url_list(self) -> str:
-        """List to download: `urls`, or the path of the demo's list, which is beside the folder of image shards."""
+        """URL list to download: `urls`, or the path of the demo's list, next to the folder of image shards.
+
+        Raises:
+            SettingsError: the list is the demo's, and the folder of image shards is not local.
+        """
         if self.demo_port is None:
             return self.urls
         store = Store(self.folders.images)
@@ -53,17 +57,17 @@ class Recipe(PipelineSettings):
 
 
 def load_recipe(path: str | None, overrides: Sequence[str] = (), sections: Sequence[str] | None = None) -> Recipe:
-    """Read a recipe, or return the defaults if `path` is None.
+    """Load a recipe and apply overrides.
 
     Args:
-        path: a YAML file, local or remote, or the name of a recipe that comes with priorkit. `recipes/NAME.yaml` also
-            names such a recipe if no file of that path exists.
-        overrides: settings of the form `a.b=value`, where the value is YAML.
-        sections: sections that may be overridden because the caller reads them; None for all.
+        path: local or remote YAML file, or the name of an included recipe. `recipes/NAME.yaml` also stands for the
+            included recipe if this file does not exist. None loads the defaults.
+        overrides: settings of the form `a.b=value`, in which the value is YAML.
+        sections: sections that the caller reads. Only these may be overridden; None allows all.
 
     Raises:
         InputError: the file does not exist, or is not YAML.
-        SettingsError: a key or value is wrong; the message names it and the nearest known key.
+        SettingsError: a key or value is invalid. The message names it and the most similar known key.
     """
     values = _read_yaml(path) if path is not None else {}
     source = f"{path or 'settings'} with --set" if overrides else path or "settings"
@@ -71,13 +75,17 @@ def load_recipe(path: str | None, overrides: Sequence[str] = (), sections: Seque
 
 
 def require_same_clip(recipe: Recipe, embeddings: str) -> None:
-    """Refuse embeddings of another CLIP than the one that the recipe names.
+    """Check that embeddings were made by the CLIP model that the recipe names.
 
-    Folders of other tools do not record their CLIP. For these, the recipe is trusted.
+    Folders written by other tools do not record their CLIP, so they are not checked.
+
+    Args:
+        recipe: recipe, which need not name a CLIP.
+        embeddings: folder of embeddings.
 
     Raises:
-        InputError: `embeddings` holds no embeddings, or `priorkit embed` ended before it recorded a CLIP.
-        SettingsError: another CLIP made the embeddings.
+        InputError: the folder contains no embeddings, or `priorkit embed` stopped before it recorded the CLIP.
+        SettingsError: the embeddings were made by a different CLIP.
     """
     if declared_clip(recipe) is None:
         return
@@ -101,28 +109,28 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
 
 
 def _clip_name(source: Mapping[str, Any]) -> str:
-    """Format a result of `clip_source` for a message."""
+    """Format the result of `clip_source` for a message."""
     files = ", ".join(f"{name} of SHA-256 {digest[:12]}" for name, digest in source.get("files", {}).items())
     return f"{source['model']} ({source.get('pretrained') or files})"
 
 
 def declared_clip(recipe: Recipe) -> ClipSettings | None:
-    """Return the CLIP settings that a recipe sets itself; None if it leaves them at their defaults."""
+    """Return the CLIP settings if the recipe sets them explicitly; None if it uses the defaults."""
     declared = "embed" in recipe.model_fields_set and "clip" in recipe.embed.model_fields_set
     return recipe.embed.clip if declared else None
 
 
 def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with priorkit."""
+    """Return the sorted names of the included recipes."""
     folder = resources.files(_recipe_package())
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
 def recipe_text(name: str) -> str:
-    """Return the YAML of a recipe that comes with priorkit.
+    """Return the YAML text of an included recipe.
 
     Raises:
-        InputError: no recipe has this name; the message lists the names.
+        InputError: no recipe has this name. The message lists the names.
     """
     if name not in recipe_names():
         raise InputError(f"no recipe {name!r}; there are {', '.join(recipe_names())}")
@@ -130,13 +138,17 @@ def recipe_text(name: str) -> str:
 
 
 def copy_recipe(name: str, destination: Path) -> Path:
-    """Copy a recipe that comes with priorkit to a new file, or into a folder as `NAME.yaml`.
+    """Copy an included recipe to a new file.
+
+    Args:
+        name: name of the recipe.
+        destination: path of the new file, or an existing folder, in which the file is called `NAME.yaml`.
 
     Returns:
         The path of the new file.
 
     Raises:
-        InputError: no recipe has this name, or the file exists already.
+        InputError: no recipe has this name, or the file already exists.
     """
     text = recipe_text(name)
     target = destination / f"{name}.yaml" if destination.is_dir() else destination
@@ -149,12 +161,12 @@ def copy_recipe(name: str, destination: Path) -> Path:
 
 
 def _recipe_package() -> str:
-    """Return the dotted name of this package, which holds the YAML files."""
+    """Return the dotted name of this package, which contains the YAML files."""
     return f"{__name__.split('.')[0]}.recipes"
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    """Read the sections of a recipe by path or name."""
+    """Read a recipe, given by path or name, as a mapping of sections."""
     try:
         text = recipe_text(path) if path in recipe_names() else _read_file(path)
     except FileNotFoundError:
@@ -175,17 +187,17 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    """Return the name of a value's type, for a message."""
+    """Return the type name of a value, for a message."""
     return type(value.value if isinstance(value, PlainScalar) else value).__name__
 
 
 def _read_file(path: str) -> str | bytes:
-    """Read a recipe file, or the recipe that comes with priorkit if `recipes/NAME.yaml` does not exist."""
+    """Read a recipe file, or the included recipe if `recipes/NAME.yaml` does not exist."""
     fs, plain_path = open_location(path)
     try:
         return fs.cat_file(plain_path)  # type: ignore[no-any-return]
     except FileNotFoundError:
         for name in recipe_names():
-            if path == f"recipes/{name}.yaml":  # the path of the recipe in a checkout
+            if path == f"recipes/{name}.yaml":  # the recipe's path in a source checkout
                 return recipe_text(name)
         raise

@@ -1,4 +1,4 @@
-"""Status of each stage of a recipe: the content of its folder, and whether it is up to date."""
+"""Status of a recipe's stages: the content of each folder, and whether it is up to date."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class StageState:
     shards: int
     rows: int
     state: str
-    """Status in a few words: not started, unfinished, up to date, the remaining work, or a problem."""
+    """Short description, such as `not started`, `unfinished`, `up to date`, the remaining work, or a problem."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON object."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
@@ -32,8 +32,8 @@ def stage_states(recipe: Recipe, *, plan_too: bool) -> list[StageState]:
     """Return the status of every stage.
 
     Args:
-        plan_too: compare the folders with the list and settings of the recipe too; otherwise only look at their
-            content.
+        recipe: recipe that names the folders.
+        plan_too: also compare the folders with the recipe's list and settings. Otherwise, only report their content.
     """
     planned = {stage.name: stage for stage in plan(recipe)} if plan_too else {}
     folders = recipe.folders
@@ -42,7 +42,7 @@ def stage_states(recipe: Recipe, *, plan_too: bool) -> list[StageState]:
 
 
 def _stage_state(stage: StageName, folder: str, planned: PlannedStage | None) -> StageState:
-    """Return the status of one stage; `planned` is None if the recipe is not considered."""
+    """Return the status of one stage. If `planned` is None, its folder is not compared with the recipe."""
     try:
         store = Store(folder)
         manifest = read_manifest(store)

@@ -1,1 +1,1 @@
-"""Commands of the pipeline, one module each."""
+"""Pipeline commands, one per module."""

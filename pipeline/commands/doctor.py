@@ -1,4 +1,4 @@
-"""The command `priorkit doctor`. Heavy imports happen when it runs."""
+"""The `priorkit doctor` command. Heavy dependencies are imported only when it runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def doctor(settings: SetOption = None, as_json: JsonOption = False) -> None:
-    """Show what this machine has for each stage, and what is missing; exit code 1 if the chain cannot run.
+    """Show which stages this machine can run, and what is missing. Exit code 1 if the chain cannot run.
 
     Example: priorkit doctor --set compute.address=auto
     """
@@ -43,7 +43,7 @@ def doctor(settings: SetOption = None, as_json: JsonOption = False) -> None:
 
 
 def _show(diagnosis: Diagnosis) -> None:
-    """Print a diagnosis as tables."""
+    """Print a diagnosis as tables, fixes and notes."""
     from ..display.terminal import in_bytes, print_line, print_table
     from ..doctor.diagnosis import describe_fault
 
@@ -69,7 +69,7 @@ def _show(diagnosis: Diagnosis) -> None:
     rows += [(f"extra {need.name}", describe_fault(need) or "ready") for need in diagnosis.extras]
     print_table("what can run", ("stage", "state"), rows)
     for need in needs:
-        if need.mend:  # on a line by itself, so that the command can be copied whole
+        if need.mend:  # on its own line, so that the whole command can be copied
             print_line(f"to fix {need.name}: {need.mend}")
     for note in diagnosis.notes:
         print_line(f"note: {note}")

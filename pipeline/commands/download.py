@@ -1,4 +1,4 @@
-"""The command `priorkit download`. Heavy imports happen when it runs."""
+"""The `priorkit download` command. Heavy dependencies are imported only when it runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def download(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch a list of image URLs into webdataset shards, or what is missing of them.
+    """Download a list of image URLs into webdataset shards, skipping shards that are complete.
 
     Example: priorkit download urls.parquet --caption-column text --limit 1000
     """
@@ -78,7 +78,7 @@ def download(
 
 
 def _show_statistics(statistics: dict[str, Any]) -> None:
-    """Print the statistics of a download that are not outcomes; `--json` also prints them."""
+    """Print download statistics: retries, failures, hosts with most failures, and facts about the list."""
     from ..display.terminal import print_table
 
     if tried := statistics.get("retried"):

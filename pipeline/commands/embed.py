@@ -1,4 +1,4 @@
-"""The command `priorkit embed`. Heavy imports happen when it runs."""
+"""The `priorkit embed` command. Heavy dependencies are imported only when it runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def embed(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Embed downloaded images and captions with a CLIP, or what is missing of them.
+    """Embed images and captions with a CLIP model, skipping shards that are complete.
 
     Example: priorkit embed --model ViT-L-14 --pretrained laion2b_s32b_b82k --device cuda
     """

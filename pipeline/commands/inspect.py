@@ -1,4 +1,4 @@
-"""The command `priorkit inspect`. Heavy imports happen when it runs."""
+"""The `priorkit inspect` command. Heavy dependencies are imported only when it runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def inspect(
     html: Annotated[Optional[str], typer.Option(metavar="FILE", help="Write a page with plots to this file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is in a folder and whether it is sound; exit code 1 on damage.
+    """Show the content of a folder and check it for damage. Exit code 1 if it is damaged.
 
     Example: priorkit inspect data/embeddings --html inspection.html
     """
@@ -44,7 +44,7 @@ def inspect(
 
 
 def _show_inspection(inspection: Inspection) -> None:
-    """Print an inspection as tables. They list 20 findings of a kind; `--json` prints up to 1,000."""
+    """Print an inspection as tables. They list up to 20 problems and 20 notes; `--json` lists up to 1,000 of each."""
     from ..display.terminal import print_table
     from ..inspect import page as rows
 

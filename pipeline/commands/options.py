@@ -1,4 +1,4 @@
-"""Options and output that several commands share. Heavy imports happen when a command runs."""
+"""Options and output shared by several commands. Heavy dependencies are imported only when a command runs."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ WorkersOption = Annotated[
 def command_settings(
     section: str, overrides: list[str] | None, options: dict[str, Any], workers: int | None
 ) -> PipelineSettings:
-    """Return the settings of a command: defaults, then `--set`, then `--workers` and the command's own options.
+    """Return the settings for a command. `--set` overrides defaults; `--workers` and the other options override both.
 
     Args:
         section: recipe section that the command reads in addition to `compute`.
-        options: dotted name of a setting -> value of its option; None for an option that was not given.
+        overrides: values of `--set`.
+        options: option values by the dotted name of their setting; None for an option that was not given.
+        workers: value of `--workers`.
     """
     from ..config import PipelineSettings
     from ..settings import parse_settings, with_overrides
 
-    # values are quoted as JSON, so that YAML does not read a column `no` as false
+    # quote values as JSON, so that YAML does not read a column named `no` as false
     given = [
         f"{name}={'null' if value == 'null' else json.dumps(value, ensure_ascii=False)}"
         for name, value in options.items()
@@ -48,7 +50,7 @@ def command_settings(
 
 
 def worker_overrides(workers: int | None) -> list[str]:
-    """Return the overrides that the option `--workers` stands for."""
+    """Return the overrides for the value of `--workers`."""
     return [] if workers is None else ["compute.backend=ray", f"compute.workers={workers}"]
 
 

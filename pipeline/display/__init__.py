@@ -1,1 +1,1 @@
-"""Output of commands: terminal, HTML pages, and standard streams."""
+"""Command output: terminal, HTML pages and standard streams."""

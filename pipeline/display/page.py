@@ -1,7 +1,7 @@
-"""Self-contained HTML pages: escaped text, tables, pictures and plots. A page loads nothing and runs no script.
+"""Self-contained HTML pages with text, tables, pictures and plots. A page loads nothing and runs no scripts.
 
-A *fragment* is HTML that is safe to put in a page. The functions of this module escape values and return fragments.
-Plots are SVG in the colours of the page, light or dark. They need matplotlib, which the extra `report` installs.
+A *fragment* is HTML that is safe to embed in a page. The functions in this module escape values and return fragments.
+Plots are SVG that follows the page's light or dark theme. They need matplotlib, which the extra `report` installs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#2f7de1", "#e2711d", "#2a9d5c", "#c2408f", "#8a6fd1", "#9a8200", "#5b7083")
-"""Colours of lines and bars, distinct on white and on black."""
+"""Colours for lines and bars, distinguishable on white and on black."""
 _INK = "#0a0b0c"
-"""Colour of axes and text in a plot, which the page replaces by the colour of its text."""
+"""Placeholder colour for axes and text in a plot, replaced by the page's text colour."""
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-"""Content security policy of a page: inline styles and embedded images only."""
+"""Content security policy of a page, which allows only inline styles and embedded images."""
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --faint: #5d6770; --line: #d9dee3; --ground: #fff; --panel: #f5f7f9; }
 @media (prefers-color-scheme: dark) {
@@ -57,7 +57,7 @@ h3 { font-size: 1rem; margin: 0 0 .4rem; }
 
 
 def text(value: object) -> str:
-    """Return a value as escaped text."""
+    """Return a value as escaped HTML text."""
     return html.escape(str(value))
 
 
@@ -67,7 +67,7 @@ def paragraph(value: object) -> str:
 
 
 def link(url: str, label: str) -> str:
-    """Return a link; only the label if the address is not HTTP or HTTPS."""
+    """Return a link, or only its label if the URL is not HTTP or HTTPS."""
     with contextlib.suppress(ValueError):
         if urlsplit(url).scheme in ("http", "https"):
             return f'<a href="{html.escape(url)}" rel="noreferrer noopener">{text(label)}</a>'
@@ -75,20 +75,20 @@ def link(url: str, label: str) -> str:
 
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table of escaped text. A table that is wider than the page scrolls."""
+    """Return a table of escaped text, which scrolls if it is wider than the page."""
     head = "".join(f"<th>{text(cell)}</th>" for cell in header)
     body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def picture(data: bytes, kind: str, label: str, marked: bool = False) -> str:
-    """Return an image that is embedded in the page.
+    """Return an image element with the image data embedded in it.
 
     Args:
-        data: encoded image.
-        kind: its format, such as `png` or `jpeg`.
+        data: bytes of the image file.
+        kind: image format, such as `png` or `jpeg`.
         label: alternative text.
-        marked: True to draw a green frame around it.
+        marked: draw a green frame around the image.
     """
     encoded = base64.b64encode(data).decode()
     mark = ' class="marked"' if marked else ""
@@ -96,26 +96,30 @@ def picture(data: bytes, kind: str, label: str, marked: bool = False) -> str:
 
 
 def strip(label: str, pictures: Iterable[str]) -> str:
-    """Return pictures in a row under a label."""
+    """Return a row of pictures below a label."""
     return f'<div class="strip"><span>{text(label)}</span>{"".join(pictures)}</div>'
 
 
 def card(heading: str, fragments: Iterable[str]) -> str:
-    """Return fragments under a heading, as one item of `plots`."""
+    """Return fragments below a heading, as an item for `plots`."""
     return f'<article class="card"><h3>{text(heading)}</h3>{"".join(fragments)}</article>'
 
 
 def plots(figures: Iterable[str]) -> str:
-    """Return figures side by side, as many as fit the width of the page."""
+    """Return figures side by side, wrapped at the page width."""
     return f'<div class="plots">{"".join(figures)}</div>'
 
 
 @contextlib.contextmanager
 def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6) -> Iterator[tuple[Axes, list[str]]]:
-    """Yield axes to draw on, and a list that gets the fragment of the plot when the block ends.
+    """Yield axes to draw on, and a list to which the plot's fragment is appended when the block ends.
 
     Args:
-        height, width: size in inches, relative to text of about 10 points; the page scales the plot to its column.
+        title: title of the plot.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+        height: height in inches, for text of about 10 points. The page scales the plot to its column.
+        width: width in inches.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -142,12 +146,15 @@ def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6
 
 
 def plot_label(name: str) -> str:
-    """Return a name as plot text of at most 60 ASCII characters; a dollar sign would start a formula in matplotlib."""
+    """Return a name as ASCII text for a plot, at most 60 characters long.
+
+    Dollar signs are escaped, since matplotlib would read them as the start of a formula.
+    """
     return name.encode("unicode_escape").decode().replace("$", r"\$")[:60]
 
 
 def _to_svg(figure: Figure, title: str) -> str:
-    """Return the fragment of a figure. The same figure always has the same bytes."""
+    """Convert a figure to a fragment. Equal figures give identical bytes."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
@@ -157,7 +164,12 @@ def _to_svg(figure: Figure, title: str) -> str:
 
 
 def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> bytes:
-    """Return a page of sections, each with a heading and fragments."""
+    """Return a complete HTML page in UTF-8.
+
+    Args:
+        title: title and main heading of the page.
+        sections: heading and fragments of each section.
+    """
     parts = "".join(f"<section><h2>{text(heading)}</h2>{''.join(body)}</section>" for heading, body in sections)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>'
@@ -169,14 +181,15 @@ def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> bytes:
 
 
 def page_target(option: str, path: str, folders: Iterable[str]) -> str:
-    """Return the absolute path of a page, after checks that writing it will not fail when the work is done.
+    """Return the absolute path of a page, and check before the work starts that the page can be written.
 
     Args:
-        option: command-line option with the path, for messages.
-        folders: folders whose files are recorded, which the page must not be in.
+        option: command-line option that gave the path, for messages.
+        path: path of the page.
+        folders: folders with recorded files. The page must not be inside them.
 
     Raises:
-        InputError: a page cannot be written there, or matplotlib is not installed.
+        InputError: the page cannot be written there, or matplotlib is not installed.
     """
     target = os.path.abspath(path)
     if not path or os.path.isdir(target):
@@ -193,6 +206,6 @@ def page_target(option: str, path: str, folders: Iterable[str]) -> str:
 
 
 def write_page(target: str, content: bytes) -> None:
-    """Write a page whole or not at all."""
+    """Write a page atomically."""
     with atomic_file(target, durable=False) as file:
         file.write(content)

@@ -1,4 +1,7 @@
-"""Standard streams that may be closed or full, and the signals that stop a command. Imports nothing heavy."""
+"""Handling of closed or failing standard streams, and of the signals that stop a command.
+
+Imports no heavy dependencies.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,26 @@ import sys
 from typing import Any, TextIO
 
 FORCING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Signals that stop the work at once when they come a second time."""
+"""Signals that stop the work at once on their second arrival."""
 POLITE_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that never force a stop: the end of a terminal, which is sent twice, and warnings of a batch system."""
+"""Signals that never force an immediate stop.
+
+A closing terminal sends SIGHUP twice. Batch systems send SIGUSR1 or SIGUSR2 as a warning.
+"""
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask a command to stop, without SIGHUP under `nohup`."""
+    """Return the signals that ask a command to stop. Ignored ones are left out, such as SIGHUP under `nohup`."""
     polite = [number for number in POLITE_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     return (*FORCING_SIGNALS, *polite)
 
 
 def handle_stop_signals() -> None:
-    """Make every stop signal unwind the command as Ctrl-C does, so that temporary files and locks are removed."""
+    """Make every stop signal raise KeyboardInterrupt, so that temporary files and locks are removed."""
 
     def interrupt(number: int, frame: Any) -> None:
         if number in POLITE_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # a second one would interrupt the clean-up
+            signal.signal(number, signal.SIG_IGN)  # a second signal would interrupt the cleanup
         signal.raise_signal(signal.SIGINT)  # asyncio handles SIGINT itself
 
     for number in stop_signals():
@@ -35,15 +41,15 @@ def handle_stop_signals() -> None:
 
 
 def open_closed_streams() -> None:
-    """Replace closed standard streams by the null device.
+    """Redirect closed standard streams to the null device.
 
-    Otherwise the next opened file would get the descriptor of a closed stream, and libraries would print into it.
+    Otherwise, the next opened file would get the descriptor of the closed stream, and libraries would print into it.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free descriptor: this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free descriptor: this one
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -53,9 +59,9 @@ def open_closed_streams() -> None:
 
 
 def flush_streams() -> OSError | None:
-    """Flush the standard streams, and return the first error.
+    """Flush the standard streams, and return the first error, or None.
 
-    A stream that fails is replaced by the null device. Otherwise the interpreter would flush it again at exit, and
+    A failing stream is redirected to the null device. Otherwise, the interpreter would flush it again at exit and
     print a traceback.
     """
     first_error = None
@@ -73,7 +79,7 @@ def flush_streams() -> OSError | None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Redirect a stream to the null device, and flush it there."""
+    """Redirect a stream to the null device, and flush its pending output there."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -82,16 +88,16 @@ def _discard(stream: TextIO) -> None:
 
 
 class StandardError:
-    """Standard error that ignores failed writes, so that training continues when its terminal is closed."""
+    """Wrapper of standard error that ignores failed writes, so that training survives a closed terminal."""
 
     def write(self, text: str) -> int:
-        """Write text; ignore an error."""
+        """Write text, ignoring errors."""
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush; ignore an error."""
+        """Flush the stream, ignoring errors."""
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
 

@@ -1,7 +1,7 @@
 """Terminal output of commands: progress, summaries, tables and errors.
 
-Results go to standard output, progress and errors to standard error. Captions and URLs are untrusted text: all output
-passes through `clean`, and never through Rich's markup.
+Results go to standard output; progress and errors go to standard error. Captions and URLs are untrusted text, so they
+pass through `clean` and are never parsed as Rich markup.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories of characters that control a terminal or reorder text instead of being visible."""
+"""Unicode categories of invisible characters, which may control the terminal or reorder text."""
 
 
 def clean(value: object) -> str:
-    """Return a value as text in which control characters are visible escapes."""
+    """Return a value as text with control characters replaced by visible escapes."""
     text = str(value)
     return "".join(c if unicodedata.category(c) not in _HIDDEN else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_line(text: str) -> None:
-    """Print one line to standard output."""
+    """Print one line to standard output, with control characters escaped."""
     print_text(f"{clean(text)}\n")
 
 
@@ -53,7 +53,7 @@ def print_text(text: str) -> None:
 
 @contextlib.contextmanager
 def _standard_output() -> Iterator[None]:
-    """Turn a failed write of the block, as on a full disk, into an error that names standard output."""
+    """Convert a failed write in the block, such as on a full disk, to an error that names standard output."""
     try:
         yield
     except BrokenPipeError:
@@ -92,7 +92,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table to standard output. Columns of numbers are aligned to the right."""
+    """Print a table to standard output. Numeric columns are right-aligned."""
     table = Table(title=Text(clean(title)), title_justify="left", show_header=any(header))
     for name, column in zip(header, zip(*rows, strict=True), strict=False):
         numbers = all(str(cell)[:1].isdigit() or str(cell)[:1] in ("", "-") for cell in column)
@@ -105,7 +105,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[objec
 
 
 def print_result(result: StageResult) -> None:
-    """Print the summary of a stage, on one screen."""
+    """Print a summary of a stage's result."""
     title = f"{result.stage}: {result.folder}"
     rows: list[tuple[str, str]] = [
         (result.unit, f"{result.units:,} ({result.done_now:,} done now, in {result.seconds:.1f} s)"),
@@ -123,13 +123,13 @@ def print_result(result: StageResult) -> None:
 
 
 def print_notes(notes: Sequence[str]) -> None:
-    """Print notes about the input, a line each."""
+    """Print notes about the input, one per line."""
     for note in notes:
         print_line(f"note: {note}")
 
 
 def print_plans(plans: Sequence[StagePlan]) -> None:
-    """Print what each stage would do, and the disk space and time that it needs."""
+    """Print the pending work of each stage, with estimates of its disk space and time."""
     header = ("stage", "folder", "to do", "rows", "disk", "free", "time, about")
     rows = [
         (
@@ -148,7 +148,7 @@ def print_plans(plans: Sequence[StagePlan]) -> None:
 
 @contextlib.contextmanager
 def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[ProgressCallback]:
-    """Yield a callback that moves a progress bar on standard error. The bar appears with the first progress."""
+    """Yield a callback that updates a progress bar on standard error. The bar appears at the first update."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -174,21 +174,24 @@ def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[P
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """Turn every exception of the block into a message and an exit code. The entry point handles missing packages."""
+    """Convert exceptions in the block to a message and an exit code.
+
+    Missing packages and closed pipes are left to the entry point.
+    """
     try:
         yield
     except (typer.Exit, typer.Abort, typer.BadParameter, ModuleNotFoundError):
         raise
     except BrokenPipeError:
-        raise  # the reader of the pipe, such as `head`, has closed it: the entry point exits silently
+        raise  # a reader such as `head` closed the pipe; the entry point exits without a message
     except (Exception, KeyboardInterrupt) as error:
         raise typer.Exit(report(error)) from None
 
 
 def report(error: BaseException) -> int:
-    """Print the message of an exception, and return the exit code.
+    """Print the message for an exception, and return the exit code.
 
-    The traceback of a bug is written to a file. PRIORKIT_TRACEBACK=1 prints the traceback of every exception.
+    The traceback of a bug is written to a file. PRIORKIT_TRACEBACK=1 also prints the traceback of every exception.
     """
     message = explain(error)
     if os.environ.get("PRIORKIT_TRACEBACK", "0") not in ("", "0"):
@@ -200,10 +203,10 @@ def report(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns True once a stop signal has come, so that work stops at its next safe point.
+    """Yield a function that returns True once a stop signal has arrived, so that work stops at its next safe point.
 
-    A second Ctrl-C or SIGTERM stops the work at once. SIGHUP and SIGUSR1 never do: a closing terminal sends SIGHUP
-    twice, and a batch system sends SIGUSR1 as a warning before SIGTERM.
+    A second Ctrl-C or SIGTERM stops the work at once. SIGHUP, SIGUSR1 and SIGUSR2 never do: a closing terminal sends
+    SIGHUP twice, and batch systems send a user signal as a warning before SIGTERM.
     """
     requested = False
     forcing_signals = 0
@@ -224,7 +227,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def in_bytes(number: float) -> str:
-    """Format a number of bytes with a decimal unit, such as `12 MB`."""
+    """Format a byte count with a decimal unit, such as `12 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.0f} {unit}"

@@ -1,1 +1,1 @@
-"""Diagnosis of this machine: installed packages, devices, memory, disk and Ray."""
+"""Diagnosis of the local machine: installed packages, devices, memory, disk and Ray."""

@@ -1,4 +1,4 @@
-"""Diagnosis of this machine: versions, devices, cores, memory, disk and Ray, and what each stage still needs."""
+"""Diagnosis of the local machine: versions, hardware, disk space, Ray, and the packages that each stage needs."""
 
 from __future__ import annotations
 
@@ -17,41 +17,42 @@ from ..errors import PriorkitError
 from .requirements import CHAIN, EXTRAS, install_command, installed_version, is_older, requirements
 
 _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
-"""File with the memory limit of a container, in bytes; `max` where there is none."""
+"""File with a container's memory limit in bytes, or `max` if there is no limit."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Packages that one stage or extra needs, and which of them are missing."""
+    """Packages that a stage or extra needs, and their installation status."""
 
     name: str
     versions: dict[str, str]
-    """Installed packages and their versions."""
+    """Installed versions, by package."""
     missing: list[str]
     """Packages that are not installed."""
     too_old: list[str]
-    """Packages below the lower bound of their requirement."""
+    """Packages older than their required version."""
     mend: str | None
-    """Command that installs missing and outdated packages; None if there are none."""
+    """Command that installs the missing and outdated packages; None if there are none."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Findings of `priorkit doctor`. `dataclasses.asdict` of it is part of the output of `--json`."""
+    """Findings of `priorkit doctor`. `--json` prints these fields and the problems."""
 
     versions: dict[str, str]
-    """Versions of priorkit, Python and the system."""
+    """Versions of priorkit, Python and the operating system."""
     cores: int
     memory_bytes: int | None
-    """Most memory that this process may use; None if unknown."""
+    """Memory available to this process, in bytes; None if unknown."""
     devices: list[str]
     disk: dict[str, Any]
-    """`folder`, and `free_bytes` in it, which is None on an object store."""
+    """`folder`, and its free space as `free_bytes`, which is None for an object store."""
     ray: dict[str, Any]
     """`version`, `RAY_ADDRESS` and `authentication`.
 
-    A cluster that the settings or RAY_ADDRESS name adds `address`, and `resources` if it can be reached. If it cannot,
-    the error is a `problem` where the settings name it, and a `note` where only the variable does.
+    If the settings or RAY_ADDRESS name a cluster, this also contains its `address`, and its `resources` if it is
+    reachable. The error for an unreachable cluster is a `problem` if the settings name it, and a `note` if only
+    RAY_ADDRESS does.
     """
     chain: list[Need]
     extras: list[Need]
@@ -59,17 +60,17 @@ class Diagnosis:
 
     @property
     def problems(self) -> list[str]:
-        """Reasons that keep a stage from running, one line each."""
+        """Problems that prevent a stage from running, one line each."""
         problems = [f"{need.name}: {describe_fault(need)}" for need in self.chain if need.mend]
         return [*problems, *([self.ray["problem"]] if self.ray.get("problem") else [])]
 
 
 def diagnose(folder: str, compute: ComputeSettings) -> Diagnosis:
-    """Diagnose this machine.
+    """Diagnose the local machine.
 
     Args:
-        folder: folder for the data, whose free space is reported.
-        compute: settings that may name a Ray cluster, which is then connected to.
+        folder: data folder whose free space is reported.
+        compute: settings that may name a Ray cluster. If they do, the function connects to it.
     """
     (devices, notes), ray = _devices(), _ray(compute)
     return Diagnosis(
@@ -90,14 +91,14 @@ def diagnose(folder: str, compute: ComputeSettings) -> Diagnosis:
 
 
 def describe_fault(need: Need) -> str:
-    """Describe the missing and outdated packages of a need; empty if there are none."""
+    """Describe the missing and outdated packages of a stage or extra; empty if there are none."""
     missing = f"{', '.join(need.missing)} not installed" if need.missing else ""
     old = f"{', '.join(need.too_old)} too old" if need.too_old else ""
     return "; ".join(part for part in (missing, old) if part)
 
 
 def _need(name: str, packages: tuple[str, ...]) -> Need:
-    """Compare the packages of a stage or extra with those that are installed."""
+    """Compare the packages that a stage or extra needs with the installed ones."""
     installed = {package: installed_version(package) for package in packages}
     versions = {package: version for package, version in installed.items() if version is not None}
     required = requirements()
@@ -126,7 +127,7 @@ def _devices() -> tuple[list[str], list[str]]:
 
 
 def _memory() -> int | None:
-    """Return the bytes of memory that this process may use: the machine's, or the container's if that is less."""
+    """Return the memory limit of this process in bytes: that of the machine or the container, whichever is lower."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -135,7 +136,7 @@ def _memory() -> int | None:
 
 
 def _free_bytes(folder: str) -> int | None:
-    """Return the free space of a folder; None on an object store, or if fsspec is not installed."""
+    """Return the free space at a folder in bytes; None for an object store, or if fsspec is not installed."""
     if importlib.util.find_spec("fsspec") is None:
         return None
     from ..compute.stage import free_bytes
@@ -160,7 +161,7 @@ def _ray(compute: ComputeSettings) -> dict[str, Any]:
             nodes = [node for node in ray.nodes() if node["Alive"]]
             total = ray.cluster_resources()
     except PriorkitError as error:
-        # a cluster that only the variable names is used with --workers alone: the chain runs without it
+        # a cluster named only by RAY_ADDRESS is used only with --workers, so the chain can run without it
         ray_state["note" if compute.address is None else "problem"] = str(error)
     else:
         ray_state["resources"] = {"nodes": len(nodes), "cpus": total.get("CPU", 0.0), "gpus": total.get("GPU", 0.0)}

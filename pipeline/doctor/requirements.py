@@ -1,6 +1,6 @@
-"""Packages that each stage needs, and the command that installs the missing ones. Imports none of them.
+"""Packages that each stage needs, and the command that installs missing ones. Imports none of these packages.
 
-Only `pyproject.toml` states versions. This module states which stage needs which package.
+This module lists only package names. Version requirements are in `pyproject.toml`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "yarl": "aiohttp",
 }
-"""Package that provides a module, where their names differ."""
+"""Package for each module whose name differs from its package."""
 
 _FOLDERS = ("fsspec", "pyarrow", "pydantic", "pyyaml", "typer")
 _PRIOR = (*_FOLDERS, "numpy", "safetensors", "torch")
@@ -42,7 +42,7 @@ CHAIN = {
     "sample, of captions": (*_PRIOR, *_CLIP),
     "--workers": ("ray",),
 }
-"""Packages of `pip install priorkit`, by the stage or option that needs them."""
+"""Packages that `pip install priorkit` installs, by the stage or option that needs them."""
 
 EXTRAS = {
     "report": ("matplotlib",),
@@ -53,21 +53,21 @@ EXTRAS = {
     "gcs": ("gcsfs",),
     "clip-retrieval": ("clip-retrieval",),
 }
-"""Packages that `pip install "priorkit[EXTRA]"` adds."""
+"""Packages that `pip install "priorkit[EXTRA]"` adds, by extra."""
 
 
 def requirements() -> dict[str, str]:
-    """Return the requirement of each package that priorkit may use, such as `torch>=2.10`, by package name."""
+    """Return priorkit's requirements, such as `torch>=2.10`, by package name. Extras are included."""
     try:
         lines = importlib.metadata.requires("priorkit") or []
-    except importlib.metadata.PackageNotFoundError:  # run from a source folder that is not installed
+    except importlib.metadata.PackageNotFoundError:  # running from a source folder without installation
         lines = []
     plain = [line.partition(";")[0].strip() for line in lines]
     return {_name(line): line for line in plain}
 
 
 def installed_version(package: str) -> str | None:
-    """Return the version of an installed package; None if it is not installed."""
+    """Return the installed version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -75,12 +75,13 @@ def installed_version(package: str) -> str | None:
 
 
 def is_older(version: str, requirement: str) -> bool:
-    """Return whether a version is below the lower bound of a requirement; a pre-release counts as its release.
+    """Return whether a version is below the lower bound of a requirement. Pre-releases count as their final release.
 
     Args:
-        requirement: such as `torch>=2.10`; empty if it is not known.
+        version: installed version.
+        requirement: requirement such as `torch>=2.10`; empty if unknown.
     """
-    from packaging.requirements import Requirement  # here, so that a missing package can be explained without it
+    from packaging.requirements import Requirement  # here, so that `explain_missing` works without packaging
     from packaging.version import InvalidVersion, Version
 
     try:
@@ -92,13 +93,13 @@ def is_older(version: str, requirement: str) -> bool:
 
 
 def install_command(packages: list[str]) -> str:
-    """Return the command that installs packages in the required versions."""
+    """Return the `pip` command that installs packages in the required versions."""
     required = requirements()
     return "pip install " + " ".join(f'"{required.get(package, package)}"' for package in packages)
 
 
 def explain_missing(error: ModuleNotFoundError, command: str) -> str | None:
-    """Return the message for a missing requirement; None for any other module, whose absence is a bug."""
+    """Return the message for a missing requirement; None for any other module, since its absence is a bug."""
     module = (error.name or "").partition(".")[0]
     package = DISTRIBUTIONS.get(module, module.replace("_", "-"))
     if package not in requirements():
@@ -107,5 +108,5 @@ def explain_missing(error: ModuleNotFoundError, command: str) -> str | None:
 
 
 def _name(requirement: str) -> str:
-    """Return the normalised package name of a requirement."""
+    """Return the normalised package name in a requirement."""
     return re.split(r"[\[<>=!~ ]", requirement)[0].lower().replace("_", "-")

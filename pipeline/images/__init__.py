@@ -1,1 +1,1 @@
-"""Image file formats, and conversion of pixels to upright 8-bit images."""
+"""Detection of image file formats, and conversion to upright 8-bit images."""

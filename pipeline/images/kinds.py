@@ -1,19 +1,22 @@
-"""Image formats that may reach a decoder, recognised by their first bytes."""
+"""Detection of the image formats that are passed to decoders, by their first bytes."""
 
 from __future__ import annotations
 
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*")
-"""First bytes of JPEG, PNG, GIF, BMP and TIFF."""
+"""First bytes of JPEG, PNG, GIF, BMP and TIFF files."""
 JPEG = SIGNATURES[0]
 
 
 def is_image(body: bytes) -> bool:
-    """Return whether the first bytes are those of JPEG, PNG, GIF, BMP, TIFF, WebP or AVIF; decoders get no other."""
+    """Return whether a file is JPEG, PNG, GIF, BMP, TIFF, WebP or AVIF, judging by its first bytes.
+
+    Files of other formats are never passed to a decoder.
+    """
     if body.startswith(SIGNATURES):
         return True
     return (body[:4] == b"RIFF" and body[8:12] == b"WEBP") or is_avif(body)
 
 
 def is_avif(body: bytes) -> bool:
-    """Return whether the first bytes are those of AVIF."""
+    """Return whether a file is AVIF, judging by its first bytes."""
     return body[4:12] in (b"ftypavif", b"ftypavis")

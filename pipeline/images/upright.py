@@ -1,4 +1,4 @@
-"""Pixels as a viewer shows them: rotated and mirrored by EXIF orientation, with 8 bits per channel."""
+"""Conversion of images to what a viewer shows: rotated by EXIF orientation, with 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import warnings
 import numpy as np
 from PIL import Image
 
-# frequent on the web, and it does not affect the orientation
+# frequent on the web, and harmless for the orientation
 warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 
 _ORIENTATION = 0x0112
-"""EXIF tag of the orientation."""
+"""EXIF tag for the orientation."""
 _PNG_MARKS = (b"eXIf", b"Raw profile type", b"tiff:Orientation")
-"""Bytes without which a PNG has no orientation; searched first, since Pillow decodes the whole file for it."""
+"""Byte strings, one of which every PNG with an orientation contains.
+
+They are searched first, since Pillow decodes the whole PNG to read its EXIF.
+"""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -25,34 +28,34 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _WIDE_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
-"""Pillow's modes with more than 8 bits per channel."""
+"""Pillow modes with more than 8 bits per channel."""
 
 
 def orientation(image: Image.Image, body: bytes) -> int:
-    """Return the EXIF orientation (1 to 8) to apply to the pixels of an opened image.
+    """Return the EXIF orientation (1 to 8) that still has to be applied to a decoded image.
 
-    It is 1 for TIFF, since Pillow and OpenCV apply the orientation of TIFF when they decode it, and for damaged EXIF.
+    It is 1 for damaged EXIF, and for TIFF, whose orientation Pillow and OpenCV apply during decoding.
 
     Args:
-        image: the image, opened by Pillow.
+        image: image opened by Pillow.
         body: bytes of the image file.
     """
     if image.format == "TIFF" or (image.format == "PNG" and not any(mark in body for mark in _PNG_MARKS)):
         return 1
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF raises many kinds; viewers ignore it
+    except Exception:  # damaged EXIF raises many exception types; viewers ignore it
         return 1
     return value if isinstance(value, int) and value in _TURNS else 1
 
 
 def turn_image(image: Image.Image, orientation: int) -> Image.Image:
-    """Return an image in upright orientation; the same object if nothing changes."""
+    """Rotate or mirror an image according to an EXIF orientation. An upright image is returned unchanged."""
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return pixels `[H, W]` or `[H, W, C]` in upright orientation."""
+    """Rotate or mirror pixels `[H, W]` or `[H, W, C]` according to an EXIF orientation."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -63,13 +66,18 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
-    """Scale pixel values of any number type to uint8.
+    """Convert pixel values of any numeric dtype to uint8.
 
-    - Unsigned integers of `bits` bits keep their upper 8 bits, even if the image uses only a part of the range.
-    - All other types have no defined range. Floats within 0..1 are multiplied by 255. Other values within 0..255 stay
-      as they are, and values within 0..65535 are divided by 256. All others are scaled linearly, the smallest value to
-      0 and the largest to 255.
-    - NaN and -inf become 0, +inf becomes 255.
+    - uint8 values are returned unchanged.
+    - uint16 values keep the upper 8 of their `bits` bits, even if the image uses only part of the range.
+    - Other dtypes have no defined range. Floats within 0..1 are multiplied by 255. Other values within 0..255 keep
+      their value, and values within 0..65535 are divided by 256. All others are scaled linearly, so that the smallest
+      value becomes 0 and the largest 255.
+    - NaN and -inf become 0, and +inf becomes 255.
+
+    Args:
+        values: pixel values.
+        bits: number of significant bits of uint16 values, such as 10 for AVIF with 10 bits per channel.
 
     Raises:
         ValueError: no value is finite.
@@ -87,13 +95,13 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
     del finite
     if low >= 0 and high <= 1 and values.dtype.kind == "f":
         scaled *= 255
-        scaled += 0.5  # rounds, so that 8-bit values divided by 255 are restored exactly
+        scaled += 0.5  # round to nearest, so that 8-bit values divided by 255 are restored exactly
     elif low >= 0 and high <= 255:
         pass
     elif low >= 0 and high <= 65535:
         scaled /= 256
     else:
-        span = high / 2 - low / 2  # halves, since the difference of two large floats may overflow
+        span = high / 2 - low / 2  # halve first, since the difference between two large floats may overflow
         scaled = (scaled / 2 - low / 2) / (span or 1.0) * 255
     np.nan_to_num(scaled, copy=False, nan=0, posinf=255, neginf=0)
     result: np.ndarray = scaled.clip(0, 255).astype(np.uint8)
@@ -101,9 +109,9 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
 
 
 def eight_bit_image(image: Image.Image) -> Image.Image:
-    """Scale a grey image with more than 8 bits to 8; return the same object in all other modes.
+    """Convert a greyscale image with more than 8 bits to 8 bits. Images in other modes are returned unchanged.
 
-    Pillow's own conversion clips instead: 16-bit grey becomes white, and floats within 0..1 become black.
+    Pillow's own conversion clips instead: 16-bit greyscale becomes white, and floats within 0..1 become black.
     """
     if image.mode not in _WIDE_MODES:
         return image
@@ -111,7 +119,7 @@ def eight_bit_image(image: Image.Image) -> Image.Image:
 
 
 def avif_bits(body: bytes) -> int:
-    """Return the number of bits per channel in the header of an AVIF: 8, 10 or 12."""
+    """Return the bits per channel that an AVIF file declares in its header: 8, 10 or 12."""
     start = body.find(b"av1C")  # AV1 codec configuration box: version, profile, then the flags
     flags = body[start + 6] if 0 <= start < len(body) - 6 else 0
     return 8 if not flags & 0x40 else 12 if flags & 0x20 else 10
@@ -121,7 +129,7 @@ def opened_rgb(body: bytes) -> Image.Image:
     """Decode an image to upright 8-bit RGB.
 
     Raises:
-        Exception: the image is damaged; Pillow raises exceptions of any kind.
+        Exception: the image is damaged. Pillow may raise any exception type.
     """
     with Image.open(io.BytesIO(body)) as image:
         return turn_image(eight_bit_image(image), orientation(image, body)).convert("RGB")

@@ -1,1 +1,1 @@
-"""Inspection of a folder of images or embeddings: faults, statistics and distributions."""
+"""Inspection of image and embedding folders: problems, statistics and distributions."""

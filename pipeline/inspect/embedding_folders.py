@@ -1,4 +1,7 @@
-"""Inspection of folders of embeddings: by the manifest of `embed`, or by file numbers as of clip-retrieval."""
+"""Inspection of embedding folders.
+
+The shards are listed by the manifest of `embed`, or by file numbers in folders written by clip-retrieval.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ FOREIGN_STAGE = "embeddings without a manifest"
 
 
 class _FolderInspector:
-    """Inspector of the vectors, metadata and token states of shards, and then of the whole folder."""
+    """Inspector for the vectors, metadata and token states of shards, and then for the folder as a whole."""
 
     def __init__(
         self, store: Store, inspection: Inspection, embed_dim: int | None, dim_source: str, *, recorded: bool
@@ -35,7 +38,7 @@ class _FolderInspector:
         self._first_rows: list[int] = []
 
     def inspect(self, shard: ShardParts) -> None:
-        """Inspect all files of one shard."""
+        """Inspect all files of a shard."""
         self._names.append(shard.name)
         self._first_rows.append(shard.first_row)
         self.vectors.inspect(shard)
@@ -45,18 +48,18 @@ class _FolderInspector:
             self.metadata.inspect_token_states(shard)
 
     def finish(self) -> None:
-        """Report the findings about the whole folder."""
+        """Report the findings about the folder as a whole."""
         self.vectors.finish(self._place)
         self.metadata.finish(self._place)
 
     def _place(self, row: int) -> str:
-        """Describe a row of the folder by its shard and its row in that shard."""
+        """Describe a row of the folder by its shard and its row number in that shard."""
         at = bisect.bisect_right(self._first_rows, row) - 1
         return f"shard {self._names[at]}, row {row - self._first_rows[at]}"
 
 
 class RecordedEmbeddings:
-    """Inspector of the shards that `embed` has recorded."""
+    """Inspector for the shards in the manifest of `embed`."""
 
     def __init__(self, store: Store, inspection: Inspection, manifest: Manifest) -> None:
         self._store, self._inspection, self._manifest = store, inspection, manifest
@@ -71,10 +74,12 @@ class RecordedEmbeddings:
             )
 
     def inspect(self, record: ShardRecord, differing: list[str]) -> None:
-        """Inspect one shard.
+        """Inspect a shard.
 
         Args:
-            differing: files that differ from the record, which is already a problem; faults in them become notes.
+            record: manifest entry of the shard.
+            differing: files whose content differs from the record. This is already reported as a problem, so faults
+                in these files are reported as notes.
         """
         inspection, files = self._inspection, recorded_files(record)
         for kind in self._kinds:
@@ -93,7 +98,7 @@ class RecordedEmbeddings:
             inspect_failures(self._store, inspection, failures, record.name, failed, inspection.add_problem)
 
     def finish(self) -> None:
-        """Report missing shards and unrecorded files, then the findings about the whole folder."""
+        """Report missing shards and unrecorded files, then the findings about the folder as a whole."""
         inspection, manifest = self._inspection, self._manifest
         planned = manifest.input.get("shards", 0)
         if len(manifest.shards) < planned:
@@ -114,13 +119,13 @@ class RecordedEmbeddings:
 
 
 def _array_kinds(settings: Mapping[str, Any]) -> list[str]:
-    """Return the kinds of arrays that `embed` writes with these settings."""
+    """Return the kinds of arrays that `embed` writes with the given settings."""
     kinds = [kind for kind, word in WORDS.items() if settings.get(word, True)]
     return [*kinds, "token_states", "offsets"] if settings.get("token_states", False) else kinds
 
 
 def inspect_foreign_embeddings(store: Store, names: list[str], progress: ProgressCallback) -> Inspection | None:
-    """Inspect a folder of clip-retrieval or LAION; return None if it has no such files."""
+    """Inspect a folder written by clip-retrieval or published by LAION. Return None if it has no such files."""
     inspection = Inspection(store.url, FOREIGN_STAGE, 0, 0, 0)
     groups = group_files(names, store.url, inspection.add_problem)
     if not groups:
@@ -159,7 +164,7 @@ def inspect_foreign_embeddings(store: Store, names: list[str], progress: Progres
 def _readable_headers(
     store: Store, inspection: Inspection, groups: Mapping[int, Mapping[str, str]]
 ) -> dict[str, FileHeader]:
-    """Return the headers of all files by name, and report those that cannot be read."""
+    """Return file headers by file name, and report headers that cannot be read."""
     headers: dict[str, FileHeader] = {}
     for files in groups.values():
         for kind in _FOREIGN_KINDS:
@@ -178,7 +183,7 @@ def _foreign_parts(
     headers: Mapping[str, FileHeader],
     first: Mapping[str, str],
 ) -> ShardParts | None:
-    """Return a shard with the number of rows of its first readable file; None if it has no readable file."""
+    """Return the valid files of a shard, with the row count of its first readable file; None if none is readable."""
     name = _number(files)
     sound = {kind: files[kind] for kind in _FOREIGN_KINDS if files.get(kind) in headers}
     if not sound:
@@ -192,5 +197,5 @@ def _foreign_parts(
 
 
 def _number(files: Mapping[str, str]) -> str:
-    """Return the number of a shard as its first file name spells it."""
+    """Return the shard number as written in the name of the first file."""
     return next(iter(files.values())).rpartition("_")[2].partition(".")[0]

@@ -1,4 +1,7 @@
-"""Inspection of the folder of any stage: bytes against records, then each file against the others."""
+"""Inspection of any stage's folder.
+
+The bytes of each file are compared with its record, then the files of a shard with each other.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,21 @@ _INSPECTORS: dict[str, Callable[[Store, Inspection, Manifest], _Recorded]] = {
     "download": RecordedImages,
     "embed": RecordedEmbeddings,
 }
-"""Inspectors of the stages whose files are read. Files of other stages are only compared with their records."""
+"""Inspectors for stages whose files are parsed. Files of other stages are only compared with their records."""
 
 
 def inspect_folder(path: str, progress: ProgressCallback = no_progress) -> Inspection:
-    """Inspect the folder of any stage, or of img2dataset or clip-retrieval.
+    """Inspect a folder written by any stage, by img2dataset or by clip-retrieval.
 
-    Files are read once, in bounded memory: one block of rows, 16 bytes for each of at most 10 million keys and as many
-    images to find duplicates, and 100,000 embeddings to find near duplicates.
+    Memory is bounded: one block of rows, 16 bytes per key and per image for up to 10 million of each (to find
+    duplicates), and 100,000 embeddings (to find near duplicates).
+
+    Args:
+        path: folder to inspect.
+        progress: callback for the number of inspected shards.
 
     Raises:
-        InputError: the folder holds nothing that can be inspected, or its manifest cannot be read.
+        InputError: the folder contains nothing to inspect, or its manifest cannot be read.
     """
     store = Store(path)
     if store.fs.isfile(store.root):
@@ -75,7 +82,7 @@ def _inspect_recorded(store: Store, manifest: Manifest, progress: ProgressCallba
 
 
 def _inspect_foreign(store: Store, progress: ProgressCallback) -> Inspection:
-    """Inspect a folder without a manifest, by the kind of its files."""
+    """Inspect a folder without a manifest. The file names determine whether it contains images or embeddings."""
     names = store.names()
     inspection = None
     if any(name.endswith(".tar") or is_compressed_tar(name) for name in names):

@@ -1,4 +1,7 @@
-"""Inspection of folders of image shards: by the manifest of `download`, or by file names as of img2dataset."""
+"""Inspection of folders with image shards.
+
+The shards are listed by the manifest of `download`, or by file names in folders written by img2dataset.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,19 @@ _ENDINGS = (".tar", ".parquet", "_stats.json")
 
 
 class RecordedImages:
-    """Inspector of the shards that `download` has recorded."""
+    """Inspector for the shards in the manifest of `download`."""
 
     def __init__(self, store: Store, inspection: Inspection, manifest: Manifest) -> None:
         self._store, self._inspection, self._manifest = store, inspection, manifest
         self._images = ImageInspector(store, inspection, recorded=True)
 
     def inspect(self, record: ShardRecord, differing: list[str]) -> None:
-        """Inspect one shard.
+        """Inspect a shard.
 
         Args:
-            differing: files that differ from the record, which is already a problem; faults in them become notes.
+            record: manifest entry of the shard.
+            differing: files whose content differs from the record. This is already reported as a problem, so if there
+                are any, faults in the shard are reported as notes.
         """
         inspection, name = self._inspection, record.name
         tar_name, table_name = f"{name}.tar", f"{name}.parquet"
@@ -47,7 +52,7 @@ class RecordedImages:
             self._images.inspect(name, table, report)
 
     def _compare_counts(self, record: ShardRecord, table: ShardTable, report: Report) -> None:
-        """Compare the numbers of rows and images of a table with the record."""
+        """Compare the row and image counts of a shard's table with its record."""
         if table.rows != record.rows:
             report(f"shard {record.name}: {record.name}.parquet has {table.rows} rows, its record says {record.rows}")
         success = record.counts.get("success", 0)
@@ -56,10 +61,10 @@ class RecordedImages:
         self._inspection.count_errors(_messages(table))
 
     def finish(self) -> None:
-        """Report missing rows and unrecorded files, then the findings about the whole folder."""
+        """Report missing rows and unrecorded files, then the findings about the folder as a whole."""
         inspection, manifest = self._inspection, self._manifest
         planned = manifest.input.get("rows")
-        if planned is None or manifest.rows < planned:  # None until a text list has been read to its end
+        if planned is None or manifest.rows < planned:  # None until a text list has been read completely
             inspection.add_problem(
                 f"holds {manifest.rows:,} of {'all' if planned is None else f'{planned:,}'} rows: `priorkit download` "
                 "is still running or was killed; run it again"
@@ -77,7 +82,7 @@ class RecordedImages:
 
 
 def inspect_foreign_images(store: Store, names: list[str], progress: ProgressCallback) -> Inspection:
-    """Inspect a folder of tars, and the tables and statistics of img2dataset if there are any."""
+    """Inspect a folder of tar files, with img2dataset's tables and statistics if present."""
     shards = sorted(name.removesuffix(".tar") for name in names if name.endswith(".tar"))
     tables = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
     inspection = Inspection(store.url, FOREIGN_STAGE, len(shards), 0, 0)
@@ -117,7 +122,7 @@ def inspect_foreign_images(store: Store, names: list[str], progress: ProgressCal
 
 
 def _compare_statistics(store: Store, inspection: Inspection, shard: str, name: str, table: ShardTable | None) -> bool:
-    """Compare img2dataset's statistics of a shard with its table; return True if they count messages of failures."""
+    """Compare img2dataset's statistics for a shard with its table. Return True if they include error messages."""
     try:
         value = store.read_json(name)
         count, successes = int(value["count"]), int(value["successes"])
@@ -135,6 +140,6 @@ def _compare_statistics(store: Store, inspection: Inspection, shard: str, name: 
 
 
 def _messages(table: ShardTable) -> collections.Counter[str]:
-    """Count the messages of the rows that failed."""
+    """Count the error messages of failed rows."""
     messages = table.columns.get("error_message", [])
     return collections.Counter(str(message) for message in messages if message is not None)

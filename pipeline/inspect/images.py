@@ -1,4 +1,4 @@
-"""Inspection of image shards: each tar is compared with its table, row by row."""
+"""Inspection of image shards, which compares each tar file with its table row by row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .metadata import open_stored_parquet
 from .statistics import Repeats, content_hashes, lengths
 
 SAMPLED_IMAGES = 10_000
-"""Largest number of images whose sizes make up the distribution of sizes."""
+"""Maximum number of sampled images for the distribution of image sizes."""
 _SEED = 0
 _COLUMNS = ("key", "status", "error_message", "caption", "width", "height", "original_width", "original_height")
 _SIZES = ("width", "height")
@@ -33,33 +33,37 @@ _ORIGINAL_SIZES = ("original_width", "original_height")
 
 @dataclass
 class ShardTable:
-    """Table of a shard, as far as it is inspected."""
+    """Inspected part of a shard's table."""
 
     rows: int
     images: list[int]
-    """Table rows of the images, in the order of the tar."""
+    """Row numbers of the downloaded images, in table order."""
     columns: dict[str, list[Any]] = field(default_factory=dict)
-    """Values of those `_COLUMNS` that the table has."""
+    """Values of the `_COLUMNS` that exist in the table."""
 
 
 def read_shard_rows(store: Store, name: str) -> ShardTable:
-    """Read the inspected columns of a shard's table; InputError if it is damaged."""
+    """Read the inspected columns of a shard's table.
+
+    Raises:
+        InputError: the table is damaged.
+    """
     try:
         with open_stored_parquet(store, name) as parquet:
             schema = parquet.schema_arrow
             require_distinct(schema, f"{store.url}/{name}")
             stored = [column for column in _COLUMNS if column in schema.names]
             if "status" in stored and not is_text(schema.field("status").type):
-                stored.remove("status")  # another program's column, such as a numeric HTTP status
+                stored.remove("status")  # another program's column, such as numeric HTTP status codes
             table = parquet.read(columns=stored, use_threads=False)
-            table.validate(full=True)  # refuses text that is not UTF-8
+            table.validate(full=True)  # rejects text that is not UTF-8
             columns: dict[str, list[Any]] = {column: table.column(column).to_pylist() for column in stored}
     except (
         pa.ArrowException,
         OSError,
         KeyError,
         OverflowError,
-    ) as error:  # KeyError: a column that is there twice; OverflowError: a date after 9999
+    ) as error:  # KeyError: a duplicate column; OverflowError: a date after the year 9999
         raise InputError(f"{store.url}/{name} is damaged ({one_line(error)}); download that shard again") from error
     if "key" in columns:
         columns["key"] = key_texts(table.column("key"), f"{store.url}/{name}: column 'key'")
@@ -68,10 +72,13 @@ def read_shard_rows(store: Store, name: str) -> ShardTable:
 
 
 class ImageInspector:
-    """Inspector of image shards, one after the other.
+    """Inspector for image shards, one after another.
 
     Args:
-        recorded: True for a folder of `download`, in which keys are unique and tars are in the order of their tables.
+        store: folder of the shards.
+        inspection: findings to add to.
+        recorded: True for a folder written by `download`, in which keys are unique and each tar has the order of its
+            table.
     """
 
     def __init__(self, store: Store, inspection: Inspection, *, recorded: bool) -> None:
@@ -87,7 +94,7 @@ class ImageInspector:
         self._originals = {column: lengths() for column in _ORIGINAL_SIZES}
 
     def inspect(self, name: str, table: ShardTable | None, report: Report) -> int:
-        """Inspect one tar, compare it with its table if there is one, and return the number of images."""
+        """Inspect a tar file, compare it with its table if it has one, and return its number of images."""
         self._names.append(name)
         self._first_rows.append(self._rows)
         shard = ImageShard(name, "", 0)
@@ -124,7 +131,7 @@ class ImageInspector:
     def _inspect_caption(
         self, where: str, row: int | None, key: str, data: bytes, table: ShardTable | None, report: Report
     ) -> int:
-        """Compare a caption with the table, and return its length in characters."""
+        """Compare a caption with its table row, and return its length in characters."""
         try:
             caption = data.decode(errors="surrogatepass")
         except UnicodeDecodeError:
@@ -141,9 +148,9 @@ class ImageInspector:
     def _inspect_size(
         self, where: str, row: int | None, key: str, image: bytes, table: ShardTable | None, report: Report
     ) -> None:
-        """Read the size of an image from its header and compare it with the table, if the image is sampled.
+        """If an image is sampled, read its size from the header and compare it with the table.
 
-        The sample is a reservoir (Vitter 1985): each image of the folder is equally likely to be in it.
+        Reservoir sampling (Vitter 1985) makes every image in the folder equally likely to be in the sample.
         """
         self._images += 1
         place = self._random.randrange(self._images)
@@ -169,7 +176,7 @@ class ImageInspector:
                 report(f"{where}: the image of {key!r} is {size[0]}x{size[1]}, its table says {stated[0]}x{stated[1]}")
 
     def _compare_keys(self, shard: ImageShard, keys: list[str], table: ShardTable, report: Report) -> None:
-        """Compare the keys of a tar with the table, and report the first difference."""
+        """Compare the keys in a tar file with its table, and report the first difference."""
         if len(keys) != len(table.images):
             report(f"shard {shard.name}: {len(keys)} images, its parquet says {len(table.images)}")
         if "key" not in table.columns:
@@ -196,7 +203,7 @@ class ImageInspector:
         )
 
     def _inspect_keys(self, shard: ImageShard, keys: list[Any], report: Report) -> None:
-        """Report missing keys, and collect the others to find repeated ones."""
+        """Report missing keys, and collect all keys to find duplicates."""
         for row, key in enumerate(keys):
             if key is None:
                 report(f"shard {shard.name}, row {row}: no key")
@@ -204,7 +211,7 @@ class ImageInspector:
         self._rows += len(keys)
 
     def finish(self) -> None:
-        """Report the findings about the whole folder."""
+        """Report the findings about the folder as a whole."""
         inspection = self._inspection
         self._empty.report(inspection.add_note, "captions are empty")
         self._no_caption.report(inspection.add_note, "images have no caption")
@@ -229,6 +236,6 @@ class ImageInspector:
         )
 
     def _place(self, row: int) -> str:
-        """Describe a row of the folder by its shard and its row in that shard."""
+        """Describe a row of the folder by its shard and its row number in that shard."""
         at = bisect.bisect_right(self._first_rows, row) - 1
         return f"shard {self._names[at]}, row {row - self._first_rows[at]}"

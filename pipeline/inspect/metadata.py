@@ -1,4 +1,4 @@
-"""Inspection of the metadata, token states and failures of embedding shards."""
+"""Inspection of metadata, token states and failure tables in embedding shards."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ from .statistics import Distribution, Repeats, content_hashes, lengths, magnitud
 from .vectors import ShardParts, array_blocks
 
 _BATCH_ROWS = 16384
-"""Rows of a Parquet file that are in memory at once."""
+"""Number of Parquet rows in memory at once."""
 _NORMS = {"image_norm": "image", "text_norm": "text"}
-"""Columns of norms before normalisation, and the word for their tower."""
+"""Metadata columns with norms before normalisation, and the CLIP tower of each."""
 
 
 class MetadataInspector:
-    """Inspector of the metadata and token states of shards, one after the other.
+    """Inspector for the metadata and token states of shards, one after another.
 
     Args:
-        recorded: True for a folder of `embed`, whose columns are known.
+        store: folder of the shards.
+        inspection: findings to add to.
+        recorded: True for a folder written by `embed`, whose columns are known.
     """
 
     def __init__(self, store: Store, inspection: Inspection, *, recorded: bool) -> None:
@@ -47,7 +49,7 @@ class MetadataInspector:
         self._norms = {name: magnitudes() for name in _NORMS}
 
     def inspect(self, shard: ShardParts) -> None:
-        """Inspect the metadata of one shard."""
+        """Inspect the metadata of a shard."""
         name, report = shard.files["metadata"], shard.report["metadata"]
         try:
             with open_stored_parquet(self._store, name) as table:
@@ -56,7 +58,7 @@ class MetadataInspector:
             report(f"shard {shard.name}: {self._store.url}/{name} is damaged ({one_line(error)}); embed it again")
 
     def _inspect_table(self, shard: ShardParts, table: pq.ParquetFile, report: Report) -> None:
-        """Inspect the keys, captions and norms of an open metadata file."""
+        """Inspect the keys, captions and norms in an open metadata file."""
         name, stored = shard.files["metadata"], table.schema_arrow.names
         if table.metadata.num_rows != shard.rows:
             report(
@@ -85,7 +87,7 @@ class MetadataInspector:
         self._rows += start
 
     def _text_columns(self, shard: ShardParts, schema: pa.Schema, report: Report) -> list[str]:
-        """Return the columns of keys and captions that can be read, and report faults of the others."""
+        """Return the readable key and caption columns, and report faults in the others."""
         name, inspection = shard.files["metadata"], self._inspection
         texts = []
         for column in (*KEY_COLUMNS, CAPTION_COLUMN):
@@ -114,7 +116,7 @@ class MetadataInspector:
     def _inspect_keys(
         self, shard: ShardParts, start: int, values: Mapping[str, pa.Array], key: str, report: Report
     ) -> np.ndarray:
-        """Report faults of the keys of a block of rows, and return their hashes `[n]`."""
+        """Report faulty keys in a block of rows, and return the hashes `[n]` of all keys."""
         keys = values[key].to_pylist()
         missing = [row for row, value in enumerate(keys) if value is None] if values[key].null_count else []
         if self._recorded:
@@ -123,19 +125,19 @@ class MetadataInspector:
         else:
             self._no_key.add(len(missing), lambda: [f"shard {shard.name}, row {start + row}" for row in missing[:3]])
         if self._recorded and set(KEY_COLUMNS) <= values.keys():
-            # `embed` writes the key to both columns: if they differ, rows of one are shifted
+            # `embed` writes the key to both columns; a difference means that the rows of one are shifted
             for row in _differing(values["key"], values["image_path"]):
                 report(f"shard {shard.name}, row {start + row}: key {keys[row]!r} is not the row's image_path")
-        # a row without a key never repeats another row
+        # hash the position of rows without a key, so that they are not duplicates
         return content_hashes(
             (value if value is not None else (start, row) for row, value in enumerate(keys)), len(keys)
         )
 
     def _report_repeats(self, shard: ShardParts, key: str, hashes: np.ndarray) -> None:
-        """Collect the keys of a shard, and report repeated ones in a folder without a manifest."""
+        """Collect the keys of a shard. In a folder without a manifest, also report duplicates within the shard."""
         rows = np.arange(len(hashes))
         self._keys.add(hashes, shard.first_row + rows)
-        if self._recorded:  # keys may repeat if those of the input do: the note of `finish` is enough
+        if self._recorded:  # duplicates in the input are allowed; `finish` notes them
             return
         within = Repeats()
         within.add(hashes, rows)
@@ -146,7 +148,7 @@ class MetadataInspector:
             self._inspection.add_note(f"shard {shard.name}: {repeated:,} rows have the {key} of an earlier one")
 
     def _inspect_captions(self, shard: ShardParts, start: int, captions: pa.Array) -> None:
-        """Add the lengths of captions, and count empty ones."""
+        """Add the lengths of captions to their distribution, and count empty captions."""
         sizes = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(captions)), 0).to_numpy(zero_copy_only=False)
         self._captions.add(sizes)
         empty = np.flatnonzero(sizes == 0)
@@ -155,7 +157,7 @@ class MetadataInspector:
     def _inspect_norms(
         self, shard: ShardParts, start: int, column: str, norms: pa.Array, values: Distribution, report: Report
     ) -> None:
-        """Add the norms of a block of rows, and report those that are not positive numbers."""
+        """Add a block of norms to their distribution, and report those that are not positive and finite."""
         numbers = norms.to_numpy(zero_copy_only=False)
         if numbers.dtype.kind != "f":
             if start == 0:
@@ -166,7 +168,7 @@ class MetadataInspector:
             report(f"shard {shard.name}, row {start + row}: {column} is {numbers[row]:.4g}")
 
     def inspect_token_states(self, shard: ShardParts) -> None:
-        """Inspect the offsets and token states of one shard."""
+        """Inspect the offsets and token states of a shard."""
         name, report = shard.files["offsets"], shard.report["offsets"]
         try:
             offsets = np.concatenate(list(array_blocks(self._store, name)) or [np.empty(0, np.int64)])
@@ -191,7 +193,7 @@ class MetadataInspector:
         self._inspect_states(shard, offsets)
 
     def _inspect_states(self, shard: ShardParts, offsets: np.ndarray) -> None:
-        """Report token states that are not finite, or whose number differs from the offsets."""
+        """Report token states with NaN or infinity, and a total number that differs from the last offset."""
         if "token_states" not in shard.files:
             return
         name, report = shard.files["token_states"], shard.report["token_states"]
@@ -217,7 +219,11 @@ class MetadataInspector:
             )
 
     def finish(self, place: Callable[[int], str]) -> None:
-        """Report the findings about the whole folder. `place` describes a row of the folder by its shard."""
+        """Report the findings about the folder as a whole.
+
+        Args:
+            place: returns a description of a row, given its number in the folder.
+        """
         inspection = self._inspection
         self._empty.report(inspection.add_note, "captions are empty")
         self._no_key.report(inspection.add_note, "rows have no key")
@@ -245,7 +251,16 @@ class MetadataInspector:
 def inspect_failures(
     store: Store, inspection: Inspection, name: str, shard: str, expected: int, report: Report
 ) -> None:
-    """Count the messages of a shard's failures, and compare their number with the record."""
+    """Count the error messages in a shard's failure table, and compare the number of rows with the record.
+
+    Args:
+        store: folder of the shards.
+        inspection: findings to add to.
+        name: name of the failure table.
+        shard: name of the shard, for messages.
+        expected: number of failed rows in the record.
+        report: callback for faults.
+    """
     try:
         with open_stored_parquet(store, name) as table:
             rows = table.metadata.num_rows
@@ -260,13 +275,13 @@ def inspect_failures(
 
 @contextlib.contextmanager
 def open_stored_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file of a store while the block runs. Errors of pyarrow are passed on."""
+    """Context manager that opens a Parquet file from a store. pyarrow errors propagate."""
     with store.open(name) as file:
         yield open_parquet(file)
 
 
 def _differing(one: pa.Array, other: pa.Array) -> list[int]:
-    """Return the rows in which two columns differ; none if their types differ."""
+    """Return the numbers of the rows in which two columns differ. Columns of different types are not compared."""
     if one.type != other.type:
         return []
     return [int(row) for row in np.flatnonzero(pc.fill_null(pc.not_equal(one, other), False).to_numpy(False))]

@@ -1,4 +1,4 @@
-"""Near duplicates among the rows of a seeded sample of a folder."""
+"""Search for near duplicates in a seeded sample of a folder's rows."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 
 BANK_ROWS = 100_000
-"""Largest number of rows that are compared with each other: 5 billion pairs."""
+"""Maximum number of rows that are compared with each other, which gives 5 billion pairs."""
 NEAR_COSINE = 0.98
-"""Smallest cosine of two images that count as near duplicates."""
+"""Minimum cosine similarity of two images that count as near duplicates."""
 _SEED = 0
 _QUERIES, _COLUMNS = 1024, 8192
-"""Shape of the matrix of cosines that is in memory: 32 MiB of float32."""
+"""Shape of the cosine matrix in memory, which takes 32 MiB as float32."""
 _SECONDS = 60.0
-"""Seconds after which no further rows are compared."""
+"""Time limit in seconds, after which no further rows are compared."""
 
 
 def seeded_rows(total: int, most: int) -> np.ndarray:
-    """Return `most` random rows below `total`, or all of them if there are fewer; always the same ones, ascending."""
+    """Return `most` random row numbers below `total`, or all of them if there are fewer.
+
+    The numbers are ascending. The seed is fixed, so the same arguments give the same rows.
+    """
     if total <= most:
         return np.arange(total)
     return np.sort(np.random.default_rng(_SEED).choice(total, most, replace=False, shuffle=False))
@@ -27,24 +30,24 @@ def seeded_rows(total: int, most: int) -> np.ndarray:
 
 @dataclass
 class Neighbours:
-    """Result of comparing the rows of a bank."""
+    """Result of comparing the rows of a `NeighbourBank`."""
 
     compared: int
-    """Number of rows that were compared with the whole bank; fewer than it has if time ran out."""
+    """Number of rows compared with the whole bank. It is below the number of distinct rows if time ran out."""
     near_pairs: int
-    """Number of pairs of rows with different content and a cosine of `NEAR_COSINE` or more."""
+    """Number of near-duplicate pairs: rows with different content and a cosine of at least `NEAR_COSINE`."""
     examples: list[tuple[int, int]]
-    """Row numbers of up to three such pairs."""
+    """Row numbers of up to three near-duplicate pairs."""
     nearest: np.ndarray
-    """`[compared]` float32: largest cosine to a row with different content."""
+    """`[compared]` float32: each compared row's largest cosine to a row with different content."""
 
 
 class NeighbourBank:
-    """Seeded sample of the rows of a folder, collected block by block in float16, then compared.
+    """Seeded sample of a folder's rows, collected block by block as float16 and then compared.
 
     Args:
-        total: number of rows of the folder.
-        most: largest number of rows of the bank.
+        total: number of rows in the folder.
+        most: maximum number of rows in the bank.
     """
 
     def __init__(self, total: int, most: int = BANK_ROWS) -> None:
@@ -56,12 +59,12 @@ class NeighbourBank:
         """Number of rows in the bank."""
 
     def add(self, rows: np.ndarray, embeds: np.ndarray, hashes: np.ndarray) -> None:
-        """Add the sampled rows of a block.
+        """Add those rows of a block that are in the sample.
 
         Args:
             rows: `[n]` row numbers, ascending.
             embeds: `[n, D]` unit vectors.
-            hashes: `[n]` hashes of the bytes of each vector.
+            hashes: `[n]` hash of the bytes of each vector.
         """
         first, last = np.searchsorted(self._chosen, [rows[0], rows[-1] + 1]) if len(rows) else (0, 0)
         sampled = np.isin(rows, self._chosen[first:last], assume_unique=True)
@@ -72,13 +75,18 @@ class NeighbourBank:
             self.rows += int(sampled.sum())
 
     def compare(self, seconds: float = _SECONDS, near: float = NEAR_COSINE) -> Neighbours:
-        """Compare all pairs, block by block, until time runs out. Rows with the same content count once."""
+        """Compare all pairs, block by block, until time runs out. Rows with equal content are compared only once.
+
+        Args:
+            seconds: time limit. At least one block is compared.
+            near: minimum cosine of near duplicates.
+        """
         if not self.rows:
             return Neighbours(0, 0, [], np.empty(0, np.float32))
         hashes, rows, embeds = (np.concatenate(parts) for parts in (self._hashes, self._rows, self._embeds))
         self._rows, self._embeds, self._hashes = [], [], []
         _, first = np.unique(hashes, return_index=True)
-        # in a random order, so that the rows compared before time runs out are a sample too
+        # random order, so that the rows compared before time runs out are also a random sample
         order = np.random.default_rng(_SEED).permutation(np.sort(first))
         rows, embeds = rows[order], embeds[order]
         nearest = np.full(len(rows), -np.inf, np.float32)
@@ -91,7 +99,7 @@ class NeighbourBank:
                 block = embeds[start : start + _COLUMNS].astype(np.float32)
                 cosines = queries @ block.T  # (queries, columns)
                 columns = np.arange(start, start + len(block))
-                if start < stop:  # compare with later rows only: each pair once, and no row with itself
+                if start < stop:  # mask earlier rows and the row itself, so that each pair counts once
                     cosines[columns[None, :] <= np.arange(done, stop)[:, None]] = -np.inf
                 np.maximum(nearest[done:stop], cosines.max(1), out=nearest[done:stop])
                 np.maximum(nearest[columns], cosines.max(0), out=nearest[start : start + len(block)])

@@ -1,4 +1,4 @@
-"""Tables of an inspection, for the terminal and for an HTML page, and the page itself."""
+"""HTML page of an inspection, and the table rows that the page and the terminal show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..display.page import new_plot, page, paragraph, plot_label, plots, table
 from .findings import Inspection
 
 _LISTED = 20
-"""Largest number of messages that a table of failures shows."""
+"""Maximum number of rows in a table of error messages, and of bars in a chart."""
 DISTRIBUTION_HEADER = ("distribution", "rows", "mean", "std", "min", "1%", "50%", "99%", "max")
 
 
@@ -19,7 +19,7 @@ def health(inspection: Inspection) -> str:
 
 
 def summary_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return rows of counts and sizes: name and value."""
+    """Return (name, value) rows for the counts and sizes of the folder."""
     rows: list[tuple[str, Any]] = [("stage", inspection.stage), ("shards", f"{inspection.shards:,}")]
     rows += [("rows", f"{inspection.rows:,}"), ("bytes", f"{inspection.bytes:,}")]
     rows += [(f"  {outcome}", f"{number:,}") for outcome, number in sorted(inspection.counts.items())]
@@ -27,7 +27,7 @@ def summary_rows(inspection: Inspection) -> list[tuple[str, Any]]:
 
 
 def error_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return rows of the most frequent messages of failures, with their counts."""
+    """Return (message, count) rows for the most frequent error messages."""
     ordered = sorted(inspection.errors.items(), key=lambda item: (-item[1], item[0]))
     rows = [(message, f"{number:,}") for message, number in ordered[:_LISTED]]
     if len(ordered) > _LISTED:
@@ -37,17 +37,17 @@ def error_rows(inspection: Inspection) -> list[tuple[str, Any]]:
 
 
 def setting_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return rows of the values and settings in the manifest, by dotted name."""
+    """Return (dotted name, value) rows for the information and settings in the manifest."""
     return _flat({**inspection.about, **({"settings": inspection.settings} if inspection.settings else {})})
 
 
 def looked_at_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return rows of the number of items that each check read."""
+    """Return (name, number) rows with the number of items that each check covered."""
     return [(name, f"{number:,}") for name, number in inspection.looked_at.items()]
 
 
 def distribution_rows(inspection: Inspection) -> list[tuple[str, ...]]:
-    """Return a row under `DISTRIBUTION_HEADER` for each distribution."""
+    """Return one row for each distribution, with the columns of `DISTRIBUTION_HEADER`."""
     return [
         (
             name,
@@ -61,7 +61,13 @@ def distribution_rows(inspection: Inspection) -> list[tuple[str, ...]]:
 
 
 def listed(findings: Sequence[str], count: int, most: int) -> list[str]:
-    """Return the first findings, and a line with the number of the others."""
+    """Return the first `most` findings, and a line with the number of omitted ones.
+
+    Args:
+        findings: stored findings.
+        count: total number of findings, stored or not.
+        most: maximum number of findings to return.
+    """
     shown = list(findings[:most])
     if count > len(shown):
         shown.append(f"and {count - len(shown):,} more")
@@ -100,7 +106,7 @@ def inspection_page(inspection: Inspection) -> bytes:
 
 
 def _histogram(name: str, values: Mapping[str, Any]) -> str:
-    """Return the plot of a histogram, with a logarithmic axis if its values span two decades."""
+    """Return a histogram plot. Its axis is logarithmic if positive values span more than two decades."""
     edges, counts = values["histogram"]["edges"], values["histogram"]["counts"]
     with new_plot(f"{name} ({values['rows']:,})", name, "rows") as (axes, fragments):
         axes.stairs(counts, edges, fill=True)
@@ -118,12 +124,12 @@ def _bars(name: str, counts: Mapping[str, int]) -> str:
 
 
 def _number(value: float) -> str:
-    """Format a number with four significant digits; large whole numbers with all digits."""
+    """Format a number with four significant digits; whole numbers from 10 keep all digits."""
     return f"{value:,.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.4g}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return rows of nested values, by dotted name."""
+    """Flatten nested values to (dotted name, value) rows."""
     rows: list[tuple[str, Any]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):

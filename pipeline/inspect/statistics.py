@@ -1,4 +1,4 @@
-"""Statistics of a stream in bounded memory: distributions over fixed bins, and repeated values."""
+"""Streaming statistics in bounded memory: distributions over fixed bins, and duplicate values."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from ..compute.hash_sample import HashSample
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-"""Shares of the quantiles that are printed."""
+"""Quantiles in the output, as shares from 0 to 1."""
 _PRINTED_BINS = 64
-"""Largest number of bins of a printed histogram."""
+"""Maximum number of bins in an output histogram."""
 REPEATS_CAPACITY = 10_000_000
-"""Number of rows whose hash `Repeats` keeps: 16 bytes for each, and 32 more while they are sorted."""
+"""Maximum number of rows whose hash `Repeats` stores: 16 bytes per row, and 32 more during sorting."""
 
 
 class Distribution:
-    """Moments and a histogram over fixed edges. The first and last bin also count the values beyond them.
+    """Moments and histogram of a stream of values. The first and last bins also count values outside the edges.
 
     Args:
-        edges: `[bins + 1]` ascending.
-        whole: True if values are whole numbers; quantiles then are too.
+        edges: `[bins + 1]` bin edges, ascending.
+        whole: True if the values are whole numbers. Quantiles are then rounded down to whole numbers.
     """
 
     def __init__(self, edges: np.ndarray, *, whole: bool = False) -> None:
@@ -35,14 +35,14 @@ class Distribution:
         self._min, self._max = math.inf, -math.inf
 
     def add(self, values: np.ndarray) -> None:
-        """Add values `[n]`. Values that are not finite are skipped; they are reported as faults elsewhere."""
+        """Add values `[n]`, skipping NaN and infinity, which are reported elsewhere."""
         values = np.asarray(values, np.float64)
         values = values[np.isfinite(values)]
         if not len(values):
             return
         mean, rows = values.mean(), self.rows + len(values)
         delta = mean - self._mean
-        # combine the moments of two parts without cancellation (Chan, Golub and LeVeque 1979)
+        # combine the moments of both parts without cancellation (Chan, Golub and LeVeque 1979)
         self._squares += ((values - mean) ** 2).sum() + delta**2 * self.rows * len(values) / rows
         self._mean += delta * len(values) / rows
         self.rows = rows
@@ -55,7 +55,7 @@ class Distribution:
         return self._mean, math.sqrt(self._squares) / self.rows
 
     def quantile(self, share: float) -> float:
-        """Return a quantile, interpolated linearly within its bin; its error is at most the bin's width."""
+        """Return a quantile, interpolated linearly within its bin. The error is at most the bin width."""
         target = share * self.rows
         below = np.cumsum(self.counts)
         at = int(np.searchsorted(below, target))
@@ -68,7 +68,7 @@ class Distribution:
         return min(math.floor(value), self._max) if self._whole else value
 
     def to_json(self) -> dict[str, Any]:
-        """Return moments, extremes, quantiles by share, and the histogram without empty bins at its ends."""
+        """Return moments, extremes, quantiles and the histogram without the empty bins at its ends."""
         first, last = np.flatnonzero(self.counts)[[0, -1]]
         step = -(-(last + 1 - first) // _PRINTED_BINS)
         starts = np.arange(first, last + 1, step)
@@ -87,11 +87,14 @@ class Distribution:
 
 
 class Repeats:
-    """Finder of rows with equal content, by 8-byte hashes.
+    """Duplicate finder that compares rows by 64-bit hashes of their content.
 
-    It is exact up to `capacity` rows. Beyond that it keeps only contents whose hash ends in a zero bit, then in two,
-    and so on. So it keeps all rows of a sample of contents, in bounded memory. The probability that any two of 10
-    million contents have the same hash is 3e-6.
+    It is exact up to `capacity` rows. Beyond that, it keeps only contents whose hash ends in one zero bit, then in two
+    zero bits, and so on. Memory stays bounded, and all rows of each sampled content are kept. The probability of any
+    hash collision among 10 million contents is 3e-6.
+
+    Args:
+        capacity: maximum number of stored rows.
     """
 
     def __init__(self, capacity: int = REPEATS_CAPACITY) -> None:
@@ -100,16 +103,25 @@ class Repeats:
 
     @property
     def one_in(self) -> int:
-        """Sampling rate of contents: 1 if all are kept, 2 for every second one, and so on."""
+        """Sampling interval: one in this many contents is kept, so 1 means that all are."""
         return 1 << self._sample.level
 
     def add(self, hashes: np.ndarray, rows: np.ndarray) -> None:
-        """Add `[n]` int64 hashes and their row numbers, ascending."""
+        """Add rows.
+
+        Args:
+            hashes: `[n]` int64 content hashes.
+            rows: `[n]` row numbers, ascending.
+        """
         self._sample.add(hashes, rows)
         self._sample.shrink(self._capacity)
 
     def find(self, most: int = 3) -> tuple[int, list[tuple[int, int]]]:
-        """Return the number of rows that repeat an earlier one, and the first pairs (row, earlier row); clear all."""
+        """Find duplicates, and clear the stored rows.
+
+        Returns:
+            The number of rows that repeat an earlier row, and the first `most` of them as (row, earlier row).
+        """
         hashes, rows = self._sample.take()
         order = np.argsort(hashes, kind="stable")
         hashes = hashes[order]
@@ -119,12 +131,15 @@ class Repeats:
 
 
 def content_hashes(values: Iterable[Any], count: int) -> np.ndarray:
-    """Return `[count]` int64 hashes of values. Python salts them in each process, so collisions cannot be planted."""
+    """Return `[count]` int64 hashes of values.
+
+    Python salts the hashes of text and bytes in each process, so an attacker cannot construct collisions.
+    """
     return np.fromiter(map(_hash, values), np.int64, count)
 
 
 def _hash(value: Any) -> int:
-    """Return the hash of a value, by its text if it is a list or a struct."""
+    """Return the hash of a value. Unhashable values, such as lists and structs, are hashed by their repr."""
     try:
         return hash(value)
     except TypeError:
@@ -142,7 +157,7 @@ def unit_norms() -> Distribution:
 
 
 def lengths() -> Distribution:
-    """Return a distribution for lengths: one bin per number below 256, then 32 per doubling up to 16 million."""
+    """Return a distribution for lengths: one bin per whole number below 256, then 32 bins per doubling up to 2^24."""
     return Distribution(np.concatenate([np.arange(256), 2.0 ** (8 + np.arange(16 * 32 + 1) / 32)]), whole=True)
 
 

@@ -1,4 +1,4 @@
-"""Inspection of the arrays of embedding shards: rows that are not unit vectors, mismatched pairs, and duplicates."""
+"""Inspection of embedding arrays for rows that are not unit vectors, mismatched pairs and duplicates."""
 
 from __future__ import annotations
 
@@ -16,41 +16,45 @@ from .neighbours import NEAR_COSINE, NeighbourBank
 from .statistics import Distribution, Repeats, content_hashes, cosines, unit_norms
 
 _BLOCK_ROWS = 4096
-"""Rows that are in memory at once."""
+"""Number of rows in memory at once."""
 _FEWEST_PAIRS = 30
-"""Fewest pairs of a shard whose mean cosine is compared with that of other shards."""
+"""Minimum number of pairs in a shard for comparing its alignment with that of other shards."""
 
 
 @dataclass(frozen=True)
 class ShardParts:
-    """Files of one shard, and where to report their faults."""
+    """Files of a shard, and the callbacks that report their faults."""
 
     name: str
     first_row: int
-    """Number of its first row in the folder."""
+    """Row number in the folder of the shard's first row."""
     rows: int
     counted_by: str
-    """Source of that number, for messages."""
+    """Source of the row count, for messages."""
     files: Mapping[str, str]
-    """Names of the files that exist, by kind."""
+    """Names of existing files, by kind."""
     report: Mapping[str, Report]
-    """Callbacks for faults in a file, by kind."""
+    """Callbacks that report faults in a file, by kind."""
 
 
 @dataclass(frozen=True)
 class _Alignment:
-    """Mean cosine of the pairs of a shard, compared with that of its images and unrelated texts."""
+    """Difference in cosine between a shard's image-text pairs and its unrelated images and texts."""
 
     name: str
     rows: int
     gap: float
-    """Mean difference between the cosine of a pair and that of an unrelated image and text."""
+    """Mean cosine of pairs minus the mean cosine of unrelated images and texts."""
     error: float
     """Standard error of the gap."""
 
 
 def array_blocks(store: Store, name: str, block_rows: int = _BLOCK_ROWS) -> Iterator[np.ndarray]:
-    """Yield the rows of an array `[N, ...]` in blocks, read as a stream; InputError if it is damaged or ends early."""
+    """Yield the rows of a stored array `[N, ...]` in blocks, reading the file as a stream.
+
+    Raises:
+        InputError: the array is damaged, truncated or in Fortran order.
+    """
     with store.open(name) as file:
         shape, fortran_order, dtype = read_array_start(store, name, file)
         if fortran_order:
@@ -65,12 +69,14 @@ def array_blocks(store: Store, name: str, block_rows: int = _BLOCK_ROWS) -> Iter
 
 
 class VectorInspector:
-    """Inspector of the image and text embeddings of shards, one after the other.
+    """Inspector for the image and text embeddings of shards, one after another.
 
     Args:
-        total: number of rows of the folder.
-        embed_dim: width that every array must have; None for that of the first array.
-        dim_source: source of that width, for messages.
+        store: folder of the shards.
+        inspection: findings to add to.
+        total: number of rows in the folder.
+        embed_dim: embedding size that every array must have; None for the size of the first array.
+        dim_source: source of that size, for messages.
     """
 
     def __init__(
@@ -87,7 +93,7 @@ class VectorInspector:
         self._alignments: list[_Alignment] = []
 
     def inspect(self, shard: ShardParts) -> None:
-        """Inspect one shard, and report arrays that cannot be read or have another number of rows."""
+        """Inspect the embeddings of a shard. Report and skip arrays that are unreadable or have an unexpected shape."""
         kinds = [kind for kind in WORDS if kind in shard.files and self._has_fitting_header(shard, kind)]
         differences = cosines()
         streams = {kind: array_blocks(self._store, shard.files[kind]) for kind in kinds}
@@ -109,7 +115,7 @@ class VectorInspector:
             self._alignments.append(_Alignment(shard.name, differences.rows, *differences.mean_and_error()))
 
     def _has_fitting_header(self, shard: ShardParts, kind: str) -> bool:
-        """Return True if an array has the expected width and number of rows; report it otherwise."""
+        """Return True if an array has the expected embedding size and number of rows. Otherwise, report it."""
         name, report = shard.files[kind], shard.report[kind]
         try:
             header = read_header(self._store, name)
@@ -128,8 +134,12 @@ class VectorInspector:
         return header.embed_dim == self._embed_dim and header.rows == shard.rows
 
     def _inspect_block(self, shard: ShardParts, kind: str, start: int, stored: np.ndarray) -> np.ndarray:
-        """Report rows that are not unit vectors; return `[n, D]` float32 of norm 1, with NaN for those rows."""
-        with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are reported
+        """Report rows that are not unit vectors, and collect the others to find duplicates.
+
+        Returns:
+            `[n, D]` float32 rows, normalised to norm 1. Rows that are not unit vectors are NaN.
+        """
+        with np.errstate(over="ignore"):  # values outside the float32 range become infinite and are reported
             embeds = stored.astype(np.float32)
         norms = row_norms(embeds)
         self._norms[kind].add(norms)
@@ -153,9 +163,9 @@ class VectorInspector:
         return embeds / norms[:, None] if sound.all() else embeds / np.where(sound, norms, 1)[:, None]
 
     def _compare(self, image: np.ndarray, text: np.ndarray, differences: Distribution) -> None:
-        """Add the cosines of pairs, and of unrelated images and texts.
+        """Add the cosines of pairs, and of unrelated images and texts, to their distributions.
 
-        Unrelated ones are half a block apart, since neighbouring rows may be captions of one image.
+        Unrelated images and texts are half a block apart, since neighbouring rows may be captions of the same image.
         """
         pairs = np.einsum("nd,nd->n", image, text)
         self._pairs.add(pairs)
@@ -165,7 +175,11 @@ class VectorInspector:
             differences.add(pairs - unrelated)
 
     def finish(self, place: Callable[[int], str]) -> None:
-        """Report the findings about the whole folder. `place` describes a row of the folder by its shard."""
+        """Report the findings about the folder as a whole.
+
+        Args:
+            place: returns a description of a row, given its number in the folder.
+        """
         inspection = self._inspection
         self._report_alignment()
         for kind, rounded in self._rounded.items():
@@ -205,11 +219,12 @@ class VectorInspector:
         )
 
     def _report_alignment(self) -> None:
-        """Report the shards whose pairs are unrelated, if those of another shard clearly are related."""
+        """Report shards whose images and texts are unrelated, if the pairs of another shard clearly are related."""
         clear = max((shard.gap - 4 * shard.error for shard in self._alignments), default=0.0)
         for shard in self._alignments:
             unrelated = shard.gap <= 4 * shard.error and shard.error > 0
-            if unrelated and clear > 16 * shard.error:  # chance alone cannot hide a gap like that of the other shard
+            # only if this shard's noise is too small to hide a gap like that of the other shard
+            if unrelated and clear > 16 * shard.error:
                 self._inspection.add_problem(
                     f"shard {shard.name}, rows 0 to {shard.rows - 1}: images and texts do not belong together "
                     f"(pairs are {shard.gap:+.3f} more alike than strangers, in another shard {clear:+.3f} or more): "

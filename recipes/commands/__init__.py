@@ -1,1 +1,1 @@
-"""Commands that read a recipe, one file each."""
+"""Commands that read a recipe, one per module."""

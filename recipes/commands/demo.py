@@ -1,4 +1,4 @@
-"""The command `priorkit demo`. Heavy imports happen when it runs."""
+"""The `priorkit demo` command. Heavy dependencies are imported only when it runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def demo(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the whole chain offline on about 3,950 emoji, from a list of URLs to an evaluated prior and a picture.
+    """Run the whole chain offline on about 3,950 emoji, from a URL list to an evaluated prior and a picture.
 
     Example: priorkit demo --folder /tmp/demo
     """

@@ -1,4 +1,4 @@
-"""The command `priorkit evaluate`. Heavy imports happen when it runs."""
+"""The `priorkit evaluate` command. Heavy dependencies are imported only when it runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def evaluate(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a prior, beside baselines, on rows it was not trained on.
+    """Evaluate a prior and baselines on rows that the prior was not trained on.
 
     Example: priorkit evaluate data/prior --set evaluate.draws=16
     """
@@ -58,7 +58,7 @@ def evaluate(
         overrides = [*(settings or []), *worker_overrides(workers)]
         overrides += [] if weights is None else [f"evaluate.weights=[{weights}]"]
         chosen = load_recipe(recipe, overrides, ("evaluate", "read", "compute"))
-        # a prior that was trained here has recorded its own `read` settings
+        # None selects the `read` settings recorded with the prior, if any
         read = chosen.read if "read" in chosen.model_fields_set else None
         if dry_run:
             plan = plan_evaluate(

@@ -1,4 +1,4 @@
-"""The metrics of an evaluation on the terminal: tables for `evaluate`, `run` and `demo`."""
+"""Terminal output of evaluation metrics for `evaluate`, `run` and `demo`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
-    """Print a table for each split: the metrics of the prior and of the baselines, with 95% intervals."""
+    """Print a table for each split with the metrics of the prior and the baselines, and 95% intervals."""
     from ...pipeline.display.terminal import print_line, print_table
 
     names = ("energy_score", "cosine_to_image", "cosine_to_text", "recall_at_1", "recall_at_10")
@@ -36,10 +36,10 @@ def print_metrics(metrics: dict[str, Any]) -> None:
 
 
 def require_sound(metrics: dict[str, Any]) -> None:
-    """Refuse predictions that cannot be scored, so that a script stops.
+    """Raise an error if predictions could not be scored, so that the command fails and scripts stop.
 
     Raises:
-        InputError: the predictions of the evaluated prior are broken; names the split and the reason.
+        InputError: the predictions of the evaluated prior are broken. The message names the split and the reason.
     """
     from ...pipeline.errors import InputError
 

@@ -1,4 +1,7 @@
-"""The commands `priorkit recipes list`, `copy` and `validate`. Heavy imports happen when a command runs."""
+"""The `priorkit recipes` commands `list`, `copy` and `validate`.
+
+Heavy dependencies are imported only when a command runs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ recipes = typer.Typer(no_args_is_help=True, help="The recipes that come with pri
 
 @recipes.command("list")
 def list_recipes(as_json: JsonOption = False) -> None:
-    """List the recipes that come with priorkit.
+    """List the recipes included in priorkit.
 
     Example: priorkit recipes list
     """
@@ -36,7 +39,7 @@ def copy(
     name: Annotated[str, typer.Argument(help="Name as `recipes list` shows it.")],
     destination: Annotated[Path, typer.Argument(help="File or folder to write to.")] = Path("."),
 ) -> None:
-    """Copy a recipe that comes with priorkit, to edit it.
+    """Copy an included recipe to a new file for editing.
 
     Example: priorkit recipes copy custom my_recipe.yaml
     """
@@ -50,7 +53,7 @@ def copy(
 
 @recipes.command("validate")
 def validate(recipe: RecipeArgument, settings: SetOption = None, as_json: JsonOption = False) -> None:
-    """Check every key and value of a recipe, and print it with all defaults filled in.
+    """Check every key and value in a recipe, and print it with all defaults filled in.
 
     Example: priorkit recipes validate my_recipe.yaml
     """
@@ -70,4 +73,4 @@ def validate(recipe: RecipeArgument, settings: SetOption = None, as_json: JsonOp
             print_json(chosen)
         else:
             print_text(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=False))
-            print(f"{clean(recipe)}: valid", file=StandardError())  # standard output holds the recipe alone
+            print(f"{clean(recipe)}: valid", file=StandardError())  # standard output contains only the recipe

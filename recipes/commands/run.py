@@ -1,4 +1,4 @@
-"""The command `priorkit run`. Heavy imports happen when it runs."""
+"""The `priorkit run` command. Heavy dependencies are imported only when it runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run every stage of a recipe that is not up to date, and only those.
+    """Run the stages of a recipe that are not up to date.
 
     Example: priorkit run custom --set urls=my_list.csv --dry-run
     """
@@ -62,7 +62,7 @@ def run(
 
 
 def _show_plans(planned: list[PlannedStage], as_json: bool) -> None:
-    """Print the plans that there are, then the stages that cannot be planned yet."""
+    """Print the available plans, then the stages that cannot be planned yet."""
     from ...pipeline.display.terminal import print_json, print_line, print_plans
 
     plans = [stage.plan for stage in planned if stage.plan is not None]

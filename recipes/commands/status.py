@@ -1,4 +1,4 @@
-"""The command `priorkit status`. Heavy imports happen when it runs."""
+"""The `priorkit status` command. Heavy dependencies are imported only when it runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def status(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what each stage has done; with a recipe, also what is not up to date.
+    """Show the progress of each stage. With a recipe, also show which stages are not up to date.
 
     Example: priorkit status my_recipe.yaml
     """

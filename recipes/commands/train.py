@@ -1,4 +1,4 @@
-"""The command `priorkit train`. Heavy imports happen when it runs."""
+"""The `priorkit train` command. Heavy dependencies are imported only when it runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def train(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a prior on embeddings, or continue from its newest checkpoint.
+    """Train a prior on embeddings, or continue training from its newest checkpoint.
 
     Example: priorkit train custom --set train.steps=20000
     """

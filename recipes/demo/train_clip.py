@@ -1,18 +1,20 @@
 """Train the small CLIP of the offline demo on OpenMoji pictures and their names.
 
-Command (in a checkout that is installed with `pip install -e ".[demo]"`):
+Command, in a checkout installed with `pip install -e ".[demo]"`:
 
     python -m priorkit.recipes.demo.train_clip --output recipes/demo --cache path/to/scratch
 
-Hardware: 2 CPU cores with bfloat16 instructions, no GPU. Duration: 25 minutes (104 s of drawing, 1,420 s of training)
-on a machine that also did other work. On idle cores an epoch takes 7 s, and the 110 epochs take 13 minutes.
-Expected: text-to-image recall@10 of 0.99 on the training pairs and 0.65 on the held-out pairs.
+Hardware: 2 CPU cores with bfloat16 instructions, no GPU.
+Duration: 25 minutes on a busy machine, of which drawing took 104 s and training 1,420 s. On idle cores, an epoch takes
+7 s, so the 110 epochs take 13 minutes.
+Expected: text-to-image recall@10 of 0.99 on training pairs and 0.65 on held-out pairs.
 
-A hash of the emoji's code selects 226 of the 3,953 pairs (6%), which are held out of training. Weights are stored in
-float16. The script measures the stored file, loaded by open_clip, on pictures that were processed like the demo's:
-files of mixed sizes and formats, then JPEG of 128 x 128 pixels at quality 95, then open_clip's own preprocessing.
+226 of the 3,953 pairs (6%) are held out of training, selected by a hash of the emoji's code. Weights are stored in
+float16. The evaluation loads the stored weights with open_clip. It processes pictures as in the demo: files of mixed
+sizes and formats are converted to 128 x 128 pixel JPEG at quality 95, then preprocessed by open_clip.
 
-Letters in shapes: B batch, N pairs, D embedding, C context length in tokens, V variants of a picture, S image side.
+Shape symbols: B batch size, N number of pairs, D embedding size, C context length in tokens, V variants per picture,
+S image side.
 """
 
 import argparse
@@ -42,7 +44,7 @@ from ...pipeline.contract.storage import atomic_file
 from ..demo_picture import IMAGE_SIZES, Emoji, emojis, render, write_images
 
 IMAGE_SIDE = 64
-"""Side length in pixels of the model's input."""
+"""Side length of the model's input images, in pixels."""
 MODEL_CFG: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": IMAGE_SIDE, "layers": [1, 2, 2, 1], "width": 16, "head_width": 64, "patch_size": None},
@@ -58,24 +60,27 @@ PREPROCESS_CFG: dict[str, Any] = {
 }
 
 DATASET_SIDE = 128
-"""Side length in pixels of the images that the demo's download stores."""
+"""Side length of the images that the demo's download stores, in pixels."""
 DATASET_QUALITY = 95
 """JPEG quality of the images that the demo's download stores."""
 NEIGHBOURS = 32
-"""Number of consecutive pairs that a batch of neighbours keeps together."""
+"""Number of pairs with consecutive codes that are kept together if `batches` groups neighbours."""
 EMA_DECAY = 0.995
-"""Decay per step of the averaged weights."""
+"""Decay of the averaged weights per step."""
 MAX_LOGIT_SCALE = 100.0
 """Upper bound of the logit scale, as in CLIP (Radford et al. 2021)."""
 
 
 def held_out(code: str) -> bool:
-    """Return True if an emoji is held out of training. A hash of its code decides, so new emoji change no other."""
+    """Return True if an emoji is held out of training.
+
+    A hash of the emoji's code decides, so adding emoji does not change the split of the others.
+    """
     return hashlib.sha256(f"held-out {code}".encode()).digest()[0] % 20 == 0
 
 
 def main() -> None:
-    """Draw the pictures, train, save the weights, load them and measure them."""
+    """Draw the pictures, train and save the model, then load and evaluate the stored weights."""
     arguments = parse_arguments()
     torch.manual_seed(arguments.seed)
     pairs = emojis()
@@ -106,7 +111,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) -> NDArray[np.uint8]:
-    """Return distorted pictures of every pair as a memory map, (V, N, S, S, 3). They are drawn once and cached."""
+    """Return distorted pictures of every pair as a memory map (V, N, S, S, 3).
+
+    They are drawn once and stored in `cache`.
+    """
     path = cache / f"variants-{len(pairs)}-{count}-{IMAGE_SIDE}-{seed}.npy"
     if not path.exists():
         pictures = np.empty((count, len(pairs), IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
@@ -121,9 +129,12 @@ def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) ->
 
 
 def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
-    """Draw one emoji `count` times, (V, S, S, 3), with random scale, shift, file size and format.
+    """Draw an emoji `count` times with random scale, shift, file size and format.
 
-    Pictures are not flipped and their hue is not changed, because captions name directions and colours.
+    Flips and hue changes are not used, because captions name directions and colours.
+
+    Returns:
+        (V, S, S, 3) pixels.
     """
     random = np.random.default_rng([seed, *hashlib.sha256(code.encode()).digest()])
     original = render(code, max(IMAGE_SIZES))
@@ -131,7 +142,7 @@ def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
     bordered = ImageOps.expand(original, margin, fill="white")
     pictures = []
     for _ in range(count):
-        zoom = random.uniform(0.92, 1.14)  # size of the frame; above 1 the picture shrinks
+        zoom = random.uniform(0.92, 1.14)  # relative frame size; above 1, the picture is smaller
         left, top = margin + original.width * ((1 - zoom) / 2 + random.uniform(-0.04, 0.04, size=2))
         frame = (left, top, left + original.width * zoom, top + original.width * zoom)
         side = int(random.choice(IMAGE_SIZES))
@@ -145,7 +156,7 @@ def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
 
 
 def as_dataset_jpeg(content: bytes) -> bytes:
-    """Convert an image file to what the demo's download stores: JPEG of 128 x 128 pixels."""
+    """Convert an image file to a 128 x 128 pixel JPEG, as the demo's download does."""
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     assert image is not None
     interpolation = cv2.INTER_AREA if image.shape[0] > DATASET_SIDE else cv2.INTER_LANCZOS4
@@ -154,14 +165,14 @@ def as_dataset_jpeg(content: bytes) -> bytes:
 
 
 def train(pairs: list[Emoji], variants: NDArray[np.uint8], arguments: argparse.Namespace) -> open_clip.CLIP:
-    """Train on the pairs that are not held out, and return the exponential moving average of the weights."""
+    """Train on the pairs that are not held out. Return a model with the exponential moving average of the weights."""
     train_rows = np.array([row for row, pair in enumerate(pairs) if not held_out(pair.code)])
     tokens = open_clip.SimpleTokenizer()(
         [pair.caption for pair in pairs], MODEL_CFG["text_cfg"]["context_length"]
     )  # (N, C)
 
     model = open_clip.CLIP(**MODEL_CFG).to(memory_format=torch.channels_last)
-    with torch.no_grad():  # a token without training captions gets a zero vector, not a random direction
+    with torch.no_grad():  # tokens in no training caption get a zero vector instead of a random one
         unseen = torch.ones(model.vocab_size, dtype=torch.bool)
         unseen[tokens[train_rows].unique()] = False
         model.token_embedding.weight[unseen] = 0
@@ -207,10 +218,14 @@ def train(pairs: list[Emoji], variants: NDArray[np.uint8], arguments: argparse.N
 def batches(
     rows: NDArray[np.int64], batch_size: int, *, group_neighbours: bool, random: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield the batches of one epoch as row numbers, (B,). The incomplete last batch is dropped.
+    """Yield the batches of an epoch as row numbers (B,). An incomplete last batch is dropped.
 
-    With `group_neighbours`, runs of pairs with consecutive codes stay together. Such pairs differ only in skin tone or
-    gender, so they are each other's hardest negatives.
+    Args:
+        rows: row numbers of the training pairs, sorted by code.
+        batch_size: number of rows per batch.
+        group_neighbours: keep runs of pairs with consecutive codes together. Such pairs often differ only in skin tone
+            or gender, so they are hard negatives for each other.
+        random: random number generator.
     """
     if group_neighbours:
         runs = np.array_split(np.roll(rows, random.integers(len(rows))), math.ceil(len(rows) / NEIGHBOURS))
@@ -222,7 +237,7 @@ def batches(
 
 
 def augmented(variants: NDArray[np.uint8], rows: NDArray[np.int64], random: np.random.Generator) -> Tensor:
-    """Return one random variant of each row, shifted by up to 2 pixels, with noise: (B, 3, S, S), normalised."""
+    """Return a random variant of each row, shifted by up to 2 pixels and with noise, as normalised (B, 3, S, S)."""
     size = len(rows)
     pictures = variants[random.integers(len(variants), size=size), rows]
     padded = np.pad(pictures, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=255)
@@ -235,11 +250,17 @@ def augmented(variants: NDArray[np.uint8], rows: NDArray[np.int64], random: np.r
 
 
 def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor) -> Tensor:
-    """Return CLIP's symmetric cross-entropy (Radford et al. 2021) in nats of images (B, 3, S, S) and tokens (B, C)."""
+    """Return CLIP's symmetric cross-entropy (Radford et al. 2021), in nats.
+
+    Args:
+        model: CLIP model.
+        images: (B, 3, S, S).
+        tokens: (B, C).
+    """
     with torch.autocast("cpu", torch.bfloat16):
         image_embed = model.encode_image(images)
     image_embed = functional.normalize(image_embed.float(), dim=-1)  # (B, D)
-    text_embed = model.encode_text(tokens, normalize=True)  # (B, D); bfloat16 is not faster for matrices this small
+    text_embed = model.encode_text(tokens, normalize=True)  # (B, D); float32, as bfloat16 is no faster at this size
     logits = model.logit_scale.exp() * image_embed @ text_embed.T  # (B, B)
     targets = torch.arange(len(logits))
     return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
@@ -247,7 +268,7 @@ def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor) -> T
 
 @torch.no_grad()
 def update_average(average: torch.nn.Module, model: torch.nn.Module) -> None:
-    """Move the averaged weights and batch-norm statistics towards those of the model."""
+    """Update the moving average of the weights and batch-norm statistics, and copy integer buffers."""
     current = model.state_dict()
     for name, value in average.state_dict().items():
         if value.is_floating_point():
@@ -257,7 +278,7 @@ def update_average(average: torch.nn.Module, model: torch.nn.Module) -> None:
 
 
 def save(model: torch.nn.Module, folder: Path) -> None:
-    """Write the two files that open_clip's `local-dir:` reads. Each is renamed into place when it is complete."""
+    """Write the config and weights files that open_clip's `local-dir:` reads, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
@@ -272,9 +293,9 @@ def save(model: torch.nn.Module, folder: Path) -> None:
 
 @torch.inference_mode()
 def evaluate(pairs: list[Emoji], folder: Path, images: Path) -> dict[str, float]:
-    """Measure the stored weights: text-to-image recall among all N pictures, and mean cosines.
+    """Measure text-to-image recall among all N pictures, and mean cosines, with the stored weights.
 
-    Training pairs and held-out pairs are reported separately; both search the same gallery.
+    Training pairs and held-out pairs are reported separately. Both are searched in the same gallery.
     """
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()
@@ -301,7 +322,7 @@ def evaluate(pairs: list[Emoji], folder: Path, images: Path) -> dict[str, float]
 
     cosine = text_embed @ image_embed.T  # (N, N)
     matching = cosine.diagonal()
-    nearer = (cosine > matching[:, None]).sum(dim=1)  # (N,) pictures nearer to the caption than its own
+    nearer = (cosine > matching[:, None]).sum(dim=1)  # (N,) number of pictures nearer to the caption than its own
     found, found_first = (nearer < 10).float(), (nearer < 1).float()
     unseen = torch.tensor([held_out(pair.code) for pair in pairs])
     return {
