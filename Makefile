@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 PEERS := .venv-peers
 PEERS_INSTALLED := $(PEERS)/installed
 
-.PHONY: demo test check test-marked test-pythons peers test-peers bench docs clean
+.PHONY: demo test check test-marked test-marked-ray test-marked-rest test-pythons peers test-peers bench docs clean
 
 # Run the whole chain offline, from a list of URLs to an evaluated prior.
 demo: $(INSTALLED)
@@ -17,9 +17,18 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-# Run the slow tests, and those that need root or the programs that `.ci/run` installs.
+# Run the slow tests, and those that need root or the programs that `.ci/run` installs: tests of Ray clusters one after
+# the other, and the others at the same time.
+MARKED := -m "slow or root or nginx or browser"
+RAY_TESTS := $(wildcard tests/integration/test_*ray*.py)
 test-marked: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow or root or nginx or browser" --numprocesses 2 --dist loadgroup
+	$(MAKE) --jobs=2 --output-sync=target test-marked-ray test-marked-rest
+
+test-marked-ray: $(INSTALLED)
+	$(BIN)/python -m pytest $(MARKED) $(RAY_TESTS)
+
+test-marked-rest: $(INSTALLED)
+	$(BIN)/python -m pytest $(MARKED) $(addprefix --ignore=,$(RAY_TESTS))
 
 # Test the wheel and the light install in a fresh environment of each installed Python from 3.10 to 3.13.
 test-pythons: $(INSTALLED)
