@@ -67,7 +67,7 @@ def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterat
     Args:
         store: folder of the shard.
         name: name of the shard.
-        values: list columns of each row.
+        values: values of the list columns for each row, keyed by column name.
 
     Raises:
         InputError: the table is damaged, or the tar and the table do not match.

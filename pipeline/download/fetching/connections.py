@@ -27,7 +27,7 @@ _RESOLVER_THREADS = 256
 _DNS_SECONDS, _DNS_NAMES = 300, 10_000
 """Lifetime of DNS cache entries in seconds, and maximum number of names in the cache."""
 _IDLE_SECONDS = 2.0
-"""Seconds that an idle connection stays open. Lists are shuffled, so longer would only waste file descriptors."""
+"""Seconds that an idle connection stays open. Lists are shuffled, so a longer time would waste file descriptors."""
 
 
 class ProxyFailure(Exception):
@@ -71,7 +71,7 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def request(self, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Request a URL directly or through its proxy, and yield the response. Redirects are not followed.
+        """Send a GET request directly or through the URL's proxy, and yield the response. Redirects are not followed.
 
         Raises:
             ProxyFailure: the proxy is unreachable or refuses the URL.
@@ -139,7 +139,7 @@ def _refusal(status: int) -> str:
 def affordable(concurrency: int) -> int:
     """Raise the open-file limit if needed, and return the number of URLs that can be fetched at once within it.
 
-    The budget is four files per URL, since further connections may be idle, plus 512 files for everything else.
+    Each URL may need four open files, since other connections stay open while idle. 512 files are left for other uses.
 
     Args:
         concurrency: desired number of URLs to fetch at once.

@@ -24,7 +24,7 @@ _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 _COPIED_HEADERS = (b"content-range", b"retry-after", b"x-robots-tag")
 """Headers that are copied to the new head unchanged."""
 _REASON_BYTES = 100
-"""Maximum length in bytes of the reason phrase in the new head; longer ones are truncated."""
+"""Maximum length in bytes of the reason phrase in the new head; a longer phrase is truncated."""
 
 
 class BadResponse(aiohttp.ClientError):
@@ -145,7 +145,9 @@ def _listed(values: dict[bytes, list[bytes]], name: bytes) -> list[bytes]:
 
 
 def _length(stated: list[bytes]) -> int | None:
-    """Return the length that all Content-Length values state, or None if there is none or one is not a number.
+    """Return the length that all Content-Length values state.
+
+    Return None if there are no values, or if a value is not a number.
 
     Raises:
         BadResponse: the values differ.

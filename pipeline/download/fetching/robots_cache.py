@@ -42,7 +42,7 @@ class RobotsCache:
                 self._reading[origin] = asyncio.create_task(self._load(url.origin(), origin))
             rules = await asyncio.shield(
                 self._reading[origin]
-            )  # cancelling one caller must not cancel the read for the others
+            )  # cancelling one caller must not cancel the read for other callers
         return rules.allow(url.raw_path_qs)
 
     async def close(self) -> None:
