@@ -31,7 +31,7 @@ class DownloadPlan:
     existing: dict[str, ShardRecord]
     """Records of the existing shards, keyed by shard name. Every existing shard comes from this list."""
     complete: frozenset[str]
-    """Names of the existing shards that have all their rows and files."""
+    """Names of the existing shards that already have all wanted rows, and whose files all exist."""
     rows: int | None
     """Number of rows in the list; None until they are counted."""
 
@@ -87,7 +87,7 @@ class DownloadPlan:
                 return  # nothing after this shard is wanted, so skip the rest of the list
 
     def retries(self, names: list[str]) -> Iterator[DownloadTask]:
-        """Yield one task for each named shard, which fetches the shard's transient failures again.
+        """Yield one task for each named shard. The task fetches the rows with a transient failure again.
 
         Args:
             names: names of complete shards.

@@ -62,7 +62,7 @@ def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
 
 
 def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterator[Row | None]:
-    """Yield the rows of a committed shard in order, with None in place of each transient failure.
+    """Yield the rows of a committed shard in order, with None for each row that has a transient failure.
 
     Args:
         store: folder of the shard.

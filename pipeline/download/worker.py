@@ -52,7 +52,7 @@ class DownloadTask:
 class DownloadWorker:
     """Worker that downloads shards one after another. Use it as a context manager, or end the process to close it.
 
-    Connections and decoder processes stay open between shards, until the worker is closed.
+    Connections and decoder processes are kept between shards, until the worker is closed.
 
     Args:
         store: folder that receives the shards.

@@ -254,7 +254,7 @@ def _shortened(name: str) -> str:
 
 
 def _suggestion(column: str, setting: str, available: Sequence[str]) -> str | None:
-    """Return the column that the user probably meant: one that differs in case, has a common name, or is spelled alike."""
+    """Return the column that the user probably meant: it differs in case, has a common name, or is spelled alike."""
     by_case: dict[str, str] = {}
     for name in available:
         by_case.setdefault(name.strip().lower(), name)

@@ -42,7 +42,7 @@ _BUFFER_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 16
 """Number of bytes that the first request reads from the end of a Parquet file; usually includes the whole footer."""
 _MAX_HASHED_BYTES = 16 << 20
-"""Maximum size in bytes of a Parquet file that is hashed in full. Of larger files, the footer and samples are hashed."""
+"""Maximum size in bytes of a Parquet file that is hashed in full. Of larger files, footer and samples are hashed."""
 _SAMPLES, _SAMPLE_BYTES = 4, 1 << 16
 """Number of samples hashed in a larger Parquet file, and the size of each sample in bytes."""
 _FOREIGN = {
@@ -58,7 +58,7 @@ Unwanted = Callable[[int, int], bool]
 
 @dataclass(frozen=True)
 class ListMark:
-    """Size and hash of a Parquet file, to detect in a later run whether it has changed without comparing its rows."""
+    """Row count, size and hash of a Parquet file, which let a later run detect changes without comparing rows."""
 
     rows: int
     bytes: int

@@ -27,7 +27,7 @@ _RESOLVER_THREADS = 256
 _DNS_SECONDS, _DNS_NAMES = 300, 10_000
 """Lifetime of DNS cache entries in seconds, and maximum number of names in the cache."""
 _IDLE_SECONDS = 2.0
-"""Seconds that an idle connection stays open. Lists are shuffled, so a longer time would waste file descriptors."""
+"""Seconds that an idle connection stays open. In shuffled lists, a longer time would waste descriptors."""
 
 
 class ProxyFailure(Exception):
@@ -101,7 +101,7 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def _open_session(self, guard: AddressGuard | None) -> AsyncIterator[aiohttp.ClientSession]:
-        """Open a session that connects only to addresses that the guard allows, or to any address if it is None."""
+        """Open a session that connects only to addresses that the guard allows, or to all addresses without a guard."""
         resolver = GuardedResolver(threads=min(self._settings.concurrency, _RESOLVER_THREADS), guard=guard)
         connector = aiohttp.TCPConnector(
             limit=0,  # no limit here: `Fetcher` limits connections before the deadline starts

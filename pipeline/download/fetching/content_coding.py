@@ -23,7 +23,7 @@ else:
     from backports.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
 
 _BLOCK_BYTES = 1 << 16
-"""Maximum number of bytes that a decoder takes or returns in one step."""
+"""Maximum number of bytes that a decoder consumes or returns in one step."""
 _FIRST_WINDOW_BYTES = 1 << 10
 """Size in bytes of the first input block of a gzip member or zstd frame. It doubles with each block to `_BLOCK_BYTES`.
 
@@ -142,7 +142,7 @@ def decode_body(body: bytes, header: str, limit: int) -> bytes:
         limit: maximum number of decoded bytes.
 
     Raises:
-        CodingError: the body does not have the stated encoding, and is not an image without decoding.
+        CodingError: the body does not have the stated encoding, and no image was found in it.
         BodyTooLarge: the decoded body exceeds `limit` bytes.
     """
     codings = known_codings(header)

@@ -105,7 +105,7 @@ class FetchAhead(Generic[Task]):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _plan(self, wanted: list[_TaskRows[Task]]) -> None:
-        """Make the queue equal to `wanted`: keep the leading tasks that match, cancel other tasks, and add missing tasks."""
+        """Make the queue equal to `wanted`: keep leading tasks that match, cancel all others, and add missing tasks."""
         shared = 0
         while shared < min(len(self._queue), len(wanted)) and self._queue[shared].task == wanted[shared].task:
             shared += 1

@@ -3,7 +3,7 @@
 A head is the status line and the headers. Browsers and curl accept heads that violate RFC 9112: header names with
 spaces, lines without a colon, repeated lengths, bare line feeds, lines of any length. This parser accepts them too, and
 writes a new head with the few headers that a fetch uses. After a response that violates the RFC, the connection is
-closed, so that wrong framing cannot affect another response.
+closed, so that a wrong body length cannot corrupt the next response.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Head:
 
 
 class HeadReader:
-    """Buffer for received bytes that yields complete heads."""
+    """Buffer that collects received bytes and extracts complete heads."""
 
     def __init__(self) -> None:
         self.buffer = bytearray()

@@ -37,7 +37,7 @@ def retry_wait(url: URL, error: FetchError, *, attempt: int, retries: int, secon
 
 
 def backoff(url: URL, attempt: int) -> float:
-    """Return the backoff in seconds before the next attempt. It doubles with each attempt, and the URL seeds its jitter."""
+    """Return the backoff in seconds before the next attempt. It doubles with each attempt. The URL seeds its jitter."""
     return _FIRST_BACKOFF_SECONDS * 2.0**attempt * random.Random(f"{url} {attempt}").uniform(0.5, 1.5)
 
 

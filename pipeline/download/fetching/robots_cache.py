@@ -17,7 +17,7 @@ _MOST_BYTES = 100_000_000
 
 
 class RobotsCache:
-    """Cache that reads each robots.txt once, even if many URLs wait for it. The oldest entries are evicted first.
+    """Cache that reads each robots.txt once, even if many URLs wait for it. The oldest rules are evicted first.
 
     If a read fails, all waiting URLs receive the exception. Failures are not cached, because they may be transient.
 

@@ -125,7 +125,7 @@ class TolerantHandler(ResponseHandler):
         super().set_response_params(**options)
 
     def data_received(self, data: bytes) -> None:
-        """Pass body bytes to the parser as they arrive, and each head once it is complete."""
+        """Pass each head to the parser once it is complete, and pass body bytes as they arrive."""
         try:
             if self._heads is None or self._parser is None:
                 self._body_received(data)
