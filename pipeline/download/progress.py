@@ -41,7 +41,7 @@ class DownloadProgress:
             self.add_rows({failure_label(row): 1}, row.body_bytes)
 
     def add_rows(self, labels: Mapping[str, int], bytes: int) -> None:
-        """Count fetched rows, such as those of a shard that another process finished.
+        """Count fetched rows, such as the rows of a shard that another process finished.
 
         Args:
             labels: number of rows for each label: `success`, or a failure label as returned by `failure_label`.

@@ -254,7 +254,10 @@ def _shortened(name: str) -> str:
 
 
 def _suggestion(column: str, setting: str, available: Sequence[str]) -> str | None:
-    """Return the column that the user probably meant: it differs in case, has a common name, or is spelled alike."""
+    """Return the column that the user probably meant, or None.
+
+    It differs only in case, has a common name for the setting, or is spelled similarly.
+    """
     by_case: dict[str, str] = {}
     for name in available:
         by_case.setdefault(name.strip().lower(), name)

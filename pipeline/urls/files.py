@@ -58,7 +58,7 @@ Unwanted = Callable[[int, int], bool]
 
 @dataclass(frozen=True)
 class ListMark:
-    """Row count, size and hash of a Parquet file, which let a later run detect changes without comparing rows."""
+    """Row count, size and hash of a Parquet file, which let a later run detect changes without reading all rows."""
 
     rows: int
     bytes: int
@@ -86,7 +86,7 @@ class FileHead:
     """Column names and their plain types."""
     has_rows: bool
     mark: ListMark | None
-    """Mark of a Parquet file; None for other formats, whose rows must be read to detect changes."""
+    """Mark of an uncompressed Parquet file; None for any other file, whose rows must be read to detect changes."""
 
 
 def list_format(path: str) -> str:
@@ -95,7 +95,7 @@ def list_format(path: str) -> str:
 
 
 def list_mark(path: str) -> ListMark | None:
-    """Return the mark of a Parquet file, reading only parts of a large file; return None for other formats."""
+    """Return the mark of an uncompressed Parquet file, reading a large file only in part; None for any other file."""
     return _footer(path)[0] if path.endswith(".parquet") else None
 
 

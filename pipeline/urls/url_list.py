@@ -39,7 +39,7 @@ class UrlList:
     earlier: tuple[ListColumns, ...]
     """Column sets the list had when it contained fewer files. Shards created at that time keep using them."""
     marks: tuple[ListMark | None, ...]
-    """Mark of each Parquet file; None for other formats, whose rows must be read to detect changes."""
+    """Mark of each uncompressed Parquet file; None for any other file, whose rows must be read to detect changes."""
     quoting: Quoting
     counts: dict[str, FileCount] = field(default_factory=dict, compare=False)
     """Row counts of the files read so far, keyed by path."""
@@ -65,7 +65,7 @@ class UrlList:
     def counted_rows(self) -> int | None:
         """Number of rows, counted as lines or JSON values, or taken from Parquet footers.
 
-        None if a file in another format than Parquet has not been read to its end.
+        None if a file without a mark has not been read to its end.
         """
         total = 0
         for path, mark in zip(self.files, self.marks, strict=True):
@@ -77,7 +77,7 @@ class UrlList:
 
     @property
     def rows(self) -> int | None:
-        """Number of rows in the list, from Parquet footers; None if the list has files in other formats."""
+        """Number of rows in the list, from Parquet footers; None if any file must be read to count its rows."""
         counts = [mark.rows for mark in self.marks if mark is not None]
         return sum(counts) if len(counts) == len(self.marks) else None
 
@@ -111,8 +111,8 @@ class UrlList:
 
         Args:
             rows_per_shard: number of rows per shard; the last shard may have fewer.
-            unwanted: returns True for the index of a shard to skip. Parquet files and row groups that contain only
-                rows of skipped shards are not read.
+            unwanted: returns True for the index of a shard to skip. Parquet files and row groups that contain only rows
+                of skipped shards are not read.
         """
 
         def all_unwanted(first: int, last: int) -> bool:

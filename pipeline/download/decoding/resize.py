@@ -95,7 +95,11 @@ _upstream = _load_resizer()
 
 
 class ImageResizer:
-    """Image resizer and encoder. With `decode_mode=exact` its output is byte-identical to img2dataset's."""
+    """Image resizer and encoder.
+
+    With `decode_mode=exact`, the output is byte-identical to img2dataset's, except for images that are rotated or
+    converted to 8 bits per channel.
+    """
 
     def __init__(self, settings: DownloadSettings) -> None:
         self._settings = settings

@@ -1,4 +1,4 @@
-"""Address guard: decides which IP addresses a list's URLs may reach, and a resolver that enforces this.
+"""Guard that decides which IP addresses a list's URLs may reach, and a resolver that enforces its decisions.
 
 Private, loopback, link-local and metadata addresses are refused unless the settings allow them.
 """

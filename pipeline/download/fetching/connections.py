@@ -27,7 +27,10 @@ _RESOLVER_THREADS = 256
 _DNS_SECONDS, _DNS_NAMES = 300, 10_000
 """Lifetime of DNS cache entries in seconds, and maximum number of names in the cache."""
 _IDLE_SECONDS = 2.0
-"""Seconds that an idle connection stays open. In shuffled lists, a longer time would waste descriptors."""
+"""Seconds that an idle connection stays open.
+
+In a shuffled list, the next URLs are on other hosts, so a longer time would only waste file descriptors.
+"""
 
 
 class ProxyFailure(Exception):

@@ -243,8 +243,8 @@ class Fetcher:
     async def _read_robots(self, url: URL) -> bytes:
         """Return at most the first `MAX_ROBOTS_BYTES` of a robots.txt, or empty bytes if the site has none.
 
-        The read must finish within half of `timeout_seconds`, so that a URL waiting for the rules can report this cause
-        before its own deadline.
+        The read must finish within half of `timeout_seconds`, so that a URL waiting for the rules can report the
+        failure before its own deadline.
 
         Raises:
             FetchError: the file cannot be read. The site's rules are unknown, so its URLs fail with this outcome too.

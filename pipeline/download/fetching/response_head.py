@@ -75,7 +75,7 @@ class HeadReader:
 
 
 def parse_head(data: bytes) -> Head:
-    """Parse and rewrite a head.
+    """Parse a response head and rewrite it to comply with RFC 9112.
 
     Args:
         data: head without its final blank line.
@@ -112,7 +112,7 @@ def parse_head(data: bytes) -> Head:
 
 
 def _fields(lines: list[bytes]) -> tuple[dict[bytes, list[bytes]], bool]:
-    """Return the values of each header by lowercase name, and True if all lines comply with RFC 9112."""
+    """Return the values of each header by lowercase name, and a flag: True if all lines comply with RFC 9112."""
     fields: list[list[bytes]] = []
     strict, continued = True, False
     for line in lines:
