@@ -24,10 +24,10 @@ FETCH_OUTCOMES = frozenset(
         "blocked_address",  # the host is a private or metadata address
         "dns",  # the host name cannot be resolved
         "refused",  # the connection cannot be opened
-        "connection",  # the connection breaks
+        "connection",  # the connection breaks before the response is complete
         "proxy",  # the proxy is unreachable or refuses the URL
         "tls",  # the TLS handshake fails, such as for an invalid certificate
-        "timeout",  # the deadline passes
+        "timeout",  # the deadline passes before the body is complete
         "http_429",  # too many requests
         "http_4xx",  # any other status from 400 to 499
         "http_5xx",  # any status from 500 to 599

@@ -36,7 +36,7 @@ class DownloadSettings(UrlListSettings):
     rows_per_shard: int = Field(default=10_000, ge=1)
     """Number of list rows per shard, including failed rows; 10,000 is img2dataset's default."""
     image_size: int = Field(default=256, ge=1)
-    """Target side length of resized images in pixels; 256 leaves room for the 224-pixel crop of most CLIP models."""
+    """Target side length of resized images in pixels; 256 leaves room for the 224-pixel crop of a CLIP model."""
     resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = "keep_ratio"
     """Resize mode, as in img2dataset. `keep_ratio` scales the shorter side to `image_size`; CLIP crops later."""
     resize_only_if_bigger: bool = True

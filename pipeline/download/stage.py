@@ -190,7 +190,10 @@ def plan_download(
     overwrite: bool = False,
     retry_failed: bool = False,
 ) -> StagePlan:
-    """Return the work that `download` would do, without doing it. Unless in Parquet, the list is read to count its rows."""
+    """Return the work that `download` would do, without doing it.
+
+    If the list has files other than uncompressed Parquet, it is read to count its rows.
+    """
     plan = check_download(urls, images, settings, limit=limit, overwrite=overwrite)
     if plan.rows is None:
         plan = replace(plan, rows=sum(batch.num_rows for batch in plan.urls.batches()))

@@ -1,4 +1,4 @@
-"""Sample of a list's URLs that counts or estimates duplicate rows in bounded memory."""
+"""Sample of a list's URLs, used to count or estimate duplicate rows in bounded memory."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ _SYNONYMS = {
 }
 """Common column names for each setting, most common first, to suggest if a column is missing."""
 _SHOWN_COLUMNS = 6
-"""Largest number of columns listed in a message."""
+"""Maximum number of columns listed in an error message."""
 _SHOWN_CHARACTERS = 40
-"""Largest number of characters of a column name shown in a message."""
+"""Maximum number of characters of a column name shown in an error message."""
 
 
 @dataclass(frozen=True)

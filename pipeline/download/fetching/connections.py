@@ -84,7 +84,7 @@ class Connections:
             async with self._direct.get(url, allow_redirects=False) as response:
                 yield response
             return
-        tunnel = url.scheme == "https"  # the target server must not see the proxy credentials
+        tunnel = url.scheme == "https"  # in a tunnel, `headers` would send the credentials to the target
         try:
             async with self._proxied.get(
                 url,
