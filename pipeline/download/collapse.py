@@ -62,7 +62,7 @@ _ADVICE = (
         "bodies do not have the hashes of the list: see that download.hash_column is of the original bytes",
     ),
 )
-"""Groups of failure labels, as in the error table, each with advice for the user."""
+"""Groups of related failure labels, each with advice for the user. `failure_label` returns these labels."""
 
 
 class SuccessWatch:
@@ -83,7 +83,7 @@ class SuccessWatch:
         """Count finished rows and check the success rate.
 
         Args:
-            labels: number of rows for each label, which is `success` or a failure label.
+            labels: number of rows for each label: `success`, or a failure label as returned by `failure_label`.
 
         Raises:
             PriorkitError: the success rate is below the minimum. The message gives the rate and the probable cause.
@@ -111,7 +111,7 @@ def diagnosis(labels: Mapping[str, int]) -> str:
     If one group in `_ADVICE` accounts for more than half of the failures, the message includes its advice.
 
     Args:
-        labels: number of rows for each label, which is `success` or a failure label.
+        labels: number of rows for each label: `success`, or a failure label as returned by `failure_label`.
     """
     failures = {label: number for label, number in labels.items() if label != SUCCESS and number > 0}
     groups = {causes: sum(failures.get(cause, 0) for cause in causes) for causes, _ in _ADVICE}

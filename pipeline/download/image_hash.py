@@ -1,4 +1,4 @@
-"""Hash check for response bodies: compares each body with the hash given in the list."""
+"""Hash check for response bodies: compares the hash of each body with the expected hash from the URL list."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ _KINDS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}
 
 
 def check_hash(body: bytes, expected: Any) -> None:
-    """Check that a response body has the expected MD5, SHA-1, SHA-256 or SHA-512.
+    """Check that a response body has the expected hash. The length of the hash selects the hash function.
 
     Args:
         body: response body.
-        expected: hexadecimal digits as text or bytes, or the raw digest. None and empty values skip the check.
+        expected: MD5, SHA-1, SHA-256 or SHA-512, as hexadecimal digits (text or bytes) or as a raw digest (bytes). If
+            it is None or empty, nothing is checked.
 
     Raises:
         FetchError: the hash differs or `expected` is not a valid hash. The outcome is `hash_mismatch`.
@@ -34,6 +35,6 @@ def check_hash(body: bytes, expected: Any) -> None:
 
 
 def _digits(stored: bytes) -> str:
-    """Return the hexadecimal digits of a hash stored as bytes, which hold either ASCII digits or a raw digest."""
+    """Convert a hash stored as bytes, either ASCII hexadecimal digits or the raw digest, to hexadecimal digits."""
     text = stored.decode("ascii", "replace").strip()
     return text if len(text) in _KINDS and re.fullmatch("[0-9A-Fa-f]+", text) else stored.hex()

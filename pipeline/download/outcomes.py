@@ -24,23 +24,23 @@ FETCH_OUTCOMES = frozenset(
         "blocked_address",  # the host is a private or metadata address
         "dns",  # the host name cannot be resolved
         "refused",  # the connection cannot be opened
-        "connection",  # the connection breaks
+        "connection",  # the connection breaks before the response is complete
         "proxy",  # the proxy is unreachable or refuses the URL
         "tls",  # the TLS handshake fails, such as for an invalid certificate
-        "timeout",  # the deadline passes
+        "timeout",  # the deadline passes before the body is complete
         "http_429",  # too many requests
-        "http_4xx",
-        "http_5xx",
+        "http_4xx",  # any other status from 400 to 499
+        "http_5xx",  # any status from 500 to 599
         "http_other",  # any other status without an image
         "bad_response",  # the response violates HTTP or does not match its Content-Encoding
-        "redirect_loop",
+        "redirect_loop",  # too many redirects
         "too_large",  # the body exceeds `max_bytes`
         "opted_out",  # the X-Robots-Tag header forbids using the image
         "robots",  # robots.txt forbids the fetch
         "hash_mismatch",  # the hash of the body differs from the hash in the list
     }
 )
-"""Failures before a body is decoded, which img2dataset reports as `failed_to_download`."""
+"""Outcomes of rows that fail before the image is decoded. Their status is `failed_to_download`, as in img2dataset."""
 
 IMAGE_OUTCOMES = frozenset(
     {
@@ -51,10 +51,13 @@ IMAGE_OUTCOMES = frozenset(
         "encode",  # the image is too large for the format that stores it
     }
 )
-"""Failures after a body has arrived, which img2dataset reports as `failed_to_resize`."""
+"""Outcomes of rows that fail after the body has arrived. Their status is `failed_to_resize`, as in img2dataset."""
 
 TRANSIENT_OUTCOMES = frozenset({"dns", "refused", "proxy", "tls", "connection", "timeout", "http_429", "http_5xx"})
-"""Failures that may disappear later, or once a resolver, clock or network is fixed. `--retry-failed` fetches them."""
+"""Outcomes of rows that may succeed in a later run, for example once a resolver, clock or network is fixed.
+
+`--retry-failed` fetches these rows again.
+"""
 
 
 class FetchError(Exception):
@@ -69,7 +72,7 @@ class FetchError(Exception):
         self.transient = transient
         """True if another attempt within the same fetch may succeed."""
         self.retry_after = retry_after
-        """Seconds to wait before another attempt, as requested by the server; None if it requests nothing."""
+        """Seconds that the server asks us to wait before another attempt; None if it does not ask us to wait."""
 
     def __str__(self) -> str:
         return f"{self.outcome}: {self.detail}" if self.detail else self.outcome

@@ -1,7 +1,7 @@
 """Download plan: compares a list with the shards in a folder and yields the remaining tasks.
 
-This module fetches and writes nothing. `make_plan` reads only the rows that it must compare with existing shards. The
-rest of the list is read as the tasks are consumed.
+This module neither downloads images nor writes files. `make_plan` reads only the rows that it must compare with
+existing shards. The rest of the list is read as the tasks are consumed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class DownloadPlan:
     limit: int | None
     """Number of rows to download, from the start of the list; None for all."""
     existing: dict[str, ShardRecord]
-    """Records of the existing shards by name. All of these shards come from this list."""
+    """Records of the existing shards, keyed by shard name. Every existing shard comes from this list."""
     complete: frozenset[str]
-    """Names of the existing shards that have all their rows and files."""
+    """Names of the existing shards that already have all wanted rows, and whose files all exist."""
     rows: int | None
     """Number of rows in the list; None until they are counted."""
 
@@ -46,7 +46,7 @@ class DownloadPlan:
 
         Args:
             index: number of the shard.
-            available: number of list rows in the range of this shard.
+            available: number of rows that the list contains for this shard, ignoring the limit.
         """
         rows = available
         if self.limit is not None:
@@ -55,7 +55,7 @@ class DownloadPlan:
         return rows if record is None else max(rows, record.rows)
 
     def shards(self) -> dict[int, int] | None:
-        """Return the row count of each shard after the download, by shard number; None until the list is counted."""
+        """Return each shard's row count after the download, keyed by shard number; None until the list is counted."""
         if self.rows is None:
             return None
         size = self.rows_per_shard
@@ -64,12 +64,12 @@ class DownloadPlan:
         return {index: self.wanted(index, min(size, self.rows - index * size)) for index in numbers}
 
     def is_unwanted(self, index: int) -> bool:
-        """Return True if a shard is already complete or lies beyond the limit."""
+        """Return True if a shard need not be downloaded, because it is already complete or lies beyond the limit."""
         name = image_shard_name(index)
         return name in self.complete or (name not in self.existing and self.wanted(index, 1) == 0)
 
     def is_complete(self) -> bool:
-        """Return True if nothing remains to be done. Return False if the list must be read to find out."""
+        """Return True if certainly no shard remains to be downloaded; False if the list must be read to find out."""
         if len(self.complete) < len(self.existing):
             return False
         if (shards := self.shards()) is not None:
@@ -87,10 +87,10 @@ class DownloadPlan:
                 return  # nothing after this shard is wanted, so skip the rest of the list
 
     def retries(self, names: list[str]) -> Iterator[DownloadTask]:
-        """Yield tasks that fetch the transient failures of complete shards again.
+        """Yield one task for each named shard. The task fetches the rows with a transient failure again.
 
         Args:
-            names: names of the shards.
+            names: names of complete shards.
         """
         numbers = set(map(int, names))
         for index, table in self.urls.shards(self.rows_per_shard, lambda index: index not in numbers):
@@ -112,8 +112,9 @@ def make_plan(
     """Compare a list with the shards in a folder.
 
     A list may grow at its end. Any other change is refused, because the folder would mix rows from two lists. The rows
-    of a shard are read and compared only if their list files may have changed since the last run, or if the list is
-    not counted and the shard is short. Existing shards beyond the limit are kept.
+    of an existing shard are read and compared only in two cases: the list files that contain them may have changed
+    since the last run, or the shard has fewer than `rows_per_shard` rows and the list's row count is unknown.
+    Existing shards beyond the limit are kept.
 
     Args:
         urls: list to download.
@@ -150,7 +151,7 @@ def make_plan(
         if name in whole and plan.existing[name].rows == plan.wanted(index, table.num_rows):
             complete.add(name)
         if table.num_rows < size:
-            rows = index * size + table.num_rows  # only the last shard can be short
+            rows = index * size + table.num_rows  # only the last shard of a list is short
         to_read.remove(index)
         if not to_read:
             break
@@ -160,14 +161,14 @@ def make_plan(
 
 
 def _check_rows(urls: UrlList, store: Store, record: ShardRecord | None, first: int, table: pa.Table) -> None:
-    """Compare list rows with the record of their shard, if the shard exists.
+    """Check that an existing shard was made from the given list rows. Do nothing if the shard does not exist.
 
     Args:
         urls: list that the rows come from.
-        store: folder of the shard, for the message.
+        store: folder of the shard, for the error message.
         record: record of the existing shard, or None.
         first: index of the shard's first row in the list, counted from 0.
-        table: list rows in the range of the shard.
+        table: all rows that the list contains for this shard.
 
     Raises:
         FolderError: the shard was made from other rows.

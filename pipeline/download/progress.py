@@ -36,15 +36,15 @@ class DownloadProgress:
         self.report()
 
     def add_row(self, row: Row) -> None:
-        """Count a row that finished in this process. Reused rows are ignored."""
+        """Count a row that finished in this process. Rows reused from an earlier shard are ignored."""
         if not row.reused:
             self.add_rows({failure_label(row): 1}, row.body_bytes)
 
     def add_rows(self, labels: Mapping[str, int], bytes: int) -> None:
-        """Count fetched rows, such as those of a shard that another process finished.
+        """Count fetched rows, such as the rows of a shard that another process finished.
 
         Args:
-            labels: number of rows for each label, which is `success` or a failure label.
+            labels: number of rows for each label: `success`, or a failure label as returned by `failure_label`.
             bytes: total size of the response bodies.
 
         Raises:
@@ -61,7 +61,7 @@ class DownloadProgress:
             self._watch.add(labels)
 
     def report(self) -> None:
-        """Call the progress callback. `add_row` and `add_rows` do this at most twice a second."""
+        """Call the progress callback immediately. `add_row` and `add_rows` call it at most twice a second."""
         now = time.monotonic()
         self._marks.append((now, self._images, self._bytes))
         while now - self._marks[0][0] > _RATE_SECONDS and len(self._marks) > 2:

@@ -62,12 +62,12 @@ def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
 
 
 def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterator[Row | None]:
-    """Yield the rows of a committed shard in order, with None in place of each transient failure.
+    """Yield the rows of a committed shard in order, with None for each row that has a transient failure.
 
     Args:
         store: folder of the shard.
         name: name of the shard.
-        values: list columns of each row.
+        values: values of the list columns for each row, keyed by column name.
 
     Raises:
         InputError: the table is damaged, or the tar and the table do not match.

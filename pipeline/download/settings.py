@@ -31,16 +31,16 @@ class DownloadSettings(UrlListSettings):
             "timeout_seconds",
             "user_agent",
         }
-    )  # these affect speed, patience and how we identify ourselves to servers
+    )  # these change speed, retries and what servers see of us, not how images are stored
 
     rows_per_shard: int = Field(default=10_000, ge=1)
     """Number of list rows per shard, including failed rows; 10,000 is img2dataset's default."""
     image_size: int = Field(default=256, ge=1)
-    """Target side length of resized images in pixels; 256 leaves room for the crop of a 224-pixel CLIP."""
+    """Target side length of resized images in pixels; 256 leaves room for the 224-pixel crop of a CLIP model."""
     resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = "keep_ratio"
-    """Resize mode, as in img2dataset. `keep_ratio` scales the shorter side to `image_size`, and CLIP crops later."""
+    """Resize mode, as in img2dataset. `keep_ratio` scales the shorter side to `image_size`; CLIP crops later."""
     resize_only_if_bigger: bool = True
-    """Leave images that are not larger than `image_size` at their size, since enlarging adds bytes but no detail."""
+    """Keep the size of images that are not larger than `image_size`, since enlarging adds bytes but no detail."""
     encode_format: Literal["jpg", "png", "webp"] = "jpg"
     """Format of stored images. The default is JPEG, which every webdataset reader supports."""
     encode_quality: int = Field(default=95, ge=0, le=100)
@@ -53,33 +53,35 @@ class DownloadSettings(UrlListSettings):
     """Maximum number of pixels after decoding; larger images count as failed. null accepts all images."""
     max_pixels: int = Field(default=89_478_485, ge=1)
     """Maximum number of pixels, width times height, that an image header may state; larger images are not decoded. The
-    default is Pillow's limit against decompression bombs, which is 256 MB in RGB."""
+    default is Pillow's limit against decompression bombs, which is 256 MiB in RGB."""
     decode_mode: Literal["exact", "fast"] = "exact"
-    """`exact` produces the same bytes as img2dataset. `fast` decodes JPEG at a reduced size that is still larger than
-    the target size."""
+    """`exact` produces the same bytes as img2dataset. `fast` saves time by decoding JPEG at a reduced size that
+    is still larger than the target size."""
     exif_orientation: Literal["apply", "ignore"] = "apply"
     """`apply` rotates images according to their EXIF orientation, because stored images have no EXIF. `ignore` stores
     the pixels unrotated, like img2dataset."""
     timeout_seconds: float = Field(default=10.0, gt=0)
     """Seconds allowed for one URL, including name lookup, redirects, body and all attempts. 10 is img2dataset's
-    default. The time starts when `concurrency` and `connections_per_host` admit the URL."""
+    default. Waiting for a free slot under `concurrency` or `connections_per_host` does not count."""
     retries: int = Field(default=1, ge=0)
     """Number of further attempts after a transient failure: refused or broken connection, 429, 5xx, busy name server.
-    All attempts share one deadline. The default is 1, because longer failures are better retried on another day."""
+    All attempts share one deadline. The default is 1, because longer failures are better retried in a later run."""
     max_bytes: int = Field(default=50_000_000, ge=1)
     """Maximum size of a response body in bytes, after decompression; larger bodies count as `too_large`."""
     allow_private_addresses: bool = False
-    """Also fetch from loopback and private networks. Off by default, since a web list must not reach internal servers.
-    Link-local and metadata addresses hand out credentials, so only `allow_addresses` can allow them."""
+    """Also fetch from loopback and private networks. Off by default, so that a list from the web cannot reach internal
+    servers. Link-local and metadata addresses can hand out credentials, so they stay blocked unless `allow_addresses`
+    includes them."""
     allow_addresses: tuple[str, ...] = ()
-    """Networks that are always allowed, such as `[10.0.0.0/8]`. Public addresses are allowed without an entry."""
+    """Networks from which images may always be fetched, such as `[10.0.0.0/8]`. Public addresses need no entry."""
     proxy: str | None = None
     """Proxy for all URLs except those of hosts in `no_proxy`. `none` uses no proxy. null reads the environment
     variables `http_proxy`, `https_proxy` and `all_proxy`, as curl does."""
     user_agent: str = Field(
         default=f"priorkit/{__version__} (image data sets; no contact given)", pattern=r"^[!-~][ -~]*$"
     )
-    """User agent sent to servers; add a contact address. Sites can name the part before the first slash in opt-outs."""
+    """User-Agent header sent to servers; add a contact address. Sites can address opt-outs to the part before the first
+    slash."""
     robots_txt: bool = False
     """Obey the robots.txt of each site. Off by default, as in img2dataset: robots.txt addresses crawlers that follow
     links."""
@@ -97,13 +99,13 @@ class DownloadSettings(UrlListSettings):
     """Maximum address space of one decoder process in bytes, enforced only on Linux. Large images with transparency
     need the most."""
     buffer_bytes: int = Field(default=512_000_000, ge=1)
-    """Bytes of response bodies and images in one worker's memory at which no further fetch starts. Bodies that are
-    still expected count too."""
+    """Memory limit for the response bodies and images in one worker, in bytes. At the limit, no further fetch starts.
+    Bodies that have not arrived yet count with their expected size."""
     min_success_rate: float = Field(default=0.05, ge=0, le=1)
-    """Minimum share of recent rows that must give an image. Below it the download stops, because the cause is probably
-    local. 0 never stops."""
+    """Minimum share of recent rows that must give an image. Below it, the download stops, because the cause is probably
+    this machine or its network. 0 disables the check."""
     success_window: int = Field(default=2_000, ge=1)
-    """Number of recent rows over which `min_success_rate` is checked; a list sorted by host needs more."""
+    """Number of recent rows over which `min_success_rate` is checked; a list sorted by host needs a larger window."""
 
     @field_validator("resize_mode", mode="before")
     @classmethod
@@ -114,7 +116,7 @@ class DownloadSettings(UrlListSettings):
     @field_validator("allow_addresses", mode="before")
     @classmethod
     def _networks(cls, value: Any) -> Any:
-        """Return networks in their standard form. A string may hold several, separated by commas or spaces."""
+        """Convert networks to their standard form. A string may contain several, separated by commas or spaces."""
         networks = re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else value
         if not isinstance(networks, list | tuple):
             raise ValueError("expected a list of networks such as [10.0.0.0/8]")

@@ -32,7 +32,7 @@ from .worker import DownloadTask, DownloadWorker
 STAGE = "download"
 
 _ASSUMED_IMAGES_PER_SECOND = 100.0
-"""Images per second assumed by `--dry-run`: about half of what 2 cores can decode and encode."""
+"""Images per second assumed by `--dry-run`: about half the rate at which 2 cores decode and encode."""
 _ASSUMED_BYTES_PER_PIXEL = 0.45
 """Bytes per pixel assumed by `--dry-run`: typical of a photograph stored as JPEG at quality 95."""
 
@@ -57,8 +57,8 @@ def download(
         compute: worker settings; None for the defaults.
         limit: number of rows to download, from the start of the list; None for all.
         overwrite: discard the content of the folder and download everything again.
-        retry_failed: fetch rows with a transient failure again: DNS, connection, proxy, certificate, timeout,
-            HTTP 429 and 5xx.
+        retry_failed: retry the rows whose failure was transient: DNS, connection, proxy, certificate, timeout,
+            HTTP 429 or HTTP 5xx.
         progress: callback that receives the number of finished rows, the total and a text with the rates.
 
     Returns:
@@ -134,7 +134,7 @@ def _fetch_shards(
     compute: ComputeSettings,
     progress: ProgressCallback,
 ) -> int:
-    """Download the missing shards, then those to retry, and return the number of shards written."""
+    """Download the missing shards, then retry the shards in `retried`, and return the number of shards written."""
     store = folder.store
     rows_to_retry = sum(_transient_rows(plan.existing[name]) for name in retried)
     done = sum(plan.existing[name].rows for name in plan.complete) - rows_to_retry
@@ -174,7 +174,7 @@ def _transient_rows(record: ShardRecord) -> int:
 
 
 def _retry_result(plan: DownloadPlan, retried: list[str], manifest: Manifest) -> dict[str, int]:
-    """Return the number of retried rows (`rows`), and the number of those that gave an image (`success`)."""
+    """Return a dictionary with `rows`, the number of retried rows, and `success`, how many of them gave an image."""
     success = sum(
         manifest.shards[name].counts.get(SUCCESS, 0) - plan.existing[name].counts.get(SUCCESS, 0) for name in retried
     )
@@ -190,7 +190,10 @@ def plan_download(
     overwrite: bool = False,
     retry_failed: bool = False,
 ) -> StagePlan:
-    """Return the work that `download` would do, without doing it. Lists not in Parquet are read to count their rows."""
+    """Return the work that `download` would do, without doing it.
+
+    If the list has files other than uncompressed Parquet, it is read to count its rows.
+    """
     plan = check_download(urls, images, settings, limit=limit, overwrite=overwrite)
     if plan.rows is None:
         plan = replace(plan, rows=sum(batch.num_rows for batch in plan.urls.batches()))
@@ -228,5 +231,5 @@ def check_download(
 
 
 def _manifest(settings: DownloadSettings) -> Manifest:
-    """Return the manifest for a new folder."""
+    """Return the manifest for a new download folder."""
     return Manifest(STAGE, settings.identity(), input={})

@@ -21,17 +21,17 @@ from .rows import Row
 from .url_sample import UrlSample, url_hashes
 
 NOT_UTF8 = "\ufffd"
-"""Unicode replacement character, which stands for bytes in the list that are not valid UTF-8."""
+"""Unicode replacement character, which the list reader puts in place of bytes that are not valid UTF-8."""
 
 NO_HOST = "no host"
 """Placeholder host under which failures of URLs without a host are counted."""
 
 _SHARD_HOSTS = 20
-"""Maximum number of hosts listed in a shard's `_stats.json`, which lists those with the most failures."""
+"""Maximum number of hosts in a shard's `_stats.json`, which lists the hosts with the most failures."""
 _TOTAL_HOSTS = 20
-"""Maximum number of hosts listed in the summary, which lists those with the most failures."""
+"""Maximum number of hosts in the summary, which lists the hosts with the most failures."""
 _MOST_HOSTS = 10_000
-"""Number of hosts kept when the totals are pruned. Above twice this number, hosts with the fewest failures go."""
+"""Number of hosts kept in the totals. Once twice as many are known, those with the fewest failures are dropped."""
 _HOST_CHARACTERS = 253
 """Maximum length of a host name in characters, from RFC 1035. Longer names are truncated."""
 _SHARD_SAMPLE = 1024
@@ -46,7 +46,7 @@ _STATUS = re.compile(r"http_(?:4xx|5xx|other): (\d{3})\b")
 
 
 def failure_label(row: Row) -> str:
-    """Return a row's label in the error table: its outcome, followed by the HTTP status if it has one."""
+    """Return a row's label in the error table: its outcome and, if known, the HTTP status, such as `http_4xx 404`."""
     match = _STATUS.match(row.meta["error_message"] or "")
     return f"{row.outcome} {match[1]}" if match else row.outcome
 
@@ -150,8 +150,8 @@ def total_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
         - `duplicate_urls`: number of rows whose URL occurs in an earlier row of the list.
         - `duplicates_exact`: True if `duplicate_urls` is exact, False if it is an estimate.
         - `errors`: number of failures for each label.
-        - `hosts`: hosts with the most failures, with the failure counts by label. Each shard contributes only the 20
-          hosts that failed most in it.
+        - `hosts`: for each of the hosts with the most failures, the number of failures for each label. Each shard
+          contributes only its own 20 hosts with the most failures.
     """
     errors: collections.Counter[str] = collections.Counter()
     hosts: dict[str, collections.Counter[str]] = {}
@@ -161,7 +161,7 @@ def total_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
     def read(name: str) -> Any:
         try:
             return store.read_json(f"{name}_stats.json")
-        except (FileNotFoundError, InputError):  # no record verifies log files, so they may be missing or damaged
+        except (FileNotFoundError, InputError):  # log files are not verified, so they may be missing or damaged
             return None
 
     with ThreadPoolExecutor(_READERS) as threads:
@@ -191,6 +191,6 @@ def total_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
 
 
 def _in_order(threads: ThreadPoolExecutor, read: Any, names: list[str]) -> Iterable[Any]:
-    """Yield the result of `read` for each name, in order. Names are read in batches of `_READ_AHEAD`."""
+    """Yield the result of `read` for each name, in order. At most `_READ_AHEAD` results are in memory at once."""
     for start in range(0, len(names), _READ_AHEAD):
         yield from threads.map(read, names[start : start + _READ_AHEAD])

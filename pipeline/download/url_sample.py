@@ -1,4 +1,4 @@
-"""Sample of a list's URLs that counts or estimates duplicate rows in bounded memory."""
+"""Sample of a list's URLs, used to count or estimate duplicate rows in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..compute.hash_sample import HashSample
 class UrlSample:
     """Hashes of sampled URLs, each with the number of rows that have this URL.
 
-    With 4 million hashes in the sample, the probability that a different URL has one of them is 2e-13.
+    With 4 million hashes in the sample, another URL has the hash of a sampled URL with a probability of 2e-13.
 
     Args:
         capacity: maximum number of distinct hashes.
@@ -25,11 +25,11 @@ class UrlSample:
         self._capacity = capacity
         self._sample = HashSample(np.uint64)
         self._merged = 0
-        """Number of distinct hashes at the last merge."""
+        """Number of distinct hashes after the last merge."""
 
     @property
     def level(self) -> int:
-        """Sampling level: 1 in `2**level` URLs is sampled."""
+        """Sampling level: on average, 1 in `2**level` distinct URLs is sampled."""
         return self._sample.level
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class UrlSample:
         return int((counts.sum() - len(counts)) << self.level)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the sample as JSON values, in the form that a shard's `_stats.json` stores."""
+        """Return the sample as JSON-serializable values, which a shard's `_stats.json` stores."""
         hashes, counts = self._merge()
         return {
             "level": self.level,
@@ -92,6 +92,6 @@ class UrlSample:
 
 
 def url_hashes(urls: Iterable[str | None]) -> np.ndarray:
-    """Return the 64-bit hashes `[n]` of all URLs that are neither missing nor blank."""
+    """Return the 64-bit hash of each URL that is neither missing nor blank, as a uint64 array `[n]`."""
     digests = [hashlib.blake2b(url.encode(), digest_size=8).digest() for url in urls if url and url.strip()]
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)

@@ -38,13 +38,13 @@ class DownloadTask:
 
     name: str
     digest: str
-    """SHA-256 of all row values."""
+    """SHA-256 of the column names and values, from `rows_digest`."""
     first_row: int
     """Index of the shard's first row in the list, counted from 0."""
     table: pa.Table = field(compare=False)
     """Rows of the shard. Equality ignores them because `digest` already identifies them."""
     retry: bool = False
-    """True to fetch only the transient failures of an existing shard again."""
+    """True to replace an existing shard: rows with a transient failure are fetched again, all other rows are reused."""
     hash_column: str | None = None
     """Column that holds the expected hash of each response body, or None to skip the check."""
 
@@ -52,7 +52,7 @@ class DownloadTask:
 class DownloadWorker:
     """Worker that downloads shards one after another. Use it as a context manager, or end the process to close it.
 
-    Connections and decoder processes stay open between shards, until the worker is closed.
+    Connections and decoder processes are kept between shards, until the worker is closed.
 
     Args:
         store: folder that receives the shards.

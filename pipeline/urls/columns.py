@@ -26,11 +26,11 @@ _SYNONYMS = {
     "caption_column": ("caption", "text", "alt", "alt_text", "captions", "title", "description", "prompt"),
     "hash_column": ("sha256", "md5", "hash", "sha1", "sha512"),
 }
-"""Common column names for each setting, most common first; used to suggest a column."""
+"""Common column names for each setting, most common first, to suggest if a column is missing."""
 _SHOWN_COLUMNS = 6
-"""Largest number of columns listed in a message."""
+"""Maximum number of columns listed in an error message."""
 _SHOWN_CHARACTERS = 40
-"""Largest number of characters of a column name shown in a message."""
+"""Maximum number of characters of a column name shown in an error message."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class ListColumns:
 def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlListSettings) -> list[ListColumns]:
     """Choose the columns of the rows, based on the heads of all non-empty files.
 
-    A column is null for files that lack it. If its type differs between files, it gets the narrowest type that fits
-    all of them.
+    Rows of files that lack a column have nulls in it. If a column's type differs between files, the column gets the
+    narrowest type that fits all files.
 
     Args:
         source: location of the list, for error messages.
@@ -70,8 +70,8 @@ def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlList
         settings: names of the requested columns.
 
     Returns:
-        Column sets for the first file alone, the first two files, and so on, without repeats. The last set is for the
-        whole list.
+        Column sets for the first file alone, the first two files, and so on, without repeats. The last set is for
+        the whole list.
 
     Raises:
         InputError: a column is missing or cannot be stored in the shards, or no single type fits all files.
@@ -121,7 +121,7 @@ def _leave_out(column: str) -> str:
 
 
 def _names(columns: Sequence[str], available: Sequence[str], requested: int) -> list[str]:
-    """Return the names of columns in the rows: `url`, `caption` if requested, and unique names for the others."""
+    """Return the names of columns in the rows: `url`, `caption` if requested, and unique names for other columns."""
     names = ["url", "caption"][:requested]
     for column in columns[requested:]:
         name = column
@@ -170,7 +170,7 @@ def _looks_like_url(name: str) -> bool:
 
 
 def require_headers(heads: Mapping[str, FileHead], url_column: str) -> None:
-    """Check that every file has a header; without one, its first row was read as the header.
+    """Check that every file has a header. In a file without one, the first row was read as the header.
 
     Raises:
         InputError: a file has no header; the message explains how to add one.
@@ -218,7 +218,7 @@ def _require_columns(path: str, head: FileHead, wanted: Mapping[str, str], sourc
 
     Args:
         wanted: requested column names, keyed by setting.
-        source: location of the list if this is its first file; None for the other files.
+        source: location of the list if `path` is its first file; None for any other file.
         first: path of the first file, for error messages.
 
     Raises:
@@ -254,7 +254,10 @@ def _shortened(name: str) -> str:
 
 
 def _suggestion(column: str, setting: str, available: Sequence[str]) -> str | None:
-    """Return the column that the user probably meant: a case variant, a common name, or a similar spelling."""
+    """Return the column that the user probably meant, or None.
+
+    It differs only in case, has a common name for the setting, or is spelled similarly.
+    """
     by_case: dict[str, str] = {}
     for name in available:
         by_case.setdefault(name.strip().lower(), name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 class RowsError(ValueError):
-    """Raised when the rows of a file cannot be read; the message names the place and the fix."""
+    """Raised when the rows of a file cannot be read; the message says where and why, and how to fix it."""
 
 
 @dataclass

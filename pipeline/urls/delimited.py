@@ -32,16 +32,16 @@ _QUOTE_HINT = 'a quote inside quoted text is written twice (""); where quotes ar
 
 
 def read_delimited(file: BinaryIO, delimiter: str, quoting: bool, count: FileCount) -> Iterator[pa.RecordBatch]:
-    """Yield batches of rows with all columns as text: a type inferred from the first block may not fit later blocks.
+    """Yield batches of rows with all columns as text, since types inferred from one block may not fit later blocks.
 
     The first batch is empty and carries the header, so a file with only a header still yields its columns.
 
     Args:
         file: binary file, positioned at its start.
         delimiter: character between fields.
-        quoting: follow RFC 4180, where a field that begins with a quote ends with one. If False, quotes are ordinary
+        quoting: True to follow RFC 4180, in which a field may be enclosed in quotes; False to treat quotes as ordinary
             characters.
-        count: updated with the number of rows, counted by line breaks.
+        count: updated with the number of rows, counted by line breaks outside quotes.
 
     Raises:
         RowsError: a quote is never closed, text follows a closing quote, a carriage return has no line feed, or a row
@@ -96,8 +96,10 @@ class _Block:
         self._bytes = np.frombuffer(data, np.uint8)
         """`[n]` uint8: the bytes of the block."""
         self._opens = self._closes = np.empty(0, np.int64)
-        """`[quoted fields]`: offsets of the opening and closing quotes. An escaped quote may split a
-        field in two."""
+        """`[n]` int64 each: offsets of the quotes that open and close the n quoted fields.
+
+        A field with an escaped quote (`""`) may count as two fields.
+        """
         if quoting and b'"' in data:
             self._find_quotes()
         ends = self._outside(np.flatnonzero(self._bytes == _NEWLINE))
@@ -110,7 +112,7 @@ class _Block:
         lone = np.flatnonzero(lengths == 1)
         lengths[lone] -= self._bytes[starts[lone]] == _RETURN
         self._starts = starts[lengths > 0]
-        """`[rows]`: offset of the start of each row; empty lines are not rows."""
+        """`[rows]` int64: offset of the start of each row. Empty lines are not rows."""
 
     @property
     def rows(self) -> int:
@@ -128,7 +130,7 @@ class _Block:
     def _find_quotes(self) -> None:
         quotes = np.flatnonzero(self._bytes == _QUOTE)
         if not self._at_end and quotes[-1] == len(self.data) - 1 and len(quotes) % 2 == 0:
-            quotes = quotes[:-1]  # closes a field only if the next block does not begin with another quote
+            quotes = quotes[:-1]  # if the next block begins with a quote, this quote does not close its field
         opens, closes = quotes[::2], quotes[1::2]
         around = np.array([_NEWLINE, _RETURN, ord(self._delimiter)], np.uint8)
         before, after = np.maximum(opens - 1, 0), np.minimum(closes + 1, len(self.data) - 1)
@@ -170,7 +172,9 @@ class _Block:
         return self._line + self.data.count(b"\n", 0, offset)
 
     def require_line_ends(self) -> None:
-        """Check that a line feed follows every carriage return outside quotes; pyarrow starts a new row after each.
+        """Check that a line feed follows every carriage return outside quotes.
+
+        pyarrow would start a new row after a carriage return without a line feed.
 
         Raises:
             RowsError: a carriage return has no line feed. The message names the line.

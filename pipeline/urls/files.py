@@ -42,9 +42,9 @@ _BUFFER_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 16
 """Number of bytes that the first request reads from the end of a Parquet file; usually includes the whole footer."""
 _MAX_HASHED_BYTES = 16 << 20
-"""Largest Parquet file, in bytes, that is hashed in full for its mark; larger files are sampled."""
+"""Maximum size in bytes of a Parquet file that is hashed in full. Of larger files, footer and samples are hashed."""
 _SAMPLES, _SAMPLE_BYTES = 4, 1 << 16
-"""Number of samples hashed in a larger file, and the size of each in bytes."""
+"""Number of samples hashed in a larger Parquet file, and the size of each sample in bytes."""
 _FOREIGN = {
     codecs.BOM_UTF16_LE: "it is UTF-16; store it as UTF-8",
     codecs.BOM_UTF16_BE: "it is UTF-16; store it as UTF-8",
@@ -58,20 +58,23 @@ Unwanted = Callable[[int, int], bool]
 
 @dataclass(frozen=True)
 class ListMark:
-    """Mark that identifies an unchanged Parquet file without reading its rows."""
+    """Row count, size and hash of a Parquet file, which let a later run detect changes without reading all rows."""
 
     rows: int
     bytes: int
     sha256: str
-    """SHA-256 of the footer and of samples of the pages; of all bytes for files of up to 16 MiB."""
+    """SHA-256 of all bytes for files of up to 16 MiB; for larger files, of the footer and of samples of the data."""
     modified: str | None = None
     """Modification time or object store tags of a file that was only sampled.
 
-    None if the file was hashed in full, or if a later change might leave this value the same.
+    None if the file was hashed in full, or if a later change to the file might not change this value.
     """
 
     def is_certain(self, known: Mapping[str, Any] | None) -> bool:
-        """Return True if this is certainly the file that a manifest recorded as `known`; if False, compare the rows."""
+        """Return True if the file certainly has not changed since a manifest recorded its mark as `known`.
+
+        If False, the rows must be compared.
+        """
         return known == asdict(self) and (self.modified is not None or self.bytes <= _MAX_HASHED_BYTES)
 
 
@@ -83,7 +86,7 @@ class FileHead:
     """Column names and their plain types."""
     has_rows: bool
     mark: ListMark | None
-    """Mark of the file; None for formats other than Parquet, which must be read in full to be identified."""
+    """Mark of an uncompressed Parquet file; None for any other file, whose rows must be read to detect changes."""
 
 
 def list_format(path: str) -> str:
@@ -92,7 +95,7 @@ def list_format(path: str) -> str:
 
 
 def list_mark(path: str) -> ListMark | None:
-    """Compute the mark of a Parquet file from a few byte ranges; return None for other formats."""
+    """Return the mark of an uncompressed Parquet file, reading a large file only in part; None for any other file."""
     return _footer(path)[0] if path.endswith(".parquet") else None
 
 
@@ -142,7 +145,7 @@ def _skip_nothing(first: int, last: int) -> bool:
 def read_file(
     path: str, unwanted: Unwanted = _skip_nothing, quoting: Quoting = "auto", count: FileCount | None = None
 ) -> Iterator[pa.RecordBatch | int]:
-    """Yield the batches of a file with its own columns; for each skipped range of rows, yield its number of rows.
+    """Yield a file's rows in batches with the file's own columns. For each skipped range of rows, yield its row count.
 
     Args:
         path: path or URL of the file.

@@ -23,7 +23,7 @@ from .files import FORMATS, READ_ERRORS, FileHead, ListMark, file_head, list_for
 from .settings import Quoting, UrlListSettings
 
 _MARK_THREADS = 16
-"""Number of files whose heads are read concurrently; each takes a few requests to remote storage."""
+"""Number of files whose heads are read concurrently. Each head takes a few requests to remote storage."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class UrlList:
     earlier: tuple[ListColumns, ...]
     """Column sets the list had when it contained fewer files. Shards created at that time keep using them."""
     marks: tuple[ListMark | None, ...]
-    """Mark of each file; None for a file that must be read in full to be identified."""
+    """Mark of each uncompressed Parquet file; None for any other file, whose rows must be read to detect changes."""
     quoting: Quoting
     counts: dict[str, FileCount] = field(default_factory=dict, compare=False)
     """Row counts of the files read so far, keyed by path."""
@@ -50,7 +50,7 @@ class UrlList:
         return self.columns.schema
 
     def notes(self) -> dict[str, Any]:
-        """Return notes for the summary: row count, renamed columns, and signs that the list was misread."""
+        """Return notes for the summary: row count, renamed columns, and counts that suggest the list was misread."""
         left_out: collections.Counter[str] = collections.Counter()
         for count in self.counts.values():
             left_out.update(count.left_out)
@@ -63,7 +63,10 @@ class UrlList:
 
     @property
     def counted_rows(self) -> int | None:
-        """Number of rows, from lines, JSON values or Parquet footers; None if a file was not read to its end."""
+        """Number of rows, counted as lines or JSON values, or taken from Parquet footers.
+
+        None if a file without a mark has not been read to its end.
+        """
         total = 0
         for path, mark in zip(self.files, self.marks, strict=True):
             count = self.counts.get(path)
@@ -74,7 +77,7 @@ class UrlList:
 
     @property
     def rows(self) -> int | None:
-        """Number of rows in the list; None if the files must be read to count them."""
+        """Number of rows in the list, from Parquet footers; None if any file must be read to count its rows."""
         counts = [mark.rows for mark in self.marks if mark is not None]
         return sum(counts) if len(counts) == len(self.marks) else None
 
@@ -83,7 +86,11 @@ class UrlList:
         return [None if mark is None else asdict(mark) for mark in self.marks]
 
     def unchanged_rows(self, marks: Sequence[Mapping[str, Any] | None]) -> int:
-        """Return the number of rows in the leading files that certainly match the given marks from a manifest."""
+        """Return the number of rows at the start of the list that have certainly not changed.
+
+        Args:
+            marks: marks of the files in an earlier run, from its manifest.
+        """
         rows = 0
         for mark, known in zip(self.marks, marks, strict=False):
             if mark is None or not mark.is_certain(known):
@@ -104,7 +111,8 @@ class UrlList:
 
         Args:
             rows_per_shard: number of rows per shard; the last shard may have fewer.
-            unwanted: returns True for the index of a shard to skip. Where the file allows it, its rows are not read.
+            unwanted: returns True for the index of a shard to skip. Parquet files and row groups that contain only rows
+                of skipped shards are not read.
         """
 
         def all_unwanted(first: int, last: int) -> bool:
@@ -131,7 +139,7 @@ class UrlList:
             yield row // rows_per_shard, _to_table(pieces)
 
     def _parts(self, unwanted: Callable[[int, int], bool]) -> Iterator[pa.RecordBatch | int]:
-        """Yield the rows in order; for each skipped range of rows, yield its number of rows."""
+        """Yield the rows in batches, in list order. For each skipped range of rows, yield its row count."""
         row = 0
         for path, mark in zip(self.files, self.marks, strict=True):
             if mark is not None and unwanted(row, row + mark.rows):
@@ -172,7 +180,7 @@ class UrlList:
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def had_digest(self, table: pa.Table, digest: str) -> bool:
-        """Return whether the rows had this digest under any of the column sets in `earlier`."""
+        """Return True if the rows have this digest when reduced to one of the column sets in `earlier`."""
         return any(
             rows_digest(narrowed) == digest
             for columns in self.earlier
@@ -196,7 +204,7 @@ def open_url_list(source: str, settings: UrlListSettings) -> UrlList:
     """
     _require_plain_address(source)
     fs, path = open_location(source)
-    # the file is checked first, since testing whether an HTTP address is a folder downloads it
+    # the file is checked first, since testing whether an HTTP address is a folder would download it
     if list_format(path) in FORMATS and fs.isfile(path):
         files = [fs.unstrip_protocol(path)]
     elif fs.isdir(path):

@@ -19,7 +19,7 @@ from ..settings import DownloadSettings
 from .messages import LENGTH, READY, pack
 
 _ORPHAN_SECONDS = 5.0
-"""Seconds past the time limit after which a hung decoder exits by itself, in case its parent is gone."""
+"""Seconds after `decode_timeout_seconds` at which a hung decoder ends itself, in case its parent is gone."""
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def _serve(stream: BufferedRWPair) -> None:
 
 def _limit_resources(settings: DownloadSettings) -> None:
     """Limit the memory of this process and disable core dumps."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # images that crash the decoder must not fill the disk with dumps
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crashing decoder must not fill the disk with core dumps
     if sys.platform == "linux":  # macOS accepts the limit but does not enforce it
         resource.setrlimit(resource.RLIMIT_AS, (settings.decode_memory_bytes, settings.decode_memory_bytes))
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:

@@ -1,4 +1,4 @@
-"""Pool of decoder processes. If a process crashes or hangs, it loses one image and is replaced.
+"""Pool of decoder processes. If a process crashes or hangs, one image fails and a new process is started.
 
 Each process is a plain child process with a socket, not a `multiprocessing` process. So it does not import `__main__`
 again, works inside Ray actors, and exits when its parent exits for any reason.
@@ -28,7 +28,7 @@ from ..settings import DownloadSettings
 from .messages import LENGTH, READY, unpack
 
 _SENT_JOBS = 2
-"""Number of bodies sent to one process: the one that it decodes and the next one, so that it never waits."""
+"""Maximum number of unanswered bodies sent to a process: the current one and the next, so that it never waits."""
 _START_ATTEMPTS = 3
 """Number of attempts to start a process before the download fails."""
 _SOCKET_BYTES = 1 << 20
@@ -98,7 +98,7 @@ class _Slot:
     settings: DownloadSettings
     jobs: asyncio.Queue[_Job]
     sent: collections.deque[_Job] = field(default_factory=collections.deque)
-    """Jobs without an answer. The process decodes the first one; the others have been sent or are about to be sent."""
+    """Jobs without an answer. The process decodes the first job. The other jobs are sent or about to be sent."""
 
     async def run(self) -> None:
         """Decode until cancelled. If the process ends, fail the image that it was decoding and start a new process."""
@@ -126,7 +126,7 @@ class _Slot:
         return await _Process.start(self.settings)
 
     async def _feed(self, process: _Process) -> None:
-        """Send bodies to the process, starting with those that the previous process did not answer."""
+        """Send bodies to the process, starting with the bodies that the previous process did not answer."""
         process.watch(bool(self.sent))
         for job in list(self.sent):
             await process.send(job.body)
@@ -250,7 +250,7 @@ class _Process:
         self._child.kill()
 
     async def end(self) -> str:
-        """Kill the process if it is still running, and return a text with the reason why it ended."""
+        """Kill the process if it is still running, and return the reason why it ended, for an error message."""
         self.watch(False)
         self._child.kill()
         code = self._child.wait()

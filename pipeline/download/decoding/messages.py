@@ -18,7 +18,7 @@ READY = b""
 
 
 def pack(answer: ResizedImage | ImageError) -> bytes:
-    """Serialize an answer: a JSON line with the sizes followed by the image data, or JSON with the error."""
+    """Serialize an answer: for an image, a JSON line with the sizes, then the image data; for an error, JSON."""
     if isinstance(answer, ImageError):
         return json.dumps([answer.outcome, answer.detail]).encode()
     sizes = [answer.width, answer.height, answer.original_width, answer.original_height]

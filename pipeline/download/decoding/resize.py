@@ -1,6 +1,6 @@
 """Image resizer: checks, decodes, resizes and encodes images with img2dataset's own resizer.
 
-No other file may import img2dataset.
+Only this module may import img2dataset.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _FILTERED = frozenset({"image too small", "image area too large", "aspect ratio 
 _UNDECODABLE = "Image decoding error"
 """Error message that img2dataset's resizer returns when OpenCV cannot decode an image."""
 _UNENCODABLE = "cannot store"
-"""Start of the error message raised here when OpenCV cannot encode an image."""
+"""First words of the error message that `_Codec.imencode` raises when OpenCV cannot encode an image."""
 _LONGEST_SIDES = {"jpg": 65_500, "webp": 16_383}
 """Maximum side length in pixels that each format can store. PNG can store more than `max_pixels` allows."""
 _MARGIN = 1.25
-"""Minimum ratio of each reduced JPEG side to its target side. Below it, the resized image is blurred."""
+"""Minimum ratio of each reduced JPEG side to its target side. With a smaller ratio, the resized image is blurred."""
 _REDUCED_COLOUR_FLAGS = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _REDUCED_GREY_FLAGS = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8
@@ -61,7 +61,10 @@ def _load_resizer() -> Any:
 
 
 class _Codec:
-    """OpenCV replacement for img2dataset's resizer: `imdecode` returns decoded pixels, `imencode` explains failures."""
+    """Replacement for the `cv2` module in img2dataset's resizer.
+
+    `imdecode` returns pixels that were decoded beforehand, and `imencode` explains failures.
+    """
 
     def __init__(self) -> None:
         self.pixels: np.ndarray | None = None
@@ -92,7 +95,11 @@ _upstream = _load_resizer()
 
 
 class ImageResizer:
-    """Image resizer and encoder. With `decode_mode=exact` its output is byte-identical to img2dataset's."""
+    """Image resizer and encoder.
+
+    With `decode_mode=exact`, the output is byte-identical to img2dataset's, except for images that are rotated or
+    converted to 8 bits per channel.
+    """
 
     def __init__(self, settings: DownloadSettings) -> None:
         self._settings = settings
@@ -135,7 +142,10 @@ class ImageResizer:
         return ResizedImage(data, new_width, new_height, width, height)
 
     def _passes_filters(self, width: int, height: int) -> bool:
-        """Return True if the filters accept an image of this size. If not, img2dataset's resizer reports the reason."""
+        """Return True if the size and aspect ratio filters accept an image of this size.
+
+        A rejected image goes to img2dataset's resizer, which reports the reason.
+        """
         shorter, longer = sorted((width, height))
         too_small = shorter < max(1, self._settings.min_image_size)
         return not too_small and width * height <= self._max_area and longer / shorter <= self._max_ratio
@@ -168,8 +178,8 @@ class ImageResizer:
             if pixels is None:
                 raise ImageError("decode", _UNDECODABLE)
             pixels = turn(pixels, header.orientation)
-            # from the reduced image, linear interpolation takes a third of the time of area interpolation, and both are
-            # equally close to an area resize of the full image
+            # linear interpolation of the reduced image takes a third of the time of area interpolation, and is as close
+            # to an area resize of the full image
             pixels = self._fit(cv2.resize(pixels, target, interpolation=cv2.INTER_LINEAR))
             encoding = self._exact.encode_params
             data = _codec.imencode(f".{self._settings.encode_format}", pixels, params=encoding)[1].tobytes()
@@ -212,7 +222,7 @@ def _read_header(body: bytes, max_pixels: int) -> _Header:
     """Read the image header with Pillow.
 
     If Pillow cannot read it, the size is 0 x 0, and OpenCV's own size limit applies when the image is decoded. The
-    orientation of an image above `max_pixels` is not read, because Pillow decodes some images to find it.
+    orientation of an image with more than `max_pixels` is not read, because Pillow decodes some images to find it.
     """
     try:
         with Image.open(io.BytesIO(body), formats=_HEADERS) as image:
@@ -227,7 +237,7 @@ def _read_header(body: bytes, max_pixels: int) -> _Header:
 def _decode(body: bytes, orientation: int) -> np.ndarray:
     """Decode to upright 8-bit pixels: grayscale `[H, W]`, or `[H, W, C]` in OpenCV's channel order, BGR or BGRA.
 
-    If the image is already upright with 8 bits per channel, the pixels are exactly OpenCV's, as in img2dataset.
+    If the image is already upright with 8 bits per channel, OpenCV's pixels are returned unchanged, as in img2dataset.
 
     Raises:
         ImageError: the image cannot be decoded. The outcome is `decode` or `too_many_pixels`.

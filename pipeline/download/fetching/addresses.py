@@ -1,4 +1,4 @@
-"""Address guard: decides which IP addresses a list's URLs may reach, with a resolver that enforces the decision.
+"""Guard that decides which IP addresses a list's URLs may reach, and a resolver that enforces its decisions.
 
 Private, loopback, link-local and metadata addresses are refused unless the settings allow them.
 """
@@ -65,9 +65,9 @@ class AddressGuard:
 class GuardedResolver(AbstractResolver):
     """Resolver that uses the system's name lookup and raises an error for addresses that the guard blocks.
 
-    The connection goes to the checked address. So an attacker gains nothing if the name later resolves to another
-    address. The resolver has its own thread pool, because a dead name server blocks a thread for many seconds. `close`
-    does not wait for these threads.
+    Connections go to the addresses that were checked, so a name that later resolves to another address cannot bypass
+    the guard. The resolver has its own thread pool, because a dead name server blocks a thread for many seconds.
+    `close` does not wait for these threads.
 
     Args:
         threads: maximum number of simultaneous lookups.
@@ -85,7 +85,7 @@ class GuardedResolver(AbstractResolver):
 
         Raises:
             OSError: the lookup failed.
-            BlockedAddress: the guard blocks one of the addresses.
+            BlockedAddress: the guard blocks at least one of the addresses.
         """
         lookup = functools.partial(
             socket.getaddrinfo, host, port, family=family, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
@@ -103,7 +103,7 @@ class GuardedResolver(AbstractResolver):
         return results
 
     async def close(self) -> None:
-        """Stop starting lookups, without waiting for those in progress."""
+        """Cancel lookups that have not started, without waiting for lookups in progress."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -139,7 +139,7 @@ def is_public(address: str) -> bool:
 
 
 def is_local_name(host: str) -> bool:
-    """Return True if a name always refers to the machine that resolves it: `localhost` or a subdomain (RFC 6761)."""
+    """Return True if a name always refers to the machine that resolves it: `localhost` or its subdomains (RFC 6761)."""
     return f".{host.lower().rstrip('.')}".endswith(".localhost")
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 _FIRST_MEAN_BYTES = 100_000.0
 """Initial estimate of the mean body size in bytes, before any body has arrived."""
 _BODIES_SHARE = 8
-"""Divisor of the buffer size that limits bodies waiting for a decoder to 1/8; more would not keep decoders busier."""
+"""Divisor of the buffer size: waiting bodies may fill 1/8 of it. A larger share would not keep decoders busier."""
 _MEAN_OVER = 64
-"""Time constant, in bodies, of the exponential moving average that predicts the size of the next bodies."""
+"""Number of recent bodies that the exponential moving average of body sizes roughly covers."""
 
 
 class Buffer:
@@ -38,7 +38,10 @@ class Buffer:
         """Exponential moving average of the body size in bytes."""
 
     def has_room(self) -> bool:
-        """Return True if another row may start, assuming that expected bodies have the mean size of recent bodies."""
+        """Return True if another row may start. An empty buffer always has room.
+
+        Each expected body counts with the mean size of recent bodies.
+        """
         if self.unfinished == 0 and self.bytes_used == 0:
             return True
         if self.unfinished >= self._max_rows or self.body_bytes * _BODIES_SHARE >= self._limit:
@@ -47,7 +50,7 @@ class Buffer:
 
 
 class Claim:
-    """Share of the buffer that one row occupies: an expected body, then the body, then its image, then nothing."""
+    """One row's share of the buffer: first its expected body, then the received body, then the image."""
 
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer

@@ -27,7 +27,10 @@ _RESOLVER_THREADS = 256
 _DNS_SECONDS, _DNS_NAMES = 300, 10_000
 """Lifetime of DNS cache entries in seconds, and maximum number of names in the cache."""
 _IDLE_SECONDS = 2.0
-"""Seconds that an idle connection stays open. Lists are shuffled, so longer would only waste file descriptors."""
+"""Seconds that an idle connection stays open.
+
+In a shuffled list, the next URLs are on other hosts, so a longer time would only waste file descriptors.
+"""
 
 
 class ProxyFailure(Exception):
@@ -71,7 +74,7 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def request(self, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Request a URL directly or through its proxy, and yield the response. Redirects are not followed.
+        """Send a GET request directly or through the URL's proxy, and yield the response. Redirects are not followed.
 
         Raises:
             ProxyFailure: the proxy is unreachable or refuses the URL.
@@ -81,7 +84,7 @@ class Connections:
             async with self._direct.get(url, allow_redirects=False) as response:
                 yield response
             return
-        tunnel = url.scheme == "https"  # the target server must not see the proxy credentials
+        tunnel = url.scheme == "https"  # in a tunnel, `headers` would send the credentials to the target
         try:
             async with self._proxied.get(
                 url,
@@ -101,7 +104,7 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def _open_session(self, guard: AddressGuard | None) -> AsyncIterator[aiohttp.ClientSession]:
-        """Open a session that connects only to addresses that the guard allows, or to any address if it is None."""
+        """Open a session that connects only to addresses that the guard allows, or to all addresses without a guard."""
         resolver = GuardedResolver(threads=min(self._settings.concurrency, _RESOLVER_THREADS), guard=guard)
         connector = aiohttp.TCPConnector(
             limit=0,  # no limit here: `Fetcher` limits connections before the deadline starts
@@ -139,7 +142,7 @@ def _refusal(status: int) -> str:
 def affordable(concurrency: int) -> int:
     """Raise the open-file limit if needed, and return the number of URLs that can be fetched at once within it.
 
-    The budget is four files per URL, since further connections may be idle, plus 512 files for everything else.
+    Each URL may need four open files, since other connections stay open while idle. 512 files are left for other uses.
 
     Args:
         concurrency: desired number of URLs to fetch at once.

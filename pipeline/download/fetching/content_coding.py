@@ -1,8 +1,8 @@
 """Content-Encoding decoder for gzip, deflate, br and zstd, with a limit on the number of decoded bytes.
 
-Some servers state an encoding that the body does not have, or state the same encoding twice. If a body is an image
-before or between the decoding steps, that image is the result, unless a later step yields an image too. Unknown
-encodings, such as `none` or `utf-8`, are ignored, as in browsers.
+Some servers state an encoding that the body does not have, or state the same encoding twice. Therefore the body is
+checked for an image before and after each decoding step, and the last image found is the result. Unknown encodings,
+such as `none` or `utf-8`, are ignored, as in browsers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ else:
     from backports.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
 
 _BLOCK_BYTES = 1 << 16
-"""Maximum number of bytes that a decoder takes or returns in one step."""
+"""Maximum number of bytes that a decoder consumes or returns in one step."""
 _FIRST_WINDOW_BYTES = 1 << 10
-"""Size in bytes of the first input block of a member. It doubles for each further block, up to `_BLOCK_BYTES`.
+"""Size in bytes of the first input block of a gzip member or zstd frame. It doubles with each block to `_BLOCK_BYTES`.
 
-Input that remains unused at the end of a member is copied, so small first blocks keep short members cheap.
+Input that remains unused at the end of a member is copied, so small first blocks make short members cheap.
 """
 _MOST_MEMBERS = 1024
 """Maximum number of gzip members or zstd frames in one body. Real bodies have only a few."""
@@ -47,7 +47,7 @@ class BodyTooLarge(Exception):
 
 
 class _Decoder(Protocol):
-    """Interface of a decoder for one member. The decoder buffers input that it has not consumed yet."""
+    """Interface of a decoder for one compressed stream, such as a gzip member. It buffers unconsumed input."""
 
     @property
     def eof(self) -> bool: ...
@@ -142,7 +142,7 @@ def decode_body(body: bytes, header: str, limit: int) -> bytes:
         limit: maximum number of decoded bytes.
 
     Raises:
-        CodingError: the body does not have the stated encoding, and is not an image without decoding.
+        CodingError: the body does not have the stated encoding, and no image was found in it.
         BodyTooLarge: the decoded body exceeds `limit` bytes.
     """
     codings = known_codings(header)
@@ -163,7 +163,7 @@ def decode_body(body: bytes, header: str, limit: int) -> bytes:
 def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
     """Decode up to `limit` bytes of a body that may be truncated.
 
-    A body that does not have the stated encoding is returned without decoding.
+    If nothing can be decoded with the stated encoding, the received bytes are returned.
 
     Args:
         body: first bytes of a body as received.

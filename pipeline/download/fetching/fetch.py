@@ -79,7 +79,7 @@ class Fetcher:
     async def fetch(self, url: str | None) -> bytes:
         """Fetch `url` and return the response body.
 
-        The deadline starts when both `connections_per_host` and `concurrency` admit the URL.
+        The deadline starts once the URL has a free slot under both `connections_per_host` and `concurrency`.
 
         Raises:
             FetchError: the fetch failed. The error holds the outcome for the row.
@@ -127,6 +127,7 @@ class Fetcher:
         Each redirect target passes the same checks as the first URL.
 
         Args:
+            url: first URL.
             obey_robots: check each URL against robots.txt if `robots_txt` is set. False when fetching a robots.txt.
 
         Raises:
@@ -163,12 +164,12 @@ class Fetcher:
             raise FetchError("bad_scheme", f"{checked.scheme or 'none'} is not http or https")
         if not host or not port:
             raise FetchError("bad_url", "no host" if not host else "port 0")
-        if credentials is not None:  # in a list from the web, they are stolen or disguise the real host
+        if credentials is not None:  # credentials in a web list are stolen, or disguise the real host
             raise FetchError("bad_url", "a user name or password before the host")
         address = literal_address(host)
         if address is None:
             if is_local_name(host) and self._guard.refusal("127.0.0.1") is not None:
-                raise FetchError("blocked_address", host)  # a proxy would resolve the name to the proxy itself
+                raise FetchError("blocked_address", host)  # a proxy would resolve the name to its own address
             return checked  # the resolver checks the addresses of a name, unless a proxy does the name lookup
         if (refusal := self._guard.refusal(address)) is not None:
             raise FetchError("blocked_address", refusal)
@@ -220,7 +221,7 @@ class Fetcher:
         """Undo the Content-Encoding of a body, and check that the body is complete.
 
         Raises:
-            FetchError: the body is partial, too large or badly encoded, or has a status other than 200 and no image.
+            FetchError: the body is incomplete, too large or badly encoded, or it is no image and the status is not 200.
         """
         if response.status == 206 and not _is_whole(response.headers.get("Content-Range", ""), len(body)):
             raise FetchError("http_other", "206, a part of the body")
@@ -242,10 +243,11 @@ class Fetcher:
     async def _read_robots(self, url: URL) -> bytes:
         """Return at most the first `MAX_ROBOTS_BYTES` of a robots.txt, or empty bytes if the site has none.
 
-        The read must finish within half of `timeout_seconds`, so that the waiting URL can still report the cause.
+        The read must finish within half of `timeout_seconds`, so that a URL waiting for the rules can report the
+        failure before its own deadline.
 
         Raises:
-            FetchError: the file cannot be read. The site's rules are unknown, so its URLs fail with the same outcome.
+            FetchError: the file cannot be read. The site's rules are unknown, so its URLs fail with this outcome too.
         """
         seconds = self._settings.timeout_seconds / 2
         try:
@@ -282,7 +284,7 @@ class Fetcher:
 
 @contextlib.contextmanager
 def _named_failures() -> Iterator[None]:
-    """Context manager that converts connection exceptions to `FetchError`, and marks those that may be transient."""
+    """Context manager that converts connection exceptions to `FetchError`, and marks transient failures."""
     try:
         yield
     except BlockedAddress as error:

@@ -1,4 +1,4 @@
-"""Background fetching of rows, delivered in input order. The next shard starts while the current one finishes."""
+"""Background fetching of rows, delivered in input order. The next shard starts while the current shard finishes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _MAX_STARTED = 8192
-"""Maximum number of rows that have started but are not written: about 10 seconds of work at 800 rows per second."""
+"""Maximum number of rows that have started but are not written yet: about 10 seconds of work at 800 rows per second."""
 _BLOCK_ROWS = 64
 """Maximum number of rows passed to the shard writer at once."""
 _GATHER_SECONDS = 0.05
@@ -30,7 +30,7 @@ _STOP_SECONDS = 5.0
 """Seconds that `close` waits for running work, such as a hung name lookup."""
 
 RowMaker: TypeAlias = Callable[[Claim], Coroutine[Any, Any, Row]]
-"""Coroutine function that returns one row. It calls `arrived` on the given claim when the body has arrived."""
+"""Coroutine function that makes one row, and calls `arrived` on the given claim when the row's body has arrived."""
 
 
 @dataclass(eq=False)
@@ -48,11 +48,11 @@ class _TaskRows(Generic[Task]):
 class FetchAhead(Generic[Task]):
     """Producer of rows for consecutive tasks. All rows run in one event loop in a separate thread.
 
-    So neither a slow store nor the end of a task delays running fetches.
+    Neither slow writes to the store nor the end of a task delay running fetches.
 
     Args:
-        tools: context manager for what the rows need, such as connections. It is entered in the event loop, and `close`
-            exits it.
+        tools: context manager that opens what the row makers use, such as connections. It is entered in the event loop,
+            and `close` exits it.
         makers: function that returns the row makers of a task, in order.
         buffer_bytes: maximum number of bytes of bodies and images in memory.
         max_rows: maximum number of unfinished rows.
@@ -105,7 +105,7 @@ class FetchAhead(Generic[Task]):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _plan(self, wanted: list[_TaskRows[Task]]) -> None:
-        """Update the queue to the wanted tasks: keep matching tasks at its head, cancel the rest, and add new ones."""
+        """Make the queue equal to `wanted`: keep leading tasks that match, cancel all others, and add missing tasks."""
         shared = 0
         while shared < min(len(self._queue), len(wanted)) and self._queue[shared].task == wanted[shared].task:
             shared += 1

@@ -20,7 +20,7 @@ _SCHEMES = ("http", "https")
 
 @dataclass(frozen=True)
 class Proxy:
-    """Proxy. Its URL contains no credentials, so that messages cannot reveal them."""
+    """URL and credentials of a proxy, kept apart so that error messages cannot reveal the credentials."""
 
     url: URL
     headers: Mapping[str, str] = field(repr=False)
@@ -28,7 +28,7 @@ class Proxy:
 
 
 class Proxies:
-    """Proxies for one download, by URL scheme.
+    """Proxy for each URL scheme in one download, and the hosts that bypass it.
 
     Args:
         setting: value of `download.proxy`: a URL, `none`, or None to read the environment.
@@ -67,8 +67,8 @@ class NoProxy:
     """Set of hosts that bypass the proxy, in the format of the `no_proxy` variable.
 
     Args:
-        text: entries separated by commas or spaces. An entry is a host name, which includes its subdomains, an
-            address, a network, or `*` for all hosts. A name or address may end in `:PORT`.
+        text: entries separated by commas or spaces. An entry is an IP address, a network, `*` for all hosts, or a
+            host name, which also matches its subdomains. A name or address may end in `:PORT`.
     """
 
     def __init__(self, text: str) -> None:
@@ -87,7 +87,7 @@ class NoProxy:
                 self._names.append((host, port))
 
     def matches(self, host: str, port: int | None) -> bool:
-        """Return True if an entry matches the host, and also matches the port if the entry has one."""
+        """Return True if an entry matches the host. If the entry names a port, the port must match too."""
         host = host.lower().rstrip(".")
         try:
             address = ipaddress.ip_address(host.partition("%")[0])
@@ -128,5 +128,5 @@ def parse_proxy(text: str, source: str) -> Proxy:
 
 
 def _variable(environment: Mapping[str, str], name: str) -> str:
-    """Return an environment variable by its lowercase name, or else by its uppercase name; empty if neither is set."""
+    """Return the value of the variable `name` (lowercase), else of its uppercase form, else an empty string."""
     return environment.get(name, environment.get(name.upper(), "")).strip()

@@ -3,7 +3,7 @@
 A head is the status line and the headers. Browsers and curl accept heads that violate RFC 9112: header names with
 spaces, lines without a colon, repeated lengths, bare line feeds, lines of any length. This parser accepts them too, and
 writes a new head with the few headers that a fetch uses. After a response that violates the RFC, the connection is
-closed, so that wrong framing cannot affect another response.
+closed, so that a wrong body length cannot corrupt the next response.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 _COPIED_HEADERS = (b"content-range", b"retry-after", b"x-robots-tag")
 """Headers that are copied to the new head unchanged."""
 _REASON_BYTES = 100
-"""Maximum length in bytes of the reason phrase in the new head; longer ones are truncated."""
+"""Maximum length in bytes of the reason phrase in the new head; a longer phrase is truncated."""
 
 
 class BadResponse(aiohttp.ClientError):
@@ -44,7 +44,7 @@ class Head:
 
 
 class HeadReader:
-    """Buffer for received bytes that yields complete heads."""
+    """Buffer that collects received bytes and extracts complete heads."""
 
     def __init__(self) -> None:
         self.buffer = bytearray()
@@ -75,7 +75,7 @@ class HeadReader:
 
 
 def parse_head(data: bytes) -> Head:
-    """Parse and rewrite a head.
+    """Parse a response head and rewrite it to comply with RFC 9112.
 
     Args:
         data: head without its final blank line.
@@ -112,7 +112,7 @@ def parse_head(data: bytes) -> Head:
 
 
 def _fields(lines: list[bytes]) -> tuple[dict[bytes, list[bytes]], bool]:
-    """Return the values of each header by lowercase name, and True if all lines comply with RFC 9112."""
+    """Return the values of each header by lowercase name, and a flag: True if all lines comply with RFC 9112."""
     fields: list[list[bytes]] = []
     strict, continued = True, False
     for line in lines:
@@ -145,7 +145,9 @@ def _listed(values: dict[bytes, list[bytes]], name: bytes) -> list[bytes]:
 
 
 def _length(stated: list[bytes]) -> int | None:
-    """Return the length that all Content-Length values state, or None if there is none or one is not a number.
+    """Return the length that all Content-Length values state.
+
+    Return None if there are no values, or if a value is not a number.
 
     Raises:
         BadResponse: the values differ.

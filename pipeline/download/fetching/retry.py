@@ -1,8 +1,8 @@
 """Retry policy for fetches: decides whether to try again after a failed attempt, and how long to wait.
 
-A fetch tries again if the failure is transient, fewer than `download.retries` further attempts have been made, and the
-wait ends before the URL's deadline. The wait is an exponential backoff with jitter, or the server's Retry-After if that
-is longer.
+A fetch tries again if the failure is transient, fewer than `download.retries` retries have been made, and the
+wait ends before the URL's deadline. The wait is an exponential backoff with jitter, or the server's Retry-After,
+whichever is longer.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def retry_wait(url: URL, error: FetchError, *, attempt: int, retries: int, secon
 
 
 def backoff(url: URL, attempt: int) -> float:
-    """Return the backoff in seconds before the next attempt. It doubles each time, with jitter seeded by the URL."""
+    """Return the backoff in seconds before the next attempt. It doubles with each attempt. The URL seeds its jitter."""
     return _FIRST_BACKOFF_SECONDS * 2.0**attempt * random.Random(f"{url} {attempt}").uniform(0.5, 1.5)
 
 
 def retry_after(value: str) -> float | None:
-    """Return the wait in seconds from a Retry-After header, given as a number or a date, or None if it is neither."""
+    """Return the seconds to wait according to a Retry-After header; None if it is neither a number nor a date."""
     if re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
         return float(value)
     try:

@@ -1,7 +1,8 @@
 """Parsers for X-Robots-Tag headers and robots.txt, following RFC 9309 and Google's implementation.
 
-The two existing Python parsers for robots.txt do not suit the untrusted web. The one in urllib does not support
-wildcards and uses the first matching rule. Protego 0.7 needs 23 s and 1.1 GB for a 120 kB file that names 4,000 agents.
+The existing Python parsers for robots.txt are unsuitable for untrusted files. urllib's parser does not support
+wildcards, and applies the first matching rule, not the longest. Protego 0.7 needs 23 s and 1.1 GB for a
+120 kB file that names 4,000 agents.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ class RobotsRules:
     """Rules in one robots.txt that apply to us. Without rules, every path is allowed.
 
     Args:
-        rules: pairs of a path pattern and True if it allows, False if it disallows.
+        rules: path patterns, each with True for an allow rule or False for a disallow rule.
     """
 
     def __init__(self, rules: Sequence[tuple[str, bool]] = ()) -> None:
-        # the longest matching pattern decides; if two have the same length, the one that allows wins
+        # the longest matching pattern decides; of two with the same length, the allow rule wins
         ordered = sorted(set(rules), key=lambda rule: (-len(rule[0]), not rule[1]))
         self._rules = [
             (pattern.removesuffix("$").split("*"), pattern.endswith("$"), allow) for pattern, allow in ordered
@@ -73,7 +74,7 @@ class RobotsRules:
 
     @classmethod
     def parse(cls, body: bytes, user_agent: str) -> RobotsRules:
-        """Parse a robots.txt and keep one group: for our agent name, or else img2dataset, or else all agents."""
+        """Parse a robots.txt and keep the rules for our agent name, or else for img2dataset, or else for all agents."""
         groups: dict[str, list[tuple[str, bool]]] = {}
         agents = (product_token(user_agent), UPSTREAM_AGENT, "*")
         current: set[str] = set()
@@ -101,7 +102,7 @@ class RobotsRules:
 
 
 def _matches(parts: list[str], whole: bool, path: str) -> bool:
-    """Return True if a path matches a pattern. Runs in linear time.
+    """Return True if a path matches a pattern, in linear time.
 
     Args:
         parts: pattern, split at its wildcards.

@@ -17,7 +17,7 @@ _MOST_BYTES = 100_000_000
 
 
 class RobotsCache:
-    """Cache that reads each robots.txt once, even if many URLs wait for it. The oldest entries are evicted first.
+    """Cache that reads each robots.txt once, even if many URLs wait for it. The oldest rules are evicted first.
 
     If a read fails, all waiting URLs receive the exception. Failures are not cached, because they may be transient.
 
@@ -42,7 +42,7 @@ class RobotsCache:
                 self._reading[origin] = asyncio.create_task(self._load(url.origin(), origin))
             rules = await asyncio.shield(
                 self._reading[origin]
-            )  # cancelling one caller must not cancel the read for the others
+            )  # cancelling one caller must not cancel the read for other callers
         return rules.allow(url.raw_path_qs)
 
     async def close(self) -> None:

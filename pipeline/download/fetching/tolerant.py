@@ -106,7 +106,7 @@ class ChunkReader:
 
 
 class TolerantHandler(ResponseHandler):
-    """aiohttp connection protocol that passes only strict heads and chunks to the parser, and no bytes after a body.
+    """aiohttp connection protocol that rewrites heads and chunks for aiohttp's parser, and drops bytes after a body.
 
     Args:
         loop: event loop of the connection.
@@ -125,7 +125,7 @@ class TolerantHandler(ResponseHandler):
         super().set_response_params(**options)
 
     def data_received(self, data: bytes) -> None:
-        """Pass body bytes to the parser as they arrive, and each head once it is complete."""
+        """Pass each head to the parser once it is complete, and pass body bytes as they arrive."""
         try:
             if self._heads is None or self._parser is None:
                 self._body_received(data)
@@ -162,7 +162,7 @@ class TolerantHandler(ResponseHandler):
         """Fail the response with an error and close the connection."""
         if self._payload is not None and not self._payload.is_eof():
             self._payload.set_exception(error)
-        # aiohttp's later errors for this connection are less precise, so they must not replace this one
+        # aiohttp's later errors for this connection are less precise, so they must not replace `error`
         self._heads = self._payload = self._parser = None
         if self.transport is not None:
             self.transport.close()
