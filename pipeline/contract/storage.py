@@ -37,7 +37,8 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.
 def check_name(name: str) -> str:
     """Return `name` if it is a plain relative name; otherwise raise InputError.
 
-    priorkit writes only files with plain names. A plain name consists of ASCII letters, digits, `_`, `.` and `-`, and no part of it starts with `.` or `-`.
+    priorkit writes only files with plain names. A plain name consists of parts separated by `/`, each made of ASCII
+    letters, digits, `_`, `.` and `-`. No part starts with `.` or `-`.
     """
     if not _PLAIN_NAME.fullmatch(name) or max(map(len, name.split("/"))) > _LONGEST_NAME:
         shown = name if len(name) <= _LONGEST_NAME else f"{name[:60]}..."
