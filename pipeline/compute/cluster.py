@@ -38,15 +38,16 @@ class Gpus:
 
     count: int
     name: str | None
-    """Name of one of the GPUs, as torch reports it on a worker; None if torch can use none of them."""
+    """Name of one of the GPUs, as torch reports it on a worker; None if torch can use none of the GPUs."""
 
 
 _GPUS: dict[tuple[str | None, str | None], Gpus] = {}
-"""GPUs by `compute.address` and `RAY_ADDRESS`, cached so that all stages of a command see the same GPUs."""
+"""Cached GPUs of each cluster, by `compute.address` and `RAY_ADDRESS`, so that all stages of a command see the same
+GPUs."""
 
 
 def cluster_gpus(compute: ComputeSettings) -> Gpus:
-    """Return the GPUs of the Ray cluster in the settings, joining the cluster to ask.
+    """Return the GPUs of the Ray cluster that the settings name, joining the cluster to find out.
 
     If the work runs in this process or Ray will be started on this machine, return this machine's GPUs.
 
@@ -90,6 +91,7 @@ def gpus_here() -> Gpus:
 
 
 def _is_joined() -> bool:
-    """Return True if this process has already joined a Ray cluster, which code that uses the library may have done."""
+    """Return True if this process has joined a Ray cluster, for example in the user's own code before it called
+    priorkit."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(getattr(ray, "is_initialized", lambda: False)())

@@ -45,7 +45,7 @@ class FileMark:
 
     bytes: int
     modified: str | None
-    """Modification time or tags, see `Stamp.modified`; None if the file could change without a change in them."""
+    """Modification time or tags, see `Stamp.modified`; None if a later change to the file might leave them unchanged."""
     sha256: str
 
     @staticmethod

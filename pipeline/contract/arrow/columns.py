@@ -164,7 +164,7 @@ def as_text(values: pa.Array) -> pa.Array:
 
 
 def group_names(values: pa.Array) -> list[str | None]:
-    """Convert values of any type to strings that identify groups of rows, like `as_text`. Missing values become None."""
+    """Convert values of any type to names of row groups, with the rules of `as_text`. Missing values become None."""
     plain = decoded(values)
     if pa.types.is_temporal(plain.type):  # Python's datetime types lack nanoseconds
         plain = as_text(plain)
@@ -172,7 +172,9 @@ def group_names(values: pa.Array) -> list[str | None]:
 
 
 def key_texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
-    """Convert a key column to text. Invalid UTF-8 becomes escape sequences; null and NaN become None.
+    """Convert a key column to text.
+
+    Numbers are written in decimal, and invalid UTF-8 is replaced with escape sequences. Null and NaN become None.
 
     Args:
         where: description of the column, for messages.
