@@ -33,7 +33,7 @@ class HashSample:
         Args:
             hashes: `[n]` content hashes.
             values: `[n]` int64 value for each hash, such as a row number or count.
-            level: level of the sample that the rows come from. If this sample's level is lower, it is raised to `level`.
+            level: level of the sample that the rows come from. If this sample's level is lower, it is raised.
         """
         self.level = max(self.level, level)
         block = self._sampled(hashes, values)

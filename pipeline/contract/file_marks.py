@@ -45,7 +45,7 @@ class FileMark:
 
     bytes: int
     modified: str | None
-    """Modification time or tags, see `Stamp.modified`; None if a later change to the file might leave them unchanged."""
+    """Modification time or tags, see `Stamp.modified`; None if a later change to the file might not change them."""
     sha256: str
 
     @staticmethod
