@@ -13,7 +13,7 @@ from .settings import ComputeSettings, DeviceSettings
 ResolvedType = TypeVar("ResolvedType", bound=DeviceSettings)
 
 ASSUMED_FLOPS = {"cpu": 5e10, "cuda": 2e13}
-"""Floating-point operations per second in float32 assumed for `--dry-run` estimates, for 2 CPU cores and for one GPU."""
+"""Floating-point operations per second in float32 that `--dry-run` assumes for 2 CPU cores and for one GPU."""
 
 
 def choose_device(wanted: str, setting: str) -> str:

@@ -1,4 +1,4 @@
-"""Write access to a stage's folder, by one writer at a time: commit, replace, withdraw and merge shards.
+"""Write access to a stage's folder for one process at a time: commit, replace, withdraw and merge shards.
 
 `manifest` defines the contents of the folder and reads them.
 """
@@ -74,7 +74,7 @@ class ShardCommit:
         Args:
             rows: number of rows in the shard.
             counts: number of rows by outcome.
-            input: fingerprint of the shard's input; defaults to the one given to the constructor.
+            input: fingerprint of the shard's input; defaults to the fingerprint given to the constructor.
             threads: number of CPU threads, see `ShardRecord`.
         """
         files = {name: self._files[name] for name in sorted(self._files)}

@@ -222,7 +222,7 @@ class MetadataInspector:
         """Report the findings about the folder as a whole.
 
         Args:
-            place: returns a description of a row, given its number in the folder.
+            place: function that returns a description of a row, given its row number in the folder.
         """
         inspection = self._inspection
         self._empty.report(inspection.add_note, "captions are empty")

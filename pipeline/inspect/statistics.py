@@ -15,7 +15,7 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _PRINTED_BINS = 64
 """Maximum number of bins in an output histogram."""
 REPEATS_CAPACITY = 10_000_000
-"""Maximum number of rows whose hash `Repeats` stores: 16 bytes per row, and 32 more during sorting."""
+"""Maximum number of rows whose hash `Repeats` stores. Storage takes 16 bytes per row, and sorting takes another 32."""
 
 
 class Distribution:
@@ -51,7 +51,7 @@ class Distribution:
         self.counts += np.bincount(np.clip(bins, 0, len(self.counts) - 1), minlength=len(self.counts))
 
     def mean_and_error(self) -> tuple[float, float]:
-        """Return the mean and its standard error."""
+        """Return the mean of the values and its standard error."""
         return self._mean, math.sqrt(self._squares) / self.rows
 
     def quantile(self, share: float) -> float:
@@ -160,10 +160,13 @@ def unit_norms() -> Distribution:
 
 
 def lengths() -> Distribution:
-    """Return a distribution for lengths: one bin for each whole number below 256, then 32 bins per octave to 2^24."""
+    """Return a distribution for lengths, with fine bins for short lengths.
+
+    It has one bin for each whole number below 256, then 32 bins between successive powers of 2 up to 2^24.
+    """
     return Distribution(np.concatenate([np.arange(256), 2.0 ** (8 + np.arange(16 * 32 + 1) / 32)]), whole=True)
 
 
 def magnitudes() -> Distribution:
-    """Return a distribution for positive numbers: 32 bins per octave, from 2^-10 to 2^20."""
+    """Return a distribution for positive numbers: 32 bins between successive powers of 2, from 2^-10 to 2^20."""
     return Distribution(2.0 ** (np.arange(-10 * 32, 20 * 32 + 1) / 32))

@@ -23,7 +23,7 @@ _FEWEST_PAIRS = 30
 
 @dataclass(frozen=True)
 class ShardParts:
-    """Files of a shard, and the callbacks that report their faults."""
+    """Files of a shard, and the callbacks that report faults in them."""
 
     name: str
     first_row: int

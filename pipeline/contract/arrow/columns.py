@@ -1,4 +1,4 @@
-"""Conversion of Arrow columns written by other tools, in any stored type, to plain values and text.
+"""Functions that convert Arrow columns of any type, as other tools write them, to plain values and text.
 
 Most functions use `decoded`, which removes dictionaries, views and other encodings. Invalid UTF-8 is handled in three
 ways. In URL list rows and copied text, it is replaced with U+FFFD (`plain_column`, `carried`). In keys, it is replaced

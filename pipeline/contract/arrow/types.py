@@ -1,4 +1,4 @@
-"""Arrow column types: stored types, the plain types used in priorkit's rows, and schema checks."""
+"""Functions that classify Arrow types, convert them to the plain types that priorkit uses, and check schemas."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def is_list_view(kind: pa.DataType) -> bool:
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the values under any extension types, dictionaries and run-end encoding."""
+    """Return the value type that remains after extension types, dictionaries and run-end encoding are removed."""
     if isinstance(kind, pa.BaseExtensionType):
         return stored_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or is_run_ends(kind):
