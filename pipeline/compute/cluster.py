@@ -18,7 +18,7 @@ _GPU_SECONDS = 120.0
 
 
 def describe_cluster(compute: ComputeSettings) -> str:
-    """Return a description of the stage's Ray cluster for its summary; empty if the stage did not use Ray."""
+    """Return a description of the Ray cluster for the stage's summary; empty if the stage did not use Ray."""
     if compute.backend == "local":
         return ""
     workers = f"{compute.workers} worker" + ("s" if compute.workers > 1 else "")
@@ -66,7 +66,7 @@ def cluster_gpus(compute: ComputeSettings) -> Gpus:
 
 
 def _gpu_of_worker(ray: Any) -> str | None:
-    """Return the name of a GPU as reported on a worker, or None if torch cannot use the GPU there."""
+    """Return the name of a GPU, as torch reports it on a worker; None if torch on that worker cannot use the GPU."""
     request = ray.remote(gpus_here).options(num_cpus=0, num_gpus=1).remote()
     try:
         gpus: Gpus = ray.get(request, timeout=_GPU_SECONDS)

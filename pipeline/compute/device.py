@@ -64,7 +64,7 @@ def resolve(
 
 
 def with_gpus(compute: ComputeSettings, settings: DeviceSettings) -> ComputeSettings:
-    """Return the compute settings, with `gpus_per_worker` set to 1 or 0 if the work runs on Ray and it was unset.
+    """Return the compute settings, with `gpus_per_worker` set to 1 or 0 if it is unset and the work runs on Ray.
 
     Args:
         compute: settings that control where the work runs.

@@ -15,7 +15,7 @@ from .settings import ComputeSettings
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Worker: TypeAlias = Callable[[Task, Optional[Task]], Result]
-"""Function that processes a task. Its second argument is the next task, so that it can read ahead."""
+"""Function that processes a task. Its second argument is the next task, which the function may start to read."""
 
 _ATTEMPTS = 4
 """Number of worker deaths on the same shard at which the run fails. The run also fails after

@@ -213,7 +213,7 @@ def _mode() -> str:
 
 
 def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: bool) -> tuple[Answer, dict[str, str]]:
-    """Return the cluster's answer, and the environment variables that make Ray send the same token.
+    """Return the cluster's answer, and the environment variables that make Ray send the token that this call sent.
 
     Args:
         match: match of `_ADDRESS`.

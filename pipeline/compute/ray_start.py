@@ -1,6 +1,6 @@
 """Context manager that starts or joins a Ray cluster.
 
-The `ray` module is passed as an argument, since only `parallel` imports it.
+The `ray` module is passed as an argument, so that `parallel` is the only module that imports it.
 """
 
 from __future__ import annotations
