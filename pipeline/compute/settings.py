@@ -11,8 +11,8 @@ from ..settings import Settings
 
 
 class ComputeSettings(Settings):
-    """Settings that control where shards are processed and priors are trained. They do not change
-    the content of shards or the results of evaluations."""
+    """Settings that control where shards are processed and priors are trained. They do not change the
+    content of shards or the results of evaluations."""
 
     backend: Literal["local", "ray"] = "local"
     """`local` processes one shard at a time in this process. `ray` uses the Ray cluster given by `compute.address`, or

@@ -1,6 +1,6 @@
 """Change detection for input files without a manifest, by size and modification time first, then by SHA-256.
 
-A stage records a *mark* for each such file that it reads. If the file's size and modification time (on an object
+A stage records a *mark* (`FileMark`) for each such file that it reads. If the file's size and modification time (on an object
 store, the ETag or similar) still match the mark, the file is unchanged and is not read again. Otherwise its hash
 decides: a file that was moved, touched or copied counts as unchanged, while a file with new content of the same size
 counts as changed.
@@ -54,7 +54,7 @@ class FileMark:
         return FileMark(stamp.bytes, stamp.modified if stamp.settled else None, sha256)
 
     def is_of(self, stamp: Stamp) -> bool:
-        """Return True if a file with this stamp is certainly unchanged."""
+        """Return True if a file that now has this stamp is certainly unchanged since it was marked."""
         return self.modified is not None and (self.bytes, self.modified) == (stamp.bytes, stamp.modified)
 
 

@@ -29,7 +29,7 @@ class ImageShard:
     """Webdataset shard: a tar file with images, and usually a Parquet table with one row per URL."""
 
     name: str
-    """Shard number, with the same digits as in the file names."""
+    """Shard number as written in the file names, such as `00012`."""
     fingerprint: str
     """Fingerprint of the committed content. Without a manifest, it covers only the tar's name, because file marks then
     detect changes to the content."""
@@ -71,7 +71,7 @@ class ImageShard:
             yield Sample(self.tar_name, None, None, reason)
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return a list with one item: the shard's table from `read_shard_table`, or None if it returns None."""
+        """Return a list with one item: the result of `read_shard_table` for this shard."""
         return [read_shard_table(store, self)]
 
 

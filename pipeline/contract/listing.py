@@ -130,7 +130,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _ancestors(folder: str) -> frozenset[tuple[int, int]]:
-    """Return the device and inode of every folder above a local folder, to detect links that lead back up."""
+    """Return the device and inode of every folder above a local folder, to detect links to any of these folders."""
     path, above = os.path.realpath(folder), set()
     while (parent := os.path.dirname(path)) != path:
         path = parent

@@ -1,4 +1,4 @@
-"""The on-disk contract of a stage's folder: names, shard records, the manifest, and checks. `commit` writes the folder.
+"""Format of a stage's folder on disk: file names, shard records, the manifest, and checks. `commit` writes the folder.
 
 A folder contains `manifest.json` and data files. A shard exists if it has a record, either in the manifest or in its
 own file in `shards/`. A worker writes the record file after all other files of the shard, and the stage merges it into
@@ -31,7 +31,7 @@ _SHAPE_ERRORS = (KeyError, TypeError, AttributeError)
 
 
 def fingerprint(value: Any) -> str:
-    """Return the SHA-256 of a JSON value, serialised in canonical form."""
+    """Return the SHA-256 of a JSON value, serialised with sorted keys and without whitespace."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -47,7 +47,7 @@ def embedding_shard_name(index: int) -> str:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """Committed state of a shard."""
+    """Record that commits a shard: its files, and the fingerprints of its input and settings."""
 
     name: str
     rows: int
@@ -86,7 +86,7 @@ class ShardRecord:
 
 @dataclass
 class Manifest:
-    """State of a stage's folder."""
+    """Content of a stage's `manifest.json`: the stage's settings and input, and the records of its shards."""
 
     stage: str
     settings: dict[str, Any]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"})
 """File extensions of images, in lower case."""
 _NAMED_EXTENSIONS = 5
-"""Maximum number of file extensions of a sample that a message lists."""
+"""Maximum number of a sample's file extensions that a message lists."""
 
 
 class Place(NamedTuple):
@@ -32,7 +32,7 @@ class Sample:
     key: str
     image: bytes | None
     caption: bytes | None
-    """Caption as undecoded UTF-8 bytes."""
+    """Caption as raw bytes, which should be UTF-8."""
     error: str | None = None
     """Reason why the sample could not be read, in the form `outcome: details`. The manifest counts rows by outcome."""
     instead: str = field(default="", compare=False)

@@ -43,7 +43,10 @@ def count_samples(store: Store, tar_name: str) -> int:
 
 
 class _SeenSamples:
-    """Samples seen so far in a tar, to distinguish a repeated key from a sample whose files are not consecutive."""
+    """Samples seen so far in a tar, used to detect samples whose files are not consecutive.
+
+    Such a sample is seen twice with different files, while two samples with the same key both have the same files.
+    """
 
     def __init__(self) -> None:
         self._extensions: dict[str, tuple[str, ...]] = {}

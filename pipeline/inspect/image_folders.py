@@ -33,7 +33,7 @@ class RecordedImages:
         Args:
             record: manifest entry of the shard.
             differing: names of the shard's files that differ from the record. These are already reported as problems.
-                Faults that may follow from them are therefore reported as notes.
+                If there are any, all other faults in the shard are therefore reported as notes.
         """
         inspection, name = self._inspection, record.name
         tar_name, table_name = f"{name}.tar", f"{name}.parquet"

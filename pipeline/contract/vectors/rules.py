@@ -86,7 +86,7 @@ def normalise_rows(embeds: np.ndarray, norms: np.ndarray, chosen: np.ndarray) ->
 
 
 def row_fault(embed: np.ndarray, norm: float) -> str:
-    """Return the reason why a row is refused, such as `holds NaN`. In messages, it follows a description of the row.
+    """Return the reason why a row is refused, such as `holds NaN`. Messages put it after the name of the row.
 
     Args:
         embed: `[D]` row.
