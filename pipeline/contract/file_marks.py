@@ -1,7 +1,7 @@
 """Change detection for input files without a manifest, by size and modification time first, then by SHA-256.
 
-A stage records a *mark* (`FileMark`) for each such file that it reads. If the file's size and modification time (on an object
-store, the ETag or similar) still match the mark, the file is unchanged and is not read again. Otherwise its hash
+A stage records a *mark* (`FileMark`) for each such file that it reads. If the file's size and modification time (on an
+object store, the ETag or similar) still match the mark, the file is unchanged and is not read again. Otherwise its hash
 decides: a file that was moved, touched or copied counts as unchanged, while a file with new content of the same size
 counts as changed.
 """

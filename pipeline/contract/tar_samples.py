@@ -45,7 +45,8 @@ def count_samples(store: Store, tar_name: str) -> int:
 class _SeenSamples:
     """Samples seen so far in a tar, used to detect samples whose files are not consecutive.
 
-    Such a sample is seen twice with different files, while two samples with the same key both have the same files.
+    The parts of such a sample have the same key but no file extension in common. Two separate samples with the same key
+    have at least one file extension in common.
     """
 
     def __init__(self) -> None:
