@@ -18,7 +18,7 @@ _GPU_SECONDS = 120.0
 
 
 def describe_cluster(compute: ComputeSettings) -> str:
-    """Return a description of the stage's Ray cluster for its summary; empty if the stage did not use Ray."""
+    """Return a description of the Ray cluster for the stage's summary; empty if the stage did not use Ray."""
     if compute.backend == "local":
         return ""
     workers = f"{compute.workers} worker" + ("s" if compute.workers > 1 else "")
@@ -38,15 +38,16 @@ class Gpus:
 
     count: int
     name: str | None
-    """Name of one of the GPUs, as torch reports it on a worker; None if torch can use none of them."""
+    """Name of one of the GPUs, as torch reports it on a worker; None if torch can use none of the GPUs."""
 
 
 _GPUS: dict[tuple[str | None, str | None], Gpus] = {}
-"""GPUs by `compute.address` and `RAY_ADDRESS`, cached so that all stages of a command see the same GPUs."""
+"""Cached GPUs of each cluster, by `compute.address` and `RAY_ADDRESS`, so that all stages of a command see the same
+GPUs."""
 
 
 def cluster_gpus(compute: ComputeSettings) -> Gpus:
-    """Return the GPUs of the Ray cluster in the settings, joining the cluster to ask.
+    """Return the GPUs of the Ray cluster that the settings name, joining the cluster to find out.
 
     If the work runs in this process or Ray will be started on this machine, return this machine's GPUs.
 
@@ -65,7 +66,7 @@ def cluster_gpus(compute: ComputeSettings) -> Gpus:
 
 
 def _gpu_of_worker(ray: Any) -> str | None:
-    """Return the name of a GPU as reported on a worker, or None if torch cannot use the GPU there."""
+    """Return the name of a GPU, as torch reports it on a worker; None if torch on that worker cannot use the GPU."""
     request = ray.remote(gpus_here).options(num_cpus=0, num_gpus=1).remote()
     try:
         gpus: Gpus = ray.get(request, timeout=_GPU_SECONDS)
@@ -90,6 +91,7 @@ def gpus_here() -> Gpus:
 
 
 def _is_joined() -> bool:
-    """Return True if this process has already joined a Ray cluster, which code that uses the library may have done."""
+    """Return True if this process has joined a Ray cluster, for example in the user's own code before it called
+    priorkit."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(getattr(ray, "is_initialized", lambda: False)())

@@ -1,4 +1,4 @@
-"""Resolve the device `auto` and 0 threads to actual values, and check that the device is available."""
+"""Functions that replace the device `auto` and 0 threads with actual values, and check that a device is available."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .settings import ComputeSettings, DeviceSettings
 ResolvedType = TypeVar("ResolvedType", bound=DeviceSettings)
 
 ASSUMED_FLOPS = {"cpu": 5e10, "cuda": 2e13}
-"""Floating-point operations per second in float32 assumed for `--dry-run` estimates: 2 CPU cores, and one GPU."""
+"""Floating-point operations per second in float32 that `--dry-run` assumes for 2 CPU cores and for one GPU."""
 
 
 def choose_device(wanted: str, setting: str) -> str:
@@ -46,7 +46,7 @@ def resolve(
         section: section of the recipe that contains the settings, for error messages.
         compute: settings that control where the work runs; None means in this process. On Ray, the device is that of a
             worker, not of this machine.
-        threads: number of threads that replaces 0; None for the number of available cores on this machine.
+        threads: number of threads to use instead of 0; None for the number of available cores on this machine.
 
     Raises:
         SettingsError: the device is `cuda`, but no GPU is available.
@@ -64,7 +64,7 @@ def resolve(
 
 
 def with_gpus(compute: ComputeSettings, settings: DeviceSettings) -> ComputeSettings:
-    """Return the compute settings with the number of GPUs per Ray worker filled in, if it was unset.
+    """Return the compute settings, with `gpus_per_worker` set to 1 or 0 if it is unset and the work runs on Ray.
 
     Args:
         compute: settings that control where the work runs.

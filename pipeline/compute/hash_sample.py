@@ -8,9 +8,9 @@ import numpy as np
 class HashSample:
     """Sample of the rows whose content hash ends in at least `level` zero bits.
 
-    All rows with the same content are either sampled or left out, so the share of duplicates in the sample estimates
-    their share in the whole data. At level 0, the sample contains all rows. Samples of different parts of the data can
-    be combined, since selection depends only on the hash.
+    Rows with the same content are either all sampled or all left out, so the share of duplicates in the sample is an
+    estimate of their share in the whole data. At level 0, the sample contains all rows. Samples of different parts of
+    the data can be combined, since only a row's hash determines if the row is sampled.
 
     Args:
         dtype: 64-bit integer dtype of the hashes.
@@ -18,7 +18,8 @@ class HashSample:
 
     def __init__(self, dtype: type[np.int64] | type[np.uint64]) -> None:
         self.level = 0
-        """Number of zero bits that select a hash. On average, one in `2**level` distinct contents is sampled."""
+        """Number of trailing zero bits that a hash must have to be sampled. On average, one in `2**level` distinct
+        contents is sampled."""
         self._dtype = dtype
         self._blocks: list[tuple[np.ndarray, np.ndarray]] = []
         self._rows = 0
@@ -27,12 +28,12 @@ class HashSample:
         return self._rows
 
     def add(self, hashes: np.ndarray, values: np.ndarray, level: int = 0) -> None:
-        """Add the rows whose hashes are selected at the current level.
+        """Add the rows whose hashes end in enough zero bits for the sample's level.
 
         Args:
             hashes: `[n]` content hashes.
             values: `[n]` int64 value for each hash, such as a row number or count.
-            level: level of the sample that the rows come from. This sample's level is raised to it if it is lower.
+            level: level of the sample that the rows come from. If this sample's level is lower, it is raised.
         """
         self.level = max(self.level, level)
         block = self._sampled(hashes, values)
@@ -53,12 +54,12 @@ class HashSample:
         return hashes, np.concatenate([np.empty(0, np.int64), *(values for _, values in blocks)])
 
     def take(self) -> tuple[np.ndarray, np.ndarray]:
-        """Remove all rows, and return their hashes and values like `rows`."""
+        """Return the same arrays as `rows`, and remove all rows from the sample."""
         rows = self.rows()
         self._blocks, self._rows = [], 0
         return rows
 
     def _sampled(self, hashes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the hashes and values of the rows selected at the current level."""
+        """Return the hashes and values of the rows whose hash ends in at least `self.level` zero bits."""
         chosen = hashes & self._dtype((1 << self.level) - 1) == 0
         return hashes[chosen], values[chosen]

@@ -1,9 +1,9 @@
 """Environment variables that make OpenMP threads wait without spinning, set before torch loads its OpenMP runtime.
 
-By default, a thread that has finished its part of a computation spins until all others have finished. If another
-process keeps one core busy, the spinning threads compete with the working ones, and a training step takes ten times as
-long. Without spinning, it takes less than twice as long. On an idle machine, the time is the same. Results do not
-change.
+By default, a thread that has finished its part of a computation spins until all other threads have finished. If another
+process keeps one core busy, the spinning threads compete with the threads that still compute, and a training step takes
+ten times as long. Without spinning, the step takes less than twice as long. On an idle machine, spinning makes no
+difference to the time. Results do not change.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _VARIABLES = {"gomp": {"GOMP_SPINCOUNT": "0"}, "omp": {"KMP_BLOCKTIME": "0"}}
-"""Variables to set, by runtime: GNU's libgomp is `gomp`; Intel's libiomp5 and LLVM's libomp are both `omp`."""
+"""Variables to set, by OpenMP runtime: `gomp` is GNU's libgomp; `omp` is Intel's libiomp5 or LLVM's libomp."""
 _CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 """Variables that control how threads wait. If the user has set any of them, priorkit sets none."""
 
 
 def stop_spinning() -> None:
-    """Set the variables for this process, unless the user has set one or torch is already loaded."""
+    """Set the variables for this process, unless the user has set any of `_CHOICES` or torch is already loaded."""
     if "torch" not in sys.modules:
         os.environ.update(without_spinning(os.environ))
 
 
 def without_spinning(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that stop torch's threads from spinning; empty if the environment already sets one."""
+    """Return the variables that stop torch's threads from spinning; empty if the environment sets any of `_CHOICES`."""
     if any(name in environment for name in _CHOICES):
         return {}
     runtimes = runtimes_of_torch()

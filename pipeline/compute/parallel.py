@@ -15,11 +15,11 @@ from .settings import ComputeSettings
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Worker: TypeAlias = Callable[[Task, Optional[Task]], Result]
-"""Function that processes a task. Its second argument is the next task, so that it can read ahead."""
+"""Function that processes a task. Its second argument is the next task, which the function may start to read."""
 
 _ATTEMPTS = 4
-"""Number of worker deaths on the same shard at which the run fails. It also fails after this many consecutive deaths
-during startup, multiplied by the number of requested workers."""
+"""Number of worker deaths on the same shard at which the run fails. The run also fails after
+`_ATTEMPTS * compute.workers` consecutive worker deaths during startup."""
 _CHECK_SECONDS = 5.0
 """Seconds between checks that the cluster still has room for a worker, while no worker is busy."""
 
@@ -40,8 +40,9 @@ def map_shards(
 
     Args:
         make_worker: called once in each worker to create the worker function and expensive objects such as a model. If
-            the worker function is a context manager, it is closed at the end; on Ray, it ends with its process.
-        tasks: consumed only as fast as the work proceeds.
+            the worker function is a context manager, it is closed at the end. On Ray, it is not closed, but ends with
+            its process.
+        tasks: tasks in order. They are consumed only as fast as the work proceeds.
         compute: settings that control where the work runs.
 
     Raises:
@@ -78,7 +79,7 @@ def _map_on_ray(
 
 @contextlib.contextmanager
 def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
-    """Context manager that joins the cluster in the settings, or starts one, and yields the `ray` module.
+    """Context manager that joins or starts the Ray cluster that the settings name, and yields the `ray` module.
 
     If this process has already joined a cluster, that cluster is used and stays joined on exit.
 
@@ -152,7 +153,7 @@ class _Pool(Generic[Task, Result]):
                 """Do nothing. Ray completes this call once the actor is running."""
 
             def run(self, task: Task, following: Task | None) -> Result:
-                # created here, because Ray hides an exception raised in a constructor behind one of its own
+                # created here, because Ray replaces an exception raised in a constructor with its own exception
                 self.work = self.work or make_worker()
                 return self.work(task, following)
 
@@ -169,10 +170,10 @@ class _Pool(Generic[Task, Result]):
             exceptions.WorkerCrashedError,
         )
         self._starting: dict[Any, Any] = {}
-        """Actors that are not known to be running yet, by the object reference that `ready` returned."""
+        """Actors that are not known to be running yet, by the object reference of their `ready` call."""
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, Task]] = {}
-        """Busy actors and their tasks, by the object reference that `run` returned."""
+        """Busy actors and their tasks, by the object reference of their `run` call."""
         self._failed_starts = 0
         """Number of consecutive failed actor starts."""
 
@@ -225,7 +226,7 @@ class _Pool(Generic[Task, Result]):
             self._idle.append(actor)
 
     def _result(self, reference: Any, upcoming: _Upcoming[Task]) -> Iterator[Result]:
-        """Yield the result of a task. If its actor died, put the task back and start another actor instead."""
+        """Yield the result of a task. If the actor died, put the task back and start a new actor."""
         actor, task = self._busy.pop(reference)
         try:
             result = self._ray.get(reference)
@@ -233,14 +234,14 @@ class _Pool(Generic[Task, Result]):
             self._idle.append(actor)
             raise error.cause from error
         except self._death as error:
-            self._ray.kill(actor)  # it may only be unreachable, and must not write at the same time as its successor
+            self._ray.kill(actor)  # an actor that is only unreachable must not write at the same time as its successor
             if upcoming.put_back(task, actor) == _ATTEMPTS:
                 raise PriorkitError(
                     f"shard {getattr(task, 'name', task)} has taken down {_ATTEMPTS} Ray workers; "
                     f"they may need more memory, so fewer workers or smaller batches ({error})"
                 ) from error
             self._start()
-            # idle actors may have died with the same node, so give them no work until they respond
+            # idle actors may have died with the same node, so they get no work until they respond
             self._starting.update({waiting.ready.remote(): waiting for waiting in self._idle})
             self._idle = []
         else:
@@ -258,7 +259,7 @@ class _Upcoming(Generic[Task]):
         self._tasks = iter(tasks)
         self._reserved: dict[Any, Task] = {}
         self._returned: list[Task] = []
-        """Every task that was put back, listed once per occurrence."""
+        """Tasks that were put back. A task is listed once for each time that it was put back."""
 
     def take(self, actor: Any) -> Task | None:
         """Return the task that an actor should process now, or None if no task is left."""

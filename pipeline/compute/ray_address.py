@@ -1,4 +1,7 @@
-"""Address of a command's Ray cluster, and checks of its version and token before joining it. Never imports Ray."""
+"""Address of a command's Ray cluster, and checks of the cluster's version and token before this process joins it.
+
+This module never imports Ray.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,11 @@ class ClusterAddress:
     """Address of a command's Ray cluster."""
 
     address: str
-    """Address in Ray's notation: `host:port`, `ray://host:port`, `auto`, or `local` for one started by priorkit."""
+    """Address in Ray's notation: `host:port`, `ray://host:port` or `auto`; `local` for a cluster that priorkit
+    starts."""
     source: str
-    """Setting that the address comes from, `compute.address` or `RAY_ADDRESS`; empty if neither is set. `=auto` is
-    appended if `auto` found the cluster."""
+    """Setting that contains the address: `compute.address` or `RAY_ADDRESS`; empty if neither is set. `=auto` is
+    appended if the cluster was found through `auto`."""
 
     @property
     def is_own(self) -> bool:
@@ -82,18 +86,20 @@ def cluster_address(address: str | None) -> ClusterAddress:
 
 
 def find_running(place: ClusterAddress, candidates: Mapping[str, bool]) -> tuple[ClusterAddress, bool]:
-    """Find the cluster for the address `auto`: the only one on this machine that responds and was made by `ray start`.
+    """Find the cluster for the address `auto`.
+
+    It is the only cluster on this machine that responds and was started with `ray start`.
 
     Args:
         place: the address `auto`, for messages.
         candidates: addresses found in the command lines of Ray processes on this machine, each with True if this user
-            runs one of these processes. Ray's address file is not used, since it outlives the cluster.
+            runs a process with that address. Ray's address file is not used, since it remains after the cluster stops.
 
     Returns:
         Address of the cluster, and True if it belongs to this user.
 
     Raises:
-        PriorkitError: no such cluster is running, or more than one.
+        PriorkitError: no such cluster is running, or several are.
     """
     accessible, closed = [], []
     for address, is_ours in sorted(candidates.items()):
@@ -123,7 +129,7 @@ def require_cluster(place: ClusterAddress, version: str, *, is_ours: bool = Fals
         place: address of the cluster.
         version: Ray version in this process.
         is_ours: True if `auto` found the cluster among this user's processes. Without `RAY_AUTH_MODE=token`, the user's
-            token is sent only to such a cluster, as in Ray, since an address in a setting may belong to someone else.
+            token is sent only to such a cluster, as in Ray, since other addresses may belong to someone else.
 
     Raises:
         PriorkitError: no service answers at the address, the service is not Ray, its Ray or Python version differs, the
@@ -164,8 +170,8 @@ def own_environment() -> dict[str, str]:
     """Return the environment variables for a cluster that priorkit starts on this machine.
 
     They include a new token that protects the cluster. By default, Ray would write a token to the user's home folder,
-    or start without one. Workers get normal priority, because at Ray's default (nice 15) a single busy process takes
-    nearly all of a core's time from them.
+    or start without a token. Workers get normal priority: at Ray's default (nice 15), a single busy process of another
+    program would take nearly all of a core's time from them.
     """
     environment = {_NICENESS: os.environ.get(_NICENESS, "0")}
     if _mode() in ("", "token"):
@@ -174,9 +180,9 @@ def own_environment() -> dict[str, str]:
 
 
 def find_token() -> tuple[str | None, str]:
-    """Return the token that Ray would send, or None if there is none, and its location.
+    """Return the token that Ray would send and the token's location.
 
-    Locations are searched in the same order as in Ray. Without a token, the location is the one that was tried last.
+    Locations are searched in the same order as in Ray. If no token is found, return None and the last location tried.
     """
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token, "RAY_AUTH_TOKEN"
@@ -207,7 +213,7 @@ def _mode() -> str:
 
 
 def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: bool) -> tuple[Answer, dict[str, str]]:
-    """Return the cluster's answer, and the environment variables that make Ray send the same token.
+    """Return the cluster's answer, and the environment variables that make Ray send the token that this call sent.
 
     Args:
         match: match of `_ADDRESS`.

@@ -16,8 +16,8 @@ import time
 from dataclasses import dataclass
 
 TIMEOUT_SECONDS = 5.0
-"""Timeout in seconds for the connection, and again for the answer. A head on another continent answers within one
-second."""
+"""Timeout in seconds, applied separately to connecting and to receiving the answer. A cluster head on another continent
+answers within one second."""
 
 OK, UNIMPLEMENTED, UNAUTHENTICATED = 0, 12, 16
 """gRPC status codes."""
@@ -65,7 +65,7 @@ class Answer:
 
 
 def ask(host: str, port: int, question: tuple[str, bytes], token: str | None = None) -> Answer:
-    """Make a gRPC call and return the answer. With TLS, only check that the port accepts connections.
+    """Make a gRPC call and return the answer. If Ray uses TLS, only check that the port accepts connections.
 
     Args:
         host: host name or IP address.
@@ -138,7 +138,7 @@ def _receive(connection: socket.socket) -> Answer:
 
 
 def _parse(head: bytes) -> tuple[int | None, int, int, int]:
-    """Parse a frame header into kind, flags, stream number and payload length. The kind is None if it is incomplete."""
+    """Parse a frame header into kind, flags, stream number and payload length. An incomplete header has kind None."""
     if len(head) < 9:
         return None, 0, 0, 0
     return head[3], head[4], int.from_bytes(head[5:], "big"), int.from_bytes(head[:3], "big")
@@ -154,7 +154,7 @@ def _rest(connection: socket.socket, stream: io.BufferedReader) -> bytes:
 
 
 def _status(block: bytes) -> int | None:
-    """Return the gRPC status from the trailing headers, in which gRPC leaves its name and value uncompressed."""
+    """Return the gRPC status code from the trailing headers, where gRPC sends its name and value uncompressed."""
     status = re.search(rb"grpc-status[\x01\x02](\d{1,2})", block)
     return int(status[1]) if status else None
 

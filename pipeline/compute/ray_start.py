@@ -1,6 +1,6 @@
 """Context manager that starts or joins a Ray cluster.
 
-The `ray` module is passed as an argument, since only `parallel` imports it.
+The `ray` module is passed as an argument, so that `parallel` is the only module that imports it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,13 @@ JOINED: dict[str | None, Joined] = {}
 
 @contextlib.contextmanager
 def open_cluster(ray: Any, address: str | None) -> Iterator[None]:
-    """Context manager that joins the cluster at `compute.address`, or starts one, and leaves or stops it on exit.
+    """Context manager that joins or starts the Ray cluster for `address`.
+
+    On exit, the process leaves the cluster. A cluster that was started for the command is stopped.
+
+    Args:
+        ray: the `ray` module.
+        address: value of the setting `compute.address`.
 
     Raises:
         PriorkitError: the cluster does not exist, cannot be started, or does not let this process join.
@@ -61,7 +67,7 @@ def open_cluster(ray: Any, address: str | None) -> Iterator[None]:
 
 
 def _start(ray: Any, place: ClusterAddress) -> None:
-    """Start or join a cluster, and raise PriorkitError if that fails."""
+    """Start or join a cluster; raise PriorkitError if Ray cannot do so."""
     previous_handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=place.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -95,7 +101,7 @@ def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():  # including values that Ray has set
+        for name, value in before.items():  # also removes values that Ray has set
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
@@ -103,7 +109,7 @@ def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
 
 
 def _read_environment_again(ray: Any) -> None:
-    """Make Ray re-read the authentication mode and token, which Ray versions with token authentication cache."""
+    """Make Ray read the authentication mode and token again. Versions with token authentication cache both."""
     raylet = ray._raylet
     if hasattr(raylet, "AuthenticationTokenLoader"):
         raylet.Config.initialize("")
@@ -111,10 +117,10 @@ def _read_environment_again(ray: Any) -> None:
 
 
 def _running_heads(ray: Any) -> dict[str, bool]:
-    """Find the head addresses that Ray processes on this machine use.
+    """Find the addresses of the cluster heads to which Ray node processes (raylets) on this machine are connected.
 
     Returns:
-        Each address, with True if this user runs one of its processes.
+        For each address, True if this user runs one of the connected raylets.
     """
     heads: dict[str, bool] = {}
     for process in ray._private.services.psutil.process_iter(["cmdline", "uids"]):

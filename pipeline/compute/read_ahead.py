@@ -15,7 +15,7 @@ Decoded = TypeVar("Decoded")
 _POLL_SECONDS = 0.1
 """Seconds between checks for a stop request while the queue is full."""
 _STOP_SECONDS = 1.0
-"""Seconds to wait for the reading thread to stop. A read from the network may hang, so the wait is limited."""
+"""Maximum number of seconds to wait for the reading thread to stop, since a read from the network may hang."""
 
 
 class _Stream(Generic[Decoded]):
@@ -77,7 +77,7 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
         read: function that yields the samples of a task; runs in a separate thread.
         decode: function that decodes a sample; runs in several threads.
         threads: number of decoding threads.
-        depth: maximum number of samples decoded ahead, for the current task and again for the next one.
+        depth: maximum number of samples decoded ahead for the current task, and likewise for the next task.
     """
 
     def __init__(

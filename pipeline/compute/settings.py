@@ -11,17 +11,18 @@ from ..settings import Settings
 
 
 class ComputeSettings(Settings):
-    """Settings that control where shards are processed and priors trained. They do not affect shards or evaluations."""
+    """Settings that control where shards are processed and priors are trained. They do not change the
+    content of shards or the results of evaluations."""
 
     backend: Literal["local", "ray"] = "local"
-    """`local` runs in this process, one shard at a time. `ray` runs on a Ray cluster, which may be one started on this
-    machine for the command."""
+    """`local` processes one shard at a time in this process. `ray` uses the Ray cluster given by `compute.address`, or
+    a cluster that priorkit starts on this machine for the command."""
     workers: int = Field(default=1, ge=1)
-    """Number of Ray actors. Each processes one shard at a time; for training, they work together. Values above 1 need
-    `backend: ray`."""
+    """Number of Ray actors. Each actor processes one shard at a time; for training, all actors train one prior
+    together. Values above 1 need `backend: ray`."""
     min_workers: int = Field(default=1, ge=1)
-    """Minimum number of workers with which training continues if nodes are lost. The default is 1, since fewer workers
-    only make training slower."""
+    """Minimum number of workers with which training continues after nodes are lost. The default is 1, since training
+    with fewer workers is only slower."""
     address: str | None = None
     """Ray cluster to join: `host:6379`, `ray://host:10001`, or `auto` for the cluster running on this machine. With
     `local`, Ray is started on this machine for the command. If `RAY_ADDRESS` is set, it replaces `auto` and an unset
@@ -42,8 +43,8 @@ class ComputeSettings(Settings):
 
 
 class DeviceSettings(Settings):
-    """Device and CPU threads for a stage that runs a model. The settings fingerprint includes the resolved device, but
-    not the number of threads."""
+    """Device and CPU threads for a stage that runs a model. The fingerprint of the stage's settings includes the
+    resolved device (`cpu` or `cuda`), but not the number of threads."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"threads"})
 

@@ -24,7 +24,7 @@ ProgressCallback = Callable[[int, Optional[int], str], None]
 """Callback that receives progress as (done, total, note). The total is None while it is unknown."""
 
 ProgressFactory = Callable[[str, str], contextlib.AbstractContextManager[ProgressCallback]]
-"""Function that opens a progress display, given a description of the work and its unit."""
+"""Function that opens a progress display, given a description of the work and the name of its unit."""
 
 
 def no_progress(done: int, total: int | None, note: str) -> None:
@@ -130,7 +130,7 @@ def require_success(result: StageResult, output: str, diagnosis: str = "") -> No
 
     Args:
         result: result of the stage.
-        output: what a successful row produces, for the message, such as `an image`.
+        output: name of the output of a successful row, for the message, such as `an image`.
         diagnosis: probable cause of the failures, for the message; empty if unknown.
 
     Raises:
@@ -160,7 +160,7 @@ def require_space(plan: StagePlan) -> None:
 
 
 def free_bytes(store: Store) -> int | None:
-    """Return the free disk space in bytes at a local folder, which may not exist yet; None on an object store."""
+    """Return the free disk space in bytes for a local folder, which may not exist yet; None for an object store."""
     if not store.is_local:
         return None
     path = store.root

@@ -1,1 +1,1 @@
-"""The on-disk contract: file names and hashes, manifests, and atomic shard commits."""
+"""Format of stage folders on disk: file names and hashes, manifests, and atomic shard commits."""

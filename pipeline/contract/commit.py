@@ -1,4 +1,4 @@
-"""Write access to a stage's folder, by one writer at a time: commit, replace, withdraw and merge shards.
+"""Write access to a stage's folder for one process at a time: commit, replace, withdraw and merge shards.
 
 `manifest` defines the contents of the folder and reads them.
 """
@@ -23,13 +23,14 @@ _ABSENT = type("absent", (), {"__repr__": lambda self: "absent"})()
 class ShardCommit:
     """Writer for the files of one shard and for the record that commits them.
 
-    The record is written after all files are complete, and only one process writes a shard. If the process is killed,
-    either the record exists and the shard is complete, or there is no record and the shard is processed again.
+    Only one process writes a shard, and it writes the record after all files are complete. If the process is killed,
+    either the record exists and the shard is complete, or the record is missing and the shard is processed again.
 
     Args:
         store: folder of the stage.
         name: name of the shard.
-        input: fingerprint of the shard's input; empty if it is only known once the input has been read.
+        input: fingerprint of the shard's input; empty if it is known only after the input has been read, in which case
+            it is passed to `commit`.
         settings: fingerprint of the stage's settings.
         replaces: True if the shard already has a record, which is kept until all new files are written. The new files
             are then moved over the old ones. If the process is killed between these moves, `finish_replacements`
@@ -47,7 +48,7 @@ class ShardCommit:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """Context manager that writes a file of this shard atomically, and keeps its size and hash for the record."""
+        """Context manager that writes a file of this shard atomically, and remembers its size and hash for `commit`."""
         with self._store.create(self._location(name)) as file:
             yield file
             self._files[name] = file.record()
@@ -73,7 +74,7 @@ class ShardCommit:
         Args:
             rows: number of rows in the shard.
             counts: number of rows by outcome.
-            input: fingerprint of the shard's input; defaults to the one given to the constructor.
+            input: fingerprint of the shard's input; defaults to the fingerprint given to the constructor.
             threads: number of CPU threads, see `ShardRecord`.
         """
         files = {name: self._files[name] for name in sorted(self._files)}
@@ -95,7 +96,7 @@ class ShardCommit:
 
 
 def _move_in(store: Store, record: ShardRecord) -> None:
-    """Move a shard's new files over the old ones; if interrupted, calling it again completes the moves."""
+    """Move a shard's new files over its old files. After an interruption, another call completes the moves."""
     for name in (*record.files, *record.logs, f"{RECORD_FOLDER}/{record.name}.json"):
         store.move(f"{REPLACEMENT_FOLDER}/{name}", name)
 
@@ -107,7 +108,7 @@ def finish_replacements(store: Store, name: str | None = None) -> ShardRecord | 
         name: name of the only shard to complete; None completes all shards.
 
     Returns:
-        The record of shard `name`, or None if there was no committed replacement for it. Without a name, None.
+        The record of shard `name`, or None if it had no committed replacement or no name is given.
     """
     records = read_records(store, f"{REPLACEMENT_FOLDER}/{RECORD_FOLDER}")
     for record in records.values():
@@ -156,7 +157,7 @@ class StageFolder:
         """Merge all records into the manifest, and remove files that are no longer needed."""
         self._write_manifest()
         known = {f"{RECORD_FOLDER}/{name}.json" for name in self.manifest.shards}
-        # only files that exist, usually few: each removal on an object store takes a request
+        # remove only files that exist, since each removal on an object store takes a request
         for name in known.intersection(self.store.names(RECORD_FOLDER)):
             self.store.remove(name)
         _clear_replacements(self.store)
@@ -171,10 +172,11 @@ class StageFolder:
 
 @contextlib.contextmanager
 def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> Iterator[StageFolder]:
-    """Context manager that locks a folder for the stage described by `planned`, and keeps the folder's shards.
+    """Context manager that locks a folder and opens it for writing by a stage, keeping the shards already in it.
 
     Args:
-        overwrite: discard the folder's shards instead of keeping them; also accepts a folder with other settings.
+        planned: manifest with the stage, settings and input that are about to be written.
+        overwrite: discard the shards already in the folder, even if they were made with other settings.
 
     Raises:
         FolderError: the folder contains unrelated files, belongs to another stage, was made with other settings, or
@@ -201,11 +203,13 @@ def check_stage(
     """Return the folder's manifest, or None if it has none, after checking that the planned stage may write there.
 
     Args:
+        planned: manifest with the stage and settings that are about to be written.
         overwrite: accept a folder that was made with other settings.
-        advice: what to do instead of restoring the settings, for the error message.
+        advice: alternative to restoring the settings, for the error message.
 
     Raises:
-        FolderError: the location is a file, or the folder contains unrelated files, another stage or other settings.
+        FolderError: the location is a file, or the folder contains unrelated files, or it was made by another stage or
+            with other settings.
     """
     existing = read_manifest(store)
     if existing is None:
@@ -242,7 +246,7 @@ def _clear_replacements(store: Store) -> None:
 def _data_files(store: Store) -> list[str]:
     """Return the names of all files except the manifest, lock, lease and temporary files.
 
-    A stage that fails right after it starts leaves no such files.
+    A folder without such files counts as empty, for example after a stage failed before it wrote a shard.
     """
     bookkeeping = (MANIFEST_NAME, LOCK_NAME, LEASE_NAME)
     return [name for name in store.names() if name not in bookkeeping and not name.endswith(TEMPORARY_SUFFIX)]
@@ -262,7 +266,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
 
 
 def _discard(store: Store, manifest: Manifest) -> None:
-    """Remove only the shard records and the files they list; the manifest still marks the folder as priorkit's."""
+    """Remove the shard records and the files they list. The manifest stays, since it marks the folder as priorkit's."""
     for name in manifest.shards:
         store.remove(f"{RECORD_FOLDER}/{name}.json")
     for record in manifest.shards.values():

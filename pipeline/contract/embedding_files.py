@@ -1,7 +1,7 @@
 """File names in an embeddings folder, and their grouping into shards.
 
-Folders written by clip-retrieval and those published by LAION have no manifest. Their files are matched by the number
-in their names. If they were matched by order, one missing file would mismatch all files after it.
+Folders written by clip-retrieval and folders published by LAION have no manifest. Their files are grouped by the number
+in the file names. If they were grouped by order, one missing file would shift all files after it into wrong shards.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .manifest import ShardRecord
 _EXTENSIONS = {"img_emb": "npy", "text_emb": "npy", "metadata": "parquet", "token_states": "npy", "offsets": "npy"}
 """File extension of each kind of file in an embedding shard."""
 _FOREIGN_KINDS = ("img_emb", "text_emb", "metadata")
-"""Kinds of files that are read in a folder without a manifest."""
+"""Kinds of files that priorkit reads in a folder without a manifest."""
 _LAION_FOLDERS = {"images": "img_emb", "texts": "text_emb"}
 """Kind of the files in each folder of LAION-400M. LAION-2B-en stores its metadata in `laion2B-en-metadata`."""
 
@@ -60,7 +60,7 @@ def group_files(names: Iterable[str], url: str, report: Callable[[str], None]) -
             continue
         number = re.fullmatch(rf"{kind}_([0-9]+)\.{_EXTENSIONS[kind]}", file)
         if number is None:
-            if folder == kind:  # in a folder with another name, the file may be unrelated
+            if folder == kind:  # in other folders, the file may be unrelated
                 report(f"{url}/{name} is not named as {_name(kind, '0')} is; remove it, or give it its number")
             continue
         files = pairs.setdefault(int(number[1]), {})

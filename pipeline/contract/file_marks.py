@@ -1,8 +1,9 @@
 """Change detection for input files without a manifest, by size and modification time first, then by SHA-256.
 
-A stage records a *mark* for each such file that it reads. If the file's size and modification time (on an object
-store, the ETag or similar) still match the mark, the file is unchanged and is not read again. Otherwise its hash
-decides: a file that was moved, touched or copied counts as unchanged, and one rewritten at the same size as changed.
+A stage records a *mark* (`FileMark`) for each such file that it reads. If the file's size and modification time (on an
+object store, the ETag or similar) still match the mark, the file is unchanged and is not read again. Otherwise its hash
+decides: a file that was moved, touched or copied counts as unchanged, while a file with new content of the same size
+counts as changed.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ _CACHED_HASHES = 1024
 
 @dataclass(frozen=True)
 class FileMark:
-    """Hash of a file's content, and its size and modification time, which are compared first to avoid reading it."""
+    """Hash, size and modification time of a file. Size and time are compared first, to avoid reading the file."""
 
     bytes: int
     modified: str | None
-    """Modification time or tags, see `Stamp.modified`; None if a later change to the file might not alter them."""
+    """Modification time or tags, see `Stamp.modified`; None if a later change to the file might not change them."""
     sha256: str
 
     @staticmethod
@@ -53,7 +54,7 @@ class FileMark:
         return FileMark(stamp.bytes, stamp.modified if stamp.settled else None, sha256)
 
     def is_of(self, stamp: Stamp) -> bool:
-        """Return True if a file with this stamp is certainly unchanged."""
+        """Return True if a file that now has this stamp is certainly unchanged since it was marked."""
         return self.modified is not None and (self.bytes, self.modified) == (stamp.bytes, stamp.modified)
 
 
@@ -64,14 +65,15 @@ class _Hashes:
         self._lock = threading.Lock()
         self._read: dict[tuple[str, str], tuple[Stamp, str, bool]] = {}
         """Files hashed while their shard was being read, kept until the shard is recorded. Each entry contains the
-        stamp, the hash, and True if the rows were read in a separate pass."""
+        file's stamp, its hash, and True if the rows were read in a separate pass after hashing."""
         self._cached: OrderedDict[tuple[str, str], tuple[Stamp, str]] = OrderedDict()
 
     def note(self, store: Store, name: str, stamp: Stamp, sha256: str, *, separate: bool = False) -> None:
         """Store the hash of a file that belongs to the current shard.
 
         Args:
-            separate: True if the rows are read in a separate pass, so that the file could change in between.
+            separate: True if the rows are read in a separate pass after hashing, so that the file could change in
+                between.
         """
         with self._lock:
             self._read[store.url, name] = stamp, sha256, separate
@@ -112,7 +114,7 @@ _HASHES = _Hashes()
 
 
 def note_content(store: Store, name: str, stamp: Stamp, content: bytes | None) -> None:
-    """Hash the content of a file that has been read in full, for `marks_of_read`.
+    """Hash the content of a file that has been read in full, so that `marks_of_read` can use the hash.
 
     Args:
         stamp: stamp that the file had before it was read.
@@ -122,7 +124,7 @@ def note_content(store: Store, name: str, stamp: Stamp, content: bytes | None) -
 
 
 def note_file(store: Store, name: str) -> None:
-    """Hash a file that will then be read in parts, for `marks_of_read`."""
+    """Hash a file that will then be read in parts, so that `marks_of_read` can use the hash."""
     if (stamp := stamps(store, [name]).get(name)) is not None:
         with contextlib.suppress(InputError):  # the read that follows reports the error
             _HASHES.note(store, name, stamp, _HASHES.compute(store, name, stamp), separate=True)
@@ -149,7 +151,10 @@ class _HashedReader:
 
 @contextlib.contextmanager
 def open_hashed(store: Store, name: str) -> Iterator[BinaryIO]:
-    """Context manager that opens a file for streaming, and hashes it for `marks_of_read` unless the block raises."""
+    """Context manager that opens a file for streaming, and hashes it while it is read.
+
+    `marks_of_read` uses the hash. If the block raises, no hash is stored.
+    """
     stamp = stamps(store, [name]).get(name, NO_STAMP)
     with store.fs.open(f"{store.root}/{name}", "rb") as file:
         reader = _HashedReader(file)
@@ -158,7 +163,7 @@ def open_hashed(store: Store, name: str) -> Iterator[BinaryIO]:
 
 
 def marks_of_read(store: Store, names: Iterable[str]) -> dict[str, FileMark]:
-    """Return the marks of the files of a shard that has just been read.
+    """Return the marks of a shard's files, after the shard has been read.
 
     Files that were not hashed while they were read are hashed now. Unreadable files get the hash `UNREADABLE`.
 
@@ -182,10 +187,10 @@ def marks_of_read(store: Store, names: Iterable[str]) -> dict[str, FileMark]:
 def identify(
     store: Store, names: Iterable[str], known: Mapping[str, FileMark], report: Tell = None, *, lenient: bool = False
 ) -> dict[str, FileMark]:
-    """Return the current marks of the named files, reading only files that may have changed since the last mark.
+    """Return the current marks of the named files, reading only files that may have changed since their known mark.
 
     Args:
-        known: previously recorded marks.
+        known: previously recorded marks, by file name.
         report: called with hashing progress, if hashing takes longer than a second.
         lenient: give missing and unreadable files a mark with the hash `UNREADABLE` instead of raising InputError.
 
@@ -221,7 +226,7 @@ def identify(
 
 
 def content_fingerprint(marks: Mapping[str, FileMark]) -> str:
-    """Return a fingerprint of the names and contents of the marked files, independent of their location."""
+    """Return a fingerprint of the names and contents of the marked files. It does not depend on their location."""
     return fingerprint({name: mark.sha256 for name, mark in marks.items()})
 
 

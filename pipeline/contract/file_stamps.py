@@ -16,10 +16,10 @@ from fsspec.implementations.local import LocalFileSystem
 from .storage import Store
 
 _SETTLED_SECONDS = 2.0
-"""Age in seconds below which a modification time is not trusted, because a later write could get the same time: some
-file systems store times in steps of one second, and FAT in steps of two."""
+"""Age in seconds below which a modification time is not trusted, because a later write could have the same time. Some
+file systems store times in steps of one second, and FAT in steps of two seconds."""
 _CONTENT_TAGS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "crc32c", "checksum", "blob_id", "sha256")
-"""Fields of object store listings that change whenever the content changes, whatever the clock says."""
+"""Fields of object store listings that change whenever the content changes, independently of any clock."""
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "modificationTime", "created")
 """Fields of fsspec listings that contain a modification time, most reliable first."""
 
@@ -30,10 +30,10 @@ class Stamp:
 
     bytes: int
     modified: str | None
-    """Modification time (in nanoseconds for local files, followed by the path that a link resolves to), or the object
-    store's tags. None if neither is known."""
+    """Modification time, or the object store's tags; None if neither is known. For local files, the time is in
+    nanoseconds, followed by the resolved path if the file's path contains a symbolic link."""
     settled: bool
-    """True if every later change to the file is certain to change `modified`."""
+    """True if any later change to the file is certain to change `modified`."""
 
 
 NO_STAMP = Stamp(0, None, settled=False)
@@ -79,7 +79,7 @@ def path_stamp(fs: Any, path: str) -> Stamp:
 def file_stamp(store: Store, path: str, described: Mapping[str, Any]) -> Stamp:
     """Return the stamp of a listed file.
 
-    Local files are looked up again, because the listing describes a symbolic link and not its target.
+    Local files are looked up again, because a listing describes a symbolic link itself instead of its target.
 
     Args:
         path: path of the file in the file system.

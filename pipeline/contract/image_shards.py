@@ -1,4 +1,4 @@
-"""Image shards written by `download` or img2dataset: listing a folder's shards, and reading their samples."""
+"""Functions that list and read the image shards in a folder written by `download` or img2dataset."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _START_BYTES = max(map(len, _COMPRESSED_STARTS))
 
 @dataclass(frozen=True)
 class ImageShard:
-    """A webdataset shard."""
+    """Webdataset shard: a tar file with images, and usually a Parquet table with one row per URL."""
 
     name: str
-    """Shard number, with the same digits as in the file names."""
+    """Shard number as written in the file names, such as `00012`."""
     fingerprint: str
-    """Fingerprint of the committed content. Without a manifest, it covers only the tar's name, because changes to the
-    files are then detected by their marks."""
+    """Fingerprint of the committed content. Without a manifest, it covers only the tar's name, because file marks then
+    detect changes to the content."""
     samples: int
     """Number of images in the shard, excluding failed rows."""
     files: tuple[str, ...] = ()
-    """Names of the shard's files if no manifest contains their hashes; otherwise empty."""
+    """Names of the shard's files in a folder without a manifest; empty if a manifest contains their hashes."""
 
     @property
     def tar_name(self) -> str:
@@ -55,7 +55,7 @@ class ImageShard:
         return self.files
 
     def read(self, store: Store) -> Iterator[Sample]:
-        """Yield the samples in tar order, followed by a failed sample if the tar is damaged or has too few samples."""
+        """Yield the samples in tar order. If the tar is damaged or has too few samples, yield a failed sample last."""
         if self.table_name in self.files:
             note_file(store, self.table_name)
         count = 0
@@ -71,7 +71,7 @@ class ImageShard:
             yield Sample(self.tar_name, None, None, reason)
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return a list with the shard's table, see `read_shard_table`, or with None if no table with keys exists."""
+        """Return a list with one item: the result of `read_shard_table` for this shard."""
         return [read_shard_table(store, self)]
 
 
@@ -112,7 +112,7 @@ def is_compressed_tar(name: str) -> bool:
 
 
 def _tar_names(store: Store) -> list[str]:
-    """Return the names of the tars in a folder without a manifest.
+    """Return the names of the tar files in a folder without a manifest.
 
     Raises:
         InputError: a tar is compressed or not named by its number, two tars have the same number, or the tar that
@@ -175,7 +175,7 @@ def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:
     """Return the table of a shard, with one row per row of the URL list, including failed rows.
 
     Returns:
-        The table, or None if the shard has no table or the table has no `key` column.
+        The table; None if the shard has no table or the table has no `key` column.
     """
     table = _read_parquet(store, shard.table_name)
     if table is None or "key" not in table.schema.names:

@@ -1,4 +1,4 @@
-"""Matching of table rows to samples of the same input, by key, and in order if keys repeat."""
+"""Functions that match table rows to samples of the same input by key. Rows with equal keys are matched in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def join_rows(
     rows: Sequence[tuple[Place, str]],
     title: str,
 ) -> pa.Table:
-    """Return a table with the matching row for each embedded sample; samples of parts without a table get nulls.
+    """Return a table with the matching row for each embedded sample. Samples from parts without a table get nulls.
 
     Args:
         tables: one table with a `key` column for each part of the shard, or None for a part without a table.
@@ -71,7 +71,7 @@ def match_keys(stored: Sequence[str | None], keys: Sequence[str], title: str) ->
 
     A key with a folder (`cat/0000`) also matches its plain name (`0000`), and a key of digits also matches the number
     without leading zeros (`0`). If several rows have the same key, the first sample with that key gets the first row,
-    and so on; surplus samples get the last row.
+    and so on; any further samples with that key get the last of these rows.
 
     Args:
         stored: key of each table row.

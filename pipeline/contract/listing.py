@@ -24,7 +24,7 @@ _FOREIGN_FILES = frozenset({"_success", "thumbs.db", "ehthumbs.db", "desktop.ini
 _FOREIGN_PREFIXES = ("_committed_", "_started_")
 """File name prefixes of Databricks commit markers."""
 _PAX_HEADERS = "paxheaders"
-"""Name prefix of folders with pax headers, which programs that do not support pax archives unpack as files."""
+"""Name prefix, in lower case, of the folders to which programs without pax support unpack the pax headers of a tar."""
 _FOREIGN_ENDINGS = (".crc", "_$folder$")
 """File name suffixes of Hadoop checksums and of Hadoop's folder markers on S3."""
 _DOCUMENT = re.compile(r"(readme|license|licence)(\.(md|markdown|rst|txt|html?|pdf))?", re.IGNORECASE)
@@ -33,8 +33,9 @@ _DOCUMENT = re.compile(r"(readme|license|licence)(\.(md|markdown|rst|txt|html?|p
 def is_data(name: str) -> bool:
     """Return True if a file is data, judging by its name relative to the folder or tar.
 
-    Data does not include hidden files and folders (names that start with a dot), files created by operating systems,
-    archives, Hadoop and Delta, README and LICENSE documents, or the empty objects that mark folders on S3.
+    The following are not data: hidden files and folders (names that start with a dot); files and folders that operating
+    systems, archivers, Hadoop and Delta Lake create; README and LICENSE documents; and empty objects that mark folders
+    on S3.
     """
     *folders, file = name.removeprefix("./").split("/")
     lower = file.lower()
@@ -70,7 +71,7 @@ def list_files(fs: Any, root: str, under: str = "") -> list[str]:
 
 
 def describe_files(fs: Any, root: str, under: str = "", *, details: bool = True) -> dict[str, dict[str, Any]]:
-    """Return the fsspec listing entry of each file in `list_files`, by name.
+    """Return the fsspec listing entry of each file that `list_files` returns, by name.
 
     Args:
         fs: fsspec file system.
@@ -97,8 +98,9 @@ def _walk(folder: str, name: str, ancestors: frozenset[tuple[int, int]]) -> Iter
 
     Args:
         folder: path of the folder.
-        name: its name relative to the listed root; empty for the root.
-        ancestors: device and inode of each folder above it. A link to one of them forms a loop and is not followed.
+        name: name of the folder relative to the listed root; empty for the root.
+        ancestors: device and inode of each folder above `folder`. A link to such a folder forms a loop and is not
+            followed.
     """
     try:
         status = os.stat(folder)
@@ -128,7 +130,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _ancestors(folder: str) -> frozenset[tuple[int, int]]:
-    """Return the device and inode of every folder above a local folder, to detect links that lead back up."""
+    """Return the device and inode of every folder above a local folder, to detect links to any of these folders."""
     path, above = os.path.realpath(folder), set()
     while (parent := os.path.dirname(path)) != path:
         path = parent

@@ -1,7 +1,8 @@
-"""Folder lock, which admits one writing process at a time.
+"""Folder lock, which lets only one process at a time write to a folder.
 
-A local folder is locked by the kernel. On an object store, or on a file system without locks, the writer holds a lease
-instead: a small file that it renews while it works. After a crash, the lease expires.
+A local folder is locked with `flock`; the kernel releases the lock when the process ends. On an object store, or on a
+file system without locks, the writer holds a lease instead: a small file that it renews while it works. After a crash,
+the lease expires.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ _LEASE_SECONDS = 120.0
 _RENEWALS = 4
 """Number of renewals per lease period, so that one or two slow requests do not let the lease expire."""
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, 524})
-"""Error codes that `flock` returns on file systems without locks: Lustre mounted without `-o flock`, some NFS and
-autofs. 524 is ENOTSUPP, which Python's `errno` lacks."""
+"""Error codes with which `flock` fails on file systems without locks, such as Lustre mounted without `-o flock`, and
+some NFS and autofs mounts. 524 is ENOTSUPP, which Python's `errno` module does not define."""
 _WARNED: set[str] = set()
 """Folders for which this process has already logged that the file system has no locks."""
 
 
 @contextlib.contextmanager
 def lock_folder(store: Store) -> Iterator[None]:
-    """Context manager that locks a folder for this process as its only writer, creating the folder if necessary.
+    """Context manager that locks a folder, so that only this process writes to it. The folder is created if necessary.
 
     Raises:
         FolderError: another process is writing to the folder.
@@ -46,7 +47,7 @@ def lock_folder(store: Store) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _file_lock(store: Store) -> Iterator[None]:
-    """Lock a local folder with `flock`, or with a lease if its file system has no locks."""
+    """Context manager that locks a local folder with `flock`, or with a lease if its file system has no locks."""
     import fcntl
 
     with open(f"{store.root}/{LOCK_NAME}", "w") as file:
@@ -63,7 +64,7 @@ def _file_lock(store: Store) -> Iterator[None]:
             _warn_without_locks(store.root, error)
             lease = _lease(store)
         else:
-            _require_no_lease(store)  # another machine may mount this folder without locks and hold a lease
+            _require_no_lease(store)  # a machine that mounts this folder without locks may hold a lease
             lease = contextlib.nullcontext()
         with lease:
             yield
@@ -95,7 +96,7 @@ def _require_no_lease(store: Store) -> None:
 
 @contextlib.contextmanager
 def _lease(store: Store) -> Iterator[None]:
-    """Lock a folder with a lease, renewed by a background thread."""
+    """Context manager that locks a folder with a lease, which a background thread renews."""
     _require_no_lease(store)
     owner, host = uuid.uuid4().hex, socket.gethostname()
 
@@ -123,7 +124,7 @@ def _lease(store: Store) -> Iterator[None]:
 
 
 def _warn_without_locks(folder: str, error: OSError) -> None:
-    """Warn that a lease locks the folder instead of `flock`, once per process and folder."""
+    """Warn, once per process and folder, that a lease is used to lock the folder because `flock` is not supported."""
     if folder not in _WARNED:
         _WARNED.add(folder)
         logging.getLogger(__name__).warning(

@@ -1,9 +1,9 @@
-"""The on-disk contract of a stage's folder: names, shard records, the manifest, and checks. `commit` writes the folder.
+"""Format of a stage's folder on disk: file names, shard records, the manifest, and checks. `commit` writes the folder.
 
-A folder contains `manifest.json` and data files. A shard exists if it has a record, either in the manifest or in a
-file in `shards/`. The shard's worker writes that file last, and the stage merges it into the manifest when it ends. A
-record contains the sizes and hashes of the shard's files, and the fingerprints of its input and settings. It suffices
-to decide if the shard is complete and up to date.
+A folder contains `manifest.json` and data files. A shard exists if it has a record, either in the manifest or in its
+own file in `shards/`. A worker writes the record file after all other files of the shard, and the stage merges it into
+the manifest when it ends. A record contains the sizes and hashes of the shard's files, and the fingerprints of its
+input and settings. These tell whether the shard is complete and up to date.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 RECORD_FOLDER = "shards"
 READ_BLOCK_ROWS = 4096
-"""Number of rows per row group in Parquet metadata files, so that captions can be read in blocks."""
+"""Number of rows per row group in Parquet metadata files. Small row groups allow captions to be read in blocks."""
 _MAX_COUNT = 1 << 48
 """Largest accepted number of rows or bytes in a shard, so that sums over many shards fit in 64 bits."""
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError)
@@ -31,7 +31,7 @@ _SHAPE_ERRORS = (KeyError, TypeError, AttributeError)
 
 
 def fingerprint(value: Any) -> str:
-    """Return the SHA-256 of a JSON value, serialised in canonical form."""
+    """Return the SHA-256 of a JSON value, serialised with sorted keys and without whitespace."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -47,22 +47,23 @@ def embedding_shard_name(index: int) -> str:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """Committed state of a shard."""
+    """Record that commits a shard: its files, and the fingerprints of its input and settings."""
 
     name: str
     rows: int
     input: str
     """Fingerprint of the shard's input."""
     settings: str
-    """Fingerprint of the settings that affect the shard's bytes."""
+    """Fingerprint of the settings that affect the content of the shard's files."""
     files: Mapping[str, FileRecord]
     counts: Mapping[str, int] = field(default_factory=dict)
     """Number of rows by outcome."""
     logs: Sequence[str] = ()
-    """Names of files with timings. They belong to the shard but are not checked, since identical runs write different
-    timings."""
+    """Names of the shard's log files. Their content is not checked, since they contain timings, which differ between
+    identical runs."""
     threads: int | None = None
-    """Number of CPU threads used, which affects the last bits of floating-point sums; None if nothing is summed."""
+    """Number of CPU threads used, which affects the last bits of floating-point sums; None if the number of threads
+    does not affect the result."""
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> ShardRecord:
@@ -79,13 +80,13 @@ class ShardRecord:
         return value if self.threads is not None else {name: value[name] for name in value if name != "threads"}
 
     def content(self) -> dict[str, Any]:
-        """Return the SHA-256 of each file by name. Later stages depend on these hashes."""
+        """Return the SHA-256 of each file by name. Later stages use these hashes to detect changes."""
         return {name: self.files[name].sha256 for name in sorted(self.files)}
 
 
 @dataclass
 class Manifest:
-    """State of a stage's folder."""
+    """Content of a stage's `manifest.json`: the stage's settings and input, and the records of its shards."""
 
     stage: str
     settings: dict[str, Any]
@@ -104,7 +105,7 @@ class Manifest:
         return sum(record.rows for record in self.shards.values())
 
     def content_fingerprint(self) -> str:
-        """Return a fingerprint of all committed data. It depends only on file names and bytes, not on their history."""
+        """Return a fingerprint of all committed data. It depends only on the names and contents of shards and files."""
         return fingerprint({name: record.content() for name, record in self.shards.items()})
 
     def counts(self) -> dict[str, int]:
@@ -155,13 +156,13 @@ def read_manifest(store: Store) -> Manifest | None:
     """
     records, damage = {}, None
     try:
-        records = read_records(store)  # before the manifest, since a writer that finishes moves records into it
+        records = read_records(store)  # read first: a writer that finishes moves records into the manifest
     except InputError as error:
         damage = error
     try:
         value = store.read_json(MANIFEST_NAME)
     except (FileNotFoundError, NotADirectoryError):
-        return None  # stages write the manifest before any record, so this `shards` folder is not priorkit's
+        return None  # stages write the manifest before any record, so priorkit did not create a `shards` folder here
     if damage is not None:
         raise damage
     manifest = Manifest.from_json(value, store.path(MANIFEST_NAME))
@@ -170,7 +171,7 @@ def read_manifest(store: Store) -> Manifest | None:
 
 
 def read_records(store: Store, folder: str = RECORD_FOLDER) -> dict[str, ShardRecord]:
-    """Return the records in `folder` by shard name: by default, those not yet merged into the manifest."""
+    """Return the records in `folder` by shard name; by default, the records not yet merged into the manifest."""
     records = {}
     for name in store.names(folder):
         if name.endswith(".json"):
@@ -194,7 +195,7 @@ def require_manifest(store: Store, stage: str) -> Manifest:
 
 
 def require_stage(store: Store, manifest: Manifest | None, stage: str) -> Manifest:
-    """Check a manifest that has already been read like `require_manifest`, and return it.
+    """Return a manifest that has already been read, after checking that `stage` wrote it.
 
     Args:
         manifest: manifest of the folder; None if it has none.
@@ -214,13 +215,13 @@ def missing_files(record: ShardRecord, sizes: Mapping[str, int]) -> list[str]:
     """Return the names of a record's files that are missing or do not have the recorded size.
 
     Args:
-        sizes: size in bytes of each file in the folder, by name, from `Store.sizes`: one listing serves all records.
+        sizes: size in bytes of each file in the folder, by name. One `Store.sizes` call can be used for all records.
     """
     return [name for name, entry in record.files.items() if sizes.get(name) != entry.bytes]
 
 
 def damaged_shards(store: Store, manifest: Manifest) -> dict[str, list[str]]:
-    """Return the missing files of each incomplete shard, by shard name, from a single listing.
+    """Return the missing files of each incomplete shard, by shard name. The folder is listed only once.
 
     A file whose size differs from the record also counts as missing.
     """

@@ -38,7 +38,7 @@ def describe_other_layout(store: Store, names: list[str]) -> str:
         names: names of the files in the folder.
 
     Returns:
-        Text to append to the folder's location in a message; empty if no such layout is recognised.
+        Text to append to the folder's location in a message; empty if the files match no known unsupported layout.
     """
     folders = sorted({place for name in names if (place := _folder_of_embeddings(name)) is not None})
     if "" in folders:
@@ -72,11 +72,11 @@ def describe_other_layout(store: Store, names: list[str]) -> str:
 
 
 def _folder_of_embeddings(name: str) -> str | None:
-    """Return the embeddings folder that a file belongs to, if it is not the listed folder.
+    """Return the path of the embeddings folder that a file belongs to, if that is not the listed folder.
 
     Returns:
         Path relative to the listed folder; empty if the listed folder is itself a subfolder such as `img_emb`. None if
-        the file belongs to the listed folder, and can thus be read, or is not an embeddings file.
+        the file is where priorkit reads it in the listed folder, or is not an embeddings file.
     """
     *above, folder, file = ["", *name.split("/")]
     kind, _, number = file.partition(".")[0].rpartition("_")

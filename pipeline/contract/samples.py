@@ -1,4 +1,4 @@
-"""Samples: an image and its caption, read from any kind of input."""
+"""Samples, each with an image and its caption, read from any kind of input."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import NamedTuple
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"})
 """File extensions of images, in lower case."""
 _NAMED_EXTENSIONS = 5
-"""Maximum number of a sample's file extensions listed in a message."""
+"""Maximum number of a sample's file extensions that a message lists."""
 
 
 class Place(NamedTuple):
-    """Position of a sample in its input, which identifies it uniquely even if keys repeat."""
+    """Position of a sample in its shard, which identifies the sample even if several samples have the same key."""
 
     part: int = 0
-    """Index of the input shard, if several input shards are joined into one."""
+    """Index of the input shard that contains the sample, if several input shards are joined into one; otherwise 0."""
     position: int = 0
     """Index of the sample in the joined shard."""
 
@@ -32,11 +32,11 @@ class Sample:
     key: str
     image: bytes | None
     caption: bytes | None
-    """Caption as undecoded UTF-8 bytes."""
+    """Caption as raw bytes, which should be UTF-8."""
     error: str | None = None
-    """Reason why the sample could not be read, in the form `outcome: details`. The outcome is counted."""
+    """Reason why the sample could not be read, in the form `outcome: details`. The manifest counts rows by outcome."""
     instead: str = field(default="", compare=False)
-    """Description of the files the sample does have, for messages about a missing image or caption."""
+    """List of the files that the sample contains, for messages about a missing image or caption."""
     place: Place = field(default=FIRST, compare=False)
 
 
@@ -49,7 +49,7 @@ def encodable(name: str) -> str:
 
 
 def name_extensions(extensions: Iterable[str]) -> str:
-    """Describe the extensions that a sample has and those that it should have, for messages."""
+    """Return text for messages that lists a sample's file extensions and the extensions it should have."""
     names = [f".{extension}" for extension in extensions]
     more = ", ..." if len(names) > _NAMED_EXTENSIONS else ""
     present = f"the sample has {', '.join(names[:_NAMED_EXTENSIONS])}{more}"

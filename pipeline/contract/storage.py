@@ -1,7 +1,7 @@
 """Access to the files in a local or remote folder through fsspec, with safe relative names and atomic writes.
 
-This module deals only with names, bytes and hashes. `manifest` defines what the files mean, and `lock` ensures that
-there is only one writer.
+This module deals only with names, bytes and hashes. `manifest` defines the meaning of the files, and `lock` ensures
+that only one process writes to a folder.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ TEMPORARY_SUFFIX = ".priorkit-tmp"
 _COPY_BYTES = 1 << 20
 """Block size in bytes for uploads."""
 _LONGEST_NAME = 200
-"""Maximum length of a file or folder name in bytes. File systems allow 255; the rest is for a temporary suffix."""
+"""Maximum length of a file or folder name in bytes. File systems allow 255 bytes; the difference leaves room for a
+temporary suffix."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it is a plain relative name, as all names written by priorkit are; otherwise raise InputError.
+    """Return `name` if it is a plain relative name; otherwise raise InputError.
 
-    A plain name consists of ASCII letters, digits, `_`, `.` and `-`, and no part of it starts with `.` or `-`.
+    priorkit writes only files with plain names. A plain name consists of parts separated by `/`, each made of ASCII
+    letters, digits, `_`, `.` and `-`. No part starts with `.` or `-`.
     """
     if not _PLAIN_NAME.fullmatch(name) or max(map(len, name.split("/"))) > _LONGEST_NAME:
         shown = name if len(name) <= _LONGEST_NAME else f"{name[:60]}..."
@@ -47,7 +49,7 @@ def check_name(name: str) -> str:
 def _check_inside(name: str) -> str:
     """Return `name` if it stays inside the folder; otherwise raise InputError.
 
-    Unlike `check_name`, it accepts other characters, since other tools may use any characters in names.
+    Unlike `check_name`, it accepts names with any characters, since other tools may have named the files.
     """
     if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
         raise InputError(f"file name {name!r} leaves the folder; name a file in it")
@@ -56,15 +58,15 @@ def _check_inside(name: str) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Context manager that writes a local file atomically: the complete file appears on exit, or none at all.
+    """Context manager that writes a local file atomically. If the block raises, the file is not created or replaced.
 
-    The file is written under a temporary name in the same folder, which must exist, and then renamed.
+    The file is written under a temporary name in the same folder, which must exist, and renamed on exit.
 
     Args:
         durable: flush the file to disk before renaming it, so that it survives a power failure.
     """
     path = os.fspath(path)
-    # unique, because several processes may write the same file at once, such as a cache
+    # a unique name, because several processes may write the same file at once, such as a cache file
     temporary = f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
     try:
         with open(temporary, "wb") as file:
@@ -165,11 +167,17 @@ class Store:
         return list_files(self.fs, self.root, under)
 
     def sizes(self, under: str = "") -> dict[str, int]:
-        """Return the size in bytes of each file in `names`, from a single listing; `size` needs a request per file."""
+        """Return the size in bytes of each file that `names` returns, by name.
+
+        All sizes come from a single listing. Calling `size` would take one request per file.
+        """
         return {name: int(info["size"] or 0) for name, info in self.describe(under).items()}
 
     def describe(self, under: str = "") -> dict[str, dict[str, Any]]:
-        """Return the fsspec listing entry of each file in `names`, with its size, modification time and so on."""
+        """Return the fsspec listing entry of each file that `names` returns, by name.
+
+        An entry contains the file's size, its modification time and so on.
+        """
         return describe_files(self.fs, self.root, under)
 
     def remove(self, name: str) -> None:
@@ -197,7 +205,7 @@ class Store:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """Context manager that writes `name` atomically: the complete file appears on exit, or none at all.
+        """Context manager that writes `name` atomically. If the block raises, the file is not created or replaced.
 
         Local files are written with `atomic_file`. Remote files are uploaded on exit; an object store shows an object
         only after its upload is complete.
@@ -220,7 +228,7 @@ class Store:
             file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
     def sweep(self) -> None:
-        """Remove temporary files left behind by killed writers."""
+        """Remove the temporary files that killed processes have left in the folder."""
         for name in self.names():
             if name.endswith(TEMPORARY_SUFFIX) and _PLAIN_NAME.fullmatch(name):
                 self.remove(name)

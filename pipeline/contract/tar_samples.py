@@ -17,7 +17,7 @@ from .storage import Store
 _END_BYTES = 1024
 """Number of zero bytes at the end of every complete tar: two blocks of 512 bytes."""
 _TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
-"""Exceptions that tarfile raises for damaged or malicious tars; the last two are for impossible numbers."""
+"""Exceptions that tarfile raises for damaged or malicious tars. ValueError and OverflowError mean invalid numbers."""
 _NOT_TOGETHER = "the files of a sample do not stand together; write the tar again with `tar --sort=name`"
 
 Content = TypeVar("Content")
@@ -43,14 +43,20 @@ def count_samples(store: Store, tar_name: str) -> int:
 
 
 class _SeenSamples:
-    """Samples seen so far in a tar, to distinguish a repeated key from a sample whose files are not consecutive."""
+    """Samples seen so far in a tar, used to detect samples whose files are not consecutive.
+
+    The parts of such a sample have the same key but no file extension in common. Two separate samples with the same key
+    have at least one file extension in common.
+    """
 
     def __init__(self) -> None:
         self._extensions: dict[str, tuple[str, ...]] = {}
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def is_split(self, key: str, members: Iterable[str]) -> bool:
-        """Record a sample, and return True if its key was seen before and then had none of these extensions.
+        """Record a sample, and return True if its files are not consecutive in the tar.
+
+        This is the case if an earlier sample has the same key and shares no file extension with this sample.
 
         Args:
             key: key of the sample.
@@ -88,7 +94,7 @@ def _groups(
             members[extension] = read(member)
     except _TAR_ERRORS as error:
         damage = error
-    if members:  # the last sample before any damage, which may be complete
+    if members:  # the last sample before the damage or the end; it may be complete
         yield key, members
     if damage is not None:
         raise damage
@@ -99,7 +105,7 @@ def _members(tar: tarfile.TarFile, tar_bytes: int | None) -> Iterator[tuple[tarf
     if tar.firstmember is None:  # type: ignore[attr-defined]  # empty tar: `next` fails on Python 3.10
         return
     while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every member in memory, 1 kB each
+        tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header in memory, 1 kB each
         if not 0 <= member.size <= (tar_bytes or 0):  # tarfile would try to skip this many bytes
             raise tarfile.ReadError(f"a member of {member.size:,} bytes")
         folder, slash, name = member.name.removeprefix("./").rpartition("/")
@@ -112,7 +118,7 @@ def read_tar(store: Store, tar_name: str, *, hashed: bool) -> Iterator[Sample]:
     """Yield the samples of a tar in order, reading the tar as a stream.
 
     Args:
-        hashed: also hash the file, for `marks_of_read`.
+        hashed: also hash the file, so that `marks_of_read` can use the hash.
 
     Raises:
         InputError: the file is truncated or not a tar.
@@ -136,14 +142,17 @@ def read_tar(store: Store, tar_name: str, *, hashed: bool) -> Iterator[Sample]:
 
 
 def _is_complete(store: Store, tar_name: str) -> bool:
-    """Return True if a tar ends with two zero-filled blocks, as every complete tar does."""
+    """Return True if a tar ends with two zero-filled blocks, like every complete tar."""
     with store.open(tar_name) as file:
         file.seek(max(0, file.seek(0, 2) - _END_BYTES))
         return not any(file.read())
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
-    """Return the content of the stream's current member; None for a link, since its target may already have passed."""
+    """Return the content of the stream's current member.
+
+    Links return None, because the stream may already be past the link's target.
+    """
     if not member.isfile():
         return None
     content = tar.extractfile(member)

@@ -1,4 +1,4 @@
-"""Detection of the image formats that are passed to decoders, by their first bytes."""
+"""Detection of supported image formats by the first bytes of a file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ JPEG = SIGNATURES[0]
 
 
 def is_image(body: bytes) -> bool:
-    """Return whether a file is JPEG, PNG, GIF, BMP, TIFF, WebP or AVIF, judging by its first bytes.
+    """Return True if a file is JPEG, PNG, GIF, BMP, TIFF, WebP or AVIF, judging by its first bytes.
 
-    Files of other formats are never passed to a decoder.
+    Files in other formats are never passed to a decoder.
     """
     if body.startswith(SIGNATURES):
         return True
@@ -18,5 +18,5 @@ def is_image(body: bytes) -> bool:
 
 
 def is_avif(body: bytes) -> bool:
-    """Return whether a file is AVIF, judging by its first bytes."""
+    """Return True if a file is AVIF, judging by its first bytes."""
     return body[4:12] in (b"ftypavif", b"ftypavis")

@@ -1,4 +1,7 @@
-"""Conversion of images to what a viewer shows: rotated by EXIF orientation, with 8 bits per channel."""
+"""Functions that convert images to the form in which viewers show them.
+
+Images are rotated according to their EXIF orientation, and converted to 8 bits per channel.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,15 @@ import warnings
 import numpy as np
 from PIL import Image
 
-# frequent on the web, and harmless for the orientation
+# this warning is frequent for images from the web, and `orientation` handles damaged EXIF
 warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 
 _ORIENTATION = 0x0112
 """EXIF tag for the orientation."""
 _PNG_MARKS = (b"eXIf", b"Raw profile type", b"tiff:Orientation")
-"""Byte strings, one of which every PNG with an orientation contains.
+"""Byte strings of which every PNG with an EXIF orientation contains at least one.
 
-They are searched first, since Pillow decodes the whole PNG to read its EXIF.
+`orientation` searches for them before it asks Pillow, which decodes the whole PNG to read the EXIF.
 """
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,7 +37,7 @@ _WIDE_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 def orientation(image: Image.Image, body: bytes) -> int:
     """Return the EXIF orientation (1 to 8) that still has to be applied to a decoded image.
 
-    It is 1 for damaged EXIF, and for TIFF, whose orientation Pillow and OpenCV apply during decoding.
+    The result is 1 for damaged EXIF, and for TIFF, since Pillow and OpenCV apply a TIFF's orientation during decoding.
 
     Args:
         image: image opened by Pillow.
@@ -70,9 +73,10 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
 
     - uint8 values are returned unchanged.
     - uint16 values keep the upper 8 of their `bits` bits, even if the image uses only part of the range.
-    - Other dtypes have no defined range. Floats within 0..1 are multiplied by 255. Other values within 0..255 keep
-      their value, and values within 0..65535 are divided by 256. All others are scaled linearly, so that the smallest
-      value becomes 0 and the largest 255.
+    - Other dtypes have no defined range, so the smallest and largest finite values in the image decide. If all values
+      are floats within 0..1, they are multiplied by 255. Otherwise, values that are all within 0..255 are unchanged,
+      and values that are all within 0..65535 are divided by 256. Values in any other range are scaled linearly, so that
+      the smallest becomes 0 and the largest 255.
     - NaN and -inf become 0, and +inf becomes 255.
 
     Args:
@@ -109,9 +113,10 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
 
 
 def eight_bit_image(image: Image.Image) -> Image.Image:
-    """Convert a greyscale image with more than 8 bits to 8 bits. Images in other modes are returned unchanged.
+    """Convert a greyscale image with more than 8 bits per pixel to 8 bits. Other images are returned unchanged.
 
-    Pillow's own conversion clips instead: 16-bit greyscale becomes white, and floats within 0..1 become black.
+    Pillow's own conversion clips values instead of scaling them: most 16-bit greyscale images become white, and floats
+    within 0..1 become black.
     """
     if image.mode not in _WIDE_MODES:
         return image

@@ -1,6 +1,7 @@
 """Inspection of embedding folders.
 
-The shards are listed by the manifest of `embed`, or by file numbers in folders written by clip-retrieval.
+The shards are those in the manifest that `embed` wrote. In a folder without a manifest, such as clip-retrieval's, they
+are determined from the numbers in the file names.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class _FolderInspector:
 
 
 class RecordedEmbeddings:
-    """Inspector for the shards in the manifest of `embed`."""
+    """Inspector for the shards in a manifest written by `embed`."""
 
     def __init__(self, store: Store, inspection: Inspection, manifest: Manifest) -> None:
         self._store, self._inspection, self._manifest = store, inspection, manifest
@@ -78,8 +79,8 @@ class RecordedEmbeddings:
 
         Args:
             record: manifest entry of the shard.
-            differing: files whose content differs from the record. This is already reported as a problem, so faults
-                in these files are reported as notes.
+            differing: names of the shard's files that differ from the record. These are already reported as problems,
+                so further faults in them are reported as notes.
         """
         inspection, files = self._inspection, recorded_files(record)
         for kind in self._kinds:
@@ -125,7 +126,15 @@ def _array_kinds(settings: Mapping[str, Any]) -> list[str]:
 
 
 def inspect_foreign_embeddings(store: Store, names: list[str], progress: ProgressCallback) -> Inspection | None:
-    """Inspect a folder written by clip-retrieval or published by LAION. Return None if it has no such files."""
+    """Inspect a folder written by clip-retrieval or published by LAION.
+
+    Args:
+        names: names of the files in the folder.
+        progress: called before each shard and at the end.
+
+    Returns:
+        The inspection; None if the folder contains no embedding shards.
+    """
     inspection = Inspection(store.url, FOREIGN_STAGE, 0, 0, 0)
     groups = group_files(names, store.url, inspection.add_problem)
     if not groups:
@@ -164,7 +173,7 @@ def inspect_foreign_embeddings(store: Store, names: list[str], progress: Progres
 def _readable_headers(
     store: Store, inspection: Inspection, groups: Mapping[int, Mapping[str, str]]
 ) -> dict[str, FileHeader]:
-    """Return file headers by file name, and report headers that cannot be read."""
+    """Return the header of each file, by file name. Headers that cannot be read are reported and left out."""
     headers: dict[str, FileHeader] = {}
     for files in groups.values():
         for kind in _FOREIGN_KINDS:
@@ -183,7 +192,10 @@ def _foreign_parts(
     headers: Mapping[str, FileHeader],
     first: Mapping[str, str],
 ) -> ShardParts | None:
-    """Return the valid files of a shard, with the row count of its first readable file; None if none is readable."""
+    """Return the valid files of a shard, with the row count of its first readable file.
+
+    Faults are reported as problems. The result is None if no file is readable.
+    """
     name = _number(files)
     sound = {kind: files[kind] for kind in _FOREIGN_KINDS if files.get(kind) in headers}
     if not sound:

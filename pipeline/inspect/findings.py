@@ -1,4 +1,4 @@
-"""Findings of an inspection: counts, problems by shard and row, and distributions, all of bounded size."""
+"""Findings of an inspection: counts, problems, notes and distributions, all of bounded size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MOST_LISTED = 1000
-"""Maximum number of problems, notes and distinct error messages that are stored; all are counted."""
+"""Maximum number of problems stored, and likewise of notes and of distinct error messages. The counts include all."""
 
 Report = Callable[[str], None]
 """Callback for a finding: `Inspection.add_problem` or `Inspection.add_note`."""
@@ -15,24 +15,24 @@ Report = Callable[[str], None]
 
 @dataclass
 class Inspection:
-    """Findings about a folder. `priorkit inspect --json` prints `dataclasses.asdict` of it."""
+    """Findings about a folder. `priorkit inspect --json` prints all fields, converted with `dataclasses.asdict`."""
 
     folder: str
     stage: str
-    """Name of the stage that wrote the folder; without a manifest, a description of the content."""
+    """Name of the stage that wrote the folder. In a folder without a manifest, a description of the content."""
     shards: int
     rows: int
     bytes: int
-    """Total size of the recorded files in bytes; without a manifest, of all files."""
+    """Total size in bytes of the files in the manifest. In a folder without a manifest, total size of all files."""
     counts: dict[str, int] = field(default_factory=dict)
     """Number of rows for each outcome."""
     errors: dict[str, int] = field(default_factory=dict)
     """Number of failed rows for each message. Messages beyond the first 1,000 are counted as `other messages`."""
     about: dict[str, Any] = field(default_factory=dict)
-    """Information about the result from the manifest, such as the identity of the CLIP."""
+    """Facts that the manifest records about the content, such as the identity of the CLIP model."""
     settings: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    """First 1,000 problems, by shard and row; empty for a sound folder."""
+    """First 1,000 problems, each with its shard and row if it has any; empty for a sound folder."""
     problem_count: int = 0
     notes: list[str] = field(default_factory=list)
     """First 1,000 observations that are not problems."""
@@ -68,7 +68,7 @@ class Inspection:
 
 
 class Examples:
-    """Number of rows with a property and the first few examples, reported as a single note.
+    """Counter for rows with some property, such as an empty caption. It stores a few examples for a single note.
 
     Args:
         most: maximum number of examples.
@@ -84,13 +84,14 @@ class Examples:
 
         Args:
             count: number of rows with the property.
-            places: returns descriptions of some of these rows. It is called only while more examples are needed.
+            places: function that returns descriptions of some of these rows. It is called only if more examples are
+                needed.
         """
         self.count += count
         if count and len(self._places) < self._most:
             self._places += places()[: self._most - len(self._places)]
 
     def report(self, report: Report, description: str) -> None:
-        """Report the number of rows, followed by a description and examples. Does nothing if the number is 0."""
+        """Report the number of rows, a description of their property, and the examples. Do nothing for 0 rows."""
         if self.count:
             report(f"{self.count:,} {description}, such as {'; '.join(self._places)}")

@@ -1,6 +1,6 @@
 """Inspection of any stage's folder.
 
-The bytes of each file are compared with its record, then the files of a shard with each other.
+The content of each file is compared with its record, and then the files of each shard are compared with each other.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _INSPECTORS: dict[str, Callable[[Store, Inspection, Manifest], _Recorded]] = {
 def inspect_folder(path: str, progress: ProgressCallback = no_progress) -> Inspection:
     """Inspect a folder written by any stage, by img2dataset or by clip-retrieval.
 
-    Memory is bounded: one block of rows, 16 bytes per key and per image for up to 10 million of each (to find
-    duplicates), and 100,000 embeddings (to find near duplicates).
+    Memory is bounded. It holds one block of rows, 16 bytes for each of up to 10 million keys and 10 million images (to
+    find duplicates), and up to 100,000 embeddings (to find near duplicates).
 
     Args:
         path: folder to inspect.
-        progress: callback for the number of inspected shards.
+        progress: called with the number of inspected shards.
 
     Raises:
         InputError: the folder contains nothing to inspect, or its manifest cannot be read.

@@ -1,6 +1,7 @@
 """Inspection of folders with image shards.
 
-The shards are listed by the manifest of `download`, or by file names in folders written by img2dataset.
+The shards are those in the manifest that `download` wrote. In a folder without a manifest, such as img2dataset's, they
+are determined from the file names.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _ENDINGS = (".tar", ".parquet", "_stats.json")
 
 
 class RecordedImages:
-    """Inspector for the shards in the manifest of `download`."""
+    """Inspector for the shards in a manifest written by `download`."""
 
     def __init__(self, store: Store, inspection: Inspection, manifest: Manifest) -> None:
         self._store, self._inspection, self._manifest = store, inspection, manifest
@@ -31,8 +32,8 @@ class RecordedImages:
 
         Args:
             record: manifest entry of the shard.
-            differing: files whose content differs from the record. This is already reported as a problem, so if there
-                are any, faults in the shard are reported as notes.
+            differing: names of the shard's files that differ from the record. These are already reported as problems.
+                If there are any, all other faults in the shard are therefore reported as notes.
         """
         inspection, name = self._inspection, record.name
         tar_name, table_name = f"{name}.tar", f"{name}.parquet"
@@ -122,7 +123,11 @@ def inspect_foreign_images(store: Store, names: list[str], progress: ProgressCal
 
 
 def _compare_statistics(store: Store, inspection: Inspection, shard: str, name: str, table: ShardTable | None) -> bool:
-    """Compare img2dataset's statistics for a shard with its table. Return True if they include error messages."""
+    """Compare img2dataset's statistics for a shard with the shard's table.
+
+    Returns:
+        True if the statistics include the number of rows for each error message.
+    """
     try:
         value = store.read_json(name)
         count, successes = int(value["count"]), int(value["successes"])

@@ -1,4 +1,4 @@
-"""Inspection of image shards, which compares each tar file with its table row by row."""
+"""Inspection of image shards: each tar file is compared with its table, row by row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .metadata import open_stored_parquet
 from .statistics import Repeats, content_hashes, lengths
 
 SAMPLED_IMAGES = 10_000
-"""Maximum number of sampled images for the distribution of image sizes."""
+"""Maximum number of images in the sample from which the distribution of image sizes is computed."""
 _SEED = 0
 _COLUMNS = ("key", "status", "error_message", "caption", "width", "height", "original_width", "original_height")
 _SIZES = ("width", "height")
@@ -33,7 +33,7 @@ _ORIGINAL_SIZES = ("original_width", "original_height")
 
 @dataclass
 class ShardTable:
-    """Inspected part of a shard's table."""
+    """Contents of a shard's table that an inspection uses."""
 
     rows: int
     images: list[int]
@@ -77,8 +77,8 @@ class ImageInspector:
     Args:
         store: folder of the shards.
         inspection: findings to add to.
-        recorded: True for a folder written by `download`, in which keys are unique and each tar has the order of its
-            table.
+        recorded: True for a folder written by `download`, in which keys are unique and the samples in each tar have the
+            same order as the rows in its table.
     """
 
     def __init__(self, store: Store, inspection: Inspection, *, recorded: bool) -> None:
@@ -94,7 +94,7 @@ class ImageInspector:
         self._originals = {column: lengths() for column in _ORIGINAL_SIZES}
 
     def inspect(self, name: str, table: ShardTable | None, report: Report) -> int:
-        """Inspect a tar file, compare it with its table if it has one, and return its number of images."""
+        """Inspect a shard's tar file, compare it with the shard's table if one exists, and return its image count."""
         self._names.append(name)
         self._first_rows.append(self._rows)
         shard = ImageShard(name, "", 0)
@@ -176,7 +176,7 @@ class ImageInspector:
                 report(f"{where}: the image of {key!r} is {size[0]}x{size[1]}, its table says {stated[0]}x{stated[1]}")
 
     def _compare_keys(self, shard: ImageShard, keys: list[str], table: ShardTable, report: Report) -> None:
-        """Compare the keys in a tar file with its table, and report the first difference."""
+        """Compare the keys in a tar file with the keys in its table, and report the first difference."""
         if len(keys) != len(table.images):
             report(f"shard {shard.name}: {len(keys)} images, its parquet says {len(table.images)}")
         if "key" not in table.columns:

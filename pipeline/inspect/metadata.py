@@ -25,7 +25,7 @@ from .vectors import ShardParts, array_blocks
 _BATCH_ROWS = 16384
 """Number of Parquet rows in memory at once."""
 _NORMS = {"image_norm": "image", "text_norm": "text"}
-"""Metadata columns with norms before normalisation, and the CLIP tower of each."""
+"""Metadata columns that contain the norms of embeddings before normalisation, and the kind of embedding in words."""
 
 
 class MetadataInspector:
@@ -87,7 +87,7 @@ class MetadataInspector:
         self._rows += start
 
     def _text_columns(self, shard: ShardParts, schema: pa.Schema, report: Report) -> list[str]:
-        """Return the readable key and caption columns, and report faults in the others."""
+        """Return the names of the key and caption columns that can be read, and report faults in the other columns."""
         name, inspection = shard.files["metadata"], self._inspection
         texts = []
         for column in (*KEY_COLUMNS, CAPTION_COLUMN):
@@ -125,10 +125,10 @@ class MetadataInspector:
         else:
             self._no_key.add(len(missing), lambda: [f"shard {shard.name}, row {start + row}" for row in missing[:3]])
         if self._recorded and set(KEY_COLUMNS) <= values.keys():
-            # `embed` writes the key to both columns; a difference means that the rows of one are shifted
+            # `embed` writes the key to both columns; a difference means that the rows of one column are shifted
             for row in _differing(values["key"], values["image_path"]):
                 report(f"shard {shard.name}, row {start + row}: key {keys[row]!r} is not the row's image_path")
-        # hash the position of rows without a key, so that they are not duplicates
+        # for a row without a key, hash its position, so that such rows do not count as duplicates of each other
         return content_hashes(
             (value if value is not None else (start, row) for row, value in enumerate(keys)), len(keys)
         )
@@ -137,7 +137,7 @@ class MetadataInspector:
         """Collect the keys of a shard. In a folder without a manifest, also report duplicates within the shard."""
         rows = np.arange(len(hashes))
         self._keys.add(hashes, shard.first_row + rows)
-        if self._recorded:  # duplicates in the input are allowed; `finish` notes them
+        if self._recorded:  # the input may contain duplicate keys; `finish` adds a note about them
             return
         within = Repeats()
         within.add(hashes, rows)
@@ -157,7 +157,7 @@ class MetadataInspector:
     def _inspect_norms(
         self, shard: ShardParts, start: int, column: str, norms: pa.Array, values: Distribution, report: Report
     ) -> None:
-        """Add a block of norms to their distribution, and report those that are not positive and finite."""
+        """Add a block of norms to their distribution, and report norms that are not positive and finite."""
         numbers = norms.to_numpy(zero_copy_only=False)
         if numbers.dtype.kind != "f":
             if start == 0:
@@ -193,7 +193,7 @@ class MetadataInspector:
         self._inspect_states(shard, offsets)
 
     def _inspect_states(self, shard: ShardParts, offsets: np.ndarray) -> None:
-        """Report token states with NaN or infinity, and a total number that differs from the last offset."""
+        """Report token states with NaN or infinity, and a number of token states that differs from the last offset."""
         if "token_states" not in shard.files:
             return
         name, report = shard.files["token_states"], shard.report["token_states"]
@@ -222,7 +222,7 @@ class MetadataInspector:
         """Report the findings about the folder as a whole.
 
         Args:
-            place: returns a description of a row, given its number in the folder.
+            place: function that returns a description of a row, given its row number in the folder.
         """
         inspection = self._inspection
         self._empty.report(inspection.add_note, "captions are empty")
@@ -258,7 +258,7 @@ def inspect_failures(
         inspection: findings to add to.
         name: name of the failure table.
         shard: name of the shard, for messages.
-        expected: number of failed rows in the record.
+        expected: number of failed rows according to the record.
         report: callback for faults.
     """
     try:
@@ -281,7 +281,7 @@ def open_stored_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
 
 
 def _differing(one: pa.Array, other: pa.Array) -> list[int]:
-    """Return the numbers of the rows in which two columns differ. Columns of different types are not compared."""
+    """Return the numbers of the rows in which two columns differ. If the types differ, return no rows."""
     if one.type != other.type:
         return []
     return [int(row) for row in np.flatnonzero(pc.fill_null(pc.not_equal(one, other), False).to_numpy(False))]

@@ -19,9 +19,9 @@ _SECONDS = 60.0
 
 
 def seeded_rows(total: int, most: int) -> np.ndarray:
-    """Return `most` random row numbers below `total`, or all of them if there are fewer.
+    """Return `most` random row numbers below `total`, or all row numbers if `total` is at most `most`.
 
-    The numbers are ascending. The seed is fixed, so the same arguments give the same rows.
+    The numbers are in ascending order. The seed is fixed, so the same arguments give the same row numbers.
     """
     if total <= most:
         return np.arange(total)
@@ -33,13 +33,13 @@ class Neighbours:
     """Result of comparing the rows of a `NeighbourBank`."""
 
     compared: int
-    """Number of rows compared with the whole bank. It is below the number of distinct rows if time ran out."""
+    """Number of rows compared with the whole bank. It is less than the number of distinct rows if time ran out."""
     near_pairs: int
-    """Number of near-duplicate pairs: rows with different content and a cosine of at least `NEAR_COSINE`."""
+    """Number of near-duplicate pairs: two rows with different content whose cosine is at least `NEAR_COSINE`."""
     examples: list[tuple[int, int]]
     """Row numbers of up to three near-duplicate pairs."""
     nearest: np.ndarray
-    """`[compared]` float32: each compared row's largest cosine to a row with different content."""
+    """`[compared]` float32: for each compared row, the largest cosine to any row with different content."""
 
 
 class NeighbourBank:
@@ -59,7 +59,7 @@ class NeighbourBank:
         """Number of rows in the bank."""
 
     def add(self, rows: np.ndarray, embeds: np.ndarray, hashes: np.ndarray) -> None:
-        """Add those rows of a block that are in the sample.
+        """Add the rows of a block that belong to the sample.
 
         Args:
             rows: `[n]` row numbers, ascending.
@@ -75,10 +75,10 @@ class NeighbourBank:
             self.rows += int(sampled.sum())
 
     def compare(self, seconds: float = _SECONDS, near: float = NEAR_COSINE) -> Neighbours:
-        """Compare all pairs, block by block, until time runs out. Rows with equal content are compared only once.
+        """Compare all pairs, block by block, until time runs out. Of rows with equal content, one is compared.
 
         Args:
-            seconds: time limit. At least one block is compared.
+            seconds: time limit in seconds. At least one block is compared, even if it takes longer.
             near: minimum cosine of near duplicates.
         """
         if not self.rows:

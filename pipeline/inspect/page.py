@@ -9,12 +9,12 @@ from ..display.page import new_plot, page, paragraph, plot_label, plots, table
 from .findings import Inspection
 
 _LISTED = 20
-"""Maximum number of rows in a table of error messages, and of bars in a chart."""
+"""Maximum number of messages in the table of error messages, and maximum number of bars in a chart."""
 DISTRIBUTION_HEADER = ("distribution", "rows", "mean", "std", "min", "1%", "50%", "99%", "max")
 
 
 def health(inspection: Inspection) -> str:
-    """Return `sound`, or the number of problems."""
+    """Return `sound` if the inspection found no problems; otherwise, the number of problems as text."""
     return "sound" if not inspection.problem_count else f"{inspection.problem_count:,} problems"
 
 
@@ -37,12 +37,12 @@ def error_rows(inspection: Inspection) -> list[tuple[str, Any]]:
 
 
 def setting_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return (dotted name, value) rows for the information and settings in the manifest."""
+    """Return (dotted name, value) rows for `Inspection.about` and `Inspection.settings`."""
     return _flat({**inspection.about, **({"settings": inspection.settings} if inspection.settings else {})})
 
 
 def looked_at_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return (name, number) rows with the number of items that each check covered."""
+    """Return (name, number) rows with the number of rows, files or images that each check covered."""
     return [(name, f"{number:,}") for name, number in inspection.looked_at.items()]
 
 
@@ -61,7 +61,7 @@ def distribution_rows(inspection: Inspection) -> list[tuple[str, ...]]:
 
 
 def listed(findings: Sequence[str], count: int, most: int) -> list[str]:
-    """Return the first `most` findings, and a line with the number of omitted ones.
+    """Return the first `most` findings, followed by a line with the number of omitted findings, if any.
 
     Args:
         findings: stored findings.
@@ -106,7 +106,7 @@ def inspection_page(inspection: Inspection) -> bytes:
 
 
 def _histogram(name: str, values: Mapping[str, Any]) -> str:
-    """Return a histogram plot. Its axis is logarithmic if positive values span more than two decades."""
+    """Return a histogram. Its x axis is logarithmic if all values are positive and span more than a factor of 100."""
     edges, counts = values["histogram"]["edges"], values["histogram"]["counts"]
     with new_plot(f"{name} ({values['rows']:,})", name, "rows") as (axes, fragments):
         axes.stairs(counts, edges, fill=True)
@@ -124,7 +124,7 @@ def _bars(name: str, counts: Mapping[str, int]) -> str:
 
 
 def _number(value: float) -> str:
-    """Format a number with four significant digits; whole numbers from 10 keep all digits."""
+    """Format a number with four significant digits. Whole numbers of 10 and more are written in full."""
     return f"{value:,.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.4g}"
 
 

@@ -15,11 +15,11 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _PRINTED_BINS = 64
 """Maximum number of bins in an output histogram."""
 REPEATS_CAPACITY = 10_000_000
-"""Maximum number of rows whose hash `Repeats` stores: 16 bytes per row, and 32 more during sorting."""
+"""Maximum number of rows whose hash `Repeats` stores. Storage takes 16 bytes per row, and sorting takes another 32."""
 
 
 class Distribution:
-    """Moments and histogram of a stream of values. The first and last bins also count values outside the edges.
+    """Moments and histogram of a stream of values. The first and last bins also count values below and above the edges.
 
     Args:
         edges: `[bins + 1]` bin edges, ascending.
@@ -35,7 +35,7 @@ class Distribution:
         self._min, self._max = math.inf, -math.inf
 
     def add(self, values: np.ndarray) -> None:
-        """Add values `[n]`, skipping NaN and infinity, which are reported elsewhere."""
+        """Add values `[n]`, skipping NaN and infinity. The callers report such values."""
         values = np.asarray(values, np.float64)
         values = values[np.isfinite(values)]
         if not len(values):
@@ -51,11 +51,14 @@ class Distribution:
         self.counts += np.bincount(np.clip(bins, 0, len(self.counts) - 1), minlength=len(self.counts))
 
     def mean_and_error(self) -> tuple[float, float]:
-        """Return the mean and its standard error."""
+        """Return the mean of the values and its standard error."""
         return self._mean, math.sqrt(self._squares) / self.rows
 
     def quantile(self, share: float) -> float:
-        """Return a quantile, interpolated linearly within its bin. The error is at most the bin width."""
+        """Return the quantile for a share from 0 to 1.
+
+        It is interpolated linearly within its bin, so its error is at most the bin width.
+        """
         target = share * self.rows
         below = np.cumsum(self.counts)
         at = int(np.searchsorted(below, target))
@@ -89,9 +92,9 @@ class Distribution:
 class Repeats:
     """Duplicate finder that compares rows by 64-bit hashes of their content.
 
-    It is exact up to `capacity` rows. Beyond that, it keeps only contents whose hash ends in one zero bit, then in two
-    zero bits, and so on. Memory stays bounded, and all rows of each sampled content are kept. The probability of any
-    hash collision among 10 million contents is 3e-6.
+    It is exact up to `capacity` rows. Beyond that, it keeps only rows whose content hash ends in at least one zero bit,
+    then in at least two, and so on. This bounds memory, and rows with the same content are all kept or all dropped. The
+    probability that any two of 10 million different contents have the same hash is 3e-6.
 
     Args:
         capacity: maximum number of stored rows.
@@ -103,7 +106,7 @@ class Repeats:
 
     @property
     def one_in(self) -> int:
-        """Sampling interval: one in this many contents is kept, so 1 means that all are."""
+        """Sampling interval: on average, one in this many distinct contents is kept; 1 if all contents are kept."""
         return 1 << self._sample.level
 
     def add(self, hashes: np.ndarray, rows: np.ndarray) -> None:
@@ -117,10 +120,10 @@ class Repeats:
         self._sample.shrink(self._capacity)
 
     def find(self, most: int = 3) -> tuple[int, list[tuple[int, int]]]:
-        """Find duplicates, and clear the stored rows.
+        """Find duplicates among the stored rows, and remove all stored rows.
 
         Returns:
-            The number of rows that repeat an earlier row, and the first `most` of them as (row, earlier row).
+            The number of rows that repeat an earlier row, and the first `most` such rows as (row, earlier row).
         """
         hashes, rows = self._sample.take()
         order = np.argsort(hashes, kind="stable")
@@ -157,10 +160,13 @@ def unit_norms() -> Distribution:
 
 
 def lengths() -> Distribution:
-    """Return a distribution for lengths: one bin per whole number below 256, then 32 bins per doubling up to 2^24."""
+    """Return a distribution for lengths, with fine bins for short lengths.
+
+    It has one bin for each whole number below 256, then 32 bins between successive powers of 2 up to 2^24.
+    """
     return Distribution(np.concatenate([np.arange(256), 2.0 ** (8 + np.arange(16 * 32 + 1) / 32)]), whole=True)
 
 
 def magnitudes() -> Distribution:
-    """Return a distribution for positive numbers: 32 bins per doubling, from 2^-10 to 2^20."""
+    """Return a distribution for positive numbers: 32 bins between successive powers of 2, from 2^-10 to 2^20."""
     return Distribution(2.0 ** (np.arange(-10 * 32, 20 * 32 + 1) / 32))

@@ -18,28 +18,28 @@ from .statistics import Distribution, Repeats, content_hashes, cosines, unit_nor
 _BLOCK_ROWS = 4096
 """Number of rows in memory at once."""
 _FEWEST_PAIRS = 30
-"""Minimum number of pairs in a shard for comparing its alignment with that of other shards."""
+"""Minimum number of image-text pairs that a shard needs to be checked for mismatched images and texts."""
 
 
 @dataclass(frozen=True)
 class ShardParts:
-    """Files of a shard, and the callbacks that report their faults."""
+    """Files of a shard, and the callbacks that report faults in them."""
 
     name: str
     first_row: int
-    """Row number in the folder of the shard's first row."""
+    """Row number of the shard's first row, counted from the first row of the folder."""
     rows: int
     counted_by: str
     """Source of the row count, for messages."""
     files: Mapping[str, str]
-    """Names of existing files, by kind."""
+    """Names of the shard's files to inspect, by kind."""
     report: Mapping[str, Report]
-    """Callbacks that report faults in a file, by kind."""
+    """Callback that reports faults, by the kind of the faulty file."""
 
 
 @dataclass(frozen=True)
 class _Alignment:
-    """Difference in cosine between a shard's image-text pairs and its unrelated images and texts."""
+    """Measure of how well the images and texts of a shard match."""
 
     name: str
     rows: int
@@ -75,8 +75,8 @@ class VectorInspector:
         store: folder of the shards.
         inspection: findings to add to.
         total: number of rows in the folder.
-        embed_dim: embedding size that every array must have; None for the size of the first array.
-        dim_source: source of that size, for messages.
+        embed_dim: embedding dimension that every array must have; None for the dimension of the first array.
+        dim_source: source of `embed_dim`, for messages.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class VectorInspector:
             self._alignments.append(_Alignment(shard.name, differences.rows, *differences.mean_and_error()))
 
     def _has_fitting_header(self, shard: ShardParts, kind: str) -> bool:
-        """Return True if an array has the expected embedding size and number of rows. Otherwise, report it."""
+        """Return True if an array has the expected embedding dimension and number of rows; otherwise, report it."""
         name, report = shard.files[kind], shard.report[kind]
         try:
             header = read_header(self._store, name)
@@ -134,7 +134,7 @@ class VectorInspector:
         return header.embed_dim == self._embed_dim and header.rows == shard.rows
 
     def _inspect_block(self, shard: ShardParts, kind: str, start: int, stored: np.ndarray) -> np.ndarray:
-        """Report rows that are not unit vectors, and collect the others to find duplicates.
+        """Report rows that are not unit vectors. For image embeddings, collect the other rows to find duplicates.
 
         Returns:
             `[n, D]` float32 rows, normalised to norm 1. Rows that are not unit vectors are NaN.
@@ -178,7 +178,7 @@ class VectorInspector:
         """Report the findings about the folder as a whole.
 
         Args:
-            place: returns a description of a row, given its number in the folder.
+            place: function that returns a description of a row, given its row number in the folder.
         """
         inspection = self._inspection
         self._report_alignment()
@@ -219,11 +219,14 @@ class VectorInspector:
         )
 
     def _report_alignment(self) -> None:
-        """Report shards whose images and texts are unrelated, if the pairs of another shard clearly are related."""
+        """Report shards whose images and texts do not match, although those of another shard clearly do.
+
+        If no shard has images and texts that clearly match, add a note instead.
+        """
         clear = max((shard.gap - 4 * shard.error for shard in self._alignments), default=0.0)
         for shard in self._alignments:
             unrelated = shard.gap <= 4 * shard.error and shard.error > 0
-            # only if this shard's noise is too small to hide a gap like that of the other shard
+            # only if noise in this shard cannot hide a gap as large as in the other shard
             if unrelated and clear > 16 * shard.error:
                 self._inspection.add_problem(
                     f"shard {shard.name}, rows 0 to {shard.rows - 1}: images and texts do not belong together "

@@ -1,8 +1,9 @@
-"""Conversion of Arrow columns written by other tools, in any stored type, to plain values and text.
+"""Functions that convert Arrow columns of any type, as other tools write them, to plain values and text.
 
 Most functions use `decoded`, which removes dictionaries, views and other encodings. Invalid UTF-8 is handled in three
-ways: URL list rows and copied text get U+FFFD (`plain_column`, `carried`), keys get escape sequences (`key_texts`), and
-other names become hexadecimal digits (`as_text`, `group_names`).
+ways. In URL list rows and copied text, it is replaced with U+FFFD (`plain_column`, `carried`). In keys, it is replaced
+with escape sequences (`key_texts`). Other invalid byte strings are converted to hexadecimal digits as a whole
+(`as_text`, `group_names`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _SIMPLE = (
     pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null, pa.types.is_binary,
     pa.types.is_fixed_size_binary
 )  # fmt: skip
-"""Type tests for types whose values can always be converted to Python values."""
+"""Tests for Arrow types whose values can always be converted to Python values."""
 _escaped = functools.partial(bytes.decode, errors="backslashreplace")
 
 
@@ -90,7 +91,7 @@ def _utf8(column: pa.Array) -> pa.Array:
 
 
 def carried(table: pa.Table, where: str) -> pa.Table:
-    """Return a copy of a table whose rows can be selected and written: views become plain types, text valid UTF-8.
+    """Convert a table so that its rows can be selected and written: views to plain types, and text to valid UTF-8.
 
     Args:
         where: location of the table, for messages.
@@ -141,7 +142,7 @@ def text_of(value: Any, not_utf8: Callable[[bytes], str] = bytes.hex) -> str | N
 
 
 def as_text(values: pa.Array) -> pa.Array:
-    """Convert values to strings. NaN becomes null, and bytes that are not valid UTF-8 become hexadecimal digits.
+    """Convert values to strings. NaN becomes null. Bytes that are not valid UTF-8 are converted to hexadecimal digits.
 
     Args:
         values: array of a type that `can_be_text` accepts.
@@ -163,7 +164,7 @@ def as_text(values: pa.Array) -> pa.Array:
 
 
 def group_names(values: pa.Array) -> list[str | None]:
-    """Convert values of any type to group names as in `as_text`; missing values become None."""
+    """Convert values of any type to names of row groups, with the rules of `as_text`. Missing values become None."""
     plain = decoded(values)
     if pa.types.is_temporal(plain.type):  # Python's datetime types lack nanoseconds
         plain = as_text(plain)
@@ -171,7 +172,9 @@ def group_names(values: pa.Array) -> list[str | None]:
 
 
 def key_texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
-    """Convert a key column to text: decimal digits for numbers, escape sequences for invalid UTF-8, None for NaN.
+    """Convert a key column to text.
+
+    Numbers are written in decimal, and invalid UTF-8 is replaced with escape sequences. Null and NaN become None.
 
     Args:
         where: description of the column, for messages.

@@ -1,4 +1,4 @@
-"""Opening Parquet files, with an Arrow exception for every kind of damaged footer."""
+"""Function that opens Parquet files, and raises an Arrow exception for any damaged footer."""
 
 from __future__ import annotations
 

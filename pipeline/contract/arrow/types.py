@@ -1,4 +1,4 @@
-"""Arrow column types: stored types, the plain types used in priorkit's rows, and schema checks."""
+"""Functions that classify Arrow types, convert them to the plain types that priorkit uses, and check schemas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TypeTest = Callable[[pa.DataType], bool]
 def _tests(*names: str) -> tuple[TypeTest, ...]:
     """Return the named type tests of `pyarrow.types`.
 
-    Tests that an older pyarrow lacks are skipped, since it also lacks the types that they test for.
+    A test that an older pyarrow lacks is skipped, since that version also lacks the type.
     """
     return tuple(getattr(pa.types, name) for name in names if hasattr(pa.types, name))
 
@@ -30,7 +30,7 @@ _LIST_VIEWS = _tests("is_list_view", "is_large_list_view")
 _LISTS = _tests("is_list", "is_list_view")
 _LARGE_LISTS = _tests("is_large_list", "is_large_list_view")
 _EXTENSIONS = {"arrow.bool8": pa.bool_(), "arrow.uuid": pa.string()}
-"""Plain types for extension types whose values differ from the stored values."""
+"""Plain types for extension types whose values are not the stored values: bool8 is stored as int8, UUIDs as bytes."""
 COLUMN_ERRORS = (pa.ArrowException, ValueError, KeyError, OverflowError)
 """Exceptions that pyarrow raises for damaged columns and for values that Python cannot represent, such as dates after
 year 9999."""
@@ -46,17 +46,17 @@ def is_run_ends(kind: pa.DataType) -> bool:
 
 
 def is_view(kind: pa.DataType) -> bool:
-    """Return True if a type stores text or bytes as views, which many pyarrow kernels do not accept."""
+    """Return True if a type stores text or bytes in Arrow's view layout, which many pyarrow kernels do not accept."""
     return _is(kind, _VIEWS)
 
 
 def is_list_view(kind: pa.DataType) -> bool:
-    """Return True if a type stores lists as views."""
+    """Return True if a type stores lists in Arrow's list-view layout."""
     return _is(kind, _LIST_VIEWS)
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the stored values, unwrapped from extension types, dictionaries and run-end encoding."""
+    """Return the value type that remains after extension types, dictionaries and run-end encoding are removed."""
     if isinstance(kind, pa.BaseExtensionType):
         return stored_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or is_run_ends(kind):
@@ -81,9 +81,9 @@ def can_be_text(kind: pa.DataType) -> bool:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type that priorkit uses for a column in its own rows.
+    """Return the plain type to which priorkit converts columns of the given type.
 
-    It contains no views, dictionaries, run-end encoding or extension types, and text and bytes have 32-bit offsets.
+    Plain types contain no views, dictionaries, run-end encoding or extension types. Text and bytes have 32-bit offsets.
     """
     if isinstance(kind, pa.BaseExtensionType):
         return _EXTENSIONS.get(kind.extension_name) or plain_type(kind.storage_type)

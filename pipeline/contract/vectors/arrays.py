@@ -1,4 +1,4 @@
-"""Readers for the files of embedding shards: their headers, and ranges of array rows."""
+"""Functions that read file headers and ranges of array rows from embedding shards."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from ..storage import Store
 from .rules import embed_dtypes_named, is_embed_dtype
 
 HEADER_BYTES = 128
-"""Size in bytes of the header that NumPy writes for arrays with shapes and dtypes like those of embeddings."""
+"""Size in bytes of the `.npy` header that NumPy writes for an array of embeddings."""
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _FOOTER_END_BYTES = 8
-"""Number of bytes after the footer in a Parquet file: the footer's length and the magic number."""
+"""Number of bytes that follow the footer in a Parquet file: 4 for the footer's length and 4 for the magic number."""
 _PARSER = threading.Lock()
-"""Lock for NumPy's header parser: in Python 3.11, `ast` can raise SystemError if two threads use it at once."""
+"""Lock for NumPy's header parser, which uses `ast`. In Python 3.11, `ast` can raise SystemError if two threads use it
+at once."""
 
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """Position, shape and dtype of an array's rows in its file."""
+    """Number, shape and dtype of the rows in an array file, and the byte offset at which they start."""
 
     rows: int
     row_shape: tuple[int, ...]
@@ -43,7 +44,7 @@ class ArrayLayout:
 
 @dataclass(frozen=True)
 class FileHeader:
-    """Header of an embeddings file, or footer of a metadata file."""
+    """Information from the header of an embeddings file or the footer of a metadata file."""
 
     rows: int
     embed_dim: int
@@ -94,7 +95,7 @@ def read_layout(store: Store, name: str) -> ArrayLayout:
     """Return the layout of an array file.
 
     Raises:
-        InputError: the file is not a numeric array, is not stored row by row, or has a foreign byte order.
+        InputError: the file is not a numeric array, is in Fortran order, or does not have this machine's byte order.
     """
     with store.open(name) as file:
         return _read_layout(store, name, file)
@@ -119,7 +120,8 @@ def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: 
     Args:
         layout: layout of the file, from `read_layout`.
         first: number of the first row to read.
-        target: contiguous array with the layout's dtype; its length is the number of rows to read.
+        target: contiguous array with the layout's dtype that receives the rows. Its length is the number of rows to
+            read.
 
     Raises:
         InputError: the file is truncated.
@@ -134,13 +136,13 @@ def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: 
 
 
 def read_array_start(store: Store, name: str, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of an array file, and leave `file` at the start of the values.
+    """Read the header of an array file, and leave the position of `file` at the first array value.
 
     Returns:
         The shape, True if the array is in Fortran order, and the dtype.
 
     Raises:
-        InputError: the file is not an array.
+        InputError: the file does not start with a valid `.npy` header.
     """
     file.read(HEADER_BYTES)  # fetch the header before taking the lock, since remote reads are slow
     file.seek(0)

@@ -1,6 +1,7 @@
 """Checks for an embeddings folder without a manifest: shard faults, and notes about unusual contents.
 
-Opening a folder raises the first fault that `shard_faults` yields; `inspect` reports all of them.
+When such a folder is opened, the first fault that `shard_faults` yields is raised as an error. `inspect` reports all
+faults.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ GROUP_COLUMNS = ("sha256", "md5", "url")
 """Columns that identify the content of an image, in order of preference."""
 CAPTION_COLUMN = "caption"
 _COMMON_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
-"""Columns that must be in every metadata file of a folder or in none."""
+"""Columns each of which must be present in all of a folder's metadata files or in none of them."""
 _SHOWN_NUMBERS = 5
-"""Maximum number of gaps between shard numbers listed in a note."""
+"""Maximum number of gaps in the shard numbers that a note lists."""
 
 Files = Mapping[str, str]
 """File names of a shard, by kind."""
 
 
 def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> dict[str, str]:
-    """Return the first file of each kind that has a header. All other files of that kind are compared with it."""
+    """Return the first file of each kind whose header could be read. Other files of the kind are compared with it."""
     first: dict[str, str] = {}
     for files in shards:
         for kind, name in files.items():
@@ -42,7 +43,7 @@ def shard_faults(url: str, files: Files, headers: Mapping[str, FileHeader], firs
 
     Args:
         url: location of the folder, for messages.
-        files: files of the shard that have a header, with image embeddings first.
+        files: files of the shard whose headers could be read, by kind, with image embeddings first.
         headers: headers by file name.
         first: first file of each kind, from `first_files`.
 
@@ -74,8 +75,8 @@ def _column_faults(url: str, name: str, header: FileHeader, first_name: str, fir
             yield f"{url}/{lacks} has no column {column!r}, though {has} has; write both alike"
     assert header.schema is not None
     for column in (*_COMMON_COLUMNS, *GROUP_COLUMNS):
-        # a caption that is not text is an error only when captions are read: a prior trained on stored text embeddings
-        # does not need them
+        # captions that are not text are an error only when they are read: a prior trained on stored text embeddings
+        # does not need captions
         fault = column_fault(header.schema, column, text=column in KEY_COLUMNS)
         if fault and column in header.columns:
             yield f"{url}/{name}{fault}"
@@ -96,7 +97,7 @@ def folder_notes(shards: Mapping[int, Files], headers: Mapping[str, FileHeader])
 
 
 def _missing_numbers(numbers: list[int]) -> str:
-    """Return a sentence about missing numbers between the first and last shard; empty if none are missing."""
+    """Return a sentence about the numbers missing between the first and last shard number; empty if none is missing."""
     gaps = [(low + 1, high) for low, high in itertools.pairwise(numbers) if high > low + 1]
     if not gaps:
         return ""

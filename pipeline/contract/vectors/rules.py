@@ -12,19 +12,21 @@ from typing import Any
 import numpy as np
 
 WORDS = {"img_emb": "image", "text_emb": "text"}
-"""Word for each kind of embedding, for messages."""
+"""Name of each kind of embedding in messages and settings."""
 EMBED_DTYPES = tuple(np.dtype(name) for name in ("float16", "float32", "float64"))
-"""Accepted dtypes for stored embeddings. If the whole file is read, either byte order is accepted."""
+"""Dtypes accepted for stored embeddings. `is_embed_dtype` ignores the byte order; `arrays.read_layout` checks it."""
 UNIT_TOLERANCE = 2e-3
-"""Largest deviation of a norm from 1 at which a row is used as stored. Rounding to float16 causes at most 5e-4."""
+"""Largest difference between a row's norm and 1 at which the row is used as stored. Rounding to float16 causes a
+difference of at most 5e-4."""
 ROUNDED_TOLERANCE = 1e-2
-"""Largest deviation of a norm from 1 at which a row is normalised when read. Rounding to bfloat16 causes 4e-3."""
+"""Largest difference between a row's norm and 1 at which the row is normalised when read; rows beyond it are refused.
+Rounding to bfloat16 causes a difference of 4e-3."""
 ROUNDED = f"norms within {ROUNDED_TOLERANCE} of 1, as bfloat16 rounds them, and are normalised on reading"
-"""Description of rows that are normalised when read, to follow the number of rows in a message."""
+"""End of a message that says how many embeddings are normalised when read."""
 
 
 def is_embed_dtype(dtype: np.dtype[Any]) -> bool:
-    """Return True if embeddings with this dtype are accepted, in either byte order."""
+    """Return True if embeddings with this dtype are accepted, ignoring its byte order."""
     return dtype.newbyteorder("=") in EMBED_DTYPES
 
 
@@ -84,7 +86,7 @@ def normalise_rows(embeds: np.ndarray, norms: np.ndarray, chosen: np.ndarray) ->
 
 
 def row_fault(embed: np.ndarray, norm: float) -> str:
-    """Return the reason why a row is refused, to follow a description of the row in a message.
+    """Return the reason why a row is refused, such as `holds NaN`. Messages put it after the name of the row.
 
     Args:
         embed: `[D]` row.

@@ -1,4 +1,4 @@
-"""Temporary files that collect rows in parts, so that an array larger than memory can be written or memory-mapped."""
+"""Temporary files to which rows are appended, so that an array larger than memory can be saved or memory-mapped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COPY_BYTES = 1 << 20
 
 
 class RowSpool:
-    """Temporary file that collects rows with the same dtype and shape.
+    """Temporary file to which rows with the same dtype and shape are appended.
 
     Args:
         dtype: dtype of the rows.
