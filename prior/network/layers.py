@@ -154,7 +154,7 @@ class Attention(nn.Module):
                 the start of the sequence.
 
         Returns:
-            The output `[B, L, C]` that the caller adds to the stream, and the keys and values of all positions so far.
+            The output `[B, L, C]` that the caller adds to the stream, and the keys and values up to the last token.
         """
         query, known = self._query_and_known(stream, positions, before)
         return self.out_norm(self.to_stream(self._attend(query, known, positions.bias))), known

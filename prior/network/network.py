@@ -269,7 +269,7 @@ class PriorNetwork(Network):
         return [estimate, query] if self.function.self_cond_before_query else [image, estimate]
 
     def _token_states(self, token_states: torch.Tensor, drop_text: torch.Tensor | None) -> torch.Tensor:
-        """Return projected token states `[B, T, C]`. Learned vectors replace the states of padding and dropped texts."""
+        """Return projected token states `[B, T, C]`. Learned vectors replace padding and dropped texts."""
         states = token_states[:, : self.max_text_len]
         states = F.pad(states, (0, 0, 0, self.max_text_len - states.shape[1]))
         given = (states != 0).any(dim=-1)  # (B, T)
