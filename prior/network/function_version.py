@@ -90,12 +90,12 @@ class FunctionVersion:
 
     @property
     def real_timesteps(self) -> bool:
-        """True if sinusoidal timestep features stay real numbers. Earlier releases truncate them to integers."""
+        """True if sinusoidal timestep features are real numbers; False if they are truncated to integers."""
         return self.release >= (1, 10, 8)
 
     @property
     def ddim_noise_sign(self) -> float:
-        """Sign of the noise that DDIM computes from an estimate of x0."""
+        """Sign that DDIM gives the noise computed from an x0 estimate; negative before release 0.25.2."""
         return 1.0 if self.release >= (0, 25, 2) else -1.0
 
     @property

@@ -179,7 +179,7 @@ class Network(nn.Module, abc.ABC):
         return self.suffix(texts, noisy_image_embed, timesteps, drop_image=drop_image, self_cond=self_cond)
 
     def set_product_dtype(self, dtype: torch.dtype) -> None:
-        """Convert all `Linear` layers to `dtype`, so that they compute in it. Other weights do not change."""
+        """Convert all `Linear` layers to compute in `dtype`. Other weights keep their dtype."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.to(dtype)

@@ -25,7 +25,7 @@ from .tokens import TimeTokens, Tokens
 
 
 class PriorNetwork(Network):
-    """Causal transformer that predicts x0, eps or v of an image embedding.
+    """Causal transformer that predicts x0, eps or v from a noisy image embedding, the timestep and the text.
 
     Args:
         embed_dim: size of image embeddings, D.
@@ -118,7 +118,7 @@ class PriorNetwork(Network):
 
     @property
     def pads_only(self) -> bool:
-        """True if learned padding replaces all token states, because the network takes none."""
+        """True if learned padding replaces all token states, because callers cannot pass token states."""
         return self.max_text_len > 0 and not self.takes_token_states
 
     def prefix(

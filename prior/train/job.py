@@ -59,15 +59,15 @@ class TrainJob:
 
     @property
     def record_input(self) -> str:
-        """Fingerprint of the finished prior's inputs: the embeddings, and in some cases `steps`.
+        """Fingerprint of the finished prior's inputs: the embeddings, and possibly `steps`.
 
-        It covers `steps` if training can be resumed with a different value.
+        The fingerprint covers `steps` only if training can be resumed with a different value.
         """
         return fingerprint([self.input, self.settings.steps]) if self.settings.steps_may_change else self.input
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of everything that the result depends on. Checkpoints with another fingerprint are not resumed."""
+        """Fingerprint of everything that the result depends on. Checkpoints with a different one are ignored."""
         return self.manifest().settings_fingerprint
 
     def open_embeddings(self) -> EmbeddingDataset:

@@ -61,7 +61,7 @@ class Outcome:
     stopped: bool
     """True if the run stopped on request before its last step."""
     record: ShardRecord | None
-    """Manifest record of the finished prior. None on other ranks than the first, and before the last step."""
+    """Manifest record of the finished prior on the first rank. None before the last step, and on all other ranks."""
     notes: list[str] = field(default_factory=list)
     """Notes for the user about anything unusual in the embeddings, from this rank."""
 

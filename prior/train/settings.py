@@ -115,11 +115,11 @@ class TrainSettings(DeviceSettings):
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Trackers that receive metrics in addition to `metrics.jsonl`. Each needs the priorkit extra of the same name."""
     tracker_folder: Location | None = None
-    """Local folder that trackers write to. Null: `trackers` in the prior folder, if the prior folder is local."""
+    """Local folder that trackers write to. Null: `trackers` in the prior folder, which must then be local."""
 
     @property
     def steps_may_change(self) -> bool:
-        """True if training can be resumed with a different `steps`, because no step depends on the total."""
+        """True if training can be resumed with a different `steps`, because the learning rate does not depend on it."""
         return self.optimiser.decay == "constant"
 
     def identity(self) -> dict[str, Any]:

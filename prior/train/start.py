@@ -22,8 +22,8 @@ from .step import Learner
 _NORMALISER_ROWS = 100_000
 """Maximum number of training rows for normaliser statistics. More rows would hardly change the statistics."""
 _FREE_FIELDS = {"loss", "loss_weighting", "text_drop", "image_drop", "attn_dropout", "ff_dropout"}
-"""Network and diffusion settings for which a recipe may override the initial prior. They affect training, but not the
-function that the prior computes."""
+"""Network and diffusion settings that a recipe may change from the initial prior's values. They affect training, but
+not the function that the prior computes."""
 
 
 def initialise(learner: Learner, settings: TrainSettings, dataset: EmbeddingDataset) -> None:
