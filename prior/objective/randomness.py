@@ -14,7 +14,7 @@ from ...pipeline.read.shuffle import hash_key
 from .settings import DiffusionSettings
 
 _STREAM_PLACES = 32
-"""Number of batch positions that share a random stream; small, because a rank may draw values it does not use."""
+"""Number of batch positions that share a random stream; small, so that a rank draws few values for other ranks."""
 _NORMAL, _UNIFORM = 0, 1
 """Identifiers of the two types of random stream: normal and uniform values."""
 _SEED_BITS = 2**63 - 1
@@ -30,7 +30,7 @@ class StepRandomness:
     timesteps: torch.Tensor
     """Stratified timesteps, `[B, K]` int64. Draw k is uniform over the k-th of K equal timestep intervals."""
     drop_text: torch.Tensor
-    """Rows whose text is dropped in all draws, `[B]` bool. A text is never dropped in only some draws of its row."""
+    """Rows whose text is dropped, `[B]` bool. All draws of a row agree, so that each text is encoded at most once."""
     drop_image: torch.Tensor
     """Draws whose noisy image is dropped, `[B, K]` bool."""
     self_cond: torch.Tensor

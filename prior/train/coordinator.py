@@ -21,7 +21,7 @@ _REPORT_SECONDS = 1.0
 
 
 class TakenOver(RuntimeError):
-    """Raised in a worker when new workers have taken over training because it was unreachable."""
+    """Raised in a worker when new workers have taken over training because the worker was unreachable."""
 
 
 @dataclass(frozen=True)

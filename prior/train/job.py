@@ -36,7 +36,8 @@ class TrainJob:
     prior: str
     """URL of the prior folder."""
     settings: TrainSettings
-    """Settings with the actual device and thread count, and with the initial prior's network and diffusion settings."""
+    """Settings with the actual device and thread count. With `init_from`, network and diffusion settings come from the
+    initial prior."""
     config: PriorConfig
     """Configuration of the prior to train."""
     identity: dict[str, Any]
@@ -67,7 +68,7 @@ class TrainJob:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of everything that the result depends on. Checkpoints with a different one are ignored."""
+        """Fingerprint of everything that affects the result. Checkpoints with a different fingerprint are ignored."""
         return self.manifest().settings_fingerprint
 
     def open_embeddings(self) -> EmbeddingDataset:

@@ -63,7 +63,7 @@ class Outcome:
     record: ShardRecord | None
     """Manifest record of the finished prior on the first rank. None before the last step, and on all other ranks."""
     notes: list[str] = field(default_factory=list)
-    """Notes for the user about anything unusual in the embeddings, from this rank."""
+    """Notes for the user about anything unusual in the embeddings that this rank read."""
 
 
 class Throughput:
