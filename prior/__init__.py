@@ -1,9 +1,9 @@
 """Training, evaluation and sampling of diffusion priors for CLIP embeddings.
 
-Letters in tensor shapes: B batch size, D embedding size, T token states, W token state width, C network width,
-H attention heads, P prefix tokens, K draws, N rows in a split.
+Letters in tensor shapes: B batch size, D embedding size, T number of token states, W token state width, C network
+width, H number of attention heads, P number of prefix tokens, K number of draws, N number of rows in a split.
 """
 
 from ..pipeline.compute.openmp import stop_spinning
 
-stop_spinning()  # must run before torch is first imported, which any module in this package may do
+stop_spinning()  # must run before torch is first imported, and any module in this package may import it

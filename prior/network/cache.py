@@ -1,6 +1,6 @@
-"""Cache of the keys and values of encoded texts, shared by all sampling steps and draws.
+"""Cache of attention keys and values for encoded texts, shared by all sampling steps and draws.
 
-Dimensions: B texts or rows, K draws per row, P positions, A head width.
+Dimensions: B number of texts or rows, K draws per row, P positions, A head width.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from .positions import Positions
 
 
 class KeysValues(NamedTuple):
-    """Keys and values of consecutive positions in one layer, shared by all heads."""
+    """Attention keys and values for consecutive positions in one layer, shared by all heads."""
 
     keys: torch.Tensor
-    """`[B, P, A]`, after rotary embedding; L2-normalised if the layer uses cosine attention."""
+    """Keys `[B, P, A]` after rotary embedding. They are L2-normalised if the layer uses cosine attention."""
     values: torch.Tensor
-    """`[B, P, A]`."""
+    """Values `[B, P, A]`."""
 
     def append(self, other: KeysValues) -> KeysValues:
-        """Append later positions of the same rows. A single row is repeated to match the rows of `other`."""
+        """Append the positions in `other`. If only `self` has a single row, repeat it to match the rows of `other`."""
         return KeysValues(_join(self.keys, other.keys), _join(self.values, other.values))
 
     def repeat_for(self, draws: DrawnTexts) -> KeysValues:
-        """Repeat each text's prefix for the draws that attend to it: `[texts, P, A]` -> `[B * K, P, A]`."""
+        """Repeat each text prefix once for each draw that attends to it: `[texts, P, A]` -> `[B * K, P, A]`."""
         return KeysValues(_repeat(self.keys, draws), _repeat(self.values, draws))
 
 
@@ -38,7 +38,7 @@ def _join(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 
 def _repeat(prefixes: torch.Tensor, draws: DrawnTexts) -> torch.Tensor:
-    # expand and cat instead of indexing, so that gradients are always summed in the same order
+    # expand and cat sum gradients in a fixed order; indexing would not
     separate = prefixes[: draws.texts, None].expand(-1, draws.draws, -1, -1).flatten(0, 1)  # (texts * K, P, A)
     if draws.texts == draws.rows:
         return separate
@@ -48,12 +48,12 @@ def _repeat(prefixes: torch.Tensor, draws: DrawnTexts) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """Keys and values of B texts in every layer. The first position is the null position."""
+    """Keys and values for B texts in every layer. The first position is the null position."""
 
     layers: list[KeysValues]
-    """Keys and values of each layer."""
+    """Keys and values, one entry per layer."""
     positions: dict[tuple[int, int, int], Positions] = field(default_factory=dict)
-    """Suffix positions, keyed by suffix lengths. The first sampling step computes them and later steps reuse them."""
+    """Positions of suffix tokens, keyed by the suffix lengths. Later sampling steps reuse these positions."""
 
     @property
     def texts(self) -> int:
@@ -66,14 +66,14 @@ class PrefixCache:
         return self.layers[0].keys.shape[1] - 1
 
     def take(self, indices: torch.Tensor) -> PrefixCache:
-        """Select texts by index. An index may occur several times."""
+        """Return a cache with the texts at the given indices. An index may occur several times."""
         return PrefixCache([KeysValues(keys[indices], values[indices]) for keys, values in self.layers])
 
     def expand(self, texts: int) -> PrefixCache:
-        """Repeat a single text `texts` times, without copying."""
+        """Return a cache that repeats this cache's only text `texts` times, without copying data."""
         return PrefixCache([KeysValues(*(part.expand(texts, -1, -1) for part in layer)) for layer in self.layers])
 
     def stacked_with(self, other: PrefixCache) -> PrefixCache:
-        """Append the texts of another cache that has the same number of positions."""
+        """Return a cache with the texts of both caches. Both must have the same number of positions."""
         pairs = zip(self.layers, other.layers, strict=True)
         return PrefixCache([KeysValues(torch.cat([a.keys, b.keys]), torch.cat([a.values, b.values])) for a, b in pairs])

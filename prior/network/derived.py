@@ -1,4 +1,7 @@
-"""Values computed from weights: packed copies and constant prefixes. Only this module detects changed weights."""
+"""Cached values computed from weights: packed weights and constant prefixes.
+
+Other modules rely on this module to detect when weights change.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,18 @@ T = TypeVar("T")
 class Derived(Generic[T]):
     """Cached value computed from weights. It is recomputed when torch's version counter shows that a weight changed.
 
-    Writes to `.data` and fused optimiser steps do not update that counter. Call `clear` after them.
+    Writes to `.data` and fused optimiser steps do not update the version counter. Call `clear` after such changes.
     """
 
     def __init__(self) -> None:
         self.value: T | None = None
         """The cached value; None before the first `get`."""
-        # keep the weights themselves, not only their addresses: a new tensor may reuse the address of a freed one
+        # keep references to the weights, so that no new tensor can reuse the address of a freed weight
         self._sources: list[torch.Tensor] = []
         self._versions: list[tuple[int, int]] = []
 
     def get(self, weights: Sequence[torch.Tensor], compute: Callable[[], T]) -> T:
-        """Return the value for these weights, calling `compute` if any weight has changed."""
+        """Return the cached value, or call `compute` on the first use and after any of `weights` has changed."""
         versions = [_version(weight) for weight in weights]
         if self.value is None or versions != self._versions:
             self.value = None  # free the old value's memory before the new value is allocated
@@ -38,7 +41,7 @@ class Derived(Generic[T]):
         self.value, self._sources, self._versions = None, [], []
 
     def __getstate__(self) -> dict[str, object]:
-        """Return an empty state, so that a copied or unpickled network computes its own values."""
+        """Return an empty state, so that a copied or unpickled network recomputes the value."""
         return {"value": None, "_sources": [], "_versions": []}
 
 
@@ -48,5 +51,5 @@ def _version(weight: torch.Tensor) -> tuple[int, int]:
 
 
 def weight_sums(network: nn.Module) -> list[float]:
-    """Return the sum of each weight. Comparing sums also reveals changes that torch's version counter misses."""
+    """Return the sum of each weight tensor. A changed sum reveals changes that torch's version counter misses."""
     return torch.stack([weight.detach().sum(dtype=torch.float32) for weight in network.parameters()]).tolist()

@@ -1,7 +1,8 @@
-"""Differences between releases of DALLE2-pytorch in the function that a prior computes.
+"""Differences between DALLE2-pytorch releases in the function that a prior computes from its weights.
 
-They were derived from the source of every release, and golden files in `tests/parity` pin them. A checkpoint must be
-run with the function of the release that wrote it: the same weights give different embeddings under another release.
+The differences were derived from the source of every release, and golden files in `tests/parity` check them. A
+checkpoint must be run with the function of the release that wrote it. Under another release, the same weights may give
+different embeddings.
 """
 
 from __future__ import annotations
@@ -10,29 +11,29 @@ import re
 from dataclasses import dataclass
 
 OLDEST = (0, 23, 3)
-"""Oldest supported release."""
+"""Oldest supported DALLE2-pytorch release."""
 NEWEST = (1, 15, 6)
-"""Newest supported release."""
+"""Newest supported DALLE2-pytorch release."""
 LATEST_FUNCTION = "1.15.6"
-"""Release whose function new priors compute."""
+"""DALLE2-pytorch release whose function new priors compute."""
 
 DOT_PRODUCT_BIAS = 128.0
-"""Factor applied to the position bias before release 1.4.3.
+"""Factor applied to the position bias for releases before 1.4.3.
 
-Those releases divided the logits by 128, added the bias, and multiplied by 128 before the softmax.
+Before the softmax, these releases divided the logits by 128, added the bias, and multiplied the sum by 128.
 """
 
 
 @dataclass(frozen=True)
 class FunctionVersion:
-    """A release of DALLE2-pytorch, with properties that describe its function."""
+    """DALLE2-pytorch release, with properties that describe the function its priors compute."""
 
     release: tuple[int, ...]
     """Major, minor and patch number."""
 
     @classmethod
     def parse(cls, text: str) -> FunctionVersion:
-        """Parse a release such as `1.15.6`.
+        """Parse a DALLE2-pytorch release number such as `1.15.6`.
 
         Raises:
             ValueError: the text is not a release number, or the release is not supported.
@@ -55,54 +56,59 @@ class FunctionVersion:
 
     @property
     def cosine_attention(self) -> bool:
-        """True if attention logits are 16 times the cosine similarity. Otherwise they are the scaled dot product."""
+        """True if attention logits are 16 times the cosine similarity; False if they are the scaled dot product."""
         return self.release >= (1, 4, 3)
 
     @property
     def takes_self_cond(self) -> bool:
-        """True if the network can have a self-conditioning token."""
+        """True if the release can add a self-conditioning token to the network."""
         return self.release >= (1, 6, 1)
 
     @property
     def reads_self_cond(self) -> bool:
-        """True if the self-conditioning token carries the previous estimate of x0. In 1.6.1 it is always zero."""
+        """True if the self-conditioning token encodes the previous x0 estimate. In release 1.6.1, the token is zero."""
         return self.release >= (1, 6, 2)
 
     @property
     def self_cond_before_query(self) -> bool:
         """True if the self-conditioning token precedes the query.
 
-        In earlier releases it replaces the query, and a second copy of the image token precedes it.
+        In earlier releases, the self-conditioning token replaces the query and follows a second copy of the image
+        token.
         """
         return self.release >= (1, 12, 1)
 
     @property
     def has_null_tokens(self) -> bool:
-        """True if learned vectors replace the token states of a dropped text and the token of a dropped image."""
+        """True if learned vectors replace the token states of dropped texts and the tokens of dropped images."""
         return self.release >= (1, 9, 0)
 
     @property
     def has_null_text(self) -> bool:
-        """True if dropping the text also replaces the pooled text embedding."""
+        """True if a learned vector also replaces the pooled text embedding when the text is dropped."""
         return self.release >= (1, 10, 4)
 
     @property
     def real_timesteps(self) -> bool:
-        """True if sinusoidal timestep features stay real numbers. Earlier releases truncate them to integers."""
+        """True if sinusoidal timestep features are real numbers; False if they are truncated to integers."""
         return self.release >= (1, 10, 8)
 
     @property
     def ddim_noise_sign(self) -> float:
-        """Sign of the noise that DDIM computes from an estimate of x0."""
+        """Sign that DDIM gives the noise computed from an x0 estimate; negative before release 0.25.2."""
         return 1.0 if self.release >= (0, 25, 2) else -1.0
 
     @property
     def ddim_ends_at_x0(self) -> bool:
-        """True if DDIM's grid ends at -1, so that its last step returns the estimate of x0. Earlier grids end at 0."""
+        """True if DDIM's timesteps end at -1, so that the last step returns the x0 estimate; False if they end at 0."""
         return self.release >= (1, 10, 3)
 
     def ddim_noise_follows_clamp(self, prediction: str) -> bool:
-        """Return whether DDIM computes the noise from the clamped x0. Earlier releases use the unclamped x0 or eps."""
+        """Return whether DDIM computes the noise from the clamped x0 estimate, not from the unclamped x0 or eps.
+
+        Args:
+            prediction: prediction target of the network: `x0`, `eps` or `v`.
+        """
         if prediction == "eps":
             return self.release >= (1, 12, 3)
         return self.release >= (1, 10, 5)

@@ -1,8 +1,8 @@
-"""Network interface: everything that objectives, samplers and priors know about a network.
+"""Network interface, through which objectives, samplers and priors use any network.
 
-A network encodes texts once (`prefix`), then predicts from noisy embeddings as often as needed (`suffix`). To add a
-network family, subclass `Network` and build the subclass in `model/config.py`. Objectives, samplers and `Prior` stay
-unchanged.
+A network encodes each text once (`prefix`), then predicts from noisy image embeddings as often as needed (`suffix`). To
+add a network architecture, subclass `Network` and construct the subclass in `model/config.py`. Objectives, samplers and
+`Prior` need no changes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .linear import Linear
 
 @dataclass(frozen=True)
 class Condition:
-    """Encoded text of B captions that a prediction is conditioned on."""
+    """CLIP text embeddings of B captions that a prediction is conditioned on."""
 
     text_embed: torch.Tensor
-    """`[B, D]`, L2-normalised."""
+    """Pooled text embeddings `[B, D]`, L2-normalised when passed to a network."""
     token_states: torch.Tensor | None
-    """`[B, T, W]`, padded with zeros; None if the network uses no token states."""
+    """Text encoder states per token, `[B, T, W]`, padded with zeros; None if the network uses no token states."""
 
     def take(self, indices: torch.Tensor) -> Condition:
-        """Select captions by index."""
+        """Return the condition for the captions at the given indices."""
         indices = indices.to(self.text_embed.device)
         return Condition(self.text_embed[indices], None if self.token_states is None else self.token_states[indices])
 
@@ -37,15 +37,15 @@ class Condition:
 class DrawnTexts:
     """Assignment of text prefixes to the K draws of each of B rows.
 
-    Row i uses prefix i if i < `texts`. All other rows share the prefix at index `texts`.
+    Row i uses prefix i if i < `texts`. All later rows share the prefix at index `texts`.
     """
 
     rows: int
-    """B, number of rows."""
+    """Number of rows, B."""
     draws: int
-    """K, number of draws per row."""
+    """Number of draws per row, K."""
     texts: int
-    """Number of rows that have a separate prefix."""
+    """Number of rows with a prefix of their own."""
 
     def indices(self, device: torch.device) -> torch.Tensor:
         """Return the prefix index of each draw, `[B * K]` int64."""
@@ -53,7 +53,7 @@ class DrawnTexts:
 
 
 P = TypeVar("P")
-"""Concrete prefix type."""
+"""Type of prefix that a network uses."""
 
 
 class Prefix(Protocol):
@@ -64,34 +64,34 @@ class Prefix(Protocol):
         """Number of texts."""
 
     def take(self: P, indices: torch.Tensor) -> P:
-        """Select texts by index. An index may occur several times."""
+        """Return a prefix with the texts at the given indices. An index may occur several times."""
 
     def expand(self: P, texts: int) -> P:
-        """Repeat a single text `texts` times."""
+        """Return a prefix that repeats this prefix's only text `texts` times."""
 
     def stacked_with(self: P, other: P) -> P:
-        """Append the texts of another prefix of the same length."""
+        """Return a prefix with the texts of both prefixes. Both must have the same number of tokens."""
 
 
 class Network(nn.Module, abc.ABC):
-    """Network that predicts x0, eps or v of an image embedding from its noisy version, the timestep and the text."""
+    """Network that predicts x0, eps or v from a noisy image embedding, the timestep and the text."""
 
     embed_dim: int
-    """D, size of image embeddings."""
+    """Size of image embeddings, D."""
     text_dim: int
     """Size of pooled text embeddings."""
     token_width: int | None
-    """W, width of token states; None if the network is built without token states."""
+    """Width of token states, W; None if the network is built without token states."""
     max_text_len: int
-    """T, maximum number of token states per caption."""
+    """Maximum number of token states per caption, T."""
     takes_token_states: bool
     """True if callers must pass token states."""
     takes_self_cond: bool
-    """True if the prediction depends on an earlier estimate of x0 (Chen et al. 2022, arXiv 2208.04202)."""
+    """True if the network uses an earlier x0 estimate as input (Chen et al. 2022, arXiv 2208.04202)."""
     has_null_text: bool
-    """True if every dropped text has the same prefix, regardless of its content."""
+    """True if all dropped texts have the same prefix, whatever their content."""
     function: FunctionVersion = FunctionVersion.parse(LATEST_FUNCTION)
-    """Release of DALLE2-pytorch whose variant of the `dalle2-ddim` sampler suits this network."""
+    """DALLE2-pytorch release that the `dalle2-ddim` sampler reproduces for this network."""
     checkpoint_activations: bool = False
     """True if the backward pass recomputes each layer's activations instead of storing them."""
 
@@ -102,7 +102,7 @@ class Network(nn.Module, abc.ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the embeddings that the network takes."""
+        """Dtype that input embeddings must have."""
         return next(self.parameters()).dtype
 
     @abc.abstractmethod
@@ -112,10 +112,10 @@ class Network(nn.Module, abc.ABC):
         """Encode B texts.
 
         Args:
-            text_embed: `[B, text_dim]`.
-            token_states: `[B, T', W]`, padded with rows of zeros and truncated to `max_text_len`. None if the network
-                takes no token states.
-            drop_text: `[B]` bool. Learned vectors replace the text of rows that are True. None drops no text.
+            text_embed: pooled text embeddings `[B, text_dim]`.
+            token_states: `[B, T', W]`, padded with rows of zeros. States after the first `max_text_len` are ignored.
+                None if the network takes no token states.
+            drop_text: `[B]` bool. Learned vectors replace the texts where it is True. None drops no text.
 
         Raises:
             ValueError: token states are missing, or the network cannot drop texts.
@@ -131,13 +131,13 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict `[N, D]` for K draws of each of B encoded texts. The draws of a text are adjacent.
+        """Predict x0, eps or v, `[N, D]`, for K draws of each of B encoded texts. The draws of a text are adjacent.
 
         Args:
-            prefix: B texts, encoded by the same network.
-            noisy_image_embed: `[N, D]`, where N = B * K.
-            timesteps: `[N]` int64, or `[B]` if all draws of a text share a timestep, which is faster.
-            drop_image: `[N]` bool. A learned vector replaces the noisy image of rows that are True.
+            prefix: B texts, encoded by `prefix` of this network.
+            noisy_image_embed: noisy image embeddings `[N, D]`, where N = B * K.
+            timesteps: `[N]` int64. If all draws of a text share a timestep, pass `[B]` instead, which is faster.
+            drop_image: `[N]` bool. A learned vector replaces the noisy images where it is True. None drops no image.
             self_cond: `[N, D]` earlier estimates of x0. None means zeros.
         """
 
@@ -153,11 +153,11 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict `[N, D]` for training, where the draws of one text have different timesteps.
+        """Predict x0, eps or v, `[N, D]`, for training, where the draws of a text have different timesteps.
 
         Args:
             text_embed, token_states, drop_text: passed to `prefix`.
-            draws: assignment of texts to draws.
+            draws: assignment of text prefixes to draws.
             noisy_image_embed, timesteps, drop_image, self_cond: passed to `suffix`, with N rows each.
         """
         texts = self.prefix(text_embed, token_states, drop_text).take(draws.indices(timesteps.device))
@@ -174,21 +174,21 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict `[B, D]` for noisy embeddings `[B, D]` at timesteps `[B]`; see `prefix` and `suffix`."""
+        """Predict x0, eps or v, `[B, D]`, with one draw per text; see `prefix` and `suffix` for the arguments."""
         texts = self.prefix(text_embed, token_states, drop_text)
         return self.suffix(texts, noisy_image_embed, timesteps, drop_image=drop_image, self_cond=self_cond)
 
     def set_product_dtype(self, dtype: torch.dtype) -> None:
-        """Run all `Linear` layers in `dtype` by converting their weights. Other weights keep their dtype."""
+        """Convert all `Linear` layers to compute in `dtype`. Other weights keep their dtype."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.to(dtype)
 
     def clear_derived(self) -> None:
-        """Discard all values computed from the weights. Call this after changes that torch does not count."""
+        """Discard all values cached from the weights. Call this after weight changes that `Derived` cannot detect."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.clear_derived()
 
     def compile_layers(self) -> None:
-        """Compile the layers for training."""
+        """Compile the layers with torch.compile, if the network supports it."""

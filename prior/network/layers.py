@@ -1,7 +1,7 @@
-"""Layers of the prior network, and the two ways to run them: training, and continuing from a cache.
+"""Layers of the prior network, and functions that run the layers: for training, or with a cache for sampling.
 
-Dimensions: B texts, L tokens per text (with all its draws concatenated), P cached positions, C stream width, H heads,
-A head width, M tokens in all blocks of a training step.
+Dimensions: B texts, L tokens per text (all draws of the text concatenated), P cached positions, C stream width,
+H heads, A head width, M tokens in all blocks of a training step.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ _COSINE_SCALE = 16.0
 
 
 class Blocks(NamedTuple):
-    """Token blocks of one training step: learned padding (if the texts continue it), texts, and draws.
+    """Token blocks of one training step: learned padding (if it precedes the texts), texts, and draws.
 
-    All blocks are joined into one sequence `[1, M, ...]`, so that each linear layer computes a single product with a
-    single gradient.
+    All blocks are joined into one sequence `[1, M, ...]`, so that each linear layer computes a single matrix product
+    and a single weight gradient.
     """
 
     shapes: list[tuple[int, int]]
-    """Rows and tokens of each block: `(1, padding)`, `(texts, L)`, `(draws, L)`."""
+    """Number of rows and of tokens per row in each block: `(1, padding)`, `(texts, L)`, `(draws, L)`."""
     positions: list[Positions]
-    """Positions of each block."""
+    """Attention bias and rotary embedding of each block."""
     draws: DrawnTexts
-    """Assignment of texts to the draws that continue them."""
+    """Assignment of text prefixes to draws."""
 
     def rotation(self) -> torch.Tensor | None:
-        """Return the rotations of all joined tokens, `[M, 1, rotated / 2]`; None without rotary embedding."""
+        """Return the rotary embedding of all joined tokens, `[M, 1, rotated / 2]`, or None if the network has none."""
         rotations = []
         for (rows, _), (_, rotation) in zip(self.shapes, self.positions, strict=True):
             if rotation is None:
@@ -48,7 +48,7 @@ class Blocks(NamedTuple):
         return torch.cat(rotations)
 
     def split(self, joined: torch.Tensor) -> list[torch.Tensor]:
-        """Split `[1, M, ...]` into blocks `[rows, tokens, ...]`. This is the inverse of `join`."""
+        """Split a joined sequence `[1, M, ...]` into blocks `[rows, tokens, ...]`. This is the inverse of `join`."""
         pieces = torch.split(joined[0], [rows * tokens for rows, tokens in self.shapes])
         return [piece.view(*shape, *piece.shape[1:]) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
@@ -59,10 +59,10 @@ def join(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with a gain and no bias, computed in float32 or, for float64 inputs, in float64.
+    """Layer norm with a gain and no bias, computed in float64 for float64 inputs and in float32 otherwise.
 
-    `stable` first divides by the largest coordinate, as DALLE2-pytorch's final norm does. This is the maximum, not the
-    largest absolute value, so signs flip if all coordinates are negative.
+    With `stable`, the input is first divided by its maximum coordinate, as in DALLE2-pytorch's final norm. The maximum
+    is not taken of absolute values, so all signs flip if every coordinate is negative.
     """
 
     def __init__(self, width: int, stable: bool = False) -> None:
@@ -71,7 +71,7 @@ class LayerNorm(nn.Module):
         self.shape, self.stable = (width,), stable
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise `[..., C]`. The result is float64 for float64 inputs, and float32 otherwise."""
+        """Normalise the last dimension of `[..., C]`. Return float64 for float64 inputs, and float32 otherwise."""
         x = x if x.dtype == torch.float64 else x.float()
         if self.stable:
             x = x / x.amax(dim=-1, keepdim=True).detach()
@@ -79,7 +79,7 @@ class LayerNorm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Norm and SwiGLU (Shazeer 2020, arXiv 2002.05202). A normformer (arXiv 2110.09456) adds an inner norm."""
+    """Layer norm and SwiGLU (Shazeer 2020, arXiv 2002.05202). `normformer` (arXiv 2110.09456) adds an inner norm."""
 
     def __init__(self, width: int, mult: float, dropout: float, normformer: bool) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class FeedForward(nn.Module):
         self.to_stream = Linear(inner, width)
 
     def forward(self, stream: torch.Tensor) -> torch.Tensor:
-        """Return the output `[B, L, C]` to add to the stream `[B, L, C]`."""
+        """Map the token stream `[B, L, C]` to the output `[B, L, C]` that the caller adds to the stream."""
         value, gate = self.to_inner.halves(self.norm(stream))  # each (B, L, inner)
         output: torch.Tensor = self.to_stream(self.dropout(self.inner_norm(value * F.silu(gate))))
         return output
@@ -100,8 +100,8 @@ class FeedForward(nn.Module):
 class Attention(nn.Module):
     """Causal multi-query attention (Shazeer 2019, arXiv 1911.02150) with a learned null position.
 
-    All query heads share one head of keys and values. Each query attends to the null position, the cached positions,
-    and its own row's tokens up to and including itself.
+    All query heads share one head of keys and values. Each token attends to the null position, to the cached positions,
+    to earlier tokens in the same row, and to itself.
     """
 
     def __init__(self, width: int, *, heads: int, head_width: int, dropout: float, cosine: bool) -> None:
@@ -117,15 +117,15 @@ class Attention(nn.Module):
     def forward(
         self, stream: torch.Tensor, blocks: Blocks, rotation: torch.Tensor | None, draws_only: bool
     ) -> torch.Tensor:
-        """Attend within a training step: texts continue the padding, if present, and draws continue their texts.
+        """Attend within a training step. Texts follow the padding, if any; each draw follows the padding and its text.
 
         Args:
-            stream: `[1, M, C]`, all blocks joined.
-            rotation: result of `Blocks.rotation`, the same for all layers.
-            draws_only: return the output of the draws only.
+            stream: token stream `[1, M, C]`, with all blocks joined.
+            rotation: result of `Blocks.rotation`, computed once for all layers.
+            draws_only: return only the output of the draws.
 
         Returns:
-            The output to add to the stream: `[1, M, C]`, or `[draws, L, C]` if `draws_only`.
+            The output that the caller adds to the stream: `[1, M, C]`, or `[draws, L, C]` if `draws_only` is true.
         """
         query, joined = self._project(stream, rotation)
         queries, keys, values = blocks.split(query), blocks.split(joined.keys), blocks.split(joined.values)
@@ -146,21 +146,21 @@ class Attention(nn.Module):
     def forward_cached(
         self, stream: torch.Tensor, positions: Positions, before: KeysValues | None
     ) -> tuple[torch.Tensor, KeysValues]:
-        """Attend to the cached positions and to the tokens themselves.
+        """Attend to the cached positions and to the new tokens in `stream`.
 
         Args:
-            stream: `[B, L, C]`.
-            before: keys and values of the cached positions, from B texts or from one text shared by all. None at the
-                start of the sequence.
+            stream: token stream `[B, L, C]`.
+            before: keys and values of the cached positions, for B texts or for one text that all rows share. None at
+                the start of the sequence.
 
         Returns:
-            The output `[B, L, C]` to add to the stream, and the keys and values of all positions so far.
+            The output `[B, L, C]` that the caller adds to the stream, and the keys and values up to the last token.
         """
         query, known = self._query_and_known(stream, positions, before)
         return self.out_norm(self.to_stream(self._attend(query, known, positions.bias))), known
 
     def keys_values(self, stream: torch.Tensor, positions: Positions, before: KeysValues | None) -> KeysValues:
-        """Return only the keys and values; see `forward_cached`."""
+        """Return only the keys and values that `forward_cached` returns, without computing the attention."""
         return self._query_and_known(stream, positions, before)[1]
 
     def _query_and_known(
@@ -170,13 +170,15 @@ class Attention(nn.Module):
         return query, (self._null_position(local.keys) if before is None else before).append(local)
 
     def _project(self, stream: torch.Tensor, rotation: torch.Tensor | None) -> tuple[torch.Tensor, KeysValues]:
-        """Project the stream to queries `[B, L, H, A]`, and to keys and values `[B, L, A]`."""
+        """Project the token stream to queries `[B, L, H, A]`, and to keys and values `[B, L, A]`."""
         qkv = self.to_qkv(self.norm(stream)).unflatten(-1, (self.heads + 2, self.head_width))
         exact = qkv if qkv.dtype == torch.float64 else qkv.float()
-        query_key = exact[..., :-1, :]  # the key is treated as one more query head
+        query_key = exact[..., :-1, :]  # the key is processed like an additional query head
         if rotation is not None:
             pairs = query_key[..., : 2 * rotation.shape[-1]].unflatten(-1, (-1, 2))
-            torch.view_as_complex(pairs).mul_(rotation)  # in place, which is safe since nothing else refers to qkv
+            torch.view_as_complex(pairs).mul_(
+                rotation
+            )  # in place is safe: only the values are read from qkv afterwards
         query_key = self._direction(query_key)
         query, key = query_key[..., :-1, :].to(qkv.dtype), query_key[..., -1, :].to(qkv.dtype)
         return query, KeysValues(key, qkv[..., -1, :])
@@ -190,17 +192,17 @@ class Attention(nn.Module):
         return KeysValues(self._direction(key).expand(rows), value.expand(rows))
 
     def _attend(self, query: torch.Tensor, known: KeysValues, bias: torch.Tensor) -> torch.Tensor:
-        """Attend with queries `[B, L, H, A]` to the known keys and values; return `[B, L, H * A]`.
+        """Attend with queries `[B, L, H, A]` to keys and values `known`; return `[B, L, H * A]`.
 
-        The queries of all tokens and heads of a text are treated as one head, and `bias` masks positions that a query
-        must not see. Keys and values are therefore repeated neither for heads nor for draws.
+        The queries of all tokens and heads of a text form a single head with L * H queries, so keys and values need not
+        be repeated for each head or draw. `bias` masks the positions that a query must not attend to.
         """
         batch, length, heads, width = query.shape
         dropout = self.dropout if self.training else 0.0
         query = query.reshape(batch, length * heads, width)
         if query.is_cpu and bias.requires_grad:
-            # what torch falls back to for a bias that needs a gradient, without its slow search for fully masked rows;
-            # autocast is off so that the logits keep full precision
+            # the same steps as torch's fallback for a bias with a gradient, without its slow search for fully masked
+            # rows; autocast is off so that the logits keep full precision
             with torch.autocast("cpu", enabled=False):
                 exact, keys = query.to(bias.dtype), known.keys.to(bias.dtype)
                 weights = torch.baddbmm(bias, exact, keys.transpose(1, 2), alpha=self.logit_scale).softmax(dim=-1)
@@ -214,22 +216,22 @@ class Attention(nn.Module):
 
 
 Layer = tuple[Attention, FeedForward]
-"""One layer of the transformer."""
+"""Transformer layer: attention, then feed-forward."""
 
 
 def run_training(stream: torch.Tensor, blocks: Blocks, layers: Sequence[Layer], *, checkpointed: bool) -> torch.Tensor:
-    """Run all layers in training.
+    """Run all layers for training.
 
     Args:
-        stream: `[1, M, C]`, all blocks joined.
+        stream: token stream `[1, M, C]`, with all blocks joined.
         checkpointed: recompute each layer in the backward pass instead of storing its activations.
 
     Returns:
-        The stream of the draws, `[draws, L, C]`.
+        Token stream of the draws after the last layer, `[draws, L, C]`.
     """
     rotation = blocks.rotation()
     for number, layer in enumerate(layers, start=1):
-        is_last = number == len(layers)  # only the draws are read from the last layer
+        is_last = number == len(layers)  # the prediction needs only the draws from the last layer
         arguments = (stream, blocks, rotation, is_last, *layer)
         stream = checkpoint(_train_layer, *arguments, use_reentrant=False) if checkpointed else _train_layer(*arguments)
     return stream
@@ -250,7 +252,7 @@ def _train_layer(
 
 
 def run_cached(stream: torch.Tensor, positions: Positions, cache: PrefixCache, layers: Sequence[Layer]) -> torch.Tensor:
-    """Run all layers on tokens `[B, L, C]` that continue cached texts. Return the tokens' output stream `[B, L, C]`."""
+    """Run all layers on tokens `[B, L, C]` that follow cached texts, and return the token stream `[B, L, C]`."""
     for (attention, feed_forward), before in zip(layers, cache.layers, strict=True):
         attended, _ = attention.forward_cached(stream, positions, before)
         stream = stream + attended
@@ -264,8 +266,8 @@ def fill_cache(
     """Run the layers on tokens `[B, L, C]` and return the cache of all positions so far.
 
     Args:
-        cache: positions before the tokens, from B texts or from one text shared by all. None at the start of the
-            sequence.
+        cache: cache of the positions before the tokens, for B texts or for one text that all rows share. None at the
+            start of the sequence.
     """
     filled = []
     for number, (attention, feed_forward) in enumerate(layers):

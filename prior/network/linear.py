@@ -1,4 +1,4 @@
-"""Linear layer with fast CPU products for sampling and training."""
+"""Linear layer with fast matrix products on the CPU, for sampling and training."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ...pipeline.compute.onednn import pack, packed_product, packing_available
 from .derived import Derived
 
 _PACKED_ROWS = 64
-"""Number of rows that the packed layout is tuned for. Of 1, 12 and 64, 64 was fastest for inputs of 1 to 1,028 rows."""
+"""Number of input rows that the packed layout is tuned for. Among 1, 12 and 64, 64 was fastest for 1 to 1,028 rows."""
 
 
 class _Product(torch.autograd.Function):
-    """`x W^T` for x `[N, in]` and its gradients, computed by oneDNN in float32 on the CPU.
+    """Product `x W^T` for x `[N, in]`, and its gradients, computed by oneDNN in float32 on the CPU.
 
-    It takes 0.85 times as long as torch's own product (MKL) for 1,000 rows, and half as long for 100.
+    For 1,000 rows, it takes 0.85 times as long as torch's MKL product. For 100 rows, it takes half as long.
     """
 
     @staticmethod
@@ -35,7 +35,7 @@ class _Product(torch.autograd.Function):
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Multiply `[..., in]` by the weight, giving `[..., out]`."""
+    """Multiply x `[..., in]` by the transposed weight, giving `[..., out]`."""
     product: torch.Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), weight)
     return product.view(*x.shape[:-1], -1)
 
@@ -44,8 +44,9 @@ class Linear(nn.Linear):
     """Linear layer without bias. For CPU inference it packs its weight into oneDNN's layout.
 
     A sampling step multiplies only about a dozen rows by all weights of the network, so reading the weights takes most
-    of the time. Packed weights are read two to four times as fast. The packed copy is updated after weight changes that
-    torch counts. After other changes, such as writes to `.data`, call `clear_derived`.
+    of the time. Packed weights are read two to four times as fast. After a weight change that torch's version counter
+    records, the next product packs the weight again. After other changes, such as writes to `.data`, call
+    `clear_derived`.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -53,7 +54,7 @@ class Linear(nn.Linear):
         self._packed = Derived[torch.Tensor]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Multiply `[..., in]` of any float dtype, giving `[..., out]` in the weight's dtype or autocast's dtype."""
+        """Map x `[..., in]` of any float dtype to `[..., out]` in the dtype of the weight or of autocast."""
         weight = self.weight
         if torch.is_autocast_enabled(weight.device.type):
             return F.linear(x, weight)
@@ -66,9 +67,10 @@ class Linear(nn.Linear):
         return F.linear(x, weight)
 
     def halves(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the first and second half of the output, `[..., out / 2]` each.
+        """Return the output split into its first and second half, `[..., out / 2]` each.
 
-        With oneDNN these are two products. For 1,000 rows of width 6,144 they take 0.9 times as long as one product.
+        In training with oneDNN, each half is a separate product. For 1,000 rows of width 6,144, both halves together
+        take 0.9 times as long as a single product.
         """
         first, second = (
             (_product(x.to(self.weight.dtype), half) for half in self.weight.chunk(2))

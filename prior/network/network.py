@@ -1,11 +1,11 @@
 """DALLE2-pytorch's prior network: a causal transformer over `[token states, pooled text, time, noisy image, query]`.
 
-It computes the same function as DALLE2-pytorch's `DiffusionPriorNetwork` for each supported release (see
+The network computes the same function as `DiffusionPriorNetwork` in each supported DALLE2-pytorch release (see
 `function_version.py`), and makes more widths configurable. The prediction is read at the last token. The text comes
-first and never attends to the timestep or the noisy image. `prefix` can therefore turn the text into a cache of keys
-and values, and `suffix` can predict from that cache: a sampler calls `prefix` once, and `suffix` once per step.
+first and never attends to the timestep or the noisy image. `prefix` can therefore cache the text's keys and values, and
+`suffix` can predict from the cache. A sampler calls `prefix` once, and `suffix` once per step.
 
-Dimensions: B texts, K draws per text, N = B * K rows, T token states, D embedding size, C stream width.
+Dimensions: B texts, K draws per text, N = B * K draws in total, T token states, D embedding size, C stream width.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from .tokens import TimeTokens, Tokens
 
 
 class PriorNetwork(Network):
-    """Causal transformer that predicts x0, eps or v of an image embedding.
+    """Causal transformer that predicts x0, eps or v from a noisy image embedding, the timestep and the text.
 
     Args:
-        embed_dim: D, size of image embeddings.
+        embed_dim: size of image embeddings, D.
         text_dim: size of pooled text embeddings. None means D.
-        token_width: W, width of token states. None if the network takes none.
-        width: C, width of the token stream. In DALLE2-pytorch it equals D.
+        token_width: width of token states, W. None if the network takes no token states.
+        width: width of the token stream, C. In DALLE2-pytorch, C equals D.
         depth: number of layers.
         heads: number of attention heads.
         dim_head: width of an attention head.
         ff_mult: inner width of the feed-forward layers, as a multiple of C.
         attn_dropout: dropout rate of attention weights.
         ff_dropout: dropout rate inside the feed-forward layers.
-        max_text_len: T, number of token states. Learned vectors replace missing token states. 0 uses no token states.
-        num_timesteps: number of rows in a table of learned timestep embeddings. None uses sinusoids and a small MLP.
-        num_time_embeds: number of tokens for the timestep.
-        num_image_embeds: number of tokens for the noisy image.
-        num_text_embeds: number of tokens for the pooled text.
-        self_cond: add a token for the previous estimate of x0 (Chen et al. 2022, arXiv 2208.04202).
+        max_text_len: number of token states, T. Learned vectors replace missing token states. 0 uses no token states.
+        num_timesteps: number of learned timestep embeddings. None uses sinusoids and a small MLP.
+        num_time_embeds: number of tokens that represent the timestep.
+        num_image_embeds: number of tokens that represent the noisy image embedding.
+        num_text_embeds: number of tokens that represent the pooled text embedding.
+        self_cond: add a token for the previous x0 estimate (Chen et al. 2022, arXiv 2208.04202).
         rotary_emb: use rotary position embedding.
         norm_in: normalise the tokens before the first layer.
         norm_out: normalise the prediction after the last layer.
-        final_proj: project the prediction to D.
+        final_proj: project the prediction to size D. If false, `width` must equal D.
         normformer: add a norm inside the feed-forward layers.
-        function_version: release of DALLE2-pytorch whose function is computed.
+        function_version: DALLE2-pytorch release whose function the network computes.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class PriorNetwork(Network):
         if self.takes_self_cond:
             self.to_self_cond = Tokens(embed_dim, width, 1)
         self.query = nn.Parameter(torch.randn(width))
-        # learned padding for missing token states; it also replaces the token states of a dropped text
+        # learned vectors that replace missing token states and the token states of dropped texts
         self.null_token_states = nn.Parameter(torch.randn(max_text_len, width))
         if self.function.has_null_tokens:
             self.null_text = nn.Parameter(torch.randn(num_text_embeds, width))
@@ -118,7 +118,7 @@ class PriorNetwork(Network):
 
     @property
     def pads_only(self) -> bool:
-        """True if learned padding takes the place of all token states."""
+        """True if learned padding replaces all token states, because callers cannot pass token states."""
         return self.max_text_len > 0 and not self.takes_token_states
 
     def prefix(
@@ -137,7 +137,7 @@ class PriorNetwork(Network):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict `[N, D]` from the cache; see `Network.suffix`."""
+        """Predict x0, eps or v, `[N, D]`, from the cache; see `Network.suffix`."""
         assert isinstance(prefix, PrefixCache)
         tokens, lengths = self._suffix_tokens(prefix.texts, noisy_image_embed, timesteps, drop_image, self_cond)
         if lengths not in prefix.positions:
@@ -157,9 +157,9 @@ class PriorNetwork(Network):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict `[N, D]` in one pass over the weights; see `Network.predict_draws`.
+        """Predict x0, eps or v, `[N, D]`, in one pass over the weights; see `Network.predict_draws`.
 
-        Each layer multiplies the tokens of all texts and draws at once, so its weight gradient is computed only once.
+        Each layer processes the tokens of all texts and draws together, so each weight gradient is computed once.
         """
         text = self._prefix_tokens(text_embed, token_states, drop_text)
         suffixes, lengths = self._suffix_tokens(len(timesteps), noisy_image_embed, timesteps, drop_image, self_cond)
@@ -181,10 +181,9 @@ class PriorNetwork(Network):
         self._cached_padding.clear()
 
     def compile_layers(self) -> None:
-        """Compile the layers one by one.
+        """Compile each layer separately, so that the compile time does not depend on the depth.
 
-        The compile time then does not depend on the depth. Shapes are dynamic, because the number of dropped texts is
-        random and changes from step to step.
+        Shapes are dynamic, because the number of dropped texts is random and differs between steps.
         """
         for attention, feed_forward in self._layers():
             attention.compile(dynamic=True)
@@ -195,19 +194,19 @@ class PriorNetwork(Network):
         return list(zip(self.attention, self.feed_forward, strict=True))  # type: ignore[arg-type]
 
     def _padding(self) -> PrefixCache:
-        """Return the keys and values of the learned padding. It is a single row, which all texts share."""
+        """Return the keys and values of the learned padding, as a single row that all texts share."""
         if not torch.is_inference_mode_enabled():
             return self._fill_cache(self.null_token_states[None], None)
         weights = list(self.parameters())
         return self._cached_padding.get(weights, lambda: self._fill_cache(self.null_token_states[None], None))
 
     def _fill_cache(self, tokens: torch.Tensor, before: PrefixCache | None) -> PrefixCache:
-        """Cache tokens `[B, L, C]`, either at the start of the sequence or after the single text in `before`."""
+        """Cache tokens `[B, L, C]` that start the sequence or, if `before` is given, follow its single row."""
         positions = self._positions(0 if before is None else before.tokens, 0, 1, tokens.shape[1])
         return fill_cache(self.norm_in(tokens), positions, before, self._layers())
 
     def _prediction(self, stream: torch.Tensor, lengths: tuple[int, int, int]) -> torch.Tensor:
-        """Read the prediction `[N, D]` at the last token of each draw."""
+        """Return the prediction `[N, D]`, read at the last token of each draw."""
         shared, _, tokens = lengths
         last = stream[:, shared:].reshape(-1, tokens, self.width)[:, -1]  # (N, C)
         prediction: torch.Tensor = self.to_embed(self.norm_out(last))
@@ -216,7 +215,7 @@ class PriorNetwork(Network):
     def _prefix_tokens(
         self, text_embed: torch.Tensor, token_states: torch.Tensor | None, drop_text: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the text tokens `[B, P, C]`; see `prefix`. Padding is included only with token states."""
+        """Return the text tokens `[B, P, C]`, with padding only if the network takes token states; see `prefix`."""
         if drop_text is not None and not self.function.has_null_tokens:
             raise ValueError(f"the function of dalle2-pytorch {self.function} cannot drop the text")
         text: torch.Tensor = self.to_text(text_embed)  # (B, num_text_embeds, C)
@@ -236,9 +235,9 @@ class PriorNetwork(Network):
         drop_image: torch.Tensor | None,
         self_cond: torch.Tensor | None,
     ) -> tuple[torch.Tensor, tuple[int, int, int]]:
-        """Return the suffix tokens `[texts, L, C]`, with the draws of a text concatenated, and their lengths.
+        """Return the suffix tokens `[texts, L, C]`, with all draws of a text concatenated, and three lengths.
 
-        The lengths are the number of tokens that the draws of a text share, the number of draws per text, and the
+        The lengths are the number of tokens that all draws of a text share, the number of draws per text, and the
         number of tokens per draw.
         """
         image = self.to_image(noisy_image_embed)  # (N, num_image_embeds, C)
@@ -257,12 +256,12 @@ class PriorNetwork(Network):
         return (torch.cat([time, separate], dim=1) if shared else separate), lengths
 
     def _positions(self, cached: int, shared: int, draws: int, tokens: int) -> Positions:
-        """Return the positions of the tokens that follow `cached` ones, with the bias in the layers' product dtype."""
+        """Return the positions from `PositionEncoding.forward`, with the bias in the dtype of the `Linear` layers."""
         positions: Positions = self.positions(cached, shared, draws, tokens)
         return positions._replace(bias=positions.bias.to(self.attention[0].to_qkv.weight.dtype))  # type: ignore[union-attr, arg-type]
 
     def _last_tokens(self, image: torch.Tensor, self_cond: torch.Tensor) -> list[torch.Tensor]:
-        """Return the tokens after the image token, `[N, _, C]` each. The prediction is read at the last one."""
+        """Return the tokens `[N, _, C]` after the image token. The prediction is read at the last of these tokens."""
         query = self.query.expand(image.shape[0], 1, -1)
         if not self.has_self_cond_token:
             return [query]
@@ -270,7 +269,7 @@ class PriorNetwork(Network):
         return [estimate, query] if self.function.self_cond_before_query else [image, estimate]
 
     def _token_states(self, token_states: torch.Tensor, drop_text: torch.Tensor | None) -> torch.Tensor:
-        """Return projected token states `[B, T, C]`. Learned vectors per position replace padding and dropped text."""
+        """Return projected token states `[B, T, C]`. Learned vectors replace padding and dropped texts."""
         states = token_states[:, : self.max_text_len]
         states = F.pad(states, (0, 0, 0, self.max_text_len - states.shape[1]))
         given = (states != 0).any(dim=-1)  # (B, T)

@@ -1,6 +1,6 @@
 """Position encoding: a learned relative bias that includes the causal mask, and rotary embedding.
 
-Dimensions: L tokens per text (with all its draws concatenated), P cached positions, H heads.
+Dimensions: L tokens per text (all draws of the text concatenated), P cached positions, H heads.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _ROTARY_WIDTH = 32
 
 
 class Positions(NamedTuple):
-    """Bias with mask, and rotation, for the L tokens of a text."""
+    """Attention bias, including the causal mask, and rotary embedding for the L tokens of a text."""
 
     bias: torch.Tensor
-    """`[L * H, P + L]`, where P includes the null position; -inf at positions that a token must not attend to."""
+    """Bias `[L * H, P + L]`, where P includes the null position; -inf where a token must not attend to a position."""
     rotation: torch.Tensor | None
     """Unit complex numbers `[L, 1, rotated / 2]` that multiply pairs of coordinates; None without rotary embedding."""
 
 
 class PositionEncoding(nn.Module):
-    """Learned bias per head and distance bucket, and rotary embedding.
+    """Learned attention bias per head and distance bucket, and rotary embedding.
 
-    The bias is T5's (Raffel et al. 2019, arXiv 1910.10683). The null position counts as the token before the first one.
-    Releases with dot-product attention multiply the bias by 128. Rotary embedding (Su et al. 2021, arXiv 2104.09864)
-    rotates the first 32 coordinates of queries and keys.
+    The bias is T5's (Raffel et al. 2019, arXiv 1910.10683). The null position counts as a token before the first text
+    token. DALLE2-pytorch releases with dot-product attention multiply the bias by 128. Rotary embedding (Su et al.
+    2021, arXiv 2104.09864) rotates up to 32 coordinates of each query and key.
     """
 
     def __init__(self, heads: int, head_width: int, *, rotary: bool, cosine: bool) -> None:
@@ -45,10 +45,16 @@ class PositionEncoding(nn.Module):
         self.rotated = min(_ROTARY_WIDTH, head_width) if rotary else 0
 
     def forward(self, cached: int, shared: int, draws: int, tokens: int) -> Positions:
-        """Return the positions of L = shared + draws * tokens tokens that follow `cached` tokens.
+        """Return the positions of L = shared + draws * tokens tokens that follow the cached tokens.
 
-        The shared tokens come first, followed by the tokens of each draw. The tokens of different draws do not see each
-        other.
+        The shared tokens come first, followed by the tokens of each draw. A draw attends to the shared tokens, but not
+        to the tokens of other draws.
+
+        Args:
+            cached: number of cached tokens, excluding the null position.
+            shared: number of tokens that all draws share.
+            draws: number of draws.
+            tokens: number of tokens per draw.
         """
         device = self.bias.weight.device
         index = torch.arange(shared + draws * tokens, device=device)
@@ -61,7 +67,7 @@ class PositionEncoding(nn.Module):
         return Positions(bias.transpose(1, 2).flatten(0, 1), self._rotation(places))
 
     def _bias(self, places: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Return the bias `[L, keys, H]` of tokens at `places`. Key 0 is the null position, key 1 the first token."""
+        """Return the bias `[L, keys, H]` of queries at `places`. Key 0 is the null position, key 1 the first token."""
         return self.bias(_bucket((places[:, None] - keys).clamp(min=0))) * self.bias_scale  # type: ignore[no-any-return]
 
     def _rotation(self, places: torch.Tensor) -> torch.Tensor | None:
@@ -73,7 +79,7 @@ class PositionEncoding(nn.Module):
 
 
 def _bucket(distance: torch.Tensor) -> torch.Tensor:
-    """Map distances to T5's buckets: one per distance below 16, then logarithmically spaced ones up to 128."""
+    """Map distances to T5's buckets: one bucket per distance below 16, then logarithmic buckets up to 128."""
     exact = _BUCKETS // 2
     far = torch.log(distance.clamp(min=1).float() / exact) / math.log(_MAX_DISTANCE / exact) * (_BUCKETS - exact)
     return torch.where(distance < exact, distance, (exact + far.long()).clamp(max=_BUCKETS - 1))

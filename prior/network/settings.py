@@ -13,33 +13,33 @@ class NetworkSettings(Settings):
     """Prior network settings, named as in DALLE2-pytorch."""
 
     width: int = Field(default=512, ge=8)
-    """Width of the token stream. It does not depend on the embedding size."""
+    """Width of the token stream. It can differ from the embedding size unless `final_proj` is false."""
     depth: int = Field(default=6, ge=1, le=1000)
     """Number of transformer layers."""
     heads: int = Field(default=8, ge=1)
     """Number of attention heads. All heads share one head of keys and values."""
     dim_head: int = Field(default=64, ge=2)
-    """Width of an attention head. The default is DALLE2-pytorch's."""
+    """Width of an attention head. The default is the same as in DALLE2-pytorch."""
     ff_mult: float = Field(default=4, gt=0)
     """Inner width of the feed-forward layers, as a multiple of `width`."""
     attn_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout rate of attention weights. At 0, a run depends only on its seed, for any number of workers."""
+    """Dropout rate of attention weights. Above 0, results also depend on the number of workers."""
     ff_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout rate inside the feed-forward layers."""
+    """Dropout rate inside the feed-forward layers. Above 0, results also depend on the number of workers."""
     max_text_len: int = Field(default=0, ge=0)
-    """Maximum number of token states used in addition to the pooled text; 0 uses only the pooled text."""
+    """Maximum number of token states used in addition to the pooled text embedding; 0 uses only the embedding."""
     num_timesteps: int | None = Field(default=None, ge=2)
-    """Number of rows in a table of learned timestep embeddings; null uses sinusoids and a small MLP instead."""
+    """Number of learned timestep embeddings; null computes timestep embeddings with sinusoids and a small MLP."""
     num_time_embeds: int = Field(default=1, ge=1)
-    """Number of tokens for the timestep."""
+    """Number of tokens that represent the timestep."""
     num_image_embeds: int = Field(default=1, ge=1)
-    """Number of tokens for the noisy image embedding."""
+    """Number of tokens that represent the noisy image embedding."""
     num_text_embeds: int = Field(default=1, ge=1)
-    """Number of tokens for the pooled text embedding."""
+    """Number of tokens that represent the pooled text embedding."""
     self_cond: bool = False
-    """Condition on the previous estimate of x0 (Chen et al. 2022). Training takes 1.5 times as long."""
+    """Condition on the previous x0 estimate (Chen et al. 2022). Training then takes 1.5 times as long."""
     rotary_emb: bool = True
-    """Use rotary position embedding in addition to the relative bias."""
+    """Use rotary position embedding in addition to the relative position bias."""
     norm_in: bool = False
     """Normalise the tokens before the first layer."""
     norm_out: bool = True
@@ -49,7 +49,7 @@ class NetworkSettings(Settings):
     normformer: bool = False
     """Add a norm inside the feed-forward layers, as in LAION's model card."""
     function_version: str = LATEST_FUNCTION
-    """Release of DALLE2-pytorch whose function is computed. Use an older release only for imported checkpoints."""
+    """DALLE2-pytorch release whose function the network computes. Set an older release only for its checkpoints."""
 
     @field_validator("function_version")
     @classmethod

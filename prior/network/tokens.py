@@ -1,6 +1,6 @@
 """Input tokens of the prior network, computed from embeddings and timesteps.
 
-Dimensions: N rows, C stream width.
+Dimensions: B or N rows, C stream width.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 _MAX_PERIOD = 10_000.0
-"""Ratio of the highest to the lowest sinusoid frequency, as in DALLE2-pytorch."""
+"""Highest sinusoid frequency divided by the lowest, as in DALLE2-pytorch."""
 
 
 class Tokens(nn.Module):
-    """Projection of an embedding to tokens. A single token of the embedding's size is the embedding itself."""
+    """Linear projection of an embedding to tokens. A single token of the same size is the unchanged embedding."""
 
     def __init__(self, size: int, width: int, count: int) -> None:
         super().__init__()
@@ -23,12 +23,12 @@ class Tokens(nn.Module):
         self.project = nn.Linear(size, count * width) if count > 1 or size != width else nn.Identity()
 
     def forward(self, embed: torch.Tensor) -> torch.Tensor:
-        """Map `[B, size]` to `[B, count, C]`."""
+        """Map embeddings `[B, size]` to tokens `[B, count, C]`."""
         return self.project(embed).view(-1, self.count, self.width)  # type: ignore[no-any-return]
 
 
 class TimeTokens(nn.Module):
-    """Projection of a timestep to tokens, using a learned table or sinusoids and a small MLP."""
+    """Mapping from a timestep to tokens, by a learned table or by sinusoids and a small MLP."""
 
     def __init__(self, width: int, count: int, num_timesteps: int | None, real: bool) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class TimeTokens(nn.Module):
             )  # fmt: skip
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """Map `[N]` int64 to `[N, count, C]`."""
+        """Map int64 timesteps `[N]` to tokens `[N, count, C]`."""
         if self.table is not None:
             return self.table(timesteps).view(-1, self.count, self.width)  # type: ignore[no-any-return]
         angles = _sinusoid(timesteps, self.width)
@@ -53,7 +53,10 @@ class TimeTokens(nn.Module):
 
 
 def _sinusoid(timesteps: torch.Tensor, width: int) -> torch.Tensor:
-    """Return the sines, then the cosines, of timesteps `[N]` at frequencies from 1 to 1 / 10,000: `[N, C]` float32."""
+    """Return sinusoids of timesteps `[N]`, as float32 `[N, C]`.
+
+    The first C / 2 columns are sines and the rest are cosines, each at frequencies from 1 down to 1 / 10,000.
+    """
     steps = torch.arange(width // 2, device=timesteps.device, dtype=torch.float32)
     angles = timesteps.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) / (width // 2 - 1) * steps)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -1,4 +1,4 @@
-"""Diffusion loss of a network on a batch, with all random values passed as an argument.
+"""Diffusion loss of a network on a batch. The caller supplies all random values.
 
 Letters: B rows, K draws of noise and timestep per row, N = B * K draws in total, D embedding size.
 """
@@ -15,7 +15,7 @@ from .schedule import NoiseSchedule
 from .settings import DiffusionSettings
 
 MIN_SNR_GAMMA = 5.0
-"""Signal-to-noise ratio at which `min_snr` caps the loss weight, as in Hang et al."""
+"""Maximum signal-to-noise ratio, gamma, in the `min_snr` loss weight, as in Hang et al."""
 
 _LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
@@ -31,22 +31,23 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """Return the loss per row, `[B]`: the weighted prediction error, averaged over coordinates and draws.
 
-    All draws of a row share the prefix of its text. If the network has a null text, all rows with dropped text share
-    one prefix too.
+    All draws of a row share its encoded text. If the network has a null text, all rows with dropped text also share one
+    encoded text.
 
     Args:
-        image_embed: `[B, D]` with any norm.
+        image_embed: clean image embeddings `[B, D]` with any norm.
+        random: random values for these rows.
     """
     rows, draws, _ = random.noise.shape
     with_text, order = rows, None
-    if network.has_null_text and random.drop_text.any():  # move rows without text to the end
+    if network.has_null_text and random.drop_text.any():  # move rows with dropped text to the end
         with_text, order = int((~random.drop_text).sum()), torch.argsort(random.drop_text, stable=True)
         random, condition = random.take(order), condition.take(order)
         image_embed = image_embed[order.to(image_embed.device)]
     noise, timesteps = random.noise.flatten(0, 1), random.timesteps.flatten()
     x0 = normaliser.encode(image_embed).repeat_interleave(draws, dim=0)  # (N, D)
     x_t = schedule.add_noise(x0, noise, timesteps)
-    texts = min(with_text + 1, rows)  # the first row without a text stands for all of them
+    texts = min(with_text + 1, rows)  # encode one dropped text for all rows with dropped text
     encoded, drop_text = condition.take(torch.arange(texts)), random.drop_text[:texts].to(x_t.device)
     output = network.predict_draws(
         encoded.text_embed, encoded.token_states, drop_text if drop_text.any() else None,
@@ -68,12 +69,12 @@ def diffusion_loss(
 def _estimates(
     network: Network, condition: Condition, chosen: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor | None:
-    """Return first estimates of x0 `[N, D]` for the chosen draws, with nothing dropped, and zeros for the others.
+    """Return x0 estimates `[N, D]` for self-conditioning, or None if no draw is chosen.
 
-    Returns None if no draw is chosen.
+    Chosen draws get an estimate with no text or image dropped. All other draws get zeros.
 
     Args:
-        chosen: `[B, K]` bool, on the CPU.
+        chosen: `[B, K]` bool on the CPU; True for draws that get an estimate.
     """
     texts, indices = chosen.any(dim=1), chosen.flatten().nonzero()[:, 0]
     if len(indices) == 0:
@@ -89,7 +90,10 @@ def _estimates(
 def min_snr_weight(schedule: NoiseSchedule, prediction: str, timesteps: torch.Tensor) -> torch.Tensor:
     """Return float64 loss weights `[N]` for timesteps `[N]` (Hang et al. 2023, arXiv 2303.09556).
 
-    The squared error in x0 has weight min(SNR, gamma). Errors in eps and v get the equivalent weights.
+    The squared error in x0 has weight min(SNR, gamma). Squared errors in eps and v have equivalent weights.
+
+    Args:
+        prediction: prediction target: `x0`, `eps` or `v`.
     """
     alpha_bar = schedule.alpha_bar.to(timesteps.device)[timesteps]
     ratio = alpha_bar / (1 - alpha_bar)

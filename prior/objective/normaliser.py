@@ -1,4 +1,4 @@
-"""Normalisation of embeddings for diffusion, so that coordinates have a scale near 1, and its inverse."""
+"""Normalisation of embeddings for diffusion, which gives coordinates a scale near 1, and the inverse mapping."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 
 _SHRINKAGE = 1e-3
-"""Fraction of the mean variance added to every direction, so that low-variance directions are not over-amplified."""
+"""Fraction of the mean variance added to each variance, so that low-variance directions are not over-amplified."""
 
 
 class EmbeddingNormaliser(nn.Module):
-    """Maps image embeddings to network space and back.
+    """Mapping from image embeddings to network space, the space in which the network predicts, and back.
 
-    `sqrt_dim` scales unit vectors to norm sqrt(D), or to `embed_scale` if given, as DALLE2-pytorch does. `standardise`
-    subtracts the mean of each coordinate and divides by its standard deviation, as Karlo and Kandinsky do. `whiten`
-    makes the covariance the identity matrix (ZCA). The last two save their statistics with the weights.
+    `sqrt_dim` scales unit vectors to norm sqrt(D), or to norm `embed_scale` if given, as DALLE2-pytorch does.
+    `standardise` subtracts the mean of each coordinate and divides by its standard deviation, as Karlo and Kandinsky
+    do. `whiten` makes the covariance the identity matrix (ZCA). The statistics of `standardise` and `whiten` are saved
+    with the weights.
     """
 
     mean: torch.Tensor
@@ -31,7 +32,7 @@ class EmbeddingNormaliser(nn.Module):
         super().__init__()
         self.kind = kind
         self.radius = embed_scale if embed_scale is not None else math.sqrt(embed_dim)
-        """Norm of a unit embedding once mapped to network space: exact for `sqrt_dim`, approximate for the others."""
+        """Norm of embeddings in network space: exact for `sqrt_dim`, approximate for `standardise` and `whiten`."""
         if kind != "sqrt_dim":
             shape = (embed_dim, embed_dim) if kind == "whiten" else (embed_dim,)
             self.register_buffer("mean", torch.zeros(embed_dim))
@@ -39,7 +40,7 @@ class EmbeddingNormaliser(nn.Module):
             self.register_buffer("to_network", torch.eye(embed_dim) if kind == "whiten" else torch.ones(shape))
 
     def fit(self, image_embed: torch.Tensor) -> None:
-        """Compute the statistics from embeddings `[rows, D]` with any norm."""
+        """Compute the statistics from image embeddings `[rows, D]` with any norm. `sqrt_dim` needs no statistics."""
         if self.kind == "sqrt_dim":
             return
         unit = F.normalize(image_embed.double(), dim=-1)
@@ -64,13 +65,13 @@ class EmbeddingNormaliser(nn.Module):
         return self._scaled(unit - self.mean, self.to_network)
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
-        """Map points `[N, D]` in network space to embeddings, without normalising them."""
+        """Map points `[N, D]` in network space to embeddings, without normalising the embeddings."""
         if self.kind == "sqrt_dim":
             return x / self.radius
         return self._scaled(x, self.to_embed) + self.mean
 
     def to_sphere(self, x: torch.Tensor) -> torch.Tensor:
-        """Project points `[N, D]` in network space onto the unit embeddings with the same direction."""
+        """Rescale points `[N, D]` in network space so that the embeddings they represent have norm 1."""
         return self.encode(self.decode(x))
 
     def _scaled(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Seeded random values for training steps: noise, timesteps, text and image drops, and the dropout seed.
+"""Seeded random values for training steps: noise, timesteps, dropped texts and images, and dropout seeds.
 
 Letters: B positions in a global batch, K draws per position, D embedding size.
 """
@@ -14,30 +14,30 @@ from ...pipeline.read.shuffle import hash_key
 from .settings import DiffusionSettings
 
 _STREAM_PLACES = 32
-"""Number of batch positions per random stream; small, so that a rank discards few values of its neighbours."""
+"""Number of batch positions that share a random stream; small, so that a rank draws few values for other ranks."""
 _NORMAL, _UNIFORM = 0, 1
-"""Identifiers of the two stream types, normal and uniform."""
+"""Identifiers of the two types of random stream: normal and uniform values."""
 _SEED_BITS = 2**63 - 1
-"""Mask that reduces a hash to the 63 seed bits that torch generators accept."""
+"""Mask that reduces a 64-bit hash to the 63 bits that torch accepts as a seed."""
 
 
 @dataclass(frozen=True)
 class StepRandomness:
-    """Random values for one training step: B positions in its global batch, with K draws each."""
+    """Random values for one training step, for B positions in the global batch with K draws each."""
 
     noise: torch.Tensor
-    """`[B, K, D]` standard normal noise."""
+    """Standard normal noise, `[B, K, D]`."""
     timesteps: torch.Tensor
-    """`[B, K]` int64, stratified: draw k of a row is uniform over the k-th of K equal timestep intervals."""
+    """Stratified timesteps, `[B, K]` int64. Draw k is uniform over the k-th of K equal timestep intervals."""
     drop_text: torch.Tensor
-    """`[B]` bool: rows whose text is dropped in all their draws, so that each text is encoded once or not at all."""
+    """Rows whose text is dropped, `[B]` bool. All draws of a row agree, so that each text is encoded at most once."""
     drop_image: torch.Tensor
-    """`[B, K]` bool: draws whose noisy image is dropped."""
+    """Draws whose noisy image is dropped, `[B, K]` bool."""
     self_cond: torch.Tensor
-    """`[B, K]` bool: draws for which a self-conditioned network receives its own first estimate."""
+    """Draws for which a self-conditioned network receives an x0 estimate, `[B, K]` bool."""
 
     def to(self, device: torch.device) -> StepRandomness:
-        """Move to a device, except the masks that select what to compute, which the CPU reads."""
+        """Move values to a device. `drop_text` and `self_cond` stay in place, because code on the CPU reads them."""
         on_cpu = {"drop_text", "self_cond"}
         return StepRandomness(**{k: v if k in on_cpu else v.to(device) for k, v in vars(self).items()})
 
@@ -51,8 +51,14 @@ def step_randomness(
 ) -> StepRandomness:
     """Draw random values for positions `first` to `first + rows - 1` in the global batch of a step.
 
-    The values at a position depend only on seed, step, position, K and settings, not on which part of the batch is
-    drawn. NumPy's Philox gives the same stream on every platform and device.
+    The values at a position depend only on the seed, step, position, K, embedding size and diffusion settings. They do
+    not depend on `first` or `rows`. NumPy's Philox generator gives the same values on every platform and device.
+
+    Args:
+        step: step number, from 0.
+        first: first position to draw values for.
+        rows: number of positions, B.
+        draws: number of draws per position, K.
     """
     noise = np.empty((rows, draws, embed_dim), np.float32)
     uniform = np.empty((rows, draws, 4))
@@ -73,10 +79,10 @@ def step_randomness(
 
 
 def _stream(seed: int, step: int, purpose: int, number: int) -> np.random.Generator:
-    """Return a random stream. Its id is in the high half of the counter; drawing advances the low half."""
+    """Return a random stream. The counter's high half selects the stream. Drawing advances the low half."""
     return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, purpose, number]))
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Return the dropout seed for a step and rank, so that checkpoints need no generator state."""
+    """Return the dropout seed for a step and rank. Checkpoints therefore need no generator state."""
     return int(hash_key("dropout", seed, step, rank)) & _SEED_BITS

@@ -1,6 +1,6 @@
 """Noise schedules, and conversions between x0, eps and v.
 
-A schedule gives `alpha_bar[t]`, the fraction of the variance that is signal at timestep t:
+A schedule defines `alpha_bar[t]`, the fraction of the variance that is signal at timestep t. With Gaussian noise `eps`:
 
 - `x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps` (Ho et al. 2020, arXiv 2006.11239)
 - `v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0` (Salimans and Ho 2022, arXiv 2202.00512)
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import torch
 
 _COSINE_OFFSET = 0.008
-"""Offset in the cosine schedule that keeps the first betas from vanishing, as in Nichol and Dhariwal."""
+"""Offset in the cosine schedule that keeps the first betas from being too small, as in Nichol and Dhariwal."""
 _MAX_BETA = 0.999
-"""Upper bound on betas in the cosine schedule, as in Nichol and Dhariwal."""
+"""Maximum beta in the cosine schedule, as in Nichol and Dhariwal."""
 _BETAS = (1e-4, 0.02)
 """First and last beta for 1000 timesteps, as in Ho et al."""
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """Forward process coefficients at each timestep."""
+    """Noise schedule: coefficients of the forward (noising) process at each timestep."""
 
     alpha_bar: torch.Tensor
     """Fraction of the variance that is signal at each timestep: `[timesteps]` float64, decreasing."""
@@ -32,12 +32,12 @@ class NoiseSchedule:
         return len(self.alpha_bar)
 
     def coefficients(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the signal and noise coefficients at timesteps `[B]`, each `[B, 1]` float32."""
+        """Return sqrt(alpha_bar) and sqrt(1 - alpha_bar) at timesteps `[B]`, each `[B, 1]` float32."""
         alpha_bar = self.alpha_bar.to(timesteps.device)[timesteps].unsqueeze(-1)
         return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return `x_t` for clean `x0` and standard normal `noise`, all `[B, D]`."""
+        """Return `x_t` `[B, D]` for clean embeddings `x0` and standard normal `noise`, each `[B, D]`."""
         signal, sigma = self.coefficients(timesteps)
         return signal * x0 + sigma * noise
 
@@ -51,7 +51,7 @@ class NoiseSchedule:
         return signal * noise - sigma * x0
 
     def to_x0(self, prediction: str, output: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Convert a network output to an estimate of x0, `[B, D]`."""
+        """Convert a network output, a prediction of `x0`, `eps` or `v`, to an estimate of x0, `[B, D]`."""
         if prediction == "x0":
             return output
         signal, sigma = self.coefficients(timesteps)
@@ -60,7 +60,7 @@ class NoiseSchedule:
         return signal * x_t - sigma * output
 
     def to_eps(self, x0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return the noise `[B, D]` that is implied by `x0` and `x_t`."""
+        """Return the noise `[B, D]` that turns `x0` into `x_t` at the given timesteps."""
         signal, sigma = self.coefficients(timesteps)
         return (x_t - signal * x0) / sigma
 
@@ -69,8 +69,9 @@ def noise_schedule(name: str, timesteps: int) -> NoiseSchedule:
     """Return one of DALLE2-pytorch's noise schedules.
 
     - `cosine`: Nichol and Dhariwal 2021, arXiv 2102.09672.
-    - `linear` (Ho et al. 2020), `quadratic` and `sigmoid`: betas rise between the same two values. These are scaled so
-      that any number of timesteps ends at about the noise level of the original 1000.
+    - `linear` (Ho et al. 2020), `quadratic` and `sigmoid`: betas rise from the same first value to the same last value.
+      Both values are scaled by 1000 / timesteps, so that the final noise level is about the same for any number of
+      timesteps.
     - `jsd` (Sohl-Dickstein et al. 2015, arXiv 1503.03585): ends at pure noise.
 
     Raises:

@@ -16,31 +16,32 @@ class DiffusionSettings(Settings):
     timesteps: int = Field(default=1000, ge=2, le=1_000_000)
     """Number of noise levels; DALL-E 2's prior uses 1000."""
     noise_schedule: Literal["cosine", "linear", "quadratic", "jsd", "sigmoid"] = "cosine"
-    """Noise schedule, from timestep to noise level; DALL-E 2's prior uses `cosine` (Nichol and Dhariwal 2021)."""
+    """Noise level at each timestep; DALL-E 2's prior uses `cosine` (Nichol and Dhariwal 2021)."""
     prediction: Literal["x0", "eps", "v"] = "x0"
-    """Prediction target of the network; the DALL-E 2 authors found that `x0` works best."""
+    """Quantity that the network predicts; the DALL-E 2 authors found that `x0` works best."""
     loss: Literal["l2", "l1", "huber"] = "l2"
-    """Prediction loss: squared (`l2`), absolute (`l1`), or quadratic for errors below 1 and linear above (`huber`)."""
+    """Prediction loss: squared error (`l2`), absolute error (`l1`), or squared below 1 and linear above (`huber`)."""
     loss_weighting: Literal["none", "min_snr"] = "none"
-    """Loss weight per timestep: equal (`none`), or the signal-to-noise ratio capped at 5 (Hang et al. 2023)."""
+    """Loss weight per timestep: equal (`none`), or signal-to-noise ratio capped at 5 (`min_snr`, Hang et al. 2023)."""
     text_drop: float = Field(default=0.1, ge=0, le=1)
-    """Fraction of captions dropped in training, which makes guidance possible; LAION's model card uses 0.1."""
+    """Fraction of captions dropped in training. Guidance needs some dropped captions. LAION's model card uses 0.1."""
     image_drop: float = Field(default=0.0, ge=0, le=1)
     """Fraction of training draws whose noisy image is dropped; needed only for `guidance: dalle2`."""
     normaliser: Literal["sqrt_dim", "standardise", "whiten"] = "sqrt_dim"
     """Normalisation of image embeddings: to norm sqrt(D) (`sqrt_dim`), to mean 0 and variance 1 per coordinate
-    (`standardise`), or to identity covariance (`whiten`). The last two use statistics from training rows."""
+    (`standardise`), or to identity covariance (`whiten`). `standardise` and `whiten` use statistics from training
+    rows."""
     embed_scale: float | None = Field(default=None, gt=0)
     """Norm that `sqrt_dim` scales embeddings to; null means sqrt(D)."""
     x0_clamp: Literal["none", "unit_box", "sphere"] = "none"
-    """Clamping of x0 estimates during sampling: `none`, coordinates to [-1, 1] (`unit_box`), or projection onto unit
-    embeddings (`sphere`)."""
+    """Clamping of x0 estimates during sampling: no clamping (`none`), each coordinate to [-1, 1] (`unit_box`), or the
+    embedding to norm 1 (`sphere`)."""
     training_clamp: bool = False
     """Scale the network output to the norm of x0 before computing the loss."""
     init_clamp: bool = False
-    """Scale the initial noise to the norm of x0 when sampling."""
+    """Scale the initial noise to the norm of x0 before sampling."""
     output_norm: Literal["unit", "none"] = "unit"
-    """Normalisation of sampled embeddings: to norm 1 (`unit`), or none."""
+    """Normalisation of sampled embeddings: to norm 1 (`unit`), or no normalisation (`none`)."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -1,10 +1,12 @@
-"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): estimates x0 with a network.
+"""Estimates of x0 with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
 
-`text` guidance drops the text in the null branch and keeps the noisy image. If all dropped texts share one prefix, it
-is computed once per checkpoint. Each step runs both branches in one batch.
+Guidance amplifies the difference between the output with the text and the output of the *null branch*, without the
+text. There are two kinds:
 
-`dalle2` guidance also drops the image, as DALLE2-pytorch does. If the output of its null branch then depends only on
-the timestep, the outputs are computed once per timestep and looked up in a table.
+- `text` guidance drops the text in the null branch and keeps the noisy image. Each step runs both branches in one
+  batch. If all dropped texts share one prefix, that prefix is computed once per checkpoint.
+- `dalle2` guidance also drops the noisy image, as DALLE2-pytorch does. If the null branch's output then depends only on
+  the timestep, it is computed once per timestep and stored in a table.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from .settings import GuidanceName
 
 
 class NullBranch:
-    """Network outputs without text. They are constant for a checkpoint and computed on first use.
+    """Prefix and outputs of the null branch. They are computed on first use and cached.
 
-    Create a new instance when the weights change.
+    Create a new instance after the weights change.
     """
 
     def __init__(self, network: Network) -> None:
@@ -32,59 +34,60 @@ class NullBranch:
 
     @property
     def is_constant(self) -> bool:
-        """True if all dropped texts have the same prefix."""
+        """True if all dropped texts have the same prefix, so that one prefix serves all texts."""
         return self._network.has_null_text
 
     @property
     def has_table(self) -> bool:
-        """True if the output without text and image depends only on the timestep."""
+        """True if the network output without text and image depends only on the timestep."""
         return self.is_constant and not self._network.takes_self_cond
 
     def prefix(self) -> Prefix:
-        """Return the prefix for dropped text, with one row."""
+        """Return the prefix of a dropped text, as one row. Requires `is_constant`."""
         if self._prefix is None:
             self._prefix = null_prefix(self._network, *self._placeholder_text())
         return self._prefix
 
     def outputs(self, timesteps: list[int]) -> torch.Tensor:
-        """Return the outputs without text and image at the given timesteps, `[len(timesteps), D]`."""
+        """Return the network outputs without text and image at the given timesteps, `[len(timesteps), D]`."""
         missing = [timestep for timestep in timesteps if timestep not in self._outputs]
         if missing:
             network, device = self._network, self._network.device
             rows = torch.zeros(len(missing), network.embed_dim, dtype=network.dtype, device=device)
             drop = torch.ones(len(missing), dtype=torch.bool, device=device)
-            # one text per timestep: as draws of a single text, they would need a mask that grows quadratically
+            # one text per timestep, because the attention mask grows quadratically with the number of draws per text
             prefix = self.prefix().expand(len(missing))
             output = network.suffix(prefix, rows, torch.tensor(missing, device=device), drop_image=drop)
             self._outputs |= dict(zip(missing, output, strict=True))
         return torch.stack([self._outputs[timestep] for timestep in timesteps])
 
     def _placeholder_text(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return a placeholder text embedding and token states, one row each, for the text to drop."""
+        """Return a zero text embedding and zero token states, one row each, as the text that is dropped."""
         network = self._network
         text = torch.zeros(1, network.text_dim, dtype=network.dtype, device=network.device)
         return text, text.new_zeros(1, 1, network.token_width or 0) if network.takes_token_states else None
 
 
 def null_prefix(network: Network, text_embed: torch.Tensor, token_states: torch.Tensor | None) -> Prefix:
-    """Return the prefix for texts `[B, D]` with every text dropped."""
+    """Return the prefix of texts `[B, D]`, with every text dropped."""
     return network.prefix(
         text_embed, token_states, torch.ones(len(text_embed), dtype=torch.bool, device=text_embed.device)
     )
 
 
 class Denoiser:
-    """Estimates x0 for K draws of each of B texts, during one sampler run.
+    """Function that estimates x0 for K draws of each of B texts, during one sampler run.
 
-    For self-conditioned networks, it stores the last estimate.
+    For self-conditioned networks, the denoiser passes each estimate to the network at the next step.
 
     Args:
         prefix: prefix of the B texts.
         guidance: inputs that the null branch drops; see the module docstring.
-        guidance_scale: weight of the difference between the two branches; 1 needs no null branch.
-        null: cached outputs of the null branch; required unless `guidance_scale` is 1.
-        null_prefix: prefix of the same texts when dropped, for networks where it differs between texts.
-        grid: every timestep in the run.
+        guidance_scale: weight of the difference between the outputs with and without text. At 1, the null branch is not
+            run.
+        null: cached prefix and outputs of the null branch; required unless `guidance_scale` is 1.
+        null_prefix: prefix of the same texts when dropped. Required for guidance unless `null.is_constant`.
+        grid: all timesteps of the run.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Samplers: functions that turn noise into embeddings, given a function that estimates x0.
 
-They do not depend on the network, the text or guidance. `noise` is an iterator over standard normal tensors `[N, D]`.
-The first tensor is the initial noise; each step that adds noise then consumes one more.
+Samplers do not depend on the network, the text or guidance. Their argument `noise` is an iterator over standard normal
+tensors `[N, D]`. The first tensor is the initial noise. Each step that adds noise consumes one more tensor.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from ..objective.schedule import NoiseSchedule
 from .settings import SamplerName
 
 _LEAST_HALF_LOG_SNR = -5.1
-"""Half the log-SNR below which no step but the first is placed. There the signal is 1 / 27,000 of the variance."""
+"""Minimum of half the log-SNR after the first step. At this minimum, signal is 1 / 27,000 of the variance."""
 
 
 class Estimate(NamedTuple):
     """Estimate of the clean embeddings at one step."""
 
     x0: torch.Tensor
-    """`[N, D]`, clamped according to the prior's `x0_clamp`."""
+    """Estimate `[N, D]`, clamped according to the prior's `x0_clamp`."""
     unclamped: torch.Tensor
-    """`[N, D]` before clamping."""
+    """Estimate `[N, D]` before clamping."""
 
 
 EstimateX0 = Callable[[torch.Tensor, torch.Tensor], Estimate]
 """Function that estimates x0 from x_t `[N, D]` and timesteps `[N]`."""
 
 Sampler = Callable[[EstimateX0, NoiseSchedule, Iterator[torch.Tensor], list[int]], torch.Tensor]
-"""Function that samples x0 `[N, D]`. Its last argument lists the timesteps to evaluate at, noisiest first."""
+"""Function that samples x0 `[N, D]`. Its last argument lists the timesteps to estimate x0 at, noisiest first."""
 
 
 def ddpm(
@@ -62,7 +62,7 @@ def ddpm(
 def ddim(
     estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
 ) -> torch.Tensor:
-    """Sample with DDIM at eta 0 (Song et al. 2020, arXiv 2010.02502, eq. 12); one evaluation per step."""
+    """Sample with DDIM at eta 0 (Song et al. 2020, arXiv 2010.02502, eq. 12), with one x0 estimate per step."""
     x_t = next(noise)
     for timestep, after in itertools.pairwise(grid):
         timesteps = _timesteps(x_t, timestep)
@@ -74,9 +74,9 @@ def ddim(
 def dpmsolver_pp(
     estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
 ) -> torch.Tensor:
-    """Sample with DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2); one evaluation per step.
+    """Sample with DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), with one x0 estimate per step.
 
-    The final step, to zero noise, is first-order and returns the last estimate.
+    The final step, which goes to zero noise, is first-order: it returns the last x0 estimate.
     """
     x_t = next(noise)
     half_log_snr = 0.5 * torch.logit(schedule.alpha_bar)  # -inf at pure noise
@@ -103,9 +103,13 @@ def dalle2_ddim(
     function: FunctionVersion,
     prediction: str,
 ) -> torch.Tensor:
-    """Sample with DALLE2-pytorch's DDIM (eta 1), reproducing its numbers and the differences between its releases.
+    """Sample with DDIM at eta 1 exactly as the given DALLE2-pytorch release does.
 
-    As in DALLE2-pytorch, signal shares are float32 and belong to the timestep before the one passed to the network.
+    As in DALLE2-pytorch, alpha_bar is float32 and taken at the timestep before the timestep passed to the network.
+
+    Args:
+        function: DALLE2-pytorch release to reproduce.
+        prediction: prediction target of the network: `x0`, `eps` or `v`.
     """
     x_t = next(noise)
     shares = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alpha_bar[:-1]]).float()
@@ -128,23 +132,23 @@ def dalle2_ddim(
 
 
 def find_sampler(name: SamplerName, function: FunctionVersion, prediction: str) -> Sampler:
-    """Return the named sampler; only `dalle2-ddim` depends on the prior's function version and prediction target."""
+    """Return the named sampler. `function` and `prediction` describe the prior and affect only `dalle2-ddim`."""
     if name == "dalle2-ddim":
         return functools.partial(dalle2_ddim, function=function, prediction=prediction)
     return {"ddpm": ddpm, "ddim": ddim, "dpmsolver++": dpmsolver_pp}[name]
 
 
 def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: FunctionVersion) -> list[int]:
-    """Return evenly spaced timesteps for a sampler to evaluate at, noisiest first.
+    """Return evenly spaced timesteps at which a sampler estimates x0, noisiest first.
 
-    The grid has `steps` distinct timesteps. For `dalle2-ddim` it is DALLE2-pytorch's grid, which has one timestep
-    fewer since release 1.10.3.
+    The result has `steps` distinct timesteps. For `dalle2-ddim`, the timesteps are the same as in DALLE2-pytorch, which
+    uses one fewer since release 1.10.3.
 
     Raises:
         ValueError: `steps` is out of range.
     """
     fewest, most = 1, timesteps
-    if name == "dalle2-ddim":  # with all timesteps, DALLE2-pytorch uses DDPM instead
+    if name == "dalle2-ddim":  # when steps equals timesteps, DALLE2-pytorch uses DDPM instead of DDIM
         fewest, most = 2 if function.ddim_ends_at_x0 else 1, timesteps - 1
     if not fewest <= steps <= most:
         raise ValueError(f"steps={steps}: {name} samples this prior in {fewest} to {most} steps")
@@ -158,11 +162,12 @@ def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: Funct
 
 
 def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """Return `steps` timesteps evenly spaced in log-SNR, noisiest first. DPM-Solver is second-order in log-SNR.
+    """Return `steps` timesteps evenly spaced in log-SNR, noisiest first, for `dpmsolver++`.
 
-    The noise that remains at the last timestep is replaced by its mean, so that timestep must be low enough. One step
-    of `dpmsolver++` is worth several of other samplers. The grid therefore ends where an evenly spaced grid of four
-    times as many steps would end. After the first timestep, it skips the range where the input is almost all noise.
+    The sampler is second-order in log-SNR, and one of its steps is worth several steps of other samplers. It replaces
+    the noise that remains at the last timestep by the mean, so the last timestep must have little noise. The last
+    timestep is therefore that of `timestep_grid` with four times as many steps. After the first timestep, the range
+    where the input is almost all noise is skipped.
     """
     timesteps = len(schedule)
     last = timesteps - 1 - (min(4 * steps, timesteps) - 1) * timesteps // min(4 * steps, timesteps)
@@ -171,12 +176,12 @@ def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
     grid = [timesteps - 1]
     for index, value in enumerate(torch.linspace(start, float(half_log_snr[last]), steps).tolist()[1:], start=1):
         nearest = int((half_log_snr - value).abs().argmin())
-        grid.append(min(max(nearest, steps - 1 - index), grid[-1] - 1))  # distinct, and leaves enough for later steps
+        grid.append(min(max(nearest, steps - 1 - index), grid[-1] - 1))  # distinct, with room for later steps
     return grid
 
 
 def sampling_grid(name: SamplerName, schedule: NoiseSchedule, steps: int, function: FunctionVersion) -> list[int]:
-    """Return the timesteps that a sampler evaluates at: `log_snr_grid` for `dpmsolver++`, else `timestep_grid`.
+    """Return the timesteps at which a sampler estimates x0: `log_snr_grid` for `dpmsolver++`, else `timestep_grid`.
 
     Raises:
         ValueError: `steps` is out of range.
@@ -196,7 +201,7 @@ def seeded_noise(
 ) -> Iterator[torch.Tensor]:
     """Yield standard normal tensors `[B * K, D]` indefinitely.
 
-    Each text's noise depends only on the seed and the text's number.
+    The noise for a text depends only on the seed, the text's number, K and D.
 
     Args:
         first: number of the first text.

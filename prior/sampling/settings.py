@@ -11,19 +11,20 @@ from ...pipeline.settings import Settings
 SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "dalle2-ddim"]
 GuidanceName = Literal["text", "dalle2"]
 MAX_SEED = 2**63 - 1
-"""Largest seed that every random generator used here accepts."""
+"""Largest seed that every random generator in priorkit accepts."""
 
 
 class SampleSettings(Settings):
     """Settings for sampling from a prior."""
 
     sampler: SamplerName = "ddim"
-    """Sampler: `ddpm` (ancestral), `ddim` (deterministic given the initial noise), `dpmsolver++` (the same quality in
-    fewer steps) or `dalle2-ddim` (the DDIM variant in DALLE2-pytorch)."""
+    """Sampler: `ddpm` (ancestral), `ddim` (deterministic given the initial noise), `dpmsolver++` (needs fewer
+    steps for the same quality) or `dalle2-ddim` (the DDIM variant in DALLE2-pytorch)."""
     steps: int = Field(default=64, ge=1)
-    """Number of network evaluations per draw; `dalle2-ddim` makes one fewer for DALLE2-pytorch 1.10.3 and later."""
+    """Number of network evaluations per draw. For priors with the function of DALLE2-pytorch 1.10.3 or later,
+    `dalle2-ddim` makes one evaluation fewer."""
     guidance_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """Weight of the text: 1 follows it as in training, values above 1 amplify its effect, and 0 ignores it."""
+    """Weight of the text: 1 uses the text as in training, values above 1 amplify its effect, and 0 ignores the text."""
     guidance: GuidanceName = "text"
     """Inputs that the null branch drops: `text` drops the text; `dalle2` also drops the noisy image, as DALLE2-pytorch
     does."""

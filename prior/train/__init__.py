@@ -1,1 +1,1 @@
-"""The train stage: training job, loop, steps, validation and output files, in one process or on Ray."""
+"""Train stage: trains a prior on embeddings, in one process or on Ray."""

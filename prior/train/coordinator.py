@@ -1,7 +1,7 @@
-"""Coordinator between the driver and the workers of a training run on Ray. This module does not import Ray.
+"""Coordinator between the driver and the workers in a training run on Ray. This module does not import Ray.
 
-The *coordinator* is an actor on the driver's node. The first rank reports progress to it and learns whether to stop.
-Any rank reports errors to it. It also counts consecutive worker starts that made no progress.
+The *coordinator* is a Ray actor on the driver's node. The first rank reports progress to the coordinator, which answers
+whether to stop. Any rank can report an error. The coordinator also counts consecutive worker starts without progress.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from ...pipeline.errors import PriorkitError
 from .progress import Outcome
 
 _ATTEMPTS = 4
-"""Number of consecutive starts allowed without a new step; the next one ends training with an error."""
+"""Maximum number of consecutive worker starts without a new step. One more such start ends training with an error."""
 _REPORT_SECONDS = 1.0
-"""Seconds between reports from the first rank, so that short steps do not each wait for a remote call."""
+"""Minimum seconds between progress reports, so that short steps do not each wait for a remote call."""
 
 
 class TakenOver(RuntimeError):
-    """Raised in a worker when other workers took over training while it was unreachable."""
+    """Raised in a worker when new workers have taken over training because the worker was unreachable."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Status of a training run, as seen by the driver."""
+    """Status of a training run, which the driver reads."""
 
     attempt: int = 0
-    """Number of times the workers have started."""
+    """Number of times that the first rank has started; 0 before the first start."""
     step: int = 0
     """Number of completed steps."""
     note: str = ""
@@ -37,28 +37,28 @@ class Status:
     outcome: Outcome | None = None
     """Outcome of the training run; None while it is in progress."""
     error: bytes | None = None
-    """First exception raised by a worker, pickled as a pair with its traceback text; None if there was none."""
+    """First exception from any rank, as a pickled pair of exception and traceback text; None if no rank failed."""
 
     @property
     def is_over(self) -> bool:
-        """True if training has ended, so that new workers have nothing to do."""
+        """True if training has succeeded, stopped or failed. New workers then return at once."""
         return self.outcome is not None or self.error is not None
 
 
 class Coordinator:
-    """Actor that passes messages between the driver and the workers, which call its methods remotely."""
+    """Ray actor that passes messages between the driver and the workers. Both call its methods remotely."""
 
     def __init__(self) -> None:
         self._status = Status()
         self._stop = False
         self._first_step: int | None = None
         self._most_steps = 0
-        """Largest number of completed steps at any start so far."""
+        """Largest number of completed steps at the time of any start."""
         self._vain_starts = 0
-        """Number of consecutive starts that completed no new step."""
+        """Number of consecutive starts, including the current one, since the last completed new step."""
 
     def begin(self) -> int:
-        """Record a start of the first rank and return the number of this attempt."""
+        """Record that the first rank has started, and return the attempt number, counted from 1."""
         self._vain_starts = 0 if self._status.step > self._most_steps else self._vain_starts + 1
         self._most_steps = max(self._most_steps, self._status.step)
         if self._vain_starts > _ATTEMPTS:
@@ -74,7 +74,13 @@ class Coordinator:
         return self._status.attempt
 
     def report(self, attempt: int, step: int, note: str) -> bool | None:
-        """Record progress and return whether to stop, or None if another attempt has taken over."""
+        """Record progress and return whether to stop, or None if a newer attempt has taken over.
+
+        Args:
+            attempt: attempt number of the caller.
+            step: number of completed steps.
+            note: text for the progress bar.
+        """
         if attempt != self._status.attempt:
             return None
         self._first_step = step if self._first_step is None else self._first_step
@@ -82,14 +88,14 @@ class Coordinator:
         return self._stop
 
     def finish(self, attempt: int, outcome: Outcome) -> None:
-        """Record the outcome from the first rank, unless another attempt has taken over."""
+        """Record the outcome from the first rank, unless a newer attempt has taken over."""
         if attempt == self._status.attempt:
             # count steps from the start of the first attempt
             first = outcome.first_step if self._first_step is None else self._first_step
             self._status = replace(self._status, outcome=replace(outcome, first_step=first), step=outcome.step)
 
     def fail(self, error: bytes) -> None:
-        """Record an exception from any rank; only the first is kept."""
+        """Record a pickled exception from any rank. Only the first exception is kept. See `Status.error`."""
         if self._status.error is None:
             self._status = replace(self._status, error=error)
 
@@ -106,12 +112,14 @@ class Coordinator:
 
 
 class RayWatch:
-    """Observer of the training loop in a Ray worker. See `progress.Watch`.
+    """Observer of the training loop in a Ray worker; see `progress.Watch`.
 
-    `report` contacts the coordinator at most once per second.
+    `report` calls the coordinator at most once per second.
 
     Args:
-        attempt: attempt number on the first rank; None on other ranks, which do not report progress.
+        ray: the `ray` module.
+        coordinator: handle of the coordinator actor.
+        attempt: attempt number on the first rank. None on all other ranks, which do not report progress.
     """
 
     def __init__(self, ray: Any, coordinator: Any, attempt: int | None) -> None:
@@ -121,21 +129,21 @@ class RayWatch:
         self._stop = False
 
     def report(self, step: int, note: str) -> None:
-        """Report progress to the driver through the coordinator."""
+        """Report progress to the coordinator. Only the first rank sends its report."""
         self._last = (step, note)
         if self.attempt is not None and time.monotonic() - self._sent_at > _REPORT_SECONDS:
             self._send()
 
     def should_stop(self) -> bool:
-        """Return whether the last report was answered with a request to stop."""
+        """Return whether the coordinator answered the last report with a request to stop."""
         return self._stop
 
     def before_writing(self) -> None:
-        """Raise TakenOver if other workers have taken over training."""
+        """Report progress, and raise TakenOver if new workers have taken over training."""
         self._send()
 
     def _send(self) -> None:
-        """Send the latest progress to the coordinator and read its answer."""
+        """Send the latest progress to the coordinator and store its answer."""
         answer = self._ray.get(self._coordinator.report.remote(self.attempt, *self._last))
         if answer is None:
             raise TakenOver("another worker has taken over")

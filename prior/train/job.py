@@ -1,4 +1,4 @@
-"""Complete, validated description of a training run, which every training process receives."""
+"""Training job: the complete, validated description of a training run. Every training process receives a copy."""
 
 from __future__ import annotations
 
@@ -36,39 +36,43 @@ class TrainJob:
     prior: str
     """URL of the prior folder."""
     settings: TrainSettings
-    """Resolved settings; with `init_from`, network and diffusion settings come from the initial prior."""
+    """Settings with the actual device and thread count. With `init_from`, network and diffusion settings come from the
+    initial prior."""
     config: PriorConfig
-    """Configuration of the trained prior."""
+    """Configuration of the prior to train."""
     identity: dict[str, Any]
-    """Settings recorded in the manifest: everything that the result depends on."""
+    """Everything that the result depends on, as recorded in the manifest's settings."""
     input: str
-    """Fingerprint of the embeddings."""
+    """Fingerprint of the content of the embeddings."""
     input_files: dict[str, FileMark]
-    """File marks (`FileMark`) of the embedding files, if their folder has no manifest."""
+    """Hash, size and modification time of each embedding file, if the embeddings folder has no manifest."""
     limit: int | None = None
-    """Total number of steps at which to stop with a checkpoint; None trains to the last step."""
+    """Total number of steps after which to write a checkpoint and stop; None trains to the last step."""
     notes: tuple[str, ...] = ()
     """Notes for the user about the initial prior."""
     best_since: int = 0
-    """Step after which validation losses are comparable, because they use the same rows."""
+    """Step after which all validation losses are comparable, because they use the same rows."""
 
     @property
     def last_step(self) -> int:
-        """Step at which this run ends."""
+        """Number of completed steps at which this run ends."""
         return self.settings.steps if self.limit is None else min(self.limit, self.settings.steps)
 
     @property
     def record_input(self) -> str:
-        """Input fingerprint of the finished prior. It covers the embeddings, and `steps` if that may change later."""
+        """Fingerprint of the finished prior's inputs: the embeddings, and possibly `steps`.
+
+        The fingerprint covers `steps` only if training can be resumed with a different value.
+        """
         return fingerprint([self.input, self.settings.steps]) if self.settings.steps_may_change else self.input
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of everything that the result depends on. A run resumes only from checkpoints that share it."""
+        """Fingerprint of everything that affects the result. Checkpoints with a different fingerprint are ignored."""
         return self.manifest().settings_fingerprint
 
     def open_embeddings(self) -> EmbeddingDataset:
-        """Open the embeddings; any training process may call this.
+        """Open the embeddings in any training process, and check that their content has not changed.
 
         Raises:
             InputError: the embeddings are missing or have changed.
@@ -81,7 +85,7 @@ class TrainJob:
         return dataset
 
     def manifest(self) -> Manifest:
-        """Return the manifest of an unstarted training run. Different embeddings count as different settings."""
+        """Return the manifest for this job, without records. Its settings include the embeddings' fingerprint."""
         files = {"files": to_json(self.input_files)} if self.input_files else {}
         return Manifest(STAGE, self.identity, input={"sha256": self.input, **files})
 
@@ -97,11 +101,12 @@ def make_job(
     """Create and validate the job that trains a prior on the given embeddings.
 
     Args:
-        clip: CLIP model that produced the embeddings; used only if their folder does not name one.
-        limit: total number of steps at which to stop.
+        prior: prior folder.
+        clip: CLIP model that produced the embeddings; used only if the embeddings folder does not name a CLIP model.
+        limit: total number of steps after which to write a checkpoint and stop; None trains to the last step.
 
     Raises:
-        InputError: the embeddings lack data that the settings need, or the initial prior does not fit them.
+        InputError: the embeddings lack data that the settings need, or do not fit the initial prior.
         SettingsError: settings contradict each other, or a tracker is not installed.
     """
     notes: tuple[str, ...] = ()
@@ -134,23 +139,26 @@ def make_job(
 
 
 def resolve_training(settings: TrainSettings, compute: ComputeSettings) -> TrainSettings:
-    """Fill in the device and the thread count. A Ray worker gets one thread per CPU."""
+    """Return the settings with `auto` and 0 replaced by the actual device and number of threads.
+
+    A Ray worker gets one thread for each of its CPUs.
+    """
     threads = max(1, int(compute.cpus_per_worker)) if compute.backend == "ray" else None
     return resolve(settings, "train", compute, threads=threads)
 
 
 def resolved_identity(settings: TrainSettings, read: ReadSettings) -> dict[str, Any]:
-    """Return the part of a training run's identity that depends only on resolved settings."""
+    """Return the part of `TrainJob.identity` that depends only on resolved settings."""
     return {"train": settings.identity(), "read": read.identity()}
 
 
 def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: ClipSettings | None) -> PriorConfig:
-    """Return the configuration of a new prior. Its CLIP is the model that produced the embeddings."""
+    """Return the configuration of a new prior, with the CLIP model that produced the embeddings."""
     identity, location = dataset.clip_if_known, _clip_settings(dataset, clip)
     width = dataset.token_width
     if settings.text_condition == "online":
         if not identity:
-            # only the identity is needed here, and the driver may have no GPU although the workers do
+            # load on the CPU if this machine, unlike the workers, has no GPU; only the identity is needed here
             local = settings if torch.cuda.is_available() else settings.model_copy(update={"device": "cpu"})
             identity = find_text_encoder(location, {}, "that made the embeddings", local).identity
         width = identity["token_width"]
@@ -166,7 +174,7 @@ def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: Clip
 
 
 def _clip_settings(dataset: EmbeddingDataset, clip: ClipSettings | None) -> dict[str, Any]:
-    """Return the settings that locate the CLIP model that produced the embeddings."""
+    """Return the settings needed to load the CLIP model that produced the embeddings."""
     from ...pipeline.clip.encoder import check_clip, clip_location
 
     if dataset.clip_if_known:
@@ -181,7 +189,12 @@ def _clip_settings(dataset: EmbeddingDataset, clip: ClipSettings | None) -> dict
 
 
 def _check_text(dataset: EmbeddingDataset, settings: TrainSettings, config: PriorConfig) -> None:
-    """Raise an error if the embeddings or the initial prior do not support the text condition."""
+    """Check that the embeddings and the initial prior support the text condition.
+
+    Raises:
+        InputError: the embeddings or the CLIP model lack captions or token states, or their width is wrong.
+        SettingsError: the text condition is `pooled`, but the initial prior takes token states.
+    """
     most, known = config.network.max_text_len, dataset.clip_if_known
     takes_states = most > 0 and (config.token_width is not None or settings.init_from is None)
     if settings.text_condition == "online":

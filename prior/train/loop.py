@@ -1,8 +1,8 @@
 """The training loop, in one process or on several ranks.
 
-Each step reads this rank's rows, computes their gradients, sums them over the ranks and updates the weights. Logging,
-validation and checkpoints follow at configured intervals. The loop is independent of Ray: `on_ray.py` runs it in each
-worker.
+In each step, a rank reads its rows of the batch and computes gradients. The gradients are summed over all ranks, and
+every rank updates its weights. Logging, validation and checkpoints follow at configured intervals. The loop does not
+use Ray: `on_ray.py` runs the loop in each Ray worker.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .validation import Validation
 
 
 def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
-    """Train from the newest checkpoint to the last step or the job's limit.
+    """Train from the newest checkpoint to the last step, the job's limit or a stop request.
 
-    In a process group, every rank calls this function. Only the first rank accesses the prior folder. It sends the
-    checkpoint to the other ranks, and writes the log, the checkpoints and the prior.
+    In a process group, every rank must call this function. Only the first rank accesses the prior folder: it sends the
+    checkpoint to all other ranks, and writes the log, the checkpoints and the prior.
 
     Raises:
-        PriorkitError: a loss or gradient is not finite; the message lists the keys of some affected rows.
+        PriorkitError: a loss or gradient is not finite. The message lists the keys of some affected rows.
     """
     settings = job.settings
     require_device(settings.device)
@@ -59,7 +59,7 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
     try:
         while step < job.last_step and not stop:
             watch.report(step, throughput.note)
-            batch = next(batches)  # B rows: this rank's share of the global batch
+            batch = next(batches)  # B rows, which are this rank's share of the global batch
             losses = learner.backward(step, batch, encode_text(batch))  # (B,)
             loss, stop = learner.reduce(step, batch, losses, watch.should_stop())
             grad_norm = learner.update(step, batch)
@@ -96,7 +96,10 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
 def _load(
     learner: Learner, job: TrainJob, dataset: EmbeddingDataset, folder: TrainingFolder | None, ranks: Ranks
 ) -> int:
-    """Load the newest checkpoint, or else the initial weights, on every rank; return the number of completed steps."""
+    """Load the newest checkpoint on every rank, and return its number of completed steps.
+
+    Without a checkpoint, load the initial weights and return 0.
+    """
     state = None
     if folder is not None:
         state = folder.restore()

@@ -1,8 +1,8 @@
 """Training on Ray Train. Only this module and `pipeline/compute/parallel.py` import Ray.
 
 The driver and the workers communicate through a coordinator (see `coordinator.py`). Training continues when workers
-or nodes die: Ray Train replaces as many as the cluster has room for, and the loop resumes from the newest checkpoint.
-Any other exception in a worker ends training, and the driver raises it.
+or nodes die: Ray Train restarts as many workers as the cluster has room for, and the loop resumes from the newest
+checkpoint. Any other exception in a worker ends training, and the driver raises that exception.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from .progress import Outcome
 from .ranks import PeerLost
 
 _START_FAILURES = 100
-"""Number of failed attempts to start a worker group after which Ray Train gives up."""
+"""Maximum number of failed attempts to start the workers before Ray Train ends with an error."""
 _POLL_SECONDS = 0.25
-"""Seconds between the driver's requests for the coordinator's status."""
+"""Seconds between the driver's status requests to the coordinator."""
 _PATIENCE_SECONDS = 300.0
-"""Seconds to wait, without any progress, for replacement nodes when the cluster lacks room for `min_workers`."""
+"""Seconds without progress after which training fails if the cluster lacks room for `min_workers` workers."""
 _END_SECONDS = 60.0
-"""Seconds to wait for Ray Train to shut down after training before its actor is killed."""
+"""Seconds to wait after training for Ray Train to shut down. The actor that runs Ray Train is then killed."""
 
 
 def train_on_ray(
@@ -42,24 +42,24 @@ def train_on_ray(
     """Train on the workers of a Ray cluster. The caller must hold the lock on the prior folder.
 
     Raises:
-        PriorkitError: a worker raised it, workers died repeatedly, or the cluster has too little room.
+        PriorkitError: workers died repeatedly, the cluster has too little room, or a worker raised a PriorkitError.
     """
     with ray_cluster(compute) as ray, tempfile.TemporaryDirectory(prefix="priorkit-ray-") as folder:
         require_room(ray, compute, compute.min_workers)
         coordinator, trainer = _start_beside_driver(ray, Coordinator), _start_beside_driver(ray, _Trainer)
         try:
-            # set here because Ray workers import torch before our code can choose how OpenMP threads wait
+            # pass OpenMP variables to the workers, because Ray workers import torch before priorkit could set them
             fit = trainer.fit.remote(job, compute, coordinator, folder, chosen(os.environ))
             return _watch(ray, job, compute, coordinator, fit, progress, should_stop)
         finally:
             if ray.get(coordinator.status.remote()).is_over:
-                ray.wait([fit], timeout=_END_SECONDS)  # lets Ray Train release its cluster resources
+                ray.wait([fit], timeout=_END_SECONDS)  # let Ray Train release its cluster resources
             ray.kill(trainer)
             ray.kill(coordinator)
 
 
 def _start_beside_driver(ray: Any, actor: type) -> Any:
-    """Start an actor on the driver's node. If that node dies, so does the driver, and nothing waits for the actor."""
+    """Start an actor on the driver's node, so that a node failure cannot kill the actor without killing the driver."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
@@ -67,18 +67,23 @@ def _start_beside_driver(ray: Any, actor: type) -> Any:
 
 
 class _Trainer:
-    """Actor that runs Ray Train. In the driver process, Ray Train would intercept Ctrl-C and wait forever for nodes."""
+    """Ray actor that runs Ray Train, which would intercept Ctrl-C in the driver process and wait forever for nodes."""
 
     def fit(
         self, job: TrainJob, compute: ComputeSettings, coordinator: Any, folder: str, environment: dict[str, str]
     ) -> None:
-        """Run the training loop in Ray Train workers, with `environment` added to their environment variables."""
-        # otherwise Ray Train changes the working directory of its workers
+        """Run the training loop in Ray Train workers.
+
+        Args:
+            folder: temporary folder that Ray Train requires.
+            environment: environment variables to set in the workers.
+        """
+        # keep the workers' working directory, which Ray Train would otherwise change
         os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
         import ray.train.torch
         from ray.train.v2.api.config import LoggingConfig
 
-        train: Any = ray.train  # its type hints still describe the v1 API
+        train: Any = ray.train  # Any, because Ray's type hints still describe the v1 API
         gpus = compute.gpus_per_worker or 0.0
         resources = {"CPU": compute.cpus_per_worker, "GPU": gpus}
         train.torch.TorchTrainer(
@@ -104,7 +109,7 @@ def _work(job: TrainJob, coordinator: Any) -> None:
     import ray
 
     if ray.get(coordinator.status.remote()).is_over:
-        return  # Ray Train restarts workers after an error; returning at once lets it end
+        return  # Ray Train restarts workers after an error; returning at once lets Ray Train end
     rank = ray.train.get_context().get_world_rank()
     try:
         watch = RayWatch(ray, coordinator, ray.get(coordinator.begin.remote()) if rank == 0 else None)
@@ -119,7 +124,10 @@ def _work(job: TrainJob, coordinator: Any) -> None:
 
 
 def _pickled(error: Exception) -> bytes:
-    """Pickle an error with its traceback. If that fails, pickle a PriorkitError with its type and message."""
+    """Pickle an error and its traceback text. An error that cannot be pickled is replaced by a PriorkitError.
+
+    The PriorkitError contains the type and the message of the original error.
+    """
     text = traceback.format_exc()
     try:
         data = pickle.dumps((error, text))
@@ -138,10 +146,10 @@ def _watch(
     progress: ProgressCallback,
     should_stop: Callable[[], bool],
 ) -> Outcome:
-    """Show progress and forward stop requests until training ends."""
+    """Show progress and forward stop requests until training ends, and return the outcome."""
     is_stopping, changed_at, before = False, time.monotonic(), Status()
     while True:
-        is_running = not ray.wait([fit], timeout=0)[0]  # checked before the status, which then includes its last report
+        is_running = not ray.wait([fit], timeout=0)[0]  # before the status, so that it has the last report
         status = ray.get(coordinator.status.remote())
         if status.error is not None:
             error, text = pickle.loads(status.error)
@@ -164,7 +172,7 @@ def _watch(
 
 
 def _failure(ray: Any, fit: Any) -> PriorkitError:
-    """Return the error to raise when Ray Train ended before training was complete."""
+    """Return the error to raise after Ray Train has ended without an outcome."""
     try:
         cause = ray.get(fit)
     except ray.exceptions.RayError as error:
@@ -173,7 +181,7 @@ def _failure(ray: Any, fit: Any) -> PriorkitError:
 
 
 def explain_end(text: str) -> PriorkitError:
-    """Return a short error for a Ray Train error text, which may contain tracebacks, including escaped ones."""
+    """Return a short error for a Ray Train error text, which may contain tracebacks with escaped line breaks."""
     if "no GPUs found" in text:
         return PriorkitError(
             "Ray reserves GPUs for the workers, but torch sees none there; install torch for these GPUs on the nodes, "

@@ -1,4 +1,4 @@
-"""AdamW with weight decay on matrices only, the learning rate schedule, and the moving average of the weights."""
+"""AdamW optimiser with weight decay on matrices only, learning rate schedule, and moving average of the weights."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from torch import nn
 from .settings import OptimiserSettings
 
 _FINAL_SHARE = 0.1
-"""Fraction of the peak learning rate that remains at the end of cosine decay."""
+"""Learning rate at the end of cosine decay, as a fraction of the peak learning rate."""
 
 
 def build_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """Return an AdamW optimiser (Loshchilov and Hutter 2017, arXiv 1711.05101) for the weights of a network."""
+    """Return an AdamW optimiser (Loshchilov and Hutter 2017, arXiv 1711.05101) for the weights of a network.
+
+    Weight decay applies only to parameters with two or more dimensions.
+    """
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -22,7 +25,12 @@ def build_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.op
 
 
 def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
-    """Return the learning rate at step `step` (from 0) of `steps`: linear warmup, then cosine decay or constant."""
+    """Return the learning rate: linear warmup, then cosine decay or a constant rate.
+
+    Args:
+        step: step number, from 0.
+        steps: total number of steps.
+    """
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     if settings.decay == "constant":
@@ -36,7 +44,7 @@ def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
 def update_ema(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
     """Update `average`, an exponential moving average of the weights of `network`, after step `step` (from 0).
 
-    The decay warms up as (1 + step) / (10 + step), so that the average forgets the random initial weights quickly.
+    The decay is at most (1 + step) / (10 + step), so that the average quickly forgets the random initial weights.
     """
     decay = min(decay, (1 + step) / (10 + step))
     averaged, current = dict(average.named_parameters()), dict(network.named_parameters())

@@ -1,4 +1,4 @@
-"""Files that training writes to the prior folder: log, checkpoints, best weights, and finally the prior itself."""
+"""Files that training writes to the prior folder: log, checkpoints, best weights, and the finished prior."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ LOG_NAME = "metrics.jsonl"
 
 
 class TrainingFolder:
-    """Prior folder during training. Only one process writes to it.
+    """Prior folder during training. Only the first rank creates an instance.
 
     Args:
-        fingerprint: fingerprint of the settings and embeddings; checkpoints with a different one are ignored.
+        fingerprint: fingerprint of the settings and embeddings. Checkpoints with a different fingerprint are ignored.
         keep: number of most recent checkpoints to keep.
-        best_since: step up to which validation losses are ignored, because they are not comparable with later ones.
+        best_since: step up to which validation losses are ignored, because later losses use different rows.
     """
 
     def __init__(self, store: Store, fingerprint: str, keep: int, best_since: int = 0) -> None:
@@ -39,22 +39,22 @@ class TrainingFolder:
         self._best = math.inf
 
     def restore(self) -> TrainState | None:
-        """Read the newest checkpoint and the log up to its step; return None if there is no checkpoint.
+        """Return the newest checkpoint, or None if there is none, and read the log up to that checkpoint's step.
 
         Raises:
-            InputError: all checkpoints are damaged.
+            InputError: no checkpoint of this training run can be read, and at least one checkpoint is damaged.
         """
         store = self._store
         state = load_state(store, self._fingerprint)
         if state is None or store.size(LOG_NAME) is None:
-            # the log is written before each checkpoint, so a checkpoint without a log is left over from a run that
+            # the log is written before the first checkpoint, so a checkpoint without a log is from an older run that
             # an interrupted --overwrite did not fully remove
             clear_states(store)
             return None
         with store.open(LOG_NAME) as file:
             lines = [json.loads(line) for line in file.read().splitlines()]
         self._log = [line for line in lines if line["step"] <= state.step]
-        # best.safetensors may be newer than the checkpoint; training will write the same file again
+        # best.safetensors may be newer than the checkpoint; training then repeats these steps and rewrites the file
         self._best = min(
             (
                 line["validation_loss"]
@@ -66,7 +66,7 @@ class TrainingFolder:
         return state
 
     def log(self, step: int, values: Mapping[str, float], rate: float) -> None:
-        """Add a line to the in-memory log, which `save` and `publish` write to disk."""
+        """Add a line to the log in memory. `save` and `publish` write the log to the prior folder."""
         self._log.append({"step": step, **values, "learning_rate": rate})
 
     def save_if_best(self, average: Network, step: int, validation_loss: float) -> None:
@@ -78,7 +78,8 @@ class TrainingFolder:
     def save(self, state: TrainState) -> None:
         """Write the log, then the checkpoint.
 
-        If the process is killed in between, the log has extra lines, which `restore` drops. It never has a gap.
+        If the process is killed between the two writes, the log has lines after the newest checkpoint. `restore` drops
+        these lines. The other order could leave a gap in the log.
         """
         with self._store.create(LOG_NAME) as file:
             file.write(self._lines())
@@ -87,10 +88,10 @@ class TrainingFolder:
     def publish(
         self, config: PriorConfig, average: Network, normaliser: EmbeddingNormaliser, *, input: str, rows: int
     ) -> ShardRecord:
-        """Write the prior, then the record that marks it as complete.
+        """Write the finished prior and the log, then the manifest record that marks the prior as complete.
 
         Args:
-            input: input fingerprint of the prior; see `TrainJob.record_input`.
+            input: fingerprint of the inputs of the prior; see `TrainJob.record_input`.
             rows: number of rows in the training split.
         """
         commit = ShardCommit(self._store, RECORD, input=input, settings=self._fingerprint)
@@ -104,7 +105,7 @@ class TrainingFolder:
 
 
 class Recorder:
-    """Writes metrics, checkpoints and the prior. Only the first rank creates a recorder.
+    """Writer for metrics, checkpoints and the prior. Only the first rank creates a recorder.
 
     Args:
         step: number of steps completed before this run.
@@ -118,13 +119,13 @@ class Recorder:
     def log(
         self, step: int, trained: dict[str, float], validated: dict[str, float], rates: Mapping[str, float]
     ) -> None:
-        """Add the metrics of a step to the log and the trackers. Does nothing if there are no metrics.
+        """Add the metrics of a step to the log and the trackers. Without metrics, do nothing.
 
         Args:
             step: number of completed steps, including this one.
-            trained: training metrics; may be empty.
-            validated: validation metrics; may be empty.
-            rates: throughput, sent only to the trackers.
+            trained: training metrics by name; may be empty.
+            validated: validation metrics by name; may be empty.
+            rates: throughput by name, sent only to the trackers.
         """
         rate = learning_rate(self._job.settings.optimiser, step - 1, self._job.settings.steps)
         for values in (trained, validated):
@@ -140,19 +141,19 @@ class Recorder:
         self._folder.save_if_best(average, step, validation_loss)
 
     def is_checkpoint_due(self, step: int) -> bool:
-        """Return whether a checkpoint is due by `checkpoint_every` steps or `checkpoint_minutes` minutes."""
+        """Return whether to write a checkpoint now, according to `checkpoint_every` and `checkpoint_minutes`."""
         settings = self._job.settings
         is_old = time.monotonic() - self._saved_at > 60 * settings.checkpoint_minutes
         return step % settings.checkpoint_every == 0 or is_old
 
     def save(self, state: TrainState) -> None:
-        """Write a checkpoint."""
+        """Write the log and a checkpoint."""
         self._watch.before_writing()
         self._folder.save(state)
         self._saved_at = time.monotonic()
 
     def publish(self, average: Network, normaliser: EmbeddingNormaliser, *, rows: int) -> ShardRecord:
-        """Write the trained prior.
+        """Write the finished prior.
 
         Args:
             rows: number of rows in the training split.

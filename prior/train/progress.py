@@ -1,4 +1,4 @@
-"""Training progress: observers, throughput and outcome."""
+"""Training progress: observers, throughput and the outcome of a run."""
 
 from __future__ import annotations
 
@@ -12,23 +12,30 @@ from ...pipeline.contract.manifest import ShardRecord
 
 
 class Watch(Protocol):
-    """Observer of the training loop on one rank. It receives progress and can request a stop."""
+    """Observer of the training loop on one rank. It receives progress and can ask training to stop."""
 
     def report(self, step: int, note: str) -> None:
-        """Report that `step` steps are complete."""
+        """Report progress.
+
+        Args:
+            step: number of completed steps.
+            note: text for the progress bar.
+        """
 
     def should_stop(self) -> bool:
-        """Return whether all ranks should checkpoint and stop. Called before the first step and once per step."""
+        """Return True to make all ranks write a checkpoint and stop. Called before the first step and once per step."""
 
     def before_writing(self) -> None:
-        """Raise an error if another process has taken over training. Called before files are written."""
+        """Raise an error if other workers have taken over this training run. Called before files are written."""
 
 
 class LocalWatch:
-    """Observer for training in this process. See `Watch`.
+    """Observer for training in this process; see `Watch`.
 
     Args:
         steps: total number of steps.
+        progress: called with the completed steps, the total number of steps and a note.
+        should_stop: returns True to stop training.
     """
 
     def __init__(self, steps: int, progress: ProgressCallback, should_stop: Callable[[], bool]) -> None:
@@ -40,7 +47,7 @@ class LocalWatch:
         self._progress(step, self._steps, note)
 
     def before_writing(self) -> None:
-        """Do nothing: this process holds the folder lock, so no other process can take over."""
+        """Do nothing, because this process holds the lock on the prior folder and no other process can take over."""
 
 
 @dataclass(frozen=True)
@@ -54,32 +61,32 @@ class Outcome:
     stopped: bool
     """True if the run stopped on request before its last step."""
     record: ShardRecord | None
-    """Record of the trained prior on the first rank after the last step; otherwise None."""
+    """Manifest record of the finished prior on the first rank. None before the last step, and on all other ranks."""
     notes: list[str] = field(default_factory=list)
-    """Notes about anything unusual in the embeddings that this rank read."""
+    """Notes for the user about anything unusual in the embeddings that this rank read."""
 
 
 class Throughput:
-    """Meter for samples and noise draws per second.
+    """Meter for training throughput, in samples and noise draws per second.
 
     Args:
-        draws: noise draws per sample.
+        draws: number of noise draws per sample.
     """
 
     def __init__(self, draws: int) -> None:
         self._draws = draws
         self._rows, self._since = 0, time.monotonic()
         self.rates: dict[str, float] = {}
-        """Rates over the last interval, by name; empty until the first interval ends."""
+        """Throughput in the last interval, by metric name; empty until the first interval ends."""
         self.note = ""
         """Text for the progress bar."""
 
     def add(self, rows: int) -> None:
-        """Add the rows of a step to the current interval."""
+        """Add the number of rows in a step to the current interval."""
         self._rows += rows
 
     def measure(self, loss: float) -> None:
-        """End an interval: compute its rates, and a progress note that includes the given loss."""
+        """End the current interval: update `rates` and `note`. The note includes the given loss."""
         now = time.monotonic()
         rate = self._rows / max(now - self._since, 1e-9)
         self._rows, self._since = 0, now

@@ -1,4 +1,4 @@
-"""Training ranks: processes in a torch.distributed group, or a single process. Independent of Ray."""
+"""Communication between training ranks, which are the processes in a torch.distributed group. Does not use Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 Value = TypeVar("Value")
 
 _BUCKET_VALUES = 8_000_000
-"""Number of gradient values per all-reduce: 32 MB of float32 keeps both copies and the number of messages small."""
+"""Minimum number of gradient values per all-reduce. At 32 MB of float32, copies are small and messages are few."""
 
 
 class PeerLost(RuntimeError):
@@ -21,27 +21,27 @@ class PeerLost(RuntimeError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank of this process and the number of ranks. Without a process group, this is rank 0 of 1."""
+    """Rank of this process, and operations over all ranks. Without a process group, there is a single rank, 0."""
 
     rank: int
     size: int
     device: torch.device
-    """Device that tensors are moved to for communication."""
+    """Device to which tensors are moved for communication."""
 
     @staticmethod
     def current(device: torch.device) -> Ranks:
-        """Return the ranks of the default torch.distributed group, or rank 0 of 1 if none is initialised."""
+        """Return the ranks of the default torch.distributed group, or a single rank if no group is initialised."""
         if not (dist.is_available() and dist.is_initialized()):
             return Ranks(0, 1, device)
         return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
     @property
     def is_first(self) -> bool:
-        """True on the rank that writes files."""
+        """True on rank 0, the only rank that writes files."""
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum of float64 values `[n]` over all ranks, on the CPU."""
+        """Return the element-wise sum of float64 values `[n]` over all ranks, on the CPU."""
         if self.size == 1:
             return values.cpu()
         sent = values.to(self.device)
@@ -49,7 +49,7 @@ class Ranks:
         return sent.cpu()
 
     def any(self, value: bool) -> bool:
-        """Return True if the value is true on any rank."""
+        """Return True on all ranks if the value is true on any rank."""
         return bool(self.sum(torch.tensor([float(value)], dtype=torch.float64)).item())
 
     def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
@@ -78,11 +78,11 @@ class Ranks:
     def broadcast(
         self, value: Value | None, tensors: Mapping[str, torch.Tensor]
     ) -> tuple[Value, dict[str, torch.Tensor]]:
-        """Return the value and named tensors of the first rank, on the CPU.
+        """Send a value and named tensors from the first rank to all ranks, and return them on the CPU.
 
         Args:
-            value: any picklable value; ignored on other ranks.
-            tensors: tensors by name; ignored on other ranks.
+            value: any picklable value; ignored on all ranks except the first.
+            tensors: tensors by name; ignored on all ranks except the first.
         """
         if self.size == 1:
             assert value is not None
@@ -101,7 +101,7 @@ class Ranks:
 
 
 def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
-    """Group consecutive parameters into buckets of at least `_BUCKET_VALUES` values. The last may be smaller."""
+    """Group consecutive parameters into buckets of at least `_BUCKET_VALUES` values. The last bucket may be smaller."""
     bucket: list[torch.nn.Parameter] = []
     for parameter in parameters:
         bucket.append(parameter)
@@ -113,7 +113,11 @@ def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Par
 
 
 def _collective(work: Callable[[], Any]) -> None:
-    """Run a collective operation. Raises PeerLost if it fails."""
+    """Run a collective operation.
+
+    Raises:
+        PeerLost: the operation fails, because another rank died.
+    """
     try:
         work()
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Rules for resuming training: which settings may change, how the manifest records them, which changes are refused."""
+"""Rules for resuming training: which settings may change, and how the manifest records each change."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .job import TrainJob
 from .settings import TrainSettings
 
 _VALIDATION_ROWS = "train.validation_rows"
-"""Name of the setting that makes earlier validation losses incomparable when it changes."""
+"""Recipe name of the setting whose change makes earlier validation losses incomparable with later losses."""
 
 
 def check_training(store: Store, planned: Manifest, settings: TrainSettings, *, overwrite: bool) -> Manifest | None:
-    """Return the manifest in a prior folder, or None if there is none.
+    """Check that training can start or resume in a prior folder, and return its manifest, or None if there is none.
 
     Raises:
-        FolderError: these settings cannot resume the training run in the folder.
+        FolderError: the training run in the folder cannot be resumed with these settings.
     """
     manifest = check_stage(store, planned, overwrite=overwrite, advice=_start_advice(store))
     if manifest is not None and not overwrite:
@@ -36,7 +36,8 @@ def refuse_other_embeddings(
 ) -> None:
     """Raise a FolderError if the recorded training run differs from the planned one only in its embeddings.
 
-    The error does not advise a plain --overwrite: with a complete recipe, that would also discard the embeddings.
+    The error message does not suggest `--overwrite` alone, because with a complete recipe, it would also discard the
+    embeddings.
     """
     if recorded is None or recorded.stage != STAGE:
         return
@@ -55,12 +56,12 @@ def refuse_other_embeddings(
 
 
 def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
-    """Record in the manifest which settings changed at which step, and return the job with `best_since` set.
+    """Record changed settings and the step of each change in the manifest, and return the job with `best_since` set.
 
-    Changes that were recorded at or after the newest checkpoint's step are dropped, because training resumes there.
+    Training resumes from the newest checkpoint, so changes recorded at or after its step are replaced.
 
     Raises:
-        FolderError: `steps` of a finished prior has changed, but its checkpoints are missing.
+        FolderError: `steps` has changed for a finished prior whose checkpoints are missing.
     """
     about, step = folder.manifest.about, newest_step(folder.store, job.fingerprint)
     if step is None and RECORD in folder.manifest.shards and folder.manifest.shards[RECORD].input != job.record_input:
@@ -83,7 +84,7 @@ def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
 
 
 def surplus_note(store: Store, recorded: Manifest | None, steps: int) -> str | None:
-    """Return a note if a finished prior has more than `steps` steps, so nothing is left to do; otherwise None."""
+    """Return a note that nothing is left to do if a finished prior has more than `steps` steps; otherwise None."""
     if recorded is None or RECORD not in recorded.shards:
         return None
     done = newest_step(store, recorded.settings_fingerprint)
@@ -93,7 +94,7 @@ def surplus_note(store: Store, recorded: Manifest | None, steps: int) -> str | N
 
 
 def _refuse_fewer_steps(store: Store, recorded: Manifest, steps: int) -> None:
-    """Raise a FolderError if an unfinished training run has already completed more than `steps` steps."""
+    """Raise a FolderError if an unfinished training run has a checkpoint after more than `steps` steps."""
     done = newest_step(store, recorded.settings_fingerprint)
     if done is not None and done > steps and RECORD not in recorded.shards:
         raise FolderError(
@@ -103,5 +104,5 @@ def _refuse_fewer_steps(store: Store, recorded: Manifest, steps: int) -> None:
 
 
 def _start_advice(store: Store) -> str:
-    """Return the advice for an error about settings that cannot resume a training run."""
+    """Return the advice that ends error messages about a training run that cannot be resumed with new settings."""
     return f"start another prior from its weights (--init-from {store.url} --prior NEW)"

@@ -17,36 +17,36 @@ from ..sampling.settings import MAX_SEED
 
 
 class OptimiserSettings(Settings):
-    """Settings for AdamW, the learning rate and the averaged weights."""
+    """Settings for the AdamW optimiser, the learning rate and the averaged weights."""
 
     learning_rate: float = Field(default=3e-4, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(default=100, ge=0)
-    """Number of steps over which the learning rate rises linearly from 0."""
+    """Number of steps over which the learning rate rises linearly from 0 to its peak."""
     decay: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after warmup. `cosine` decays to a tenth of the peak at the last step. `constant` stays at the
-    peak, so that a run can be extended with more steps later."""
+    """Learning rate after warmup. With `cosine`, it decays to a tenth of the peak at the last step. With `constant`, it
+    stays at the peak, so that a finished run can be extended with more steps."""
     weight_decay: float = Field(default=0.06, ge=0)
-    """Weight decay for matrices; vectors have none. LAION's model card uses 6.02e-2."""
+    """Weight decay of matrices. Vectors have no weight decay. LAION's model card uses 6.02e-2."""
     beta2: float = Field(default=0.99, gt=0, lt=1)
     """Decay rate of AdamW's second-moment estimate."""
     max_grad_norm: float = Field(default=0.5, gt=0)
-    """Maximum gradient norm; larger gradients are scaled down to it. The default is from LAION's model card."""
+    """Maximum gradient norm. Larger gradients are scaled down to this norm. The default is from LAION's model card."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the averaged weights per step. During warmup, it is limited to (1 + step) / (10 + step)."""
+    """Decay per step of the averaged weights. In early steps, the decay is limited to (1 + step) / (10 + step)."""
 
 
 class InitSettings(Settings):
-    """Settings for the initial prior, in any format that `load_prior` reads."""
+    """Settings for the initial prior, which may be in any format that `load_prior` reads."""
 
     path: Location
     """Prior folder, or DALLE2-pytorch checkpoint (`.pth`)."""
     weights: WeightsName = "ema"
-    """Weights to use: averaged (`ema`), trained (`online`), or averaged with the lowest validation loss (`best`)."""
+    """Weights: averaged (`ema`), not averaged (`online`), or averaged with the lowest validation loss (`best`)."""
     config: str | None = None
-    """Configuration of a DALLE2-pytorch checkpoint: its training script's JSON file, or `laion-model-card`."""
+    """Configuration of a DALLE2-pytorch checkpoint: its training script's JSON file, or the name `laion-model-card`."""
     function_version: str | None = None
-    """dalle2-pytorch release that the checkpoint was trained with, if the checkpoint does not store it."""
+    """DALLE2-pytorch release that the checkpoint was trained with, if the checkpoint does not record the release."""
 
 
 class TrainSettings(DeviceSettings):
@@ -56,14 +56,14 @@ class TrainSettings(DeviceSettings):
         {
             "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "activation_checkpointing", "trackers",
             "tracker_folder", "log_every",
-            "init_from",  # the weights are part of the identity; their path is not
+            "init_from",  # the identity includes the initial weights, but not their path
             "threads", "accumulate", "validate_every", "validation_rows", "validate_draws", "validate_steps",
         }
     )  # fmt: skip
     recorded_fields: ClassVar[tuple[str, ...]] = (
         "threads", "accumulate", "validate_every", "validation_rows", "validate_draws", "validate_steps",
     )  # fmt: skip
-    """Fields that may change when training resumes. The manifest records the step of each change."""
+    """Fields that may change when training resumes. The manifest records each change and its step."""
 
     network: NetworkSettings = NetworkSettings()
     """Network settings."""
@@ -72,65 +72,65 @@ class TrainSettings(DeviceSettings):
     optimiser: OptimiserSettings = OptimiserSettings()
     """Optimiser settings."""
     init_from: InitSettings | None = None
-    """Initial prior. Training starts from its weights and uses its network, diffusion and normaliser statistics. Null:
-    training starts from random weights."""
+    """Initial prior. Training starts from its weights, and uses its network settings, diffusion settings and normaliser
+    statistics. Null: training starts from random weights."""
     text_condition: Literal["pooled", "stored", "online"] | None = None
-    """Source of the text. `pooled`: stored text embeddings. `stored`: stored text embeddings and token states.
-    `online`: captions, encoded during training by the CLIP model that produced the embeddings. Null: `stored` if the
-    network takes token states, otherwise `pooled`."""
+    """Text that the prior is conditioned on. `pooled`: stored text embeddings. `stored`: stored text embeddings and
+    token states. `online`: captions, encoded during training by the CLIP model that produced the embeddings. Null:
+    `stored` if the network takes token states, otherwise `pooled`."""
     steps: int = Field(default=100_000, ge=1)
-    """Total number of optimiser steps. With `optimiser.decay: constant`, it can be increased later."""
+    """Total number of optimiser steps. With `optimiser.decay: constant`, the total can be increased later."""
     batch_size: int = Field(default=256, ge=1)
-    """Number of rows per step across all workers. The last batch of an epoch may be smaller."""
+    """Number of rows per step, summed over all workers. The last batch of an epoch may be smaller."""
     accumulate: int = Field(default=1, ge=1)
-    """Number of parts into which each worker splits its rows per step, to save memory."""
+    """Number of parts into which each worker splits its rows of a batch, to save memory."""
     noise_draws: int = Field(default=1, ge=1)
-    """Number of timestep and noise draws per row and step. They share one pass over the text, so with token states
-    4 draws cost little more than 1. Choose the learning rate by the number of rows, not draws."""
+    """Number of timestep and noise draws per row and step. The draws of a row share one pass over the text. With token
+    states, 4 draws therefore cost little more than 1. Choose the learning rate by the number of rows, not draws."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type for large matrix products. Parameters, norms, attention weights, loss and optimiser stay in float32."""
     compile: bool = False
     """Compile the layers with torch.compile. This adds minutes at startup and pays off in long runs on a GPU."""
     activation_checkpointing: bool = False
-    """Recompute each layer in the backward pass. This takes a third more compute but a fraction of the memory. Results
-    are the same."""
+    """Recompute each layer in the backward pass instead of storing its activations. This needs a third more compute but
+    a fraction of the memory. Results do not change."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    """Seed for initial weights, data order, noise, timesteps, dropped inputs and dropout."""
+    """Seed for initial weights, data order, noise, timesteps, dropped texts and images, and dropout."""
     log_every: int = Field(default=50, ge=1)
     """Number of steps between lines in `metrics.jsonl`."""
     validate_every: int = Field(default=500, ge=1)
     """Number of steps between validations of the averaged weights."""
     validation_rows: int = Field(default=2048, ge=1)
-    """Maximum number of validation rows. Rows and noise are the same in every validation."""
+    """Maximum number of rows per validation. Every validation uses the same rows and the same noise."""
     validate_draws: int = Field(default=0, ge=0)
-    """Number of embeddings sampled per validation caption for energy score and cosine; 0 computes only the loss."""
+    """Number of embeddings sampled per caption to compute energy score and cosine; 0 computes only the loss."""
     validate_steps: int = Field(default=16, ge=1)
-    """Number of network evaluations per sampled embedding in validation."""
+    """Number of network evaluations per embedding sampled in validation."""
     checkpoint_every: int = Field(default=500, ge=1)
-    """Number of steps between checkpoints. A killed run loses at most this much work."""
+    """Maximum number of steps between checkpoints. A killed run loses at most this many steps."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     """Maximum number of minutes between checkpoints, in case `checkpoint_every` steps take longer."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Number of most recent checkpoints to keep."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Trackers that receive metrics in addition to `metrics.jsonl`. Each requires a package extra of the same name."""
+    """Trackers that receive metrics in addition to `metrics.jsonl`. Each needs the priorkit extra of the same name."""
     tracker_folder: Location | None = None
     """Local folder that trackers write to. Null: `trackers` in the prior folder, which must then be local."""
 
     @property
     def steps_may_change(self) -> bool:
-        """True if no step depends on the total number of steps, so that `steps` may change later."""
+        """True if training can be resumed with a different `steps`, because the learning rate does not depend on it."""
         return self.optimiser.decay == "constant"
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields that the result depends on, without `steps` if it may change later."""
+        """Return the settings that the result depends on, without `steps` if `steps_may_change`."""
         dumped = super().identity()
         if self.steps_may_change:
             del dumped["steps"]
         return dumped
 
     def recorded(self) -> dict[str, Any]:
-        """Return the settings that may change when training resumes, keyed by their names in a recipe."""
+        """Return the settings that may change when training resumes, keyed by recipe name such as `train.threads`."""
         names = (*self.recorded_fields, *(("steps",) if self.steps_may_change else ()))
         return {f"train.{name}": getattr(self, name) for name in names}
 

@@ -1,4 +1,4 @@
-"""The train stage: plan, run and resume training in this process or on Ray."""
+"""Train stage: plan, start and resume training, in this process or on Ray."""
 
 from __future__ import annotations
 
@@ -43,20 +43,22 @@ def train(
 
     Args:
         embeddings: embeddings folder, written by `embed` or clip-retrieval, or published by LAION.
-        prior: folder to write the trained prior to.
+        prior: folder to write the prior to.
         settings: training settings; None uses the defaults.
         read: settings for reading and splitting the embeddings; None uses the defaults.
-        compute: backend, workers and their resources. On Ray, every worker must be able to access both folders.
-        clip: CLIP model that produced the embeddings; used only if their folder does not name one.
-        limit: total number of steps at which to stop with a checkpoint. The same call without it resumes from there.
+        compute: backend, number of workers and resources per worker; None uses the defaults. On Ray, every worker must
+            be able to access the embeddings folder and the prior folder.
+        clip: CLIP model that produced the embeddings; used only if the embeddings folder does not name a CLIP model.
+        limit: total number of steps after which to write a checkpoint and stop. The same call without `limit` resumes
+            from this checkpoint. None trains to the last step.
         overwrite: discard the content of the prior folder and start again.
         progress: called with the completed steps, the total number of steps and a note.
-        should_stop: polled during training; when it returns True, training writes a checkpoint and stops.
+        should_stop: called repeatedly during training. When it returns True, training writes a checkpoint and stops.
 
     Raises:
         InputError: the embeddings are missing or damaged, or lack data that the settings need.
         SettingsError: settings contradict each other, or a tracker is not installed.
-        FolderError: the folder holds something else, or a prior trained with other settings or embeddings.
+        FolderError: the prior folder contains other files, or a prior trained with other settings or embeddings.
         Interrupted: `should_stop` returned True.
     """
     start = time.monotonic()
@@ -81,7 +83,7 @@ def train(
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         if overwrite:
             clear_states(store)
-            for name in (CONFIG_NAME, WEIGHTS_NAME):  # remain without a record if a finished prior was being extended
+            for name in (CONFIG_NAME, WEIGHTS_NAME):  # left if extending a prior was interrupted
                 store.remove(name)
         if surplus is not None:
             notes = [*notes, surplus]
@@ -113,7 +115,7 @@ def _run(
     progress: ProgressCallback,
     should_stop: Callable[[], bool],
 ) -> Outcome:
-    """Run the training loop on the configured backend."""
+    """Run the training loop in this process or on Ray, depending on `compute.backend`."""
     if compute.backend == "ray":
         from .on_ray import train_on_ray
 
@@ -135,7 +137,7 @@ def plan_train(
     compute = compute or ComputeSettings()
     store = Store(prior)
     recorded = read_manifest(store)
-    is_new = recorded is None or overwrite  # a new run has no recorded hashes to compare with
+    is_new = recorded is None or overwrite  # a new run has no recorded hashes to compare the embeddings with
     dataset = EmbeddingDataset(embeddings, read, known_files=recorded_files(recorded), hash_files=not is_new)
     job = make_job(dataset, store, settings, compute, clip)
     settings, manifest = job.settings, job.manifest()
@@ -150,8 +152,8 @@ def plan_train(
         is_done |= surplus_note(store, recorded, settings.steps) is not None
         left = 0 if is_done else settings.steps - (state.step if state else 0)
     weights = sum(value.numel() for value in build_network(job.config).parameters())
-    tokens = 4 + settings.network.max_text_len  # text embedding, timestep, noisy image embedding and query
-    flops = left * settings.batch_size * tokens * weights * 6  # per weight: 2 forward, 4 backward
+    tokens = 4 + settings.network.max_text_len  # pooled text, timestep, noisy image and query, plus token states
+    flops = left * settings.batch_size * tokens * weights * 6  # per token and weight: 2 forward, 4 backward
     return StagePlan(
         stage=STAGE,
         folder=store.url,
@@ -159,7 +161,7 @@ def plan_train(
         pending_units=left,
         unit="steps",
         pending_rows=left * settings.batch_size,
-        # float32: prior and best weights once; network, average and two moments per checkpoint
+        # float32: prior and best weights; per checkpoint, network, averaged weights and two Adam moments
         bytes_needed=weights * 4 * (2 + 4 * settings.keep_checkpoints) if left else 0,
         bytes_free=free_bytes(store),
         seconds=flops / ASSUMED_FLOPS[settings.device] / compute.workers,
@@ -169,7 +171,11 @@ def plan_train(
 def check_prior_folder(
     prior: str, settings: TrainSettings, read: ReadSettings, compute: ComputeSettings, *, overwrite: bool = False
 ) -> None:
-    """Raise a FolderError if these settings cannot resume the training run in a folder, regardless of embeddings."""
+    """Check that the training run in a folder can be resumed with these settings, assuming unchanged embeddings.
+
+    Raises:
+        FolderError: the training run in the folder cannot be resumed with these settings.
+    """
     store = Store(prior)
     manifest = read_manifest(store)
     resolved = resolve_training(settings, compute)

@@ -1,4 +1,4 @@
-"""Initial weights of a training run, including loading and checking an initial prior (`init_from`)."""
+"""Initial weights of a training run: random weights, or the weights of an existing prior (`init_from`)."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from .settings import InitSettings, TrainSettings
 from .step import Learner
 
 _NORMALISER_ROWS = 100_000
-"""Maximum number of training rows for the normaliser statistics; more would hardly change them."""
+"""Maximum number of training rows for normaliser statistics. More rows would hardly change the statistics."""
 _FREE_FIELDS = {"loss", "loss_weighting", "text_drop", "image_drop", "attn_dropout", "ff_dropout"}
-"""Network and diffusion settings that may differ from the initial prior. They affect how a prior is trained, but not
-what it computes."""
+"""Network and diffusion settings that a recipe may change from the initial prior's values. They affect training, but
+not the function that the prior computes."""
 
 
 def initialise(learner: Learner, settings: TrainSettings, dataset: EmbeddingDataset) -> None:
     """Set the weights and normaliser statistics before the first step.
 
-    Both come from the initial prior if there is one. Otherwise the weights stay random, and any statistics that the
-    normaliser needs are computed from training rows.
+    With `init_from`, both come from the initial prior. Otherwise the weights stay random. If the normaliser needs
+    statistics, they are computed from training rows.
     """
     if settings.init_from is not None:
         start = load_start(settings.init_from)
@@ -44,12 +44,12 @@ def initialise(learner: Learner, settings: TrainSettings, dataset: EmbeddingData
 
 
 def load_start(init: InitSettings) -> Prior:
-    """Load the initial prior on the CPU. Errors from `load_prior` propagate."""
+    """Load the initial prior on the CPU. Errors from `load_prior` are not caught."""
     return load_prior(init.path, config=init.config, weights=init.weights, function_version=init.function_version)
 
 
 def settings_of_start(settings: TrainSettings, start: Prior) -> TrainSettings:
-    """Return the settings with the network and diffusion sections of the initial prior.
+    """Return the settings with the `network` and `diffusion` sections taken from the initial prior.
 
     Raises:
         SettingsError: the recipe sets a value that conflicts with the initial prior.
@@ -61,7 +61,7 @@ def settings_of_start(settings: TrainSettings, start: Prior) -> TrainSettings:
 
 
 def _merged(section: str, recipe: Settings, start: Settings) -> dict[str, Any]:
-    """Merge a recipe section into the same section of the initial prior."""
+    """Return a section of the initial prior, with values from the recipe for the settings in `_FREE_FIELDS`."""
     merged = start.model_dump()
     for name in recipe.model_fields_set:
         value = getattr(recipe, name)
@@ -75,15 +75,15 @@ def _merged(section: str, recipe: Settings, start: Settings) -> dict[str, Any]:
 
 
 def check_start(start: Prior, dataset: EmbeddingDataset, path: str, config: PriorConfig) -> None:
-    """Check that the initial prior fits the embeddings.
+    """Check that the initial prior can be trained on the embeddings.
 
     Args:
         path: path of the initial prior, for error messages.
         config: configuration of the new prior, which names the CLIP model that produced the embeddings.
 
     Raises:
-        InputError: the embedding sizes or the CLIP models differ. CLIP models are compared by weight hash, or by name
-            if a hash is missing.
+        InputError: the embedding sizes or the CLIP models differ. CLIP models are compared by the hash of their
+            weights, or by name if a hash is missing.
     """
     known = start.config
     sizes = (known.embed_dim, known.text_dim or known.embed_dim)
@@ -110,12 +110,12 @@ def check_start(start: Prior, dataset: EmbeddingDataset, path: str, config: Prio
 
 
 def has_unknown_clip(config: PriorConfig) -> bool:
-    """Return whether a prior's CLIP model is unknown, as after conversion without `--clip`."""
+    """Return whether a prior does not record its CLIP model, for example after conversion without `--clip`."""
     return not config.clip and not config.clip_settings
 
 
 def _have_same_clip(one: PriorConfig, other: PriorConfig) -> bool:
-    """Return whether two priors use the same CLIP model, when at least one of them has no hash of its weights."""
+    """Return whether two priors use the same CLIP model. At least one prior has no hash of the CLIP weights."""
     identified, named = (one, other) if one.clip else (other, one)
     if not named.clip_settings:
         return False
@@ -129,7 +129,7 @@ def _clip_name(config: PriorConfig) -> str:
 
 
 def start_fingerprint(start: Prior) -> str:
-    """Return the SHA-256 of a prior's weights and normaliser statistics, which is independent of the file format."""
+    """Return the SHA-256 of a prior's weights and normaliser statistics. It does not depend on the file format."""
     digest = hashlib.sha256()
     for name, value in sorted(prior_tensors(start.network, start.normaliser).items()):
         digest.update(f"{name} {list(value.shape)} {value.dtype}\0".encode())

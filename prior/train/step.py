@@ -1,4 +1,4 @@
-"""A training step: compute gradients, sum them over ranks, update weights and their average. Independent of Ray."""
+"""Training step: compute gradients, sum them over ranks, and update weights and averaged weights. Does not use Ray."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class NotFinite(PriorkitError):
     def __init__(self, message: str, rows: list[int]) -> None:
         super().__init__(message)
         self.rows = rows
-        """Row numbers: some rows with a non-finite loss or, for a gradient, some rows in the batch."""
+        """Row numbers: some rows with a non-finite loss or, for a non-finite gradient, some rows in the batch."""
 
     def with_keys(self, dataset: EmbeddingDataset) -> PriorkitError:
-        """Return a user-facing error that lists the keys of the rows and suggests a fix."""
+        """Return an error for the user that lists the keys of `rows` in the dataset and suggests a fix."""
         return PriorkitError(
             f"{self} ({dataset.describe_rows(self.rows)}); `priorkit inspect` finds unsound embeddings; else lower "
             "train.optimiser.learning_rate"
@@ -45,7 +45,7 @@ class NotFinite(PriorkitError):
 
 
 class Learner:
-    """Network, averaged network, normaliser and optimiser. All are identical on every rank."""
+    """Network, averaged network, normaliser and optimiser of a training run. All ranks hold identical copies."""
 
     def __init__(self, config: PriorConfig, settings: TrainSettings, ranks: Ranks) -> None:
         self._settings, self._ranks = settings, ranks
@@ -65,6 +65,8 @@ class Learner:
 
         Args:
             step: step number, from 0.
+            batch: this rank's rows of the global batch.
+            text: text condition for these rows.
         """
         self._seed_dropout(step)
         self.network.train()
@@ -77,18 +79,18 @@ class Learner:
         return losses
 
     def reduce(self, step: int, batch: TrainBatch, losses: torch.Tensor, stop: bool) -> tuple[float, bool]:
-        """Sum losses, stop requests and gradients over the ranks.
+        """Sum losses, stop requests and gradients over all ranks.
 
         Args:
             step: step number, from 0.
-            losses: losses `[B]` from `backward`.
-            stop: whether this rank was asked to stop.
+            losses: loss per row, `[B]`, from `backward`.
+            stop: whether this rank has received a stop request.
 
         Returns:
-            Mean loss over the global batch, and whether any rank was asked to stop.
+            Mean loss over the global batch, and whether any rank has received a stop request.
 
         Raises:
-            NotFinite: a loss is not finite on any rank. Every rank raises it.
+            NotFinite: at least one loss on any rank is not finite. Every rank then raises this error.
         """
         not_finite = batch.rows[~torch.isfinite(losses).numpy()]
         parameters = list(self.network.parameters())
@@ -98,15 +100,15 @@ class Learner:
         if not_finite_rows:
             message = f"the loss is not finite at step {step} for {not_finite_rows:.0f} rows"
             raise NotFinite(message, self._some_rows(not_finite))
-        # a parameter with no gradient on any rank keeps None, so that the optimiser skips it as in a single process
+        # a gradient that is None on all ranks stays None, so that the optimiser skips it as in a single process
         self._ranks.sum_gradients([each for each, ranks in zip(parameters, has_gradient, strict=True) if ranks])
         return loss, stops > 0
 
     def update(self, step: int, batch: TrainBatch) -> float:
-        """Clip the summed gradients, update the weights and their average, and return the norm before clipping.
+        """Clip the summed gradient, update weights and averaged weights, and return the gradient norm before clipping.
 
         Raises:
-            NotFinite: the norm is not finite. Every rank raises it.
+            NotFinite: the gradient norm is not finite. Every rank then raises this error.
         """
         settings = self._settings
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.optimiser.max_grad_norm).item()
@@ -119,7 +121,7 @@ class Learner:
         return norm
 
     def state(self, step: int) -> TrainState:
-        """Return the complete state needed to resume exactly after `step` steps."""
+        """Return the complete state for a checkpoint after `step` steps. Training resumes from it exactly."""
         return TrainState(
             step=step,
             network=dict(self.network.state_dict()),
@@ -129,7 +131,7 @@ class Learner:
         )
 
     def restore(self, state: TrainState) -> None:
-        """Load weights, averaged weights, normaliser statistics and optimiser state from a checkpoint."""
+        """Load weights, averaged weights, normaliser statistics and optimiser state from a training state."""
         self.network.load_state_dict(state.network)
         self.average.load_state_dict(state.average)
         self.normaliser.load_state_dict(state.normaliser)
@@ -152,23 +154,23 @@ class Learner:
             )  # fmt: skip
 
     def _seed_dropout(self, step: int) -> None:
-        """Seed dropout from the seed, step and rank, so that checkpoints need no generator state."""
+        """Seed dropout for a step on this rank. Checkpoints therefore need no generator state."""
         torch.manual_seed(dropout_seed(self._settings.seed, step, self._ranks.rank))
 
     def _some_rows(self, rows: np.ndarray) -> list[int]:
-        """Return the first `_NAMED_ROWS` of the given rows, gathered from all ranks."""
+        """Return at most `_NAMED_ROWS` of the rows given on all ranks. Every rank must call this method."""
         return self._ranks.gather(rows[:_NAMED_ROWS].tolist())[:_NAMED_ROWS]
 
 
 def prepare_network(network: Network, *, compile: bool = False, activation_checkpointing: bool = False) -> None:
-    """Configure a network for training. Its weights, parameter names and outputs do not change."""
+    """Set up compilation and activation checkpointing. Weights, parameter names and outputs do not change."""
     network.checkpoint_activations = activation_checkpointing
     if compile:
         network.compile_layers()
 
 
 def autocast(dtype: str, device: torch.device) -> torch.autocast:
-    """Return the autocast context for a loss: matrix products in `dtype`, weights and sums in float32."""
+    """Return the autocast context for a loss: matrix products run in `dtype`; weights and sums stay in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 

@@ -1,4 +1,4 @@
-"""Text conditions for a batch: stored embeddings, or captions encoded by a frozen text encoder."""
+"""Text conditions for a batch: stored text embeddings, or captions encoded during training by a frozen CLIP."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ if TYPE_CHECKING:
     from ...pipeline.clip.encoder import ClipEncoder
 
 TextSource = Callable[[TrainBatch], Condition]
-"""Function that returns the text condition for a batch, on the CPU, with any float dtype and norm."""
+"""Function that returns the text condition for a batch, on the CPU. Embeddings may have any float dtype and norm."""
 
 
 def text_columns(config: PriorConfig, settings: TrainSettings) -> Columns:
-    """Return the columns that the text source with these settings needs."""
+    """Return the dataset columns that `text_source` with the same arguments needs."""
     if settings.text_condition == "online":
         return Columns(text_embed=False, max_text_len=0, captions=True)
     return Columns(text_embed=True, max_text_len=_states_used(config), captions=False)
 
 
 def text_source(config: PriorConfig, settings: TrainSettings) -> TextSource:
-    """Return the text source for training. Its batches must contain the columns from `text_columns`.
+    """Return the text source for training. Batches passed to it must contain the columns from `text_columns`.
 
     Raises:
-        InputError: text is encoded online, but the CLIP model cannot be loaded or its weights differ.
+        InputError: captions must be encoded during training, but the CLIP model cannot be loaded, or differs from the
+            model that produced the embeddings.
     """
     if settings.text_condition != "online":
         return stored_text
@@ -42,14 +43,14 @@ def text_source(config: PriorConfig, settings: TrainSettings) -> TextSource:
 
 
 def stored_text(batch: TrainBatch) -> Condition:
-    """Return the text embeddings and token states stored in a batch."""
+    """Return a text condition with the text embeddings and token states that are stored in a batch."""
     assert batch.text_embed is not None
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
     return Condition(torch.from_numpy(batch.text_embed), states)
 
 
 def read_rows(dataset: EmbeddingDataset, rows: np.ndarray, columns: Columns) -> TrainBatch:
-    """Read the given row numbers as a batch."""
+    """Read the rows with the given numbers, in the given order, as a batch."""
     image, text, states, captions = dataset.embeds("img_emb", rows), None, None, None
     if columns.text_embed:
         stored = dataset.take(rows, columns.max_text_len)
@@ -60,7 +61,7 @@ def read_rows(dataset: EmbeddingDataset, rows: np.ndarray, columns: Columns) -> 
 
 
 def with_text(batch: TrainBatch, encode_text: TextSource) -> EmbeddingBatch:
-    """Convert a batch to the evaluator's format, with text from a text source."""
+    """Convert a training batch to the format that evaluation takes, with text from a text source."""
     text = encode_text(batch)
     states = None if text.token_states is None else text.token_states.numpy()
     return EmbeddingBatch(batch.rows, batch.image_embed, text.text_embed.numpy(), states)
@@ -70,14 +71,14 @@ class OnlineText:
     """Text source that encodes captions with a CLIP text encoder.
 
     Args:
-        max_text_len: maximum number of token states per caption; 0 for none.
+        max_text_len: maximum number of token states per caption. 0 returns no token states.
     """
 
     def __init__(self, encoder: ClipEncoder, max_text_len: int) -> None:
         self._encoder, self._max_text_len = encoder, max_text_len
 
     def __call__(self, batch: TrainBatch) -> Condition:
-        """Encode the captions in a batch."""
+        """Return the text condition for the captions in a batch."""
         assert batch.captions is not None
         size = self._encoder.identity["embed_dim"]
         width = self._encoder.identity["token_width"] if self._max_text_len else 0
@@ -94,5 +95,5 @@ class OnlineText:
 
 
 def _states_used(config: PriorConfig) -> int:
-    """Return the maximum number of token states per caption that the network uses; 0 for none."""
+    """Return the maximum number of token states per caption that the network uses, or 0 if it uses none."""
     return 0 if config.token_width is None else config.network.max_text_len

@@ -1,7 +1,7 @@
-"""Metric trackers in addition to `metrics.jsonl`: TensorBoard and Weights & Biases, each an optional extra.
+"""Optional metric trackers: TensorBoard and Weights & Biases (W&B). Each is an extra of the package.
 
-A run that resumes from a checkpoint may repeat steps. TensorBoard hides the earlier values for these steps. W&B
-cannot, so repeated steps are not sent to it.
+A training run that resumes from a checkpoint may repeat steps. TensorBoard then hides the earlier values for these
+steps. W&B cannot replace earlier values, so repeated steps are not sent to W&B.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from ...pipeline.errors import SettingsError
 from .settings import TrainSettings
 
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
-"""Module to import for each tracker."""
+"""Module that each tracker requires."""
 _DEFAULT_FOLDER = "trackers"
-"""Default folder for tracker files, inside the prior folder."""
+"""Name of the default folder for tracker files, inside the prior folder."""
 
 
 class Tracker(Protocol):
-    """Destination for metrics."""
+    """Service that receives training metrics."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Log all metrics of one step. Steps increase within a process."""
+        """Log all metrics of one step. Within a process, each call has a larger step than the last."""
 
     def close(self) -> None:
-        """Write buffered metrics and close."""
+        """Write buffered metrics and close the tracker."""
 
 
 def check_trackers(settings: TrainSettings, prior: Store) -> Path | None:
-    """Check the tracker settings and return the folder that trackers write to, or None if none are set.
+    """Check the tracker settings, and return the folder that trackers write to, or None without trackers.
 
     Raises:
         SettingsError: a tracker is not installed, or has no local folder to write to.
@@ -60,11 +60,12 @@ def check_trackers(settings: TrainSettings, prior: Store) -> Path | None:
 def open_trackers(
     settings: TrainSettings, prior: Store, name: str, described: dict[str, Any], step: int
 ) -> Sequence[Tracker]:
-    """Open the configured trackers.
+    """Open the trackers in the settings.
 
     Args:
+        prior: prior folder.
         name: unique name of the training run.
-        described: training settings to display.
+        described: training settings for the tracker to display.
         step: number of steps completed before this run.
     """
     folder = check_trackers(settings, prior)
@@ -77,7 +78,7 @@ def open_trackers(
 
 
 class TensorBoard:
-    """Tracker that writes event files for `tensorboard --logdir`."""
+    """Tracker that writes event files, which `tensorboard --logdir` displays."""
 
     def __init__(self, folder: Path, name: str, described: dict[str, Any], step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -95,7 +96,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Tracker that writes to a W&B run and resumes it under the same id. `WANDB_MODE` selects online or offline."""
+    """Tracker that sends metrics to a W&B run, and resumes this W&B run when training resumes.
+
+    The environment variable `WANDB_MODE` selects `online` or `offline`.
+    """
 
     def __init__(self, folder: Path, name: str, described: dict[str, Any], step: int) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -123,5 +127,5 @@ class WeightsAndBiases:
             file.write(json.dumps({"id": self._id, "step": step}).encode())
 
     def close(self) -> None:
-        """Finish the run."""
+        """Finish the W&B run."""
         self._run.finish()

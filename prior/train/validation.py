@@ -1,4 +1,4 @@
-"""Validation during training: evaluation losses and scores for the averaged weights, on fixed rows and noise."""
+"""Validation during training: loss and scores of the averaged weights, always on the same rows and noise."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .text import TextSource, read_rows, with_text
 
 
 class Validation:
-    """Scores the averaged weights on the validation rows, which are divided among the ranks.
+    """Function that scores the averaged weights on the validation rows. The rows are divided among the ranks.
 
-    Results do not depend on the number of ranks, except through the order of float64 summation.
+    The number of ranks affects results only through the order of float64 summation.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class Validation:
         self._sample = SampleSettings(steps=settings.validate_steps)
 
     def __call__(self, learner: Learner, step: int) -> dict[str, float]:
-        """Return mean scores over the validation rows, by name.
+        """Return the mean of each score over the validation rows, by name.
 
-        They are `validation_loss` and, if `validate_draws` is not 0, `validation_energy_score` and
+        The scores are `validation_loss` and, if `validate_draws` is not 0, `validation_energy_score` and
         `validation_cosine`. The result is empty if the validation split is empty.
 
         Raises:
-            NotFinite: a score is not finite on any rank. Every rank raises it.
+            NotFinite: at least one score on any rank is not finite. Every rank then raises this error.
         """
         if not len(self._rows):
             return {}
@@ -69,12 +69,12 @@ class Validation:
         return {name: total / len(self._rows) for name, total in zip(names, sums, strict=True)}
 
     def _local_blocks(self) -> Iterator[np.ndarray]:
-        """Yield the row numbers of each block that this rank scores, which is every `size`-th block."""
+        """Yield the row numbers of each block that this rank scores: every N-th block for N ranks."""
         for first in range(self._ranks.rank * BLOCK_ROWS, len(self._rows), self._ranks.size * BLOCK_ROWS):
             yield self._rows[first : first + BLOCK_ROWS]
 
     def _scores(self, prior: Prior, rows: np.ndarray) -> np.ndarray:
-        """Return the scores `[names, B]` for one block."""
+        """Return the scores `[names, B]` for the B rows of one block."""
         ids = self._dataset.row_ids[rows]
         batch = with_text(read_rows(self._dataset, rows, self._columns), self._encode_text)
         losses = timestep_losses(prior, batch, ids, self._settings)
