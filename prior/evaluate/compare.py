@@ -1,4 +1,4 @@
-"""Comparison of evaluations: the difference of each metric from its value in the first evaluation, with 95% intervals."""
+"""Comparison of evaluations: differences of each metric from its value in the first evaluation, with 95% intervals."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class PriorPredictor:
 
 
 class GivenPredictions:
-    """Predictor that returns predictions made by another program, with 1 or K predictions for each row of the dataset."""
+    """Predictor that returns predictions made by another program: 1 or K predictions for each row of the dataset."""
 
     def __init__(self, predictions: np.ndarray) -> None:
         self._predictions = predictions if predictions.ndim == 3 else predictions[:, None]  # (N, K, D)

@@ -3,4 +3,5 @@
 from typing import Literal
 
 WeightsName = Literal["ema", "online", "best"]
-"""Weights in a prior's folder: averaged, as trained, or averaged with the lowest validation loss."""
+"""Name of a set of weights: `ema` for the averaged weights, `online` for the weights that the optimiser updates, `best`
+for the averaged weights with the lowest validation loss."""
