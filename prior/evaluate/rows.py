@@ -13,7 +13,7 @@ BLOCK_ROWS = 128
 
 
 class EvaluatedRows:
-    """The N evaluated rows of a split, in a seeded order that depends only on their content.
+    """The N rows of a split that are evaluated, in an order that depends only on their content and the seed.
 
     Raises:
         InputError: the split has fewer than 2 rows.
@@ -32,10 +32,10 @@ class EvaluatedRows:
         self.groups = dataset.group_ids[self.rows]
         """Group id of each row, `[N]`; rows with the same group id share an image."""
         self.unrelated = _next_different(self.groups)
-        """For each row, the position of a row with a different image, whose caption is the unrelated caption; `[N]`."""
+        """For each row, the position in `rows` of a row with a different image and so an unrelated caption, `[N]`."""
         groups, firsts, group_numbers = np.unique(self.groups, return_index=True, return_inverse=True)
         self.gallery = np.sort(firsts)[: settings.gallery_size]
-        """Positions of the rows whose images form the gallery, `[G]`. Each image appears once in the gallery."""
+        """Positions in `rows` whose images form the gallery, `[G]`. Each image appears once in the gallery."""
         index_by_group = np.full(len(groups), -1)
         index_by_group[group_numbers[self.gallery]] = np.arange(len(self.gallery))
         self.gallery_index = index_by_group[group_numbers]
@@ -44,7 +44,7 @@ class EvaluatedRows:
         """Number of blocks."""
 
     def block(self, number: int) -> slice:
-        """Return the positions of the rows in a block."""
+        """Return the positions in `rows` that a block covers."""
         return slice(number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, len(self.rows)))
 
 

@@ -24,7 +24,7 @@ from ..model.train_manifest import RECORD, STAGE
 from ..sampling.settings import SampleSettings
 
 PREDICTIONS_SUFFIX = ".npy"
-"""File extension of predictions."""
+"""Extension of a file of predictions."""
 Kind = Literal["prior, trained here", "prior", "checkpoint", "predictions"]
 """Kind of subject, as stored in `metrics.json`.
 
@@ -92,7 +92,7 @@ class Subject:
 
     @property
     def is_predictions(self) -> bool:
-        """True if predictions are evaluated instead of a prior."""
+        """True if the subject is a file of predictions instead of a prior."""
         return self.source.is_predictions
 
     def parameters(self, weights: WeightsName) -> float:
@@ -110,7 +110,7 @@ class Subject:
             )
 
     def training_rows(self, dataset: EmbeddingDataset) -> TrainingRows:
-        """Return how the rows to evaluate relate to the rows that the prior was trained on.
+        """Return whether the evaluated rows were held out from training, as far as known.
 
         Raises:
             SettingsError: the dataset's splits would include rows that the prior was trained on.
@@ -152,8 +152,8 @@ class Subject:
             weights: names of all weights that the evaluation loads.
 
         Raises:
-            InputError: the prior is damaged, does not fit the embeddings or their CLIP, or lacks some of the weights.
-            SettingsError: the prior does not support some of the sampling settings.
+            InputError: the prior is damaged, does not fit the embeddings or their CLIP, or lacks one of `weights`.
+            SettingsError: the prior does not support one of the sampling settings in `samples`.
         """
         if self.is_predictions:
             return

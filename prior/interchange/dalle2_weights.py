@@ -19,9 +19,9 @@ from ..network.function_version import LATEST_FUNCTION
 from .dalle2_settings import require_exportable
 
 _SCHEDULE_TOLERANCE = 1e-2
-"""Maximum alpha_bar difference that is attributed to half-precision rounding; different noise schedules differ more."""
+"""Maximum alpha_bar difference attributed to half-precision rounding; different noise schedules differ more."""
 _ROTARY_TOLERANCE = 4e-3
-"""Maximum relative difference of rotary frequencies that is attributed to bfloat16 rounding; other bases differ more."""
+"""Maximum relative difference of rotary frequencies attributed to bfloat16 rounding; different bases differ more."""
 
 
 def import_prior(weights: Mapping[str, torch.Tensor], config: PriorConfig, source: str) -> Prior:

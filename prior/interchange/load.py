@@ -42,7 +42,8 @@ def load_prior(
         path: prior folder or `.pth` file.
         device: device to sample on, such as `cpu` or `cuda`.
         dtype: precision of large matrix products: `float32`, or `bfloat16` for about twice the speed.
-        config: settings of a `.pth`: the JSON file of its training script, or `laion-model-card` for LAION's settings.
+        config: settings of a `.pth`: the JSON file of the script that trained it, or `laion-model-card` for the
+            settings in LAION's model card.
         weights: `ema` for the averaged weights, `online` for the weights that the optimiser updates, or `best` for the
             averaged weights with the lowest validation loss. A `.pth` has no `best` weights. The `online` weights of a
             folder come from its newest training checkpoint.
@@ -170,7 +171,7 @@ def _refuse_other_files(path: str) -> None:
 def _load_pth(
     path: str, config: str, weights: WeightsName, function_version: str | None, clip: dict[str, Any] | None
 ) -> Prior:
-    """Load a DALLE2-pytorch checkpoint on the CPU."""
+    """Load a prior from a DALLE2-pytorch checkpoint onto the CPU."""
     described = parse_config(read_config(config), config)
     content = read_pth(path)
     tensors = choose_weights(content, weights, path)

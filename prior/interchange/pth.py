@@ -20,7 +20,7 @@ from ...pipeline.contract.storage import open_location
 from ...pipeline.errors import InputError
 
 _INERT = (
-    "builtins.dict",  # factory of the optimiser's defaultdict
+    "builtins.dict",  # default factory of the optimiser's defaultdict
     "packaging._structures.InfinityType",
     "packaging._structures.NegativeInfinityType",
     "packaging.version.Version",
@@ -83,7 +83,8 @@ def read_pth(path: str) -> dict[str, Any]:
                 "`git lfs pull` in its repository)"
             )
     if isinstance(fs, LocalFileSystem):
-        content = _load(location, path, mmap=zipfile.is_zipfile(location))  # mapped, as most data is not needed
+        # memory-map the file if its format allows it, because most of the data is not needed
+        content = _load(location, path, mmap=zipfile.is_zipfile(location))
     else:
         with fs.open(location, "rb") as file:
             content = _load(file, path)
@@ -141,5 +142,5 @@ def _explain(message: str, path: str) -> str:
             f"{path}: holds {found[1]}, which is not among what a checkpoint may hold; nothing of it was run. "
             "Only tensors and plain values are read: save the state_dict alone, where you trust the file"
         )
-    cause = message.partition("\n\n")[2] or message  # without torch's advice to load the file unsafely
+    cause = message.partition("\n\n")[2] or message  # omit torch's advice to load the file unsafely
     return f"{path}: cannot be read as a checkpoint; is the file whole? ({cause.strip().splitlines()[0]})"

@@ -40,7 +40,7 @@ class PriorConfig(Settings):
     text_dim: int | None = Field(default=None, ge=1)
     """Size of text embeddings from a separate text encoder; null if it equals `embed_dim`."""
     token_width: int | None = Field(ge=1)
-    """Width of token states; null if the prior uses none."""
+    """Width of token states; null if the prior uses no token states."""
     network: NetworkSettings
     """Network settings."""
     diffusion: DiffusionSettings

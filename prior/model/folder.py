@@ -134,7 +134,7 @@ class TrainState:
 
 
 _PARTS = ("network", "average", "optimiser", "normaliser")
-"""`TrainState` fields that hold tensors."""
+"""Fields of `TrainState` that contain tensors."""
 
 
 def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep: int) -> None:
@@ -211,7 +211,7 @@ def clear_states(store: Store) -> None:
 
 
 def save_best(store: Store, network: Network, step: int, loss: float, settings_fingerprint: str) -> None:
-    """Write the averaged weights that have the lowest validation loss so far."""
+    """Write the averaged weights of the step with the lowest validation loss so far."""
     metadata = {"priorkit": json.dumps({"step": step, "validation_loss": loss, "settings": settings_fingerprint})}
     with store.create(BEST_NAME) as file:
         file.write(safetensors.torch.save(_to_cpu(network.state_dict()), metadata))

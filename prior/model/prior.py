@@ -48,7 +48,7 @@ class Prior:
 
     @property
     def token_states_used(self) -> int:
-        """Maximum number of token states per caption; 0 if the prior uses none."""
+        """Maximum number of token states per caption; 0 if the prior uses no token states."""
         return self.network.max_text_len if self.network.takes_token_states else 0
 
     def to(self, device: str | torch.device | None = None, dtype: str | None = None) -> Prior:

@@ -61,7 +61,7 @@ def projection(image: np.ndarray, text: np.ndarray, predicted: np.ndarray | None
     Args:
         image: true image embeddings, `[N, D]`.
         text: text embeddings, `[N, D]`.
-        predicted: predicted embeddings, `[N, D]`; None if there are none.
+        predicted: predicted embeddings, `[N, D]`; None to plot only true images and texts.
         split: name of the split, for the titles.
     """
     mean, axes, shares = principal_axes(image)
@@ -82,7 +82,7 @@ def projection(image: np.ndarray, text: np.ndarray, predicted: np.ndarray | None
 def gallery(
     dataset: EmbeddingDataset, images: str, shown: np.ndarray, searched: np.ndarray, queries: Mapping[str, np.ndarray]
 ) -> tuple[list[str], list[str]]:
-    """Build a gallery with one card per caption.
+    """Build a gallery with one card per caption, which shows the caption's own image and the nearest images.
 
     Args:
         dataset: embeddings.

@@ -38,7 +38,7 @@ _NAMES = {
 _SWEPT = {"steps": ("steps", "steps=[4,16,64]"), "guidance_scale": ("guidance scale", "guidance_scales=[1,1.5,3]")}
 """Label of each sweep setting, with an example of how to set it in `evaluate.sweep` on the command line."""
 _REAL = "(real against real)"
-"""Row label for the distances between training images and the images of the split."""
+"""Row label of the distances between training images and images of the evaluated split."""
 
 Section = tuple[str, list[str]]
 """Heading and page fragments of a section."""
