@@ -106,10 +106,10 @@ class Ridge:
         """Return the variance of the predicted mean, divided by the residual variance: `[B, D]` -> `[B]`.
 
         Let X hold the n centred training texts, let m be the mean of these texts before centring, and let P be the
-        penalty times the identity matrix. The result for a text t is 1/n + (t - m)' (X'X + P)^-1 (t - m). If the
-        penalty is interpreted as a normal prior on the weights, this is the posterior variance (Bishop 2006, Pattern
-        Recognition and Machine Learning, equation 3.59). For the case without a penalty, see Seber and Lee 2003,
-        Linear Regression Analysis, section 5.3.
+        diagonal matrix that the ridge penalty adds to X'X. The result for a text t is
+        1/n + (t - m)' (X'X + P)^-1 (t - m). If the penalty is interpreted as a normal prior on the weights, this is the
+        posterior variance (Bishop 2006, Pattern Recognition and Machine Learning, equation 3.59). For the case without
+        a penalty, see Seber and Lee 2003, Linear Regression Analysis, section 5.3.
         """
         centred = text - self._text_mean
         return np.asarray(1 / self._rows + np.einsum("bd,de,be->b", centred, self._inverse, centred))
