@@ -1,1 +1,1 @@
-"""Commands that operate on a prior and need no recipe."""
+"""Commands that operate on a prior without reading a recipe."""

@@ -1,4 +1,4 @@
-"""The `convert` command. Heavy imports are deferred until it runs."""
+"""The `convert` command. Heavy modules are imported only when the command runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `report` command. Heavy imports are deferred until it runs."""
+"""The `report` command. Heavy modules are imported only when the command runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `sample` command. Heavy imports are deferred until it runs."""
+"""The `sample` command. Heavy modules are imported only when the command runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Baselines that a prior has to beat: simple predictors fitted on training rows."""
+"""Baselines that a prior should outperform: simple predictors, most of them fitted to training rows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .predictors import RANDOM, RESIDUAL, Predictor, RowNoise, to_unit_norm
 from .settings import BASELINES
 
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Ridge penalties to try, relative to the mean variance of a text coordinate."""
+"""Ridge penalties to try, as multiples of the mean diagonal element of X'X, where X holds centred text embeddings."""
 _PENALTY_FOLD = 10
-"""Interval between the training rows held out to choose the ridge penalty: every tenth row."""
+"""Spacing of the rows that are held out to choose the ridge penalty: every tenth training row."""
 
 
 @dataclass(frozen=True)
 class Bank:
-    """The M training rows used to fit the baselines, taken from the start of a seeded, content-based order."""
+    """The M training rows that the baselines are fitted to."""
 
     text: np.ndarray
     """Text embeddings `[M, D]` float32."""
@@ -27,7 +27,10 @@ class Bank:
 
     @staticmethod
     def read(dataset: EmbeddingDataset, size: int, seed: int) -> Bank:
-        """Read at most `size` rows of the training split."""
+        """Read the first `size` training rows, or all if there are fewer.
+
+        The rows are in an order that depends only on their content and on `seed`.
+        """
         batch = dataset.take(dataset.content_order("train", seed)[:size])
         return Bank(batch.text_embed, batch.image_embed)
 
@@ -37,8 +40,8 @@ def fit_baselines(bank: Bank, draws: int, seed: int) -> dict[str, Predictor]:
 
     Args:
         bank: training rows to fit on.
-        draws: K, the number of draws per row for baselines that return more than one.
-        seed: seed of the random baselines.
+        draws: K, the number of draws per row for baselines that return several draws.
+        seed: seed of the baselines that use random numbers.
     """
     regression = Ridge(bank)
     fitted: tuple[Predictor, ...] = (
@@ -54,20 +57,23 @@ def text_embedding(batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
 
 
 class MeanShift:
-    """Text embedding plus the mean offset from text to image embeddings in the bank; one draw per row."""
+    """Predictor that adds the mean difference between image and text embeddings in the bank to the text embedding.
+
+    It returns one draw per row.
+    """
 
     def __init__(self, bank: Bank) -> None:
         self._shift = bank.image.mean(axis=0, dtype=np.float64) - bank.text.mean(axis=0, dtype=np.float64)
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """See `Predictor`."""
+        """Draw embeddings for each row; see `Predictor.__call__`."""
         return to_unit_norm(batch.text_embed + self._shift)[:, None]
 
 
 class Ridge:
     """Ridge regression from text to image embeddings (Hoerl and Kennard 1970, Technometrics 12); one draw per row.
 
-    The penalty is the one with the smallest squared error on a held-out tenth of the rows. The final fit uses all rows.
+    A tenth of the rows is held out to choose the penalty with the smallest squared error. The final fit uses all rows.
     """
 
     def __init__(self, bank: Bank) -> None:
@@ -97,26 +103,27 @@ class Ridge:
         return np.asarray(self._image_mean + (text - self._text_mean) @ self._weights)
 
     def relative_variance(self, text: np.ndarray) -> np.ndarray:
-        """Return the variance of the predicted mean, relative to the residual variance: `[B, D]` -> `[B]`.
+        """Return the variance of the predicted mean, divided by the residual variance: `[B, D]` -> `[B]`.
 
-        The formula for a text t is 1/n + (t - m)' (X'X + penalty)^-1 (t - m), where X holds the n centred training
-        texts and m is their mean. If the penalty is read as a normal prior on the weights, this is the posterior
-        variance (Bishop 2006, Pattern Recognition and Machine Learning, equation 3.59). For the case without a
-        penalty, see Seber and Lee 2003, Linear Regression Analysis, section 5.3.
+        Let X hold the n centred training texts, let m be the mean of these texts before centring, and let P be the
+        diagonal matrix that the ridge penalty adds to X'X. The result for a text t is
+        1/n + (t - m)' (X'X + P)^-1 (t - m). If the penalty is interpreted as a normal prior on the weights, this is the
+        posterior variance (Bishop 2006, Pattern Recognition and Machine Learning, equation 3.59). For the case without
+        a penalty, see Seber and Lee 2003, Linear Regression Analysis, section 5.3.
         """
         centred = text - self._text_mean
         return np.asarray(1 / self._rows + np.einsum("bd,de,be->b", centred, self._inverse, centred))
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """See `Predictor`."""
+        """Draw embeddings for each row; see `Predictor.__call__`."""
         return to_unit_norm(self.predict(batch.text_embed.astype(np.float64)))[:, None]
 
 
 class LinearGaussian:
-    """Linear-Gaussian model: ridge regression plus normal noise, K draws per row.
+    """Predictor that adds normal noise to the ridge regression; K draws per row.
 
-    The noise covariance is the residual covariance times `1 + relative_variance`. The 1 accounts for the spread of
-    images around the mean, `relative_variance` for the uncertainty of the regression itself.
+    The noise covariance is the residual covariance times `1 + relative_variance`. The term 1 accounts for the spread of
+    images around the predicted mean. The term `relative_variance` accounts for the uncertainty of the predicted mean.
     """
 
     def __init__(self, regression: Ridge, bank: Bank, draws: int, seed: int) -> None:
@@ -127,7 +134,7 @@ class LinearGaussian:
         self._root = vectors * np.sqrt(np.maximum(values, 0))
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """See `Predictor`."""
+        """Draw embeddings for each row; see `Predictor.__call__`."""
         text = batch.text_embed.astype(np.float64)
         mean, scale = self._regression.predict(text), np.sqrt(1 + self._regression.relative_variance(text))
         noise = RowNoise(self._seed, RESIDUAL, row_ids, (self._draws, mean.shape[1])).draw()
@@ -135,25 +142,31 @@ class LinearGaussian:
 
 
 class NearestNeighbours:
-    """Images of the K training captions most similar to the given caption."""
+    """Predictor that returns the images of the K training captions most similar to the given caption.
+
+    If the bank has fewer than K rows, it returns one draw per bank row.
+    """
 
     def __init__(self, bank: Bank, draws: int) -> None:
         self._bank, self._draws = bank, min(draws, len(bank.text))
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """See `Predictor`."""
+        """Draw embeddings for each row; see `Predictor.__call__`."""
         similarity = batch.text_embed @ self._bank.text.T
         nearest = np.argsort(-similarity, axis=-1, kind="stable")[:, : self._draws]
         return to_unit_norm(self._bank.image[nearest].astype(np.float64))
 
 
 class RandomImages:
-    """K random training images per row: the right overall distribution, but independent of the caption."""
+    """Predictor that returns K random training images per row, regardless of the caption.
+
+    Its draws have the distribution of the training images, but no relation to the caption.
+    """
 
     def __init__(self, bank: Bank, draws: int, seed: int) -> None:
         self._bank, self._draws, self._seed = bank, draws, seed
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """See `Predictor`."""
+        """Draw embeddings for each row; see `Predictor.__call__`."""
         chosen = RowNoise(self._seed, RANDOM, row_ids, (self._draws,)).choose(len(self._bank.image))
         return to_unit_norm(self._bank.image[chosen].astype(np.float64))

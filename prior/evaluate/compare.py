@@ -1,4 +1,4 @@
-"""Comparison of evaluations: how each metric differs from the first evaluation, with 95% intervals."""
+"""Comparison of evaluations: differences of each metric from its value in the first evaluation, with 95% intervals."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .folder import read_metrics, read_rows, require_whole
 from .metrics import Interval, mean_intervals
 
 _RESAMPLES, _SEED = 1000, 0
-"""Number of bootstrap resamples for paired differences, and the seed of the bootstrap."""
+"""Number of bootstrap resamples for paired differences, and the bootstrap seed."""
 _MUST_AGREE = {
     "rows": "evaluate.max_rows, or --limit,",
     "gallery": "evaluate.gallery_size",
     "distance_rows": "evaluate.distance_rows",
 }
-"""Sizes that affect distances and recall, mapped to the setting that controls each one."""
+"""Sizes in `metrics.json` that must be equal in all compared evaluations, mapped to the settings that control them."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Comparison:
     split: str
     metric: str
     values: list[Interval]
-    """Value in each evaluation."""
+    """Metric value in each evaluation, in the order in which the evaluations were given."""
     differences: list[Interval]
     """Difference between each later evaluation and the first (later minus first)."""
     paired: list[bool]
-    """Per difference: True if both evaluations used the same rows, so that row difficulty cancels out."""
+    """For each difference, True if it was computed row by row on the same rows, so that row difficulty cancels out."""
 
 
 def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Comparison]:
@@ -42,7 +42,8 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
 
     Args:
         evaluations: folders written by `evaluate`.
-        predictor: name of the predictor; None for the first predictor of each evaluation, which is its subject.
+        predictor: name of the predictor; None for the first predictor of each evaluation, which is the evaluated prior
+            or the given predictions.
 
     Raises:
         InputError: fewer than two evaluations are given, an evaluation is unfinished or has changed, the predictor
@@ -88,7 +89,7 @@ def _require_one_space(evaluations: Sequence[str], metrics: Sequence[dict[str, A
 
 
 def _require_comparable(split: str, evaluations: Sequence[str], runs: Sequence[_Run]) -> None:
-    """Raise InputError unless the evaluations of a split agree in sizes, draws per caption and gallery."""
+    """Raise InputError unless the evaluations have the same sizes, draws per caption and gallery for this split."""
     for name, setting in _MUST_AGREE.items():
         sizes = [run.metrics[name] for run in runs]
         if len(set(sizes)) > 1:
@@ -103,7 +104,7 @@ def _require_comparable(split: str, evaluations: Sequence[str], runs: Sequence[_
             "predictions for each row"
         )
     galleries = {run.metrics["gallery_fingerprint"] for run in runs if np.array_equal(run.row_ids, runs[0].row_ids)}
-    if len(galleries) > 1:  # runs on different rows always have different galleries, which is allowed
+    if len(galleries) > 1:  # includes only runs on the same rows: different rows always give different galleries
         raise InputError(
             f"galleries of the {split} split are of the same size and of other images, and recall depends on them; "
             "evaluate again with evaluate.seed alike"
@@ -121,13 +122,13 @@ class _Run:
     metrics: dict[str, Any]
     """Section of `metrics.json` for the split."""
     result: dict[str, Any]
-    """Entry of `metrics` for the predictor."""
+    """Entry for the predictor in that section."""
     rows: dict[str, np.ndarray]
-    """Values `[N]` of each metric, ordered by row id."""
+    """Per-row values `[N]` by metric, ordered by row id."""
     row_ids: np.ndarray
     """Row ids `[N]`, ascending."""
     groups: np.ndarray
-    """Group of each row, `[N]`; rows with equal values share an image."""
+    """Group id of each row, `[N]`; rows with the same group id share an image."""
 
     @staticmethod
     def read(evaluation: str, split: str, metrics: dict[str, Any], predictor: str | None) -> _Run:
@@ -149,7 +150,11 @@ class _Run:
 
 
 def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
-    """Compare the metrics that are means over rows, pairing rows if the evaluations used the same ones."""
+    """Compare the metrics that are means over rows.
+
+    If two evaluations used the same rows, the difference is computed row by row. Otherwise the means are treated as
+    independent.
+    """
     first = runs[0]
     differences: list[dict[str, Interval]] = []
     paired = [np.array_equal(run.row_ids, first.row_ids) for run in runs[1:]]
@@ -166,9 +171,9 @@ def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
 
 
 def _compare_distances(split: str, runs: list[_Run]) -> list[Comparison]:
-    """Compare the distances that all evaluations report; small evaluations report none.
+    """Compare the distances that all evaluations report. Evaluations of too few images report no distances.
 
-    Evaluations are treated as independent. If they share rows, the intervals are wider than necessary.
+    The evaluations are treated as independent. If they share rows, the intervals are wider than necessary.
     """
     comparisons = []
     for name in runs[0].result["distances"]:
@@ -185,7 +190,10 @@ def _mean(run: _Run, metric: str) -> Interval:
 
 
 def _independent_difference(a: Interval, b: Interval) -> Interval:
-    """Return `a - b` for independent values, adding the squared half-widths of their intervals."""
+    """Return `a - b` with its interval, for independent `a` and `b`.
+
+    The squared half-width of the interval is the sum of the squared half-widths of the two intervals.
+    """
     value = a.value - b.value
     low = np.hypot(a.value - a.low, b.high - b.value)
     high = np.hypot(a.high - a.value, b.value - b.low)

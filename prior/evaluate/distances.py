@@ -1,10 +1,10 @@
-"""Distances between the distributions of two sets of embeddings, with 95% intervals, in float64.
+"""Distances between the distributions of two embedding sets, computed in float64, with 95% intervals.
 
 A distance is not a mean over rows, so its interval comes from balanced half-samples (McCarthy 1969, Rev. Int. Stat.
-Inst. 37). Rows are dealt into 16 parts by image, and the parts are split into two halves in 15 balanced ways. Each
-distance is computed on both halves, and the spread of the differences gives the interval. A bootstrap does not work
-here, because it repeats rows and the distance between a row and its copy is 0. If the distributions are equal, the
-intervals are wider than necessary.
+Inst. 37). The rows are divided into 16 parts, with all rows of an image in the same part. The parts are then split into
+two halves in 15 balanced ways. Each distance is computed on both halves, and the differences between the halves
+determine the width of the interval. A bootstrap is unsuitable, because it repeats rows and the distance between a row
+and its copy is 0. If the two distributions are equal, the intervals are wider than necessary.
 """
 
 from __future__ import annotations
@@ -17,44 +17,47 @@ import numpy as np
 from .metrics import NORMAL_QUANTILE, Interval
 
 _PARTS = 16
-"""Number of parts that rows are dealt into. Sylvester's Hadamard matrix requires a power of 2."""
+"""Number of parts that the rows are divided into. Sylvester's Hadamard matrix requires a power of 2."""
 _HALVES = np.array([[(i & j).bit_count() % 2 == 0 for j in range(_PARTS)] for i in range(1, _PARTS)])
-"""Parts selected by each of 15 half-samples, `[15, 16]` bool.
+"""Parts that each of the 15 half-samples contains, `[15, 16]` bool.
 
-Rows of Sylvester's Hadamard matrix except the first. They are orthogonal, so any two half-samples share 4 parts.
+The half-samples are the rows of Sylvester's Hadamard matrix, except for the constant first row. The rows are
+orthogonal, so any two half-samples share 4 parts.
 """
 LEAST_GROUPS = 3 * _PARTS
 """Minimum number of images for which distances are computed: 3 per part."""
 _MEDIAN_ROWS = 1000
-"""Number of rows used for the median distance of the MMD kernel; bounds the number of pairs."""
+"""Maximum number of real rows from which the median distance for the MMD kernel is computed; limits the work."""
 _COPY_DISTANCE = 1e-6
 """Distance at or below which two embeddings count as copies."""
 
 _Kernel = Callable[[np.ndarray], np.ndarray]
-"""Elementwise function of pairwise distances."""
+"""Function that is applied to each pairwise distance."""
 
 
 @dataclass(frozen=True)
 class EmbeddingSet:
-    """Sample of unit-norm embeddings from a distribution."""
+    """Unit-norm embeddings that are samples from one distribution."""
 
     embeds: np.ndarray
     """Embeddings `[N, D]`."""
     groups: np.ndarray
-    """Group of each embedding, `[N]`. Equal values mean the same image, also across the two sets being compared."""
+    """Group id of each embedding, `[N]`. Embeddings with the same group id, in one set or in both, share an image."""
 
 
 def set_distances(predicted: EmbeddingSet, real: EmbeddingSet) -> dict[str, Interval]:
-    """Return the distances between the distributions of two sets; empty if either has fewer than 48 images.
+    """Return the distances between the distributions of two sets; empty if either set has fewer than 48 images.
 
     - `frechet_distance`: squared distance between Gaussians with the sets' means and covariances, as in FID (Dowson
-      and Landau 1982, J. Multivariate Anal. 12). It decreases as N grows, so its interval is valid for this N only.
-      It is omitted if either set has fewer than 2 D rows, because the covariance of half the rows would be singular.
+      and Landau 1982, J. Multivariate Anal. 12). The estimate decreases as the number of rows N grows, so its interval
+      is valid only for this N. It is omitted if either set has fewer than 2 D rows, because the covariance of half the
+      rows would be singular.
     - `energy_distance`: 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013, J. Stat. Plan. Inference 143).
     - `mmd`: squared maximum mean discrepancy with the kernel exp(-d^2 / 2 s^2), where s is the median distance between
       different real embeddings (Gretton et al. 2012, JMLR 13).
 
-    The last two use only pairs of rows with different images. They are therefore unbiased, and may be negative.
+    `energy_distance` and `mmd` use only pairs of rows with different images. Their estimates are therefore unbiased,
+    and may be negative.
     """
     if min(len(np.unique(one.groups)) for one in (predicted, real)) < LEAST_GROUPS:
         return {}
@@ -78,10 +81,10 @@ def set_distances(predicted: EmbeddingSet, real: EmbeddingSet) -> dict[str, Inte
 
 
 def _number_groups(predicted: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Return a group number for each predicted row, then for each real row; equal groups get equal numbers.
+    """Return a group number for each predicted row, then one for each real row; rows of a group get the same number.
 
-    Groups found only in the predicted set, only in the real set, and in both are numbered one kind after another.
-    Dealing by number then spreads each kind evenly over the parts.
+    Groups that are only in the predicted set are numbered first, then groups that are only in the real set, then groups
+    that are in both. Dividing the rows by group number then spreads all three kinds of groups evenly over the parts.
     """
     groups, inverse = np.unique(np.concatenate([predicted, real]), return_inverse=True)
     numbers = np.empty(len(groups), np.int64)
@@ -91,7 +94,7 @@ def _number_groups(predicted: np.ndarray, real: np.ndarray) -> np.ndarray:
 
 
 def _split_into_parts(embeds: np.ndarray, numbers: np.ndarray) -> list[EmbeddingSet]:
-    """Deal rows `[N, D]` into 16 parts by their group numbers `[N]`."""
+    """Divide rows `[N, D]` into 16 parts: the group number `[N]` modulo 16 selects the part."""
     masks = (numbers % _PARTS == part for part in range(_PARTS))
     return [EmbeddingSet(embeds[mask], numbers[mask]) for mask in masks]
 
@@ -100,7 +103,7 @@ def _with_interval(distance: Callable[[np.ndarray], float]) -> Interval:
     """Compute a distance with its 95% interval.
 
     Args:
-        distance: function that returns the distance over the selected parts (`[16]` bool).
+        distance: function that computes the distance from the rows in the selected parts (`[16]` bool).
     """
     value = distance(np.ones(_PARTS, bool))
     differences = [distance(half) - distance(~half) for half in _HALVES]
@@ -109,13 +112,13 @@ def _with_interval(distance: Callable[[np.ndarray], float]) -> Interval:
 
 
 def _pairwise_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the Euclidean distances between rows of `[N, D]` and `[M, D]`: `[N, M]`."""
+    """Return the Euclidean distance between each row of `[N, D]` and each row of `[M, D]`: `[N, M]`."""
     squares = np.square(a).sum(-1)[:, None] + np.square(b).sum(-1) - 2 * a @ b.T
     return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
 
 def _median_distance(real: EmbeddingSet) -> float:
-    """Return the median distance between different embeddings from different groups; 1 if no such pair exists."""
+    """Return the median distance over pairs of embeddings from different groups, ignoring copies; 1 without pairs."""
     distances = _pairwise_distances(real.embeds, real.embeds)[real.groups[:, None] < real.groups]
     distances = distances[distances > _COPY_DISTANCE]
     return float(np.median(distances)) if len(distances) else 1.0
@@ -124,16 +127,16 @@ def _median_distance(real: EmbeddingSet) -> float:
 def _pair_sums(
     first: Sequence[EmbeddingSet], second: Sequence[EmbeddingSet], kernels: Mapping[str, _Kernel]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Sum each kernel over pairs of rows from different groups, and count these pairs.
+    """Sum each kernel over pairs of rows from different groups, and count the pairs.
 
-    The sums and counts are `[16, 16]`, with one entry for each pair of parts.
+    The sums and the counts are `[16, 16]` arrays, with one entry for each pair of parts.
     """
     sums = {name: np.zeros((_PARTS, _PARTS)) for name in kernels}
     counts = np.zeros((_PARTS, _PARTS))
     for i in range(_PARTS):
         for j in range(_PARTS):
             distances = _pairwise_distances(first[i].embeds, second[j].embeds)
-            if i == j:  # a group always lies within one part
+            if i == j:  # two rows of one group are always in the same part
                 distances = distances[first[i].groups[:, None] != second[j].groups]
             for name, kernel in kernels.items():
                 sums[name][i, j] = kernel(distances).sum()
@@ -143,7 +146,7 @@ def _pair_sums(
 
 @dataclass(frozen=True)
 class _PairDistance:
-    """Distance computed from the means of a kernel over pairs of rows."""
+    """Distance between two sets, computed from the mean kernel values over pairs of rows."""
 
     terms: Sequence[tuple[np.ndarray, np.ndarray]]
     """Kernel sums and pair counts, `[16, 16]` each, for predicted-predicted, real-real and predicted-real pairs."""
@@ -156,10 +159,10 @@ class _PairDistance:
 
 
 class _FrechetDistance:
-    """Squared Frechet distance, computed from the moments of the parts."""
+    """Squared Frechet distance between two sets, computed from the moments of their parts."""
 
     def __init__(self, predicted: Sequence[EmbeddingSet], real: Sequence[EmbeddingSet]) -> None:
-        # centre on the real mean, so that the sums of products do not lose precision
+        # subtract the mean of the real embeddings, so that the sums of products do not lose precision
         centre = np.mean([part.embeds.mean(axis=0) for part in real], axis=0)
         self._predicted = _Moments([part.embeds - centre for part in predicted])
         self._real = _Moments([part.embeds - centre for part in real])
@@ -176,7 +179,7 @@ class _FrechetDistance:
 
 
 class _Moments:
-    """Row count `[16]`, sum `[16, D]` and sum of outer products `[16, D, D]` for each part."""
+    """Row count `[16]`, row sum `[16, D]` and sum of the rows' outer products `[16, D, D]` for each part."""
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self._counts = np.array([len(part) for part in parts])

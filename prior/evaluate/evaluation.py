@@ -1,4 +1,4 @@
-"""Metrics of a whole evaluation: workers score blocks, which are then collected and summarised by predictor."""
+"""Metrics of a whole evaluation. Workers score blocks of rows; the scores are then summarised for each predictor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .scoring import GIVEN, BlockScores, ScoreTask, Variant, variants
 from .settings import EvaluateSettings
 
 _SAME_FOR_ALL = 1e-6
-"""Range over all captions below which a coordinate counts as constant.
+"""Range over all captions below which a coordinate of the predictions counts as constant.
 
 If every coordinate is constant, the predictor ignores the caption and is reported as broken.
 """
@@ -32,10 +32,10 @@ If every coordinate is constant, the predictor ignores the caption and is report
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of all predictors, summarised and per row."""
+    """Metrics of all predictors: summaries and per-row values."""
 
     metrics: dict[str, Any]
-    """Content of `metrics.json` without the format version, the subject and the embeddings, which `evaluate` adds."""
+    """Content of `metrics.json`, except the format version, subject and embeddings, which `evaluate` adds."""
     rows: dict[Split, pa.Table]
     """Per-row metrics for each split; columns `row_id`, `group_id` and `<predictor>/<metric>`."""
 
@@ -49,14 +49,14 @@ def compute_metrics(
     given: bool = False,
     progress: ProgressCallback = no_progress,
 ) -> Evaluation:
-    """Compute all metrics of the baselines and of a prior or given predictions.
+    """Compute all metrics for the baselines and for either a prior or given predictions.
 
     Args:
         dataset: embeddings.
-        settings: resolved settings; must be the ones that `make_scorer` uses.
-        make_scorer: creates the scorer of a worker.
+        settings: resolved settings; must equal the settings of the scorers that `make_scorer` creates.
+        make_scorer: function that creates the scorer of a worker.
         compute: worker settings; None to score in this process.
-        given: evaluate given predictions instead of a prior.
+        given: True to evaluate given predictions instead of a prior.
         progress: called after each block.
     """
     results: dict[Split, SplitScores] = {
@@ -64,7 +64,7 @@ def compute_metrics(
     }
     training = _image_set(dataset, dataset.content_order("train", settings.seed)[: settings.distance_rows])
     tasks = [task for split in results.values() for task in split.tasks()]
-    # close explicitly: after an exception, the worker and its threads would otherwise live until the interpreter exits
+    # close explicitly: otherwise, after an exception, the worker and its threads would run until the interpreter exits
     with contextlib.closing(map_shards(make_scorer, tasks, compute or ComputeSettings())) as scored:
         for done, scores in enumerate(scored):
             progress(done * BLOCK_ROWS, len(tasks) * BLOCK_ROWS, scores.task.name)
@@ -75,13 +75,13 @@ def compute_metrics(
 
 
 class SplitScores:
-    """Scores of one split. Blocks can be added in any order.
+    """Scores of one split, collected block by block. Blocks can be added in any order.
 
     Args:
         dataset: embeddings.
         split: name of the split.
         settings: resolved settings.
-        given: evaluate given predictions instead of a prior.
+        given: True to evaluate given predictions instead of a prior.
     """
 
     def __init__(self, dataset: EmbeddingDataset, split: Split, settings: EvaluateSettings, *, given: bool) -> None:
@@ -96,14 +96,14 @@ class SplitScores:
             self._losses = {name: LossScores(self._rows, settings) for name in settings.weights}
 
     def tasks(self) -> Iterator[ScoreTask]:
-        """Yield a task for every block of every predictor, then a loss task for every block of every set of weights."""
+        """Yield the tasks that score predictors, then the tasks that compute losses; one task scores one block."""
         for is_loss, names in ((False, self._predictors), (True, self._losses)):
             for name in names:
                 for block in range(self._rows.blocks):
                     yield ScoreTask(self._split, name, block, is_loss=is_loss)
 
     def add(self, scores: BlockScores) -> None:
-        """Add the scores of a block to its predictor or set of weights."""
+        """Add the scores of a block to the predictor or set of weights that they belong to."""
         if scores.task.is_loss:
             self._losses[scores.task.name].add(scores)
         else:
@@ -113,7 +113,8 @@ class SplitScores:
         """Return the section of `metrics.json` for the split. Call it after all blocks have been added.
 
         Args:
-            training: training images. Their distances to the split are the lowest that a predictor can expect.
+            training: training images. Their distances to the images of the split are the lowest that a predictor can
+                be expected to reach.
         """
         rows, real = self._rows, self._real
         return {
@@ -142,7 +143,7 @@ class SplitScores:
 
 
 class PredictorScores:
-    """Scores of one predictor on a split, summarised when the last block is added."""
+    """Scores of one predictor on a split. They are summarised when the last block is added."""
 
     def __init__(self, rows: EvaluatedRows, real: EmbeddingSet, settings: EvaluateSettings) -> None:
         self._rows, self._real, self._settings = rows, real, settings
@@ -152,9 +153,12 @@ class PredictorScores:
         self.draws = 0
         """Number of draws per row."""
         self.columns: dict[str, np.ndarray] = {}
-        """Values `[N]` of each metric; empty if the predictor is broken."""
+        """Per-row values `[N]` by metric; empty if the predictor is broken."""
         self.summary: dict[str, Any] = {}
-        """Means and distances with intervals, or why the predictor is broken; empty until the last block is added."""
+        """Means and distances with intervals, or the reason why the predictor is broken.
+
+        It is empty until the last block is added.
+        """
 
     def add(self, scores: BlockScores) -> None:
         """Add the scores of a block."""
@@ -185,14 +189,17 @@ class PredictorScores:
 
 
 class LossScores:
-    """Losses of one set of weights on a split, summarised when the last block is added."""
+    """Losses of one set of weights on a split. They are summarised when the last block is added."""
 
     def __init__(self, rows: EvaluatedRows, settings: EvaluateSettings) -> None:
         self._rows, self._settings = rows, settings
         self._missing = rows.blocks
         self._columns: dict[str, np.ndarray] = {}
         self.summary: dict[str, Any] = {}
-        """Mean loss overall and per timestep bin, with intervals, or why it is broken; empty until the last block."""
+        """Mean loss overall and per timestep bin, with intervals, or the reason why the losses are broken.
+
+        It is empty until the last block is added.
+        """
 
     def add(self, scores: BlockScores) -> None:
         """Add the losses of a block."""
@@ -211,7 +218,7 @@ class LossScores:
 
 
 def _fill(columns: dict[str, np.ndarray], rows: EvaluatedRows, scores: BlockScores) -> None:
-    """Copy the values of a block into columns `[N]`, creating missing columns."""
+    """Copy the values of a block into columns `[N]`, and create the columns that do not exist yet."""
     chosen = rows.block(scores.task.block)
     for name, values in scores.values.items():
         columns.setdefault(name, np.full(len(rows.rows), np.nan))[chosen] = values
@@ -225,17 +232,18 @@ def _image_set(dataset: EmbeddingDataset, rows: np.ndarray) -> EmbeddingSet:
 def _distance_floor(training: EmbeddingSet, real: EmbeddingSet) -> dict[str, Interval]:
     """Return the distances between training images and the images of a split.
 
-    Even a perfect predictor cannot expect lower distances.
+    Even a perfect predictor cannot be expected to reach lower distances.
     """
     count = len(real.embeds)
     distances = set_distances(EmbeddingSet(training.embeds[:count], training.groups[:count]), real)
     if len(training.embeds) < count:
-        distances.pop("frechet_distance", None)  # it depends on the number of rows, so it would not be comparable
+        # this distance depends on the number of rows, so it cannot be compared with the predictors' distances
+        distances.pop("frechet_distance", None)
     return distances
 
 
 def _sampling(variant: Variant | None) -> dict[str, Any]:
-    """Return the weights and sampling settings of a prior variant; empty for other predictors."""
+    """Return the weights and sampling settings of a variant, for `metrics.json`; empty if the variant is None."""
     return {} if variant is None else {"weights": variant.weights, "sample": variant.sample.model_dump(mode="json")}
 
 

@@ -1,4 +1,4 @@
-"""Evaluation folder: file names, manifest, and functions that read the results back."""
+"""Evaluation folder: file names, manifest, and functions that read the results."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def rows_name(split: str) -> str:
 def evaluate_manifest() -> Manifest:
     """Return the manifest of an empty evaluation folder.
 
-    It contains no settings. Everything that affects the metrics is part of their record's input fingerprint, so a
-    changed setting starts a new evaluation instead of raising an error.
+    The manifest contains no settings. Instead, the input fingerprint of its record covers everything that affects the
+    metrics. A changed setting therefore starts a new evaluation instead of raising an error.
     """
     return Manifest(STAGE, {}, input={})
 
@@ -52,7 +52,7 @@ def read_metrics(evaluation: str) -> dict[str, Any]:
 
 
 def require_whole(evaluation: str) -> None:
-    """Raise InputError if an evaluation is unfinished or one of its files has changed since it was written."""
+    """Raise InputError if an evaluation is unfinished, or if one of its files is missing or has changed."""
     store = Store(evaluation)
     record = require_manifest(store, STAGE).shards.get(RECORD)
     if record is None:

@@ -1,6 +1,6 @@
 """Per-row metrics of predicted embeddings, and their means with 95% intervals, in float64.
 
-In shapes, B is the number of rows, K of draws per row, D of values per embedding, and G of gallery images.
+Array shapes use B for the number of rows, K for draws per row, D for values per embedding, and G for gallery images.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ import numpy as np
 RECALL_AT = (1, 5, 10)
 """Values of N for which recall@N is computed."""
 SHARES = tuple(f"recall_at_{count}" for count in RECALL_AT)
-"""Names of metrics that are 0 or 1 for each row, so that their mean is a proportion."""
+"""Names of the metrics that are 0 or 1 for each row. Their means are proportions."""
 NORMAL_QUANTILE = 1.9600
 """97.5% quantile of the standard normal distribution, used for two-sided 95% intervals."""
 _AGRESTI_COULL, _BONETT_PRICE = (0, 0, 1, 1), (-1, 1)
-"""Pseudo-group values added for the interval of a proportion, and of a paired difference of proportions."""
+"""Values of the pseudo-groups that are added to compute an interval.
+
+The first tuple is for a proportion, the second for a paired difference between two proportions.
+"""
 _COPY_TOLERANCE = 1e-9
-"""Cosine difference up to which two gallery images count as copies; float64 rounding stays below 1e-15."""
+"""Cosine difference up to which two gallery images count as copies; float64 rounding errors stay below 1e-15."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Value with its 95% interval."""
+    """Estimate with its 95% interval."""
 
     value: float
     """Estimate over all rows: a mean, a distance, or a difference."""
@@ -37,8 +40,8 @@ class Interval:
 def energy_score(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return the energy score E|X - y| - E|X - X'| / 2 of each row: `[B]`. Lower is better.
 
-    The second term is the unbiased mean over pairs of different draws (Gneiting and Raftery 2007, JASA 102). A single
-    draw counts as a point prediction with a spread of 0.
+    E|X - X'| is estimated as the mean over pairs of different draws, which is unbiased (Gneiting and Raftery 2007, JASA
+    102). For a single draw, this term is 0.
 
     Args:
         draws: draws X, `[B, K, D]`.
@@ -49,7 +52,7 @@ def energy_score(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def diversity(draws: np.ndarray) -> np.ndarray:
-    """Return the mean distance between pairs of draws `[B, K, D]` for each row: `[B]`; 0 for a single draw."""
+    """Return the mean distance between two of a row's draws `[B, K, D]`, for each row: `[B]`; 0 for a single draw."""
     count = draws.shape[1]
     total = np.zeros(len(draws))
     for first in range(count - 1):
@@ -63,10 +66,10 @@ def cosine(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def rank(predicted: np.ndarray, truth: np.ndarray, gallery: np.ndarray, gallery_index: np.ndarray) -> np.ndarray:
-    """Count the rival images that are closer to the prediction than the true image, by cosine: `[B]`.
+    """Count the rival images that are closer to the prediction than the true image is, by cosine: `[B]`.
 
     Each row has G - 1 rivals: all gallery images except one. The excluded image is the true image or, if the gallery
-    does not contain it, the last image. Copies of the true image do not count.
+    does not contain the true image, the last gallery image. Copies of the true image do not count as closer.
 
     Args:
         predicted: predictions of norm 1, `[B, D]`.
@@ -86,8 +89,8 @@ def mean_intervals(
     """Return the mean of each column with its 95% interval.
 
     Rows that share an image are not independent, so the bootstrap resamples whole groups (cluster bootstrap; Field and
-    Welsh 2007, J. R. Stat. Soc. B 69). All columns use the same resamples. Intervals are percentiles (Efron 1979, Ann.
-    Statist. 7).
+    Welsh 2007, J. R. Stat. Soc. B 69). All columns use the same resamples. The ends of an interval are percentiles of
+    the resampled means (Efron 1979, Ann. Statist. 7).
 
     Percentile intervals are too narrow for `SHARES` near 0 or 1. For these metrics, a few pseudo-groups of mean size
     are added and a normal interval is computed (Agresti and Coull 1998, Am. Stat. 52; for differences, Bonett and Price
@@ -95,10 +98,10 @@ def mean_intervals(
 
     Args:
         values: columns `[N]` by metric name.
-        groups: group of each row, `[N]`; rows with equal values share an image.
+        groups: group id of each row, `[N]`; rows with the same group id share an image.
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap.
-        are_differences: the columns are row-by-row differences between two evaluations.
+        are_differences: True if the columns are row-by-row differences between two evaluations.
     """
     columns = np.stack(list(values.values()))  # (M, N)
     group_numbers = np.unique(groups, return_inverse=True)[1]

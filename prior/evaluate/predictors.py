@@ -1,7 +1,7 @@
 """Predictors of image embeddings: the protocol, the prior, and predictions read from a file.
 
 Each predictor returns K draws of norm 1 for each of B rows. Its noise depends only on the seed and the content of the
-row, so row order and the number of workers do not affect the draws. The baselines are in `baselines`.
+row, so row order and the number of workers do not affect the draws. The module `baselines` defines the baselines.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Predictor(Protocol):
 
         Args:
             batch: embeddings of B rows.
-            row_ids: row ids `[B]`, which select the noise.
+            row_ids: row ids `[B]`, which together with the seed determine the noise.
         """
 
 
 PRIOR, RESIDUAL, RANDOM, LOSS = range(4)
-"""Purposes of noise; each purpose has its own independent streams."""
+"""Purposes of random numbers. Each purpose has independent streams of random numbers."""
 
 
 class RowNoise:
@@ -42,7 +42,8 @@ class RowNoise:
 
     Args:
         seed: seed shared by all streams.
-        purpose: one of the constants above; different purposes give independent streams for the same seed and row.
+        purpose: `PRIOR`, `RESIDUAL`, `RANDOM` or `LOSS`. Different purposes give independent streams for the same seed
+            and row.
         row_ids: row ids, `[B]` uint64.
         shape: shape of each draw for one row.
     """
@@ -54,16 +55,16 @@ class RowNoise:
         self._shape = shape
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield results of `draw` indefinitely."""
+        """Call `draw` repeatedly and yield each result, without end."""
         while True:
             yield self.draw()
 
     def draw(self) -> np.ndarray:
-        """Return the next standard normal noise for all rows: `[B, *shape]` float32."""
+        """Return the next standard normal values of all streams: `[B, *shape]` float32."""
         return np.stack([stream.standard_normal(self._shape, np.float32) for stream in self._streams])
 
     def choose(self, count: int) -> np.ndarray:
-        """Return uniform random integers in `[0, count)`: `[B, *shape]`."""
+        """Return the next uniform random integers in `[0, count)` of all streams: `[B, *shape]`."""
         return np.stack([stream.integers(0, count, self._shape) for stream in self._streams])
 
 
@@ -74,7 +75,7 @@ class PriorPredictor:
         self._prior, self._sample, self._draws, self._seed = prior, sample, draws, seed
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """See `Predictor`."""
+        """Draw embeddings for each row; see `Predictor.__call__`."""
         dim = self._prior.config.embed_dim
         noise = (
             torch.from_numpy(values.reshape(-1, dim))
@@ -86,13 +87,13 @@ class PriorPredictor:
 
 
 class GivenPredictions:
-    """Predictor that returns predictions made by another program: 1 or K for each row of the dataset."""
+    """Predictor that returns predictions made by another program: 1 or K predictions for each row of the dataset."""
 
     def __init__(self, predictions: np.ndarray) -> None:
         self._predictions = predictions if predictions.ndim == 3 else predictions[:, None]  # (N, K, D)
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """See `Predictor`."""
+        """Draw embeddings for each row; see `Predictor.__call__`."""
         return to_unit_norm(self._predictions[batch.rows].astype(np.float64))
 
 
@@ -100,8 +101,8 @@ def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
     """Memory-map predictions for all N rows of a dataset from a local `.npy` file: `[N, D]` or `[N, K, D]`.
 
     Raises:
-        InputError: the file is missing or remote, is not an array, has a dtype that is not allowed for embeddings, or
-            does not match the shape of the dataset.
+        InputError: the file is missing or remote, does not contain an array, has a dtype that is not allowed for
+            embeddings, or has a shape that does not match the dataset.
     """
     if not Store(path).is_local:
         raise InputError(f"{path} is not on this machine, where predictions are read row by row; copy it here first")
@@ -124,7 +125,7 @@ def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
 
 
 def as_units(embeds: np.ndarray) -> np.ndarray:
-    """Convert stored embeddings `[B, D]` to float64 and restore norm 1, which float16 rounding had changed."""
+    """Convert stored embeddings `[B, D]` to float64 and rescale them to norm 1, because rounding changes the norm."""
     values = embeds.astype(np.float64)
     return np.asarray(values / np.linalg.norm(values, axis=-1, keepdims=True))
 
@@ -132,5 +133,5 @@ def as_units(embeds: np.ndarray) -> np.ndarray:
 def to_unit_norm(values: np.ndarray) -> np.ndarray:
     """Scale predictions `[..., D]` to norm 1. Zero or non-finite vectors become NaN, which scoring reports."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = values / np.abs(values).max(axis=-1, keepdims=True)  # so that squares neither overflow nor underflow
+        scaled = values / np.abs(values).max(axis=-1, keepdims=True)  # keeps squares from over- or underflowing
         return np.asarray(scaled / np.linalg.norm(scaled, axis=-1, keepdims=True))

@@ -1,4 +1,4 @@
-"""Evaluated rows of a split: order, blocks, gallery, and unrelated captions."""
+"""Rows of a split that are evaluated: their order, blocks, gallery and unrelated captions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ...pipeline.read.dataset import EmbeddingDataset, Split
 from .settings import EvaluateSettings
 
 BLOCK_ROWS = 128
-"""Number of rows per block, which is what one task scores."""
+"""Number of rows per block. Each task scores one block."""
 
 
 class EvaluatedRows:
-    """The N evaluated rows of a split, in a seeded order that depends only on their content.
+    """The N rows of a split that are evaluated, in an order that depends only on their content and the seed.
 
     Raises:
         InputError: the split has fewer than 2 rows.
@@ -30,12 +30,12 @@ class EvaluatedRows:
         self.ids = dataset.row_ids[self.rows]
         """Row ids, `[N]` uint64."""
         self.groups = dataset.group_ids[self.rows]
-        """Group of each row, `[N]`; rows with equal values share an image."""
+        """Group id of each row, `[N]`; rows with the same group id share an image."""
         self.unrelated = _next_different(self.groups)
-        """Position of a row with a different image for each row, `[N]`; supplies the unrelated caption."""
+        """For each row, the position in `rows` of a row with a different image and so an unrelated caption, `[N]`."""
         groups, firsts, group_numbers = np.unique(self.groups, return_index=True, return_inverse=True)
         self.gallery = np.sort(firsts)[: settings.gallery_size]
-        """Positions of the rows whose images form the gallery, `[G]`; each image appears once."""
+        """Positions in `rows` whose images form the gallery, `[G]`. Each image appears once in the gallery."""
         index_by_group = np.full(len(groups), -1)
         index_by_group[group_numbers[self.gallery]] = np.arange(len(self.gallery))
         self.gallery_index = index_by_group[group_numbers]
@@ -44,14 +44,14 @@ class EvaluatedRows:
         """Number of blocks."""
 
     def block(self, number: int) -> slice:
-        """Return the positions of the rows in a block."""
+        """Return the positions in `rows` that a block covers."""
         return slice(number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, len(self.rows)))
 
 
 def _next_different(ids: np.ndarray) -> np.ndarray:
-    """Return the position of the next different id for each of `[N]` ids, wrapping around at the end.
+    """For each of the ids `[N]`, return the position of the next id that differs, wrapping around at the end.
 
-    If all ids are equal, each id gets its own position.
+    If all ids are equal, return the position of each id itself.
     """
     changes = np.flatnonzero(ids != np.roll(ids, -1)) + 1  # start of each run of equal ids
     if not len(changes):

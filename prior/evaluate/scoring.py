@@ -1,4 +1,4 @@
-"""Scoring of predictors on blocks of evaluated rows: the part of an evaluation that runs in workers."""
+"""Scoring of predictors on blocks of rows. This part of an evaluation runs in workers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ class Variant:
 
 
 def variants(settings: EvaluateSettings) -> list[Variant]:
-    """Return the variants to evaluate: first the prior with `settings.sample`, then other weights, then the sweep."""
+    """Return the variants to evaluate: `prior`, then the prior with each other set of weights, then the sweep.
+
+    `prior` and the sweep use the first entry of `settings.weights`.
+    """
     base, first = settings.sample, settings.weights[0]
     listed = [Variant("prior", first, base)]
     listed += [Variant(f"prior, {weights} weights", weights, base) for weights in settings.weights[1:]]
@@ -61,15 +64,15 @@ def variants(settings: EvaluateSettings) -> list[Variant]:
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """Task that scores one block of a split, for one predictor or for the losses of one set of weights."""
+    """Task for one block of a split: score one predictor, or compute the losses of one set of weights."""
 
     split: Split
     name: str
-    """Name of the predictor or, for losses, of the weights."""
+    """Name of the predictor, or name of the weights if losses are computed."""
     block: int
     """Block number within the split."""
     is_loss: bool = False
-    """Compute losses instead of scoring draws."""
+    """True to compute losses, False to score draws."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,9 @@ class BlockScores:
 
     task: ScoreTask
     values: dict[str, np.ndarray]
-    """Values `[B]` of each metric, or of the loss in each timestep bin."""
+    """Per-row values `[B]`, by metric or, for losses, by timestep bin."""
     first_draws: np.ndarray
-    """First draw of each row that is used for distances, `[R, D]` with R <= B."""
+    """First draw of each of the R <= B rows that are used for distances, `[R, D]`; empty for losses."""
     draws: int = 0
     """Number of draws per row; 0 for losses."""
     broken: str | None = None
@@ -88,12 +91,12 @@ class BlockScores:
 
 
 class Scorer:
-    """Scorer for blocks of rows. Priors, baselines and galleries are built on first use and cached.
+    """Scorer for blocks of rows. It builds priors, baselines and galleries on first use and caches them.
 
     Args:
         dataset: embeddings.
         settings: resolved settings.
-        load_prior: function that loads the prior with the named weights; None if predictions are given.
+        load_prior: function that loads the prior with the given weights; None if predictions are given.
         given: predictions for all rows of the dataset, `[N, D]` or `[N, K, D]`; None if a prior is evaluated.
     """
 
@@ -109,7 +112,7 @@ class Scorer:
         self._priors: dict[str, Prior] = {}
 
     def __call__(self, task: ScoreTask, following: ScoreTask | None = None) -> BlockScores:
-        """Score one block."""
+        """Score one block. The next task, `following`, is not used."""
         return self._score_losses(task) if task.is_loss else self._score_draws(task)
 
     def _score_losses(self, task: ScoreTask) -> BlockScores:
@@ -134,7 +137,7 @@ class Scorer:
         truth = as_units(batch.image_embed)
         nearer = rank(draws[:, 0], truth, self._gallery(task.split), evaluated.gallery_index[chosen])
         values = row_metrics(draws, truth, as_units(batch.text_embed), as_units(unrelated), nearer)
-        # copy, because a view would keep all draws of the block in memory
+        # copy the first draws, because a view would keep all draws of the block in memory
         first_draws = draws[: max(0, self._settings.distance_rows - chosen.start), 0].copy()
         return BlockScores(task, values, first_draws, draws.shape[1])
 
@@ -164,7 +167,7 @@ class Scorer:
         return self._priors[weights]
 
     def _token_states_used(self, predictor: str) -> int:
-        """Return the number of token states per caption that a predictor reads; 0 for all predictors except priors."""
+        """Return the number of token states per caption that a predictor reads; 0 unless the predictor is a prior."""
         variant = self._variants.get(predictor)
         return 0 if variant is None or self._load_prior is None else self._prior(variant.weights).token_states_used
 
@@ -183,7 +186,7 @@ class Scorer:
 def row_metrics(
     draws: np.ndarray, image: np.ndarray, text: np.ndarray, unrelated: np.ndarray, nearer: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return the per-row values `[B]` of all metrics that are averaged over rows, by name.
+    """Return the per-row values `[B]` by metric, for all metrics that are averaged over rows.
 
     All embeddings must have norm 1.
 
@@ -191,7 +194,7 @@ def row_metrics(
         draws: draws of each row, `[B, K, D]`.
         image: embedding of each row's true image, `[B, D]`.
         text: embedding of each row's caption, `[B, D]`.
-        unrelated: embedding of a caption of a different image for each row, `[B, D]`.
+        unrelated: for each row, embedding of the caption of a different image, `[B, D]`.
         nearer: number of rival images that are closer to the first draw than the true image, `[B]`.
     """
     to_text = cosine(draws, text)
@@ -211,10 +214,10 @@ def row_metrics(
 def timestep_losses(
     prior: Prior, batch: EmbeddingBatch, row_ids: np.ndarray, settings: EvaluateSettings
 ) -> dict[str, np.ndarray]:
-    """Return the training loss of B rows at one random timestep per bin: `[B]` by bin name, `"first-last"`.
+    """Return the training loss of B rows in each timestep bin, at one random timestep per row: `[B]` by bin name.
 
-    Noise and timesteps depend only on the row and the seed, so every prior is evaluated on the same ones. Conditions
-    are never dropped.
+    A bin is named after its first and last timestep, such as `0-99`. Noise and timesteps depend only on the row and the
+    seed, so all priors are evaluated with the same noise at the same timesteps. Conditions are never dropped.
     """
     diffusion, dim = prior.config.diffusion, prior.config.embed_dim
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
@@ -241,7 +244,7 @@ def timestep_losses(
 
 @dataclass(frozen=True)
 class ScorerMaker:
-    """Picklable factory for `Scorer`, so that each worker opens the embeddings and the prior itself."""
+    """Picklable factory for `Scorer`. Each worker calls it to open the embeddings and the prior itself."""
 
     embeddings: str
     """Folder of the embeddings."""
@@ -252,10 +255,10 @@ class ScorerMaker:
     source: PriorSource
     """Location of the prior or predictions."""
     files: Mapping[str, FileMark] | None = None
-    """Known size, modification time and hash of embedding files that no manifest covers."""
+    """Size, modification time and hash of each embedding file that no manifest lists, if already known."""
 
     def __call__(self) -> Scorer:
-        """Open the embeddings and create a scorer, which loads the prior on first use."""
+        """Open the embeddings and create a scorer. The scorer loads the prior on first use."""
         torch.set_num_threads(self.settings.threads)
         dataset = EmbeddingDataset(self.embeddings, self.read, known_files=self.files)
         if self.source.is_predictions:

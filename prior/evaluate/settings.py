@@ -20,7 +20,7 @@ BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 
 
 class SweepSettings(Settings):
-    """Sampling settings to try; each variant changes one setting of `evaluate.sample`."""
+    """Sampling settings to try. Each value is tried by changing only that setting of `evaluate.sample`."""
 
     steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Numbers of sampling steps to try."""
@@ -37,27 +37,27 @@ class EvaluateSettings(DeviceSettings):
     """Splits to evaluate."""
     weights: tuple[WeightsName, ...] = Field(default=("ema",), min_length=1)
     """Weights to evaluate: `ema` (averaged), `online` (updated by the optimiser) or `best` (averaged, at the lowest
-    validation loss). The first entry is used for `prior`, for sweeps, and for samples in the report."""
+    validation loss). The first entry is used for the predictor `prior`, for sweeps, and for samples in the report."""
     draws: int = Field(default=8, ge=2)
-    """Number of embeddings drawn per caption; the energy score needs at least 8 to be precise."""
+    """Number of embeddings drawn per caption. With fewer than 8, the energy score is imprecise."""
     max_rows: int = Field(default=10_000, ge=2)
-    """Maximum number of rows to evaluate per split: the first in a seeded order. The number used is printed."""
+    """Maximum number of rows to evaluate per split. Rows are chosen in a seeded order, and their number is printed."""
     gallery_size: int = Field(default=10_000, ge=2)
-    """Maximum number of images that recall searches: the distinct images of the first evaluated rows."""
+    """Maximum number of images in the gallery that recall searches: distinct images of the first evaluated rows."""
     distance_rows: int = Field(default=5_000, ge=48)
-    """Maximum number of rows used for distances between distributions, which depend on this number."""
+    """Maximum number of rows used for distances between distributions. The distances depend on this number."""
     baselines: tuple[BaselineName, ...] = BASELINES
     """Baselines to evaluate on the same rows."""
     bank_rows: int = Field(default=100_000, ge=2)
     """Maximum number of training rows used to fit the baselines."""
     loss_bins: int = Field(default=10, ge=1)
-    """Number of equal timestep bins; each row is evaluated at one random timestep per bin."""
+    """Number of timestep bins of equal width. The loss of each row is computed at one random timestep per bin."""
     sample: SampleSettings = SampleSettings()
-    """Sampling settings for `prior`."""
+    """Sampling settings of the main predictor, `prior`."""
     sweep: SweepSettings = SweepSettings()
-    """Sampling settings to compare with `sample`."""
+    """Sampling settings to compare with `sample`, changed one at a time."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    """Seed for choosing rows, draws, loss timesteps, random baselines and the bootstrap."""
+    """Seed for the choice of rows, the draws, the loss timesteps, the random baselines and the bootstrap."""
     bootstrap_samples: int = Field(default=1000, ge=100)
     """Number of bootstrap resamples for the 95% intervals."""
 

@@ -1,8 +1,8 @@
 """The evaluate stage: metrics of a prior and of the baselines on the same rows, with 95% intervals.
 
 The main metric is the energy score, E|X - y| - E|X - X'| / 2 (Gneiting and Raftery 2007, JASA 102). X and X' are
-independent draws for a caption, and y is the caption's true image embedding. Lower is better, and only the true
-distribution attains the minimum.
+independent draws for a caption, and y is the caption's true image embedding. Lower is better. The expected score is
+lowest only if the draws follow the true distribution.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def evaluate(
     overwrite: bool = False,
     progress: ProgressCallback = no_progress,
 ) -> StageResult:
-    """Evaluate a prior and the baselines on rows it was not trained on, and write `metrics.json`.
+    """Evaluate a prior and the baselines on the same held-out rows, and write `metrics.json`.
 
     Args:
         prior: any prior that `load_prior` reads, or a `.npy` file of predictions. Predictions are `[rows, D]` or
@@ -55,9 +55,10 @@ def evaluate(
         embeddings: folder of embedding shards.
         evaluation: folder to write.
         settings: splits, draws, baselines and other settings; None for the defaults.
-        read: settings that assign rows to splits; None for those used to train the prior, if known.
+        read: settings that assign rows to splits. None for the settings used to train the prior if they are known,
+            otherwise for the defaults.
         compute: worker settings; None to run in this process.
-        config: settings of a `.pth`, as for `load_prior`; `settings.weights` selects its weights.
+        config: settings of a `.pth`, as for `load_prior`; `settings.weights` selects the weights in the `.pth`.
         function_version: dalle2-pytorch release for a `.pth`, as for `load_prior`.
         limit: maximum number of rows per split.
         overwrite: discard an existing evaluation and compute it again.
@@ -113,7 +114,7 @@ def evaluate(
 
 
 def _identify(dataset: EmbeddingDataset) -> dict[str, Any]:
-    """Return the content fingerprint, CLIP hash and size of embeddings, independent of their location."""
+    """Return the content fingerprint, CLIP hash and size of embeddings. They do not depend on the folder's location."""
     clip = dataset.clip_if_known.get("weights_sha256")
     return {"content": dataset.content_fingerprint, "clip": clip, "embed_dim": dataset.embed_dim}
 
@@ -131,11 +132,11 @@ def plan_evaluate(
     limit: int | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
-    """Estimate the work of `evaluate` without running it; the arguments are the same."""
+    """Estimate the rows, disk space and time that `evaluate` needs, without running it; takes the same arguments."""
     settings = _limited(resolve(settings, "evaluate", compute), limit)
     subject = find_subject(PriorSource(prior, config, function_version), read)
     dataset = EmbeddingDataset(embeddings, subject.read, known_files=recorded_files(subject.trained))
-    subject.training_rows(dataset)  # raises if the splits would include training rows
+    subject.training_rows(dataset)  # raises SettingsError if the splits would include training rows
     store = Store(evaluation)
     existing = check_stage(store, evaluate_manifest(), overwrite=overwrite)
     manifest = existing if existing is not None and not overwrite else evaluate_manifest()
@@ -150,7 +151,7 @@ def plan_evaluate(
 
 
 def _limited(settings: EvaluateSettings, limit: int | None) -> EvaluateSettings:
-    """Return the settings with at most `limit` rows per split; SettingsError if `limit` is below 2."""
+    """Return the settings with at most `limit` rows per split. Raise SettingsError if `limit` is below 2."""
     if limit is not None and limit < 2:
         raise SettingsError(f"--limit {limit}: an evaluation needs at least 2 rows")
     return settings if limit is None else settings.model_copy(update={"max_rows": min(limit, settings.max_rows)})

@@ -1,4 +1,4 @@
-"""Subject of an evaluation: a prior trained here, another prior, or predictions from another program."""
+"""Subject of an evaluation: a prior in its training folder, another prior, or predictions from another program."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ from ..model.train_manifest import RECORD, STAGE
 from ..sampling.settings import SampleSettings
 
 PREDICTIONS_SUFFIX = ".npy"
-"""File extension of predictions."""
+"""Extension of a file of predictions."""
 Kind = Literal["prior, trained here", "prior", "checkpoint", "predictions"]
-"""Kind of subject, as stored in `metrics.json`; `checkpoint` means a DALLE2-pytorch `.pth`."""
+"""Kind of subject, as stored in `metrics.json`.
+
+`prior, trained here` is a prior in the folder where priorkit trained it, `prior` is any other prior folder, and
+`checkpoint` is a DALLE2-pytorch `.pth`.
+"""
 TrainingRows = Literal["held out", "of other embeddings", "unknown"]
 """Relation between the evaluated rows and the training rows, as stored in `metrics.json`."""
 TRAINING_ROWS_WARNINGS: dict[TrainingRows, str] = {
@@ -34,12 +38,12 @@ TRAINING_ROWS_WARNINGS: dict[TrainingRows, str] = {
     "that it was trained on.",
     "unknown": "On which rows it was trained is not known: if these are among them, its scores are too good.",
 }
-"""Warnings to show with the scores; there is none for rows that were held out from training."""
+"""Warnings to show with the scores. Rows that were held out from training need no warning."""
 
 
 @dataclass(frozen=True)
 class PriorSource:
-    """Location of a prior, with its arguments for `load_prior`, or location of predictions."""
+    """Location of a prior, with the `load_prior` arguments that it needs, or location of predictions."""
 
     path: str
     """Prior folder, DALLE2-pytorch `.pth` file, or `.npy` file of predictions."""
@@ -80,20 +84,20 @@ class Subject:
     read: ReadSettings
     """Settings that assign rows to splits."""
     content: str
-    """Fingerprint of the files and of the loading options; empty if training has not finished."""
+    """Fingerprint of the files and the loading options; empty if training has not finished."""
     trained_on: TrainedOn | None = None
     """Embeddings and splits the prior was trained on; None if unknown."""
     trained: Manifest | None = None
-    """Manifest of a prior trained here; None for other subjects."""
+    """Training manifest; None unless the subject is a prior in its training folder."""
 
     @property
     def is_predictions(self) -> bool:
-        """True if predictions are evaluated instead of a prior."""
+        """True if the subject is a file of predictions instead of a prior."""
         return self.source.is_predictions
 
     def parameters(self, weights: WeightsName) -> float:
-        """Return the number of network parameters; for a prior folder, an estimate from the weights file size."""
-        if self.kind == "checkpoint":  # a checkpoint stores the weights several times, so its size says little
+        """Return the number of network parameters. For a prior folder, estimate it from the weights file size."""
+        if self.kind == "checkpoint":  # it stores the weights several times, so its size gives no good estimate
             return sum(value.numel() for value in self.source.load(weights).network.parameters())
         return (Store(self.source.path).size(WEIGHTS_NAME) or 0) / 4
 
@@ -106,7 +110,7 @@ class Subject:
             )
 
     def training_rows(self, dataset: EmbeddingDataset) -> TrainingRows:
-        """Return how the rows to evaluate relate to the rows that the prior was trained on.
+        """Return whether the evaluated rows were held out from training, as far as known.
 
         Raises:
             SettingsError: the dataset's splits would include rows that the prior was trained on.
@@ -148,8 +152,8 @@ class Subject:
             weights: names of all weights that the evaluation loads.
 
         Raises:
-            InputError: the prior is damaged, does not fit the embeddings or their CLIP, or lacks some of the weights.
-            SettingsError: the prior does not support some of the sampling settings.
+            InputError: the prior is damaged, does not fit the embeddings or their CLIP, or lacks one of `weights`.
+            SettingsError: the prior does not support one of the sampling settings in `samples`.
         """
         if self.is_predictions:
             return
@@ -176,11 +180,12 @@ class Subject:
 
 
 def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
-    """Identify the subject at a location, without loading it.
+    """Identify the subject at a location, without loading its weights.
 
     Args:
         source: location of the prior or predictions.
-        read: settings that assign rows to splits; None for those used in training, if known, or the defaults.
+        read: settings that assign rows to splits. None for the settings used in training if they are known, otherwise
+            for the defaults.
 
     Raises:
         InputError: the location contains nothing that can be evaluated.
@@ -214,7 +219,7 @@ def _read_settings(trained_on: TrainedOn, path: str) -> ReadSettings:
 
 
 def _sha256(fs: Any, location: str, path: str) -> str:
-    """Return the SHA-256 of a file; InputError if it cannot be read."""
+    """Return the SHA-256 of a file. Raise InputError if the file cannot be read."""
     try:
         with fs.open(location, "rb") as file:
             return hash_file(file)

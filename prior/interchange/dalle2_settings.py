@@ -84,7 +84,7 @@ class DiffusionConfig(Settings):
     timesteps: int = Field(default=1000, ge=2)
     """Number of noise levels."""
     sample_timesteps: int | None = None
-    """Ignored; DALLE2-pytorch's default number of sampling steps, which is not converted."""
+    """Default number of sampling steps in DALLE2-pytorch. Ignored, because it is not part of a priorkit prior."""
     cond_drop_prob: float = Field(default=0.0, ge=0, le=1)
     """Probability of dropping the condition during training."""
     text_cond_drop_prob: float | None = Field(default=None, ge=0, le=1)
@@ -94,9 +94,9 @@ class DiffusionConfig(Settings):
     loss_type: Literal["l1", "l2", "huber"] = "l2"
     """Loss function."""
     predict_x_start: bool = True
-    """Predict x0 instead of eps."""
+    """Predict x0 if True, eps if False."""
     predict_v: bool = False
-    """Predict v; takes precedence over `predict_x_start`."""
+    """Predict v if True, regardless of `predict_x_start`."""
     beta_schedule: Literal["cosine", "linear", "quadratic", "jsd", "sigmoid"] = "cosine"
     """Noise schedule."""
     condition_on_text_encodings: bool = True
@@ -161,7 +161,7 @@ def to_prior_config(config: DiffusionConfig, function: FunctionVersion, source: 
         source: name of the settings, for error messages.
 
     Raises:
-        SettingsError: the release does not support these settings, or priorkit does not.
+        SettingsError: the release or priorkit does not support these settings.
     """
     net = config.net
     shared = net.model_dump(exclude={"dim", "max_text_len"})
@@ -178,7 +178,7 @@ def to_prior_config(config: DiffusionConfig, function: FunctionVersion, source: 
     drops = (config.text_cond_drop_prob, config.image_cond_drop_prob)
     text_drop, image_drop = (config.cond_drop_prob if drop is None else drop for drop in drops)
     if not function.has_null_tokens:
-        text_drop = image_drop = 0.0  # in practice, this release dropped nothing: the condition stayed visible
+        text_drop = image_drop = 0.0  # in effect, this release never dropped the condition in training
     diffusion = {
         "timesteps": config.timesteps,
         "noise_schedule": config.beta_schedule,
@@ -203,9 +203,9 @@ def to_prior_config(config: DiffusionConfig, function: FunctionVersion, source: 
 
 
 def _clip_settings(clip: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the open_clip model and weights of an OpenAI CLIP.
+    """Return open_clip's names for an OpenAI CLIP: its `model` and `pretrained` weights.
 
-    The result is empty for other CLIPs, because the settings do not name their weights.
+    The result is empty for any other CLIP, because DALLE2-pytorch's settings do not name its weights.
     """
     if clip is None or clip.get("make", "openai") != "openai":
         return {}
@@ -244,7 +244,7 @@ def require_exportable(config: PriorConfig) -> None:
     """Check that the newest DALLE2-pytorch release supports a prior with these settings.
 
     Raises:
-        SettingsError: it does not; the message lists all reasons.
+        SettingsError: the release does not support the prior. The message lists all reasons.
     """
     function = FunctionVersion.parse(config.network.function_version)
     network, diffusion, dim = config.network, config.diffusion, config.embed_dim

@@ -19,9 +19,9 @@ from ..network.function_version import LATEST_FUNCTION
 from .dalle2_settings import require_exportable
 
 _SCHEDULE_TOLERANCE = 1e-2
-"""Maximum alpha_bar difference that half-precision rounding explains; other noise schedules differ by more."""
+"""Maximum alpha_bar difference attributed to half-precision rounding; different noise schedules differ more."""
 _ROTARY_TOLERANCE = 4e-3
-"""Maximum relative difference of rotary frequencies that bfloat16 rounding explains; other bases differ by more."""
+"""Maximum relative difference of rotary frequencies attributed to bfloat16 rounding; different bases differ more."""
 
 
 def import_prior(weights: Mapping[str, torch.Tensor], config: PriorConfig, source: str) -> Prior:
@@ -70,7 +70,10 @@ def import_prior(weights: Mapping[str, torch.Tensor], config: PriorConfig, sourc
 _ROTARY = re.compile(r".*\.rotary_emb\.(freqs|inv_freq)$")
 """Names of the rotary frequencies, which are constants and therefore not imported."""
 _IGNORED = re.compile(rf"noise_scheduler\.|clip\.|_dummy$|.*\.rotary_emb\.(dummy|cached_\w+)$|{_ROTARY.pattern}")
-"""Names in a `DiffusionPrior` that are not imported; the constants among them are checked against the settings."""
+"""Names of `DiffusionPrior` tensors that are not imported.
+
+The rotary frequencies and the noise schedule are still checked against the settings.
+"""
 
 
 def _check_constants(weights: Mapping[str, torch.Tensor], prior: Prior, source: str) -> None:
@@ -102,7 +105,7 @@ def _check_constants(weights: Mapping[str, torch.Tensor], prior: Prior, source: 
 
 
 def _rotary_frequencies(config: PriorConfig) -> torch.Tensor:
-    """Return the rotation angle per position for each channel pair: half as many values as rotated channels."""
+    """Return the rotary frequencies: for each pair of rotated channels, the angle in radians per position."""
     width = min(32, config.network.dim_head)
     return 1.0 / (10_000.0 ** (torch.arange(0, width, 2).float() / width))
 
@@ -129,18 +132,18 @@ def export_weights(prior: Prior) -> dict[str, torch.Tensor]:
 def _as_upstream(name: str, value: torch.Tensor, prior: Prior) -> dict[str, torch.Tensor]:
     """Return a priorkit weight under its DALLE2-pytorch names and shapes.
 
-    The result has two entries if priorkit stores two DALLE2-pytorch weights as one.
+    The result has two entries if priorkit concatenates two DALLE2-pytorch weights.
     """
     names = _upstream_names(name, prior)
     if name in ("null_token_states", "null_text", "null_image"):
         value = value[None]
-    width = 2 * prior.config.network.dim_head  # rows of the keys and values, which come after the queries
+    width = 2 * prior.config.network.dim_head  # number of rows for keys and values, which follow the rows for queries
     parts = torch.split(value, [len(value) - width, width]) if len(names) == 2 else (value,)
     return dict(zip(names, parts, strict=True))
 
 
 def _upstream_names(name: str, prior: Prior) -> list[str]:
-    """Return the DALLE2-pytorch name of a priorkit weight; two names if it concatenates two DALLE2-pytorch weights."""
+    """Return the DALLE2-pytorch names of a priorkit weight: one name, or two if it concatenates two weights."""
     transformer = "net.causal_transformer"
     if name == "null_token_states":
         return ["net.null_text_encodings" if prior.network.function.has_null_tokens else "net.null_text_embed"]
@@ -179,7 +182,7 @@ _FEED_FORWARD_NAMES = {
 
 
 def _some(names: list[str]) -> str:
-    """Format at most five names, with a count of the others."""
+    """Format at most five names, followed by the number of names left out."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
@@ -188,8 +191,9 @@ def trainer_checkpoint(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor
     """Build a checkpoint that `DiffusionPriorTrainer.load` in DALLE2-pytorch 1.15.6 can read.
 
     The checkpoint represents a trainer before its first step, so the optimiser has no state yet. The optimiser
-    identifies weights by index and decays those with two or more dimensions. Placeholders are therefore enough, as
-    long as their count and dimensions are right. All layers share one rotary frequency weight, which is counted once.
+    identifies weights by index, and applies weight decay only to weights with two or more dimensions. Placeholder
+    weights are therefore enough if their count and numbers of dimensions are right. All layers share one weight for the
+    rotary frequencies, so it is counted once.
 
     Args:
         weights: weights by DALLE2-pytorch name.
@@ -218,7 +222,7 @@ def trainer_checkpoint(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor
 
 
 def _schedule_buffers(alpha_bar: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the noise schedule constants that DALLE2-pytorch stores with the weights."""
+    """Return the noise schedule constants that DALLE2-pytorch stores with the weights, keyed by their names there."""
     before = torch.cat([torch.ones(1, dtype=alpha_bar.dtype), alpha_bar[:-1]])
     alpha = alpha_bar / before
     beta = 1 - alpha

@@ -42,13 +42,15 @@ def load_prior(
         path: prior folder or `.pth` file.
         device: device to sample on, such as `cpu` or `cuda`.
         dtype: precision of large matrix products: `float32`, or `bfloat16` for about twice the speed.
-        config: settings of a `.pth`: the JSON file of its training script, or `laion-model-card` for LAION's settings.
+        config: settings of a `.pth`: the JSON file of the script that trained it, or `laion-model-card` for the
+            settings in LAION's model card.
         weights: `ema` for the averaged weights, `online` for the weights that the optimiser updates, or `best` for the
-            averaged weights with the lowest validation loss. `best` is only available in a folder. In a folder,
-            `online` loads the newest training checkpoint.
+            averaged weights with the lowest validation loss. A `.pth` has no `best` weights. The `online` weights of a
+            folder come from its newest training checkpoint.
         function_version: dalle2-pytorch release whose network function the `.pth` needs, such as 0.23.10. Required if
-            the file stores no version; otherwise overrides the stored one.
-        clip: open_clip `model` and `pretrained` of a `.pth`'s CLIP, in case its settings do not name the CLIP.
+            the file stores no version; otherwise it overrides the stored version.
+        clip: `model` and `pretrained` of the open_clip model that a `.pth` belongs to. Give it if the settings of the
+            `.pth` do not name the CLIP.
 
     Raises:
         InputError: there is no prior at `path`, or a file is damaged or does not match its settings.
@@ -125,11 +127,11 @@ def find_clip(model: str | None, pretrained: str | None) -> dict[str, Any] | Non
 
 
 def is_pth(path: str, **options: Any) -> bool:
-    """Return True if a path is a DALLE2-pytorch checkpoint, judging by its extension.
+    """Return True if a path has the file extension of a DALLE2-pytorch checkpoint.
 
     Args:
         path: prior folder or `.pth` file.
-        options: `load_prior` arguments that apply only to a `.pth`, including `config`.
+        options: arguments of `load_prior` that apply only to a `.pth`; `config` must be among them.
 
     Raises:
         SettingsError: `config` is missing for a `.pth`, an option is given for a path that is not a `.pth`, or the
@@ -169,7 +171,7 @@ def _refuse_other_files(path: str) -> None:
 def _load_pth(
     path: str, config: str, weights: WeightsName, function_version: str | None, clip: dict[str, Any] | None
 ) -> Prior:
-    """Load a DALLE2-pytorch checkpoint on the CPU."""
+    """Load a prior from a DALLE2-pytorch checkpoint onto the CPU."""
     described = parse_config(read_config(config), config)
     content = read_pth(path)
     tensors = choose_weights(content, weights, path)
@@ -193,7 +195,7 @@ def read_config(config: str) -> Any:
         config: JSON file, or name of built-in settings.
 
     Raises:
-        SettingsError: there is no such file and no such name.
+        SettingsError: `config` is neither an existing file nor the name of built-in settings.
         InputError: the file is not JSON.
     """
     if config in NAMED_CONFIGS:
@@ -209,7 +211,7 @@ def read_config(config: str) -> Any:
 
 
 def _training_weights(path: str, weights: WeightsName) -> dict[str, torch.Tensor]:
-    """Read the `online` or `best` weights from a training folder; InputError if it does not contain them."""
+    """Read the `online` or `best` weights from a training folder. Raise InputError if it does not contain them."""
     store = Store(path)
     manifest = read_manifest(store)
     if weights == "best":
@@ -227,7 +229,7 @@ def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
     """Write a prior folder.
 
     Raises:
-        FolderError: the folder belongs to a training, or it contains a prior and `overwrite` is False.
+        FolderError: the folder is a training folder, or it contains a prior and `overwrite` is False.
     """
     store = Store(destination)
     if store.size(MANIFEST_NAME) is not None or store.names(STATE_FOLDER):
@@ -235,7 +237,7 @@ def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
     if store.size(CONFIG_NAME) is not None:
         if not overwrite:
             raise FolderError(f"{destination} holds a prior; choose another folder, or --overwrite")
-        store.remove(CONFIG_NAME)  # first, so that an interruption never leaves old settings with new weights
+        store.remove(CONFIG_NAME)  # removed first, so that an interruption never leaves an old config with new weights
     save_prior(store.create, prior.config, prior.network, prior.normaliser)
 
 
@@ -243,7 +245,7 @@ def _write_pth(prior: Prior, destination: str, overwrite: bool) -> None:
     """Write a DALLE2-pytorch checkpoint and its settings.
 
     Raises:
-        FolderError: one of the two files exists and `overwrite` is False.
+        FolderError: the checkpoint or its settings file exists and `overwrite` is False.
         SettingsError: the file name contains characters that are not allowed, or the prior cannot be exported.
     """
     fs, location = open_location(destination)

@@ -1,8 +1,8 @@
 """Safe reading of `.pth` files, without running any code they contain.
 
 torch's safe reader loads only tensors and plain values. Checkpoints of DALLE2-pytorch's trainer also contain objects
-for its version, its optimiser and its learning-rate warmup. These are loaded as inert stand-ins. A file that
-refers to any other object is rejected.
+for its version, its optimiser and its learning-rate warmup. Inert stand-ins replace these objects. A file that refers
+to any other object is rejected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...pipeline.contract.storage import open_location
 from ...pipeline.errors import InputError
 
 _INERT = (
-    "builtins.dict",  # factory of the optimiser's defaultdict
+    "builtins.dict",  # default factory of the optimiser's defaultdict
     "packaging._structures.InfinityType",
     "packaging._structures.NegativeInfinityType",
     "packaging.version.Version",
@@ -32,7 +32,7 @@ _INERT = (
     "numpy.core.multiarray.scalar",
     "numpy.dtype",
 )
-"""Qualified names that a checkpoint may refer to. Stand-ins replace them, so none of them is imported."""
+"""Qualified names that a checkpoint may refer to. Stand-ins replace the named objects, so nothing is imported."""
 
 
 _UNKNOWN_NAME = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
@@ -40,16 +40,16 @@ _UNKNOWN_NAME = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose mod
 
 
 class StandIn:
-    """Inert stand-in for an object that is not needed; stores only its constructor arguments or pickled state."""
+    """Inert stand-in for an object in a checkpoint. It stores only the object's constructor arguments or state."""
 
     def __new__(cls, *values: Any) -> StandIn:
-        """Create a stand-in as pickle does, without calling `__init__`."""
+        """Create a stand-in from constructor arguments. pickle calls this method, but not `__init__`."""
         made = super().__new__(cls)
         made.values = values
         return made
 
     values: Any
-    """Constructor arguments, or the pickled state if there is one."""
+    """Constructor arguments of the replaced object, or its pickled state if it has one."""
 
     def __setstate__(self, state: Any) -> None:
         """Store the pickled state."""
@@ -57,7 +57,11 @@ class StandIn:
 
 
 def find_pth(path: str) -> tuple[Any, str]:
-    """Return the file system of a `.pth` or `.pt` file and its path on it; InputError if the file does not exist."""
+    """Return the file system of a `.pth` or `.pt` file, and the file's path on it.
+
+    Raises:
+        InputError: the file does not exist.
+    """
     fs, location = open_location(path)
     if not fs.isfile(location):
         raise InputError(f"{path}: {'a folder, not a checkpoint' if fs.isdir(location) else 'no such file'}")
@@ -69,7 +73,7 @@ def read_pth(path: str) -> dict[str, Any]:
 
     Raises:
         InputError: the file is missing or damaged, is a Git LFS pointer, does not contain a dictionary, or contains an
-            object other than tensors, plain values and those replaced by stand-ins.
+            object that is neither a tensor nor a plain value and that no stand-in replaces.
     """
     fs, location = find_pth(path)
     with fs.open(location, "rb") as file:
@@ -79,7 +83,8 @@ def read_pth(path: str) -> dict[str, Any]:
                 "`git lfs pull` in its repository)"
             )
     if isinstance(fs, LocalFileSystem):
-        content = _load(location, path, mmap=zipfile.is_zipfile(location))  # most of the file is not needed
+        # memory-map the file if its format allows it, because most of the data is not needed
+        content = _load(location, path, mmap=zipfile.is_zipfile(location))
     else:
         with fs.open(location, "rb") as file:
             content = _load(file, path)
@@ -92,11 +97,11 @@ def version_text(value: Any, path: str) -> str | None:
     """Return a stored version as text; None if the value is None.
 
     Args:
-        value: text, or the stand-in for a version object from any release of packaging.
+        value: text, None, or the stand-in for a version object from any release of packaging.
         path: name of the file, for error messages.
 
     Raises:
-        InputError: the value is something else.
+        InputError: the value is neither text, None, nor a version object.
     """
     if value is None or isinstance(value, str):
         return value
@@ -104,7 +109,7 @@ def version_text(value: Any, path: str) -> str | None:
     release = None
     if isinstance(parts, dict) and isinstance(parts.get("_version"), StandIn):
         parts = parts["_version"].values  # packaging before 26
-    if isinstance(parts, tuple) and len(parts) > 1:  # (epoch, release, ...); in packaging 26.0 (None, slots)
+    if isinstance(parts, tuple) and len(parts) > 1:  # (epoch, release, ...), or (None, slots) in packaging 26
         release = parts[1].get("_release") if isinstance(parts[1], dict) else parts[1]
     if isinstance(release, tuple) and release:
         return ".".join(map(str, release))
@@ -112,7 +117,7 @@ def version_text(value: Any, path: str) -> str | None:
 
 
 def _load(file: str | BinaryIO, path: str, mmap: bool = False) -> Any:
-    """Load a file with torch's safe reader and the stand-ins; InputError if that fails."""
+    """Load a file with torch's safe reader and the stand-ins. Raise InputError if the reader fails."""
     harmless: list[Any] = [(StandIn, name) for name in _INERT]
     harmless.append((_plain_dict, "collections.defaultdict"))
     try:
@@ -137,5 +142,5 @@ def _explain(message: str, path: str) -> str:
             f"{path}: holds {found[1]}, which is not among what a checkpoint may hold; nothing of it was run. "
             "Only tensors and plain values are read: save the state_dict alone, where you trust the file"
         )
-    cause = message.partition("\n\n")[2] or message  # drops torch's advice to load the file unsafely
+    cause = message.partition("\n\n")[2] or message  # omit torch's advice to load the file unsafely
     return f"{path}: cannot be read as a checkpoint; is the file whole? ({cause.strip().splitlines()[0]})"

@@ -1,4 +1,4 @@
-"""Selection of weights from a `.pth`: a trainer checkpoint, or a bare state_dict from another tool."""
+"""Selection of weights from a `.pth`, which is either a trainer checkpoint or a bare state_dict from another tool."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .pth import version_text
 
 
 def choose_weights(content: dict[str, Any], weights: WeightsName, path: str) -> dict[str, torch.Tensor]:
-    """Return the requested `DiffusionPrior` weights, by their names in the state_dict.
+    """Return the requested weights, keyed by their names in the state_dict of `DiffusionPrior`.
 
     A bare state_dict contains only one set of weights, which is returned for both `ema` and `online`.
 
@@ -24,7 +24,7 @@ def choose_weights(content: dict[str, Any], weights: WeightsName, path: str) -> 
 
     Raises:
         SettingsError: `weights` is neither `ema` nor `online`.
-        InputError: the file does not contain these weights.
+        InputError: the file does not contain the requested weights.
     """
     if weights not in ("ema", "online"):
         raise SettingsError(f"weights={weights!r}: known are ema and online")
@@ -45,10 +45,10 @@ def choose_weights(content: dict[str, Any], weights: WeightsName, path: str) -> 
 
 
 def _bare_weights(content: dict[str, Any]) -> dict[str, torch.Tensor] | None:
-    """Return the weights of a bare state_dict under `DiffusionPrior` names; None if there is none.
+    """Return the weights of a bare state_dict, keyed by `DiffusionPrior` name; None if the content is something else.
 
-    Some tools store the state_dict under the key `state_dict`. Others wrap the model, which adds the prefix `module.`,
-    or save only the network, whose names lack the prefix `net.`.
+    Some tools store the state_dict under the key `state_dict`. Some tools wrap the model, which adds the prefix
+    `module.` to all names. Some tools save only the network, so that the names lack the prefix `net.`.
     """
     weights = content
     if "state_dict" in content and not {"model", "ema", "ema_model"} & content.keys():
@@ -81,7 +81,7 @@ def _is_plain_tensor(value: Any) -> bool:
 
 
 def _averaged(content: dict[str, Any]) -> Any:
-    """Return the averaged weights, if any; older trainers store them only inside `ema`."""
+    """Return the averaged weights of a checkpoint, if it has any. Older trainers store them only inside `ema`."""
     if "ema_model" in content:
         return content["ema_model"]
     average = content.get("ema")
@@ -92,7 +92,7 @@ def _averaged(content: dict[str, Any]) -> Any:
 
 
 def stored_version(content: dict[str, Any], path: str) -> str:
-    """Return the DALLE2-pytorch release that wrote a checkpoint.
+    """Return the version of the DALLE2-pytorch release that wrote a checkpoint.
 
     Raises:
         SettingsError: the checkpoint stores no version.

@@ -1,6 +1,6 @@
 """Prior configuration (`config.json`), construction of the network and normaliser, and checks of sampling settings.
 
-Only this module builds a concrete network. All other modules use the interface in `network/interface.py`.
+Only this module builds a network of a concrete class. Other modules use the interface in `network/interface.py`.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class TrainedOn(Settings):
     embeddings: str
     """Content fingerprint of the embeddings."""
     read: dict[str, Any]
-    """Read settings, which determine each row's split: training, validation or test."""
+    """Read settings of the training, which assign each row to a split: training, validation or test."""
 
 
 class PriorConfig(Settings):
-    """Content of `config.json`: everything needed to build the network and to find its CLIP."""
+    """Content of `config.json`: everything needed to build the network and to find the prior's CLIP."""
 
     embed_dim: int = Field(ge=1)
     """Size of image embeddings."""
     text_dim: int | None = Field(default=None, ge=1)
     """Size of text embeddings from a separate text encoder; null if it equals `embed_dim`."""
     token_width: int | None = Field(ge=1)
-    """Width of token states; null if the prior uses none."""
+    """Width of token states; null if the prior uses no token states."""
     network: NetworkSettings
     """Network settings."""
     diffusion: DiffusionSettings
@@ -48,9 +48,9 @@ class PriorConfig(Settings):
     clip: dict[str, Any]
     """Identity of the CLIP that produced the training embeddings; empty if unknown."""
     clip_settings: dict[str, Any]
-    """Settings that load this CLIP; empty if unknown."""
+    """Settings that load the CLIP; empty if unknown."""
     trained_on: TrainedOn | None = None
-    """Training rows; null if unknown, as for imported checkpoints."""
+    """Rows that the prior was trained on; null if unknown, as for imported checkpoints."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -77,17 +77,17 @@ def build_network(config: PriorConfig) -> Network:
 
 
 def build_normaliser(config: PriorConfig) -> EmbeddingNormaliser:
-    """Build a normaliser. Any statistics are initialised to those of the standard normal distribution."""
+    """Build a normaliser. If it uses statistics, they start with mean 0 and the identity matrix as covariance."""
     return EmbeddingNormaliser(config.diffusion.normaliser, config.embed_dim, config.diffusion.embed_scale)
 
 
 def check_sampling(
     network: NetworkSettings, takes_token_states: bool, diffusion: DiffusionSettings, sample: SampleSettings
 ) -> list[int]:
-    """Check that a prior can be sampled with these settings, and return the timesteps of the network evaluations.
+    """Check that a prior supports the sampling settings, and return the timesteps at which the network is evaluated.
 
     Raises:
-        SettingsError: the settings do not fit the prior. The message gives the reason.
+        SettingsError: the prior does not support the settings. The message gives the reason.
     """
     function, scale = FunctionVersion.parse(network.function_version), sample.guidance_scale
     if scale != 1.0:

@@ -1,4 +1,4 @@
-"""Incremental export of sampled embeddings to `.npy` and `.safetensors` files."""
+"""Export of sampled embeddings, batch by batch, to a `.npy` or `.safetensors` file."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def check_output(path: Path) -> None:
 def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[torch.Tensor], None]]:
     """Context manager that creates a `.npy` or `.safetensors` file of `[rows, D]` float32.
 
-    It yields a function that appends `[B, D]` embeddings. The file appears under its name only after all rows are
-    written. An exception leaves no file.
+    It yields a function that appends `[B, D]` embeddings. The file is moved to `path` only after all rows are written.
+    After an exception, no new file exists.
 
     Raises:
         SettingsError: the path is not a local file that ends in `.npy` or `.safetensors`.
@@ -58,7 +58,7 @@ def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[tor
 
 
 def _safetensors_header(rows: int, embed_dim: int) -> bytes:
-    """Return the header of a file with one tensor: an 8-byte length, then JSON padded to a multiple of 8 bytes."""
+    """Return the header of a safetensors file with one tensor: an 8-byte length, then JSON padded to 8 bytes."""
     tensor = {"dtype": "F32", "shape": [rows, embed_dim], "data_offsets": [0, 4 * rows * embed_dim]}
     described = json.dumps({TENSOR_NAME: tensor}).encode()
     described += b" " * (-len(described) % 8)

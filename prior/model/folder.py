@@ -1,6 +1,8 @@
-"""Prior folder: `config.json` and `model.safetensors` for use, `state/` for further training. It contains no pickle.
+"""Prior folder: functions that read and write its files.
 
-If the prior was trained by priorkit, `best.safetensors` holds the averaged weights with the lowest validation loss.
+`config.json` and `model.safetensors` define the prior. `state/` contains the checkpoints from which training can be
+resumed. If training validated the prior, `best.safetensors` contains the averaged weights with the lowest validation
+loss. The folder contains no pickle files.
 """
 
 from __future__ import annotations
@@ -35,11 +37,11 @@ _NORMALISER = "normaliser."
 """Prefix of the normaliser's tensor names."""
 
 Create = Callable[[str], contextlib.AbstractContextManager[HashingFile]]
-"""Function that opens a new file in the folder by name. The file is renamed into place once it is complete."""
+"""Function that creates a file in the folder, given its name. The file is renamed into place once it is complete."""
 
 
 def save_prior(create: Create, config: PriorConfig, network: Network, normaliser: EmbeddingNormaliser) -> None:
-    """Write the weights, then the config. The order matters: a folder without a config is not a prior."""
+    """Write the weights, then the config. If writing is interrupted, the missing config shows that no prior exists."""
     with create(WEIGHTS_NAME) as file:
         file.write(safetensors.torch.save(_to_cpu(prior_tensors(network, normaliser))))
     described = {"format_version": _FORMAT_VERSION, **config.model_dump(mode="json")}
@@ -104,26 +106,26 @@ def load_config(store: Store) -> PriorConfig:
 
 @dataclass
 class TrainState:
-    """Training checkpoint: everything needed to continue the training exactly."""
+    """Training checkpoint: everything needed to resume training as if it had not been interrupted."""
 
     step: int
     """Number of completed steps."""
     network: dict[str, torch.Tensor]
-    """Trained weights."""
+    """Weights that the optimiser updates."""
     average: dict[str, torch.Tensor]
-    """Averaged weights."""
+    """Averaged weights (EMA)."""
     optimiser: dict[str, torch.Tensor]
     """Optimiser state, keyed by weight name and state key."""
     normaliser: dict[str, torch.Tensor]
-    """Statistics of the training rows; empty if the normaliser uses none."""
+    """Statistics of the training rows; empty if the normaliser uses no statistics."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return all tensors by name. Each name starts with the field that holds the tensor, such as `network.`."""
+        """Return all tensors, keyed by name. Each name is prefixed with the tensor's field, such as `network.`."""
         return {f"{part}.{name}": value for part in _PARTS for name, value in getattr(self, part).items()}
 
     @staticmethod
     def from_tensors(step: int, tensors: Mapping[str, torch.Tensor]) -> TrainState:
-        """Restore a state from the tensors that `tensors` returned."""
+        """Restore a state from the result of the method `tensors`."""
         parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
@@ -132,15 +134,15 @@ class TrainState:
 
 
 _PARTS = ("network", "average", "optimiser", "normaliser")
-"""`TrainState` fields that hold tensors."""
+"""Fields of `TrainState` that contain tensors."""
 
 
 def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep: int) -> None:
-    """Write a checkpoint atomically as one file, then keep only the newest `keep` checkpoints up to this step.
+    """Write a checkpoint atomically as one file, then remove all but the newest `keep` checkpoints.
 
-    Checkpoints of later steps are removed too, because they belong to a discarded training run.
+    Checkpoints of later steps do not count as newest. They belong to a discarded training run and are removed too.
     """
-    # use a single key: safetensors writes several keys in an order that varies between runs
+    # use a single metadata key, because safetensors writes several keys in an order that varies between runs
     metadata = {"priorkit": json.dumps({"step": state.step, "settings": settings_fingerprint})}
     with store.create(_state_name(state.step)) as file:
         file.write(safetensors.torch.save(_to_cpu(state.tensors()), metadata))
@@ -152,10 +154,10 @@ def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep:
 
 
 def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
-    """Read the newest undamaged checkpoint with these settings; return None if there is none.
+    """Read the newest undamaged checkpoint with the given settings; return None if there is none.
 
     Raises:
-        InputError: no checkpoint with these settings can be read, and at least one checkpoint is damaged.
+        InputError: at least one checkpoint is damaged, and no undamaged checkpoint has the given settings.
     """
     damage: InputError | None = None
     for step in reversed(_state_steps(store)):
@@ -163,7 +165,7 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
             with store.open(_state_name(step)) as file:
                 tensors, metadata = _read_tensors(file, store.path(_state_name(step)))
         except InputError as error:
-            damage = error  # training from an earlier checkpoint gives bit-identical results
+            damage = error  # raised only if no earlier checkpoint can be used: resuming from one repeats the same steps
             continue
         described = json.loads(metadata.get("priorkit", "{}"))
         if described.get("settings") == settings_fingerprint:
@@ -174,7 +176,10 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
 
 
 def newest_step(store: Store, settings_fingerprint: str) -> int | None:
-    """Return the step of the newest undamaged checkpoint with these settings, reading only headers; None if none."""
+    """Return the step of the newest undamaged checkpoint with the given settings; None if there is none.
+
+    Only the headers of the files are read.
+    """
     for step in reversed(_state_steps(store)):
         if _described(store, _state_name(step)).get("settings") == settings_fingerprint:
             return step
@@ -199,21 +204,21 @@ def _described(store: Store, name: str) -> dict[str, Any]:
 
 
 def clear_states(store: Store) -> None:
-    """Remove all checkpoints and the best weights."""
+    """Remove all training checkpoints and the best weights."""
     for step in _state_steps(store):
         store.remove(_state_name(step))
     store.remove(BEST_NAME)
 
 
 def save_best(store: Store, network: Network, step: int, loss: float, settings_fingerprint: str) -> None:
-    """Write the averaged weights that have the lowest validation loss so far."""
+    """Write the averaged weights of the step with the lowest validation loss so far."""
     metadata = {"priorkit": json.dumps({"step": step, "validation_loss": loss, "settings": settings_fingerprint})}
     with store.create(BEST_NAME) as file:
         file.write(safetensors.torch.save(_to_cpu(network.state_dict()), metadata))
 
 
 def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor] | None:
-    """Read the averaged weights with the lowest validation loss; None if training with these settings saved none."""
+    """Read the averaged weights with the lowest validation loss; None if none were saved with the given settings."""
     try:
         with store.open(BEST_NAME) as file:
             tensors, metadata = _read_tensors(file, store.path(BEST_NAME))

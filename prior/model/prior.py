@@ -1,4 +1,4 @@
-"""Trained prior: one object that combines network, diffusion and CLIP, and samples."""
+"""Trained prior, which combines a network, diffusion settings and a CLIP to sample image embeddings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .text_encoder import find_text_encoder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Dtypes for large matrix products, by name."""
 SAMPLE_BATCH = 64
-"""Number of captions sampled at once. The limit keeps memory use independent of the total number of captions."""
+"""Maximum number of captions sampled at once. It keeps memory use independent of the total number of captions."""
 
 
 class Prior:
@@ -48,15 +48,15 @@ class Prior:
 
     @property
     def token_states_used(self) -> int:
-        """Maximum number of token states per caption; 0 if the prior uses none."""
+        """Maximum number of token states per caption; 0 if the prior uses no token states."""
         return self.network.max_text_len if self.network.takes_token_states else 0
 
     def to(self, device: str | torch.device | None = None, dtype: str | None = None) -> Prior:
         """Move the prior to a device and set the dtype of large matrix products. Norms are always computed in float32.
 
         Args:
-            device: torch device; None keeps the current one.
-            dtype: `float32` or `bfloat16`; None keeps the current one.
+            device: torch device; None keeps the current device.
+            dtype: `float32` or `bfloat16`; None keeps the current dtype.
 
         Raises:
             SettingsError: the dtype is unknown, or the device is unknown or not available.
@@ -127,14 +127,15 @@ class Prior:
                 returned.
             guidance_scale: 1 follows the text as in training; larger values exaggerate its influence.
             guidance: `text`, or `dalle2` for DALLE2-pytorch's variant, which also scales the norm of the samples.
-            steps: number of network evaluations; `dalle2-ddim` makes one fewer.
+            steps: number of network evaluations, except that `dalle2-ddim` makes `steps` - 1 evaluations.
             sampler: `ddpm`, `ddim`, `dpmsolver++` or `dalle2-ddim`.
             seed: noise seed.
-            first: number of the first caption in this call, when captions are sampled in several calls.
-            generator: random generator that the noise is drawn from, instead of `seed`.
+            first: number of the first caption in this call. If captions are sampled in several calls, give the number
+                of captions that earlier calls sampled.
+            generator: random generator that supplies the noise. If it is given, `seed` has no effect.
             noise: tensors `[B * num_candidates, D]` to use instead of random noise, with the candidates of a caption
-                adjacent. The first tensor is the initial noise. One more follows for each step that adds noise. `ddpm`
-                uses one at every step, and multiplies the last one by 0.
+                adjacent. The first tensor is the initial noise. Each step that adds noise takes another tensor. `ddpm`
+                takes a tensor at every step, even at the last step, where the noise is multiplied by 0.
 
         Raises:
             SettingsError: a setting is out of range, or not exactly one of `prompts` and `text_embed` is given.
@@ -171,14 +172,14 @@ class Prior:
         return torch.cat(parts)
 
     def noise(self, seed: int, first: int, texts: int, draws: int) -> Iterator[torch.Tensor]:
-        """Yield the noise that `sample` uses for `texts` captions, numbered from `first`."""
+        """Yield the noise tensors that `sample` uses for `texts` captions, the first of which has number `first`."""
         return seeded_noise(seed, first, texts, draws, self.config.embed_dim, self.device)
 
     def check(self, settings: SampleSettings) -> list[int]:
-        """Return the timesteps at which the network is evaluated.
+        """Check sampling settings, and return the timesteps at which the network is evaluated.
 
         Raises:
-            SettingsError: the settings do not fit this prior.
+            SettingsError: this prior does not support the settings.
         """
         return check_sampling(self.config.network, self.network.takes_token_states, self.config.diffusion, settings)
 
@@ -220,7 +221,7 @@ class Prior:
         return embeds.view(batch, draws, dim).cpu()
 
     def _follow_weights(self) -> None:
-        """Discard values computed from earlier weights. This also detects weight changes that torch does not count."""
+        """Discard cached values that were computed from weights that have since changed."""
         sums = weight_sums(self.network)
         if sums != self._sums:
             self._sums = sums
@@ -228,7 +229,10 @@ class Prior:
             self.network.clear_derived()
 
     def _checked(self, noise: Iterator[torch.Tensor], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
-        """Yield the noise on this prior's device. If `init_clamp` is set, rescale the first tensor to a fixed norm."""
+        """Check the shape of each noise tensor and yield the tensor on this prior's device, as float32.
+
+        If `init_clamp` is set, the rows of the first tensor are rescaled to a fixed norm.
+        """
         for index, value in enumerate(noise):
             if value.shape != shape:
                 raise SettingsError(f"noise number {index} has shape {list(value.shape)}, needed is {list(shape)}")
@@ -239,7 +243,7 @@ class Prior:
         raise SettingsError("noise ended before the sampler did; it takes one tensor, and one for each noisy step")
 
     def condition(self, text_embed: torch.Tensor, token_states: torch.Tensor | None) -> Condition:
-        """Normalise text embeddings and move the text to the prior's device, as input for the network.
+        """Return the text input of the network: normalised text embeddings and token states, on the prior's device.
 
         Raises:
             SettingsError: a shape does not fit this prior, or token states are missing.
@@ -297,9 +301,9 @@ def _as_tensor(value: torch.Tensor | npt.NDArray[Any] | None) -> torch.Tensor | 
 
 
 def nearest_to_text(draws: torch.Tensor, text_embed: torch.Tensor) -> torch.Tensor:
-    """Select, for each text `[B, D]`, the draw from `[B, K, D]` with the highest cosine similarity; return `[B, D]`.
+    """Return, for each text `[B, D]`, the draw in `[B, K, D]` with the highest cosine similarity to it: `[B, D]`.
 
-    If text and image embeddings have different sizes, select the first draw.
+    If text and image embeddings have different sizes, return the first draw.
     """
     if draws.shape[1] == 1 or draws.shape[-1] != text_embed.shape[-1]:
         return draws[:, 0]

@@ -1,4 +1,4 @@
-"""Sampling for many texts, batch by batch, into one file."""
+"""Sampling of many texts, batch by batch, into one file."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _SHOWN = 20
 
 @dataclass
 class Sampled:
-    """Summary of a written file."""
+    """Summary of the samples written to a file."""
 
     shape: tuple[int, int]
     """Shape of the file's array, `[rows, D]`."""
     mean_cosine_to_text: float | None = None
-    """Mean cosine similarity between samples and their text embeddings; None if their sizes differ, or for no texts."""
+    """Mean cosine similarity between samples and texts; None without texts, or if text and image sizes differ."""
     labels: list[str] = field(default_factory=list)
-    """Labels of the first texts, at most 20: captions or row numbers."""
+    """Labels of the first texts, up to 20: captions or row numbers."""
     cosine_to_text: list[float] = field(default_factory=list)
-    """Cosine similarity between sample and text for each of `labels`."""
+    """Cosine similarity between the sample and its text, for each entry of `labels`."""
     notes: list[str] = field(default_factory=list)
     """Notes to the user about the texts, one sentence each."""
 
@@ -42,7 +42,7 @@ class Sampled:
 
 @contextlib.contextmanager
 def _nothing_written(output: Path) -> Iterator[None]:
-    """Turn KeyboardInterrupt into an error saying that nothing was written."""
+    """Context manager that replaces KeyboardInterrupt with an error saying that nothing was written."""
     try:
         yield
     except KeyboardInterrupt:
@@ -57,7 +57,9 @@ def sample_to_file(
     Memory use does not grow with the number of texts.
 
     Args:
-        output: path of the file, which ends in `.npy` or `.safetensors`.
+        prior: prior to sample from.
+        texts: texts to sample for.
+        output: path of the file, which must end in `.npy` or `.safetensors`.
         progress: called with the number of sampled texts and the total.
         settings: keyword arguments of `Prior.sample`.
     """

@@ -1,4 +1,4 @@
-"""CLIP of a prior: loading with a check of its weights, and comparison with the CLIP of an embedding folder."""
+"""CLIP of a prior: loading it, checking its weights, and comparing it with the CLIP of an embedding folder."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def find_text_encoder(
     Args:
         location: settings that load the CLIP, from `clip_location`.
         identity: expected identity; empty if unknown.
-        made: words that complete the error message "... than the one ...", such as "this prior was trained with".
-        device: device and number of threads.
+        made: end of the error message "... than the one ...", such as "this prior was trained with".
+        device: settings for the device and the number of threads.
 
     Raises:
         InputError: the CLIP cannot be loaded, or differs from `identity`, for example in its weights.
@@ -57,9 +57,10 @@ def find_text_encoder(
 
 
 def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
-    """Compare a prior's CLIP with the CLIP that embedded the texts in a folder, without loading either.
+    """Compare a prior's CLIP with the CLIP that embedded the texts in a folder, without loading either CLIP.
 
-    A matching fingerprint identifies the folder that the prior was trained on. Otherwise `compare_clips` decides.
+    If the prior was trained on embeddings with the same content fingerprint, the CLIPs are the same. Otherwise
+    `compare_clips` decides.
     """
     if config.trained_on is not None and config.trained_on.embeddings == dataset.content_fingerprint:
         return "same"
@@ -69,6 +70,6 @@ def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
 
 
 def clip_named(location: Mapping[str, Any]) -> str:
-    """Return a CLIP's name for messages; empty if unknown."""
+    """Return the name of a CLIP for messages; empty if unknown."""
     model, pretrained = location.get("model"), location.get("pretrained")
     return f"{model} ({pretrained})" if model and pretrained else str(model or "")

@@ -23,15 +23,15 @@ class TextBatch(NamedTuple):
     """Batch of encoded texts."""
 
     labels: list[str]
-    """Captions or row numbers for display. For stored shards, only the first batch has labels."""
+    """Captions or row numbers for display. For embedding shards, only the first batch has labels."""
     text_embed: torch.Tensor
     """Text embeddings `[B, D]`."""
     token_states: torch.Tensor | None
-    """Token states `[B, T, W]`, padded with zeros; None unless the prior uses them."""
+    """Token states `[B, T, W]`, padded with zeros; None if the prior uses no token states."""
 
 
 class Texts(Protocol):
-    """Source of texts."""
+    """Source of texts to sample from."""
 
     count: int
     """Number of texts."""
@@ -45,14 +45,14 @@ class Texts(Protocol):
 
 
 class Captions:
-    """Captions that the prior's CLIP encodes."""
+    """Captions in memory, which the prior's CLIP encodes."""
 
     def __init__(self, captions: Sequence[str]) -> None:
         self.count, self.notes = len(captions), list[str]()
         self._captions = captions
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """See `Texts`."""
+        """Encode and yield all captions in order; see `Texts.batches`."""
         return _encode(iter(self._captions), prior, size)
 
 
@@ -60,7 +60,7 @@ class CaptionFile:
     """Text file with one caption per line. Empty lines count as captions.
 
     Raises:
-        InputError: the file does not exist, is not UTF-8 text, or changed its number of lines while it was read.
+        InputError: the file does not exist or is not UTF-8 text, or its number of lines changes while it is read.
     """
 
     def __init__(self, path: str) -> None:
@@ -72,7 +72,7 @@ class CaptionFile:
         self.count = sum(1 for _ in self._lines())
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """See `Texts`."""
+        """Encode and yield all captions in order; see `Texts.batches`."""
         return _encode(self._counted_lines(), prior, size)
 
     def _counted_lines(self) -> Iterator[str]:
@@ -96,7 +96,7 @@ class CaptionFile:
 
 
 class StoredArray:
-    """Text embeddings `[N, D]` in a `.npy` file, for priors that use no token states.
+    """Text embeddings `[N, D]` in a `.npy` file, for a prior that uses no token states.
 
     Raises:
         InputError: the file does not exist, or does not hold a two-dimensional array of a supported float dtype.
@@ -126,10 +126,11 @@ class StoredArray:
         self.count = len(array)
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """Yield all texts in order; see `Texts`.
+        """Yield all texts in order; see `Texts.batches`.
 
         Raises:
-            InputError: the prior takes embeddings of another size or token states, or a value is not finite.
+            InputError: the prior needs embeddings of another size, the prior needs token states, or a value is not
+                finite.
         """
         _require_size(self._path, self._array.shape[1], prior)
         if prior.token_states_used:
@@ -159,10 +160,10 @@ class StoredEmbeddings:
         self.count = self._dataset.count
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """Yield all texts in order; see `Texts`.
+        """Yield all texts in order; see `Texts.batches`.
 
         Raises:
-            InputError: another CLIP embedded the texts, or the prior takes embeddings of another size.
+            InputError: another CLIP embedded the texts, or the prior needs embeddings of another size.
         """
         _require_size(self._dataset.store.url, self._dataset.embed_dim, prior)
         url, name = self._dataset.store.url, clip_named(prior.config.clip_settings)
@@ -182,11 +183,11 @@ class StoredEmbeddings:
 
     @property
     def notes(self) -> list[str]:
-        """See `Texts`."""
+        """Notes to the user; see `Texts.notes`."""
         return [*self._clip_notes, *self._dataset.notes]
 
     def _labels(self, rows: np.ndarray) -> list[str]:
-        """Return the captions of rows, or row numbers where captions are missing."""
+        """Return the caption of each row, or its row number if it has no caption."""
         try:
             captions = self._dataset.metadata(rows, ["caption"]).column("caption").to_pylist()
         except InputError:

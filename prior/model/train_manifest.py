@@ -1,4 +1,4 @@
-"""Names in the manifest of the train stage. Later stages read them too."""
+"""Names used in the manifest of the train stage, which later stages also read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from ...pipeline.contract.manifest import Manifest
 STAGE = "train"
 """Stage name in the manifest."""
 RECORD = "prior"
-"""Name of the only record. It exists once the prior has been trained to its last step."""
+"""Name of the manifest's only record, which is added when training has completed its last step."""
 
 
 def recorded_files(manifest: Manifest | None) -> dict[str, FileMark]:
-    """Return the marks of the embedding files that training read, if the embeddings have no manifest of their own."""
+    """Return the size, modification time and hash of each embedding file that training read, keyed by file name.
+
+    Training records them only if the embeddings have no manifest. Otherwise the result is empty.
+    """
     return from_json(manifest.input.get("files")) if manifest is not None and manifest.stage == STAGE else {}

@@ -1,4 +1,4 @@
-"""Picture of the images nearest to a few captions, by raw text embedding and by the prior's prediction."""
+"""Picture that shows, for a few captions, the images nearest to the text embedding and to the prior's prediction."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BACKGROUND, _INK, _FAINT, _TRUE = "white", "#1b1b1b", "#6b6b6b", "#1a8f3c"
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """Caption with the images nearest to each of its two queries."""
+    """Caption with the images nearest to its text embedding and to the prior's prediction."""
 
     caption: str
     true_key: str
@@ -61,7 +61,7 @@ def nearest_images(
         prior: prior to sample predictions from.
         dataset: embeddings, with keys and captions.
         rows: row numbers of the captions.
-        count: number of images per caption and query.
+        count: number of images to find for each text embedding and each prediction.
         seed: seed of the samples.
     """
     whole = dataset.take(np.arange(dataset.count))
@@ -94,7 +94,7 @@ def read_images(images: str, keys: set[str]) -> dict[str, Image.Image]:
 
 
 def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], title: str) -> bytes:
-    """Draw the picture and return it as PNG; a green frame marks each caption's own image.
+    """Draw the picture and return it as PNG. A green frame marks each caption's own image.
 
     Args:
         rows: captions and the keys of their nearest images.
@@ -128,7 +128,7 @@ def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], tit
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Wrap text to a width in pixels; text after the fifth line is cut off."""
+    """Wrap text to a width in pixels, and cut it off after the fifth line."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()

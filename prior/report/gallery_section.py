@@ -19,7 +19,7 @@ from .gallery import nearest, read_images
 CAPTIONS = 12
 """Number of captions in the gallery."""
 FOUND_IMAGES = 5
-"""Number of nearest images shown per caption and query."""
+"""Number of nearest images shown for each query of a caption. A query is the text embedding or the prediction."""
 SEARCHED_ROWS = 20_000
 """Maximum number of rows searched for nearest images; bounds memory use."""
 _THUMBNAIL = 128
@@ -27,7 +27,7 @@ _THUMBNAIL = 128
 
 
 def find_rows(ids: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the position of each wanted id among `ids`: `[N]`; -1 if an id is missing.
+    """Return the position of each wanted id in `ids`: `[N]`; -1 for an id that is missing.
 
     Args:
         ids: ids of all rows, `[M]`. If an id occurs more than once, its first position is returned.
@@ -39,9 +39,9 @@ def find_rows(ids: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> np.ndar
 
 
 def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the mean, the first two principal axes and the share of variance along each axis.
+    """Return the mean, the first two principal axes and each axis's share of the variance.
 
-    The largest coordinate of each axis by magnitude is positive, so that plots always have the same orientation.
+    In each axis, the coordinate with the largest magnitude is positive, so that plots always have the same orientation.
 
     Args:
         values: values `[N, D]`.
@@ -56,12 +56,12 @@ def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def projection(image: np.ndarray, text: np.ndarray, predicted: np.ndarray | None, split: str) -> list[str]:
-    """Plot embeddings on the first two principal axes of the true images, as page fragments.
+    """Plot embeddings on the first two principal axes of the true image embeddings; return page fragments.
 
     Args:
         image: true image embeddings, `[N, D]`.
         text: text embeddings, `[N, D]`.
-        predicted: predicted embeddings, `[N, D]`; None if there are none.
+        predicted: predicted embeddings, `[N, D]`; None to plot only true images and texts.
         split: name of the split, for the titles.
     """
     mean, axes, shares = principal_axes(image)
@@ -82,17 +82,17 @@ def projection(image: np.ndarray, text: np.ndarray, predicted: np.ndarray | None
 def gallery(
     dataset: EmbeddingDataset, images: str, shown: np.ndarray, searched: np.ndarray, queries: Mapping[str, np.ndarray]
 ) -> tuple[list[str], list[str]]:
-    """Build a gallery with one card per caption.
+    """Build a gallery with one card per caption, which shows the caption's own image and the nearest images.
 
     Args:
         dataset: embeddings.
         images: folder with the images, as webdataset shards.
         shown: row numbers of the captions to show, `[C]`.
         searched: row numbers of the images to search, `[S]`.
-        queries: query embeddings of norm 1 by heading, `[C, D]` each.
+        queries: query embeddings `[C, D]` of norm 1, keyed by the heading of their nearest images.
 
     Returns:
-        The gallery as page fragments, and sentences about missing parts.
+        The gallery as page fragments, and sentences that say which parts are missing.
     """
     bank = dataset.take(searched).image_embed
     neighbours = {name: searched[nearest(query, bank, FOUND_IMAGES)] for name, query in queries.items()}
@@ -114,7 +114,7 @@ def gallery(
 
 @dataclass(frozen=True)
 class _RowContent:
-    """Keys, captions and URLs by row number, and thumbnails; missing values have no entry."""
+    """Keys, captions and URLs by row number, and thumbnails by key; missing values have no entry."""
 
     keys: dict[int, Any]
     captions: dict[int, Any]
@@ -127,7 +127,7 @@ class _RowContent:
         """Read the content of the given rows.
 
         Returns:
-            The content, and sentences about missing parts.
+            The content, and sentences that say which parts are missing.
         """
         keys, captions, urls = (_column(dataset, rows, name) for name in ("key", "caption", "url"))
         missing = [] if captions else [f"{dataset.store.url} holds no captions."]
@@ -145,11 +145,11 @@ class _RowContent:
         return _RowContent(keys, captions, urls, thumbnails), missing
 
     def image(self, row: int, marked: bool = False) -> str:
-        """Return the image of a row as a page fragment; if it is missing, its caption, key or row number instead.
+        """Return the image of a row as a page fragment. If the image is missing, show the caption, key or row number.
 
         Args:
             row: row number.
-            marked: mark the image as the true one.
+            marked: True to mark the image as the caption's true image.
         """
         key = str(self.keys.get(row))
         label = str(self.captions.get(row) or self.keys.get(row) or f"row {row}")
@@ -159,7 +159,7 @@ class _RowContent:
 
 
 def _column(dataset: EmbeddingDataset, rows: np.ndarray, name: str) -> dict[int, Any]:
-    """Read a metadata column by row number; empty if the column does not exist."""
+    """Read the values of a metadata column, keyed by row number; empty if the column does not exist."""
     try:
         values = dataset.metadata(rows, [name]).column(name).to_pylist()
     except InputError:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _WIDTH = 4.4
 """Plot width in inches; narrow, so that text remains readable on a phone."""
 _POINTS = 500
-"""Maximum number of points per curve; more would only make the page larger."""
+"""Maximum number of points per curve. More points would only make the page larger."""
 _BINS = 40
 """Number of histogram bins."""
 _MARKERS = ("o", "^")
@@ -29,7 +29,7 @@ Interval = Mapping[str, float]
 def curves(title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """Plot a line for each series of (x, y) points.
 
-    The y axis is logarithmic if all values are positive and span at least a factor of 10.
+    The y axis is logarithmic if all values are positive and the largest is at least 10 times the smallest.
     """
     everything = [value for points in series.values() for _, value in points]
     with _plot(title, x, y) as (axes, made):
@@ -51,7 +51,10 @@ def thin(points: np.ndarray) -> np.ndarray:
 
 
 def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
-    """Plot values with intervals, one per line; priors and given predictions use the first colour."""
+    """Plot named values with their intervals, one below the other.
+
+    Priors and given predictions have one colour, all other predictors another colour.
+    """
     names = list(values)[::-1]
     with _plot(title, x, "", 1.0 + 0.24 * len(names)) as (axes, made):
         for position, name in enumerate(names):
@@ -63,9 +66,9 @@ def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
 
 
 def swept(title: str, x: str, y: str, values: Mapping[float, Interval]) -> str:
-    """Plot values with intervals against a setting.
+    """Plot metric values with their intervals against the value of a setting.
 
-    The x axis is logarithmic if the setting is positive and spans at least a factor of 8.
+    The x axis is logarithmic if all settings are positive and the largest is at least 8 times the smallest.
     """
     settings = sorted(values)
     with _plot(title, x, y) as (axes, made):
@@ -79,7 +82,7 @@ def swept(title: str, x: str, y: str, values: Mapping[float, Interval]) -> str:
 
 
 def losses_by_timestep(title: str, losses: Mapping[str, Mapping[str, Interval]]) -> str:
-    """Plot the loss per timestep bin, with a line for each set of weights; bins are named `first-last`."""
+    """Plot the loss per timestep bin, with a line for each set of weights. Bin names have the form `first-last`."""
     with _plot(title, "timestep (noise grows to the right)", "loss") as (axes, made):
         for number, (weights, bins) in enumerate(losses.items()):
             names = [name for name in bins if name != "overall"]
@@ -103,18 +106,18 @@ def histograms(title: str, x: str, values: Mapping[str, np.ndarray]) -> str:
             counts = np.histogram(series, edges)[0]
             axes.stairs(counts, edges, color=colour, linewidth=1.5, label=plot_label(name))
             axes.stairs(counts, edges, color=colour, fill=True, alpha=0.15)
-        axes.set_ylim(top=1.0 + axes.get_ylim()[1] * 1.25)  # leaves room for the legend
+        axes.set_ylim(top=1.0 + axes.get_ylim()[1] * 1.25)  # room for the legend
         axes.legend(loc="upper left", fontsize=8.5)
     return made[0]
 
 
 def scatter(title: str, axis_names: tuple[str, str], limits: np.ndarray, points: Mapping[str, np.ndarray]) -> str:
-    """Plot a series of points for each name.
+    """Plot one or more series of points in a scatter plot.
 
     Args:
         title: title of the plot.
         axis_names: labels of the x and y axes.
-        limits: minimum and maximum of each axis, `[2, 2]`; pass the same limits to plots that will be compared.
+        limits: minima and maxima of the axes, `[2, 2]`. Use the same limits for plots that will be compared.
         points: points `[N, 2]` by series name.
     """
     with _plot(title, *axis_names, 3.8) as (axes, made):

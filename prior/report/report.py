@@ -21,7 +21,7 @@ class Written:
     bytes: int
     """Size of the page in bytes."""
     missing: tuple[str, ...]
-    """Sentences that replace missing parts on the page."""
+    """Sentences that the page shows in place of missing parts."""
 
 
 def write_report(
@@ -43,13 +43,15 @@ def write_report(
         embeddings: new location of the embeddings; None if they have not moved.
         images: folder with the images, as webdataset shards.
         output: file to write; None for `<evaluation>.html`.
-        config: settings of a `.pth`, as for `load_prior`; None for those used in the evaluation.
-        function_version: dalle2-pytorch release for a `.pth`, as for `load_prior`; None for the evaluated one.
+        config: settings of a `.pth`, as for `load_prior`. None means the settings used in the evaluation, unless
+            `prior` is given.
+        function_version: dalle2-pytorch release for a `.pth`, as for `load_prior`. None means the release used in the
+            evaluation, unless `prior` is given.
         progress: called while embeddings are sampled.
 
     Raises:
-        InputError: there is no finished evaluation, the prior or the embeddings are not the evaluated ones, the page
-            cannot be written, or matplotlib is not installed.
+        InputError: there is no finished evaluation, the prior or the embeddings differ from those that were evaluated,
+            the page cannot be written, or matplotlib is not installed.
     """
     target = _target(output, evaluation)
     source = ReportSource(evaluation, prior, embeddings, config=config, function_version=function_version)
@@ -61,7 +63,7 @@ def write_report(
 
 
 def _target(output: str | None, evaluation: str) -> str:
-    """Return the file to write; InputError if no output is given and the evaluation is remote."""
+    """Return the file to write. Raise InputError if `output` is None and the evaluation is remote."""
     store = Store(evaluation)
     if output is None and not store.is_local:
         raise InputError(f"{store.url} is not on this machine; name a file to write with --output")

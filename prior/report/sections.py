@@ -1,7 +1,7 @@
 """Sections of a report, each with a heading and page fragments.
 
-If a part cannot be drawn because a log, images or captions are missing, a sentence replaces it. Mismatched inputs, such
-as embeddings that were not evaluated, raise an error.
+If a log, images or captions are missing, a sentence replaces the part of the report that needs them. Inputs that do not
+match the evaluation, such as embeddings that were not evaluated, raise an error.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _NAMES = {
 }  # fmt: skip
 """Display names of metrics for headings, tables and plots."""
 _SWEPT = {"steps": ("steps", "steps=[4,16,64]"), "guidance_scale": ("guidance scale", "guidance_scales=[1,1.5,3]")}
-"""Label of each swept setting, with an example value of `evaluate.sweep` for the command line."""
+"""Label of each sweep setting, with an example of how to set it in `evaluate.sweep` on the command line."""
 _REAL = "(real against real)"
-"""Row label for the distances between training images and the images of the split."""
+"""Row label of the distances between training images and images of the evaluated split."""
 
 Section = tuple[str, list[str]]
 """Heading and page fragments of a section."""
@@ -56,7 +56,7 @@ class Sections:
     def __init__(self, source: ReportSource, images: str, progress: ProgressCallback = no_progress) -> None:
         self._source, self._images, self._progress = source, images, progress
         self.missing: list[str] = []
-        """Sentences that replace missing parts in the sections built so far."""
+        """Sentences shown in place of missing parts, in the sections built so far."""
 
     def all_sections(self) -> list[Section]:
         """Build all sections in page order."""
@@ -66,7 +66,7 @@ class Sections:
         ]  # fmt: skip
 
     def _missing_part(self, sentence: str) -> str:
-        """Record a sentence about a missing part and return it as a paragraph."""
+        """Record a sentence that replaces a missing part, and return it as a paragraph."""
         self.missing.append(sentence)
         return page.paragraph(sentence)
 
@@ -239,9 +239,9 @@ class Sections:
 
 
 def sweep_values(predictors: Sequence[Mapping[str, Any]], setting: str) -> dict[float, Mapping[str, Any]]:
-    """Return the metrics of a sweep over one setting, by the value of the setting.
+    """Return the metrics of a sweep over one setting, keyed by the value of the setting.
 
-    Only predictors that are not broken, and that differ from the first predictor in no other setting, are included.
+    A predictor is included if it is not broken and differs from the first predictor at most in this setting.
 
     Args:
         predictors: entries of `metrics.json` for the predictors of a split.
@@ -260,10 +260,10 @@ def sweep_values(predictors: Sequence[Mapping[str, Any]], setting: str) -> dict[
 
 
 def _table(values: Mapping[str, Mapping[str, Mapping[str, float]]], draws: Mapping[str, int] | None = None) -> str:
-    """Build a table of values with intervals, with a row per predictor and a column per metric.
+    """Build a table of values with intervals: one row per predictor, one column per metric.
 
     Args:
-        values: intervals by predictor and metric.
+        values: values with intervals, keyed by predictor and then by metric.
         draws: number of draws per row for each predictor; None omits the column.
     """
     names = list(next(iter(values.values()), {}))

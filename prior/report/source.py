@@ -1,4 +1,4 @@
-"""Inputs of a report: a finished evaluation, and its subject, from which embeddings are sampled again."""
+"""Inputs of a report: a finished evaluation, and its subject, which supplies predicted embeddings to plot."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ReportSource:
     """Finished evaluation and its subject; see `write_report` for the arguments.
 
     Raises:
-        InputError: there is no finished evaluation, or the prior or predictions are not the evaluated ones.
+        InputError: there is no finished evaluation, or the prior or predictions differ from those that were evaluated.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ReportSource:
         self.rows = {split: read_rows(evaluation, split) for split in self.splits}
         """Per-row metrics by split."""
         self.first_split = "test" if "test" in self.splits else next(iter(self.splits))
-        """Split shown in the projection and the gallery: `test` if it was evaluated."""
+        """Split shown in the projection and the gallery: `test` if it was evaluated, otherwise the first split."""
         self.main: dict[str, Any] = self.splits[self.first_split]["predictors"][0]
         """Entry of `metrics.json` for the subject on `first_split`."""
         self.is_given: bool = self.main["name"] == GIVEN
@@ -66,7 +66,7 @@ class ReportSource:
         """Return the evaluated subject, or None and the reason why it is missing.
 
         Raises:
-            InputError: the files at its location are not the evaluated ones.
+            InputError: the files at the subject's location differ from those that were evaluated.
         """
         try:
             subject = find_subject(self.prior, None)
@@ -92,7 +92,7 @@ class ReportSource:
             progress: called for each block.
 
         Returns:
-            The draws `[N, D]` and an empty reason, or None and the reason why there are none.
+            The draws `[N, D]` and an empty string, or None and the reason why no draws are available.
         """
         if "broken" in self.main:
             return None, f"{self.main['name']} is broken: {self.main['broken']}."
@@ -109,7 +109,7 @@ class ReportSource:
         return (predicted, "") if np.isfinite(predicted).all() else (None, "some are not finite.")
 
     def _predictor(self, subject: Subject, dataset: EmbeddingDataset) -> tuple[Predictor, int]:
-        """Return the evaluated predictor and the number of token states per caption that it reads."""
+        """Return the evaluated predictor, and the number of token states per caption that the predictor reads."""
         if subject.is_predictions:
             return GivenPredictions(read_predictions(subject.source.path, dataset)), 0
         settings = resolve(EvaluateSettings(), "evaluate")
