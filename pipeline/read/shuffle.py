@@ -47,16 +47,16 @@ def permutation(count: int, key: np.uint64) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Share:
-    """One rank's share of the rows of a global batch."""
+    """Rows of a global batch that one rank reads."""
 
     places: np.ndarray
-    """`[b]` int64: places of the rows in the epoch."""
+    """`[b]` int64: places of the rows in the epoch, as defined in the module docstring."""
     first: int
     """Position of the share's first row in the global batch."""
     global_rows: int
     """Number of rows in the global batch."""
     end: int
-    """End of the global batch in the epoch, exclusive."""
+    """Position in the epoch at which the next global batch starts."""
 
 
 class EpochPlan:
@@ -94,7 +94,7 @@ class EpochPlan:
         return permutation(rows, hash_key("window", self.seed, self.epoch, window))
 
     def windows_between(self, start: int, end: int) -> range:
-        """Return the windows that contain the epoch's rows `start` to `end - 1`."""
+        """Return the indices of the windows that contain the epoch's rows `start` to `end - 1`."""
         first, last = np.searchsorted(self.window_starts, [start, end - 1], side="right") - 1
         return range(int(first), int(last) + 1)
 

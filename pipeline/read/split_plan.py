@@ -1,7 +1,8 @@
 """Split plan: the assignment of rows to training, validation and test, computed shard by shard.
 
 The split of a row depends only on its content group and the settings. Hence all copies of an image are in the same
-split, and rows stay in their split when data is added. Row and group identifiers are hashes of the same content.
+split, and rows stay in their split when data is added. A group identifier is a hash of the content group. A row
+identifier is a hash of the content group and the text embedding.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Rows of a split that an epoch visits, block by block.
+"""Selection of the rows of a split that an epoch visits, block by block.
 
-An epoch visits every row of its split. If one caption per image is drawn, it visits one row of each content group.
+By default, an epoch visits every row of the split. With the setting `captions=one`, it visits one row of each content
+group, drawn at random.
 """
 
 from __future__ import annotations

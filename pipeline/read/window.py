@@ -6,7 +6,7 @@ The code uses these row indices:
 - *place*: position in the epoch's sequence of blocks; see `EpochPlan`. Batches are lists of places.
 - *offset*: place relative to the first place of the window.
 - *slot*: position in the window's buffers, where the parts of blocks that were read are stored one after another.
-- *position*: index in the batch of a rank.
+- *position*: index in a rank's batch.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class TrainBatch:
 
 @dataclass
 class _Part:
-    """Consecutive rows of one block that are read for a window, with their varying-size columns."""
+    """Consecutive rows of one block that are read for a window, with their token states and captions."""
 
     slot: int
     """Slot of the part's first row."""
@@ -86,7 +86,7 @@ class _Part:
 
 
 class Buffers:
-    """Embedding arrays of a window, reused by later windows: allocating new memory would take longer than reading."""
+    """Embedding arrays of a window. Later windows reuse them, since allocating memory takes longer than reading."""
 
     def __init__(self, dataset: EmbeddingDataset, columns: Columns) -> None:
         rows = min(dataset.count, dataset.settings.shuffle_window + dataset.settings.block_rows - 1)
@@ -115,7 +115,7 @@ class BlockReader:
         Args:
             start: row number of the first row.
             end: row number after the last row; all rows must be in one shard.
-            part: part of the window; receives the token states and captions.
+            part: part of the window that receives the token states and captions.
             buffers: arrays that receive the embeddings.
         """
         index = int(np.searchsorted(self.dataset.shard_starts, start, side="right")) - 1
