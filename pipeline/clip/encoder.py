@@ -32,9 +32,15 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # send no usage data unl
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 """open_clip's precision names for torch dtypes."""
 _CPU_IMAGES = 32
-"""Images per pass of the image tower on the CPU. Activations then fit in its caches; with 96, each takes 7% longer."""
+"""Images per pass of the image tower on the CPU, so that activations fit in the CPU's caches.
+
+With 96 images per pass, each image takes 7% longer.
+"""
 _CHARACTERS_PER_TOKEN = 64
-"""Characters kept per token of context. Tokens are shorter on average, so the tokenizer would drop the rest anyway."""
+"""Maximum length of a caption, in characters per token of the context length. Longer captions are cut.
+
+Tokens are shorter than this on average, so the tokenizer would drop the rest anyway.
+"""
 
 
 def check_clip(settings: ClipSettings) -> None:
@@ -69,7 +75,7 @@ def _is_tag(model: str, name: str) -> bool:
 
 
 def is_plain(settings: ClipSettings) -> bool:
-    """Return whether the weights and settings need nothing but open_clip's own preprocessing and activation."""
+    """Return whether open_clip's default preprocessing and the model's own activation suit the weights and settings."""
     import open_clip
 
     if settings.preprocess is not None and settings.preprocess.size is not None:
@@ -109,7 +115,10 @@ def _identify(settings: ClipSettings, source: str) -> dict[str, Any]:
 
 
 def load_encoder(settings: EncoderSettings) -> ClipEncoder:
-    """Load an encoder. The last one is cached until its files change, so that a process keeps only one in memory."""
+    """Load an encoder, or return the cached one if neither the settings nor its files have changed.
+
+    Only the last encoder is cached, to save memory.
+    """
     return _load_encoder(settings, fingerprint(clip_source(settings.clip)))
 
 
@@ -119,7 +128,7 @@ def _load_encoder(settings: EncoderSettings, source: str) -> ClipEncoder:
 
 
 def load_text_encoder(settings: EncoderSettings) -> ClipEncoder:
-    """Load an encoder without its image tower. It is cached as in `load_encoder`."""
+    """Load an encoder without its image tower. Only the last such encoder is cached, as in `load_encoder`."""
     return _load_text_encoder(settings, fingerprint(clip_source(settings.clip)))
 
 

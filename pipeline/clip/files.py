@@ -86,7 +86,7 @@ def read_clip_config(path: Path) -> dict[str, Any] | None:
 
 
 def _require_preprocess(preprocess: Mapping[str, Any], path: Path) -> None:
-    """Check for preprocessing values that open_clip accepts when loading, only to fail on the first image.
+    """Check preprocessing values. open_clip accepts invalid values when loading, and then fails on the first image.
 
     Raises:
         InputError: a value has the wrong type or is unknown.

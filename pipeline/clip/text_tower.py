@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 _PROBE_LENGTHS = (1, 2, 5)
-"""Numbers of words in the captions that test the cut tower against the whole tower before the cut tower is used."""
+"""Numbers of words in the captions on which the tower is tested with and without cutting, before cutting is used."""
 _LEAST_COSINE = 0.999
-"""Minimum cosine similarity between embeddings of the cut and the whole tower.
+"""Minimum cosine similarity between embeddings computed with and without cutting.
 
 bfloat16 rounding stays above this value. Towers in which later tokens matter fall far below it.
 """
@@ -107,7 +107,10 @@ class TextTower:
         return TextEmbeds(text_embed, torch.cat(states), lengths)
 
     def lengths(self, tokens: torch.Tensor) -> list[int]:
-        """Return the number of relevant positions in each row: through end-of-text, or all if later tokens matter."""
+        """Return the number of positions in each row that affect the embedding.
+
+        These are the positions up to and including end-of-text, or all positions if later tokens affect it too.
+        """
         if not self.ends_at_end_of_text:
             return [tokens.shape[1]] * tokens.shape[0]
         return [end + 1 for end in self._ends(tokens).tolist()]
@@ -146,7 +149,7 @@ class TextTower:
 
 
 def _is_causal(tower: Any) -> bool:
-    """Return whether the attention mask hides exactly the later tokens."""
+    """Return whether the attention mask hides from each token exactly the tokens after it."""
     mask = getattr(tower, "attn_mask", None)
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
         return False

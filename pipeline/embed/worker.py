@@ -29,7 +29,7 @@ from .settings import EmbedSettings
 
 _FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])
 _LEFT_BEHIND = ("status", "error_message", "caption", *EMBED_COLUMNS)
-"""Input columns that are not copied: they are equal in all embedded rows, or are written separately."""
+"""Input columns not copied to the metadata: their values are equal in all embedded rows, or written separately."""
 
 
 def failures_name(shard: str) -> str:

@@ -195,7 +195,7 @@ class EmbeddingShard:
     def metadata(self, columns: list[str]) -> pa.Table:
         """Read metadata columns.
 
-        If the file has no column `key`, as in folders not written by priorkit, the column `image_path` is used as `key`.
+        If the file has no column `key`, the column `image_path` is used as `key`. Other tools write such files.
 
         Keys and captions are returned as text. Dictionary-encoded columns are decoded, so that they can be joined with
         columns of other shards.
