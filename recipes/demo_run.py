@@ -64,7 +64,7 @@ def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
     Args:
         recipe: recipe of the demo, whose stages have run.
         folder: folder for the picture.
-        stale: draw the picture again even if it exists.
+        stale: True to draw the picture again even if it exists.
     """
     path = folder / PICTURE_NAME
     if path.exists() and not stale:

@@ -48,7 +48,7 @@ def check_clip(settings: ClipSettings) -> None:
 
     Raises:
         InputError: open_clip does not know the model or tag, a local file is missing, or the preprocessing or
-            activation of weights given by path is unknown. The message lists the nearest names or the choices.
+            activation of weights given by path is unknown. The message lists similar names or the possible values.
     """
     import open_clip
 

@@ -59,7 +59,7 @@ class ClipSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _clear_default_tag(cls, values: Any) -> Any:
-        """Drop the default tag if the model name has a scheme, since such a model comes with its own weights."""
+        """Drop the default tag if the model name has a prefix such as `hf-hub:`, since it then includes the weights."""
         if isinstance(values, dict) and ":" in str(values.get("model", "")):
             if values.get("pretrained") is not None:
                 raise ValueError(f"pretrained must be null: {values['model']!r} brings its own weights")

@@ -32,7 +32,7 @@ def command_settings(
     Args:
         section: recipe section that the command reads in addition to `compute`.
         overrides: values of `--set`.
-        options: option values by the dotted name of their setting; None for an option that was not given.
+        options: value of each option, keyed by the dotted name of its setting; None for an option that was not given.
         workers: value of `--workers`.
     """
     from ..config import PipelineSettings
@@ -50,7 +50,7 @@ def command_settings(
 
 
 def worker_overrides(workers: int | None) -> list[str]:
-    """Return the overrides for the value of `--workers`."""
+    """Return the value of `--workers` as settings overrides of the form `a.b=value`."""
     return [] if workers is None else ["compute.backend=ray", f"compute.workers={workers}"]
 
 

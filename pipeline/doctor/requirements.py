@@ -75,7 +75,7 @@ def installed_version(package: str) -> str | None:
 
 
 def is_older(version: str, requirement: str) -> bool:
-    """Return whether a version is below the lower bound of a requirement. Pre-releases count as their final release.
+    """Return whether a version is below the lower bound of a requirement. A pre-release counts as its final release.
 
     Args:
         version: installed version.
@@ -99,7 +99,10 @@ def install_command(packages: list[str]) -> str:
 
 
 def explain_missing(error: ModuleNotFoundError, command: str) -> str | None:
-    """Return the message for a missing requirement; None for any other module, since its absence is a bug."""
+    """Return the error message for a missing package that priorkit requires.
+
+    Return None for any other missing module, which is a bug in priorkit.
+    """
     module = (error.name or "").partition(".")[0]
     package = DISTRIBUTIONS.get(module, module.replace("_", "-"))
     if package not in requirements():

@@ -1,7 +1,7 @@
 """Detection of changed inputs: compares the source files of each embedding shard with their recorded state.
 
-The hashes of a downloaded image shard are in the manifest of its folder. For any other input, each embedding shard
-records marks of its source files in `inputs/inputs_NUMBER.json`, see `file_marks`.
+The hashes of a downloaded image shard are in the manifest of its folder. For any other input, file marks (size,
+modification time and hash) of each embedding shard's source files are recorded in `inputs/inputs_NUMBER.json`.
 """
 
 from __future__ import annotations
