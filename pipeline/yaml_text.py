@@ -126,7 +126,7 @@ class _Builder:
         raise _problem(node, f"the tag {node.tag.replace(_TAG, '!!')} is not supported; leave it out")
 
     def _items(self, node: yaml.MappingNode) -> Iterator[tuple[str, Any]]:
-        """Yield the items of a mapping. Items from merge keys come first, so that the mapping's own items replace them."""
+        """Yield the items of a mapping. Items from merge keys come first, and the mapping's own items override them."""
         local: dict[str, Any] = {}
         merged: list[yaml.Node] = []
         for key, value in node.value:

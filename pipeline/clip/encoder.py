@@ -232,7 +232,7 @@ def _longer_side(size: int | tuple[int, int]) -> int:
 
 
 def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """Load a model, its preprocessing, tokenizer and config. Unavailable weights are an error.
+    """Load a model, its preprocessing, tokenizer and config. Random weights are never used instead of missing weights.
 
     Raises:
         InputError: the model or its weights are unavailable, or the weights do not fit the model.
@@ -281,7 +281,7 @@ def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, An
 
 
 def _options(settings: ClipSettings, trained: dict[str, Any]) -> dict[str, Any]:
-    """Return the open_clip arguments that override its own preprocessing and activation."""
+    """Return open_clip arguments for preprocessing and activation, from `trained`, and image size, from `settings`."""
     options = {f"image_{name}": trained[name] for name in PREPROCESS_FIELDS if name in trained}
     if settings.preprocess is not None and settings.preprocess.size is not None:
         options["force_image_size"] = settings.preprocess.size

@@ -24,7 +24,7 @@ _CHOICES = {"interpolation": ("bicubic", "bilinear", "random"), "resize_mode": (
 
 
 def find_weights(folder: Path) -> Path:
-    """Return the weight file in a CLIP's folder: the one whose name open_clip prefers, or else the only one.
+    """Return the weight file in a CLIP's folder: the file whose name open_clip prefers, or else the only weight file.
 
     Raises:
         InputError: the folder has no weight file, it has several and none has a preferred name, or the chosen file is

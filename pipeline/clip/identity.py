@@ -31,7 +31,7 @@ def clip_difference(known: Mapping[str, Any], other: Mapping[str, Any], *, stric
     Args:
         known: first identity.
         other: second identity.
-        strict: compare all values except the source. This includes the dtype, and values that only one identity has.
+        strict: True to compare all values except the source, including the dtype and values that only one identity has.
     """
     names = {*known, *other} - {"source", *_CONFIGS} if strict else {*known} & {*other} & {*_FUNCTION}
     before = {name: known[name] for name in names if name in known}
@@ -46,7 +46,7 @@ def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: 
     """Return whether settings name the CLIP with a known identity or location.
 
     Equal sources mean the same CLIP. If both sources are tags without overrides, the tags decide. Otherwise the CLIP in
-    `wanted` is loaded to compare its weights. A CLIP that cannot be loaded counts as a different one.
+    `wanted` is loaded to compare its weights. A CLIP that cannot be loaded counts as a different CLIP.
 
     Args:
         known: identity of the known CLIP, from a manifest; empty if unknown.

@@ -1,4 +1,4 @@
-"""Plan for loading a CLIP: the model for open_clip to build, its weights, and their preprocessing and activation.
+"""Plan for loading a CLIP: the model that open_clip builds, and its weights, preprocessing and activation.
 
 The `library` argument is always the open_clip module, which only `encoder` imports.
 """

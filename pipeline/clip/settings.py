@@ -26,8 +26,8 @@ class PreprocessSettings(Settings):
     interpolation: Literal["bicubic", "bilinear"] | None = None
     """Interpolation for resizing images; null keeps the method that the weights were trained with."""
     resize_mode: Literal["shortest", "longest", "squash"] | None = None
-    """How an image is made square: `shortest` crops the longer side, `longest` pads the shorter side, and `squash`
-    distorts the image. null keeps the method that the weights were trained with."""
+    """Method for making an image square: `shortest` crops the longer side, `longest` pads the shorter side, and
+    `squash` distorts the image. null keeps the method that the weights were trained with."""
     size: int | None = Field(default=None, ge=1)
     """Side of the square input in pixels; null keeps the model's size. For any other size, open_clip interpolates the
     positional embeddings."""
@@ -41,10 +41,10 @@ class ClipSettings(Settings):
     pretrained: str | None = "laion2b_s34b_b79k"
     """open_clip weights tag or checkpoint path; null if `model` comes with weights."""
     preprocess: PreprocessSettings | None = None
-    """Preprocessing for a checkpoint that does not record it, or to override the CLIP's own; null changes nothing."""
+    """Preprocessing for a checkpoint that does not record it, or to override recorded values; null overrides nothing."""
     quick_gelu: bool | None = None
-    """Activation for a checkpoint that does not record it, or to override the CLIP's own; null changes nothing.
-    OpenAI's weights need true."""
+    """True for QuickGELU, false for GELU. Set it for a checkpoint that does not record its activation, or to override
+    the recorded activation; null overrides nothing. OpenAI's weights need true."""
 
     def overrides(self) -> dict[str, Any]:
         """Return preprocessing and activation as plain values, without values that are not set."""

@@ -38,7 +38,7 @@ class ClipSource:
     """Weight file, if `kind` is `file`."""
 
     def describe(self, settings: ClipSettings) -> dict[str, Any]:
-        """Return the model's name, its tag or the SHA-256 of each of its local files, and the overrides.
+        """Return the model's name, the overrides, and either the tag or the SHA-256 of each local file.
 
         Raises:
             InputError: a folder has no usable weights.

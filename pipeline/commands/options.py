@@ -27,7 +27,7 @@ WorkersOption = Annotated[
 def command_settings(
     section: str, overrides: list[str] | None, options: dict[str, Any], workers: int | None
 ) -> PipelineSettings:
-    """Return the settings for a command. `--set` overrides defaults; `--workers` and the other options override both.
+    """Return the settings for a command. `--set` overrides the defaults; all other options override `--set`.
 
     Args:
         section: recipe section that the command reads in addition to `compute`.

@@ -93,7 +93,7 @@ def is_older(version: str, requirement: str) -> bool:
 
 
 def install_command(packages: list[str]) -> str:
-    """Return the `pip` command that installs packages in the required versions."""
+    """Return the `pip` command that installs the given packages in the versions that priorkit requires."""
     required = requirements()
     return "pip install " + " ".join(f'"{required.get(package, package)}"' for package in packages)
 

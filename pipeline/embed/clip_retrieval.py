@@ -105,7 +105,7 @@ class ClipRetrievalEngine:
     def _batches(self, path: str) -> Iterator[dict[str, Any]]:
         """Yield the batches of clip-retrieval's reader, one image extension at a time.
 
-        The reader accepts a single extension: it treats a list of extensions as one name.
+        The reader accepts only one extension per call.
         """
         for extension in _image_extensions(path):
             yield from self._reader(

@@ -163,7 +163,7 @@ def _kind_of(store: Store, url: str) -> _Kind:
 
 
 def _require_tables_of_all_or_none(store: Store, shards: Sequence[InputShard]) -> None:
-    """Check that either every image shard to join has a table next to it, or none does.
+    """Check that either all image shards to be joined have a table next to them, or none of them has a table.
 
     Raises:
         InputError: some shards have a table and others do not.

@@ -144,7 +144,7 @@ def _paths(table: pa.Table, column: str | None) -> list[str | None]:
 
 
 def _has_image(store: Store, path: str, column: str) -> bool:
-    """Return whether any row of a table has image bytes, reading up to the first such row.
+    """Return whether any row of a table has image bytes. Rows are read only up to the first row that does.
 
     The column statistics in the footer are not used. If they are damaged, pyarrow aborts the process, since it does not
     translate a C++ exception in ColumnChunkMetaData.

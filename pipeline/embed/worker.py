@@ -63,7 +63,7 @@ class EmbedWorker:
         manifest: manifest of the embeddings folder, including the CLIP's identity.
 
     Raises:
-        InputError: the CLIP weights on this worker differ from those on the driver.
+        InputError: the CLIP weights on this worker differ from the weights on the driver.
     """
 
     def __init__(self, source: Store, store: Store, settings: EmbedSettings, manifest: Manifest) -> None:

@@ -31,7 +31,7 @@ from .shards import EmbeddingShard
 
 _COLUMN = "caption"
 _GROUP_ROWS = 4 * READ_BLOCK_ROWS
-"""Largest row group, in rows, that is read directly. If a shard has a larger one, its captions are copied first."""
+"""Largest row group, in rows, that is read directly. Captions in larger row groups are copied first."""
 _OPEN_SHARDS = 64
 """Number of shards whose Parquet footers are cached."""
 _STREAM_BYTES = 1 << 20

@@ -138,7 +138,8 @@ class EmbeddingShard:
         Arrays whose layout was given are converted to the dtype of `target`.
 
         Raises:
-            InputError: the row shape differs from that of `target`, or the dtype differs and may not be converted.
+            InputError: the row shape differs from the row shape of `target`, or the dtype differs and the array's
+                layout was not given.
         """
         layout = self.layout(kind)
         fits = target.shape[1:] == layout.row_shape

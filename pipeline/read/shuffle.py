@@ -1,9 +1,9 @@
 """Row order of an epoch: a pure function of row counts, seed and epoch, independent of the number of ranks.
 
 Blocks of consecutive rows are arranged in random order. Successive blocks form a window, and the rows of a window are
-shuffled together. Rows can therefore be read in blocks, and only one window has to be in memory. A row's *place* is
-its position before this shuffling: the number of visited rows in the preceding blocks, plus its index among the visited
-rows of its own block.
+shuffled together. Rows can therefore be read in blocks, and only one window has to be in memory. A row's *place* is its
+position after the blocks are arranged, but before the rows are shuffled: the number of visited rows in the preceding
+blocks, plus the row's index among the visited rows of its block.
 
 All randomness comes from a hash (SplitMix64 with a key), so the order does not depend on library versions.
 """
@@ -102,7 +102,8 @@ class EpochPlan:
         """Return the share of a global batch that one rank reads.
 
         The rows of a batch are sorted by place and divided into one slice per rank, so each rank needs only some of the
-        window's blocks. If a batch spans several windows, its rows are sorted by their relative place in their window.
+        window's blocks. If a batch spans several windows, its rows are sorted by place relative to the size of their
+        window.
 
         Args:
             step: batch number within the epoch.

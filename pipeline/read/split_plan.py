@@ -43,7 +43,7 @@ def split_codes(hashes: np.ndarray, settings: ReadSettings) -> np.ndarray:
         `[n]` uint8 indices into `SPLITS`.
     """
     position = (hashes >> np.uint64(11)).astype(np.float64) / _DOUBLE_VALUES  # uniform in [0, 1)
-    # test comes first, so that its rows stay the same when the validation fraction changes
+    # the test split comes first, so that its rows stay the same when the validation fraction changes
     in_test = position < settings.test_fraction
     in_validation = position < settings.test_fraction + settings.validation_fraction
     return np.where(in_test, _TEST, np.where(in_validation, _VALIDATION, _TRAIN)).astype(np.uint8)

@@ -224,7 +224,7 @@ def batches(
         rows: row numbers of the training pairs, sorted by code.
         batch_size: number of rows per batch.
         group_neighbours: keep runs of pairs with consecutive codes together. Such pairs often differ only in skin tone
-            or gender, so they are hard negatives for each other.
+            or gender, which makes them hard negatives.
         random: random number generator.
     """
     if group_neighbours:
