@@ -41,7 +41,7 @@ class ClipSettings(Settings):
     pretrained: str | None = "laion2b_s34b_b79k"
     """open_clip weights tag or checkpoint path; null if `model` comes with weights."""
     preprocess: PreprocessSettings | None = None
-    """Preprocessing for a checkpoint that does not record it, or to override recorded values; null overrides nothing."""
+    """Preprocessing for a checkpoint that records none, or to override recorded values; null overrides nothing."""
     quick_gelu: bool | None = None
     """True for QuickGELU, false for GELU. Set it for a checkpoint that does not record its activation, or to override
     the recorded activation; null overrides nothing. OpenAI's weights need true."""

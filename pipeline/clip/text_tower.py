@@ -67,7 +67,10 @@ class TextTower:
 
     @torch.inference_mode()
     def probe(self, tokens: torch.Tensor) -> None:
-        """Test on tokens `[B, T]` whether the tower provides token states, and whether cutting keeps its embeddings."""
+        """Test on tokens `[B, T]` whether the tower provides token states, and whether batches can be cut.
+
+        Batches can be cut if this leaves the embeddings unchanged, up to rounding.
+        """
         if self._final_norm is not None:
             states = self._forward(tokens.to(self._device), token_states=True)[1]
             if states is not None and states.shape[:-1] == tokens.shape:
@@ -136,7 +139,7 @@ class TextTower:
                 hook.remove()
 
     def _forward_cut(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute what open_clip's tower returns, using only the first L positions of the context."""
+        """Return the embeddings and token states of tokens `[B, L]`, as open_clip computes them for the whole context."""
         tower, length = self._tower, tokens.shape[1]
         kind = tower.transformer.get_cast_dtype()
         x = tower.token_embedding(tokens).to(kind) + tower.positional_embedding[:length].to(kind)

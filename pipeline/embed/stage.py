@@ -236,7 +236,7 @@ def plan_tasks(
 
 
 def _embedded_samples(record: ShardRecord | None, shard: InputShard, inputs: RecordedInputs) -> int | None:
-    """Return how many samples of a shard the record covers, including failures; None if no record matches the input."""
+    """Return the number of samples that a shard's record covers, with failures; None if it does not match the input."""
     if record is None:
         return None
     if record.input == inputs.fingerprint(shard, None):

@@ -42,7 +42,7 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True)
 class EmbeddingBatch:
-    """Rows read from a dataset. Shapes: B rows, D embedding size, T token states of width W."""
+    """Rows read from a dataset. Shape symbols: B rows, D embedding size, T token states of width W."""
 
     rows: np.ndarray
     """`[B]` int64: row numbers."""

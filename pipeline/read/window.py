@@ -56,7 +56,7 @@ class Columns:
 class TrainBatch:
     """One rank's rows of a global batch.
 
-    Shapes: b rows, D embedding size, T token states of width W. b may be 0.
+    Shape symbols: b rows (possibly 0), D embedding size, T token states of width W.
     """
 
     rows: np.ndarray
