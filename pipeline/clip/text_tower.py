@@ -139,7 +139,7 @@ class TextTower:
                 hook.remove()
 
     def _forward_cut(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the embeddings and token states of tokens `[B, L]`, as open_clip computes them for the whole context."""
+        """Return embeddings and token states of tokens `[B, L]`, as open_clip would for the whole context length."""
         tower, length = self._tower, tokens.shape[1]
         kind = tower.transformer.get_cast_dtype()
         x = tower.token_embedding(tokens).to(kind) + tower.positional_embedding[:length].to(kind)
