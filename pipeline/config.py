@@ -1,7 +1,7 @@
 """Settings for the whole pipeline: the folders, and one section per stage.
 
-A setting that changes the bytes a stage writes is part of the stage's identity. All other settings are listed in
-`runtime_fields` and may differ between runs.
+A setting that affects the output of a stage is part of the stage's identity, so it must stay the same when the stage is
+resumed. All other settings are listed in `runtime_fields` and may differ between runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .settings import Location, Settings
 
 
 class FolderSettings(Settings):
-    """Output folder of each stage: a local path or an fsspec URL. `$NAME` and `${NAME}` are environment variables."""
+    """Output folder of each stage, as a local path or an fsspec URL. Environment variables (`$NAME`) are expanded."""
 
     images: Location = "data/images"
     """Webdataset shards that `download` writes."""
@@ -52,4 +52,4 @@ class PipelineSettings(Settings):
     embed: EmbedSettings = EmbedSettings()
     """Settings for `embed`, which turns images and captions into embeddings."""
     read: ReadSettings = ReadSettings()
-    """Split of the rows into training, validation and test."""
+    """Settings for reading embeddings, such as the split of the rows into training, validation and test."""

@@ -16,9 +16,9 @@ class InputError(PriorkitError, ValueError):
 class FolderError(PriorkitError):
     """Raised when an output folder cannot be written.
 
-    It contains other files or the output of different settings, or another process is writing to it.
+    For example, the folder contains other files, was written with different settings, or is in use by another process.
     """
 
 
 class Interrupted(PriorkitError):
-    """Raised when work stops on request. Running the same command again continues from there."""
+    """Raised when work stops on request. Running the same command again continues the work."""

@@ -18,7 +18,7 @@ _REMOTE_LIBRARIES = frozenset(
         "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests", "s3fs", "urllib", "urllib3",
     }
 )  # fmt: skip
-"""Packages behind fsspec file systems and model hubs, which raise their own exception types."""
+"""Packages that implement fsspec file systems and model hubs. They raise their own exception types."""
 _DATA_LIBRARIES = frozenset(
     {"json", "lzma", "pickle", "PIL", "pyarrow", "safetensors", "struct", "tarfile", "zipfile", "zlib"}
 )
@@ -50,7 +50,7 @@ _MAX_CHARACTERS = 300
 def explain(error: BaseException) -> str | None:
     """Return the message to show for an exception, or None if it is a bug that a user cannot fix.
 
-    Exceptions from libraries that parse files also get a message, although the calling code should have caught them.
+    Exceptions from libraries that parse files also get a message, in case the calling code failed to catch them.
     """
     if isinstance(error, PriorkitError):
         return str(error)

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 _SIBLING_SCORE = 0.74
 """Minimum similarity for suggesting a key in the same section. `stepz` and `steps` have 0.8."""
 _DISTANT_SCORE = 0.85
-"""Minimum similarity for suggesting a key in another section. Higher, since more keys are similar by chance."""
+"""Minimum similarity for suggesting a key in another section, where more keys are similar by chance."""
 _SIBLING_BONUS = 0.1
 """Score bonus for a key in the same section."""
 _PREFIX_BONUS = 0.02
-"""Score bonus for a key in another section, per leading section that its path shares with the unknown key."""
+"""Score bonus for a key in another section, for each leading section that both paths have in common."""
 _TIE = 0.01
 """Largest score difference at which two keys count as equally likely."""
 _MAX_NAMES = 3
@@ -87,7 +87,7 @@ def suggest(key: Sequence[str], known: Iterable[Sequence[str]]) -> str | None:
 
 
 def _quoted(paths: Sequence[tuple[str, ...]], outer: tuple[str, ...]) -> str:
-    """Format up to three paths for a message: only the key in the same section, otherwise the full dotted path."""
+    """Format up to three paths for a message: the key alone if it is in section `outer`, else the full dotted path."""
     names = [repr(path[-1] if path[:-1] == outer else ".".join(path)) for path in paths[:_MAX_NAMES]]
     return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 

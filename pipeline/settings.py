@@ -21,7 +21,7 @@ from .yaml_text import PlainScalar, YamlMapping, read_yaml
 SettingsType = TypeVar("SettingsType", bound="Settings")
 
 _MAX_PROBLEMS = 3
-"""Maximum number of problems that a message describes. It gives only the number of the others."""
+"""Maximum number of problems that a message describes. The remaining problems are only counted."""
 _MAX_KEYS = 8
 """Maximum number of known keys that a message lists when none is similar to the unknown key."""
 _MAX_CHARACTERS = 60
@@ -76,7 +76,7 @@ def parse_settings(
         cls: type of the settings.
         values: plain values of the settings, by section and name.
         source: name of the file or option that the values come from, for messages.
-        sections: sections that the command reads. Messages suggest only keys in these; None stands for all sections.
+        sections: sections that the command reads, or None for all. Messages suggest only keys in these sections.
 
     Raises:
         SettingsError: a key or value is invalid. The message names `source`, the first problems, and the known key
@@ -173,7 +173,7 @@ def _describe(
             path.append(str(part))
             owner = _settings_kind(list(_kinds(owner.model_fields[part].annotation)))
         elif isinstance(part, int) or problem["type"] == "extra_forbidden" or owner is cls:
-            path.append(str(part))  # other parts name a union member, which means nothing to the user
+            path.append(str(part))  # other parts name a union member, which is meaningless to users
     name = _cut(".".join(path)) or "settings"
     if problem["type"] == "extra_forbidden":
         read_only = f"this command reads {', '.join(sections)} only" if sections and len(path) == 1 else ""

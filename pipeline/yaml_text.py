@@ -48,8 +48,8 @@ def read_yaml(text: str | bytes) -> Any:
     """Parse one YAML document into a `YamlMapping`, list, string, `PlainScalar` or None.
 
     Raises:
-        InputError: the text is not YAML, or breaks the rules of this module. The message names the line; the caller
-            adds the file.
+        InputError: the text is not YAML, or breaks the rules of this module. The message names the line, but not the
+            file, which the caller must add.
     """
     try:
         node = yaml.SafeLoader(_decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff"))
@@ -126,7 +126,7 @@ class _Builder:
         raise _problem(node, f"the tag {node.tag.replace(_TAG, '!!')} is not supported; leave it out")
 
     def _items(self, node: yaml.MappingNode) -> Iterator[tuple[str, Any]]:
-        """Yield the items of a mapping. Merged items come first, so that the mapping's own items override them."""
+        """Yield the items of a mapping. Items from merge keys come first, and the mapping's own items override them."""
         local: dict[str, Any] = {}
         merged: list[yaml.Node] = []
         for key, value in node.value:

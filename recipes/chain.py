@@ -1,6 +1,6 @@
 """The chain of stages that a recipe runs: download, embed, train and evaluate.
 
-Stages that are up to date do nothing.
+Stages whose output is up to date do nothing.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ STAGES: tuple[StageName, ...] = ("download", "embed", "train", "evaluate")
 """Stage names, in the order in which the stages run."""
 
 StopRequests = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
-"""Factory of a context manager that yields a function, which returns True once a stop has been requested."""
+"""Function that returns a context manager. The context manager yields a function that says if a stop was requested."""
 
 _PROGRESS_UNITS = {"download": "rows", "embed": "shards", "train": "steps", "evaluate": "rows"}
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """Plan of one stage in a dry run, or the reason why there is none yet."""
+    """Plan of one stage in a dry run, or the reason why the stage cannot be planned yet."""
 
     name: StageName
     plan: StagePlan | None
     """None if the stage cannot be planned, for example because its input does not exist yet."""
     problem: str = ""
-    """Reason why there is no plan; empty if there is one."""
+    """Reason why `plan` is None; empty if the stage has a plan."""
 
 
 def stage_name(name: str) -> StageName:
@@ -70,17 +70,17 @@ def run(
     progress: ProgressFactory = quiet,
     stop_requests: StopRequests = never_stop,
 ) -> list[StageResult]:
-    """Run the stages of a recipe that are not up to date, in order.
+    """Run the stages of a recipe in order. Stages whose output is up to date do nothing.
 
     Args:
         recipe: settings of all stages.
         until: last stage to run.
         limit: maximum number of rows of the list to use; None for all.
-        overwrite: discard the content of the folders and start again.
+        overwrite: True to discard the content of the folders and start again.
         progress: called with the name and unit of each stage; returns a context manager that yields a progress
             callback.
-        stop_requests: returns a context manager that is active during training and yields a function. When this
-            function returns True, training writes a checkpoint and stops.
+        stop_requests: function that returns a context manager, which is entered for the training stage. It yields a
+            function. When this function returns True, training writes a checkpoint and stops.
 
     Returns:
         The result of each stage.

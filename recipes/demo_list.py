@@ -1,6 +1,6 @@
-"""URL list of the demo, `urls: priorkit:demo`.
+"""URL list of the demo, which a recipe selects with `urls: priorkit:demo`.
 
-It lists emoji pictures, which a local server provides, with their names as captions.
+The list contains the URLs of emoji pictures, which a local server provides, and the names of the emoji as captions.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .recipe import DEMO_URLS, Recipe
 
 @contextlib.contextmanager
 def demo_images(recipe: Recipe, progress: ProgressFactory, *, limit: int | None, overwrite: bool) -> Iterator[None]:
-    """Write the demo's images and URL list, and serve the images while the block runs.
+    """Context manager that writes the demo's images and URL list, and serves the images until it exits.
 
-    They are written next to the folder of image shards. Existing images are kept. The server is not started if the
-    download is complete. If the recipe uses another list, this function does nothing.
+    The images and the list are written next to the folder of image shards. Existing images are kept. The server is not
+    started if the download is complete. If the recipe uses another list, this context manager does nothing.
 
     Raises:
         PriorkitError: the port is already in use, or the demo's packages are not installed.
@@ -59,7 +59,7 @@ def write_url_list(path: Path, source: Path, names: list[tuple[str, str]], port:
     Args:
         path: file to write.
         source: folder of the images.
-        names: (file name, caption) of every image.
+        names: file name and caption of every image.
         port: port of the demo's server.
     """
     base = f"http://127.0.0.1:{port}"
@@ -85,7 +85,7 @@ def write_url_list(path: Path, source: Path, names: list[tuple[str, str]], port:
 
 @contextlib.contextmanager
 def serve(folder: Path, port: int) -> Iterator[None]:
-    """Serve a folder over HTTP on 127.0.0.1 while the block runs.
+    """Context manager that serves a folder over HTTP on 127.0.0.1 until it exits.
 
     Raises:
         PriorkitError: the port is already in use.
@@ -114,7 +114,7 @@ def serve(folder: Path, port: int) -> Iterator[None]:
 class _Server(http.server.ThreadingHTTPServer):
     """HTTP server that handles each connection in its own thread."""
 
-    request_queue_size = 128  # with the default of 5, connections are dropped and each retry costs a second
+    request_queue_size = 128  # the default, 5, drops connections, and each retry takes a second
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Suppress the traceback that would be printed when a client closes its connection early."""

@@ -48,8 +48,8 @@ class Emoji(NamedTuple):
 def emojis() -> list[Emoji]:
     """Return every emoji that has both an OpenMoji picture and a name, sorted by code.
 
-    OpenMoji's extra symbols have no Unicode name and are omitted. If several pictures have the same name, only one is
-    used, preferably the fully qualified emoji, so captions are unique.
+    OpenMoji's extra symbols have no Unicode name and are omitted. If several pictures have the same name, only one of
+    them is used, preferably the fully qualified emoji. Captions are therefore unique.
 
     Raises:
         ModuleNotFoundError: the demo's packages are not installed.
@@ -104,7 +104,7 @@ def write_images(folder: Path, progress: Callable[[int, int], None] | None = Non
         progress: called from the calling thread after each file, with the number of files done and the total.
 
     Returns:
-        (file name, caption) of every pair, sorted by code.
+        The file name and caption of every pair, sorted by code.
 
     Raises:
         ModuleNotFoundError: the demo's packages are not installed.
@@ -134,7 +134,8 @@ def _caption(code: str, name: str) -> str:
 
     Args:
         code: code points of the emoji.
-        name: alias such as ":waving_hand_medium_skin_tone:", which lacks the punctuation of the short name.
+        name: alias from the package `emoji`, such as ":waving_hand_medium_skin_tone:". It lacks the short name's
+            punctuation, which this function restores.
     """
     caption = name.strip(":").replace("_", " ")
     if _FLAG.fullmatch(code):
@@ -150,7 +151,7 @@ def _digest(code: str) -> bytes:
 
 @contextmanager
 def _demo_packages() -> Iterator[None]:
-    """Add the install command of the demo's packages to the error if an import in the block fails."""
+    """Context manager that adds the demo's install command to the error message if an import inside it fails."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -37,8 +37,8 @@ def run_demo(
         folder: folder for all files of the demo.
         port: port of the local server; None for the default.
         overrides: settings of the form `a.b=value`.
-        progress: as for `chain.run`.
-        stop_requests: as for `chain.run`.
+        progress: function that returns a progress bar for a stage; see `chain.run`.
+        stop_requests: function for stopping the training early; see `chain.run`.
 
     Raises:
         PriorkitError: the port is already in use, or a stage failed.
@@ -64,7 +64,7 @@ def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
     Args:
         recipe: recipe of the demo, whose stages have run.
         folder: folder for the picture.
-        stale: draw the picture again even if it exists.
+        stale: True to draw the picture again even if it exists.
     """
     path = folder / PICTURE_NAME
     if path.exists() and not stale:

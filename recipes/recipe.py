@@ -46,7 +46,7 @@ class Recipe(PipelineSettings):
         """URL list to download: `urls`, or the path of the demo's list, next to the folder of image shards.
 
         Raises:
-            SettingsError: the list is the demo's, and the folder of image shards is not local.
+            SettingsError: the recipe uses the demo's list, but its folder of image shards is not local.
         """
         if self.demo_port is None:
             return self.urls
@@ -60,8 +60,8 @@ def load_recipe(path: str | None, overrides: Sequence[str] = (), sections: Seque
     """Load a recipe and apply overrides.
 
     Args:
-        path: local or remote YAML file, or the name of an included recipe. `recipes/NAME.yaml` also stands for the
-            included recipe if this file does not exist. None loads the defaults.
+        path: local or remote YAML file, or the name of an included recipe. If the file `recipes/NAME.yaml` does not
+            exist, this path selects the included recipe NAME. None loads the defaults.
         overrides: settings of the form `a.b=value`, in which the value is YAML.
         sections: sections that the caller reads. Only these may be overridden; None allows all.
 
@@ -80,7 +80,7 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
     Folders written by other tools do not record their CLIP, so they are not checked.
 
     Args:
-        recipe: recipe, which need not name a CLIP.
+        recipe: recipe to compare with. If it does not set a CLIP, nothing is checked.
         embeddings: folder of embeddings.
 
     Raises:

@@ -33,7 +33,7 @@ def stage_states(recipe: Recipe, *, plan_too: bool) -> list[StageState]:
 
     Args:
         recipe: recipe that names the folders.
-        plan_too: also compare the folders with the recipe's list and settings. Otherwise, only report their content.
+        plan_too: True to compare the folders with the recipe's list and settings; False to report only their content.
     """
     planned = {stage.name: stage for stage in plan(recipe)} if plan_too else {}
     folders = recipe.folders

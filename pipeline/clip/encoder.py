@@ -32,9 +32,15 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # send no usage data unl
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 """open_clip's precision names for torch dtypes."""
 _CPU_IMAGES = 32
-"""Images per pass of the image tower on the CPU. Activations then fit in its caches; with 96, each takes 7% longer."""
+"""Images per pass of the image tower on the CPU, so that activations fit in the CPU's caches.
+
+With 96 images per pass, each image takes 7% longer.
+"""
 _CHARACTERS_PER_TOKEN = 64
-"""Characters kept per token of context. Tokens are shorter on average, so the tokenizer would drop the rest anyway."""
+"""Maximum length of a caption, in characters per token of the context length. Longer captions are cut.
+
+Tokens are shorter than this on average, so the tokenizer would drop the rest anyway.
+"""
 
 
 def check_clip(settings: ClipSettings) -> None:
@@ -42,7 +48,7 @@ def check_clip(settings: ClipSettings) -> None:
 
     Raises:
         InputError: open_clip does not know the model or tag, a local file is missing, or the preprocessing or
-            activation of weights given by path is unknown. The message lists the nearest names or the choices.
+            activation of weights given by path is unknown. The message lists similar names or the possible values.
     """
     import open_clip
 
@@ -69,7 +75,7 @@ def _is_tag(model: str, name: str) -> bool:
 
 
 def is_plain(settings: ClipSettings) -> bool:
-    """Return whether the weights and settings need nothing but open_clip's own preprocessing and activation."""
+    """Return whether open_clip's default preprocessing and the model's own activation suit the weights and settings."""
     import open_clip
 
     if settings.preprocess is not None and settings.preprocess.size is not None:
@@ -109,7 +115,10 @@ def _identify(settings: ClipSettings, source: str) -> dict[str, Any]:
 
 
 def load_encoder(settings: EncoderSettings) -> ClipEncoder:
-    """Load an encoder. The last one is cached until its files change, so that a process keeps only one in memory."""
+    """Load an encoder, or return the cached one if neither the settings nor its files have changed.
+
+    Only the last encoder is cached, to save memory.
+    """
     return _load_encoder(settings, fingerprint(clip_source(settings.clip)))
 
 
@@ -119,7 +128,7 @@ def _load_encoder(settings: EncoderSettings, source: str) -> ClipEncoder:
 
 
 def load_text_encoder(settings: EncoderSettings) -> ClipEncoder:
-    """Load an encoder without its image tower. It is cached as in `load_encoder`."""
+    """Load an encoder without its image tower. Only the last such encoder is cached, as in `load_encoder`."""
     return _load_text_encoder(settings, fingerprint(clip_source(settings.clip)))
 
 
@@ -223,7 +232,7 @@ def _longer_side(size: int | tuple[int, int]) -> int:
 
 
 def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """Load a model, its preprocessing, tokenizer and config. Unavailable weights are an error.
+    """Load a model, its preprocessing, tokenizer and config. Random weights are never used instead of missing weights.
 
     Raises:
         InputError: the model or its weights are unavailable, or the weights do not fit the model.
@@ -272,7 +281,7 @@ def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, An
 
 
 def _options(settings: ClipSettings, trained: dict[str, Any]) -> dict[str, Any]:
-    """Return the open_clip arguments that override its own preprocessing and activation."""
+    """Return open_clip arguments for preprocessing and activation, from `trained`, and image size, from `settings`."""
     options = {f"image_{name}": trained[name] for name in PREPROCESS_FIELDS if name in trained}
     if settings.preprocess is not None and settings.preprocess.size is not None:
         options["force_image_size"] = settings.preprocess.size

@@ -11,12 +11,15 @@ from ..explain import one_line
 from .settings import ClipSettings
 
 _LONGEST = 400
-"""Characters shown of a library's message, which lists hundreds of tensors for a checkpoint of another architecture."""
+"""Maximum number of characters shown of a library's message.
+
+For a checkpoint of a different architecture, the message lists hundreds of tensors.
+"""
 
 
 @contextlib.contextmanager
 def silence_library_logs() -> Iterator[None]:
-    """Suppress what open_clip and the hub log about a failure, since the exception that follows reports it."""
+    """Suppress log messages from open_clip and the hub about a failure, since the following exception reports it."""
     hub, root = logging.getLogger("huggingface_hub"), logging.getLogger()
     level = hub.level
 

@@ -24,7 +24,7 @@ _CHOICES = {"interpolation": ("bicubic", "bilinear", "random"), "resize_mode": (
 
 
 def find_weights(folder: Path) -> Path:
-    """Return the weight file in a CLIP's folder: the one whose name open_clip prefers, or else the only one.
+    """Return the weight file in a CLIP's folder: the file whose name open_clip prefers, or else the only weight file.
 
     Raises:
         InputError: the folder has no weight file, it has several and none has a preferred name, or the chosen file is
@@ -86,7 +86,7 @@ def read_clip_config(path: Path) -> dict[str, Any] | None:
 
 
 def _require_preprocess(preprocess: Mapping[str, Any], path: Path) -> None:
-    """Check for preprocessing values that open_clip accepts when loading, only to fail on the first image.
+    """Check preprocessing values. open_clip accepts invalid values when loading, and then fails on the first image.
 
     Raises:
         InputError: a value has the wrong type or is unknown.

@@ -17,9 +17,9 @@ from .settings import ClipSettings
 _FUNCTION = ("weights_sha256", "activation", "preprocess")
 """Parts of an identity that determine a CLIP's embeddings, up to rounding."""
 _CONFIGS = ("architecture_sha256", "config_sha256")
-"""Hashes of a config without default values and of the config as written. Configs are equal if either hash matches."""
+"""Config hashes: without default values, and as written. Two configs count as equal if either hash matches."""
 _ACTIVATION = "-quickgelu"
-"""Suffix of open_clip model names that use OpenAI's activation. With or without it, a tag has the same weights."""
+"""Suffix of open_clip models with OpenAI's activation, QuickGELU. A tag's weights are the same without the suffix."""
 Match = Literal["same", "other", "unknown"]
 
 
@@ -31,7 +31,7 @@ def clip_difference(known: Mapping[str, Any], other: Mapping[str, Any], *, stric
     Args:
         known: first identity.
         other: second identity.
-        strict: compare all values except the source, such as the dtype, including those that only one identity has.
+        strict: True to compare all values except the source, including the dtype and values that only one identity has.
     """
     names = {*known, *other} - {"source", *_CONFIGS} if strict else {*known} & {*other} & {*_FUNCTION}
     before = {name: known[name] for name in names if name in known}
@@ -46,7 +46,7 @@ def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: 
     """Return whether settings name the CLIP with a known identity or location.
 
     Equal sources mean the same CLIP. If both sources are tags without overrides, the tags decide. Otherwise the CLIP in
-    `wanted` is loaded to compare its weights. A CLIP that cannot be loaded counts as a different one.
+    `wanted` is loaded to compare its weights. A CLIP that cannot be loaded counts as a different CLIP.
 
     Args:
         known: identity of the known CLIP, from a manifest; empty if unknown.
@@ -79,8 +79,8 @@ def compare_clips(
 ) -> Match:
     """Compare two CLIPs by their recorded identities and locations, without loading either.
 
-    If both identities include a hash of the weights, comparing the identities decides. Otherwise open_clip models and
-    tags do. Weights given by path have no tag, so without hashes the result is "unknown".
+    If both identities include a hash of the weights, the identities are compared. Otherwise, the open_clip models and
+    tags are compared. Weights given by path have no tag, so without hashes the result is "unknown".
 
     Args:
         known, location: identity and location of the first CLIP, as for `is_same_clip`; either may be empty.

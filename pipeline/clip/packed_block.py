@@ -16,7 +16,10 @@ from torch import nn
 from ..compute.onednn import pack, packed_product, packing_available
 
 _ROWS = 1024
-"""Tokens per pass that the weight layout is tuned for. For other numbers, the best layout is only slightly faster."""
+"""Number of tokens per pass that the weight layout is tuned for.
+
+For other numbers of tokens, a layout tuned for that number would be only slightly faster.
+"""
 _Layer = Callable[[torch.Tensor], torch.Tensor]
 _LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Maximum relative difference in a block's residual for two blocks to count as equal, far above rounding error."""
@@ -25,8 +28,9 @@ _LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 def pack_blocks(model: nn.Module) -> int:
     """Replace the forward pass of each supported block in `model`, and return the number of blocks replaced.
 
-    Each block is tested first. A block with other parts or a different result keeps its forward pass. The original
-    weights of a replaced block are emptied, so that memory holds only one copy.
+    Each block is tested first. If a block has unsupported parts, or its replacement gives a different result, its
+    forward pass is not replaced. The original weights of a replaced block are emptied, so that memory holds only one
+    copy.
     """
     packed = 0
     for module in model.modules():

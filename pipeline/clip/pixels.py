@@ -31,9 +31,10 @@ class PixelError(Exception):
 class Pixels:
     """Preprocessing of an open_clip model, split into two parts.
 
-    `decode` resizes and crops, in threads that run alongside the model. `batch` divides by 255 and normalises a whole
-    batch at once. The resulting values are the same as without the split, and decoding threads start no torch thread
-    pool. A transform that does not end in `ToTensor` and `Normalize` is not split.
+    `decode` resizes and crops one image, in threads that run alongside the model. `batch` divides by 255 and normalises
+    a whole batch at once. The result is the same as calling the transform directly on each image. The split keeps torch
+    operations out of the decoding threads, so these start no torch thread pools. A transform that does not end in
+    `ToTensor` and `Normalize` is not split.
 
     Args:
         preprocess: open_clip's inference transform.

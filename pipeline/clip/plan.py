@@ -1,4 +1,4 @@
-"""Plan for loading a CLIP: the model for open_clip to build, its weights, and their preprocessing and activation.
+"""Plan for loading a CLIP: the model that open_clip builds, and its weights, preprocessing and activation.
 
 The `library` argument is always the open_clip module, which only `encoder` imports.
 """
@@ -28,9 +28,12 @@ class ClipPlan:
     pretrained: str | None
     """Tag or absolute path to pass to open_clip."""
     weights: Path | None
-    """File to load after the model is built, since open_clip chooses among a folder's files by different rules."""
+    """File to load after the model is built; None if open_clip itself loads the weights.
+
+    A folder's weight file is loaded this way, because open_clip chooses among the files by different rules.
+    """
     trained: dict[str, Any]
-    """Values of `TRAINED_FIELDS` that override open_clip's."""
+    """Values of `TRAINED_FIELDS` that override open_clip's values."""
 
 
 def plan_clip(settings: ClipSettings, source: ClipSource, library: Any) -> ClipPlan:
@@ -83,10 +86,11 @@ def hub_config(repository: str, library: Any) -> dict[str, Any] | None:
 
 
 def trained_by_config(settings: ClipSettings, config: dict[str, Any] | None, library: Any) -> dict[str, Any]:
-    """Return the values that override open_clip's for a model that comes with a config.
+    """Return the values that override open_clip's values, for a model that comes with a config.
 
-    If the config specifies its preprocessing, these are the settings' values only. Otherwise, values missing from both
-    the settings and the config come from the tags of models with the same architecture.
+    If the config specifies preprocessing, or there is no config, only values in the settings override open_clip's.
+    Otherwise, values missing from both the settings and the config come from the tags of models with the same
+    architecture.
     """
     given = _given(settings)
     if config is None or config.get("preprocess_cfg"):

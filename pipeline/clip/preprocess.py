@@ -10,7 +10,7 @@ from ..errors import InputError
 
 PREPROCESS_FIELDS = ("mean", "std", "interpolation", "resize_mode")
 TRAINED_FIELDS = (*PREPROCESS_FIELDS, "quick_gelu")
-"""Values that weights depend on but do not contain."""
+"""Names of the preprocessing and activation settings that weights were trained with but do not contain."""
 
 
 def as_trained(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

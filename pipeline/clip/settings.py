@@ -15,18 +15,19 @@ _Positive = Annotated[float, Field(gt=0)]
 
 
 class PreprocessSettings(Settings):
-    """Image preprocessing settings for a CLIP. Each value that is set overrides the one that comes with the weights."""
+    """Image preprocessing settings for a CLIP. A value set here overrides the value that comes with the weights."""
 
     mean: tuple[float, float, float] | None = None
     """Mean of each colour channel, from 0 to 1, which is subtracted; null keeps the value that the weights were
     trained with."""
     std: tuple[_Positive, _Positive, _Positive] | None = None
-    """Standard deviation of each colour channel on a scale of 0 to 1, which the difference is divided by; null as for
-    `mean`."""
+    """Standard deviation of each colour channel, on a scale of 0 to 1. After the mean is subtracted, pixels are divided
+    by it. null keeps the value that the weights were trained with."""
     interpolation: Literal["bicubic", "bilinear"] | None = None
-    """Interpolation for resizing images; null as for `mean`."""
+    """Interpolation for resizing images; null keeps the method that the weights were trained with."""
     resize_mode: Literal["shortest", "longest", "squash"] | None = None
-    """`shortest` crops the longer side, `longest` pads the shorter side, `squash` distorts; null as for `mean`."""
+    """Method for making an image square: `shortest` crops the longer side, `longest` pads the shorter side, and
+    `squash` distorts the image. null keeps the method that the weights were trained with."""
     size: int | None = Field(default=None, ge=1)
     """Side of the square input in pixels; null keeps the model's size. For any other size, open_clip interpolates the
     positional embeddings."""
@@ -40,13 +41,13 @@ class ClipSettings(Settings):
     pretrained: str | None = "laion2b_s34b_b79k"
     """open_clip weights tag or checkpoint path; null if `model` comes with weights."""
     preprocess: PreprocessSettings | None = None
-    """Preprocessing for a checkpoint that does not record it, or to override the CLIP's own; null changes nothing."""
+    """Preprocessing for a checkpoint that records none, or to override recorded values; null overrides nothing."""
     quick_gelu: bool | None = None
-    """Activation for a checkpoint that does not record it, or to override the CLIP's own; null changes nothing.
-    OpenAI's weights need true."""
+    """True for QuickGELU, false for GELU. Set it for a checkpoint that does not record its activation, or to override
+    the recorded activation; null overrides nothing. OpenAI's weights need true."""
 
     def overrides(self) -> dict[str, Any]:
-        """Return preprocessing and activation as plain values, leaving out those that are not set."""
+        """Return preprocessing and activation as plain values, without values that are not set."""
         preprocess = {} if self.preprocess is None else self.preprocess.model_dump(mode="json", exclude_none=True)
         values: dict[str, Any] = {"preprocess": preprocess} if preprocess else {}
         return values if self.quick_gelu is None else {**values, "quick_gelu": self.quick_gelu}
@@ -58,7 +59,7 @@ class ClipSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _clear_default_tag(cls, values: Any) -> Any:
-        """Drop the default tag if the model name has a scheme, since such a model comes with its own weights."""
+        """Drop the default tag if the model name has a prefix such as `hf-hub:`, since it then includes the weights."""
         if isinstance(values, dict) and ":" in str(values.get("model", "")):
             if values.get("pretrained") is not None:
                 raise ValueError(f"pretrained must be null: {values['model']!r} brings its own weights")

@@ -15,7 +15,7 @@ from .settings import ClipSettings
 BUNDLED_PREFIX = "priorkit:"
 LOCAL_PREFIX = "local-dir:"
 HUB_PREFIX = "hf-hub:"
-"""Schemes of model names: a folder in this package, a folder on this machine, and a repository on the hub."""
+"""Prefixes of model names: for a folder in this package, a folder on this machine, and a repository on the hub."""
 _RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 """Folder that holds the bundled CLIPs."""
 
@@ -28,14 +28,17 @@ class ClipSource:
     """Source of a CLIP's weights, which `parse_source` determines from the settings."""
 
     kind: SourceKind
-    """Kind of source. `hub` covers all other model names with a scheme. `tag` is an open_clip model with a tag."""
+    """Kind of source. `tag` is an open_clip model with a tag.
+
+    `hub` stands for every model name with a prefix other than `priorkit:` and `local-dir:`.
+    """
     folder: Path | None = None
     """Folder with config and weights, if `kind` is `bundled` or `folder`."""
     file: Path | None = None
     """Weight file, if `kind` is `file`."""
 
     def describe(self, settings: ClipSettings) -> dict[str, Any]:
-        """Return the model's name, its tag or the SHA-256 of each of its local files, and the overrides.
+        """Return the model's name, the overrides, and either the tag or the SHA-256 of each local file.
 
         Raises:
             InputError: a folder has no usable weights.

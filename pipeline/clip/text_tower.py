@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 _PROBE_LENGTHS = (1, 2, 5)
-"""Numbers of words in the captions that test the cut tower against the whole tower before the cut tower is used."""
+"""Numbers of words in the captions on which the tower is tested with and without cutting, before cutting is used."""
 _LEAST_COSINE = 0.999
-"""Minimum cosine similarity between embeddings of the cut and the whole tower.
+"""Minimum cosine similarity between embeddings computed with and without cutting.
 
 bfloat16 rounding stays above this value. Towers in which later tokens matter fall far below it.
 """
@@ -67,7 +67,10 @@ class TextTower:
 
     @torch.inference_mode()
     def probe(self, tokens: torch.Tensor) -> None:
-        """Test on tokens `[B, T]` whether the tower provides token states, and whether cutting keeps its embeddings."""
+        """Test on tokens `[B, T]` whether the tower provides token states, and whether batches can be cut.
+
+        Batches can be cut if this leaves the embeddings unchanged, up to rounding.
+        """
         if self._final_norm is not None:
             states = self._forward(tokens.to(self._device), token_states=True)[1]
             if states is not None and states.shape[:-1] == tokens.shape:
@@ -107,7 +110,10 @@ class TextTower:
         return TextEmbeds(text_embed, torch.cat(states), lengths)
 
     def lengths(self, tokens: torch.Tensor) -> list[int]:
-        """Return the number of relevant positions in each row: through end-of-text, or all if later tokens matter."""
+        """Return the number of positions in each row that affect the embedding.
+
+        These are the positions up to and including end-of-text, or all positions if later tokens affect it too.
+        """
         if not self.ends_at_end_of_text:
             return [tokens.shape[1]] * tokens.shape[0]
         return [end + 1 for end in self._ends(tokens).tolist()]
@@ -133,7 +139,7 @@ class TextTower:
                 hook.remove()
 
     def _forward_cut(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute what open_clip's tower returns, using only the first L positions of the context."""
+        """Return embeddings and token states of tokens `[B, L]`, as open_clip would for the whole context length."""
         tower, length = self._tower, tokens.shape[1]
         kind = tower.transformer.get_cast_dtype()
         x = tower.token_embedding(tokens).to(kind) + tower.positional_embedding[:length].to(kind)
@@ -146,7 +152,7 @@ class TextTower:
 
 
 def _is_causal(tower: Any) -> bool:
-    """Return whether the attention mask hides exactly the later tokens."""
+    """Return whether the attention mask hides from each token exactly the tokens after it."""
     mask = getattr(tower, "attn_mask", None)
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
         return False

@@ -78,7 +78,7 @@ def download(
 
 
 def _show_statistics(statistics: dict[str, Any]) -> None:
-    """Print download statistics: retries, failures, hosts with most failures, and facts about the list."""
+    """Print download statistics: retries, failures, hosts with the most failures, and notes about the URL list."""
     from ..display.terminal import print_table
 
     if tried := statistics.get("retried"):

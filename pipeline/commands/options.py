@@ -27,12 +27,12 @@ WorkersOption = Annotated[
 def command_settings(
     section: str, overrides: list[str] | None, options: dict[str, Any], workers: int | None
 ) -> PipelineSettings:
-    """Return the settings for a command. `--set` overrides defaults; `--workers` and the other options override both.
+    """Return the settings for a command. `--set` overrides the defaults; all other options override `--set`.
 
     Args:
         section: recipe section that the command reads in addition to `compute`.
         overrides: values of `--set`.
-        options: option values by the dotted name of their setting; None for an option that was not given.
+        options: value of each option, keyed by the dotted name of its setting; None for an option that was not given.
         workers: value of `--workers`.
     """
     from ..config import PipelineSettings
@@ -50,7 +50,7 @@ def command_settings(
 
 
 def worker_overrides(workers: int | None) -> list[str]:
-    """Return the overrides for the value of `--workers`."""
+    """Return the value of `--workers` as settings overrides of the form `a.b=value`."""
     return [] if workers is None else ["compute.backend=ray", f"compute.workers={workers}"]
 
 

@@ -88,7 +88,7 @@ def picture(data: bytes, kind: str, label: str, marked: bool = False) -> str:
         data: bytes of the image file.
         kind: image format, such as `png` or `jpeg`.
         label: alternative text.
-        marked: draw a green frame around the image.
+        marked: True to draw a green frame around the image.
     """
     encoded = base64.b64encode(data).decode()
     mark = ' class="marked"' if marked else ""
@@ -112,7 +112,7 @@ def plots(figures: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6) -> Iterator[tuple[Axes, list[str]]]:
-    """Yield axes to draw on, and a list to which the plot's fragment is appended when the block ends.
+    """Context manager that yields axes to draw on, and a list. On exit, the plot's fragment is appended to the list.
 
     Args:
         title: title of the plot.
@@ -154,7 +154,7 @@ def plot_label(name: str) -> str:
 
 
 def _to_svg(figure: Figure, title: str) -> str:
-    """Convert a figure to a fragment. Equal figures give identical bytes."""
+    """Convert a figure to a fragment. The output is reproducible: equal figures give identical bytes."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()

@@ -13,7 +13,7 @@ import sys
 from typing import Any, TextIO
 
 FORCING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Signals that stop the work at once on their second arrival."""
+"""Signals that stop the work immediately when they arrive a second time."""
 POLITE_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that never force an immediate stop.
 
@@ -22,7 +22,7 @@ A closing terminal sends SIGHUP twice. Batch systems send SIGUSR1 or SIGUSR2 as 
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask a command to stop. Ignored ones are left out, such as SIGHUP under `nohup`."""
+    """Return the signals that ask a command to stop, without signals that are ignored, such as SIGHUP under `nohup`."""
     polite = [number for number in POLITE_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     return (*FORCING_SIGNALS, *polite)
 
@@ -43,13 +43,13 @@ def handle_stop_signals() -> None:
 def open_closed_streams() -> None:
     """Redirect closed standard streams to the null device.
 
-    Otherwise, the next opened file would get the descriptor of the closed stream, and libraries would print into it.
+    Otherwise, the next file to be opened would get the stream's descriptor, and libraries would print into that file.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free descriptor: this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # reuses the closed one: the lowest free number
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -79,7 +79,7 @@ def flush_streams() -> OSError | None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Redirect a stream to the null device, and flush its pending output there."""
+    """Redirect a stream to the null device, so that its pending output is discarded."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -53,7 +53,7 @@ def print_text(text: str) -> None:
 
 @contextlib.contextmanager
 def _standard_output() -> Iterator[None]:
-    """Convert a failed write in the block, such as on a full disk, to an error that names standard output."""
+    """Context manager that converts a failed write, such as on a full disk, to an error that names standard output."""
     try:
         yield
     except BrokenPipeError:
@@ -82,7 +82,7 @@ def _print_labelled(label: str, style: str, text: str) -> None:
 
 
 def _error_console() -> Console:
-    """Return a console on standard error that ignores failed writes."""
+    """Return a Rich console that prints to standard error and ignores failed writes."""
     return Console(file=cast(TextIO, StandardError()))
 
 
@@ -148,7 +148,7 @@ def print_plans(plans: Sequence[StagePlan]) -> None:
 
 @contextlib.contextmanager
 def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[ProgressCallback]:
-    """Yield a callback that updates a progress bar on standard error. The bar appears at the first update."""
+    """Context manager that yields a callback for a progress bar on standard error. The first call shows the bar."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -174,9 +174,9 @@ def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[P
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """Convert exceptions in the block to a message and an exit code.
+    """Context manager that converts exceptions to a printed message and an exit code.
 
-    Missing packages and closed pipes are left to the entry point.
+    Errors from missing packages and closed pipes propagate to the entry point, which handles them.
     """
     try:
         yield
@@ -203,10 +203,11 @@ def report(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns True once a stop signal has arrived, so that work stops at its next safe point.
+    """Context manager that yields a function, which returns True once a stop signal has arrived.
 
-    A second Ctrl-C or SIGTERM stops the work at once. SIGHUP, SIGUSR1 and SIGUSR2 never do: a closing terminal sends
-    SIGHUP twice, and batch systems send a user signal as a warning before SIGTERM.
+    The work calls the function and stops at its next safe point. A second Ctrl-C or SIGTERM stops the work immediately.
+    SIGHUP, SIGUSR1 and SIGUSR2 never stop it immediately: a closing terminal sends SIGHUP twice, and batch systems send
+    SIGUSR1 or SIGUSR2 as a warning before SIGTERM.
     """
     requested = False
     forcing_signals = 0

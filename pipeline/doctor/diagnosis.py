@@ -32,7 +32,7 @@ class Need:
     too_old: list[str]
     """Packages older than their required version."""
     mend: str | None
-    """Command that installs the missing and outdated packages; None if there are none."""
+    """Command that installs the missing and outdated packages; None if no package is missing or outdated."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Diagnosis:
     """Versions of priorkit, Python and the operating system."""
     cores: int
     memory_bytes: int | None
-    """Memory available to this process, in bytes; None if unknown."""
+    """Total memory of the machine or memory limit of the container, whichever is lower, in bytes; None if unknown."""
     devices: list[str]
     disk: dict[str, Any]
     """`folder`, and its free space as `free_bytes`, which is None for an object store."""
@@ -51,8 +51,8 @@ class Diagnosis:
     """`version`, `RAY_ADDRESS` and `authentication`.
 
     If the settings or RAY_ADDRESS name a cluster, this also contains its `address`, and its `resources` if it is
-    reachable. The error for an unreachable cluster is a `problem` if the settings name it, and a `note` if only
-    RAY_ADDRESS does.
+    reachable. If the cluster is unreachable, the error is stored as `problem` if the settings name the cluster, and as
+    `note` if only RAY_ADDRESS names it.
     """
     chain: list[Need]
     extras: list[Need]
@@ -91,7 +91,7 @@ def diagnose(folder: str, compute: ComputeSettings) -> Diagnosis:
 
 
 def describe_fault(need: Need) -> str:
-    """Describe the missing and outdated packages of a stage or extra; empty if there are none."""
+    """Describe the missing and outdated packages of a stage or extra; empty if it lacks nothing."""
     missing = f"{', '.join(need.missing)} not installed" if need.missing else ""
     old = f"{', '.join(need.too_old)} too old" if need.too_old else ""
     return "; ".join(part for part in (missing, old) if part)
@@ -127,7 +127,7 @@ def _devices() -> tuple[list[str], list[str]]:
 
 
 def _memory() -> int | None:
-    """Return the memory limit of this process in bytes: that of the machine or the container, whichever is lower."""
+    """Return the machine's total memory or the container's memory limit, whichever is lower, in bytes."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -75,7 +75,7 @@ def installed_version(package: str) -> str | None:
 
 
 def is_older(version: str, requirement: str) -> bool:
-    """Return whether a version is below the lower bound of a requirement. Pre-releases count as their final release.
+    """Return whether a version is below the lower bound of a requirement. A pre-release counts as its final release.
 
     Args:
         version: installed version.
@@ -93,13 +93,16 @@ def is_older(version: str, requirement: str) -> bool:
 
 
 def install_command(packages: list[str]) -> str:
-    """Return the `pip` command that installs packages in the required versions."""
+    """Return the `pip` command that installs the given packages in the versions that priorkit requires."""
     required = requirements()
     return "pip install " + " ".join(f'"{required.get(package, package)}"' for package in packages)
 
 
 def explain_missing(error: ModuleNotFoundError, command: str) -> str | None:
-    """Return the message for a missing requirement; None for any other module, since its absence is a bug."""
+    """Return the error message for a missing package that priorkit requires.
+
+    Return None for any other missing module, which is a bug in priorkit.
+    """
     module = (error.name or "").partition(".")[0]
     package = DISTRIBUTIONS.get(module, module.replace("_", "-"))
     if package not in requirements():

@@ -1,4 +1,4 @@
-"""Embedding engine that runs clip-retrieval's own reader and mapper, with priorkit's manifest and shard commits."""
+"""Embedding engine that runs clip-retrieval's own reader and mapper. priorkit writes the shards and the manifest."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ClipRetrievalEngine:
             )  # fmt: skip
 
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
-        """Yield windows and failures, see `Engine`. Rows are grouped by image extension, in order within each group."""
+        """Yield windows and failures, see `Engine`. Rows are grouped by image extension, each group in sample order."""
         if not isinstance(task.shard, ImageShard):
             raise SettingsError("embed.engine=clip-retrieval reads image shards (*.tar) one for one")
         pending: dict[str, _Pending] = {}
@@ -105,13 +105,13 @@ class ClipRetrievalEngine:
     def _batches(self, path: str) -> Iterator[dict[str, Any]]:
         """Yield the batches of clip-retrieval's reader, one image extension at a time.
 
-        The reader accepts a single extension: it treats a list of extensions as one name.
+        The reader accepts only one extension per call.
         """
         for extension in _image_extensions(path):
             yield from self._reader(
                 lambda urls: urls, self._preprocess, self._tokenizer, [path], self._settings.batch_size,
-                1,  # the reader fails with fewer shards than workers
-                # without images the reader returns no keys
+                1,  # number of workers; the reader fails if there are fewer shards than workers
+                # always read images: without them, the reader returns no keys
                 enable_text=self._settings.text, enable_image=True, wds_image_key=extension,
             )  # fmt: skip
 
@@ -119,8 +119,9 @@ class ClipRetrievalEngine:
         """Embed a batch and return a window of the given rows.
 
         Args:
+            batch: batch that clip-retrieval's reader returned.
             rows: row number in the batch, keyed by sample key.
-            pending: samples without a row; the samples of this window are removed.
+            pending: samples that have no row yet. The samples of the new window are removed from this mapping.
         """
         mapped = self._mapper(batch)
         indices = list(rows.values())
@@ -176,7 +177,7 @@ def check_settings(settings: EmbedSettings) -> None:
 
 
 def _first_rows(batch: dict[str, Any], pending: Mapping[str, Any]) -> dict[str, int]:
-    """Return the first row number in the batch for each pending key."""
+    """Return the number of the first row in the batch for each sample key in `pending`."""
     rows: dict[str, int] = {}
     for row, name in enumerate(batch["image_filename"]):
         key = name.removeprefix("./")

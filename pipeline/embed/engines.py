@@ -56,7 +56,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Window:
-    """Embedded rows of a shard, produced together."""
+    """Group of embedded rows of a shard that an engine yields at once."""
 
     keys: list[str]
     places: list[Place]
@@ -143,7 +143,7 @@ class NativeEngine:
         return Window([row.key for row in rows], [row.place for row in rows], captions, image_embed, text)
 
     def _read(self, task: EmbedTask) -> Iterator[Sample]:
-        """Yield the samples of a task with their places, which identify samples even if keys repeat."""
+        """Yield the samples of a task, each with its position in the shard, since keys may not be unique."""
         for position, sample in enumerate(itertools.islice(task.shard.read(self._source), task.limit)):
             place = sample.place._replace(position=position)
             yield dataclasses.replace(sample, key=encodable(sample.key), place=place)

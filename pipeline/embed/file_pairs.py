@@ -18,7 +18,7 @@ from ..errors import InputError
 
 _CAPTION_EXTENSION = "txt"
 _READ_TOGETHER = 32
-"""Number of pairs fetched in one call, since each remote file costs a round trip."""
+"""Number of pairs fetched concurrently in one call, since each remote file costs a round trip."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _Pair:
     extensions: tuple[str, ...]
     """Extensions of all files with this name, including files that are neither images nor captions."""
     stamps: tuple[Stamp, ...]
-    """Stamps of the files in `paths`, taken when the folder was listed."""
+    """Stamps (size and modification time) of the files in `paths`, taken when the folder was listed."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ class FileShard:
 
     name: str
     fingerprint: str
-    """Fingerprint of the file names only; marks identify the file contents, see `file_marks`."""
+    """Fingerprint of the file names only. The file contents are identified by file marks, see `file_marks`."""
     pairs: tuple[_Pair, ...]
     root: str
     """Folder path on the file system."""
@@ -94,6 +94,7 @@ def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]
     """Pair the image and caption files of a folder, sorted by path, and divide them into shards.
 
     Args:
+        store: folder that contains the files.
         rows: number of pairs per shard; the last shard may have fewer.
         image: True to require at least one image, False to require at least one caption.
 

@@ -1,7 +1,7 @@
 """Detection of changed inputs: compares the source files of each embedding shard with their recorded state.
 
-The hashes of a downloaded image shard are in the manifest of its folder. For any other input, each embedding shard
-records marks of its source files in `inputs/inputs_NUMBER.json`, see `file_marks`.
+The hashes of a downloaded image shard are in the manifest of its folder. For any other input, file marks (size,
+modification time and hash) of each embedding shard's source files are recorded in `inputs/inputs_NUMBER.json`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def record_inputs(commit: ShardCommit, name: str, source: Store, shard: InputSha
 
 
 class RecordedInputs:
-    """Current marks of the source files of the embedding shards in a folder.
+    """Current file marks of the files that the shards of an embeddings folder were made from.
 
     A file is hashed again only if its size or modification time differs from its recorded mark.
 
@@ -83,7 +83,7 @@ class RecordedInputs:
             known.update(self._marks[name])
         now = identify(source, known, known, tell, lenient=True)
         self.touched: dict[str, dict[str, FileMark]] = {}
-        """Current file marks of each shard whose marks differ from the recorded ones, keyed by embedding shard."""
+        """Current file marks of the shards whose recorded marks are out of date, keyed by embedding shard."""
         for name, recorded in self._marks.items():
             self._marks[name] = {each: now[each] for each in recorded}
             if self._marks[name] != recorded:

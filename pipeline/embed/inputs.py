@@ -32,7 +32,7 @@ class InputShard(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the samples; the content of the files in `sources` is covered by marks instead."""
+        """Fingerprint of the samples, without the content of the files in `sources`, which file marks identify."""
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
         """Return the source files whose hashes are not recorded in a manifest.
@@ -135,7 +135,7 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
 
 
 def _kind_of(store: Store, url: str) -> _Kind:
-    """Detect the input format from the file names. Tables next to image shards belong to those shards.
+    """Detect the input format from the file names. Tables next to image shards count as part of the image shards.
 
     Raises:
         InputError: the folder is empty, or contains both images and image shards or tables.
@@ -163,7 +163,7 @@ def _kind_of(store: Store, url: str) -> _Kind:
 
 
 def _require_tables_of_all_or_none(store: Store, shards: Sequence[InputShard]) -> None:
-    """Check that either every image shard to join has a table next to it, or none does.
+    """Check that either all image shards to be joined have a table next to them, or none of them has a table.
 
     Raises:
         InputError: some shards have a table and others do not.

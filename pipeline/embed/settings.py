@@ -19,8 +19,8 @@ class EmbedSettings(DeviceSettings):
     clip: ClipSettings = ClipSettings()
     """CLIP model. The manifest records a hash of its weights."""
     engine: Literal["native", "clip-retrieval"] = "native"
-    """Embedding engine. `clip-retrieval` runs that package's own reader and model; it requires the `clip-retrieval`
-    extra and is several times slower."""
+    """Embedding engine. `clip-retrieval` runs the reader and model of the clip-retrieval package. It requires the extra
+    `clip-retrieval` and is several times slower than `native`."""
     image: bool = True
     """Embed images. A sample without an image then counts as failed."""
     text: bool = True
@@ -33,8 +33,9 @@ class EmbedSettings(DeviceSettings):
     image_column: str = "image"
     """Name of the table column that contains the encoded image."""
     rows_per_shard: int | None = Field(default=None, ge=1)
-    """Samples per embedding shard. Image shards are never split: consecutive ones are joined until they contain at
-    least this many samples. null embeds image shards one to one, and uses 10,000 samples for any other input."""
+    """Samples per embedding shard. Image shards are never split: consecutive image shards are joined until they contain
+    at least this many samples. null makes one embedding shard per image shard. For files and tables, null means 10,000
+    samples."""
     token_states: bool = False
     """Also store the text tower's token states, which take tens of times as much space as the pooled embedding."""
     batch_size: int = Field(default=64, ge=1)

@@ -38,7 +38,7 @@ STAGE = "embed"
 _ASSUMED_SECONDS = {"cpu": {"image": 0.05, "text": 0.005}, "cuda": {"image": 0.001, "text": 0.0001}}
 """Seconds per image and per caption for the `--dry-run` estimate: ViT-B/32 in float32 on 2 CPU cores or one GPU."""
 _ASSUMED_DIM = 768
-"""Embedding size for the disk space estimate: that of ViT-L/14, which few CLIP models exceed."""
+"""Embedding size for the disk space estimate: the size of ViT-L/14, which few CLIP models exceed."""
 _ASSUMED_TOKENS = 16
 """Token states per caption for the disk space estimate: a caption of about a dozen words."""
 
@@ -144,8 +144,8 @@ def embed_manifest(settings: EmbedSettings, store: Store | None) -> Manifest:
 
     Args:
         settings: resolved embed settings.
-        store: folder to resume; None for a new one. If its manifest names the same CLIP differently, that name is
-            kept.
+        store: folder to resume; None for a new folder. If the folder's manifest names the same CLIP differently, the
+            name in the manifest is kept.
     """
     if settings.engine == "clip-retrieval":
         check_settings(settings)
@@ -166,7 +166,7 @@ def plan_embed(
     limit: int | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
-    """Return the plan of what `embed` would do, without embedding anything. See `embed` for the arguments."""
+    """Plan what `embed` would do, without embedding anything. See `embed` for the arguments."""
     settings = resolve(settings, "embed", compute)
     store = Store(embeddings)
     manifest = embed_manifest(settings, None if overwrite else store)
@@ -236,7 +236,7 @@ def plan_tasks(
 
 
 def _embedded_samples(record: ShardRecord | None, shard: InputShard, inputs: RecordedInputs) -> int | None:
-    """Return how many samples of a shard the record covers, including failures; None if no record matches the input."""
+    """Return the number of samples that a shard's record covers, with failures; None if it does not match the input."""
     if record is None:
         return None
     if record.input == inputs.fingerprint(shard, None):
@@ -246,7 +246,7 @@ def _embedded_samples(record: ShardRecord | None, shard: InputShard, inputs: Rec
 
 
 def _record_clip(folder: StageFolder, settings: EmbedSettings) -> None:
-    """Record the CLIP's identity in the manifest; in a folder with shards, first compare it with the recorded one.
+    """Record the CLIP's identity in the manifest. If the folder already has shards, first check for the same CLIP.
 
     Raises:
         FolderError: the folder was made with a different CLIP.

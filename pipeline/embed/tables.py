@@ -27,7 +27,7 @@ class TableShard:
 
     name: str
     fingerprint: str
-    """Fingerprint of the file name and the row range; a mark identifies the file's content, see `file_marks`."""
+    """Fingerprint of the file name and the row range. The file's content is identified by a mark, see `file_marks`."""
     path: str
     """Path of the Parquet file on the file system."""
     stem: str
@@ -98,11 +98,11 @@ class TableShard:
                 start += rows
 
     def _keys(self, table: pa.Table, row: int) -> list[str]:
-        """Return the key of each row; a row without a key gets one made from its row number.
+        """Return the key of each row. For a row without a key, create a key from the file name and the row number.
 
         Args:
-            table: rows of the file.
-            row: row number of the first of them.
+            table: consecutive rows of the file.
+            row: row number in the file of the first row in `table`.
         """
         if "key" in table.schema.names:
             given = key_texts(table.column("key"), f"{self.path}: column 'key'")
@@ -132,9 +132,9 @@ def _binary(table: pa.Table, column: str | None) -> list[bytes | None]:
 
 
 def _paths(table: pa.Table, column: str | None) -> list[str | None]:
-    """Return the image path of each row, which structs in Hugging Face datasets store with or instead of the bytes.
+    """Return the image path of each row, or None for a row without a path.
 
-    A value is None if the row has no path.
+    Hugging Face datasets store each image as a struct with its path, its bytes, or both.
     """
     values = None if column is None else table.column(column)
     if values is None or not pa.types.is_struct(values.type) or "path" not in [field.name for field in values.type]:
@@ -144,7 +144,7 @@ def _paths(table: pa.Table, column: str | None) -> list[str | None]:
 
 
 def _has_image(store: Store, path: str, column: str) -> bool:
-    """Return whether any row of a table has image bytes, reading up to the first such row.
+    """Return whether any row of a table has image bytes. Rows are read only up to the first row that does.
 
     The column statistics in the footer are not used. If they are damaged, pyarrow aborts the process, since it does not
     translate a C++ exception in ColumnChunkMetaData.
@@ -183,6 +183,7 @@ def list_table_shards(
     """Divide the Parquet files of a folder, ordered by file name, into shards of at most `rows` rows.
 
     Args:
+        store: folder that contains the files.
         only: name of the single file to read; None for all files.
         caption_column: column with the captions; None if captions are not embedded.
         image_column: column with the images; None if images are not embedded.

@@ -29,7 +29,7 @@ from .settings import EmbedSettings
 
 _FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])
 _LEFT_BEHIND = ("status", "error_message", "caption", *EMBED_COLUMNS)
-"""Input columns that are not copied: they are equal in all embedded rows, or are written separately."""
+"""Input columns not copied to the metadata: their values are equal in all embedded rows, or written separately."""
 
 
 def failures_name(shard: str) -> str:
@@ -63,7 +63,7 @@ class EmbedWorker:
         manifest: manifest of the embeddings folder, including the CLIP's identity.
 
     Raises:
-        InputError: the CLIP weights on this worker differ from those on the driver.
+        InputError: the CLIP weights on this worker differ from the weights on the driver.
     """
 
     def __init__(self, source: Store, store: Store, settings: EmbedSettings, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""Shuffled batches of a split, prefetched in threads; independent of the number of ranks and the starting step."""
+"""Shuffled batches of a split, prefetched in threads. They do not depend on the number of ranks or the first step."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ __all__ = ["BatchStream", "Columns", "TrainBatch"]
 _READY_BATCHES = 2
 """Number of finished batches queued for training."""
 _WINDOWS = 2
-"""Number of windows in memory: one that fills batches, and one that is being read."""
+"""Number of shuffle windows in memory. Batches are filled from one window while the next window is read."""
 Item = TypeVar("Item")
 
 
 class BatchStream:
-    """Endless stream of one rank's share of the training batches of a split.
+    """Endless stream of the batches of a split, limited to the rows that one rank reads.
 
-    A global batch is a pure function of the split plan, the seed and the step. It is a slice of the epoch's row order,
-    and each rank reads part of it (see `EpochPlan.share`). The last batch of an epoch may be shorter.
+    A global batch consists of the rows that all ranks together process in one step. It is a slice of the epoch's row
+    order, and a pure function of the split plan, the seed and the step. Each rank reads part of the global batch (see
+    `EpochPlan.share`). The last global batch of an epoch may be shorter.
 
     Args:
         dataset: dataset to read.
@@ -81,7 +82,7 @@ class BatchStream:
         return ahead.samples(first_step, None)
 
     def _make_batches(self, first_step: int) -> Iterator[TrainBatch]:
-        """Yield validated batches from a step onwards, and read the next window in the background."""
+        """Yield validated batches from global step `first_step` onwards, while the next window is read in threads."""
         reader = self._reader
         free = [Buffers(self._dataset, reader.columns) for _ in range(_WINDOWS)]
         upcoming = self._windows(first_step)
@@ -111,7 +112,10 @@ class BatchStream:
             pool.shutdown(cancel_futures=True)
 
     def _windows(self, first_step: int) -> Iterator[tuple[ShuffleWindow, list[Share]]]:
-        """Yield the windows from a step onwards, each with this rank's shares of the batches that overlap it."""
+        """Yield the windows from global step `first_step` onwards.
+
+        Each window comes with this rank's shares of the global batches that have rows in the window.
+        """
         epoch, step = divmod(first_step, self.steps_per_epoch)
         while True:
             plan = self.plan(epoch)
@@ -130,5 +134,5 @@ class BatchStream:
 
 
 def _same(item: Item) -> Item:
-    """Return the item unchanged: `DecodeAhead` needs a decoder, but batches are already decoded."""
+    """Return the item unchanged. `DecodeAhead` requires a decoding function, but batches need no decoding."""
     return item

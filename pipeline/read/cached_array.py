@@ -1,8 +1,8 @@
 """Arrays that are computed once and cached in the embeddings folder that they describe.
 
-Each array is a `.npy` file under `selections/`, named after a fingerprint of everything it depends on. Arrays are
-memory-mapped, since the split plan of two billion rows takes 2 GB. If the folder is not writable, each process computes
-them again.
+Each array is a `.npy` file under `selections/`. Its name contains a fingerprint of the data and settings that the array
+depends on. Arrays are memory-mapped, because they can be large: the split plan of two billion rows takes 2 GB. If the
+folder is not writable, each process computes the arrays again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..contract.vectors.spool import RowSpool
 from ..errors import InputError
 
 FOLDER = "selections"
-"""Name of the cache folder; part of the disk format."""
+"""Name of the cache folder. It is part of the disk format."""
 _COPY_BYTES = 1 << 20
 """Number of bytes of a remote array copied at a time."""
 
@@ -39,7 +39,7 @@ def cached_array(
         rows: expected number of rows; None if it is known only once the array is computed.
         dtype: expected dtype.
         row_shape: expected shape of a row.
-        make: computes the array and yields it in parts.
+        make: function that computes the array and yields it in parts.
 
     Returns:
         Array of shape `[rows, *row_shape]`.

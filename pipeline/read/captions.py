@@ -1,8 +1,9 @@
-"""Caption reader for ranges of rows in the metadata files.
+"""Reader for the captions of consecutive rows in a shard's metadata file.
 
-`embed` writes row groups of 4,096 rows. Other programs write one row group per shard, so reading a few captions costs
-as much as reading all of them. The captions of such a shard are copied once to `selections/captions_MARK/`, in small
-row groups. If the folder is not writable, the copy goes to a temporary folder, which is removed with the reader.
+`embed` writes Parquet row groups of 4,096 rows. Other programs write one row group per shard, so reading a few captions
+costs as much as reading the whole shard. The captions of such a shard are copied once, in small row groups, to
+`selections/captions_MARK/`, where MARK is a fingerprint of the data. If the embeddings folder is not writable, the copy
+goes to a temporary folder, which is deleted when the reader is garbage-collected.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .shards import EmbeddingShard
 
 _COLUMN = "caption"
 _GROUP_ROWS = 4 * READ_BLOCK_ROWS
-"""Largest row group, in rows, that is read in place; shards with larger row groups are copied."""
+"""Largest row group, in rows, that is read directly. Captions in larger row groups are copied first."""
 _OPEN_SHARDS = 64
 """Number of shards whose Parquet footers are cached."""
 _STREAM_BYTES = 1 << 20
@@ -53,7 +54,7 @@ class CaptionReader:
 
     Args:
         store: embeddings folder.
-        mark: fingerprint of the data; part of the path of copied captions.
+        mark: fingerprint of the data, used in the path of the copied captions.
     """
 
     def __init__(self, store: Store, mark: str) -> None:
@@ -83,7 +84,7 @@ class CaptionReader:
             raise InputError(f"{self._store.url}/{name} is damaged ({error}); fetch or embed it again") from error
 
     def _source(self, shard: EmbeddingShard) -> _Source:
-        """Return the file from which to read a shard's captions. The 64 most recently used are cached."""
+        """Return the file that contains a shard's captions. The 64 most recently used footers are cached."""
         name = shard.files["metadata"]
         with self._lock:
             if name in self._sources:
@@ -116,7 +117,7 @@ class CaptionReader:
         return _open(self._copies, name)
 
     def _use_temporary_folder(self) -> None:
-        """Write all further copies to a temporary folder, which is removed with the reader."""
+        """Redirect all further copies to a temporary folder, which is deleted when this reader is garbage-collected."""
         with self._lock:
             if self._copies is self._store:
                 folder = tempfile.mkdtemp(prefix="priorkit-captions-")

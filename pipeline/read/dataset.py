@@ -33,16 +33,16 @@ from .visits import Blocks, Visits, find_shared_groups
 __all__ = ["SPLITS", "EmbeddingBatch", "EmbeddingDataset", "Split", "read_embeddings"]
 
 _MARKS_NAME = f"{FOLDER}/files.json"
-"""Path of the cached file marks for a folder without a manifest."""
+"""Path of the cached file marks (size, modification time and hash of each file) of a folder without a manifest."""
 _NAMED_ROWS = 5
 """Largest number of rows listed in a message."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
-"""Odd multiplier for hashing: spreads a change in any bit to the bits above it (Knuth, volume 3, section 6.4)."""
+"""Odd multiplier for hashing. It spreads a change in any bit to the higher bits (Knuth, volume 3, section 6.4)."""
 
 
 @dataclass(frozen=True)
 class EmbeddingBatch:
-    """Rows read from a dataset. Shapes: B rows, D embedding size, T token states of width W."""
+    """Rows read from a dataset. Shape symbols: B rows, D embedding size, T token states of width W."""
 
     rows: np.ndarray
     """`[B]` int64: row numbers."""
@@ -60,8 +60,8 @@ class EmbeddingDataset:
     Args:
         url: folder written by `embed` or clip-retrieval, or published by LAION.
         settings: read settings, such as split fractions; None for the defaults.
-        known_files: file marks that another folder has recorded for a folder without a manifest. Unchanged files are
-            not hashed again.
+        known_files: file marks recorded elsewhere, such as in a prior's folder, for a folder without a manifest. Files
+            that have not changed since are not hashed again.
         hash_files: False to skip hashing the files of a folder without a manifest; `content_fingerprint` is then
             empty.
         tell: callback for progress notes when hashing takes long.
@@ -82,7 +82,10 @@ class EmbeddingDataset:
         self.store = Store(url)
         self.settings = settings or ReadSettings()
         self.rounded = Counter[str]()
-        """Number of embeddings that were normalised when read, per kind; one that is read twice counts twice."""
+        """Number of embeddings per kind that were normalised on reading, because rounding had changed their norms.
+
+        An embedding that is read twice counts twice.
+        """
         self._known_files, self._hash_files, self._tell = known_files or {}, hash_files, tell
         self._folder = open_folder(self.store)
         self.shards = self._folder.shards
@@ -122,7 +125,7 @@ class EmbeddingDataset:
 
     @property
     def clip(self) -> dict[str, Any]:
-        """Identity of the CLIP that made the embeddings, from the manifest.
+        """Identity of the CLIP model that computed the embeddings, as recorded in the manifest.
 
         Raises:
             InputError: the folder has no manifest.
@@ -131,12 +134,12 @@ class EmbeddingDataset:
 
     @property
     def clip_if_known(self) -> dict[str, Any]:
-        """Identity of the CLIP that made the embeddings, from the manifest; empty if the folder has no manifest."""
+        """Identity of the CLIP model that computed the embeddings; empty if the folder has no manifest."""
         return dict(self._folder.about.get("clip", {}))
 
     @property
     def clip_settings(self) -> dict[str, Any]:
-        """Settings that load the CLIP that made the embeddings, from the manifest.
+        """Settings for loading the CLIP model that computed the embeddings, as recorded in the manifest.
 
         Raises:
             InputError: the folder has no manifest.
@@ -185,7 +188,7 @@ class EmbeddingDataset:
     def group_ids(self) -> np.ndarray:
         """Hash of each row's content group: `[count]` uint64. Cached in the folder.
 
-        All captions and copies of an image have the same group.
+        Rows with the same image are in the same group, for example several captions or copies of the image.
         """
         make = functools.partial(identify_groups, self.shards)
         return cached_array(self.store, f"group_ids_{self._mark()}", self.count, np.dtype(np.uint64), (), make)
@@ -226,7 +229,10 @@ class EmbeddingDataset:
         return np.random.default_rng([seed, epoch]).permutation(self.rows(split))
 
     def content_order(self, split: Split, seed: int) -> np.ndarray:
-        """Return the row numbers of a split in a random order that depends on content and seed, not on the shards."""
+        """Return the row numbers of a split in a random order.
+
+        The order depends on the seed and the content of the rows, but not on how the rows are divided into shards.
+        """
         rows = self.rows(split)
         mixed = (self.row_ids[rows] ^ hash_key("order", seed)) * _ODD
         return rows[np.argsort(mixed ^ (mixed >> np.uint64(32)), kind="stable")]
@@ -239,7 +245,8 @@ class EmbeddingDataset:
             max_text_len: largest number of token states to read per row; 0 reads none.
 
         Raises:
-            InputError: the folder lacks text embeddings or requested token states, or a row is not a unit vector.
+            InputError: the folder lacks text embeddings or the requested token states, or an embedding is not a unit
+                vector.
         """
         self.require(text_embed=True, token_states=max_text_len > 0)
         image, text = self.embeds("img_emb", rows), self.embeds("text_emb", rows)
@@ -304,7 +311,7 @@ class EmbeddingDataset:
             yield self.shards[index], positions, rows[positions] - self.shard_starts[index]
 
     def count_rounded(self, kind: str, rounded: np.ndarray) -> None:
-        """Add to the number of embeddings that were normalised when read.
+        """Add to `rounded`, the number of embeddings that were normalised on reading.
 
         Args:
             kind: `img_emb` or `text_emb`.

@@ -1,4 +1,4 @@
-"""Opener for any embeddings folder, using its manifest or, without a manifest, its file names."""
+"""Function that opens an embeddings folder by its manifest or, if it has no manifest, by its file names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opener for folders without a manifest: matches files by shard number, and checks their headers."""
+"""Function that opens a folder without a manifest. It groups files by shard number, and checks their headers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import InputError
 from .shards import EmbeddingShard, FolderShards
 
 _HEADER_THREADS = 16
-"""Number of headers read concurrently; the latency of remote storage is the bottleneck."""
+"""Number of file headers read concurrently. High, to hide the latency of remote storage."""
 
 
 def open_foreign(store: Store) -> FolderShards | None:

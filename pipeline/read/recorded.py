@@ -1,4 +1,4 @@
-"""Opener for folders with a manifest: checks the shards against the manifest before any data is read."""
+"""Function that opens a folder with a manifest. It checks the shards against the manifest before any data is read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ _MAX_WIDTH = 1 << 20
 
 
 def open_recorded(store: Store, manifest: Manifest) -> FolderShards:
-    """Open the shards in a manifest that `embed` wrote. Only files of an unexpected size have their headers read.
+    """Open the shards listed in a manifest that `embed` wrote.
+
+    The header of an array is read only if the file size does not match the number of rows and the embedding size.
 
     Raises:
         InputError: the folder is incomplete, a file is missing or its size differs from the manifest, or the manifest

@@ -16,17 +16,17 @@ class ReadSettings(Settings):
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"read_threads"})
 
     validation_fraction: float = Field(default=0.01, ge=0, lt=1)
-    """Fraction of content groups used for validation during training."""
+    """Fraction of content groups (rows with the same image) used for validation during training."""
     test_fraction: float = Field(default=0.05, ge=0, lt=1)
-    """Fraction of content groups reserved for the final evaluation."""
+    """Fraction of content groups (rows with the same image) reserved for the final evaluation."""
     block_rows: int = Field(default=4096, ge=1)
     """Number of consecutive rows of a shard read in one piece. The default is one row group of the metadata that
     `embed` writes."""
     shuffle_window: int = Field(default=32_768, ge=1)
     """Number of rows, from randomly chosen blocks, that are shuffled together as one window. Two windows are held in
-    memory: 200 MB at 768 dimensions."""
+    memory. At the default size and 768 dimensions, they take 200 MB."""
     captions: Literal["all", "one"] = "all"
-    """Captions of an image to read in an epoch: `all`, or `one` that is drawn at random in each epoch."""
+    """Captions to read for each image in an epoch: `all` captions, or `one` caption drawn at random in each epoch."""
     read_threads: int = Field(default=4, ge=1)
     """Number of threads that prefetch blocks. More threads hide the latency of remote storage."""
 

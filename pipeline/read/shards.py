@@ -36,12 +36,12 @@ _EMBED_DTYPE = np.dtype(np.float16)
 
 
 class EmbeddingShard:
-    """Embedding shard that reads ranges of rows. `array` memory-maps local files and reads remote files in full.
+    """One embedding shard, with methods that read ranges of its rows or whole arrays.
 
     Args:
         store: embeddings folder.
         rows: number of rows in each file.
-        counted_by: source of that number, for error messages.
+        counted_by: name of the source that states the number of rows, for error messages.
         files: path of each file in the store, keyed by kind.
         layouts: known array layouts, keyed by kind; the headers of other arrays are read when first needed.
         embed_dim: embedding size to check when a header is read; None if the layouts are given.
@@ -61,12 +61,12 @@ class EmbeddingShard:
         self.files = files
         self._layouts = dict(layouts or {})
         self._convertible = frozenset(self._layouts)
-        """Kinds whose layout was given. Their dtypes may differ between shards, so rows are converted on reading."""
+        """Kinds of arrays whose layout was given. Their dtypes may differ between shards, so reading converts them."""
         self._arrays: dict[str, np.ndarray] = {}
 
     @staticmethod
     def from_record(store: Store, record: ShardRecord, sizes: Mapping[str, int], embed_dim: int) -> EmbeddingShard:
-        """Open a shard recorded in a manifest by `embed`.
+        """Open a shard that `embed` recorded in a manifest.
 
         Args:
             store: embeddings folder.
@@ -111,7 +111,7 @@ class EmbeddingShard:
         """Return the layout of a stored array, read from its header on first use.
 
         Raises:
-            InputError: the number of rows, embedding size or dtype differs from the expected one.
+            InputError: the number of rows, embedding size or dtype differs from the expected value.
         """
         if kind not in self._layouts:
             name = self.files[kind]
@@ -138,7 +138,8 @@ class EmbeddingShard:
         Arrays whose layout was given are converted to the dtype of `target`.
 
         Raises:
-            InputError: the row shape differs from that of `target`, or the dtype differs and may not be converted.
+            InputError: the row shape differs from the row shape of `target`, or the dtype differs and the array's
+                layout was not given.
         """
         layout = self.layout(kind)
         fits = target.shape[1:] == layout.row_shape
@@ -162,7 +163,10 @@ class EmbeddingShard:
         return rows
 
     def array(self, kind: str) -> np.ndarray:
-        """Return a stored array in full, after checking its number of rows. The array is cached."""
+        """Return a stored array in full, after checking its number of rows. The array is cached.
+
+        A local file is memory-mapped; a remote file is read into memory.
+        """
         if kind not in self._arrays:
             name = self.files[kind]
             expected = self.layout(kind).rows
@@ -192,10 +196,10 @@ class EmbeddingShard:
     def metadata(self, columns: list[str]) -> pa.Table:
         """Read metadata columns.
 
-        In folders not written by priorkit, a missing column `key` is read from `image_path`.
+        If the file has no column `key`, the column `image_path` is used as `key`. Other tools write such files.
 
         Keys and captions are returned as text. Dictionary-encoded columns are decoded, so that they can be joined with
-        those of other shards.
+        columns of other shards.
 
         Raises:
             InputError: a column is missing or appears twice, or the metadata is missing or damaged.
@@ -229,7 +233,8 @@ class EmbeddingShard:
     def content_groups(self) -> Iterator[list[bytes]]:
         """Yield the content group of each row, in parts.
 
-        The group is the image hash; without one, the URL; and without either, the bytes of the image embedding.
+        A row's group is its image hash. A row without a hash uses its URL, and a row with neither uses the bytes of its
+        image embedding.
         """
         first = 0
         for columns in self._group_columns():
@@ -244,7 +249,10 @@ class EmbeddingShard:
             first += count
 
     def _group_columns(self) -> Iterator[list[list[str | None]]]:
-        """Yield the columns that identify content, best first, block by block; each list is empty if none exists."""
+        """Yield, for each block of rows, the columns that identify their content, in order of preference.
+
+        If the metadata has no such column, an empty list is yielded for each block.
+        """
         if "metadata" not in self.files:
             yield from ([] for _ in range(0, self.rows, READ_BLOCK_ROWS))
             return

@@ -1,9 +1,9 @@
 """Row order of an epoch: a pure function of row counts, seed and epoch, independent of the number of ranks.
 
 Blocks of consecutive rows are arranged in random order. Successive blocks form a window, and the rows of a window are
-shuffled together. Rows can therefore be read in blocks, and only one window has to be in memory. A row's *place* is
-its position before this shuffling: the number of visited rows in the preceding blocks, plus its index among the visited
-rows of its own block.
+shuffled together. Rows can therefore be read in blocks, and only one window has to be in memory. A row's *place* is its
+position after the blocks are arranged, but before the rows are shuffled: the number of visited rows in the preceding
+blocks, plus the row's index among the visited rows of its block.
 
 All randomness comes from a hash (SplitMix64 with a key), so the order does not depend on library versions.
 """
@@ -47,16 +47,16 @@ def permutation(count: int, key: np.uint64) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Share:
-    """One rank's share of the rows of a global batch."""
+    """Rows of a global batch that one rank reads."""
 
     places: np.ndarray
-    """`[b]` int64: places of the rows in the epoch."""
+    """`[b]` int64: places of the rows in the epoch, as defined in the module docstring."""
     first: int
     """Position of the share's first row in the global batch."""
     global_rows: int
     """Number of rows in the global batch."""
     end: int
-    """End of the global batch in the epoch, exclusive."""
+    """Position in the epoch at which the next global batch starts."""
 
 
 class EpochPlan:
@@ -94,7 +94,7 @@ class EpochPlan:
         return permutation(rows, hash_key("window", self.seed, self.epoch, window))
 
     def windows_between(self, start: int, end: int) -> range:
-        """Return the windows that contain the epoch's rows `start` to `end - 1`."""
+        """Return the indices of the windows that contain the epoch's rows `start` to `end - 1`."""
         first, last = np.searchsorted(self.window_starts, [start, end - 1], side="right") - 1
         return range(int(first), int(last) + 1)
 
@@ -102,7 +102,8 @@ class EpochPlan:
         """Return the share of a global batch that one rank reads.
 
         The rows of a batch are sorted by place and divided into one slice per rank, so each rank needs only some of the
-        window's blocks. If a batch spans several windows, its rows are sorted by their relative place in their window.
+        window's blocks. If a batch spans several windows, its rows are sorted by place relative to the size of their
+        window.
 
         Args:
             step: batch number within the epoch.

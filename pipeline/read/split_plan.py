@@ -1,7 +1,8 @@
 """Split plan: the assignment of rows to training, validation and test, computed shard by shard.
 
 The split of a row depends only on its content group and the settings. Hence all copies of an image are in the same
-split, and rows stay in their split when data is added. Row and group identifiers are hashes of the same content.
+split, and rows stay in their split when data is added. A group identifier is a hash of the content group. A row
+identifier is a hash of the content group and the text embedding.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def split_codes(hashes: np.ndarray, settings: ReadSettings) -> np.ndarray:
         `[n]` uint8 indices into `SPLITS`.
     """
     position = (hashes >> np.uint64(11)).astype(np.float64) / _DOUBLE_VALUES  # uniform in [0, 1)
-    # test comes first, so that its rows stay the same when the validation fraction changes
+    # the test split comes first, so that its rows stay the same when the validation fraction changes
     in_test = position < settings.test_fraction
     in_validation = position < settings.test_fraction + settings.validation_fraction
     return np.where(in_test, _TEST, np.where(in_validation, _VALIDATION, _TRAIN)).astype(np.uint8)

@@ -17,8 +17,8 @@ _COPY_BYTES = 1 << 23
 class StateRanges:
     """Token states of consecutive rows in a shard, located by byte range and read row by row.
 
-    Token states need many times as much memory as embeddings, so they stay on disk until a batch needs them. Those of a
-    remote shard are first copied to a temporary file.
+    Token states need many times as much memory as embeddings, so they stay on disk until a batch needs them. Token
+    states of a remote shard are first copied to a temporary file.
 
     Args:
         shard: shard that stores the token states.
@@ -50,7 +50,7 @@ class StateRanges:
 
         Args:
             row: index of the row, counted from `first`.
-            target: contiguous `[T, W]` array; unused states are left unchanged.
+            target: contiguous `[T, W]` array. If the row has fewer than T states, the rest of the array is unchanged.
 
         Raises:
             InputError: the file ends before the row does.

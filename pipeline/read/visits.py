@@ -1,6 +1,7 @@
-"""Rows of a split that an epoch visits, block by block.
+"""Selection of the rows of a split that an epoch visits, block by block.
 
-An epoch visits every row of its split. If one caption per image is drawn, it visits one row of each content group.
+By default, an epoch visits every row of the split. With the setting `read.captions=one`, it visits one random row of
+each content group.
 """
 
 from __future__ import annotations
@@ -130,8 +131,8 @@ def find_shared_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]
     """Yield the rows whose content group has more than one row, in ascending order: `[n, 4]` int64.
 
     The columns are the row number, 64 bits of the group's hash, the row's index in its group, and the group's size.
-    Groups are partitioned on disk and sorted one part at a time. Memory use is one part, plus 32 bytes for each row
-    that shares a group.
+    Groups are partitioned on disk by hash and sorted one part at a time. Memory holds one part, and 32 bytes for each
+    row that shares a group with other rows.
     """
     with contextlib.ExitStack() as stack:
         spools = [stack.enter_context(contextlib.closing(RowSpool(np.int64, (2,)))) for _ in range(_GROUP_PARTS)]

@@ -1,4 +1,4 @@
-"""Rows of one shuffle window in memory. Threads read them in blocks; batches are then filled from them and validated.
+"""Rows of one shuffle window in memory. Threads read the rows in blocks, and batches are then filled from the window.
 
 The code uses these row indices:
 
@@ -6,7 +6,7 @@ The code uses these row indices:
 - *place*: position in the epoch's sequence of blocks; see `EpochPlan`. Batches are lists of places.
 - *offset*: place relative to the first place of the window.
 - *slot*: position in the window's buffers, where the parts of blocks that were read are stored one after another.
-- *position*: index in the batch of a rank.
+- *position*: index in a rank's batch.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Columns:
 class TrainBatch:
     """One rank's rows of a global batch.
 
-    Shapes: b rows, D embedding size, T token states of width W. b may be 0.
+    Shape symbols: b rows (possibly 0), D embedding size, T token states of width W.
     """
 
     rows: np.ndarray
@@ -64,7 +64,7 @@ class TrainBatch:
     image_embed: np.ndarray
     """`[b, D]` embeddings of norm 1; float16 if all files are float16, else float32."""
     text_embed: np.ndarray | None
-    """`[b, D]` embeddings of norm 1, with a dtype as for `image_embed`; None if not requested."""
+    """`[b, D]` embeddings of norm 1; float16 if all files are float16, else float32. None if not requested."""
     token_states: np.ndarray | None
     """`[b, T, W]` float16, padded with zeros; None if not requested."""
     captions: list[str] | None
@@ -77,7 +77,7 @@ class TrainBatch:
 
 @dataclass
 class _Part:
-    """Consecutive rows of one block that are read for a window, with their varying-size columns."""
+    """Consecutive rows of one block that are read for a window, with their token states and captions."""
 
     slot: int
     """Slot of the part's first row."""
@@ -86,7 +86,7 @@ class _Part:
 
 
 class Buffers:
-    """Embedding arrays of a window, reused by later windows: allocating new memory would take longer than reading."""
+    """Embedding arrays of a window. Later windows reuse them, since allocating memory takes longer than reading."""
 
     def __init__(self, dataset: EmbeddingDataset, columns: Columns) -> None:
         rows = min(dataset.count, dataset.settings.shuffle_window + dataset.settings.block_rows - 1)
@@ -115,7 +115,7 @@ class BlockReader:
         Args:
             start: row number of the first row.
             end: row number after the last row; all rows must be in one shard.
-            part: part of the window; receives the token states and captions.
+            part: part of the window that receives the token states and captions.
             buffers: arrays that receive the embeddings.
         """
         index = int(np.searchsorted(self.dataset.shard_starts, start, side="right")) - 1
@@ -129,7 +129,7 @@ class BlockReader:
             part.captions = self._captions.read(shard, first, end - start)
 
     def new_batch(self, share: Share) -> TrainBatch:
-        """Allocate the batch for a share; the windows that contain its rows fill it."""
+        """Allocate an empty batch for a share. Later, `ShuffleWindow.fill` copies the rows into it."""
         count = len(share.places)
         size = self.dataset.embed_dim
         embeds = {kind: np.empty((count, size), dtype) for kind, dtype in self._dtypes.items()}
@@ -145,7 +145,7 @@ class BlockReader:
         )
 
     def require_sound(self, batch: TrainBatch) -> None:
-        """Validate a batch, and normalise its rows whose norms are slightly off because of rounding.
+        """Validate a batch, and normalise the embeddings whose norms differ slightly from 1 because of rounding.
 
         Raises:
             InputError: an embedding is not a unit vector, or a token state is not finite.
@@ -166,7 +166,7 @@ class BlockReader:
         )
 
     def _normalise(self, kind: str, embeds: np.ndarray) -> np.ndarray:
-        """Normalise rows whose norms are slightly off because of rounding, in place.
+        """Normalise, in place, the embeddings whose norms differ slightly from 1 because of rounding.
 
         Args:
             kind: `img_emb` or `text_emb`.
@@ -302,7 +302,7 @@ class ShuffleWindow:
                 batch.captions[position] = part.captions[slot - part.slot].as_py()
 
     def close(self) -> Buffers:
-        """Cancel pending reads, wait for running ones, close the files, and return the buffers for reuse."""
+        """Cancel pending reads, wait for running reads, close the files, and return the buffers for reuse."""
         for future in self._futures:
             future.cancel()
         for future in self._futures:

@@ -5,7 +5,7 @@ Command, in a checkout installed with `pip install -e ".[demo]"`:
     python -m priorkit.recipes.demo.train_clip --output recipes/demo --cache path/to/scratch
 
 Hardware: 2 CPU cores with bfloat16 instructions, no GPU.
-Duration: 25 minutes on a busy machine, of which drawing took 104 s and training 1,420 s. On idle cores, an epoch takes
+Duration: 25 minutes on a busy machine: 104 s to draw the pictures and 1,420 s to train. On idle cores, an epoch takes
 7 s, so the 110 epochs take 13 minutes.
 Expected: text-to-image recall@10 of 0.99 on training pairs and 0.65 on held-out pairs.
 
@@ -64,7 +64,7 @@ DATASET_SIDE = 128
 DATASET_QUALITY = 95
 """JPEG quality of the images that the demo's download stores."""
 NEIGHBOURS = 32
-"""Number of pairs with consecutive codes that are kept together if `batches` groups neighbours."""
+"""Length of the runs of pairs with consecutive codes that `batches` keeps together if it groups neighbours."""
 EMA_DECAY = 0.995
 """Decay of the averaged weights per step."""
 MAX_LOGIT_SCALE = 100.0
@@ -74,7 +74,7 @@ MAX_LOGIT_SCALE = 100.0
 def held_out(code: str) -> bool:
     """Return True if an emoji is held out of training.
 
-    A hash of the emoji's code decides, so adding emoji does not change the split of the others.
+    A hash of the emoji's code decides, so adding emoji does not change the split of the existing emoji.
     """
     return hashlib.sha256(f"held-out {code}".encode()).digest()[0] % 20 == 0
 
@@ -113,7 +113,7 @@ def parse_arguments() -> argparse.Namespace:
 def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) -> NDArray[np.uint8]:
     """Return distorted pictures of every pair as a memory map (V, N, S, S, 3).
 
-    They are drawn once and stored in `cache`.
+    The pictures are drawn once and stored in the folder `cache`.
     """
     path = cache / f"variants-{len(pairs)}-{count}-{IMAGE_SIDE}-{seed}.npy"
     if not path.exists():
@@ -172,7 +172,7 @@ def train(pairs: list[Emoji], variants: NDArray[np.uint8], arguments: argparse.N
     )  # (N, C)
 
     model = open_clip.CLIP(**MODEL_CFG).to(memory_format=torch.channels_last)
-    with torch.no_grad():  # tokens in no training caption get a zero vector instead of a random one
+    with torch.no_grad():  # tokens that no training caption contains get a zero vector, not a random one
         unseen = torch.ones(model.vocab_size, dtype=torch.bool)
         unseen[tokens[train_rows].unique()] = False
         model.token_embedding.weight[unseen] = 0
@@ -224,7 +224,7 @@ def batches(
         rows: row numbers of the training pairs, sorted by code.
         batch_size: number of rows per batch.
         group_neighbours: keep runs of pairs with consecutive codes together. Such pairs often differ only in skin tone
-            or gender, so they are hard negatives for each other.
+            or gender, which makes them hard negatives.
         random: random number generator.
     """
     if group_neighbours:
@@ -237,7 +237,7 @@ def batches(
 
 
 def augmented(variants: NDArray[np.uint8], rows: NDArray[np.int64], random: np.random.Generator) -> Tensor:
-    """Return a random variant of each row, shifted by up to 2 pixels and with noise, as normalised (B, 3, S, S)."""
+    """Return a random variant of each row, shifted by up to 2 pixels and with noise: normalised pixels (B, 3, S, S)."""
     size = len(rows)
     pictures = variants[random.integers(len(variants), size=size), rows]
     padded = np.pad(pictures, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=255)
@@ -268,7 +268,7 @@ def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor) -> T
 
 @torch.no_grad()
 def update_average(average: torch.nn.Module, model: torch.nn.Module) -> None:
-    """Update the moving average of the weights and batch-norm statistics, and copy integer buffers."""
+    """Update the moving average of the weights and batch-norm statistics. Integer buffers are copied, not averaged."""
     current = model.state_dict()
     for name, value in average.state_dict().items():
         if value.is_floating_point():
@@ -293,9 +293,9 @@ def save(model: torch.nn.Module, folder: Path) -> None:
 
 @torch.inference_mode()
 def evaluate(pairs: list[Emoji], folder: Path, images: Path) -> dict[str, float]:
-    """Measure text-to-image recall among all N pictures, and mean cosines, with the stored weights.
+    """Measure text-to-image recall and mean cosines with the stored weights.
 
-    Training pairs and held-out pairs are reported separately. Both are searched in the same gallery.
+    Training pairs and held-out pairs are reported separately. For both, recall is measured among all N pictures.
     """
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()
@@ -322,7 +322,7 @@ def evaluate(pairs: list[Emoji], folder: Path, images: Path) -> dict[str, float]
 
     cosine = text_embed @ image_embed.T  # (N, N)
     matching = cosine.diagonal()
-    nearer = (cosine > matching[:, None]).sum(dim=1)  # (N,) number of pictures nearer to the caption than its own
+    nearer = (cosine > matching[:, None]).sum(dim=1)  # (N,) pictures nearer to the caption than the matching picture
     found, found_first = (nearer < 10).float(), (nearer < 1).float()
     unseen = torch.tensor([held_out(pair.code) for pair in pairs])
     return {
