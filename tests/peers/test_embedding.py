@@ -450,4 +450,4 @@ def test_we_read_what_the_real_command_wrote(written_by_clip_retrieval: Path, ou
     one, other = mine.take(rows), theirs.take(same)
     assert cosines(one.image_embed, other.image_embed).min() >= BAR["float32"]
     assert cosines(one.text_embed, other.text_embed).min() >= BAR["float32"]
-    assert len(theirs.selection) == mine.count
+    assert len(theirs.split_plan) == mine.count
