@@ -22,7 +22,7 @@ test: $(INSTALLED)
 MARKED := -m "slow or root or nginx or browser"
 RAY_TESTS := $(wildcard tests/integration/test_*ray*.py)
 test-marked: $(INSTALLED)
-	$(MAKE) --jobs=2 --output-sync=target test-marked-ray test-marked-rest
+	$(MAKE) --jobs=2 test-marked-ray test-marked-rest
 
 test-marked-ray: $(INSTALLED)
 	$(BIN)/python -m pytest $(MARKED) $(RAY_TESTS)
