@@ -55,8 +55,9 @@ class DownloadSettings(UrlListSettings):
     """Maximum number of pixels, width times height, that an image header may state; larger images are not decoded. The
     default is Pillow's limit against decompression bombs, which is 256 MiB in RGB."""
     decode_mode: Literal["exact", "fast"] = "exact"
-    """`exact` produces the same bytes as img2dataset. `fast` saves time by decoding JPEG at a reduced size that
-    is still larger than the target size."""
+    """`exact` produces the same bytes as img2dataset, except for images that are rotated by `exif_orientation` or
+    converted to 8 bits. `fast` saves time by decoding JPEG at a reduced size that is still larger than the target
+    size."""
     exif_orientation: Literal["apply", "ignore"] = "apply"
     """`apply` rotates images according to their EXIF orientation, because stored images have no EXIF. `ignore` stores
     the pixels unrotated, like img2dataset."""

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from priorkit.pipeline.contract.commit import (
     ShardCommit,
-    StageFolder,
     check_stage,
     difference,
     finish_replacements,
@@ -32,36 +31,11 @@ from priorkit.pipeline.contract.manifest import (
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import FolderError
 
-SETTINGS = {"size": 32, "clip": {"model": "tiny"}}
+from .conftest import SETTINGS, planned, two_shards, write_shard
 
 nested_settings = st.dictionaries(
     st.sampled_from("abcd"), st.integers(0, 2) | st.dictionaries(st.sampled_from("xyz"), st.integers(0, 2)), max_size=4
 )
-
-
-@pytest.fixture(params=["local", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "folder") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
-
-
-def planned(stage: str = "download", settings: dict[str, Any] | None = None) -> Manifest:
-    return Manifest(stage, dict(SETTINGS if settings is None else settings), {"rows": 4})
-
-
-def write_shard(folder: StageFolder, name: str, data: bytes = b"data", input: str = "in") -> ShardRecord:
-    """Commit a shard like a worker."""
-    commit = ShardCommit(folder.store, name, input=input, settings=folder.manifest.settings_fingerprint)
-    with commit.create(f"{name}.tar") as file:
-        file.write(data)
-    commit.write_log(f"{name}_stats.json", {"seconds": 1.5})
-    return commit.commit(rows=2, counts={"success": 1, "http_4xx": 1})
-
-
-def two_shards(store: Store) -> None:
-    with open_stage(store, planned()) as folder:
-        for name in ("00000", "00001"):
-            folder.add(write_shard(folder, name))
-        folder.finish()
 
 
 def test_a_shard_without_record_does_not_exist(store: Store) -> None:

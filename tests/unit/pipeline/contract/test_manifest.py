@@ -13,14 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from priorkit.pipeline.contract.commit import (
-    ShardCommit,
-    StageFolder,
     open_stage,
 )
 from priorkit.pipeline.contract.manifest import (
     MANIFEST_NAME,
     Manifest,
-    ShardRecord,
     damaged_shards,
     differing_files,
     embedding_shard_name,
@@ -34,38 +31,13 @@ from priorkit.pipeline.contract.manifest import (
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError
 
-SETTINGS = {"size": 32, "clip": {"model": "tiny"}}
+from .conftest import planned, two_shards, write_shard
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
-
-
-@pytest.fixture(params=["local", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "folder") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
-
-
-def planned(stage: str = "download", settings: dict[str, Any] | None = None) -> Manifest:
-    return Manifest(stage, dict(SETTINGS if settings is None else settings), {"rows": 4})
-
-
-def write_shard(folder: StageFolder, name: str, data: bytes = b"data", input: str = "in") -> ShardRecord:
-    """Commit a shard like a worker."""
-    commit = ShardCommit(folder.store, name, input=input, settings=folder.manifest.settings_fingerprint)
-    with commit.create(f"{name}.tar") as file:
-        file.write(data)
-    commit.write_log(f"{name}_stats.json", {"seconds": 1.5})
-    return commit.commit(rows=2, counts={"success": 1, "http_4xx": 1})
-
-
-def two_shards(store: Store) -> None:
-    with open_stage(store, planned()) as folder:
-        for name in ("00000", "00001"):
-            folder.add(write_shard(folder, name))
-        folder.finish()
 
 
 def edit_manifest(store: Store, edit: Callable[[dict[str, Any]], None]) -> None:

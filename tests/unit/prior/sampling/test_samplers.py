@@ -176,7 +176,7 @@ def _half_log_snr(alpha_bar: float) -> float:
 @pytest.mark.parametrize("prediction", ["x0", "v"])
 @pytest.mark.parametrize("steps", [2, 5, 39])
 def test_samples_are_finite_from_the_pure_noise_of_jsd(name: Any, prediction: str, steps: int) -> None:
-    """Where alpha_bar is 0, no division by the signal and no infinite log-SNR may give NaN."""
+    """Samples are finite at alpha_bar 0, where the signal is 0 and the log-SNR is infinite."""
     schedule = noise_schedule("jsd", 40)
     assert schedule.alpha_bar[-1] == 0
 
