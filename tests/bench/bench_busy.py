@@ -31,6 +31,9 @@ _VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY
 
 def train() -> None:
     """Take steps as asked on standard input: for each line print the seconds and a hash of the weights."""
+    from priorkit.pipeline.compute.openmp import chosen, stop_spinning
+
+    stop_spinning()  # before torch is loaded, as each command of priorkit does
     import numpy as np
     import torch
 
@@ -52,7 +55,7 @@ def train() -> None:
     text, image = (_unit(random.standard_normal((settings.batch_size, EMBED_DIM))) for _ in range(2))
     condition = Condition(torch.from_numpy(text), None)
     rows, done = np.arange(settings.batch_size), 0
-    print("ready", flush=True)
+    print(json.dumps(chosen(os.environ)), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         for _ in range(STEPS):
@@ -84,7 +87,8 @@ class Trainer:
             env={**kept, **WAYS[way]},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert self._answer() == "ready"
+        self.waiting: dict[str, str] = json.loads(self._answer())
+        """Variables that the trainer runs with."""
 
     def __enter__(self) -> Trainer:
         return self
@@ -130,6 +134,7 @@ def main() -> int:
     seconds: dict[tuple[str, str], list[float]] = {(way, beside): [] for way in WAYS for beside in ("alone", "busy")}
     with contextlib.ExitStack() as stack:
         trainers = {way: stack.enter_context(Trainer(way, arguments.threads)) for way in WAYS}
+        assert trainers["priorkit"].waiting != trainers["spinning"].waiting
         for trainer in trainers.values():
             trainer.step()  # the first steps allocate
         for _ in range(arguments.rounds):
@@ -144,9 +149,12 @@ def main() -> int:
     for way in WAYS:
         alone, busy = seconds[way, "alone"], seconds[way, "busy"]
         ratio = harness.median(busy) / harness.median(alone)
-        harness.report(results, threads_wait=way, alone=alone, busy=busy, ratio=ratio, bar=BAR)
+        harness.report(
+            results, threads_wait=way, variables=trainers[way].waiting, alone=alone, busy=busy, ratio=ratio, bar=BAR
+        )
     columns = {
-        "threads": "{threads_wait}", "a step alone, s": "{alone:.3f}", "beside a busy process, s": "{busy:.3f}",
+        "threads": "{threads_wait}", "variables": "{variables}", "a step alone, s": "{alone:.3f}",
+        "beside a busy process, s": "{busy:.3f}",
         "ratio": "{ratio:.2f}",
     }  # fmt: skip
     table = harness.table(results, columns)
