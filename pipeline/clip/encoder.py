@@ -1,4 +1,7 @@
-"""CLIP encoder: turns images and captions into embeddings and token states. Only this module imports open_clip."""
+"""CLIP encoder, which turns images into embeddings, and captions into embeddings and token states.
+
+This is the only module that imports open_clip.
+"""
 
 from __future__ import annotations
 
@@ -30,25 +33,26 @@ __all__ = ["ClipEncoder", "check_clip", "clip_location", "clip_source", "identif
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # send no usage data unless the user asks for it
 
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""open_clip's precision names for torch dtypes."""
+"""open_clip precision names, keyed by the name of the torch dtype."""
 _CPU_IMAGES = 32
-"""Images per pass of the image tower on the CPU, so that activations fit in the CPU's caches.
+"""Maximum number of images per forward pass of the image tower on the CPU.
 
-With 96 images per pass, each image takes 7% longer.
+At this size, activations fit in the CPU's caches. With 96 images per pass, each image takes 7% longer.
 """
 _CHARACTERS_PER_TOKEN = 64
-"""Maximum length of a caption, in characters per token of the context length. Longer captions are cut.
+"""Maximum length of a caption, in characters per token of the context length. Longer captions are truncated.
 
-Tokens are shorter than this on average, so the tokenizer would drop the rest anyway.
+Tokens are shorter than this on average, so the tokenizer would drop the rest of the caption anyway.
 """
 
 
 def check_clip(settings: ClipSettings) -> None:
-    """Check that a CLIP is available, without loading it.
+    """Check the settings of a CLIP model without loading the model. The name of a hub model is not checked.
 
     Raises:
-        InputError: open_clip does not know the model or tag, a local file is missing, or the preprocessing or
-            activation of weights given by path is unknown. The message lists similar names or the possible values.
+        InputError: open_clip does not know the model or the tag, a local file is missing, or the preprocessing or
+            activation of a weight file or folder cannot be determined. The message lists similar names or the
+            possible values.
     """
     import open_clip
 
@@ -56,7 +60,9 @@ def check_clip(settings: ClipSettings) -> None:
 
 
 def clip_source(settings: ClipSettings) -> dict[str, Any]:
-    """Describe where a CLIP comes from, without loading it. Hashes of local files replace their paths.
+    """Return a description of a CLIP model's source, without loading the model.
+
+    Local files are described by their hashes instead of their paths.
 
     Raises:
         InputError: a local file or folder is missing.
@@ -75,7 +81,10 @@ def _is_tag(model: str, name: str) -> bool:
 
 
 def is_plain(settings: ClipSettings) -> bool:
-    """Return whether open_clip's default preprocessing and the model's own activation suit the weights and settings."""
+    """Return True if open_clip loads this CLIP model correctly from only the model name and the tag or weight file.
+
+    Return False if open_clip also needs arguments for the image size, preprocessing or activation.
+    """
     import open_clip
 
     if settings.preprocess is not None and settings.preprocess.size is not None:
@@ -86,7 +95,10 @@ def is_plain(settings: ClipSettings) -> bool:
 
 
 def embedding_size(settings: ClipSettings) -> int | None:
-    """Return the size of a CLIP's embeddings without loading it; None if unknown, as for a hub model."""
+    """Return the embedding size of a CLIP model without loading the model.
+
+    Return None if the size is unknown, which is always the case for a hub model.
+    """
     import open_clip
 
     source = _source(settings)
@@ -98,10 +110,10 @@ def embedding_size(settings: ClipSettings) -> int | None:
 
 
 def identify_clip(settings: ClipSettings) -> dict[str, Any]:
-    """Load a CLIP and return the parts of its identity that do not depend on device or precision.
+    """Load a CLIP model and return the parts of its identity that do not depend on device or precision.
 
     Raises:
-        InputError: the CLIP cannot be loaded.
+        InputError: the model cannot be loaded.
     """
     return _identify(settings, fingerprint(clip_source(settings)))
 
@@ -115,9 +127,9 @@ def _identify(settings: ClipSettings, source: str) -> dict[str, Any]:
 
 
 def load_encoder(settings: EncoderSettings) -> ClipEncoder:
-    """Load an encoder, or return the cached one if neither the settings nor its files have changed.
+    """Load an encoder, or return the cached encoder if its settings and local files are unchanged.
 
-    Only the last encoder is cached, to save memory.
+    Only the most recent encoder is cached, to save memory.
     """
     return _load_encoder(settings, fingerprint(clip_source(settings.clip)))
 
@@ -128,7 +140,10 @@ def _load_encoder(settings: EncoderSettings, source: str) -> ClipEncoder:
 
 
 def load_text_encoder(settings: EncoderSettings) -> ClipEncoder:
-    """Load an encoder without its image tower. Only the last such encoder is cached, as in `load_encoder`."""
+    """Load an encoder without its image tower, or return the cached one as `load_encoder` does.
+
+    Only the most recent text encoder is cached. This cache is separate from that of `load_encoder`.
+    """
     return _load_text_encoder(settings, fingerprint(clip_source(settings.clip)))
 
 
@@ -143,8 +158,8 @@ class ClipEncoder:
     """open_clip model with its preprocessing and tokenizer.
 
     Raises:
-        InputError: the model is unknown, its weights are unavailable or do not fit, or the settings ask for token
-            states that the text tower does not provide.
+        InputError: the model is unknown, its weights are unavailable or do not fit the model, or the settings
+            require token states and the text tower provides none.
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
@@ -170,7 +185,8 @@ class ClipEncoder:
     def _describe(self, settings: EncoderSettings, config: dict[str, Any]) -> dict[str, Any]:
         import open_clip
 
-        is_cast = settings.dtype != "float32"  # hash the weights in float32, because rounding would change the hash
+        # weights are hashed in float32, because rounding to another dtype would change the hash
+        is_cast = settings.dtype != "float32"
         return {
             "source": clip_source(settings.clip),
             **(identify_clip(settings.clip) if is_cast else describe_function(self._model, config, open_clip)),
@@ -183,7 +199,7 @@ class ClipEncoder:
         }
 
     def drop_image_tower(self) -> None:
-        """Free the image tower's memory, for use when only captions are encoded."""
+        """Remove the image tower to free its memory. The encoder can then encode only captions."""
         self._model.visual = None
 
     def decode(self, data: bytes) -> torch.Tensor:
@@ -195,35 +211,37 @@ class ClipEncoder:
         return self._pixels.decode(data)
 
     def encode_images(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Encode decoded images as embeddings `[B, D]`: float32, not normalised, on the encoder's device.
+        """Encode images that `decode` returned.
 
-        On a GPU the call returns before the result has been computed.
+        Returns:
+            Embeddings `[B, D]`, float32, not normalised, on the encoder's device. On a GPU, the call returns before
+            the embeddings have been computed.
         """
         return self.encode_pixels(self.prepare(images))
 
     def encode_texts(self, captions: list[str], token_states: bool = False) -> TextEmbeds:
-        """Encode captions as pooled embeddings and, if requested, token states. Results are on the CPU."""
+        """Encode captions as pooled embeddings and, if `token_states` is True, token states. Results are on the CPU."""
         return self.encode_tokens(self.tokenize(captions), token_states)
 
     def prepare(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Batch decoded images into the image tower's input `[B, 3, H, W]`, on the encoder's device."""
+        """Combine decoded images into one input batch `[B, 3, H, W]` for `encode_pixels`, on the encoder's device."""
         return self._pixels.batch(images)
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode pixels `[B, 3, H, W]` as embeddings `[B, D]`: float32, not normalised, on the encoder's device."""
+        """Encode a batch from `prepare`, and return embeddings as `encode_images` does."""
         passes = torch.split(pixels, _CPU_IMAGES) if pixels.is_cpu else [pixels]
         return torch.cat([torch.as_tensor(self._model.encode_image(images)) for images in passes]).float()
 
     def tokenize(self, captions: list[str]) -> torch.Tensor:
-        """Tokenize captions to `[B, T]` int64, where T is the context length."""
+        """Return the tokens of captions, `[B, T]` int64. T is the context length."""
         longest = _CHARACTERS_PER_TOKEN * int(self._model.context_length)
-        # byte-pair encoding takes minutes for a 100,000-letter word, though a few hundred letters fill the context
+        # byte-pair encoding a 100,000-letter word takes minutes, although a few hundred letters fill the context
         shortened = [c if len(c) <= longest else " ".join(c.split())[:longest] for c in captions]
         return torch.as_tensor(self._tokenizer(shortened))
 
     def encode_tokens(self, tokens: torch.Tensor, token_states: bool = False) -> TextEmbeds:
-        """Encode tokens `[B, T]` as pooled embeddings and, if requested, token states. Results are on the CPU."""
+        """Encode tokens `[B, T]` from `tokenize`, and return the same result as `encode_texts`."""
         return self._text.encode(tokens, token_states)
 
 
@@ -232,11 +250,13 @@ def _longer_side(size: int | tuple[int, int]) -> int:
 
 
 def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """Load a model, its preprocessing, tokenizer and config. Random weights are never used instead of missing weights.
+    """Load a model, and return the model, its preprocessing, its tokenizer and its config.
+
+    Missing weights raise an error; open_clip would otherwise leave the model with random weights.
 
     Raises:
         InputError: the model or its weights are unavailable, or the weights do not fit the model.
-        SettingsError: a setting would have no effect.
+        SettingsError: `quick_gelu` is set, but the model ignores it.
     """
     import open_clip
 
@@ -253,7 +273,7 @@ def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, An
             if plan.name.startswith(HUB_PREFIX):
                 stored = hub_config(plan.name.removeprefix(HUB_PREFIX), open_clip)
                 trained = trained_by_config(settings, stored, open_clip)
-            # running weights with an activation that they were not trained with gives wrong embeddings
+            # embeddings are wrong if the activation is not the one that the weights were trained with
             if settings.quick_gelu is None:
                 warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
             else:
@@ -281,7 +301,10 @@ def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, An
 
 
 def _options(settings: ClipSettings, trained: dict[str, Any]) -> dict[str, Any]:
-    """Return open_clip arguments for preprocessing and activation, from `trained`, and image size, from `settings`."""
+    """Return open_clip's keyword arguments for preprocessing, activation and image size.
+
+    The image size comes from `settings`, and the other values come from `trained`.
+    """
     options = {f"image_{name}": trained[name] for name in PREPROCESS_FIELDS if name in trained}
     if settings.preprocess is not None and settings.preprocess.size is not None:
         options["force_image_size"] = settings.preprocess.size

@@ -1,4 +1,4 @@
-"""User-facing errors for CLIPs that fail to load, each reported once."""
+"""Error messages for CLIP models that cannot be loaded, and a filter so that each failure is reported only once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from ..explain import one_line
 from .settings import ClipSettings
 
 _LONGEST = 400
-"""Maximum number of characters shown of a library's message.
+"""Maximum number of characters quoted from a library's error message.
 
-For a checkpoint of a different architecture, the message lists hundreds of tensors.
+If a checkpoint belongs to a different architecture, torch's message lists hundreds of tensors.
 """
 
 
 @contextlib.contextmanager
 def silence_library_logs() -> Iterator[None]:
-    """Suppress log messages from open_clip and the hub about a failure, since the following exception reports it."""
+    """Context manager that suppresses the messages that open_clip and huggingface_hub log about a failure.
+
+    The messages are redundant, because the failure also raises an exception.
+    """
     hub, root = logging.getLogger("huggingface_hub"), logging.getLogger()
     level = hub.level
 
@@ -36,10 +39,10 @@ def silence_library_logs() -> Iterator[None]:
 
 
 def explain(settings: ClipSettings, error: Exception) -> InputError:
-    """Return the error to raise for a failed load. It includes the fix if one is known."""
+    """Convert an exception from loading a CLIP model to an error for the user, with a fix if one is known."""
     wanted = f"embed.clip.model={settings.model}, pretrained={settings.pretrained}"
     *_, cause = _causes(error)
-    # open_clip logs why weights from a hub are missing, and raises this error later
+    # if weights from a hub are missing, open_clip logs the reason, and later raises this error without the reason
     is_absent = "Required pretrained weights" in str(error)
     if is_absent or any(type(link).__name__ == "LocalEntryNotFoundError" for link in _causes(error)):
         reason = "its config is there, its weights are not" if is_absent else str(cause)
@@ -63,7 +66,7 @@ def explain(settings: ClipSettings, error: Exception) -> InputError:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, the error that caused it, and so on back to the first."""
+    """Yield an error, then its cause, then the cause of that cause, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""CLIP files on this machine: the weights in a folder, the config, and their hashes."""
+"""Functions that find, read and hash the local weight and config files of a CLIP model."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from ..contract.listing import is_data
 from ..errors import InputError
 
 CONFIG_NAME = "open_clip_config.json"
-"""open_clip's file name for the JSON config, which holds a model's architecture and preprocessing."""
+"""Name of open_clip's JSON config file, which contains a model's architecture and preprocessing."""
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _PREFERRED = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
 )  # fmt: skip
-"""Names of weight files that open_clip prefers, most preferred first."""
+"""File names that open_clip prefers for weights, most preferred first."""
 _CHOICES = {"interpolation": ("bicubic", "bilinear", "random"), "resize_mode": ("shortest", "longest", "squash")}
-"""Values that open_clip accepts for these preprocessing fields."""
+"""Values that open_clip accepts, keyed by preprocessing field."""
 
 
 def find_weights(folder: Path) -> Path:
-    """Return the weight file in a CLIP's folder: the file whose name open_clip prefers, or else the only weight file.
+    """Return the path of the weight file in a CLIP model's folder.
+
+    If the folder contains files from `_PREFERRED`, return the most preferred. Otherwise, return the only weight file.
 
     Raises:
-        InputError: the folder has no weight file, it has several and none has a preferred name, or the chosen file is
-            empty or a Git LFS pointer.
+        InputError: the folder has no weight file, or several weight files without a preferred name. The error is also
+            raised if the chosen file is empty or a Git LFS pointer.
     """
     candidates = sorted(
         path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES and is_data(path.name) and path.is_file()
@@ -64,7 +66,9 @@ def require_content(weights: Path) -> None:
 
 
 def read_clip_config(path: Path) -> dict[str, Any] | None:
-    """Read a CLIP's config: `model_cfg` and optionally `preprocess_cfg`. Return None if the file does not exist.
+    """Read the config file of a CLIP model. Return None if the file does not exist.
+
+    The result has the key `model_cfg`, and `preprocess_cfg` if the file specifies preprocessing.
 
     Raises:
         InputError: the file is not an open_clip config.
@@ -86,10 +90,12 @@ def read_clip_config(path: Path) -> dict[str, Any] | None:
 
 
 def _require_preprocess(preprocess: Mapping[str, Any], path: Path) -> None:
-    """Check preprocessing values. open_clip accepts invalid values when loading, and then fails on the first image.
+    """Check the preprocessing values in a config file.
+
+    open_clip does not check them when it loads a model, and would fail only on the first image.
 
     Raises:
-        InputError: a value has the wrong type or is unknown.
+        InputError: a value has the wrong type, or open_clip does not accept it.
     """
     for name, value in preprocess.items():
         expected = ""

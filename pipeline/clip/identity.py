@@ -1,4 +1,7 @@
-"""CLIP identity and comparison: two names mean the same CLIP if weights, activation and preprocessing are equal."""
+"""Identities of CLIP models, and their comparison.
+
+Two CLIP models are the same if their weights, activation and preprocessing are equal, even if their names differ.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,31 @@ from .plan import architecture
 from .settings import ClipSettings
 
 _FUNCTION = ("weights_sha256", "activation", "preprocess")
-"""Parts of an identity that determine a CLIP's embeddings, up to rounding."""
+"""Keys of the identity values that determine a CLIP model's embeddings, up to rounding."""
 _CONFIGS = ("architecture_sha256", "config_sha256")
-"""Config hashes: without default values, and as written. Two configs count as equal if either hash matches."""
+"""Keys of the two hashes of a config. `architecture_sha256` ignores default values; `config_sha256` ignores nothing.
+
+Two configs count as equal if either hash matches.
+"""
 _ACTIVATION = "-quickgelu"
-"""Suffix of open_clip models with OpenAI's activation, QuickGELU. A tag's weights are the same without the suffix."""
+"""Suffix of open_clip model names that select OpenAI's activation, QuickGELU.
+
+A tag refers to the same weights whether or not the model name has this suffix.
+"""
 Match = Literal["same", "other", "unknown"]
 
 
 def clip_difference(known: Mapping[str, Any], other: Mapping[str, Any], *, strict: bool = False) -> str:
-    """Name the values in which two identities differ. An empty result means that they are the same CLIP.
+    """Return a description of the differences between two identities; empty if they identify the same CLIP model.
 
-    By default only weights, activation, preprocessing and config are compared, and only if both identities have them.
+    By default, only weights, activation, preprocessing and config are compared. A value that is missing from either
+    identity is ignored.
 
     Args:
         known: first identity.
         other: second identity.
-        strict: True to compare all values except the source, including the dtype and values that only one identity has.
+        strict: True to compare all values except the source. A value that only one identity has then counts as a
+            difference.
     """
     names = {*known, *other} - {"source", *_CONFIGS} if strict else {*known} & {*other} & {*_FUNCTION}
     before = {name: known[name] for name in names if name in known}
@@ -43,15 +54,16 @@ def clip_difference(known: Mapping[str, Any], other: Mapping[str, Any], *, stric
 
 
 def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: ClipSettings) -> bool:
-    """Return whether settings name the CLIP with a known identity or location.
+    """Return True if the settings in `wanted` specify the known CLIP model.
 
-    Equal sources mean the same CLIP. If both sources are tags without overrides, the tags decide. Otherwise the CLIP in
-    `wanted` is loaded to compare its weights. A CLIP that cannot be loaded counts as a different CLIP.
+    The models are the same if their sources are equal. If both sources are tags without overrides, only the model names
+    and tags are compared. Otherwise, the model in `wanted` is loaded to compare its weights. The known model is also
+    loaded if `known` has no hash of its weights. If loading fails, return False.
 
     Args:
-        known: identity of the known CLIP, from a manifest; empty if unknown.
-        location: location of the known CLIP, from `clip_location`; may be empty.
-        wanted: settings of the CLIP to compare.
+        known: identity of the known model, from a manifest; empty if it was not recorded.
+        location: location of the known model, from `clip_location`; empty if it was not recorded.
+        wanted: settings of the model to compare with the known model.
     """
     from .encoder import clip_source, embedding_size, identify_clip
 
@@ -77,14 +89,15 @@ def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: 
 def compare_clips(
     known: Mapping[str, Any], location: Mapping[str, Any], other: Mapping[str, Any], other_location: Mapping[str, Any]
 ) -> Match:
-    """Compare two CLIPs by their recorded identities and locations, without loading either.
+    """Compare two CLIP models by their recorded identities and locations, without loading either model.
 
     If both identities include a hash of the weights, the identities are compared. Otherwise, the open_clip models and
-    tags are compared. Weights given by path have no tag, so without hashes the result is "unknown".
+    tags are compared. Weights from a file, a folder or a hub model have no tag, so without hashes the result is
+    "unknown".
 
     Args:
-        known, location: identity and location of the first CLIP, as for `is_same_clip`; either may be empty.
-        other, other_location: identity and location of the second CLIP.
+        known, location: identity and location of the first model, as for `is_same_clip`; either may be empty.
+        other, other_location: identity and location of the second model; either may be empty.
     """
     if clip_difference(known, other):
         return "other"
@@ -100,7 +113,7 @@ def compare_clips(
 
 
 def text_parts(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of an identity or location that affect text embeddings: all except image preprocessing."""
+    """Return an identity or location without image preprocessing, which does not affect text embeddings."""
     return {
         name: text_parts(value) if name == "source" else value
         for name, value in described.items()
@@ -109,30 +122,36 @@ def text_parts(described: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tag(source: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the normalised open_clip model and tag that a source names; None for a folder, file or hub model."""
+    """Return the open_clip model and tag of a source, in a normalised spelling.
+
+    Return None for a folder, a file or a hub model, because these have no tag.
+    """
     model, pretrained = source.get("model"), source.get("pretrained")
     if not model or not pretrained or ":" in model or "/" in pretrained or "\\" in pretrained:
         return None
-    return model.replace("/", "-"), pretrained.lower().replace("-", "_")  # open_clip accepts either spelling
+    return model.replace("/", "-"), pretrained.lower().replace("-", "_")  # open_clip accepts both spellings
 
 
 def _weights_name(tag: tuple[str, str] | None) -> tuple[str, str] | None:
-    """Return a model and tag without the activation suffix, since models with either activation share the weights."""
+    """Remove the activation suffix from the model name of a `(model, tag)` pair.
+
+    Pairs that differ only in this suffix have the same weights.
+    """
     return None if tag is None else (tag[0].removesuffix(_ACTIVATION), tag[1])
 
 
 def _overrides(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values in a source that modify the CLIP it names."""
+    """Return the preprocessing and activation overrides in a source."""
     return {name: value for name, value in source.items() if name not in ("model", "pretrained")}
 
 
 def describe_function(model: Any, config: Mapping[str, Any], library: Any) -> dict[str, Any]:
-    """Return the parts of a loaded CLIP's identity that determine its embeddings, up to rounding.
+    """Return the identity values of a loaded CLIP model that determine its embeddings, up to rounding.
 
     Args:
         model: the loaded open_clip model.
-        config: the model's config without preprocessing.
-        library: the open_clip module, which only `encoder` imports.
+        config: config of the model, without preprocessing.
+        library: the open_clip module, passed in because only `encoder` imports it.
     """
     preprocess = sorted(model.visual.preprocess_cfg.items())
     return {
@@ -145,12 +164,15 @@ def describe_function(model: Any, config: Mapping[str, Any], library: Any) -> di
 
 
 def has_quick_gelu(model: torch.nn.Module) -> bool:
-    """Return whether a model built by open_clip uses QuickGELU, OpenAI's approximation of GELU."""
+    """Return True if an open_clip model uses QuickGELU, OpenAI's approximation of GELU."""
     return any(type(module).__name__ == "QuickGELU" for module in model.modules())
 
 
 def hash_weights(model: torch.nn.Module) -> str:
-    """Return the SHA-256 of the names and float32 values of all weights. It does not depend on the file format."""
+    """Return the SHA-256 of the names and float32 values of all weights.
+
+    The hash does not depend on the format of the file that the weights were loaded from.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""Image decoding and preprocessing for a CLIP's image tower."""
+"""Image decoding and preprocessing for the image tower of a CLIP model."""
 
 from __future__ import annotations
 
@@ -14,27 +14,33 @@ from torchvision.transforms import Compose, Normalize, ToTensor  # type: ignore[
 
 from ..images.upright import eight_bit_image, orientation, turn_image
 
-# Pillow recommends converting such images to RGBA, but their palette colours are correct without it
+# Pillow recommends converting palette images with transparency to RGBA, but their colours are correct without it
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
 _MAX_PIXELS = 89_478_485
-"""Maximum number of pixels in an image, both before and after its shorter side is resized.
+"""Maximum number of pixels in an image. It applies to the stored image, and to the image after resizing but before
+cropping.
 
-This is Pillow's limit against decompression bombs: 256 MB of RGB values.
+This is Pillow's default limit against decompression bombs. An RGB image of this size takes 256 MiB.
 """
 
 
 class PixelError(Exception):
-    """Raised when an image cannot be decoded or has too many pixels. The message has the form `outcome: reason`."""
+    """Raised when an image cannot be decoded or has too many pixels.
+
+    The message has the form `outcome: reason`, such as `image_decode: no image of a known kind`.
+    """
 
 
 class Pixels:
-    """Preprocessing of an open_clip model, split into two parts.
+    """Preprocessing of an open_clip model, split into `decode` and `batch`.
 
-    `decode` resizes and crops one image, in threads that run alongside the model. `batch` divides by 255 and normalises
-    a whole batch at once. The result is the same as calling the transform directly on each image. The split keeps torch
-    operations out of the decoding threads, so these start no torch thread pools. A transform that does not end in
-    `ToTensor` and `Normalize` is not split.
+    `decode` resizes and crops one image. It is called in threads that run alongside the model. `batch` divides the
+    pixels of a whole batch by 255 and normalises them. The result is the same as calling the transform directly on each
+    image.
+
+    The split keeps torch operations out of the decoding threads, because each thread would otherwise start its own
+    torch thread pool. A transform that does not end in `ToTensor` and `Normalize` is not split.
 
     Args:
         preprocess: open_clip's inference transform.
@@ -52,10 +58,12 @@ class Pixels:
             self._mean, self._std = mean.view(3, 1, 1).to(device), std.view(3, 1, 1).to(device)
 
     def decode(self, data: bytes) -> torch.Tensor:
-        """Decode one image as uint8 `[H, W, 3]`, or as float32 `[3, H, W]` if the transform is not split.
+        """Decode and preprocess one image. This method is thread-safe.
 
-        Before preprocessing, the image is rotated according to its EXIF orientation and converted to 8 bits per
-        channel. This method is thread-safe.
+        The image is first rotated according to its EXIF orientation and converted to 8 bits per channel.
+
+        Returns:
+            uint8 `[H, W, 3]`, or normalised float32 `[3, H, W]` if the transform is not split.
 
         Raises:
             PixelError: the bytes are not an image, or the image has too many pixels.
@@ -76,7 +84,10 @@ class Pixels:
             raise PixelError(f"image_decode: {str(error)[:200]}") from None
 
     def batch(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Stack decoded images into a batch `[B, 3, H, W]` on the device. Normalise it if the transform is split."""
+        """Stack decoded images into a normalised batch `[B, 3, H, W]` on the device.
+
+        If the transform is not split, `decode` has already normalised the images.
+        """
         stacked = torch.stack(list(images))
         if self._device.type == "cuda":
             stacked = stacked.pin_memory()

@@ -1,4 +1,4 @@
-"""Plan for loading a CLIP: the model that open_clip builds, and its weights, preprocessing and activation.
+"""Plan for loading a CLIP model with open_clip: model name, weights, preprocessing and activation.
 
 The `library` argument is always the open_clip module, which only `encoder` imports.
 """
@@ -21,23 +21,24 @@ from .source import LOCAL_PREFIX, ClipSource
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """Plan for loading a CLIP."""
+    """Values that determine how open_clip loads a CLIP model."""
 
     name: str
     """Model name to pass to open_clip."""
     pretrained: str | None
-    """Tag or absolute path to pass to open_clip."""
+    """Tag or absolute path of weights to pass to open_clip; None for a folder or a hub model."""
     weights: Path | None
-    """File to load after the model is built; None if open_clip itself loads the weights.
+    """Weight file to load after the model is built; None if open_clip loads the weights while it builds the model.
 
-    A folder's weight file is loaded this way, because open_clip chooses among the files by different rules.
+    It is set only for a folder. open_clip is not left to choose a file in the folder, because its rules differ from
+    those of `find_weights`.
     """
     trained: dict[str, Any]
-    """Values of `TRAINED_FIELDS` that override open_clip's values."""
+    """Values to use instead of open_clip's values, keyed by name in `TRAINED_FIELDS`."""
 
 
 def plan_clip(settings: ClipSettings, source: ClipSource, library: Any) -> ClipPlan:
-    """Plan how to load a CLIP, without loading it.
+    """Return the plan for loading a CLIP model, without loading the model.
 
     Raises:
         InputError: see `check_clip`.
@@ -58,7 +59,11 @@ def plan_clip(settings: ClipSettings, source: ClipSource, library: Any) -> ClipP
 
 
 def _require_names(settings: ClipSettings, library: Any, *, has_file: bool) -> None:
-    """Check that open_clip knows the model and, unless the weights are a file, the tag."""
+    """Check that open_clip knows the model. Also check the tag, unless the weights come from a file.
+
+    Raises:
+        InputError: open_clip does not know the model or the tag. The message lists similar names.
+    """
     if settings.model not in library.list_models():
         nearest = difflib.get_close_matches(settings.model, library.list_models(), n=3, cutoff=0.4)
         raise InputError(
@@ -74,23 +79,25 @@ def _require_names(settings: ClipSettings, library: Any, *, has_file: bool) -> N
 
 
 def _given(settings: ClipSettings) -> dict[str, Any]:
-    """Return the `TRAINED_FIELDS` that the settings specify."""
+    """Return the values of `TRAINED_FIELDS` that are set in the settings."""
     overrides = settings.overrides()
     flat = {**overrides.get("preprocess", {}), **overrides}
     return {name: flat[name] for name in TRAINED_FIELDS if name in flat}
 
 
 def hub_config(repository: str, library: Any) -> dict[str, Any] | None:
-    """Return the config of a hub model. It is downloaded unless the local cache has it."""
+    """Return the config of a hub model. The config is downloaded if it is not in the local cache."""
     return read_clip_config(Path(library.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_NAME)))
 
 
 def trained_by_config(settings: ClipSettings, config: dict[str, Any] | None, library: Any) -> dict[str, Any]:
-    """Return the values that override open_clip's values, for a model that comes with a config.
+    """Return the `TRAINED_FIELDS` values to use instead of open_clip's values, for a model from a folder or a hub.
 
-    If the config specifies preprocessing, or there is no config, only values in the settings override open_clip's.
-    Otherwise, values missing from both the settings and the config come from the tags of models with the same
-    architecture.
+    If the config specifies preprocessing, or if `config` is None, these are only the values in the settings. Otherwise,
+    values missing from both the settings and the config are taken from the tags of models with the same architecture.
+
+    Raises:
+        InputError: a value is still missing, and the tags disagree on it.
     """
     given = _given(settings)
     if config is None or config.get("preprocess_cfg"):
@@ -108,7 +115,13 @@ def trained_by_config(settings: ClipSettings, config: dict[str, Any] | None, lib
 
 
 def _trained_by_neighbours(settings: ClipSettings, path: Path, library: Any) -> dict[str, Any]:
-    """Return the values that a weight file was trained with, from the config beside it or from the model's tags."""
+    """Return the `TRAINED_FIELDS` values for a weight file.
+
+    They are taken from the settings, from the config beside the file, and from the model's tags; see `decide`.
+
+    Raises:
+        InputError: the config belongs to a different model, or a value is missing and the tags disagree on it.
+    """
     model_config = library.get_model_config(settings.model)
     defaults = open_clip_defaults(bool(model_config.get("quick_gelu")), library)
     wanted, stated = f"embed.clip.pretrained={settings.pretrained}", {}
@@ -127,14 +140,17 @@ def _trained_by_neighbours(settings: ClipSettings, path: Path, library: Any) -> 
 
 
 def _tags(model: str, library: Any) -> dict[str, dict[str, Any]]:
-    """Return the `TRAINED_FIELDS` of each of a model's tags."""
+    """Return the `TRAINED_FIELDS` values of each tag of a model, keyed by tag."""
     defaults = open_clip_defaults(False, library)
     tags = library.list_pretrained_tags_by_model(model)
     return {tag: as_trained(library.pretrained.get_pretrained_cfg(model, tag), defaults) for tag in tags}
 
 
 def open_clip_defaults(quick_gelu: bool, library: Any) -> dict[str, Any]:
-    """Return open_clip's default preprocessing, which is OpenAI's, together with the given activation."""
+    """Return `TRAINED_FIELDS` values with open_clip's default preprocessing and the given activation.
+
+    The default preprocessing is that of OpenAI's models.
+    """
     return as_trained({"quick_gelu": quick_gelu, **vars(library.transform.PreprocessCfg())}, {})
 
 
@@ -148,7 +164,7 @@ def _shape(config: dict[str, Any], library: Any) -> list[Any]:
 
 
 def architecture(config: Mapping[str, Any], library: Any) -> dict[str, Any]:
-    """Return a model's config without its activation, default values, and values that loaded weights override."""
+    """Return a model's config without its activation, default values, and values that loaded weights replace."""
     left_out = ("quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias")
     remaining = {name: value for name, value in config.items() if name not in left_out}
     for part, kind in (("vision_cfg", library.CLIPVisionCfg), ("text_cfg", library.CLIPTextCfg)):

@@ -1,4 +1,7 @@
-"""Check of positional embeddings, because open_clip silently interpolates embeddings of a different length."""
+"""Check of the lengths of positional embeddings.
+
+Without this check, open_clip would silently interpolate embeddings whose length differs from the model's.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,27 @@ from .settings import ClipSettings
 
 _IMAGE = ("visual.positional_embedding",)
 _TEXT = ("text.positional_embedding", "positional_embedding")
-"""Names of the tensors that open_clip resizes. Weights of a separate text tower may use either name in `_TEXT`."""
+"""Names of the image and text positional embeddings, which open_clip resizes.
+
+Weights for a model with a separate text tower may use either name in `_TEXT`.
+"""
 
 
 def require_positions(model: torch.nn.Module, plan: ClipPlan, settings: ClipSettings) -> None:
-    """Check that a weight file has as many positions as the model that it was loaded into.
+    """Check that the positional embeddings in a weight file have the same lengths as those of the model.
+
+    Weights from a tag or a hub are not checked. The image size is not checked if the settings specify it.
+
+    Args:
+        model: model that the weights have been loaded into.
+        plan: plan that the model was loaded with.
+        settings: settings of the model.
 
     Raises:
-        InputError: the weights are for another image size or another text length.
+        InputError: the weights are for a different image size or a different text length.
     """
     weights = plan.weights or Path(plan.pretrained or "")
-    if not weights.is_absolute():  # weights of a tag or a hub model fit their model
+    if not weights.is_absolute():  # weights from a tag or a hub always fit the model
         return
     stored = _stored_lengths(weights)
     lengths = {name: len(value) for name, value in model.state_dict().items() if name in (*_IMAGE, *_TEXT)}
@@ -48,9 +61,10 @@ def _first(lengths: Mapping[str, int], names: tuple[str, ...]) -> int | None:
 
 
 def _stored_lengths(weights: Path) -> dict[str, int]:
-    """Return the lengths of a file's positional embeddings without reading their values.
+    """Return the length of each positional embedding in a weight file, keyed by tensor name.
 
-    The result is empty if the file is neither safetensors nor a plain `torch.save` file.
+    The values are not read. The result is empty if the file is neither a safetensors file nor a `torch.save` file that
+    contains only tensors and plain Python values.
     """
     names = (*_IMAGE, *_TEXT)
     if weights.suffix == ".safetensors":

@@ -1,4 +1,4 @@
-"""Preprocessing and activation that a CLIP's weights were trained with, for weights that do not record them."""
+"""Choice of preprocessing and activation for CLIP weights that do not record what they were trained with."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from ..errors import InputError
 
 PREPROCESS_FIELDS = ("mean", "std", "interpolation", "resize_mode")
 TRAINED_FIELDS = (*PREPROCESS_FIELDS, "quick_gelu")
-"""Names of the preprocessing and activation settings that weights were trained with but do not contain."""
+"""Names of the preprocessing and activation settings, whose values must match those used in training.
+
+A weight file does not record these values.
+"""
 
 
 def as_trained(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `TRAINED_FIELDS` of an open_clip tag or config, filling in the defaults that it omits."""
+    """Return the values of `TRAINED_FIELDS` in the config of an open_clip tag or model.
+
+    Fields that the config omits are filled in from `defaults`.
+    """
     values = {name: defaults[name] if config.get(name) is None else config[name] for name in TRAINED_FIELDS}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -27,21 +33,22 @@ def decide(
     wanted: str,
     architecture: str,
 ) -> dict[str, Any]:
-    """Choose the `TRAINED_FIELDS` for weights that do not record them.
+    """Choose a value for each of the `TRAINED_FIELDS`, for weights that do not record the values.
 
-    The settings take precedence, then a config beside the weights, then the tags if they all agree.
+    Each value is taken from the settings, or else from a config beside the weights, or else from the tags if all of
+    them agree.
 
     Args:
         given: values in the settings.
         stated: values in a config beside the weights.
-        tags: tags of the architecture, each with the values it was trained with.
+        tags: values that the weights of each tag of the architecture were trained with, keyed by tag.
         defaults: open_clip's defaults, used if the architecture has no tags.
-        wanted: setting that names the weights, for error messages.
+        wanted: setting that specifies the weights, such as `embed.clip.model=NAME`, for error messages.
         architecture: name of the architecture, for error messages.
 
     Raises:
-        InputError: neither the settings nor a config specify a value, and the tags disagree. The message lists the
-            choices.
+        InputError: neither the settings nor the config specify a value, and the tags disagree on it. The message lists
+            the possible values.
     """
     chosen, open_fields = {}, []
     for name in TRAINED_FIELDS:
@@ -68,7 +75,7 @@ def decide(
 
 
 def _choices(fields: list[str], tags: Mapping[str, Mapping[str, Any]]) -> str:
-    """List the distinct values of `fields` among the tags, formatted as settings, each with an example tag."""
+    """Format the distinct values of `fields` among the tags as settings, each with the name of one tag that uses it."""
     groups: dict[str, list[str]] = {}
     for tag, trained in tags.items():
         preprocess = {name: trained[name] for name in fields if name in PREPROCESS_FIELDS}

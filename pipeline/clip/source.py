@@ -1,4 +1,4 @@
-"""Source of a CLIP's weights: a bundled or local folder, a file, an open_clip tag, or a model hub."""
+"""Source of a CLIP model's weights: a bundled or local folder, a file, an open_clip tag, or a model hub."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from .settings import ClipSettings
 BUNDLED_PREFIX = "priorkit:"
 LOCAL_PREFIX = "local-dir:"
 HUB_PREFIX = "hf-hub:"
-"""Prefixes of model names: for a folder in this package, a folder on this machine, and a repository on the hub."""
+"""Prefixes of model names: `BUNDLED_PREFIX` for a folder in this package, `LOCAL_PREFIX` for any other local folder,
+and `HUB_PREFIX` for a repository on the Hugging Face Hub."""
 _RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-"""Folder that holds the bundled CLIPs."""
+"""Folder that contains the bundled CLIP models."""
 
 SourceKind = Literal["bundled", "folder", "file", "hub", "tag"]
 _FOLDER_KINDS: dict[str, SourceKind] = {BUNDLED_PREFIX: "bundled", LOCAL_PREFIX: "folder"}
@@ -25,20 +26,24 @@ _FOLDER_KINDS: dict[str, SourceKind] = {BUNDLED_PREFIX: "bundled", LOCAL_PREFIX:
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Source of a CLIP's weights, which `parse_source` determines from the settings."""
+    """Source of a CLIP model's weights. `parse_source` determines it from the settings."""
 
     kind: SourceKind
-    """Kind of source. `tag` is an open_clip model with a tag.
+    """Kind of source.
 
-    `hub` stands for every model name with a prefix other than `priorkit:` and `local-dir:`.
+    `bundled` and `folder` stand for model names with the prefixes `priorkit:` and `local-dir:`. `hub` stands for names
+    with any other prefix. `file` and `tag` stand for an open_clip model with a weight file or with a tag.
     """
     folder: Path | None = None
-    """Folder with config and weights, if `kind` is `bundled` or `folder`."""
+    """Folder with the config and weights if `kind` is `bundled` or `folder`, otherwise None."""
     file: Path | None = None
-    """Weight file, if `kind` is `file`."""
+    """Weight file if `kind` is `file`, otherwise None."""
 
     def describe(self, settings: ClipSettings) -> dict[str, Any]:
-        """Return the model's name, the overrides, and either the tag or the SHA-256 of each local file.
+        """Return a description of the source, which does not contain local paths.
+
+        The description consists of the model name, the overrides, and either the tag or the SHA-256 of each local file.
+        For a local folder, the model name is `local-dir`, without the path.
 
         Raises:
             InputError: a folder has no usable weights.
@@ -56,12 +61,13 @@ class ClipSource:
 
 
 def parse_source(settings: ClipSettings, is_tag: Callable[[str, str], bool]) -> ClipSource:
-    """Determine the source of a CLIP's weights from its settings, without loading anything.
+    """Determine the source of a CLIP model's weights from its settings, without loading anything.
 
     Args:
-        settings: the CLIP's settings.
-        is_tag: function that takes a model and a tag, and returns whether open_clip knows the tag for that model. It
-            is called only for a file name without a folder, because a tag takes precedence over a file of that name.
+        settings: settings of the model.
+        is_tag: function that takes a model name and a tag, and returns True if open_clip knows the tag for that model.
+            It is called only if `pretrained` is the name of a file in the working directory. If that name is also a
+            tag, the tag takes precedence.
 
     Raises:
         InputError: a local file or folder is missing, or a folder has no config.
@@ -81,11 +87,11 @@ def parse_source(settings: ClipSettings, is_tag: Callable[[str, str], bool]) -> 
 
 
 def clip_location(settings: ClipSettings) -> dict[str, Any]:
-    """Return settings that find the CLIP from any working directory: the given settings with absolute paths."""
+    """Return the given settings with absolute paths, so that they are valid in any working directory."""
     model, pretrained = settings.model, settings.pretrained
     if model.startswith(LOCAL_PREFIX):
         model = f"{LOCAL_PREFIX}{Path(model.removeprefix(LOCAL_PREFIX)).resolve()}"
     if pretrained is not None and Path(pretrained).is_file():
-        # keep links: the hub's cache links readable names to files that have no suffix and no config beside them
+        # do not resolve links: in the hub's cache, their targets have no suffix, and no config beside them
         pretrained = os.path.abspath(pretrained)
     return {**settings.identity(), "model": model, "pretrained": pretrained}

@@ -1,8 +1,8 @@
-"""Text tower of an open_clip model, which skips the computation on padding where possible.
+"""Text encoding with the text tower of an open_clip model. Computation on padding is skipped if possible.
 
-If a tower is causal and its embedding is read at the end-of-text token, later tokens do not affect the result. Captions
-are then sorted by length, and each batch is cut after its last end-of-text token. The embeddings stay the same, and the
-cost grows with the length of the captions instead of the context length.
+If a tower is causal and its embedding is read at the end-of-text token, later tokens do not affect the embedding.
+Captions are then sorted by length, and each batch is truncated after its last end-of-text token. The embeddings stay
+the same, and the computation depends on the length of the captions instead of the context length.
 """
 
 from __future__ import annotations
@@ -14,32 +14,36 @@ import torch
 from torch import nn
 
 _PROBE_LENGTHS = (1, 2, 5)
-"""Numbers of words in the captions on which the tower is tested with and without cutting, before cutting is used."""
+"""Number of words in each of the captions that `probe_captions` returns."""
 _LEAST_COSINE = 0.999
-"""Minimum cosine similarity between embeddings computed with and without cutting.
+"""Minimum cosine similarity between the embeddings of full and of truncated batches at which truncation is used.
 
-bfloat16 rounding stays above this value. Towers in which later tokens matter fall far below it.
+If embeddings differ only by bfloat16 rounding, the similarity is higher. If tokens after end-of-text affect the
+embeddings, the similarity is far lower.
 """
 
 
 @dataclass(frozen=True)
 class TextEmbeds:
-    """Output of the text tower for B captions."""
+    """Pooled embeddings and token states of B captions."""
 
     text_embed: torch.Tensor
-    """`[B, D]` float32, not normalised."""
+    """Pooled embeddings `[B, D]`, float32, not normalised."""
     token_states: torch.Tensor | None
-    """`[sum of lengths, D_text]` float32: states after the final norm, before projection; None unless requested."""
+    """Token states of all captions, concatenated: `[sum of lengths, D_text]`, float32; None unless requested.
+
+    They are the outputs of the tower's final norm, before projection.
+    """
     lengths: list[int]
-    """Number of token states per caption; empty unless token states were requested."""
+    """Number of token states of each caption; empty unless token states were requested."""
 
 
 class TextTower:
-    """Encoder that runs tokens through the text tower of `model`.
+    """Text encoder that turns tokens into pooled embeddings and token states.
 
     Args:
-        model: an open_clip model of any class.
-        device: the model's device.
+        model: open_clip model of any class.
+        device: device of the model.
         batch_size: number of captions per forward pass.
     """
 
@@ -53,23 +57,30 @@ class TextTower:
             ends = (getattr(self._tower, name, None) for name in ("text_eos_id", "eos_id"))
             self._end_id = next((end for end in ends if end is not None), None)
         self.ends_at_end_of_text = pooling in ("argmax", "eos") and _is_causal(self._tower)
-        """True if only tokens up to end-of-text affect the result. SigLIP's tower, for example, reads all tokens."""
+        """True if the tokens after end-of-text do not affect the embedding.
+
+        It is False for SigLIP, for example, because its text tower reads all tokens.
+        """
         self.is_cut = False
-        """True if each batch is cut after its last end-of-text token."""
+        """True if each batch is truncated after its last end-of-text token."""
         self.token_width: int | None = None
-        """D_text, width of token states; None if the tower provides none."""
+        """Width of the token states, D_text; None if the tower provides no token states."""
 
     @property
     def blocks(self) -> nn.Module | None:
-        """Module that contains the transformer blocks; None for a tower that open_clip did not build."""
+        """Module that contains the transformer blocks; None if the tower is not an open_clip transformer."""
         transformer = getattr(self._tower, "transformer", None)
         return transformer if isinstance(transformer, nn.Module) else None
 
     @torch.inference_mode()
     def probe(self, tokens: torch.Tensor) -> None:
-        """Test on tokens `[B, T]` whether the tower provides token states, and whether batches can be cut.
+        """Test whether the tower provides token states and whether batches can be truncated.
 
-        Batches can be cut if this leaves the embeddings unchanged, up to rounding.
+        Set `token_width` and `is_cut` accordingly. Batches can be truncated if the embeddings stay the same, up to
+        rounding.
+
+        Args:
+            tokens: `[B, T]` tokens of captions with different lengths.
         """
         if self._final_norm is not None:
             states = self._forward(tokens.to(self._device), token_states=True)[1]
@@ -84,9 +95,14 @@ class TextTower:
 
     @torch.inference_mode()
     def encode(self, tokens: torch.Tensor, token_states: bool = False) -> TextEmbeds:
-        """Encode tokens `[N, T]`, int64, as pooled embeddings and, if requested, token states.
+        """Encode tokens as pooled embeddings and, if `token_states` is True, token states.
 
-        Results are in the order of the rows in `tokens`, and are on the CPU.
+        Args:
+            tokens: `[N, T]` int64, one row per caption.
+            token_states: True to return token states. The tower must provide them.
+
+        Returns:
+            Results in the order of the rows in `tokens`, on the CPU.
         """
         lengths = self.lengths(tokens)
         order = torch.tensor(lengths).argsort(stable=True) if self.is_cut else torch.arange(len(tokens))
@@ -110,21 +126,24 @@ class TextTower:
         return TextEmbeds(text_embed, torch.cat(states), lengths)
 
     def lengths(self, tokens: torch.Tensor) -> list[int]:
-        """Return the number of positions in each row that affect the embedding.
+        """Return the number of tokens in each row that can affect the embedding.
 
-        These are the positions up to and including end-of-text, or all positions if later tokens affect it too.
+        These are the tokens up to and including end-of-text, or all tokens if `ends_at_end_of_text` is False.
         """
         if not self.ends_at_end_of_text:
             return [tokens.shape[1]] * tokens.shape[0]
         return [end + 1 for end in self._ends(tokens).tolist()]
 
     def _ends(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the positions `[B]` at which the embeddings are read, computed as in open_clip."""
+        """Return the position `[B]` in each row at which open_clip reads the embedding."""
         is_end = tokens if self._end_id is None else (tokens == self._end_id).int()
         return is_end.argmax(dim=-1)
 
     def _forward(self, tokens: torch.Tensor, token_states: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the embeddings `[B, D]` of tokens `[B, L]`, and their states `[B, L, D_text]` or None."""
+        """Return the embeddings `[B, D]` and token states `[B, L, D_text]` of tokens `[B, L]`.
+
+        The token states may be None if `token_states` is False.
+        """
         if self.is_cut:
             return self._forward_cut(tokens)
         outputs: list[torch.Tensor] = []
@@ -139,7 +158,10 @@ class TextTower:
                 hook.remove()
 
     def _forward_cut(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return embeddings and token states of tokens `[B, L]`, as open_clip would for the whole context length."""
+        """Return the embeddings and token states of truncated tokens `[B, L]`.
+
+        The embeddings equal open_clip's embeddings for the full context length.
+        """
         tower, length = self._tower, tokens.shape[1]
         kind = tower.transformer.get_cast_dtype()
         x = tower.token_embedding(tokens).to(kind) + tower.positional_embedding[:length].to(kind)
@@ -152,7 +174,7 @@ class TextTower:
 
 
 def _is_causal(tower: Any) -> bool:
-    """Return whether the attention mask hides from each token exactly the tokens after it."""
+    """Return True if the attention mask of a tower lets each token attend to exactly itself and all earlier tokens."""
     mask = getattr(tower, "attn_mask", None)
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
         return False
@@ -161,7 +183,7 @@ def _is_causal(tower: Any) -> bool:
 
 
 def _is_plain(tower: Any) -> bool:
-    """Return whether the tower has exactly the parts that `_forward_cut` computes."""
+    """Return True if `_forward_cut` implements all parts of the tower."""
     parts = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
     if not all(hasattr(tower, name) for name in parts) or not hasattr(tower.transformer, "get_cast_dtype"):
         return False
@@ -169,5 +191,5 @@ def _is_plain(tower: Any) -> bool:
 
 
 def probe_captions() -> list[str]:
-    """Return captions of several lengths for `TextTower.probe`."""
+    """Return captions of different lengths. Their tokens are passed to `TextTower.probe`."""
     return ["word " * count for count in _PROBE_LENGTHS]

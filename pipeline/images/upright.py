@@ -1,6 +1,6 @@
-"""Functions that convert images to the form in which viewers show them.
+"""Conversion of images to upright images with 8 bits per channel, as image viewers show them.
 
-Images are rotated according to their EXIF orientation, and converted to 8 bits per channel.
+An image is made upright by applying its EXIF orientation.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import warnings
 import numpy as np
 from PIL import Image
 
-# this warning is frequent for images from the web, and `orientation` handles damaged EXIF
+# images from the web often cause this warning, and `orientation` already handles damaged EXIF
 warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 
 _ORIENTATION = 0x0112
-"""EXIF tag for the orientation."""
+"""Number of the EXIF tag that contains the orientation."""
 _PNG_MARKS = (b"eXIf", b"Raw profile type", b"tiff:Orientation")
-"""Byte strings of which every PNG with an EXIF orientation contains at least one.
+"""Byte strings to search for in a PNG. Every PNG with an EXIF orientation contains at least one of them.
 
-`orientation` searches for them before it asks Pillow, which decodes the whole PNG to read the EXIF.
+The search is faster than Pillow, which decodes the whole PNG to read its EXIF.
 """
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,13 +31,14 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _WIDE_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
-"""Pillow modes with more than 8 bits per channel."""
+"""Pillow modes with more than 8 bits per channel. All of them are greyscale."""
 
 
 def orientation(image: Image.Image, body: bytes) -> int:
-    """Return the EXIF orientation (1 to 8) that still has to be applied to a decoded image.
+    """Return the EXIF orientation to apply to an image after decoding, from 1 (upright) to 8.
 
-    The result is 1 for damaged EXIF, and for TIFF, since Pillow and OpenCV apply a TIFF's orientation during decoding.
+    Return 1 if the EXIF is missing or damaged. Also return 1 for a TIFF image, because Pillow and OpenCV apply its
+    orientation during decoding.
 
     Args:
         image: image opened by Pillow.
@@ -47,18 +48,18 @@ def orientation(image: Image.Image, body: bytes) -> int:
         return 1
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF raises many exception types; viewers ignore it
+    except Exception:  # damaged EXIF raises many exception types; image viewers ignore damaged EXIF
         return 1
     return value if isinstance(value, int) and value in _TURNS else 1
 
 
 def turn_image(image: Image.Image, orientation: int) -> Image.Image:
-    """Rotate or mirror an image according to an EXIF orientation. An upright image is returned unchanged."""
+    """Rotate or mirror an image to apply an EXIF orientation. For orientation 1, return the image unchanged."""
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Rotate or mirror pixels `[H, W]` or `[H, W, C]` according to an EXIF orientation."""
+    """Rotate or mirror pixels, `[H, W]` or `[H, W, C]`, to apply an EXIF orientation."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -72,16 +73,17 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
     """Convert pixel values of any numeric dtype to uint8.
 
     - uint8 values are returned unchanged.
-    - uint16 values keep the upper 8 of their `bits` bits, even if the image uses only part of the range.
-    - Other dtypes have no defined range, so the smallest and largest finite values in the image decide. If all values
-      are floats within 0..1, they are multiplied by 255. Otherwise, values that are all within 0..255 are unchanged,
-      and values that are all within 0..65535 are divided by 256. Values in any other range are scaled linearly, so that
-      the smallest becomes 0 and the largest 255.
+    - uint16 values are reduced to the upper 8 of their `bits` bits, even if the image uses only part of the range.
+    - Other dtypes have no defined range, so the conversion depends on the smallest and largest finite values:
+      - Floats that are all within 0..1 are multiplied by 255.
+      - Other values that are all within 0..255 keep their scale, and fractions are dropped.
+      - Other values that are all within 0..65535 are divided by 256.
+      - All other values are scaled linearly, so that the smallest value becomes 0 and the largest becomes 255.
     - NaN and -inf become 0, and +inf becomes 255.
 
     Args:
-        values: pixel values.
-        bits: number of significant bits of uint16 values, such as 10 for AVIF with 10 bits per channel.
+        values: pixel values, of any shape.
+        bits: number of significant bits in uint16 values, such as 10 for AVIF images with 10 bits per channel.
 
     Raises:
         ValueError: no value is finite.
@@ -99,7 +101,7 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
     del finite
     if low >= 0 and high <= 1 and values.dtype.kind == "f":
         scaled *= 255
-        scaled += 0.5  # round to nearest, so that 8-bit values divided by 255 are restored exactly
+        scaled += 0.5  # round to nearest, so that 8-bit values that were divided by 255 are restored exactly
     elif low >= 0 and high <= 255:
         pass
     elif low >= 0 and high <= 65535:
@@ -113,10 +115,10 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
 
 
 def eight_bit_image(image: Image.Image) -> Image.Image:
-    """Convert a greyscale image with more than 8 bits per pixel to 8 bits. Other images are returned unchanged.
+    """Convert a greyscale image with more than 8 bits per pixel to 8 bits. Return any other image unchanged.
 
-    Pillow's own conversion clips values instead of scaling them: most 16-bit greyscale images become white, and floats
-    within 0..1 become black.
+    Pillow's own conversion is not used, because it clips values instead of scaling them. Most 16-bit images would turn
+    white, and images with floats within 0..1 would turn black.
     """
     if image.mode not in _WIDE_MODES:
         return image
@@ -124,17 +126,17 @@ def eight_bit_image(image: Image.Image) -> Image.Image:
 
 
 def avif_bits(body: bytes) -> int:
-    """Return the bits per channel that an AVIF file declares in its header: 8, 10 or 12."""
+    """Return the number of bits per channel in the header of an AVIF file: 8, 10 or 12."""
     start = body.find(b"av1C")  # AV1 codec configuration box: version, profile, then the flags
     flags = body[start + 6] if 0 <= start < len(body) - 6 else 0
     return 8 if not flags & 0x40 else 12 if flags & 0x20 else 10
 
 
 def opened_rgb(body: bytes) -> Image.Image:
-    """Decode an image to upright 8-bit RGB.
+    """Decode an image file to an upright 8-bit RGB image.
 
     Raises:
-        Exception: the image is damaged. Pillow may raise any exception type.
+        Exception: the image is damaged. Pillow raises many different exception types.
     """
     with Image.open(io.BytesIO(body)) as image:
         return turn_image(eight_bit_image(image), orientation(image, body)).convert("RGB")

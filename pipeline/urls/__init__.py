@@ -1,1 +1,1 @@
-"""URL list reader: supports several file formats, and yields batches of rows."""
+"""URL lists in several file formats, read as batches of rows."""

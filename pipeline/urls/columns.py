@@ -1,4 +1,4 @@
-"""Column selection for a URL list: the requested columns, the other kept columns, and their names in the shards."""
+"""Selection of the columns that are read from a URL list, and their names in the shards."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ EMBED_COLUMNS = ("image_path", "image_norm", "text_norm")
 """Columns that the embed stage adds to each row."""
 
 _RESERVED = frozenset({"url", "caption", *ADDED_COLUMNS, *EMBED_COLUMNS})
-"""Column names reserved in the shards; a kept column with one of these names is renamed."""
+"""Column names with a fixed meaning in the shards. Any other column of the list with one of these names is renamed."""
 _SYNONYMS = {
     "url_column": ("url", "image_url", "img_url", "image_urls", "url_link", "image", "img", "src", "link", "uri"),
     "caption_column": ("caption", "text", "alt", "alt_text", "captions", "title", "description", "prompt"),
     "hash_column": ("sha256", "md5", "hash", "sha1", "sha512"),
 }
-"""Common column names for each setting, most common first, to suggest if a column is missing."""
+"""Common column names for each setting, most common first. They are suggested if the configured column is missing."""
 _SHOWN_COLUMNS = 6
 """Maximum number of columns listed in an error message."""
 _SHOWN_CHARACTERS = 40
@@ -35,46 +35,47 @@ _SHOWN_CHARACTERS = 40
 
 @dataclass(frozen=True)
 class ListColumns:
-    """Columns of the rows read from a list.
+    """Names and types of the columns that are read from a list.
 
-    The first column is `url`, then comes `caption` if the list has captions, then the other kept columns.
+    The first column is `url`, followed by `caption` if the list has captions, and then by all other kept columns.
     """
 
     sources: tuple[str, ...]
-    """Column names in the files."""
+    """Column names in the files, in the order of `schema`."""
     schema: pa.Schema
-    """Column names and types in the rows."""
+    """Column names and types in the rows that are read."""
     hash_column: str | None
-    """Name of the hash column in the rows; None if the list has no hash column."""
+    """Name of the hash column in the rows that are read; None if no hash column is configured."""
 
     @property
     def renamed(self) -> dict[str, str]:
-        """Kept columns renamed because their names are reserved: name in the files -> name in the rows."""
+        """New names of columns whose names are reserved, keyed by name in the files."""
         pairs = zip(self.sources, self.schema.names, strict=True)
         return {source: name for source, name in pairs if source != name and name not in ("url", "caption")}
 
     def first(self, count: int) -> ListColumns:
-        """Return the first `count` columns."""
+        """Return a copy with only the first `count` columns."""
         return ListColumns(self.sources[:count], pa.schema(list(self.schema)[:count]), self.hash_column)
 
 
 def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlListSettings) -> list[ListColumns]:
-    """Choose the columns of the rows, based on the heads of all non-empty files.
+    """Choose the columns to read from a list, based on the columns of all non-empty files.
 
-    Rows of files that lack a column have nulls in it. If a column's type differs between files, the column gets the
-    narrowest type that fits all files.
+    If a file lacks one of the columns, its rows have null in that column. If the type of a column differs between
+    files, the column gets the narrowest type that fits all files.
 
     Args:
         source: location of the list, for error messages.
         heads: head of each file, keyed by path.
-        settings: names of the requested columns.
+        settings: names of the URL, caption and hash columns, and the other columns to keep.
 
     Returns:
-        Column sets for the first file alone, the first two files, and so on, without repeats. The last set is for
-        the whole list.
+        Columns of the first file alone, then columns of the first two files together, and so on. The last item is for
+        the whole list. A file that changes no column name or type adds no item.
 
     Raises:
-        InputError: a column is missing or cannot be stored in the shards, or no single type fits all files.
+        InputError: a configured column is missing, a column cannot be stored in the shards, or no single type fits a
+            column in all files.
     """
     filled = {path: head for path, head in heads.items() if head.has_rows}
     first = next(iter(filled))
@@ -121,7 +122,13 @@ def _leave_out(column: str) -> str:
 
 
 def _names(columns: Sequence[str], available: Sequence[str], requested: int) -> list[str]:
-    """Return the names of columns in the rows: `url`, `caption` if requested, and unique names for other columns."""
+    """Return the name that each column of the list gets in the shards.
+
+    Args:
+        columns: column names in the files: the URL column, the caption column if configured, and then other columns.
+        available: all column names in the files, which new names must differ from.
+        requested: 2 if a caption column is configured, otherwise 1.
+    """
     names = ["url", "caption"][:requested]
     for column in columns[requested:]:
         name = column
@@ -148,17 +155,17 @@ def _unify(path: str, field: pa.Field, kinds: dict[str, pa.DataType], origins: d
 
 
 def _as_text(source: str, schema: pa.Schema, wanted: Mapping[str, str]) -> pa.Schema:
-    """Return the schema with the URL and caption columns typed as text.
+    """Return the schema with the type of the URL and caption columns changed to string.
 
     Raises:
-        InputError: a column holds neither text nor bytes.
+        InputError: one of these columns contains neither text nor bytes.
     """
     for setting, column in wanted.items():
         if setting == "hash_column":
             continue
         name = setting.removesuffix("_column")
         kind = schema.field(name).type
-        # bytes are accepted, since Impala and old Spark versions do not mark text columns as text
+        # bytes are accepted, because Impala and old Spark versions write text columns as bytes
         if not is_text(kind) and not is_bytes(kind):
             raise InputError(f"{source}: column {column!r} holds {kind}, not text: set {setting} to another")
         schema = schema.set(schema.get_field_index(name), pa.field(name, pa.string()))
@@ -170,7 +177,7 @@ def _looks_like_url(name: str) -> bool:
 
 
 def require_headers(heads: Mapping[str, FileHead], url_column: str) -> None:
-    """Check that every file has a header. In a file without one, the first row was read as the header.
+    """Check that every file has a header. In a file without a header, the first row was read as column names.
 
     Raises:
         InputError: a file has no header; the message explains how to add one.
@@ -214,15 +221,17 @@ def _example_header(path: str, names: Sequence[str]) -> str:
 
 
 def _require_columns(path: str, head: FileHead, wanted: Mapping[str, str], source: str | None, first: str) -> None:
-    """Check that a file has the requested columns.
+    """Check that a file has the configured columns.
 
     Args:
-        wanted: requested column names, keyed by setting.
+        path: path of the file.
+        head: columns of the file.
+        wanted: configured column names, keyed by setting.
         source: location of the list if `path` is its first file; None for any other file.
         first: path of the first file, for error messages.
 
     Raises:
-        InputError: a requested column is missing.
+        InputError: a configured column is missing.
     """
     for setting, name in wanted.items():
         if source is None and name not in head.schema.names:
@@ -254,9 +263,9 @@ def _shortened(name: str) -> str:
 
 
 def _suggestion(column: str, setting: str, available: Sequence[str]) -> str | None:
-    """Return the column that the user probably meant, or None.
+    """Return the available column that the user probably meant, or None.
 
-    It differs only in case, has a common name for the setting, or is spelled similarly.
+    The suggested name differs from `column` only in case, is a common name for the setting, or has a similar spelling.
     """
     by_case: dict[str, str] = {}
     for name in available:

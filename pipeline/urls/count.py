@@ -1,4 +1,4 @@
-"""Independent row count for a URL list file, used to verify that no row was lost while reading."""
+"""Independent count of the rows in a URL list file, to verify that no row is lost while reading."""
 
 from __future__ import annotations
 
@@ -7,27 +7,33 @@ from dataclasses import dataclass, field
 
 
 class RowsError(ValueError):
-    """Raised when the rows of a file cannot be read; the message says where and why, and how to fix it."""
+    """Raised when the rows of a file cannot be read. The message names the place and the cause, and suggests a fix."""
 
 
 @dataclass
 class FileCount:
-    """Independent row count of one file; the number of rows read must match it."""
+    """Independent count of the rows in one file. The number of rows read must be equal to it."""
 
     rows: int = 0
-    """Number of rows: lines outside quotes, JSON values, or the row count in the Parquet footer."""
+    """Number of rows: the number of lines, the number of JSON values, or the row count in the Parquet footer.
+
+    A line break inside quotes does not end a line.
+    """
     whole: bool = False
-    """True if the file was counted to the end."""
+    """True if the file has been read to its end, so that `rows` is its total number of rows."""
     quoted_fields: int = 0
-    """Number of fields that begin and end with a quote, in a file read without quoting."""
+    """Number of fields that begin and end with a quote; counted only if the file is read without quoting."""
     left_out: collections.Counter[str] = field(default_factory=collections.Counter)
-    """Number of rows per ignored JSON key; a key is ignored if it does not occur in the first batch of rows."""
+    """Number of rows with each ignored JSON key. A key is ignored if it does not occur in the first batch of rows."""
 
     def require(self, rows: int) -> None:
-        """Mark the file as fully counted, and check the number of rows read against the count.
+        """Check that the number of rows read equals the count, and set `whole`.
+
+        Args:
+            rows: number of rows read from the whole file.
 
         Raises:
-            ValueError: the numbers differ, so rows would be lost.
+            ValueError: the numbers differ, which means that rows were lost or added while reading.
         """
         self.whole = True
         if rows != self.rows:

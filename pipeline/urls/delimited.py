@@ -1,9 +1,10 @@
-"""Streaming csv and tsv reader that splits a file into blocks at row boundaries.
+"""Streaming reader for csv and tsv files.
 
-This module splits the file, and pyarrow parses each block from memory in the same thread. pyarrow's own streaming
-reader is not used: it calls the Python file object from threads that outlive an error, and can abort or hang the
-interpreter at shutdown (https://github.com/apache/arrow/issues/45214). Nor does it report the line of an unclosed
-quote.
+This module splits a file into blocks at row boundaries. pyarrow parses each block from memory in the same thread.
+
+pyarrow's own streaming reader is not used. It calls the Python file object from threads that continue after an error,
+which can crash or hang the interpreter at shutdown (https://github.com/apache/arrow/issues/45214). It also does not
+report the line of a quote that is never closed.
 """
 
 from __future__ import annotations
@@ -21,31 +22,33 @@ import pyarrow.csv
 from .count import FileCount, RowsError
 
 _BLOCK_BYTES = 1 << 20
-"""Block size in bytes."""
+"""Number of bytes that are read from the file for each block."""
 _MAX_ROW_BYTES = 1 << 20
-"""Maximum row length in bytes; a longer row probably means that a quote is never closed."""
+"""Maximum length of a row in bytes. If a row is longer, a quote is probably never closed."""
 _NEWLINE, _RETURN, _QUOTE = b'\n\r"'
 _QUOTED_REST = re.compile(rb'[^"]*(?:""[^"]*)*"(?!")')
-"""Regular expression for the rest of a quoted field, after its opening quote."""
+"""Regular expression for the part of a quoted field after its opening quote."""
 _WRONG_COLUMNS = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
 _QUOTE_HINT = 'a quote inside quoted text is written twice (""); where quotes are plain text, set download.quoting=none'
 
 
 def read_delimited(file: BinaryIO, delimiter: str, quoting: bool, count: FileCount) -> Iterator[pa.RecordBatch]:
-    """Yield batches of rows with all columns as text, since types inferred from one block may not fit later blocks.
+    """Yield the rows of a csv or tsv file in batches.
 
-    The first batch is empty and carries the header, so a file with only a header still yields its columns.
+    All columns are strings, because types inferred from one block may not fit later blocks. The first batch has the
+    column names but no rows, so that a file with only a header also yields a batch.
 
     Args:
         file: binary file, positioned at its start.
         delimiter: character between fields.
         quoting: True to follow RFC 4180, in which a field may be enclosed in quotes; False to treat quotes as ordinary
             characters.
-        count: updated with the number of rows, counted by line breaks outside quotes.
+        count: count to add the number of rows to. Rows are counted independently of pyarrow, by line breaks outside
+            quotes.
 
     Raises:
-        RowsError: a quote is never closed, text follows a closing quote, a carriage return has no line feed, or a row
-            is too long or has the wrong number of columns. The message names the line.
+        RowsError: a quote is never closed, text follows a closing quote, a carriage return is not followed by a
+            line feed, or a row is too long or has the wrong number of columns. The message names the line.
     """
     names: list[str] = []
     rest, line = b"", 1
@@ -72,7 +75,10 @@ def read_delimited(file: BinaryIO, delimiter: str, quoting: bool, count: FileCou
 
 
 def _read(file: BinaryIO) -> bytes:
-    """Read a full block; the file may return fewer bytes per call than requested."""
+    """Read `_BLOCK_BYTES` bytes, or all remaining bytes at the end of the file.
+
+    One call of `file.read` may return fewer bytes than requested.
+    """
     parts, size = [], 0
     while size < _BLOCK_BYTES and (data := file.read(_BLOCK_BYTES - size)):
         parts.append(data)
@@ -81,11 +87,14 @@ def _read(file: BinaryIO) -> bytes:
 
 
 class _Block:
-    """Block of a file that begins at the start of a row.
+    """Block of a csv or tsv file that begins at the start of a row.
 
     Args:
-        line: line number of the first line.
-        at_end: True if the file ends with this block.
+        data: bytes of the block.
+        delimiter: character between fields.
+        quoting: as for `read_delimited`.
+        line: line number of the first line in the block.
+        at_end: True if this is the last block of the file.
 
     Raises:
         RowsError: a quote is never closed, or text follows a closing quote. The message names the line.
@@ -94,17 +103,18 @@ class _Block:
     def __init__(self, data: bytes, delimiter: str, quoting: bool, line: int, *, at_end: bool) -> None:
         self.data, self._delimiter, self._quoting, self._line, self._at_end = data, delimiter, quoting, line, at_end
         self._bytes = np.frombuffer(data, np.uint8)
-        """`[n]` uint8: the bytes of the block."""
+        """Bytes of the block as an array, `[bytes]` uint8."""
         self._opens = self._closes = np.empty(0, np.int64)
-        """`[n]` int64 each: offsets of the quotes that open and close the n quoted fields.
+        """Offsets of the opening quotes and of the closing quotes of quoted fields, int64.
 
-        A field with an escaped quote (`""`) may count as two fields.
+        A field with an escaped quote (`""`) may count as two quoted fields. If the last field is not closed in this
+        block, it has no closing quote.
         """
         if quoting and b'"' in data:
             self._find_quotes()
         ends = self._outside(np.flatnonzero(self._bytes == _NEWLINE))
         self.end = len(data) if at_end else int(ends[-1]) + 1 if len(ends) else 0
-        """Offset just past the last complete row."""
+        """Offset of the first byte after the last complete row; 0 if the block contains no complete row."""
         if at_end and (len(ends) == 0 or ends[-1] + 1 < len(data)):
             ends = np.append(ends, len(data))
         starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else np.empty(0, np.int64)
@@ -112,15 +122,15 @@ class _Block:
         lone = np.flatnonzero(lengths == 1)
         lengths[lone] -= self._bytes[starts[lone]] == _RETURN
         self._starts = starts[lengths > 0]
-        """`[rows]` int64: offset of the start of each row. Empty lines are not rows."""
+        """Offset of the first byte of each row, `[rows]` int64. Empty lines are not rows."""
 
     @property
     def rows(self) -> int:
-        """Number of rows: non-empty lines outside quotes. Excludes the header once `take_header` has removed it."""
+        """Number of complete rows, without empty lines and without a header that `take_header` has removed."""
         return len(self._starts)
 
     def _outside(self, offsets: np.ndarray) -> np.ndarray:
-        """Return the given offsets without those inside quotes."""
+        """Return only those of the given offsets that are not inside a quoted field."""
         if not len(self._opens):
             return offsets
         opened, closed = np.searchsorted(self._opens, offsets), np.searchsorted(self._closes, offsets)
@@ -130,7 +140,7 @@ class _Block:
     def _find_quotes(self) -> None:
         quotes = np.flatnonzero(self._bytes == _QUOTE)
         if not self._at_end and quotes[-1] == len(self.data) - 1 and len(quotes) % 2 == 0:
-            quotes = quotes[:-1]  # if the next block begins with a quote, this quote does not close its field
+            quotes = quotes[:-1]  # the next block may begin with a quote, and this quote would then not close its field
         opens, closes = quotes[::2], quotes[1::2]
         around = np.array([_NEWLINE, _RETURN, ord(self._delimiter)], np.uint8)
         before, after = np.maximum(opens - 1, 0), np.minimum(closes + 1, len(self.data) - 1)
@@ -144,7 +154,9 @@ class _Block:
             self._find_quotes_one_by_one()
 
     def _find_quotes_one_by_one(self) -> None:
-        """Find quoted fields one by one, for blocks with quotes inside unquoted text or with invalid quoting.
+        """Find the quoted fields one after another.
+
+        This is slower than `_find_quotes`, and needed only if unquoted fields contain quotes or if quoting is invalid.
 
         Raises:
             RowsError: a quote is never closed, or text follows a closing quote. The message names the line.
@@ -174,10 +186,10 @@ class _Block:
     def require_line_ends(self) -> None:
         """Check that a line feed follows every carriage return outside quotes.
 
-        pyarrow would start a new row after a carriage return without a line feed.
+        pyarrow would start a new row at a carriage return without a line feed, and the row count would be wrong.
 
         Raises:
-            RowsError: a carriage return has no line feed. The message names the line.
+            RowsError: a carriage return is not followed by a line feed. The message names the line.
         """
         if b"\r" not in self.data:
             return
@@ -191,7 +203,10 @@ class _Block:
             )
 
     def take_header(self) -> list[str]:
-        """Remove the first row and return its fields as column names; return an empty list if the block has no row."""
+        """Remove the first row and return its fields, which are the column names.
+
+        Return an empty list if the block has no complete row.
+        """
         if not len(self._starts):
             return []
         start, end = int(self._starts[0]), int(self._starts[1]) if len(self._starts) > 1 else self.end
@@ -200,10 +215,13 @@ class _Block:
         return next(csv.reader([text], delimiter=self._delimiter)) if self._quoting else text.split(self._delimiter)
 
     def parse(self, names: list[str]) -> list[pa.RecordBatch]:
-        """Parse the rows into batches with the given column names.
+        """Parse the rows of the block and return them in batches. The block must contain at least one row.
+
+        Args:
+            names: column names of the batches.
 
         Raises:
-            RowsError: a row has too many or too few columns. The message names the line.
+            RowsError: a row has too many or too few fields. The message names the line.
         """
         data = self.data[int(self._starts[0]) : self.end]
         try:
@@ -234,7 +252,7 @@ class _Block:
         return batches
 
     def quoted_fields(self) -> int:
-        """Count the fields that begin and end with a quote, for a file read without quoting."""
+        """Return the number of fields that begin and end with a quote, in a block that is read without quoting."""
         if b'"' not in self.data:
             return 0
         data = self._bytes[: self.end]

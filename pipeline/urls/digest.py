@@ -1,4 +1,4 @@
-"""Digest of a shard's rows, which stays the same if the list is stored in a different file format."""
+"""Digest of a shard's rows that does not depend on the file format of the list."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _NULL_LENGTH = -1
-"""Length recorded for a null text value."""
+"""Length that is hashed for a null string."""
 
 
 def rows_digest(table: pa.Table) -> str:
-    """Return the SHA-256 of all column names and values, independent of file format and in-memory chunking.
+    """Return the SHA-256 of the column names and values of a table.
 
-    A text column contributes the length of each value (-1 for null), then the concatenated values. A numeric column
-    contributes its validity bytes, then its non-null values as 64-bit numbers. Any other column contributes the `repr`
-    of each value.
+    The digest does not depend on the file format of the list, or on the chunks that the table consists of in memory.
+    For each column, the name and the number of rows are hashed, followed by:
+
+    - String column: the byte length of each value (-1 for null), then the concatenated values.
+    - Numeric column: one byte per value (0 for null, otherwise 1), then the non-null values as 64-bit numbers.
+    - Any other column: the `repr` of each value.
     """
     digest = hashlib.sha256()
     for name, column in zip(table.column_names, table.columns, strict=True):
@@ -36,20 +39,20 @@ def rows_digest(table: pa.Table) -> str:
 
 
 def _number_kind(kind: pa.DataType) -> str | None:
-    """Return the 64-bit NumPy type used to hash a numeric column of any width; None for other column types."""
+    """Return the 64-bit NumPy type that numeric values are converted to for hashing; None for a non-numeric column."""
     if pa.types.is_uint64(kind):
         return "<u8"
     return "<i8" if pa.types.is_integer(kind) else "<f8" if pa.types.is_floating(kind) else None
 
 
 def _number_bytes(column: pa.ChunkedArray, kind: str) -> bytes:
-    """Return the values of a null-free column as bytes in the NumPy type `kind`."""
+    """Convert the values of a column without nulls to the NumPy type `kind`, and return their bytes."""
     values: np.ndarray = column.to_numpy().astype(kind)
     return values.tobytes()
 
 
 def _text_bytes(texts: pa.Array) -> memoryview:
-    """Return the concatenated bytes of a null-free text array."""
+    """Return the concatenated UTF-8 bytes of a string array without nulls."""
     _, offsets, values = texts.buffers()
     if values is None or len(texts) == 0:
         return memoryview(b"")

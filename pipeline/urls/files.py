@@ -1,6 +1,6 @@
-"""Streaming reader for one URL list file: txt, csv, tsv, json, jsonl or parquet, optionally with `.gz`.
+"""Streaming reader for one URL list file: txt, csv, tsv, json, jsonl or parquet, optionally compressed (`.gz`).
 
-Invalid UTF-8 is replaced with U+FFFD, so that no row is dropped and row numbers do not shift.
+Invalid UTF-8 is replaced with U+FFFD instead of dropping the row, so that row numbers do not change.
 """
 
 from __future__ import annotations
@@ -35,72 +35,86 @@ FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "json")
 READ_ERRORS = (
     pa.ArrowException, OSError, EOFError, ValueError, OverflowError, RecursionError, csv.Error, zlib.error
 )  # fmt: skip
-"""Exceptions that pyarrow, gzip, json and text decoding raise for a damaged or misnamed file."""
+"""Exceptions that pyarrow, gzip, json and text decoders raise if a file is damaged or has the wrong extension."""
 
 _BUFFER_BYTES = 1 << 20
 """Read buffer size in bytes."""
 _TAIL_BYTES = 1 << 16
-"""Number of bytes that the first request reads from the end of a Parquet file; usually includes the whole footer."""
+"""Number of bytes read from the end of a Parquet file in the first request. They usually include the whole footer."""
 _MAX_HASHED_BYTES = 16 << 20
-"""Maximum size in bytes of a Parquet file that is hashed in full. Of larger files, footer and samples are hashed."""
+"""Maximum size in bytes of a Parquet file that is hashed in full. Larger files are hashed only in part: the footer and
+samples of the data."""
 _SAMPLES, _SAMPLE_BYTES = 4, 1 << 16
-"""Number of samples hashed in a larger Parquet file, and the size of each sample in bytes."""
+"""Number of samples of a Parquet file larger than `_MAX_HASHED_BYTES`, and the size of each sample in bytes."""
 _FOREIGN = {
     codecs.BOM_UTF16_LE: "it is UTF-16; store it as UTF-8",
     codecs.BOM_UTF16_BE: "it is UTF-16; store it as UTF-8",
     b"\x1f\x8b": "it is compressed; add .gz to its name",
 }
-"""Error messages for unreadable file encodings, keyed by the first two bytes of the file."""
+"""Error messages for files that cannot be read as text, keyed by the first two bytes of the file."""
 
 Unwanted = Callable[[int, int], bool]
-"""Function `(first, last)` that returns True if rows `first` to `last - 1` can be skipped."""
+"""Function of `(first, last)` that returns True if none of the rows from `first` to `last - 1` are needed."""
 
 
 @dataclass(frozen=True)
 class ListMark:
-    """Row count, size and hash of a Parquet file, which let a later run detect changes without reading all rows."""
+    """Row count, size and hash of a Parquet file.
+
+    A later run compares these values to detect changes without reading all rows.
+    """
 
     rows: int
     bytes: int
     sha256: str
-    """SHA-256 of all bytes for files of up to 16 MiB; for larger files, of the footer and of samples of the data."""
+    """SHA-256 of the whole file if its size is at most 16 MiB, otherwise of the footer and samples of the data."""
     modified: str | None = None
-    """Modification time or object store tags of a file that was only sampled.
+    """Modification time or object store tags of a file that was hashed only in part.
 
-    None if the file was hashed in full, or if a later change to the file might not change this value.
+    None if the file was hashed in full. Also None if a later change to the file might leave the modification time
+    unchanged.
     """
 
     def is_certain(self, known: Mapping[str, Any] | None) -> bool:
-        """Return True if the file certainly has not changed since a manifest recorded its mark as `known`.
+        """Return True if the file is certain not to have changed since an earlier run.
 
-        If False, the rows must be compared.
+        If the result is False, the rows must be read to detect changes.
+
+        Args:
+            known: mark of the file in the manifest of the earlier run, as a dictionary; None if it has no mark.
         """
         return known == asdict(self) and (self.modified is not None or self.bytes <= _MAX_HASHED_BYTES)
 
 
 @dataclass(frozen=True)
 class FileHead:
-    """Columns of a file, read from the Parquet footer or from the first rows of any other format."""
+    """Columns and mark of a file.
+
+    The columns are read from the footer of an uncompressed Parquet file, or from the first rows of any other file.
+    """
 
     schema: pa.Schema
-    """Column names and their plain types."""
+    """Column names and plain types, as `plain_type` returns them."""
     has_rows: bool
     mark: ListMark | None
-    """Mark of an uncompressed Parquet file; None for any other file, whose rows must be read to detect changes."""
+    """Mark of the file if it is an uncompressed Parquet file, otherwise None.
+
+    The rows of a file without a mark must be read to detect changes.
+    """
 
 
 def list_format(path: str) -> str:
-    """Return the file extension without `.gz`, in lower case; the result is not necessarily in `FORMATS`."""
+    """Return the file extension in lower case, ignoring a final `.gz`. The result may be missing from `FORMATS`."""
     return path.removesuffix(".gz").rpartition(".")[2].lower()
 
 
 def list_mark(path: str) -> ListMark | None:
-    """Return the mark of an uncompressed Parquet file, reading a large file only in part; None for any other file."""
+    """Return the mark of an uncompressed Parquet file; None for any other file. Large files are read only in part."""
     return _footer(path)[0] if path.endswith(".parquet") else None
 
 
 def file_head(path: str, quoting: Quoting) -> FileHead:
-    """Determine the columns of a file, reading only its footer or its first rows."""
+    """Return the columns and the mark of a file. Large files are read only in part."""
     if path.endswith(".parquet"):
         mark, schema = _footer(path)
         return FileHead(_plain_schema(schema), mark.rows > 0, mark)
@@ -145,16 +159,19 @@ def _skip_nothing(first: int, last: int) -> bool:
 def read_file(
     path: str, unwanted: Unwanted = _skip_nothing, quoting: Quoting = "auto", count: FileCount | None = None
 ) -> Iterator[pa.RecordBatch | int]:
-    """Yield a file's rows in batches with the file's own columns. For each skipped range of rows, yield its row count.
+    """Yield the rows of a file in batches. For each range of skipped rows, yield the number of rows instead.
+
+    The batches have the columns of the file.
 
     Args:
         path: path or URL of the file.
-        unwanted: returns True for a range of rows that can be skipped.
-        quoting: how quotes in csv and tsv files are read.
-        count: independent row count, filled while reading and checked at the end of the file.
+        unwanted: function that returns True for a range of rows to skip. It is used only for Parquet files.
+        quoting: quoting rules for csv and tsv files.
+        count: count to update while reading. At the end of the file, it is compared with the number of rows read.
 
     Raises:
         ValueError: the number of rows read differs from the count.
+        one of READ_ERRORS: the file cannot be read.
     """
     count = FileCount() if count is None else count
     rows = 0
@@ -174,7 +191,7 @@ def _read_stored(
             yield from _read_parquet(raw, path.endswith(".gz"), unwanted, count)
             return
         file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw)
-        # the adapter is needed because remote file objects lack some io methods
+        # remote file objects lack some io methods, which the adapter provides
         file = cast(BinaryIO, io.BufferedReader(_Readable(file), _BUFFER_BYTES))
         if foreign := _FOREIGN.get(file.peek(2)[:2]):  # type: ignore[attr-defined]
             raise RowsError(foreign)
@@ -191,7 +208,7 @@ def _read_stored(
 
 
 class _Readable(io.RawIOBase):
-    """Raw stream adapter for any file object with `read`, seekable or not."""
+    """Adapter that turns any file object with a `read` method into a raw stream. The file need not be seekable."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -208,7 +225,7 @@ class _Readable(io.RawIOBase):
 def _read_parquet(
     raw: BinaryIO, compressed: bool, unwanted: Unwanted, count: FileCount
 ) -> Iterator[pa.RecordBatch | int]:
-    """Yield the batches of each row group in order, or the number of rows of an unwanted row group."""
+    """Yield the rows of each row group in batches. For each row group to skip, yield its number of rows instead."""
     with tempfile.TemporaryFile() as unpacked:
         if compressed:  # Parquet readers start at the end of the file, and the gzip stream may not be seekable
             shutil.copyfileobj(gzip.GzipFile(fileobj=raw), unpacked, _BUFFER_BYTES)

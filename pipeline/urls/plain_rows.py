@@ -1,4 +1,4 @@
-"""Conversion of text lines and JSON values to plain Python rows, and of these rows to Arrow batches."""
+"""Readers for txt, json and jsonl files, and conversion of the parsed rows to Arrow batches."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .count import FileCount, RowsError
 BATCH_ROWS = 10_000
 """Number of rows per batch."""
 _READ_CHARACTERS = 1 << 20
-"""Number of characters per read of a JSON file."""
+"""Number of characters to read from a JSON file at a time."""
 _MAX_VALUE_CHARACTERS = 64 << 20
-"""Maximum length of a JSON value in characters; a longer value is probably not a row."""
+"""Maximum length of a JSON value in characters. A longer value is probably not a single row."""
 _SEPARATORS = re.compile(r"[\s,]*")
-"""Regular expression for the separator between two JSON values."""
+"""Regular expression for any number of commas and whitespace characters, which separate JSON values."""
 _KIND_NAMES: dict[type, str] = {
     str: "text", bool: "booleans", int: "numbers", float: "numbers", list: "lists", dict: "objects"
 }  # fmt: skip
-"""Names of Python types in error messages."""
+"""Names that error messages use for Python types."""
 
 
 def lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Yield the line number and the stripped text of each non-empty line.
+    """Yield the number and the text of each non-empty line. Whitespace around the text is removed.
 
-    A lone carriage return also ends a line, but does not increment the line number, as in most editors.
+    A carriage return without a line feed also ends a line, but does not increase the line number.
     """
     for number, line in enumerate(file, start=1):
         for part in line.split(b"\r"):
@@ -41,7 +41,7 @@ def json_line(number: int, line: str) -> Any:
 
     Args:
         number: line number, for the error message.
-        line: text of the line.
+        line: text to parse.
 
     Raises:
         RowsError: the line is not valid JSON.
@@ -54,7 +54,9 @@ def json_line(number: int, line: str) -> Any:
 
 
 def json_values(file: TextIO) -> Iterator[Any]:
-    """Yield the values of a JSON list or of a sequence of JSON values, holding only part of the file in memory.
+    """Yield the values in a file that contains a JSON list or a sequence of JSON values.
+
+    Only a part of the file is in memory at a time.
 
     Raises:
         ValueError: a value is not valid JSON, or text follows the end of the list.
@@ -89,14 +91,18 @@ def json_values(file: TextIO) -> Iterator[Any]:
 
 
 def to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch]:
-    """Yield rows as batches. The keys of the first batch become the columns, and missing keys become null.
+    """Convert rows to Arrow batches and yield the batches.
+
+    The columns are the keys that occur in the first batch. If a row lacks one of the keys, its value is null.
 
     Args:
-        rows: for each row, a URL or an object with one key per column.
-        count: updated with the number of rows, and with the rows that contain a key without a column.
+        rows: rows; each is a URL, or a dictionary with one key per column.
+        count: count to update with the number of rows, and with the keys that are ignored because they do not occur in
+            the first batch.
 
     Raises:
-        RowsError: a row is neither a URL nor an object, or the file is a single object that contains all rows.
+        RowsError: a row is neither a string nor a dictionary, the only value in the file is an object that contains all
+            rows, or the values of a column have incompatible types.
     """
     batch: list[dict[str, Any]] = []
     names: list[str] = []
@@ -118,10 +124,10 @@ def to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch
 
 
 def _require_row(value: dict[str, Any]) -> None:
-    """Check that the only value in a file is a row, rather than an object that contains all rows.
+    """Check that the only value in a file is a single row, and not an object that contains all rows.
 
     Raises:
-        RowsError: the value contains all rows; the message explains how to write them as separate rows.
+        RowsError: the value contains all rows. The message explains how to store each row as a separate value.
     """
     lists = {name: items for name, items in value.items() if isinstance(items, list) and items}
     if not lists or any(isinstance(text, str) and "://" in text for text in value.values()):
@@ -164,7 +170,7 @@ def _column(name: str, values: list[Any]) -> pa.Array:
 
 
 def _as_text(value: Any) -> str | None:
-    """Return a value as text; numbers and booleans are formatted as JSON."""
+    """Convert a number or boolean to a string in JSON format. Return strings and None unchanged."""
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 

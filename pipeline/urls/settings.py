@@ -1,4 +1,4 @@
-"""URL list settings: column names and quoting."""
+"""Settings for reading a URL list: column names and quoting rules."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic import field_validator
 from ..settings import Settings
 
 Quoting = Literal["auto", "none", "rfc4180"]
-"""Quoting rules for csv and tsv files."""
+"""Name of the quoting rules for csv and tsv files; see `UrlListSettings.quoting`."""
 
 
 class UrlListSettings(Settings):
-    """Column and quoting settings for a URL list."""
+    """Settings for the columns and quoting rules of a URL list."""
 
     url_column: str = "url"
     """Name of the column that contains the image URL."""
@@ -23,16 +23,16 @@ class UrlListSettings(Settings):
     """Name of the column with the expected MD5, SHA-1, SHA-256 or SHA-512 of each response body, in hexadecimal.
     A download whose body has a different hash counts as failed."""
     keep_columns: Literal["all", "none"] | tuple[str, ...] = "all"
-    """Other columns to keep in the shards: `all`, `none`, or a list of names. The default is `all`, since they take
-    little space."""
+    """Other columns to keep in the shards: `all`, `none`, or a list of names. The default is `all`, because these
+    columns take little space."""
     quoting: Quoting = "auto"
-    """Quoting in csv and tsv files: `rfc4180`, or `none` to treat quotes as ordinary characters. `auto` uses `rfc4180`
-    for csv and `none` for tsv."""
+    """Quoting rules for csv and tsv files: `rfc4180` to allow quoted fields, or `none` to treat quotes as ordinary
+    characters. `auto` means `rfc4180` for csv files and `none` for tsv files."""
 
     @field_validator("keep_columns", mode="before")
     @classmethod
     def _normalise_columns(cls, value: Any) -> Any:
-        """Sort the names and remove duplicates, since their order has no effect."""
+        """Sort the column names and remove duplicates, so that equivalent settings compare equal."""
         if isinstance(value, str) and value not in ("all", "none"):
             return (value,)
         if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):

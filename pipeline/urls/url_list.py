@@ -1,4 +1,4 @@
-"""URL list reader: streams the rows of a local or remote file or folder, and splits them into shards."""
+"""URL list in a local or remote file or folder. Its rows are streamed and split into shards."""
 
 from __future__ import annotations
 
@@ -23,26 +23,29 @@ from .files import FORMATS, READ_ERRORS, FileHead, ListMark, file_head, list_for
 from .settings import Quoting, UrlListSettings
 
 _MARK_THREADS = 16
-"""Number of files whose heads are read concurrently. Each head takes a few requests to remote storage."""
+"""Number of threads that read the columns and marks of the files. Each file takes a few requests to remote storage."""
 
 
 @dataclass(frozen=True)
 class UrlList:
-    """URL list with validated columns.
+    """URL list whose files and columns have been checked.
 
-    Each row has the column `url`, then `caption` if the list has captions, then the other kept columns.
+    The columns of its rows are `url`, `caption` if the list has captions, and all other kept columns, in this order.
     """
 
     source: str
     files: tuple[str, ...]
     columns: ListColumns
     earlier: tuple[ListColumns, ...]
-    """Column sets the list had when it contained fewer files. Shards created at that time keep using them."""
+    """Columns of the first file alone, of the first two files, and so on, if they differ from `columns`.
+
+    A shard that was created when the list had fewer files has these columns.
+    """
     marks: tuple[ListMark | None, ...]
-    """Mark of each uncompressed Parquet file; None for any other file, whose rows must be read to detect changes."""
+    """Mark of each file, or None for a file that is not an uncompressed Parquet file; see `FileHead.mark`."""
     quoting: Quoting
     counts: dict[str, FileCount] = field(default_factory=dict, compare=False)
-    """Row counts of the files read so far, keyed by path."""
+    """Row count of each file that has been read, keyed by path."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -50,7 +53,11 @@ class UrlList:
         return self.columns.schema
 
     def notes(self) -> dict[str, Any]:
-        """Return notes for the summary: row count, renamed columns, and counts that suggest the list was misread."""
+        """Return values for the summary of a run.
+
+        These are the row count, the renamed columns, the number of quoted fields, and the number of rows with each
+        ignored JSON key. Quoted fields and ignored keys suggest that the list was misread.
+        """
         left_out: collections.Counter[str] = collections.Counter()
         for count in self.counts.values():
             left_out.update(count.left_out)
@@ -63,9 +70,9 @@ class UrlList:
 
     @property
     def counted_rows(self) -> int | None:
-        """Number of rows, counted as lines or JSON values, or taken from Parquet footers.
+        """Number of rows in the list; None if a file without a mark has not been read to its end.
 
-        None if a file without a mark has not been read to its end.
+        Unlike `rows`, this number includes files without a mark, whose rows are counted while they are read.
         """
         total = 0
         for path, mark in zip(self.files, self.marks, strict=True):
@@ -77,19 +84,19 @@ class UrlList:
 
     @property
     def rows(self) -> int | None:
-        """Number of rows in the list, from Parquet footers; None if any file must be read to count its rows."""
+        """Number of rows in the list according to the Parquet footers; None if any file has no mark."""
         counts = [mark.rows for mark in self.marks if mark is not None]
         return sum(counts) if len(counts) == len(self.marks) else None
 
     def marks_json(self) -> list[dict[str, Any] | None]:
-        """Return the marks as JSON-serialisable values for a manifest."""
+        """Return the marks as dictionaries, for storage in a manifest."""
         return [None if mark is None else asdict(mark) for mark in self.marks]
 
     def unchanged_rows(self, marks: Sequence[Mapping[str, Any] | None]) -> int:
-        """Return the number of rows at the start of the list that have certainly not changed.
+        """Return the number of rows at the start of the list that are certain not to have changed since an earlier run.
 
         Args:
-            marks: marks of the files in an earlier run, from its manifest.
+            marks: marks of the files from the manifest of the earlier run.
         """
         rows = 0
         for mark, known in zip(self.marks, marks, strict=False):
@@ -99,7 +106,7 @@ class UrlList:
         return rows
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield all rows, file by file."""
+        """Yield all rows of the list in batches, one file after another."""
         for part in self._parts(lambda first, last: False):
             assert not isinstance(part, int)
             yield part
@@ -107,12 +114,12 @@ class UrlList:
     def shards(
         self, rows_per_shard: int, unwanted: Callable[[int], bool] = lambda index: False
     ) -> Iterator[tuple[int, pa.Table]]:
-        """Yield the index and the rows of each shard.
+        """Yield the index and the rows of each shard that is not skipped.
 
         Args:
             rows_per_shard: number of rows per shard; the last shard may have fewer.
-            unwanted: returns True for the index of a shard to skip. Parquet files and row groups that contain only rows
-                of skipped shards are not read.
+            unwanted: function that returns True for the index of a shard to skip. Parquet files and row groups that
+                contain only rows of skipped shards are not read.
         """
 
         def all_unwanted(first: int, last: int) -> bool:
@@ -139,7 +146,7 @@ class UrlList:
             yield row // rows_per_shard, _to_table(pieces)
 
     def _parts(self, unwanted: Callable[[int, int], bool]) -> Iterator[pa.RecordBatch | int]:
-        """Yield the rows in batches, in list order. For each skipped range of rows, yield its row count."""
+        """Yield the rows of the list in batches. For each range of skipped rows, yield the number of rows instead."""
         row = 0
         for path, mark in zip(self.files, self.marks, strict=True):
             if mark is not None and unwanted(row, row + mark.rows):
@@ -161,10 +168,10 @@ class UrlList:
         self.counts[path] = count
 
     def _arranged(self, path: str, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Convert a batch to the columns of the list.
+        """Convert a batch of a file to the columns of the list. Columns that the file lacks are filled with nulls.
 
         Raises:
-            InputError: a value does not fit the type of its column.
+            InputError: a value cannot be converted to the type of its column.
         """
         columns = []
         for name, kind in zip(self.columns.sources, self.schema.types, strict=True):
@@ -180,7 +187,7 @@ class UrlList:
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def had_digest(self, table: pa.Table, digest: str) -> bool:
-        """Return True if the rows have this digest when reduced to one of the column sets in `earlier`."""
+        """Return True if the rows have the given digest after conversion to one of the sets of columns in `earlier`."""
         return any(
             rows_digest(narrowed) == digest
             for columns in self.earlier
@@ -189,7 +196,7 @@ class UrlList:
 
 
 def _narrowed(table: pa.Table, schema: pa.Schema) -> pa.Table | None:
-    """Cast a table to a narrower schema; return None if its values do not fit."""
+    """Convert a table to a schema with fewer columns or narrower types. Return None if a value does not fit."""
     try:
         return table.select(schema.names).cast(schema)
     except pa.ArrowException:
@@ -197,14 +204,18 @@ def _narrowed(table: pa.Table, schema: pa.Schema) -> pa.Table | None:
 
 
 def open_url_list(source: str, settings: UrlListSettings) -> UrlList:
-    """Find the files of a list and check its columns.
+    """Find the files of a list, check their columns and return the list.
+
+    Args:
+        source: path or URL of a file, or of a folder that contains files.
+        settings: column names and quoting rules.
 
     Raises:
-        InputError: the list is missing, empty or unreadable, or lacks a column.
+        InputError: the list is missing, empty or unreadable, or a configured column is missing.
     """
     _require_plain_address(source)
     fs, path = open_location(source)
-    # the file is checked first, since testing whether an HTTP address is a folder would download it
+    # `isfile` is called before `isdir`, because `isdir` would download the file at an HTTP address
     if list_format(path) in FORMATS and fs.isfile(path):
         files = [fs.unstrip_protocol(path)]
     elif fs.isdir(path):
@@ -227,10 +238,13 @@ def open_url_list(source: str, settings: UrlListSettings) -> UrlList:
 
 
 def _require_plain_address(source: str) -> None:
-    """Check that the address is not chained (`::`) and has no query (`?`), so that it names a file and its format.
+    """Check that an address has no `::`, and that an HTTP address has no query (`?`).
+
+    The format of a list is determined from the file name at the end of its address. An address with `::` or a query
+    does not end with a file name.
 
     Raises:
-        InputError: the address is chained or has a query; the message explains how to read the list anyway.
+        InputError: the address has `::` or a query. The message explains how to read the list anyway.
     """
     if "::" in source:
         raise InputError(f"{source}: chained addresses (::) are not read; unpack the list first, and name the file")
@@ -253,7 +267,10 @@ def _head(path: str, quoting: Quoting) -> FileHead:
 
 
 def _to_table(batches: list[pa.RecordBatch]) -> pa.Table:
-    """Copy the rows into a table. Without the copy, pickling a slice for a worker would send its whole batch."""
+    """Copy rows into a table.
+
+    The rows are slices of batches. Without the copy, sending a slice to a worker would pickle the whole batch.
+    """
     table = pa.Table.from_batches(batches)
     return table.take(pa.array(np.arange(table.num_rows))).combine_chunks()
 
