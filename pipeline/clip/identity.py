@@ -20,7 +20,7 @@ from .settings import ClipSettings
 _FUNCTION = ("weights_sha256", "activation", "preprocess")
 """Keys of the identity values that determine a CLIP model's embeddings, up to rounding."""
 _CONFIGS = ("architecture_sha256", "config_sha256")
-"""Keys of the two hashes of a config. `architecture_sha256` ignores default values; `config_sha256` ignores nothing.
+"""Keys of the two hashes of a config: without default values, and exactly as written.
 
 Two configs count as equal if either hash matches.
 """

@@ -22,9 +22,9 @@ The layout works for any number of tokens. A layout optimised for the actual num
 """
 _Layer = Callable[[torch.Tensor], torch.Tensor]
 _LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-"""Maximum relative difference between the residuals (output minus input) of equal blocks, keyed by dtype.
+"""Maximum relative difference between the results of two blocks that count as equal, keyed by dtype.
 
-These limits are far above rounding error.
+Output minus input is compared. The limits are far above rounding error.
 """
 
 

@@ -165,7 +165,7 @@ def _as_text(source: str, schema: pa.Schema, wanted: Mapping[str, str]) -> pa.Sc
             continue
         name = setting.removesuffix("_column")
         kind = schema.field(name).type
-        # bytes are accepted, because Impala and old Spark versions write text columns as bytes
+        # bytes are accepted, because Impala and old Spark versions do not mark text columns as text
         if not is_text(kind) and not is_bytes(kind):
             raise InputError(f"{source}: column {column!r} holds {kind}, not text: set {setting} to another")
         schema = schema.set(schema.get_field_index(name), pa.field(name, pa.string()))
