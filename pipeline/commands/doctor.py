@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def doctor(settings: SetOption = None, as_json: JsonOption = False) -> None:
-    """Show which stages this machine can run, and what is missing. Exit code 1 if the chain cannot run.
+    """Show which stages this machine can run, and what is missing. Exit with code 1 if a stage cannot run.
 
     Example: priorkit doctor --set compute.address=auto
     """
