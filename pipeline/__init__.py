@@ -1,7 +1,4 @@
-"""Pipeline that turns URLs into batches of embeddings, in three stages: download, embed and read.
-
-The stages exchange data as files.
-"""
+"""Pipeline that turns URLs into batches of embeddings: download, embed and read. The stages exchange data as files."""
 
 from .compute.openmp import stop_spinning
 

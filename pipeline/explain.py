@@ -50,7 +50,7 @@ _MAX_CHARACTERS = 300
 def explain(error: BaseException) -> str | None:
     """Return the message to show for an exception, or None if it is a bug that a user cannot fix.
 
-    Exceptions from libraries that parse files also get a message, in case the calling code failed to catch them.
+    The calling code should catch exceptions from libraries that parse files. If it does not, they still get a message.
     """
     if isinstance(error, PriorkitError):
         return str(error)

@@ -17,8 +17,8 @@ _PREFIX_BONUS = 0.02
 """Bonus added to the similarity of a key in another section, for each outer section that it shares with the unknown
 key."""
 _TIE = 0.01
-"""Maximum difference between a key's score and the best score for which the key is also suggested. A score is a
-similarity plus its bonus."""
+"""Maximum difference from the best score at which a key is also suggested. A key's score is its similarity plus its
+bonus."""
 _MAX_NAMES = 3
 """Maximum number of names in a suggestion."""
 
@@ -56,8 +56,8 @@ _ALIASES: dict[str, tuple[str, ...]] = {
 """Names that other tools use, mapped to the names of priorkit's settings."""
 _EPOCHS = frozenset({"epoch", "epochs", "max_epochs", "n_epochs", "num_epochs"})
 _MAX_KEY_CHARACTERS = 100
-"""Maximum length of an unknown key, in characters, for which similar keys are searched. The search takes time
-proportional to the square of the length."""
+"""Maximum length, in characters, of an unknown key for which similar keys are searched. The search time grows with the
+square of the length."""
 
 
 def suggest(key: Sequence[str], known: Iterable[Sequence[str]]) -> str | None:

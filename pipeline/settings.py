@@ -176,7 +176,7 @@ def _describe(
     Args:
         cls: type of the settings.
         problem: one of the errors of a pydantic ValidationError.
-        known: paths of the keys to suggest.
+        known: paths of the keys that may be suggested.
         sections: sections that the command reads; None if it reads all of them.
     """
     path: list[str] = []

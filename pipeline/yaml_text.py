@@ -38,7 +38,7 @@ class YamlMapping(dict[str, Any]):
 
 @dataclass(frozen=True)
 class PlainScalar:
-    """Scalar without quotes. The type of the field that it sets decides whether its text or its value is used."""
+    """Scalar without quotes. Either its text or its value is used, depending on the type of the setting."""
 
     text: str
     value: bool | int | float | str
@@ -98,7 +98,7 @@ def _place(mark: Any) -> str:
 
 
 class _Builder:
-    """Converter from parsed nodes to values that enforces `_MAX_DEPTH` and `_MAX_NODES`."""
+    """Converter of parsed YAML nodes to values. It enforces `_MAX_DEPTH` and `_MAX_NODES`."""
 
     def __init__(self) -> None:
         self._nodes = 0

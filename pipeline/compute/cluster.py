@@ -42,15 +42,15 @@ class Gpus:
 
 
 _GPUS: dict[tuple[str | None, str | None], Gpus] = {}
-"""Cache of the GPUs in each cluster, by `compute.address` and `RAY_ADDRESS`. Because of this cache, all stages of a
-command see the same GPUs."""
+"""GPUs of each cluster, cached by the values of `compute.address` and `RAY_ADDRESS`, so that all stages of a command
+see the same GPUs."""
 
 
 def cluster_gpus(compute: ComputeSettings) -> Gpus:
     """Return the GPUs of the Ray cluster that the settings name.
 
-    This process joins the cluster for the lookup, unless the result is cached. If the work runs in this process, or on
-    a cluster that priorkit will start on this machine, return this machine's GPUs.
+    This process joins the cluster to look up its GPUs, unless the result is cached. If the work runs in this process,
+    or on a cluster that priorkit will start on this machine, return this machine's GPUs.
 
     Raises:
         PriorkitError: the cluster cannot be joined, or a worker with a GPU fails.

@@ -51,7 +51,7 @@ def resolve(
 
     Raises:
         SettingsError: the device is `cuda`, but no GPU is available, or `compute.gpus_per_worker` is 0.
-        PriorkitError: the lookup of the Ray cluster's GPUs failed because this process cannot join the cluster.
+        PriorkitError: this process must join the Ray cluster to look up its GPUs, but cannot join it.
     """
     if compute is None or compute.backend == "local":
         device = choose_device(settings.device, f"{section}.device")

@@ -15,8 +15,8 @@ from .settings import ComputeSettings
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Worker: TypeAlias = Callable[[Task, Optional[Task]], Result]
-"""Function that processes a task and returns the result. The second argument is the task that will probably follow, so
-that the function can start reading it; None if no next task is known."""
+"""Function that processes its first argument, a task, and returns the result. The second argument is the task that will
+probably follow, so that the function can start reading it; None if no following task is known."""
 
 _ATTEMPTS = 4
 """Number of worker deaths on one shard after which the run fails. The run also fails after
@@ -41,9 +41,9 @@ def map_shards(
 
     Args:
         make_worker: called once in each worker to create the worker function and expensive objects such as a model. If
-            the worker function is a context manager, it is closed at the end. On Ray, it is not closed, because its
-            process is killed.
-        tasks: tasks in the order in which they are started. Each is requested only shortly before it is started.
+            the worker function is a context manager, it is closed at the end, unless it runs on Ray. Ray kills the
+            worker's process instead.
+        tasks: tasks in the order in which they are started. Each task is requested only shortly before it is started.
         compute: settings that control where the work runs.
 
     Raises:
@@ -135,7 +135,7 @@ def places(node: dict[str, float], compute: ComputeSettings) -> int:
 
 
 def _needs(compute: ComputeSettings) -> tuple[tuple[str, float], ...]:
-    """Return the number of CPUs and GPUs that each worker needs. If `gpus_per_worker` is unset, it counts as 0."""
+    """Return the number of CPUs and GPUs that each worker needs. An unset `gpus_per_worker` counts as 0."""
     return ("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker or 0.0)
 
 
@@ -242,7 +242,7 @@ class _Pool(Generic[Task, Result]):
                     f"they may need more memory, so fewer workers or smaller batches ({error})"
                 ) from error
             self._start()
-            # idle actors may have died with the same node, so they get no work until they respond
+            # idle actors may have died when the same node failed, so they get no work until they respond
             self._starting.update({waiting.ready.remote(): waiting for waiting in self._idle})
             self._idle = []
         else:

@@ -94,9 +94,9 @@ def find_running(place: ClusterAddress, candidates: Mapping[str, bool]) -> tuple
 
     Args:
         place: the address `auto`, for error messages.
-        candidates: addresses of clusters on this machine, each with True if this user runs a Ray process that uses the
-            address. They come from command lines of Ray processes, because Ray's address file remains after a cluster
-            has stopped.
+        candidates: addresses of clusters on this machine, each mapped to True if this user runs a Ray process that uses
+            the address. The addresses come from the command lines of Ray processes. Ray's address file is not used,
+            because it remains after a cluster has stopped.
 
     Returns:
         Address of the cluster, and True if this user runs one of its processes.
@@ -176,8 +176,8 @@ def own_environment() -> dict[str, str]:
     Unless RAY_AUTH_MODE turns tokens off, the variables include a new token that protects the cluster. By default, Ray
     would write a token to the user's home folder, or start the cluster without a token.
 
-    The variables also set the nice value of workers to 0, unless the user has set another. At Ray's default of 15, one
-    busy process of another program would take nearly all the time of a core that a worker needs.
+    The variables also set the nice value of workers to 0, unless the user has set another value. At Ray's default of
+    15, one busy process of another program on the same core would leave a worker almost no CPU time.
     """
     environment = {_NICENESS: os.environ.get(_NICENESS, "0")}
     if _mode() in ("", "token"):
@@ -225,7 +225,7 @@ def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: 
     Args:
         match: match of `_ADDRESS` with the cluster's address.
         question: gRPC method and request.
-        is_ours: True if the token may also be sent if RAY_AUTH_MODE is not set.
+        is_ours: True if the token may be sent even when RAY_AUTH_MODE is not set.
 
     Returns:
         The cluster's answer, and the environment variables that must be set so that Ray sends the same token.

@@ -1,8 +1,8 @@
 """Requests to a Ray cluster over a plain socket, used to check an address before Ray uses it. Never imports Ray.
 
 Given a wrong address, Ray retries for minutes and may then end the process. Ray's wheels do not include gRPC for
-Python, so this module implements the calls itself. Each call is fixed, so it needs only a few HTTP/2 frames (RFC 9113)
-with uncompressed headers (RFC 7541).
+Python, so this module implements gRPC calls itself. The calls are fixed, so each of them needs only a few HTTP/2 frames
+(RFC 9113) with uncompressed headers (RFC 7541).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
 _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
 _SHOWN_BYTES = 60
-"""Maximum number of bytes of an answer shown in an error message, if the answer is not from Ray."""
+"""Maximum number of bytes of an answer to show in an error message, if the answer does not come from Ray."""
 
 HEAD = ("/ray.rpc.InternalKVGcsService/InternalKVGet", b"\x0a\x10CLUSTER_METADATA\x12\x07cluster")
 """gRPC method and request that read a cluster's Ray and Python versions from its head. The request contains a key and
-a namespace of the head's key-value store."""
+its namespace in the key-value store of Ray's Global Control Service (GCS)."""
 CLIENT_SERVER = ("/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x04")
 """gRPC method and request that ping the Ray Client server, which serves `ray://` addresses."""
 

@@ -30,8 +30,8 @@ class ComputeSettings(Settings):
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """Number of CPUs that Ray reserves per worker."""
     gpus_per_worker: float | None = Field(default=None, ge=0)
-    """Number of GPUs that Ray reserves per worker. If unset, it is 1 if torch can use the cluster's GPUs and the
-    stage's `device` is not `cpu`; otherwise it is 0. For downloads, it is 0 if unset."""
+    """Number of GPUs that Ray reserves per worker. By default, it is 1 if torch can use the cluster's GPUs and the
+    stage's `device` is not `cpu`; otherwise 0. For downloads, the default is always 0."""
 
     @model_validator(mode="after")
     def _workers_need_ray(self) -> Self:

@@ -72,7 +72,7 @@ class StageResult:
     statistics: dict[str, Any] = field(default_factory=dict)
     """Other statistics of the stage, over all shards in the folder; see the stage's documentation."""
     notes: list[str] = field(default_factory=list)
-    """Notes to the user about the input, as sentences."""
+    """Sentences about the input, shown to the user as notes."""
     device: str = "cpu"
     """Device that ran the stage, such as `cpu, 2 threads` or `cuda (NVIDIA H200)`."""
     cluster: str = ""

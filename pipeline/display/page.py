@@ -67,7 +67,7 @@ def paragraph(value: object) -> str:
 
 
 def link(url: str, label: str) -> str:
-    """Return a link, or only its label if the URL is not HTTP or HTTPS."""
+    """Return a link, or only its label if the URL does not use HTTP or HTTPS."""
     with contextlib.suppress(ValueError):
         if urlsplit(url).scheme in ("http", "https"):
             return f'<a href="{html.escape(url)}" rel="noreferrer noopener">{text(label)}</a>'
@@ -184,12 +184,12 @@ def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> bytes:
 
 
 def page_target(option: str, path: str, folders: Iterable[str]) -> str:
-    """Check, before the work starts, that a page can be written, and return its absolute path.
+    """Check, before a command starts its work, that a page can be written, and return the page's absolute path.
 
     Args:
         option: command-line option that gave the path, for messages.
         path: path of the page.
-        folders: data folders. The page must not be inside any of them, because their files are recorded.
+        folders: data folders. The page must not be inside any of them, since all files in a data folder are recorded.
 
     Raises:
         InputError: the page cannot be written to the path, or matplotlib is not installed.

@@ -17,21 +17,21 @@ FORCING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLITE_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that never force an immediate stop.
 
-A closing terminal sends SIGHUP twice. Batch systems send SIGUSR1 or SIGUSR2 as a warning.
+A closing terminal sends SIGHUP twice. Batch systems send SIGUSR1 or SIGUSR2 as a warning before SIGTERM.
 """
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
     """Return the signals that ask a command to stop.
 
-    `POLITE_SIGNALS` that this process ignores are left out, such as SIGHUP under `nohup`.
+    Signals of `POLITE_SIGNALS` that this process ignores, such as SIGHUP under `nohup`, are left out.
     """
     polite = [number for number in POLITE_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     return (*FORCING_SIGNALS, *polite)
 
 
 def handle_stop_signals() -> None:
-    """Make every stop signal raise KeyboardInterrupt, so that temporary files and locks are removed before the exit."""
+    """Make every stop signal raise KeyboardInterrupt, so that temporary files and locks are removed before exit."""
 
     def interrupt(number: int, frame: Any) -> None:
         if number in POLITE_SIGNALS:

@@ -151,7 +151,7 @@ def print_plans(plans: Sequence[StagePlan]) -> None:
 
 @contextlib.contextmanager
 def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[ProgressCallback]:
-    """Context manager that yields a callback for a progress bar on standard error. The bar appears on the first call."""
+    """Context manager that yields a callback for a progress bar on standard error. The first call shows the bar."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -177,7 +177,7 @@ def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[P
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """Context manager that prints a message for an exception, and exits with the exception's exit code.
+    """Context manager that prints a message for an exception, and exits with a nonzero exit code.
 
     Exceptions for missing packages and closed pipes propagate, because the entry point handles them.
     """

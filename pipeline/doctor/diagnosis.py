@@ -46,8 +46,8 @@ class Diagnosis:
     """Total memory of the machine or memory limit of the container, whichever is lower, in bytes; None if unknown."""
     devices: list[str]
     disk: dict[str, Any]
-    """Dictionary with the keys `folder` and `free_bytes`, the free space at this folder in bytes. The free space is
-    None for an object store, or if fsspec is not installed."""
+    """Dictionary with the keys `folder` and `free_bytes`. The value of `free_bytes` is the free space at the folder in
+    bytes; None for an object store, or if fsspec is not installed."""
     ray: dict[str, Any]
     """Dictionary with the keys `version`, `RAY_ADDRESS` and `authentication`.
 

@@ -1,6 +1,6 @@
 """Packages that each stage needs, and the command that installs missing packages.
 
-This module can be imported if none of the packages is installed. It lists only the names of packages: version
+This module can be imported even if none of the packages is installed. It lists only the names of packages. Version
 requirements are in `pyproject.toml`.
 """
 
@@ -24,7 +24,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "yarl": "aiohttp",
 }
-"""Package that provides each Python module, for modules that have a different name than their package."""
+"""Name of the package that installs each Python module, for modules whose name differs from the package's name."""
 
 _FOLDERS = ("fsspec", "pyarrow", "pydantic", "pyyaml", "typer")
 _PRIOR = (*_FOLDERS, "numpy", "safetensors", "torch")
@@ -54,7 +54,7 @@ EXTRAS = {
     "gcs": ("gcsfs",),
     "clip-retrieval": ("clip-retrieval",),
 }
-"""Packages that `pip install "priorkit[EXTRA]"` installs in addition, by extra."""
+"""Additional packages that `pip install "priorkit[EXTRA]"` installs, by extra."""
 
 
 def requirements() -> dict[str, str]:
@@ -87,7 +87,7 @@ def is_older(version: str, requirement: str) -> bool:
         version: installed version.
         requirement: requirement such as `torch>=2.10`; empty if unknown.
     """
-    from packaging.requirements import Requirement  # here, so that `explain_missing` works without packaging
+    from packaging.requirements import Requirement  # imported here, so `explain_missing` works without it
     from packaging.version import InvalidVersion, Version
 
     try:
