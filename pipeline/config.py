@@ -1,4 +1,4 @@
-"""Settings for the whole pipeline: the folders, and one section per stage.
+"""Settings for the whole pipeline: the URL list, the folders, the workers, and one section per stage.
 
 A setting that affects the output of a stage is part of the stage's identity, so it must stay the same when the stage is
 resumed. All other settings are listed in `runtime_fields` and may differ between runs.
@@ -42,11 +42,11 @@ class PipelineSettings(Settings):
     """All pipeline settings, under the names that recipes use."""
 
     urls: Location = "urls.parquet"
-    """URL list: a local path or an fsspec URL. Environment variables are expanded as in `folders`."""
+    """URL list, as a local path or an fsspec URL. Environment variables (`$NAME`) are expanded."""
     folders: FolderSettings = FolderSettings()
     """Output folders of the stages."""
     compute: ComputeSettings = ComputeSettings()
-    """Execution backend: this process, or workers on a Ray cluster."""
+    """Settings that control where the work runs: in this process, or in workers on a Ray cluster."""
     download: DownloadSettings = DownloadSettings()
     """Settings for `download`, which turns URLs into images."""
     embed: EmbedSettings = EmbedSettings()

@@ -2,7 +2,7 @@
 
 
 class PriorkitError(Exception):
-    """Base class for errors that a user can fix. The message names the bad value and the fix."""
+    """Base class for errors that a user can fix. The message names the problem and says how to fix it."""
 
 
 class SettingsError(PriorkitError, ValueError):
@@ -14,7 +14,7 @@ class InputError(PriorkitError, ValueError):
 
 
 class FolderError(PriorkitError):
-    """Raised when an output folder cannot be written.
+    """Raised when an output folder cannot be used.
 
     For example, the folder contains other files, was written with different settings, or is in use by another process.
     """

@@ -18,7 +18,7 @@ _REMOTE_LIBRARIES = frozenset(
         "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests", "s3fs", "urllib", "urllib3",
     }
 )  # fmt: skip
-"""Packages that implement fsspec file systems and model hubs. They raise their own exception types."""
+"""Packages for access to object stores and model hubs. Their exceptions usually mean that the remote storage failed."""
 _DATA_LIBRARIES = frozenset(
     {"json", "lzma", "pickle", "PIL", "pyarrow", "safetensors", "struct", "tarfile", "zipfile", "zlib"}
 )
@@ -36,21 +36,21 @@ _OS_MESSAGES = {
     errno.ENOTDIR: "{} has a file where a folder is needed; name another path",
     errno.EIO: "{}: the disk, the network file system or the terminal failed; what is committed is kept",
 }  # fmt: skip
-"""Message for each `errno`. The braces are replaced by the file name."""
+"""Message for each `errno` value, in which `{}` is replaced by the file name."""
 _SAME_MESSAGES = {
     errno.EDQUOT: errno.ENOSPC, errno.ENFILE: errno.EMFILE, errno.EOPNOTSUPP: errno.ENOSYS, errno.EPERM: errno.EACCES,
     errno.EROFS: errno.EACCES,
 }  # fmt: skip
-"""`errno` values that use the message of another `errno`."""
+"""Further `errno` values, each with the `errno` value whose message it uses."""
 
 _MAX_CHARACTERS = 300
-"""Maximum number of characters of an exception's text in a message."""
+"""Maximum number of characters in the part of a message that quotes an exception."""
 
 
 def explain(error: BaseException) -> str | None:
     """Return the message to show for an exception, or None if it is a bug that a user cannot fix.
 
-    Exceptions from libraries that parse files also get a message, in case the calling code failed to catch them.
+    The calling code should catch exceptions from libraries that parse files. If it does not, they still get a message.
     """
     if isinstance(error, PriorkitError):
         return str(error)
@@ -70,13 +70,14 @@ def explain(error: BaseException) -> str | None:
 
 
 def one_line(error: BaseException, limit: int = _MAX_CHARACTERS) -> str:
-    """Return the text of an exception on one line, cut to `limit` characters. Without text, return its type's name."""
+    """Return the text of an exception on one line, cut to `limit` characters. If there is no text, return the name of
+    the exception's type."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def report_bug(error: BaseException) -> str:
-    """Write the traceback of a bug to a temporary file, and return a message that names the bug and the file."""
+    """Write the traceback of a bug to a temporary file, and return a message with the exception and the file's path."""
     summary = f"internal error: {type(error).__name__}: {one_line(error)}{_place(error)}; this is a bug in priorkit"
     try:
         number, path = tempfile.mkstemp(prefix="priorkit-traceback-", suffix=".txt")
@@ -88,7 +89,7 @@ def report_bug(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Return ` at FILE:LINE` for the innermost priorkit frame of the traceback, or an empty string without one."""
+    """Return ` at FILE:LINE` for the traceback's innermost frame in priorkit, or an empty string if there is none."""
     root = Path(__file__).resolve().parents[1]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename).resolve()
@@ -98,7 +99,7 @@ def _place(error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and its chain of causes, stopping at a cycle."""
+    """Yield an exception, its cause, the cause of that cause and so on. Stop if an exception repeats."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -107,9 +108,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_remote(error: BaseException) -> bool:
-    """Return whether a network library raised the exception or one of its causes.
+    """Return True if the exception or one of its causes has a type from `_REMOTE_LIBRARIES`.
 
-    The causes of FileNotFoundError and PermissionError are ignored, since these errors have their own messages.
+    The causes of FileNotFoundError and PermissionError are ignored, because these two have messages of their own.
     """
     errors = [error] if isinstance(error, FileNotFoundError | PermissionError) else _chain(error)
     kinds = {kind for cause in errors for kind in type(cause).__mro__}

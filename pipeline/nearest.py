@@ -1,4 +1,4 @@
-"""Suggestions for unknown keys: the settings, in any section, whose names are most similar."""
+"""Suggestions for unknown keys. A suggestion names the settings or sections that are most similar to the key."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 _SIBLING_SCORE = 0.74
-"""Minimum similarity for suggesting a key in the same section. `stepz` and `steps` have 0.8."""
+"""Minimum similarity for suggesting a key in the same section as the unknown key. For example, the similarity of
+`stepz` and `steps` is 0.8."""
 _DISTANT_SCORE = 0.85
-"""Minimum similarity for suggesting a key in another section, where more keys are similar by chance."""
+"""Minimum similarity for suggesting a key in another section. It is higher, because more keys are similar by chance in
+all other sections together."""
 _SIBLING_BONUS = 0.1
-"""Score bonus for a key in the same section."""
+"""Bonus added to the similarity of a key in the same section, to rank this key higher."""
 _PREFIX_BONUS = 0.02
-"""Score bonus for a key in another section, for each leading section that both paths have in common."""
+"""Bonus added to the similarity of a key in another section, for each outer section that it shares with the unknown
+key."""
 _TIE = 0.01
-"""Largest score difference at which two keys count as equally likely."""
+"""Maximum difference from the best score at which a key is also suggested. A key's score is its similarity plus its
+bonus."""
 _MAX_NAMES = 3
 """Maximum number of names in a suggestion."""
 
@@ -52,11 +56,12 @@ _ALIASES: dict[str, tuple[str, ...]] = {
 """Names that other tools use, mapped to the names of priorkit's settings."""
 _EPOCHS = frozenset({"epoch", "epochs", "max_epochs", "n_epochs", "num_epochs"})
 _MAX_KEY_CHARACTERS = 100
-"""Longest key, in characters, that is compared. Comparison time grows with the square of the length."""
+"""Maximum length, in characters, of an unknown key for which similar keys are searched. The search time grows with the
+square of the length."""
 
 
 def suggest(key: Sequence[str], known: Iterable[Sequence[str]]) -> str | None:
-    """Return the end of a message about an unknown key, such as `did you mean 'steps'?`, or None if no name is similar.
+    """Return a suggestion for an unknown key, such as `did you mean 'steps'?`; None if no name is similar.
 
     Args:
         key: path of the unknown key, outermost section first.
@@ -87,7 +92,8 @@ def suggest(key: Sequence[str], known: Iterable[Sequence[str]]) -> str | None:
 
 
 def _quoted(paths: Sequence[tuple[str, ...]], outer: tuple[str, ...]) -> str:
-    """Format up to three paths for a message: the key alone if it is in section `outer`, else the full dotted path."""
+    """Format up to three paths for a message. A path in section `outer` is shown as its last name only, and any other
+    path in full, with dots."""
     names = [repr(path[-1] if path[:-1] == outer else ".".join(path)) for path in paths[:_MAX_NAMES]]
     return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
@@ -97,7 +103,7 @@ def _plain(name: str) -> str:
 
 
 def _similarity(one: str, other: str) -> float:
-    """Return the similarity of two names, from 0 to 1. It is higher if one name contains all words of the other."""
+    """Return the similarity of two names, from 0 to 1. It is raised if one name contains all words of the other."""
     ratio = difflib.SequenceMatcher(None, one, other).ratio()
     fewer, more = sorted((one.split("_"), other.split("_")), key=len)
     if all(len(word) > 2 and any(_same_word(word, candidate) for candidate in more) for word in fewer):

@@ -21,15 +21,15 @@ from .yaml_text import PlainScalar, YamlMapping, read_yaml
 SettingsType = TypeVar("SettingsType", bound="Settings")
 
 _MAX_PROBLEMS = 3
-"""Maximum number of problems that a message describes. The remaining problems are only counted."""
+"""Maximum number of problems that a message describes. Further problems are only counted."""
 _MAX_KEYS = 8
-"""Maximum number of known keys that a message lists when none is similar to the unknown key."""
+"""Maximum number of known keys that a message lists if no known key is similar to the unknown key."""
 _MAX_CHARACTERS = 60
-"""Maximum number of characters of a bad value in a message."""
+"""Maximum number of characters of an invalid value that a message shows."""
 
 
 class Settings(BaseModel):
-    """Base class for settings: immutable, type-checked, and without unknown keys."""
+    """Base class for settings. Instances are immutable and type-checked, and unknown keys are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -50,7 +50,7 @@ _VARIABLE = re.compile(r"\$(?:\$|\{[^}]*\}?|[A-Za-z_][A-Za-z0-9_]*)")
 
 
 def _expand_variables(location: str) -> str:
-    """Expand environment variables in a location as a shell does; `$$` stands for a dollar sign."""
+    """Replace `$NAME` and `${NAME}` in a location with environment variables, and `$$` with a dollar sign."""
 
     def value(match: re.Match[str]) -> str:
         if match[0] == "$$":
@@ -64,7 +64,7 @@ def _expand_variables(location: str) -> str:
 
 
 Location = Annotated[str, AfterValidator(_expand_variables)]
-"""Path or URL in which `$NAME` and `${NAME}` are replaced by environment variables."""
+"""Path or URL in which `$NAME` and `${NAME}` are replaced with environment variables."""
 
 
 def parse_settings(
@@ -76,11 +76,12 @@ def parse_settings(
         cls: type of the settings.
         values: plain values of the settings, by section and name.
         source: name of the file or option that the values come from, for messages.
-        sections: sections that the command reads, or None for all. Messages suggest only keys in these sections.
+        sections: sections that the command reads; None if it reads all of them. Error messages suggest only keys in
+            these sections.
 
     Raises:
-        SettingsError: a key or value is invalid. The message names `source`, the first problems, and the known key
-            most similar to an unknown one.
+        SettingsError: a key or value is invalid. The message names `source` and the first problems. For an unknown key,
+            it suggests the most similar known key.
     """
     try:
         return cls.model_validate(_typed([cls], values))
@@ -98,7 +99,7 @@ def parse_settings(
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
-    """Yield the types that an annotation allows. A Literal counts as one type."""
+    """Yield the types that a type annotation allows, such as the members of a union. A Literal counts as one type."""
     if get_origin(annotation) is Annotated:
         yield from _kinds(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, types.UnionType):
@@ -113,7 +114,12 @@ def _settings_kind(kinds: Sequence[Any]) -> type[Settings] | None:
 
 
 def _typed(kinds: Sequence[Any], value: Any) -> Any:
-    """Convert YAML scalars to the types of their fields, and drop empty sections."""
+    """Return a value with its plain scalars converted to the types of their fields, and without empty sections.
+
+    Args:
+        kinds: types that are allowed for the value.
+        value: value from YAML or from Python code.
+    """
     if isinstance(value, PlainScalar):
         return _scalar(kinds, value)
     if isinstance(value, list):
@@ -136,9 +142,9 @@ def _typed(kinds: Sequence[Any], value: Any) -> Any:
 
 
 def _scalar(kinds: Sequence[Any], scalar: PlainScalar) -> Any:
-    """Return the value or the text of a plain scalar, whichever the field accepts.
+    """Return the parsed value of a plain scalar or its text, depending on the types that its field allows.
 
-    For example, `no` is text if it is one of the field's choices, and False for a boolean field.
+    For example, return the text of `no` if the field allows this text as a choice, or False if the field is boolean.
     """
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     if scalar.text in choices:
@@ -165,7 +171,14 @@ def _describe(
     known: Sequence[tuple[str, ...]],
     sections: Sequence[str] | None,
 ) -> tuple[str, str]:
-    """Return the name of the setting with a problem, and a description of the problem."""
+    """Return the name of the setting that a problem is about, and a description of the problem.
+
+    Args:
+        cls: type of the settings.
+        problem: one of the errors of a pydantic ValidationError.
+        known: paths of the keys that may be suggested.
+        sections: sections that the command reads; None if it reads all of them.
+    """
     path: list[str] = []
     owner: type[Settings] | None = cls
     for part in problem["loc"]:

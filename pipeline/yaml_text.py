@@ -1,7 +1,7 @@
-"""Strict YAML reader. Keys must be unique text, merge keys are supported, and plain scalars keep their text.
+"""Strict YAML reader. Keys must be unique strings, merge keys (`<<`) are supported, and plain scalars keep their text.
 
 PyYAML's constructor reads `no` as False and `1e5` as text, expands aliases without limit, and accepts duplicate keys.
-This module uses only PyYAML's parser. `settings` converts each scalar to the type of its field.
+This module therefore uses only PyYAML's parser. The `settings` module converts each scalar to the type of its field.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _SPECIAL_FLOAT = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _MAX_DEPTH = 50
 """Maximum nesting depth. Recipes use four levels."""
 _MAX_NODES = 100_000
-"""Maximum number of values after alias expansion, since nested aliases could exhaust memory."""
+"""Maximum number of values after the expansion of aliases. Without a limit, nested aliases could exhaust memory."""
 
 
 class YamlMapping(dict[str, Any]):
-    """Mapping read from YAML. A section whose keys are all commented out has the value None."""
+    """Mapping that was read from YAML. The value of a section is None if all keys of the section are commented out."""
 
 
 @dataclass(frozen=True)
 class PlainScalar:
-    """Scalar without quotes. The type of its field decides whether the text or the value is used."""
+    """Scalar without quotes. Either its text or its value is used, depending on the type of the setting."""
 
     text: str
     value: bool | int | float | str
@@ -48,8 +48,8 @@ def read_yaml(text: str | bytes) -> Any:
     """Parse one YAML document into a `YamlMapping`, list, string, `PlainScalar` or None.
 
     Raises:
-        InputError: the text is not YAML, or breaks the rules of this module. The message names the line, but not the
-            file, which the caller must add.
+        InputError: the text is not YAML, or breaks the rules of this module. The caller must add the name of the file
+            to the message, which names only the line.
     """
     try:
         node = yaml.SafeLoader(_decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff"))
@@ -69,7 +69,7 @@ def read_yaml(text: str | bytes) -> Any:
 
 
 def _plain_scalar(text: str) -> PlainScalar | None:
-    """Parse an unquoted scalar as null, a boolean or a number; anything else is text, including dates and times."""
+    """Parse an unquoted scalar as a boolean, number or text. Dates and times are text. Return None for null."""
     word = text.lower() if text in (text.lower(), text.upper(), text.capitalize()) else text
     if word in _NULLS:
         return None
@@ -98,7 +98,7 @@ def _place(mark: Any) -> str:
 
 
 class _Builder:
-    """Converter from parsed nodes to values that enforces `_MAX_DEPTH` and `_MAX_NODES`."""
+    """Converter of parsed YAML nodes to values. It enforces `_MAX_DEPTH` and `_MAX_NODES`."""
 
     def __init__(self) -> None:
         self._nodes = 0
@@ -126,7 +126,7 @@ class _Builder:
         raise _problem(node, f"the tag {node.tag.replace(_TAG, '!!')} is not supported; leave it out")
 
     def _items(self, node: yaml.MappingNode) -> Iterator[tuple[str, Any]]:
-        """Yield the items of a mapping. Items from merge keys come first, and the mapping's own items override them."""
+        """Yield the items of a mapping. Items from merge keys come first, so the mapping's own items override them."""
         local: dict[str, Any] = {}
         merged: list[yaml.Node] = []
         for key, value in node.value:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def doctor(settings: SetOption = None, as_json: JsonOption = False) -> None:
-    """Show which stages this machine can run, and what is missing. Exit code 1 if the chain cannot run.
+    """Show which stages this machine can run, and what is missing. Exit with code 1 if a stage cannot run.
 
     Example: priorkit doctor --set compute.address=auto
     """
@@ -43,7 +43,7 @@ def doctor(settings: SetOption = None, as_json: JsonOption = False) -> None:
 
 
 def _show(diagnosis: Diagnosis) -> None:
-    """Print a diagnosis as tables, fixes and notes."""
+    """Print a diagnosis as tables, followed by commands that fix problems, and notes."""
     from ..display.terminal import in_bytes, print_line, print_table
     from ..doctor.diagnosis import describe_fault
 

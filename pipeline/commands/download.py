@@ -42,7 +42,7 @@ def download(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Download a list of image URLs into webdataset shards, skipping shards that are complete.
+    """Download images from a list of URLs into webdataset shards, skipping shards that are complete.
 
     Example: priorkit download urls.parquet --caption-column text --limit 1000
     """

@@ -17,7 +17,7 @@ def inspect(
     html: Annotated[Optional[str], typer.Option(metavar="FILE", help="Write a page with plots to this file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the content of a folder and check it for damage. Exit code 1 if it is damaged.
+    """Show the content of a folder and check it for damage. Exit with code 1 if the folder is damaged.
 
     Example: priorkit inspect data/embeddings --html inspection.html
     """
@@ -44,7 +44,7 @@ def inspect(
 
 
 def _show_inspection(inspection: Inspection) -> None:
-    """Print an inspection as tables. They list up to 20 problems and 20 notes; `--json` lists up to 1,000 of each."""
+    """Print an inspection as tables, with at most 20 problems and 20 notes. (`--json` lists up to 1,000 of each.)"""
     from ..display.terminal import print_table
     from ..inspect import page as rows
 

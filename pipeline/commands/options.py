@@ -33,7 +33,7 @@ def command_settings(
         section: recipe section that the command reads in addition to `compute`.
         overrides: values of `--set`.
         options: value of each option, keyed by the dotted name of its setting; None for an option that was not given.
-        workers: value of `--workers`.
+        workers: value of `--workers`; None if the option was not given.
     """
     from ..config import PipelineSettings
     from ..settings import parse_settings, with_overrides
@@ -50,7 +50,7 @@ def command_settings(
 
 
 def worker_overrides(workers: int | None) -> list[str]:
-    """Return the value of `--workers` as settings overrides of the form `a.b=value`."""
+    """Return the value of `--workers` as settings overrides of the form `a.b=value`; empty if it is None."""
     return [] if workers is None else ["compute.backend=ray", f"compute.workers={workers}"]
 
 

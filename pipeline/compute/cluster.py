@@ -1,4 +1,4 @@
-"""GPUs of a stage's Ray cluster, and the cluster's description in the stage's summary."""
+"""Lookup of the GPUs in a stage's Ray cluster, and description of the cluster for the stage's summary."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .ray_start import JOINED
 from .settings import ComputeSettings
 
 _GPU_SECONDS = 120.0
-"""Seconds to wait for a worker with a GPU, since other jobs may be using all GPUs."""
+"""Maximum number of seconds to wait for a free GPU, since other jobs may be using all GPUs."""
 
 
 def describe_cluster(compute: ComputeSettings) -> str:
-    """Return a description of the Ray cluster for the stage's summary; empty if the stage did not use Ray."""
+    """Return a description of a stage's Ray cluster for the summary; an empty string if the stage does not use Ray."""
     if compute.backend == "local":
         return ""
     workers = f"{compute.workers} worker" + ("s" if compute.workers > 1 else "")
@@ -38,18 +38,19 @@ class Gpus:
 
     count: int
     name: str | None
-    """Name of one of the GPUs, as torch reports it on a worker; None if torch can use none of the GPUs."""
+    """Name of one GPU, as reported by torch on a worker; None if there is no GPU or torch cannot use it."""
 
 
 _GPUS: dict[tuple[str | None, str | None], Gpus] = {}
-"""Cached GPUs of each cluster, by `compute.address` and `RAY_ADDRESS`, so that all stages of a command see the same
-GPUs."""
+"""GPUs of each cluster, cached by the values of `compute.address` and `RAY_ADDRESS`, so that all stages of a command
+see the same GPUs."""
 
 
 def cluster_gpus(compute: ComputeSettings) -> Gpus:
-    """Return the GPUs of the Ray cluster that the settings name, joining the cluster to find out.
+    """Return the GPUs of the Ray cluster that the settings name.
 
-    If the work runs in this process or Ray will be started on this machine, return this machine's GPUs.
+    This process joins the cluster to look up its GPUs, unless the result is cached. If the work runs in this process,
+    or on a cluster that priorkit will start on this machine, return this machine's GPUs.
 
     Raises:
         PriorkitError: the cluster cannot be joined, or a worker with a GPU fails.
@@ -66,7 +67,10 @@ def cluster_gpus(compute: ComputeSettings) -> Gpus:
 
 
 def _gpu_of_worker(ray: Any) -> str | None:
-    """Return the name of a GPU, as torch reports it on a worker; None if torch on that worker cannot use the GPU."""
+    """Return the name of a GPU, as reported by torch on a worker; None if torch on that worker cannot use the GPU.
+
+    If no GPU becomes free in time, return `in use by other jobs`.
+    """
     request = ray.remote(gpus_here).options(num_cpus=0, num_gpus=1).remote()
     try:
         gpus: Gpus = ray.get(request, timeout=_GPU_SECONDS)
@@ -91,7 +95,7 @@ def gpus_here() -> Gpus:
 
 
 def _is_joined() -> bool:
-    """Return True if this process has joined a Ray cluster, for example in the user's own code before it called
-    priorkit."""
+    """Return True if this process is connected to a Ray cluster, for example because the user's code called `ray.init`
+    before it called priorkit."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(getattr(ray, "is_initialized", lambda: False)())

@@ -1,4 +1,4 @@
-"""Functions that replace the device `auto` and 0 threads with actual values, and check that a device is available."""
+"""Functions that replace `device: auto` and `threads: 0` with actual values, and check that a device is available."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .settings import ComputeSettings, DeviceSettings
 ResolvedType = TypeVar("ResolvedType", bound=DeviceSettings)
 
 ASSUMED_FLOPS = {"cpu": 5e10, "cuda": 2e13}
-"""Floating-point operations per second in float32 that `--dry-run` assumes for 2 CPU cores and for one GPU."""
+"""Float32 operations per second that `--dry-run` assumes. `cpu` means 2 CPU cores, and `cuda` means one GPU."""
 
 
 def choose_device(wanted: str, setting: str) -> str:
@@ -40,17 +40,18 @@ def choose_device(wanted: str, setting: str) -> str:
 def resolve(
     settings: ResolvedType, section: str, compute: ComputeSettings | None = None, *, threads: int | None = None
 ) -> ResolvedType:
-    """Replace the settings `auto` and 0 with the actual device and number of threads, so that manifests record them.
+    """Return the settings with `device: auto` and `threads: 0` replaced by actual values, for use in manifests.
 
     Args:
+        settings: device settings of the stage.
         section: section of the recipe that contains the settings, for error messages.
-        compute: settings that control where the work runs; None means in this process. On Ray, the device is that of a
-            worker, not of this machine.
-        threads: number of threads to use instead of 0; None for the number of available cores on this machine.
+        compute: settings that control where the work runs; None means in this process. On Ray, the device is resolved
+            for the workers, not for this machine.
+        threads: value that replaces `threads: 0`; None means the number of available CPU cores on this machine.
 
     Raises:
-        SettingsError: the device is `cuda`, but no GPU is available.
-        PriorkitError: the Ray cluster must be asked for its GPUs but cannot be joined.
+        SettingsError: the device is `cuda`, but no GPU is available, or `compute.gpus_per_worker` is 0.
+        PriorkitError: this process must join the Ray cluster to look up its GPUs, but cannot join it.
     """
     if compute is None or compute.backend == "local":
         device = choose_device(settings.device, f"{section}.device")
@@ -64,7 +65,9 @@ def resolve(
 
 
 def with_gpus(compute: ComputeSettings, settings: DeviceSettings) -> ComputeSettings:
-    """Return the compute settings, with `gpus_per_worker` set to 1 or 0 if it is unset and the work runs on Ray.
+    """Return the compute settings, with `gpus_per_worker` filled in if it is unset and the work runs on Ray.
+
+    The value is 1 if `device` is not `cpu` and torch can use the cluster's GPUs; otherwise 0.
 
     Args:
         compute: settings that control where the work runs.
@@ -80,7 +83,7 @@ def with_gpus(compute: ComputeSettings, settings: DeviceSettings) -> ComputeSett
 
 
 def describe_device(wanted: DeviceSettings, resolved: DeviceSettings, compute: ComputeSettings) -> str:
-    """Return a description of a stage's device, for its summary.
+    """Return a description of a stage's device, for the stage's summary.
 
     Args:
         wanted: device settings before `resolve`.

@@ -1,4 +1,4 @@
-"""Bounded sample of rows, selected by a 64-bit hash of their content, for estimating the share of duplicates."""
+"""Sample of rows for estimating the share of duplicates. Rows are selected by a 64-bit hash of their content."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class HashSample:
     """Sample of the rows whose content hash ends in at least `level` zero bits.
 
     Rows with the same content are either all sampled or all left out, so the share of duplicates in the sample is an
-    estimate of their share in the whole data. At level 0, the sample contains all rows. Samples of different parts of
-    the data can be combined, since only a row's hash determines if the row is sampled.
+    estimate for the whole data. At level 0, the sample contains all rows. A higher level makes the sample smaller.
+    Samples of different parts of the data can be combined, because each row is selected by its hash alone.
 
     Args:
         dtype: 64-bit integer dtype of the hashes.
@@ -18,7 +18,7 @@ class HashSample:
 
     def __init__(self, dtype: type[np.int64] | type[np.uint64]) -> None:
         self.level = 0
-        """Number of trailing zero bits that a hash must have to be sampled. On average, one in `2**level` distinct
+        """Minimum number of trailing zero bits in the hash of a sampled row. On average, one in `2**level` distinct
         contents is sampled."""
         self._dtype = dtype
         self._blocks: list[tuple[np.ndarray, np.ndarray]] = []
@@ -28,12 +28,13 @@ class HashSample:
         return self._rows
 
     def add(self, hashes: np.ndarray, values: np.ndarray, level: int = 0) -> None:
-        """Add the rows whose hashes end in enough zero bits for the sample's level.
+        """Add rows to the sample, except rows whose hash ends in fewer zero bits than the sample's level requires.
 
         Args:
             hashes: `[n]` content hashes.
             values: `[n]` int64 value for each hash, such as a row number or count.
-            level: level of the sample that the rows come from. If this sample's level is lower, it is raised.
+            level: level of the sample from which the rows were taken; 0 if they are not from a sample. If this sample
+                has a lower level, its level is first raised to `level`.
         """
         self.level = max(self.level, level)
         block = self._sampled(hashes, values)

@@ -2,8 +2,8 @@
 
 By default, a thread that has finished its part of a computation spins until all other threads have finished. If another
 process keeps one core busy, the spinning threads compete with the threads that still compute, and a training step takes
-ten times as long. Without spinning, the step takes less than twice as long. On an idle machine, spinning makes no
-difference to the time. Results do not change.
+ten times as long as on an idle machine. Without spinning, the step takes less than twice as long. On an idle machine,
+the variables make no difference to the time. They never change results.
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ from pathlib import Path
 _VARIABLES = {"gomp": {"GOMP_SPINCOUNT": "0"}, "omp": {"KMP_BLOCKTIME": "0"}}
 """Variables to set, by OpenMP runtime: `gomp` is GNU's libgomp; `omp` is Intel's libiomp5 or LLVM's libomp."""
 _CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-"""Variables that control how threads wait. If the user has set any of them, priorkit sets none."""
+"""Environment variables that control how threads wait. If the user has set any of them, priorkit changes none."""
 
 
 def stop_spinning() -> None:
-    """Set the variables for this process, unless the user has set any of `_CHOICES` or torch is already loaded."""
+    """Set the environment variables that stop OpenMP threads of this process from spinning.
+
+    Do nothing if the user has set any of `_CHOICES`, or if torch is already loaded.
+    """
     if "torch" not in sys.modules:
         os.environ.update(without_spinning(os.environ))
 
 
 def without_spinning(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that stop torch's threads from spinning; empty if the environment sets any of `_CHOICES`."""
+    """Return the variables that stop torch's threads from spinning, or no variables if the environment contains any of
+    `_CHOICES`."""
     if any(name in environment for name in _CHOICES):
         return {}
     runtimes = runtimes_of_torch()
@@ -35,15 +39,16 @@ def without_spinning(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def chosen(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables in an environment that control how threads wait."""
+    """Return the variables of `_CHOICES` that an environment contains, with their values."""
     return {name: environment[name] for name in _CHOICES if name in environment}
 
 
 def runtimes_of_torch() -> set[str]:
-    """Return the OpenMP runtimes that torch loads, as keys of `_VARIABLES`, judging by the installed files.
+    """Return the OpenMP runtimes that torch loads, as keys of `_VARIABLES`; empty if none is found.
 
-    Wheels contain a runtime in `torch/lib` or `torch.libs`. Conda's torch uses the runtime in its environment, where
-    libgomp may be a link to LLVM's runtime.
+    Runtimes are recognised by the names of installed library files. Wheels contain a runtime in `torch/lib` or
+    `torch.libs`. A Conda package of torch uses the runtime in the Conda environment. In such an environment, libgomp
+    may be a link to LLVM's runtime, so links are resolved.
     """
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:

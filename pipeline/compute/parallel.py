@@ -1,4 +1,4 @@
-"""Parallel map over shards, in this process or on Ray. No other module of the pipeline imports Ray."""
+"""Map over shards, one at a time in this process or in parallel on Ray. No other module of the pipeline imports Ray."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ from .settings import ComputeSettings
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Worker: TypeAlias = Callable[[Task, Optional[Task]], Result]
-"""Function that processes a task. Its second argument is the next task, which the function may start to read."""
+"""Function that processes its first argument, a task, and returns the result. The second argument is the task that will
+probably follow, so that the function can start reading it; None if no following task is known."""
 
 _ATTEMPTS = 4
-"""Number of worker deaths on the same shard at which the run fails. The run also fails after
+"""Number of worker deaths on one shard after which the run fails. The run also fails after
 `_ATTEMPTS * compute.workers` consecutive worker deaths during startup."""
 _CHECK_SECONDS = 5.0
-"""Seconds between checks that the cluster still has room for a worker, while no worker is busy."""
+"""Seconds between checks that the cluster has room for a worker. These checks run only while no worker is busy."""
 
 
 def map_shards(
     make_worker: Callable[[], Worker[Task, Result]], tasks: Iterable[Task], compute: ComputeSettings
 ) -> Generator[Result, None, None]:
-    """Yield `worker(task, following)` for every task, in order of completion.
+    """Yield the result of `worker(task, following)` for every task, in order of completion.
 
-    `following` is the task that the worker will probably process next, so that it can read ahead; None if unknown. The
-    first exception raised by a task ends the map and propagates.
+    `following` is the task that the worker will probably process next, or None if it is unknown. The worker can start
+    reading it in the background. If a task raises an exception, the map ends and the exception propagates.
 
-    Close the generator explicitly if it might not be exhausted. An exception keeps a reference to the generator, so the
-    worker's threads would otherwise run until the interpreter exits.
+    Close the generator explicitly unless you consume all results. Otherwise, the traceback of an exception could keep
+    the generator alive, and the worker's threads would run until the interpreter exits.
 
-    If a Ray worker dies, another worker takes over its task, and a new worker replaces it if the cluster has room.
-    Otherwise, the remaining workers continue.
+    If a Ray worker dies, another worker takes over its task. A new worker replaces the dead worker if the cluster has
+    room; otherwise, the remaining workers continue without a replacement.
 
     Args:
         make_worker: called once in each worker to create the worker function and expensive objects such as a model. If
-            the worker function is a context manager, it is closed at the end. On Ray, it is not closed, but ends with
-            its process.
-        tasks: tasks in order. They are consumed only as fast as the work proceeds.
+            the worker function is a context manager, it is closed at the end, unless it runs on Ray. Ray kills the
+            worker's process instead.
+        tasks: tasks in the order in which they are started. Each task is requested only shortly before it is started.
         compute: settings that control where the work runs.
 
     Raises:
-        PriorkitError: Ray is unavailable or has no room for a worker, workers keep dying at startup, or several workers
-            have died on the same task.
+        PriorkitError: Ray is not installed, its cluster cannot be joined or has no room for a worker, workers keep
+            dying at startup, or several workers have died on the same task.
     """
     if compute.backend == "local":
         worker: Worker[Task, Result] | None = None
@@ -81,10 +82,10 @@ def _map_on_ray(
 def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
     """Context manager that joins or starts the Ray cluster that the settings name, and yields the `ray` module.
 
-    If this process has already joined a cluster, that cluster is used and stays joined on exit.
+    If this process has already joined a cluster, that cluster is used, and the process stays connected on exit.
 
     Raises:
-        PriorkitError: Ray is not installed, or the cluster does not exist or does not let this process join.
+        PriorkitError: Ray is not installed, or the cluster cannot be started or joined.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends usage statistics by default
     # hide GPUs from workers to which Ray has assigned none; Ray has announced this as its future default
@@ -102,9 +103,9 @@ def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
 
 
 def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
-    """Raise PriorkitError if the cluster, even when idle, has no room for this number of workers.
+    """Raise PriorkitError if the cluster is too small for this number of workers, even when it is idle.
 
-    Ray itself would wait for room forever.
+    Without this check, Ray would wait forever.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for name, needed in _needs(compute):
@@ -134,7 +135,7 @@ def places(node: dict[str, float], compute: ComputeSettings) -> int:
 
 
 def _needs(compute: ComputeSettings) -> tuple[tuple[str, float], ...]:
-    """Return the CPUs and GPUs that each worker needs; 0 GPUs if the setting is unset."""
+    """Return the number of CPUs and GPUs that each worker needs. An unset `gpus_per_worker` counts as 0."""
     return ("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker or 0.0)
 
 
@@ -142,7 +143,7 @@ class _Pool(Generic[Task, Result]):
     """Pool of Ray actors that each process one task at a time.
 
     Ray's own restarts are disabled, because a task that Ray retries on a restarted actor waits forever if no node has
-    room for that actor. This pool assigns work to an actor only once it is running.
+    room for that actor. Instead, this pool starts a new actor, and assigns tasks to an actor only once it is running.
     """
 
     def __init__(self, ray: Any, make_worker: Callable[[], Worker[Task, Result]], compute: ComputeSettings) -> None:
@@ -170,7 +171,7 @@ class _Pool(Generic[Task, Result]):
             exceptions.WorkerCrashedError,
         )
         self._starting: dict[Any, Any] = {}
-        """Actors that are not known to be running yet, by the object reference of their `ready` call."""
+        """Actors whose `ready` call has not returned yet, by the object reference of that call."""
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, Task]] = {}
         """Busy actors and their tasks, by the object reference of their `run` call."""
@@ -208,7 +209,7 @@ class _Pool(Generic[Task, Result]):
         self._starting[actor.ready.remote()] = actor
 
     def _welcome(self, reference: Any) -> None:
-        """Mark a started actor as idle, or replace it if it died during startup."""
+        """Process a finished `ready` call: mark the actor as idle, or replace it if it died during startup."""
         actor = self._starting.pop(reference)
         try:
             self._ray.get(reference)
@@ -226,7 +227,7 @@ class _Pool(Generic[Task, Result]):
             self._idle.append(actor)
 
     def _result(self, reference: Any, upcoming: _Upcoming[Task]) -> Iterator[Result]:
-        """Yield the result of a task. If the actor died, put the task back and start a new actor."""
+        """Yield the result of a finished `run` call. If its actor died, put the task back and start a new actor."""
         actor, task = self._busy.pop(reference)
         try:
             result = self._ray.get(reference)
@@ -241,7 +242,7 @@ class _Pool(Generic[Task, Result]):
                     f"they may need more memory, so fewer workers or smaller batches ({error})"
                 ) from error
             self._start()
-            # idle actors may have died with the same node, so they get no work until they respond
+            # idle actors may have died when the same node failed, so they get no work until they respond
             self._starting.update({waiting.ready.remote(): waiting for waiting in self._idle})
             self._idle = []
         else:
@@ -252,14 +253,15 @@ class _Pool(Generic[Task, Result]):
 class _Upcoming(Generic[Task]):
     """Tasks that have not started yet.
 
-    Each busy actor has one task reserved, so that it can read ahead. At the end, idle actors may take reserved tasks.
+    For each busy actor, one task is reserved, so that the actor can start reading it. When only reserved tasks are
+    left, idle actors take them.
     """
 
     def __init__(self, tasks: Iterable[Task]) -> None:
         self._tasks = iter(tasks)
         self._reserved: dict[Any, Task] = {}
         self._returned: list[Task] = []
-        """Tasks that were put back. A task is listed once for each time that it was put back."""
+        """Tasks whose actor died while processing them. A task appears once for each such death."""
 
     def take(self, actor: Any) -> Task | None:
         """Return the task that an actor should process now, or None if no task is left."""
@@ -271,7 +273,7 @@ class _Upcoming(Generic[Task]):
         return task
 
     def reserve(self, actor: Any) -> Task | None:
-        """Reserve and return the task that an actor will probably process next, or None if no task is left."""
+        """Reserve and return the task that an actor will probably process next; None if no unreserved task is left."""
         task = next(self._tasks, None)
         if task is not None:
             self._reserved[actor] = task
@@ -281,7 +283,7 @@ class _Upcoming(Generic[Task]):
         """Put back the current and reserved tasks of a dead actor.
 
         Returns:
-            Number of times that `task` has been put back so far.
+            Number of times that `task`, the current task, has been put back so far.
         """
         returned = [task, self._reserved.pop(actor)] if actor in self._reserved else [task]
         self._tasks = itertools.chain(returned, self._tasks)

@@ -34,8 +34,8 @@ class ClusterAddress:
     """Address in Ray's notation: `host:port`, `ray://host:port` or `auto`; `local` for a cluster that priorkit
     starts."""
     source: str
-    """Setting that contains the address: `compute.address` or `RAY_ADDRESS`; empty if neither is set. `=auto` is
-    appended if the cluster was found through `auto`."""
+    """Name of the setting or environment variable with the address: `compute.address` or `RAY_ADDRESS`; empty if
+    neither is set. If the cluster was found through the address `auto`, `=auto` is appended to the name."""
 
     @property
     def is_own(self) -> bool:
@@ -50,11 +50,11 @@ class ClusterAddress:
 
     @property
     def way_out(self) -> str:
-        """Advice on how to run without this cluster, for messages."""
+        """Advice on how to run without this cluster, for error messages."""
         return "unset RAY_ADDRESS" if self.source.startswith("RAY_ADDRESS") else "leave the address out"
 
     def error(self, problem: str) -> PriorkitError:
-        """Create the exception for a cluster that cannot be joined."""
+        """Return an exception whose message says which cluster cannot be joined, and why."""
         named = f"{self.source} ({self.address})" if "=" in self.source else f"{self.source}={self.address!r}"
         return PriorkitError(f"cannot join Ray at {named}: {problem}")
 
@@ -63,11 +63,12 @@ def cluster_address(address: str | None) -> ClusterAddress:
     """Return the cluster address given by the setting or the environment.
 
     Args:
-        address: value of the setting `compute.address`. If it is None or `auto`, the environment variable `RAY_ADDRESS`
-            takes precedence, as in Ray, which sets this variable inside its jobs.
+        address: value of the setting `compute.address`. If it is None or `auto`, and the environment variable
+            `RAY_ADDRESS` is set, the value of this variable is used instead. Ray follows the same rule, and sets the
+            variable for its jobs.
 
     Raises:
-        PriorkitError: the address does not have a known form.
+        PriorkitError: the address has an unknown form or an invalid port.
     """
     named = os.environ.get("RAY_ADDRESS", "").strip()
     if named and address in (None, AUTO):
@@ -86,20 +87,22 @@ def cluster_address(address: str | None) -> ClusterAddress:
 
 
 def find_running(place: ClusterAddress, candidates: Mapping[str, bool]) -> tuple[ClusterAddress, bool]:
-    """Find the cluster for the address `auto`.
+    """Find the Ray cluster that the address `auto` stands for.
 
-    It is the only cluster on this machine that responds and was started with `ray start`.
+    This is the only cluster on this machine that responds and was started with `ray start`. Clusters that refuse access
+    because of a missing or wrong token are considered only if there is no other cluster.
 
     Args:
-        place: the address `auto`, for messages.
-        candidates: addresses found in the command lines of Ray processes on this machine, each with True if this user
-            runs a process with that address. Ray's address file is not used, since it remains after the cluster stops.
+        place: the address `auto`, for error messages.
+        candidates: addresses of clusters on this machine, each mapped to True if this user runs a Ray process that uses
+            the address. The addresses come from the command lines of Ray processes. Ray's address file is not used,
+            because it remains after a cluster has stopped.
 
     Returns:
-        Address of the cluster, and True if it belongs to this user.
+        Address of the cluster, and True if this user runs one of its processes.
 
     Raises:
-        PriorkitError: no such cluster is running, or several are.
+        PriorkitError: no such cluster is running, or more than one is running.
     """
     accessible, closed = [], []
     for address, is_ours in sorted(candidates.items()):
@@ -128,12 +131,13 @@ def require_cluster(place: ClusterAddress, version: str, *, is_ours: bool = Fals
     Args:
         place: address of the cluster.
         version: Ray version in this process.
-        is_ours: True if `auto` found the cluster among this user's processes. Without `RAY_AUTH_MODE=token`, the user's
-            token is sent only to such a cluster, as in Ray, since other addresses may belong to someone else.
+        is_ours: True if `auto` found the cluster among this user's processes. The user's token is sent to any other
+            cluster only if `RAY_AUTH_MODE=token` is set, because that cluster may belong to someone else.
 
     Raises:
-        PriorkitError: no service answers at the address, the service is not Ray, its Ray or Python version differs, the
-            token is missing or refused, or grpcio is not installed for a `ray://` address.
+        PriorkitError: no service answers at the address, the service is not Ray, the address has the wrong form for the
+            port, the Ray or Python version differs from this process's version, the token is missing or refused, or
+            the address begins with `ray://` and grpcio is not installed.
     """
     match = _ADDRESS.fullmatch(place.address)
     assert match is not None
@@ -169,9 +173,11 @@ def require_cluster(place: ClusterAddress, version: str, *, is_ours: bool = Fals
 def own_environment() -> dict[str, str]:
     """Return the environment variables for a cluster that priorkit starts on this machine.
 
-    They include a new token that protects the cluster. By default, Ray would write a token to the user's home folder,
-    or start without a token. Workers get normal priority: at Ray's default (nice 15), a single busy process of another
-    program would take nearly all of a core's time from them.
+    Unless RAY_AUTH_MODE turns tokens off, the variables include a new token that protects the cluster. By default, Ray
+    would write a token to the user's home folder, or start the cluster without a token.
+
+    The variables also set the nice value of workers to 0, unless the user has set another value. At Ray's default of
+    15, one busy process of another program on the same core would leave a worker almost no CPU time.
     """
     environment = {_NICENESS: os.environ.get(_NICENESS, "0")}
     if _mode() in ("", "token"):
@@ -180,9 +186,10 @@ def own_environment() -> dict[str, str]:
 
 
 def find_token() -> tuple[str | None, str]:
-    """Return the token that Ray would send and the token's location.
+    """Return the authentication token that Ray would send, and the location where it was found.
 
-    Locations are searched in the same order as in Ray. If no token is found, return None and the last location tried.
+    The locations are searched in the same order as in Ray. If there is no token, return None and the last location
+    searched.
     """
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token, "RAY_AUTH_TOKEN"
@@ -213,12 +220,15 @@ def _mode() -> str:
 
 
 def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: bool) -> tuple[Answer, dict[str, str]]:
-    """Return the cluster's answer, and the environment variables that make Ray send the token that this call sent.
+    """Send a request to a cluster, with this user's token if that is allowed.
 
     Args:
-        match: match of `_ADDRESS`.
+        match: match of `_ADDRESS` with the cluster's address.
         question: gRPC method and request.
-        is_ours: True if this user's token may be sent without `RAY_AUTH_MODE=token`.
+        is_ours: True if the token may be sent even when RAY_AUTH_MODE is not set.
+
+    Returns:
+        The cluster's answer, and the environment variables that must be set so that Ray sends the same token.
     """
     token, mode = find_token()[0], _mode()
     answer = _ask(match, question, token if mode == "token" else None)

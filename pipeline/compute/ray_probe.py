@@ -1,7 +1,8 @@
 """Requests to a Ray cluster over a plain socket, used to check an address before Ray uses it. Never imports Ray.
 
-Ray itself retries a wrong address for minutes and may then end the process, and its wheels do not include gRPC for
-Python. A fixed gRPC call needs only a few HTTP/2 frames (RFC 9113), with headers sent uncompressed (RFC 7541).
+Given a wrong address, Ray retries for minutes and may then end the process. Ray's wheels do not include gRPC for
+Python, so this module implements gRPC calls itself. The calls are fixed, so each of them needs only a few HTTP/2 frames
+(RFC 9113) with uncompressed headers (RFC 7541).
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
 _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
 _SHOWN_BYTES = 60
-"""Maximum number of bytes from another service's answer shown in an error message."""
+"""Maximum number of bytes of an answer to show in an error message, if the answer does not come from Ray."""
 
 HEAD = ("/ray.rpc.InternalKVGcsService/InternalKVGet", b"\x0a\x10CLUSTER_METADATA\x12\x07cluster")
-"""gRPC method and request (key and namespace) that read a cluster's versions from its head (the GCS)."""
+"""gRPC method and request that read a cluster's Ray and Python versions from its head. The request contains a key and
+its namespace in the key-value store of Ray's Global Control Service (GCS)."""
 CLIENT_SERVER = ("/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x04")
 """gRPC method and request that ping the Ray Client server, which serves `ray://` addresses."""
 
@@ -39,14 +41,14 @@ class Answer:
     """Answer from the service at an address."""
 
     status: int | None
-    """gRPC status code; None if the service uses another protocol or the reply has no status."""
+    """gRPC status code; None if the service does not speak HTTP/2 or the reply has no status."""
     body: bytes = b""
-    """Reply message, or the first bytes received from a service that uses another protocol."""
+    """Reply message, or the first bytes received from a service that does not speak HTTP/2."""
 
     def metadata(self) -> dict[str, object]:
         """Return the cluster metadata from the head's reply; empty if the reply contains none.
 
-        It includes `ray_version`, `python_version` and `ray_init_cluster`.
+        The metadata includes `ray_version`, `python_version` and `ray_init_cluster`.
         """
         start, end = self.body.find(b"{"), self.body.rfind(b"}")
         try:
@@ -56,7 +58,7 @@ class Answer:
         return stored if isinstance(stored, dict) else {}
 
     def shown(self) -> str:
-        """Describe the answer of a service that uses another protocol, for an error message."""
+        """Describe the answer of a service that does not speak HTTP/2, for an error message."""
         if not self.body:
             return "it closed the connection without an answer"
         line = self.body[:_SHOWN_BYTES].decode("latin-1").split("\n")[0].rstrip()
@@ -65,7 +67,9 @@ class Answer:
 
 
 def ask(host: str, port: int, question: tuple[str, bytes], token: str | None = None) -> Answer:
-    """Make a gRPC call and return the answer. If Ray uses TLS, only check that the port accepts connections.
+    """Make a gRPC call and return the answer.
+
+    If RAY_USE_TLS is set, only check that the port accepts connections, and return an answer with status `OK`.
 
     Args:
         host: host name or IP address.
@@ -74,7 +78,7 @@ def ask(host: str, port: int, question: tuple[str, bytes], token: str | None = N
         token: authentication token, sent in the same header that Ray uses.
 
     Raises:
-        OSError: no service listens at the address, it closes the connection, or it does not answer in time.
+        OSError: no service listens at the address, or the service closes the connection or does not answer in time.
     """
     method, request = question
     headers = [
@@ -107,7 +111,10 @@ def _uses_tls() -> bool:
 
 
 def _receive(connection: socket.socket) -> Answer:
-    """Read HTTP/2 frames until the reply ends, and return the reply."""
+    """Read HTTP/2 frames until the reply is complete, and return the reply.
+
+    If the service does not speak HTTP/2, return the first bytes that it sends, without a status.
+    """
     deadline = time.monotonic() + TIMEOUT_SECONDS
     body, is_first = b"", True
     with connection.makefile("rb") as stream:
@@ -138,14 +145,15 @@ def _receive(connection: socket.socket) -> Answer:
 
 
 def _parse(head: bytes) -> tuple[int | None, int, int, int]:
-    """Parse a frame header into kind, flags, stream number and payload length. An incomplete header has kind None."""
+    """Return a frame header's kind, flags, stream number and payload length. The kind is None if the header is
+    incomplete."""
     if len(head) < 9:
         return None, 0, 0, 0
     return head[3], head[4], int.from_bytes(head[5:], "big"), int.from_bytes(head[:3], "big")
 
 
 def _rest(connection: socket.socket, stream: io.BufferedReader) -> bytes:
-    """Return a few more bytes from a service that uses another protocol, for the error message."""
+    """Return up to `_SHOWN_BYTES` more bytes from a service that does not speak HTTP/2, for the error message."""
     connection.settimeout(0.2)
     try:
         return stream.read1(_SHOWN_BYTES)
@@ -154,7 +162,10 @@ def _rest(connection: socket.socket, stream: io.BufferedReader) -> bytes:
 
 
 def _status(block: bytes) -> int | None:
-    """Return the gRPC status code from the trailing headers, where gRPC sends its name and value uncompressed."""
+    """Return the `grpc-status` value in a block of trailing headers, or None if it is absent.
+
+    gRPC sends this header as uncompressed text, so no HPACK decoder is needed.
+    """
     status = re.search(rb"grpc-status[\x01\x02](\d{1,2})", block)
     return int(status[1]) if status else None
 

@@ -37,14 +37,14 @@ class Joined:
 
 
 JOINED: dict[str | None, Joined] = {}
-"""Cluster most recently joined for each value of `compute.address`, for summaries."""
+"""Most recently joined cluster for each value of `compute.address`, described in summaries."""
 
 
 @contextlib.contextmanager
 def open_cluster(ray: Any, address: str | None) -> Iterator[None]:
     """Context manager that joins or starts the Ray cluster for `address`.
 
-    On exit, the process leaves the cluster. A cluster that was started for the command is stopped.
+    On exit, this process leaves the cluster. If priorkit started the cluster, the cluster is stopped.
 
     Args:
         ray: the `ray` module.
@@ -67,7 +67,7 @@ def open_cluster(ray: Any, address: str | None) -> Iterator[None]:
 
 
 def _start(ray: Any, place: ClusterAddress) -> None:
-    """Start or join a cluster; raise PriorkitError if Ray cannot do so."""
+    """Start or join a cluster. Raise PriorkitError if this fails."""
     previous_handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=place.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -94,7 +94,7 @@ def _start(ray: Any, place: ClusterAddress) -> None:
 
 @contextlib.contextmanager
 def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
-    """Context manager that sets environment variables read by Ray's compiled code, and restores them on exit."""
+    """Context manager that sets environment variables for Ray's compiled code, and restores the old values on exit."""
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *environment)}
     os.environ.update(environment)
     _read_environment_again(ray)
@@ -109,7 +109,10 @@ def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
 
 
 def _read_environment_again(ray: Any) -> None:
-    """Make Ray read the authentication mode and token again. Versions with token authentication cache both."""
+    """Make Ray read the authentication mode and token from the environment again, since Ray caches both.
+
+    Do nothing in Ray versions without token authentication.
+    """
     raylet = ray._raylet
     if hasattr(raylet, "AuthenticationTokenLoader"):
         raylet.Config.initialize("")
@@ -117,10 +120,10 @@ def _read_environment_again(ray: Any) -> None:
 
 
 def _running_heads(ray: Any) -> dict[str, bool]:
-    """Find the addresses of the cluster heads to which Ray node processes (raylets) on this machine are connected.
+    """Find the cluster heads that are named in the command lines of Ray's node processes (raylets) on this machine.
 
     Returns:
-        For each address, True if this user runs one of the connected raylets.
+        Mapping from the address of each head to True if this user runs one of its raylets, otherwise to False.
     """
     heads: dict[str, bool] = {}
     for process in ray._private.services.psutil.process_iter(["cmdline", "uids"]):

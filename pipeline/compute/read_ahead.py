@@ -1,4 +1,4 @@
-"""Background reading and decoding of samples, including those at the start of the next shard."""
+"""Background reading and decoding of samples, including the first samples of the next shard."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Stream(Generic[Decoded]):
             yield item.result()
 
     def stop(self) -> None:
-        """Stop reading, and cancel decoding that has not started. A read that hangs is abandoned."""
+        """Stop reading, and cancel all decoding that has not started. If a read hangs, leave its thread running."""
         self._stopped.set()
         self._thread.join(_STOP_SECONDS)
         while not self._ready.empty():
@@ -61,7 +61,7 @@ class _Stream(Generic[Decoded]):
             self._put(error)
 
     def _put(self, item: Future[Decoded] | BaseException | None) -> None:
-        """Put an item in the queue, waiting for room until the stream is stopped."""
+        """Put an item in the queue, waiting until there is room. If the stream is stopped first, drop the item."""
         while not self._stopped.is_set():
             try:
                 self._ready.put(item, timeout=_POLL_SECONDS)
@@ -77,7 +77,8 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
         read: function that yields the samples of a task; runs in a separate thread.
         decode: function that decodes a sample; runs in several threads.
         threads: number of decoding threads.
-        depth: maximum number of samples decoded ahead for the current task, and likewise for the next task.
+        depth: maximum number of samples decoded ahead for each task. The limit applies separately to the current task
+            and to the next task.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
         self._running: list[_Stream[Decoded]] = []
 
     def samples(self, task: Task, following: Task | None) -> Iterator[Decoded]:
-        """Yield the decoded samples of a task in order, then start reading the samples of the following task."""
+        """Yield the decoded samples of a task in order. Then start reading the following task, unless it is None."""
         stream = self._take(task)
         try:
             yield from stream
@@ -104,7 +105,7 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
             self._stop(stream)
 
     def close(self) -> None:
-        """Stop all reading and decoding, since running threads can prevent the interpreter from exiting."""
+        """Stop all reading and decoding, so that no running thread prevents the interpreter from exiting."""
         self._next = None
         while self._running:
             self._stop(self._running[-1])

@@ -11,27 +11,27 @@ from ..settings import Settings
 
 
 class ComputeSettings(Settings):
-    """Settings that control where shards are processed and priors are trained. They do not change the
+    """Settings that control where shards are processed and where priors are trained. They do not change the
     content of shards or the results of evaluations."""
 
     backend: Literal["local", "ray"] = "local"
     """`local` processes one shard at a time in this process. `ray` uses the Ray cluster given by `compute.address`, or
     a cluster that priorkit starts on this machine for the command."""
     workers: int = Field(default=1, ge=1)
-    """Number of Ray actors. Each actor processes one shard at a time; for training, all actors train one prior
+    """Number of Ray actors. Each actor processes one shard at a time. During training, all actors train the same prior
     together. Values above 1 need `backend: ray`."""
     min_workers: int = Field(default=1, ge=1)
-    """Minimum number of workers with which training continues after nodes are lost. The default is 1, since training
-    with fewer workers is only slower."""
+    """Minimum number of workers that training needs to continue after nodes are lost. The default is 1, because losing
+    workers only makes training slower."""
     address: str | None = None
-    """Ray cluster to join: `host:6379`, `ray://host:10001`, or `auto` for the cluster running on this machine. With
-    `local`, Ray is started on this machine for the command. If `RAY_ADDRESS` is set, it replaces `auto` and an unset
-    address; otherwise, an unset address means `local`."""
+    """Ray cluster to join: `host:6379`, `ray://host:10001`, or `auto` for the cluster running on this machine. `local`
+    starts a Ray cluster on this machine for the command. If the environment variable `RAY_ADDRESS` is set, its value is
+    used instead of `auto` or an unset address. Otherwise, an unset address means `local`."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """Number of CPUs that Ray reserves per worker."""
     gpus_per_worker: float | None = Field(default=None, ge=0)
-    """Number of GPUs that Ray reserves per worker. The default is 1 if torch can use the cluster's GPUs and the stage's
-    `device` is not `cpu`; otherwise 0. Downloads use no GPU."""
+    """Number of GPUs that Ray reserves per worker. By default, it is 1 if torch can use the cluster's GPUs and the
+    stage's `device` is not `cpu`; otherwise 0. For downloads, the default is always 0."""
 
     @model_validator(mode="after")
     def _workers_need_ray(self) -> Self:
@@ -51,5 +51,5 @@ class DeviceSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that runs the model. `auto` uses a GPU if one is available."""
     threads: int = Field(default=0, ge=0)
-    """Number of CPU threads; 0 uses one per core. It affects the last bits of floating-point sums, so the manifest
-    records it."""
+    """Number of CPU threads; 0 means one thread per available core. The manifest records the number, because it affects
+    the last bits of floating-point sums."""

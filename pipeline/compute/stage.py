@@ -21,14 +21,16 @@ from .settings import ComputeSettings
 Task = TypeVar("Task")
 
 ProgressCallback = Callable[[int, Optional[int], str], None]
-"""Callback that receives progress as (done, total, note). The total is None while it is unknown."""
+"""Callback that receives the number of finished units, the total number of units, and a note to display. The total is
+None while it is unknown."""
 
 ProgressFactory = Callable[[str, str], contextlib.AbstractContextManager[ProgressCallback]]
-"""Function that opens a progress display, given a description of the work and the name of its unit."""
+"""Function that receives a description of the work and the name of its unit, and returns a context manager. The context
+manager shows a progress display and yields the callback that updates it."""
 
 
 def no_progress(done: int, total: int | None, note: str) -> None:
-    """Ignore progress. This is the default callback."""
+    """Do nothing. This is the default progress callback."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class StagePlan:
     bytes_needed: int
     """Estimated disk space for the pending work, in bytes."""
     bytes_free: int | None
-    """Free disk space at the folder, in bytes; None on an object store."""
+    """Free space on the folder's disk, in bytes; None for an object store."""
     seconds: float
     """Estimated time for the pending work, in seconds."""
 
@@ -56,7 +58,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class StageResult:
-    """Result of a stage, printed as its summary or as JSON with `--json`."""
+    """Result of a stage. Commands print it as a summary, or as JSON if `--json` is given."""
 
     stage: str
     folder: str
@@ -66,11 +68,11 @@ class StageResult:
     rows: int
     seconds: float
     counts: dict[str, int] = field(default_factory=dict)
-    """Number of rows by outcome, over all shards in the folder."""
+    """Number of rows with each outcome, such as `success`, over all shards in the folder."""
     statistics: dict[str, Any] = field(default_factory=dict)
     """Other statistics of the stage, over all shards in the folder; see the stage's documentation."""
     notes: list[str] = field(default_factory=list)
-    """Notes about the input for the user, as sentences."""
+    """Sentences about the input, shown to the user as notes."""
     device: str = "cpu"
     """Device that ran the stage, such as `cpu, 2 threads` or `cuda (NVIDIA H200)`."""
     cluster: str = ""
@@ -89,15 +91,15 @@ def run_shards(
     progress: ProgressCallback,
     device: str = "cpu",
 ) -> StageResult:
-    """Bring all shards of a folder up to date, and return the result for the stage's summary.
+    """Process all missing and outdated shards of a folder, and return the result for the stage's summary.
 
     Args:
         folder: stage folder, locked for writing.
-        tasks: function that takes the names of the pending shards and yields a task for each.
+        tasks: function that takes the names of the shards to process and yields a task for each.
         inputs: input fingerprint of every shard that the folder should contain, by shard name.
         make_worker: function that creates the worker, which processes a task and commits its shard.
         compute: settings that control where the work runs.
-        progress: called once at the start and after each finished shard.
+        progress: callback, called once at the start and after each finished shard.
         device: description of the device, for the summary.
     """
     start = time.monotonic()
@@ -130,8 +132,8 @@ def require_success(result: StageResult, output: str, diagnosis: str = "") -> No
 
     Args:
         result: result of the stage.
-        output: name of the output of a successful row, for the message, such as `an image`.
-        diagnosis: probable cause of the failures, for the message; empty if unknown.
+        output: name of the output that a successful row has, such as `an image`, for the error message.
+        diagnosis: probable cause of the failures, for the error message; empty if unknown.
 
     Raises:
         InputError: no row succeeded. The message lists the outcomes, most frequent first.

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages with text, tables, pictures and plots. A page loads nothing and runs no scripts.
+"""Self-contained HTML pages with text, tables, pictures and plots. A page loads no other files and runs no scripts.
 
 A *fragment* is HTML that is safe to embed in a page. The functions in this module escape values and return fragments.
 Plots are SVG that follows the page's light or dark theme. They need matplotlib, which the extra `report` installs.
@@ -67,7 +67,7 @@ def paragraph(value: object) -> str:
 
 
 def link(url: str, label: str) -> str:
-    """Return a link, or only its label if the URL is not HTTP or HTTPS."""
+    """Return a link, or only its label if the URL does not use HTTP or HTTPS."""
     with contextlib.suppress(ValueError):
         if urlsplit(url).scheme in ("http", "https"):
             return f'<a href="{html.escape(url)}" rel="noreferrer noopener">{text(label)}</a>'
@@ -75,7 +75,7 @@ def link(url: str, label: str) -> str:
 
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table of escaped text, which scrolls if it is wider than the page."""
+    """Return a table of escaped text. The table scrolls horizontally if it is wider than the page."""
     head = "".join(f"<th>{text(cell)}</th>" for cell in header)
     body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -101,24 +101,26 @@ def strip(label: str, pictures: Iterable[str]) -> str:
 
 
 def card(heading: str, fragments: Iterable[str]) -> str:
-    """Return fragments below a heading, as an item for `plots`."""
+    """Return a box that contains a heading and fragments, for use as an item of `plots`."""
     return f'<article class="card"><h3>{text(heading)}</h3>{"".join(fragments)}</article>'
 
 
 def plots(figures: Iterable[str]) -> str:
-    """Return figures side by side, wrapped at the page width."""
+    """Return plots and cards side by side, in as many rows as the page width requires."""
     return f'<div class="plots">{"".join(figures)}</div>'
 
 
 @contextlib.contextmanager
 def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6) -> Iterator[tuple[Axes, list[str]]]:
-    """Context manager that yields axes to draw on, and a list. On exit, the plot's fragment is appended to the list.
+    """Context manager that yields axes to draw on, and an empty list. On exit, the plot's fragment is appended to the
+    list.
 
     Args:
         title: title of the plot.
         x: label of the horizontal axis.
         y: label of the vertical axis.
-        height: height in inches, for text of about 10 points. The page scales the plot to its column.
+        height: height in inches. At this size, text is about 10 points high. The page scales the plot to the width of
+            its column.
         width: width in inches.
 
     Raises:
@@ -148,7 +150,8 @@ def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6
 def plot_label(name: str) -> str:
     """Return a name as ASCII text for a plot, at most 60 characters long.
 
-    Dollar signs are escaped, since matplotlib would read them as the start of a formula.
+    Non-ASCII characters are replaced by escapes. Dollar signs are escaped, because matplotlib would read them as the
+    start of a formula.
     """
     return name.encode("unicode_escape").decode().replace("$", r"\$")[:60]
 
@@ -181,15 +184,15 @@ def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> bytes:
 
 
 def page_target(option: str, path: str, folders: Iterable[str]) -> str:
-    """Return the absolute path of a page, and check before the work starts that the page can be written.
+    """Check, before a command starts its work, that a page can be written, and return the page's absolute path.
 
     Args:
         option: command-line option that gave the path, for messages.
         path: path of the page.
-        folders: folders with recorded files. The page must not be inside them.
+        folders: data folders. The page must not be inside any of them, since all files in a data folder are recorded.
 
     Raises:
-        InputError: the page cannot be written there, or matplotlib is not installed.
+        InputError: the page cannot be written to the path, or matplotlib is not installed.
     """
     target = os.path.abspath(path)
     if not path or os.path.isdir(target):
@@ -206,6 +209,11 @@ def page_target(option: str, path: str, folders: Iterable[str]) -> str:
 
 
 def write_page(target: str, content: bytes) -> None:
-    """Write a page atomically."""
+    """Write a page to a file atomically.
+
+    Args:
+        target: path, as returned by `page_target`.
+        content: page, as returned by `page`.
+    """
     with atomic_file(target, durable=False) as file:
         file.write(content)

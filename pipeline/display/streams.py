@@ -1,6 +1,6 @@
-"""Handling of closed or failing standard streams, and of the signals that stop a command.
+"""Functions that handle closed or failing standard streams, and the signals that stop a command.
 
-Imports no heavy dependencies.
+This module imports no heavy dependencies.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ FORCING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLITE_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that never force an immediate stop.
 
-A closing terminal sends SIGHUP twice. Batch systems send SIGUSR1 or SIGUSR2 as a warning.
+A closing terminal sends SIGHUP twice. Batch systems send SIGUSR1 or SIGUSR2 as a warning before SIGTERM.
 """
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask a command to stop, without signals that are ignored, such as SIGHUP under `nohup`."""
+    """Return the signals that ask a command to stop.
+
+    Signals of `POLITE_SIGNALS` that this process ignores, such as SIGHUP under `nohup`, are left out.
+    """
     polite = [number for number in POLITE_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     return (*FORCING_SIGNALS, *polite)
 
 
 def handle_stop_signals() -> None:
-    """Make every stop signal raise KeyboardInterrupt, so that temporary files and locks are removed."""
+    """Make every stop signal raise KeyboardInterrupt, so that temporary files and locks are removed before exit."""
 
     def interrupt(number: int, frame: Any) -> None:
         if number in POLITE_SIGNALS:
@@ -43,13 +46,14 @@ def handle_stop_signals() -> None:
 def open_closed_streams() -> None:
     """Redirect closed standard streams to the null device.
 
-    Otherwise, the next file to be opened would get the stream's descriptor, and libraries would print into that file.
+    Otherwise, the next file to be opened would get the file descriptor of a closed stream, and libraries that print to
+    the stream would write into that file.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # reuses the closed one: the lowest free number
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number: the closed one
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -59,10 +63,10 @@ def open_closed_streams() -> None:
 
 
 def flush_streams() -> OSError | None:
-    """Flush the standard streams, and return the first error, or None.
+    """Flush the standard streams. Return the first error, or None if there is no error.
 
-    A failing stream is redirected to the null device. Otherwise, the interpreter would flush it again at exit and
-    print a traceback.
+    A stream that cannot be flushed is redirected to the null device. Otherwise, the interpreter would flush it again at
+    exit and print a traceback.
     """
     first_error = None
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
@@ -88,7 +92,7 @@ def _discard(stream: TextIO) -> None:
 
 
 class StandardError:
-    """Wrapper of standard error that ignores failed writes, so that training survives a closed terminal."""
+    """Wrapper of standard error that ignores failed writes, so that training continues if the terminal is closed."""
 
     def write(self, text: str) -> int:
         """Write text, ignoring errors."""

@@ -31,7 +31,7 @@ EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories of invisible characters, which may control the terminal or reorder text."""
+"""Unicode categories of invisible characters. Such characters could control the terminal or reorder text."""
 
 
 def clean(value: object) -> str:
@@ -53,7 +53,10 @@ def print_text(text: str) -> None:
 
 @contextlib.contextmanager
 def _standard_output() -> Iterator[None]:
-    """Context manager that converts a failed write, such as on a full disk, to an error that names standard output."""
+    """Context manager that raises PriorkitError if standard output cannot be written, for example on a full disk.
+
+    For a closed pipe, it raises BrokenPipeError.
+    """
     try:
         yield
     except BrokenPipeError:
@@ -174,9 +177,9 @@ def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[P
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """Context manager that converts exceptions to a printed message and an exit code.
+    """Context manager that prints a message for an exception, and exits with a nonzero exit code.
 
-    Errors from missing packages and closed pipes propagate to the entry point, which handles them.
+    Exceptions for missing packages and closed pipes propagate, because the entry point handles them.
     """
     try:
         yield
@@ -191,7 +194,8 @@ def reported_errors() -> Iterator[None]:
 def report(error: BaseException) -> int:
     """Print the message for an exception, and return the exit code.
 
-    The traceback of a bug is written to a file. PRIORKIT_TRACEBACK=1 also prints the traceback of every exception.
+    If the exception is a bug, its traceback is written to a file. If the environment variable PRIORKIT_TRACEBACK is 1,
+    the traceback of any exception is also printed.
     """
     message = explain(error)
     if os.environ.get("PRIORKIT_TRACEBACK", "0") not in ("", "0"):
@@ -203,11 +207,11 @@ def report(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Context manager that yields a function, which returns True once a stop signal has arrived.
+    """Context manager that yields a function. The function returns True once a stop signal has arrived.
 
-    The work calls the function and stops at its next safe point. A second Ctrl-C or SIGTERM stops the work immediately.
-    SIGHUP, SIGUSR1 and SIGUSR2 never stop it immediately: a closing terminal sends SIGHUP twice, and batch systems send
-    SIGUSR1 or SIGUSR2 as a warning before SIGTERM.
+    The running work calls the function at each point where it can stop safely, and stops if the result is True. A
+    second Ctrl-C or SIGTERM stops the work immediately. SIGHUP, SIGUSR1 and SIGUSR2 never stop it immediately: a
+    closing terminal sends SIGHUP twice, and batch systems send SIGUSR1 or SIGUSR2 as a warning before SIGTERM.
     """
     requested = False
     forcing_signals = 0

@@ -30,7 +30,7 @@ class Need:
     missing: list[str]
     """Packages that are not installed."""
     too_old: list[str]
-    """Packages older than their required version."""
+    """Installed packages that are older than the version that priorkit requires."""
     mend: str | None
     """Command that installs the missing and outdated packages; None if no package is missing or outdated."""
 
@@ -46,13 +46,14 @@ class Diagnosis:
     """Total memory of the machine or memory limit of the container, whichever is lower, in bytes; None if unknown."""
     devices: list[str]
     disk: dict[str, Any]
-    """`folder`, and its free space as `free_bytes`, which is None for an object store."""
+    """Dictionary with the keys `folder` and `free_bytes`. The value of `free_bytes` is the free space at the folder in
+    bytes; None for an object store, or if fsspec is not installed."""
     ray: dict[str, Any]
-    """`version`, `RAY_ADDRESS` and `authentication`.
+    """Dictionary with the keys `version`, `RAY_ADDRESS` and `authentication`.
 
-    If the settings or RAY_ADDRESS name a cluster, this also contains its `address`, and its `resources` if it is
-    reachable. If the cluster is unreachable, the error is stored as `problem` if the settings name the cluster, and as
-    `note` if only RAY_ADDRESS names it.
+    If Ray is installed, and the settings or RAY_ADDRESS name a cluster, the dictionary also contains the cluster's
+    `address`. If the cluster can be joined, it contains the cluster's `resources`. Otherwise, it contains the error: as
+    `problem` if the settings name the cluster, or as `note` if only RAY_ADDRESS does.
     """
     chain: list[Need]
     extras: list[Need]
@@ -70,7 +71,8 @@ def diagnose(folder: str, compute: ComputeSettings) -> Diagnosis:
 
     Args:
         folder: data folder whose free space is reported.
-        compute: settings that may name a Ray cluster. If they do, the function connects to it.
+        compute: settings that may name a Ray cluster. If they or the environment variable RAY_ADDRESS name one, the
+            function tries to join this cluster.
     """
     (devices, notes), ray = _devices(), _ray(compute)
     return Diagnosis(
@@ -91,14 +93,14 @@ def diagnose(folder: str, compute: ComputeSettings) -> Diagnosis:
 
 
 def describe_fault(need: Need) -> str:
-    """Describe the missing and outdated packages of a stage or extra; empty if it lacks nothing."""
+    """Return a description of the missing and outdated packages of a stage or extra; empty if there are none."""
     missing = f"{', '.join(need.missing)} not installed" if need.missing else ""
     old = f"{', '.join(need.too_old)} too old" if need.too_old else ""
     return "; ".join(part for part in (missing, old) if part)
 
 
 def _need(name: str, packages: tuple[str, ...]) -> Need:
-    """Compare the packages that a stage or extra needs with the installed ones."""
+    """Compare the packages that a stage or extra needs with the installed packages."""
     installed = {package: installed_version(package) for package in packages}
     versions = {package: version for package, version in installed.items() if version is not None}
     required = requirements()
@@ -108,7 +110,7 @@ def _need(name: str, packages: tuple[str, ...]) -> Need:
 
 
 def _devices() -> tuple[list[str], list[str]]:
-    """Return the devices that torch can use, and notes about them."""
+    """Return the devices that torch can use, and notes about them; two empty lists if torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         return [], []
     import torch
@@ -127,7 +129,7 @@ def _devices() -> tuple[list[str], list[str]]:
 
 
 def _memory() -> int | None:
-    """Return the machine's total memory or the container's memory limit, whichever is lower, in bytes."""
+    """Return the machine's memory or the container's memory limit, whichever is lower, in bytes; None if unknown."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,6 +1,7 @@
-"""Packages that each stage needs, and the command that installs missing ones. Imports none of these packages.
+"""Packages that each stage needs, and the command that installs missing packages.
 
-This module lists only package names. Version requirements are in `pyproject.toml`.
+This module can be imported even if none of the packages is installed. It lists only the names of packages. Version
+requirements are in `pyproject.toml`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "yarl": "aiohttp",
 }
-"""Package for each module whose name differs from its package."""
+"""Name of the package that installs each Python module, for modules whose name differs from the package's name."""
 
 _FOLDERS = ("fsspec", "pyarrow", "pydantic", "pyyaml", "typer")
 _PRIOR = (*_FOLDERS, "numpy", "safetensors", "torch")
@@ -53,11 +54,14 @@ EXTRAS = {
     "gcs": ("gcsfs",),
     "clip-retrieval": ("clip-retrieval",),
 }
-"""Packages that `pip install "priorkit[EXTRA]"` adds, by extra."""
+"""Additional packages that `pip install "priorkit[EXTRA]"` installs, by extra."""
 
 
 def requirements() -> dict[str, str]:
-    """Return priorkit's requirements, such as `torch>=2.10`, by package name. Extras are included."""
+    """Return priorkit's requirements, such as `torch>=2.10`, by package name; empty if priorkit is not installed.
+
+    The requirements of all extras are included.
+    """
     try:
         lines = importlib.metadata.requires("priorkit") or []
     except importlib.metadata.PackageNotFoundError:  # running from a source folder without installation
@@ -75,13 +79,15 @@ def installed_version(package: str) -> str | None:
 
 
 def is_older(version: str, requirement: str) -> bool:
-    """Return whether a version is below the lower bound of a requirement. A pre-release counts as its final release.
+    """Return True if a version is below the lower bound of a requirement; False if the version is not valid.
+
+    A pre-release counts as the final release of the same version.
 
     Args:
         version: installed version.
         requirement: requirement such as `torch>=2.10`; empty if unknown.
     """
-    from packaging.requirements import Requirement  # here, so that `explain_missing` works without packaging
+    from packaging.requirements import Requirement  # imported here, so `explain_missing` works without it
     from packaging.version import InvalidVersion, Version
 
     try:
@@ -101,7 +107,11 @@ def install_command(packages: list[str]) -> str:
 def explain_missing(error: ModuleNotFoundError, command: str) -> str | None:
     """Return the error message for a missing package that priorkit requires.
 
-    Return None for any other missing module, which is a bug in priorkit.
+    Return None if the missing module belongs to no such package, since that is a bug in priorkit.
+
+    Args:
+        error: exception raised by the import.
+        command: command that needs the package, such as `priorkit train`.
     """
     module = (error.name or "").partition(".")[0]
     package = DISTRIBUTIONS.get(module, module.replace("_", "-"))
@@ -111,5 +121,5 @@ def explain_missing(error: ModuleNotFoundError, command: str) -> str | None:
 
 
 def _name(requirement: str) -> str:
-    """Return the normalised package name in a requirement."""
+    """Return the package name in a requirement, in lower case and with hyphens instead of underscores."""
     return re.split(r"[\[<>=!~ ]", requirement)[0].lower().replace("_", "-")
