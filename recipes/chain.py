@@ -105,7 +105,10 @@ def run(
 def plan(
     recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False
 ) -> list[PlannedStage]:
-    """Plan every stage up to `until` without running it. If a stage cannot be planned, its entry contains the reason."""
+    """Plan every stage up to `until` without running it.
+
+    If a stage cannot be planned, its entry contains the reason instead of a plan.
+    """
     planned = []
     for stage in stages_until(until):
         try:
@@ -227,7 +230,10 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
 
 
 def _check_evaluation(recipe: Recipe) -> None:
-    """Check that the evaluation settings are compatible with the training settings, and that no evaluated split is empty."""
+    """Check that the evaluation settings are compatible with the training settings.
+
+    Also check that no evaluated split has a fraction of zero.
+    """
     from ..prior.evaluate.scoring import variants
     from ..prior.model.config import check_sampling
 

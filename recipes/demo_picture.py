@@ -152,7 +152,7 @@ def _digest(code: str) -> bytes:
 
 @contextmanager
 def _demo_packages() -> Iterator[None]:
-    """Context manager for imports; if an import fails, the error message names the command that installs the package."""
+    """Context manager that adds the demo's install command to the error message if an import in its block fails."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -50,7 +50,13 @@ def run_demo(
 
 
 def demo_recipe(folder: Path, port: int | None, overrides: list[str]) -> Recipe:
-    """Load the recipe `demo` with all folders set to subfolders of `folder`. A `port` of None keeps the default port."""
+    """Load the recipe `demo`, with all of its folders inside `folder`.
+
+    Args:
+        folder: folder for all files of the demo.
+        port: port of the local server; None for `DEMO_PORT`.
+        overrides: settings of the form `a.b=value`.
+    """
     folders = {name: folder / name for name in ("images", "embeddings", "prior", "evaluation")}
     demo_overrides = [f"folders.{name}={json.dumps(path.as_posix())}" for name, path in folders.items()]
     if port is not None:

@@ -78,10 +78,10 @@ def key_names(key: str) -> tuple[str, ...]:
 def match_keys(stored: Sequence[str | None], keys: Sequence[str], title: str) -> list[int | None]:
     """Return the table row of each sample key, or None for a key without a row.
 
-    The table is searched for each form that `key_names` returns, such as `cat/0007`, then `0007` without the folder, then
-    `7` without leading zeros. If several rows have the same key, the first matching sample gets the first of these rows,
-    the second sample gets the second row, and so on. If there are more matching samples than rows, the remaining samples
-    get the last of these rows.
+    The table is searched for each form of the key that `key_names` returns: `cat/0007`, then `0007` without the folder,
+    then `7` without leading zeros. If several rows have the same key, the first matching sample gets the first of these
+    rows, the second sample gets the second row, and so on. If there are more matching samples than rows, the remaining
+    samples get the last of these rows.
 
     Args:
         stored: key of each table row.

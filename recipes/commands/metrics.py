@@ -6,7 +6,10 @@ from typing import Any
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
-    """For each split, print a table of the metrics of the prior and the baselines. The first two metrics have intervals."""
+    """Print a table for each split with the metrics of the prior and the baselines.
+
+    The table also contains 95% intervals of the energy score and of the cosine to the true image.
+    """
     from ...pipeline.display.terminal import print_line, print_table
 
     names = ("energy_score", "cosine_to_image", "cosine_to_text", "recall_at_1", "recall_at_10")

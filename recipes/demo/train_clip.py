@@ -64,7 +64,7 @@ DATASET_SIDE = 128
 DATASET_QUALITY = 95
 """JPEG quality of the images that the demo's download stores."""
 NEIGHBOURS = 32
-"""Maximum number of pairs in each run of consecutive codes that `batches` keeps together."""
+"""Maximum length of the runs of pairs that `batches` keeps together if `group_neighbours` is True."""
 EMA_DECAY = 0.995
 """Decay per training step of the exponential moving average of the weights."""
 MAX_LOGIT_SCALE = 100.0
@@ -223,8 +223,8 @@ def batches(
     Args:
         rows: row numbers of the training pairs, sorted by code.
         batch_size: number of rows per batch.
-        group_neighbours: True to keep runs of pairs with consecutive codes together. Such pairs often differ only in skin tone
-            or gender, which makes them hard negatives.
+        group_neighbours: True to keep runs of pairs with consecutive codes together. Such pairs often differ only in
+            skin tone or gender, which makes them hard negatives.
         random: random number generator.
     """
     if group_neighbours:
