@@ -21,8 +21,8 @@ STAGES: tuple[StageName, ...] = ("download", "embed", "train", "evaluate")
 """Stage names, in the order in which the stages run."""
 
 StopRequests = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
-"""Function that returns a context manager. The context manager yields a function that returns
-True once a stop has been requested."""
+"""Function that returns a context manager. The context manager yields a function that returns True once a stop
+has been requested."""
 
 _PROGRESS_UNITS = {"download": "rows", "embed": "shards", "train": "steps", "evaluate": "rows"}
 
@@ -232,7 +232,7 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
 def _check_evaluation(recipe: Recipe) -> None:
     """Check that the evaluation settings are compatible with the training settings.
 
-    Also check that no evaluated split has a fraction of zero.
+    Also check that the `read` settings give every evaluated split a fraction above zero.
     """
     from ..prior.evaluate.scoring import variants
     from ..prior.model.config import check_sampling

@@ -1,6 +1,6 @@
-"""The demo's URL list, which recipes use if they contain `urls: priorkit:demo`, and the demo's image server.
+"""The demo's URL list, which a recipe uses if it sets `urls: priorkit:demo`, and the server for the demo's images.
 
-The list contains the URLs of emoji pictures on a local HTTP server, with the names of the emoji as captions.
+The list contains the URLs of emoji pictures on this local server, with the names of the emoji as captions.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def demo_images(recipe: Recipe, progress: ProgressFactory, *, limit: int | None,
 def write_url_list(path: Path, source: Path, names: list[tuple[str, str]], port: int) -> Path:
     """Write the URL list, and return its path.
 
-    The list also contains six URLs that fail, each for a different reason, to show how failures are reported.
+    In addition to the images, the list contains six URLs that fail, each for a different reason. They show how failures
+    are reported.
 
     Args:
         path: file to write.

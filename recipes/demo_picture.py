@@ -33,11 +33,11 @@ IMAGE_FORMATS: dict[str, tuple[str, dict[str, int]]] = {
 """Pillow format name and encoder options by file suffix. The options favour encoding speed."""
 
 _SKIN_TONE = re.compile(r"(.+?) ((?:(?:medium-)?(?:light|dark)|medium) skin tone)(?: (.+))?")
-_FLAG = re.compile(r"1F1[EF][0-9A-F]-1F1[EF][0-9A-F]|1F3F4-E0067-.+")  # two regional letters, or a tag sequence
+_FLAG = re.compile(r"1F1[EF][0-9A-F]-1F1[EF][0-9A-F]|1F3F4-E0067-.+")  # two regional indicators, or a tag sequence
 
 
 class Emoji(NamedTuple):
-    """Code and caption of an OpenMoji picture, which together identify an image-text pair."""
+    """Image-text pair: the code of an OpenMoji picture, and its caption."""
 
     code: str
     """Hexadecimal code points joined by dashes, as in OpenMoji's file names, such as "1F44B-1F3FD"."""
@@ -96,7 +96,7 @@ def file_name(emoji: Emoji) -> str:
 
 
 def write_images(folder: Path, progress: Callable[[int, int], None] | None = None) -> list[tuple[str, str]]:
-    """Write the picture of every pair to `folder`, in various sizes and formats, as images from the web have.
+    """Write the picture of every pair to `folder`, in a mix of sizes and formats, like images from the web.
 
     Existing files are kept. Each file is written atomically, so it is safe to repeat an interrupted call.
 

@@ -21,7 +21,7 @@ from ..prior.evaluate.settings import EvaluateSettings
 from ..prior.train.settings import TrainSettings
 
 DEMO_URLS = "priorkit:demo"
-"""Value of `urls` that selects the demo's images. An appended `:PORT` selects the port that serves them."""
+"""Value of `urls` that selects the demo's images. `priorkit:demo:PORT` also sets the port of the local server."""
 DEMO_PORT = 47811
 """Default port of the demo's server, fixed so that the URLs are the same in every run."""
 
@@ -46,7 +46,7 @@ class Recipe(PipelineSettings):
         """Location of the URL list: the value of `urls`, or, for the demo, a file next to the folder of image shards.
 
         Raises:
-            SettingsError: the recipe uses the demo's URL list, but its folder of image shards is not local.
+            SettingsError: the recipe uses the demo's URL list, but `folders.images` is not a local folder.
         """
         if self.demo_port is None:
             return self.urls
@@ -69,7 +69,7 @@ def load_recipe(path: str | None, overrides: Sequence[str] = (), sections: Seque
 
     Raises:
         InputError: the file does not exist, or is not YAML.
-        SettingsError: a key or value is invalid. The message contains it, and the known key that is most similar.
+        SettingsError: a key or value is invalid. For an unknown key, the message contains the most similar known keys.
     """
     values = _read_yaml(path) if path is not None else {}
     source = f"{path or 'settings'} with --set" if overrides else path or "settings"

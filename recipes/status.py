@@ -1,4 +1,4 @@
-"""Status of a recipe's stages: the content of each folder, and whether it is up to date."""
+"""Status of a recipe's stages: the content of each stage's folder, and whether the stage is up to date."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ class ShardCommit:
     Args:
         store: folder of the stage.
         name: name of the shard.
-        input: fingerprint of the shard's input; empty if it is known only after the input has been read, in which case
-            it is passed to `commit`.
+        input: fingerprint of the shard's input. If the fingerprint is known only after the input has been read, this
+            argument is empty and the fingerprint is passed to `commit`.
         settings: fingerprint of the stage's settings.
         replaces: True if the shard is already committed. The old record and files stay in place until all new files are
             written, and the new files are then moved over the old files. If the process is killed between these moves,
@@ -102,7 +102,9 @@ def _move_in(store: Store, record: ShardRecord) -> None:
 
 
 def finish_replacements(store: Store, name: str | None = None) -> ShardRecord | None:
-    """Move the new files of shards whose writer committed them but was killed before it had moved them all.
+    """Finish replacing shards whose writer was killed after it committed the new files.
+
+    The new files that are still in `REPLACEMENT_FOLDER` are moved over the old files.
 
     Args:
         name: name of a shard; None for all shards.
@@ -146,7 +148,7 @@ class StageFolder:
                 self.store.remove(f"{RECORD_FOLDER}/{name}.json")
 
     def add(self, record: ShardRecord) -> None:
-        """Add the record of a shard that a worker has committed to the manifest in memory."""
+        """Add a shard record that a worker has written to the manifest in memory."""
         self.manifest.shards[record.name] = record
 
     def describe(self, **about: Any) -> None:
@@ -161,7 +163,7 @@ class StageFolder:
         """
         self._write_manifest()
         known = {f"{RECORD_FOLDER}/{name}.json" for name in self.manifest.shards}
-        # remove only files that exist, since each removal on an object store takes a request
+        # remove only files that exist, because each removal from an object store takes a request
         for name in known.intersection(self.store.names(RECORD_FOLDER)):
             self.store.remove(name)
         _clear_replacements(self.store)
@@ -206,12 +208,15 @@ def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> I
 def check_stage(
     store: Store, planned: Manifest, *, overwrite: bool = False, advice: str = "name another folder"
 ) -> Manifest | None:
-    """Return the folder's manifest, or None if it has none, after checking that the planned stage may write there.
+    """Check that the planned stage may write to a folder.
 
     Args:
         planned: manifest with the stage and settings that are about to be written.
         overwrite: True to accept a folder that was made with other settings.
         advice: what the error message suggests as an alternative to restoring the old settings.
+
+    Returns:
+        The folder's manifest; None if the folder has none.
 
     Raises:
         FolderError: the location is a file, or the folder contains unrelated files or was made by another stage or with

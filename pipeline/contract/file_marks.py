@@ -1,4 +1,4 @@
-"""Change detection for input files without a manifest, by size and modification time first, then by SHA-256.
+"""Change detection for input files that no manifest lists. It compares sizes and modification times, then hashes.
 
 A stage records a *mark* (`FileMark`) for each input file that no manifest lists. If the file's size and modification
 time (on an object store, the ETag or a similar tag) still match the mark, the file is unchanged and is not read again.
@@ -230,7 +230,7 @@ def identify(
 
 
 def content_fingerprint(marks: Mapping[str, FileMark]) -> str:
-    """Return a fingerprint of the names and contents of the marked files, but not of their location."""
+    """Return a fingerprint that depends on the names and contents of the marked files, but not on their location."""
     return fingerprint({name: mark.sha256 for name, mark in marks.items()})
 
 

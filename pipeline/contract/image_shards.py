@@ -51,7 +51,7 @@ class ImageShard:
         return f"{self.name}.parquet"
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return `files`, see `InputShard.sources`. `limit` is ignored, because a tar is always read in full."""
+        """Return `files`; see `InputShard.sources`. `limit` is ignored, because a tar is always read in full."""
         return self.files
 
     def read(self, store: Store) -> Iterator[Sample]:
@@ -175,10 +175,11 @@ def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
 
 
 def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:
-    """Return the table of a shard, which has one row for each URL, including URLs that failed.
+    """Return the table of a shard.
 
     Returns:
-        The table; None if the shard has no table or the table has no `key` column.
+        Table with one row for each URL, including the URLs that failed. None if the shard has no table, or if the table
+        has no `key` column.
     """
     table = _read_parquet(store, shard.table_name)
     if table is None or "key" not in table.schema.names:

@@ -89,7 +89,7 @@ def match_keys(stored: Sequence[str | None], keys: Sequence[str], title: str) ->
         title: name of the shard, for messages.
 
     Raises:
-        InputError: samples in different folders match the same row, because the table lists it without a folder.
+        InputError: samples in different folders match the same row, because the row's key has no folder.
     """
     rows: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(stored):

@@ -1,8 +1,8 @@
 """Format of a stage's folder on disk: file names, shard records, the manifest, and checks. `commit` writes the folder.
 
 A folder contains `manifest.json` and data files. A shard is committed once it has a record, either in the manifest or
-in a separate file in `shards/`. A worker writes this record file after all other files of the shard. When the stage
-ends, it merges the record files into the manifest.
+in a separate file in `shards/`. A worker writes the record file after all other files of the shard. When the stage
+ends, it merges all record files into the manifest.
 
 A record contains the sizes and hashes of the shard's files, and the fingerprints of the shard's input and settings.
 They are used to check that the shard is complete and up to date.
@@ -25,8 +25,8 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 RECORD_FOLDER = "shards"
 READ_BLOCK_ROWS = 4096
-"""Number of rows per row group in Parquet metadata files. Because row groups are small, captions can be
-read one block at a time."""
+"""Number of rows per row group in Parquet metadata files. Because row groups are small, captions can be read one block
+at a time."""
 _MAX_COUNT = 1 << 48
 """Largest accepted number of rows or bytes in a shard, so that sums over many shards fit in 64 bits."""
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError)
@@ -159,7 +159,7 @@ def read_manifest(store: Store) -> Manifest | None:
     """
     records, damage = {}, None
     try:
-        records = read_records(store)  # read first: a writer that finishes moves records into the manifest
+        records = read_records(store)  # read these first, because a finishing writer moves records into the manifest
     except InputError as error:
         damage = error
     try:

@@ -21,9 +21,9 @@ _TENSOR_SUFFIXES = (".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".tfrecord", 
 
 
 def require_known_layout(store: Store) -> None:
-    """Raise InputError if a folder without a manifest is a file, or contains embeddings in an unsupported layout.
+    """Raise InputError if a folder without a manifest contains embeddings in an unsupported layout.
 
-    The message describes the layout and how to convert the files.
+    The message describes the layout and how to convert the files. InputError is also raised if `store` is a file.
     """
     if store.is_local and store.fs.isfile(store.root):
         raise InputError(f"{store.url} is a file; name the folder of embeddings that it is in")
@@ -72,12 +72,16 @@ def describe_other_layout(store: Store, names: list[str]) -> str:
 
 
 def _folder_of_embeddings(name: str) -> str | None:
-    """Return the folder that should have been named instead of the listed folder, so that a file in it can be read.
+    """Return the embeddings folder that contains a file, if it is not the listed folder.
+
+    Args:
+        name: path of the file relative to the listed folder.
 
     Returns:
-        Path relative to the listed folder: `part1` for the file `part1/img_emb/img_emb_0.npy`. An empty path, for a
-        file such as `img_emb_0.npy`, means the parent of the listed folder. None if priorkit reads the file in the
-        listed folder, as with `img_emb/img_emb_0.npy`, or if it is not an embeddings file.
+        Path of the embeddings folder relative to the listed folder, such as `part1` for `part1/img_emb/img_emb_0.npy`.
+        An empty path, for a file such as `img_emb_0.npy`, means that the embeddings folder is the parent of the listed
+        folder. None if the listed folder is the embeddings folder, as for `img_emb/img_emb_0.npy`, or if the file is
+        not an embeddings file.
     """
     *above, folder, file = ["", *name.split("/")]
     kind, _, number = file.partition(".")[0].rpartition("_")

@@ -29,8 +29,8 @@ TEMPORARY_SUFFIX = ".priorkit-tmp"
 _COPY_BYTES = 1 << 20
 """Block size in bytes for uploads."""
 _LONGEST_NAME = 200
-"""Maximum length of a file or folder name in bytes. File systems allow 255 bytes. The remaining bytes are
-left for a temporary suffix."""
+"""Maximum length of a file or folder name in bytes. File systems allow 255 bytes. The remaining bytes are left for
+a temporary suffix."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
@@ -47,7 +47,7 @@ def check_name(name: str) -> str:
 
 
 def _check_inside(name: str) -> str:
-    """Return `name` if it stays inside the folder; otherwise raise InputError.
+    """Return `name` if it is the name of a file inside the folder; otherwise raise InputError.
 
     Unlike `check_name`, this function accepts any characters, because other tools may have named the files.
     """
@@ -163,7 +163,10 @@ class Store:
             ) from error
 
     def names(self, under: str = "") -> list[str]:
-        """Return the sorted relative names of all data files (see `listing.is_data`) in `under` and its subfolders."""
+        """Return the sorted names of all data files in the folder or in its subfolder `under`, including subfolders.
+
+        Names are relative to the folder. `listing.is_data` decides which files are data files.
+        """
         return list_files(self.fs, self.root, under)
 
     def sizes(self, under: str = "") -> dict[str, int]:

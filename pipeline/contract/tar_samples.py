@@ -17,8 +17,8 @@ from .storage import Store
 _END_BYTES = 1024
 """Number of zero bytes at the end of every complete tar: two blocks of 512 bytes."""
 _TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
-"""Exceptions that tarfile raises for damaged or malicious tars. It raises ValueError and
-OverflowError for invalid numbers."""
+"""Exceptions that tarfile raises for damaged or malicious tars. It raises ValueError and OverflowError
+for invalid numbers."""
 _NOT_TOGETHER = "the files of a sample do not stand together; write the tar again with `tar --sort=name`"
 
 Content = TypeVar("Content")

@@ -113,7 +113,7 @@ def parse_arguments() -> argparse.Namespace:
 def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) -> NDArray[np.uint8]:
     """Return V distorted pictures of every pair as a memory-mapped array (V, N, S, S, 3).
 
-    The pictures are drawn once and stored in the folder `cache`.
+    The pictures are drawn once and stored in the folder `cache`. Later calls load the stored pictures.
     """
     path = cache / f"variants-{len(pairs)}-{count}-{IMAGE_SIDE}-{seed}.npy"
     if not path.exists():
@@ -259,12 +259,12 @@ def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor) -> T
     Args:
         model: CLIP model.
         images: (B, 3, S, S) normalised pixels.
-        tokens: (B, C) token numbers.
+        tokens: (B, C) token IDs.
     """
     with torch.autocast("cpu", torch.bfloat16):
         image_embed = model.encode_image(images)
     image_embed = functional.normalize(image_embed.float(), dim=-1)  # (B, D)
-    text_embed = model.encode_text(tokens, normalize=True)  # (B, D); float32, as bfloat16 is no faster at this size
+    text_embed = model.encode_text(tokens, normalize=True)  # (B, D); float32: bfloat16 is no faster at this size
     logits = model.logit_scale.exp() * image_embed @ text_embed.T  # (B, B)
     targets = torch.arange(len(logits))
     return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2

@@ -25,7 +25,7 @@ _SIMPLE = (
     pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null, pa.types.is_binary,
     pa.types.is_fixed_size_binary
 )  # fmt: skip
-"""Tests for Arrow types whose values can always be converted to Python values."""
+"""Type tests for the Arrow types whose values can always be converted to Python values."""
 _escaped = functools.partial(bytes.decode, errors="backslashreplace")
 
 
@@ -172,9 +172,9 @@ def as_text(values: pa.Array) -> pa.Array:
 
 
 def group_names(values: pa.Array) -> list[str | None]:
-    """Convert values of any type to strings that name groups of rows, or to None for missing values.
+    """Convert an array of any type to strings that are used as names of groups of rows.
 
-    Values are converted as in `as_text`.
+    Missing values become None. Other values are converted as in `as_text`.
     """
     plain = decoded(values)
     if pa.types.is_temporal(plain.type):  # Python's datetime types lack nanoseconds

@@ -30,7 +30,7 @@ _LIST_VIEWS = _tests("is_list_view", "is_large_list_view")
 _LISTS = _tests("is_list", "is_list_view")
 _LARGE_LISTS = _tests("is_large_list", "is_large_list_view")
 _EXTENSIONS = {"arrow.bool8": pa.bool_(), "arrow.uuid": pa.string()}
-"""Plain types of the extension types for which `plain_type` does not return the plain storage type.
+"""Plain types of the extension types whose values differ from the stored values.
 
 bool8 is stored as int8, and UUIDs are stored as bytes.
 """

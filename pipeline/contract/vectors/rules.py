@@ -1,6 +1,6 @@
 """Rules for valid embeddings, used by all readers: array dtypes and row norms.
 
-`inspect` reports invalid embeddings; opening, training, evaluation and sampling refuse them.
+The command `inspect` reports invalid embeddings. Opening, training, evaluation and sampling refuse them.
 """
 
 from __future__ import annotations
