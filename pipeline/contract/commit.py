@@ -148,7 +148,7 @@ class StageFolder:
                 self.store.remove(f"{RECORD_FOLDER}/{name}.json")
 
     def add(self, record: ShardRecord) -> None:
-        """Add a shard record that a worker has written to the manifest in memory."""
+        """Add a record to the manifest in memory, after a worker has committed the shard."""
         self.manifest.shards[record.name] = record
 
     def describe(self, **about: Any) -> None:

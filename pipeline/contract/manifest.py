@@ -184,7 +184,7 @@ def read_records(store: Store, folder: str = RECORD_FOLDER) -> dict[str, ShardRe
             try:
                 record = ShardRecord.from_json(store.read_json(name))
             except FileNotFoundError:
-                continue  # merged after the folder was listed
+                continue  # the record was merged after the folder was listed
             except _SHAPE_ERRORS as error:
                 raise _not_a_manifest(store.path(name), error) from error
             records[record.name] = record

@@ -72,7 +72,7 @@ def describe_other_layout(store: Store, names: list[str]) -> str:
 
 
 def _folder_of_embeddings(name: str) -> str | None:
-    """Return the embeddings folder that contains a file, if it is not the listed folder.
+    """Return the embeddings folder that contains a file, if that folder is not the listed folder.
 
     Args:
         name: path of the file relative to the listed folder.

@@ -110,7 +110,7 @@ class Store:
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return (Store, (self.url,))  # connections cannot be pickled, so each worker opens its own
+        return (Store, (self.url,))  # connections cannot be pickled, so each worker opens a new one
 
     def path(self, name: str) -> str:
         """Return the full path of `name` in the file system; raise InputError if it is outside the folder."""
@@ -163,7 +163,7 @@ class Store:
             ) from error
 
     def names(self, under: str = "") -> list[str]:
-        """Return the sorted names of all data files in the folder or in its subfolder `under`, including subfolders.
+        """Return the sorted names of all data files in the folder, or of those in its subfolder `under` only.
 
         Names are relative to the folder. `listing.is_data` decides which files are data files.
         """

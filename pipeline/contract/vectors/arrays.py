@@ -149,7 +149,7 @@ def read_array_start(store: Store, name: str, file: BinaryIO) -> tuple[tuple[int
     try:
         with _PARSER:
             shape, fortran_order, dtype = _HEADER_READERS[np.lib.format.read_magic(file)](file)
-    except (EOFError, ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:  # NumPy parses headers as Python
+    except (EOFError, ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:  # headers are Python literals
         raise _not_an_array(store, name, error) from error
     return shape, fortran_order, dtype
 

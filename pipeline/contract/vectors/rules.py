@@ -1,6 +1,7 @@
 """Rules for valid embeddings, used by all readers: array dtypes and row norms.
 
-The command `inspect` reports invalid embeddings. Opening, training, evaluation and sampling refuse them.
+The command `inspect` reports invalid embeddings. Opening a folder, training, evaluation and sampling refuse
+them.
 """
 
 from __future__ import annotations
