@@ -58,7 +58,7 @@ _LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 
 
 def is_lfs_pointer(file: BinaryIO) -> bool:
-    """Return True if an open file is a Git LFS pointer instead of the real content. The file is rewound to its start."""
+    """Return True if an open file is a Git LFS pointer instead of the real content. The file is rewound afterwards."""
     header = file.read(len(_LFS_HEADER))
     file.seek(0)
     return header == _LFS_HEADER

@@ -142,7 +142,7 @@ def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
     bordered = ImageOps.expand(original, margin, fill="white")
     pictures = []
     for _ in range(count):
-        zoom = random.uniform(0.92, 1.14)  # size of the frame relative to the picture; above 1, the emoji is drawn smaller
+        zoom = random.uniform(0.92, 1.14)  # relative size of the frame; above 1, the emoji is drawn smaller
         left, top = margin + original.width * ((1 - zoom) / 2 + random.uniform(-0.04, 0.04, size=2))
         frame = (left, top, left + original.width * zoom, top + original.width * zoom)
         side = int(random.choice(IMAGE_SIZES))
