@@ -21,7 +21,8 @@ STAGES: tuple[StageName, ...] = ("download", "embed", "train", "evaluate")
 """Stage names, in the order in which the stages run."""
 
 StopRequests = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
-"""Function that returns a context manager. The context manager yields a function that says if a stop was requested."""
+"""Function that returns a context manager. The context manager yields a function that returns True once a stop
+has been requested."""
 
 _PROGRESS_UNITS = {"download": "rows", "embed": "shards", "train": "steps", "evaluate": "rows"}
 
@@ -32,16 +33,16 @@ class PlannedStage:
 
     name: StageName
     plan: StagePlan | None
-    """None if the stage cannot be planned, for example because its input does not exist yet."""
+    """Plan of the stage; None if the stage cannot be planned, for example because its input does not exist yet."""
     problem: str = ""
-    """Reason why `plan` is None; empty if the stage has a plan."""
+    """Reason why the stage cannot be planned; empty if the stage has a plan."""
 
 
 def stage_name(name: str) -> StageName:
-    """Validate the name of a stage and return it.
+    """Return `name` if it is the name of a stage.
 
     Raises:
-        SettingsError: no stage has this name. The message lists the stages.
+        SettingsError: no stage has this name. The message lists the names of the stages.
     """
     for known in STAGES:
         if name == known:
@@ -51,13 +52,13 @@ def stage_name(name: str) -> StageName:
 
 @contextlib.contextmanager
 def quiet(stage: str, unit: str) -> Iterator[ProgressCallback]:
-    """Default `progress` of `run`, which ignores all progress."""
+    """Context manager that yields a progress callback that does nothing. `run` uses it by default."""
     yield no_progress
 
 
 @contextlib.contextmanager
 def never_stop() -> Iterator[Callable[[], bool]]:
-    """Default `stop_requests` of `run`, which never requests a stop."""
+    """Context manager that yields a function that always returns False. `run` uses it by default."""
     yield lambda: False
 
 
@@ -75,19 +76,19 @@ def run(
     Args:
         recipe: settings of all stages.
         until: last stage to run.
-        limit: maximum number of rows of the list to use; None for all.
-        overwrite: True to discard the content of the folders and start again.
+        limit: maximum number of rows of the URL list to download; None for all rows.
+        overwrite: True to discard the content of the stages' folders and start again.
         progress: called with the name and unit of each stage; returns a context manager that yields a progress
             callback.
-        stop_requests: function that returns a context manager, which is entered for the training stage. It yields a
-            function. When this function returns True, training writes a checkpoint and stops.
+        stop_requests: see `StopRequests`. The context manager is entered for the training stage. Once the function that
+            it yields returns True, training writes a checkpoint and stops.
 
     Returns:
-        The result of each stage.
+        The result of each stage, in order.
 
     Raises:
-        PriorkitError: a check or a stage failed. Everything that can be checked in advance is checked before the
-            first stage starts.
+        PriorkitError: a check or a stage failed. Before the first stage starts, `check` checks everything that can be
+            checked in advance.
     """
     with demo_images(recipe, progress, limit=limit, overwrite=overwrite):
         check(recipe, until=until, limit=limit, overwrite=overwrite)
@@ -104,7 +105,10 @@ def run(
 def plan(
     recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False
 ) -> list[PlannedStage]:
-    """Plan every stage up to `until` without running it. If a stage cannot be planned, its entry gives the reason."""
+    """Plan every stage up to `until` without running it.
+
+    If a stage cannot be planned, its entry contains the reason instead of a plan.
+    """
     planned = []
     for stage in stages_until(until):
         try:
@@ -120,7 +124,7 @@ def stages_until(last: StageName) -> tuple[StageName, ...]:
 
 
 def plan_stage(stage: StageName, recipe: Recipe, *, limit: int | None, overwrite: bool) -> StagePlan:
-    """Plan one stage of a recipe. `limit` applies only to the download.
+    """Plan one stage of a recipe without running it. `limit` applies only to the download stage.
 
     Raises:
         PriorkitError: the stage cannot be planned.
@@ -154,7 +158,7 @@ def run_stage(
     progress: ProgressCallback,
     stop_requests: StopRequests,
 ) -> StageResult:
-    """Run one stage of a recipe. `limit` applies only to the download.
+    """Run one stage of a recipe. `limit` applies only to the download stage.
 
     Raises:
         PriorkitError: the stage cannot run, or a stop was requested.
@@ -190,7 +194,7 @@ def run_stage(
 def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False) -> None:
     """Check the URL list, settings and folders of a recipe before any stage starts.
 
-    The settings and folder of the evaluation are checked only if it will run.
+    The evaluation settings and the evaluation folder are checked only if `until` is `evaluate`.
 
     Raises:
         PriorkitError: a check failed. Only the first problem is reported.
@@ -226,7 +230,10 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
 
 
 def _check_evaluation(recipe: Recipe) -> None:
-    """Check that the evaluation settings are compatible with the training settings and the splits."""
+    """Check that the evaluation settings are compatible with the training settings.
+
+    Also check that the `read` settings give every evaluated split a fraction above zero.
+    """
     from ..prior.evaluate.scoring import variants
     from ..prior.model.config import check_sampling
 

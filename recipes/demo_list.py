@@ -1,6 +1,6 @@
-"""URL list of the demo, which a recipe selects with `urls: priorkit:demo`.
+"""The demo's URL list, which a recipe uses if it sets `urls: priorkit:demo`, and the server for the demo's images.
 
-The list contains the URLs of emoji pictures, which a local server provides, and the names of the emoji as captions.
+The list contains the URLs of emoji pictures on this local server, with the names of the emoji as captions.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .recipe import DEMO_URLS, Recipe
 
 @contextlib.contextmanager
 def demo_images(recipe: Recipe, progress: ProgressFactory, *, limit: int | None, overwrite: bool) -> Iterator[None]:
-    """Context manager that writes the demo's images and URL list, and serves the images until it exits.
+    """Context manager that writes the demo's images and URL list, and serves the images until the `with` block ends.
 
     The images and the list are written next to the folder of image shards. Existing images are kept. The server is not
-    started if the download is complete. If the recipe uses another list, this context manager does nothing.
+    started if the download is complete. Nothing is done if the recipe does not use the demo's URL list.
 
     Raises:
         PriorkitError: the port is already in use, or the demo's packages are not installed.
@@ -54,12 +54,13 @@ def demo_images(recipe: Recipe, progress: ProgressFactory, *, limit: int | None,
 def write_url_list(path: Path, source: Path, names: list[tuple[str, str]], port: int) -> Path:
     """Write the URL list, and return its path.
 
-    Six of the URLs fail, each for a different reason, to show how failures are reported.
+    In addition to the images, the list contains six URLs that fail, each for a different reason. They show how failures
+    are reported.
 
     Args:
         path: file to write.
         source: folder of the images.
-        names: file name and caption of every image.
+        names: file name and caption of each image.
         port: port of the demo's server.
     """
     base = f"http://127.0.0.1:{port}"
@@ -85,7 +86,7 @@ def write_url_list(path: Path, source: Path, names: list[tuple[str, str]], port:
 
 @contextlib.contextmanager
 def serve(folder: Path, port: int) -> Iterator[None]:
-    """Context manager that serves a folder over HTTP on 127.0.0.1 until it exits.
+    """Context manager that serves a folder over HTTP on 127.0.0.1 until the `with` block ends.
 
     Raises:
         PriorkitError: the port is already in use.
@@ -114,7 +115,7 @@ def serve(folder: Path, port: int) -> Iterator[None]:
 class _Server(http.server.ThreadingHTTPServer):
     """HTTP server that handles each connection in its own thread."""
 
-    request_queue_size = 128  # the default, 5, drops connections, and each retry takes a second
+    request_queue_size = 128  # with the default of 5, connections are dropped, and each retry takes a second
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Suppress the traceback that would be printed when a client closes its connection early."""
@@ -126,4 +127,4 @@ class _QuietHandler(http.server.SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Discard log messages, which would disturb the progress bar. The download already counts requests."""
+        """Discard log messages, because they would disturb the progress bar. The download stage counts the requests."""

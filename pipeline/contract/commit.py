@@ -1,6 +1,6 @@
-"""Write access to a stage's folder for one process at a time: commit, replace, withdraw and merge shards.
+"""Functions and classes that write a stage's folder: they lock it, and commit, replace and remove shards.
 
-`manifest` defines the contents of the folder and reads them.
+The module `manifest` defines the format of the folder and reads it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .manifest import MANIFEST_NAME, RECORD_FOLDER, Manifest, ShardRecord, pendi
 from .storage import TEMPORARY_SUFFIX, Store
 
 REPLACEMENT_FOLDER = "replacing"
-"""Folder in which new versions of committed shards are written before they replace the old versions."""
+"""Subfolder for the new files of a shard that is already committed, until they replace the old files."""
 _ABSENT = type("absent", (), {"__repr__": lambda self: "absent"})()
 
 
@@ -29,12 +29,12 @@ class ShardCommit:
     Args:
         store: folder of the stage.
         name: name of the shard.
-        input: fingerprint of the shard's input; empty if it is known only after the input has been read, in which case
-            it is passed to `commit`.
+        input: fingerprint of the shard's input. If the fingerprint is known only after the input has been read, this
+            argument is empty and the fingerprint is passed to `commit`.
         settings: fingerprint of the stage's settings.
-        replaces: True if the shard already has a record, which is kept until all new files are written. The new files
-            are then moved over the old ones. If the process is killed between these moves, `finish_replacements`
-            completes them.
+        replaces: True if the shard is already committed. The old record and files stay in place until all new files are
+            written, and the new files are then moved over the old files. If the process is killed between these moves,
+            `finish_replacements` completes them.
     """
 
     def __init__(self, store: Store, name: str, *, input: str = "", settings: str, replaces: bool = False) -> None:
@@ -48,7 +48,7 @@ class ShardCommit:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """Context manager that writes a file of this shard atomically, and remembers its size and hash for `commit`."""
+        """Context manager that writes a file of this shard atomically, and stores its size and hash for `commit`."""
         with self._store.create(self._location(name)) as file:
             yield file
             self._files[name] = file.record()
@@ -69,13 +69,13 @@ class ShardCommit:
         input: str | None = None,
         threads: int | None = None,
     ) -> ShardRecord:
-        """Write the record, which commits the shard.
+        """Write the shard's record, which commits the shard, and return the record.
 
         Args:
             rows: number of rows in the shard.
-            counts: number of rows by outcome.
+            counts: number of rows for each outcome, such as `success`.
             input: fingerprint of the shard's input; defaults to the fingerprint given to the constructor.
-            threads: number of CPU threads, see `ShardRecord`.
+            threads: number of CPU threads used; see `ShardRecord.threads`.
         """
         files = {name: self._files[name] for name in sorted(self._files)}
         ordered = dict(sorted((counts or {}).items()))
@@ -96,19 +96,21 @@ class ShardCommit:
 
 
 def _move_in(store: Store, record: ShardRecord) -> None:
-    """Move a shard's new files over its old files. After an interruption, another call completes the moves."""
+    """Move a shard's new files over its old files. If a call is interrupted, the next call completes the moves."""
     for name in (*record.files, *record.logs, f"{RECORD_FOLDER}/{record.name}.json"):
         store.move(f"{REPLACEMENT_FOLDER}/{name}", name)
 
 
 def finish_replacements(store: Store, name: str | None = None) -> ShardRecord | None:
-    """Complete the replacements that a killed writer committed but did not finish moving.
+    """Finish replacing shards whose writer was killed after it committed the new files.
+
+    The new files that are still in `REPLACEMENT_FOLDER` are moved over the old files.
 
     Args:
-        name: name of the only shard to complete; None completes all shards.
+        name: name of a shard; None for all shards.
 
     Returns:
-        The record of shard `name`, or None if it had no committed replacement or no name is given.
+        The record of shard `name`; None if that shard had no committed new files, or if `name` is None.
     """
     records = read_records(store, f"{REPLACEMENT_FOLDER}/{RECORD_FOLDER}")
     for record in records.values():
@@ -127,10 +129,11 @@ class StageFolder:
     def pending(self, inputs: Mapping[str, str]) -> list[str]:
         """Return the names of the shards that still need processing.
 
-        Before writing them, call `withdraw`, so that a killed process cannot leave an old record with new files.
+        Before writing these shards, pass their names to `withdraw`, so that a killed process cannot leave an old record
+        next to new files.
 
         Args:
-            inputs: input fingerprint of each shard, by name.
+            inputs: fingerprint of each shard's input, by shard name.
         """
         return pending_shards(self.store, self.manifest, inputs)
 
@@ -145,7 +148,7 @@ class StageFolder:
                 self.store.remove(f"{RECORD_FOLDER}/{name}.json")
 
     def add(self, record: ShardRecord) -> None:
-        """Add the record of a shard that a worker has committed."""
+        """Add a record to the manifest in memory, after a worker has committed the shard."""
         self.manifest.shards[record.name] = record
 
     def describe(self, **about: Any) -> None:
@@ -154,10 +157,13 @@ class StageFolder:
         self._write_manifest()
 
     def finish(self) -> None:
-        """Merge all records into the manifest, and remove files that are no longer needed."""
+        """Write all records to the manifest file, and remove the files that are no longer needed.
+
+        These are record files, uncommitted new files and temporary files.
+        """
         self._write_manifest()
         known = {f"{RECORD_FOLDER}/{name}.json" for name in self.manifest.shards}
-        # remove only files that exist, since each removal on an object store takes a request
+        # remove only files that exist, because each removal from an object store takes a request
         for name in known.intersection(self.store.names(RECORD_FOLDER)):
             self.store.remove(name)
         _clear_replacements(self.store)
@@ -172,11 +178,13 @@ class StageFolder:
 
 @contextlib.contextmanager
 def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> Iterator[StageFolder]:
-    """Context manager that locks a folder and opens it for writing by a stage, keeping the shards already in it.
+    """Context manager that locks a stage's folder for writing and yields it as a `StageFolder`.
+
+    Shards that are already in the folder are kept unless `overwrite` is True.
 
     Args:
         planned: manifest with the stage, settings and input that are about to be written.
-        overwrite: discard the shards already in the folder, even if they were made with other settings.
+        overwrite: True to discard the shards already in the folder, even if they were made with other settings.
 
     Raises:
         FolderError: the folder contains unrelated files, belongs to another stage, was made with other settings, or
@@ -200,16 +208,19 @@ def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> I
 def check_stage(
     store: Store, planned: Manifest, *, overwrite: bool = False, advice: str = "name another folder"
 ) -> Manifest | None:
-    """Return the folder's manifest, or None if it has none, after checking that the planned stage may write there.
+    """Check that the planned stage may write to a folder.
 
     Args:
         planned: manifest with the stage and settings that are about to be written.
-        overwrite: accept a folder that was made with other settings.
-        advice: alternative to restoring the settings, for the error message.
+        overwrite: True to accept a folder that was made with other settings.
+        advice: what the error message suggests as an alternative to restoring the old settings.
+
+    Returns:
+        The folder's manifest; None if the folder has none.
 
     Raises:
-        FolderError: the location is a file, or the folder contains unrelated files, or it was made by another stage or
-            with other settings.
+        FolderError: the location is a file, or the folder contains unrelated files or was made by another stage or with
+            other settings.
     """
     existing = read_manifest(store)
     if existing is None:
@@ -234,7 +245,7 @@ def check_stage(
 
 
 def _clear_replacements(store: Store) -> None:
-    """Remove new shard versions that were never committed."""
+    """Remove the new files of shards whose replacement was never committed."""
     for name in store.names(REPLACEMENT_FOLDER):
         store.remove(name)
     if store.is_local:
@@ -246,14 +257,15 @@ def _clear_replacements(store: Store) -> None:
 def _data_files(store: Store) -> list[str]:
     """Return the names of all files except the manifest, lock, lease and temporary files.
 
-    A folder without such files counts as empty, for example after a stage failed before it wrote a shard.
+    If there are no other files, the folder counts as empty. This happens, for example, if a stage failed before it
+    wrote a shard.
     """
     bookkeeping = (MANIFEST_NAME, LOCK_NAME, LEASE_NAME)
     return [name for name in store.names() if name not in bookkeeping and not name.endswith(TEMPORARY_SUFFIX)]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
-    """Return all differences between two nested settings as text, each in the form `name: old -> new`."""
+    """Return a string that lists all differences between two nested dicts of settings as `name: old -> new`."""
     parts = []
     for name in sorted(set(old) | set(new)):
         before, after = old.get(name, _ABSENT), new.get(name, _ABSENT)
@@ -266,7 +278,10 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
 
 
 def _discard(store: Store, manifest: Manifest) -> None:
-    """Remove the shard records and the files they list. The manifest stays, since it marks the folder as priorkit's."""
+    """Remove the record and the files of every shard in a manifest.
+
+    The manifest file is kept, because it shows that priorkit created the folder.
+    """
     for name in manifest.shards:
         store.remove(f"{RECORD_FOLDER}/{name}.json")
     for record in manifest.shards.values():

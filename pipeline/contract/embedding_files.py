@@ -1,7 +1,8 @@
-"""File names in an embeddings folder, and their grouping into shards.
+"""Functions that group the files of an embeddings folder into shards by file name.
 
 Folders written by clip-retrieval and folders published by LAION have no manifest. Their files are grouped by the number
-in the file names. If they were grouped by order, one missing file would shift all files after it into wrong shards.
+in the file name. They are not grouped by order, because one missing file would then put all later files into the wrong
+shards.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from ..errors import InputError
 from .manifest import ShardRecord
 
 _EXTENSIONS = {"img_emb": "npy", "text_emb": "npy", "metadata": "parquet", "token_states": "npy", "offsets": "npy"}
-"""File extension of each kind of file in an embedding shard."""
+"""File extension of each kind of file in an embedding shard, keyed by kind."""
 _FOREIGN_KINDS = ("img_emb", "text_emb", "metadata")
 """Kinds of files that priorkit reads in a folder without a manifest."""
 _LAION_FOLDERS = {"images": "img_emb", "texts": "text_emb"}
-"""Kind of the files in each folder of LAION-400M. LAION-2B-en stores its metadata in `laion2B-en-metadata`."""
+"""Kind of the files in LAION-400M's embedding folders, keyed by folder name.
+
+Metadata folders, such as LAION-2B-en's `laion2B-en-metadata`, are recognised by the ending of their names.
+"""
 
 
 def pair_files(names: Iterable[str], url: str) -> dict[int, dict[str, str]]:
-    """Group the files of a folder into shards.
+    """Group the files of an embeddings folder without a manifest into shards, and check that no shard lacks a file.
 
     Args:
         names: names of the files in the folder.
@@ -45,12 +49,12 @@ def pair_files(names: Iterable[str], url: str) -> dict[int, dict[str, str]]:
 
 
 def group_files(names: Iterable[str], url: str, report: Callable[[str], None]) -> dict[int, dict[str, str]]:
-    """Group files into shards like `pair_files`, but accept shards that lack files.
+    """Group files into shards and return them like `pair_files`, but accept shards that lack files.
 
     Args:
         names: names of the files in the folder.
         url: location of the folder, for messages.
-        report: called with a sentence about each file that cannot be assigned to a shard.
+        report: called with an error message for each file that cannot be assigned to a shard.
     """
     pairs: dict[int, dict[str, str]] = {}
     for name in names:
@@ -72,7 +76,7 @@ def group_files(names: Iterable[str], url: str, report: Callable[[str], None]) -
 
 
 def missing_kinds(files: Mapping[str, str], kinds: Iterable[str], url: str) -> Iterator[str]:
-    """Yield a sentence about each kind of file that is missing from a shard.
+    """Yield an error message for each kind of file that is missing from a shard.
 
     Args:
         files: file names of the shard, by kind.
@@ -90,7 +94,7 @@ def missing_kinds(files: Mapping[str, str], kinds: Iterable[str], url: str) -> I
 
 
 def recorded_files(record: ShardRecord) -> dict[str, str]:
-    """Return the names of the files listed in a shard record of `embed`, by kind."""
+    """Return the file names in a shard record written by `embed`, keyed by kind of file."""
     names = {kind: _name(kind, record.name) for kind in _EXTENSIONS}
     return {kind: name for kind, name in names.items() if name in record.files}
 

@@ -1,9 +1,9 @@
-"""Change detection for input files without a manifest, by size and modification time first, then by SHA-256.
+"""Change detection for input files that no manifest lists. It compares sizes and modification times, then hashes.
 
-A stage records a *mark* (`FileMark`) for each such file that it reads. If the file's size and modification time (on an
-object store, the ETag or similar) still match the mark, the file is unchanged and is not read again. Otherwise its hash
-decides: a file that was moved, touched or copied counts as unchanged, while a file with new content of the same size
-counts as changed.
+A stage records a *mark* (`FileMark`) for each input file that no manifest lists. If the file's size and modification
+time (on an object store, the ETag or a similar tag) still match the mark, the file is unchanged and is not read again.
+Otherwise, the file's hash is compared: a file that was moved, touched or copied counts as unchanged, while a file with
+new content of the same size counts as changed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from .manifest import fingerprint
 from .storage import Store
 
 Tell = Optional[Callable[[str], None]]
-"""Callback that receives a line of progress text; None disables reporting."""
+"""Callback that receives a line of progress text, or None for no reports."""
 
 _HASH_THREADS = 8
 """Number of files hashed in parallel."""
 _REPORT_SECONDS = 1.0
 """Minimum number of seconds before the first progress report and between reports."""
 _BLOCK_BYTES = 1 << 20
-"""Bytes per read when hashing the unread rest of a file."""
+"""Number of bytes per read when the unread rest of a file is hashed."""
 UNREADABLE = "unreadable"
 """Placeholder hash of a file that cannot be read. Once the file is readable again, it counts as changed."""
 _CACHED_HASHES = 1024
-"""Number of file hashes cached per process, since one large table can be an input of many shards."""
+"""Maximum number of file hashes cached per process, so that a large table read by many shards is hashed only once."""
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,32 @@ class FileMark:
 
     bytes: int
     modified: str | None
-    """Modification time or tags, see `Stamp.modified`; None if a later change to the file might not change them."""
+    """Value of `Stamp.modified` before the file was read; None if a later write might leave this value unchanged."""
     sha256: str
 
     @staticmethod
     def of(stamp: Stamp, sha256: str) -> FileMark:
-        """Create the mark of a file from its hash and the stamp that it had before it was read."""
+        """Create the mark of a file from its hash and its stamp, which was taken before the file was read."""
         return FileMark(stamp.bytes, stamp.modified if stamp.settled else None, sha256)
 
     def is_of(self, stamp: Stamp) -> bool:
-        """Return True if a file that now has this stamp is certainly unchanged since it was marked."""
+        """Return True if a file whose current stamp is `stamp` has certainly not changed since this mark was made."""
         return self.modified is not None and (self.bytes, self.modified) == (stamp.bytes, stamp.modified)
 
 
 class _Hashes:
-    """File hashes computed by this process, each with the stamp that the file had before it was read."""
+    """File hashes computed by this process, each with the file's stamp before it was read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._read: dict[tuple[str, str], tuple[Stamp, str, bool]] = {}
         """Files hashed while their shard was being read, kept until the shard is recorded. Each entry contains the
-        file's stamp, its hash, and True if the rows were read in a separate pass after hashing."""
+        file's stamp, the file's hash, and a flag that is True if the rows were read in a separate pass after
+        hashing."""
         self._cached: OrderedDict[tuple[str, str], tuple[Stamp, str]] = OrderedDict()
 
     def note(self, store: Store, name: str, stamp: Stamp, sha256: str, *, separate: bool = False) -> None:
-        """Store the hash of a file that belongs to the current shard.
+        """Store the hash of a file that the current shard reads.
 
         Args:
             separate: True if the rows are read in a separate pass after hashing, so that the file could change in
@@ -79,7 +80,7 @@ class _Hashes:
             self._read[store.url, name] = stamp, sha256, separate
 
     def take(self, store: Store, name: str) -> tuple[FileMark, bool] | None:
-        """Remove the entry that `note` stored for a file.
+        """Remove and return the entry that `note` stored for a file.
 
         Returns:
             The file's mark, and True if its rows were read in a separate pass; None if there is no entry.
@@ -89,7 +90,7 @@ class _Hashes:
         return None if entry is None else (FileMark.of(*entry[:2]), entry[2])
 
     def compute(self, store: Store, name: str, stamp: Stamp) -> str:
-        """Return the SHA-256 of a file, from the cache if its stamp has not changed.
+        """Return the SHA-256 of a file, using the cached hash if the file's stamp has not changed.
 
         Raises:
             InputError: the file cannot be read.
@@ -114,7 +115,7 @@ _HASHES = _Hashes()
 
 
 def note_content(store: Store, name: str, stamp: Stamp, content: bytes | None) -> None:
-    """Hash the content of a file that has been read in full, so that `marks_of_read` can use the hash.
+    """Hash the content of a file that has been read in full, and store the hash for `marks_of_read`.
 
     Args:
         stamp: stamp that the file had before it was read.
@@ -124,7 +125,10 @@ def note_content(store: Store, name: str, stamp: Stamp, content: bytes | None) -
 
 
 def note_file(store: Store, name: str) -> None:
-    """Hash a file that will then be read in parts, so that `marks_of_read` can use the hash."""
+    """Hash a file before its rows are read, and store the hash for `marks_of_read`.
+
+    Do nothing if the file is missing or cannot be read.
+    """
     if (stamp := stamps(store, [name]).get(name)) is not None:
         with contextlib.suppress(InputError):  # the read that follows reports the error
             _HASHES.note(store, name, stamp, _HASHES.compute(store, name, stamp), separate=True)
@@ -137,7 +141,7 @@ class _HashedReader:
         self._file, self._digest = file, hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
-        """Read the next bytes."""
+        """Read and hash the next `size` bytes; -1 reads the rest of the file."""
         data = self._file.read(size)
         self._digest.update(data)
         return data
@@ -153,7 +157,7 @@ class _HashedReader:
 def open_hashed(store: Store, name: str) -> Iterator[BinaryIO]:
     """Context manager that opens a file for streaming, and hashes it while it is read.
 
-    `marks_of_read` uses the hash. If the block raises, no hash is stored.
+    The hash is stored for `marks_of_read`, unless the `with` block raises an exception.
     """
     stamp = stamps(store, [name]).get(name, NO_STAMP)
     with store.fs.open(f"{store.root}/{name}", "rb") as file:
@@ -187,15 +191,15 @@ def marks_of_read(store: Store, names: Iterable[str]) -> dict[str, FileMark]:
 def identify(
     store: Store, names: Iterable[str], known: Mapping[str, FileMark], report: Tell = None, *, lenient: bool = False
 ) -> dict[str, FileMark]:
-    """Return the current marks of the named files, reading only files that may have changed since their known mark.
+    """Return the current marks of the named files, reading only files that may have changed since they were marked.
 
     Args:
         known: previously recorded marks, by file name.
-        report: called with hashing progress, if hashing takes longer than a second.
-        lenient: give missing and unreadable files a mark with the hash `UNREADABLE` instead of raising InputError.
+        report: called with a line of progress text about once per second while files are hashed; None for no reports.
+        lenient: True to give missing and unreadable files the hash `UNREADABLE` instead of raising InputError.
 
     Raises:
-        InputError: a file is missing or cannot be read.
+        InputError: a file is missing or cannot be read, and `lenient` is False.
     """
     names = list(dict.fromkeys(names))
     current = stamps(store, names)
@@ -226,7 +230,7 @@ def identify(
 
 
 def content_fingerprint(marks: Mapping[str, FileMark]) -> str:
-    """Return a fingerprint of the names and contents of the marked files. It does not depend on their location."""
+    """Return a fingerprint that depends on the names and contents of the marked files, but not on their location."""
     return fingerprint({name: mark.sha256 for name, mark in marks.items()})
 
 

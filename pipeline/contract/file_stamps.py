@@ -16,8 +16,8 @@ from fsspec.implementations.local import LocalFileSystem
 from .storage import Store
 
 _SETTLED_SECONDS = 2.0
-"""Age in seconds below which a modification time is not trusted, because a later write could have the same time. Some
-file systems store times in steps of one second, and FAT in steps of two seconds."""
+"""Age in seconds below which a modification time is not trusted, because a later write could get the same time. Some
+file systems store times in whole seconds, and FAT stores them in steps of two seconds."""
 _CONTENT_TAGS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "crc32c", "checksum", "blob_id", "sha256")
 """Fields of object store listings that change whenever the content changes, independently of any clock."""
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "modificationTime", "created")
@@ -69,7 +69,7 @@ def _local_stamp(path: str) -> Stamp | None:
 
 
 def path_stamp(fs: Any, path: str) -> Stamp:
-    """Return the stamp of a single file in an fsspec file system."""
+    """Return the stamp of one file in an fsspec file system; `NO_STAMP` if it is a local file that does not exist."""
     if isinstance(fs, LocalFileSystem):
         return _local_stamp(path) or NO_STAMP
     fs.invalidate_cache()
@@ -77,9 +77,10 @@ def path_stamp(fs: Any, path: str) -> Stamp:
 
 
 def file_stamp(store: Store, path: str, described: Mapping[str, Any]) -> Stamp:
-    """Return the stamp of a listed file.
+    """Return the stamp of a file that was found in a listing.
 
-    Local files are looked up again, because a listing describes a symbolic link itself instead of its target.
+    For local files, the listing entry is not used, because the entry of a symbolic link describes the link itself
+    instead of its target.
 
     Args:
         path: path of the file in the file system.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 _BLOCK_BYTES = 1 << 20
-"""Bytes per read."""
+"""Number of bytes per read."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ _LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 
 
 def is_lfs_pointer(file: BinaryIO) -> bool:
-    """Return True if an open file is a Git LFS pointer instead of the real content. The file is rewound either way."""
+    """Return True if an open file is a Git LFS pointer instead of the real content. The file is rewound afterwards."""
     header = file.read(len(_LFS_HEADER))
     file.seek(0)
     return header == _LFS_HEADER

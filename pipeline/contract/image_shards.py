@@ -31,10 +31,10 @@ class ImageShard:
     name: str
     """Shard number as written in the file names, such as `00012`."""
     fingerprint: str
-    """Fingerprint of the committed content. Without a manifest, it covers only the tar's name, because file marks then
-    detect changes to the content."""
+    """Fingerprint of the shard's files, computed from the manifest. In a folder without a manifest, it covers only the
+    tar's name, and file marks are used to detect changed content."""
     samples: int
-    """Number of images in the shard, excluding failed rows."""
+    """Number of samples in the shard, not counting the URLs that failed."""
     files: tuple[str, ...] = ()
     """Names of the shard's files in a folder without a manifest; empty if a manifest contains their hashes."""
 
@@ -51,11 +51,14 @@ class ImageShard:
         return f"{self.name}.parquet"
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return the names of the files to read, see `InputShard`; `limit` is ignored, since tars are read whole."""
+        """Return `files`; see `InputShard.sources`. `limit` is ignored, because a tar is always read in full."""
         return self.files
 
     def read(self, store: Store) -> Iterator[Sample]:
-        """Yield the samples in tar order. If the tar is damaged or has too few samples, yield a failed sample last."""
+        """Yield the samples in tar order.
+
+        If the tar is damaged or has too few samples, the last sample that is yielded contains only an error message.
+        """
         if self.table_name in self.files:
             note_file(store, self.table_name)
         count = 0
@@ -71,7 +74,7 @@ class ImageShard:
             yield Sample(self.tar_name, None, None, reason)
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return a list with one item: the result of `read_shard_table` for this shard."""
+        """Return a list with one item, the shard's table, or None if `read_shard_table` returns None."""
         return [read_shard_table(store, self)]
 
 
@@ -115,8 +118,8 @@ def _tar_names(store: Store) -> list[str]:
     """Return the names of the tar files in a folder without a manifest.
 
     Raises:
-        InputError: a tar is compressed or not named by its number, two tars have the same number, or the tar that
-            belongs to a table is missing.
+        InputError: a tar is compressed, the name of a tar is not a number, two tars have the same number, or there is
+            a table without a tar.
     """
     names = store.names()
     if compressed := next(filter(is_compressed_tar, names), None):
@@ -172,10 +175,11 @@ def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
 
 
 def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:
-    """Return the table of a shard, with one row per row of the URL list, including failed rows.
+    """Return the table of a shard.
 
     Returns:
-        The table; None if the shard has no table or the table has no `key` column.
+        Table with one row for each URL, including the URLs that failed. None if the shard has no table, or if the table
+        has no `key` column.
     """
     table = _read_parquet(store, shard.table_name)
     if table is None or "key" not in table.schema.names:

@@ -1,4 +1,7 @@
-"""Functions that match table rows to samples of the same input by key. Rows with equal keys are matched in order."""
+"""Functions that find the row of each sample in the input's tables, by key.
+
+If several rows have the same key, they are matched to the samples with that key in order.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,13 @@ def join_rows(
     rows: Sequence[tuple[Place, str]],
     title: str,
 ) -> pa.Table:
-    """Return a table with the matching row for each embedded sample. Samples from parts without a table get nulls.
+    """Return a table with the matching row of each embedded sample.
+
+    Samples from an input shard without a table get a row of nulls.
 
     Args:
-        tables: one table with a `key` column for each part of the shard, or None for a part without a table.
+        tables: for each input shard, in the order of `Place.part`, its table with a `key` column, or None if it has no
+            table.
         samples: place and key of every sample that was read, including failed ones, in any order.
         rows: place and key of each embedded sample, in output order.
         title: name of the shard, for messages.
@@ -60,7 +66,10 @@ def join_rows(
 
 
 def key_names(key: str) -> tuple[str, ...]:
-    """Return the keys under which a table may list a sample, best match first."""
+    """Return the forms of a sample's key that a table may contain, best match first.
+
+    For example, the forms of `cat/0007` are `cat/0007`, `0007` and `7`.
+    """
     plain = key.rpartition("/")[2]
     number = plain.lstrip("0") or "0"
     return (key, plain, number) if plain.isascii() and plain.isdigit() else (key, plain)
@@ -69,9 +78,10 @@ def key_names(key: str) -> tuple[str, ...]:
 def match_keys(stored: Sequence[str | None], keys: Sequence[str], title: str) -> list[int | None]:
     """Return the table row of each sample key, or None for a key without a row.
 
-    A key with a folder (`cat/0000`) also matches its plain name (`0000`), and a key of digits also matches the number
-    without leading zeros (`0`). If several rows have the same key, the first sample with that key gets the first row,
-    and so on; any further samples with that key get the last of these rows.
+    The table is searched for each form of the key that `key_names` returns: `cat/0007`, then `0007` without the folder,
+    then `7` without leading zeros. If several rows have the same key, the first matching sample gets the first of these
+    rows, the second sample gets the second row, and so on. If there are more matching samples than rows, the remaining
+    samples get the last of these rows.
 
     Args:
         stored: key of each table row.
@@ -79,7 +89,7 @@ def match_keys(stored: Sequence[str | None], keys: Sequence[str], title: str) ->
         title: name of the shard, for messages.
 
     Raises:
-        InputError: samples in different folders match the same row by their plain name.
+        InputError: samples in different folders match the same row, because the row's key has no folder.
     """
     rows: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(stored):

@@ -18,24 +18,30 @@ _FOREIGN_FOLDERS = frozenset(
         "$recycle.bin", "lost+found", "system volume information",
     }
 )  # fmt: skip
-"""Folders that file systems, archives and table formats create next to the data, in lower case."""
+"""Lower-case names of folders that file systems, archivers and table formats create next to the data."""
 _FOREIGN_FILES = frozenset({"_success", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
-"""Files that operating systems and Hadoop create next to the data, in lower case."""
+"""Lower-case names of files that operating systems and Hadoop create next to the data."""
 _FOREIGN_PREFIXES = ("_committed_", "_started_")
 """File name prefixes of Databricks commit markers."""
 _PAX_HEADERS = "paxheaders"
-"""Name prefix, in lower case, of the folders to which programs without pax support unpack the pax headers of a tar."""
+"""Lower-case name prefix of folders with a tar's pax headers.
+
+Programs without pax support create these folders when they unpack a tar.
+"""
 _FOREIGN_ENDINGS = (".crc", "_$folder$")
-"""File name suffixes of Hadoop checksums and of Hadoop's folder markers on S3."""
+"""File name suffixes of the checksum files that Hadoop creates, and of its folder markers on S3."""
 _DOCUMENT = re.compile(r"(readme|license|licence)(\.(md|markdown|rst|txt|html?|pdf))?", re.IGNORECASE)
 
 
 def is_data(name: str) -> bool:
-    """Return True if a file is data, judging by its name relative to the folder or tar.
+    """Return True if a file contains data, judging by its name relative to the folder or tar.
 
-    The following are not data: hidden files and folders (names that start with a dot); files and folders that operating
-    systems, archivers, Hadoop and Delta Lake create; README and LICENSE documents; and empty objects that mark folders
-    on S3.
+    The following do not count as data:
+
+    - hidden files, and files in hidden folders, whose names start with a dot;
+    - files and folders that operating systems, archivers, Hadoop and Delta Lake create;
+    - README and LICENSE documents;
+    - empty objects that mark folders on S3.
     """
     *folders, file = name.removeprefix("./").split("/")
     lower = file.lower()
@@ -61,7 +67,7 @@ def list_files(fs: Any, root: str, under: str = "") -> list[str]:
 
     Args:
         fs: fsspec file system.
-        root: path of the folder in the file system; the names are relative to it.
+        root: path of the folder in the file system. Returned names are relative to this folder.
         under: subfolder of `root` to list; empty lists all of `root`.
 
     Raises:
@@ -75,9 +81,9 @@ def describe_files(fs: Any, root: str, under: str = "", *, details: bool = True)
 
     Args:
         fs: fsspec file system.
-        root: path of the folder in the file system; the names are relative to it.
+        root: path of the folder in the file system. Returned names are relative to this folder.
         under: subfolder of `root` to list; empty lists all of `root`.
-        details: False returns an empty entry for each file, which is faster.
+        details: False to return an empty entry for each file, which is faster.
     """
     base = root.rstrip("/")
     folder = f"{base}/{under}" if under else root
@@ -125,12 +131,12 @@ def _walk(folder: str, name: str, ancestors: frozenset[tuple[int, int]]) -> Iter
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or no permission: the error is reported when the entry is read as a file
+    except OSError:  # a link to itself, or no permission; reading the entry as a file reports the error
         return False
 
 
 def _ancestors(folder: str) -> frozenset[tuple[int, int]]:
-    """Return the device and inode of every folder above a local folder, to detect links to any of these folders."""
+    """Return the device and inode of every folder above a local folder, so that `_walk` can detect links to them."""
     path, above = os.path.realpath(folder), set()
     while (parent := os.path.dirname(path)) != path:
         path = parent

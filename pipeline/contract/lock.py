@@ -1,8 +1,8 @@
 """Folder lock, which lets only one process at a time write to a folder.
 
 A local folder is locked with `flock`; the kernel releases the lock when the process ends. On an object store, or on a
-file system without locks, the writer holds a lease instead: a small file that it renews while it works. After a crash,
-the lease expires.
+file system without locks, the writer holds a lease instead. A lease is a small file that the writer renews while it
+works. After a crash, the lease expires.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _LEASE_SECONDS = 120.0
 _RENEWALS = 4
 """Number of renewals per lease period, so that one or two slow requests do not let the lease expire."""
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, 524})
-"""Error codes with which `flock` fails on file systems without locks, such as Lustre mounted without `-o flock`, and
-some NFS and autofs mounts. 524 is ENOTSUPP, which Python's `errno` module does not define."""
+"""Error codes that `flock` returns on file systems without locks, such as Lustre mounted without `-o flock` and some
+NFS and autofs mounts. 524 is ENOTSUPP, which Python's `errno` module does not define."""
 _WARNED: set[str] = set()
 """Folders for which this process has already logged that the file system has no locks."""
 
@@ -73,7 +73,7 @@ def _file_lock(store: Store) -> Iterator[None]:
 def _require_no_lease(store: Store) -> None:
     """Check that no other process holds a lease on the folder.
 
-    A lease is ignored if it has expired, or if its process ran on this machine and has ended.
+    A lease is ignored if it has expired, or if the process that wrote it ran on this machine and has ended.
 
     Raises:
         FolderError: another process holds a lease.

@@ -1,9 +1,11 @@
 """Format of a stage's folder on disk: file names, shard records, the manifest, and checks. `commit` writes the folder.
 
-A folder contains `manifest.json` and data files. A shard exists if it has a record, either in the manifest or in its
-own file in `shards/`. A worker writes the record file after all other files of the shard, and the stage merges it into
-the manifest when it ends. A record contains the sizes and hashes of the shard's files, and the fingerprints of its
-input and settings. These tell whether the shard is complete and up to date.
+A folder contains `manifest.json` and data files. A shard is committed once it has a record, either in the manifest or
+in a separate file in `shards/`. A worker writes the record file after all other files of the shard. When the stage
+ends, it merges all record files into the manifest.
+
+A record contains the sizes and hashes of the shard's files, and the fingerprints of the shard's input and settings.
+They are used to check that the shard is complete and up to date.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from .hashing import FileRecord, hash_file
 from .storage import Store, check_name
 
 FORMAT_VERSION = 1
-"""Manifest format version. Manifests with other versions are refused."""
+"""Manifest format version. Manifests with any other version are rejected."""
 MANIFEST_NAME = "manifest.json"
 RECORD_FOLDER = "shards"
 READ_BLOCK_ROWS = 4096
-"""Number of rows per row group in Parquet metadata files. Small row groups allow captions to be read in blocks."""
+"""Number of rows per row group in Parquet metadata files. Because row groups are small, captions can be read one block
+at a time."""
 _MAX_COUNT = 1 << 48
 """Largest accepted number of rows or bytes in a shard, so that sums over many shards fit in 64 bits."""
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError)
@@ -57,7 +60,7 @@ class ShardRecord:
     """Fingerprint of the settings that affect the content of the shard's files."""
     files: Mapping[str, FileRecord]
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Number of rows by outcome."""
+    """Number of rows for each outcome, such as `success`."""
     logs: Sequence[str] = ()
     """Names of the shard's log files. Their content is not checked, since they contain timings, which differ between
     identical runs."""
@@ -80,7 +83,7 @@ class ShardRecord:
         return value if self.threads is not None else {name: value[name] for name in value if name != "threads"}
 
     def content(self) -> dict[str, Any]:
-        """Return the SHA-256 of each file by name. Later stages use these hashes to detect changes."""
+        """Return the SHA-256 of each file, by file name. Later stages use these hashes to detect changes."""
         return {name: self.files[name].sha256 for name in sorted(self.files)}
 
 
@@ -109,7 +112,7 @@ class Manifest:
         return fingerprint({name: record.content() for name, record in self.shards.items()})
 
     def counts(self) -> dict[str, int]:
-        """Return the total number of rows by outcome over all shards."""
+        """Return the number of rows for each outcome, summed over all shards."""
         total: dict[str, int] = {}
         for record in self.shards.values():
             for outcome, number in record.counts.items():
@@ -156,7 +159,7 @@ def read_manifest(store: Store) -> Manifest | None:
     """
     records, damage = {}, None
     try:
-        records = read_records(store)  # read first: a writer that finishes moves records into the manifest
+        records = read_records(store)  # read these first, because a finishing writer moves records into the manifest
     except InputError as error:
         damage = error
     try:
@@ -171,14 +174,17 @@ def read_manifest(store: Store) -> Manifest | None:
 
 
 def read_records(store: Store, folder: str = RECORD_FOLDER) -> dict[str, ShardRecord]:
-    """Return the records in `folder` by shard name; by default, the records not yet merged into the manifest."""
+    """Return the shard records in `folder`, by shard name.
+
+    By default, these are the records that have not been merged into the manifest yet.
+    """
     records = {}
     for name in store.names(folder):
         if name.endswith(".json"):
             try:
                 record = ShardRecord.from_json(store.read_json(name))
             except FileNotFoundError:
-                continue  # merged after the folder was listed
+                continue  # the record was merged after the folder was listed
             except _SHAPE_ERRORS as error:
                 raise _not_a_manifest(store.path(name), error) from error
             records[record.name] = record
@@ -189,7 +195,7 @@ def require_manifest(store: Store, stage: str) -> Manifest:
     """Return the manifest of a folder, after checking that `stage` wrote it.
 
     Raises:
-        InputError: the folder has no manifest, or another stage wrote it. The message names the commands.
+        InputError: the folder has no manifest, or another stage wrote it. The message names the stages' commands.
     """
     return require_stage(store, read_manifest(store), stage)
 
@@ -215,7 +221,8 @@ def missing_files(record: ShardRecord, sizes: Mapping[str, int]) -> list[str]:
     """Return the names of a record's files that are missing or do not have the recorded size.
 
     Args:
-        sizes: size in bytes of each file in the folder, by name. One `Store.sizes` call can be used for all records.
+        sizes: size in bytes of each file in the folder, by name. The result of one `Store.sizes` call can be used
+            for all records.
     """
     return [name for name, entry in record.files.items() if sizes.get(name) != entry.bytes]
 
@@ -231,7 +238,10 @@ def damaged_shards(store: Store, manifest: Manifest) -> dict[str, list[str]]:
 
 
 def differing_files(store: Store, record: ShardRecord) -> list[str]:
-    """Return the names of a record's files whose content has changed since the commit, reading every file in full."""
+    """Return the names of a record's files that are missing or whose content has changed since the commit.
+
+    Every file is read in full.
+    """
     differing = []
     for name, entry in record.files.items():
         try:
@@ -247,11 +257,11 @@ def differing_files(store: Store, record: ShardRecord) -> list[str]:
 def pending_shards(store: Store, manifest: Manifest, inputs: Mapping[str, str]) -> list[str]:
     """Return the names of the shards that still need processing.
 
-    A shard is done if its record has the given input fingerprint and the manifest's settings, and its files exist with
-    the recorded sizes.
+    A shard is done if its record has the given input fingerprint and the manifest's settings, and all its files exist
+    with the recorded sizes.
 
     Args:
-        inputs: input fingerprint of each shard, by name.
+        inputs: fingerprint of each shard's input, by shard name.
     """
     whole = whole_shards(store, manifest)
     return [name for name, input in inputs.items() if name not in whole or manifest.shards[name].input != input]

@@ -1,4 +1,4 @@
-"""Messages about folders with embeddings in an unsupported layout, which describe the layout and how to convert it."""
+"""Error messages about embeddings in an unsupported layout. They describe the layout and how to convert the files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .storage import Store
 _SHOWN = 4
 """Maximum number of names listed in a message."""
 _LAYOUT = "img_emb/img_emb_0.npy, text_emb/text_emb_0.npy and metadata/metadata_0.parquet"
-"""Supported layout, for messages."""
+"""File names of the first shard in the supported layout, for messages."""
 _KINDS = ("img_emb", "text_emb", "metadata")
 _TENSOR_SUFFIXES = (".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".tfrecord", ".arrow")
 
@@ -23,7 +23,7 @@ _TENSOR_SUFFIXES = (".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".tfrecord", 
 def require_known_layout(store: Store) -> None:
     """Raise InputError if a folder without a manifest contains embeddings in an unsupported layout.
 
-    The message describes the layout and how to convert it.
+    The message describes the layout and how to convert the files. InputError is also raised if `store` is a file.
     """
     if store.is_local and store.fs.isfile(store.root):
         raise InputError(f"{store.url} is a file; name the folder of embeddings that it is in")
@@ -32,13 +32,13 @@ def require_known_layout(store: Store) -> None:
 
 
 def describe_other_layout(store: Store, names: list[str]) -> str:
-    """Describe an unsupported layout and how to convert it.
+    """Return a description of an unsupported layout, and of how to convert its files.
 
     Args:
         names: names of the files in the folder.
 
     Returns:
-        Text to append to the folder's location in a message; empty if the files match no known unsupported layout.
+        String to append to the folder's location in a message; empty if the files match no known unsupported layout.
     """
     folders = sorted({place for name in names if (place := _folder_of_embeddings(name)) is not None})
     if "" in folders:
@@ -72,11 +72,16 @@ def describe_other_layout(store: Store, names: list[str]) -> str:
 
 
 def _folder_of_embeddings(name: str) -> str | None:
-    """Return the path of the embeddings folder that a file belongs to, if that is not the listed folder.
+    """Return the embeddings folder that contains a file, if that folder is not the listed folder.
+
+    Args:
+        name: path of the file relative to the listed folder.
 
     Returns:
-        Path relative to the listed folder; empty if the listed folder is itself a subfolder such as `img_emb`. None if
-        the file is where priorkit reads it in the listed folder, or is not an embeddings file.
+        Path of the embeddings folder relative to the listed folder, such as `part1` for `part1/img_emb/img_emb_0.npy`.
+        An empty path, for a file such as `img_emb_0.npy`, means that the embeddings folder is the parent of the listed
+        folder. None if the listed folder is the embeddings folder, as for `img_emb/img_emb_0.npy`, or if the file is
+        not an embeddings file.
     """
     *above, folder, file = ["", *name.split("/")]
     kind, _, number = file.partition(".")[0].rpartition("_")
@@ -95,7 +100,10 @@ def _arrays_in(store: Store, name: str) -> list[str]:
 
 
 def _vector_columns(store: Store, name: str) -> list[str]:
-    """Return the names of the Parquet columns that contain lists of floating-point numbers."""
+    """Return the names of a Parquet file's columns that contain lists of floating-point numbers.
+
+    The list is empty if the file cannot be read.
+    """
     with contextlib.suppress(pa.ArrowException, OSError, InputError), store.open(name) as file:
         return [field.name for field in open_parquet(file).schema_arrow if _is_vector(field.type)]
     return []

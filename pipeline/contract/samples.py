@@ -9,16 +9,16 @@ from typing import NamedTuple
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"})
 """File extensions of images, in lower case."""
 _NAMED_EXTENSIONS = 5
-"""Maximum number of a sample's file extensions that a message lists."""
+"""Maximum number of file extensions that a message lists for a sample."""
 
 
 class Place(NamedTuple):
-    """Position of a sample in its shard, which identifies the sample even if several samples have the same key."""
+    """Position of a sample in its shard. It identifies the sample even if several samples have the same key."""
 
     part: int = 0
-    """Index of the input shard that contains the sample, if several input shards are joined into one; otherwise 0."""
+    """Index of the input shard that contains the sample, if the embedding shard joins several; otherwise 0."""
     position: int = 0
-    """Index of the sample in the joined shard."""
+    """Index of the sample in the embedding shard, counted over all of its input shards."""
 
 
 FIRST = Place()
@@ -32,16 +32,17 @@ class Sample:
     key: str
     image: bytes | None
     caption: bytes | None
-    """Caption as raw bytes, which should be UTF-8."""
+    """Raw bytes of the caption, which should be UTF-8; None if there is no caption."""
     error: str | None = None
-    """Reason why the sample could not be read, in the form `outcome: details`. The manifest counts rows by outcome."""
+    """Reason why the sample could not be read, in the form `outcome: details`; None if it could be read. The manifest
+    contains the number of rows for each outcome."""
     instead: str = field(default="", compare=False)
-    """List of the files that the sample contains, for messages about a missing image or caption."""
+    """String that lists the file extensions in the sample, for messages about a missing image or caption."""
     place: Place = field(default=FIRST, compare=False)
 
 
 def encodable(name: str) -> str:
-    """Return a file name that can be encoded as UTF-8, with each lone surrogate replaced by an escape sequence.
+    """Replace each lone surrogate in a file name with an escape sequence, so that the name can be encoded as UTF-8.
 
     Python decodes file name bytes that are not valid UTF-8 to lone surrogates.
     """
@@ -49,7 +50,7 @@ def encodable(name: str) -> str:
 
 
 def name_extensions(extensions: Iterable[str]) -> str:
-    """Return text for messages that lists a sample's file extensions and the extensions it should have."""
+    """Return a message that lists the file extensions that a sample has, and those that it should have."""
     names = [f".{extension}" for extension in extensions]
     more = ", ..." if len(names) > _NAMED_EXTENSIONS else ""
     present = f"the sample has {', '.join(names[:_NAMED_EXTENSIONS])}{more}"

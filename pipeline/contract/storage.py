@@ -29,8 +29,8 @@ TEMPORARY_SUFFIX = ".priorkit-tmp"
 _COPY_BYTES = 1 << 20
 """Block size in bytes for uploads."""
 _LONGEST_NAME = 200
-"""Maximum length of a file or folder name in bytes. File systems allow 255 bytes; the difference leaves room for a
-temporary suffix."""
+"""Maximum length of a file or folder name in bytes. File systems allow 255 bytes. The remaining bytes are left for
+a temporary suffix."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
@@ -47,9 +47,9 @@ def check_name(name: str) -> str:
 
 
 def _check_inside(name: str) -> str:
-    """Return `name` if it stays inside the folder; otherwise raise InputError.
+    """Return `name` if it is the name of a file inside the folder; otherwise raise InputError.
 
-    Unlike `check_name`, it accepts names with any characters, since other tools may have named the files.
+    Unlike `check_name`, this function accepts any characters, because other tools may have named the files.
     """
     if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
         raise InputError(f"file name {name!r} leaves the folder; name a file in it")
@@ -58,12 +58,12 @@ def _check_inside(name: str) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Context manager that writes a local file atomically. If the block raises, the file is not created or replaced.
+    """Context manager that writes a local file atomically. If the `with` block raises, no file is created or replaced.
 
     The file is written under a temporary name in the same folder, which must exist, and renamed on exit.
 
     Args:
-        durable: flush the file to disk before renaming it, so that it survives a power failure.
+        durable: True to flush the file to disk before it is renamed, so that it survives a power failure.
     """
     path = os.fspath(path)
     # a unique name, because several processes may write the same file at once, such as a cache file
@@ -110,7 +110,7 @@ class Store:
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return (Store, (self.url,))  # connections cannot be pickled, so each worker opens its own
+        return (Store, (self.url,))  # connections cannot be pickled, so each worker opens a new one
 
     def path(self, name: str) -> str:
         """Return the full path of `name` in the file system; raise InputError if it is outside the folder."""
@@ -163,20 +163,23 @@ class Store:
             ) from error
 
     def names(self, under: str = "") -> list[str]:
-        """Return the sorted relative names of all data files (see `listing.is_data`) in `under` and its subfolders."""
+        """Return the sorted names of all data files in the folder, or of those in its subfolder `under` only.
+
+        Names are relative to the folder. `listing.is_data` decides which files are data files.
+        """
         return list_files(self.fs, self.root, under)
 
     def sizes(self, under: str = "") -> dict[str, int]:
         """Return the size in bytes of each file that `names` returns, by name.
 
-        All sizes come from a single listing. Calling `size` would take one request per file.
+        The folder is listed only once, whereas calling `size` would take one request per file.
         """
         return {name: int(info["size"] or 0) for name, info in self.describe(under).items()}
 
     def describe(self, under: str = "") -> dict[str, dict[str, Any]]:
         """Return the fsspec listing entry of each file that `names` returns, by name.
 
-        An entry contains the file's size, its modification time and so on.
+        An entry contains, for example, the file's size and modification time.
         """
         return describe_files(self.fs, self.root, under)
 
@@ -205,10 +208,10 @@ class Store:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """Context manager that writes `name` atomically. If the block raises, the file is not created or replaced.
+        """Context manager that writes `name` atomically. If the `with` block raises, no file is created or replaced.
 
-        Local files are written with `atomic_file`. Remote files are uploaded on exit; an object store shows an object
-        only after its upload is complete.
+        Local files are written with `atomic_file`. Remote files are uploaded on exit. In an object store, a file is not
+        visible until its upload is complete.
         """
         path = self.path(check_name(name))
         if self.is_local:

@@ -17,14 +17,17 @@ from .storage import Store
 _END_BYTES = 1024
 """Number of zero bytes at the end of every complete tar: two blocks of 512 bytes."""
 _TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
-"""Exceptions that tarfile raises for damaged or malicious tars. ValueError and OverflowError mean invalid numbers."""
+"""Exceptions that tarfile raises for damaged or malicious tars. It raises ValueError and OverflowError
+for invalid numbers."""
 _NOT_TOGETHER = "the files of a sample do not stand together; write the tar again with `tar --sort=name`"
 
 Content = TypeVar("Content")
 
 
 def count_samples(store: Store, tar_name: str) -> int:
-    """Count the samples in a tar by its headers; in a damaged tar, count only the samples before the damage.
+    """Return the number of samples in a tar. In a damaged tar, count only the samples before the damage.
+
+    Only the headers are read, not the content of the files.
 
     Raises:
         InputError: the files of a sample are not consecutive.
@@ -56,7 +59,7 @@ class _SeenSamples:
     def is_split(self, key: str, members: Iterable[str]) -> bool:
         """Record a sample, and return True if its files are not consecutive in the tar.
 
-        This is the case if an earlier sample has the same key and shares no file extension with this sample.
+        This is the case if an earlier sample has the same key but no file extension in common with this sample.
 
         Args:
             key: key of the sample.
@@ -70,7 +73,7 @@ class _SeenSamples:
 def _groups(
     tar: tarfile.TarFile, tar_bytes: int | None, read: Callable[[tarfile.TarInfo], Content]
 ) -> Iterator[tuple[str, dict[str, Content]]]:
-    """Group consecutive files into samples by the same rule as webdataset.
+    """Group consecutive files into samples, using the same rule as webdataset.
 
     Args:
         tar_bytes: size of the tar in bytes; larger member sizes are treated as damage.
@@ -80,7 +83,7 @@ def _groups(
         The key of each sample, and the results of `read` by file extension.
 
     Raises:
-        one of _TAR_ERRORS: the tar is damaged. The samples before the damage have been yielded.
+        one of _TAR_ERRORS: the tar is damaged. The samples before the damage are yielded first.
     """
     key = ""
     members: dict[str, Content] = {}
@@ -94,7 +97,7 @@ def _groups(
             members[extension] = read(member)
     except _TAR_ERRORS as error:
         damage = error
-    if members:  # the last sample before the damage or the end; it may be complete
+    if members:  # the last sample before the damage or the end of the tar; it may be complete
         yield key, members
     if damage is not None:
         raise damage
@@ -118,7 +121,7 @@ def read_tar(store: Store, tar_name: str, *, hashed: bool) -> Iterator[Sample]:
     """Yield the samples of a tar in order, reading the tar as a stream.
 
     Args:
-        hashed: also hash the file, so that `marks_of_read` can use the hash.
+        hashed: True to also hash the file and store the hash for `marks_of_read`.
 
     Raises:
         InputError: the file is truncated or not a tar.
@@ -149,9 +152,9 @@ def _is_complete(store: Store, tar_name: str) -> bool:
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
-    """Return the content of the stream's current member.
+    """Return the content of `member`, the current file of the stream, or None if it is a link.
 
-    Links return None, because the stream may already be past the link's target.
+    Links are not followed, because the stream may already be past the target.
     """
     if not member.isfile():
         return None

@@ -1,4 +1,4 @@
-"""Terminal output of evaluation metrics for `evaluate`, `run` and `demo`."""
+"""Functions that print and check evaluation metrics for the commands `evaluate`, `run` and `demo`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Any
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
-    """Print a table for each split with the metrics of the prior and the baselines, and 95% intervals."""
+    """Print a table for each split with the metrics of the prior and the baselines.
+
+    The table also contains 95% intervals of the energy score and of the cosine to the true image.
+    """
     from ...pipeline.display.terminal import print_line, print_table
 
     names = ("energy_score", "cosine_to_image", "cosine_to_text", "recall_at_1", "recall_at_10")
@@ -36,10 +39,10 @@ def print_metrics(metrics: dict[str, Any]) -> None:
 
 
 def require_sound(metrics: dict[str, Any]) -> None:
-    """Raise an error if predictions could not be scored, so that the command fails and scripts stop.
+    """Raise an error if the prior's predictions could not be scored, so that the command fails and scripts stop.
 
     Raises:
-        InputError: the predictions of the evaluated prior are broken. The message names the split and the reason.
+        InputError: the predictions of the evaluated prior are invalid. The message names the split and the reason.
     """
     from ...pipeline.errors import InputError
 
@@ -53,6 +56,6 @@ def require_sound(metrics: dict[str, Any]) -> None:
 
 
 def _distance(distances: dict[str, dict[str, float]]) -> str:
-    """Format the energy distance for a table cell."""
+    """Return the energy distance as text for a table cell, or `too few rows` if it was not computed."""
     energy_distance = distances.get("energy_distance")
     return f"{energy_distance['value']:.4f}" if energy_distance else "too few rows"

@@ -53,7 +53,7 @@ def copy(
 
 @recipes.command("validate")
 def validate(recipe: RecipeArgument, settings: SetOption = None, as_json: JsonOption = False) -> None:
-    """Check every key and value in a recipe, and print it with all defaults filled in.
+    """Check every key and value in a recipe, and print the recipe with all defaults filled in.
 
     Example: priorkit recipes validate my_recipe.yaml
     """

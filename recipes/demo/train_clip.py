@@ -1,17 +1,17 @@
-"""Train the small CLIP of the offline demo on OpenMoji pictures and their names.
+"""Train the small CLIP model of the offline demo on OpenMoji pictures and their names.
 
 Command, in a checkout installed with `pip install -e ".[demo]"`:
 
     python -m priorkit.recipes.demo.train_clip --output recipes/demo --cache path/to/scratch
 
 Hardware: 2 CPU cores with bfloat16 instructions, no GPU.
-Duration: 25 minutes on a busy machine: 104 s to draw the pictures and 1,420 s to train. On idle cores, an epoch takes
+Duration: 25 minutes on a busy machine (104 s to draw the pictures and 1,420 s to train). On idle cores, an epoch takes
 7 s, so the 110 epochs take 13 minutes.
 Expected: text-to-image recall@10 of 0.99 on training pairs and 0.65 on held-out pairs.
 
-226 of the 3,953 pairs (6%) are held out of training, selected by a hash of the emoji's code. Weights are stored in
-float16. The evaluation loads the stored weights with open_clip. It processes pictures as in the demo: files of mixed
-sizes and formats are converted to 128 x 128 pixel JPEG at quality 95, then preprocessed by open_clip.
+Of the 3,953 pairs, 226 (6%) are held out of training. A hash of the emoji's code selects them. Weights are stored in
+float16. The evaluation loads the stored weights with open_clip and processes pictures as in the demo: files of various
+sizes and formats are converted to JPEG images of 128 x 128 pixels with quality 95, then preprocessed by open_clip.
 
 Shape symbols: B batch size, N number of pairs, D embedding size, C context length in tokens, V variants per picture,
 S image side.
@@ -64,9 +64,9 @@ DATASET_SIDE = 128
 DATASET_QUALITY = 95
 """JPEG quality of the images that the demo's download stores."""
 NEIGHBOURS = 32
-"""Length of the runs of pairs with consecutive codes that `batches` keeps together if it groups neighbours."""
+"""Maximum length of the runs of pairs that `batches` keeps together if `group_neighbours` is True."""
 EMA_DECAY = 0.995
-"""Decay of the averaged weights per step."""
+"""Decay per training step of the exponential moving average of the weights."""
 MAX_LOGIT_SCALE = 100.0
 """Upper bound of the logit scale, as in CLIP (Radford et al. 2021)."""
 
@@ -74,7 +74,7 @@ MAX_LOGIT_SCALE = 100.0
 def held_out(code: str) -> bool:
     """Return True if an emoji is held out of training.
 
-    A hash of the emoji's code decides, so adding emoji does not change the split of the existing emoji.
+    The result depends only on a hash of the emoji's code, so adding emoji does not change the split of existing emoji.
     """
     return hashlib.sha256(f"held-out {code}".encode()).digest()[0] % 20 == 0
 
@@ -111,9 +111,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) -> NDArray[np.uint8]:
-    """Return distorted pictures of every pair as a memory map (V, N, S, S, 3).
+    """Return V distorted pictures of every pair as a memory-mapped array (V, N, S, S, 3).
 
-    The pictures are drawn once and stored in the folder `cache`.
+    The pictures are drawn once and stored in the folder `cache`. Later calls load the stored pictures.
     """
     path = cache / f"variants-{len(pairs)}-{count}-{IMAGE_SIDE}-{seed}.npy"
     if not path.exists():
@@ -129,7 +129,7 @@ def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) ->
 
 
 def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
-    """Draw an emoji `count` times with random scale, shift, file size and format.
+    """Draw an emoji `count` times, each time with a random scale, shift, image size and file format.
 
     Flips and hue changes are not used, because captions name directions and colours.
 
@@ -142,7 +142,7 @@ def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
     bordered = ImageOps.expand(original, margin, fill="white")
     pictures = []
     for _ in range(count):
-        zoom = random.uniform(0.92, 1.14)  # relative frame size; above 1, the picture is smaller
+        zoom = random.uniform(0.92, 1.14)  # relative size of the frame; above 1, the emoji is drawn smaller
         left, top = margin + original.width * ((1 - zoom) / 2 + random.uniform(-0.04, 0.04, size=2))
         frame = (left, top, left + original.width * zoom, top + original.width * zoom)
         side = int(random.choice(IMAGE_SIZES))
@@ -165,7 +165,7 @@ def as_dataset_jpeg(content: bytes) -> bytes:
 
 
 def train(pairs: list[Emoji], variants: NDArray[np.uint8], arguments: argparse.Namespace) -> open_clip.CLIP:
-    """Train on the pairs that are not held out. Return a model with the exponential moving average of the weights."""
+    """Train on the pairs that are not held out, and return a model with the moving average of the weights."""
     train_rows = np.array([row for row, pair in enumerate(pairs) if not held_out(pair.code)])
     tokens = open_clip.SimpleTokenizer()(
         [pair.caption for pair in pairs], MODEL_CFG["text_cfg"]["context_length"]
@@ -223,8 +223,8 @@ def batches(
     Args:
         rows: row numbers of the training pairs, sorted by code.
         batch_size: number of rows per batch.
-        group_neighbours: keep runs of pairs with consecutive codes together. Such pairs often differ only in skin tone
-            or gender, which makes them hard negatives.
+        group_neighbours: True to keep runs of pairs with consecutive codes together. Such pairs often differ only in
+            skin tone or gender, which makes them hard negatives.
         random: random number generator.
     """
     if group_neighbours:
@@ -237,7 +237,11 @@ def batches(
 
 
 def augmented(variants: NDArray[np.uint8], rows: NDArray[np.int64], random: np.random.Generator) -> Tensor:
-    """Return a random variant of each row, shifted by up to 2 pixels and with noise: normalised pixels (B, 3, S, S)."""
+    """Return a random variant of each row's picture, shifted by up to 2 pixels and normalised, with noise added.
+
+    Returns:
+        (B, 3, S, S) normalised pixels.
+    """
     size = len(rows)
     pictures = variants[random.integers(len(variants), size=size), rows]
     padded = np.pad(pictures, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=255)
@@ -254,13 +258,13 @@ def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor) -> T
 
     Args:
         model: CLIP model.
-        images: (B, 3, S, S).
-        tokens: (B, C).
+        images: (B, 3, S, S) normalised pixels.
+        tokens: (B, C) token IDs.
     """
     with torch.autocast("cpu", torch.bfloat16):
         image_embed = model.encode_image(images)
     image_embed = functional.normalize(image_embed.float(), dim=-1)  # (B, D)
-    text_embed = model.encode_text(tokens, normalize=True)  # (B, D); float32, as bfloat16 is no faster at this size
+    text_embed = model.encode_text(tokens, normalize=True)  # (B, D); float32: bfloat16 is no faster at this size
     logits = model.logit_scale.exp() * image_embed @ text_embed.T  # (B, B)
     targets = torch.arange(len(logits))
     return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
@@ -268,7 +272,7 @@ def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor) -> T
 
 @torch.no_grad()
 def update_average(average: torch.nn.Module, model: torch.nn.Module) -> None:
-    """Update the moving average of the weights and batch-norm statistics. Integer buffers are copied, not averaged."""
+    """Update the moving average of the weights and batch-norm statistics. Integer buffers are copied instead."""
     current = model.state_dict()
     for name, value in average.state_dict().items():
         if value.is_floating_point():
@@ -278,7 +282,7 @@ def update_average(average: torch.nn.Module, model: torch.nn.Module) -> None:
 
 
 def save(model: torch.nn.Module, folder: Path) -> None:
-    """Write the config and weights files that open_clip's `local-dir:` reads, each atomically."""
+    """Write the config and weights files that open_clip loads with `local-dir:`. Each file is written atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
@@ -295,7 +299,8 @@ def save(model: torch.nn.Module, folder: Path) -> None:
 def evaluate(pairs: list[Emoji], folder: Path, images: Path) -> dict[str, float]:
     """Measure text-to-image recall and mean cosines with the stored weights.
 
-    Training pairs and held-out pairs are reported separately. For both, recall is measured among all N pictures.
+    Training pairs and held-out pairs are reported separately. In both cases, a caption's picture is searched for among
+    all N pictures.
     """
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()

@@ -1,9 +1,10 @@
-"""Functions that convert Arrow columns of any type, as other tools write them, to plain values and text.
+"""Functions that convert Arrow columns written by other tools to plain Arrow types and to strings.
 
-Most functions use `decoded`, which removes dictionaries, views and other encodings. Invalid UTF-8 is handled in three
-ways. In URL list rows and copied text, it is replaced with U+FFFD (`plain_column`, `carried`). In keys, it is replaced
-with escape sequences (`key_texts`). Other invalid byte strings are converted to hexadecimal digits as a whole
-(`as_text`, `group_names`).
+Bytes that are not valid UTF-8 are handled in one of three ways:
+
+- `plain_column` and `carried`, which convert URL lists and copied columns, replace invalid bytes with U+FFFD.
+- `key_texts` replaces invalid bytes with escape sequences.
+- `as_text` and `group_names` convert the whole value to hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ _SIMPLE = (
     pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null, pa.types.is_binary,
     pa.types.is_fixed_size_binary
 )  # fmt: skip
-"""Tests for Arrow types whose values can always be converted to Python values."""
+"""Type tests for the Arrow types whose values can always be converted to Python values."""
 _escaped = functools.partial(bytes.decode, errors="backslashreplace")
 
 
 def column_of(batch: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
-    """Return a column of a batch or table as a single array."""
+    """Return a column of a batch or table as a single array, joining the chunks of a table's column."""
     column = batch.column(name)
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def decoded(values: pa.Array) -> pa.Array:
-    """Decode dictionaries, views, run-end encoding and extension types to a type that every Arrow kernel accepts."""
+    """Return the values of an array without dictionary encoding, run-end encoding, views or extension types.
+
+    Many Arrow kernels do not accept these types. An extension array is replaced by its storage array.
+    """
     if isinstance(values.type, pa.BaseExtensionType):
         return decoded(values.storage)
     if pa.types.is_dictionary(values.type):
@@ -52,10 +56,10 @@ def decoded(values: pa.Array) -> pa.Array:
 
 
 def plain_column(column: pa.Array, kind: pa.DataType | None = None) -> pa.Array:
-    """Convert a column to its plain type or to another type, replacing invalid UTF-8 in text with U+FFFD.
+    """Convert a column to a plain type. In strings, replace invalid UTF-8 with U+FFFD.
 
     Args:
-        kind: target type; None for the column's `plain_type`.
+        kind: target type; None for `plain_type(column.type)`.
 
     Raises:
         COLUMN_ERRORS: the column is damaged, or a value does not fit the target type.
@@ -91,7 +95,9 @@ def _utf8(column: pa.Array) -> pa.Array:
 
 
 def carried(table: pa.Table, where: str) -> pa.Table:
-    """Convert a table so that its rows can be selected and written: views to plain types, and text to valid UTF-8.
+    """Return a table whose rows can be selected and written to another file.
+
+    Columns that contain views are converted to plain types. In text, invalid UTF-8 is replaced with U+FFFD.
 
     Args:
         where: location of the table, for messages.
@@ -126,10 +132,10 @@ def _is_valid(column: pa.ChunkedArray) -> bool:
 
 
 def text_of(value: Any, not_utf8: Callable[[bytes], str] = bytes.hex) -> str | None:
-    """Convert a Python value to text; return None for missing values (None or NaN).
+    """Convert a Python value to a string, or return None if the value is None or NaN.
 
     Args:
-        not_utf8: function that converts bytes that are not valid UTF-8.
+        not_utf8: function that converts bytes that are not valid UTF-8 to a string.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -142,13 +148,15 @@ def text_of(value: Any, not_utf8: Callable[[bytes], str] = bytes.hex) -> str | N
 
 
 def as_text(values: pa.Array) -> pa.Array:
-    """Convert values to strings. NaN becomes null. Bytes that are not valid UTF-8 are converted to hexadecimal digits.
+    """Convert an array to strings.
+
+    NaN becomes null. Binary values that are not valid UTF-8 are converted to hexadecimal digits.
 
     Args:
         values: array of a type that `can_be_text` accepts.
 
     Raises:
-        pa.ArrowInvalid: an array of text contains invalid UTF-8.
+        pa.ArrowInvalid: `values` has a text type but contains invalid UTF-8.
     """
     values = decoded(values)
     if is_text(values.type):
@@ -164,7 +172,10 @@ def as_text(values: pa.Array) -> pa.Array:
 
 
 def group_names(values: pa.Array) -> list[str | None]:
-    """Convert values of any type to names of row groups, with the rules of `as_text`. Missing values become None."""
+    """Convert an array of any type to strings that are used as names of groups of rows.
+
+    Missing values become None. Other values are converted as in `as_text`.
+    """
     plain = decoded(values)
     if pa.types.is_temporal(plain.type):  # Python's datetime types lack nanoseconds
         plain = as_text(plain)
@@ -172,7 +183,7 @@ def group_names(values: pa.Array) -> list[str | None]:
 
 
 def key_texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
-    """Convert a key column to text.
+    """Convert the values of a key column to strings.
 
     Numbers are written in decimal, and invalid UTF-8 is replaced with escape sequences. Null and NaN become None.
 
@@ -180,7 +191,7 @@ def key_texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
         where: description of the column, for messages.
 
     Raises:
-        InputError: the values are lists, structs, maps or unions, or cannot be read.
+        InputError: the column contains lists, structs, maps or unions, or it cannot be read.
     """
     kind = column.type
     if not can_be_text(kind):

@@ -1,4 +1,4 @@
-"""Function that opens Parquet files, and raises an Arrow exception for any damaged footer."""
+"""Function that opens Parquet files and raises an Arrow exception if the footer is damaged."""
 
 from __future__ import annotations
 

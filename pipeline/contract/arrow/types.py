@@ -17,7 +17,7 @@ TypeTest = Callable[[pa.DataType], bool]
 def _tests(*names: str) -> tuple[TypeTest, ...]:
     """Return the named type tests of `pyarrow.types`.
 
-    A test that an older pyarrow lacks is skipped, since that version also lacks the type.
+    Tests that the installed pyarrow lacks are skipped, because that version also lacks the types they test for.
     """
     return tuple(getattr(pa.types, name) for name in names if hasattr(pa.types, name))
 
@@ -30,7 +30,10 @@ _LIST_VIEWS = _tests("is_list_view", "is_large_list_view")
 _LISTS = _tests("is_list", "is_list_view")
 _LARGE_LISTS = _tests("is_large_list", "is_large_list_view")
 _EXTENSIONS = {"arrow.bool8": pa.bool_(), "arrow.uuid": pa.string()}
-"""Plain types for extension types whose values are not the stored values: bool8 is stored as int8, UUIDs as bytes."""
+"""Plain types of the extension types whose values differ from the stored values.
+
+bool8 is stored as int8, and UUIDs are stored as bytes.
+"""
 COLUMN_ERRORS = (pa.ArrowException, ValueError, KeyError, OverflowError)
 """Exceptions that pyarrow raises for damaged columns and for values that Python cannot represent, such as dates after
 year 9999."""
@@ -65,12 +68,18 @@ def stored_type(kind: pa.DataType) -> pa.DataType:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Return True if the values of a type are text, even if the type is encoded or an extension type."""
+    """Return True if a type holds text.
+
+    This includes dictionary or run-end encoded text, and extension types stored as text.
+    """
     return _is(stored_type(kind), _TEXT)
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Return True if the values of a type are variable-size bytes, even if it is encoded or an extension type."""
+    """Return True if a type holds variable-size bytes.
+
+    This includes dictionary or run-end encoded bytes, and extension types stored as bytes.
+    """
     return _is(stored_type(kind), _BYTES)
 
 
@@ -81,9 +90,10 @@ def can_be_text(kind: pa.DataType) -> bool:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the plain type to which priorkit converts columns of the given type.
+    """Return the plain type to which priorkit converts columns of type `kind`.
 
-    Plain types contain no views, dictionaries, run-end encoding or extension types. Text and bytes have 32-bit offsets.
+    Plain types contain no views, dictionaries, run-end encoding or extension types. Plain text and bytes have 32-bit
+    offsets.
     """
     if isinstance(kind, pa.BaseExtensionType):
         return _EXTENSIONS.get(kind.extension_name) or plain_type(kind.storage_type)
@@ -107,7 +117,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
-    """Return the narrowest plain type that can represent the values of both plain types, or None if none can."""
+    """Return the narrowest plain type that can represent all values of two plain types, or None if there is none."""
     if {first, second} == {pa.string(), pa.binary()}:
         return pa.string()
     if first == second:
@@ -122,7 +132,7 @@ def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 
 
 def why_not_carried(kind: pa.DataType) -> str | None:
-    """Return the reason why a column of a plain type cannot be stored in a shard, or None if it can."""
+    """Return the reason why a column of a plain type cannot be stored in a shard, or None if it can be stored."""
     try:
         column = pa.nulls(1, kind).take(pa.array([0]))
         json.dumps(column.to_pylist(), default=str)
@@ -146,7 +156,7 @@ def column_fault(schema: pa.Schema, column: str, *, text: bool) -> str:
         text: True if the column will be read as text.
 
     Returns:
-        Text to append to the file name in a message; empty if the column can be read.
+        String to append to the file name in an error message; empty if the column can be read.
     """
     count = schema.names.count(column)
     if count != 1:

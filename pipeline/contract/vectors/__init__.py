@@ -1,1 +1,1 @@
-"""Embedding arrays in files, and the rules for valid embeddings."""
+"""Code that reads, checks and buffers arrays of embeddings."""

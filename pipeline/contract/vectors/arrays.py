@@ -48,17 +48,17 @@ class FileHeader:
 
     rows: int
     embed_dim: int
-    """Embedding dimension; 0 for metadata."""
+    """Embedding dimension; 0 for a metadata file."""
     size: int
     """File size in bytes."""
     content: str
     """Raw header or footer bytes, as hexadecimal digits."""
     layout: ArrayLayout | None
-    """Layout of the array; None for metadata."""
+    """Layout of the array; None for a metadata file."""
     columns: tuple[str, ...]
-    """Column names of metadata; empty for arrays."""
+    """Column names of a metadata file; empty for an array."""
     schema: pa.Schema | None = None
-    """Arrow schema of metadata; None for arrays."""
+    """Arrow schema of a metadata file; None for an array."""
 
 
 def read_header(store: Store, name: str, size: int | None = None) -> FileHeader:
@@ -119,7 +119,7 @@ def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: 
 
     Args:
         layout: layout of the file, from `read_layout`.
-        first: number of the first row to read.
+        first: index of the first row to read.
         target: contiguous array with the layout's dtype that receives the rows. Its length is the number of rows to
             read.
 
@@ -136,7 +136,7 @@ def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: 
 
 
 def read_array_start(store: Store, name: str, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of an array file, and leave the position of `file` at the first array value.
+    """Read the header of an array file, and move `file` to the first array value.
 
     Returns:
         The shape, True if the array is in Fortran order, and the dtype.
@@ -149,7 +149,7 @@ def read_array_start(store: Store, name: str, file: BinaryIO) -> tuple[tuple[int
     try:
         with _PARSER:
             shape, fortran_order, dtype = _HEADER_READERS[np.lib.format.read_magic(file)](file)
-    except (EOFError, ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:  # NumPy parses it as Python
+    except (EOFError, ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:  # headers are Python literals
         raise _not_an_array(store, name, error) from error
     return shape, fortran_order, dtype
 

@@ -1,7 +1,7 @@
-"""Checks for an embeddings folder without a manifest: shard faults, and notes about unusual contents.
+"""Checks for an embeddings folder without a manifest, which find faults in shards and unusual contents.
 
-When such a folder is opened, the first fault that `shard_faults` yields is raised as an error. `inspect` reports all
-faults.
+When such a folder is opened, the first fault that `shard_faults` yields is raised as an error. The command `inspect`
+reports all faults.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GROUP_COLUMNS = ("sha256", "md5", "url")
 """Columns that identify the content of an image, in order of preference."""
 CAPTION_COLUMN = "caption"
 _COMMON_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
-"""Columns each of which must be present in all of a folder's metadata files or in none of them."""
+"""Columns that all metadata files of a folder must contain if one of these files contains them."""
 _SHOWN_NUMBERS = 5
 """Maximum number of gaps in the shard numbers that a note lists."""
 
@@ -29,7 +29,10 @@ Files = Mapping[str, str]
 
 
 def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> dict[str, str]:
-    """Return the first file of each kind whose header could be read. Other files of the kind are compared with it."""
+    """Return the name of the first file of each kind whose header could be read.
+
+    `shard_faults` compares the other files of that kind with this file.
+    """
     first: dict[str, str] = {}
     for files in shards:
         for kind, name in files.items():
@@ -97,7 +100,7 @@ def folder_notes(shards: Mapping[int, Files], headers: Mapping[str, FileHeader])
 
 
 def _missing_numbers(numbers: list[int]) -> str:
-    """Return a sentence about the numbers missing between the first and last shard number; empty if none is missing."""
+    """Return a sentence about the numbers missing between the first and last shard number, or an empty string."""
     gaps = [(low + 1, high) for low, high in itertools.pairwise(numbers) if high > low + 1]
     if not gaps:
         return ""

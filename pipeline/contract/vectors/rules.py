@@ -1,6 +1,7 @@
 """Rules for valid embeddings, used by all readers: array dtypes and row norms.
 
-`inspect` reports invalid embeddings; opening, training, evaluation and sampling refuse them.
+The command `inspect` reports invalid embeddings. Opening a folder, training, evaluation and sampling refuse
+them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ WORDS = {"img_emb": "image", "text_emb": "text"}
 EMBED_DTYPES = tuple(np.dtype(name) for name in ("float16", "float32", "float64"))
 """Dtypes accepted for stored embeddings. `is_embed_dtype` ignores the byte order; `arrays.read_layout` checks it."""
 UNIT_TOLERANCE = 2e-3
-"""Largest difference between a row's norm and 1 at which the row is used as stored. Rounding to float16 causes a
-difference of at most 5e-4."""
+"""Largest difference between 1 and the norm of a row that is used as stored. Rounding to float16 causes a difference of
+at most 5e-4."""
 ROUNDED_TOLERANCE = 1e-2
-"""Largest difference between a row's norm and 1 at which the row is normalised when read; rows beyond it are refused.
-Rounding to bfloat16 causes a difference of 4e-3."""
+"""Largest difference between 1 and the norm of a row that is normalised when read. Rows with a larger difference are
+refused. Rounding to bfloat16 causes a difference of 4e-3."""
 ROUNDED = f"norms within {ROUNDED_TOLERANCE} of 1, as bfloat16 rounds them, and are normalised on reading"
 """End of a message that says how many embeddings are normalised when read."""
 
@@ -49,7 +50,7 @@ def row_norms(embeds: np.ndarray) -> np.ndarray:
         embeds: `[n, D]` float32.
 
     Returns:
-        `[n]` float32 norms, which are infinite if a square overflows.
+        `[n]` float32 norms. A norm is infinite if the sum of the squares overflows.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(np.sqrt(np.einsum("nd,nd->n", embeds, embeds)))
@@ -57,7 +58,7 @@ def row_norms(embeds: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NormVerdict:
-    """Classification of `n` rows by norm. Rows in neither mask are used as stored."""
+    """Classification of `n` rows by norm, as two masks. Rows in neither mask are used as stored."""
 
     bad: np.ndarray
     """`[n]` bool: rows that are refused, including those with NaN or infinite values."""
@@ -66,7 +67,7 @@ class NormVerdict:
 
 
 def judge_norms(norms: np.ndarray) -> NormVerdict:
-    """Classify rows by norm, given the norms `[n]`."""
+    """Classify rows by their norms `[n]`."""
     with np.errstate(invalid="ignore"):
         distance = np.abs(norms - np.float32(1))
         near = distance <= ROUNDED_TOLERANCE
@@ -86,7 +87,8 @@ def normalise_rows(embeds: np.ndarray, norms: np.ndarray, chosen: np.ndarray) ->
 
 
 def row_fault(embed: np.ndarray, norm: float) -> str:
-    """Return the reason why a row is refused, such as `holds NaN`. Messages put it after the name of the row.
+    """Return the reason why a row is refused, such as `holds NaN`. Messages put the reason after the name of the
+    row.
 
     Args:
         embed: `[D]` row.

@@ -32,7 +32,7 @@ class RowSpool:
         self.rows += len(rows)
 
     def save(self, target: BinaryIO) -> None:
-        """Write all rows in `.npy` format, byte-identical to `np.save`."""
+        """Write all rows in `.npy` format, byte-identical to the output of `np.save`."""
         header = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),
             "fortran_order": False,
@@ -43,7 +43,7 @@ class RowSpool:
         shutil.copyfileobj(cast(BinaryIO, self._file), target, _COPY_BYTES)
 
     def mapped(self) -> np.ndarray:
-        """Return all rows `[N, *row_shape]`, memory-mapped from the file. The array stays valid after `close`."""
+        """Return all rows `[N, *row_shape]` as a memory-mapped array, which stays valid after `close`."""
         if self.rows == 0:
             return np.empty((0, *self._row_shape), self._dtype)
         self._file.flush()
