@@ -62,7 +62,9 @@ def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
 
 
 def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterator[Row | None]:
-    """Yield the rows of a committed shard in order, with None for each row that has a transient failure.
+    """Yield the rows of a committed shard in order, but None instead of each row with a transient failure.
+
+    The caller fetches the rows that are None again.
 
     Args:
         store: folder of the shard.

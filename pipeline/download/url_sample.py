@@ -13,9 +13,9 @@ from ..compute.hash_sample import HashSample
 
 
 class UrlSample:
-    """Hashes of sampled URLs, each with the number of rows that have this URL.
+    """Sample of URL hashes, each with the number of rows that contain the URL.
 
-    With 4 million hashes in the sample, another URL has the hash of a sampled URL with a probability of 2e-13.
+    With 4 million hashes in the sample, the probability that a further URL has the hash of a sampled URL is 2e-13.
 
     Args:
         capacity: maximum number of distinct hashes.

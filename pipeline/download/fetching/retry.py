@@ -37,12 +37,19 @@ def retry_wait(url: URL, error: FetchError, *, attempt: int, retries: int, secon
 
 
 def backoff(url: URL, attempt: int) -> float:
-    """Return the backoff in seconds before the next attempt. It doubles with each attempt. The URL seeds its jitter."""
+    """Return the backoff in seconds before the next attempt.
+
+    The mean backoff doubles with each attempt. The jitter is pseudorandom, seeded by the URL and the attempt.
+
+    Args:
+        url: URL to fetch.
+        attempt: index of the failed attempt, counted from 0.
+    """
     return _FIRST_BACKOFF_SECONDS * 2.0**attempt * random.Random(f"{url} {attempt}").uniform(0.5, 1.5)
 
 
 def retry_after(value: str) -> float | None:
-    """Return the seconds to wait according to a Retry-After header; None if it is neither a number nor a date."""
+    """Return the number of seconds that a Retry-After header asks to wait, or None if the header is invalid."""
     if re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
         return float(value)
     try:
