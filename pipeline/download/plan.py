@@ -87,10 +87,10 @@ class DownloadPlan:
         for index, table in self.urls.shards(self.rows_per_shard, self.is_unwanted):
             yield self._task(index, table.slice(0, self.wanted(index, table.num_rows)))
             if index >= last_existing and self.is_unwanted(index + 1):
-                return  # nothing after this shard is wanted, so skip the rest of the list
+                return  # no later shard is wanted, so skip the rest of the list
 
     def retries(self, names: list[str]) -> Iterator[DownloadTask]:
-        """Yield one task for each named shard. Each task fetches only the shard's rows with a transient failure again.
+        """Yield one task for each named shard. Each task refetches only the rows with a transient failure.
 
         Args:
             names: names of complete shards.

@@ -175,7 +175,7 @@ def _transient_rows(record: ShardRecord) -> int:
 
 
 def _retry_result(plan: DownloadPlan, retried: list[str], manifest: Manifest) -> dict[str, int]:
-    """Return the number of retried rows under `rows`, and the number of those that succeeded under `success`."""
+    """Return a dictionary: `rows` is the number of retried rows, and `success` is how many of them succeeded."""
     success = sum(
         manifest.shards[name].counts.get(SUCCESS, 0) - plan.existing[name].counts.get(SUCCESS, 0) for name in retried
     )

@@ -31,7 +31,10 @@ _SHARD_HOSTS = 20
 _TOTAL_HOSTS = 20
 """Maximum number of hosts in the summary, which lists the hosts with the most failures."""
 _MOST_HOSTS = 10_000
-"""Number of hosts kept while totals are added up. At twice this number, hosts with the fewest failures are dropped."""
+"""Number of hosts kept while totals are added up.
+
+When more than twice as many hosts are known, those with the fewest failures are dropped.
+"""
 _HOST_CHARACTERS = 253
 """Maximum length of a host name in characters, from RFC 1035. Longer names are truncated."""
 _SHARD_SAMPLE = 1024

@@ -53,7 +53,7 @@ class UrlSample:
         return int((counts.sum() - len(counts)) << self.level)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the sample as JSON-serializable values, which a shard's `_stats.json` stores."""
+        """Return the sample as JSON-serializable values for a shard's `_stats.json`."""
         hashes, counts = self._merge()
         return {
             "level": self.level,

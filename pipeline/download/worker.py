@@ -97,7 +97,7 @@ class DownloadWorker:
         start = time.time()
         name, encoding = task.name, self._settings.encode_format
         if task.retry and (record := finish_replacements(self._store, name)) is not None:
-            return record  # an earlier worker was killed while it moved its files into place
+            return record  # a worker was killed after the commit, while it moved the files into place
         commit = ShardCommit(
             self._store, name, input=task.digest, settings=self._settings_fingerprint, replaces=task.retry
         )
@@ -140,7 +140,7 @@ class DownloadWorker:
     async def _fetch_and_resize(self, key: str, values: dict[str, Any], hash_column: str | None, claim: Claim) -> Row:
         """Fetch and resize the image of one list row, and return the row.
 
-        If the fetch or the image fails, no exception is raised, but the returned row has the outcome of the failure.
+        `FetchError` and `ImageError` are not raised. Instead, the returned row has the outcome and the error message.
 
         Args:
             key: key of the sample in the shard.

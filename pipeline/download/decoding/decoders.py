@@ -28,13 +28,13 @@ from ..settings import DownloadSettings
 from .messages import LENGTH, READY, unpack
 
 _SENT_JOBS = 2
-"""Maximum number of unanswered bodies sent to a process: the current body, and the next so that it need not wait."""
+"""Maximum number of unanswered bodies sent to a process: one that is being decoded, and one to decode next."""
 _START_ATTEMPTS = 3
 """Number of attempts to start a process before the download fails."""
 _SOCKET_BYTES = 1 << 20
 """Requested size in bytes of the socket's send buffer in each direction. Most response bodies fit into it."""
 _PROGRAM = "import sys; sys.path[:] = {path}; from {module} import main; main()"
-"""Program of a child process: like `python -m MODULE`, but with the import path of this process."""
+"""Program of a child process: like `python -m MODULE`, but with the parent's import path."""
 
 
 @dataclass(eq=False)
@@ -228,7 +228,7 @@ class _Process:
         try:
             return None if message is None else unpack(message)
         except (ValueError, RecursionError):
-            return None  # a hostile image may have taken over the process
+            return None  # a malicious image may have taken over the process
 
     async def _message(self) -> bytes | None:
         """Receive and return the next message, or None at the end of the stream."""

@@ -38,9 +38,9 @@ _UNDECODABLE = "Image decoding error"
 _UNENCODABLE = "cannot store"
 """First words of the error message that `_Codec.imencode` raises when OpenCV cannot encode an image."""
 _LONGEST_SIDES = {"jpg": 65_500, "webp": 16_383}
-"""Maximum side length in pixels for each format. PNG has no entry, because it can store more than `max_pixels`."""
+"""Maximum side length in pixels for each format. PNG has no entry, because its maximum is much larger."""
 _MARGIN = 1.25
-"""Minimum ratio of the sides of a JPEG decoded at a reduced size to the target sides.
+"""Minimum ratio of a JPEG's side length after decoding at a reduced size to the target side length.
 
 With a smaller ratio, the resized image is blurred.
 """
@@ -150,7 +150,7 @@ class ImageResizer:
     def _passes_filters(self, width: int, height: int) -> bool:
         """Return True if the size and aspect ratio filters accept an image of this size.
 
-        If they do not, the image is passed to img2dataset's resizer, which reports the reason.
+        A rejected image is passed to img2dataset's resizer, which reports the reason.
         """
         shorter, longer = sorted((width, height))
         too_small = shorter < max(1, self._settings.min_image_size)

@@ -53,7 +53,7 @@ class AddressGuard:
         self._allowed = [ipaddress.ip_network(network) for network in allowed]
 
     def refusal(self, address: str) -> str | None:
-        """Return the reason why an address is blocked, or None if it is allowed."""
+        """Return the reason why an address is blocked, or None if the address is allowed."""
         forms = _forms(address)
         if any(form in network for form in forms for network in self._allowed):
             return None

@@ -107,7 +107,7 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def _open_session(self, guard: AddressGuard | None) -> AsyncIterator[aiohttp.ClientSession]:
-        """Yield a session that connects only to addresses that the guard allows, or to all if the guard is None."""
+        """Yield a client session that connects only to addresses that `guard` allows; None allows all addresses."""
         resolver = GuardedResolver(threads=min(self._settings.concurrency, _RESOLVER_THREADS), guard=guard)
         connector = aiohttp.TCPConnector(
             limit=0,  # no limit here: `Fetcher` limits connections before the deadline starts

@@ -1,6 +1,6 @@
 """Content-Encoding decoder for gzip, deflate, br and zstd, with a limit on the number of decoded bytes.
 
-Some servers state an encoding that the body does not have, or state the same encoding twice. Therefore the body is
+Some servers state an encoding that was not applied, or state the same encoding twice. Therefore the body is
 checked for an image before and after each decoding step, and the last image found is the result. Unknown encodings,
 such as `none` or `utf-8`, are ignored, as in browsers.
 """
@@ -145,7 +145,7 @@ def decode_body(body: bytes, header: str, limit: int) -> bytes:
         limit: maximum number of decoded bytes.
 
     Raises:
-        CodingError: too many encodings are stated, or the body does not have them and no image was found.
+        CodingError: the header states too many encodings, or the body does not have them and no image was found.
         BodyTooLarge: the decoded body exceeds `limit` bytes, and no image was found.
     """
     codings = known_codings(header)

@@ -36,7 +36,7 @@ _MAX_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 """HTTP statuses whose Location header is followed."""
 _DECODED_AT_ONCE = 8
-"""Maximum number of compressed bodies decoded at once. It limits memory use, because a small body can expand a lot."""
+"""Maximum number of compressed bodies decoded at once. This limits memory use, because decoded bodies can be large."""
 _CONTENT_RANGE = re.compile(r"\s*bytes\s+0-(\d{1,18})/(\d{1,18})\s*", re.IGNORECASE)
 _LEGAL_URL = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
 """Pattern for URLs that consist only of the characters and percent-escapes that RFC 3986 allows."""
@@ -151,7 +151,8 @@ class Fetcher:
     def _check(self, url: str | None) -> URL:
         """Parse a URL and check its scheme and host. A URL with credentials is refused.
 
-        IP addresses and `localhost` names are checked here. Other names are checked when they are resolved.
+        IP addresses and `localhost` names are checked against the address guard here. The resolver checks the addresses
+        of other names.
 
         Raises:
             FetchError: the URL cannot or must not be fetched.
@@ -215,7 +216,7 @@ class Fetcher:
                 if size > limit:
                     raise FetchError("too_large", f"more than {limit} bytes")
             if protocol is not None and isinstance(protocol.exception(), aiohttp.ClientOSError):
-                # without a stated length, closing the connection ends the body, and aiohttp takes a reset for a close
+                # without a stated length, the end of the connection ends the body, and aiohttp treats a reset as an end
                 raise FetchError("connection", _short(protocol.exception()), transient=True)
             return b"".join(blocks)
         finally:
@@ -225,7 +226,7 @@ class Fetcher:
         """Undo the Content-Encoding of a body, and check that the body is complete.
 
         Raises:
-            FetchError: the body is incomplete, too large or badly encoded. Unless the status is 200, also raised if the
+            FetchError: the body is incomplete, too large or badly encoded. Also raised if the status is not 200 and the
                 body is not an image.
         """
         if response.status == 206 and not _is_whole(response.headers.get("Content-Range", ""), len(body)):

@@ -25,9 +25,9 @@ _MAX_STARTED = 8192
 _BLOCK_ROWS = 64
 """Maximum number of rows passed to the shard writer at once."""
 _GATHER_SECONDS = 0.05
-"""Maximum number of seconds that a finished row waits until more rows can be passed to the shard writer with it.
+"""Maximum number of seconds to wait for more finished rows before rows are passed to the shard writer.
 
-Passing each row alone would switch threads for each row, which takes longer than writing the row.
+Passing rows one by one would need a thread switch for each row, which takes longer than writing the row.
 """
 _STOP_SECONDS = 5.0
 """Seconds that `close` waits for running work, such as a hung name lookup."""
@@ -49,7 +49,7 @@ class _TaskRows(Generic[Task]):
 
 
 class FetchAhead(Generic[Task]):
-    """Producer of rows for consecutive tasks. All rows run in one event loop in a separate thread.
+    """Producer of rows for consecutive tasks. All row makers run in one event loop in a separate thread.
 
     Slow writes to the store and the change to the next task do not delay running fetches.
 
@@ -110,7 +110,7 @@ class FetchAhead(Generic[Task]):
     async def _plan(self, wanted: list[_TaskRows[Task]]) -> None:
         """Replace the queue with the tasks in `wanted`.
 
-        Tasks at the head of the queue that match keep the rows they have started. All other queued tasks are cancelled.
+        Queued tasks that match the start of `wanted` keep their started rows. All other queued tasks are cancelled.
         """
         shared = 0
         while shared < min(len(self._queue), len(wanted)) and self._queue[shared].task == wanted[shared].task:
@@ -121,7 +121,7 @@ class FetchAhead(Generic[Task]):
         self._start_rows()
 
     def _start_rows(self) -> None:
-        """Start rows, in order, while the buffer has room and fewer than `_MAX_STARTED` started rows are unwritten."""
+        """Start rows in order while the buffer has room and fewer than `_MAX_STARTED` started rows are in the queue."""
         room = _MAX_STARTED - sum(len(entry.started) for entry in self._queue)
         for entry in self._queue:
             while not entry.all_started:

@@ -20,7 +20,7 @@ _SCHEMES = ("http", "https")
 
 @dataclass(frozen=True)
 class Proxy:
-    """URL and credentials of a proxy, kept apart so that error messages cannot reveal the credentials."""
+    """URL and credentials of a proxy, stored separately so that error messages cannot reveal the credentials."""
 
     url: URL
     headers: Mapping[str, str] = field(repr=False)

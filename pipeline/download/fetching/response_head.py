@@ -115,7 +115,7 @@ def _fields(lines: list[bytes]) -> tuple[dict[bytes, list[bytes]], bool]:
     """Parse header lines.
 
     Returns:
-        The values of each header, keyed by lowercase name, and True if all lines comply with RFC 9112.
+        The values of each header, keyed by lowercase name, and a flag that is True if all lines comply with RFC 9112.
     """
     fields: list[list[bytes]] = []
     strict, continued = True, False

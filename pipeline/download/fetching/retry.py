@@ -1,8 +1,8 @@
 """Retry policy for fetches: decides whether to try again after a failed attempt, and how long to wait.
 
-A fetch tries again if the failure is transient, fewer than `download.retries` retries have been made, and the
-wait ends before the URL's deadline. The wait is an exponential backoff with jitter, or the server's Retry-After,
-whichever is longer.
+A fetch is retried if the failure is transient, fewer than `download.retries` retries have been made, and the wait ends
+before the URL's deadline. The wait is an exponential backoff with jitter, or the time in the server's Retry-After
+header, whichever is longer.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 UPSTREAM_AGENT = "img2dataset"
-"""User-agent name of img2dataset. Opt-outs that name img2dataset apply to us too, because they concern the same use."""
+"""User-agent name of img2dataset. We also obey opt-outs that name img2dataset, because they concern the same use."""
 MAX_ROBOTS_BYTES = 500_000
 """Maximum number of bytes read from a robots.txt. The rest is ignored, as in Google's crawler."""
 
@@ -65,7 +65,7 @@ class RobotsRules:
     """
 
     def __init__(self, rules: Sequence[tuple[str, bool]] = ()) -> None:
-        # the longest matching pattern decides; of two with the same length, the allow rule wins
+        # the longest matching pattern decides; of two patterns with the same length, the allow rule wins
         ordered = sorted(set(rules), key=lambda rule: (-len(rule[0]), not rule[1]))
         self._rules = [
             (pattern.removesuffix("$").split("*"), pattern.endswith("$"), allow) for pattern, allow in ordered
@@ -112,7 +112,7 @@ def _matches(parts: list[str], whole: bool, path: str) -> bool:
     Args:
         parts: pattern, split at its wildcards.
         whole: True if the pattern must match to the end of the path; False if it may match only the start.
-        path: normalised path.
+        path: path in the form that `_normalise` returns.
     """
     first, *rest = parts
     if not path.startswith(first):

@@ -52,7 +52,7 @@ class ChunkReader:
         self.done = self.excess = False
 
     def feed(self, data: bytes) -> bytes:
-        """Process received bytes and return their strict form. An incomplete line is buffered until it is complete.
+        """Process received bytes and return their strict form. An incomplete line is buffered until the rest arrives.
 
         Raises:
             BadResponse: the bytes are not valid chunks.
