@@ -1,4 +1,4 @@
-"""Success-rate check that stops a download when too few recent rows gave an image, and names the probable cause."""
+"""Success-rate check: stops a download when too few recent rows yielded an image, and reports the probable cause."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _ADVICE = (
         "bodies do not have the hashes of the list: see that download.hash_column is of the original bytes",
     ),
 )
-"""Groups of related failure labels, each with advice for the user. `failure_label` returns these labels."""
+"""Groups of related failure labels, as returned by `failure_label`, each with advice for the user."""
 
 
 class SuccessWatch:
@@ -86,7 +86,7 @@ class SuccessWatch:
             labels: number of rows for each label: `success`, or a failure label as returned by `failure_label`.
 
         Raises:
-            PriorkitError: the success rate is below the minimum. The message gives the rate and the probable cause.
+            PriorkitError: the success rate in the window is below the minimum. The message states the probable cause.
         """
         if self._min_rate == 0 or not labels:
             return
@@ -106,9 +106,10 @@ class SuccessWatch:
 
 
 def diagnosis(labels: Mapping[str, int]) -> str:
-    """Return a message that names the most frequent failures.
+    """Return a message about the most frequent failures.
 
-    If one group in `_ADVICE` accounts for more than half of the failures, the message includes its advice.
+    If one group in `_ADVICE` accounts for more than half of the failures, the message contains the group's advice.
+    Otherwise, the message lists the three most frequent labels.
 
     Args:
         labels: number of rows for each label: `success`, or a failure label as returned by `failure_label`.

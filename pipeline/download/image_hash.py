@@ -9,11 +9,11 @@ from typing import Any
 from .outcomes import FetchError
 
 _KINDS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}
-"""Hash functions by digest length in hexadecimal digits."""
+"""Names of the hash functions, keyed by the length of a digest in hexadecimal digits."""
 
 
 def check_hash(body: bytes, expected: Any) -> None:
-    """Check that a response body has the expected hash. The length of the hash selects the hash function.
+    """Check that a response body has the expected hash. The length of `expected` determines the hash function.
 
     Args:
         body: response body.
@@ -35,6 +35,10 @@ def check_hash(body: bytes, expected: Any) -> None:
 
 
 def _digits(stored: bytes) -> str:
-    """Convert a hash stored as bytes, either ASCII hexadecimal digits or the raw digest, to hexadecimal digits."""
+    """Return a hash as hexadecimal digits.
+
+    Args:
+        stored: hash as ASCII hexadecimal digits or as a raw digest.
+    """
     text = stored.decode("ascii", "replace").strip()
     return text if len(text) in _KINDS and re.fullmatch("[0-9A-Fa-f]+", text) else stored.hex()

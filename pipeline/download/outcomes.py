@@ -5,8 +5,8 @@ A row's outcome is `success`, one of `FETCH_OUTCOMES` or one of `IMAGE_OUTCOMES`
 "Transient" has two meanings:
 
 - `TRANSIENT_OUTCOMES` are failures that `--retry-failed` fetches again in a later run.
-- `FetchError.transient` marks a failure that may disappear within seconds, so the same fetch tries again. The policy
-  for these attempts is in `fetching/retry.py`.
+- `FetchError.transient` marks a failure that may disappear within seconds, so the URL is retried within the same
+  fetch. The retry policy is in `fetching/retry.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ FETCH_OUTCOMES = frozenset(
         "hash_mismatch",  # the hash of the body differs from the hash in the list
     }
 )
-"""Outcomes of rows that fail before the image is decoded. Their status is `failed_to_download`, as in img2dataset."""
+"""Outcomes of rows whose response body cannot be fetched or has the wrong hash.
+
+The status of such a row is `failed_to_download`, as in img2dataset.
+"""
 
 IMAGE_OUTCOMES = frozenset(
     {
@@ -51,7 +54,10 @@ IMAGE_OUTCOMES = frozenset(
         "encode",  # the image is too large for the format that stores it
     }
 )
-"""Outcomes of rows that fail after the body has arrived. Their status is `failed_to_resize`, as in img2dataset."""
+"""Outcomes of rows whose response body cannot be turned into a stored image.
+
+The status of such a row is `failed_to_resize`, as in img2dataset.
+"""
 
 TRANSIENT_OUTCOMES = frozenset({"dns", "refused", "proxy", "tls", "connection", "timeout", "http_429", "http_5xx"})
 """Outcomes of rows that may succeed in a later run, for example once a resolver, clock or network is fixed.
@@ -61,7 +67,7 @@ TRANSIENT_OUTCOMES = frozenset({"dns", "refused", "proxy", "tls", "connection", 
 
 
 class FetchError(Exception):
-    """Raised when a URL cannot be fetched. `outcome` is one of `FETCH_OUTCOMES`."""
+    """Raised when a URL cannot be fetched or its body has the wrong hash. `outcome` is one of `FETCH_OUTCOMES`."""
 
     def __init__(
         self, outcome: str, detail: str = "", *, transient: bool = False, retry_after: float | None = None

@@ -1,4 +1,4 @@
-"""Download plan: compares a list with the shards in a folder and yields the remaining tasks.
+"""Download plan: compares a URL list with the shards in a folder and yields the remaining tasks.
 
 This module neither downloads images nor writes files. `make_plan` reads only the rows that it must compare with
 existing shards. The rest of the list is read as the tasks are consumed.
@@ -31,7 +31,7 @@ class DownloadPlan:
     existing: dict[str, ShardRecord]
     """Records of the existing shards, keyed by shard name. Every existing shard comes from this list."""
     complete: frozenset[str]
-    """Names of the existing shards that already have all wanted rows, and whose files all exist."""
+    """Names of the existing shards that already have all the rows to download, and whose files all exist."""
     rows: int | None
     """Number of rows in the list; None until they are counted."""
 
@@ -69,7 +69,10 @@ class DownloadPlan:
         return name in self.complete or (name not in self.existing and self.wanted(index, 1) == 0)
 
     def is_complete(self) -> bool:
-        """Return True if certainly no shard remains to be downloaded; False if the list must be read to find out."""
+        """Return True if no shard remains to be downloaded.
+
+        Return False if a shard remains, or if the list must be read to find out.
+        """
         if len(self.complete) < len(self.existing):
             return False
         if (shards := self.shards()) is not None:
@@ -84,10 +87,10 @@ class DownloadPlan:
         for index, table in self.urls.shards(self.rows_per_shard, self.is_unwanted):
             yield self._task(index, table.slice(0, self.wanted(index, table.num_rows)))
             if index >= last_existing and self.is_unwanted(index + 1):
-                return  # nothing after this shard is wanted, so skip the rest of the list
+                return  # no later shard is wanted, so skip the rest of the list
 
     def retries(self, names: list[str]) -> Iterator[DownloadTask]:
-        """Yield one task for each named shard. The task fetches the rows with a transient failure again.
+        """Yield one task for each named shard. Each task refetches only the rows with a transient failure.
 
         Args:
             names: names of complete shards.
@@ -100,7 +103,11 @@ class DownloadPlan:
                 return
 
     def _task(self, index: int, table: pa.Table, retry: bool = False) -> DownloadTask:
-        """Return the task for a shard, after checking its rows against the existing shard, if any."""
+        """Return the task for a shard. If the shard exists, first check that it was made from the same rows.
+
+        Raises:
+            FolderError: the existing shard was made from other rows.
+        """
         name, digest = image_shard_name(index), rows_digest(table)
         _check_rows(self.urls, self.store, self.existing.get(name), index * self.rows_per_shard, table)
         return DownloadTask(name, digest, index * self.rows_per_shard, table, retry, self.urls.columns.hash_column)
@@ -109,7 +116,7 @@ class DownloadPlan:
 def make_plan(
     urls: UrlList, rows_per_shard: int, limit: int | None, store: Store, manifest: Manifest | None
 ) -> DownloadPlan:
-    """Compare a list with the shards in a folder.
+    """Compare a list with the shards in a folder, and return the plan for downloading the rest.
 
     A list may grow at its end. Any other change is refused, because the folder would mix rows from two lists. The rows
     of an existing shard are read and compared only in two cases: the list files that contain them may have changed

@@ -13,7 +13,7 @@ from .rows import Row
 from .statistics import failure_label
 
 _UPDATE_SECONDS = 0.5
-"""Minimum number of seconds between two calls of the progress callback by `add_row` or `add_rows`."""
+"""Minimum number of seconds between two progress reports from `add_row` or `add_rows`."""
 _RATE_SECONDS = 60.0
 """Number of seconds over which the rates are averaged."""
 
@@ -22,10 +22,11 @@ class DownloadProgress:
     """Row counter that reports progress to a callback and passes outcomes to a success-rate check.
 
     Args:
-        progress: callback that receives the finished rows, the total rows and a text with the rates.
+        progress: callback that receives the number of finished rows, the total number of rows (None if unknown) and a
+            string that shows the download rates.
         done: number of rows that were complete at the start.
         total: number of rows in the whole download, or None if the list has not been counted.
-        watch: success-rate check, which raises when too few rows succeed; None to accept any number of failures.
+        watch: success-rate check, which raises `PriorkitError` when too few rows succeed; None to skip the check.
     """
 
     def __init__(self, progress: ProgressCallback, done: int, total: int | None, watch: SuccessWatch | None) -> None:
@@ -61,7 +62,7 @@ class DownloadProgress:
             self._watch.add(labels)
 
     def report(self) -> None:
-        """Call the progress callback immediately. `add_row` and `add_rows` call it at most twice a second."""
+        """Call the progress callback immediately. `add_row` and `add_rows` call the callback at most twice a second."""
         now = time.monotonic()
         self._marks.append((now, self._images, self._bytes))
         while now - self._marks[0][0] > _RATE_SECONDS and len(self._marks) > 2:

@@ -24,7 +24,7 @@ class Row:
     meta: dict[str, Any]
     """Columns of the list, followed by the columns that the download adds, in the order of the Parquet file."""
     image: bytes | None = None
-    """Encoded image, or None for a failure."""
+    """Encoded image, or None if the row failed."""
     outcome: str = SUCCESS
     body_bytes: int = 0
     """Size of the fetched response body in bytes."""
@@ -62,7 +62,9 @@ def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
 
 
 def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterator[Row | None]:
-    """Yield the rows of a committed shard in order, with None for each row that has a transient failure.
+    """Yield the rows of a committed shard in order, but None in place of each row with a transient failure.
+
+    The caller fetches the latter rows again.
 
     Args:
         store: folder of the shard.

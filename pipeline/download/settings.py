@@ -31,14 +31,15 @@ class DownloadSettings(UrlListSettings):
             "timeout_seconds",
             "user_agent",
         }
-    )  # these change speed, retries and what servers see of us, not how images are stored
+    )  # these affect speed, retries and the requests to servers, but not how images are stored
 
     rows_per_shard: int = Field(default=10_000, ge=1)
     """Number of list rows per shard, including failed rows; 10,000 is img2dataset's default."""
     image_size: int = Field(default=256, ge=1)
     """Target side length of resized images in pixels; 256 leaves room for the 224-pixel crop of a CLIP model."""
     resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = "keep_ratio"
-    """Resize mode, as in img2dataset. `keep_ratio` scales the shorter side to `image_size`; CLIP crops later."""
+    """Resize mode, as in img2dataset. The default, `keep_ratio`, scales the shorter side to `image_size` without
+    cropping, because CLIP preprocessing crops later."""
     resize_only_if_bigger: bool = True
     """Keep the size of images that are not larger than `image_size`, since enlarging adds bytes but no detail."""
     encode_format: Literal["jpg", "png", "webp"] = "jpg"
@@ -50,7 +51,7 @@ class DownloadSettings(UrlListSettings):
     max_aspect_ratio: float | None = Field(default=None, ge=1)
     """Maximum ratio of the longer to the shorter side; other images count as failed. null accepts all images."""
     max_image_area: int | None = Field(default=None, ge=1)
-    """Maximum number of pixels after decoding; larger images count as failed. null accepts all images."""
+    """Maximum image area before resizing, in pixels; larger images count as failed. null accepts all images."""
     max_pixels: int = Field(default=89_478_485, ge=1)
     """Maximum number of pixels, width times height, that an image header may state; larger images are not decoded. The
     default is Pillow's limit against decompression bombs, which is 256 MiB in RGB."""
@@ -65,8 +66,9 @@ class DownloadSettings(UrlListSettings):
     """Seconds allowed for one URL, including name lookup, redirects, body and all attempts. 10 is img2dataset's
     default. Waiting for a free slot under `concurrency` or `connections_per_host` does not count."""
     retries: int = Field(default=1, ge=0)
-    """Number of further attempts after a transient failure: refused or broken connection, 429, 5xx, busy name server.
-    All attempts share one deadline. The default is 1, because longer failures are better retried in a later run."""
+    """Maximum number of retries after a transient failure: a refused or broken connection, HTTP 429 or 5xx, or a proxy
+    or name server that is temporarily unavailable. All attempts share one deadline. The default is 1, because failures
+    that last longer are better retried in a later run."""
     max_bytes: int = Field(default=50_000_000, ge=1)
     """Maximum size of a response body in bytes, after decompression; larger bodies count as `too_large`."""
     allow_private_addresses: bool = False
@@ -76,16 +78,16 @@ class DownloadSettings(UrlListSettings):
     allow_addresses: tuple[str, ...] = ()
     """Networks from which images may always be fetched, such as `[10.0.0.0/8]`. Public addresses need no entry."""
     proxy: str | None = None
-    """Proxy for all URLs except those of hosts in `no_proxy`. `none` uses no proxy. null reads the environment
-    variables `http_proxy`, `https_proxy` and `all_proxy`, as curl does."""
+    """URL of the proxy for all hosts except those in the environment variable `no_proxy`. `none` uses no proxy. null
+    reads the environment variables `http_proxy`, `https_proxy` and `all_proxy`, as curl does."""
     user_agent: str = Field(
         default=f"priorkit/{__version__} (image data sets; no contact given)", pattern=r"^[!-~][ -~]*$"
     )
     """User-Agent header sent to servers; add a contact address. Sites can address opt-outs to the part before the first
     slash."""
     robots_txt: bool = False
-    """Obey the robots.txt of each site. Off by default, as in img2dataset: robots.txt addresses crawlers that follow
-    links."""
+    """Obey the robots.txt of each site. Off by default, as in img2dataset, because robots.txt addresses crawlers that
+    follow links."""
     concurrency: int = Field(default=2048, ge=1)
     """Number of URLs that one worker fetches at once. The default is high because most fetches wait for servers, and
     the slowest wait until their deadline."""
@@ -101,10 +103,10 @@ class DownloadSettings(UrlListSettings):
     need the most."""
     buffer_bytes: int = Field(default=512_000_000, ge=1)
     """Memory limit for the response bodies and images in one worker, in bytes. At the limit, no further fetch starts.
-    Bodies that have not arrived yet count with their expected size."""
+    Bodies that have not arrived yet are counted at the mean size of recent bodies."""
     min_success_rate: float = Field(default=0.05, ge=0, le=1)
-    """Minimum share of recent rows that must give an image. Below it, the download stops, because the cause is probably
-    this machine or its network. 0 disables the check."""
+    """Minimum share of recent rows that must yield an image. If the share is lower, the download stops, because the
+    cause is probably this machine or its network. 0 disables the check."""
     success_window: int = Field(default=2_000, ge=1)
     """Number of recent rows over which `min_success_rate` is checked; a list sorted by host needs a larger window."""
 

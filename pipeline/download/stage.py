@@ -59,7 +59,8 @@ def download(
         overwrite: discard the content of the folder and download everything again.
         retry_failed: retry the rows whose failure was transient: DNS, connection, proxy, certificate, timeout,
             HTTP 429 or HTTP 5xx.
-        progress: callback that receives the number of finished rows, the total and a text with the rates.
+        progress: callback that receives the number of finished rows, the total number of rows (None if unknown) and a
+            string that shows the download rates.
 
     Returns:
         Summary of the run and of the folder.
@@ -67,7 +68,7 @@ def download(
     Raises:
         InputError: the list is missing, empty, unreadable or lacks a column.
         FolderError: the folder belongs to another stage, other settings or another list.
-        PriorkitError: too few rows gave an image. The message gives the probable cause.
+        PriorkitError: too few rows yielded an image. The message states the probable cause.
     """
     start = time.monotonic()
     settings, compute = settings or DownloadSettings(), compute or ComputeSettings()
@@ -174,7 +175,7 @@ def _transient_rows(record: ShardRecord) -> int:
 
 
 def _retry_result(plan: DownloadPlan, retried: list[str], manifest: Manifest) -> dict[str, int]:
-    """Return a dictionary with `rows`, the number of retried rows, and `success`, how many of them gave an image."""
+    """Return a dictionary: `rows` is the number of retried rows, and `success` is how many of them succeeded."""
     success = sum(
         manifest.shards[name].counts.get(SUCCESS, 0) - plan.existing[name].counts.get(SUCCESS, 0) for name in retried
     )
@@ -192,7 +193,7 @@ def plan_download(
 ) -> StagePlan:
     """Return the work that `download` would do, without doing it.
 
-    If the list has files other than uncompressed Parquet, it is read to count its rows.
+    The list is read to count its rows, unless all its files are uncompressed Parquet.
     """
     plan = check_download(urls, images, settings, limit=limit, overwrite=overwrite)
     if plan.rows is None:

@@ -31,7 +31,10 @@ _SHARD_HOSTS = 20
 _TOTAL_HOSTS = 20
 """Maximum number of hosts in the summary, which lists the hosts with the most failures."""
 _MOST_HOSTS = 10_000
-"""Number of hosts kept in the totals. Once twice as many are known, those with the fewest failures are dropped."""
+"""Number of hosts kept while totals are added up.
+
+When more than twice as many hosts are known, those with the fewest failures are dropped.
+"""
 _HOST_CHARACTERS = 253
 """Maximum length of a host name in characters, from RFC 1035. Longer names are truncated."""
 _SHARD_SAMPLE = 1024
@@ -52,7 +55,7 @@ def failure_label(row: Row) -> str:
 
 
 def host_of(url: str | None) -> str:
-    """Return the host of a URL, or `NO_HOST` if it has none."""
+    """Return the host of a URL, or `NO_HOST` if the URL has no host or cannot be parsed."""
     try:
         return (urlsplit(url or "").hostname or NO_HOST)[:_HOST_CHARACTERS]
     except ValueError:
@@ -60,7 +63,10 @@ def host_of(url: str | None) -> str:
 
 
 def rows_not_utf8(table: pa.Table) -> int:
-    """Return the number of rows with U+FFFD in a text column. U+FFFD replaces bytes that are not valid UTF-8."""
+    """Return the number of rows with U+FFFD in a text column.
+
+    The list reader puts U+FFFD in place of bytes that are not valid UTF-8.
+    """
     marked = [
         pc.fill_null(pc.match_substring(column, NOT_UTF8), False)
         for column in table.columns

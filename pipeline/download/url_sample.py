@@ -13,9 +13,9 @@ from ..compute.hash_sample import HashSample
 
 
 class UrlSample:
-    """Hashes of sampled URLs, each with the number of rows that have this URL.
+    """Sample of URL hashes, each with the number of rows that contain the URL.
 
-    With 4 million hashes in the sample, another URL has the hash of a sampled URL with a probability of 2e-13.
+    With 4 million hashes in the sample, the probability that a further URL has the hash of a sampled URL is 2e-13.
 
     Args:
         capacity: maximum number of distinct hashes.
@@ -53,7 +53,7 @@ class UrlSample:
         return int((counts.sum() - len(counts)) << self.level)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the sample as JSON-serializable values, which a shard's `_stats.json` stores."""
+        """Return the sample as JSON-serializable values for a shard's `_stats.json`."""
         hashes, counts = self._merge()
         return {
             "level": self.level,

@@ -38,11 +38,11 @@ class DownloadTask:
 
     name: str
     digest: str
-    """SHA-256 of the column names and values, from `rows_digest`."""
+    """SHA-256 of the column names and values of the rows, computed by `rows_digest`."""
     first_row: int
     """Index of the shard's first row in the list, counted from 0."""
     table: pa.Table = field(compare=False)
-    """Rows of the shard. Equality ignores them because `digest` already identifies them."""
+    """Rows of the shard. Comparisons of tasks ignore this field, because `digest` already identifies the rows."""
     retry: bool = False
     """True to replace an existing shard: rows with a transient failure are fetched again, all other rows are reused."""
     hash_column: str | None = None
@@ -52,7 +52,7 @@ class DownloadTask:
 class DownloadWorker:
     """Worker that downloads shards one after another. Use it as a context manager, or end the process to close it.
 
-    Connections and decoder processes are kept between shards, until the worker is closed.
+    Connections and decoder processes are reused for all shards until the worker is closed.
 
     Args:
         store: folder that receives the shards.
@@ -89,7 +89,7 @@ class DownloadWorker:
 
         Args:
             task: shard to download.
-            following: next task, or None. Its rows start while the last rows of `task` finish.
+            following: next task, whose rows start while the last rows of `task` finish; None if there is no next task.
 
         Returns:
             Record of the committed shard.
@@ -97,7 +97,7 @@ class DownloadWorker:
         start = time.time()
         name, encoding = task.name, self._settings.encode_format
         if task.retry and (record := finish_replacements(self._store, name)) is not None:
-            return record  # an earlier worker was killed while it moved its files into place
+            return record  # a worker was killed after the commit, while it moved the files into place
         commit = ShardCommit(
             self._store, name, input=task.digest, settings=self._settings_fingerprint, replaces=task.retry
         )
@@ -138,7 +138,9 @@ class DownloadWorker:
             )
 
     async def _fetch_and_resize(self, key: str, values: dict[str, Any], hash_column: str | None, claim: Claim) -> Row:
-        """Fetch and resize the image of one list row. A failure is returned as a row with its outcome, not raised.
+        """Fetch and resize the image of one list row, and return the row.
+
+        `FetchError` and `ImageError` are not raised. Instead, the returned row has the outcome and the error message.
 
         Args:
             key: key of the sample in the shard.
@@ -181,7 +183,13 @@ async def _reuse(row: Row, claim: Claim) -> Row:
 
 
 def row_key(first_row: int, offset: int, rows_per_shard: int) -> str:
-    """Return the key that img2dataset gives a row: shard number followed by position in the shard, zero-padded."""
+    """Return the key that img2dataset gives a row: shard number followed by position in the shard, zero-padded.
+
+    Args:
+        first_row: index of the shard's first row in the list, counted from 0.
+        offset: position of the row in the shard, counted from 0.
+        rows_per_shard: number of list rows per shard.
+    """
     digits = math.ceil(math.log10(rows_per_shard)) if rows_per_shard > 1 else 0
     shard = first_row // rows_per_shard
     return f"{10**digits * shard + offset:0{digits + 5}d}"

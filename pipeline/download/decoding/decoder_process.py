@@ -1,7 +1,7 @@
 """Main program of a decoder process: reads response bodies from a socket and answers each with an image or an error.
 
-The socket is the standard input and output of the process. `decoders.py` implements the other end, and `messages.py`
-defines the messages.
+The socket is the standard input and output of the process. `decoders.py` implements the parent's end of the socket,
+and `messages.py` defines the message format.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from ..settings import DownloadSettings
 from .messages import LENGTH, READY, pack
 
 _ORPHAN_SECONDS = 5.0
-"""Seconds after `decode_timeout_seconds` at which a hung decoder ends itself, in case its parent is gone."""
+"""Number of seconds beyond `decode_timeout_seconds` after which a hung decoder ends itself.
+
+The parent normally kills a hung decoder earlier, so this matters only if the parent no longer runs.
+"""
 
 
 def main() -> None:
-    """Decode bodies until the socket is closed."""
+    """Decode the response bodies that arrive on the socket, until the parent closes it."""
     with socket.socket(fileno=os.dup(0)) as connection, connection.makefile("rwb") as stream:
         with contextlib.suppress(ConnectionError):  # the parent is gone
             _serve(stream)
 
 
 def _serve(stream: BufferedRWPair) -> None:
-    """Receive the settings, then answer one body after another until the stream ends."""
+    """Receive the settings, then receive response bodies and answer each until the stream ends."""
     request = _receive(stream)
     if request is None:
         return

@@ -1,7 +1,7 @@
-"""Pool of decoder processes. If a process crashes or hangs, one image fails and a new process is started.
+"""Pool of decoder processes. If a process crashes or hangs, only its current image fails, and a new process is started.
 
-Each process is a plain child process with a socket, not a `multiprocessing` process. So it does not import `__main__`
-again, works inside Ray actors, and exits when its parent exits for any reason.
+Each process is a plain child process that is connected by a socket, not a `multiprocessing` process. Therefore it does
+not import `__main__` again, works inside Ray actors, and exits when its parent exits for any reason.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ..settings import DownloadSettings
 from .messages import LENGTH, READY, unpack
 
 _SENT_JOBS = 2
-"""Maximum number of unanswered bodies sent to a process: the current one and the next, so that it never waits."""
+"""Maximum number of unanswered bodies sent to a process: one that is being decoded, and one to decode next."""
 _START_ATTEMPTS = 3
 """Number of attempts to start a process before the download fails."""
 _SOCKET_BYTES = 1 << 20
-"""Requested socket buffer size in bytes for each direction. Most bodies fit into it."""
+"""Requested size in bytes of the socket's send buffer in each direction. Most response bodies fit into it."""
 _PROGRAM = "import sys; sys.path[:] = {path}; from {module} import main; main()"
-"""Program of a child process: like `python -m MODULE`, but with the import path of this process."""
+"""Program of a child process: like `python -m MODULE`, but with the parent's import path."""
 
 
 @dataclass(eq=False)
@@ -70,7 +70,7 @@ class Decoders:
         """Decode, resize and encode the image in a response body.
 
         Raises:
-            ImageError: the body gives no image. The outcome is `decode` if the process crashed or hung.
+            ImageError: no image can be produced from the body. The outcome is `decode` if the process crashed or hung.
             PriorkitError: no decoder process can be started.
         """
         if self._failure is not None:
@@ -80,7 +80,7 @@ class Decoders:
         return await job.answer
 
     async def _work(self, slot: _Slot) -> None:
-        """Run one slot. If it cannot start a process, fail its jobs and all queued jobs."""
+        """Run one slot. If the slot cannot start a process, fail its jobs, all queued jobs and all later jobs."""
         try:
             await slot.run()
         except PriorkitError as error:
@@ -98,10 +98,10 @@ class _Slot:
     settings: DownloadSettings
     jobs: asyncio.Queue[_Job]
     sent: collections.deque[_Job] = field(default_factory=collections.deque)
-    """Jobs without an answer. The process decodes the first job. The other jobs are sent or about to be sent."""
+    """Jobs without an answer, oldest first. The process decodes the first job; the next has been or is being sent."""
 
     async def run(self) -> None:
-        """Decode until cancelled. If the process ends, fail the image that it was decoding and start a new process."""
+        """Decode images until cancelled. If the process ends, fail the job in progress and start a new process."""
         while True:
             process = await self._start()
             feeding = asyncio.create_task(self._feed(process))
@@ -126,7 +126,7 @@ class _Slot:
         return await _Process.start(self.settings)
 
     async def _feed(self, process: _Process) -> None:
-        """Send bodies to the process, starting with the bodies that the previous process did not answer."""
+        """Send bodies to the process until cancelled, starting with those that the previous process did not answer."""
         process.watch(bool(self.sent))
         for job in list(self.sent):
             await process.send(job.body)
@@ -143,14 +143,14 @@ class _Slot:
             await process.send(job.body)
 
     async def _collect(self, process: _Process) -> None:
-        """Receive answers until the process ends."""
+        """Receive answers and pass them to their jobs until the process ends."""
         while (answer := await process.receive()) is not None:
             self._answer(answer)
             process.watch(bool(self.sent))
             process.answered.set()
 
     def _answer(self, answer: ResizedImage | ImageError) -> None:
-        """Pass the answer to the job that was sent first, unless that job was cancelled."""
+        """Remove the oldest job from `sent`, and pass the answer to this job unless it was cancelled."""
         job = self.sent.popleft()
         if job.answer.cancelled():
             return
@@ -167,7 +167,7 @@ class _Process:
         child: handle of the process.
         reader: receiving end of the socket.
         writer: sending end of the socket.
-        limit: seconds allowed for one image.
+        limit: maximum number of seconds for one image.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class _Process:
         try:
             return None if message is None else unpack(message)
         except (ValueError, RecursionError):
-            return None  # a hostile image may have taken over the process
+            return None  # a malicious image may have taken over the process
 
     async def _message(self) -> bytes | None:
         """Receive and return the next message, or None at the end of the stream."""
@@ -239,7 +239,11 @@ class _Process:
             return None
 
     def watch(self, busy: bool) -> None:
-        """Restart the timer for the current image, or stop it if the process is idle."""
+        """Restart the timer that kills a hung process, or stop the timer if the process is idle.
+
+        Args:
+            busy: True if the process has an image to decode.
+        """
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(self._limit, self._kill_hung) if busy else None
@@ -250,7 +254,7 @@ class _Process:
         self._child.kill()
 
     async def end(self) -> str:
-        """Kill the process if it is still running, and return the reason why it ended, for an error message."""
+        """Kill the process if it is still running, and return an error message that says why the process ended."""
         self.watch(False)
         self._child.kill()
         code = self._child.wait()
@@ -265,7 +269,12 @@ class _Process:
 
 
 def _spawn(connection: socket.socket, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a child process that uses the socket as stdin and stdout, and a file as stderr."""
+    """Start a decoder process.
+
+    Args:
+        connection: socket that becomes the process's stdin and stdout.
+        errors: file that becomes the process's stderr.
+    """
     path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])
     module = f"{__package__}.decoder_process"
     return subprocess.Popen(

@@ -1,7 +1,7 @@
 """Messages between the fetching process and its decoder processes.
 
-Messages contain raw bytes and JSON, never pickles. If a hostile image takes over a decoder, the decoder can send a
-false answer, but it cannot run code in the fetching process.
+Messages contain raw bytes and JSON, never pickles. If a malicious image takes over a decoder process, that process can
+send a false answer, but it cannot run code in the fetching process.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from ..outcomes import IMAGE_OUTCOMES, ImageError, ResizedImage
 LENGTH = struct.Struct(">Q")
 """Header of each message in both directions: the number of bytes that follow."""
 READY = b""
-"""First message of a decoder process, sent once its imports are done."""
+"""First message of a decoder process, sent once the process is ready to decode."""
 
 
 def pack(answer: ResizedImage | ImageError) -> bytes:
-    """Serialize an answer: for an image, a JSON line with the sizes, then the image data; for an error, JSON."""
+    """Serialize an answer.
+
+    An image becomes a line of JSON with the sizes, followed by the encoded image data. An error becomes a JSON array of
+    its outcome and its detail.
+    """
     if isinstance(answer, ImageError):
         return json.dumps([answer.outcome, answer.detail]).encode()
     sizes = [answer.width, answer.height, answer.original_width, answer.original_height]

@@ -1,4 +1,4 @@
-"""Image resizer: checks, decodes, resizes and encodes images with img2dataset's own resizer.
+"""Image resizer: checks, decodes, resizes and encodes images, using img2dataset's resizer.
 
 Only this module may import img2dataset.
 """
@@ -30,7 +30,7 @@ from ..settings import DownloadSettings
 Image.MAX_IMAGE_PIXELS = None  # Pillow only reads headers here, and `max_pixels` limits the sizes in headers
 
 _HEADERS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
-"""Pillow's names for the formats whose headers are read."""
+"""Names of the image formats whose headers Pillow may read."""
 _FILTERED = frozenset({"image too small", "image area too large", "aspect ratio too large"})
 """Error messages that img2dataset's resizer returns when its filters reject an image."""
 _UNDECODABLE = "Image decoding error"
@@ -38,9 +38,12 @@ _UNDECODABLE = "Image decoding error"
 _UNENCODABLE = "cannot store"
 """First words of the error message that `_Codec.imencode` raises when OpenCV cannot encode an image."""
 _LONGEST_SIDES = {"jpg": 65_500, "webp": 16_383}
-"""Maximum side length in pixels that each format can store. PNG can store more than `max_pixels` allows."""
+"""Maximum side length in pixels for each format. PNG has no entry, because its maximum is much larger."""
 _MARGIN = 1.25
-"""Minimum ratio of each reduced JPEG side to its target side. With a smaller ratio, the resized image is blurred."""
+"""Minimum ratio of a JPEG's side length after decoding at a reduced size to the target side length.
+
+With a smaller ratio, the resized image is blurred.
+"""
 _REDUCED_COLOUR_FLAGS = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _REDUCED_GREY_FLAGS = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8
@@ -48,7 +51,10 @@ _REDUCED_GREY_FLAGS = {
 
 
 def _load_resizer() -> Any:
-    """Import img2dataset's `resizer` module without its package, which imports torch, Ray and W&B and takes seconds."""
+    """Import and return img2dataset's `resizer` module without running the package's `__init__.py`.
+
+    That file imports torch, Ray and W&B, which takes seconds. The returned module uses `_codec` instead of `cv2`.
+    """
     package = importlib.util.find_spec("img2dataset")
     assert package is not None
     sys.modules.setdefault("img2dataset", importlib.util.module_from_spec(package))
@@ -63,7 +69,7 @@ def _load_resizer() -> Any:
 class _Codec:
     """Replacement for the `cv2` module in img2dataset's resizer.
 
-    `imdecode` returns pixels that were decoded beforehand, and `imencode` explains failures.
+    `imdecode` returns pixels that were decoded beforehand. `imencode` raises an error that explains a failure.
     """
 
     def __init__(self) -> None:
@@ -79,10 +85,10 @@ class _Codec:
         return pixels
 
     def imencode(self, extension: str, pixels: np.ndarray, params: Sequence[int] = ()) -> tuple[bool, np.ndarray]:
-        """Encode pixels like OpenCV, but raise an error that explains a failure.
+        """Encode pixels like OpenCV's `imencode`, but raise an error with the reason if encoding fails.
 
         Raises:
-            ValueError: OpenCV cannot encode the image, such as one that is too large for the format.
+            ValueError: OpenCV cannot encode the image, for example because it is too large for the format.
         """
         success, data = cv2.imencode(extension, pixels, params=params)
         if not success:
@@ -95,7 +101,7 @@ _upstream = _load_resizer()
 
 
 class ImageResizer:
-    """Image resizer and encoder.
+    """Callable that checks, decodes, resizes and encodes one image.
 
     With `decode_mode=exact`, the output is byte-identical to img2dataset's, except for images that are rotated or
     converted to 8 bits per channel.
@@ -120,7 +126,7 @@ class ImageResizer:
         """Check, decode, resize and encode the image in a response body.
 
         Raises:
-            ImageError: the body gives no image. The outcome can be any of `IMAGE_OUTCOMES`.
+            ImageError: no image can be produced from the body. The outcome can be any of `IMAGE_OUTCOMES`.
         """
         if not is_image(body):
             raise ImageError("not_image", f"first bytes {body[:8]!r}")
@@ -144,7 +150,7 @@ class ImageResizer:
     def _passes_filters(self, width: int, height: int) -> bool:
         """Return True if the size and aspect ratio filters accept an image of this size.
 
-        A rejected image goes to img2dataset's resizer, which reports the reason.
+        A rejected image is passed to img2dataset's resizer, which reports the reason.
         """
         shorter, longer = sorted((width, height))
         too_small = shorter < max(1, self._settings.min_image_size)
@@ -178,8 +184,8 @@ class ImageResizer:
             if pixels is None:
                 raise ImageError("decode", _UNDECODABLE)
             pixels = turn(pixels, header.orientation)
-            # linear interpolation of the reduced image takes a third of the time of area interpolation, and is as close
-            # to an area resize of the full image
+            # on the reduced image, linear interpolation takes a third of the time of area interpolation, and its result
+            # is equally close to an area resize of the full image
             pixels = self._fit(cv2.resize(pixels, target, interpolation=cv2.INTER_LINEAR))
             encoding = self._exact.encode_params
             data = _codec.imencode(f".{self._settings.encode_format}", pixels, params=encoding)[1].tobytes()
@@ -221,8 +227,9 @@ class _Header:
 def _read_header(body: bytes, max_pixels: int) -> _Header:
     """Read the image header with Pillow.
 
-    If Pillow cannot read it, the size is 0 x 0, and OpenCV's own size limit applies when the image is decoded. The
-    orientation of an image with more than `max_pixels` is not read, because Pillow decodes some images to find it.
+    If Pillow cannot read the header, the returned size is 0 x 0, and OpenCV's own size limit applies when the image is
+    decoded. If the image has more than `max_pixels`, its orientation is not read, because Pillow must decode some
+    images to find the orientation.
     """
     try:
         with Image.open(io.BytesIO(body), formats=_HEADERS) as image:
@@ -235,9 +242,16 @@ def _read_header(body: bytes, max_pixels: int) -> _Header:
 
 
 def _decode(body: bytes, orientation: int) -> np.ndarray:
-    """Decode to upright 8-bit pixels: grayscale `[H, W]`, or `[H, W, C]` in OpenCV's channel order, BGR or BGRA.
+    """Decode an image to upright 8-bit pixels.
 
     If the image is already upright with 8 bits per channel, OpenCV's pixels are returned unchanged, as in img2dataset.
+
+    Args:
+        body: image file.
+        orientation: EXIF orientation (1 to 8) to apply.
+
+    Returns:
+        Grayscale pixels `[H, W]`, or pixels `[H, W, C]` in OpenCV's channel order, BGR or BGRA.
 
     Raises:
         ImageError: the image cannot be decoded. The outcome is `decode` or `too_many_pixels`.

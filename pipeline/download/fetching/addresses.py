@@ -1,4 +1,4 @@
-"""Guard that decides which IP addresses a list's URLs may reach, and a resolver that enforces its decisions.
+"""Guard that decides which IP addresses a list's URLs may reach, and a resolver that enforces the guard's decisions.
 
 Private, loopback, link-local and metadata addresses are refused unless the settings allow them.
 """
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 _IPV4_IN_LAST_BITS = tuple(ipaddress.IPv6Network(net) for net in ("::/96", "::ffff:0:0/96", "64:ff9b::/96"))
-"""IPv6 networks whose last 32 bits are an IPv4 address: IPv4-compatible, IPv4-mapped and NAT64."""
+"""IPv6 networks whose addresses end in an IPv4 address (32 bits): IPv4-compatible, IPv4-mapped and NAT64."""
 
 _RESTRICTED = tuple(
     ipaddress.ip_network(network)
@@ -30,9 +30,9 @@ _RESTRICTED = tuple(
         "fd20:ce::254/128",  # Google
     )
 )
-"""Link-local and metadata networks, which only `allow_addresses` can allow.
+"""Networks of link-local addresses and cloud metadata services, blocked unless `allow_addresses` includes them.
 
-Metadata services hand out credentials, and a link-local address means a different machine on each network.
+Metadata services hand out credentials, and a link-local address refers to a different machine on each network.
 """
 
 
@@ -41,7 +41,7 @@ class BlockedAddress(Exception):
 
 
 class AddressGuard:
-    """Rule that decides which addresses an untrusted list may reach.
+    """Rule that decides which addresses the URLs of an untrusted list may reach.
 
     Args:
         allow_private: allow private and loopback addresses, but not link-local or metadata addresses.
@@ -53,7 +53,7 @@ class AddressGuard:
         self._allowed = [ipaddress.ip_network(network) for network in allowed]
 
     def refusal(self, address: str) -> str | None:
-        """Return the reason why an address is blocked, or None if it is allowed."""
+        """Return the reason why an address is blocked, or None if the address is allowed."""
         forms = _forms(address)
         if any(form in network for form in forms for network in self._allowed):
             return None
@@ -66,12 +66,12 @@ class GuardedResolver(AbstractResolver):
     """Resolver that uses the system's name lookup and raises an error for addresses that the guard blocks.
 
     Connections go to the addresses that were checked, so a name that later resolves to another address cannot bypass
-    the guard. The resolver has its own thread pool, because a dead name server blocks a thread for many seconds.
-    `close` does not wait for these threads.
+    the guard. Lookups run in a separate thread pool, because a name server that does not answer blocks a thread for
+    many seconds. `close` does not wait for these threads.
 
     Args:
         threads: maximum number of simultaneous lookups.
-        guard: rule for the addresses, or None to allow all.
+        guard: rule for the addresses, or None to allow all addresses.
     """
 
     def __init__(self, *, threads: int, guard: AddressGuard | None) -> None:
@@ -110,8 +110,8 @@ class GuardedResolver(AbstractResolver):
 def literal_address(host: str) -> str | None:
     """Return the standard form of an IP address given as a host, or None if `host` is a name.
 
-    Besides dotted decimal, IPv4 addresses may be written in decimal, hexadecimal, octal or short form, such as
-    2130706433 or 0x7f.1.
+    IPv4 addresses are recognized not only as dotted decimal, but also in decimal, hexadecimal, octal and short form,
+    such as 2130706433 or 0x7f.1.
     """
     try:
         return str(ipaddress.ip_address(host))
@@ -144,7 +144,7 @@ def is_local_name(host: str) -> bool:
 
 
 def _forms(address: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """Return an address without its scope ID, followed by the IPv4 address embedded in it, if any."""
+    """Return an address without its scope ID. If it is IPv6 and embeds an IPv4 address, return that address too."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv4Address):
         return [ip]

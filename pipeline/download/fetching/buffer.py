@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 _FIRST_MEAN_BYTES = 100_000.0
-"""Initial estimate of the mean body size in bytes, before any body has arrived."""
+"""Estimate of the mean body size in bytes that is used before any body has arrived."""
 _BODIES_SHARE = 8
-"""Divisor of the buffer size: waiting bodies may fill 1/8 of it. A larger share would not keep decoders busier."""
+"""Divisor of the buffer size: no row starts while bodies that are not decoded yet fill 1/8 of the buffer.
+
+A larger share would not keep the decoders busier.
+"""
 _MEAN_OVER = 64
-"""Number of recent bodies that the exponential moving average of body sizes roughly covers."""
+"""Approximate number of recent bodies that the exponential moving average of body sizes covers."""
 
 
 class Buffer:
-    """Counter of rows and bytes in progress, which decides whether another fetch may start.
+    """Counter of rows and bytes in progress, which decides whether another row may start.
 
-    Rows start in input order, and a row that has started is never paused. So the row that the shard needs next has
-    always started, and its result is written as soon as it is available. This rules out deadlocks.
+    Rows start in input order, and a row that has started is never paused. Therefore the row that is to be written next
+    is always among the started rows. It can finish even when the buffer is full, so there are no deadlocks.
 
     Args:
-        limit: maximum number of bytes. Fetches that are running when the limit is reached may exceed it.
+        limit: maximum number of bytes. Once it is reached, no row starts, but running fetches may exceed it.
         max_rows: maximum number of unfinished rows.
         changed: callback that runs when the buffer may have room again.
     """
@@ -27,7 +30,7 @@ class Buffer:
     def __init__(self, limit: int, max_rows: int, changed: Callable[[], None]) -> None:
         self._limit, self._max_rows, self.changed = limit, max_rows, changed
         self.bytes_used = 0
-        """Total size of bodies and images in bytes."""
+        """Total size in bytes of the bodies and images in the buffer."""
         self.body_bytes = 0
         """Total size in bytes of bodies that are waiting for a decoder or being decoded."""
         self.unfinished = 0
@@ -40,7 +43,7 @@ class Buffer:
     def has_room(self) -> bool:
         """Return True if another row may start. An empty buffer always has room.
 
-        Each expected body counts with the mean size of recent bodies.
+        A body that has not arrived yet is counted at the mean size of recent bodies.
         """
         if self.unfinished == 0 and self.bytes_used == 0:
             return True
@@ -60,7 +63,7 @@ class Claim:
         buffer.expected_bodies += 1
 
     def arrived(self, size: int) -> None:
-        """Record that the body has arrived.
+        """Record that the row's body has arrived.
 
         Args:
             size: size of the body in bytes.
@@ -73,10 +76,10 @@ class Claim:
         self._buffer.changed()
 
     def finished(self, size: int) -> None:
-        """Record that the row is finished and waits to be written.
+        """Record that the row has a result, which waits to be written.
 
         Args:
-            size: size of the image in bytes; 0 if the row has none.
+            size: size of the image in bytes; 0 if the row has no image.
         """
         self._image_bytes = size
         self._buffer.unfinished -= 1
@@ -87,7 +90,7 @@ class Claim:
         self._buffer.changed()
 
     def release(self) -> None:
-        """Release the row's share, because the row has been written or cancelled."""
+        """Release the row's share of the buffer. Call this when the row is passed to the shard writer or cancelled."""
         if self._image_bytes is None:
             self.finished(0)
         self._buffer.bytes_used -= self._image_bytes or 0

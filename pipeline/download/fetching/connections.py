@@ -21,7 +21,7 @@ from .response_head import MAX_HEAD_BYTES
 from .tolerant import TolerantHandler
 
 _BLOCK_BYTES = 1 << 16
-"""Maximum number of bytes per read. A connection buffers up to three times as many."""
+"""Size in bytes of aiohttp's read buffer. A connection may buffer up to three times as many bytes."""
 _RESOLVER_THREADS = 256
 """Maximum number of simultaneous name lookups."""
 _DNS_SECONDS, _DNS_NAMES = 300, 10_000
@@ -29,7 +29,8 @@ _DNS_SECONDS, _DNS_NAMES = 300, 10_000
 _IDLE_SECONDS = 2.0
 """Seconds that an idle connection stays open.
 
-In a shuffled list, the next URLs are on other hosts, so a longer time would only waste file descriptors.
+In a shuffled list, consecutive URLs are on different hosts. Idle connections are then rarely used again, so keeping
+them open longer would only waste file descriptors.
 """
 
 
@@ -48,7 +49,7 @@ class Connections:
     Args:
         settings: download settings.
         tls: TLS context for all connections.
-        guard: rule for server addresses. It does not apply to the address of a proxy.
+        guard: rule that decides which server addresses are allowed. It does not apply to the address of a proxy.
 
     Raises:
         SettingsError: a proxy setting is invalid.
@@ -74,7 +75,9 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def request(self, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a GET request directly or through the URL's proxy, and yield the response. Redirects are not followed.
+        """Send a GET request and yield the response. Redirects are not followed.
+
+        The request goes through a proxy if the settings or the environment name a proxy for the URL.
 
         Raises:
             ProxyFailure: the proxy is unreachable or refuses the URL.
@@ -104,7 +107,7 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def _open_session(self, guard: AddressGuard | None) -> AsyncIterator[aiohttp.ClientSession]:
-        """Open a session that connects only to addresses that the guard allows, or to all addresses without a guard."""
+        """Yield a client session that connects only to addresses that `guard` allows; None allows all addresses."""
         resolver = GuardedResolver(threads=min(self._settings.concurrency, _RESOLVER_THREADS), guard=guard)
         connector = aiohttp.TCPConnector(
             limit=0,  # no limit here: `Fetcher` limits connections before the deadline starts
@@ -135,14 +138,15 @@ class Connections:
 
 
 def _refusal(status: int) -> str:
-    """Return the error text for the status that a proxy answered with."""
+    """Return the error text for an HTTP status with which a proxy refused a request."""
     return f"answered {status}" + (": it wants a user and a password, in its URL" if status == 407 else "")
 
 
 def affordable(concurrency: int) -> int:
-    """Raise the open-file limit if needed, and return the number of URLs that can be fetched at once within it.
+    """Return how many URLs can be fetched at once within the open-file limit, but at most `concurrency`.
 
-    Each URL may need four open files, since other connections stay open while idle. 512 files are left for other uses.
+    If the process's soft limit is too low, this function raises it as far as the hard limit allows. Each URL counts as
+    four open files, because idle connections stay open too. 512 files are reserved for other uses.
 
     Args:
         concurrency: desired number of URLs to fetch at once.

@@ -1,6 +1,6 @@
 """Content-Encoding decoder for gzip, deflate, br and zstd, with a limit on the number of decoded bytes.
 
-Some servers state an encoding that the body does not have, or state the same encoding twice. Therefore the body is
+Some servers state an encoding that was not applied, or state the same encoding twice. Therefore the body is
 checked for an image before and after each decoding step, and the last image found is the result. Unknown encodings,
 such as `none` or `utf-8`, are ignored, as in browsers.
 """
@@ -25,9 +25,10 @@ else:
 _BLOCK_BYTES = 1 << 16
 """Maximum number of bytes that a decoder consumes or returns in one step."""
 _FIRST_WINDOW_BYTES = 1 << 10
-"""Size in bytes of the first input block of a gzip member or zstd frame. It doubles with each block to `_BLOCK_BYTES`.
+"""Size in bytes of the first input block of each gzip member or zstd frame.
 
-Input that remains unused at the end of a member is copied, so small first blocks make short members cheap.
+Each further block is twice as large, up to `_BLOCK_BYTES`. At the end of a member, the decoder copies the rest of the
+block. Small first blocks keep this copy cheap for bodies with many short members.
 """
 _MOST_MEMBERS = 1024
 """Maximum number of gzip members or zstd frames in one body. Real bodies have only a few."""
@@ -47,7 +48,7 @@ class BodyTooLarge(Exception):
 
 
 class _Decoder(Protocol):
-    """Interface of a decoder for one compressed stream, such as a gzip member. It buffers unconsumed input."""
+    """Interface of a decoder for one compressed stream, such as a gzip member. The decoder buffers unconsumed input."""
 
     @property
     def eof(self) -> bool: ...
@@ -107,7 +108,7 @@ def _zstd() -> _Decoder:
 
 
 def _decoder(coding: str, body: bytes) -> tuple[Callable[[], _Decoder], bytes]:
-    """Return a decoder factory and the magic bytes that start a further member.
+    """Return a function that creates a decoder for one member, and the magic bytes at the start of each further member.
 
     The magic bytes are empty if the encoding allows only one member.
 
@@ -136,14 +137,16 @@ def known_codings(header: str) -> list[str]:
 def decode_body(body: bytes, header: str, limit: int) -> bytes:
     """Decode a body according to its Content-Encoding header.
 
+    If a decoding step fails after an image was found in the body, that image is returned.
+
     Args:
         body: body as received.
         header: value of the Content-Encoding header.
         limit: maximum number of decoded bytes.
 
     Raises:
-        CodingError: the body does not have the stated encoding, and no image was found in it.
-        BodyTooLarge: the decoded body exceeds `limit` bytes.
+        CodingError: the header states too many encodings, or the body does not have them and no image was found.
+        BodyTooLarge: the decoded body exceeds `limit` bytes, and no image was found.
     """
     codings = known_codings(header)
     if len(codings) > _MOST_CODINGS:
@@ -161,9 +164,9 @@ def decode_body(body: bytes, header: str, limit: int) -> bytes:
 
 
 def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
-    """Decode up to `limit` bytes of a body that may be truncated.
+    """Decode the beginning of a body, which may be truncated, and return at most `limit` bytes.
 
-    If nothing can be decoded with the stated encoding, the received bytes are returned.
+    If nothing can be decoded with the stated encoding, the received bytes are returned without decoding.
 
     Args:
         body: first bytes of a body as received.
@@ -184,10 +187,10 @@ def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
 
 
 def _decode(body: bytes, coding: str, limit: int) -> bytes:
-    """Decode one encoding of a body.
+    """Undo one encoding of a body.
 
     Raises:
-        CodingError: the body does not have this encoding.
+        CodingError: the body does not have this encoding, is truncated, or has too many members.
         BodyTooLarge: the decoded body exceeds `limit` bytes.
     """
     blocks: list[bytes] = []
@@ -202,7 +205,7 @@ def _decode(body: bytes, coding: str, limit: int) -> bytes:
 
 
 def _blocks(body: bytes, coding: str) -> Iterator[bytes]:
-    """Yield a decoded body in blocks of at most `_BLOCK_BYTES` bytes.
+    """Undo one encoding of a body, and yield the result in blocks of at most `_BLOCK_BYTES` bytes.
 
     Raises:
         CodingError: the body does not have this encoding, is truncated, or has too many members.

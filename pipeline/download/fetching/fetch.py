@@ -1,4 +1,4 @@
-"""Asynchronous fetching of single URLs: returns the bytes, or raises a `FetchError` with a named outcome.
+"""Asynchronous fetching of single URLs: returns the response body, or raises a `FetchError` with a named outcome.
 
 All attempts of a fetch share one deadline. Body sizes are limited, and each redirect target is checked, including its
 IP address. `retry.py` defines the retry policy, and `../outcomes.py` the names of the outcomes.
@@ -36,12 +36,12 @@ _MAX_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 """HTTP statuses whose Location header is followed."""
 _DECODED_AT_ONCE = 8
-"""Maximum number of compressed bodies that are decoded at once, since a small body can expand to a large one."""
+"""Maximum number of compressed bodies decoded at once. This limits memory use, because decoded bodies can be large."""
 _CONTENT_RANGE = re.compile(r"\s*bytes\s+0-(\d{1,18})/(\d{1,18})\s*", re.IGNORECASE)
 _LEGAL_URL = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
 """Pattern for URLs that consist only of the characters and percent-escapes that RFC 3986 allows."""
 _ERROR_CHARACTERS = 200
-"""Maximum number of characters of an exception's text that an error message includes."""
+"""Maximum number of characters that an error message quotes from an exception's text."""
 
 
 class Fetcher:
@@ -77,12 +77,12 @@ class Fetcher:
         await self._connections.__aexit__(kind, error, trace)
 
     async def fetch(self, url: str | None) -> bytes:
-        """Fetch `url` and return the response body.
+        """Fetch `url` and return the response body, with its Content-Encoding undone.
 
-        The deadline starts once the URL has a free slot under both `connections_per_host` and `concurrency`.
+        The time limit starts once the fetch has a free slot under both `connections_per_host` and `concurrency`.
 
         Raises:
-            FetchError: the fetch failed. The error holds the outcome for the row.
+            FetchError: the fetch failed, or `url` is None or invalid. `outcome` is the outcome for the row.
         """
         checked = self._check(url)
         host = checked.raw_host or ""
@@ -98,7 +98,11 @@ class Fetcher:
                 raise FetchError("timeout", f"no whole body within {seconds:g} s") from None
 
     async def _attempts(self, url: URL) -> bytes:
-        """Fetch a URL, and try again as often as the retry policy allows."""
+        """Fetch a URL, retrying as the retry policy allows, and return the body.
+
+        Raises:
+            FetchError: the last attempt failed.
+        """
         deadline = time.monotonic() + self._settings.timeout_seconds
         attempt = 0
         while True:
@@ -124,7 +128,7 @@ class Fetcher:
     async def _get(self, url: URL, *, obey_robots: bool = True) -> AsyncIterator[aiohttp.ClientResponse]:
         """Request a URL, follow redirects, and yield the final response.
 
-        Each redirect target passes the same checks as the first URL.
+        Each redirect target must pass the same checks as the first URL.
 
         Args:
             url: first URL.
@@ -147,7 +151,8 @@ class Fetcher:
     def _check(self, url: str | None) -> URL:
         """Parse a URL and check its scheme and host. A URL with credentials is refused.
 
-        IP addresses and `localhost` names are checked here. Other names are checked when they are resolved.
+        IP addresses and `localhost` names are checked against the address guard here. The resolver checks the addresses
+        of other names.
 
         Raises:
             FetchError: the URL cannot or must not be fetched.
@@ -164,7 +169,7 @@ class Fetcher:
             raise FetchError("bad_scheme", f"{checked.scheme or 'none'} is not http or https")
         if not host or not port:
             raise FetchError("bad_url", "no host" if not host else "port 0")
-        if credentials is not None:  # credentials in a web list are stolen, or disguise the real host
+        if credentials is not None:  # in a list from the web, credentials are stolen or disguise the real host
             raise FetchError("bad_url", "a user name or password before the host")
         address = literal_address(host)
         if address is None:
@@ -179,7 +184,7 @@ class Fetcher:
         """Check the status and the X-Robots-Tag headers of a response.
 
         Raises:
-            FetchError: the status means that there is no image, or the server forbids using it.
+            FetchError: the status means that there is no image, or the server forbids using the image.
         """
         status = response.status
         if status == 429 or 500 <= status < 600:
@@ -211,7 +216,7 @@ class Fetcher:
                 if size > limit:
                     raise FetchError("too_large", f"more than {limit} bytes")
             if protocol is not None and isinstance(protocol.exception(), aiohttp.ClientOSError):
-                # without a length, closing the connection ends the body, and aiohttp treats a reset like a close
+                # without a stated length, the end of the connection ends the body, and aiohttp treats a reset as an end
                 raise FetchError("connection", _short(protocol.exception()), transient=True)
             return b"".join(blocks)
         finally:
@@ -221,7 +226,8 @@ class Fetcher:
         """Undo the Content-Encoding of a body, and check that the body is complete.
 
         Raises:
-            FetchError: the body is incomplete, too large or badly encoded, or it is no image and the status is not 200.
+            FetchError: the body is incomplete, too large or badly encoded. Also raised if the status is not 200 and the
+                body is not an image.
         """
         if response.status == 206 and not _is_whole(response.headers.get("Content-Range", ""), len(body)):
             raise FetchError("http_other", "206, a part of the body")
@@ -241,13 +247,13 @@ class Fetcher:
         return body
 
     async def _read_robots(self, url: URL) -> bytes:
-        """Return at most the first `MAX_ROBOTS_BYTES` of a robots.txt, or empty bytes if the site has none.
+        """Return at most the first `MAX_ROBOTS_BYTES` bytes of a robots.txt, or empty bytes if the site has none.
 
         The read must finish within half of `timeout_seconds`, so that a URL waiting for the rules can report the
         failure before its own deadline.
 
         Raises:
-            FetchError: the file cannot be read. The site's rules are unknown, so its URLs fail with this outcome too.
+            FetchError: the file cannot be read. Without the rules, the site's URLs fail with the same outcome.
         """
         seconds = self._settings.timeout_seconds / 2
         try:
@@ -261,7 +267,7 @@ class Fetcher:
             raise FetchError(error.outcome, detail, transient=error.transient, retry_after=error.retry_after) from None
 
     async def _first_bytes(self, url: URL) -> bytes:
-        """Fetch a URL and return at most the first `MAX_ROBOTS_BYTES` of its decoded body.
+        """Fetch a URL and return at most the first `MAX_ROBOTS_BYTES` bytes of its decoded body.
 
         Raises:
             FetchError: the fetch failed.

@@ -1,4 +1,4 @@
-"""Background fetching of rows, delivered in input order. The next shard starts while the current shard finishes."""
+"""Background fetching of rows, delivered in input order. The next shard's rows start before the current shard ends."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ _MAX_STARTED = 8192
 _BLOCK_ROWS = 64
 """Maximum number of rows passed to the shard writer at once."""
 _GATHER_SECONDS = 0.05
-"""Seconds that a finished row waits for more rows, since a thread switch per row costs more than writing the row."""
+"""Maximum number of seconds to wait for more finished rows before rows are passed to the shard writer.
+
+Passing rows one by one would need a thread switch for each row, which takes longer than writing the row.
+"""
 _STOP_SECONDS = 5.0
 """Seconds that `close` waits for running work, such as a hung name lookup."""
 
 RowMaker: TypeAlias = Callable[[Claim], Coroutine[Any, Any, Row]]
-"""Coroutine function that makes one row, and calls `arrived` on the given claim when the row's body has arrived."""
+"""Coroutine function that makes one row. It must call `arrived` on the given claim when the row's body arrives."""
 
 
 @dataclass(eq=False)
@@ -39,20 +42,20 @@ class _TaskRows(Generic[Task]):
 
     task: Task
     pending: Iterator[RowMaker]
-    """Makers of the rows that have not started."""
+    """Row makers of the rows that have not started."""
     started: collections.deque[tuple[asyncio.Task[Row], Claim]] = field(default_factory=collections.deque)
     """Rows that have started, in order, each with its claim."""
     all_started: bool = False
 
 
 class FetchAhead(Generic[Task]):
-    """Producer of rows for consecutive tasks. All rows run in one event loop in a separate thread.
+    """Producer of rows for consecutive tasks. All row makers run in one event loop in a separate thread.
 
-    Neither slow writes to the store nor the end of a task delay running fetches.
+    Slow writes to the store and the change to the next task do not delay running fetches.
 
     Args:
-        tools: context manager that opens what the row makers use, such as connections. It is entered in the event loop,
-            and `close` exits it.
+        tools: context manager that opens the resources of the row makers, such as connections. It is entered in the
+            event loop when this object is created, and exited by `close`.
         makers: function that returns the row makers of a task, in order.
         buffer_bytes: maximum number of bytes of bodies and images in memory.
         max_rows: maximum number of unfinished rows.
@@ -80,7 +83,7 @@ class FetchAhead(Generic[Task]):
 
         Args:
             task: task whose rows are yielded.
-            following: next task, or None. Its rows start once all rows of `task` have started.
+            following: next task, whose rows start once all rows of `task` have started; None if there is no next task.
         """
         wanted = [_TaskRows(each, iter(self._makers(each))) for each in (task, following) if each is not None]
         self._call(self._plan(wanted))
@@ -105,7 +108,10 @@ class FetchAhead(Generic[Task]):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _plan(self, wanted: list[_TaskRows[Task]]) -> None:
-        """Make the queue equal to `wanted`: keep leading tasks that match, cancel all others, and add missing tasks."""
+        """Replace the queue with the tasks in `wanted`.
+
+        Queued tasks that match the start of `wanted` keep their started rows. All other queued tasks are cancelled.
+        """
         shared = 0
         while shared < min(len(self._queue), len(wanted)) and self._queue[shared].task == wanted[shared].task:
             shared += 1
@@ -115,7 +121,7 @@ class FetchAhead(Generic[Task]):
         self._start_rows()
 
     def _start_rows(self) -> None:
-        """Start rows while the buffer has room and fewer than `_MAX_STARTED` rows are started."""
+        """Start rows in order while the buffer has room and fewer than `_MAX_STARTED` started rows are in the queue."""
         room = _MAX_STARTED - sum(len(entry.started) for entry in self._queue)
         for entry in self._queue:
             while not entry.all_started:
@@ -134,7 +140,10 @@ class FetchAhead(Generic[Task]):
                 room -= 1
 
     async def _take(self) -> list[Row]:
-        """Wait for the next rows of the first task and return at least one, or an empty list after the last row."""
+        """Return the next rows of the current task, waiting until there is at least one.
+
+        Return an empty list after the last row.
+        """
         started = self._queue[0].started
         if started:
             block = [row for row, _ in itertools.islice(started, _BLOCK_ROWS)]
@@ -149,7 +158,7 @@ class FetchAhead(Generic[Task]):
         return finished
 
     async def _end_first(self) -> None:
-        """Cancel the remaining rows of the first task and remove it from the queue."""
+        """Cancel the remaining rows of the current task and remove the task from the queue."""
         await _cancel(self._queue.popleft())
         self._start_rows()
 
@@ -168,7 +177,7 @@ async def _make(maker: RowMaker, claim: Claim) -> Row:
 
 
 async def _fail(error: Exception, claim: Claim) -> Row:
-    """Raise an error instead of returning a row."""
+    """Raise `error`. This row maker replaces a row maker that could not be created."""
     raise error
 
 

@@ -20,7 +20,7 @@ _SCHEMES = ("http", "https")
 
 @dataclass(frozen=True)
 class Proxy:
-    """URL and credentials of a proxy, kept apart so that error messages cannot reveal the credentials."""
+    """URL and credentials of a proxy, stored separately so that error messages cannot reveal the credentials."""
 
     url: URL
     headers: Mapping[str, str] = field(repr=False)
@@ -28,7 +28,7 @@ class Proxy:
 
 
 class Proxies:
-    """Proxy for each URL scheme in one download, and the hosts that bypass it.
+    """Proxies of one download: the proxy for each URL scheme, and the hosts that are reached without a proxy.
 
     Args:
         setting: value of `download.proxy`: a URL, `none`, or None to read the environment.
@@ -128,5 +128,8 @@ def parse_proxy(text: str, source: str) -> Proxy:
 
 
 def _variable(environment: Mapping[str, str], name: str) -> str:
-    """Return the value of the variable `name` (lowercase), else of its uppercase form, else an empty string."""
+    """Return the value of an environment variable, or an empty string if the variable is not set.
+
+    The lowercase `name` is looked up first, then its uppercase form.
+    """
     return environment.get(name, environment.get(name.upper(), "")).strip()

@@ -1,9 +1,9 @@
 """Tolerant parser for HTTP response heads, which rewrites them for aiohttp's strict parser.
 
-A head is the status line and the headers. Browsers and curl accept heads that violate RFC 9112: header names with
-spaces, lines without a colon, repeated lengths, bare line feeds, lines of any length. This parser accepts them too, and
-writes a new head with the few headers that a fetch uses. After a response that violates the RFC, the connection is
-closed, so that a wrong body length cannot corrupt the next response.
+A head is the status line and the headers. Browsers and curl accept heads that violate RFC 9112, such as heads with
+spaces in header names, lines without a colon, repeated Content-Length headers, bare line feeds or very long lines. This
+parser accepts them too, and writes a new head that contains only the headers that a fetch uses. After a response that
+violates the RFC, the connection is closed, so that a wrong body length cannot corrupt the next response.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class HeadReader:
 
     def __init__(self) -> None:
         self.buffer = bytearray()
-        """Received bytes, without the heads that `take` has returned."""
+        """Received bytes that follow the heads already returned by `take`."""
         self._searched = 0
 
     def take(self) -> Head | None:
@@ -112,7 +112,11 @@ def parse_head(data: bytes) -> Head:
 
 
 def _fields(lines: list[bytes]) -> tuple[dict[bytes, list[bytes]], bool]:
-    """Return the values of each header by lowercase name, and a flag: True if all lines comply with RFC 9112."""
+    """Parse header lines.
+
+    Returns:
+        The values of each header, keyed by lowercase name, and a flag that is True if all lines comply with RFC 9112.
+    """
     fields: list[list[bytes]] = []
     strict, continued = True, False
     for line in lines:
@@ -145,14 +149,14 @@ def _listed(values: dict[bytes, list[bytes]], name: bytes) -> list[bytes]:
 
 
 def _length(stated: list[bytes]) -> int | None:
-    """Return the length that all Content-Length values state.
+    """Return the body length in bytes that the Content-Length values state.
 
     Return None if there are no values, or if a value is not a number.
 
     Raises:
-        BadResponse: the values differ.
+        BadResponse: two values state different lengths.
     """
-    # 18 digits fit into the integers of aiohttp's parser, and exceed any size limit
+    # longer numbers are cut to 18 digits, which fit into the integers of aiohttp's parser and exceed any size limit
     numbers = {match and int(match[1].lstrip(b"0")[:18] or 0) for match in map(_LENGTH.fullmatch, stated)}
     if None in numbers:
         return None

@@ -1,8 +1,8 @@
 """Retry policy for fetches: decides whether to try again after a failed attempt, and how long to wait.
 
-A fetch tries again if the failure is transient, fewer than `download.retries` retries have been made, and the
-wait ends before the URL's deadline. The wait is an exponential backoff with jitter, or the server's Retry-After,
-whichever is longer.
+A fetch is retried if the failure is transient, fewer than `download.retries` retries have been made, and the wait ends
+before the URL's deadline. The wait is an exponential backoff with jitter, or the time in the server's Retry-After
+header, whichever is longer.
 """
 
 from __future__ import annotations
@@ -37,12 +37,19 @@ def retry_wait(url: URL, error: FetchError, *, attempt: int, retries: int, secon
 
 
 def backoff(url: URL, attempt: int) -> float:
-    """Return the backoff in seconds before the next attempt. It doubles with each attempt. The URL seeds its jitter."""
+    """Return the backoff in seconds before the next attempt.
+
+    The mean backoff doubles with each attempt. The jitter is pseudorandom, seeded by the URL and the attempt.
+
+    Args:
+        url: URL to fetch.
+        attempt: index of the failed attempt, counted from 0.
+    """
     return _FIRST_BACKOFF_SECONDS * 2.0**attempt * random.Random(f"{url} {attempt}").uniform(0.5, 1.5)
 
 
 def retry_after(value: str) -> float | None:
-    """Return the seconds to wait according to a Retry-After header; None if it is neither a number nor a date."""
+    """Return the number of seconds that a Retry-After header asks to wait, or None if the header is invalid."""
     if re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
         return float(value)
     try:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 UPSTREAM_AGENT = "img2dataset"
-"""Agent name of img2dataset. We also obey opt-outs addressed to it, because they concern the same use."""
+"""User-agent name of img2dataset. We also obey opt-outs that name img2dataset, because they concern the same use."""
 MAX_ROBOTS_BYTES = 500_000
-"""Maximum number of bytes read from a robots.txt. The rest is ignored, as by Google."""
+"""Maximum number of bytes read from a robots.txt. The rest is ignored, as in Google's crawler."""
 
 _RULE_BYTES = 300
 """Estimated memory use of one rule in bytes, not counting the characters of its pattern."""
@@ -36,8 +36,9 @@ def product_token(user_agent: str) -> str:
 def opted_out(headers: Sequence[str], user_agent: str) -> bool:
     """Return True if X-Robots-Tag headers forbid using an image.
 
-    A header is a list of directives. `agent:` restricts the directives after it to that agent. Directives with a value,
-    such as `unavailable_after`, also contain a colon but do not name an agent.
+    A header is a list of directives. A user-agent name with a colon, such as `somebot:`, limits the directives after
+    the colon to that user agent. Directives with a value, such as `unavailable_after`, also contain a colon but do not
+    name a user agent.
 
     Args:
         headers: values of all X-Robots-Tag headers of a response.
@@ -57,14 +58,14 @@ def opted_out(headers: Sequence[str], user_agent: str) -> bool:
 
 
 class RobotsRules:
-    """Rules in one robots.txt that apply to us. Without rules, every path is allowed.
+    """Rules in one robots.txt that apply to our user agent. Without rules, every path is allowed.
 
     Args:
         rules: path patterns, each with True for an allow rule or False for a disallow rule.
     """
 
     def __init__(self, rules: Sequence[tuple[str, bool]] = ()) -> None:
-        # the longest matching pattern decides; of two with the same length, the allow rule wins
+        # the longest matching pattern decides; of two patterns with the same length, the allow rule wins
         ordered = sorted(set(rules), key=lambda rule: (-len(rule[0]), not rule[1]))
         self._rules = [
             (pattern.removesuffix("$").split("*"), pattern.endswith("$"), allow) for pattern, allow in ordered
@@ -74,7 +75,11 @@ class RobotsRules:
 
     @classmethod
     def parse(cls, body: bytes, user_agent: str) -> RobotsRules:
-        """Parse a robots.txt and keep the rules for our agent name, or else for img2dataset, or else for all agents."""
+        """Parse a robots.txt and return the rules that apply to our user agent.
+
+        Rules for our own user-agent name take precedence over rules for img2dataset, which take precedence over rules
+        for all user agents. Only rules from the first of these groups that is present apply.
+        """
         groups: dict[str, list[tuple[str, bool]]] = {}
         agents = (product_token(user_agent), UPSTREAM_AGENT, "*")
         current: set[str] = set()
@@ -107,7 +112,7 @@ def _matches(parts: list[str], whole: bool, path: str) -> bool:
     Args:
         parts: pattern, split at its wildcards.
         whole: True if the pattern must match to the end of the path; False if it may match only the start.
-        path: normalised path.
+        path: path in the form that `_normalise` returns.
     """
     first, *rest = parts
     if not path.startswith(first):
@@ -126,7 +131,10 @@ def _matches(parts: list[str], whole: bool, path: str) -> bool:
 
 
 def _normalise(path: str) -> str:
-    """Return the canonical form of a path: only characters that need it are percent-escaped, with uppercase digits."""
+    """Return the canonical form of a path, so that equivalent percent-escapes compare as equal.
+
+    Only characters that need it are percent-escaped, with uppercase hexadecimal digits.
+    """
 
     def spell(escape: re.Match[str]) -> str:
         character = chr(int(escape.group(1), 16))

@@ -42,7 +42,7 @@ class LengthReader:
 
 
 class ChunkReader:
-    """Reader for a chunked body, which rewrites it as strict chunks: CRLF line ends, no extensions, no trailers."""
+    """Reader for a chunked body that rewrites the body in strict form: CRLF line endings, no extensions or trailers."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -52,7 +52,7 @@ class ChunkReader:
         self.done = self.excess = False
 
     def feed(self, data: bytes) -> bytes:
-        """Process received bytes, and return the strict form of all complete lines and of all chunk data.
+        """Process received bytes and return their strict form. An incomplete line is buffered until the rest arrives.
 
         Raises:
             BadResponse: the bytes are not valid chunks.
@@ -81,7 +81,7 @@ class ChunkReader:
         return b"".join(strict)
 
     def _line(self, line: bytes) -> bytes:
-        """Process a line outside the chunk data, and return it in strict form; empty if it is dropped.
+        """Process one line outside the chunk data. Return its strict form, or empty bytes to drop the line.
 
         Raises:
             BadResponse: the line is invalid, or the trailers are too large.
@@ -125,7 +125,7 @@ class TolerantHandler(ResponseHandler):
         super().set_response_params(**options)
 
     def data_received(self, data: bytes) -> None:
-        """Pass each head to the parser once it is complete, and pass body bytes as they arrive."""
+        """Pass each head to aiohttp's parser once the head is complete, and pass body bytes as they arrive."""
         try:
             if self._heads is None or self._parser is None:
                 self._body_received(data)
@@ -144,7 +144,7 @@ class TolerantHandler(ResponseHandler):
             self._fail(error)
 
     def _body_received(self, data: bytes) -> None:
-        """Pass body bytes to the parser, and close the connection if more bytes follow the body."""
+        """Pass body bytes to aiohttp's parser. If more bytes follow the body, drop them and close the connection."""
         reader = self._body
         if reader is None or not data:
             super().data_received(data)
