@@ -20,8 +20,8 @@ class ReadSettings(Settings):
     test_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Fraction of content groups (rows with the same image) reserved for the final evaluation."""
     block_rows: int = Field(default=4096, ge=1)
-    """Number of consecutive rows of a shard that are read together. The default is the row group size of the metadata that
-    `embed` writes."""
+    """Number of consecutive rows of a shard that are read together. The default is the size of the row groups in the
+    metadata that `embed` writes."""
     shuffle_window: int = Field(default=32_768, ge=1)
     """Number of rows, from randomly chosen blocks, that are shuffled together as one window. Two windows are held in
     memory. At the default size and 768 dimensions, they take 200 MB."""

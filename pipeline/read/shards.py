@@ -138,8 +138,8 @@ class EmbeddingShard:
         If the stored array's layout was given to the constructor, the rows are converted to the dtype of `target`.
 
         Raises:
-            InputError: the stored array and `target` differ in row shape. Or they differ in dtype, and the layout was not
-                given.
+            InputError: the stored array and `target` differ in row shape, or they differ in dtype and the layout was
+                not given.
         """
         layout = self.layout(kind)
         fits = target.shape[1:] == layout.row_shape

@@ -1,9 +1,10 @@
 """Row order of an epoch. It depends only on the row counts, the settings, the seed and the epoch number.
 
 Blocks of consecutive rows are arranged in random order. Several successive blocks form a window, and the rows of a
-window are shuffled together. Rows can therefore be read in blocks, and only one window has to be in memory. A row's *place* is its
-position after the blocks are arranged, but before the rows are shuffled: the number of visited rows in the preceding
-blocks, plus the row's index among the visited rows of its block.
+window are shuffled together. Rows can therefore be read in blocks, and only one window has to be in memory.
+
+A row's *place* is its position after the blocks are arranged, but before the rows are shuffled: the number of visited
+rows in the preceding blocks, plus the row's index among the visited rows of its block.
 
 All randomness comes from a hash (SplitMix64 with a key), so the order does not depend on library versions.
 """
@@ -101,9 +102,9 @@ class EpochPlan:
     def share(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Share:
         """Return the share of a global batch that one rank reads.
 
-        The rows of a batch are sorted by place and divided into one slice per rank, so that each rank needs only some of
-        the window's blocks. If a batch spans several windows, its rows are instead sorted by their relative place in
-        their window, from 0 to 1.
+        The rows of a batch are sorted by place and divided into one slice per rank, so that each rank needs only some
+        of the window's blocks. If a batch spans several windows, its rows are instead sorted by their relative place
+        in their window, from 0 to 1.
 
         Args:
             step: batch number within the epoch.

@@ -258,7 +258,7 @@ class ShuffleWindow:
             slot += end_row - first_row
 
     def wait(self) -> None:
-        """Wait until all reads have finished. If a read raised an error in its thread, raise the first such error."""
+        """Wait until all reads have finished. If a read failed in its thread, raise its error."""
         for future in self._futures:
             future.result()
 
