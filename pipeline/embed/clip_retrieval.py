@@ -75,7 +75,7 @@ class ClipRetrievalEngine:
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
         """Yield windows and failures; see `Engine`.
 
-        Rows are grouped by image extension. Within a group, they are in sample order.
+        Rows are grouped by image extension. Within a group, the rows are in sample order.
         """
         if not isinstance(task.shard, ImageShard):
             raise SettingsError("embed.engine=clip-retrieval reads image shards (*.tar) one for one")
@@ -126,7 +126,7 @@ class ClipRetrievalEngine:
 
         Args:
             batch: batch that clip-retrieval's reader returned.
-            rows: row numbers in the batch, keyed by sample key.
+            rows: row numbers in the batch of the rows to return, keyed by sample key.
             pending: samples that have no row yet, keyed by sample key. The samples of the new window are removed from
                 this mapping.
         """

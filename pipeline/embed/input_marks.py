@@ -21,7 +21,7 @@ UNREAD = "unread"
 
 
 def input_fingerprint(shard: InputShard, marks: Mapping[str, FileMark], limit: int | None) -> str:
-    """Return the fingerprint of a shard's samples, or `UNREAD` if one of its files has no mark.
+    """Return the fingerprint of a shard's samples, or `UNREAD` if one of the shard's source files has no mark.
 
     Args:
         marks: marks of the source files, keyed by path relative to the input folder.
@@ -51,7 +51,7 @@ def record_inputs(commit: ShardCommit, name: str, source: Store, shard: InputSha
 class RecordedInputs:
     """Current file marks of the source files from which the shards of an embeddings folder were made.
 
-    A file is hashed again only if its size or modification time differs from its recorded mark.
+    A file is hashed again only if its size or modification time differs from the recorded mark.
 
     Args:
         source: folder of the source files.
@@ -91,7 +91,7 @@ class RecordedInputs:
                 self.touched[name] = self._marks[name]
 
     def fingerprint(self, shard: InputShard, limit: int | None) -> str:
-        """Return the fingerprint of a shard's samples as they are now, or `UNREAD` if one of its files has no mark.
+        """Return the current fingerprint of a shard's samples, or `UNREAD` if one of its source files has no mark.
 
         Args:
             limit: number of samples, starting with the first; None for all.

@@ -32,7 +32,10 @@ class InputShard(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the samples. It excludes the content of the files in `sources`, which have file marks."""
+        """Fingerprint of the samples, without the content of the files in `sources`.
+
+        File marks identify that content.
+        """
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
         """Return the source files whose hashes are not recorded in a manifest.
@@ -141,8 +144,8 @@ def _kind_of(store: Store, url: str) -> _Kind:
     """Detect the input format from the file names. Tables next to image shards are treated as part of the image shards.
 
     Raises:
-        InputError: the folder is empty, the input is a file but not a table, or the folder contains image files as well
-            as image shards or tables.
+        InputError: the folder is empty, the input is a file that is not a table, or the folder contains image files as
+            well as image shards or tables.
     """
     if url.endswith(".parquet") and not store.fs.isdir(Store(url).root):
         return "parquet"

@@ -22,9 +22,9 @@ class EmbedSettings(DeviceSettings):
     """Embedding engine. `clip-retrieval` runs the reader and model of the clip-retrieval package. It requires the extra
     `clip-retrieval` and is several times slower than `native`."""
     image: bool = True
-    """Embed images. A sample without an image then counts as failed."""
+    """Embed images. If true, a sample without an image counts as failed."""
     text: bool = True
-    """Embed captions. A sample without a caption then counts as failed."""
+    """Embed captions. If true, a sample without a caption counts as failed."""
     input_format: Literal["auto", "webdataset", "files", "parquet"] = "auto"
     """Input format: image shards (`webdataset`), image and caption files (`files`), or tables (`parquet`). `auto`
     detects the format from the file names."""

@@ -41,9 +41,9 @@ _ASSUMED_SECONDS = {"cpu": {"image": 0.05, "text": 0.005}, "cuda": {"image": 0.0
 The numbers are typical of ViT-B/32 in float32 on 2 CPU cores or one GPU.
 """
 _ASSUMED_DIM = 768
-"""Embedding size for the disk space estimate: the size of ViT-L/14, which few CLIP models exceed."""
+"""Embedding size assumed for the disk space estimate. It is the size of ViT-L/14, which few CLIP models exceed."""
 _ASSUMED_TOKENS = 16
-"""Token states per caption for the disk space estimate: a caption of about a dozen words."""
+"""Number of token states per caption assumed for the disk space estimate: captions of about a dozen words."""
 
 
 def embed(
@@ -72,8 +72,8 @@ def embed(
         Result of the stage, with sample counts per outcome.
 
     Raises:
-        InputError: the input contains no samples, no sample could be embedded, or the CLIP model cannot be
-            loaded.
+        InputError: the input contains no samples, no sample could be embedded, or the CLIP model cannot
+            be loaded.
         FolderError: the embeddings folder was made by another stage, with other settings or from other images, or the
             disk does not have enough free space.
     """
@@ -205,7 +205,7 @@ def _plan(store: Store, settings: EmbedSettings, manifest: Manifest, tasks: list
 def plan_tasks(
     images: str, settings: EmbedSettings, limit: int | None, earlier: Manifest | None, folder: Store, tell: Tell = None
 ) -> tuple[list[EmbedTask], RecordedInputs]:
-    """Return one task per input shard, with up to `limit` samples in total, and the recorded inputs.
+    """Return one task per input shard, with up to `limit` samples in total, and the file marks of the inputs.
 
     Samples that are already embedded are always included, even if they exceed the limit.
 

@@ -27,7 +27,7 @@ class TableShard:
 
     name: str
     fingerprint: str
-    """Fingerprint of the file name and the row range. The content is identified by a file mark; see `file_marks`."""
+    """Fingerprint of the file name and the row range. A file mark identifies the file's content; see `file_marks`."""
     path: str
     """Path of the Parquet file on the file system."""
     stem: str

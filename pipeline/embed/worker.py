@@ -42,7 +42,7 @@ def failures_name(shard: str) -> str:
 
 @dataclass
 class _Embedded:
-    """Rows and failures of a shard, collected while the shard is embedded. The embeddings are stored in spools."""
+    """Rows and failures collected while a shard is embedded. The embeddings themselves are collected in spools."""
 
     keys: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)

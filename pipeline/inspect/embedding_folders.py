@@ -49,12 +49,12 @@ class _FolderInspector:
             self.metadata.inspect_token_states(shard)
 
     def finish(self) -> None:
-        """Report the findings about the folder as a whole."""
+        """Report the findings about the folder as a whole, such as duplicates and distributions."""
         self.vectors.finish(self._place)
         self.metadata.finish(self._place)
 
     def _place(self, row: int) -> str:
-        """Convert a row number in the folder to a description with the shard and the row number in the shard."""
+        """Describe a row, given its row number in the folder, by its shard and its row number in that shard."""
         at = bisect.bisect_right(self._first_rows, row) - 1
         return f"shard {self._names[at]}, row {row - self._first_rows[at]}"
 
@@ -209,5 +209,5 @@ def _foreign_parts(
 
 
 def _number(files: Mapping[str, str]) -> str:
-    """Return the shard number in the form in which the name of the first file contains it."""
+    """Return the shard number, as a string, from the name of the shard's first file."""
     return next(iter(files.values())).rpartition("_")[2].partition(".")[0]

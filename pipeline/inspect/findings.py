@@ -36,7 +36,7 @@ class Inspection:
     """Facts that the manifest records about the content, such as the identity of the CLIP model."""
     settings: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    """First 1,000 problems. Each names the affected shard and row, if there is one. Empty for a sound folder."""
+    """First 1,000 problems. Each names the affected shard and row, if any. Empty for a sound folder."""
     problem_count: int = 0
     notes: list[str] = field(default_factory=list)
     """First 1,000 observations that are not problems."""
@@ -84,7 +84,7 @@ class Examples:
         self.count = 0
 
     def add(self, count: int, places: Callable[[], list[str]]) -> None:
-        """Add to the number of rows, and store examples until there are enough.
+        """Count more rows, and store some of them as examples.
 
         Args:
             count: number of rows with the property.
@@ -96,6 +96,9 @@ class Examples:
             self._places += places()[: self._most - len(self._places)]
 
     def report(self, report: Report, description: str) -> None:
-        """Report the number of rows, the description of their property, and the examples. Do nothing without rows."""
+        """Report the number of rows, the description of their property, and the examples.
+
+        Do nothing if no rows were counted.
+        """
         if self.count:
             report(f"{self.count:,} {description}, such as {'; '.join(self._places)}")

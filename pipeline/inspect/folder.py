@@ -25,18 +25,21 @@ _INSPECTORS: dict[str, Callable[[Store, Inspection, Manifest], _Recorded]] = {
     "download": RecordedImages,
     "embed": RecordedEmbeddings,
 }
-"""Inspectors that parse the files of a stage, keyed by stage. Files of other stages are only compared with records."""
+"""Inspectors that parse a stage's files, keyed by stage.
+
+The files of other stages are only compared with their records.
+"""
 
 
 def inspect_folder(path: str, progress: ProgressCallback = no_progress) -> Inspection:
     """Inspect a folder written by any stage, by img2dataset or by clip-retrieval.
 
-    Memory use is bounded. Memory holds one block of rows and up to 100,000 embeddings, in which near duplicates are
-    searched. To find exact duplicates, it also holds 16 bytes for each of up to 10 million keys and 10 million images.
+    Memory use is bounded. Memory holds one block of rows, and up to 100,000 embeddings to find near duplicates. To find
+    exact duplicates, it also holds 16 bytes for each of up to 10 million keys and 10 million images.
 
     Args:
         path: folder to inspect.
-        progress: callback that receives the number of inspected shards, the number of shards, and a shard name.
+        progress: callback that receives the number of inspected shards, the total, and the name of the next shard.
 
     Raises:
         InputError: the folder contains nothing to inspect, or its manifest cannot be read.

@@ -237,6 +237,6 @@ class ImageInspector:
         )
 
     def _place(self, row: int) -> str:
-        """Convert a row number in the folder to a description with the shard and the row number in the shard."""
+        """Describe a row, given its row number in the folder, by its shard and its row number in that shard."""
         at = bisect.bisect_right(self._first_rows, row) - 1
         return f"shard {self._names[at]}, row {row - self._first_rows[at]}"

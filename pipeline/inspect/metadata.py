@@ -25,7 +25,7 @@ from .vectors import ShardParts, array_blocks
 _BATCH_ROWS = 16384
 """Number of Parquet rows that are in memory at a time."""
 _NORMS = {"image_norm": "image", "text_norm": "text"}
-"""Words for the kinds of embeddings, keyed by the metadata column with their norms before normalisation."""
+"""Kind of embedding, in words, for each metadata column with norms from before normalisation."""
 
 
 class MetadataInspector:

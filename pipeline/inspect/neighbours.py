@@ -43,7 +43,7 @@ class Neighbours:
 
 
 class NeighbourBank:
-    """Random sample of a folder's rows, with a fixed seed. Rows are added as float16, and later compared.
+    """Random sample of a folder's rows, with a fixed seed. Embeddings are stored as float16 until they are compared.
 
     Args:
         total: number of rows in the folder.

@@ -9,7 +9,7 @@ from ..display.page import new_plot, page, paragraph, plot_label, plots, table
 from .findings import Inspection
 
 _LISTED = 20
-"""Maximum number of error messages in their table, and maximum number of bars in a chart."""
+"""Maximum number of rows in the table of error messages, and of bars in a chart."""
 DISTRIBUTION_HEADER = ("distribution", "rows", "mean", "std", "min", "1%", "50%", "99%", "max")
 
 
@@ -27,7 +27,7 @@ def summary_rows(inspection: Inspection) -> list[tuple[str, Any]]:
 
 
 def error_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return (message, count) rows for the most frequent error messages."""
+    """Return (message, count) rows for the most frequent error messages. A final row sums up the others, if any."""
     ordered = sorted(inspection.errors.items(), key=lambda item: (-item[1], item[0]))
     rows = [(message, f"{number:,}") for message, number in ordered[:_LISTED]]
     if len(ordered) > _LISTED:

@@ -94,10 +94,10 @@ class Distribution:
 class Repeats:
     """Duplicate finder that compares rows by 64-bit hashes of their content.
 
-    The result is exact for up to `capacity` rows. If there are more, only rows whose hash ends in a zero bit are kept,
-    then only rows whose hash ends in two zero bits, and so on. This bounds memory use, and rows with the same content
-    are either all kept or all dropped. For 10 million distinct contents, the probability that any two have the same
-    hash is 3e-6.
+    The result is exact for up to `capacity` rows. If there are more, only rows whose hash ends in a zero bit are kept.
+    If these are still too many, two zero bits are required, and so on. This bounds memory use, and rows with the same
+    content are either all kept or all dropped. For 10 million distinct contents, the probability that any two have the
+    same hash is 3e-6.
 
     Args:
         capacity: maximum number of stored rows.
@@ -126,8 +126,8 @@ class Repeats:
         """Find duplicates among the stored rows, and remove all stored rows.
 
         Returns:
-            The number of rows that repeat an earlier row, and the first `most` of these rows as pairs (row number, earlier
-            row number).
+            The number of rows that repeat an earlier row, and the first `most` of these rows as pairs (row number,
+            earlier row number).
         """
         hashes, rows = self._sample.take()
         order = np.argsort(hashes, kind="stable")
@@ -166,8 +166,8 @@ def unit_norms() -> Distribution:
 def lengths() -> Distribution:
     """Return a distribution for lengths, with fine bins for short lengths.
 
-    There is one bin for each whole number below 256. From 256 to 2^24, there are 32 bins between successive powers of
-    2.
+    There is one bin for each whole number below 256. From 256 to 2^24, there are 32 bins between successive powers
+    of 2.
     """
     return Distribution(np.concatenate([np.arange(256), 2.0 ** (8 + np.arange(16 * 32 + 1) / 32)]), whole=True)
 

@@ -115,7 +115,10 @@ class VectorInspector:
             self._alignments.append(_Alignment(shard.name, differences.rows, *differences.mean_and_error()))
 
     def _has_fitting_header(self, shard: ShardParts, kind: str) -> bool:
-        """Return True if an array has the expected dimension and number of rows. Otherwise, report the array."""
+        """Return True if an array has the expected embedding dimension and number of rows.
+
+        Otherwise, report a fault and return False.
+        """
         name, report = shard.files[kind], shard.report[kind]
         try:
             header = read_header(self._store, name)
@@ -134,7 +137,9 @@ class VectorInspector:
         return header.embed_dim == self._embed_dim and header.rows == shard.rows
 
     def _inspect_block(self, shard: ShardParts, kind: str, start: int, stored: np.ndarray) -> np.ndarray:
-        """Report rows that are not unit vectors. Also store hashes and a sample of image embeddings to find duplicates.
+        """Report rows that are not unit vectors.
+
+        For image embeddings, hashes of the other rows and a sample of these rows are stored, to find duplicates later.
 
         Returns:
             `[n, D]` float32 rows, normalised to norm 1. Rows that are not unit vectors are NaN.

@@ -1,6 +1,6 @@
 """Shuffled batches of a split, prefetched in threads.
 
-Global batches are the same for any number of ranks, and for any step at which reading starts.
+The rows of a global batch do not depend on the number of ranks, or on the step at which reading starts.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def cached_array(
 ) -> np.ndarray:
     """Return the array in `selections/NAME.npy`, memory-mapped.
 
-    If the file is missing, damaged, or not of the expected dtype and shape, the array is computed and written to it.
+    If the file is missing or damaged, or has another dtype or shape than expected, the array is computed and written
+    to the file.
 
     Args:
         store: embeddings folder that contains the cache.

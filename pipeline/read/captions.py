@@ -33,7 +33,7 @@ _COLUMN = "caption"
 _GROUP_ROWS = 4 * READ_BLOCK_ROWS
 """Maximum size, in rows, of a row group that is read directly.
 
-If a shard has a larger row group, its captions are copied to small row groups first.
+If a shard has a larger row group, its captions are first copied to a file with small row groups.
 """
 _OPEN_SHARDS = 64
 """Number of shards whose Parquet footers are cached."""

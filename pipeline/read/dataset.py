@@ -60,11 +60,11 @@ class EmbeddingDataset:
     Args:
         url: folder written by `embed` or clip-retrieval, or published by LAION.
         settings: read settings, such as split fractions; None for the defaults.
-        known_files: file marks of a folder without a manifest that are recorded elsewhere, such as in a prior's folder.
-            Files that still match their marks are not hashed again.
+        known_files: file marks recorded elsewhere, such as in a prior's folder; used only for a folder without a
+            manifest. Files that still match their marks are not hashed again.
         hash_files: False to skip hashing the files of a folder without a manifest; `content_fingerprint` is then
             empty.
-        tell: callback for progress notes when hashing takes long.
+        tell: callback for notes about hashing progress.
 
     Raises:
         InputError: the folder contains no embeddings, or a file is missing, truncated or misaligned.
@@ -313,7 +313,7 @@ class EmbeddingDataset:
             yield self.shards[index], positions, rows[positions] - self.shard_starts[index]
 
     def count_rounded(self, kind: str, rounded: np.ndarray) -> None:
-        """Add the number of embeddings that were normalised on reading to the counter `self.rounded`.
+        """Add the number of embeddings that were normalised on reading to `self.rounded`.
 
         Args:
             kind: `img_emb` or `text_emb`.

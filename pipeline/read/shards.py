@@ -1,4 +1,4 @@
-"""Reader for one embedding shard: ranges of its arrays, metadata, and the content group of each row."""
+"""Reader for one embedding shard: its arrays, its metadata, and the content group of each row."""
 
 from __future__ import annotations
 
@@ -100,11 +100,11 @@ class EmbeddingShard:
         return kind in self.files
 
     def title(self, kind: str) -> str:
-        """Return the URL of the file of the given kind, for messages."""
+        """Return the URL of the shard's file of the given kind, for messages."""
         return f"{self._store.url}/{self.files[kind]}"
 
     def local_path(self, kind: str) -> str | None:
-        """Return the local path of the file of the given kind; None if the store is remote."""
+        """Return the local path of the shard's file of the given kind; None if the store is remote."""
         return self._store.path(self.files[kind]) if self._store.is_local else None
 
     def layout(self, kind: str) -> ArrayLayout:
@@ -129,7 +129,7 @@ class EmbeddingShard:
         return self._layouts[kind]
 
     def embed_dtype(self, kind: str) -> np.dtype[Any]:
-        """Return the dtype of the stored embeddings of the given kind."""
+        """Return the dtype in which embeddings of the given kind are stored."""
         return self._layouts[kind].dtype if kind in self._convertible else _EMBED_DTYPE
 
     def read_into(self, kind: str, first: int, target: np.ndarray) -> None:
@@ -272,8 +272,8 @@ class EmbeddingShard:
         """Context manager that opens the metadata file and checks its number of rows.
 
         Raises:
-            InputError: the shard has no metadata, or the file is damaged. Errors that the body of the `with` statement
-                raises because of damage are converted as well.
+            InputError: the shard has no metadata, or the file is damaged. An error that indicates damage is also
+                converted to `InputError` if the body of the `with` statement raises it.
         """
         if "metadata" not in self.files:
             raise InputError(f"{self._store.url} has no metadata: its rows have neither keys nor captions")
@@ -313,4 +313,4 @@ class FolderShards:
     foreign_files: tuple[str, ...] = ()
     """Paths of all shard files if the folder has no manifest; otherwise empty."""
     notes: list[str] = field(default_factory=list)
-    """Sentences that each describe an unusual property of the folder."""
+    """Unusual properties of the folder, one sentence each."""

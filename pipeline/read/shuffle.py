@@ -1,4 +1,6 @@
-"""Row order of an epoch. It depends only on the row counts, the settings, the seed and the epoch number.
+"""Row order of an epoch.
+
+The order depends only on the row counts, the settings, the seed and the epoch, not on the number of ranks.
 
 Blocks of consecutive rows are arranged in random order. Several successive blocks form a window, and the rows of a
 window are shuffled together. Rows can therefore be read in blocks, and only one window has to be in memory.
@@ -57,7 +59,7 @@ class Share:
     global_rows: int
     """Number of rows in the global batch."""
     end: int
-    """Position in the epoch after the last row of the global batch."""
+    """Position in the epoch of the first row after the global batch."""
 
 
 class EpochPlan:

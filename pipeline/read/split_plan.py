@@ -27,7 +27,7 @@ _DOUBLE_VALUES = 1 << 53
 
 
 def plan_splits(shards: Iterable[EmbeddingShard], settings: ReadSettings) -> Iterator[np.ndarray]:
-    """Yield each row's split as a uint8 index into `SPLITS`, in parts that together have shape `[count]`."""
+    """Yield each row's split as a uint8 index into `SPLITS`, in parts of shape `[n]`."""
     for digests in group_digests(shards):
         yield split_codes(digests[:, 0], settings)
 
@@ -50,7 +50,7 @@ def split_codes(hashes: np.ndarray, settings: ReadSettings) -> np.ndarray:
 
 
 def identify_rows(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield a uint64 hash of each row's content group and text embedding, in parts with `[count]` values in total."""
+    """Yield a uint64 hash of each row's content group and text embedding, in parts of shape `[n]`."""
     for shard in shards:
         first = 0
         for groups in shard.content_groups():
@@ -64,13 +64,13 @@ def identify_rows(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
 
 
 def identify_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield a uint64 hash of each row's content group, in parts with `[count]` values in total."""
+    """Yield a uint64 hash of each row's content group, in parts of shape `[n]`."""
     for digests in group_digests(shards):
         yield digests[:, 0]
 
 
 def group_digests(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield the salted SHA-256 of each row's content group as four uint64 values, in parts `[n, 4]`."""
+    """Yield the salted SHA-256 of each row's content group as four uint64 values, in parts of shape `[n, 4]`."""
     for shard in shards:
         for groups in shard.content_groups():
             digests = b"".join(hashlib.sha256(_SPLIT_SALT + group).digest() for group in groups)

@@ -52,7 +52,7 @@ class Blocks:
         return np.diff(self.starts)
 
     def count_splits(self, split_plan: np.ndarray, splits: int) -> Iterator[np.ndarray]:
-        """Yield the number of rows in each block and split as uint32, in parts that form `[blocks, splits]`."""
+        """Yield the number of rows of each split in each block as uint32, in parts of shape `[n, splits]`."""
         block, blocks = 0, len(self.shards)
         while block < blocks:
             chunk_end = self.starts[block] + _CHUNK_ROWS
@@ -114,7 +114,7 @@ class Visits:
                 yield np.asarray(self._shared[start : start + _CHUNK_ROWS])
 
     def _count_per_block(self, shared: np.ndarray) -> np.ndarray:
-        """Count the given shared rows per block: `[blocks]` int64."""
+        """Return the number of the given shared rows in each block: `[blocks]` int64."""
         blocks = np.searchsorted(self._blocks.starts, shared[:, 0], side="right") - 1
         counts: np.ndarray = np.bincount(blocks, minlength=len(self._counts))
         return counts

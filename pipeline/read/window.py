@@ -86,7 +86,7 @@ class _Part:
 
 
 class Buffers:
-    """Embedding arrays of a window. Later windows reuse them, because allocating new arrays is slower than reading."""
+    """Embedding arrays of a window. Later windows reuse them, because allocating memory takes longer than reading."""
 
     def __init__(self, dataset: EmbeddingDataset, columns: Columns) -> None:
         rows = min(dataset.count, dataset.settings.shuffle_window + dataset.settings.block_rows - 1)
@@ -258,12 +258,12 @@ class ShuffleWindow:
             slot += end_row - first_row
 
     def wait(self) -> None:
-        """Wait until all reads have finished. If a read failed in its thread, raise its error."""
+        """Wait until all reads have finished. If a read failed, raise the error that occurred in its thread."""
         for future in self._futures:
             future.result()
 
     def fill(self, batch: TrainBatch, places: np.ndarray, reader: BlockReader) -> None:
-        """Copy the rows of this window into a batch.
+        """Copy those rows of a batch that are in this window into the batch.
 
         Args:
             batch: batch to fill.
