@@ -1,4 +1,7 @@
-"""Embedding engine that runs clip-retrieval's own reader and mapper. priorkit writes the shards and the manifest."""
+"""Embedding engine that runs the reader and mapper of clip-retrieval.
+
+priorkit itself writes the embedding shards and the manifest.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +39,11 @@ class _Pending:
     place: Place
     caption: str
     reason: str
-    """Failure reason to report if no row is returned."""
+    """Failure reason to report if clip-retrieval returns no row for the sample."""
 
 
 class ClipRetrievalEngine:
-    """Engine that embeds image shards with clip-retrieval's own code; implements `Engine`.
+    """Engine that embeds image shards with the code of clip-retrieval; implements `Engine`.
 
     Args:
         source: folder that contains the image shards.
@@ -70,7 +73,10 @@ class ClipRetrievalEngine:
             )  # fmt: skip
 
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
-        """Yield windows and failures, see `Engine`. Rows are grouped by image extension, each group in sample order."""
+        """Yield windows and failures; see `Engine`.
+
+        Rows are grouped by image extension. Within a group, the rows are in sample order.
+        """
         if not isinstance(task.shard, ImageShard):
             raise SettingsError("embed.engine=clip-retrieval reads image shards (*.tar) one for one")
         pending: dict[str, _Pending] = {}
@@ -103,9 +109,9 @@ class ClipRetrievalEngine:
         return _Pending(sample.place, caption, sample.error or reason)
 
     def _batches(self, path: str) -> Iterator[dict[str, Any]]:
-        """Yield the batches of clip-retrieval's reader, one image extension at a time.
+        """Yield the batches that clip-retrieval's reader makes from a tar file.
 
-        The reader accepts only one extension per call.
+        The reader is called once for each image extension in the file, because it accepts only one extension per call.
         """
         for extension in _image_extensions(path):
             yield from self._reader(
@@ -116,12 +122,13 @@ class ClipRetrievalEngine:
             )  # fmt: skip
 
     def _window(self, batch: dict[str, Any], rows: dict[str, int], pending: dict[str, _Pending]) -> Window:
-        """Embed a batch and return a window of the given rows.
+        """Embed a batch, and return a window that contains only the given rows.
 
         Args:
             batch: batch that clip-retrieval's reader returned.
-            rows: row number in the batch, keyed by sample key.
-            pending: samples that have no row yet. The samples of the new window are removed from this mapping.
+            rows: row numbers in the batch of the rows to return, keyed by sample key.
+            pending: samples that have no row yet, keyed by sample key. The samples of the new window are removed from
+                this mapping.
         """
         mapped = self._mapper(batch)
         indices = list(rows.values())
@@ -136,7 +143,10 @@ class ClipRetrievalEngine:
 
     @contextlib.contextmanager
     def _local(self, shard: ImageShard) -> Iterator[str]:
-        """Context manager that yields a local path of the shard; a remote shard is copied to a temporary file."""
+        """Context manager that yields the local path of a shard's tar file.
+
+        A remote file is first copied to a temporary file, which is deleted on exit.
+        """
         if self._source.is_local:
             yield self._source.path(shard.tar_name)
             return
@@ -150,7 +160,7 @@ def check_settings(settings: EmbedSettings) -> None:
     """Check that clip-retrieval supports the settings.
 
     Raises:
-        SettingsError: clip-retrieval does not support a setting; the message names it.
+        SettingsError: clip-retrieval does not support a setting. The message names the setting.
     """
     device, dtype = "cpu", "float32"
     if torch.cuda.is_available():  # clip-retrieval always uses a GPU if one is available, and chooses the dtype
@@ -177,7 +187,10 @@ def check_settings(settings: EmbedSettings) -> None:
 
 
 def _first_rows(batch: dict[str, Any], pending: Mapping[str, Any]) -> dict[str, int]:
-    """Return the number of the first row in the batch for each sample key in `pending`."""
+    """Return the row number of each pending sample that is in the batch, keyed by sample key.
+
+    If several rows of the batch have the same key, the first row is used.
+    """
     rows: dict[str, int] = {}
     for row, name in enumerate(batch["image_filename"]):
         key = name.removeprefix("./")
@@ -187,7 +200,10 @@ def _first_rows(batch: dict[str, Any], pending: Mapping[str, Any]) -> dict[str, 
 
 
 def _image_extensions(path: str) -> list[str]:
-    """Return the image extensions in a tar file, in order of appearance; stop at the first damaged entry."""
+    """Return the distinct file extensions of the images in a tar file, in order of appearance.
+
+    Reading stops at the first damaged entry.
+    """
     extensions: dict[str, None] = {}
     with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(path, "r:") as tar:
         for member in tar:

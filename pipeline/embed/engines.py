@@ -1,7 +1,7 @@
 """Embedding engines: the `Engine` interface, and priorkit's native engine.
 
-An engine turns the samples of a shard into windows of embedded rows. `worker` writes and commits these rows in the
-same way for every engine.
+An engine turns the samples of a shard into windows of embedded rows. The module `worker` writes and commits these
+rows in the same way for every engine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .inputs import InputShard
 from .settings import EmbedSettings
 
 _WINDOW_BATCHES = 16
-"""Number of batches per window; captions are sorted by length within a window."""
+"""Number of batches per window. The captions of a window are sorted by length before they are divided into batches."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Window:
-    """Group of embedded rows of a shard that an engine yields at once."""
+    """Embedded rows of a shard that an engine yields together."""
 
     keys: list[str]
     places: list[Place]
@@ -73,13 +73,13 @@ class Engine(Protocol):
     """Interface of an engine that embeds shards one at a time with one model."""
 
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
-        """Yield each sample of a task exactly once, either as a row of a window or as a failure.
+        """Embed the samples of a task. Yield each sample exactly once, either as a row of a window or as a failure.
 
         Rows are in sample order, unless an engine documents another order.
 
         Args:
             task: shard to embed.
-            following: next task, whose samples may be read ahead; None if this is the last task.
+            following: next task, so that the engine can start to read its samples early; None if `task` is the last.
         """
 
 
@@ -99,7 +99,7 @@ class NativeEngine:
     Args:
         source: folder that contains the samples.
         settings: resolved embed settings.
-        encoder: CLIP that embeds the samples.
+        encoder: CLIP encoder that embeds the samples.
     """
 
     def __init__(self, source: Store, settings: EmbedSettings, encoder: ClipEncoder) -> None:
@@ -109,7 +109,7 @@ class NativeEngine:
         )
 
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
-        """Yield windows and failures, see `Engine`."""
+        """Yield windows and failures; see `Engine`."""
         size = self._settings.batch_size
         rows: list[_Row] = []
         pixels: list[torch.Tensor] = []
@@ -143,13 +143,13 @@ class NativeEngine:
         return Window([row.key for row in rows], [row.place for row in rows], captions, image_embed, text)
 
     def _read(self, task: EmbedTask) -> Iterator[Sample]:
-        """Yield the samples of a task, each with its position in the shard, since keys may not be unique."""
+        """Yield the samples of a task. Each is identified by its position, because keys may not be unique."""
         for position, sample in enumerate(itertools.islice(task.shard.read(self._source), task.limit)):
             place = sample.place._replace(position=position)
             yield dataclasses.replace(sample, key=encodable(sample.key), place=place)
 
     def _decode(self, sample: Sample) -> _Row | Failure:
-        """Validate and decode one sample; called in the decoding threads."""
+        """Decode a sample, or return a failure if it is invalid. This method runs in the decoding threads."""
         if sample.error is not None:
             return _failure(sample, sample.error)
         caption, pixels = "", None

@@ -18,7 +18,7 @@ from ..errors import InputError
 
 _CAPTION_EXTENSION = "txt"
 _READ_TOGETHER = 32
-"""Number of pairs fetched concurrently in one call, since each remote file costs a round trip."""
+"""Number of pairs whose files are fetched concurrently, because each remote file takes a network round trip."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class _Pair:
     """Image file and caption file with the same name; one of them may be missing."""
 
     key: str
-    """Path relative to the folder, without the extension."""
+    """Path of the files relative to the input folder, without the extension."""
     image: str | None
-    """Image path on the file system; None if there is no image."""
+    """Path of the image on the file system; None if there is no image."""
     caption: str | None
-    """Caption path on the file system; None if there is no caption."""
+    """Path of the caption on the file system; None if there is no caption."""
     extensions: tuple[str, ...]
     """Extensions of all files with this name, including files that are neither images nor captions."""
     stamps: tuple[Stamp, ...]
@@ -44,17 +44,17 @@ class _Pair:
 
 @dataclass(frozen=True)
 class FileShard:
-    """Consecutive pairs of a folder as one input shard; implements `InputShard`."""
+    """Input shard of consecutive image and caption pairs of a folder; implements `InputShard`."""
 
     name: str
     fingerprint: str
-    """Fingerprint of the file names only. The file contents are identified by file marks, see `file_marks`."""
+    """Fingerprint of the file names only. The file contents are identified by file marks; see `file_marks`."""
     pairs: tuple[_Pair, ...]
     root: str
-    """Folder path on the file system."""
+    """Path of the input folder on the file system."""
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return the paths of the image and caption files, relative to the folder; see `InputShard`."""
+        """Return the paths of the image and caption files, relative to the input folder; see `InputShard`."""
         return tuple(self._name(path) for pair in self.pairs[:limit] for path in pair.paths)
 
     def _name(self, path: str) -> str:
@@ -72,7 +72,7 @@ class FileShard:
         pairs = iter(self.pairs)
         while group := list(itertools.islice(pairs, _READ_TOGETHER)):
             paths = [path for pair in group for path in pair.paths]
-            # cat_ranges, since other calls treat brackets and asterisks in a file name as a glob pattern
+            # use cat_ranges, because other calls treat brackets and asterisks in a file name as a glob pattern
             read = store.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
             contents: dict[str, Any] = dict(zip(paths, read, strict=True))
             for pair in group:
@@ -91,15 +91,15 @@ class FileShard:
 
 
 def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]:
-    """Pair the image and caption files of a folder, sorted by path, and divide them into shards.
+    """Pair the image and caption files of a folder, sort the pairs by path, and divide them into shards.
 
     Args:
         store: folder that contains the files.
         rows: number of pairs per shard; the last shard may have fewer.
-        image: True to require at least one image, False to require at least one caption.
+        image: True if the folder must contain an image, False if it must contain a caption.
 
     Raises:
-        InputError: the required files are missing, or two images or two captions have the same name.
+        InputError: the folder lacks the required image or caption, or two images or two captions have the same name.
     """
     described = {store.path(name): info for name, info in store.describe().items()}
     images: dict[str, str] = {}

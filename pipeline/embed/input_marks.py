@@ -1,7 +1,8 @@
 """Detection of changed inputs: compares the source files of each embedding shard with their recorded state.
 
-The hashes of a downloaded image shard are in the manifest of its folder. For any other input, file marks (size,
-modification time and hash) of each embedding shard's source files are recorded in `inputs/inputs_NUMBER.json`.
+The manifest of a folder that `download` wrote contains the hashes of its image shards. For any other input, file marks
+(size, modification time and hash) are recorded in the embeddings folder. Each embedding shard has a file
+`inputs/inputs_NUMBER.json` with the marks of its source files.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ UNREAD = "unread"
 
 
 def input_fingerprint(shard: InputShard, marks: Mapping[str, FileMark], limit: int | None) -> str:
-    """Return the fingerprint of a shard's samples, or `UNREAD` if one of its files has no mark.
+    """Return the fingerprint of a shard's samples, or `UNREAD` if one of the shard's source files has no mark.
 
     Args:
         marks: marks of the source files, keyed by path relative to the input folder.
@@ -36,7 +37,7 @@ def input_fingerprint(shard: InputShard, marks: Mapping[str, FileMark], limit: i
 
 
 def record_inputs(commit: ShardCommit, name: str, source: Store, shard: InputShard, limit: int | None) -> str:
-    """Record the marks of a shard's source files, and return the fingerprint of its samples.
+    """Record file marks for the source files of an input shard, and return the fingerprint of the shard's samples.
 
     Raises:
         InputError: a file changed while it was being read.
@@ -48,9 +49,9 @@ def record_inputs(commit: ShardCommit, name: str, source: Store, shard: InputSha
 
 
 class RecordedInputs:
-    """Current file marks of the files that the shards of an embeddings folder were made from.
+    """Current file marks of the source files from which the shards of an embeddings folder were made.
 
-    A file is hashed again only if its size or modification time differs from its recorded mark.
+    A file is hashed again only if its size or modification time differs from the recorded mark.
 
     Args:
         source: folder of the source files.
@@ -83,14 +84,14 @@ class RecordedInputs:
             known.update(self._marks[name])
         now = identify(source, known, known, tell, lenient=True)
         self.touched: dict[str, dict[str, FileMark]] = {}
-        """Current file marks of the shards whose recorded marks are out of date, keyed by embedding shard."""
+        """Current file marks by source file, for each embedding shard whose recorded marks are out of date."""
         for name, recorded in self._marks.items():
             self._marks[name] = {each: now[each] for each in recorded}
             if self._marks[name] != recorded:
                 self.touched[name] = self._marks[name]
 
     def fingerprint(self, shard: InputShard, limit: int | None) -> str:
-        """Return the fingerprint of the current state of a shard's samples, or `UNREAD` if the shard has no marks.
+        """Return the current fingerprint of a shard's samples, or `UNREAD` if one of its source files has no mark.
 
         Args:
             limit: number of samples, starting with the first; None for all.
@@ -98,11 +99,11 @@ class RecordedInputs:
         return input_fingerprint(shard, self._marks.get(embedding_shard_name(int(shard.name)), {}), limit)
 
     def record_again(self, folder: Store, names: Iterable[str]) -> None:
-        """Write the current marks of the given shards, so that the next run does not hash their files again.
+        """Record the current marks of the given shards, so that the next run does not hash their source files again.
 
         Args:
             folder: embeddings folder.
-            names: embedding shards whose input content is unchanged.
+            names: names of embedding shards whose input content is unchanged.
         """
         for name in set(names) & self.touched.keys():
             folder.write_json(_marks_name(name), to_json(self.touched[name]))

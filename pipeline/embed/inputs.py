@@ -24,7 +24,7 @@ _ROWS_PER_SHARD = 10_000
 
 
 class InputShard(Protocol):
-    """Interface of an input shard; its samples become one embedding shard."""
+    """Interface of an input shard, whose samples become one embedding shard."""
 
     @property
     def name(self) -> str:
@@ -32,7 +32,10 @@ class InputShard(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the samples, without the content of the files in `sources`, which file marks identify."""
+        """Fingerprint of the samples, without the content of the files in `sources`.
+
+        File marks identify that content.
+        """
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
         """Return the source files whose hashes are not recorded in a manifest.
@@ -53,15 +56,18 @@ class InputShard(Protocol):
         """Description of the shard's source, such as a file name, for messages."""
 
     def read(self, store: Store) -> Iterator[Sample]:
-        """Yield the samples in order; a sample that cannot be read has `error` set."""
+        """Yield the samples in order. If a sample cannot be read, its `error` is set."""
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return the metadata table of each part, with a column `key`; None for a part without a table."""
+        """Return the metadata table of each part of the shard, or None for a part without a table.
+
+        Each table has a column `key`.
+        """
 
 
 @dataclass(frozen=True)
 class MergedShard:
-    """Several input shards joined into one embedding shard; implements `InputShard`."""
+    """Input shard that joins several input shards, called its parts; implements `InputShard`."""
 
     name: str
     parts: tuple[InputShard, ...]
@@ -111,7 +117,7 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
         url: folder, or a single Parquet file.
 
     Raises:
-        InputError: the input contains nothing to embed, or the folder belongs to another stage.
+        InputError: the input contains nothing to embed, or the folder was written by a stage other than `download`.
     """
     store = open_input(url)
     rows = settings.rows_per_shard or _ROWS_PER_SHARD
@@ -135,10 +141,11 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
 
 
 def _kind_of(store: Store, url: str) -> _Kind:
-    """Detect the input format from the file names. Tables next to image shards count as part of the image shards.
+    """Detect the input format from the file names. Tables next to image shards are treated as part of the image shards.
 
     Raises:
-        InputError: the folder is empty, or contains both images and image shards or tables.
+        InputError: the folder is empty, the input is a file that is not a table, or the folder contains image files as
+            well as image shards or tables.
     """
     if url.endswith(".parquet") and not store.fs.isdir(Store(url).root):
         return "parquet"
@@ -163,7 +170,7 @@ def _kind_of(store: Store, url: str) -> _Kind:
 
 
 def _require_tables_of_all_or_none(store: Store, shards: Sequence[InputShard]) -> None:
-    """Check that either all image shards to be joined have a table next to them, or none of them has a table.
+    """Check that all image shards to be joined have a table next to them, or that none of them has a table.
 
     Raises:
         InputError: some shards have a table and others do not.
@@ -178,7 +185,7 @@ def _require_tables_of_all_or_none(store: Store, shards: Sequence[InputShard]) -
 
 
 def _merge(shards: list[InputShard], rows: int) -> list[InputShard]:
-    """Join consecutive shards until each group has at least `rows` samples."""
+    """Join consecutive shards into groups of at least `rows` samples; the last group may be smaller."""
     merged: list[InputShard] = []
     parts: list[InputShard] = []
     for shard in shards:

@@ -22,9 +22,9 @@ class EmbedSettings(DeviceSettings):
     """Embedding engine. `clip-retrieval` runs the reader and model of the clip-retrieval package. It requires the extra
     `clip-retrieval` and is several times slower than `native`."""
     image: bool = True
-    """Embed images. A sample without an image then counts as failed."""
+    """Embed images. If true, a sample without an image counts as failed."""
     text: bool = True
-    """Embed captions. A sample without a caption then counts as failed."""
+    """Embed captions. If true, a sample without a caption counts as failed."""
     input_format: Literal["auto", "webdataset", "files", "parquet"] = "auto"
     """Input format: image shards (`webdataset`), image and caption files (`files`), or tables (`parquet`). `auto`
     detects the format from the file names."""
@@ -34,21 +34,22 @@ class EmbedSettings(DeviceSettings):
     """Name of the table column that contains the encoded image."""
     rows_per_shard: int | None = Field(default=None, ge=1)
     """Samples per embedding shard. Image shards are never split: consecutive image shards are joined until they contain
-    at least this many samples. null makes one embedding shard per image shard. For files and tables, null means 10,000
-    samples."""
+    at least this many samples. With null, the default, each image shard becomes one embedding shard, while files and
+    tables are divided into shards of 10,000 samples."""
     token_states: bool = False
-    """Also store the text tower's token states, which take tens of times as much space as the pooled embedding."""
+    """Store the text tower's token states in addition to the pooled embeddings. Token states take tens of times as much
+    space as pooled embeddings."""
     batch_size: int = Field(default=64, ge=1)
-    """Pairs per forward pass. 64 suits a laptop; use 256 or more on a GPU."""
+    """Number of images or captions per forward pass. 64 suits a laptop; use 256 or more on a GPU."""
     dtype: Precision = "float32"
     """Precision of the CLIP towers. Embeddings are always stored as float16."""
     compile: bool = False
-    """Compile the image tower with torch.compile. Compilation takes minutes, which pays off in long GPU runs."""
+    """Compile the image tower with torch.compile. Compilation takes minutes, so it only pays off in long GPU runs."""
     decode_threads: int = Field(default=2, ge=1)
     """Number of threads that decode and preprocess images while the model runs."""
 
     def encoder_settings(self) -> EncoderSettings:
-        """Return the settings that the CLIP encoder needs; call this on resolved settings."""
+        """Return the settings that the CLIP encoder needs. Call this method only on resolved settings."""
         return EncoderSettings(
             clip=self.clip,
             device=self.device,

@@ -36,11 +36,14 @@ from .worker import EmbedWorker, failures_name
 STAGE = "embed"
 
 _ASSUMED_SECONDS = {"cpu": {"image": 0.05, "text": 0.005}, "cuda": {"image": 0.001, "text": 0.0001}}
-"""Seconds per image and per caption for the `--dry-run` estimate: ViT-B/32 in float32 on 2 CPU cores or one GPU."""
+"""Seconds per image and per caption, for the time estimate of `--dry-run`.
+
+The numbers are typical of ViT-B/32 in float32 on 2 CPU cores or one GPU.
+"""
 _ASSUMED_DIM = 768
-"""Embedding size for the disk space estimate: the size of ViT-L/14, which few CLIP models exceed."""
+"""Embedding size assumed for the disk space estimate. It is the size of ViT-L/14, which few CLIP models exceed."""
 _ASSUMED_TOKENS = 16
-"""Token states per caption for the disk space estimate: a caption of about a dozen words."""
+"""Number of token states per caption assumed for the disk space estimate: captions of about a dozen words."""
 
 
 def embed(
@@ -62,16 +65,17 @@ def embed(
         settings: embed settings; None for the defaults.
         compute: compute settings, such as the backend; None for the defaults.
         limit: number of samples to embed, starting with the first; None for all.
-        overwrite: discard the content of the embeddings folder and start again.
+        overwrite: True to discard the content of the embeddings folder and start again.
         progress: callback that receives progress updates.
 
     Returns:
         Result of the stage, with sample counts per outcome.
 
     Raises:
-        InputError: the input contains no samples, no sample could be embedded, or the CLIP cannot be loaded.
+        InputError: the input contains no samples, no sample could be embedded, or the CLIP model cannot
+            be loaded.
         FolderError: the embeddings folder was made by another stage, with other settings or from other images, or the
-            disk has too little free space.
+            disk does not have enough free space.
     """
     wanted, compute = settings or EmbedSettings(), compute or ComputeSettings()
     settings = resolve(wanted, "embed", compute)
@@ -112,10 +116,10 @@ def embed(
 
 
 def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
-    """Add the number of input samples to the result, and check that every sample has an outcome.
+    """Check that every input sample has an outcome, and return the result with the number of input samples added.
 
     Raises:
-        InputError: the result has fewer outcomes than the input has samples.
+        InputError: the result has fewer outcomes than the input has samples, although no shard is damaged.
     """
     samples = sum(task.shard.samples if task.limit is None else task.limit for task in tasks)
     outcomes = sum(result.counts.values())
@@ -128,7 +132,10 @@ def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
 
 
 def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) -> str:
-    """Return the error message of the first sample with the most frequent failure; empty if no sample failed."""
+    """Return the key and error message of a sample, to illustrate why no sample could be embedded.
+
+    The sample is the first with the most frequent kind of failure. Return an empty string if there are no samples.
+    """
     most = max(counts, key=lambda outcome: counts[outcome], default="")
     for name, record in sorted(manifest.shards.items()):
         if record.counts.get(most):
@@ -140,12 +147,12 @@ def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) 
 
 
 def embed_manifest(settings: EmbedSettings, store: Store | None) -> Manifest:
-    """Return the initial manifest for resolved settings, with hashes in place of paths to CLIP files.
+    """Return the initial manifest for resolved settings. Paths of local CLIP files are replaced by the files' hashes.
 
     Args:
         settings: resolved embed settings.
-        store: folder to resume; None for a new folder. If the folder's manifest names the same CLIP differently, the
-            name in the manifest is kept.
+        store: folder to resume; None for a new folder. If the folder's manifest has another name for the same CLIP
+            model, the name in the manifest is kept.
     """
     if settings.engine == "clip-retrieval":
         check_settings(settings)
@@ -198,9 +205,9 @@ def _plan(store: Store, settings: EmbedSettings, manifest: Manifest, tasks: list
 def plan_tasks(
     images: str, settings: EmbedSettings, limit: int | None, earlier: Manifest | None, folder: Store, tell: Tell = None
 ) -> tuple[list[EmbedTask], RecordedInputs]:
-    """Return one task per input shard, up to `limit` samples in total, and the recorded inputs.
+    """Return one task per input shard, with up to `limit` samples in total, and the file marks of the inputs.
 
-    Samples that are already embedded are included even beyond the limit.
+    Samples that are already embedded are always included, even if they exceed the limit.
 
     Args:
         images: folder or file to embed.
@@ -236,7 +243,10 @@ def plan_tasks(
 
 
 def _embedded_samples(record: ShardRecord | None, shard: InputShard, inputs: RecordedInputs) -> int | None:
-    """Return the number of samples that a shard's record covers, with failures; None if it does not match the input."""
+    """Return the number of samples that a shard's record covers, including failed samples.
+
+    Return None if there is no record, or if the record does not match the current input.
+    """
     if record is None:
         return None
     if record.input == inputs.fingerprint(shard, None):
@@ -246,10 +256,12 @@ def _embedded_samples(record: ShardRecord | None, shard: InputShard, inputs: Rec
 
 
 def _record_clip(folder: StageFolder, settings: EmbedSettings) -> None:
-    """Record the CLIP's identity in the manifest. If the folder already has shards, first check for the same CLIP.
+    """Record the identity of the CLIP model in the manifest.
+
+    If the folder already has shards, first check that they were embedded with the same CLIP model.
 
     Raises:
-        FolderError: the folder was made with a different CLIP.
+        FolderError: the folder was made with a different CLIP model.
     """
     identity = load_encoder(settings.encoder_settings()).identity
     known = folder.manifest.about.get("clip")
@@ -259,6 +271,6 @@ def _record_clip(folder: StageFolder, settings: EmbedSettings) -> None:
                 f"{folder.store.url} was made with another CLIP ({differing}); "
                 "name another folder, or use --overwrite to discard what is there"
             )
-        identity = known  # the same CLIP, possibly under another name
+        identity = known  # the same CLIP model, possibly under another name
     # the location of the weights does not affect the embeddings, so it is not part of the identity
     folder.describe(clip=identity, clip_settings=clip_location(settings.clip))

@@ -18,20 +18,20 @@ from ..contract.storage import Store
 from ..errors import InputError, SettingsError
 
 _READ_ROWS = 256
-"""Number of rows decoded at a time; kept small, since a row may contain an image of several megabytes."""
+"""Number of rows decoded at a time. It is small because a row may contain an image of several megabytes."""
 
 
 @dataclass(frozen=True)
 class TableShard:
-    """Consecutive rows of a Parquet file as one input shard; implements `InputShard`."""
+    """Input shard of consecutive rows of a Parquet file; implements `InputShard`."""
 
     name: str
     fingerprint: str
-    """Fingerprint of the file name and the row range. The file's content is identified by a mark, see `file_marks`."""
+    """Fingerprint of the file name and the row range. A file mark identifies the file's content; see `file_marks`."""
     path: str
     """Path of the Parquet file on the file system."""
     stem: str
-    """Path relative to the folder, without the extension."""
+    """Path of the Parquet file relative to the input folder, without the extension."""
     first: int
     """Position of the shard's first row in the file."""
     samples: int
@@ -43,7 +43,7 @@ class TableShard:
         return f"{self.path}, rows {self.first:,} to {self.first + self.samples - 1:,}"
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return the Parquet file, regardless of the limit; see `InputShard`."""
+        """Return the path of the Parquet file relative to the input folder, for any limit; see `InputShard`."""
         return (f"{self.stem}.parquet",)
 
     def read(self, store: Store) -> Iterator[Sample]:
@@ -98,11 +98,11 @@ class TableShard:
                 start += rows
 
     def _keys(self, table: pa.Table, row: int) -> list[str]:
-        """Return the key of each row. For a row without a key, create a key from the file name and the row number.
+        """Return the key of each row. A row without a key is given a key made from the file name and the row number.
 
         Args:
             table: consecutive rows of the file.
-            row: row number in the file of the first row in `table`.
+            row: position of the first row of `table` in the file.
         """
         if "key" in table.schema.names:
             given = key_texts(table.column("key"), f"{self.path}: column 'key'")
@@ -118,7 +118,7 @@ def _holds_bytes(field: pa.Field) -> bool:
 
 
 def _binary(table: pa.Table, column: str | None) -> list[bytes | None]:
-    """Return the values of a column as bytes; all None if `column` is None.
+    """Return the values of a column as bytes, or None for every row if `column` is None.
 
     The column contains text, bytes, or structs with a field `bytes`.
     """
@@ -144,10 +144,10 @@ def _paths(table: pa.Table, column: str | None) -> list[str | None]:
 
 
 def _has_image(store: Store, path: str, column: str) -> bool:
-    """Return whether any row of a table has image bytes. Rows are read only up to the first row that does.
+    """Return True if any row of a table has image bytes. Reading stops once such a row is found.
 
-    The column statistics in the footer are not used. If they are damaged, pyarrow aborts the process, since it does not
-    translate a C++ exception in ColumnChunkMetaData.
+    The column statistics in the footer are not used. If they were damaged, pyarrow would abort the process, because it
+    does not catch a C++ exception in ColumnChunkMetaData.
     """
     with store.fs.open(path, "rb") as file:
         parquet = open_parquet(file)
@@ -167,7 +167,7 @@ def _has_image(store: Store, path: str, column: str) -> bool:
 
 
 def _any_image(store: Store, paths: Sequence[str], column: str) -> bool:
-    """Return whether any table has image bytes or is damaged."""
+    """Return True if any table has image bytes or is damaged."""
     for path in dict.fromkeys(paths):
         try:
             if _has_image(store, path, column):
@@ -187,7 +187,7 @@ def list_table_shards(
         only: name of the single file to read; None for all files.
         caption_column: column with the captions; None if captions are not embedded.
         image_column: column with the images; None if images are not embedded.
-        rows: largest number of rows per shard.
+        rows: maximum number of rows per shard.
 
     Raises:
         InputError: a file is missing or damaged, no file has any rows, or no row has an image.

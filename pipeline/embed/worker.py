@@ -29,7 +29,10 @@ from .settings import EmbedSettings
 
 _FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])
 _LEFT_BEHIND = ("status", "error_message", "caption", *EMBED_COLUMNS)
-"""Input columns not copied to the metadata: their values are equal in all embedded rows, or written separately."""
+"""Input columns that are not copied to the metadata.
+
+Their values are the same in all embedded rows, or are written separately.
+"""
 
 
 def failures_name(shard: str) -> str:
@@ -39,7 +42,7 @@ def failures_name(shard: str) -> str:
 
 @dataclass
 class _Embedded:
-    """Rows and failures collected for a shard so far, without the embeddings."""
+    """Rows and failures collected while a shard is embedded. The embeddings themselves are collected in spools."""
 
     keys: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
@@ -47,23 +50,24 @@ class _Embedded:
     lengths: list[int] = field(default_factory=list)
     """Number of token states per row."""
     norms: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    """Embedding norms before normalisation, keyed by array name."""
+    """Norms that the embeddings had before normalisation, keyed by array name."""
     failures: list[Failure] = field(default_factory=list)
 
 
 class EmbedWorker:
     """Callable that embeds one shard per call in this process, with a single model.
 
-    Use it as a context manager, which stops the engine's threads; otherwise they run until the process ends.
+    Use the worker as a context manager, so that the engine's threads stop on exit. Otherwise, the threads run until the
+    process ends.
 
     Args:
         source: input folder.
         store: embeddings folder.
         settings: resolved settings.
-        manifest: manifest of the embeddings folder, including the CLIP's identity.
+        manifest: manifest of the embeddings folder, including the identity of the CLIP model.
 
     Raises:
-        InputError: the CLIP weights on this worker differ from the weights on the driver.
+        InputError: the CLIP model on this worker has different weights than the CLIP model on the driver.
     """
 
     def __init__(self, source: Store, store: Store, settings: EmbedSettings, manifest: Manifest) -> None:
@@ -135,7 +139,10 @@ class EmbedWorker:
             pq.write_table(pa.Table.from_pylist(failures, _FAILURES), file)
 
     def _metadata(self, task: EmbedTask, done: _Embedded) -> pa.Table:
-        """Build the metadata table: clip-retrieval's columns, the input tables' columns, the key and the norms."""
+        """Build the metadata table of a shard.
+
+        It has the columns that clip-retrieval writes, the columns of the input tables, the key and the norms.
+        """
         columns = {"image_path": pa.array(done.keys, pa.string()), "caption": pa.array(done.captions, pa.string())}
         norms = {
             name: np.concatenate([np.empty(0, np.float32), *done.norms.get(array, [])])

@@ -1,7 +1,7 @@
 """Inspection of embedding folders.
 
-The shards are those in the manifest that `embed` wrote. In a folder without a manifest, such as clip-retrieval's, they
-are determined from the numbers in the file names.
+The manifest that `embed` wrote lists the shards. In a folder without a manifest, such as a folder that clip-retrieval
+wrote, the files with the same number in their names form a shard.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FOREIGN_STAGE = "embeddings without a manifest"
 
 
 class _FolderInspector:
-    """Inspector for the vectors, metadata and token states of shards, and then for the folder as a whole."""
+    """Inspector for embedding shards, and for the folder as a whole once all shards are inspected."""
 
     def __init__(
         self, store: Store, inspection: Inspection, embed_dim: int | None, dim_source: str, *, recorded: bool
@@ -39,7 +39,7 @@ class _FolderInspector:
         self._first_rows: list[int] = []
 
     def inspect(self, shard: ShardParts) -> None:
-        """Inspect all files of a shard."""
+        """Inspect the vectors, metadata and token states of a shard."""
         self._names.append(shard.name)
         self._first_rows.append(shard.first_row)
         self.vectors.inspect(shard)
@@ -49,12 +49,12 @@ class _FolderInspector:
             self.metadata.inspect_token_states(shard)
 
     def finish(self) -> None:
-        """Report the findings about the folder as a whole."""
+        """Report the findings about the folder as a whole, such as duplicates and distributions."""
         self.vectors.finish(self._place)
         self.metadata.finish(self._place)
 
     def _place(self, row: int) -> str:
-        """Describe a row of the folder by its shard and its row number in that shard."""
+        """Describe a row, given its row number in the folder, by its shard and its row number in that shard."""
         at = bisect.bisect_right(self._first_rows, row) - 1
         return f"shard {self._names[at]}, row {row - self._first_rows[at]}"
 
@@ -75,12 +75,12 @@ class RecordedEmbeddings:
             )
 
     def inspect(self, record: ShardRecord, differing: list[str]) -> None:
-        """Inspect a shard.
+        """Inspect the files of a shard.
 
         Args:
             record: manifest entry of the shard.
-            differing: names of the shard's files that differ from the record. These are already reported as problems,
-                so further faults in them are reported as notes.
+            differing: names of the shard's files that differ from the record. The differences are already reported as
+                problems, so further faults in these files are reported as notes.
         """
         inspection, files = self._inspection, recorded_files(record)
         for kind in self._kinds:
@@ -120,7 +120,7 @@ class RecordedEmbeddings:
 
 
 def _array_kinds(settings: Mapping[str, Any]) -> list[str]:
-    """Return the kinds of arrays that `embed` writes with the given settings."""
+    """Return the kinds of arrays that `embed` writes if it runs with the given settings."""
     kinds = [kind for kind, word in WORDS.items() if settings.get(word, True)]
     return [*kinds, "token_states", "offsets"] if settings.get("token_states", False) else kinds
 
@@ -130,10 +130,10 @@ def inspect_foreign_embeddings(store: Store, names: list[str], progress: Progres
 
     Args:
         names: names of the files in the folder.
-        progress: called before each shard and at the end.
+        progress: callback that receives progress before each shard and at the end.
 
     Returns:
-        The inspection; None if the folder contains no embedding shards.
+        Findings about the folder; None if the folder contains no embedding shards.
     """
     inspection = Inspection(store.url, FOREIGN_STAGE, 0, 0, 0)
     groups = group_files(names, store.url, inspection.add_problem)
@@ -173,7 +173,7 @@ def inspect_foreign_embeddings(store: Store, names: list[str], progress: Progres
 def _readable_headers(
     store: Store, inspection: Inspection, groups: Mapping[int, Mapping[str, str]]
 ) -> dict[str, FileHeader]:
-    """Return the header of each file, by file name. Headers that cannot be read are reported and left out."""
+    """Return the header of each file, keyed by file name. A header that cannot be read is omitted and reported."""
     headers: dict[str, FileHeader] = {}
     for files in groups.values():
         for kind in _FOREIGN_KINDS:
@@ -192,9 +192,9 @@ def _foreign_parts(
     headers: Mapping[str, FileHeader],
     first: Mapping[str, str],
 ) -> ShardParts | None:
-    """Return the valid files of a shard, with the row count of its first readable file.
+    """Return the valid files of a shard, with the number of rows in the first file whose header was read.
 
-    Faults are reported as problems. The result is None if no file is readable.
+    Faulty files are omitted and reported as problems. Return None if no header was read.
     """
     name = _number(files)
     sound = {kind: files[kind] for kind in _FOREIGN_KINDS if files.get(kind) in headers}
@@ -209,5 +209,5 @@ def _foreign_parts(
 
 
 def _number(files: Mapping[str, str]) -> str:
-    """Return the shard number as written in the name of the first file."""
+    """Return the shard number, as a string, from the name of the shard's first file."""
     return next(iter(files.values())).rpartition("_")[2].partition(".")[0]

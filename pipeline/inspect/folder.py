@@ -1,6 +1,7 @@
-"""Inspection of any stage's folder.
+"""Inspection of a folder written by any stage.
 
-The content of each file is compared with its record, and then the files of each shard are compared with each other.
+The content of each file is first compared with its record in the manifest. Then the files of each shard are compared
+with each other.
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ _INSPECTORS: dict[str, Callable[[Store, Inspection, Manifest], _Recorded]] = {
     "download": RecordedImages,
     "embed": RecordedEmbeddings,
 }
-"""Inspectors for stages whose files are parsed. Files of other stages are only compared with their records."""
+"""Inspectors that parse a stage's files, keyed by stage.
+
+The files of other stages are only compared with their records.
+"""
 
 
 def inspect_folder(path: str, progress: ProgressCallback = no_progress) -> Inspection:
     """Inspect a folder written by any stage, by img2dataset or by clip-retrieval.
 
-    Memory is bounded. It holds one block of rows, 16 bytes for each of up to 10 million keys and 10 million images (to
-    find duplicates), and up to 100,000 embeddings (to find near duplicates).
+    Memory use is bounded. Memory holds one block of rows, and up to 100,000 embeddings to find near duplicates. To find
+    exact duplicates, it also holds 16 bytes for each of up to 10 million keys and 10 million images.
 
     Args:
         path: folder to inspect.
-        progress: called with the number of inspected shards.
+        progress: callback that receives the number of inspected shards, the total, and the name of the next shard.
 
     Raises:
         InputError: the folder contains nothing to inspect, or its manifest cannot be read.

@@ -1,7 +1,7 @@
 """Inspection of folders with image shards.
 
-The shards are those in the manifest that `download` wrote. In a folder without a manifest, such as img2dataset's, they
-are determined from the file names.
+The manifest that `download` wrote lists the shards. In a folder without a manifest, such as a folder that img2dataset
+wrote, each tar file is a shard.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class RecordedImages:
         self._images = ImageInspector(store, inspection, recorded=True)
 
     def inspect(self, record: ShardRecord, differing: list[str]) -> None:
-        """Inspect a shard.
+        """Inspect the files of a shard.
 
         Args:
             record: manifest entry of the shard.
-            differing: names of the shard's files that differ from the record. These are already reported as problems.
-                If there are any, all other faults in the shard are therefore reported as notes.
+            differing: names of the shard's files that differ from the record. The differences are already reported as
+                problems. If there are any, further faults in the shard are reported as notes.
         """
         inspection, name = self._inspection, record.name
         tar_name, table_name = f"{name}.tar", f"{name}.parquet"
@@ -53,7 +53,7 @@ class RecordedImages:
             self._images.inspect(name, table, report)
 
     def _compare_counts(self, record: ShardRecord, table: ShardTable, report: Report) -> None:
-        """Compare the row and image counts of a shard's table with its record."""
+        """Compare the numbers of rows and images in a shard's table with its record, and count the error messages."""
         if table.rows != record.rows:
             report(f"shard {record.name}: {record.name}.parquet has {table.rows} rows, its record says {record.rows}")
         success = record.counts.get("success", 0)
@@ -123,10 +123,15 @@ def inspect_foreign_images(store: Store, names: list[str], progress: ProgressCal
 
 
 def _compare_statistics(store: Store, inspection: Inspection, shard: str, name: str, table: ShardTable | None) -> bool:
-    """Compare img2dataset's statistics for a shard with the shard's table.
+    """Compare img2dataset's statistics for a shard with the shard's table, and count the error messages in them.
+
+    Args:
+        shard: name of the shard.
+        name: name of the file with the statistics.
+        table: the shard's table; None if it is missing or damaged.
 
     Returns:
-        True if the statistics include the number of rows for each error message.
+        True if the statistics contain the number of rows for each error message.
     """
     try:
         value = store.read_json(name)
@@ -145,6 +150,6 @@ def _compare_statistics(store: Store, inspection: Inspection, shard: str, name: 
 
 
 def _messages(table: ShardTable) -> collections.Counter[str]:
-    """Count the error messages of failed rows."""
+    """Return the number of failed rows for each error message in a table."""
     messages = table.columns.get("error_message", [])
     return collections.Counter(str(message) for message in messages if message is not None)

@@ -24,7 +24,7 @@ from .metadata import open_stored_parquet
 from .statistics import Repeats, content_hashes, lengths
 
 SAMPLED_IMAGES = 10_000
-"""Maximum number of images in the sample from which the distribution of image sizes is computed."""
+"""Maximum number of images to sample for the distribution of image sizes."""
 _SEED = 0
 _COLUMNS = ("key", "status", "error_message", "caption", "width", "height", "original_width", "original_height")
 _SIZES = ("width", "height")
@@ -33,17 +33,17 @@ _ORIGINAL_SIZES = ("original_width", "original_height")
 
 @dataclass
 class ShardTable:
-    """Contents of a shard's table that an inspection uses."""
+    """Part of a shard's table that an inspection uses."""
 
     rows: int
     images: list[int]
     """Row numbers of the downloaded images, in table order."""
     columns: dict[str, list[Any]] = field(default_factory=dict)
-    """Values of the `_COLUMNS` that exist in the table."""
+    """Values of each column in `_COLUMNS` that the table has, keyed by column name."""
 
 
 def read_shard_rows(store: Store, name: str) -> ShardTable:
-    """Read the inspected columns of a shard's table.
+    """Read the columns of a shard's table that an inspection uses.
 
     Raises:
         InputError: the table is damaged.
@@ -77,8 +77,8 @@ class ImageInspector:
     Args:
         store: folder of the shards.
         inspection: findings to add to.
-        recorded: True for a folder written by `download`, in which keys are unique and the samples in each tar have the
-            same order as the rows in its table.
+        recorded: True for a folder written by `download`. In such a folder, keys must be unique, and the samples in a
+            tar file must be in the order of the rows in its table.
     """
 
     def __init__(self, store: Store, inspection: Inspection, *, recorded: bool) -> None:
@@ -94,7 +94,7 @@ class ImageInspector:
         self._originals = {column: lengths() for column in _ORIGINAL_SIZES}
 
     def inspect(self, name: str, table: ShardTable | None, report: Report) -> int:
-        """Inspect a shard's tar file, compare it with the shard's table if one exists, and return its image count."""
+        """Inspect a shard's tar file, compare it with the shard's table, if any, and return the number of images."""
         self._names.append(name)
         self._first_rows.append(self._rows)
         shard = ImageShard(name, "", 0)
@@ -131,7 +131,7 @@ class ImageInspector:
     def _inspect_caption(
         self, where: str, row: int | None, key: str, data: bytes, table: ShardTable | None, report: Report
     ) -> int:
-        """Compare a caption with its table row, and return its length in characters."""
+        """Compare a caption with the caption in the table row. Return the caption's length in characters."""
         try:
             caption = data.decode(errors="surrogatepass")
         except UnicodeDecodeError:
@@ -148,9 +148,10 @@ class ImageInspector:
     def _inspect_size(
         self, where: str, row: int | None, key: str, image: bytes, table: ShardTable | None, report: Report
     ) -> None:
-        """If an image is sampled, read its size from the header and compare it with the table.
+        """Decide at random whether to sample an image. If so, read its size and compare it with the table.
 
-        Reservoir sampling (Vitter 1985) makes every image in the folder equally likely to be in the sample.
+        The size is read from the image header. With reservoir sampling (Vitter 1985), every image in the folder is
+        equally likely to be in the sample.
         """
         self._images += 1
         place = self._random.randrange(self._images)
@@ -176,7 +177,7 @@ class ImageInspector:
                 report(f"{where}: the image of {key!r} is {size[0]}x{size[1]}, its table says {stated[0]}x{stated[1]}")
 
     def _compare_keys(self, shard: ImageShard, keys: list[str], table: ShardTable, report: Report) -> None:
-        """Compare the keys in a tar file with the keys in its table, and report the first difference."""
+        """Compare the keys in a tar file with the keys of the images in its table, and report the first difference."""
         if len(keys) != len(table.images):
             report(f"shard {shard.name}: {len(keys)} images, its parquet says {len(table.images)}")
         if "key" not in table.columns:
@@ -203,7 +204,7 @@ class ImageInspector:
         )
 
     def _inspect_keys(self, shard: ImageShard, keys: list[Any], report: Report) -> None:
-        """Report missing keys, and collect all keys to find duplicates."""
+        """Report missing keys, and store a hash of each key, so that `finish` can find duplicate keys."""
         for row, key in enumerate(keys):
             if key is None:
                 report(f"shard {shard.name}, row {row}: no key")
@@ -211,7 +212,7 @@ class ImageInspector:
         self._rows += len(keys)
 
     def finish(self) -> None:
-        """Report the findings about the folder as a whole."""
+        """Report the findings about the folder as a whole, such as duplicate keys and distributions."""
         inspection = self._inspection
         self._empty.report(inspection.add_note, "captions are empty")
         self._no_caption.report(inspection.add_note, "images have no caption")
@@ -236,6 +237,6 @@ class ImageInspector:
         )
 
     def _place(self, row: int) -> str:
-        """Describe a row of the folder by its shard and its row number in that shard."""
+        """Describe a row, given its row number in the folder, by its shard and its row number in that shard."""
         at = bisect.bisect_right(self._first_rows, row) - 1
         return f"shard {self._names[at]}, row {row - self._first_rows[at]}"

@@ -23,9 +23,9 @@ from .statistics import Distribution, Repeats, content_hashes, lengths, magnitud
 from .vectors import ShardParts, array_blocks
 
 _BATCH_ROWS = 16384
-"""Number of Parquet rows in memory at once."""
+"""Number of Parquet rows that are in memory at a time."""
 _NORMS = {"image_norm": "image", "text_norm": "text"}
-"""Metadata columns that contain the norms of embeddings before normalisation, and the kind of embedding in words."""
+"""Kind of embedding, in words, for each metadata column with norms from before normalisation."""
 
 
 class MetadataInspector:
@@ -34,7 +34,7 @@ class MetadataInspector:
     Args:
         store: folder of the shards.
         inspection: findings to add to.
-        recorded: True for a folder written by `embed`, whose columns are known.
+        recorded: True for a folder written by `embed`, so that the metadata columns are known.
     """
 
     def __init__(self, store: Store, inspection: Inspection, *, recorded: bool) -> None:
@@ -49,7 +49,7 @@ class MetadataInspector:
         self._norms = {name: magnitudes() for name in _NORMS}
 
     def inspect(self, shard: ShardParts) -> None:
-        """Inspect the metadata of a shard."""
+        """Inspect the metadata file of a shard."""
         name, report = shard.files["metadata"], shard.report["metadata"]
         try:
             with open_stored_parquet(self._store, name) as table:
@@ -87,7 +87,7 @@ class MetadataInspector:
         self._rows += start
 
     def _text_columns(self, shard: ShardParts, schema: pa.Schema, report: Report) -> list[str]:
-        """Return the names of the key and caption columns that can be read, and report faults in the other columns."""
+        """Return the names of the key and caption columns that can be read. Report the faults of those that cannot."""
         name, inspection = shard.files["metadata"], self._inspection
         texts = []
         for column in (*KEY_COLUMNS, CAPTION_COLUMN):
@@ -116,7 +116,7 @@ class MetadataInspector:
     def _inspect_keys(
         self, shard: ShardParts, start: int, values: Mapping[str, pa.Array], key: str, report: Report
     ) -> np.ndarray:
-        """Report faulty keys in a block of rows, and return the hashes `[n]` of all keys."""
+        """Report missing and inconsistent keys in a block of rows, and return the hash of each key: `[n]` int64."""
         keys = values[key].to_pylist()
         missing = [row for row, value in enumerate(keys) if value is None] if values[key].null_count else []
         if self._recorded:
@@ -134,7 +134,10 @@ class MetadataInspector:
         )
 
     def _report_repeats(self, shard: ShardParts, key: str, hashes: np.ndarray) -> None:
-        """Collect the keys of a shard. In a folder without a manifest, also report duplicates within the shard."""
+        """Store the hashes of a shard's keys, so that `finish` can find duplicate keys.
+
+        In a folder without a manifest, also report duplicate keys within the shard.
+        """
         rows = np.arange(len(hashes))
         self._keys.add(hashes, shard.first_row + rows)
         if self._recorded:  # the input may contain duplicate keys; `finish` adds a note about them
@@ -148,7 +151,7 @@ class MetadataInspector:
             self._inspection.add_note(f"shard {shard.name}: {repeated:,} rows have the {key} of an earlier one")
 
     def _inspect_captions(self, shard: ShardParts, start: int, captions: pa.Array) -> None:
-        """Add the lengths of captions to their distribution, and count empty captions."""
+        """Add caption lengths to the distribution of lengths, and count empty captions."""
         sizes = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(captions)), 0).to_numpy(zero_copy_only=False)
         self._captions.add(sizes)
         empty = np.flatnonzero(sizes == 0)
@@ -157,7 +160,7 @@ class MetadataInspector:
     def _inspect_norms(
         self, shard: ShardParts, start: int, column: str, norms: pa.Array, values: Distribution, report: Report
     ) -> None:
-        """Add a block of norms to their distribution, and report norms that are not positive and finite."""
+        """Add a block of norms to the distribution `values`, and report norms that are not positive and finite."""
         numbers = norms.to_numpy(zero_copy_only=False)
         if numbers.dtype.kind != "f":
             if start == 0:
@@ -193,7 +196,10 @@ class MetadataInspector:
         self._inspect_states(shard, offsets)
 
     def _inspect_states(self, shard: ShardParts, offsets: np.ndarray) -> None:
-        """Report token states with NaN or infinity, and a number of token states that differs from the last offset."""
+        """Report token states that contain NaN or infinity.
+
+        Also report if the number of token states differs from the last offset.
+        """
         if "token_states" not in shard.files:
             return
         name, report = shard.files["token_states"], shard.report["token_states"]
@@ -219,10 +225,10 @@ class MetadataInspector:
             )
 
     def finish(self, place: Callable[[int], str]) -> None:
-        """Report the findings about the folder as a whole.
+        """Report the findings about the folder as a whole, such as duplicate keys and distributions.
 
         Args:
-            place: function that returns a description of a row, given its row number in the folder.
+            place: function that converts a row number in the folder to a description of the row.
         """
         inspection = self._inspection
         self._empty.report(inspection.add_note, "captions are empty")
@@ -251,7 +257,7 @@ class MetadataInspector:
 def inspect_failures(
     store: Store, inspection: Inspection, name: str, shard: str, expected: int, report: Report
 ) -> None:
-    """Count the error messages in a shard's failure table, and compare the number of rows with the record.
+    """Count the error messages in a shard's failure table, and compare the table's number of rows with the record.
 
     Args:
         store: folder of the shards.
@@ -275,13 +281,13 @@ def inspect_failures(
 
 @contextlib.contextmanager
 def open_stored_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
-    """Context manager that opens a Parquet file from a store. pyarrow errors propagate."""
+    """Context manager that opens a Parquet file in a store. Errors of pyarrow are not converted to `InputError`."""
     with store.open(name) as file:
         yield open_parquet(file)
 
 
 def _differing(one: pa.Array, other: pa.Array) -> list[int]:
-    """Return the numbers of the rows in which two columns differ. If the types differ, return no rows."""
+    """Return the row numbers at which two columns differ, or an empty list if the columns have different types."""
     if one.type != other.type:
         return []
     return [int(row) for row in np.flatnonzero(pc.fill_null(pc.not_equal(one, other), False).to_numpy(False))]

@@ -1,4 +1,4 @@
-"""Search for near duplicates in a seeded sample of a folder's rows."""
+"""Search for near-duplicate images in a random sample of a folder's rows, with a fixed seed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 BANK_ROWS = 100_000
-"""Maximum number of rows that are compared with each other, which gives 5 billion pairs."""
+"""Maximum number of rows that are compared with each other. 100,000 rows form 5 billion pairs."""
 NEAR_COSINE = 0.98
-"""Minimum cosine similarity of two images that count as near duplicates."""
+"""Minimum cosine similarity of two image embeddings that count as near duplicates."""
 _SEED = 0
 _QUERIES, _COLUMNS = 1024, 8192
-"""Shape of the cosine matrix in memory, which takes 32 MiB as float32."""
+"""Maximum number of rows and columns of a cosine matrix. Such a matrix takes 32 MiB as float32."""
 _SECONDS = 60.0
-"""Time limit in seconds, after which no further rows are compared."""
+"""Time limit in seconds for comparing rows. Rows that remain after that time are not compared."""
 
 
 def seeded_rows(total: int, most: int) -> np.ndarray:
@@ -33,17 +33,17 @@ class Neighbours:
     """Result of comparing the rows of a `NeighbourBank`."""
 
     compared: int
-    """Number of rows compared with the whole bank. It is less than the number of distinct rows if time ran out."""
+    """Number of rows compared with the whole bank. It is below the number of distinct rows if time ran out."""
     near_pairs: int
     """Number of near-duplicate pairs: two rows with different content whose cosine is at least `NEAR_COSINE`."""
     examples: list[tuple[int, int]]
     """Row numbers of up to three near-duplicate pairs."""
     nearest: np.ndarray
-    """`[compared]` float32: for each compared row, the largest cosine to any row with different content."""
+    """`[compared]` float32: largest cosine between each compared row and any row with different content."""
 
 
 class NeighbourBank:
-    """Seeded sample of a folder's rows, collected block by block as float16 and then compared.
+    """Random sample of a folder's rows, with a fixed seed. Embeddings are stored as float16 until they are compared.
 
     Args:
         total: number of rows in the folder.
@@ -59,12 +59,12 @@ class NeighbourBank:
         """Number of rows in the bank."""
 
     def add(self, rows: np.ndarray, embeds: np.ndarray, hashes: np.ndarray) -> None:
-        """Add the rows of a block that belong to the sample.
+        """Add those rows of a block that are in the sample, and skip the others.
 
         Args:
             rows: `[n]` row numbers, ascending.
             embeds: `[n, D]` unit vectors.
-            hashes: `[n]` hash of the bytes of each vector.
+            hashes: `[n]` hashes of the vectors' bytes.
         """
         first, last = np.searchsorted(self._chosen, [rows[0], rows[-1] + 1]) if len(rows) else (0, 0)
         sampled = np.isin(rows, self._chosen[first:last], assume_unique=True)
@@ -75,7 +75,9 @@ class NeighbourBank:
             self.rows += int(sampled.sum())
 
     def compare(self, seconds: float = _SECONDS, near: float = NEAR_COSINE) -> Neighbours:
-        """Compare all pairs, block by block, until time runs out. Of rows with equal content, one is compared.
+        """Compare all pairs of rows with different content, block by block, until time runs out.
+
+        Only one of several rows with the same content is compared. All rows are removed from the bank.
 
         Args:
             seconds: time limit in seconds. At least one block is compared, even if it takes longer.
@@ -99,7 +101,7 @@ class NeighbourBank:
                 block = embeds[start : start + _COLUMNS].astype(np.float32)
                 cosines = queries @ block.T  # (queries, columns)
                 columns = np.arange(start, start + len(block))
-                if start < stop:  # mask earlier rows and the row itself, so that each pair counts once
+                if start < stop:  # mask the row itself and earlier rows, so that each pair counts once
                     cosines[columns[None, :] <= np.arange(done, stop)[:, None]] = -np.inf
                 np.maximum(nearest[done:stop], cosines.max(1), out=nearest[done:stop])
                 np.maximum(nearest[columns], cosines.max(0), out=nearest[start : start + len(block)])

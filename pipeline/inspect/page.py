@@ -9,12 +9,12 @@ from ..display.page import new_plot, page, paragraph, plot_label, plots, table
 from .findings import Inspection
 
 _LISTED = 20
-"""Maximum number of messages in the table of error messages, and maximum number of bars in a chart."""
+"""Maximum number of rows in the table of error messages, and of bars in a chart."""
 DISTRIBUTION_HEADER = ("distribution", "rows", "mean", "std", "min", "1%", "50%", "99%", "max")
 
 
 def health(inspection: Inspection) -> str:
-    """Return `sound` if the inspection found no problems; otherwise, the number of problems as text."""
+    """Return `sound` if the inspection found no problems, or else a string such as `3 problems`."""
     return "sound" if not inspection.problem_count else f"{inspection.problem_count:,} problems"
 
 
@@ -27,7 +27,7 @@ def summary_rows(inspection: Inspection) -> list[tuple[str, Any]]:
 
 
 def error_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return (message, count) rows for the most frequent error messages."""
+    """Return (message, count) rows for the most frequent error messages. A final row sums up the others, if any."""
     ordered = sorted(inspection.errors.items(), key=lambda item: (-item[1], item[0]))
     rows = [(message, f"{number:,}") for message, number in ordered[:_LISTED]]
     if len(ordered) > _LISTED:
@@ -42,7 +42,7 @@ def setting_rows(inspection: Inspection) -> list[tuple[str, Any]]:
 
 
 def looked_at_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return (name, number) rows with the number of rows, files or images that each check covered."""
+    """Return (check, number) rows with the number of rows, files or images that each check covered."""
     return [(name, f"{number:,}") for name, number in inspection.looked_at.items()]
 
 
@@ -106,7 +106,10 @@ def inspection_page(inspection: Inspection) -> bytes:
 
 
 def _histogram(name: str, values: Mapping[str, Any]) -> str:
-    """Return a histogram. Its x axis is logarithmic if all values are positive and span more than a factor of 100."""
+    """Return a histogram for the page.
+
+    The horizontal axis is logarithmic if all values are positive and span more than a factor of 100.
+    """
     edges, counts = values["histogram"]["edges"], values["histogram"]["counts"]
     with new_plot(f"{name} ({values['rows']:,})", name, "rows") as (axes, fragments):
         axes.stairs(counts, edges, fill=True)
@@ -116,7 +119,7 @@ def _histogram(name: str, values: Mapping[str, Any]) -> str:
 
 
 def _bars(name: str, counts: Mapping[str, int]) -> str:
-    """Return a bar chart of the largest counts."""
+    """Return a bar chart for the page, with up to 20 of the largest counts."""
     ordered = sorted(counts.items(), key=lambda item: item[1])[-_LISTED:]
     with new_plot(name, "rows", "", height=1.2 + 0.25 * len(ordered)) as (axes, fragments):
         axes.barh([plot_label(name) for name, _ in ordered], [number for _, number in ordered])
@@ -124,12 +127,12 @@ def _bars(name: str, counts: Mapping[str, int]) -> str:
 
 
 def _number(value: float) -> str:
-    """Format a number with four significant digits. Whole numbers of 10 and more are written in full."""
+    """Format a number with four significant digits, or in full if it is a whole number of at least 10 in magnitude."""
     return f"{value:,.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.4g}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Flatten nested values to (dotted name, value) rows."""
+    """Convert nested mappings to a flat list of (dotted name, value) rows."""
     rows: list[tuple[str, Any]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Streaming statistics in bounded memory: distributions over fixed bins, and duplicate values."""
+"""Streaming statistics in bounded memory: distributions in fixed bins, and a search for duplicate values."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import numpy as np
 from ..compute.hash_sample import HashSample
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-"""Quantiles in the output, as shares from 0 to 1."""
+"""Quantiles to output, as fractions from 0 to 1."""
 _PRINTED_BINS = 64
 """Maximum number of bins in an output histogram."""
 REPEATS_CAPACITY = 10_000_000
-"""Maximum number of rows whose hash `Repeats` stores. Storage takes 16 bytes per row, and sorting takes another 32."""
+"""Maximum number of rows that `Repeats` stores. Each row takes 16 bytes, and another 32 bytes during sorting."""
 
 
 class Distribution:
-    """Moments and histogram of a stream of values. The first and last bins also count values below and above the edges.
+    """Moments and histogram of a stream of values.
+
+    The first bin also counts the values below its lower edge, and the last bin the values above its upper edge.
 
     Args:
         edges: `[bins + 1]` bin edges, ascending.
@@ -35,7 +37,7 @@ class Distribution:
         self._min, self._max = math.inf, -math.inf
 
     def add(self, values: np.ndarray) -> None:
-        """Add values `[n]`, skipping NaN and infinity. The callers report such values."""
+        """Add values `[n]`. NaN and infinity are skipped, because the callers report them."""
         values = np.asarray(values, np.float64)
         values = values[np.isfinite(values)]
         if not len(values):
@@ -51,13 +53,13 @@ class Distribution:
         self.counts += np.bincount(np.clip(bins, 0, len(self.counts) - 1), minlength=len(self.counts))
 
     def mean_and_error(self) -> tuple[float, float]:
-        """Return the mean of the values and its standard error."""
+        """Return the mean of the values, and the standard error of the mean."""
         return self._mean, math.sqrt(self._squares) / self.rows
 
     def quantile(self, share: float) -> float:
-        """Return the quantile for a share from 0 to 1.
+        """Return the value below which the fraction `share` of the values lies.
 
-        It is interpolated linearly within its bin, so its error is at most the bin width.
+        The quantile is interpolated linearly within its bin, so its error is at most the bin width.
         """
         target = share * self.rows
         below = np.cumsum(self.counts)
@@ -71,7 +73,7 @@ class Distribution:
         return min(math.floor(value), self._max) if self._whole else value
 
     def to_json(self) -> dict[str, Any]:
-        """Return moments, extremes, quantiles and the histogram without the empty bins at its ends."""
+        """Return moments, extremes, quantiles and the histogram, without empty bins at the ends of the histogram."""
         first, last = np.flatnonzero(self.counts)[[0, -1]]
         step = -(-(last + 1 - first) // _PRINTED_BINS)
         starts = np.arange(first, last + 1, step)
@@ -92,9 +94,10 @@ class Distribution:
 class Repeats:
     """Duplicate finder that compares rows by 64-bit hashes of their content.
 
-    It is exact up to `capacity` rows. Beyond that, it keeps only rows whose content hash ends in at least one zero bit,
-    then in at least two, and so on. This bounds memory, and rows with the same content are all kept or all dropped. The
-    probability that any two of 10 million different contents have the same hash is 3e-6.
+    The result is exact for up to `capacity` rows. If there are more, only rows whose hash ends in a zero bit are kept.
+    If these are still too many, two zero bits are required, and so on. This bounds memory use, and rows with the same
+    content are either all kept or all dropped. For 10 million distinct contents, the probability that any two have the
+    same hash is 3e-6.
 
     Args:
         capacity: maximum number of stored rows.
@@ -106,7 +109,7 @@ class Repeats:
 
     @property
     def one_in(self) -> int:
-        """Sampling interval: on average, one in this many distinct contents is kept; 1 if all contents are kept."""
+        """Sampling interval N: on average, 1 in N distinct contents is kept. 1 if all contents are kept."""
         return 1 << self._sample.level
 
     def add(self, hashes: np.ndarray, rows: np.ndarray) -> None:
@@ -123,7 +126,8 @@ class Repeats:
         """Find duplicates among the stored rows, and remove all stored rows.
 
         Returns:
-            The number of rows that repeat an earlier row, and the first `most` such rows as (row, earlier row).
+            The number of rows that repeat an earlier row, and the first `most` of these rows as pairs (row number,
+            earlier row number).
         """
         hashes, rows = self._sample.take()
         order = np.argsort(hashes, kind="stable")
@@ -134,7 +138,7 @@ class Repeats:
 
 
 def content_hashes(values: Iterable[Any], count: int) -> np.ndarray:
-    """Return `[count]` int64 hashes of values.
+    """Return the int64 hashes of `count` values.
 
     Python salts the hashes of text and bytes in each process, so an attacker cannot construct collisions.
     """
@@ -142,7 +146,7 @@ def content_hashes(values: Iterable[Any], count: int) -> np.ndarray:
 
 
 def _hash(value: Any) -> int:
-    """Return the hash of a value. Unhashable values, such as lists and structs, are hashed by their repr."""
+    """Return the hash of a value. For an unhashable value, such as a list or struct, return the hash of its repr."""
     try:
         return hash(value)
     except TypeError:
@@ -162,7 +166,8 @@ def unit_norms() -> Distribution:
 def lengths() -> Distribution:
     """Return a distribution for lengths, with fine bins for short lengths.
 
-    It has one bin for each whole number below 256, then 32 bins between successive powers of 2 up to 2^24.
+    There is one bin for each whole number below 256. From 256 to 2^24, there are 32 bins between successive powers
+    of 2.
     """
     return Distribution(np.concatenate([np.arange(256), 2.0 ** (8 + np.arange(16 * 32 + 1) / 32)]), whole=True)
 

@@ -1,4 +1,4 @@
-"""Inspection of embedding arrays for rows that are not unit vectors, mismatched pairs and duplicates."""
+"""Inspection of embedding arrays for vectors with a norm other than 1, mismatched pairs and duplicates."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .neighbours import NEAR_COSINE, NeighbourBank
 from .statistics import Distribution, Repeats, content_hashes, cosines, unit_norms
 
 _BLOCK_ROWS = 4096
-"""Number of rows in memory at once."""
+"""Number of rows of an array that are in memory at a time."""
 _FEWEST_PAIRS = 30
-"""Minimum number of image-text pairs that a shard needs to be checked for mismatched images and texts."""
+"""Minimum number of image-text pairs in a shard. Shards with fewer pairs are not checked for mismatches."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class ShardParts:
 
     name: str
     first_row: int
-    """Row number of the shard's first row, counted from the first row of the folder."""
+    """Number of the shard's first row, counted across all shards of the folder."""
     rows: int
     counted_by: str
-    """Source of the row count, for messages."""
+    """Source of the number of rows, such as a file name, for messages."""
     files: Mapping[str, str]
-    """Names of the shard's files to inspect, by kind."""
+    """Names of the shard's files to inspect, keyed by kind."""
     report: Mapping[str, Report]
-    """Callback that reports faults, by the kind of the faulty file."""
+    """Callbacks that report faults, keyed by the kind of the faulty file."""
 
 
 @dataclass(frozen=True)
 class _Alignment:
-    """Measure of how well the images and texts of a shard match."""
+    """Measure of how well the paired images and texts of a shard match."""
 
     name: str
     rows: int
@@ -75,7 +75,7 @@ class VectorInspector:
         store: folder of the shards.
         inspection: findings to add to.
         total: number of rows in the folder.
-        embed_dim: embedding dimension that every array must have; None for the dimension of the first array.
+        embed_dim: embedding dimension that every array must have; None to use the dimension of the first array.
         dim_source: source of `embed_dim`, for messages.
     """
 
@@ -115,7 +115,10 @@ class VectorInspector:
             self._alignments.append(_Alignment(shard.name, differences.rows, *differences.mean_and_error()))
 
     def _has_fitting_header(self, shard: ShardParts, kind: str) -> bool:
-        """Return True if an array has the expected embedding dimension and number of rows; otherwise, report it."""
+        """Return True if an array has the expected embedding dimension and number of rows.
+
+        Otherwise, report a fault and return False.
+        """
         name, report = shard.files[kind], shard.report[kind]
         try:
             header = read_header(self._store, name)
@@ -134,12 +137,14 @@ class VectorInspector:
         return header.embed_dim == self._embed_dim and header.rows == shard.rows
 
     def _inspect_block(self, shard: ShardParts, kind: str, start: int, stored: np.ndarray) -> np.ndarray:
-        """Report rows that are not unit vectors. For image embeddings, collect the other rows to find duplicates.
+        """Report rows that are not unit vectors.
+
+        For image embeddings, hashes of the other rows and a sample of these rows are stored, to find duplicates later.
 
         Returns:
             `[n, D]` float32 rows, normalised to norm 1. Rows that are not unit vectors are NaN.
         """
-        with np.errstate(over="ignore"):  # values outside the float32 range become infinite and are reported
+        with np.errstate(over="ignore"):  # values outside the float32 range become infinite, and are reported
             embeds = stored.astype(np.float32)
         norms = row_norms(embeds)
         self._norms[kind].add(norms)
@@ -163,9 +168,9 @@ class VectorInspector:
         return embeds / norms[:, None] if sound.all() else embeds / np.where(sound, norms, 1)[:, None]
 
     def _compare(self, image: np.ndarray, text: np.ndarray, differences: Distribution) -> None:
-        """Add the cosines of pairs, and of unrelated images and texts, to their distributions.
+        """Add the cosines of pairs, the cosines of unrelated images and texts, and their differences to distributions.
 
-        Unrelated images and texts are half a block apart, since neighbouring rows may be captions of the same image.
+        Unrelated images and texts are half a block apart, because neighbouring rows may be captions of the same image.
         """
         pairs = np.einsum("nd,nd->n", image, text)
         self._pairs.add(pairs)
@@ -175,10 +180,10 @@ class VectorInspector:
             differences.add(pairs - unrelated)
 
     def finish(self, place: Callable[[int], str]) -> None:
-        """Report the findings about the folder as a whole.
+        """Report the findings about the folder as a whole, such as duplicates and distributions.
 
         Args:
-            place: function that returns a description of a row, given its row number in the folder.
+            place: function that converts a row number in the folder to a description of the row.
         """
         inspection = self._inspection
         self._report_alignment()
@@ -219,14 +224,14 @@ class VectorInspector:
         )
 
     def _report_alignment(self) -> None:
-        """Report shards whose images and texts do not match, although those of another shard clearly do.
+        """Report each shard whose images and texts do not match, if another shard's images and texts clearly match.
 
         If no shard has images and texts that clearly match, add a note instead.
         """
         clear = max((shard.gap - 4 * shard.error for shard in self._alignments), default=0.0)
         for shard in self._alignments:
             unrelated = shard.gap <= 4 * shard.error and shard.error > 0
-            # only if noise in this shard cannot hide a gap as large as in the other shard
+            # only if noise cannot hide, in this shard, a gap as large as the gap in the other shard
             if unrelated and clear > 16 * shard.error:
                 self._inspection.add_problem(
                     f"shard {shard.name}, rows 0 to {shard.rows - 1}: images and texts do not belong together "

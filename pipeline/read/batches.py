@@ -1,4 +1,7 @@
-"""Shuffled batches of a split, prefetched in threads. They do not depend on the number of ranks or the first step."""
+"""Shuffled batches of a split, prefetched in threads.
+
+The rows of a global batch do not depend on the number of ranks, or on the step at which reading starts.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +21,18 @@ from .window import BlockReader, Buffers, Columns, ShuffleWindow, TrainBatch
 __all__ = ["BatchStream", "Columns", "TrainBatch"]
 
 _READY_BATCHES = 2
-"""Number of finished batches queued for training."""
+"""Number of finished batches that wait in a queue for the training loop."""
 _WINDOWS = 2
 """Number of shuffle windows in memory. Batches are filled from one window while the next window is read."""
 Item = TypeVar("Item")
 
 
 class BatchStream:
-    """Endless stream of the batches of a split, limited to the rows that one rank reads.
+    """Endless stream of shuffled batches of a split, as read by one rank.
 
     A global batch consists of the rows that all ranks together process in one step. It is a slice of the epoch's row
-    order, and a pure function of the split plan, the seed and the step. Each rank reads part of the global batch (see
-    `EpochPlan.share`). The last global batch of an epoch may be shorter.
+    order. For given settings, it depends only on the split plan, the seed and the step. Each rank reads part of the
+    global batch (see `EpochPlan.share`). The last global batch of an epoch may be shorter.
 
     Args:
         dataset: dataset to read.
@@ -112,9 +115,9 @@ class BatchStream:
             pool.shutdown(cancel_futures=True)
 
     def _windows(self, first_step: int) -> Iterator[tuple[ShuffleWindow, list[Share]]]:
-        """Yield the windows from global step `first_step` onwards.
+        """Yield shuffle windows endlessly, starting with the window of the first row of global step `first_step`.
 
-        Each window comes with this rank's shares of the global batches that have rows in the window.
+        Each window is yielded with this rank's shares of the global batches that have rows in that window.
         """
         epoch, step = divmod(first_step, self.steps_per_epoch)
         while True:

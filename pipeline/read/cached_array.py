@@ -20,7 +20,7 @@ from ..errors import InputError
 FOLDER = "selections"
 """Name of the cache folder. It is part of the disk format."""
 _COPY_BYTES = 1 << 20
-"""Number of bytes of a remote array copied at a time."""
+"""Number of bytes that are copied from a remote array at a time."""
 
 
 def cached_array(
@@ -31,15 +31,18 @@ def cached_array(
     row_shape: tuple[int, ...],
     make: Callable[[], Iterable[np.ndarray]],
 ) -> np.ndarray:
-    """Return the memory-mapped array `selections/NAME.npy`, or compute it and cache it under that name.
+    """Return the array in `selections/NAME.npy`, memory-mapped.
+
+    If the file is missing or damaged, or has another dtype or shape than expected, the array is computed and written
+    to the file.
 
     Args:
         store: embeddings folder that contains the cache.
         name: file name without the extension.
-        rows: expected number of rows; None if it is known only once the array is computed.
+        rows: expected number of rows; None if the number is unknown until the array is computed.
         dtype: expected dtype.
         row_shape: expected shape of a row.
-        make: function that computes the array and yields it in parts.
+        make: function that computes the array and yields consecutive parts of it.
 
     Returns:
         Array of shape `[rows, *row_shape]`.

@@ -31,7 +31,10 @@ from .shards import EmbeddingShard
 
 _COLUMN = "caption"
 _GROUP_ROWS = 4 * READ_BLOCK_ROWS
-"""Largest row group, in rows, that is read directly. Captions in larger row groups are copied first."""
+"""Maximum size, in rows, of a row group that is read directly.
+
+If a shard has a larger row group, its captions are first copied to a file with small row groups.
+"""
 _OPEN_SHARDS = 64
 """Number of shards whose Parquet footers are cached."""
 _STREAM_BYTES = 1 << 20
@@ -40,7 +43,7 @@ _STREAM_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class _Source:
-    """Parquet file with captions, and its footer."""
+    """Parquet file that contains captions, with its cached footer."""
 
     store: Store
     name: str
@@ -64,7 +67,7 @@ class CaptionReader:
         self._lock = threading.Lock()
 
     def read(self, shard: EmbeddingShard, first: int, count: int) -> pa.Array:
-        """Return the captions of `count` rows of a shard, starting at row `first`; null becomes an empty string.
+        """Return the captions of `count` rows of a shard, starting at row `first`. Null becomes an empty string.
 
         Raises:
             InputError: the shard has no metadata, or its metadata is damaged.
@@ -84,7 +87,10 @@ class CaptionReader:
             raise InputError(f"{self._store.url}/{name} is damaged ({error}); fetch or embed it again") from error
 
     def _source(self, shard: EmbeddingShard) -> _Source:
-        """Return the file that contains a shard's captions. The 64 most recently used footers are cached."""
+        """Return the file to read a shard's captions from: its metadata file, or a copy with small row groups.
+
+        The 64 most recently used files are cached with their footers.
+        """
         name = shard.files["metadata"]
         with self._lock:
             if name in self._sources:
@@ -117,7 +123,7 @@ class CaptionReader:
         return _open(self._copies, name)
 
     def _use_temporary_folder(self) -> None:
-        """Redirect all further copies to a temporary folder, which is deleted when this reader is garbage-collected."""
+        """Write all later copies to a temporary folder, which is deleted when this reader is garbage-collected."""
         with self._lock:
             if self._copies is self._store:
                 folder = tempfile.mkdtemp(prefix="priorkit-captions-")
@@ -126,7 +132,7 @@ class CaptionReader:
 
 
 def _open(store: Store, name: str) -> _Source:
-    """Read the footer of a Parquet file with captions.
+    """Read the footer of a Parquet file that contains captions.
 
     Raises:
         InputError: the file does not have exactly one caption column, or the column is not text.
@@ -151,5 +157,5 @@ def _copy(source: _Source, store: Store, name: str) -> None:
 
 
 def _as_strings(captions: pa.Array) -> pa.Array:
-    """Return captions as strings; null becomes an empty string."""
+    """Convert captions to strings, and null to an empty string."""
     return as_text(captions).fill_null("")

@@ -33,9 +33,9 @@ from .visits import Blocks, Visits, find_shared_groups
 __all__ = ["SPLITS", "EmbeddingBatch", "EmbeddingDataset", "Split", "read_embeddings"]
 
 _MARKS_NAME = f"{FOLDER}/files.json"
-"""Path of the cached file marks (size, modification time and hash of each file) of a folder without a manifest."""
+"""Path of the cached file marks in a folder without a manifest. A mark is a file's size, modification time and hash."""
 _NAMED_ROWS = 5
-"""Largest number of rows listed in a message."""
+"""Maximum number of rows listed in a message."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 """Odd multiplier for hashing. It spreads a change in any bit to the higher bits (Knuth, volume 3, section 6.4)."""
 
@@ -60,11 +60,11 @@ class EmbeddingDataset:
     Args:
         url: folder written by `embed` or clip-retrieval, or published by LAION.
         settings: read settings, such as split fractions; None for the defaults.
-        known_files: file marks recorded elsewhere, such as in a prior's folder, for a folder without a manifest. Files
-            that have not changed since are not hashed again.
+        known_files: file marks recorded elsewhere, such as in a prior's folder; used only for a folder without a
+            manifest. Files that still match their marks are not hashed again.
         hash_files: False to skip hashing the files of a folder without a manifest; `content_fingerprint` is then
             empty.
-        tell: callback for progress notes when hashing takes long.
+        tell: callback for notes about hashing progress.
 
     Raises:
         InputError: the folder contains no embeddings, or a file is missing, truncated or misaligned.
@@ -82,7 +82,7 @@ class EmbeddingDataset:
         self.store = Store(url)
         self.settings = settings or ReadSettings()
         self.rounded = Counter[str]()
-        """Number of embeddings per kind that were normalised on reading, because rounding had changed their norms.
+        """Number of embeddings of each kind that were normalised on reading, because rounding had changed their norms.
 
         An embedding that is read twice counts twice.
         """
@@ -102,14 +102,16 @@ class EmbeddingDataset:
 
     @functools.cached_property
     def content_fingerprint(self) -> str:
-        """Fingerprint of all data, from the hashes in the manifest or, without a manifest, from file hashes."""
+        """Fingerprint of all data, made from the hashes in the manifest or, without a manifest, in `file_marks`."""
         if self._folder.foreign_files and self._hash_files:
             return content_fingerprint(self.file_marks)
         return self._folder.recorded_fingerprint
 
     @functools.cached_property
     def file_marks(self) -> dict[str, FileMark]:
-        """File marks of a folder without a manifest, cached in the folder; empty if files are not hashed.
+        """File marks by file name, for a folder without a manifest. The marks are cached in the folder.
+
+        Empty if the folder has a manifest, or if `hash_files` is False.
 
         Raises:
             InputError: a file is missing or cannot be read.
@@ -162,7 +164,7 @@ class EmbeddingDataset:
 
     @property
     def notes(self) -> list[str]:
-        """Unusual properties of the folder found so far, one sentence each."""
+        """Unusual properties of the folder, one sentence each. Some are only known once rows have been read."""
         counts = sorted(self.rounded.items())
         rounded = [f"{number:,} {kind} embeddings that were read have {ROUNDED}" for kind, number in counts]
         return [f"{self.store.url}: {note}" for note in [*self._folder.notes, *rounded]]
@@ -188,7 +190,7 @@ class EmbeddingDataset:
     def group_ids(self) -> np.ndarray:
         """Hash of each row's content group: `[count]` uint64. Cached in the folder.
 
-        Rows with the same image are in the same group, for example several captions or copies of the image.
+        Rows with the same image are in the same group. Examples are several captions, or several copies, of an image.
         """
         make = functools.partial(identify_groups, self.shards)
         return cached_array(self.store, f"group_ids_{self._mark()}", self.count, np.dtype(np.uint64), (), make)
@@ -225,7 +227,7 @@ class EmbeddingDataset:
         return np.flatnonzero(self.split_plan == SPLITS.index(split))
 
     def epoch_order(self, split: Split, seed: int, epoch: int) -> np.ndarray:
-        """Return the row numbers of a split in random order, a pure function of the split plan, seed and epoch."""
+        """Return the row numbers of a split in a random order that depends only on the split plan, seed and epoch."""
         return np.random.default_rng([seed, epoch]).permutation(self.rows(split))
 
     def content_order(self, split: Split, seed: int) -> np.ndarray:
@@ -242,7 +244,7 @@ class EmbeddingDataset:
 
         Args:
             rows: `[B]` row numbers.
-            max_text_len: largest number of token states to read per row; 0 reads none.
+            max_text_len: maximum number of token states to read per row; 0 to read none.
 
         Raises:
             InputError: the folder lacks text embeddings or the requested token states, or an embedding is not a unit
@@ -311,7 +313,7 @@ class EmbeddingDataset:
             yield self.shards[index], positions, rows[positions] - self.shard_starts[index]
 
     def count_rounded(self, kind: str, rounded: np.ndarray) -> None:
-        """Add to `rounded`, the number of embeddings that were normalised on reading.
+        """Add the number of embeddings that were normalised on reading to `self.rounded`.
 
         Args:
             kind: `img_emb` or `text_emb`.
@@ -320,7 +322,7 @@ class EmbeddingDataset:
         self.rounded[WORDS[kind]] += int(rounded.sum())
 
     def describe_rows(self, rows: Sequence[int] | np.ndarray) -> str:
-        """Describe rows for an error message: the first row numbers, and their keys if the folder stores keys."""
+        """Describe rows for an error message: the first five row numbers, with their keys if the folder stores keys."""
         listed = np.asarray(rows[:_NAMED_ROWS], np.int64)
         keys = ""
         with contextlib.suppress(InputError):  # folders not written by priorkit may have no keys

@@ -1,4 +1,4 @@
-"""Function that opens an embeddings folder by its manifest or, if it has no manifest, by its file names."""
+"""Function that opens an embeddings folder, with or without a manifest."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from .shards import FolderShards
 def open_folder(store: Store) -> FolderShards:
     """Open the shards of a folder written by `embed` or clip-retrieval, or published by LAION.
 
+    The shards are listed in the manifest. Without a manifest, the file names determine the shards.
+
     Raises:
-        InputError: the folder contains no embeddings, or they are damaged or incomplete.
+        InputError: the folder contains no embeddings, or its embeddings are damaged or incomplete.
     """
     manifest = read_manifest(store)
     if manifest is None:

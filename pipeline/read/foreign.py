@@ -1,4 +1,4 @@
-"""Function that opens a folder without a manifest. It groups files by shard number, and checks their headers."""
+"""Function that opens an embeddings folder without a manifest: it groups files by shard, and checks their headers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..errors import InputError
 from .shards import EmbeddingShard, FolderShards
 
 _HEADER_THREADS = 16
-"""Number of file headers read concurrently. High, to hide the latency of remote storage."""
+"""Number of threads that read file headers. The number is high, to hide the latency of remote storage."""
 
 
 def open_foreign(store: Store) -> FolderShards | None:
-    """Open shards written by clip-retrieval or published by LAION; return None if the folder has no such files.
+    """Open shards written by clip-retrieval or published by LAION. Return None if the folder contains no such shards.
 
     Raises:
         InputError: a file is missing or damaged, the files of a shard differ in their number of rows, or arrays of

@@ -1,4 +1,4 @@
-"""Function that opens a folder with a manifest. It checks the shards against the manifest before any data is read."""
+"""Function that opens an embeddings folder with a manifest, and compares its files with the manifest."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from .shards import EmbeddingShard, FolderShards
 _DATA_FOLDERS = ("img_emb", "text_emb", "metadata", "token_states")
 """Subfolders in which every file must belong to a shard in the manifest."""
 _MAX_WIDTH = 1 << 20
-"""Largest plausible width of an embedding or token state; a larger value means that the manifest is damaged."""
+"""Maximum plausible width of an embedding or token state. A larger value means that the manifest is damaged."""
 
 
 def open_recorded(store: Store, manifest: Manifest) -> FolderShards:
     """Open the shards listed in a manifest that `embed` wrote.
 
-    The header of an array is read only if the file size does not match the number of rows and the embedding size.
+    The header of an embedding array is read only if the file size does not match the number of rows and the embedding
+    size in the manifest.
 
     Raises:
         InputError: the folder is incomplete, a file is missing or its size differs from the manifest, or the manifest
-            does not describe the CLIP.
+            does not describe the CLIP model.
     """
     if not {"clip", "clip_settings"} <= manifest.about.keys():
         raise InputError(f"{store.url} does not say which CLIP made it; run `priorkit embed` again")
@@ -48,7 +49,7 @@ def open_recorded(store: Store, manifest: Manifest) -> FolderShards:
 
 
 def _recorded_width(store: Store, clip: Any, name: str) -> int:
-    """Return a width from the manifest's description of the CLIP.
+    """Return an array width from the manifest's description of the CLIP model.
 
     Raises:
         InputError: the width is missing or implausible.
@@ -63,10 +64,10 @@ def _recorded_width(store: Store, clip: Any, name: str) -> int:
 
 
 def _refuse_unfinished(store: Store, manifest: Manifest, sizes: Mapping[str, int]) -> None:
-    """Check that the manifest lists all planned shards, and that no file belongs to a shard that it does not list.
+    """Check that the manifest lists all planned shards, and every file in the data folders.
 
     Raises:
-        InputError: a shard is missing from the manifest, or a file belongs to no recorded shard.
+        InputError: the manifest lacks a planned shard or an existing data file.
     """
     planned = manifest.input.get("shards", 0)
     if len(manifest.shards) < planned:

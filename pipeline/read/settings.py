@@ -11,7 +11,7 @@ from ..settings import Settings
 
 
 class ReadSettings(Settings):
-    """Settings for the split of each row and the order in which rows are read."""
+    """Settings that determine the split of each row, and the order in which rows are read."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"read_threads"})
 
@@ -20,13 +20,13 @@ class ReadSettings(Settings):
     test_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Fraction of content groups (rows with the same image) reserved for the final evaluation."""
     block_rows: int = Field(default=4096, ge=1)
-    """Number of consecutive rows of a shard read in one piece. The default is one row group of the metadata that
-    `embed` writes."""
+    """Number of consecutive rows of a shard that are read together. The default is the size of the row groups in the
+    metadata that `embed` writes."""
     shuffle_window: int = Field(default=32_768, ge=1)
     """Number of rows, from randomly chosen blocks, that are shuffled together as one window. Two windows are held in
     memory. At the default size and 768 dimensions, they take 200 MB."""
     captions: Literal["all", "one"] = "all"
-    """Captions to read for each image in an epoch: `all` captions, or `one` caption drawn at random in each epoch."""
+    """Captions to read for each image in an epoch: `all` captions, or `one` caption that each epoch draws at random."""
     read_threads: int = Field(default=4, ge=1)
     """Number of threads that prefetch blocks. More threads hide the latency of remote storage."""
 

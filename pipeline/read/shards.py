@@ -1,4 +1,4 @@
-"""Reader for one embedding shard: ranges of its arrays, metadata, and the content group of each row."""
+"""Reader for one embedding shard: its arrays, its metadata, and the content group of each row."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..contract.vectors.rules import WORDS
 from ..errors import InputError
 
 _TEXT_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
-"""Columns that are read as text, regardless of their stored type."""
+"""Columns that are converted to text when read, whatever their stored type."""
 _STREAM_BYTES = 1 << 20
 """Buffer size in bytes for streaming row groups, which can be of any size in files not written by priorkit."""
 _EMBED_DTYPE = np.dtype(np.float16)
@@ -41,10 +41,10 @@ class EmbeddingShard:
     Args:
         store: embeddings folder.
         rows: number of rows in each file.
-        counted_by: name of the source that states the number of rows, for error messages.
-        files: path of each file in the store, keyed by kind.
-        layouts: known array layouts, keyed by kind; the headers of other arrays are read when first needed.
-        embed_dim: embedding size to check when a header is read; None if the layouts are given.
+        counted_by: source of the number of rows, such as a file header, for error messages.
+        files: path of each file relative to the embeddings folder, keyed by kind.
+        layouts: known array layouts, keyed by kind. The layout of any other array is read from its header when needed.
+        embed_dim: expected embedding size, checked when a header is read; None if the layouts are given.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class EmbeddingShard:
         self.files = files
         self._layouts = dict(layouts or {})
         self._convertible = frozenset(self._layouts)
-        """Kinds of arrays whose layout was given. Their dtypes may differ between shards, so reading converts them."""
+        """Kinds of arrays whose layout was given. Their dtypes can differ between shards, so reading converts them."""
         self._arrays: dict[str, np.ndarray] = {}
 
     @staticmethod
@@ -96,22 +96,22 @@ class EmbeddingShard:
         return shard
 
     def has(self, kind: str) -> bool:
-        """Return True if the shard has a file of the given kind."""
+        """Return True if the shard has a file of the given kind, such as `text_emb`."""
         return kind in self.files
 
     def title(self, kind: str) -> str:
-        """Return the URL of the file of the given kind, for messages."""
+        """Return the URL of the shard's file of the given kind, for messages."""
         return f"{self._store.url}/{self.files[kind]}"
 
     def local_path(self, kind: str) -> str | None:
-        """Return the local path of the file of the given kind; None if the store is remote."""
+        """Return the local path of the shard's file of the given kind; None if the store is remote."""
         return self._store.path(self.files[kind]) if self._store.is_local else None
 
     def layout(self, kind: str) -> ArrayLayout:
         """Return the layout of a stored array, read from its header on first use.
 
         Raises:
-            InputError: the number of rows, embedding size or dtype differs from the expected value.
+            InputError: the header states a different number of rows, embedding size or dtype than expected.
         """
         if kind not in self._layouts:
             name = self.files[kind]
@@ -129,17 +129,17 @@ class EmbeddingShard:
         return self._layouts[kind]
 
     def embed_dtype(self, kind: str) -> np.dtype[Any]:
-        """Return the dtype of the stored embeddings of the given kind."""
+        """Return the dtype in which embeddings of the given kind are stored."""
         return self._layouts[kind].dtype if kind in self._convertible else _EMBED_DTYPE
 
     def read_into(self, kind: str, first: int, target: np.ndarray) -> None:
-        """Read rows of a stored array into a contiguous array, starting at row `first`.
+        """Fill the contiguous array `target` with consecutive rows of a stored array, starting at row `first`.
 
-        Arrays whose layout was given are converted to the dtype of `target`.
+        If the stored array's layout was given to the constructor, the rows are converted to the dtype of `target`.
 
         Raises:
-            InputError: the row shape differs from the row shape of `target`, or the dtype differs and the array's
-                layout was not given.
+            InputError: the stored array and `target` differ in row shape, or they differ in dtype and the layout was
+                not given.
         """
         layout = self.layout(kind)
         fits = target.shape[1:] == layout.row_shape
@@ -163,7 +163,7 @@ class EmbeddingShard:
         return rows
 
     def array(self, kind: str) -> np.ndarray:
-        """Return a stored array in full, after checking its number of rows. The array is cached.
+        """Return a whole stored array, after checking its number of rows. Later calls return the same array.
 
         A local file is memory-mapped; a remote file is read into memory.
         """
@@ -180,10 +180,10 @@ class EmbeddingShard:
         return self._arrays[kind]
 
     def fill_token_states(self, states: np.ndarray, positions: np.ndarray, rows: np.ndarray) -> None:
-        """Copy up to T token states of each row into `states[positions]`.
+        """Copy the token states of the given rows into `states`, up to T states per row.
 
         Args:
-            states: `[B, T, W]`, initially zero; rows with more than T states are truncated.
+            states: `[B, T, W]` array to write to, initially zero.
             positions: `[n]` indices of the target rows in `states`.
             rows: `[n]` indices of the source rows in this shard.
         """
@@ -196,7 +196,7 @@ class EmbeddingShard:
     def metadata(self, columns: list[str]) -> pa.Table:
         """Read metadata columns.
 
-        If the file has no column `key`, the column `image_path` is used as `key`. Other tools write such files.
+        Files that other tools write may have no column `key`. The column `image_path` then supplies the keys.
 
         Keys and captions are returned as text. Dictionary-encoded columns are decoded, so that they can be joined with
         columns of other shards.
@@ -231,10 +231,10 @@ class EmbeddingShard:
             raise InputError(f"{self.title('metadata')}{fault}")
 
     def content_groups(self) -> Iterator[list[bytes]]:
-        """Yield the content group of each row, in parts.
+        """Yield the content groups of the rows in order, as one list for each block of rows.
 
-        A row's group is its image hash. A row without a hash uses its URL, and a row with neither uses the bytes of its
-        image embedding.
+        The group of a row is the hash of its image. If the hash is unknown, the group is the image's URL. If the URL is
+        also unknown, the group consists of the bytes of the image embedding.
         """
         first = 0
         for columns in self._group_columns():
@@ -249,9 +249,9 @@ class EmbeddingShard:
             first += count
 
     def _group_columns(self) -> Iterator[list[list[str | None]]]:
-        """Yield, for each block of rows, the columns that identify their content, in order of preference.
+        """Yield, for each block of rows, the values of the columns that identify images, in order of preference.
 
-        If the metadata has no such column, an empty list is yielded for each block.
+        If the metadata has no such column, yield an empty list for each block.
         """
         if "metadata" not in self.files:
             yield from ([] for _ in range(0, self.rows, READ_BLOCK_ROWS))
@@ -272,8 +272,8 @@ class EmbeddingShard:
         """Context manager that opens the metadata file and checks its number of rows.
 
         Raises:
-            InputError: the shard has no metadata, or the file is damaged. Errors that indicate damage are also
-                converted if the body of the `with` statement raises them.
+            InputError: the shard has no metadata, or the file is damaged. An error that indicates damage is also
+                converted to `InputError` if the body of the `with` statement raises it.
         """
         if "metadata" not in self.files:
             raise InputError(f"{self._store.url} has no metadata: its rows have neither keys nor captions")
@@ -307,7 +307,7 @@ class FolderShards:
     token_width: int | None = None
     """Width of the stored token states; None if none are stored."""
     about: dict[str, Any] = field(default_factory=dict)
-    """The manifest's description of the embeddings, such as their CLIP; empty without a manifest."""
+    """Description of the embeddings in the manifest, such as the CLIP model; empty without a manifest."""
     recorded_fingerprint: str = ""
     """Fingerprint of the recorded file hashes; empty without a manifest."""
     foreign_files: tuple[str, ...] = ()

@@ -1,9 +1,12 @@
-"""Row order of an epoch: a pure function of row counts, seed and epoch, independent of the number of ranks.
+"""Row order of an epoch.
 
-Blocks of consecutive rows are arranged in random order. Successive blocks form a window, and the rows of a window are
-shuffled together. Rows can therefore be read in blocks, and only one window has to be in memory. A row's *place* is its
-position after the blocks are arranged, but before the rows are shuffled: the number of visited rows in the preceding
-blocks, plus the row's index among the visited rows of its block.
+The order depends only on the row counts, the settings, the seed and the epoch, not on the number of ranks.
+
+Blocks of consecutive rows are arranged in random order. Several successive blocks form a window, and the rows of a
+window are shuffled together. Rows can therefore be read in blocks, and only one window has to be in memory.
+
+A row's *place* is its position after the blocks are arranged, but before the rows are shuffled: the number of visited
+rows in the preceding blocks, plus the row's index among the visited rows of its block.
 
 All randomness comes from a hash (SplitMix64 with a key), so the order does not depend on library versions.
 """
@@ -56,14 +59,14 @@ class Share:
     global_rows: int
     """Number of rows in the global batch."""
     end: int
-    """Position in the epoch at which the next global batch starts."""
+    """Position in the epoch of the first row after the global batch."""
 
 
 class EpochPlan:
-    """Row order of one epoch, built in O(blocks) time. Any batch can be computed without the preceding batches.
+    """Row order of one epoch, built in O(blocks) time. Each batch is computed independently of the other batches.
 
     Args:
-        visits: `[blocks]` number of rows of each block that the epoch visits.
+        visits: `[blocks]` number of rows that the epoch visits in each block.
         sizes: `[blocks]` number of rows stored in each block.
         seed: seed of the order.
         epoch: epoch number.
@@ -94,16 +97,16 @@ class EpochPlan:
         return permutation(rows, hash_key("window", self.seed, self.epoch, window))
 
     def windows_between(self, start: int, end: int) -> range:
-        """Return the indices of the windows that contain the epoch's rows `start` to `end - 1`."""
+        """Return the indices of the windows that contain the places `start` to `end - 1` of the epoch."""
         first, last = np.searchsorted(self.window_starts, [start, end - 1], side="right") - 1
         return range(int(first), int(last) + 1)
 
     def share(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Share:
         """Return the share of a global batch that one rank reads.
 
-        The rows of a batch are sorted by place and divided into one slice per rank, so each rank needs only some of the
-        window's blocks. If a batch spans several windows, its rows are sorted by place relative to the size of their
-        window.
+        The rows of a batch are sorted by place and divided into one slice per rank, so that each rank needs only some
+        of the window's blocks. If a batch spans several windows, its rows are instead sorted by their relative place
+        in their window, from 0 to 1.
 
         Args:
             step: batch number within the epoch.

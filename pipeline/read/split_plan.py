@@ -1,7 +1,7 @@
 """Split plan: the assignment of rows to training, validation and test, computed shard by shard.
 
-The split of a row depends only on its content group and the settings. Hence all copies of an image are in the same
-split, and rows stay in their split when data is added. A group identifier is a hash of the content group. A row
+The split of a row depends only on its content group and the settings. Therefore, all copies of an image are in the
+same split, and rows stay in their split when data is added. A group identifier is a hash of the content group. A row
 identifier is a hash of the content group and the text embedding.
 """
 
@@ -21,13 +21,13 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 """Split names; a split plan stores indices into this tuple."""
 _TRAIN, _VALIDATION, _TEST = range(3)
 _SPLIT_SALT = b"priorkit split\0"
-"""Prefix of every hashed group. Changing it would move rows between splits."""
+"""Prefix that is hashed with each content group. A different prefix would assign rows to different splits."""
 _DOUBLE_VALUES = 1 << 53
-"""Number of evenly spaced float64 values in [0, 1), since a double has 53 significant bits."""
+"""Number of evenly spaced values in [0, 1) that fit in a float64, which has 53 significant bits."""
 
 
 def plan_splits(shards: Iterable[EmbeddingShard], settings: ReadSettings) -> Iterator[np.ndarray]:
-    """Yield the split plan in parts: `[count]` uint8, each row's split as an index into `SPLITS`."""
+    """Yield each row's split as a uint8 index into `SPLITS`, in parts of shape `[n]`."""
     for digests in group_digests(shards):
         yield split_codes(digests[:, 0], settings)
 
@@ -50,7 +50,7 @@ def split_codes(hashes: np.ndarray, settings: ReadSettings) -> np.ndarray:
 
 
 def identify_rows(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield row identifiers in parts: `[count]` uint64 hashes of each row's content group and text embedding."""
+    """Yield a uint64 hash of each row's content group and text embedding, in parts of shape `[n]`."""
     for shard in shards:
         first = 0
         for groups in shard.content_groups():
@@ -64,13 +64,13 @@ def identify_rows(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
 
 
 def identify_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield group identifiers in parts: `[count]` uint64 hashes of each row's content group."""
+    """Yield a uint64 hash of each row's content group, in parts of shape `[n]`."""
     for digests in group_digests(shards):
         yield digests[:, 0]
 
 
 def group_digests(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield the salted SHA-256 of each row's content group in parts, as `[n, 4]` uint64."""
+    """Yield the salted SHA-256 of each row's content group as four uint64 values, in parts of shape `[n, 4]`."""
     for shard in shards:
         for groups in shard.content_groups():
             digests = b"".join(hashlib.sha256(_SPLIT_SALT + group).digest() for group in groups)

@@ -11,14 +11,14 @@ from ..errors import InputError
 from .shards import EmbeddingShard
 
 _COPY_BYTES = 1 << 23
-"""Number of bytes of remote token states copied at a time."""
+"""Number of bytes that are copied from a remote file at a time."""
 
 
 class StateRanges:
     """Token states of consecutive rows in a shard, located by byte range and read row by row.
 
-    Token states need many times as much memory as embeddings, so they stay on disk until a batch needs them. Token
-    states of a remote shard are first copied to a temporary file.
+    Token states need many times as much memory as embeddings, so they stay on disk until a batch needs them. If the
+    shard is remote, the token states of the rows are first copied to a temporary file.
 
     Args:
         shard: shard that stores the token states.
@@ -46,14 +46,14 @@ class StateRanges:
             self._starts = (offsets - offsets[0]) * self._layout.row_bytes
 
     def fill(self, row: int, target: np.ndarray) -> None:
-        """Copy up to T token states of a row into `target`.
+        """Copy the token states of a row into `target`, up to T states.
 
         Args:
             row: index of the row, counted from `first`.
             target: contiguous `[T, W]` array. If the row has fewer than T states, the rest of the array is unchanged.
 
         Raises:
-            InputError: the file ends before the row does.
+            InputError: the file ends within the row.
         """
         start, length = int(self._starts[row]), int(self._starts[row + 1] - self._starts[row])
         buffer = target.reshape(-1).view(np.uint8).data[:length]

@@ -18,9 +18,9 @@ from .shuffle import hash_key, mix
 from .split_plan import group_digests
 
 _CHUNK_ROWS = 1 << 24
-"""Number of rows of a memory-mapped array processed at a time; 128 MiB as int64."""
+"""Number of rows of a memory-mapped array that are processed at a time. As int64, they take 128 MiB."""
 _GROUP_PARTS = 256
-"""Number of parts into which groups are divided by hash; one part is in memory at a time."""
+"""Number of parts into which content groups are divided by hash. One part is in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Blocks:
         return np.diff(self.starts)
 
     def count_splits(self, split_plan: np.ndarray, splits: int) -> Iterator[np.ndarray]:
-        """Yield the number of rows per block and split, in parts: `[blocks, splits]` uint32."""
+        """Yield the number of rows of each split in each block as uint32, in parts of shape `[n, splits]`."""
         block, blocks = 0, len(self.shards)
         while block < blocks:
             chunk_end = self.starts[block] + _CHUNK_ROWS
@@ -72,8 +72,8 @@ class Visits:
         split_plan: `[count]` uint8, the split of each row.
         split: split to visit, as an index into `SPLITS`.
         counts: `[blocks]` number of rows of the split in each block.
-        shared: rows that share a content group, in the format of `find_shared_groups`. An epoch then visits one row per
-            group. None to visit all rows.
+        shared: rows that share a content group with other rows, as returned by `find_shared_groups`, to visit one row
+            per group; None to visit all rows.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Visits:
         np.cumsum(self._shared_bounds, out=self._shared_bounds)
 
     def counts(self, seed: int, epoch: int) -> np.ndarray:
-        """Return the number of rows of each block that an epoch visits: `[blocks]` int64."""
+        """Return the number of rows that an epoch visits in each block: `[blocks]` int64."""
         counts: np.ndarray = self._counts.copy()
         for part in self._shared_parts():
             skipped = part[~_drawn(part, seed, epoch)]
@@ -99,7 +99,7 @@ class Visits:
         return counts
 
     def rows_in_block(self, block: int, seed: int, epoch: int) -> np.ndarray:
-        """Return the row numbers of a block that an epoch visits, in ascending order: `[n]` int64."""
+        """Return the row numbers that an epoch visits in a block, in ascending order: `[n]` int64."""
         start, end = (int(row) for row in self._blocks.starts[block : block + 2])
         visited = self._split_plan[start:end] == self._split
         if self._shared is not None:
@@ -108,20 +108,20 @@ class Visits:
         return start + np.flatnonzero(visited)
 
     def _shared_parts(self) -> Iterator[np.ndarray]:
-        """Yield the rows that share a group with other rows, in parts."""
+        """Yield the rows that share a content group with other rows, in parts; nothing if all rows are visited."""
         if self._shared is not None:
             for start in range(0, len(self._shared), _CHUNK_ROWS):
                 yield np.asarray(self._shared[start : start + _CHUNK_ROWS])
 
     def _count_per_block(self, shared: np.ndarray) -> np.ndarray:
-        """Count the given shared rows per block: `[blocks]` int64."""
+        """Return the number of the given shared rows in each block: `[blocks]` int64."""
         blocks = np.searchsorted(self._blocks.starts, shared[:, 0], side="right") - 1
         counts: np.ndarray = np.bincount(blocks, minlength=len(self._counts))
         return counts
 
 
 def _drawn(shared: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Return a mask of the shared rows that the epoch draws from their groups: `[n]` bool."""
+    """Return a mask of shared rows, True for the one row that the epoch draws from each group: `[n]` bool."""
     _, group, number, size = shared.T
     draw = mix(group.astype(np.uint64), hash_key("caption", seed, epoch)) % size.astype(np.uint64)
     return np.asarray(draw == number)
@@ -131,8 +131,8 @@ def find_shared_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]
     """Yield the rows whose content group has more than one row, in ascending order: `[n, 4]` int64.
 
     The columns are the row number, 64 bits of the group's hash, the row's index in its group, and the group's size.
-    Groups are partitioned on disk by hash and sorted one part at a time. Memory holds one part, and 32 bytes for each
-    row that shares a group with other rows.
+    To save memory, all rows are first divided by hash into parts on disk, and then sorted one part at a time. Memory
+    holds one part, and 32 bytes for each row that shares a group with other rows.
     """
     with contextlib.ExitStack() as stack:
         spools = [stack.enter_context(contextlib.closing(RowSpool(np.int64, (2,)))) for _ in range(_GROUP_PARTS)]
@@ -152,13 +152,13 @@ def find_shared_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]
 
 
 def number_within_groups(rows: np.ndarray) -> np.ndarray:
-    """Number the rows within each group, and omit groups with a single row.
+    """Number the rows of each content group from 0, and omit groups with a single row.
 
     Args:
         rows: `[n, 2]` row numbers and group hashes.
 
     Returns:
-        `[m, 4]` rows with the columns of `find_shared_groups`.
+        `[m, 4]` int64 array with the columns that `find_shared_groups` describes.
     """
     ordered = rows[np.lexsort((rows[:, 0], rows[:, 1]))]
     _, first, sizes = np.unique(ordered[:, 1], return_index=True, return_counts=True)

@@ -5,7 +5,7 @@ The code uses these row indices:
 - *row*: row number in the dataset.
 - *place*: position in the epoch's sequence of blocks; see `EpochPlan`. Batches are lists of places.
 - *offset*: place relative to the first place of the window.
-- *slot*: position in the window's buffers, where the parts of blocks that were read are stored one after another.
+- *slot*: index in the window's buffers, which contain the parts of blocks that were read, one after another.
 - *position*: index in a rank's batch.
 """
 
@@ -29,7 +29,7 @@ from .shuffle import EpochPlan, Share
 from .token_states import StateRanges
 
 _NORM_VALUES = (1 << 15) - 1
-"""Number of values per norm computation. With more values, torch starts threads that slow down training."""
+"""Maximum number of values per norm computation. For more values, torch starts threads that slow down training."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Columns:
 
     text_embed: bool = True
     max_text_len: int = 0
-    """Largest number of token states to read per row; 0 reads none."""
+    """Maximum number of token states to read per row; 0 to read none."""
     captions: bool = False
 
     @property
@@ -77,7 +77,7 @@ class TrainBatch:
 
 @dataclass
 class _Part:
-    """Consecutive rows of one block that are read for a window, with their token states and captions."""
+    """Consecutive rows of a block that are read together, with their token states and captions."""
 
     slot: int
     """Slot of the part's first row."""
@@ -86,7 +86,7 @@ class _Part:
 
 
 class Buffers:
-    """Embedding arrays of a window. Later windows reuse them, since allocating memory takes longer than reading."""
+    """Embedding arrays of a window. Later windows reuse them, because allocating memory takes longer than reading."""
 
     def __init__(self, dataset: EmbeddingDataset, columns: Columns) -> None:
         rows = min(dataset.count, dataset.settings.shuffle_window + dataset.settings.block_rows - 1)
@@ -95,7 +95,7 @@ class Buffers:
 
 
 class BlockReader:
-    """Reader for the rows of one split, which also validates batches.
+    """Reader for blocks of rows of one split. It also creates and validates batches.
 
     Raises:
         InputError: the folder lacks a requested column.
@@ -129,7 +129,7 @@ class BlockReader:
             part.captions = self._captions.read(shard, first, end - start)
 
     def new_batch(self, share: Share) -> TrainBatch:
-        """Allocate an empty batch for a share. Later, `ShuffleWindow.fill` copies the rows into it."""
+        """Allocate a batch for a share. `ShuffleWindow.fill` later copies the rows into the batch."""
         count = len(share.places)
         size = self.dataset.embed_dim
         embeds = {kind: np.empty((count, size), dtype) for kind, dtype in self._dtypes.items()}
@@ -145,7 +145,7 @@ class BlockReader:
         )
 
     def require_sound(self, batch: TrainBatch) -> None:
-        """Validate a batch, and normalise the embeddings whose norms differ slightly from 1 because of rounding.
+        """Validate a batch. Embeddings whose norms differ slightly from 1 because of rounding are normalised in place.
 
         Raises:
             InputError: an embedding is not a unit vector, or a token state is not finite.
@@ -184,7 +184,7 @@ class BlockReader:
 
 
 def _norms(embeds: np.ndarray) -> np.ndarray:
-    """Return the float32 norms `[n]` of rows `[n, D]` of any floating-point dtype."""
+    """Return the norms `[n]` of the rows of an array `[n, D]`, computed in float32 for any floating-point dtype."""
     step = max(1, _NORM_VALUES // embeds.shape[1])
     parts = [torch.from_numpy(embeds[at : at + step]) for at in range(0, len(embeds), step)]
     return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts]).numpy()
@@ -192,7 +192,7 @@ def _norms(embeds: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BlockSpan:
-    """Range of rows within a block that must be read."""
+    """Range of rows to read from a block, from the first required row to the last."""
 
     block: int
     """Index of the block within the window."""
@@ -203,7 +203,7 @@ class BlockSpan:
 
 
 def needed_spans(offsets: np.ndarray, block_offsets: np.ndarray) -> list[BlockSpan]:
-    """Return the range to read in each of a window's blocks; blocks without required rows are omitted.
+    """Return the range of rows to read from each block of a window. Blocks without required rows are omitted.
 
     Args:
         offsets: `[n]` offsets of the required rows, in any order.
@@ -258,12 +258,12 @@ class ShuffleWindow:
             slot += end_row - first_row
 
     def wait(self) -> None:
-        """Wait until all reads have finished; re-raise the first error from a thread."""
+        """Wait until all reads have finished. If a read failed, raise the error that occurred in its thread."""
         for future in self._futures:
             future.result()
 
     def fill(self, batch: TrainBatch, places: np.ndarray, reader: BlockReader) -> None:
-        """Copy the rows of this window into a batch.
+        """Copy those rows of a batch that are in this window into the batch.
 
         Args:
             batch: batch to fill.
@@ -281,7 +281,7 @@ class ShuffleWindow:
             self._fill_varying(batch, positions, slots)
 
     def _fill_embeds(self, batch: TrainBatch, positions: np.ndarray, slots: np.ndarray) -> None:
-        """Copy embeddings from the given buffer slots to the given batch positions."""
+        """Copy the embeddings in the buffers at `slots` to `positions` of the batch."""
         whole_batch = len(positions) == len(batch.rows)
         for kind, target in (("img_emb", batch.image_embed), ("text_emb", batch.text_embed)):
             if target is None:
@@ -292,7 +292,7 @@ class ShuffleWindow:
                 target[positions] = self.buffers.embeds[kind][slots]
 
     def _fill_varying(self, batch: TrainBatch, positions: np.ndarray, slots: np.ndarray) -> None:
-        """Copy token states and captions row by row to the given batch positions."""
+        """Copy the token states and captions of the rows at `slots` to `positions` of the batch, row by row."""
         part_of_slot = np.searchsorted([part.slot for part in self._parts], slots, side="right") - 1
         for position, slot, index in zip(positions, slots, part_of_slot, strict=True):
             part = self._parts[index]
@@ -302,7 +302,7 @@ class ShuffleWindow:
                 batch.captions[position] = part.captions[slot - part.slot].as_py()
 
     def close(self) -> Buffers:
-        """Cancel pending reads, wait for running reads, close the files, and return the buffers for reuse."""
+        """Cancel pending reads, wait for running reads, close all files, and return the buffers for the next window."""
         for future in self._futures:
             future.cancel()
         for future in self._futures:
