@@ -23,7 +23,10 @@ class KeysValues(NamedTuple):
     """Values `[B, P, A]`."""
 
     def append(self, other: KeysValues) -> KeysValues:
-        """Return the positions of `self` followed by those of `other`. A single row in `self` serves all rows of `other`."""
+        """Return the positions of `self` followed by those of `other`.
+
+        If only `self` has a single row, that row is repeated to match the rows of `other`.
+        """
         return KeysValues(_join(self.keys, other.keys), _join(self.values, other.values))
 
     def repeat_for(self, draws: DrawnTexts) -> KeysValues:

@@ -199,7 +199,7 @@ class Attention(nn.Module):
         """Return the attention output `[B, L, H * A]` for queries `[B, L, H, A]` and the keys and values in `known`.
 
         For each text, the queries of all tokens and heads form a single head with L * H queries. Keys and values
-        therefore need not be repeated for each head or draw. `bias` masks the positions that a query must not attend to.
+        therefore need not be repeated for each head or draw. `bias` masks positions that a query must not attend to.
         """
         batch, length, heads, width = query.shape
         dropout = self.dropout if self.training else 0.0

@@ -57,7 +57,7 @@ class Linear(nn.Linear):
         self._packed = Derived[torch.Tensor]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map x `[..., in]` of any float dtype to `[..., out]` in the weight's dtype or, under autocast, its dtype."""
+        """Map x `[..., in]` to `[..., out]`. Convert x to the weight's dtype, or to autocast's dtype if it is enabled."""
         weight = self.weight
         if torch.is_autocast_enabled(weight.device.type):
             return F.linear(x, weight)

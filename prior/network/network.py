@@ -40,7 +40,8 @@ class PriorNetwork(Network):
         attn_dropout: dropout rate of attention weights.
         ff_dropout: dropout rate inside the feed-forward layers.
         max_text_len: number of token states, T. Learned vectors replace missing token states. 0 uses no token states.
-        num_timesteps: number of learned timestep embeddings. None computes them from sinusoids with a small MLP.
+        num_timesteps: number of learned timestep embeddings. None computes
+            timestep embeddings from sinusoids with a small MLP.
         num_time_embeds: number of tokens that represent the timestep.
         num_image_embeds: number of tokens that represent the noisy image embedding.
         num_text_embeds: number of tokens that represent the pooled text embedding.
@@ -202,7 +203,7 @@ class PriorNetwork(Network):
         return self._cached_padding.get(weights, lambda: self._fill_cache(self.null_token_states[None], None))
 
     def _fill_cache(self, tokens: torch.Tensor, before: PrefixCache | None) -> PrefixCache:
-        """Return a cache of tokens `[B, L, C]`. If `before` is given, its single row precedes the tokens of each text."""
+        """Return a cache of tokens `[B, L, C]`. If `before` is given, its single row precedes each row of tokens."""
         positions = self._positions(0 if before is None else before.tokens, 0, 1, tokens.shape[1])
         return fill_cache(self.norm_in(tokens), positions, before, self._layers())
 
@@ -270,7 +271,7 @@ class PriorNetwork(Network):
         return [estimate, query] if self.function.self_cond_before_query else [image, estimate]
 
     def _token_states(self, token_states: torch.Tensor, drop_text: torch.Tensor | None) -> torch.Tensor:
-        """Return projected token states `[B, T, C]`. Learned vectors replace padding and the states of dropped texts."""
+        """Return projected token states `[B, T, C]`. Learned vectors replace padding and states of dropped texts."""
         states = token_states[:, : self.max_text_len]
         states = F.pad(states, (0, 0, 0, self.max_text_len - states.shape[1]))
         given = (states != 0).any(dim=-1)  # (B, T)

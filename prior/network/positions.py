@@ -25,7 +25,7 @@ class Positions(NamedTuple):
     """Attention bias, including the causal mask, and rotary embedding for the L tokens of a text."""
 
     bias: torch.Tensor
-    """Bias `[L * H, P + L]`, with the null position counted in P; -inf masks positions that a token must not attend to."""
+    """Bias `[L * H, P + L]`, where P includes the null position; -inf for positions that a token must not attend to."""
     rotation: torch.Tensor | None
     """Unit complex numbers `[L, 1, rotated / 2]` that multiply pairs of coordinates; None without rotary embedding."""
 
@@ -47,8 +47,8 @@ class PositionEncoding(nn.Module):
     def forward(self, cached: int, shared: int, draws: int, tokens: int) -> Positions:
         """Return the attention bias and rotary embedding of the L tokens that follow the cached tokens.
 
-        The L = shared + draws * tokens are the shared tokens, followed by the tokens of each draw. A draw attends to the shared tokens, but not
-        to the tokens of other draws.
+        The shared tokens come first, followed by the tokens of each draw, so L = shared + draws * tokens. A draw
+        attends to the shared tokens, but not to the tokens of other draws.
 
         Args:
             cached: number of cached tokens, excluding the null position.

@@ -29,7 +29,7 @@ class NetworkSettings(Settings):
     max_text_len: int = Field(default=0, ge=0)
     """Maximum number of token states used in addition to the pooled text embedding; 0 uses no token states."""
     num_timesteps: int | None = Field(default=None, ge=2)
-    """Number of learned timestep embeddings; null computes them from sinusoids with a small MLP."""
+    """Number of learned timestep embeddings; null computes timestep embeddings from sinusoids with a small MLP."""
     num_time_embeds: int = Field(default=1, ge=1)
     """Number of tokens that represent the timestep."""
     num_image_embeds: int = Field(default=1, ge=1)
