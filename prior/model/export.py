@@ -32,7 +32,8 @@ def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[tor
     """Context manager that creates a `.npy` or `.safetensors` file of `[rows, D]` float32.
 
     It yields a function that appends `[B, D]` embeddings. The file is moved to `path` only after all rows are written.
-    After an exception, no new file exists.
+    If an exception is raised, no file is
+    created or replaced.
 
     Raises:
         SettingsError: the path is not a local file that ends in `.npy` or `.safetensors`.

@@ -57,7 +57,10 @@ class Linear(nn.Linear):
         self._packed = Derived[torch.Tensor]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map x `[..., in]` to `[..., out]`. Convert x to the weight's dtype, or to autocast's dtype if it is enabled."""
+        """Map x `[..., in]` of any float dtype to `[..., out]`.
+
+        The output has the weight's dtype, or autocast's dtype if autocast is enabled.
+        """
         weight = self.weight
         if torch.is_autocast_enabled(weight.device.type):
             return F.linear(x, weight)
