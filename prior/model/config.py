@@ -29,7 +29,10 @@ class TrainedOn(Settings):
     embeddings: str
     """Content fingerprint of the embeddings."""
     read: dict[str, Any]
-    """Settings for reading the embeddings. They assign each row to a split: training, validation or test."""
+    """Settings that training used to read the embeddings.
+
+    They assign each row to a split: training, validation or test.
+    """
 
 
 class PriorConfig(Settings):

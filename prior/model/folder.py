@@ -58,7 +58,7 @@ def load_folder(path: str) -> Prior:
     """Load a prior onto the CPU from a local or remote folder.
 
     Raises:
-        InputError: the folder contains no prior, its training is unfinished, or a file is damaged.
+        InputError: the folder contains no prior, the training of the prior is unfinished, or a file is damaged.
     """
     store = Store(path)
     try:
@@ -115,7 +115,7 @@ class TrainState:
     average: dict[str, torch.Tensor]
     """Averaged weights (EMA)."""
     optimiser: dict[str, torch.Tensor]
-    """Optimiser state, keyed by weight name and state key."""
+    """Optimiser state, keyed by `<weight name>.<state key>`."""
     normaliser: dict[str, torch.Tensor]
     """Normaliser statistics of the training rows; empty if the normaliser uses no statistics."""
 
@@ -125,7 +125,7 @@ class TrainState:
 
     @staticmethod
     def from_tensors(step: int, tensors: Mapping[str, torch.Tensor]) -> TrainState:
-        """Restore a state from the result of the method `tensors`."""
+        """Create the state of a step from the tensors that the method `tensors` returned."""
         parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
@@ -154,10 +154,10 @@ def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep:
 
 
 def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
-    """Read the newest undamaged checkpoint with the given settings; return None if there is none.
+    """Read the newest undamaged checkpoint with the given settings fingerprint; return None if there is none.
 
     Raises:
-        InputError: at least one checkpoint is damaged, and no undamaged checkpoint has the given settings.
+        InputError: at least one checkpoint is damaged, and no undamaged checkpoint has the given fingerprint.
     """
     damage: InputError | None = None
     for step in reversed(_state_steps(store)):
@@ -165,7 +165,7 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
             with store.open(_state_name(step)) as file:
                 tensors, metadata = _read_tensors(file, store.path(_state_name(step)))
         except InputError as error:
-            # raised only if no earlier checkpoint is usable, because resuming from an earlier one repeats the same steps
+            # raised only if no earlier checkpoint is usable; resuming from an earlier one repeats the same steps
             damage = error
             continue
         described = json.loads(metadata.get("priorkit", "{}"))
@@ -177,7 +177,7 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
 
 
 def newest_step(store: Store, settings_fingerprint: str) -> int | None:
-    """Return the step of the newest undamaged checkpoint with the given settings; None if there is none.
+    """Return the step of the newest undamaged checkpoint with the given settings fingerprint; None if there is none.
 
     Only the headers of the checkpoint files are read.
     """
@@ -219,7 +219,10 @@ def save_best(store: Store, network: Network, step: int, loss: float, settings_f
 
 
 def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor] | None:
-    """Read the averaged weights with the lowest validation loss; None if none were saved with the given settings."""
+    """Read the averaged weights with the lowest validation loss.
+
+    Return None if no such weights were saved with the given settings fingerprint.
+    """
     try:
         with store.open(BEST_NAME) as file:
             tensors, metadata = _read_tensors(file, store.path(BEST_NAME))
@@ -229,7 +232,7 @@ def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, network: Network) -> dict[str, torch.Tensor]:
-    """Return the optimiser's state, keyed by weight name and state key."""
+    """Return the optimiser's state, keyed by `<weight name>.<state key>`."""
     return {
         f"{name}.{key}": value
         for name, parameter in network.named_parameters()

@@ -81,8 +81,8 @@ class Prior:
         """Text encoder of the CLIP model that this prior was trained with.
 
         Raises:
-            InputError: the prior does not name its CLIP model, or the CLIP model cannot be loaded, has different
-                weights, or produces text embeddings of a size that does not fit the prior.
+            InputError: the prior does not name its CLIP model, or the CLIP model cannot be loaded, has weights that the
+                prior was not trained with, or produces text embeddings of the wrong size.
         """
         if not self.config.clip_settings:
             raise InputError(
@@ -119,8 +119,8 @@ class Prior:
     ) -> torch.Tensor:
         """Draw one image embedding per caption: `[B, D]` float32 on the CPU.
 
-        The noise for a caption depends only on `seed` and on the caption's number. A list
-        of captions can therefore be split over several calls without changing the result; see `first`.
+        The noise for a caption depends only on `seed` and on the caption's number. A list of captions can
+        therefore be split over several calls without changing the result; see `first`.
 
         Args:
             prompts: captions to encode with the prior's CLIP model. Give either `prompts` or `text_embed`.

@@ -162,8 +162,8 @@ class StoredEmbeddings:
         """Yield all texts in order; see `Texts.batches`.
 
         Raises:
-            InputError: the texts were not embedded with the prior's CLIP model, or the prior needs embeddings of a
-                different size.
+            InputError: the texts were embedded with a CLIP model other than the prior's, or the prior needs embeddings
+                of a different size.
         """
         _require_size(self._dataset.store.url, self._dataset.embed_dim, prior)
         url, name = self._dataset.store.url, clip_named(prior.config.clip_settings)

@@ -58,7 +58,7 @@ class PrefixCache:
     positions: dict[tuple[int, int, int], Positions] = field(default_factory=dict)
     """Position encodings of suffix tokens, reused in later sampling steps.
 
-    The keys are the arguments `shared`, `draws` and `tokens` of `PositionEncoding.forward`.
+    The dictionary keys are `(shared, draws, tokens)`, as passed to `PositionEncoding.forward`.
     """
 
     @property

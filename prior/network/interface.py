@@ -121,7 +121,7 @@ class Network(nn.Module, abc.ABC):
             drop_text: `[B]` bool; True for texts to replace with learned vectors. None drops no text.
 
         Raises:
-            ValueError: token states are missing, or the network cannot drop texts.
+            ValueError: the network takes token states and `token_states` is None, or the network cannot drop texts.
         """
 
     @abc.abstractmethod

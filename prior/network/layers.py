@@ -39,7 +39,7 @@ class Blocks(NamedTuple):
     """Assignment of text prefixes to draws."""
 
     def rotation(self) -> torch.Tensor | None:
-        """Return the rotary embedding of all joined tokens, `[M, 1, rotated / 2]`, or None if the network has none."""
+        """Return the rotary embedding of all joined tokens, `[M, 1, rotated / 2]`, or None if the network uses none."""
         rotations = []
         for (rows, _), (_, rotation) in zip(self.shapes, self.positions, strict=True):
             if rotation is None:
@@ -62,7 +62,7 @@ class LayerNorm(nn.Module):
     """Layer norm with a gain and no bias, computed in float64 for float64 inputs and in float32 otherwise.
 
     With `stable`, the input is first divided by its maximum coordinate, as in DALLE2-pytorch's final norm. The maximum
-    is not of absolute values: if all coordinates are negative, it is negative too, and the division flips their signs.
+    is not of absolute values. If all coordinates are negative, so is the maximum, and the division flips all signs.
     """
 
     def __init__(self, width: int, stable: bool = False) -> None:

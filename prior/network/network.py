@@ -2,9 +2,11 @@
 
 The network computes the same function as `DiffusionPriorNetwork` in each supported DALLE2-pytorch release (see
 `function_version.py`). In addition, the widths of the token stream, token states and text embeddings may differ from
-the size of image embeddings. The prediction is read at the last token. The text comes
-first and never attends to the timestep or the noisy image. `prefix` can therefore cache the text's keys and values, and
-`suffix` can predict from the cache. A sampler calls `prefix` once, and `suffix` once per step.
+the size of image embeddings.
+
+The prediction is read at the last token. The text comes first and never attends to the timestep or the noisy image.
+`prefix` can therefore cache the text's keys and values, and `suffix` can predict from the cache. A sampler calls
+`prefix` once, and `suffix` once per step.
 
 Dimensions: B texts, K draws per text, N = B * K draws in total, T token states, D embedding size, C stream width.
 """
@@ -40,8 +42,8 @@ class PriorNetwork(Network):
         attn_dropout: dropout rate of attention weights.
         ff_dropout: dropout rate inside the feed-forward layers.
         max_text_len: number of token states, T. Learned vectors replace missing token states. 0 uses no token states.
-        num_timesteps: number of learned timestep embeddings. None computes
-            timestep embeddings from sinusoids with a small MLP.
+        num_timesteps: number of learned timestep embeddings. None computes timestep embeddings from sinusoids
+            with a small MLP.
         num_time_embeds: number of tokens that represent the timestep.
         num_image_embeds: number of tokens that represent the noisy image embedding.
         num_text_embeds: number of tokens that represent the pooled text embedding.

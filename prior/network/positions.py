@@ -16,7 +16,7 @@ from .function_version import DOT_PRODUCT_BIAS
 _BUCKETS = 32
 """Number of distance buckets, as in T5."""
 _MAX_DISTANCE = 128
-"""Distance in tokens, as in T5. This distance and all longer distances share the last bucket."""
+"""Maximum distance, in tokens, in T5's bucketing. Longer distances share the last bucket."""
 _ROTARY_WIDTH = 32
 """Maximum number of coordinates per head that rotary embedding rotates, as in DALLE2-pytorch."""
 
@@ -33,9 +33,9 @@ class Positions(NamedTuple):
 class PositionEncoding(nn.Module):
     """Learned attention bias per head and distance bucket, and rotary embedding.
 
-    The bias is T5's (Raffel et al. 2019, arXiv 1910.10683). The null position counts as a token before the first text
-    token. DALLE2-pytorch releases with dot-product attention multiply the bias by 128. Rotary embedding (Su et al.
-    2021, arXiv 2104.09864) rotates up to 32 coordinates of each query and key.
+    The bias follows T5 (Raffel et al. 2019, arXiv 1910.10683). The null position counts as a token before the first
+    text token. To reproduce DALLE2-pytorch releases with dot-product attention, the bias is multiplied by 128. Rotary
+    embedding (Su et al. 2021, arXiv 2104.09864) rotates up to 32 coordinates of each query and key.
     """
 
     def __init__(self, heads: int, head_width: int, *, rotary: bool, cosine: bool) -> None:

@@ -17,8 +17,8 @@ class EmbeddingNormaliser(nn.Module):
 
     `sqrt_dim` scales unit vectors to norm sqrt(D), or to norm `embed_scale` if given, as DALLE2-pytorch does.
     `standardise` subtracts the mean of each coordinate and divides by its standard deviation, as Karlo and Kandinsky
-    do. `whiten` makes the covariance the identity matrix (ZCA whitening). The statistics of `standardise`
-    and `whiten` are saved with the weights.
+    do. `whiten` makes the covariance the identity matrix (ZCA whitening). The statistics of `standardise` and `whiten`
+    are saved with the weights.
     """
 
     mean: torch.Tensor

@@ -31,9 +31,9 @@ class StepRandomness:
     noise: torch.Tensor
     """Standard normal noise, `[B, K, D]`."""
     timesteps: torch.Tensor
-    """Stratified timesteps, `[B, K]` int64. Draw k is uniform over the k-th of K equal timestep intervals."""
+    """Stratified timesteps, `[B, K]` int64. Timestep k is uniform over the k-th of K equal intervals."""
     drop_text: torch.Tensor
-    """Mask of rows whose text is dropped, `[B]` bool. All draws of a row share it, so no text is encoded twice."""
+    """Mask of rows whose text is dropped, `[B]` bool. All draws of a row agree, so no text is encoded twice."""
     drop_image: torch.Tensor
     """Mask of draws whose noisy image is dropped, `[B, K]` bool."""
     self_cond: torch.Tensor

@@ -24,7 +24,7 @@ class DiffusionSettings(Settings):
     loss_weighting: Literal["none", "min_snr"] = "none"
     """Loss weight per timestep: equal (`none`), or signal-to-noise ratio capped at 5 (`min_snr`, Hang et al. 2023)."""
     text_drop: float = Field(default=0.1, ge=0, le=1)
-    """Fraction of captions dropped in training. Guidance requires a value above 0; LAION's prior used 0.1."""
+    """Fraction of captions dropped in training. Guidance requires more than 0. LAION's prior was trained with 0.1."""
     image_drop: float = Field(default=0.0, ge=0, le=1)
     """Fraction of training draws whose noisy image is dropped; needed only for `guidance: dalle2`."""
     normaliser: Literal["sqrt_dim", "standardise", "whiten"] = "sqrt_dim"

@@ -1,10 +1,10 @@
 """Estimates of x0 with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
 
 Guidance amplifies the difference between two network outputs: the output with the text, and the output of the *null
-branch*, which drops the text. There are two kinds:
+branch*, which drops the text. There are two kinds of guidance:
 
 - `text` guidance drops the text in the null branch and keeps the noisy image. Each step runs both branches in one
-  batch. If all dropped texts share one prefix, that prefix is computed only once for the same weights.
+  batch. If all dropped texts share one prefix, that prefix is computed once and cached until the weights change.
 - `dalle2` guidance also drops the noisy image, as DALLE2-pytorch does. If the null branch's output then depends only on
   the timestep, it is computed once per timestep and stored in a table.
 """

@@ -144,8 +144,8 @@ def find_sampler(name: SamplerName, function: FunctionVersion, prediction: str) 
 def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: FunctionVersion) -> list[int]:
     """Return evenly spaced timesteps at which a sampler estimates x0, noisiest first.
 
-    The result has `steps` distinct timesteps. For `dalle2-ddim`, the timesteps are those of DALLE2-pytorch, which has
-    used only `steps` - 1 timesteps since release 1.10.3.
+    The result has `steps` distinct timesteps. For `dalle2-ddim`, the timesteps are those of the DALLE2-pytorch
+    release in `function`. From release 1.10.3 on, there are only `steps` - 1 of them.
 
     Raises:
         ValueError: `steps` is out of range.
@@ -167,10 +167,10 @@ def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: Funct
 def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
     """Return `steps` timesteps evenly spaced in log-SNR, noisiest first, for `dpmsolver++`.
 
-    `dpmsolver++` is second-order in log-SNR, so one of its steps is worth several steps of other samplers. Its result
+    `dpmsolver++` is second-order in log-SNR, so each of its steps is worth several steps of other samplers. Its result
     is the x0 estimate at the last timestep. This estimate averages over the remaining noise, so the last timestep must
-    have little noise. It is the last timestep of `timestep_grid` for four times as many steps. After the first
-    timestep, the grid skips the range in which the input is almost all noise.
+    have little noise. The grid therefore ends at the last timestep of `timestep_grid` for four times as many steps.
+    After the first timestep, the grid skips the range in which the input is almost all noise.
     """
     timesteps = len(schedule)
     last = timesteps - 1 - (min(4 * steps, timesteps) - 1) * timesteps // min(4 * steps, timesteps)
