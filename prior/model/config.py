@@ -29,10 +29,7 @@ class TrainedOn(Settings):
     embeddings: str
     """Content fingerprint of the embeddings."""
     read: dict[str, Any]
-    """Settings that training used to read the embeddings.
-
-    They assign each row to a split: training, validation or test.
-    """
+    """Settings for reading the training data, which assign each row to a split: training, validation or test."""
 
 
 class PriorConfig(Settings):

@@ -119,8 +119,8 @@ class Prior:
     ) -> torch.Tensor:
         """Draw one image embedding per caption: `[B, D]` float32 on the CPU.
 
-        The noise for a caption depends only on `seed` and on the caption's number. A list of captions can
-        therefore be split over several calls without changing the result; see `first`.
+        The noise for a caption depends only on `seed` and on the caption's number. A list of captions can therefore be
+        split over several calls without changing the result; see `first`.
 
         Args:
             prompts: captions to encode with the prior's CLIP model. Give either `prompts` or `text_embed`.

@@ -28,7 +28,7 @@ class Derived(Generic[T]):
         self._versions: list[tuple[int, int]] = []
 
     def get(self, weights: Sequence[torch.Tensor], compute: Callable[[], T]) -> T:
-        """Return the cached value. If there is none, or if any of `weights` has changed, compute it first."""
+        """Return the cached value. If there is none, or if any of `weights` has changed, call `compute` first."""
         versions = [_version(weight) for weight in weights]
         if self.value is None or versions != self._versions:
             self.value = None  # free the old value's memory before the new value is allocated

@@ -86,7 +86,7 @@ class FunctionVersion:
 
     @property
     def has_null_text(self) -> bool:
-        """True if learned vectors replace the pooled embeddings of dropped texts in addition to the token states."""
+        """True if learned vectors replace the pooled embeddings of dropped texts, not only their token states."""
         return self.release >= (1, 10, 4)
 
     @property

@@ -134,7 +134,7 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict x0, eps or v, `[N, D]`, for K draws of each of B encoded texts. The draws of a text are adjacent.
+        """Predict x0, eps or v, `[N, D]`, for K draws of each of B encoded texts. Draws of the same text are adjacent.
 
         Args:
             prefix: B texts, encoded by `prefix` of this network.
