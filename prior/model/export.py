@@ -32,8 +32,7 @@ def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[tor
     """Context manager that creates a `.npy` or `.safetensors` file with a float32 array `[rows, D]`.
 
     It yields a function that appends `[B, D]` embeddings. The file is moved to `path` only after all rows are written.
-    If
-    an exception is raised, no file is created or replaced.
+    If an exception is raised, no file is created or replaced.
 
     Raises:
         SettingsError: the path is not a local file that ends in `.npy` or `.safetensors`.

@@ -45,7 +45,7 @@ class Texts(Protocol):
 
 
 class Captions:
-    """In-memory captions, encoded with the prior's CLIP model."""
+    """Captions stored in memory and encoded with the prior's CLIP model."""
 
     def __init__(self, captions: Sequence[str]) -> None:
         self.count, self.notes = len(captions), list[str]()

@@ -90,7 +90,7 @@ def _estimates(
 def min_snr_weight(schedule: NoiseSchedule, prediction: str, timesteps: torch.Tensor) -> torch.Tensor:
     """Return float64 loss weights `[N]` for timesteps `[N]` (Hang et al. 2023, arXiv 2303.09556).
 
-    The squared error in x0 has weight min(SNR, gamma). The weights for eps and v are equivalent to it.
+    The squared error in x0 has weight min(SNR, gamma). Weights for eps and v give the same weighted squared error.
 
     Args:
         prediction: prediction target: `x0`, `eps` or `v`.
