@@ -1,1 +1,1 @@
-"""Commands that operate on a prior without reading a recipe."""
+"""Commands that take paths and options instead of a recipe."""

@@ -1,6 +1,6 @@
 """Prior configuration (`config.json`), construction of the network and normaliser, and checks of sampling settings.
 
-Only this module builds a network of a concrete class. Other modules use the interface in `network/interface.py`.
+Only this module uses a concrete network class. Other modules use the interface in `network/interface.py`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class TrainedOn(Settings):
     embeddings: str
     """Content fingerprint of the embeddings."""
     read: dict[str, Any]
-    """Read settings of the training, which assign each row to a split: training, validation or test."""
+    """Settings for reading the training data, which assign each row to a split: training, validation or test."""
 
 
 class PriorConfig(Settings):
-    """Content of `config.json`: everything needed to build the network and to find the prior's CLIP."""
+    """Content of `config.json`: everything needed to build the network and find the prior's CLIP model."""
 
     embed_dim: int = Field(ge=1)
     """Size of image embeddings."""
     text_dim: int | None = Field(default=None, ge=1)
-    """Size of text embeddings from a separate text encoder; null if it equals `embed_dim`."""
+    """Size of the text embeddings from a separate text encoder; null if the size equals `embed_dim`."""
     token_width: int | None = Field(ge=1)
     """Width of token states; null if the prior uses no token states."""
     network: NetworkSettings
@@ -46,9 +46,9 @@ class PriorConfig(Settings):
     diffusion: DiffusionSettings
     """Diffusion settings."""
     clip: dict[str, Any]
-    """Identity of the CLIP that produced the training embeddings; empty if unknown."""
+    """Identity of the CLIP model that produced the training embeddings; empty if unknown."""
     clip_settings: dict[str, Any]
-    """Settings that load the CLIP; empty if unknown."""
+    """Settings for loading the CLIP model; empty if unknown."""
     trained_on: TrainedOn | None = None
     """Rows that the prior was trained on; null if unknown, as for imported checkpoints."""
 
@@ -77,7 +77,7 @@ def build_network(config: PriorConfig) -> Network:
 
 
 def build_normaliser(config: PriorConfig) -> EmbeddingNormaliser:
-    """Build a normaliser. If it uses statistics, they start with mean 0 and the identity matrix as covariance."""
+    """Build a normaliser. Its statistics, if any, are initialised to a mean of 0 and an identity covariance."""
     return EmbeddingNormaliser(config.diffusion.normaliser, config.embed_dim, config.diffusion.embed_scale)
 
 

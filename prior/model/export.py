@@ -29,10 +29,10 @@ def check_output(path: Path) -> None:
 
 @contextlib.contextmanager
 def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[torch.Tensor], None]]:
-    """Context manager that creates a `.npy` or `.safetensors` file of `[rows, D]` float32.
+    """Context manager that creates a `.npy` or `.safetensors` file with a float32 array `[rows, D]`.
 
     It yields a function that appends `[B, D]` embeddings. The file is moved to `path` only after all rows are written.
-    After an exception, no new file exists.
+    If an exception is raised, no file is created or replaced.
 
     Raises:
         SettingsError: the path is not a local file that ends in `.npy` or `.safetensors`.
@@ -58,7 +58,10 @@ def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[tor
 
 
 def _safetensors_header(rows: int, embed_dim: int) -> bytes:
-    """Return the header of a safetensors file with one tensor: an 8-byte length, then JSON padded to 8 bytes."""
+    """Return the header of a safetensors file with one tensor.
+
+    The header is an 8-byte length, followed by JSON padded to a multiple of 8 bytes.
+    """
     tensor = {"dtype": "F32", "shape": [rows, embed_dim], "data_offsets": [0, 4 * rows * embed_dim]}
     described = json.dumps({TENSOR_NAME: tensor}).encode()
     described += b" " * (-len(described) % 8)

@@ -1,4 +1,4 @@
-"""Prior folder: functions that read and write its files.
+"""Functions that read and write the files of a prior folder.
 
 `config.json` and `model.safetensors` define the prior. `state/` contains the checkpoints from which training can be
 resumed. If training validated the prior, `best.safetensors` contains the averaged weights with the lowest validation
@@ -37,7 +37,7 @@ _NORMALISER = "normaliser."
 """Prefix of the normaliser's tensor names."""
 
 Create = Callable[[str], contextlib.AbstractContextManager[HashingFile]]
-"""Function that creates a file in the folder, given its name. The file is renamed into place once it is complete."""
+"""Function that creates a file with a given name in the prior folder. The complete file is renamed into place."""
 
 
 def save_prior(create: Create, config: PriorConfig, network: Network, normaliser: EmbeddingNormaliser) -> None:
@@ -58,7 +58,7 @@ def load_folder(path: str) -> Prior:
     """Load a prior onto the CPU from a local or remote folder.
 
     Raises:
-        InputError: the folder contains no prior, its training is unfinished, or a file is damaged.
+        InputError: the folder contains no prior, the training of the prior is unfinished, or a file is damaged.
     """
     store = Store(path)
     try:
@@ -115,17 +115,17 @@ class TrainState:
     average: dict[str, torch.Tensor]
     """Averaged weights (EMA)."""
     optimiser: dict[str, torch.Tensor]
-    """Optimiser state, keyed by weight name and state key."""
+    """Optimiser state, keyed by `<weight name>.<state key>`."""
     normaliser: dict[str, torch.Tensor]
-    """Statistics of the training rows; empty if the normaliser uses no statistics."""
+    """Normaliser statistics of the training rows; empty if the normaliser uses no statistics."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return all tensors, keyed by name. Each name is prefixed with the tensor's field, such as `network.`."""
+        """Return all tensors, keyed by name. Each name starts with the name of its field, such as `network.`."""
         return {f"{part}.{name}": value for part in _PARTS for name, value in getattr(self, part).items()}
 
     @staticmethod
     def from_tensors(step: int, tensors: Mapping[str, torch.Tensor]) -> TrainState:
-        """Restore a state from the result of the method `tensors`."""
+        """Create the state of a step from the tensors that the method `tensors` returned."""
         parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
@@ -140,7 +140,7 @@ _PARTS = ("network", "average", "optimiser", "normaliser")
 def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep: int) -> None:
     """Write a checkpoint atomically as one file, then remove all but the newest `keep` checkpoints.
 
-    Checkpoints of later steps do not count as newest. They belong to a discarded training run and are removed too.
+    Checkpoints of steps after `state.step` come from a discarded training run. They are removed too.
     """
     # use a single metadata key, because safetensors writes several keys in an order that varies between runs
     metadata = {"priorkit": json.dumps({"step": state.step, "settings": settings_fingerprint})}
@@ -154,10 +154,10 @@ def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep:
 
 
 def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
-    """Read the newest undamaged checkpoint with the given settings; return None if there is none.
+    """Read the newest undamaged checkpoint with the given settings fingerprint; return None if there is none.
 
     Raises:
-        InputError: at least one checkpoint is damaged, and no undamaged checkpoint has the given settings.
+        InputError: at least one checkpoint is damaged, and no undamaged checkpoint has the given fingerprint.
     """
     damage: InputError | None = None
     for step in reversed(_state_steps(store)):
@@ -165,7 +165,8 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
             with store.open(_state_name(step)) as file:
                 tensors, metadata = _read_tensors(file, store.path(_state_name(step)))
         except InputError as error:
-            damage = error  # raised only if no earlier checkpoint can be used: resuming from one repeats the same steps
+            # raised only if no earlier checkpoint is usable; resuming from an earlier one repeats the same steps
+            damage = error
             continue
         described = json.loads(metadata.get("priorkit", "{}"))
         if described.get("settings") == settings_fingerprint:
@@ -176,9 +177,9 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
 
 
 def newest_step(store: Store, settings_fingerprint: str) -> int | None:
-    """Return the step of the newest undamaged checkpoint with the given settings; None if there is none.
+    """Return the step of the newest undamaged checkpoint with the given settings fingerprint; None if there is none.
 
-    Only the headers of the files are read.
+    Only the headers of the checkpoint files are read.
     """
     for step in reversed(_state_steps(store)):
         if _described(store, _state_name(step)).get("settings") == settings_fingerprint:
@@ -187,7 +188,7 @@ def newest_step(store: Store, settings_fingerprint: str) -> int | None:
 
 
 def _described(store: Store, name: str) -> dict[str, Any]:
-    """Return the priorkit metadata in a weight file's header; empty if the file is damaged."""
+    """Return the priorkit metadata in the header of a safetensors file; empty if the file is missing or damaged."""
     start = bytearray(8)
     try:
         store.read_into(name, 0, memoryview(start))
@@ -211,14 +212,17 @@ def clear_states(store: Store) -> None:
 
 
 def save_best(store: Store, network: Network, step: int, loss: float, settings_fingerprint: str) -> None:
-    """Write the averaged weights of the step with the lowest validation loss so far."""
+    """Write the averaged weights in `network`, which have the lowest validation loss so far."""
     metadata = {"priorkit": json.dumps({"step": step, "validation_loss": loss, "settings": settings_fingerprint})}
     with store.create(BEST_NAME) as file:
         file.write(safetensors.torch.save(_to_cpu(network.state_dict()), metadata))
 
 
 def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor] | None:
-    """Read the averaged weights with the lowest validation loss; None if none were saved with the given settings."""
+    """Read the averaged weights with the lowest validation loss.
+
+    Return None if no such weights were saved with the given settings fingerprint.
+    """
     try:
         with store.open(BEST_NAME) as file:
             tensors, metadata = _read_tensors(file, store.path(BEST_NAME))
@@ -228,7 +232,7 @@ def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, network: Network) -> dict[str, torch.Tensor]:
-    """Return the optimiser's state, keyed by weight name and state key."""
+    """Return the optimiser's state, keyed by `<weight name>.<state key>`."""
     return {
         f"{name}.{key}": value
         for name, parameter in network.named_parameters()

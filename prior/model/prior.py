@@ -1,4 +1,4 @@
-"""Trained prior, which combines a network, diffusion settings and a CLIP to sample image embeddings."""
+"""Trained prior, which combines a network, diffusion settings and a CLIP model to sample image embeddings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .text_encoder import find_text_encoder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Dtypes for large matrix products, by name."""
 SAMPLE_BATCH = 64
-"""Maximum number of captions sampled at once. It keeps memory use independent of the total number of captions."""
+"""Maximum number of captions per batch, so that memory use does not grow with the total number of captions."""
 
 
 class Prior:
@@ -58,6 +58,9 @@ class Prior:
             device: torch device; None keeps the current device.
             dtype: `float32` or `bfloat16`; None keeps the current dtype.
 
+        Returns:
+            This prior.
+
         Raises:
             SettingsError: the dtype is unknown, or the device is unknown or not available.
         """
@@ -75,11 +78,11 @@ class Prior:
 
     @functools.cached_property
     def text_encoder(self) -> Any:
-        """Text encoder of the CLIP that this prior was trained with.
+        """Text encoder of the CLIP model that this prior was trained with.
 
         Raises:
-            InputError: the prior does not name its CLIP, or the CLIP cannot be loaded, has different weights, or
-                produces text embeddings of another size.
+            InputError: the prior does not name its CLIP model, or the CLIP model cannot be loaded, has weights that the
+                prior was not trained with, or produces text embeddings of the wrong size.
         """
         if not self.config.clip_settings:
             raise InputError(
@@ -116,23 +119,24 @@ class Prior:
     ) -> torch.Tensor:
         """Draw one image embedding per caption: `[B, D]` float32 on the CPU.
 
-        The noise for a caption depends only on `seed` and on the caption's number. Captions can therefore be sampled
-        in several calls.
+        The noise for a caption depends only on `seed` and on the caption's number. A list of captions can therefore be
+        split over several calls without changing the result; see `first`.
 
         Args:
-            prompts: captions, which the prior's own CLIP encodes. Give either `prompts` or `text_embed`.
+            prompts: captions to encode with the prior's CLIP model. Give either `prompts` or `text_embed`.
             text_embed: `[B, D]` text embeddings, with any norm.
             token_states: `[B, T, W]` token states, padded with rows of zeros; needed if the prior uses token states.
             num_candidates: number of draws per caption. The draw with the highest cosine similarity to the text is
                 returned.
-            guidance_scale: 1 follows the text as in training; larger values exaggerate its influence.
+            guidance_scale: 1 uses the text as in training; larger values amplify its effect.
             guidance: `text`, or `dalle2` for DALLE2-pytorch's variant, which also scales the norm of the samples.
-            steps: number of network evaluations, except that `dalle2-ddim` makes `steps` - 1 evaluations.
+            steps: number of network evaluations per draw. For priors that reproduce DALLE2-pytorch 1.10.3 or later,
+                `dalle2-ddim` makes one evaluation fewer.
             sampler: `ddpm`, `ddim`, `dpmsolver++` or `dalle2-ddim`.
             seed: noise seed.
-            first: number of the first caption in this call. If captions are sampled in several calls, give the number
-                of captions that earlier calls sampled.
-            generator: random generator that supplies the noise. If it is given, `seed` has no effect.
+            first: number of the first caption in this call, counted from 0. If captions are sampled in several calls,
+                pass the number of captions that earlier calls sampled.
+            generator: random generator that supplies the noise. If given, `seed` is ignored.
             noise: tensors `[B * num_candidates, D]` to use instead of random noise, with the candidates of a caption
                 adjacent. The first tensor is the initial noise. Each step that adds noise takes another tensor. `ddpm`
                 takes a tensor at every step, even at the last step, where the noise is multiplied by 0.
@@ -221,7 +225,7 @@ class Prior:
         return embeds.view(batch, draws, dim).cpu()
 
     def _follow_weights(self) -> None:
-        """Discard cached values that were computed from weights that have since changed."""
+        """Discard all values cached from the weights if the sum of any weight has changed since the last call."""
         sums = weight_sums(self.network)
         if sums != self._sums:
             self._sums = sums
@@ -243,7 +247,9 @@ class Prior:
         raise SettingsError("noise ended before the sampler did; it takes one tensor, and one for each noisy step")
 
     def condition(self, text_embed: torch.Tensor, token_states: torch.Tensor | None) -> Condition:
-        """Return the text input of the network: normalised text embeddings and token states, on the prior's device.
+        """Return the network's text input: normalised text embeddings and token states, on the prior's device.
+
+        The token states are None if the prior uses none.
 
         Raises:
             SettingsError: a shape does not fit this prior, or token states are missing.
@@ -267,7 +273,10 @@ class Prior:
         return Condition(text, token_states.float().to(self.device))
 
     def encode_text(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Encode captions as text embeddings `[B, D]` and, if the prior uses them, token states `[B, T, W]`."""
+        """Encode captions as text embeddings `[B, D]` and token states `[B, T, W]`.
+
+        The token states are None if the prior uses none.
+        """
         uses_tokens = self.network.takes_token_states
         text = self.text_encoder.encode_texts(prompts, token_states=uses_tokens)
         if not uses_tokens:
@@ -301,9 +310,12 @@ def _as_tensor(value: torch.Tensor | npt.NDArray[Any] | None) -> torch.Tensor | 
 
 
 def nearest_to_text(draws: torch.Tensor, text_embed: torch.Tensor) -> torch.Tensor:
-    """Return, for each text `[B, D]`, the draw in `[B, K, D]` with the highest cosine similarity to it: `[B, D]`.
+    """Select one of the K draws `[B, K, D]` of each text: the draw with the highest cosine similarity to the text.
 
-    If text and image embeddings have different sizes, return the first draw.
+    If text and image embeddings have different sizes, select the first draw.
+
+    Returns:
+        The selected draws, `[B, D]`.
     """
     if draws.shape[1] == 1 or draws.shape[-1] != text_embed.shape[-1]:
         return draws[:, 0]

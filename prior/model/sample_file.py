@@ -17,7 +17,7 @@ from .prior import SAMPLE_BATCH, Prior
 from .texts import Texts
 
 _SHOWN = 20
-"""Number of captions whose cosine similarities the summary lists."""
+"""Maximum number of texts that the summary lists with their cosine similarities."""
 
 
 @dataclass
@@ -27,11 +27,14 @@ class Sampled:
     shape: tuple[int, int]
     """Shape of the file's array, `[rows, D]`."""
     mean_cosine_to_text: float | None = None
-    """Mean cosine similarity between samples and texts; None without texts, or if text and image sizes differ."""
+    """Mean cosine similarity between samples and their texts.
+
+    None if there are no texts, or if text and image embeddings have different sizes.
+    """
     labels: list[str] = field(default_factory=list)
-    """Labels of the first texts, up to 20: captions or row numbers."""
+    """Captions or row numbers of up to 20 texts, starting with the first; empty if `mean_cosine_to_text` is None."""
     cosine_to_text: list[float] = field(default_factory=list)
-    """Cosine similarity between the sample and its text, for each entry of `labels`."""
+    """Cosine similarity between a text and its sample, for each text in `labels`."""
     notes: list[str] = field(default_factory=list)
     """Notes to the user about the texts, one sentence each."""
 
@@ -42,7 +45,7 @@ class Sampled:
 
 @contextlib.contextmanager
 def _nothing_written(output: Path) -> Iterator[None]:
-    """Context manager that replaces KeyboardInterrupt with an error saying that nothing was written."""
+    """Context manager that turns KeyboardInterrupt into an error that says that `output` was not written."""
     try:
         yield
     except KeyboardInterrupt:
@@ -58,9 +61,9 @@ def sample_to_file(
 
     Args:
         prior: prior to sample from.
-        texts: texts to sample for.
+        texts: source of the texts.
         output: path of the file, which must end in `.npy` or `.safetensors`.
-        progress: called with the number of sampled texts and the total.
+        progress: called with the number of texts sampled so far and the total number of texts.
         settings: keyword arguments of `Prior.sample`.
     """
     prior.sample([], **settings)  # check the settings before doing any work

@@ -1,10 +1,10 @@
-"""Type of the settings that select a set of weights."""
+"""Type of settings that select one of a prior's sets of weights."""
 
 from typing import Literal
 
 WeightsName = Literal["ema", "online", "best"]
 """Name of a set of weights.
 
-`ema` is the averaged weights, `online` is the weights that the optimiser updates, and `best` is the averaged weights
+`ema` selects the averaged weights, `online` the weights that the optimiser updates, and `best` the averaged weights
 with the lowest validation loss.
 """

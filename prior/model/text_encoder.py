@@ -1,4 +1,4 @@
-"""CLIP of a prior: loading it, checking its weights, and comparing it with the CLIP of an embedding folder."""
+"""Functions that load a prior's CLIP model, or compare it with the CLIP model of an embedding folder."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _BATCH_SIZE = 64
 def find_text_encoder(
     location: Mapping[str, Any], identity: Mapping[str, Any], made: str, device: DeviceSettings
 ) -> ClipEncoder:
-    """Load a CLIP without its image tower, and check its weights.
+    """Load a CLIP model without its image tower, and check that the model has the expected identity.
 
     Args:
-        location: settings that load the CLIP, from `clip_location`.
-        identity: expected identity; empty if unknown.
-        made: end of the error message "... than the one ...", such as "this prior was trained with".
+        location: settings for loading the CLIP model, from `clip_location`.
+        identity: expected identity; empty if unknown, which skips the check.
+        made: words that complete the error message "... than the one ...", such as "this prior was trained with".
         device: settings for the device and the number of threads.
 
     Raises:
-        InputError: the CLIP cannot be loaded, or differs from `identity`, for example in its weights.
+        InputError: the CLIP model cannot be loaded, or differs from `identity`, for example in its weights.
     """
     from ...pipeline.clip.encoder import load_text_encoder
 
@@ -57,10 +57,10 @@ def find_text_encoder(
 
 
 def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
-    """Compare a prior's CLIP with the CLIP that embedded the texts in a folder, without loading either CLIP.
+    """Compare a prior's CLIP model with the CLIP model of an embedding folder, without loading either model.
 
-    If the prior was trained on embeddings with the same content fingerprint, the CLIPs are the same. Otherwise
-    `compare_clips` decides.
+    If the prior was trained on embeddings with the folder's content fingerprint, the result is "same". Otherwise, the
+    result is that of `compare_clips`.
     """
     if config.trained_on is not None and config.trained_on.embeddings == dataset.content_fingerprint:
         return "same"
@@ -70,6 +70,6 @@ def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
 
 
 def clip_named(location: Mapping[str, Any]) -> str:
-    """Return the name of a CLIP for messages; empty if unknown."""
+    """Return a CLIP model's name for use in messages, or an empty string if the name is unknown."""
     model, pretrained = location.get("model"), location.get("pretrained")
     return f"{model} ({pretrained})" if model and pretrained else str(model or "")

@@ -38,14 +38,14 @@ class Texts(Protocol):
 
     @property
     def notes(self) -> list[str]:
-        """Notes to the user, one sentence each. The list is complete once all batches are read."""
+        """Notes to the user, one sentence each. The list is complete after the last batch has been read."""
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
         """Yield all texts in order, in batches of at most `size`."""
 
 
 class Captions:
-    """Captions in memory, which the prior's CLIP encodes."""
+    """Captions stored in memory and encoded with the prior's CLIP model."""
 
     def __init__(self, captions: Sequence[str]) -> None:
         self.count, self.notes = len(captions), list[str]()
@@ -57,7 +57,7 @@ class Captions:
 
 
 class CaptionFile:
-    """Text file with one caption per line. Empty lines count as captions.
+    """Text file with one caption per line, encoded with the prior's CLIP model. Empty lines count as captions.
 
     Raises:
         InputError: the file does not exist or is not UTF-8 text, or its number of lines changes while it is read.
@@ -129,8 +129,7 @@ class StoredArray:
         """Yield all texts in order; see `Texts.batches`.
 
         Raises:
-            InputError: the prior needs embeddings of another size, the prior needs token states, or a value is not
-                finite.
+            InputError: the prior needs embeddings of a different size or needs token states, or a value is not finite.
         """
         _require_size(self._path, self._array.shape[1], prior)
         if prior.token_states_used:
@@ -163,7 +162,8 @@ class StoredEmbeddings:
         """Yield all texts in order; see `Texts.batches`.
 
         Raises:
-            InputError: another CLIP embedded the texts, or the prior needs embeddings of another size.
+            InputError: the texts were embedded with a CLIP model other than the prior's, or the prior needs embeddings
+                of a different size.
         """
         _require_size(self._dataset.store.url, self._dataset.embed_dim, prior)
         url, name = self._dataset.store.url, clip_named(prior.config.clip_settings)
@@ -187,7 +187,7 @@ class StoredEmbeddings:
         return [*self._clip_notes, *self._dataset.notes]
 
     def _labels(self, rows: np.ndarray) -> list[str]:
-        """Return the caption of each row, or its row number if it has no caption."""
+        """Return the caption of each row, or a label with the row number if the row has no caption."""
         try:
             captions = self._dataset.metadata(rows, ["caption"]).column("caption").to_pylist()
         except InputError:
@@ -196,7 +196,7 @@ class StoredEmbeddings:
 
 
 def stored_texts(url: str) -> Texts:
-    """Open stored text embeddings from a `.npy` file or a folder of embedding shards."""
+    """Open stored text embeddings: a `.npy` file, or a folder of embedding shards."""
     return StoredArray(url) if url.endswith(".npy") else StoredEmbeddings(url)
 
 

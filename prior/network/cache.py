@@ -15,7 +15,7 @@ from .positions import Positions
 
 
 class KeysValues(NamedTuple):
-    """Attention keys and values for consecutive positions in one layer, shared by all heads."""
+    """One layer's attention keys and values for consecutive positions, shared by all query heads."""
 
     keys: torch.Tensor
     """Keys `[B, P, A]` after rotary embedding. They are L2-normalised if the layer uses cosine attention."""
@@ -23,11 +23,14 @@ class KeysValues(NamedTuple):
     """Values `[B, P, A]`."""
 
     def append(self, other: KeysValues) -> KeysValues:
-        """Append the positions in `other`. If only `self` has a single row, repeat it to match the rows of `other`."""
+        """Return the positions of `self` followed by those of `other`.
+
+        If only `self` has a single row, that row is repeated to match the rows of `other`.
+        """
         return KeysValues(_join(self.keys, other.keys), _join(self.values, other.values))
 
     def repeat_for(self, draws: DrawnTexts) -> KeysValues:
-        """Repeat each text prefix once for each draw that attends to it: `[texts, P, A]` -> `[B * K, P, A]`."""
+        """Return, for each draw, the keys and values of its text: `[prefixes, P, A]` -> `[B * K, P, A]`."""
         return KeysValues(_repeat(self.keys, draws), _repeat(self.values, draws))
 
 
@@ -38,7 +41,7 @@ def _join(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 
 def _repeat(prefixes: torch.Tensor, draws: DrawnTexts) -> torch.Tensor:
-    # expand and cat sum gradients in a fixed order; indexing would not
+    # the gradients of expand and cat are summed in a fixed order; those of indexing are not
     separate = prefixes[: draws.texts, None].expand(-1, draws.draws, -1, -1).flatten(0, 1)  # (texts * K, P, A)
     if draws.texts == draws.rows:
         return separate
@@ -53,7 +56,10 @@ class PrefixCache:
     layers: list[KeysValues]
     """Keys and values, one entry per layer."""
     positions: dict[tuple[int, int, int], Positions] = field(default_factory=dict)
-    """Positions of suffix tokens, keyed by the suffix lengths. Later sampling steps reuse these positions."""
+    """Position encodings of suffix tokens, reused in later sampling steps.
+
+    The dictionary keys are `(shared, draws, tokens)`, as passed to `PositionEncoding.forward`.
+    """
 
     @property
     def texts(self) -> int:
@@ -66,14 +72,17 @@ class PrefixCache:
         return self.layers[0].keys.shape[1] - 1
 
     def take(self, indices: torch.Tensor) -> PrefixCache:
-        """Return a cache with the texts at the given indices. An index may occur several times."""
+        """Return a cache with the texts at the given indices. An index may be repeated."""
         return PrefixCache([KeysValues(keys[indices], values[indices]) for keys, values in self.layers])
 
     def expand(self, texts: int) -> PrefixCache:
-        """Return a cache that repeats this cache's only text `texts` times, without copying data."""
+        """Return a cache in which this cache's single text is repeated `texts` times, without copying data."""
         return PrefixCache([KeysValues(*(part.expand(texts, -1, -1) for part in layer)) for layer in self.layers])
 
     def stacked_with(self, other: PrefixCache) -> PrefixCache:
-        """Return a cache with the texts of both caches. Both must have the same number of positions."""
+        """Return a cache with the texts of this cache followed by those of `other`.
+
+        Both caches must have the same number of positions.
+        """
         pairs = zip(self.layers, other.layers, strict=True)
         return PrefixCache([KeysValues(torch.cat([a.keys, b.keys]), torch.cat([a.values, b.values])) for a, b in pairs])

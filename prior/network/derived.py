@@ -28,7 +28,7 @@ class Derived(Generic[T]):
         self._versions: list[tuple[int, int]] = []
 
     def get(self, weights: Sequence[torch.Tensor], compute: Callable[[], T]) -> T:
-        """Return the cached value, or call `compute` on the first use and after any of `weights` has changed."""
+        """Return the cached value. If there is none, or if any of `weights` has changed, call `compute` first."""
         versions = [_version(weight) for weight in weights]
         if self.value is None or versions != self._versions:
             self.value = None  # free the old value's memory before the new value is allocated
@@ -46,7 +46,7 @@ class Derived(Generic[T]):
 
 
 def _version(weight: torch.Tensor) -> tuple[int, int]:
-    """Return a weight's address and version counter."""
+    """Return a weight's memory address and version counter. Inference tensors have no counter; 0 stands in for it."""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 

@@ -1,8 +1,8 @@
-"""Differences between DALLE2-pytorch releases in the function that a prior computes from its weights.
+"""Differences in the prior's computation between DALLE2-pytorch releases.
 
-The differences were derived from the source of every release, and golden files in `tests/parity` check them. A
-checkpoint must be run with the function of the release that wrote it. Under another release, the same weights may give
-different embeddings.
+Different releases may compute different embeddings from the same weights. A checkpoint must therefore be run with the
+computation of the release that wrote it. The differences were derived from the source of every release, and are checked
+against golden files in `tests/parity`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ OLDEST = (0, 23, 3)
 NEWEST = (1, 15, 6)
 """Newest supported DALLE2-pytorch release."""
 LATEST_FUNCTION = "1.15.6"
-"""DALLE2-pytorch release whose function new priors compute."""
+"""DALLE2-pytorch release that new priors reproduce."""
 
 DOT_PRODUCT_BIAS = 128.0
 """Factor applied to the position bias for releases before 1.4.3.
 
 Before the softmax, these releases divided the logits by 128, added the bias, and multiplied the sum by 128.
+Only the bias is scaled as a result.
 """
 
 
 @dataclass(frozen=True)
 class FunctionVersion:
-    """DALLE2-pytorch release, with properties that describe the function its priors compute."""
+    """DALLE2-pytorch release, with properties that describe how its prior computes embeddings."""
 
     release: tuple[int, ...]
-    """Major, minor and patch number."""
+    """Major, minor and patch numbers."""
 
     @classmethod
     def parse(cls, text: str) -> FunctionVersion:
@@ -56,7 +57,7 @@ class FunctionVersion:
 
     @property
     def cosine_attention(self) -> bool:
-        """True if attention logits are 16 times the cosine similarity; False if they are the scaled dot product."""
+        """True if attention logits are cosine similarities times 16; False if they are scaled dot products."""
         return self.release >= (1, 4, 3)
 
     @property
@@ -85,7 +86,7 @@ class FunctionVersion:
 
     @property
     def has_null_text(self) -> bool:
-        """True if a learned vector also replaces the pooled text embedding when the text is dropped."""
+        """True if learned vectors replace the pooled embeddings of dropped texts, not only their token states."""
         return self.release >= (1, 10, 4)
 
     @property
@@ -95,7 +96,7 @@ class FunctionVersion:
 
     @property
     def ddim_noise_sign(self) -> float:
-        """Sign that DDIM gives the noise computed from an x0 estimate; negative before release 0.25.2."""
+        """Sign of the noise that DDIM computes from an x0 estimate: 1, or -1 before release 0.25.2."""
         return 1.0 if self.release >= (0, 25, 2) else -1.0
 
     @property
@@ -104,7 +105,7 @@ class FunctionVersion:
         return self.release >= (1, 10, 3)
 
     def ddim_noise_follows_clamp(self, prediction: str) -> bool:
-        """Return whether DDIM computes the noise from the clamped x0 estimate, not from the unclamped x0 or eps.
+        """Return True if DDIM computes the noise from the clamped x0 estimate, False if from the unclamped prediction.
 
         Args:
             prediction: prediction target of the network: `x0`, `eps` or `v`.

@@ -1,4 +1,4 @@
-"""Network interface, through which objectives, samplers and priors use any network.
+"""Interface between networks and the code that uses them: objectives, samplers and priors.
 
 A network encodes each text once (`prefix`), then predicts from noisy image embeddings as often as needed (`suffix`). To
 add a network architecture, subclass `Network` and construct the subclass in `model/config.py`. Objectives, samplers and
@@ -20,10 +20,10 @@ from .linear import Linear
 
 @dataclass(frozen=True)
 class Condition:
-    """CLIP text embeddings of B captions that a prediction is conditioned on."""
+    """Text condition of a prediction: CLIP text embeddings and, if used, token states of B captions."""
 
     text_embed: torch.Tensor
-    """Pooled text embeddings `[B, D]`, L2-normalised when passed to a network."""
+    """Pooled text embeddings `[B, D]`. Networks expect L2-normalised embeddings."""
     token_states: torch.Tensor | None
     """Text encoder states per token, `[B, T, W]`, padded with zeros; None if the network uses no token states."""
 
@@ -45,7 +45,7 @@ class DrawnTexts:
     draws: int
     """Number of draws per row, K."""
     texts: int
-    """Number of rows with a prefix of their own."""
+    """Number of rows that have their own prefix."""
 
     def indices(self, device: torch.device) -> torch.Tensor:
         """Return the prefix index of each draw, `[B * K]` int64."""
@@ -53,7 +53,7 @@ class DrawnTexts:
 
 
 P = TypeVar("P")
-"""Type of prefix that a network uses."""
+"""Concrete type of a network's prefixes."""
 
 
 class Prefix(Protocol):
@@ -64,13 +64,16 @@ class Prefix(Protocol):
         """Number of texts."""
 
     def take(self: P, indices: torch.Tensor) -> P:
-        """Return a prefix with the texts at the given indices. An index may occur several times."""
+        """Return a prefix with the texts at the given indices. An index may be repeated."""
 
     def expand(self: P, texts: int) -> P:
-        """Return a prefix that repeats this prefix's only text `texts` times."""
+        """Return a prefix in which this prefix's single text is repeated `texts` times."""
 
     def stacked_with(self: P, other: P) -> P:
-        """Return a prefix with the texts of both prefixes. Both must have the same number of tokens."""
+        """Return a prefix with the texts of this prefix followed by those of `other`.
+
+        Both prefixes must have the same number of tokens.
+        """
 
 
 class Network(nn.Module, abc.ABC):
@@ -85,11 +88,11 @@ class Network(nn.Module, abc.ABC):
     max_text_len: int
     """Maximum number of token states per caption, T."""
     takes_token_states: bool
-    """True if callers must pass token states."""
+    """True if callers of `prefix` must pass token states."""
     takes_self_cond: bool
     """True if the network uses an earlier x0 estimate as input (Chen et al. 2022, arXiv 2208.04202)."""
     has_null_text: bool
-    """True if all dropped texts have the same prefix, whatever their content."""
+    """True if all dropped texts have the same prefix, regardless of their content."""
     function: FunctionVersion = FunctionVersion.parse(LATEST_FUNCTION)
     """DALLE2-pytorch release that the `dalle2-ddim` sampler reproduces for this network."""
     checkpoint_activations: bool = False
@@ -115,10 +118,10 @@ class Network(nn.Module, abc.ABC):
             text_embed: pooled text embeddings `[B, text_dim]`.
             token_states: `[B, T', W]`, padded with rows of zeros. States after the first `max_text_len` are ignored.
                 None if the network takes no token states.
-            drop_text: `[B]` bool. Learned vectors replace the texts where it is True. None drops no text.
+            drop_text: `[B]` bool; True for texts to replace with learned vectors. None drops no text.
 
         Raises:
-            ValueError: token states are missing, or the network cannot drop texts.
+            ValueError: the network takes token states and `token_states` is None, or the network cannot drop texts.
         """
 
     @abc.abstractmethod
@@ -131,13 +134,13 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict x0, eps or v, `[N, D]`, for K draws of each of B encoded texts. The draws of a text are adjacent.
+        """Predict x0, eps or v, `[N, D]`, for K draws of each of B encoded texts. Draws of the same text are adjacent.
 
         Args:
             prefix: B texts, encoded by `prefix` of this network.
             noisy_image_embed: noisy image embeddings `[N, D]`, where N = B * K.
-            timesteps: `[N]` int64. If all draws of a text share a timestep, pass `[B]` instead, which is faster.
-            drop_image: `[N]` bool. A learned vector replaces the noisy images where it is True. None drops no image.
+            timesteps: `[N]` int64. If all draws of each text share one timestep, pass `[B]` instead, which is faster.
+            drop_image: `[N]` bool; True for noisy images to replace with a learned vector. None drops no image.
             self_cond: `[N, D]` earlier estimates of x0. None means zeros.
         """
 
@@ -153,7 +156,7 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict x0, eps or v, `[N, D]`, for training, where the draws of a text have different timesteps.
+        """Predict x0, eps or v, `[N, D]`, in training. Draws of the same text may have different timesteps.
 
         Args:
             text_embed, token_states, drop_text: passed to `prefix`.

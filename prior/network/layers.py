@@ -1,4 +1,4 @@
-"""Layers of the prior network, and functions that run the layers: for training, or with a cache for sampling.
+"""Layers of the prior network, and functions that run these layers in training or, with a cache, in sampling.
 
 Dimensions: B texts, L tokens per text (all draws of the text concatenated), P cached positions, C stream width,
 H heads, A head width, M tokens in all blocks of a training step.
@@ -25,21 +25,21 @@ _COSINE_SCALE = 16.0
 
 
 class Blocks(NamedTuple):
-    """Token blocks of one training step: learned padding (if it precedes the texts), texts, and draws.
+    """Token blocks of one training step: learned padding (only if all texts share it), texts, and draws.
 
     All blocks are joined into one sequence `[1, M, ...]`, so that each linear layer computes a single matrix product
     and a single weight gradient.
     """
 
     shapes: list[tuple[int, int]]
-    """Number of rows and of tokens per row in each block: `(1, padding)`, `(texts, L)`, `(draws, L)`."""
+    """Rows and tokens per row in each block: `(1, padding)`, `(texts, L)`, `(draws, L)`."""
     positions: list[Positions]
     """Attention bias and rotary embedding of each block."""
     draws: DrawnTexts
     """Assignment of text prefixes to draws."""
 
     def rotation(self) -> torch.Tensor | None:
-        """Return the rotary embedding of all joined tokens, `[M, 1, rotated / 2]`, or None if the network has none."""
+        """Return the rotary embedding of all joined tokens, `[M, 1, rotated / 2]`, or None if the network uses none."""
         rotations = []
         for (rows, _), (_, rotation) in zip(self.shapes, self.positions, strict=True):
             if rotation is None:
@@ -62,7 +62,7 @@ class LayerNorm(nn.Module):
     """Layer norm with a gain and no bias, computed in float64 for float64 inputs and in float32 otherwise.
 
     With `stable`, the input is first divided by its maximum coordinate, as in DALLE2-pytorch's final norm. The maximum
-    is not taken of absolute values, so all signs flip if every coordinate is negative.
+    is not of absolute values. If all coordinates are negative, so is the maximum, and the division flips all signs.
     """
 
     def __init__(self, width: int, stable: bool = False) -> None:
@@ -79,7 +79,10 @@ class LayerNorm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Layer norm and SwiGLU (Shazeer 2020, arXiv 2002.05202). `normformer` (arXiv 2110.09456) adds an inner norm."""
+    """Feed-forward layer: layer norm and SwiGLU (Shazeer 2020, arXiv 2002.05202).
+
+    `normformer` adds a second norm before the output projection (arXiv 2110.09456).
+    """
 
     def __init__(self, width: int, mult: float, dropout: float, normformer: bool) -> None:
         super().__init__()
@@ -117,12 +120,14 @@ class Attention(nn.Module):
     def forward(
         self, stream: torch.Tensor, blocks: Blocks, rotation: torch.Tensor | None, draws_only: bool
     ) -> torch.Tensor:
-        """Attend within a training step. Texts follow the padding, if any; each draw follows the padding and its text.
+        """Compute attention for one training step.
+
+        Texts also attend to the padding, if any. Draws also attend to the padding and to their text.
 
         Args:
             stream: token stream `[1, M, C]`, with all blocks joined.
             rotation: result of `Blocks.rotation`, computed once for all layers.
-            draws_only: return only the output of the draws.
+            draws_only: return only the output for the draws.
 
         Returns:
             The output that the caller adds to the stream: `[1, M, C]`, or `[draws, L, C]` if `draws_only` is true.
@@ -146,15 +151,15 @@ class Attention(nn.Module):
     def forward_cached(
         self, stream: torch.Tensor, positions: Positions, before: KeysValues | None
     ) -> tuple[torch.Tensor, KeysValues]:
-        """Attend to the cached positions and to the new tokens in `stream`.
+        """Compute attention for the new tokens in `stream`, which follow the cached positions.
 
         Args:
             stream: token stream `[B, L, C]`.
-            before: keys and values of the cached positions, for B texts or for one text that all rows share. None at
-                the start of the sequence.
+            before: keys and values of the cached positions, for B texts or for one text that all rows share. None if
+                `stream` starts the sequence.
 
         Returns:
-            The output `[B, L, C]` that the caller adds to the stream, and the keys and values up to the last token.
+            The output `[B, L, C]` that the caller adds to the stream, and the keys and values of all positions so far.
         """
         query, known = self._query_and_known(stream, positions, before)
         return self.out_norm(self.to_stream(self._attend(query, known, positions.bias))), known
@@ -176,9 +181,8 @@ class Attention(nn.Module):
         query_key = exact[..., :-1, :]  # the key is processed like an additional query head
         if rotation is not None:
             pairs = query_key[..., : 2 * rotation.shape[-1]].unflatten(-1, (-1, 2))
-            torch.view_as_complex(pairs).mul_(
-                rotation
-            )  # in place is safe: only the values are read from qkv afterwards
+            # in place is safe: only the values are read from qkv afterwards
+            torch.view_as_complex(pairs).mul_(rotation)
         query_key = self._direction(query_key)
         query, key = query_key[..., :-1, :].to(qkv.dtype), query_key[..., -1, :].to(qkv.dtype)
         return query, KeysValues(key, qkv[..., -1, :])
@@ -192,17 +196,17 @@ class Attention(nn.Module):
         return KeysValues(self._direction(key).expand(rows), value.expand(rows))
 
     def _attend(self, query: torch.Tensor, known: KeysValues, bias: torch.Tensor) -> torch.Tensor:
-        """Attend with queries `[B, L, H, A]` to keys and values `known`; return `[B, L, H * A]`.
+        """Return the attention output `[B, L, H * A]` for queries `[B, L, H, A]` and the keys and values in `known`.
 
-        The queries of all tokens and heads of a text form a single head with L * H queries, so keys and values need not
-        be repeated for each head or draw. `bias` masks the positions that a query must not attend to.
+        For each text, the queries of all tokens and heads form a single head with L * H queries. Keys and values
+        therefore need not be repeated for each head or draw. `bias` masks positions that a query must not attend to.
         """
         batch, length, heads, width = query.shape
         dropout = self.dropout if self.training else 0.0
         query = query.reshape(batch, length * heads, width)
         if query.is_cpu and bias.requires_grad:
-            # the same steps as torch's fallback for a bias with a gradient, without its slow search for fully masked
-            # rows; autocast is off so that the logits keep full precision
+            # the same computation as torch's fallback for a bias that requires a gradient, but without the fallback's
+            # slow search for fully masked rows; autocast is off so that the logits keep full precision
             with torch.autocast("cpu", enabled=False):
                 exact, keys = query.to(bias.dtype), known.keys.to(bias.dtype)
                 weights = torch.baddbmm(bias, exact, keys.transpose(1, 2), alpha=self.logit_scale).softmax(dim=-1)
@@ -220,7 +224,7 @@ Layer = tuple[Attention, FeedForward]
 
 
 def run_training(stream: torch.Tensor, blocks: Blocks, layers: Sequence[Layer], *, checkpointed: bool) -> torch.Tensor:
-    """Run all layers for training.
+    """Run all layers in a training step.
 
     Args:
         stream: token stream `[1, M, C]`, with all blocks joined.
@@ -263,11 +267,11 @@ def run_cached(stream: torch.Tensor, positions: Positions, cache: PrefixCache, l
 def fill_cache(
     stream: torch.Tensor, positions: Positions, cache: PrefixCache | None, layers: Sequence[Layer]
 ) -> PrefixCache:
-    """Run the layers on tokens `[B, L, C]` and return the cache of all positions so far.
+    """Run the layers on tokens `[B, L, C]`, and return a cache of these tokens and of all positions before them.
 
     Args:
-        cache: cache of the positions before the tokens, for B texts or for one text that all rows share. None at the
-            start of the sequence.
+        cache: cache of the positions before the tokens, for B texts or for one text that all rows share. None if the
+            tokens start the sequence.
     """
     filled = []
     for number, (attention, feed_forward) in enumerate(layers):

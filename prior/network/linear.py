@@ -12,13 +12,16 @@ from ...pipeline.compute.onednn import pack, packed_product, packing_available
 from .derived import Derived
 
 _PACKED_ROWS = 64
-"""Number of input rows that the packed layout is tuned for. Among 1, 12 and 64, 64 was fastest for 1 to 1,028 rows."""
+"""Number of input rows that the packed layout is tuned for.
+
+Of the settings 1, 12 and 64, 64 gave the fastest products of 1 to 1,028 rows.
+"""
 
 
 class _Product(torch.autograd.Function):
     """Product `x W^T` for x `[N, in]`, and its gradients, computed by oneDNN in float32 on the CPU.
 
-    For 1,000 rows, it takes 0.85 times as long as torch's MKL product. For 100 rows, it takes half as long.
+    For 1,000 rows, this product takes 0.85 times as long as torch's MKL product; for 100 rows, half as long.
     """
 
     @staticmethod
@@ -41,12 +44,12 @@ def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 class Linear(nn.Linear):
-    """Linear layer without bias. For CPU inference it packs its weight into oneDNN's layout.
+    """Linear layer without bias, which packs its weight into oneDNN's layout for inference on the CPU.
 
     A sampling step multiplies only about a dozen rows by all weights of the network, so reading the weights takes most
-    of the time. Packed weights are read two to four times as fast. After a weight change that torch's version counter
-    records, the next product packs the weight again. After other changes, such as writes to `.data`, call
-    `clear_derived`.
+    of the time. Packed weights are read two to four times as fast as unpacked ones. If torch's version counter shows
+    that the weight has changed, the next product packs the weight again. After changes that the counter misses, such
+    as writes to `.data`, call `clear_derived`.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -54,7 +57,10 @@ class Linear(nn.Linear):
         self._packed = Derived[torch.Tensor]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map x `[..., in]` of any float dtype to `[..., out]` in the dtype of the weight or of autocast."""
+        """Map x `[..., in]` of any float dtype to `[..., out]`.
+
+        The output has the weight's dtype, or autocast's dtype if autocast is enabled.
+        """
         weight = self.weight
         if torch.is_autocast_enabled(weight.device.type):
             return F.linear(x, weight)
@@ -69,8 +75,8 @@ class Linear(nn.Linear):
     def halves(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the output split into its first and second half, `[..., out / 2]` each.
 
-        In training with oneDNN, each half is a separate product. For 1,000 rows of width 6,144, both halves together
-        take 0.9 times as long as a single product.
+        In training with oneDNN, each half is computed as a separate product. For 1,000 rows of width 6,144, the two
+        products together take 0.9 times as long as a single product.
         """
         first, second = (
             (_product(x.to(self.weight.dtype), half) for half in self.weight.chunk(2))
@@ -92,5 +98,5 @@ class Linear(nn.Linear):
         return self._packed.get((weight,), lambda: pack(weight, _PACKED_ROWS))
 
     def clear_derived(self) -> None:
-        """Discard the packed copy. The next product packs the weight again."""
+        """Discard the packed copy of the weight. The next inference on the CPU packs the weight again."""
         self._packed.clear()

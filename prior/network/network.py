@@ -1,9 +1,12 @@
 """DALLE2-pytorch's prior network: a causal transformer over `[token states, pooled text, time, noisy image, query]`.
 
 The network computes the same function as `DiffusionPriorNetwork` in each supported DALLE2-pytorch release (see
-`function_version.py`), and makes more widths configurable. The prediction is read at the last token. The text comes
-first and never attends to the timestep or the noisy image. `prefix` can therefore cache the text's keys and values, and
-`suffix` can predict from the cache. A sampler calls `prefix` once, and `suffix` once per step.
+`function_version.py`). In addition, the widths of the token stream, token states and text embeddings may differ from
+the size of image embeddings.
+
+The prediction is read at the last token. The text comes first and never attends to the timestep or the noisy image.
+`prefix` can therefore cache the text's keys and values, and `suffix` can predict from the cache. A sampler calls
+`prefix` once, and `suffix` once per step.
 
 Dimensions: B texts, K draws per text, N = B * K draws in total, T token states, D embedding size, C stream width.
 """
@@ -39,7 +42,8 @@ class PriorNetwork(Network):
         attn_dropout: dropout rate of attention weights.
         ff_dropout: dropout rate inside the feed-forward layers.
         max_text_len: number of token states, T. Learned vectors replace missing token states. 0 uses no token states.
-        num_timesteps: number of learned timestep embeddings. None uses sinusoids and a small MLP.
+        num_timesteps: number of learned timestep embeddings. None computes timestep embeddings from sinusoids
+            with a small MLP.
         num_time_embeds: number of tokens that represent the timestep.
         num_image_embeds: number of tokens that represent the noisy image embedding.
         num_text_embeds: number of tokens that represent the pooled text embedding.
@@ -49,7 +53,7 @@ class PriorNetwork(Network):
         norm_out: normalise the prediction after the last layer.
         final_proj: project the prediction to size D. If false, `width` must equal D.
         normformer: add a norm inside the feed-forward layers.
-        function_version: DALLE2-pytorch release whose function the network computes.
+        function_version: DALLE2-pytorch release that the network reproduces.
     """
 
     def __init__(
@@ -118,7 +122,7 @@ class PriorNetwork(Network):
 
     @property
     def pads_only(self) -> bool:
-        """True if learned padding replaces all token states, because callers cannot pass token states."""
+        """True if every token state is learned padding, because callers cannot pass token states."""
         return self.max_text_len > 0 and not self.takes_token_states
 
     def prefix(
@@ -201,7 +205,7 @@ class PriorNetwork(Network):
         return self._cached_padding.get(weights, lambda: self._fill_cache(self.null_token_states[None], None))
 
     def _fill_cache(self, tokens: torch.Tensor, before: PrefixCache | None) -> PrefixCache:
-        """Cache tokens `[B, L, C]` that start the sequence or, if `before` is given, follow its single row."""
+        """Return a cache of tokens `[B, L, C]`. If `before` is given, its single row precedes each row of tokens."""
         positions = self._positions(0 if before is None else before.tokens, 0, 1, tokens.shape[1])
         return fill_cache(self.norm_in(tokens), positions, before, self._layers())
 
@@ -215,7 +219,7 @@ class PriorNetwork(Network):
     def _prefix_tokens(
         self, text_embed: torch.Tensor, token_states: torch.Tensor | None, drop_text: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the text tokens `[B, P, C]`, with padding only if the network takes token states; see `prefix`."""
+        """Return the tokens `[B, P, C]` of B texts: padded token states, if the network takes any, then pooled text."""
         if drop_text is not None and not self.function.has_null_tokens:
             raise ValueError(f"the function of dalle2-pytorch {self.function} cannot drop the text")
         text: torch.Tensor = self.to_text(text_embed)  # (B, num_text_embeds, C)
@@ -256,12 +260,12 @@ class PriorNetwork(Network):
         return (torch.cat([time, separate], dim=1) if shared else separate), lengths
 
     def _positions(self, cached: int, shared: int, draws: int, tokens: int) -> Positions:
-        """Return the positions from `PositionEncoding.forward`, with the bias in the dtype of the `Linear` layers."""
+        """Call `PositionEncoding.forward`, and convert the bias to the dtype of the `Linear` layers."""
         positions: Positions = self.positions(cached, shared, draws, tokens)
         return positions._replace(bias=positions.bias.to(self.attention[0].to_qkv.weight.dtype))  # type: ignore[union-attr, arg-type]
 
     def _last_tokens(self, image: torch.Tensor, self_cond: torch.Tensor) -> list[torch.Tensor]:
-        """Return the tokens `[N, _, C]` after the image token. The prediction is read at the last of these tokens."""
+        """Return the tokens `[N, _, C]` that follow the image tokens. The prediction is read at the last one."""
         query = self.query.expand(image.shape[0], 1, -1)
         if not self.has_self_cond_token:
             return [query]
@@ -269,7 +273,7 @@ class PriorNetwork(Network):
         return [estimate, query] if self.function.self_cond_before_query else [image, estimate]
 
     def _token_states(self, token_states: torch.Tensor, drop_text: torch.Tensor | None) -> torch.Tensor:
-        """Return projected token states `[B, T, C]`. Learned vectors replace padding and dropped texts."""
+        """Return projected token states `[B, T, C]`. Learned vectors replace padding and states of dropped texts."""
         states = token_states[:, : self.max_text_len]
         states = F.pad(states, (0, 0, 0, self.max_text_len - states.shape[1]))
         given = (states != 0).any(dim=-1)  # (B, T)

@@ -16,7 +16,7 @@ from .function_version import DOT_PRODUCT_BIAS
 _BUCKETS = 32
 """Number of distance buckets, as in T5."""
 _MAX_DISTANCE = 128
-"""Distance in tokens at and beyond which all positions share the last bucket, as in T5."""
+"""Maximum distance, in tokens, in T5's bucketing. Longer distances share the last bucket."""
 _ROTARY_WIDTH = 32
 """Maximum number of coordinates per head that rotary embedding rotates, as in DALLE2-pytorch."""
 
@@ -25,7 +25,7 @@ class Positions(NamedTuple):
     """Attention bias, including the causal mask, and rotary embedding for the L tokens of a text."""
 
     bias: torch.Tensor
-    """Bias `[L * H, P + L]`, where P includes the null position; -inf where a token must not attend to a position."""
+    """Bias `[L * H, P + L]`, where P includes the null position; -inf for positions that a token must not attend to."""
     rotation: torch.Tensor | None
     """Unit complex numbers `[L, 1, rotated / 2]` that multiply pairs of coordinates; None without rotary embedding."""
 
@@ -33,9 +33,9 @@ class Positions(NamedTuple):
 class PositionEncoding(nn.Module):
     """Learned attention bias per head and distance bucket, and rotary embedding.
 
-    The bias is T5's (Raffel et al. 2019, arXiv 1910.10683). The null position counts as a token before the first text
-    token. DALLE2-pytorch releases with dot-product attention multiply the bias by 128. Rotary embedding (Su et al.
-    2021, arXiv 2104.09864) rotates up to 32 coordinates of each query and key.
+    The bias follows T5 (Raffel et al. 2019, arXiv 1910.10683). The null position counts as a token before the first
+    text token. To reproduce DALLE2-pytorch releases with dot-product attention, the bias is multiplied by 128. Rotary
+    embedding (Su et al. 2021, arXiv 2104.09864) rotates up to 32 coordinates of each query and key.
     """
 
     def __init__(self, heads: int, head_width: int, *, rotary: bool, cosine: bool) -> None:
@@ -45,10 +45,10 @@ class PositionEncoding(nn.Module):
         self.rotated = min(_ROTARY_WIDTH, head_width) if rotary else 0
 
     def forward(self, cached: int, shared: int, draws: int, tokens: int) -> Positions:
-        """Return the positions of L = shared + draws * tokens tokens that follow the cached tokens.
+        """Return the attention bias and rotary embedding of the L tokens that follow the cached tokens.
 
-        The shared tokens come first, followed by the tokens of each draw. A draw attends to the shared tokens, but not
-        to the tokens of other draws.
+        The shared tokens come first, followed by the tokens of each draw, so L = shared + draws * tokens. A draw
+        attends to the shared tokens, but not to the tokens of other draws.
 
         Args:
             cached: number of cached tokens, excluding the null position.
@@ -67,7 +67,7 @@ class PositionEncoding(nn.Module):
         return Positions(bias.transpose(1, 2).flatten(0, 1), self._rotation(places))
 
     def _bias(self, places: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Return the bias `[L, keys, H]` of queries at `places`. Key 0 is the null position, key 1 the first token."""
+        """Return the bias `[L, P + L, H]`. The first token has place 0 and key 1; key 0 is the null position."""
         return self.bias(_bucket((places[:, None] - keys).clamp(min=0))) * self.bias_scale  # type: ignore[no-any-return]
 
     def _rotation(self, places: torch.Tensor) -> torch.Tensor | None:

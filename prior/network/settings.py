@@ -23,13 +23,13 @@ class NetworkSettings(Settings):
     ff_mult: float = Field(default=4, gt=0)
     """Inner width of the feed-forward layers, as a multiple of `width`."""
     attn_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout rate of attention weights. Above 0, results also depend on the number of workers."""
+    """Dropout rate of attention weights. If above 0, training results also depend on the number of workers."""
     ff_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout rate inside the feed-forward layers. Above 0, results also depend on the number of workers."""
+    """Dropout rate in the feed-forward layers. If above 0, training results also depend on the number of workers."""
     max_text_len: int = Field(default=0, ge=0)
-    """Maximum number of token states used in addition to the pooled text embedding; 0 uses only the embedding."""
+    """Maximum number of token states used in addition to the pooled text embedding; 0 uses no token states."""
     num_timesteps: int | None = Field(default=None, ge=2)
-    """Number of learned timestep embeddings; null computes timestep embeddings with sinusoids and a small MLP."""
+    """Number of learned timestep embeddings; null computes timestep embeddings from sinusoids with a small MLP."""
     num_time_embeds: int = Field(default=1, ge=1)
     """Number of tokens that represent the timestep."""
     num_image_embeds: int = Field(default=1, ge=1)
@@ -37,7 +37,7 @@ class NetworkSettings(Settings):
     num_text_embeds: int = Field(default=1, ge=1)
     """Number of tokens that represent the pooled text embedding."""
     self_cond: bool = False
-    """Condition on the previous x0 estimate (Chen et al. 2022). Training then takes 1.5 times as long."""
+    """Condition the network on the previous x0 estimate (Chen et al. 2022). Training then takes 1.5 times as long."""
     rotary_emb: bool = True
     """Use rotary position embedding in addition to the relative position bias."""
     norm_in: bool = False
@@ -47,9 +47,9 @@ class NetworkSettings(Settings):
     final_proj: bool = True
     """Project the prediction to the embedding size. If false, `width` must equal the embedding size."""
     normformer: bool = False
-    """Add a norm inside the feed-forward layers, as in LAION's model card."""
+    """Add a norm inside the feed-forward layers (NormFormer), as in LAION's DALLE2-pytorch prior."""
     function_version: str = LATEST_FUNCTION
-    """DALLE2-pytorch release whose function the network computes. Set an older release only for its checkpoints."""
+    """DALLE2-pytorch release that the network reproduces. Set an older release only for checkpoints that it wrote."""
 
     @field_validator("function_version")
     @classmethod

@@ -15,7 +15,7 @@ _MAX_PERIOD = 10_000.0
 
 
 class Tokens(nn.Module):
-    """Linear projection of an embedding to tokens. A single token of the same size is the unchanged embedding."""
+    """Linear projection of an embedding to tokens. A single token as wide as the embedding is a copy of it."""
 
     def __init__(self, size: int, width: int, count: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Tokens(nn.Module):
 
 
 class TimeTokens(nn.Module):
-    """Mapping from a timestep to tokens, by a learned table or by sinusoids and a small MLP."""
+    """Mapping from timesteps to tokens, with a learned table or with sinusoids and a small MLP."""
 
     def __init__(self, width: int, count: int, num_timesteps: int | None, real: bool) -> None:
         super().__init__()
@@ -53,9 +53,9 @@ class TimeTokens(nn.Module):
 
 
 def _sinusoid(timesteps: torch.Tensor, width: int) -> torch.Tensor:
-    """Return sinusoids of timesteps `[N]`, as float32 `[N, C]`.
+    """Return sinusoidal features of timesteps `[N]`: float32 `[N, C]`.
 
-    The first C / 2 columns are sines and the rest are cosines, each at frequencies from 1 down to 1 / 10,000.
+    The first C / 2 columns are sines and the rest are cosines. Both use frequencies from 1 down to 1 / 10,000.
     """
     steps = torch.arange(width // 2, device=timesteps.device, dtype=torch.float32)
     angles = timesteps.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) / (width // 2 - 1) * steps)

@@ -15,7 +15,7 @@ from .schedule import NoiseSchedule
 from .settings import DiffusionSettings
 
 MIN_SNR_GAMMA = 5.0
-"""Maximum signal-to-noise ratio, gamma, in the `min_snr` loss weight, as in Hang et al."""
+"""Maximum signal-to-noise ratio, gamma, in the `min_snr` loss weight, as in Hang et al. (2023)."""
 
 _LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
@@ -29,10 +29,10 @@ def diffusion_loss(
     condition: Condition,
     random: StepRandomness,
 ) -> torch.Tensor:
-    """Return the loss per row, `[B]`: the weighted prediction error, averaged over coordinates and draws.
+    """Return the loss of each row, `[B]`: the weighted prediction error, averaged over coordinates and draws.
 
-    All draws of a row share its encoded text. If the network has a null text, all rows with dropped text also share one
-    encoded text.
+    Each text is encoded once for all draws of its row. If the network has a null text, one encoded text serves all
+    rows whose text is dropped.
 
     Args:
         image_embed: clean image embeddings `[B, D]` with any norm.
@@ -71,7 +71,7 @@ def _estimates(
 ) -> torch.Tensor | None:
     """Return x0 estimates `[N, D]` for self-conditioning, or None if no draw is chosen.
 
-    Chosen draws get an estimate with no text or image dropped. All other draws get zeros.
+    Estimates for chosen draws use the text and the noisy image; neither is dropped. Rows of all other draws are zero.
 
     Args:
         chosen: `[B, K]` bool on the CPU; True for draws that get an estimate.
@@ -90,7 +90,7 @@ def _estimates(
 def min_snr_weight(schedule: NoiseSchedule, prediction: str, timesteps: torch.Tensor) -> torch.Tensor:
     """Return float64 loss weights `[N]` for timesteps `[N]` (Hang et al. 2023, arXiv 2303.09556).
 
-    The squared error in x0 has weight min(SNR, gamma). Squared errors in eps and v have equivalent weights.
+    The squared error in x0 has weight min(SNR, gamma). Weights for eps and v give the same weighted squared error.
 
     Args:
         prediction: prediction target: `x0`, `eps` or `v`.

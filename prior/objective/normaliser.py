@@ -1,4 +1,4 @@
-"""Normalisation of embeddings for diffusion, which gives coordinates a scale near 1, and the inverse mapping."""
+"""Normalisation of image embeddings, so that coordinates have a scale near 1 for diffusion, and its inverse."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _SHRINKAGE = 1e-3
 
 
 class EmbeddingNormaliser(nn.Module):
-    """Mapping from image embeddings to network space, the space in which the network predicts, and back.
+    """Mapping between image embeddings and network space, in which the network makes its predictions.
 
     `sqrt_dim` scales unit vectors to norm sqrt(D), or to norm `embed_scale` if given, as DALLE2-pytorch does.
     `standardise` subtracts the mean of each coordinate and divides by its standard deviation, as Karlo and Kandinsky
-    do. `whiten` makes the covariance the identity matrix (ZCA). The statistics of `standardise` and `whiten` are saved
-    with the weights.
+    do. `whiten` makes the covariance the identity matrix (ZCA whitening). The statistics of `standardise` and `whiten`
+    are saved with the weights.
     """
 
     mean: torch.Tensor
@@ -40,7 +40,7 @@ class EmbeddingNormaliser(nn.Module):
             self.register_buffer("to_network", torch.eye(embed_dim) if kind == "whiten" else torch.ones(shape))
 
     def fit(self, image_embed: torch.Tensor) -> None:
-        """Compute the statistics from image embeddings `[rows, D]` with any norm. `sqrt_dim` needs no statistics."""
+        """Compute the statistics from image embeddings `[rows, D]` with any norm. Do nothing for `sqrt_dim`."""
         if self.kind == "sqrt_dim":
             return
         unit = F.normalize(image_embed.double(), dim=-1)

@@ -14,7 +14,10 @@ from ...pipeline.read.shuffle import hash_key
 from .settings import DiffusionSettings
 
 _STREAM_PLACES = 32
-"""Number of batch positions that share a random stream; small, so that a rank draws few values for other ranks."""
+"""Number of batch positions per random stream.
+
+The number is small, so that a rank draws and discards few values for the positions of other ranks.
+"""
 _NORMAL, _UNIFORM = 0, 1
 """Identifiers of the two types of random stream: normal and uniform values."""
 _SEED_BITS = 2**63 - 1
@@ -23,21 +26,21 @@ _SEED_BITS = 2**63 - 1
 
 @dataclass(frozen=True)
 class StepRandomness:
-    """Random values for one training step, for B positions in the global batch with K draws each."""
+    """Random values in one training step for B positions of the global batch, with K draws per position."""
 
     noise: torch.Tensor
     """Standard normal noise, `[B, K, D]`."""
     timesteps: torch.Tensor
-    """Stratified timesteps, `[B, K]` int64. Draw k is uniform over the k-th of K equal timestep intervals."""
+    """Stratified timesteps, `[B, K]` int64. Timestep k is uniform over the k-th of K equal intervals."""
     drop_text: torch.Tensor
-    """Rows whose text is dropped, `[B]` bool. All draws of a row agree, so that each text is encoded at most once."""
+    """Mask of rows whose text is dropped, `[B]` bool. All draws of a row agree, so no text is encoded twice."""
     drop_image: torch.Tensor
-    """Draws whose noisy image is dropped, `[B, K]` bool."""
+    """Mask of draws whose noisy image is dropped, `[B, K]` bool."""
     self_cond: torch.Tensor
-    """Draws for which a self-conditioned network receives an x0 estimate, `[B, K]` bool."""
+    """Mask of draws for which a self-conditioned network receives an x0 estimate, `[B, K]` bool."""
 
     def to(self, device: torch.device) -> StepRandomness:
-        """Move values to a device. `drop_text` and `self_cond` stay in place, because code on the CPU reads them."""
+        """Return the values on a device. `drop_text` and `self_cond` stay on the CPU, because they are read there."""
         on_cpu = {"drop_text", "self_cond"}
         return StepRandomness(**{k: v if k in on_cpu else v.to(device) for k, v in vars(self).items()})
 
@@ -56,7 +59,7 @@ def step_randomness(
 
     Args:
         step: step number, from 0.
-        first: first position to draw values for.
+        first: first position to draw values for, counted from 0.
         rows: number of positions, B.
         draws: number of draws per position, K.
     """
@@ -79,10 +82,16 @@ def step_randomness(
 
 
 def _stream(seed: int, step: int, purpose: int, number: int) -> np.random.Generator:
-    """Return a random stream. The counter's high half selects the stream. Drawing advances the low half."""
+    """Return the random stream with the given purpose and number.
+
+    The high half of Philox's counter identifies the stream. Drawing values advances only the low half.
+    """
     return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, purpose, number]))
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Return the dropout seed for a step and rank. Checkpoints therefore need no generator state."""
+    """Return the dropout seed for a step and rank.
+
+    The seed can be computed again after a restart, so checkpoints need not store the state of a generator.
+    """
     return int(hash_key("dropout", seed, step, rank)) & _SEED_BITS

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 
 _COSINE_OFFSET = 0.008
-"""Offset in the cosine schedule that keeps the first betas from being too small, as in Nichol and Dhariwal."""
+"""Offset in the cosine schedule that keeps the first betas from being too small, as in Nichol and Dhariwal (2021)."""
 _MAX_BETA = 0.999
-"""Maximum beta in the cosine schedule, as in Nichol and Dhariwal."""
+"""Maximum beta in the cosine schedule, as in Nichol and Dhariwal (2021)."""
 _BETAS = (1e-4, 0.02)
-"""First and last beta for 1000 timesteps, as in Ho et al."""
+"""First and last beta for 1000 timesteps, as in Ho et al. (2020)."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class NoiseSchedule:
         return signal * noise - sigma * x0
 
     def to_x0(self, prediction: str, output: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Convert a network output, a prediction of `x0`, `eps` or `v`, to an estimate of x0, `[B, D]`."""
+        """Convert a network's prediction of `x0`, `eps` or `v` to an estimate of x0, `[B, D]`."""
         if prediction == "x0":
             return output
         signal, sigma = self.coefficients(timesteps)
@@ -69,10 +69,10 @@ def noise_schedule(name: str, timesteps: int) -> NoiseSchedule:
     """Return one of DALLE2-pytorch's noise schedules.
 
     - `cosine`: Nichol and Dhariwal 2021, arXiv 2102.09672.
-    - `linear` (Ho et al. 2020), `quadratic` and `sigmoid`: betas rise from the same first value to the same last value.
-      Both values are scaled by 1000 / timesteps, so that the final noise level is about the same for any number of
-      timesteps.
-    - `jsd` (Sohl-Dickstein et al. 2015, arXiv 1503.03585): ends at pure noise.
+    - `linear` (Ho et al. 2020), `quadratic` and `sigmoid`: for 1000 timesteps, betas rise from about 0.0001 to
+      about 0.02. For other numbers of timesteps, both values are multiplied by 1000 / timesteps, so that the final
+      noise level stays about the same.
+    - `jsd` (Sohl-Dickstein et al. 2015, arXiv 1503.03585): alpha_bar falls linearly to 0, which is pure noise.
 
     Raises:
         ValueError: the name is unknown, or `timesteps` is too small for the schedule.

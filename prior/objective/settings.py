@@ -20,11 +20,11 @@ class DiffusionSettings(Settings):
     prediction: Literal["x0", "eps", "v"] = "x0"
     """Quantity that the network predicts; the DALL-E 2 authors found that `x0` works best."""
     loss: Literal["l2", "l1", "huber"] = "l2"
-    """Prediction loss: squared error (`l2`), absolute error (`l1`), or squared below 1 and linear above (`huber`)."""
+    """Loss of a prediction error: squared (`l2`), absolute (`l1`), or squared below 1 and linear above (`huber`)."""
     loss_weighting: Literal["none", "min_snr"] = "none"
     """Loss weight per timestep: equal (`none`), or signal-to-noise ratio capped at 5 (`min_snr`, Hang et al. 2023)."""
     text_drop: float = Field(default=0.1, ge=0, le=1)
-    """Fraction of captions dropped in training. Guidance needs some dropped captions. LAION's model card uses 0.1."""
+    """Fraction of captions dropped in training. Guidance requires more than 0. LAION's prior was trained with 0.1."""
     image_drop: float = Field(default=0.0, ge=0, le=1)
     """Fraction of training draws whose noisy image is dropped; needed only for `guidance: dalle2`."""
     normaliser: Literal["sqrt_dim", "standardise", "whiten"] = "sqrt_dim"

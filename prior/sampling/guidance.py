@@ -1,10 +1,10 @@
 """Estimates of x0 with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
 
-Guidance amplifies the difference between the output with the text and the output of the *null branch*, without the
-text. There are two kinds:
+Guidance amplifies the difference between two network outputs: the output with the text, and the output of the *null
+branch*, which drops the text. There are two kinds of guidance:
 
 - `text` guidance drops the text in the null branch and keeps the noisy image. Each step runs both branches in one
-  batch. If all dropped texts share one prefix, that prefix is computed once per checkpoint.
+  batch. If all dropped texts share one prefix, that prefix is computed once and cached until the weights change.
 - `dalle2` guidance also drops the noisy image, as DALLE2-pytorch does. If the null branch's output then depends only on
   the timestep, it is computed once per timestep and stored in a table.
 """
@@ -22,7 +22,7 @@ from .settings import GuidanceName
 
 
 class NullBranch:
-    """Prefix and outputs of the null branch. They are computed on first use and cached.
+    """Prefix and outputs of guidance's null branch, computed on first use and cached.
 
     Create a new instance after the weights change.
     """
@@ -39,17 +39,17 @@ class NullBranch:
 
     @property
     def has_table(self) -> bool:
-        """True if the network output without text and image depends only on the timestep."""
+        """True if the network output depends only on the timestep when both text and image are dropped."""
         return self.is_constant and not self._network.takes_self_cond
 
     def prefix(self) -> Prefix:
-        """Return the prefix of a dropped text, as one row. Requires `is_constant`."""
+        """Return the prefix that all dropped texts share, as one row. Call this only if `is_constant` is true."""
         if self._prefix is None:
             self._prefix = null_prefix(self._network, *self._placeholder_text())
         return self._prefix
 
     def outputs(self, timesteps: list[int]) -> torch.Tensor:
-        """Return the network outputs without text and image at the given timesteps, `[len(timesteps), D]`."""
+        """Return the network outputs at the given timesteps, `[len(timesteps), D]`, with text and image dropped."""
         missing = [timestep for timestep in timesteps if timestep not in self._outputs]
         if missing:
             network, device = self._network, self._network.device
@@ -62,14 +62,17 @@ class NullBranch:
         return torch.stack([self._outputs[timestep] for timestep in timesteps])
 
     def _placeholder_text(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return a zero text embedding and zero token states, one row each, as the text that is dropped."""
+        """Return a zero text embedding and zero token states, one row each, to stand in for a dropped text.
+
+        The token states are None if the network takes none.
+        """
         network = self._network
         text = torch.zeros(1, network.text_dim, dtype=network.dtype, device=network.device)
         return text, text.new_zeros(1, 1, network.token_width or 0) if network.takes_token_states else None
 
 
 def null_prefix(network: Network, text_embed: torch.Tensor, token_states: torch.Tensor | None) -> Prefix:
-    """Return the prefix of texts `[B, D]`, with every text dropped."""
+    """Return a prefix for B texts with every text dropped."""
     return network.prefix(
         text_embed, token_states, torch.ones(len(text_embed), dtype=torch.bool, device=text_embed.device)
     )
@@ -86,8 +89,8 @@ class Denoiser:
         guidance_scale: weight of the difference between the outputs with and without text. At 1, the null branch is not
             run.
         null: cached prefix and outputs of the null branch; required unless `guidance_scale` is 1.
-        null_prefix: prefix of the same texts when dropped. Required for guidance unless `null.is_constant`.
-        grid: all timesteps of the run.
+        null_prefix: prefix of the B texts with every text dropped. Required for guidance unless `null.is_constant`.
+        grid: all timesteps of the sampler run.
     """
 
     def __init__(

@@ -20,7 +20,10 @@ from ..objective.schedule import NoiseSchedule
 from .settings import SamplerName
 
 _LEAST_HALF_LOG_SNR = -5.1
-"""Minimum of half the log-SNR after the first step. At this minimum, signal is 1 / 27,000 of the variance."""
+"""Lower bound on half the log-SNR at all timesteps of `log_snr_grid` but the first.
+
+At this bound, the signal is 1 / 27,000 of the variance.
+"""
 
 
 class Estimate(NamedTuple):
@@ -36,7 +39,7 @@ EstimateX0 = Callable[[torch.Tensor, torch.Tensor], Estimate]
 """Function that estimates x0 from x_t `[N, D]` and timesteps `[N]`."""
 
 Sampler = Callable[[EstimateX0, NoiseSchedule, Iterator[torch.Tensor], list[int]], torch.Tensor]
-"""Function that samples x0 `[N, D]`. Its last argument lists the timesteps to estimate x0 at, noisiest first."""
+"""Function that samples x0 `[N, D]`. Its last argument lists the timesteps at which to estimate x0, noisiest first."""
 
 
 def ddpm(
@@ -44,7 +47,7 @@ def ddpm(
 ) -> torch.Tensor:
     """Sample with ancestral steps (Ho et al. 2020, arXiv 2006.11239, eq. 7).
 
-    Every step consumes one noise tensor; the last step multiplies it by zero.
+    Every step consumes one noise tensor. The last step multiplies its noise tensor by zero.
     """
     x_t = next(noise)
     for index, timestep in enumerate(grid):
@@ -76,7 +79,7 @@ def dpmsolver_pp(
 ) -> torch.Tensor:
     """Sample with DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), with one x0 estimate per step.
 
-    The final step, which goes to zero noise, is first-order: it returns the last x0 estimate.
+    The final step removes all remaining noise. It is first-order and returns the last x0 estimate.
     """
     x_t = next(noise)
     half_log_snr = 0.5 * torch.logit(schedule.alpha_bar)  # -inf at pure noise
@@ -105,7 +108,7 @@ def dalle2_ddim(
 ) -> torch.Tensor:
     """Sample with DDIM at eta 1 exactly as the given DALLE2-pytorch release does.
 
-    As in DALLE2-pytorch, alpha_bar is float32 and taken at the timestep before the timestep passed to the network.
+    As in DALLE2-pytorch, alpha_bar is float32, and a step at timestep t uses `alpha_bar[t - 1]`, or 1 if t is 0.
 
     Args:
         function: DALLE2-pytorch release to reproduce.
@@ -141,8 +144,8 @@ def find_sampler(name: SamplerName, function: FunctionVersion, prediction: str) 
 def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: FunctionVersion) -> list[int]:
     """Return evenly spaced timesteps at which a sampler estimates x0, noisiest first.
 
-    The result has `steps` distinct timesteps. For `dalle2-ddim`, the timesteps are the same as in DALLE2-pytorch, which
-    uses one fewer since release 1.10.3.
+    The result has `steps` distinct timesteps. For `dalle2-ddim`, the timesteps are those of the DALLE2-pytorch
+    release in `function`. From release 1.10.3 on, there are only `steps` - 1 of them.
 
     Raises:
         ValueError: `steps` is out of range.
@@ -164,10 +167,10 @@ def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: Funct
 def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
     """Return `steps` timesteps evenly spaced in log-SNR, noisiest first, for `dpmsolver++`.
 
-    The sampler is second-order in log-SNR, and one of its steps is worth several steps of other samplers. It replaces
-    the noise that remains at the last timestep by the mean, so the last timestep must have little noise. The last
-    timestep is therefore that of `timestep_grid` with four times as many steps. After the first timestep, the range
-    where the input is almost all noise is skipped.
+    `dpmsolver++` is second-order in log-SNR, so each of its steps is worth several steps of other samplers. Its result
+    is the x0 estimate at the last timestep. This estimate averages over the remaining noise, so the last timestep must
+    have little noise. The grid therefore ends at the last timestep of `timestep_grid` for four times as many steps.
+    After the first timestep, the grid skips the range in which the input is almost all noise.
     """
     timesteps = len(schedule)
     last = timesteps - 1 - (min(4 * steps, timesteps) - 1) * timesteps // min(4 * steps, timesteps)
