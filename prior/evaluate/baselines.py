@@ -11,7 +11,7 @@ from .predictors import RANDOM, RESIDUAL, Predictor, RowNoise, to_unit_norm
 from .settings import BASELINES
 
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Ridge penalties to try, as multiples of the mean diagonal element of X'X. The rows of X are centred text embeddings."""
+"""Ridge penalties to try, as multiples of the mean diagonal element of X'X, where X is the centred text embeddings."""
 _PENALTY_FOLD = 10
 """Interval between held-out rows: every tenth row of the bank is held out to choose the ridge penalty."""
 

@@ -99,7 +99,7 @@ class Subject:
         return self.source.is_predictions
 
     def parameters(self, weights: WeightsName) -> float:
-        """Return the number of network parameters. For a prior folder, estimate it from the size of the weights file."""
+        """Return the number of network parameters. For a prior folder, estimate it from the weights file size."""
         if self.kind == "checkpoint":  # stores the weights several times, so its file size is no good estimate
             return sum(value.numel() for value in self.source.load(weights).network.parameters())
         return (Store(self.source.path).size(WEIGHTS_NAME) or 0) / 4

@@ -171,7 +171,7 @@ def plan_train(
 def check_prior_folder(
     prior: str, settings: TrainSettings, read: ReadSettings, compute: ComputeSettings, *, overwrite: bool = False
 ) -> None:
-    """Check that the training run in a folder can be resumed with these settings, assuming unchanged embeddings.
+    """Check that the training run in a folder can be resumed with these settings, if the embeddings are unchanged.
 
     Raises:
         FolderError: the training run in the folder cannot be resumed with these settings.
