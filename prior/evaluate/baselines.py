@@ -52,7 +52,7 @@ def fit_baselines(bank: Bank, draws: int, seed: int) -> dict[str, Predictor]:
 
 
 def text_embedding(batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-    """Return each caption's text embedding, unchanged except for its norm, as the prediction: `[B, 1, D]`."""
+    """Return each caption's text embedding, scaled to norm 1, as the prediction: `[B, 1, D]`."""
     return to_unit_norm(batch.text_embed.astype(np.float64))[:, None]
 
 

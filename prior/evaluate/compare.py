@@ -198,9 +198,9 @@ def _mean(run: _Run, metric: str) -> Interval:
 def _independent_difference(a: Interval, b: Interval) -> Interval:
     """Return `a - b` with its interval, for independent `a` and `b`.
 
-    The distances from the value to the two ends of its interval may differ. To get the distance to the lower end, add
-    the squares of the distance to the lower end of `a` and the distance to the upper end of `b`, and take the square
-    root. The distance to the upper end combines the upper end of `a` and the lower end of `b` in the same way.
+    An interval may be asymmetric, so its lower and upper margins are computed separately. The lower margin is the
+    square root of the sum of squares of the lower margin of `a` and the upper margin of `b`. The upper margin is
+    computed in the same way from the upper margin of `a` and the lower margin of `b`.
     """
     value = a.value - b.value
     low = np.hypot(a.value - a.low, b.high - b.value)

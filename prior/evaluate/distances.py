@@ -19,7 +19,7 @@ from .metrics import NORMAL_QUANTILE, Interval
 _PARTS = 16
 """Number of parts that the rows are divided into. Sylvester's Hadamard matrix requires a power of 2."""
 _HALVES = np.array([[(i & j).bit_count() % 2 == 0 for j in range(_PARTS)] for i in range(1, _PARTS)])
-"""Parts that each of the 15 half-samples contains, `[15, 16]` bool.
+"""Mask of the parts in each of the 15 half-samples, `[15, 16]` bool.
 
 The half-samples are the rows of Sylvester's Hadamard matrix, except for the constant first row. The rows are
 orthogonal, so any two half-samples share 4 parts.
@@ -95,7 +95,7 @@ def _number_groups(predicted: np.ndarray, real: np.ndarray) -> np.ndarray:
 
 
 def _split_into_parts(embeds: np.ndarray, numbers: np.ndarray) -> list[EmbeddingSet]:
-    """Divide rows `[N, D]` into 16 parts: the group number `[N]` modulo 16 selects the part."""
+    """Divide rows `[N, D]` into 16 parts. The part of a row is its group number, from `numbers` `[N]`, modulo 16."""
     masks = (numbers % _PARTS == part for part in range(_PARTS))
     return [EmbeddingSet(embeds[mask], numbers[mask]) for mask in masks]
 
@@ -182,7 +182,7 @@ class _FrechetDistance:
 
 
 class _Moments:
-    """Row count `[16]`, row sum `[16, D]` and sum of the rows' outer products `[16, D, D]` for each part."""
+    """Row counts `[16]`, row sums `[16, D]` and sums of the rows' outer products `[16, D, D]`, by part."""
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self._counts = np.array([len(part) for part in parts])

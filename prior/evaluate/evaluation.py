@@ -110,7 +110,7 @@ class SplitScores:
             self._predictors[scores.task.name].add(scores)
 
     def metrics(self, training: EmbeddingSet) -> dict[str, Any]:
-        """Return the section of `metrics.json` for the split. Call it after all blocks have been added.
+        """Return the section of `metrics.json` for the split. All blocks must have been added before.
 
         Args:
             training: training images. The distances between these and the images of the split are the lowest distances

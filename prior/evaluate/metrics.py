@@ -44,7 +44,7 @@ def energy_score(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
     2007, JASA 102). For a single draw, the estimate is set to 0.
 
     Args:
-        draws: draws X, `[B, K, D]`.
+        draws: draws X and X', `[B, K, D]`.
         truth: true embeddings y, `[B, D]`.
     """
     error = np.linalg.norm(draws - truth[:, None], axis=-1).mean(axis=1)
@@ -95,9 +95,9 @@ def mean_intervals(
     Welsh 2007, J. R. Stat. Soc. B 69). All columns use the same resamples. The ends of an interval are percentiles of
     the resampled means (Efron 1979, Ann. Statist. 7).
 
-    Percentile intervals are too narrow for `SHARES` near 0 or 1. For these metrics, a few pseudo-groups of mean size
-    are added and a normal interval is computed (Agresti and Coull 1998, Am. Stat. 52; for differences, Bonett and Price
-    2012, J. Educ. Behav. Stat. 37).
+    Percentile intervals of the metrics in `SHARES` are too narrow if the mean is near 0 or 1. For these metrics, a few
+    pseudo-groups of mean size are added and a normal interval is computed (Agresti and Coull 1998, Am. Stat. 52; for
+    differences, Bonett and Price 2012, J. Educ. Behav. Stat. 37).
 
     Args:
         values: columns `[N]` by metric name.

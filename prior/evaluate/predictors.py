@@ -1,7 +1,8 @@
 """Predictors of image embeddings: the protocol, the prior, and predictions read from a file.
 
-Each predictor returns K draws of norm 1 for each of B rows. Its noise depends only on the seed and the content of the
-row, so row order and the number of workers do not affect the draws. The module `baselines` defines the baselines.
+Each predictor returns K draws of norm 1 for each of B rows. The noise for a row depends only on the seed and the
+content of the row, so row order and the number of workers do not affect the draws. The module `baselines` defines the
+baselines.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class RowNoise:
         purpose: `PRIOR`, `RESIDUAL`, `RANDOM` or `LOSS`. Different purposes give independent streams for the same seed
             and row.
         row_ids: row ids, `[B]` uint64.
-        shape: shape of each draw for one row.
+        shape: shape of one draw for one row.
     """
 
     def __init__(self, seed: int, purpose: int, row_ids: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -50,8 +50,8 @@ def evaluate(
     """Evaluate a prior and the baselines on the same held-out rows, and write `metrics.json`.
 
     Args:
-        prior: any prior that `load_prior` reads, or a `.npy` file of predictions. Predictions are `[rows, D]` or
-            `[rows, K, D]` and cover all rows of the embeddings, in order.
+        prior: any prior that `load_prior` reads, or a `.npy` file of predictions. The file contains an array
+            `[rows, D]` or `[rows, K, D]` with predictions for all rows of the embeddings, in order.
         embeddings: folder of embedding shards.
         evaluation: folder to write.
         settings: splits, draws, baselines and other settings; None for the defaults.
@@ -68,7 +68,8 @@ def evaluate(
         FolderError: the evaluation folder contains unrelated files or the output of another stage, or another process
             is writing to it.
         InputError: the prior or the embeddings are missing or incompatible, or a split has too few rows.
-        SettingsError: an option is missing or invalid, or the splits would include rows that the prior was trained on.
+        SettingsError: an option is missing or invalid, or the embeddings are split differently than in training, so
+            that evaluated rows could be training rows.
     """
     start = time.monotonic()
     wanted, compute = settings or EvaluateSettings(), compute or ComputeSettings()

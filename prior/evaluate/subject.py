@@ -62,7 +62,7 @@ class PriorSource:
 
     @property
     def is_pth(self) -> bool:
-        """True if the path is a `.pth`.
+        """True if the path is a DALLE2-pytorch checkpoint (`.pth`).
 
         Raises:
             SettingsError: an option is missing or does not apply to the path.
@@ -113,7 +113,7 @@ class Subject:
             )
 
     def training_rows(self, dataset: EmbeddingDataset) -> TrainingRows:
-        """Return whether the evaluated rows were held out from training, as far as known.
+        """Return the relation between the evaluated rows and the training rows; see `TrainingRows`.
 
         Raises:
             SettingsError: the dataset is split differently than in training, so evaluated rows could be training rows.
@@ -147,7 +147,7 @@ class Subject:
     ) -> None:
         """Check before evaluation that the prior is intact, fits the embeddings and supports the sampling settings.
 
-        If the subject is predictions, do nothing, because `read_predictions` checks them.
+        For predictions, do nothing, because `read_predictions` checks them.
 
         Args:
             dataset: embeddings to evaluate on.

@@ -126,7 +126,10 @@ NAMED_CONFIGS: dict[str, dict[str, Any]] = {
         "condition_on_text_encodings": True,
     },
 }  # fmt: skip
-"""Built-in settings of published priors, by name. `laion-model-card` is from the code in the card of LAION's prior."""
+"""Built-in settings of published priors, by name.
+
+`laion-model-card` contains the settings from the code in the model card of LAION's prior.
+"""
 
 
 def parse_config(described: Any, source: str) -> DiffusionConfig:

@@ -49,8 +49,8 @@ def load_prior(
             weights of a folder come from its newest training checkpoint.
         function_version: dalle2-pytorch release whose network implementation the `.pth` needs, such as 0.23.10.
             Required if the file stores no version; otherwise, this argument overrides the stored version.
-        clip: `model` and `pretrained` of the open_clip model that produced the embeddings for the prior. Pass this for
-            a `.pth` whose settings do not name the CLIP model.
+        clip: `model` and `pretrained` of the open_clip model that the prior was trained with. Pass this argument for a
+            `.pth` whose settings do not name the CLIP model.
 
     Raises:
         InputError: there is no prior at `path`, or a file is damaged or does not match its settings.
@@ -90,7 +90,7 @@ def convert(
         config: settings of a source `.pth`, as for `load_prior`.
         weights: weights to convert: `ema`, `online` or `best`.
         function_version: dalle2-pytorch release for a source `.pth`, as for `load_prior`.
-        clip: CLIP of a source `.pth`, as for `load_prior`.
+        clip: CLIP model for a source `.pth`, as for `load_prior`.
 
     Raises:
         FolderError: the destination exists and `overwrite` is False, or the destination is a training folder.

@@ -108,7 +108,7 @@ def version_text(value: Any, path: str) -> str | None:
     parts = value.values if isinstance(value, StandIn) else None
     release = None
     if isinstance(parts, dict) and isinstance(parts.get("_version"), StandIn):
-        parts = parts["_version"].values  # packaging before 26
+        parts = parts["_version"].values  # packaging releases before 26
     if isinstance(parts, tuple) and len(parts) > 1:  # (epoch, release, ...), or (None, slots) in packaging 26
         release = parts[1].get("_release") if isinstance(parts[1], dict) else parts[1]
     if isinstance(release, tuple) and release:

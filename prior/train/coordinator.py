@@ -21,7 +21,7 @@ _REPORT_SECONDS = 1.0
 
 
 class TakenOver(RuntimeError):
-    """Raised in a worker that was unreachable for a while, if new workers have taken over training."""
+    """Raised in a worker that was temporarily unreachable, if new workers have taken over training."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,10 @@ class Coordinator:
         """Number of consecutive starts, each without a new step since the previous start."""
 
     def begin(self) -> int:
-        """Record that the first rank has started, and return the attempt number, counted from 1."""
+        """Record that the first rank has started, and return the attempt number, counted from 1.
+
+        After too many consecutive starts without a new step, also record an error, which ends training.
+        """
         self._vain_starts = 0 if self._status.step > self._most_steps else self._vain_starts + 1
         self._most_steps = max(self._most_steps, self._status.step)
         if self._vain_starts > _ATTEMPTS:
@@ -95,7 +98,7 @@ class Coordinator:
             self._status = replace(self._status, outcome=replace(outcome, first_step=first), step=outcome.step)
 
     def fail(self, error: bytes) -> None:
-        """Record a pickled exception from any rank, in the format of `Status.error`. Only the first one is kept."""
+        """Record a pickled exception from any rank, unless there is one already. See `Status.error` for the format."""
         if self._status.error is None:
             self._status = replace(self._status, error=error)
 

@@ -153,7 +153,7 @@ def resolved_identity(settings: TrainSettings, read: ReadSettings) -> dict[str, 
 
 
 def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: ClipSettings | None) -> PriorConfig:
-    """Return the configuration of a new prior, with the CLIP model that produced the embeddings."""
+    """Return the configuration of a new prior, including the CLIP model that produced the embeddings."""
     identity, location = dataset.clip_if_known, _clip_settings(dataset, clip)
     width = dataset.token_width
     if settings.text_condition == "online":

@@ -41,7 +41,7 @@ class TrainingFolder:
     def restore(self) -> TrainState | None:
         """Return the newest checkpoint, or None if there is none. Also read the log up to the step of this checkpoint.
 
-        Without a log, all checkpoints are deleted, because they are left over from an older training run.
+        If the folder contains no log, all checkpoints in it are deleted, because they are from an older training run.
 
         Raises:
             InputError: this training run has no intact checkpoint and at least one damaged checkpoint.

@@ -16,7 +16,7 @@ from .job import TrainJob
 from .settings import TrainSettings
 
 _VALIDATION_ROWS = "train.validation_rows"
-"""Recipe name of a setting. After it changes, validation losses cannot be compared with earlier ones."""
+"""Recipe name of `validation_rows`. If this setting changes, earlier and later validation losses are not comparable."""
 
 
 def check_training(store: Store, planned: Manifest, settings: TrainSettings, *, overwrite: bool) -> Manifest | None:
@@ -85,7 +85,7 @@ def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
 
 
 def surplus_note(store: Store, recorded: Manifest | None, steps: int) -> str | None:
-    """Return a note that there is nothing to do, or None unless a finished prior was trained for more than `steps`."""
+    """Return a note that a finished prior was already trained for more than `steps` steps, or None if it was not."""
     if recorded is None or RECORD not in recorded.shards:
         return None
     done = newest_step(store, recorded.settings_fingerprint)

@@ -83,7 +83,7 @@ def train(
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         if overwrite:
             clear_states(store)
-            for name in (CONFIG_NAME, WEIGHTS_NAME):  # left if extending a prior was interrupted
+            for name in (CONFIG_NAME, WEIGHTS_NAME):  # may remain from an interrupted run that extended a prior
                 store.remove(name)
         if surplus is not None:
             notes = [*notes, surplus]
@@ -133,7 +133,7 @@ def plan_train(
     clip: ClipSettings | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
-    """Return the plan for `train` with these arguments, without training."""
+    """Estimate the steps, disk space and time that `train` would need with the same arguments, without training."""
     compute = compute or ComputeSettings()
     store = Store(prior)
     recorded = read_manifest(store)

@@ -22,8 +22,8 @@ from .step import Learner
 _NORMALISER_ROWS = 100_000
 """Maximum number of training rows used to compute normaliser statistics. More rows would hardly change the result."""
 _FREE_FIELDS = {"loss", "loss_weighting", "text_drop", "image_drop", "attn_dropout", "ff_dropout"}
-"""Network and diffusion settings that a recipe may change from the initial prior's values. They affect training, but
-not the function that the prior computes."""
+"""Network and diffusion settings that a recipe may change from the initial prior's values. These settings affect
+training, but not the function that the prior computes."""
 
 
 def initialise(learner: Learner, settings: TrainSettings, dataset: EmbeddingDataset) -> None:
@@ -129,7 +129,7 @@ def _clip_name(config: PriorConfig) -> str:
 
 
 def start_fingerprint(start: Prior) -> str:
-    """Return the SHA-256 of a prior's weights and normaliser statistics. It does not depend on the file format."""
+    """Return the SHA-256 of a prior's weights and normaliser statistics, which is independent of the file format."""
     digest = hashlib.sha256()
     for name, value in sorted(prior_tensors(start.network, start.normaliser).items()):
         digest.update(f"{name} {list(value.shape)} {value.dtype}\0".encode())

@@ -122,7 +122,7 @@ class Learner:
         return norm
 
     def state(self, step: int) -> TrainState:
-        """Return the complete state for a checkpoint after `step` steps. Training resumes from it exactly."""
+        """Return the complete state for a checkpoint after `step` steps, from which training can resume exactly."""
         return TrainState(
             step=step,
             network=dict(self.network.state_dict()),

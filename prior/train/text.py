@@ -23,7 +23,7 @@ TextSource = Callable[[TrainBatch], Condition]
 
 
 def text_columns(config: PriorConfig, settings: TrainSettings) -> Columns:
-    """Return the dataset columns that the text source returned by `text_source` needs, for the same arguments."""
+    """Return the dataset columns that are needed by the text source for these settings."""
     if settings.text_condition == "online":
         return Columns(text_embed=False, max_text_len=0, captions=True)
     return Columns(text_embed=True, max_text_len=_states_used(config), captions=False)

@@ -19,7 +19,7 @@ from ...pipeline.errors import SettingsError
 from .settings import TrainSettings
 
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
-"""Module that each tracker requires."""
+"""Module that each tracker imports."""
 _DEFAULT_FOLDER = "trackers"
 """Name of the default folder for tracker files, inside the prior folder."""
 
@@ -35,7 +35,7 @@ class Tracker(Protocol):
 
 
 def check_trackers(settings: TrainSettings, prior: Store) -> Path | None:
-    """Check the tracker settings, and return the folder that trackers write to, or None without trackers.
+    """Check the tracker settings, and return the folder that trackers write to, or None if there are no trackers.
 
     Raises:
         SettingsError: a tracker is not installed, or has no local folder to write to.

@@ -1,4 +1,4 @@
-"""Validation during training: loss and scores of the averaged weights, always on the same rows and noise."""
+"""Validation during training: loss and scores of the averaged weights, on the same rows and noise in every run."""
 
 from __future__ import annotations
 
