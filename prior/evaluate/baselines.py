@@ -11,14 +11,14 @@ from .predictors import RANDOM, RESIDUAL, Predictor, RowNoise, to_unit_norm
 from .settings import BASELINES
 
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Ridge penalties to try, as multiples of the mean diagonal element of X'X, where X holds centred text embeddings."""
+"""Ridge penalties to try, as multiples of the mean diagonal element of X'X, where X is the centred text embeddings."""
 _PENALTY_FOLD = 10
-"""Spacing of the rows that are held out to choose the ridge penalty: every tenth training row."""
+"""Interval between held-out rows: every tenth row of the bank is held out to choose the ridge penalty."""
 
 
 @dataclass(frozen=True)
 class Bank:
-    """The M training rows that the baselines are fitted to."""
+    """Embeddings of the M training rows that the baselines are fitted to."""
 
     text: np.ndarray
     """Text embeddings `[M, D]` float32."""
@@ -27,21 +27,21 @@ class Bank:
 
     @staticmethod
     def read(dataset: EmbeddingDataset, size: int, seed: int) -> Bank:
-        """Read the first `size` training rows, or all if there are fewer.
+        """Read up to `size` training rows.
 
-        The rows are in an order that depends only on their content and on `seed`.
+        Rows are taken in a pseudorandom order that depends only on their content and on `seed`.
         """
         batch = dataset.take(dataset.content_order("train", seed)[:size])
         return Bank(batch.text_embed, batch.image_embed)
 
 
 def fit_baselines(bank: Bank, draws: int, seed: int) -> dict[str, Predictor]:
-    """Fit all baselines and return them by name.
+    """Fit all baselines, and return a dictionary from baseline name to predictor.
 
     Args:
-        bank: training rows to fit on.
-        draws: K, the number of draws per row for baselines that return several draws.
-        seed: seed of the baselines that use random numbers.
+        bank: training rows to fit the baselines to.
+        draws: K, the number of draws per row. Some baselines return only one draw, regardless of K.
+        seed: seed for the baselines that use random numbers.
     """
     regression = Ridge(bank)
     fitted: tuple[Predictor, ...] = (
@@ -52,12 +52,12 @@ def fit_baselines(bank: Bank, draws: int, seed: int) -> dict[str, Predictor]:
 
 
 def text_embedding(batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-    """Predict each caption's own text embedding, as one draw per row: `[B, 1, D]`."""
+    """Return each caption's text embedding, scaled to norm 1, as the prediction: `[B, 1, D]`."""
     return to_unit_norm(batch.text_embed.astype(np.float64))[:, None]
 
 
 class MeanShift:
-    """Predictor that adds the mean difference between image and text embeddings in the bank to the text embedding.
+    """Predictor that adds the bank's mean image embedding minus its mean text embedding to each text embedding.
 
     It returns one draw per row.
     """
@@ -71,9 +71,10 @@ class MeanShift:
 
 
 class Ridge:
-    """Ridge regression from text to image embeddings (Hoerl and Kennard 1970, Technometrics 12); one draw per row.
+    """Predictor that uses ridge regression from text to image embeddings (Hoerl and Kennard 1970, Technometrics 12).
 
-    A tenth of the rows is held out to choose the penalty with the smallest squared error. The final fit uses all rows.
+    It returns one draw per row. The penalty is the value in `_PENALTIES` with the smallest squared error on a held-out
+    tenth of the bank. The final fit uses all rows of the bank.
     """
 
     def __init__(self, bank: Bank) -> None:
@@ -99,17 +100,17 @@ class Ridge:
         """Effective number of parameters (Hastie, Tibshirani and Friedman 2009, section 3.4.1)."""
 
     def predict(self, text: np.ndarray) -> np.ndarray:
-        """Predict image embeddings without normalising them: `[B, D]` -> `[B, D]`."""
+        """Return the predicted image embeddings `[B, D]` for text embeddings `[B, D]`, without normalising them."""
         return np.asarray(self._image_mean + (text - self._text_mean) @ self._weights)
 
     def relative_variance(self, text: np.ndarray) -> np.ndarray:
-        """Return the variance of the predicted mean, divided by the residual variance: `[B, D]` -> `[B]`.
+        """Return the variance of each predicted mean, divided by the residual variance: `[B]` for texts `[B, D]`.
 
         Let X hold the n centred training texts, let m be the mean of these texts before centring, and let P be the
         diagonal matrix that the ridge penalty adds to X'X. The result for a text t is
-        1/n + (t - m)' (X'X + P)^-1 (t - m). If the penalty is interpreted as a normal prior on the weights, this is the
-        posterior variance (Bishop 2006, Pattern Recognition and Machine Learning, equation 3.59). For the case without
-        a penalty, see Seber and Lee 2003, Linear Regression Analysis, section 5.3.
+        1/n + (t - m)' (X'X + P)^-1 (t - m). If the penalty is interpreted as a normal prior on the weights, this value
+        is the posterior variance (Bishop 2006, Pattern Recognition and Machine Learning, equation 3.59). For the case
+        without a penalty, see Seber and Lee 2003, Linear Regression Analysis, section 5.3.
         """
         centred = text - self._text_mean
         return np.asarray(1 / self._rows + np.einsum("bd,de,be->b", centred, self._inverse, centred))
@@ -120,7 +121,7 @@ class Ridge:
 
 
 class LinearGaussian:
-    """Predictor that adds normal noise to the ridge regression; K draws per row.
+    """Predictor that adds normally distributed noise to the prediction of the ridge regression; K draws per row.
 
     The noise covariance is the residual covariance times `1 + relative_variance`. The term 1 accounts for the spread of
     images around the predicted mean. The term `relative_variance` accounts for the uncertainty of the predicted mean.
@@ -142,9 +143,9 @@ class LinearGaussian:
 
 
 class NearestNeighbours:
-    """Predictor that returns the images of the K training captions most similar to the given caption.
+    """Predictor that finds the K bank captions most similar to the given caption and returns their image embeddings.
 
-    If the bank has fewer than K rows, it returns one draw per bank row.
+    If the bank has only M < K rows, the predictor returns M draws.
     """
 
     def __init__(self, bank: Bank, draws: int) -> None:
@@ -158,9 +159,9 @@ class NearestNeighbours:
 
 
 class RandomImages:
-    """Predictor that returns K random training images per row, regardless of the caption.
+    """Predictor that returns K random image embeddings from the bank for each row, and ignores the caption.
 
-    Its draws have the distribution of the training images, but no relation to the caption.
+    The draws therefore follow the distribution of the training images, but are unrelated to the caption.
     """
 
     def __init__(self, bank: Bank, draws: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Comparison of evaluations: differences of each metric from its value in the first evaluation, with 95% intervals."""
+"""Comparison of evaluations: for each metric, the difference from the first evaluation, with a 95% interval."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class Comparison:
     differences: list[Interval]
     """Difference between each later evaluation and the first (later minus first)."""
     paired: list[bool]
-    """For each difference, True if it was computed row by row on the same rows, so that row difficulty cancels out."""
+    """For each difference, True if it was computed row by row, because both evaluations used the same rows.
+
+    The difficulty of the rows then cancels out, which makes the interval narrower.
+    """
 
 
 def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Comparison]:
@@ -46,9 +49,9 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
             or the given predictions.
 
     Raises:
-        InputError: fewer than two evaluations are given, an evaluation is unfinished or has changed, the predictor
-            is missing or broken, the evaluations have no split in common, or they differ in embedding size, CLIP,
-            number of rows, number of draws or gallery.
+        InputError: fewer than two evaluations are given, an evaluation is unfinished or its files have changed, the
+            predictor is missing or marked as broken, the evaluations have no split in common, or they differ in
+            embedding size, CLIP model, number of rows, number of draws or gallery.
     """
     if len(evaluations) < 2:
         raise InputError("compare needs at least two evaluations")
@@ -72,7 +75,10 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
 
 
 def _require_one_space(evaluations: Sequence[str], metrics: Sequence[dict[str, Any]]) -> None:
-    """Raise InputError unless all evaluations use embeddings from the same CLIP and of the same size."""
+    """Raise InputError if the evaluations use embeddings of different sizes or from different CLIP models.
+
+    An evaluation whose CLIP model is unknown can be compared with any other evaluation.
+    """
     clips = [one["embeddings"]["clip"] for one in metrics]
     if len({clip for clip in clips if clip is not None}) > 1:
         names = [(clip or "unknown")[:12] for clip in clips]
@@ -89,7 +95,7 @@ def _require_one_space(evaluations: Sequence[str], metrics: Sequence[dict[str, A
 
 
 def _require_comparable(split: str, evaluations: Sequence[str], runs: Sequence[_Run]) -> None:
-    """Raise InputError unless the evaluations have the same sizes, draws per caption and gallery for this split."""
+    """Raise InputError if the sizes in `_MUST_AGREE`, the draws per caption or the galleries differ for this split."""
     for name, setting in _MUST_AGREE.items():
         sizes = [run.metrics[name] for run in runs]
         if len(set(sizes)) > 1:
@@ -104,7 +110,7 @@ def _require_comparable(split: str, evaluations: Sequence[str], runs: Sequence[_
             "predictions for each row"
         )
     galleries = {run.metrics["gallery_fingerprint"] for run in runs if np.array_equal(run.row_ids, runs[0].row_ids)}
-    if len(galleries) > 1:  # includes only runs on the same rows: different rows always give different galleries
+    if len(galleries) > 1:  # covers only runs on the same rows, because other rows always have another gallery
         raise InputError(
             f"galleries of the {split} split are of the same size and of other images, and recall depends on them; "
             "evaluate again with evaluate.seed alike"
@@ -122,7 +128,7 @@ class _Run:
     metrics: dict[str, Any]
     """Section of `metrics.json` for the split."""
     result: dict[str, Any]
-    """Entry for the predictor in that section."""
+    """Entry for the predictor in `metrics`."""
     rows: dict[str, np.ndarray]
     """Per-row values `[N]` by metric, ordered by row id."""
     row_ids: np.ndarray
@@ -135,7 +141,7 @@ class _Run:
         """Read the results of one predictor on a split.
 
         Raises:
-            InputError: the evaluation lacks the predictor, or its predictions are broken.
+            InputError: the evaluation does not contain the predictor, or marks its predictions as broken.
         """
         results = {result["name"]: result for result in metrics["predictors"]}
         name = predictor or next(iter(results))
@@ -152,8 +158,8 @@ class _Run:
 def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
     """Compare the metrics that are means over rows.
 
-    If two evaluations used the same rows, the difference is computed row by row. Otherwise the means are treated as
-    independent.
+    If a later evaluation used the same rows as the first, the difference is computed row by row. Otherwise, the two
+    means are treated as independent.
     """
     first = runs[0]
     differences: list[dict[str, Interval]] = []
@@ -171,7 +177,7 @@ def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
 
 
 def _compare_distances(split: str, runs: list[_Run]) -> list[Comparison]:
-    """Compare the distances that all evaluations report. Evaluations of too few images report no distances.
+    """Compare the distances that all evaluations contain. An evaluation of too few images contains no distances.
 
     The evaluations are treated as independent. If they share rows, the intervals are wider than necessary.
     """
@@ -192,7 +198,9 @@ def _mean(run: _Run, metric: str) -> Interval:
 def _independent_difference(a: Interval, b: Interval) -> Interval:
     """Return `a - b` with its interval, for independent `a` and `b`.
 
-    The squared half-width of the interval is the sum of the squared half-widths of the two intervals.
+    An interval may be asymmetric, so its lower and upper margins are computed separately. The lower margin is the
+    square root of the sum of squares of the lower margin of `a` and the upper margin of `b`. The upper margin is
+    computed in the same way from the upper margin of `a` and the lower margin of `b`.
     """
     value = a.value - b.value
     low = np.hypot(a.value - a.low, b.high - b.value)
@@ -201,5 +209,5 @@ def _independent_difference(a: Interval, b: Interval) -> Interval:
 
 
 def to_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Return comparisons as plain dictionaries."""
+    """Convert comparisons to dictionaries that can be written as JSON."""
     return [dataclasses.asdict(comparison) for comparison in comparisons]

@@ -3,8 +3,8 @@
 A distance is not a mean over rows, so its interval comes from balanced half-samples (McCarthy 1969, Rev. Int. Stat.
 Inst. 37). The rows are divided into 16 parts, with all rows of an image in the same part. The parts are then split into
 two halves in 15 balanced ways. Each distance is computed on both halves, and the differences between the halves
-determine the width of the interval. A bootstrap is unsuitable, because it repeats rows and the distance between a row
-and its copy is 0. If the two distributions are equal, the intervals are wider than necessary.
+determine the width of the interval. A bootstrap is unsuitable because it repeats rows: the zero distances between a row
+and its copies would bias the result. If the two distributions are equal, the intervals are wider than necessary.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from .metrics import NORMAL_QUANTILE, Interval
 _PARTS = 16
 """Number of parts that the rows are divided into. Sylvester's Hadamard matrix requires a power of 2."""
 _HALVES = np.array([[(i & j).bit_count() % 2 == 0 for j in range(_PARTS)] for i in range(1, _PARTS)])
-"""Parts that each of the 15 half-samples contains, `[15, 16]` bool.
+"""Mask of the parts in each of the 15 half-samples, `[15, 16]` bool.
 
 The half-samples are the rows of Sylvester's Hadamard matrix, except for the constant first row. The rows are
 orthogonal, so any two half-samples share 4 parts.
 """
 LEAST_GROUPS = 3 * _PARTS
-"""Minimum number of images for which distances are computed: 3 per part."""
+"""Minimum number of distinct images in each set for distances to be computed: 3 per part."""
 _MEDIAN_ROWS = 1000
-"""Maximum number of real rows from which the median distance for the MMD kernel is computed; limits the work."""
+"""Maximum number of real rows used to compute the median distance for the MMD kernel, which takes quadratic time."""
 _COPY_DISTANCE = 1e-6
 """Distance at or below which two embeddings count as copies."""
 
 _Kernel = Callable[[np.ndarray], np.ndarray]
-"""Function that is applied to each pairwise distance."""
+"""Function that is applied to an array of pairwise distances, element by element."""
 
 
 @dataclass(frozen=True)
 class EmbeddingSet:
-    """Unit-norm embeddings that are samples from one distribution."""
+    """Unit-norm embeddings sampled from one distribution."""
 
     embeds: np.ndarray
     """Embeddings `[N, D]`."""
     groups: np.ndarray
-    """Group id of each embedding, `[N]`. Embeddings with the same group id, in one set or in both, share an image."""
+    """Group id of each embedding, `[N]`. Embeddings with the same group id share an image, even across two sets."""
 
 
 def set_distances(predicted: EmbeddingSet, real: EmbeddingSet) -> dict[str, Interval]:
-    """Return the distances between the distributions of two sets; empty if either set has fewer than 48 images.
+    """Return the distances between the distributions of two sets; empty if a set has fewer than 48 distinct images.
 
     - `frechet_distance`: squared distance between Gaussians with the sets' means and covariances, as in FID (Dowson
       and Landau 1982, J. Multivariate Anal. 12). The estimate decreases as the number of rows N grows, so its interval
-      is valid only for this N. It is omitted if either set has fewer than 2 D rows, because the covariance of half the
-      rows would be singular.
+      is valid only for this N. This distance is omitted if either set has fewer than 2 D rows, because the covariance
+      of half the rows would be singular.
     - `energy_distance`: 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013, J. Stat. Plan. Inference 143).
     - `mmd`: squared maximum mean discrepancy with the kernel exp(-d^2 / 2 s^2), where s is the median distance between
       different real embeddings (Gretton et al. 2012, JMLR 13).
@@ -81,10 +81,11 @@ def set_distances(predicted: EmbeddingSet, real: EmbeddingSet) -> dict[str, Inte
 
 
 def _number_groups(predicted: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Return a group number for each predicted row, then one for each real row; rows of a group get the same number.
+    """Number the groups from 0, and return the group number of each predicted row, followed by those of the real rows.
 
     Groups that are only in the predicted set are numbered first, then groups that are only in the real set, then groups
-    that are in both. Dividing the rows by group number then spreads all three kinds of groups evenly over the parts.
+    that are in both. Because a row's part is its group number modulo 16, each of these three kinds of groups is spread
+    evenly over the parts.
     """
     groups, inverse = np.unique(np.concatenate([predicted, real]), return_inverse=True)
     numbers = np.empty(len(groups), np.int64)
@@ -94,7 +95,7 @@ def _number_groups(predicted: np.ndarray, real: np.ndarray) -> np.ndarray:
 
 
 def _split_into_parts(embeds: np.ndarray, numbers: np.ndarray) -> list[EmbeddingSet]:
-    """Divide rows `[N, D]` into 16 parts: the group number `[N]` modulo 16 selects the part."""
+    """Divide rows `[N, D]` into 16 parts. The part of a row is its group number, from `numbers` `[N]`, modulo 16."""
     masks = (numbers % _PARTS == part for part in range(_PARTS))
     return [EmbeddingSet(embeds[mask], numbers[mask]) for mask in masks]
 
@@ -103,7 +104,8 @@ def _with_interval(distance: Callable[[np.ndarray], float]) -> Interval:
     """Compute a distance with its 95% interval.
 
     Args:
-        distance: function that computes the distance from the rows in the selected parts (`[16]` bool).
+        distance: function that takes a mask of parts (`[16]` bool) and returns the distance between the sets,
+            restricted to these parts.
     """
     value = distance(np.ones(_PARTS, bool))
     differences = [distance(half) - distance(~half) for half in _HALVES]
@@ -112,13 +114,13 @@ def _with_interval(distance: Callable[[np.ndarray], float]) -> Interval:
 
 
 def _pairwise_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the Euclidean distance between each row of `[N, D]` and each row of `[M, D]`: `[N, M]`."""
+    """Return the Euclidean distances `[N, M]` between the rows of `a`, `[N, D]`, and the rows of `b`, `[M, D]`."""
     squares = np.square(a).sum(-1)[:, None] + np.square(b).sum(-1) - 2 * a @ b.T
     return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
 
 def _median_distance(real: EmbeddingSet) -> float:
-    """Return the median distance over pairs of embeddings from different groups, ignoring copies; 1 without pairs."""
+    """Return the median distance between embeddings of different groups, ignoring copies, or 1 if no pair is left."""
     distances = _pairwise_distances(real.embeds, real.embeds)[real.groups[:, None] < real.groups]
     distances = distances[distances > _COPY_DISTANCE]
     return float(np.median(distances)) if len(distances) else 1.0
@@ -127,16 +129,17 @@ def _median_distance(real: EmbeddingSet) -> float:
 def _pair_sums(
     first: Sequence[EmbeddingSet], second: Sequence[EmbeddingSet], kernels: Mapping[str, _Kernel]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Sum each kernel over pairs of rows from different groups, and count the pairs.
+    """Sum each kernel over pairs of one row from `first` and one row from `second`, and count the pairs.
 
-    The sums and the counts are `[16, 16]` arrays, with one entry for each pair of parts.
+    Pairs of rows from the same group are left out. The sums and the counts are `[16, 16]` arrays, with one entry for
+    each pair of parts.
     """
     sums = {name: np.zeros((_PARTS, _PARTS)) for name in kernels}
     counts = np.zeros((_PARTS, _PARTS))
     for i in range(_PARTS):
         for j in range(_PARTS):
             distances = _pairwise_distances(first[i].embeds, second[j].embeds)
-            if i == j:  # two rows of one group are always in the same part
+            if i == j:  # rows of the same group are always in the same part
                 distances = distances[first[i].groups[:, None] != second[j].groups]
             for name, kernel in kernels.items():
                 sums[name][i, j] = kernel(distances).sum()
@@ -152,7 +155,7 @@ class _PairDistance:
     """Kernel sums and pair counts, `[16, 16]` each, for predicted-predicted, real-real and predicted-real pairs."""
 
     def __call__(self, chosen: np.ndarray) -> float:
-        """Return the distance over the chosen parts (`[16]` bool)."""
+        """Return the distance between the sets, restricted to the chosen parts (`[16]` bool)."""
         both = np.ix_(chosen, chosen)
         predicted, real, across = (sums[both].sum() / counts[both].sum() for sums, counts in self.terms)
         return float(predicted + real - 2 * across)
@@ -168,7 +171,7 @@ class _FrechetDistance:
         self._real = _Moments([part.embeds - centre for part in real])
 
     def __call__(self, chosen: np.ndarray) -> float:
-        """Return the distance over the chosen parts (`[16]` bool)."""
+        """Return the distance between the sets, restricted to the chosen parts (`[16]` bool)."""
         mean_a, covariance_a = self._predicted.mean_and_covariance(chosen)
         mean_b, covariance_b = self._real.mean_and_covariance(chosen)
         values, vectors = np.linalg.eigh(covariance_a)
@@ -179,7 +182,7 @@ class _FrechetDistance:
 
 
 class _Moments:
-    """Row count `[16]`, row sum `[16, D]` and sum of the rows' outer products `[16, D, D]` for each part."""
+    """Row counts `[16]`, row sums `[16, D]` and sums of the rows' outer products `[16, D, D]`, by part."""
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self._counts = np.array([len(part) for part in parts])

@@ -24,9 +24,9 @@ from .scoring import GIVEN, BlockScores, ScoreTask, Variant, variants
 from .settings import EvaluateSettings
 
 _SAME_FOR_ALL = 1e-6
-"""Range over all captions below which a coordinate of the predictions counts as constant.
+"""Range of an embedding coordinate over all captions, below which the coordinate counts as constant.
 
-If every coordinate is constant, the predictor ignores the caption and is reported as broken.
+If every coordinate is constant, the predictions do not depend on the caption, and the predictor is reported as broken.
 """
 
 
@@ -54,7 +54,7 @@ def compute_metrics(
     Args:
         dataset: embeddings.
         settings: resolved settings; must equal the settings of the scorers that `make_scorer` creates.
-        make_scorer: function that creates the scorer of a worker.
+        make_scorer: function that each worker calls to create its scorer.
         compute: worker settings; None to score in this process.
         given: True to evaluate given predictions instead of a prior.
         progress: called after each block.
@@ -96,7 +96,7 @@ class SplitScores:
             self._losses = {name: LossScores(self._rows, settings) for name in settings.weights}
 
     def tasks(self) -> Iterator[ScoreTask]:
-        """Yield the tasks that score predictors, then the tasks that compute losses; one task scores one block."""
+        """Yield one task per predictor and block, then one task per set of weights and block to compute the losses."""
         for is_loss, names in ((False, self._predictors), (True, self._losses)):
             for name in names:
                 for block in range(self._rows.blocks):
@@ -110,11 +110,11 @@ class SplitScores:
             self._predictors[scores.task.name].add(scores)
 
     def metrics(self, training: EmbeddingSet) -> dict[str, Any]:
-        """Return the section of `metrics.json` for the split. Call it after all blocks have been added.
+        """Return the section of `metrics.json` for the split. All blocks must have been added before.
 
         Args:
-            training: training images. Their distances to the images of the split are the lowest that a predictor can
-                be expected to reach.
+            training: training images. The distances between these and the images of the split are the lowest distances
+                that a predictor can be expected to reach.
         """
         rows, real = self._rows, self._real
         return {
@@ -155,9 +155,9 @@ class PredictorScores:
         self.columns: dict[str, np.ndarray] = {}
         """Per-row values `[N]` by metric; empty if the predictor is broken."""
         self.summary: dict[str, Any] = {}
-        """Means and distances with intervals, or the reason why the predictor is broken.
+        """Means and distances with intervals. For a broken predictor, only the reason, under the key `broken`.
 
-        It is empty until the last block is added.
+        The dictionary is empty until the last block is added.
         """
 
     def add(self, scores: BlockScores) -> None:
@@ -196,9 +196,9 @@ class LossScores:
         self._missing = rows.blocks
         self._columns: dict[str, np.ndarray] = {}
         self.summary: dict[str, Any] = {}
-        """Mean loss overall and per timestep bin, with intervals, or the reason why the losses are broken.
+        """Mean loss overall and per timestep bin, with intervals. If a loss is not finite, only the key `broken`.
 
-        It is empty until the last block is added.
+        The dictionary is empty until the last block is added.
         """
 
     def add(self, scores: BlockScores) -> None:

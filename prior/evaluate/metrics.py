@@ -17,12 +17,12 @@ SHARES = tuple(f"recall_at_{count}" for count in RECALL_AT)
 NORMAL_QUANTILE = 1.9600
 """97.5% quantile of the standard normal distribution, used for two-sided 95% intervals."""
 _AGRESTI_COULL, _BONETT_PRICE = (0, 0, 1, 1), (-1, 1)
-"""Values of the pseudo-groups that are added to compute an interval.
+"""Values of the pseudo-groups that are added to the data before a normal interval is computed.
 
-The first tuple is for a proportion, the second for a paired difference between two proportions.
+`_AGRESTI_COULL` is for a proportion, and `_BONETT_PRICE` for a paired difference between two proportions.
 """
 _COPY_TOLERANCE = 1e-9
-"""Cosine difference up to which two gallery images count as copies; float64 rounding errors stay below 1e-15."""
+"""Maximum difference in cosine at which gallery images count as copies. Rounding errors in float64 are below 1e-15."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Interval:
 def energy_score(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return the energy score E|X - y| - E|X - X'| / 2 of each row: `[B]`. Lower is better.
 
-    E|X - X'| is estimated as the mean over pairs of different draws, which is unbiased (Gneiting and Raftery 2007, JASA
-    102). For a single draw, this term is 0.
+    E|X - X'| is estimated as the mean over pairs of different draws. This estimate is unbiased (Gneiting and Raftery
+    2007, JASA 102). For a single draw, the estimate is set to 0.
 
     Args:
-        draws: draws X, `[B, K, D]`.
+        draws: draws X and X', `[B, K, D]`.
         truth: true embeddings y, `[B, D]`.
     """
     error = np.linalg.norm(draws - truth[:, None], axis=-1).mean(axis=1)
@@ -52,7 +52,7 @@ def energy_score(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def diversity(draws: np.ndarray) -> np.ndarray:
-    """Return the mean distance between two of a row's draws `[B, K, D]`, for each row: `[B]`; 0 for a single draw."""
+    """Return the mean distance between pairs of draws `[B, K, D]` of the same row: `[B]`; 0 for a single draw."""
     count = draws.shape[1]
     total = np.zeros(len(draws))
     for first in range(count - 1):
@@ -61,15 +61,18 @@ def diversity(draws: np.ndarray) -> np.ndarray:
 
 
 def cosine(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the mean cosine between the draws `[B, K, D]` and `others` `[B, D]`: `[B]`; all must have norm 1."""
+    """Return the mean cosine between each row's draws `[B, K, D]` and its embedding in `others` `[B, D]`: `[B]`.
+
+    All embeddings must have norm 1.
+    """
     return np.asarray(np.einsum("bkd,bd->bk", draws, others).mean(axis=1))
 
 
 def rank(predicted: np.ndarray, truth: np.ndarray, gallery: np.ndarray, gallery_index: np.ndarray) -> np.ndarray:
-    """Count the rival images that are closer to the prediction than the true image is, by cosine: `[B]`.
+    """Count the rival images whose cosine to the prediction is higher than the true image's: `[B]`.
 
     Each row has G - 1 rivals: all gallery images except one. The excluded image is the true image or, if the gallery
-    does not contain the true image, the last gallery image. Copies of the true image do not count as closer.
+    does not contain the true image, the last gallery image. Copies of the true image are not counted.
 
     Args:
         predicted: predictions of norm 1, `[B, D]`.
@@ -92,9 +95,9 @@ def mean_intervals(
     Welsh 2007, J. R. Stat. Soc. B 69). All columns use the same resamples. The ends of an interval are percentiles of
     the resampled means (Efron 1979, Ann. Statist. 7).
 
-    Percentile intervals are too narrow for `SHARES` near 0 or 1. For these metrics, a few pseudo-groups of mean size
-    are added and a normal interval is computed (Agresti and Coull 1998, Am. Stat. 52; for differences, Bonett and Price
-    2012, J. Educ. Behav. Stat. 37).
+    Percentile intervals of the metrics in `SHARES` are too narrow if the mean is near 0 or 1. For these metrics, a few
+    pseudo-groups of mean size are added and a normal interval is computed (Agresti and Coull 1998, Am. Stat. 52; for
+    differences, Bonett and Price 2012, J. Educ. Behav. Stat. 37).
 
     Args:
         values: columns `[N]` by metric name.

@@ -1,7 +1,8 @@
 """Predictors of image embeddings: the protocol, the prior, and predictions read from a file.
 
-Each predictor returns K draws of norm 1 for each of B rows. Its noise depends only on the seed and the content of the
-row, so row order and the number of workers do not affect the draws. The module `baselines` defines the baselines.
+Each predictor returns K draws of norm 1 for each of B rows. The noise for a row depends only on the seed and the
+content of the row, so row order and the number of workers do not affect the draws. The module `baselines` defines the
+baselines.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ class Predictor(Protocol):
 
 
 PRIOR, RESIDUAL, RANDOM, LOSS = range(4)
-"""Purposes of random numbers. Each purpose has independent streams of random numbers."""
+"""Purposes of random numbers. `RowNoise` uses separate, independent streams for each purpose."""
 
 
 class RowNoise:
-    """Random numbers with an independent stream for each row.
+    """Source of random numbers, with an independent stream for each row.
 
     Args:
         seed: seed shared by all streams.
         purpose: `PRIOR`, `RESIDUAL`, `RANDOM` or `LOSS`. Different purposes give independent streams for the same seed
             and row.
         row_ids: row ids, `[B]` uint64.
-        shape: shape of each draw for one row.
+        shape: shape of one draw for one row.
     """
 
     def __init__(self, seed: int, purpose: int, row_ids: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -55,16 +56,16 @@ class RowNoise:
         self._shape = shape
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Call `draw` repeatedly and yield each result, without end."""
+        """Yield the results of `draw` indefinitely."""
         while True:
             yield self.draw()
 
     def draw(self) -> np.ndarray:
-        """Return the next standard normal values of all streams: `[B, *shape]` float32."""
+        """Return the next standard normal values from all streams: `[B, *shape]` float32."""
         return np.stack([stream.standard_normal(self._shape, np.float32) for stream in self._streams])
 
     def choose(self, count: int) -> np.ndarray:
-        """Return the next uniform random integers in `[0, count)` of all streams: `[B, *shape]`."""
+        """Return the next uniform random integers in `[0, count)` from all streams: `[B, *shape]`."""
         return np.stack([stream.integers(0, count, self._shape) for stream in self._streams])
 
 
@@ -125,7 +126,7 @@ def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
 
 
 def as_units(embeds: np.ndarray) -> np.ndarray:
-    """Convert stored embeddings `[B, D]` to float64 and rescale them to norm 1, because rounding changes the norm."""
+    """Convert stored embeddings `[B, D]` to float64 and scale them to norm 1, because stored values are rounded."""
     values = embeds.astype(np.float64)
     return np.asarray(values / np.linalg.norm(values, axis=-1, keepdims=True))
 
@@ -133,5 +134,5 @@ def as_units(embeds: np.ndarray) -> np.ndarray:
 def to_unit_norm(values: np.ndarray) -> np.ndarray:
     """Scale predictions `[..., D]` to norm 1. Zero or non-finite vectors become NaN, which scoring reports."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = values / np.abs(values).max(axis=-1, keepdims=True)  # keeps squares from over- or underflowing
+        scaled = values / np.abs(values).max(axis=-1, keepdims=True)  # prevents overflow and underflow of the squares
         return np.asarray(scaled / np.linalg.norm(scaled, axis=-1, keepdims=True))

@@ -1,4 +1,4 @@
-"""Rows of a split that are evaluated: their order, blocks, gallery and unrelated captions."""
+"""Evaluated rows of a split, with their order, blocks, gallery and unrelated captions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOCK_ROWS = 128
 
 
 class EvaluatedRows:
-    """The N rows of a split that are evaluated, in an order that depends only on their content and the seed.
+    """The N evaluated rows of a split, in a pseudorandom order that depends only on their content and the seed.
 
     Raises:
         InputError: the split has fewer than 2 rows.
@@ -32,7 +32,7 @@ class EvaluatedRows:
         self.groups = dataset.group_ids[self.rows]
         """Group id of each row, `[N]`; rows with the same group id share an image."""
         self.unrelated = _next_different(self.groups)
-        """For each row, the position in `rows` of a row with a different image and so an unrelated caption, `[N]`."""
+        """For each row, the position in `rows` of a row with a different image, whose caption is unrelated, `[N]`."""
         groups, firsts, group_numbers = np.unique(self.groups, return_index=True, return_inverse=True)
         self.gallery = np.sort(firsts)[: settings.gallery_size]
         """Positions in `rows` whose images form the gallery, `[G]`. Each image appears once in the gallery."""
@@ -44,14 +44,14 @@ class EvaluatedRows:
         """Number of blocks."""
 
     def block(self, number: int) -> slice:
-        """Return the positions in `rows` that a block covers."""
+        """Return the range of positions in `rows` that a block covers."""
         return slice(number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, len(self.rows)))
 
 
 def _next_different(ids: np.ndarray) -> np.ndarray:
-    """For each of the ids `[N]`, return the position of the next id that differs, wrapping around at the end.
+    """Return, for each of the ids `[N]`, the position of the next different id, wrapping around at the end.
 
-    If all ids are equal, return the position of each id itself.
+    If all ids are equal, return each id's own position.
     """
     changes = np.flatnonzero(ids != np.roll(ids, -1)) + 1  # start of each run of equal ids
     if not len(changes):

@@ -45,9 +45,9 @@ class Variant:
 
 
 def variants(settings: EvaluateSettings) -> list[Variant]:
-    """Return the variants to evaluate: `prior`, then the prior with each other set of weights, then the sweep.
+    """Return the variants to evaluate: `prior`, then one variant per additional set of weights, then the sweep.
 
-    `prior` and the sweep use the first entry of `settings.weights`.
+    `prior` and the variants of the sweep use the first entry of `settings.weights`.
     """
     base, first = settings.sample, settings.weights[0]
     listed = [Variant("prior", first, base)]
@@ -83,20 +83,20 @@ class BlockScores:
     values: dict[str, np.ndarray]
     """Per-row values `[B]`, by metric or, for losses, by timestep bin."""
     first_draws: np.ndarray
-    """First draw of each of the R <= B rows that are used for distances, `[R, D]`; empty for losses."""
+    """First draw of each row that is used for distances, `[R, D]` for R <= B rows; empty for losses."""
     draws: int = 0
     """Number of draws per row; 0 for losses."""
     broken: str | None = None
-    """Reason the predictions cannot be scored; None if they can."""
+    """Reason why the predictions could not be scored, or None if they were scored."""
 
 
 class Scorer:
-    """Scorer for blocks of rows. It builds priors, baselines and galleries on first use and caches them.
+    """Scorer for blocks of rows. Priors, baselines and galleries are loaded or computed on first use, and cached.
 
     Args:
         dataset: embeddings.
         settings: resolved settings.
-        load_prior: function that loads the prior with the given weights; None if predictions are given.
+        load_prior: function that takes the name of the weights and loads the prior; None if predictions are given.
         given: predictions for all rows of the dataset, `[N, D]` or `[N, K, D]`; None if a prior is evaluated.
     """
 
@@ -194,8 +194,8 @@ def row_metrics(
         draws: draws of each row, `[B, K, D]`.
         image: embedding of each row's true image, `[B, D]`.
         text: embedding of each row's caption, `[B, D]`.
-        unrelated: for each row, embedding of the caption of a different image, `[B, D]`.
-        nearer: number of rival images that are closer to the first draw than the true image, `[B]`.
+        unrelated: text embedding of an unrelated caption for each row, `[B, D]`.
+        nearer: number of rival images that are closer to the first draw than the true image is, `[B]`.
     """
     to_text = cosine(draws, text)
     recalls = {f"recall_at_{n}": (nearer < n).astype(np.float64) for n in RECALL_AT}
@@ -214,10 +214,11 @@ def row_metrics(
 def timestep_losses(
     prior: Prior, batch: EmbeddingBatch, row_ids: np.ndarray, settings: EvaluateSettings
 ) -> dict[str, np.ndarray]:
-    """Return the training loss of B rows in each timestep bin, at one random timestep per row: `[B]` by bin name.
+    """Return the loss of each row in each timestep bin, at one random timestep per row and bin: `[B]` by bin name.
 
     A bin is named after its first and last timestep, such as `0-99`. Noise and timesteps depend only on the row and the
-    seed, so all priors are evaluated with the same noise at the same timesteps. Conditions are never dropped.
+    seed, so all priors are evaluated with the same noise at the same timesteps. Unlike in training, no text and no
+    image is dropped.
     """
     diffusion, dim = prior.config.diffusion, prior.config.embed_dim
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
@@ -244,7 +245,7 @@ def timestep_losses(
 
 @dataclass(frozen=True)
 class ScorerMaker:
-    """Picklable factory for `Scorer`. Each worker calls it to open the embeddings and the prior itself."""
+    """Picklable factory for `Scorer`. Each worker calls the factory to create a scorer with its own open files."""
 
     embeddings: str
     """Folder of the embeddings."""
@@ -255,7 +256,7 @@ class ScorerMaker:
     source: PriorSource
     """Location of the prior or predictions."""
     files: Mapping[str, FileMark] | None = None
-    """Size, modification time and hash of each embedding file that no manifest lists, if already known."""
+    """Size, modification time and hash of each embedding file, if these are known and no manifest lists the file."""
 
     def __call__(self) -> Scorer:
         """Open the embeddings and create a scorer. The scorer loads the prior on first use."""

@@ -50,24 +50,26 @@ def evaluate(
     """Evaluate a prior and the baselines on the same held-out rows, and write `metrics.json`.
 
     Args:
-        prior: any prior that `load_prior` reads, or a `.npy` file of predictions. Predictions are `[rows, D]` or
-            `[rows, K, D]` and cover all rows of the embeddings, in order.
+        prior: any prior that `load_prior` reads, or a `.npy` file of predictions. The file contains an array
+            `[rows, D]` or `[rows, K, D]` with predictions for all rows of the embeddings, in order.
         embeddings: folder of embedding shards.
         evaluation: folder to write.
         settings: splits, draws, baselines and other settings; None for the defaults.
-        read: settings that assign rows to splits. None for the settings used to train the prior if they are known,
-            otherwise for the defaults.
+        read: settings that assign rows to splits. None uses the settings that the prior was trained with, or the
+            defaults if those are unknown.
         compute: worker settings; None to run in this process.
         config: settings of a `.pth`, as for `load_prior`; `settings.weights` selects the weights in the `.pth`.
         function_version: dalle2-pytorch release for a `.pth`, as for `load_prior`.
-        limit: maximum number of rows per split.
+        limit: maximum number of rows per split, in addition to `settings.max_rows`; None for no additional limit.
         overwrite: discard an existing evaluation and compute it again.
         progress: called after each block.
 
     Raises:
-        FolderError: the folder contains other files or another stage, or another process is writing to it.
+        FolderError: the evaluation folder contains unrelated files or the output of another stage, or another process
+            is writing to it.
         InputError: the prior or the embeddings are missing or incompatible, or a split has too few rows.
-        SettingsError: an option is missing or invalid, or the splits would include rows that the prior was trained on.
+        SettingsError: an option is missing or invalid, or the embeddings are split differently than in training, so
+            that evaluated rows could be training rows.
     """
     start = time.monotonic()
     wanted, compute = settings or EvaluateSettings(), compute or ComputeSettings()
@@ -114,7 +116,10 @@ def evaluate(
 
 
 def _identify(dataset: EmbeddingDataset) -> dict[str, Any]:
-    """Return the content fingerprint, CLIP hash and size of embeddings. They do not depend on the folder's location."""
+    """Return the content fingerprint, CLIP weights hash and size of the embeddings.
+
+    None of these values depends on the location of the embeddings folder.
+    """
     clip = dataset.clip_if_known.get("weights_sha256")
     return {"content": dataset.content_fingerprint, "clip": clip, "embed_dim": dataset.embed_dim}
 
@@ -132,7 +137,7 @@ def plan_evaluate(
     limit: int | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
-    """Estimate the rows, disk space and time that `evaluate` needs, without running it; takes the same arguments."""
+    """Estimate the rows, disk space and time that `evaluate` would need with the same arguments, without running it."""
     settings = _limited(resolve(settings, "evaluate", compute), limit)
     subject = find_subject(PriorSource(prior, config, function_version), read)
     dataset = EmbeddingDataset(embeddings, subject.read, known_files=recorded_files(subject.trained))

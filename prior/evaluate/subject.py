@@ -32,7 +32,10 @@ Kind = Literal["prior, trained here", "prior", "checkpoint", "predictions"]
 `checkpoint` is a DALLE2-pytorch `.pth`.
 """
 TrainingRows = Literal["held out", "of other embeddings", "unknown"]
-"""Relation between the evaluated rows and the training rows, as stored in `metrics.json`."""
+"""Relation between the evaluated rows and the training rows, as stored in `metrics.json`.
+
+`of other embeddings` means that the prior was trained on other embeddings, so the two sets of rows may overlap.
+"""
 TRAINING_ROWS_WARNINGS: dict[TrainingRows, str] = {
     "of other embeddings": "It was trained on other embeddings: where images are in both, it may be evaluated on rows "
     "that it was trained on.",
@@ -43,14 +46,14 @@ TRAINING_ROWS_WARNINGS: dict[TrainingRows, str] = {
 
 @dataclass(frozen=True)
 class PriorSource:
-    """Location of a prior, with the `load_prior` arguments that it needs, or location of predictions."""
+    """Location of predictions, or location of a prior and the `load_prior` arguments that are needed to load it."""
 
     path: str
     """Prior folder, DALLE2-pytorch `.pth` file, or `.npy` file of predictions."""
     config: str | None = None
     """Settings of a `.pth`, as for `load_prior`."""
     function_version: str | None = None
-    """DALLE2-pytorch release whose network function a `.pth` needs, as for `load_prior`."""
+    """DALLE2-pytorch release whose network implementation a `.pth` needs, as for `load_prior`."""
 
     @property
     def is_predictions(self) -> bool:
@@ -59,7 +62,7 @@ class PriorSource:
 
     @property
     def is_pth(self) -> bool:
-        """True if the path is a `.pth`.
+        """True if the path is a DALLE2-pytorch checkpoint (`.pth`).
 
         Raises:
             SettingsError: an option is missing or does not apply to the path.
@@ -86,7 +89,7 @@ class Subject:
     content: str
     """Fingerprint of the files and the loading options; empty if training has not finished."""
     trained_on: TrainedOn | None = None
-    """Embeddings and splits the prior was trained on; None if unknown."""
+    """Embeddings and splits that the prior was trained on; None if unknown."""
     trained: Manifest | None = None
     """Training manifest; None unless the subject is a prior in its training folder."""
 
@@ -97,7 +100,7 @@ class Subject:
 
     def parameters(self, weights: WeightsName) -> float:
         """Return the number of network parameters. For a prior folder, estimate it from the weights file size."""
-        if self.kind == "checkpoint":  # it stores the weights several times, so its size gives no good estimate
+        if self.kind == "checkpoint":  # stores the weights several times, so its file size is no good estimate
             return sum(value.numel() for value in self.source.load(weights).network.parameters())
         return (Store(self.source.path).size(WEIGHTS_NAME) or 0) / 4
 
@@ -110,10 +113,10 @@ class Subject:
             )
 
     def training_rows(self, dataset: EmbeddingDataset) -> TrainingRows:
-        """Return whether the evaluated rows were held out from training, as far as known.
+        """Return the relation between the evaluated rows and the training rows; see `TrainingRows`.
 
         Raises:
-            SettingsError: the dataset's splits would include rows that the prior was trained on.
+            SettingsError: the dataset is split differently than in training, so evaluated rows could be training rows.
         """
         if self.trained_on is None:
             return "unknown"
@@ -144,7 +147,7 @@ class Subject:
     ) -> None:
         """Check before evaluation that the prior is intact, fits the embeddings and supports the sampling settings.
 
-        Predictions pass without a check; `read_predictions` checks them.
+        For predictions, do nothing, because `read_predictions` checks them.
 
         Args:
             dataset: embeddings to evaluate on.
@@ -152,7 +155,8 @@ class Subject:
             weights: names of all weights that the evaluation loads.
 
         Raises:
-            InputError: the prior is damaged, does not fit the embeddings or their CLIP, or lacks one of `weights`.
+            InputError: the prior is damaged, lacks one of `weights`, or differs from the embeddings in embedding size,
+                token state width or CLIP model.
             SettingsError: the prior does not support one of the sampling settings in `samples`.
         """
         if self.is_predictions:
@@ -184,8 +188,8 @@ def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
 
     Args:
         source: location of the prior or predictions.
-        read: settings that assign rows to splits. None for the settings used in training if they are known, otherwise
-            for the defaults.
+        read: settings that assign rows to splits. None uses the settings that the prior was trained with, or the
+            defaults if those are unknown.
 
     Raises:
         InputError: the location contains nothing that can be evaluated.
@@ -214,7 +218,7 @@ def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
 
 
 def _read_settings(trained_on: TrainedOn, path: str) -> ReadSettings:
-    """Parse the split settings that a prior was trained with."""
+    """Parse the settings that assigned rows to splits when a prior was trained."""
     return parse_settings(ReadSettings, trained_on.read, f"{path}: what it was trained on")
 
 

@@ -19,12 +19,12 @@ from ..network.settings import NetworkSettings
 from ..objective.settings import DiffusionSettings
 
 _DEFAULT_TEXT_LEN = 256
-"""Number of token states if the settings do not specify it, as in DALLE2-pytorch."""
+"""Maximum number of token states if the settings do not specify it. DALLE2-pytorch uses the same default."""
 _OPENAI_CLIPS = {
     "RN50": "RN50", "RN101": "RN101", "RN50x4": "RN50x4", "RN50x16": "RN50x16", "RN50x64": "RN50x64",
     "ViT-B/32": "ViT-B-32", "ViT-B/16": "ViT-B-16", "ViT-L/14": "ViT-L-14", "ViT-L/14@336px": "ViT-L-14-336",
 }  # fmt: skip
-"""OpenAI CLIP names, mapped to open_clip's names for the same models."""
+"""OpenAI's names of CLIP models, mapped to open_clip's names of the same models."""
 
 
 class NetworkConfig(Settings):
@@ -74,7 +74,7 @@ class DiffusionConfig(Settings):
     net: NetworkConfig
     """Arguments of the network."""
     clip: dict[str, Any] | None = None
-    """CLIP description, with keys `make` and `model`."""
+    """Description of the CLIP model, with keys `make` and `model`."""
     image_embed_dim: int | None = None
     """Image embedding size; null means `net.dim`."""
     image_size: int | None = None
@@ -86,23 +86,23 @@ class DiffusionConfig(Settings):
     sample_timesteps: int | None = None
     """Default number of sampling steps in DALLE2-pytorch. Ignored, because it is not part of a priorkit prior."""
     cond_drop_prob: float = Field(default=0.0, ge=0, le=1)
-    """Probability of dropping the condition during training."""
+    """Default of `text_cond_drop_prob` and `image_cond_drop_prob`."""
     text_cond_drop_prob: float | None = Field(default=None, ge=0, le=1)
-    """Probability of dropping the text; null means `cond_drop_prob`."""
+    """Probability of dropping the text during training; null means `cond_drop_prob`."""
     image_cond_drop_prob: float | None = Field(default=None, ge=0, le=1)
-    """Probability of dropping the noisy image; null means `cond_drop_prob`."""
+    """Probability of dropping the noisy image during training; null means `cond_drop_prob`."""
     loss_type: Literal["l1", "l2", "huber"] = "l2"
     """Loss function."""
     predict_x_start: bool = True
-    """Predict x0 if True, eps if False."""
+    """Predict the clean embedding (x0) if True, or the noise (eps) if False."""
     predict_v: bool = False
-    """Predict v if True, regardless of `predict_x_start`."""
+    """Predict the velocity (v) if True, regardless of `predict_x_start`."""
     beta_schedule: Literal["cosine", "linear", "quadratic", "jsd", "sigmoid"] = "cosine"
     """Noise schedule."""
     condition_on_text_encodings: bool = True
     """Condition on token states."""
     sampling_clamp_l2norm: bool = False
-    """Scale x0 to the embedding norm at each sampling step."""
+    """Scale the predicted x0 to the embedding norm at each sampling step."""
     sampling_final_clamp_l2norm: bool = False
     """Scale the final sampled embedding to the embedding norm."""
     training_clamp_l2norm: bool = False
@@ -112,7 +112,7 @@ class DiffusionConfig(Settings):
     image_embed_scale: float | None = Field(default=None, gt=0)
     """Embedding norm inside the network; null means sqrt(dim)."""
     clip_adapter_overrides: dict[str, Any] = Field(default_factory=dict)
-    """Ignored; priorkit does not use it."""
+    """Options of DALLE2-pytorch's CLIP adapter. Ignored, because priorkit does not use this adapter."""
 
 
 NAMED_CONFIGS: dict[str, dict[str, Any]] = {
@@ -126,7 +126,10 @@ NAMED_CONFIGS: dict[str, dict[str, Any]] = {
         "condition_on_text_encodings": True,
     },
 }  # fmt: skip
-"""Settings of published priors by name, taken from the code in LAION's model card."""
+"""Built-in settings of published priors, by name.
+
+`laion-model-card` contains the settings from the code in the model card of LAION's prior.
+"""
 
 
 def parse_config(described: Any, source: str) -> DiffusionConfig:
@@ -203,9 +206,9 @@ def to_prior_config(config: DiffusionConfig, function: FunctionVersion, source: 
 
 
 def _clip_settings(clip: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return open_clip's names for an OpenAI CLIP: its `model` and `pretrained` weights.
+    """Return open_clip's names of an OpenAI CLIP model (`model`) and its weights (`pretrained`).
 
-    The result is empty for any other CLIP, because DALLE2-pytorch's settings do not name its weights.
+    The result is empty for CLIP models from other sources, because DALLE2-pytorch's settings do not name their weights.
     """
     if clip is None or clip.get("make", "openai") != "openai":
         return {}

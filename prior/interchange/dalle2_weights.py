@@ -19,16 +19,16 @@ from ..network.function_version import LATEST_FUNCTION
 from .dalle2_settings import require_exportable
 
 _SCHEDULE_TOLERANCE = 1e-2
-"""Maximum alpha_bar difference attributed to half-precision rounding; different noise schedules differ more."""
+"""Maximum difference in alpha_bar that half-precision rounding can cause. Different schedules differ by more."""
 _ROTARY_TOLERANCE = 4e-3
-"""Maximum relative difference of rotary frequencies attributed to bfloat16 rounding; different bases differ more."""
+"""Maximum relative difference in rotary frequencies that bfloat16 rounding can cause. Other bases differ by more."""
 
 
 def import_prior(weights: Mapping[str, torch.Tensor], config: PriorConfig, source: str) -> Prior:
     """Create a prior from the weights of a `DiffusionPrior`.
 
     Args:
-        weights: weights by DALLE2-pytorch name.
+        weights: weights, keyed by their names in DALLE2-pytorch.
         config: configuration of the prior.
         source: name of the weights file, for error messages.
 
@@ -68,9 +68,9 @@ def import_prior(weights: Mapping[str, torch.Tensor], config: PriorConfig, sourc
 
 
 _ROTARY = re.compile(r".*\.rotary_emb\.(freqs|inv_freq)$")
-"""Names of the rotary frequencies, which are constants and therefore not imported."""
+"""Pattern for the names of the rotary frequencies, which are not imported because they are constants."""
 _IGNORED = re.compile(rf"noise_scheduler\.|clip\.|_dummy$|.*\.rotary_emb\.(dummy|cached_\w+)$|{_ROTARY.pattern}")
-"""Names of `DiffusionPrior` tensors that are not imported.
+"""Pattern for the names of `DiffusionPrior` tensors that are not imported.
 
 The rotary frequencies and the noise schedule are still checked against the settings.
 """
@@ -105,7 +105,7 @@ def _check_constants(weights: Mapping[str, torch.Tensor], prior: Prior, source: 
 
 
 def _rotary_frequencies(config: PriorConfig) -> torch.Tensor:
-    """Return the rotary frequencies: for each pair of rotated channels, the angle in radians per position."""
+    """Return the rotary frequency of each pair of rotated channels, in radians per position."""
     width = min(32, config.network.dim_head)
     return 1.0 / (10_000.0 ** (torch.arange(0, width, 2).float() / width))
 
@@ -130,9 +130,9 @@ def export_weights(prior: Prior) -> dict[str, torch.Tensor]:
 
 
 def _as_upstream(name: str, value: torch.Tensor, prior: Prior) -> dict[str, torch.Tensor]:
-    """Return a priorkit weight under its DALLE2-pytorch names and shapes.
+    """Convert a priorkit weight to DALLE2-pytorch's names and shapes.
 
-    The result has two entries if priorkit concatenates two DALLE2-pytorch weights.
+    The result has two entries if the priorkit weight is a concatenation of two DALLE2-pytorch weights.
     """
     names = _upstream_names(name, prior)
     if name in ("null_token_states", "null_text", "null_image"):
@@ -143,7 +143,7 @@ def _as_upstream(name: str, value: torch.Tensor, prior: Prior) -> dict[str, torc
 
 
 def _upstream_names(name: str, prior: Prior) -> list[str]:
-    """Return the DALLE2-pytorch names of a priorkit weight: one name, or two if it concatenates two weights."""
+    """Return the DALLE2-pytorch name of a priorkit weight, or both names if it is a concatenation of two weights."""
     transformer = "net.causal_transformer"
     if name == "null_token_states":
         return ["net.null_text_encodings" if prior.network.function.has_null_tokens else "net.null_text_embed"]
@@ -182,7 +182,7 @@ _FEED_FORWARD_NAMES = {
 
 
 def _some(names: list[str]) -> str:
-    """Format at most five names, followed by the number of names left out."""
+    """Join at most five names with commas, and append how many more there are."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
@@ -191,12 +191,12 @@ def trainer_checkpoint(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor
     """Build a checkpoint that `DiffusionPriorTrainer.load` in DALLE2-pytorch 1.15.6 can read.
 
     The checkpoint represents a trainer before its first step, so the optimiser has no state yet. The optimiser
-    identifies weights by index, and applies weight decay only to weights with two or more dimensions. Placeholder
-    weights are therefore enough if their count and numbers of dimensions are right. All layers share one weight for the
-    rotary frequencies, so it is counted once.
+    identifies weights by index, and applies weight decay only to weights with two or more dimensions. Its state can
+    therefore be built from placeholders that match the weights only in number and in number of dimensions. All layers
+    share one tensor of rotary frequencies, so there is only one placeholder for it.
 
     Args:
-        weights: weights by DALLE2-pytorch name.
+        weights: weights, keyed by their names in DALLE2-pytorch.
         alpha_bar: cumulative noise schedule, `[timesteps]`.
     """
     model = {**_schedule_buffers(alpha_bar), **weights}
@@ -222,7 +222,7 @@ def trainer_checkpoint(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor
 
 
 def _schedule_buffers(alpha_bar: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the noise schedule constants that DALLE2-pytorch stores with the weights, keyed by their names there."""
+    """Return the constants of the noise schedule under the names with which DALLE2-pytorch stores them."""
     before = torch.cat([torch.ones(1, dtype=alpha_bar.dtype), alpha_bar[:-1]])
     alpha = alpha_bar / before
     beta = 1 - alpha

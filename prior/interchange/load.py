@@ -42,15 +42,15 @@ def load_prior(
         path: prior folder or `.pth` file.
         device: device to sample on, such as `cpu` or `cuda`.
         dtype: precision of large matrix products: `float32`, or `bfloat16` for about twice the speed.
-        config: settings of a `.pth`: the JSON file of the script that trained it, or `laion-model-card` for the
-            settings in LAION's model card.
+        config: settings of a `.pth`: the JSON file of the script that trained the prior, or `laion-model-card` for the
+            settings in the model card of LAION's prior.
         weights: `ema` for the averaged weights, `online` for the weights that the optimiser updates, or `best` for the
-            averaged weights with the lowest validation loss. A `.pth` has no `best` weights. The `online` weights of a
-            folder come from its newest training checkpoint.
-        function_version: dalle2-pytorch release whose network function the `.pth` needs, such as 0.23.10. Required if
-            the file stores no version; otherwise it overrides the stored version.
-        clip: `model` and `pretrained` of the open_clip model that a `.pth` belongs to. Give it if the settings of the
-            `.pth` do not name the CLIP.
+            averaged weights from the validation run with the lowest loss. A `.pth` has no `best` weights. The `online`
+            weights of a folder come from its newest training checkpoint.
+        function_version: dalle2-pytorch release whose network implementation the `.pth` needs, such as 0.23.10.
+            Required if the file stores no version; otherwise, this argument overrides the stored version.
+        clip: `model` and `pretrained` of the open_clip model that the prior was trained with. Pass this argument for a
+            `.pth` whose settings do not name the CLIP model.
 
     Raises:
         InputError: there is no prior at `path`, or a file is damaged or does not match its settings.
@@ -90,10 +90,10 @@ def convert(
         config: settings of a source `.pth`, as for `load_prior`.
         weights: weights to convert: `ema`, `online` or `best`.
         function_version: dalle2-pytorch release for a source `.pth`, as for `load_prior`.
-        clip: CLIP of a source `.pth`, as for `load_prior`.
+        clip: CLIP model for a source `.pth`, as for `load_prior`.
 
     Raises:
-        FolderError: the destination exists and `overwrite` is False, or it is a training folder.
+        FolderError: the destination exists and `overwrite` is False, or the destination is a training folder.
         InputError: there is no prior at `source`, or a file is damaged or does not match its settings.
         SettingsError: an argument is missing or invalid, or DALLE2-pytorch does not support the prior's settings.
     """
@@ -113,7 +113,7 @@ def find_clip(model: str | None, pretrained: str | None) -> dict[str, Any] | Non
 
     Raises:
         SettingsError: the model or its weights are unknown, or weights are given without a model.
-        InputError: the CLIP files are missing or damaged.
+        InputError: the files of the CLIP model are missing or damaged.
     """
     if model is None:
         if pretrained is not None:
@@ -131,7 +131,7 @@ def is_pth(path: str, **options: Any) -> bool:
 
     Args:
         path: prior folder or `.pth` file.
-        options: arguments of `load_prior` that apply only to a `.pth`; `config` must be among them.
+        options: arguments of `load_prior` that apply only to a `.pth`. The argument `config` must be present.
 
     Raises:
         SettingsError: `config` is missing for a `.pth`, an option is given for a path that is not a `.pth`, or the
@@ -189,10 +189,10 @@ def _load_pth(
 
 
 def read_config(config: str) -> Any:
-    """Return the JSON settings of a checkpoint.
+    """Return the settings of a checkpoint as parsed JSON.
 
     Args:
-        config: JSON file, or name of built-in settings.
+        config: path or URL of a JSON file, or name of built-in settings.
 
     Raises:
         SettingsError: `config` is neither an existing file nor the name of built-in settings.
@@ -211,7 +211,7 @@ def read_config(config: str) -> Any:
 
 
 def _training_weights(path: str, weights: WeightsName) -> dict[str, torch.Tensor]:
-    """Read the `online` or `best` weights from a training folder. Raise InputError if it does not contain them."""
+    """Read the `online` or `best` weights from a training folder. Raise InputError if they are missing."""
     store = Store(path)
     manifest = read_manifest(store)
     if weights == "best":
@@ -242,7 +242,7 @@ def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
 
 
 def _write_pth(prior: Prior, destination: str, overwrite: bool) -> None:
-    """Write a DALLE2-pytorch checkpoint and its settings.
+    """Write a DALLE2-pytorch checkpoint and, next to it, a JSON file with its settings.
 
     Raises:
         FolderError: the checkpoint or its settings file exists and `overwrite` is False.

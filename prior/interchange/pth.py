@@ -36,7 +36,7 @@ _INERT = (
 
 
 _UNKNOWN_NAME = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
-"""Pattern of the torch error about a name that is not allowed; the group matches the name."""
+"""Pattern of the torch error about a name that is not allowed. The group captures this name."""
 
 
 class StandIn:
@@ -57,7 +57,7 @@ class StandIn:
 
 
 def find_pth(path: str) -> tuple[Any, str]:
-    """Return the file system of a `.pth` or `.pt` file, and the file's path on it.
+    """Return the file system of a `.pth` or `.pt` file, and the path of the file on that file system.
 
     Raises:
         InputError: the file does not exist.
@@ -94,21 +94,21 @@ def read_pth(path: str) -> dict[str, Any]:
 
 
 def version_text(value: Any, path: str) -> str | None:
-    """Return a stored version as text; None if the value is None.
+    """Return a stored version as a string, or None if the value is None.
 
     Args:
-        value: text, None, or the stand-in for a version object from any release of packaging.
+        value: string, None, or stand-in for a `Version` object. The layouts of all `packaging` releases are supported.
         path: name of the file, for error messages.
 
     Raises:
-        InputError: the value is neither text, None, nor a version object.
+        InputError: the value is neither a string, None nor a version object.
     """
     if value is None or isinstance(value, str):
         return value
     parts = value.values if isinstance(value, StandIn) else None
     release = None
     if isinstance(parts, dict) and isinstance(parts.get("_version"), StandIn):
-        parts = parts["_version"].values  # packaging before 26
+        parts = parts["_version"].values  # packaging releases before 26
     if isinstance(parts, tuple) and len(parts) > 1:  # (epoch, release, ...), or (None, slots) in packaging 26
         release = parts[1].get("_release") if isinstance(parts[1], dict) else parts[1]
     if isinstance(release, tuple) and release:

@@ -48,7 +48,8 @@ def _bare_weights(content: dict[str, Any]) -> dict[str, torch.Tensor] | None:
     """Return the weights of a bare state_dict, keyed by `DiffusionPrior` name; None if the content is something else.
 
     Some tools store the state_dict under the key `state_dict`. Some tools wrap the model, which adds the prefix
-    `module.` to all names. Some tools save only the network, so that the names lack the prefix `net.`.
+    `module.` to all names. Some tools save only the network, whose names lack the prefix `net.`. All of these variants
+    are supported.
     """
     weights = content
     if "state_dict" in content and not {"model", "ema", "ema_model"} & content.keys():
@@ -81,7 +82,10 @@ def _is_plain_tensor(value: Any) -> bool:
 
 
 def _averaged(content: dict[str, Any]) -> Any:
-    """Return the averaged weights of a checkpoint, if it has any. Older trainers store them only inside `ema`."""
+    """Return the averaged weights of a checkpoint. If there are none, return None or an empty dictionary.
+
+    Older trainers store the averaged weights only under the key `ema`.
+    """
     if "ema_model" in content:
         return content["ema_model"]
     average = content.get("ema")

@@ -42,7 +42,7 @@ class GalleryRow:
 
 
 def nearest(queries: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
-    """Return the positions of the images nearest to each query by cosine, nearest first: `[C, count]`.
+    """Return the positions in `images` of the images nearest to each query by cosine, nearest first: `[C, count]`.
 
     Args:
         queries: embeddings of norm 1, `[C, D]`.
@@ -55,7 +55,7 @@ def nearest(queries: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
 def nearest_images(
     prior: Prior, dataset: EmbeddingDataset, rows: np.ndarray, count: int, seed: int
 ) -> list[GalleryRow]:
-    """Find the images in the whole dataset that are nearest to the captions of the given rows.
+    """Find the images in the whole dataset nearest to each caption's text embedding and to the prior's prediction.
 
     Args:
         prior: prior to sample predictions from.
@@ -83,7 +83,7 @@ def nearest_images(
 
 
 def read_images(images: str, keys: set[str]) -> dict[str, Image.Image]:
-    """Read the images with the given keys from a folder of webdataset shards; missing images have no entry."""
+    """Read the images with the given keys from a folder of webdataset shards. The result omits missing images."""
     store = Store(images)
     pictures: dict[str, Image.Image] = {}
     for shard in list_image_shards(store):
@@ -94,7 +94,7 @@ def read_images(images: str, keys: set[str]) -> dict[str, Image.Image]:
 
 
 def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], title: str) -> bytes:
-    """Draw the picture and return it as PNG. A green frame marks each caption's own image.
+    """Draw the picture and return it as PNG data. A green frame marks each caption's own image.
 
     Args:
         rows: captions and the keys of their nearest images.
@@ -128,7 +128,7 @@ def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], tit
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Wrap text to a width in pixels, and cut it off after the fifth line."""
+    """Wrap text to a width in pixels, and return its first five lines."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()

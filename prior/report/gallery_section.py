@@ -19,9 +19,9 @@ from .gallery import nearest, read_images
 CAPTIONS = 12
 """Number of captions in the gallery."""
 FOUND_IMAGES = 5
-"""Number of nearest images shown for each query of a caption. A query is the text embedding or the prediction."""
+"""Number of nearest images shown per query. The queries are each caption's text embedding and its prediction."""
 SEARCHED_ROWS = 20_000
-"""Maximum number of rows searched for nearest images; bounds memory use."""
+"""Maximum number of rows searched for nearest images, which limits memory use."""
 _THUMBNAIL = 128
 """Maximum side length of a gallery image in pixels."""
 
@@ -31,7 +31,7 @@ def find_rows(ids: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> np.ndar
 
     Args:
         ids: ids of all rows, `[M]`. If an id occurs more than once, its first position is returned.
-        order: positions that sort `ids`, from a stable sort, `[M]`.
+        order: result of a stable argsort of `ids`, `[M]`.
         wanted: ids to look up, `[N]`.
     """
     candidates = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
@@ -41,7 +41,8 @@ def find_rows(ids: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> np.ndar
 def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the mean, the first two principal axes and each axis's share of the variance.
 
-    In each axis, the coordinate with the largest magnitude is positive, so that plots always have the same orientation.
+    Signs are chosen so that the coordinate of largest magnitude in each axis is positive. Plots of the same values
+    therefore always have the same orientation.
 
     Args:
         values: values `[N, D]`.
@@ -56,7 +57,7 @@ def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def projection(image: np.ndarray, text: np.ndarray, predicted: np.ndarray | None, split: str) -> list[str]:
-    """Plot embeddings on the first two principal axes of the true image embeddings; return page fragments.
+    """Plot embeddings on the first two principal axes of the true image embeddings, and return page fragments.
 
     Args:
         image: true image embeddings, `[N, D]`.
@@ -82,14 +83,16 @@ def projection(image: np.ndarray, text: np.ndarray, predicted: np.ndarray | None
 def gallery(
     dataset: EmbeddingDataset, images: str, shown: np.ndarray, searched: np.ndarray, queries: Mapping[str, np.ndarray]
 ) -> tuple[list[str], list[str]]:
-    """Build a gallery with one card per caption, which shows the caption's own image and the nearest images.
+    """Build a gallery with one card per caption.
+
+    Each card shows the caption's own image and the images nearest to each query.
 
     Args:
         dataset: embeddings.
         images: folder with the images, as webdataset shards.
         shown: row numbers of the captions to show, `[C]`.
         searched: row numbers of the images to search, `[S]`.
-        queries: query embeddings `[C, D]` of norm 1, keyed by the heading of their nearest images.
+        queries: query embeddings `[C, D]` of norm 1, keyed by the heading to show above the nearest images.
 
     Returns:
         The gallery as page fragments, and sentences that say which parts are missing.
@@ -114,7 +117,7 @@ def gallery(
 
 @dataclass(frozen=True)
 class _RowContent:
-    """Keys, captions and URLs by row number, and thumbnails by key; missing values have no entry."""
+    """Keys, captions and URLs by row number, and thumbnails by key. Missing values have no entry."""
 
     keys: dict[int, Any]
     captions: dict[int, Any]
@@ -145,7 +148,7 @@ class _RowContent:
         return _RowContent(keys, captions, urls, thumbnails), missing
 
     def image(self, row: int, marked: bool = False) -> str:
-        """Return the image of a row as a page fragment. If the image is missing, show the caption, key or row number.
+        """Return a page fragment with a row's image or, if the image is missing, its caption, key or row number.
 
         Args:
             row: row number.

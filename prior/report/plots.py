@@ -44,16 +44,16 @@ def curves(title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float
 
 
 def thin(points: np.ndarray) -> np.ndarray:
-    """Reduce points `[N, 2]` to at most 500 by averaging runs of neighbouring points."""
+    """Reduce a curve `[N, 2]` to at most 500 points by averaging neighbouring points."""
     if len(points) <= _POINTS:
         return points
     return np.stack([part.mean(axis=0) for part in np.array_split(points, _POINTS)])
 
 
 def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
-    """Plot named values with their intervals, one below the other.
+    """Plot named values with their intervals, one value per line.
 
-    Priors and given predictions have one colour, all other predictors another colour.
+    Priors and given predictions are drawn in one colour, and everything else in a second colour.
     """
     names = list(values)[::-1]
     with _plot(title, x, "", 1.0 + 0.24 * len(names)) as (axes, made):
@@ -140,7 +140,7 @@ def _plot(title: str, x: str, y: str, height: float = 2.9) -> contextlib.Abstrac
 def _errorbar(
     axes: Axes, values: Sequence[Interval], positions: Sequence[float], colour: str, sideways: bool = False
 ) -> None:
-    """Plot values with intervals at positions on the x axis, or on the y axis if `sideways` is True."""
+    """Plot values with error bars at the given positions on the x axis, or on the y axis if `sideways` is True."""
     middle = [value["value"] for value in values]
     # rounding can leave a value slightly outside its bootstrap interval
     lengths = [[max(0.0, v["value"] - v["low"]) for v in values], [max(0.0, v["high"] - v["value"]) for v in values]]

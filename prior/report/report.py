@@ -43,10 +43,10 @@ def write_report(
         embeddings: new location of the embeddings; None if they have not moved.
         images: folder with the images, as webdataset shards.
         output: file to write; None for `<evaluation>.html`.
-        config: settings of a `.pth`, as for `load_prior`. None means the settings used in the evaluation, unless
-            `prior` is given.
-        function_version: dalle2-pytorch release for a `.pth`, as for `load_prior`. None means the release used in the
-            evaluation, unless `prior` is given.
+        config: settings of a `.pth`, as for `load_prior`. If both this and `prior` are None, the settings used in the
+            evaluation apply.
+        function_version: dalle2-pytorch release for a `.pth`, as for `load_prior`. If both this and `prior` are None,
+            the release used in the evaluation applies.
         progress: called while embeddings are sampled.
 
     Raises:

@@ -1,7 +1,7 @@
 """Sections of a report, each with a heading and page fragments.
 
-If a log, images or captions are missing, a sentence replaces the part of the report that needs them. Inputs that do not
-match the evaluation, such as embeddings that were not evaluated, raise an error.
+If the training log, images or captions are missing, a sentence replaces the part of the report that needs them. Inputs
+that do not match the evaluation, such as embeddings that were not evaluated, raise an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .gallery_section import CAPTIONS, SEARCHED_ROWS, find_rows, gallery, projec
 from .source import ReportSource
 
 PROJECTED_ROWS = 1000
-"""Maximum number of rows in the projection; more points would overlap too much."""
+"""Maximum number of rows in the projection. More points would overlap too much."""
 _NAMES = {
     "energy_score": "energy score", "cosine_to_image": "cosine to true image", "cosine_to_text": "cosine to its text",
     "cosine_to_unrelated_caption": "cosine to an unrelated caption",
@@ -155,7 +155,7 @@ class Sections:
         body, drawn = [], []
         for split, found in self._source.splits.items():
             sound = {weights: value for weights, value in found["losses"].items() if "broken" not in value}
-            broken = [weights for weights in found["losses"] if weights not in sound]  # in settings order
+            broken = [weights for weights in found["losses"] if weights not in sound]  # in the order of the settings
             body += [page.paragraph(f"{split}: the loss of {weights} weights is not finite.") for weights in broken]
             if sound:
                 drawn.append(draw.losses_by_timestep(f"Loss by timestep, {split}", sound))
@@ -241,7 +241,8 @@ class Sections:
 def sweep_values(predictors: Sequence[Mapping[str, Any]], setting: str) -> dict[float, Mapping[str, Any]]:
     """Return the metrics of a sweep over one setting, keyed by the value of the setting.
 
-    A predictor is included if it is not broken and differs from the first predictor at most in this setting.
+    A predictor is included if it is not broken and has the same weights and sampling settings as the first predictor,
+    except for this setting.
 
     Args:
         predictors: entries of `metrics.json` for the predictors of a split.

@@ -63,7 +63,7 @@ class ReportSource:
         self.subject, self.no_subject = self._find_subject()
 
     def _find_subject(self) -> tuple[Subject | None, str]:
-        """Return the evaluated subject, or None and the reason why it is missing.
+        """Return the evaluated subject and an empty string, or None and the reason why the subject is missing.
 
         Raises:
             InputError: the files at the subject's location differ from those that were evaluated.

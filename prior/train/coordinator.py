@@ -1,6 +1,6 @@
 """Coordinator between the driver and the workers in a training run on Ray. This module does not import Ray.
 
-The *coordinator* is a Ray actor on the driver's node. The first rank reports progress to the coordinator, which answers
+The *coordinator* is a Ray actor on the driver's node. The first rank reports progress, and the coordinator's reply says
 whether to stop. Any rank can report an error. The coordinator also counts consecutive worker starts without progress.
 """
 
@@ -17,16 +17,16 @@ from .progress import Outcome
 _ATTEMPTS = 4
 """Maximum number of consecutive worker starts without a new step. One more such start ends training with an error."""
 _REPORT_SECONDS = 1.0
-"""Minimum seconds between progress reports, so that short steps do not each wait for a remote call."""
+"""Minimum number of seconds between progress reports, so that not every step has to wait for a remote call."""
 
 
 class TakenOver(RuntimeError):
-    """Raised in a worker when new workers have taken over training because the worker was unreachable."""
+    """Raised in a worker that was temporarily unreachable, if new workers have taken over training."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Status of a training run, which the driver reads."""
+    """Status of a training run, as returned to the driver."""
 
     attempt: int = 0
     """Number of times that the first rank has started; 0 before the first start."""
@@ -46,19 +46,22 @@ class Status:
 
 
 class Coordinator:
-    """Ray actor that passes messages between the driver and the workers. Both call its methods remotely."""
+    """Ray actor that passes messages between the driver and the workers, which call its methods remotely."""
 
     def __init__(self) -> None:
         self._status = Status()
         self._stop = False
         self._first_step: int | None = None
         self._most_steps = 0
-        """Largest number of completed steps at the time of any start."""
+        """Largest number of completed steps at any start of the workers so far."""
         self._vain_starts = 0
-        """Number of consecutive starts, including the current one, since the last completed new step."""
+        """Number of consecutive starts, each without a new step since the previous start."""
 
     def begin(self) -> int:
-        """Record that the first rank has started, and return the attempt number, counted from 1."""
+        """Record that the first rank has started, and return the attempt number, counted from 1.
+
+        After too many consecutive starts without a new step, also record an error, which ends training.
+        """
         self._vain_starts = 0 if self._status.step > self._most_steps else self._vain_starts + 1
         self._most_steps = max(self._most_steps, self._status.step)
         if self._vain_starts > _ATTEMPTS:
@@ -95,7 +98,7 @@ class Coordinator:
             self._status = replace(self._status, outcome=replace(outcome, first_step=first), step=outcome.step)
 
     def fail(self, error: bytes) -> None:
-        """Record a pickled exception from any rank. Only the first exception is kept. See `Status.error`."""
+        """Record a pickled exception from any rank, unless there is one already. See `Status.error` for the format."""
         if self._status.error is None:
             self._status = replace(self._status, error=error)
 
@@ -114,8 +117,6 @@ class Coordinator:
 class RayWatch:
     """Observer of the training loop in a Ray worker; see `progress.Watch`.
 
-    `report` calls the coordinator at most once per second.
-
     Args:
         ray: the `ray` module.
         coordinator: handle of the coordinator actor.
@@ -129,13 +130,13 @@ class RayWatch:
         self._stop = False
 
     def report(self, step: int, note: str) -> None:
-        """Report progress to the coordinator. Only the first rank sends its report."""
+        """Store the progress and, on the first rank, send it to the coordinator at most once per second."""
         self._last = (step, note)
         if self.attempt is not None and time.monotonic() - self._sent_at > _REPORT_SECONDS:
             self._send()
 
     def should_stop(self) -> bool:
-        """Return whether the coordinator answered the last report with a request to stop."""
+        """Return True if the coordinator's last reply was a request to stop."""
         return self._stop
 
     def before_writing(self) -> None:
@@ -143,7 +144,11 @@ class RayWatch:
         self._send()
 
     def _send(self) -> None:
-        """Send the latest progress to the coordinator and store its answer."""
+        """Send the latest progress to the coordinator and store the reply.
+
+        Raises:
+            TakenOver: the reply is that new workers have taken over training.
+        """
         answer = self._ray.get(self._coordinator.report.remote(self.attempt, *self._last))
         if answer is None:
             raise TakenOver("another worker has taken over")

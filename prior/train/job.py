@@ -41,7 +41,7 @@ class TrainJob:
     config: PriorConfig
     """Configuration of the prior to train."""
     identity: dict[str, Any]
-    """Everything that the result depends on, as recorded in the manifest's settings."""
+    """All values that the result depends on, as recorded in the manifest's settings."""
     input: str
     """Fingerprint of the content of the embeddings."""
     input_files: dict[str, FileMark]
@@ -62,7 +62,7 @@ class TrainJob:
     def record_input(self) -> str:
         """Fingerprint of the finished prior's inputs: the embeddings, and possibly `steps`.
 
-        The fingerprint covers `steps` only if training can be resumed with a different value.
+        The fingerprint covers `steps` only if training can be resumed with a different number of steps.
         """
         return fingerprint([self.input, self.settings.steps]) if self.settings.steps_may_change else self.input
 
@@ -72,7 +72,7 @@ class TrainJob:
         return self.manifest().settings_fingerprint
 
     def open_embeddings(self) -> EmbeddingDataset:
-        """Open the embeddings in any training process, and check that their content has not changed.
+        """Open the embeddings, and check that their content has not changed since the job was created.
 
         Raises:
             InputError: the embeddings are missing or have changed.
@@ -85,7 +85,7 @@ class TrainJob:
         return dataset
 
     def manifest(self) -> Manifest:
-        """Return the manifest for this job, without records. Its settings include the embeddings' fingerprint."""
+        """Return the manifest for this job, without records. The settings in it include the embeddings' fingerprint."""
         files = {"files": to_json(self.input_files)} if self.input_files else {}
         return Manifest(STAGE, self.identity, input={"sha256": self.input, **files})
 
@@ -153,7 +153,7 @@ def resolved_identity(settings: TrainSettings, read: ReadSettings) -> dict[str, 
 
 
 def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: ClipSettings | None) -> PriorConfig:
-    """Return the configuration of a new prior, with the CLIP model that produced the embeddings."""
+    """Return the configuration of a new prior, including the CLIP model that produced the embeddings."""
     identity, location = dataset.clip_if_known, _clip_settings(dataset, clip)
     width = dataset.token_width
     if settings.text_condition == "online":
@@ -192,7 +192,8 @@ def _check_text(dataset: EmbeddingDataset, settings: TrainSettings, config: Prio
     """Check that the embeddings and the initial prior support the text condition.
 
     Raises:
-        InputError: the embeddings or the CLIP model lack captions or token states, or their width is wrong.
+        InputError: the embeddings lack captions or token states, the CLIP model has no token states, or the token
+            states have the wrong width.
         SettingsError: the text condition is `pooled`, but the initial prior takes token states.
     """
     most, known = config.network.max_text_len, dataset.clip_if_known

@@ -28,7 +28,7 @@ from .validation import Validation
 
 
 def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
-    """Train from the newest checkpoint to the last step, the job's limit or a stop request.
+    """Train from the newest checkpoint until the last step, the job's limit or a stop request, whichever is first.
 
     In a process group, every rank must call this function. Only the first rank accesses the prior folder: it sends the
     checkpoint to all other ranks, and writes the log, the checkpoints and the prior.

@@ -67,7 +67,10 @@ def _start_beside_driver(ray: Any, actor: type) -> Any:
 
 
 class _Trainer:
-    """Ray actor that runs Ray Train, which would intercept Ctrl-C in the driver process and wait forever for nodes."""
+    """Ray actor that runs Ray Train.
+
+    In the driver process, Ray Train would intercept Ctrl-C, and could wait forever for nodes.
+    """
 
     def fit(
         self, job: TrainJob, compute: ComputeSettings, coordinator: Any, folder: str, environment: dict[str, str]
@@ -146,10 +149,10 @@ def _watch(
     progress: ProgressCallback,
     should_stop: Callable[[], bool],
 ) -> Outcome:
-    """Show progress and forward stop requests until training ends, and return the outcome."""
+    """Show progress and forward stop requests until training ends. Return the outcome, or raise a worker's error."""
     is_stopping, changed_at, before = False, time.monotonic(), Status()
     while True:
-        is_running = not ray.wait([fit], timeout=0)[0]  # before the status, so that it has the last report
+        is_running = not ray.wait([fit], timeout=0)[0]  # checked before the status is read, so that no report is missed
         status = ray.get(coordinator.status.remote())
         if status.error is not None:
             error, text = pickle.loads(status.error)
@@ -181,7 +184,7 @@ def _failure(ray: Any, fit: Any) -> PriorkitError:
 
 
 def explain_end(text: str) -> PriorkitError:
-    """Return a short error for a Ray Train error text, which may contain tracebacks with escaped line breaks."""
+    """Convert an error text from Ray Train to a short error. The text may contain tracebacks with escaped newlines."""
     if "no GPUs found" in text:
         return PriorkitError(
             "Ray reserves GPUs for the workers, but torch sees none there; install torch for these GPUs on the nodes, "
@@ -192,7 +195,7 @@ def explain_end(text: str) -> PriorkitError:
 
 
 def _require_remaining_room(ray: Any, compute: ComputeSettings, step: int) -> None:
-    """Raise a PriorkitError if the remaining nodes have too little room for `min_workers`."""
+    """Raise a PriorkitError if the remaining nodes have too little room for `min_workers` workers."""
     try:
         require_room(ray, compute, compute.min_workers)
     except PriorkitError as error:

@@ -25,7 +25,7 @@ def build_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.op
 
 
 def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
-    """Return the learning rate: linear warmup, then cosine decay or a constant rate.
+    """Return the learning rate of a step. A linear warmup is followed by cosine decay or a constant rate.
 
     Args:
         step: step number, from 0.

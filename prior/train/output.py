@@ -39,10 +39,12 @@ class TrainingFolder:
         self._best = math.inf
 
     def restore(self) -> TrainState | None:
-        """Return the newest checkpoint, or None if there is none, and read the log up to that checkpoint's step.
+        """Return the newest checkpoint, or None if there is none. Also read the log up to the step of this checkpoint.
+
+        If the folder contains no log, all checkpoints in it are deleted, because they are from an older training run.
 
         Raises:
-            InputError: no checkpoint of this training run can be read, and at least one checkpoint is damaged.
+            InputError: this training run has no intact checkpoint and at least one damaged checkpoint.
         """
         store = self._store
         state = load_state(store, self._fingerprint)
@@ -79,7 +81,7 @@ class TrainingFolder:
         """Write the log, then the checkpoint.
 
         If the process is killed between the two writes, the log has lines after the newest checkpoint. `restore` drops
-        these lines. The other order could leave a gap in the log.
+        these lines. If the checkpoint were written first, there could be a gap in the log.
         """
         with self._store.create(LOG_NAME) as file:
             file.write(self._lines())
@@ -141,7 +143,7 @@ class Recorder:
         self._folder.save_if_best(average, step, validation_loss)
 
     def is_checkpoint_due(self, step: int) -> bool:
-        """Return whether to write a checkpoint now, according to `checkpoint_every` and `checkpoint_minutes`."""
+        """Return True if `checkpoint_every` or `checkpoint_minutes` requires a checkpoint after this step."""
         settings = self._job.settings
         is_old = time.monotonic() - self._saved_at > 60 * settings.checkpoint_minutes
         return step % settings.checkpoint_every == 0 or is_old

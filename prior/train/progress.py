@@ -35,7 +35,7 @@ class LocalWatch:
     Args:
         steps: total number of steps.
         progress: called with the completed steps, the total number of steps and a note.
-        should_stop: returns True to stop training.
+        should_stop: function that returns True to stop training.
     """
 
     def __init__(self, steps: int, progress: ProgressCallback, should_stop: Callable[[], bool]) -> None:
@@ -82,7 +82,7 @@ class Throughput:
         """Text for the progress bar."""
 
     def add(self, rows: int) -> None:
-        """Add the number of rows in a step to the current interval."""
+        """Add a step's number of rows to the current interval."""
         self._rows += rows
 
     def measure(self, loss: float) -> None:

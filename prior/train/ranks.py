@@ -12,7 +12,7 @@ import torch.distributed as dist
 Value = TypeVar("Value")
 
 _BUCKET_VALUES = 8_000_000
-"""Minimum number of gradient values per all-reduce. At 32 MB of float32, copies are small and messages are few."""
+"""Minimum number of gradient values per all-reduce: 32 MB in float32, so that copies are small and messages are few."""
 
 
 class PeerLost(RuntimeError):
@@ -116,7 +116,7 @@ def _collective(work: Callable[[], Any]) -> None:
     """Run a collective operation.
 
     Raises:
-        PeerLost: the operation fails, because another rank died.
+        PeerLost: the operation raises a RuntimeError, which means that another rank died.
     """
     try:
         work()

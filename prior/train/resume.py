@@ -16,11 +16,11 @@ from .job import TrainJob
 from .settings import TrainSettings
 
 _VALIDATION_ROWS = "train.validation_rows"
-"""Recipe name of the setting whose change makes earlier validation losses incomparable with later losses."""
+"""Recipe name of `validation_rows`. If this setting changes, earlier and later validation losses are not comparable."""
 
 
 def check_training(store: Store, planned: Manifest, settings: TrainSettings, *, overwrite: bool) -> Manifest | None:
-    """Check that training can start or resume in a prior folder, and return its manifest, or None if there is none.
+    """Check that training can start or resume in a prior folder. Return the folder's manifest, or None if it has none.
 
     Raises:
         FolderError: the training run in the folder cannot be resumed with these settings.
@@ -36,8 +36,8 @@ def refuse_other_embeddings(
 ) -> None:
     """Raise a FolderError if the recorded training run differs from the planned one only in its embeddings.
 
-    The error message does not suggest `--overwrite` alone, because with a complete recipe, it would also discard the
-    embeddings.
+    The error message does not suggest only `--overwrite`, because `--overwrite` with a complete recipe would also
+    discard the embeddings.
     """
     if recorded is None or recorded.stage != STAGE:
         return
@@ -58,7 +58,8 @@ def refuse_other_embeddings(
 def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
     """Record changed settings and the step of each change in the manifest, and return the job with `best_since` set.
 
-    Training resumes from the newest checkpoint, so changes recorded at or after its step are replaced.
+    Training resumes from the newest checkpoint, so changes recorded at or after the step of this checkpoint are
+    replaced.
 
     Raises:
         FolderError: `steps` has changed for a finished prior whose checkpoints are missing.
@@ -84,7 +85,7 @@ def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
 
 
 def surplus_note(store: Store, recorded: Manifest | None, steps: int) -> str | None:
-    """Return a note that nothing is left to do if a finished prior has more than `steps` steps; otherwise None."""
+    """Return a note that a finished prior was already trained for more than `steps` steps, or None if it was not."""
     if recorded is None or RECORD not in recorded.shards:
         return None
     done = newest_step(store, recorded.settings_fingerprint)

@@ -27,11 +27,12 @@ class OptimiserSettings(Settings):
     """Learning rate after warmup. With `cosine`, it decays to a tenth of the peak at the last step. With `constant`, it
     stays at the peak, so that a finished run can be extended with more steps."""
     weight_decay: float = Field(default=0.06, ge=0)
-    """Weight decay of matrices. Vectors have no weight decay. LAION's model card uses 6.02e-2."""
+    """Weight decay of matrices. Vectors have no weight decay. The model card of LAION's prior gives 6.02e-2."""
     beta2: float = Field(default=0.99, gt=0, lt=1)
     """Decay rate of AdamW's second-moment estimate."""
     max_grad_norm: float = Field(default=0.5, gt=0)
-    """Maximum gradient norm. Larger gradients are scaled down to this norm. The default is from LAION's model card."""
+    """Maximum gradient norm. Larger gradients are scaled down to this norm. The default is from the model card of
+    LAION's prior."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Decay per step of the averaged weights. In early steps, the decay is limited to (1 + step) / (10 + step)."""
 
@@ -42,7 +43,8 @@ class InitSettings(Settings):
     path: Location
     """Prior folder, or DALLE2-pytorch checkpoint (`.pth`)."""
     weights: WeightsName = "ema"
-    """Weights: averaged (`ema`), not averaged (`online`), or averaged with the lowest validation loss (`best`)."""
+    """Weights to load: averaged (`ema`), not averaged (`online`), or averaged, from the validation run with the lowest
+    loss (`best`)."""
     config: str | None = None
     """Configuration of a DALLE2-pytorch checkpoint: its training script's JSON file, or the name `laion-model-card`."""
     function_version: str | None = None
@@ -72,7 +74,7 @@ class TrainSettings(DeviceSettings):
     optimiser: OptimiserSettings = OptimiserSettings()
     """Optimiser settings."""
     init_from: InitSettings | None = None
-    """Initial prior. Training starts from its weights, and uses its network settings, diffusion settings and normaliser
+    """Initial prior, which provides the initial weights, network settings, diffusion settings and normaliser
     statistics. Null: training starts from random weights."""
     text_condition: Literal["pooled", "stored", "online"] | None = None
     """Text that the prior is conditioned on. `pooled`: stored text embeddings. `stored`: stored text embeddings and
@@ -83,25 +85,27 @@ class TrainSettings(DeviceSettings):
     batch_size: int = Field(default=256, ge=1)
     """Number of rows per step, summed over all workers. The last batch of an epoch may be smaller."""
     accumulate: int = Field(default=1, ge=1)
-    """Number of parts into which each worker splits its rows of a batch, to save memory."""
+    """Number of parts into which each worker splits its rows of a batch. The parts are processed one at a time, to save
+    memory."""
     noise_draws: int = Field(default=1, ge=1)
     """Number of timestep and noise draws per row and step. The draws of a row share one pass over the text. With token
-    states, 4 draws therefore cost little more than 1. Choose the learning rate by the number of rows, not draws."""
+    states, 4 draws therefore take little more time than 1. Choose the learning rate for the number of rows, not of
+    draws."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type for large matrix products. Parameters, norms, attention weights, loss and optimiser stay in float32."""
     compile: bool = False
     """Compile the layers with torch.compile. This adds minutes at startup and pays off in long runs on a GPU."""
     activation_checkpointing: bool = False
-    """Recompute each layer in the backward pass instead of storing its activations. This needs a third more compute but
-    a fraction of the memory. Results do not change."""
+    """Recompute each layer in the backward pass instead of storing its activations. This takes a third more
+    computation, but only a fraction of the memory. Results do not change."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed for initial weights, data order, noise, timesteps, dropped texts and images, and dropout."""
     log_every: int = Field(default=50, ge=1)
     """Number of steps between lines in `metrics.jsonl`."""
     validate_every: int = Field(default=500, ge=1)
-    """Number of steps between validations of the averaged weights."""
+    """Number of steps between validation runs, which use the averaged weights."""
     validation_rows: int = Field(default=2048, ge=1)
-    """Maximum number of rows per validation. Every validation uses the same rows and the same noise."""
+    """Maximum number of rows per validation run. Every validation run uses the same rows and the same noise."""
     validate_draws: int = Field(default=0, ge=0)
     """Number of embeddings sampled per caption to compute energy score and cosine; 0 computes only the loss."""
     validate_steps: int = Field(default=16, ge=1)
@@ -119,7 +123,7 @@ class TrainSettings(DeviceSettings):
 
     @property
     def steps_may_change(self) -> bool:
-        """True if training can be resumed with a different `steps`, because the learning rate does not depend on it."""
+        """True if training can be resumed with a different `steps`, because the learning rate is independent of it."""
         return self.optimiser.decay == "constant"
 
     def identity(self) -> dict[str, Any]:

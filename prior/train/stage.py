@@ -83,7 +83,7 @@ def train(
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         if overwrite:
             clear_states(store)
-            for name in (CONFIG_NAME, WEIGHTS_NAME):  # left if extending a prior was interrupted
+            for name in (CONFIG_NAME, WEIGHTS_NAME):  # may remain from an interrupted run that extended a prior
                 store.remove(name)
         if surplus is not None:
             notes = [*notes, surplus]
@@ -133,7 +133,7 @@ def plan_train(
     clip: ClipSettings | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
-    """Return the plan for `train` with these arguments, without training."""
+    """Estimate the steps, disk space and time that `train` would need with the same arguments, without training."""
     compute = compute or ComputeSettings()
     store = Store(prior)
     recorded = read_manifest(store)
@@ -171,7 +171,7 @@ def plan_train(
 def check_prior_folder(
     prior: str, settings: TrainSettings, read: ReadSettings, compute: ComputeSettings, *, overwrite: bool = False
 ) -> None:
-    """Check that the training run in a folder can be resumed with these settings, assuming unchanged embeddings.
+    """Check that the training run in a folder can be resumed with these settings, if the embeddings are unchanged.
 
     Raises:
         FolderError: the training run in the folder cannot be resumed with these settings.

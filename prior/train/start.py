@@ -20,17 +20,17 @@ from .settings import InitSettings, TrainSettings
 from .step import Learner
 
 _NORMALISER_ROWS = 100_000
-"""Maximum number of training rows for normaliser statistics. More rows would hardly change the statistics."""
+"""Maximum number of training rows used to compute normaliser statistics. More rows would hardly change the result."""
 _FREE_FIELDS = {"loss", "loss_weighting", "text_drop", "image_drop", "attn_dropout", "ff_dropout"}
-"""Network and diffusion settings that a recipe may change from the initial prior's values. They affect training, but
-not the function that the prior computes."""
+"""Network and diffusion settings that a recipe may change from the initial prior's values. These settings affect
+training, but not the function that the prior computes."""
 
 
 def initialise(learner: Learner, settings: TrainSettings, dataset: EmbeddingDataset) -> None:
     """Set the weights and normaliser statistics before the first step.
 
-    With `init_from`, both come from the initial prior. Otherwise the weights stay random. If the normaliser needs
-    statistics, they are computed from training rows.
+    With `init_from`, the weights and the statistics come from the initial prior. Without it, the weights stay random,
+    and the statistics are computed from training rows if the normaliser needs any.
     """
     if settings.init_from is not None:
         start = load_start(settings.init_from)
@@ -115,7 +115,7 @@ def has_unknown_clip(config: PriorConfig) -> bool:
 
 
 def _have_same_clip(one: PriorConfig, other: PriorConfig) -> bool:
-    """Return whether two priors use the same CLIP model. At least one prior has no hash of the CLIP weights."""
+    """Return whether two priors use the same CLIP model. At least one of them must lack a hash of the CLIP weights."""
     identified, named = (one, other) if one.clip else (other, one)
     if not named.clip_settings:
         return False
@@ -129,7 +129,7 @@ def _clip_name(config: PriorConfig) -> str:
 
 
 def start_fingerprint(start: Prior) -> str:
-    """Return the SHA-256 of a prior's weights and normaliser statistics. It does not depend on the file format."""
+    """Return the SHA-256 of a prior's weights and normaliser statistics, which is independent of the file format."""
     digest = hashlib.sha256()
     for name, value in sorted(prior_tensors(start.network, start.normaliser).items()):
         digest.update(f"{name} {list(value.shape)} {value.dtype}\0".encode())

@@ -34,7 +34,7 @@ class NotFinite(PriorkitError):
     def __init__(self, message: str, rows: list[int]) -> None:
         super().__init__(message)
         self.rows = rows
-        """Row numbers: some rows with a non-finite loss or, for a non-finite gradient, some rows in the batch."""
+        """Numbers of some rows with a non-finite loss or, if only the gradient is not finite, of some batch rows."""
 
     def with_keys(self, dataset: EmbeddingDataset) -> PriorkitError:
         """Return an error for the user that lists the keys of `rows` in the dataset and suggests a fix."""
@@ -83,6 +83,7 @@ class Learner:
 
         Args:
             step: step number, from 0.
+            batch: this rank's rows of the global batch.
             losses: loss per row, `[B]`, from `backward`.
             stop: whether this rank has received a stop request.
 
@@ -121,7 +122,7 @@ class Learner:
         return norm
 
     def state(self, step: int) -> TrainState:
-        """Return the complete state for a checkpoint after `step` steps. Training resumes from it exactly."""
+        """Return the complete state for a checkpoint after `step` steps, from which training can resume exactly."""
         return TrainState(
             step=step,
             network=dict(self.network.state_dict()),
@@ -154,11 +155,11 @@ class Learner:
             )  # fmt: skip
 
     def _seed_dropout(self, step: int) -> None:
-        """Seed dropout for a step on this rank. Checkpoints therefore need no generator state."""
+        """Seed dropout for a step on this rank, so that checkpoints need no random generator state."""
         torch.manual_seed(dropout_seed(self._settings.seed, step, self._ranks.rank))
 
     def _some_rows(self, rows: np.ndarray) -> list[int]:
-        """Return at most `_NAMED_ROWS` of the rows given on all ranks. Every rank must call this method."""
+        """Collect row numbers from all ranks, and return at most `_NAMED_ROWS`. Every rank must call this method."""
         return self._ranks.gather(rows[:_NAMED_ROWS].tolist())[:_NAMED_ROWS]
 
 
@@ -170,7 +171,7 @@ def prepare_network(network: Network, *, compile: bool = False, activation_check
 
 
 def autocast(dtype: str, device: torch.device) -> torch.autocast:
-    """Return the autocast context for a loss: matrix products run in `dtype`; weights and sums stay in float32."""
+    """Return the autocast context for the loss. Matrix products run in `dtype`; weights and sums stay in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 

@@ -1,4 +1,4 @@
-"""Text conditions for a batch: stored text embeddings, or captions encoded during training by a frozen CLIP."""
+"""Text conditions for a batch: stored text embeddings, or captions that a frozen CLIP model encodes during training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TextSource = Callable[[TrainBatch], Condition]
 
 
 def text_columns(config: PriorConfig, settings: TrainSettings) -> Columns:
-    """Return the dataset columns that `text_source` with the same arguments needs."""
+    """Return the dataset columns that are needed by the text source for these settings."""
     if settings.text_condition == "online":
         return Columns(text_embed=False, max_text_len=0, captions=True)
     return Columns(text_embed=True, max_text_len=_states_used(config), captions=False)
@@ -43,7 +43,7 @@ def text_source(config: PriorConfig, settings: TrainSettings) -> TextSource:
 
 
 def stored_text(batch: TrainBatch) -> Condition:
-    """Return a text condition with the text embeddings and token states that are stored in a batch."""
+    """Return the text condition that consists of a batch's stored text embeddings and token states."""
     assert batch.text_embed is not None
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
     return Condition(torch.from_numpy(batch.text_embed), states)
@@ -61,7 +61,7 @@ def read_rows(dataset: EmbeddingDataset, rows: np.ndarray, columns: Columns) -> 
 
 
 def with_text(batch: TrainBatch, encode_text: TextSource) -> EmbeddingBatch:
-    """Convert a training batch to the format that evaluation takes, with text from a text source."""
+    """Convert a training batch to an evaluation batch, with text embeddings and token states from `encode_text`."""
     text = encode_text(batch)
     states = None if text.token_states is None else text.token_states.numpy()
     return EmbeddingBatch(batch.rows, batch.image_embed, text.text_embed.numpy(), states)
@@ -71,7 +71,7 @@ class OnlineText:
     """Text source that encodes captions with a CLIP text encoder.
 
     Args:
-        max_text_len: maximum number of token states per caption. 0 returns no token states.
+        max_text_len: maximum number of token states per caption; 0 to return only text embeddings.
     """
 
     def __init__(self, encoder: ClipEncoder, max_text_len: int) -> None:

@@ -1,4 +1,4 @@
-"""Optional metric trackers: TensorBoard and Weights & Biases (W&B). Each is an extra of the package.
+"""Optional metric trackers: TensorBoard and Weights & Biases (W&B). Each requires an extra of the priorkit package.
 
 A training run that resumes from a checkpoint may repeat steps. TensorBoard then hides the earlier values for these
 steps. W&B cannot replace earlier values, so repeated steps are not sent to W&B.
@@ -19,7 +19,7 @@ from ...pipeline.errors import SettingsError
 from .settings import TrainSettings
 
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
-"""Module that each tracker requires."""
+"""Module that each tracker imports."""
 _DEFAULT_FOLDER = "trackers"
 """Name of the default folder for tracker files, inside the prior folder."""
 
@@ -28,14 +28,14 @@ class Tracker(Protocol):
     """Service that receives training metrics."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Log all metrics of one step. Within a process, each call has a larger step than the last."""
+        """Log all metrics of one step. Within a process, `step` increases with each call."""
 
     def close(self) -> None:
         """Write buffered metrics and close the tracker."""
 
 
 def check_trackers(settings: TrainSettings, prior: Store) -> Path | None:
-    """Check the tracker settings, and return the folder that trackers write to, or None without trackers.
+    """Check the tracker settings, and return the folder that trackers write to, or None if there are no trackers.
 
     Raises:
         SettingsError: a tracker is not installed, or has no local folder to write to.
@@ -96,9 +96,9 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Tracker that sends metrics to a W&B run, and resumes this W&B run when training resumes.
+    """Tracker that sends metrics to a W&B run. When training resumes, the tracker continues the same W&B run.
 
-    The environment variable `WANDB_MODE` selects `online` or `offline`.
+    The environment variable `WANDB_MODE` selects the mode, `online` or `offline`.
     """
 
     def __init__(self, folder: Path, name: str, described: dict[str, Any], step: int) -> None:

@@ -1,4 +1,4 @@
-"""Validation during training: loss and scores of the averaged weights, always on the same rows and noise."""
+"""Validation during training: loss and scores of the averaged weights, on the same rows and noise in every run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .text import TextSource, read_rows, with_text
 
 
 class Validation:
-    """Function that scores the averaged weights on the validation rows. The rows are divided among the ranks.
+    """Callable that scores the averaged weights on the validation rows. The rows are divided among the ranks.
 
     The number of ranks affects results only through the order of float64 summation.
     """
@@ -74,7 +74,7 @@ class Validation:
             yield self._rows[first : first + BLOCK_ROWS]
 
     def _scores(self, prior: Prior, rows: np.ndarray) -> np.ndarray:
-        """Return the scores `[names, B]` for the B rows of one block."""
+        """Return S scores for each of the B rows of one block: `[S, B]`."""
         ids = self._dataset.row_ids[rows]
         batch = with_text(read_rows(self._dataset, rows, self._columns), self._encode_text)
         losses = timestep_losses(prior, batch, ids, self._settings)
