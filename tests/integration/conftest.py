@@ -29,6 +29,7 @@ from priorkit.pipeline.contract.storage import Store
 
 from ..conftest import QuietHandler, serving
 from .browser import Browser
+from .command_server import CommandServer, serving_commands
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
 STAGE_FOLDERS = {"download": "images", "embed": "embeddings", "train": "prior", "evaluate": "evaluation"}
@@ -167,6 +168,7 @@ class Workspace:
     """A working directory with a list and a recipe, in which the default folders are used."""
 
     path: Path
+    commands: CommandServer
 
     @property
     def data(self) -> Path:
@@ -176,10 +178,8 @@ class Workspace:
         return self.data / STAGE_FOLDERS[stage]
 
     def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run the installed command here; no exit code but `code`, and no traceback, is accepted."""
-        done = subprocess.run(
-            [PRIORKIT, *arguments], cwd=self.path, env=environment(), capture_output=True, text=True, timeout=180
-        )
+        """Run a command here; no exit code but `code`, and no traceback, is accepted."""
+        done = self.commands.run(arguments, self.path, environment())
         assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         return done
@@ -207,6 +207,7 @@ class Workspace:
         return errors
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the installed command here, in an interpreter of its own."""
         return subprocess.Popen(
             [PRIORKIT, *arguments],
             cwd=self.path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -243,14 +244,20 @@ def stop(process: subprocess.Popen[str], number: signal.Signals) -> str:
 
 
 @pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer]:
+    with serving_commands(tmp_path_factory.mktemp("commands"), environment()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def make_workspace(
-    tmp_path_factory: pytest.TempPathFactory, small_list: pa.Table, tiny_clip: Path
+    tmp_path_factory: pytest.TempPathFactory, small_list: pa.Table, tiny_clip: Path, commands: CommandServer
 ) -> Callable[[], Workspace]:
     def make() -> Workspace:
         path = tmp_path_factory.mktemp("workspace")
         pq.write_table(small_list, path / "urls.parquet")
         (path / "recipe.yaml").write_text(RECIPE.format(clip=tiny_clip))
-        return Workspace(path)
+        return Workspace(path, commands)
 
     return make
 
@@ -265,8 +272,11 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(make_workspace: Callable[[], Workspace]) -> Finished:
+    """One run by the installed command."""
     workspace = make_workspace()
-    stages = workspace.json("run", "recipe.yaml")["stages"]
+    output, errors = workspace.start("run", "recipe.yaml", "--json").communicate(timeout=180)
+    assert output, errors
+    stages = json.loads(output)["stages"]
     assert [stage["done_now"] for stage in stages][:3] == [12, 12, 60]
     return Finished(workspace, {stage["stage"]: stage["seconds"] for stage in stages})
 

@@ -19,19 +19,16 @@ from priorkit.prior.interchange.load import load_prior
 from priorkit.prior.train.stage import train
 
 from ..parity.checkpoints import CHECKPOINTS, Checkpoint
-from .conftest import PRIORKIT
+from .command_server import CommandServer
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the installed command in a folder of its own."""
+def command(tmp_path: Path, commands: CommandServer) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs commands in a folder of its own."""
 
     def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [PRIORKIT, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True,
-            env={**os.environ, "COLUMNS": "200"},
-        )  # fmt: skip
+        done = commands.run([*map(str, arguments)], tmp_path, {**os.environ, "COLUMNS": "200"})
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
         return done

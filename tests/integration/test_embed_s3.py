@@ -25,7 +25,8 @@ from priorkit.pipeline.read.batches import BatchStream, Columns
 from priorkit.pipeline.read.dataset import EmbeddingDataset, read_embeddings
 from priorkit.pipeline.read.settings import ReadSettings
 
-from .conftest import PRIORKIT, environment, upload
+from .command_server import CommandServer
+from .conftest import environment, upload
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 
@@ -178,17 +179,16 @@ def test_a_table_of_captions_and_images(
 
 
 def test_the_command_and_a_bucket_that_is_not_there(
-    bucket: str, images_folder: Path, embeddings_folder: Path, embed_settings: EmbedSettings, folder_bytes: FolderBytes
-) -> None:
+    bucket: str, images_folder: Path, embeddings_folder: Path, embed_settings: EmbedSettings, folder_bytes: FolderBytes,
+    commands: CommandServer,
+) -> None:  # fmt: skip
     upload(images_folder, f"{bucket}/images")
     options = ["--model", embed_settings.clip.model, "--batch-size", "8", "--device", "cpu"]
     options += ["--set", "embed.threads=1", "--set", "embed.token_states=true"]
 
     def run(images: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [PRIORKIT, "embed", images, "--embeddings", f"{bucket}/out", *options],
-            env=environment(), capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+        arguments = ["embed", images, "--embeddings", f"{bucket}/out", *options]
+        return commands.run(arguments, Path.cwd(), environment())
 
     done = run(f"{bucket}/images")
     assert done.returncode == 0, done.stderr
