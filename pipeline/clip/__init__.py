@@ -1,1 +1,1 @@
-"""CLIP models: weight sources, identities, and image and text encoders."""
+"""CLIP models: finding and loading weights, comparing models, and encoding images and captions."""

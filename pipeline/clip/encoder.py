@@ -1,5 +1,6 @@
-"""CLIP encoder, which turns images into embeddings, and captions into embeddings and token states.
+"""CLIP encoder for images and captions.
 
+Images give embeddings. Captions give embeddings and token states, which are the text tower's outputs for each token.
 This is the only module that imports open_clip.
 """
 
@@ -40,15 +41,16 @@ _CPU_IMAGES = 32
 At this size, activations fit in the CPU's caches. With 96 images per pass, each image takes 7% longer.
 """
 _CHARACTERS_PER_TOKEN = 64
-"""Maximum length of a caption, in characters per token of the context length. Longer captions are truncated.
+"""Number of caption characters to keep per token of the context length. The rest is cut off before tokenization.
 
-Tokens are shorter than this on average, so the tokenizer would drop the rest of the caption anyway.
+Tokens are much shorter than this on average, so the tokenizer would discard the rest anyway.
 """
 
 
 def check_clip(settings: ClipSettings) -> None:
-    """Check the settings of a CLIP model without loading the model. The name of a hub model is not checked.
+    """Check the settings of a CLIP model without loading the model.
 
+    The names of models on the Hugging Face Hub are not checked.
     Raises:
         InputError: open_clip does not know the model or the tag, a local file is missing, or the preprocessing or
             activation of a weight file or folder cannot be determined. The message lists similar names or the
@@ -60,9 +62,9 @@ def check_clip(settings: ClipSettings) -> None:
 
 
 def clip_source(settings: ClipSettings) -> dict[str, Any]:
-    """Return a description of a CLIP model's source, without loading the model.
+    """Return the model name, weights tag and overrides of a CLIP model as a dictionary, without loading the model.
 
-    Local files are described by their hashes instead of their paths.
+    Weights in local files are described by the SHA-256 of each file, instead of a tag or a path.
 
     Raises:
         InputError: a local file or folder is missing.
@@ -81,9 +83,9 @@ def _is_tag(model: str, name: str) -> bool:
 
 
 def is_plain(settings: ClipSettings) -> bool:
-    """Return True if open_clip loads this CLIP model correctly from only the model name and the tag or weight file.
+    """Return True if open_clip needs only the model name and the tag or weight file to load this CLIP model correctly.
 
-    Return False if open_clip also needs arguments for the image size, preprocessing or activation.
+    Return False if it also needs arguments for the image size, preprocessing or activation.
     """
     import open_clip
 
@@ -110,7 +112,10 @@ def embedding_size(settings: ClipSettings) -> int | None:
 
 
 def identify_clip(settings: ClipSettings) -> dict[str, Any]:
-    """Load a CLIP model and return the parts of its identity that do not depend on device or precision.
+    """Load a CLIP model and return the values that identify it, as `describe_function` does.
+
+    The values are the same for every device and precision: hashes of the weights and of the config, the activation,
+    and the preprocessing.
 
     Raises:
         InputError: the model cannot be loaded.
@@ -301,9 +306,11 @@ def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, An
 
 
 def _options(settings: ClipSettings, trained: dict[str, Any]) -> dict[str, Any]:
-    """Return open_clip's keyword arguments for preprocessing, activation and image size.
+    """Return the keyword arguments that set preprocessing, activation and image size when open_clip loads a model.
 
-    The image size comes from `settings`, and the other values come from `trained`.
+    Args:
+        settings: settings of the model; only the image size is used.
+        trained: preprocessing and activation values to pass, keyed by name in `TRAINED_FIELDS`.
     """
     options = {f"image_{name}": trained[name] for name in PREPROCESS_FIELDS if name in trained}
     if settings.preprocess is not None and settings.preprocess.size is not None:

@@ -1,6 +1,7 @@
-"""Identities of CLIP models, and their comparison.
+"""Functions that determine whether two CLIP models are the same.
 
 Two CLIP models are the same if their weights, activation and preprocessing are equal, even if their names differ.
+These values are recorded in a dictionary, the *identity* of a model.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from .plan import architecture
 from .settings import ClipSettings
 
 _FUNCTION = ("weights_sha256", "activation", "preprocess")
-"""Keys of the identity values that determine a CLIP model's embeddings, up to rounding."""
+"""Keys in a CLIP model's identity whose values determine its embeddings, apart from rounding."""
 _CONFIGS = ("architecture_sha256", "config_sha256")
-"""Keys of the two hashes of a config: without default values, and exactly as written.
+"""Keys in a CLIP model's identity for the two hashes of its open_clip config.
 
+The first hash ignores values that equal open_clip's defaults. The second hash covers the config exactly as written.
 Two configs count as equal if either hash matches.
 """
 _ACTIVATION = "-quickgelu"
@@ -33,16 +35,16 @@ Match = Literal["same", "other", "unknown"]
 
 
 def clip_difference(known: Mapping[str, Any], other: Mapping[str, Any], *, strict: bool = False) -> str:
-    """Return a description of the differences between two identities; empty if they identify the same CLIP model.
+    """Return a description of the differences between two CLIP models; an empty string if they are the same model.
 
-    By default, only weights, activation, preprocessing and config are compared. A value that is missing from either
-    identity is ignored.
+    By default, only weights, activation, preprocessing and config are compared, and a value that is missing from
+    either identity is ignored.
 
     Args:
-        known: first identity.
-        other: second identity.
-        strict: True to compare all values except the source. A value that only one identity has then counts as a
-            difference.
+        known: identity of the first model.
+        other: identity of the second model.
+        strict: True to compare all values in the identities except `source`. A value that only one identity contains
+            then counts as a difference.
     """
     names = {*known, *other} - {"source", *_CONFIGS} if strict else {*known} & {*other} & {*_FUNCTION}
     before = {name: known[name] for name in names if name in known}
@@ -56,10 +58,10 @@ def clip_difference(known: Mapping[str, Any], other: Mapping[str, Any], *, stric
 def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: ClipSettings) -> bool:
     """Return True if the settings in `wanted` specify the known CLIP model.
 
-    The models are the same if their sources are equal. If both sources are tags without overrides, only the model names
-    and tags are compared. Otherwise, the model in `wanted` is loaded to compare its weights. The known model is also
-    loaded if `known` has no hash of its weights. If loading fails, return False.
-
+    Models with equal sources are the same; a source is the dictionary that `clip_source` returns. If both models are
+    open_clip tags without overrides, only the model names and tags are compared. Otherwise, the model in `wanted` is
+    loaded to compare its weights, unless its embedding size already differs. The known model is also loaded if `known`
+    has no hash of its weights. Return False if loading fails.
     Args:
         known: identity of the known model, from a manifest; empty if it was not recorded.
         location: location of the known model, from `clip_location`; empty if it was not recorded.
@@ -91,13 +93,16 @@ def compare_clips(
 ) -> Match:
     """Compare two CLIP models by their recorded identities and locations, without loading either model.
 
-    If both identities include a hash of the weights, the identities are compared. Otherwise, the open_clip models and
-    tags are compared. Weights from a file, a folder or a hub model have no tag, so without hashes the result is
-    "unknown".
+    If both identities include a hash of the weights, the identities are compared. Otherwise, the open_clip model names
+    and tags are compared.
 
     Args:
         known, location: identity and location of the first model, as for `is_same_clip`; either may be empty.
         other, other_location: identity and location of the second model; either may be empty.
+
+    Returns:
+        "same", "other" if the models differ, or "unknown" if the records are insufficient. Without hashes, the result
+        is "unknown" for weights from a file, a folder or a hub, because they have no tag.
     """
     if clip_difference(known, other):
         return "other"
@@ -113,7 +118,10 @@ def compare_clips(
 
 
 def text_parts(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity or location without image preprocessing, which does not affect text embeddings."""
+    """Return a copy of a CLIP model's identity or location without the image preprocessing.
+
+    Image preprocessing does not affect text embeddings.
+    """
     return {
         name: text_parts(value) if name == "source" else value
         for name, value in described.items()
@@ -146,8 +154,9 @@ def _overrides(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_function(model: Any, config: Mapping[str, Any], library: Any) -> dict[str, Any]:
-    """Return the identity values of a loaded CLIP model that determine its embeddings, up to rounding.
+    """Return the values that identify a loaded CLIP model and determine its embeddings, apart from rounding.
 
+    These are the hash of the weights, two hashes of the config, the activation and the preprocessing.
     Args:
         model: the loaded open_clip model.
         config: config of the model, without preprocessing.

@@ -16,15 +16,15 @@ from torch import nn
 from ..compute.onednn import pack, packed_product, packing_available
 
 _ROWS = 1024
-"""Number of tokens per forward pass that the weight layout is optimised for.
+"""Number of tokens per forward pass for which oneDNN optimises the memory layout of the weights.
 
 The layout works for any number of tokens. A layout optimised for the actual number would be only slightly faster.
 """
 _Layer = Callable[[torch.Tensor], torch.Tensor]
 _LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-"""Maximum relative difference between the results of two blocks that count as equal, keyed by dtype.
+"""Maximum relative error at which a packed block still counts as equal to the original block, keyed by dtype.
 
-Output minus input is compared. The limits are far above rounding error.
+The error is that of the block's output minus its input. The limits are far above rounding error.
 """
 
 
@@ -118,7 +118,10 @@ def _is_supported(block: nn.Module) -> bool:
 
 
 def _clear(module: nn.Module, name: str) -> None:
-    """Free the values of a weight. Its dtype is kept, because open_clip reads it."""
+    """Free the memory of a weight by replacing its values with an empty tensor of the same dtype.
+
+    The parameter itself is kept, because open_clip reads its dtype.
+    """
     parameter = module.get_parameter(name)
     parameter.data = parameter.data.new_empty(0)
 

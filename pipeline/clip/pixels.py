@@ -18,8 +18,7 @@ from ..images.upright import eight_bit_image, orientation, turn_image
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
 _MAX_PIXELS = 89_478_485
-"""Maximum number of pixels in an image. It applies to the stored image, and to the image after resizing but before
-cropping.
+"""Maximum number of pixels in an image, both as stored and after resizing but before cropping.
 
 This is Pillow's default limit against decompression bombs. An RGB image of this size takes 256 MiB.
 """
@@ -28,19 +27,19 @@ This is Pillow's default limit against decompression bombs. An RGB image of this
 class PixelError(Exception):
     """Raised when an image cannot be decoded or has too many pixels.
 
-    The message has the form `outcome: reason`, such as `image_decode: no image of a known kind`.
+    The message consists of an error code (`image_decode`, `image_too_large` or `image_too_thin`), a colon and the
+    reason, as in `image_decode: no image of a known kind`.
     """
 
 
 class Pixels:
-    """Preprocessing of an open_clip model, split into `decode` and `batch`.
+    """Image preprocessing of an open_clip model, split into two steps, `decode` and `batch`.
 
-    `decode` resizes and crops one image. It is called in threads that run alongside the model. `batch` divides the
-    pixels of a whole batch by 255 and normalises them. The result is the same as calling the transform directly on each
-    image.
+    `decode` resizes and crops one image, and is called in worker threads. `batch` divides the pixels of a whole batch
+    by 255 and normalises them. The result is the same as calling the model's transform on each image.
 
-    The split keeps torch operations out of the decoding threads, because each thread would otherwise start its own
-    torch thread pool. A transform that does not end in `ToTensor` and `Normalize` is not split.
+    The split keeps torch operations out of the worker threads, because each thread would otherwise start its own torch
+    thread pool. If the transform does not end in `ToTensor` and `Normalize`, `decode` applies all of it.
 
     Args:
         preprocess: open_clip's inference transform.
@@ -63,7 +62,7 @@ class Pixels:
         The image is first rotated according to its EXIF orientation and converted to 8 bits per channel.
 
         Returns:
-            uint8 `[H, W, 3]`, or normalised float32 `[3, H, W]` if the transform is not split.
+            uint8 `[H, W, 3]`; normalised float32 `[3, H, W]` if `decode` applies the whole transform.
 
         Raises:
             PixelError: the bytes are not an image, or the image has too many pixels.
@@ -86,7 +85,7 @@ class Pixels:
     def batch(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """Stack decoded images into a normalised batch `[B, 3, H, W]` on the device.
 
-        If the transform is not split, `decode` has already normalised the images.
+        Images that `decode` has already normalised are only stacked.
         """
         stacked = torch.stack(list(images))
         if self._device.type == "cuda":

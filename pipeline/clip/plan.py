@@ -34,7 +34,10 @@ class ClipPlan:
     those of `find_weights`.
     """
     trained: dict[str, Any]
-    """Values to use instead of open_clip's values, keyed by name in `TRAINED_FIELDS`."""
+    """Preprocessing and activation values to pass to open_clip, keyed by name in `TRAINED_FIELDS`.
+
+    They replace the values that open_clip would otherwise use.
+    """
 
 
 def plan_clip(settings: ClipSettings, source: ClipSource, library: Any) -> ClipPlan:
@@ -79,7 +82,7 @@ def _require_names(settings: ClipSettings, library: Any, *, has_file: bool) -> N
 
 
 def _given(settings: ClipSettings) -> dict[str, Any]:
-    """Return the values of `TRAINED_FIELDS` that are set in the settings."""
+    """Return the preprocessing and activation values that are set in the settings, keyed by `TRAINED_FIELDS` name."""
     overrides = settings.overrides()
     flat = {**overrides.get("preprocess", {}), **overrides}
     return {name: flat[name] for name in TRAINED_FIELDS if name in flat}
@@ -91,13 +94,22 @@ def hub_config(repository: str, library: Any) -> dict[str, Any] | None:
 
 
 def trained_by_config(settings: ClipSettings, config: dict[str, Any] | None, library: Any) -> dict[str, Any]:
-    """Return the `TRAINED_FIELDS` values to use instead of open_clip's values, for a model from a folder or a hub.
+    """Return the preprocessing and activation values to pass to open_clip, for a model from a folder or a hub.
 
-    If the config specifies preprocessing, or if `config` is None, these are only the values in the settings. Otherwise,
-    values missing from both the settings and the config are taken from the tags of models with the same architecture.
+    If `config` specifies preprocessing or is None, return only the values in the settings. Otherwise, take each value
+    from the settings, or else from the config, or else from open_clip's pretrained tags of models with the same
+    architecture.
+
+    Args:
+        settings: settings of the model.
+        config: open_clip config of the model; None if the model has no config.
+        library: the open_clip module.
+
+    Returns:
+        Values keyed by name in `TRAINED_FIELDS`.
 
     Raises:
-        InputError: a value is still missing, and the tags disagree on it.
+        InputError: neither the settings nor the config contain a value, and the tags disagree on it.
     """
     given = _given(settings)
     if config is None or config.get("preprocess_cfg"):
@@ -115,12 +127,14 @@ def trained_by_config(settings: ClipSettings, config: dict[str, Any] | None, lib
 
 
 def _trained_by_neighbours(settings: ClipSettings, path: Path, library: Any) -> dict[str, Any]:
-    """Return the `TRAINED_FIELDS` values for a weight file.
+    """Return the preprocessing and activation values for a weight file, keyed by name in `TRAINED_FIELDS`.
 
-    They are taken from the settings, from the config beside the file, and from the model's tags; see `decide`.
+    Each value is taken from the settings, or else from a config in the same folder as the file, or else from
+    open_clip's pretrained tags of the model.
 
     Raises:
-        InputError: the config belongs to a different model, or a value is missing and the tags disagree on it.
+        InputError: the config belongs to a different model, or a value is missing from both the settings and the
+            config and the tags disagree on it.
     """
     model_config = library.get_model_config(settings.model)
     defaults = open_clip_defaults(bool(model_config.get("quick_gelu")), library)
@@ -140,7 +154,7 @@ def _trained_by_neighbours(settings: ClipSettings, path: Path, library: Any) -> 
 
 
 def _tags(model: str, library: Any) -> dict[str, dict[str, Any]]:
-    """Return the `TRAINED_FIELDS` values of each tag of a model, keyed by tag."""
+    """Return the preprocessing and activation values of each open_clip pretrained tag of a model, keyed by tag."""
     defaults = open_clip_defaults(False, library)
     tags = library.list_pretrained_tags_by_model(model)
     return {tag: as_trained(library.pretrained.get_pretrained_cfg(model, tag), defaults) for tag in tags}
@@ -164,7 +178,10 @@ def _shape(config: dict[str, Any], library: Any) -> list[Any]:
 
 
 def architecture(config: Mapping[str, Any], library: Any) -> dict[str, Any]:
-    """Return a model's config without its activation, default values, and values that loaded weights replace."""
+    """Return the part of a model's config that describes its architecture, for comparison with other models.
+
+    The activation, values that equal open_clip's defaults, and initial values that loaded weights replace are removed.
+    """
     left_out = ("quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias")
     remaining = {name: value for name, value in config.items() if name not in left_out}
     for part, kind in (("vision_cfg", library.CLIPVisionCfg), ("text_cfg", library.CLIPTextCfg)):

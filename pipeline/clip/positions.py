@@ -17,9 +17,9 @@ from .settings import ClipSettings
 
 _IMAGE = ("visual.positional_embedding",)
 _TEXT = ("text.positional_embedding", "positional_embedding")
-"""Names of the image and text positional embeddings, which open_clip resizes.
+"""State dict keys of the image and text positional embeddings, which open_clip resizes to fit the model.
 
-Weights for a model with a separate text tower may use either name in `_TEXT`.
+If a model has a separate text tower, its weight files may use either key in `_TEXT`.
 """
 
 

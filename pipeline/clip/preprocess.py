@@ -75,7 +75,10 @@ def decide(
 
 
 def _choices(fields: list[str], tags: Mapping[str, Mapping[str, Any]]) -> str:
-    """Format the distinct values of `fields` among the tags as settings, each with the name of one tag that uses it."""
+    """Return a string that lists the settings a user can choose from, for an error message.
+
+    Each distinct combination of `fields` values among the tags is one choice, shown with a tag that uses it.
+    """
     groups: dict[str, list[str]] = {}
     for tag, trained in tags.items():
         preprocess = {name: trained[name] for name in fields if name in PREPROCESS_FIELDS}
