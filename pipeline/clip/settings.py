@@ -43,11 +43,11 @@ class ClipSettings(Settings):
     """open_clip weights tag or path of a weight file; null if `model` has a prefix such as `hf-hub:`, because it then
     includes the weights."""
     preprocess: PreprocessSettings | None = None
-    """Preprocessing settings, for a checkpoint that does not record them or to override the recorded values; null
-    overrides nothing."""
+    """Preprocessing settings that replace those recorded with the weights; null keeps the recorded settings. Required
+    values must be set if nothing records them."""
     quick_gelu: bool | None = None
-    """True for QuickGELU, false for GELU. Set it for a checkpoint that does not record its activation, or to override
-    the recorded activation; null overrides nothing. OpenAI's weights need true."""
+    """Activation of the model: true for QuickGELU, false for GELU, null for the activation recorded with the weights.
+    Set it if the activation is not recorded or the record is wrong. OpenAI's weights need true."""
 
     def overrides(self) -> dict[str, Any]:
         """Return the preprocessing and activation settings as JSON values, without settings that are null."""
@@ -56,7 +56,7 @@ class ClipSettings(Settings):
         return values if self.quick_gelu is None else {**values, "quick_gelu": self.quick_gelu}
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that affect the embeddings: the model, the tag and the overrides that are set."""
+        """Return the settings that affect the embeddings: `model`, `pretrained`, and those that `overrides` returns."""
         return {"model": self.model, "pretrained": self.pretrained, **self.overrides()}
 
     @model_validator(mode="before")
@@ -81,7 +81,10 @@ class ClipSettings(Settings):
 
 
 class EncoderSettings(Settings):
-    """Arguments of `ClipEncoder`. Each stage creates them from its resolved settings; a recipe cannot contain them."""
+    """Arguments of `ClipEncoder`.
+
+    Each pipeline stage derives them from its own settings. They cannot be set in a recipe, which is a settings file.
+    """
 
     clip: ClipSettings
     device: str
@@ -93,6 +96,7 @@ class EncoderSettings(Settings):
     batch_size: int = Field(default=64, ge=1)
     """Number of captions per forward pass of the text tower."""
     token_states: bool = False
-    """Require token states: loading fails if the text tower does not provide them."""
+    """True to require a text tower that provides token states, which are its outputs for each token. Loading fails if
+    it does not."""
     compile: bool = False
     """Compile the image tower with torch.compile."""

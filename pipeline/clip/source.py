@@ -29,10 +29,10 @@ class ClipSource:
     """Source of a CLIP model's weights. `parse_source` determines it from the settings."""
 
     kind: SourceKind
-    """Kind of source.
+    """Kind of source, which depends on the model name.
 
-    `bundled` and `folder` stand for model names with the prefixes `priorkit:` and `local-dir:`. `hub` stands for names
-    with any other prefix. `file` and `tag` stand for an open_clip model with a weight file or with a tag.
+    A name with the prefix `priorkit:` is `bundled`, with `local-dir:` it is `folder`, and with any other prefix `hub`.
+    A name without a prefix is `file` if the weights come from a file, and `tag` if they come from an open_clip tag.
     """
     folder: Path | None = None
     """Folder with the config and weights if `kind` is `bundled` or `folder`, otherwise None."""
@@ -40,10 +40,10 @@ class ClipSource:
     """Weight file if `kind` is `file`, otherwise None."""
 
     def describe(self, settings: ClipSettings) -> dict[str, Any]:
-        """Return a description of the source, which does not contain local paths.
+        """Return a dictionary that describes the source without local paths, so that it is the same on any machine.
 
-        The description consists of the model name, the overrides, and either the tag or the SHA-256 of each local file.
-        For a local folder, the model name is `local-dir`, without the path.
+        It contains the model name, the preprocessing and activation overrides in the settings, and either the tag or
+        the SHA-256 of each local file. For a local folder, the model name is `local-dir`, without the path.
 
         Raises:
             InputError: a folder has no usable weights.
@@ -66,8 +66,8 @@ def parse_source(settings: ClipSettings, is_tag: Callable[[str, str], bool]) -> 
     Args:
         settings: settings of the model.
         is_tag: function that takes a model name and a tag, and returns True if open_clip knows the tag for that model.
-            It is called only if `pretrained` is the name of a file in the working directory. If that name is also a
-            tag, the tag takes precedence.
+            It is called only if `pretrained` is the name of a file in the working directory. The file is ignored if
+            its name is also a tag.
 
     Raises:
         InputError: a local file or folder is missing, or a folder has no config.
@@ -87,7 +87,10 @@ def parse_source(settings: ClipSettings, is_tag: Callable[[str, str], bool]) -> 
 
 
 def clip_location(settings: ClipSettings) -> dict[str, Any]:
-    """Return the given settings with absolute paths, so that they are valid in any working directory."""
+    """Return the settings of a CLIP model as a dictionary in which local paths are absolute.
+
+    The result can be loaded from any working directory.
+    """
     model, pretrained = settings.model, settings.pretrained
     if model.startswith(LOCAL_PREFIX):
         model = f"{LOCAL_PREFIX}{Path(model.removeprefix(LOCAL_PREFIX)).resolve()}"

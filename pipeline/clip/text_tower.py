@@ -14,18 +14,19 @@ import torch
 from torch import nn
 
 _PROBE_LENGTHS = (1, 2, 5)
-"""Number of words in each of the captions that `probe_captions` returns."""
+"""Word counts of the test captions that `probe_captions` returns."""
 _LEAST_COSINE = 0.999
-"""Minimum cosine similarity between the embeddings of full and of truncated batches at which truncation is used.
+"""Minimum cosine similarity between a caption's embeddings with and without truncation. Below it, batches are not
+truncated.
 
-If embeddings differ only by bfloat16 rounding, the similarity is higher. If tokens after end-of-text affect the
-embeddings, the similarity is far lower.
+If the embeddings differ only by bfloat16 rounding, the similarity is higher. If tokens after end-of-text affect the
+embedding, the similarity is far lower.
 """
 
 
 @dataclass(frozen=True)
 class TextEmbeds:
-    """Pooled embeddings and token states of B captions."""
+    """Pooled embeddings of B captions, and token states, which are the text tower's outputs for each token."""
 
     text_embed: torch.Tensor
     """Pooled embeddings `[B, D]`, float32, not normalised."""
@@ -39,8 +40,7 @@ class TextEmbeds:
 
 
 class TextTower:
-    """Text encoder that turns tokens into pooled embeddings and token states.
-
+    """Text tower of an open_clip model, which encodes tokenized captions as pooled embeddings and token states.
     Args:
         model: open_clip model of any class.
         device: device of the model.
@@ -158,9 +158,9 @@ class TextTower:
                 hook.remove()
 
     def _forward_cut(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the embeddings and token states of truncated tokens `[B, L]`.
+        """Return the embeddings and token states of tokens `[B, L]`, where L may be less than the context length.
 
-        The embeddings equal open_clip's embeddings for the full context length.
+        The embeddings equal those that open_clip computes for the full context length, up to rounding.
         """
         tower, length = self._tower, tokens.shape[1]
         kind = tower.transformer.get_cast_dtype()
@@ -183,7 +183,10 @@ def _is_causal(tower: Any) -> bool:
 
 
 def _is_plain(tower: Any) -> bool:
-    """Return True if `_forward_cut` implements all parts of the tower."""
+    """Return True if the text tower is a standard open_clip transformer, which `_forward_cut` can run.
+
+    Towers with a class token or a padding mask are not standard.
+    """
     parts = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
     if not all(hasattr(tower, name) for name in parts) or not hasattr(tower.transformer, "get_cast_dtype"):
         return False
@@ -191,5 +194,5 @@ def _is_plain(tower: Any) -> bool:
 
 
 def probe_captions() -> list[str]:
-    """Return captions of different lengths. Their tokens are passed to `TextTower.probe`."""
+    """Return test captions of different lengths, to be tokenized and passed to `TextTower.probe`."""
     return ["word " * count for count in _PROBE_LENGTHS]

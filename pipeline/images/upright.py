@@ -1,6 +1,6 @@
-"""Conversion of images to upright images with 8 bits per channel, as image viewers show them.
+"""Conversion of images to the form that image viewers show: upright, with 8 bits per channel.
 
-An image is made upright by applying its EXIF orientation.
+An image is made upright by rotating or mirroring it according to its EXIF orientation.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 _ORIENTATION = 0x0112
 """Number of the EXIF tag that contains the orientation."""
 _PNG_MARKS = (b"eXIf", b"Raw profile type", b"tiff:Orientation")
-"""Byte strings to search for in a PNG. Every PNG with an EXIF orientation contains at least one of them.
+"""Byte strings of which every PNG file with an EXIF orientation contains at least one.
 
-The search is faster than Pillow, which decodes the whole PNG to read its EXIF.
+EXIF is read only from PNG files that contain one, because Pillow decodes the whole PNG to read it.
 """
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -126,7 +126,10 @@ def eight_bit_image(image: Image.Image) -> Image.Image:
 
 
 def avif_bits(body: bytes) -> int:
-    """Return the number of bits per channel in the header of an AVIF file: 8, 10 or 12."""
+    """Return the number of bits per channel that the header of an AVIF file declares: 8, 10 or 12.
+
+    Return 8 if the header does not declare it.
+    """
     start = body.find(b"av1C")  # AV1 codec configuration box: version, profile, then the flags
     flags = body[start + 6] if 0 <= start < len(body) - 6 else 0
     return 8 if not flags & 0x40 else 12 if flags & 0x20 else 10

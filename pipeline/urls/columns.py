@@ -1,4 +1,4 @@
-"""Selection of the columns that are read from a URL list, and their names in the shards."""
+"""Selection of the columns to read from a URL list, and of the names and types they get in the shards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ EMBED_COLUMNS = ("image_path", "image_norm", "text_norm")
 """Columns that the embed stage adds to each row."""
 
 _RESERVED = frozenset({"url", "caption", *ADDED_COLUMNS, *EMBED_COLUMNS})
-"""Column names with a fixed meaning in the shards. Any other column of the list with one of these names is renamed."""
+"""Column names with a fixed meaning in the shards.
+
+If the URL list has a column with one of these names and a different meaning, the column is renamed.
+"""
 _SYNONYMS = {
     "url_column": ("url", "image_url", "img_url", "image_urls", "url_link", "image", "img", "src", "link", "uri"),
     "caption_column": ("caption", "text", "alt", "alt_text", "captions", "title", "description", "prompt"),
@@ -35,17 +38,16 @@ _SHOWN_CHARACTERS = 40
 
 @dataclass(frozen=True)
 class ListColumns:
-    """Names and types of the columns that are read from a list.
-
+    """Names and types of the columns that are read from a URL list.
     The first column is `url`, followed by `caption` if the list has captions, and then by all other kept columns.
     """
 
     sources: tuple[str, ...]
-    """Column names in the files, in the order of `schema`."""
+    """Original column names in the list's files, in the order of `schema`."""
     schema: pa.Schema
-    """Column names and types in the rows that are read."""
+    """Column names and types after renaming and conversion."""
     hash_column: str | None
-    """Name of the hash column in the rows that are read; None if no hash column is configured."""
+    """Name, after renaming, of the column with the expected hash of each image; None if none is configured."""
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -59,19 +61,20 @@ class ListColumns:
 
 
 def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlListSettings) -> list[ListColumns]:
-    """Choose the columns to read from a list, based on the columns of all non-empty files.
+    """Choose the columns to read from a URL list, based on the columns of all its non-empty files.
 
     If a file lacks one of the columns, its rows have null in that column. If the type of a column differs between
     files, the column gets the narrowest type that fits all files.
 
     Args:
         source: location of the list, for error messages.
-        heads: head of each file, keyed by path.
+        heads: column names and types of each file, keyed by path.
         settings: names of the URL, caption and hash columns, and the other columns to keep.
 
     Returns:
-        Columns of the first file alone, then columns of the first two files together, and so on. The last item is for
-        the whole list. A file that changes no column name or type adds no item.
+        Columns of the whole list as the last item. The items before it are the columns of the first file alone, of the
+        first two files together, and so on, without those that equal the previous item. They serve to recognise rows
+        that were read when the list had fewer files.
 
     Raises:
         InputError: a configured column is missing, a column cannot be stored in the shards, or no single type fits a
@@ -122,12 +125,13 @@ def _leave_out(column: str) -> str:
 
 
 def _names(columns: Sequence[str], available: Sequence[str], requested: int) -> list[str]:
-    """Return the name that each column of the list gets in the shards.
+    """Return the name that each column of the URL list gets in the shards, in the order of `columns`.
 
     Args:
         columns: column names in the files: the URL column, the caption column if configured, and then other columns.
-        available: all column names in the files, which new names must differ from.
-        requested: 2 if a caption column is configured, otherwise 1.
+        available: all column names in the files. A column that is renamed gets none of these names.
+        requested: number of leading items in `columns` to rename to `url` and `caption`: 2 if a caption column is
+            configured, otherwise 1.
     """
     names = ["url", "caption"][:requested]
     for column in columns[requested:]:
@@ -227,8 +231,8 @@ def _require_columns(path: str, head: FileHead, wanted: Mapping[str, str], sourc
         path: path of the file.
         head: columns of the file.
         wanted: configured column names, keyed by setting.
-        source: location of the list if `path` is its first file; None for any other file.
-        first: path of the first file, for error messages.
+        source: location of the URL list, for error messages about the first file; None for all later files.
+        first: path of the first file, for error messages about later files.
 
     Raises:
         InputError: a configured column is missing.

@@ -7,28 +7,30 @@ from dataclasses import dataclass, field
 
 
 class RowsError(ValueError):
-    """Raised when the rows of a file cannot be read. The message names the place and the cause, and suggests a fix."""
+    """Raised when the rows of a URL list file cannot be read. The message contains the cause and usually a fix."""
 
 
 @dataclass
 class FileCount:
-    """Independent count of the rows in one file. The number of rows read must be equal to it."""
+    """Row count of one file, compared with the number of rows read to verify that no row is lost."""
 
     rows: int = 0
-    """Number of rows: the number of lines, the number of JSON values, or the row count in the Parquet footer.
+    """Number of rows counted so far: lines of text, JSON values, or the row count in the Parquet footer.
 
-    A line break inside quotes does not end a line.
+    The header and empty lines are not counted, and a line break inside quotes does not end a line.
     """
     whole: bool = False
     """True if the file has been read to its end, so that `rows` is its total number of rows."""
     quoted_fields: int = 0
     """Number of fields that begin and end with a quote; counted only if the file is read without quoting."""
     left_out: collections.Counter[str] = field(default_factory=collections.Counter)
-    """Number of rows with each ignored JSON key. A key is ignored if it does not occur in the first batch of rows."""
+    """Number of rows that contain each ignored JSON key, keyed by the JSON key.
+
+    A key is ignored if it does not occur in the first batch of rows, because the columns are chosen from that batch.
+    """
 
     def require(self, rows: int) -> None:
-        """Check that the number of rows read equals the count, and set `whole`.
-
+        """Check that the number of rows read from the whole file equals the count, and set `whole` to True.
         Args:
             rows: number of rows read from the whole file.
 

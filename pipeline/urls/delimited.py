@@ -43,7 +43,7 @@ def read_delimited(file: BinaryIO, delimiter: str, quoting: bool, count: FileCou
         delimiter: character between fields.
         quoting: True to follow RFC 4180, in which a field may be enclosed in quotes; False to treat quotes as ordinary
             characters.
-        count: count to add the number of rows to. Rows are counted independently of pyarrow, by line breaks outside
+        count: row count to update while reading. Rows are counted independently of pyarrow, by line breaks outside
             quotes.
 
     Raises:
@@ -75,9 +75,9 @@ def read_delimited(file: BinaryIO, delimiter: str, quoting: bool, count: FileCou
 
 
 def _read(file: BinaryIO) -> bytes:
-    """Read `_BLOCK_BYTES` bytes, or all remaining bytes at the end of the file.
+    """Read `_BLOCK_BYTES` bytes, or fewer at the end of the file.
 
-    One call of `file.read` may return fewer bytes than requested.
+    `file.read` is called repeatedly, because one call may return fewer bytes than requested.
     """
     parts, size = [], 0
     while size < _BLOCK_BYTES and (data := file.read(_BLOCK_BYTES - size)):
@@ -107,8 +107,8 @@ class _Block:
         self._opens = self._closes = np.empty(0, np.int64)
         """Offsets of the opening quotes and of the closing quotes of quoted fields, int64.
 
-        A field with an escaped quote (`""`) may count as two quoted fields. If the last field is not closed in this
-        block, it has no closing quote.
+        A field with an escaped quote (`""`) may count as two quoted fields. If the last quoted field continues beyond
+        this block, there is one closing quote fewer.
         """
         if quoting and b'"' in data:
             self._find_quotes()
@@ -126,11 +126,11 @@ class _Block:
 
     @property
     def rows(self) -> int:
-        """Number of complete rows, without empty lines and without a header that `take_header` has removed."""
+        """Number of complete rows. Empty lines, and a header that `take_header` has removed, are not counted."""
         return len(self._starts)
 
     def _outside(self, offsets: np.ndarray) -> np.ndarray:
-        """Return only those of the given offsets that are not inside a quoted field."""
+        """Return those of the given byte offsets that are outside quoted fields."""
         if not len(self._opens):
             return offsets
         opened, closed = np.searchsorted(self._opens, offsets), np.searchsorted(self._closes, offsets)
@@ -154,7 +154,7 @@ class _Block:
             self._find_quotes_one_by_one()
 
     def _find_quotes_one_by_one(self) -> None:
-        """Find the quoted fields one after another.
+        """Find the offsets of the quoted fields one field at a time, and store them in `_opens` and `_closes`.
 
         This is slower than `_find_quotes`, and needed only if unquoted fields contain quotes or if quoting is invalid.
 

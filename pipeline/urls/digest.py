@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _NULL_LENGTH = -1
-"""Length that is hashed for a null string."""
+"""Length to hash for a null string, to distinguish it from an empty string."""
 
 
 def rows_digest(table: pa.Table) -> str:
@@ -39,7 +39,10 @@ def rows_digest(table: pa.Table) -> str:
 
 
 def _number_kind(kind: pa.DataType) -> str | None:
-    """Return the 64-bit NumPy type that numeric values are converted to for hashing; None for a non-numeric column."""
+    """Return the 64-bit NumPy dtype in which to hash a column of type `kind`, such as `<i8`.
+
+    Return None if the column is not numeric.
+    """
     if pa.types.is_uint64(kind):
         return "<u8"
     return "<i8" if pa.types.is_integer(kind) else "<f8" if pa.types.is_floating(kind) else None

@@ -54,14 +54,14 @@ _FOREIGN = {
 """Error messages for files that cannot be read as text, keyed by the first two bytes of the file."""
 
 Unwanted = Callable[[int, int], bool]
-"""Function of `(first, last)` that returns True if none of the rows from `first` to `last - 1` are needed."""
+"""Function that takes row numbers `first` and `last`, and returns True if rows `first` to `last - 1` can be skipped."""
 
 
 @dataclass(frozen=True)
 class ListMark:
-    """Row count, size and hash of a Parquet file.
+    """Row count, size and hash of a Parquet file in a URL list, called the *mark* of the file.
 
-    A later run compares these values to detect changes without reading all rows.
+    A later run compares the marks to detect changed files without reading all rows.
     """
 
     rows: int
@@ -69,52 +69,54 @@ class ListMark:
     sha256: str
     """SHA-256 of the whole file if its size is at most 16 MiB, otherwise of the footer and samples of the data."""
     modified: str | None = None
-    """Modification time or object store tags of a file that was hashed only in part.
+    """Modification time of a file that was hashed only in part, or its tags (such as ETag) in an object store.
 
-    None if the file was hashed in full. Also None if a later change to the file might leave the modification time
-    unchanged.
+    None if the file was hashed in full, or if a later change to the file might not change the modification time.
     """
 
     def is_certain(self, known: Mapping[str, Any] | None) -> bool:
-        """Return True if the file is certain not to have changed since an earlier run.
+        """Return True if this mark proves that the file has not changed since an earlier run.
 
-        If the result is False, the rows must be read to detect changes.
+        If the result is False, the file may have changed, and its rows must be read to detect changes.
 
         Args:
-            known: mark of the file in the manifest of the earlier run, as a dictionary; None if it has no mark.
+            known: mark of the file from the manifest of the earlier run, as a dictionary; None if there is no mark.
         """
         return known == asdict(self) and (self.modified is not None or self.bytes <= _MAX_HASHED_BYTES)
 
 
 @dataclass(frozen=True)
 class FileHead:
-    """Columns and mark of a file.
+    """Columns of a URL list file, and its mark (row count, size and hash) for detecting changes.
 
     The columns are read from the footer of an uncompressed Parquet file, or from the first rows of any other file.
     """
 
     schema: pa.Schema
-    """Column names and plain types, as `plain_type` returns them."""
+    """Column names and types. Encoded Arrow types, such as dictionaries, are replaced by the types of their values."""
     has_rows: bool
     mark: ListMark | None
-    """Mark of the file if it is an uncompressed Parquet file, otherwise None.
-
-    The rows of a file without a mark must be read to detect changes.
-    """
+    """Mark of an uncompressed Parquet file; None for any other file, whose rows must be read to detect changes."""
 
 
 def list_format(path: str) -> str:
-    """Return the file extension in lower case, ignoring a final `.gz`. The result may be missing from `FORMATS`."""
+    """Return the file extension in lower case, ignoring a final `.gz`. It may be one that is not in `FORMATS`."""
     return path.removesuffix(".gz").rpartition(".")[2].lower()
 
 
 def list_mark(path: str) -> ListMark | None:
-    """Return the mark of an uncompressed Parquet file; None for any other file. Large files are read only in part."""
+    """Return the row count, size and hash of an uncompressed Parquet file; None for any other file.
+
+    Large files are read only in part.
+    """
     return _footer(path)[0] if path.endswith(".parquet") else None
 
 
 def file_head(path: str, quoting: Quoting) -> FileHead:
-    """Return the columns and the mark of a file. Large files are read only in part."""
+    """Return the columns of a URL list file, and its row count, size and hash if it is an uncompressed Parquet file.
+
+    Large files are read only in part.
+    """
     if path.endswith(".parquet"):
         mark, schema = _footer(path)
         return FileHead(_plain_schema(schema), mark.rows > 0, mark)
@@ -159,15 +161,15 @@ def _skip_nothing(first: int, last: int) -> bool:
 def read_file(
     path: str, unwanted: Unwanted = _skip_nothing, quoting: Quoting = "auto", count: FileCount | None = None
 ) -> Iterator[pa.RecordBatch | int]:
-    """Yield the rows of a file in batches. For each range of skipped rows, yield the number of rows instead.
+    """Yield the rows of a file in batches. In place of each skipped range of rows, yield its number of rows.
 
     The batches have the columns of the file.
 
     Args:
         path: path or URL of the file.
-        unwanted: function that returns True for a range of rows to skip. It is used only for Parquet files.
+        unwanted: function that returns True for a range of rows to skip. Only rows of Parquet files are skipped.
         quoting: quoting rules for csv and tsv files.
-        count: count to update while reading. At the end of the file, it is compared with the number of rows read.
+        count: row count to update while reading. At the end of the file, it is compared with the number of rows read.
 
     Raises:
         ValueError: the number of rows read differs from the count.
@@ -225,7 +227,7 @@ class _Readable(io.RawIOBase):
 def _read_parquet(
     raw: BinaryIO, compressed: bool, unwanted: Unwanted, count: FileCount
 ) -> Iterator[pa.RecordBatch | int]:
-    """Yield the rows of each row group in batches. For each row group to skip, yield its number of rows instead."""
+    """Yield the rows of each row group in batches. In place of each skipped row group, yield its number of rows."""
     with tempfile.TemporaryFile() as unpacked:
         if compressed:  # Parquet readers start at the end of the file, and the gzip stream may not be seekable
             shutil.copyfileobj(gzip.GzipFile(fileobj=raw), unpacked, _BUFFER_BYTES)

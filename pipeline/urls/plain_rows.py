@@ -26,9 +26,9 @@ _KIND_NAMES: dict[type, str] = {
 
 
 def lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Yield the number and the text of each non-empty line. Whitespace around the text is removed.
+    """Yield the line number and the text of each non-empty line, without leading and trailing whitespace.
 
-    A carriage return without a line feed also ends a line, but does not increase the line number.
+    A carriage return alone also separates lines, but does not increase the line number.
     """
     for number, line in enumerate(file, start=1):
         for part in line.split(b"\r"):
@@ -97,8 +97,7 @@ def to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch
 
     Args:
         rows: rows; each is a URL, or a dictionary with one key per column.
-        count: count to update with the number of rows, and with the keys that are ignored because they do not occur in
-            the first batch.
+        count: row count to update. Keys that do not occur in the first batch are ignored, and also counted here.
 
     Raises:
         RowsError: a row is neither a string nor a dictionary, the only value in the file is an object that contains all
@@ -124,7 +123,7 @@ def to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch
 
 
 def _require_row(value: dict[str, Any]) -> None:
-    """Check that the only value in a file is a single row, and not an object that contains all rows.
+    """Check that the only JSON object in a file is a row, and not an object that contains all rows of the list.
 
     Raises:
         RowsError: the value contains all rows. The message explains how to store each row as a separate value.

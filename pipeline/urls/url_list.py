@@ -23,7 +23,7 @@ from .files import FORMATS, READ_ERRORS, FileHead, ListMark, file_head, list_for
 from .settings import Quoting, UrlListSettings
 
 _MARK_THREADS = 16
-"""Number of threads that read the columns and marks of the files. Each file takes a few requests to remote storage."""
+"""Number of threads that read file headers and footers. Each file takes a few requests to remote storage."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class UrlList:
     files: tuple[str, ...]
     columns: ListColumns
     earlier: tuple[ListColumns, ...]
-    """Columns of the first file alone, of the first two files, and so on, if they differ from `columns`.
+    """Columns that the list had when it consisted of only the first file, the first two files, and so on.
 
-    A shard that was created when the list had fewer files has these columns.
+    Only those that differ from `columns` are included. A shard from when the list had fewer files may have them.
     """
     marks: tuple[ListMark | None, ...]
-    """Mark of each file, or None for a file that is not an uncompressed Parquet file; see `FileHead.mark`."""
+    """Row count, size and hash of each uncompressed Parquet file; None for any other file."""
     quoting: Quoting
     counts: dict[str, FileCount] = field(default_factory=dict, compare=False)
     """Row count of each file that has been read, keyed by path."""
@@ -53,10 +53,10 @@ class UrlList:
         return self.columns.schema
 
     def notes(self) -> dict[str, Any]:
-        """Return values for the summary of a run.
+        """Return facts about the list for the summary of a run.
 
-        These are the row count, the renamed columns, the number of quoted fields, and the number of rows with each
-        ignored JSON key. Quoted fields and ignored keys suggest that the list was misread.
+        These are the row count, the renamed columns, the number of fields in quotes that were read as ordinary
+        characters, and the number of rows with each ignored JSON key. The last two suggest that the list was misread.
         """
         left_out: collections.Counter[str] = collections.Counter()
         for count in self.counts.values():
@@ -70,9 +70,9 @@ class UrlList:
 
     @property
     def counted_rows(self) -> int | None:
-        """Number of rows in the list; None if a file without a mark has not been read to its end.
+        """Number of rows in the list; None until all files except uncompressed Parquet files have been read to the end.
 
-        Unlike `rows`, this number includes files without a mark, whose rows are counted while they are read.
+        The rows of uncompressed Parquet files are taken from their footers. All other rows are counted while reading.
         """
         total = 0
         for path, mark in zip(self.files, self.marks, strict=True):
@@ -84,19 +84,21 @@ class UrlList:
 
     @property
     def rows(self) -> int | None:
-        """Number of rows in the list according to the Parquet footers; None if any file has no mark."""
+        """Number of rows in the list according to the Parquet footers; None if any file is not uncompressed Parquet."""
         counts = [mark.rows for mark in self.marks if mark is not None]
         return sum(counts) if len(counts) == len(self.marks) else None
 
     def marks_json(self) -> list[dict[str, Any] | None]:
-        """Return the marks as dictionaries, for storage in a manifest."""
+        """Return the items of `marks` (row count, size and hash of each file) as dictionaries for the manifest."""
         return [None if mark is None else asdict(mark) for mark in self.marks]
 
     def unchanged_rows(self, marks: Sequence[Mapping[str, Any] | None]) -> int:
-        """Return the number of rows at the start of the list that are certain not to have changed since an earlier run.
+        """Return the number of rows at the start of the list that are known to be unchanged since an earlier run.
+
+        Counting stops at the first file that may have changed.
 
         Args:
-            marks: marks of the files from the manifest of the earlier run.
+            marks: value of `marks_json` in the earlier run, from its manifest.
         """
         rows = 0
         for mark, known in zip(self.marks, marks, strict=False):
@@ -146,7 +148,7 @@ class UrlList:
             yield row // rows_per_shard, _to_table(pieces)
 
     def _parts(self, unwanted: Callable[[int, int], bool]) -> Iterator[pa.RecordBatch | int]:
-        """Yield the rows of the list in batches. For each range of skipped rows, yield the number of rows instead."""
+        """Yield the rows of the list in batches. In place of each skipped range of rows, yield its number of rows."""
         row = 0
         for path, mark in zip(self.files, self.marks, strict=True):
             if mark is not None and unwanted(row, row + mark.rows):
@@ -187,7 +189,12 @@ class UrlList:
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def had_digest(self, table: pa.Table, digest: str) -> bool:
-        """Return True if the rows have the given digest after conversion to one of the sets of columns in `earlier`."""
+        """Return True if the rows of a shard had the given digest when the list consisted of fewer files.
+
+        Args:
+            table: rows of the shard, with the current columns of the list.
+            digest: result of `rows_digest` to look for, among those of the rows converted to each of `earlier`.
+        """
         return any(
             rows_digest(narrowed) == digest
             for columns in self.earlier
@@ -196,7 +203,10 @@ class UrlList:
 
 
 def _narrowed(table: pa.Table, schema: pa.Schema) -> pa.Table | None:
-    """Convert a table to a schema with fewer columns or narrower types. Return None if a value does not fit."""
+    """Convert a table to a schema with fewer columns or narrower types.
+
+    Return None if a column is missing or a value does not fit its new type.
+    """
     try:
         return table.select(schema.names).cast(schema)
     except pa.ArrowException:
@@ -267,9 +277,10 @@ def _head(path: str, quoting: Quoting) -> FileHead:
 
 
 def _to_table(batches: list[pa.RecordBatch]) -> pa.Table:
-    """Copy rows into a table.
+    """Combine batches into a table with its own copy of the rows.
 
-    The rows are slices of batches. Without the copy, sending a slice to a worker would pickle the whole batch.
+    The given batches are slices of larger ones. Without the copy, sending the table to a worker process would pickle
+    the larger batches as a whole.
     """
     table = pa.Table.from_batches(batches)
     return table.take(pa.array(np.arange(table.num_rows))).combine_chunks()
