@@ -43,8 +43,8 @@ class ClipSettings(Settings):
     """open_clip weights tag or path of a weight file; null if `model` has a prefix such as `hf-hub:`, because it then
     includes the weights."""
     preprocess: PreprocessSettings | None = None
-    """Preprocessing settings that replace those recorded with the weights; null keeps the recorded settings. Required
-    values must be set if nothing records them."""
+    """Preprocessing settings, to supply values that are not recorded with the weights or to replace recorded values;
+    null replaces nothing."""
     quick_gelu: bool | None = None
     """Activation of the model: true for QuickGELU, false for GELU, null for the activation recorded with the weights.
     Set it if the activation is not recorded or the record is wrong. OpenAI's weights need true."""

@@ -1,7 +1,8 @@
 """Self-contained HTML pages with text, tables, pictures and plots. A page loads no other files and runs no scripts.
 
-A *fragment* is HTML that is safe to embed in a page. The functions in this module escape values and return fragments.
-Plots are SVG that follows the page's light or dark theme. They need matplotlib, which the extra `report` installs.
+A *fragment* is a string of HTML that is safe to embed in a page. Most functions in this module escape their arguments
+and return fragments. Plots are SVG images that follow the page's light or dark theme. They require matplotlib, which
+`pip install "priorkit[report]"` installs.
 """
 
 from __future__ import annotations
@@ -57,17 +58,17 @@ h3 { font-size: 1rem; margin: 0 0 .4rem; }
 
 
 def text(value: object) -> str:
-    """Return a value as escaped HTML text."""
+    """Convert a value to a string, and return the string with HTML special characters escaped."""
     return html.escape(str(value))
 
 
 def paragraph(value: object) -> str:
-    """Return a paragraph of escaped text."""
+    """Return an HTML paragraph whose text is the escaped value."""
     return f"<p>{text(value)}</p>"
 
 
 def link(url: str, label: str) -> str:
-    """Return a link, or only its label if the URL does not use HTTP or HTTPS."""
+    """Return an HTML link, or only the escaped label if the URL is not an HTTP or HTTPS URL."""
     with contextlib.suppress(ValueError):
         if urlsplit(url).scheme in ("http", "https"):
             return f'<a href="{html.escape(url)}" rel="noreferrer noopener">{text(label)}</a>'
@@ -75,15 +76,14 @@ def link(url: str, label: str) -> str:
 
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table of escaped text. The table scrolls horizontally if it is wider than the page."""
+    """Return an HTML table with escaped cell values. The table scrolls horizontally if it is wider than the page."""
     head = "".join(f"<th>{text(cell)}</th>" for cell in header)
     body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def picture(data: bytes, kind: str, label: str, marked: bool = False) -> str:
-    """Return an image element with the image data embedded in it.
-
+    """Return an HTML `img` element with the image data embedded in it as a data URL.
     Args:
         data: bytes of the image file.
         kind: image format, such as `png` or `jpeg`.
@@ -96,32 +96,37 @@ def picture(data: bytes, kind: str, label: str, marked: bool = False) -> str:
 
 
 def strip(label: str, pictures: Iterable[str]) -> str:
-    """Return a row of pictures below a label."""
+    """Return an HTML element that shows a row of pictures below a label.
+
+    Args:
+        label: text of the label.
+        pictures: `img` elements, as returned by `picture`.
+    """
     return f'<div class="strip"><span>{text(label)}</span>{"".join(pictures)}</div>'
 
 
 def card(heading: str, fragments: Iterable[str]) -> str:
-    """Return a box that contains a heading and fragments, for use as an item of `plots`."""
+    """Return an HTML box that contains a heading and fragments. It can be passed to `plots` like a plot."""
     return f'<article class="card"><h3>{text(heading)}</h3>{"".join(fragments)}</article>'
 
 
 def plots(figures: Iterable[str]) -> str:
-    """Return plots and cards side by side, in as many rows as the page width requires."""
+    """Return an HTML element that shows plots and cards side by side, in as many rows as the page width requires."""
     return f'<div class="plots">{"".join(figures)}</div>'
 
 
 @contextlib.contextmanager
 def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6) -> Iterator[tuple[Axes, list[str]]]:
-    """Context manager that yields axes to draw on, and an empty list. On exit, the plot's fragment is appended to the
-    list.
+    """Context manager for drawing one plot. It yields matplotlib axes to draw on, and an empty list.
+
+    On exit, the plot is converted to an SVG fragment, which is appended to the list.
 
     Args:
         title: title of the plot.
         x: label of the horizontal axis.
         y: label of the vertical axis.
-        height: height in inches. At this size, text is about 10 points high. The page scales the plot to the width of
-            its column.
-        width: width in inches.
+        height, width: size of the matplotlib figure in inches, which determines the size of the plot relative to its
+            text of about 10 points. The page then scales the plot to the width of its column.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -148,16 +153,21 @@ def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6
 
 
 def plot_label(name: str) -> str:
-    """Return a name as ASCII text for a plot, at most 60 characters long.
+    """Convert a name to a label that matplotlib can draw: ASCII text of at most 60 characters.
 
-    Non-ASCII characters are replaced by escapes. Dollar signs are escaped, because matplotlib would read them as the
-    start of a formula.
+    Non-ASCII characters are replaced by escapes such as `\\xe9`. Dollar signs are escaped, because matplotlib would
+    read them as the start of a formula.
     """
     return name.encode("unicode_escape").decode().replace("$", r"\$")[:60]
 
 
 def _to_svg(figure: Figure, title: str) -> str:
-    """Convert a figure to a fragment. The output is reproducible: equal figures give identical bytes."""
+    """Convert a matplotlib figure to an SVG fragment. The output is reproducible: equal figures give identical SVG.
+
+    Args:
+        figure: figure to convert.
+        title: description of the plot for screen readers.
+    """
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
@@ -184,12 +194,13 @@ def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> bytes:
 
 
 def page_target(option: str, path: str, folders: Iterable[str]) -> str:
-    """Check, before a command starts its work, that a page can be written, and return the page's absolute path.
+    """Return the absolute path of a page to be written, after checking that it can be written.
 
+    Commands call this function before they start their work, so that an invalid path does not waste it.
     Args:
-        option: command-line option that gave the path, for messages.
+        option: name of the command-line option that contains the path, for error messages.
         path: path of the page.
-        folders: data folders. The page must not be inside any of them, since all files in a data folder are recorded.
+        folders: data folders. The page must not be inside any of them, because every file there counts as data.
 
     Raises:
         InputError: the page cannot be written to the path, or matplotlib is not installed.
@@ -209,7 +220,7 @@ def page_target(option: str, path: str, folders: Iterable[str]) -> str:
 
 
 def write_page(target: str, content: bytes) -> None:
-    """Write a page to a file atomically.
+    """Write a page to a file atomically: a failed write leaves no partial file.
 
     Args:
         target: path, as returned by `page_target`.

@@ -1,4 +1,4 @@
-"""Functions that handle closed or failing standard streams, and the signals that stop a command.
+"""Handling of closed or failing standard streams, and of signals that stop a command.
 
 This module imports no heavy dependencies.
 """
@@ -13,18 +13,16 @@ import sys
 from typing import Any, TextIO
 
 FORCING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Signals that stop the work immediately when they arrive a second time."""
+"""Signals that ask a command to stop. If it is still waiting for a safe point to stop at, a second one forces it."""
 POLITE_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that never force an immediate stop.
-
-A closing terminal sends SIGHUP twice. Batch systems send SIGUSR1 or SIGUSR2 as a warning before SIGTERM.
+"""Signals that ask a command to stop, but never force it, even if they arrive again.A closing terminal sends SIGHUP twice. Batch systems send SIGUSR1 or SIGUSR2 as a warning before SIGTERM.
 """
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
     """Return the signals that ask a command to stop.
 
-    Signals of `POLITE_SIGNALS` that this process ignores, such as SIGHUP under `nohup`, are left out.
+    Signals in `POLITE_SIGNALS` that are ignored by this process, such as SIGHUP under `nohup`, are not included.
     """
     polite = [number for number in POLITE_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     return (*FORCING_SIGNALS, *polite)
@@ -44,7 +42,7 @@ def handle_stop_signals() -> None:
 
 
 def open_closed_streams() -> None:
-    """Redirect closed standard streams to the null device.
+    """Redirect standard streams that were already closed when the process started to the null device.
 
     Otherwise, the next file to be opened would get the file descriptor of a closed stream, and libraries that print to
     the stream would write into that file.

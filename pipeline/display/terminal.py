@@ -31,17 +31,17 @@ EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories of invisible characters. Such characters could control the terminal or reorder text."""
+"""Unicode categories of invisible characters, which could control the terminal or reorder text."""
 
 
 def clean(value: object) -> str:
-    """Return a value as text with control characters replaced by visible escapes."""
+    """Convert a value to a string, and replace control and other invisible characters by escapes such as `\\x1b`."""
     text = str(value)
     return "".join(c if unicodedata.category(c) not in _HIDDEN else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_line(text: str) -> None:
-    """Print one line to standard output, with control characters escaped."""
+    """Print one line to standard output, with control and other invisible characters escaped."""
     print_text(f"{clean(text)}\n")
 
 
@@ -53,9 +53,9 @@ def print_text(text: str) -> None:
 
 @contextlib.contextmanager
 def _standard_output() -> Iterator[None]:
-    """Context manager that raises PriorkitError if standard output cannot be written, for example on a full disk.
+    """Context manager that raises PriorkitError if a write to standard output fails, for example on a full disk.
 
-    For a closed pipe, it raises BrokenPipeError.
+    If standard output is a closed pipe, BrokenPipeError is raised instead.
     """
     try:
         yield
@@ -68,12 +68,12 @@ def _standard_output() -> Iterator[None]:
 
 
 def print_error(text: str) -> None:
-    """Print an error to standard error."""
+    """Print an error message to standard error, after the label `error:`."""
     _print_labelled("error: ", "bold red", text)
 
 
 def print_warning(text: str) -> None:
-    """Print a warning to standard error."""
+    """Print a warning to standard error, after the label `warning:`."""
     _print_labelled("warning: ", "bold yellow", text)
 
 
@@ -90,7 +90,7 @@ def _error_console() -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value to standard output."""
+    """Print a value as indented JSON to standard output."""
     print_text(f"{json.dumps(value, indent=1)}\n")
 
 
@@ -108,7 +108,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[objec
 
 
 def print_result(result: StageResult) -> None:
-    """Print a summary of a stage's result."""
+    """Print a table that summarises the result of a pipeline stage, and then its notes."""
     title = f"{result.stage}: {result.folder}"
     rows: list[tuple[str, str]] = [
         (result.unit, f"{result.units:,} ({result.done_now:,} done now, in {result.seconds:.1f} s)"),
@@ -126,7 +126,7 @@ def print_result(result: StageResult) -> None:
 
 
 def print_notes(notes: Sequence[str]) -> None:
-    """Print notes about the input, one per line."""
+    """Print notes about the input, one per line, after the label `note:`."""
     for note in notes:
         print_line(f"note: {note}")
 
@@ -151,7 +151,15 @@ def print_plans(plans: Sequence[StagePlan]) -> None:
 
 @contextlib.contextmanager
 def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[ProgressCallback]:
-    """Context manager that yields a callback for a progress bar on standard error. The first call shows the bar."""
+    """Context manager for a progress bar on standard error. It yields a callback that updates the bar.
+
+    The bar appears at the first call of the callback.
+
+    Args:
+        description: text in front of the bar.
+        unit: unit of the numbers shown, such as `rows`.
+        quiet: True to show no bar.
+    """
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -177,9 +185,9 @@ def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[P
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """Context manager that prints a message for an exception, and exits with a nonzero exit code.
+    """Context manager that turns an exception into an error message and a nonzero exit code.
 
-    Exceptions for missing packages and closed pipes propagate, because the entry point handles them.
+    Exceptions for missing packages and closed pipes propagate, because the command's entry point handles them.
     """
     try:
         yield
@@ -192,10 +200,10 @@ def reported_errors() -> Iterator[None]:
 
 
 def report(error: BaseException) -> int:
-    """Print the message for an exception, and return the exit code.
+    """Print an error message for an exception, and return the exit code: 130 for an interruption, otherwise 1.
 
-    If the exception is a bug, its traceback is written to a file. If the environment variable PRIORKIT_TRACEBACK is 1,
-    the traceback of any exception is also printed.
+    If the exception is not an expected error, its traceback is written to a file. If the environment variable
+    PRIORKIT_TRACEBACK is 1, the traceback of any exception is also printed.
     """
     message = explain(error)
     if os.environ.get("PRIORKIT_TRACEBACK", "0") not in ("", "0"):
@@ -207,11 +215,11 @@ def report(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Context manager that yields a function. The function returns True once a stop signal has arrived.
+    """Context manager that handles stop signals. It yields a function that returns True once a signal has arrived.
 
-    The running work calls the function at each point where it can stop safely, and stops if the result is True. A
-    second Ctrl-C or SIGTERM stops the work immediately. SIGHUP, SIGUSR1 and SIGUSR2 never stop it immediately: a
-    closing terminal sends SIGHUP twice, and batch systems send SIGUSR1 or SIGUSR2 as a warning before SIGTERM.
+    The code in the `with` block calls the function at each point where it can stop safely, and stops if the result is
+    True. A second Ctrl-C or SIGTERM raises KeyboardInterrupt immediately. SIGHUP, SIGUSR1 and SIGUSR2 never do, because
+    a closing terminal sends SIGHUP twice, and batch systems send SIGUSR1 or SIGUSR2 as a warning before SIGTERM.
     """
     requested = False
     forcing_signals = 0
@@ -232,7 +240,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def in_bytes(number: float) -> str:
-    """Format a byte count with a decimal unit, such as `12 MB`."""
+    """Format a number of bytes with a decimal unit (B, kB, MB, GB or TB), as in `12 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.0f} {unit}"
@@ -241,7 +249,7 @@ def in_bytes(number: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Format a duration in seconds, minutes or hours."""
+    """Format a duration with a suitable unit, as in `90 s`, `15 min` or `2.5 h`."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

@@ -47,7 +47,7 @@ class ListColumns:
     schema: pa.Schema
     """Column names and types after renaming and conversion."""
     hash_column: str | None
-    """Name, after renaming, of the column with the expected hash of each image; None if none is configured."""
+    """Name, after renaming, of the column with the expected hash of each response body; None if none is configured."""
 
     @property
     def renamed(self) -> dict[str, str]:

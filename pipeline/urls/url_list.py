@@ -203,10 +203,7 @@ class UrlList:
 
 
 def _narrowed(table: pa.Table, schema: pa.Schema) -> pa.Table | None:
-    """Convert a table to a schema with fewer columns or narrower types.
-
-    Return None if a column is missing or a value does not fit its new type.
-    """
+    """Convert a table to a schema with fewer columns or narrower types. Return None if a value does not fit."""
     try:
         return table.select(schema.names).cast(schema)
     except pa.ArrowException:
