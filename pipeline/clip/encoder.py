@@ -1,6 +1,7 @@
 """CLIP encoder for images and captions.
 
 Images give embeddings. Captions give embeddings and token states, which are the text tower's outputs for each token.
+
 This is the only module that imports open_clip.
 """
 
@@ -51,6 +52,7 @@ def check_clip(settings: ClipSettings) -> None:
     """Check the settings of a CLIP model without loading the model.
 
     The names of models on the Hugging Face Hub are not checked.
+
     Raises:
         InputError: open_clip does not know the model or the tag, a local file is missing, or the preprocessing or
             activation of a weight file or folder cannot be determined. The message lists similar names or the
@@ -62,9 +64,10 @@ def check_clip(settings: ClipSettings) -> None:
 
 
 def clip_source(settings: ClipSettings) -> dict[str, Any]:
-    """Return the model name, weights tag and overrides of a CLIP model as a dictionary, without loading the model.
+    """Return a dictionary that describes the weights of a CLIP model, without loading the model.
 
-    Weights in local files are described by the SHA-256 of each file, instead of a tag or a path.
+    It contains the model name, the tag of the weights, and overrides of preprocessing and activation. For weights in
+    local files, the SHA-256 of each file replaces the tag.
 
     Raises:
         InputError: a local file or folder is missing.
@@ -99,7 +102,7 @@ def is_plain(settings: ClipSettings) -> bool:
 def embedding_size(settings: ClipSettings) -> int | None:
     """Return the embedding size of a CLIP model without loading the model.
 
-    Return None if the size is unknown, which is always the case for a hub model.
+    Return None if the size is unknown, which is always the case for a model on the Hugging Face Hub.
     """
     import open_clip
 
@@ -145,9 +148,9 @@ def _load_encoder(settings: EncoderSettings, source: str) -> ClipEncoder:
 
 
 def load_text_encoder(settings: EncoderSettings) -> ClipEncoder:
-    """Load an encoder without its image tower, or return the cached one as `load_encoder` does.
+    """Load an encoder without its image tower, or return the cached one if its settings and files are unchanged.
 
-    Only the most recent text encoder is cached. This cache is separate from that of `load_encoder`.
+    Only the most recent text encoder is cached, separately from the encoder that `load_encoder` caches.
     """
     return _load_text_encoder(settings, fingerprint(clip_source(settings.clip)))
 
@@ -164,7 +167,7 @@ class ClipEncoder:
 
     Raises:
         InputError: the model is unknown, its weights are unavailable or do not fit the model, or the settings
-            require token states and the text tower provides none.
+            require token states, which the text tower does not provide.
     """
 
     def __init__(self, settings: EncoderSettings) -> None:

@@ -20,7 +20,7 @@ _PREFERRED = (
 )  # fmt: skip
 """File names that open_clip prefers for weights, most preferred first."""
 _CHOICES = {"interpolation": ("bicubic", "bilinear", "random"), "resize_mode": ("shortest", "longest", "squash")}
-"""Values that open_clip accepts, keyed by preprocessing field."""
+"""Values that open_clip accepts for each preprocessing field, keyed by field name."""
 
 
 def find_weights(folder: Path) -> Path:

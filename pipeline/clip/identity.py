@@ -62,6 +62,7 @@ def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: 
     open_clip tags without overrides, only the model names and tags are compared. Otherwise, the model in `wanted` is
     loaded to compare its weights, unless its embedding size already differs. The known model is also loaded if `known`
     has no hash of its weights. Return False if loading fails.
+
     Args:
         known: identity of the known model, from a manifest; empty if it was not recorded.
         location: location of the known model, from `clip_location`; empty if it was not recorded.
@@ -130,7 +131,7 @@ def text_parts(described: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tag(source: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the open_clip model and tag of a source, in a normalised spelling.
+    """Return the open_clip model name and tag in a dictionary from `clip_source`, in a normalised spelling.
 
     Return None for a folder, a file or a hub model, because these have no tag.
     """
@@ -149,7 +150,7 @@ def _weights_name(tag: tuple[str, str] | None) -> tuple[str, str] | None:
 
 
 def _overrides(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the preprocessing and activation overrides in a source."""
+    """Return the preprocessing and activation overrides in a dictionary from `clip_source`."""
     return {name: value for name, value in source.items() if name not in ("model", "pretrained")}
 
 
@@ -157,6 +158,7 @@ def describe_function(model: Any, config: Mapping[str, Any], library: Any) -> di
     """Return the values that identify a loaded CLIP model and determine its embeddings, apart from rounding.
 
     These are the hash of the weights, two hashes of the config, the activation and the preprocessing.
+
     Args:
         model: the loaded open_clip model.
         config: config of the model, without preprocessing.

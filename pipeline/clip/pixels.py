@@ -85,7 +85,7 @@ class Pixels:
     def batch(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """Stack decoded images into a normalised batch `[B, 3, H, W]` on the device.
 
-        Images that `decode` has already normalised are only stacked.
+        Images that `decode` has already normalised are not normalised again.
         """
         stacked = torch.stack(list(images))
         if self._device.type == "cuda":

@@ -161,7 +161,7 @@ def _tags(model: str, library: Any) -> dict[str, dict[str, Any]]:
 
 
 def open_clip_defaults(quick_gelu: bool, library: Any) -> dict[str, Any]:
-    """Return `TRAINED_FIELDS` values with open_clip's default preprocessing and the given activation.
+    """Return open_clip's default preprocessing values and the given activation, keyed by name in `TRAINED_FIELDS`.
 
     The default preprocessing is that of OpenAI's models.
     """

@@ -1,6 +1,6 @@
-"""Check of the lengths of positional embeddings.
+"""Check of the number of positions in positional embeddings.
 
-Without this check, open_clip would silently interpolate embeddings whose length differs from the model's.
+Without this check, open_clip would silently interpolate weights whose number of positions differs from the model's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ If a model has a separate text tower, its weight files may use either key in `_T
 
 
 def require_positions(model: torch.nn.Module, plan: ClipPlan, settings: ClipSettings) -> None:
-    """Check that the positional embeddings in a weight file have the same lengths as those of the model.
+    """Check that the positional embeddings in a weight file have as many positions as those of the model.
 
     Weights from a tag or a hub are not checked. The image size is not checked if the settings specify it.
 
@@ -61,7 +61,7 @@ def _first(lengths: Mapping[str, int], names: tuple[str, ...]) -> int | None:
 
 
 def _stored_lengths(weights: Path) -> dict[str, int]:
-    """Return the length of each positional embedding in a weight file, keyed by tensor name.
+    """Return the number of positions in each positional embedding of a weight file, keyed by tensor name.
 
     The values are not read. The result is empty if the file is neither a safetensors file nor a `torch.save` file that
     contains only tensors and plain Python values.

@@ -17,9 +17,9 @@ A weight file does not record these values.
 
 
 def as_trained(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of `TRAINED_FIELDS` in the config of an open_clip tag or model.
+    """Return the preprocessing and activation values in the config of an open_clip tag or model.
 
-    Fields that the config omits are filled in from `defaults`.
+    The values are keyed by name in `TRAINED_FIELDS`. Those that the config omits are taken from `defaults`.
     """
     values = {name: defaults[name] if config.get(name) is None else config[name] for name in TRAINED_FIELDS}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -87,9 +87,9 @@ def parse_source(settings: ClipSettings, is_tag: Callable[[str, str], bool]) -> 
 
 
 def clip_location(settings: ClipSettings) -> dict[str, Any]:
-    """Return the settings of a CLIP model as a dictionary in which local paths are absolute.
+    """Return the settings of a CLIP model as a dictionary that is valid in any working directory.
 
-    The result can be loaded from any working directory.
+    Local paths in the settings are made absolute.
     """
     model, pretrained = settings.model, settings.pretrained
     if model.startswith(LOCAL_PREFIX):

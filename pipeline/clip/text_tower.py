@@ -41,6 +41,7 @@ class TextEmbeds:
 
 class TextTower:
     """Text tower of an open_clip model, which encodes tokenized captions as pooled embeddings and token states.
+
     Args:
         model: open_clip model of any class.
         device: device of the model.
@@ -74,10 +75,10 @@ class TextTower:
 
     @torch.inference_mode()
     def probe(self, tokens: torch.Tensor) -> None:
-        """Test whether the tower provides token states and whether batches can be truncated.
+        """Test the tower with tokens, and set `token_width` and `is_cut` according to the result.
 
-        Set `token_width` and `is_cut` accordingly. Batches can be truncated if the embeddings stay the same, up to
-        rounding.
+        The tests are whether the tower provides token states, and whether truncated batches give the same embeddings,
+        up to rounding.
 
         Args:
             tokens: `[B, T]` tokens of captions with different lengths.
@@ -135,7 +136,7 @@ class TextTower:
         return [end + 1 for end in self._ends(tokens).tolist()]
 
     def _ends(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the position `[B]` in each row at which open_clip reads the embedding."""
+        """Return the position in each row of the token whose output open_clip uses as the embedding, `[B]`."""
         is_end = tokens if self._end_id is None else (tokens == self._end_id).int()
         return is_end.argmax(dim=-1)
 

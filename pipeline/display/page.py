@@ -84,6 +84,7 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
 
 def picture(data: bytes, kind: str, label: str, marked: bool = False) -> str:
     """Return an HTML `img` element with the image data embedded in it as a data URL.
+
     Args:
         data: bytes of the image file.
         kind: image format, such as `png` or `jpeg`.
@@ -125,8 +126,8 @@ def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6
         title: title of the plot.
         x: label of the horizontal axis.
         y: label of the vertical axis.
-        height, width: size of the matplotlib figure in inches, which determines the size of the plot relative to its
-            text of about 10 points. The page then scales the plot to the width of its column.
+        height, width: size of the matplotlib figure in inches. The page scales the plot to the width of its column, so
+            the size determines only the aspect ratio and the relative size of the text, which is about 10 points.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -197,6 +198,7 @@ def page_target(option: str, path: str, folders: Iterable[str]) -> str:
     """Return the absolute path of a page to be written, after checking that it can be written.
 
     Commands call this function before they start their work, so that an invalid path does not waste it.
+
     Args:
         option: name of the command-line option that contains the path, for error messages.
         path: path of the page.

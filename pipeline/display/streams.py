@@ -13,9 +13,11 @@ import sys
 from typing import Any, TextIO
 
 FORCING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Signals that ask a command to stop. If it is still waiting for a safe point to stop at, a second one forces it."""
+"""Signals that stop a command immediately if a second one arrives while it waits for a safe point to stop."""
 POLITE_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that ask a command to stop, but never force it, even if they arrive again.A closing terminal sends SIGHUP twice. Batch systems send SIGUSR1 or SIGUSR2 as a warning before SIGTERM.
+"""Signals that ask a command to stop at a safe point, but never immediately, even if they are repeated.
+
+A closing terminal sends SIGHUP twice. Batch systems send SIGUSR1 or SIGUSR2 as a warning before SIGTERM.
 """
 
 
@@ -42,7 +44,7 @@ def handle_stop_signals() -> None:
 
 
 def open_closed_streams() -> None:
-    """Redirect standard streams that were already closed when the process started to the null device.
+    """Open the null device in place of each standard stream that was closed when the process started.
 
     Otherwise, the next file to be opened would get the file descriptor of a closed stream, and libraries that print to
     the stream would write into that file.

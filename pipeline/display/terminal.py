@@ -132,7 +132,7 @@ def print_notes(notes: Sequence[str]) -> None:
 
 
 def print_plans(plans: Sequence[StagePlan]) -> None:
-    """Print the pending work of each stage, with estimates of its disk space and time."""
+    """Print a table of the pending work of each stage, with estimates of the disk space and time that it needs."""
     header = ("stage", "folder", "to do", "rows", "disk", "free", "time, about")
     rows = [
         (

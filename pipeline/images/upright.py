@@ -17,9 +17,9 @@ warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 _ORIENTATION = 0x0112
 """Number of the EXIF tag that contains the orientation."""
 _PNG_MARKS = (b"eXIf", b"Raw profile type", b"tiff:Orientation")
-"""Byte strings of which every PNG file with an EXIF orientation contains at least one.
+"""Byte strings to search for in a PNG file. Every PNG file with an EXIF orientation contains at least one of them.
 
-EXIF is read only from PNG files that contain one, because Pillow decodes the whole PNG to read it.
+Other PNG files are treated as upright without reading their EXIF, because Pillow would decode the whole file.
 """
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -39,6 +39,7 @@ _SHOWN_CHARACTERS = 40
 @dataclass(frozen=True)
 class ListColumns:
     """Names and types of the columns that are read from a URL list.
+
     The first column is `url`, followed by `caption` if the list has captions, and then by all other kept columns.
     """
 
@@ -51,7 +52,7 @@ class ListColumns:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """New names of columns whose names are reserved, keyed by name in the files."""
+        """New name of each column that is renamed because its name is reserved, keyed by the original name."""
         pairs = zip(self.sources, self.schema.names, strict=True)
         return {source: name for source, name in pairs if source != name and name not in ("url", "caption")}
 
@@ -181,7 +182,7 @@ def _looks_like_url(name: str) -> bool:
 
 
 def require_headers(heads: Mapping[str, FileHead], url_column: str) -> None:
-    """Check that every file has a header. In a file without a header, the first row was read as column names.
+    """Check that every file has a header. If the header is missing, the first row was read as the column names.
 
     Raises:
         InputError: a file has no header; the message explains how to add one.

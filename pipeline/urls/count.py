@@ -22,7 +22,7 @@ class FileCount:
     whole: bool = False
     """True if the file has been read to its end, so that `rows` is its total number of rows."""
     quoted_fields: int = 0
-    """Number of fields that begin and end with a quote; counted only if the file is read without quoting."""
+    """Number of fields that begin and end with a quote; counted only if quotes are treated as ordinary characters."""
     left_out: collections.Counter[str] = field(default_factory=collections.Counter)
     """Number of rows that contain each ignored JSON key, keyed by the JSON key.
 
@@ -31,6 +31,7 @@ class FileCount:
 
     def require(self, rows: int) -> None:
         """Check that the number of rows read from the whole file equals the count, and set `whole` to True.
+
         Args:
             rows: number of rows read from the whole file.
 

@@ -24,7 +24,7 @@ from .count import FileCount, RowsError
 _BLOCK_BYTES = 1 << 20
 """Number of bytes that are read from the file for each block."""
 _MAX_ROW_BYTES = 1 << 20
-"""Maximum length of a row in bytes. If a row is longer, a quote is probably never closed."""
+"""Maximum length of a row in bytes. A longer row probably contains an opening quote without a closing quote."""
 _NEWLINE, _RETURN, _QUOTE = b'\n\r"'
 _QUOTED_REST = re.compile(rb'[^"]*(?:""[^"]*)*"(?!")')
 """Regular expression for the part of a quoted field after its opening quote."""
@@ -252,7 +252,10 @@ class _Block:
         return batches
 
     def quoted_fields(self) -> int:
-        """Return the number of fields that begin and end with a quote, in a block that is read without quoting."""
+        """Return the number of fields that begin and end with a quote.
+
+        The block must have been created with `quoting=False`, so that quotes are ordinary characters.
+        """
         if b'"' not in self.data:
             return 0
         data = self._bytes[: self.end]

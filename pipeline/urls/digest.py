@@ -1,4 +1,4 @@
-"""Digest of a shard's rows that does not depend on the file format of the list."""
+"""Digest of a shard's rows. It does not depend on the file format of the URL list that the rows come from."""
 
 from __future__ import annotations
 

@@ -93,14 +93,14 @@ class FileHead:
     """
 
     schema: pa.Schema
-    """Column names and types. Encoded Arrow types, such as dictionaries, are replaced by the types of their values."""
+    """Column names and types. Encoded Arrow types, such as dictionaries, are replaced by the type of their values."""
     has_rows: bool
     mark: ListMark | None
     """Mark of an uncompressed Parquet file; None for any other file, whose rows must be read to detect changes."""
 
 
 def list_format(path: str) -> str:
-    """Return the file extension in lower case, ignoring a final `.gz`. It may be one that is not in `FORMATS`."""
+    """Return the file extension in lower case, ignoring a final `.gz`. It is not checked against `FORMATS`."""
     return path.removesuffix(".gz").rpartition(".")[2].lower()
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from .count import FileCount, RowsError
 
 BATCH_ROWS = 10_000
-"""Number of rows per batch."""
+"""Maximum number of rows per Arrow batch."""
 _READ_CHARACTERS = 1 << 20
 """Number of characters to read from a JSON file at a time."""
 _MAX_VALUE_CHARACTERS = 64 << 20

@@ -23,7 +23,7 @@ from .files import FORMATS, READ_ERRORS, FileHead, ListMark, file_head, list_for
 from .settings import Quoting, UrlListSettings
 
 _MARK_THREADS = 16
-"""Number of threads that read file headers and footers. Each file takes a few requests to remote storage."""
+"""Number of threads that read file headers and footers, because each file takes a few requests to remote storage."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,9 @@ class UrlList:
         self.counts[path] = count
 
     def _arranged(self, path: str, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Convert a batch of a file to the columns of the list. Columns that the file lacks are filled with nulls.
+        """Convert a batch of rows from one file to the columns of the whole list.
+
+        Columns that the file lacks are filled with nulls.
 
         Raises:
             InputError: a value cannot be converted to the type of its column.
@@ -193,7 +195,8 @@ class UrlList:
 
         Args:
             table: rows of the shard, with the current columns of the list.
-            digest: result of `rows_digest` to look for, among those of the rows converted to each of `earlier`.
+            digest: recorded digest of the shard. It is compared with the `rows_digest` of the rows after conversion to
+                each item of `earlier`.
         """
         return any(
             rows_digest(narrowed) == digest
