@@ -39,7 +39,7 @@ def silence_library_logs() -> Iterator[None]:
 
 
 def explain(settings: ClipSettings, error: Exception) -> InputError:
-    """Convert an exception from loading a CLIP model to an error for the user, with a fix if one is known."""
+    """Return an InputError for an exception raised while loading a CLIP model. It suggests a fix if one is known."""
     wanted = f"embed.clip.model={settings.model}, pretrained={settings.pretrained}"
     *_, cause = _causes(error)
     # if weights from a hub are missing, open_clip logs the reason, and later raises this error without the reason

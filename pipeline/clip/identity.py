@@ -23,7 +23,8 @@ _FUNCTION = ("weights_sha256", "activation", "preprocess")
 _CONFIGS = ("architecture_sha256", "config_sha256")
 """Keys in a CLIP model's identity for the two hashes of its open_clip config.
 
-The first hash ignores values that equal open_clip's defaults. The second hash covers the config exactly as written.
+The first hash covers only the architecture, without values that equal open_clip's defaults. The second hash covers the
+config exactly as written.
 Two configs count as equal if either hash matches.
 """
 _ACTIVATION = "-quickgelu"
@@ -102,8 +103,8 @@ def compare_clips(
         other, other_location: identity and location of the second model; either may be empty.
 
     Returns:
-        "same", "other" if the models differ, or "unknown" if the records are insufficient. Without hashes, the result
-        is "unknown" for weights from a file, a folder or a hub, because they have no tag.
+        "same" or "other" (a different model); "unknown" if the records do not decide it. Without hashes, the result is
+        "unknown" for weights from a file, a folder or a hub, because they have no tag.
     """
     if clip_difference(known, other):
         return "other"
@@ -144,7 +145,7 @@ def _tag(source: Mapping[str, Any]) -> tuple[str, str] | None:
 def _weights_name(tag: tuple[str, str] | None) -> tuple[str, str] | None:
     """Remove the activation suffix from the model name of a `(model, tag)` pair.
 
-    Pairs that differ only in this suffix have the same weights.
+    Pairs that differ only in this suffix have the same weights. Return None if `tag` is None.
     """
     return None if tag is None else (tag[0].removesuffix(_ACTIVATION), tag[1])
 

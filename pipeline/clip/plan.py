@@ -26,7 +26,7 @@ class ClipPlan:
     name: str
     """Model name to pass to open_clip."""
     pretrained: str | None
-    """Tag or absolute path of weights to pass to open_clip; None for a folder or a hub model."""
+    """Tag or absolute path of weights to pass to open_clip; None if the model name is a folder or a Hub repository."""
     weights: Path | None
     """Weight file to load after the model is built; None if open_clip loads the weights while it builds the model.
 
@@ -44,7 +44,8 @@ def plan_clip(settings: ClipSettings, source: ClipSource, library: Any) -> ClipP
     """Return the plan for loading a CLIP model, without loading the model.
 
     Raises:
-        InputError: see `check_clip`.
+        InputError: open_clip does not know the model or the tag, or the weights, preprocessing or activation cannot be
+            determined from local files.
     """
     given = _given(settings)
     if source.folder is not None:
@@ -89,7 +90,7 @@ def _given(settings: ClipSettings) -> dict[str, Any]:
 
 
 def hub_config(repository: str, library: Any) -> dict[str, Any] | None:
-    """Return the config of a hub model. The config is downloaded if it is not in the local cache."""
+    """Return the config of a model on the Hugging Face Hub. It is downloaded if it is not in the local cache."""
     return read_clip_config(Path(library.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_NAME)))
 
 

@@ -99,4 +99,4 @@ class EncoderSettings(Settings):
     """True to require a text tower that provides token states, which are its outputs for each token. Loading fails if
     it does not."""
     compile: bool = False
-    """Compile the image tower with torch.compile."""
+    """True to compile the image tower with torch.compile."""

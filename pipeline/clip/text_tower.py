@@ -75,10 +75,10 @@ class TextTower:
 
     @torch.inference_mode()
     def probe(self, tokens: torch.Tensor) -> None:
-        """Test the tower with tokens, and set `token_width` and `is_cut` according to the result.
+        """Test whether the tower provides token states and whether batches can be truncated.
 
-        The tests are whether the tower provides token states, and whether truncated batches give the same embeddings,
-        up to rounding.
+        The results are stored in `token_width` and `is_cut`. Batches can be truncated if this does not change the
+        embeddings by more than rounding.
 
         Args:
             tokens: `[B, T]` tokens of captions with different lengths.

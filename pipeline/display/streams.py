@@ -15,7 +15,7 @@ from typing import Any, TextIO
 FORCING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Signals that stop a command immediately if a second one arrives while it waits for a safe point to stop."""
 POLITE_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that ask a command to stop at a safe point, but never immediately, even if they are repeated.
+"""Signals that ask a command to stop, but do not stop it more abruptly when they are repeated.
 
 A closing terminal sends SIGHUP twice. Batch systems send SIGUSR1 or SIGUSR2 as a warning before SIGTERM.
 """

@@ -60,7 +60,7 @@ def json_values(file: TextIO) -> Iterator[Any]:
 
     Raises:
         ValueError: a value is not valid JSON, or text follows the end of the list.
-        RowsError: a value is longer than 64 Mi characters.
+        RowsError: a value is longer than `_MAX_VALUE_CHARACTERS`.
     """
     decoder = json.JSONDecoder()
     buffer = file.read(_READ_CHARACTERS).lstrip()

@@ -214,8 +214,7 @@ def _narrowed(table: pa.Table, schema: pa.Schema) -> pa.Table | None:
 
 
 def open_url_list(source: str, settings: UrlListSettings) -> UrlList:
-    """Find the files of a list, check their columns and return the list.
-
+    """Open a URL list: find its files, read and check their columns, and return the list. Rows are not read yet.
     Args:
         source: path or URL of a file, or of a folder that contains files.
         settings: column names and quoting rules.
