@@ -13,7 +13,8 @@ from .settings import ComputeSettings, DeviceSettings
 ResolvedType = TypeVar("ResolvedType", bound=DeviceSettings)
 
 ASSUMED_FLOPS = {"cpu": 5e10, "cuda": 2e13}
-"""Float32 operations per second that `--dry-run` assumes. `cpu` means 2 CPU cores, and `cuda` means one GPU."""
+"""Assumed speed in float32 operations per second, for the time estimate of `--dry-run`. The `cpu` value is for 2 CPU
+cores, and the `cuda` value is for one GPU."""
 
 
 def choose_device(wanted: str, setting: str) -> str:
@@ -83,12 +84,15 @@ def with_gpus(compute: ComputeSettings, settings: DeviceSettings) -> ComputeSett
 
 
 def describe_device(wanted: DeviceSettings, resolved: DeviceSettings, compute: ComputeSettings) -> str:
-    """Return a description of a stage's device, for the stage's summary.
+    """Return a description of the device that a stage uses, such as `cuda (NVIDIA H200)` or `cpu, 2 threads`.
+
+    If `device: auto` resolved to `cpu` although the Ray cluster has GPUs, the description says that torch cannot use
+    them.
 
     Args:
-        wanted: device settings before `resolve`.
-        resolved: device settings after `resolve`.
-        compute: compute settings as given by the user.
+        wanted: device settings as given by the user, before `resolve`.
+        resolved: device settings that `resolve` returned.
+        compute: compute settings as given by the user, before `with_gpus`.
     """
     is_local = compute.backend == "local"
     if resolved.device == "cuda":

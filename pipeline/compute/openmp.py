@@ -30,8 +30,11 @@ def stop_spinning() -> None:
 
 
 def without_spinning(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that stop torch's threads from spinning, or no variables if the environment contains any of
-    `_CHOICES`."""
+    """Return the environment variables, with their values, that stop torch's OpenMP threads from spinning.
+
+    If torch's OpenMP runtime is unknown, return the variables for all runtimes. If `environment` contains any of
+    `_CHOICES`, return an empty dictionary.
+    """
     if any(name in environment for name in _CHOICES):
         return {}
     runtimes = runtimes_of_torch()
@@ -39,7 +42,7 @@ def without_spinning(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def chosen(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of `_CHOICES` that an environment contains, with their values."""
+    """Return those variables of `_CHOICES` that are set in an environment, with their values."""
     return {name: environment[name] for name in _CHOICES if name in environment}
 
 

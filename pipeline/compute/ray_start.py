@@ -37,7 +37,8 @@ class Joined:
 
 
 JOINED: dict[str | None, Joined] = {}
-"""Most recently joined cluster for each value of `compute.address`, described in summaries."""
+"""Cluster that was most recently joined for each value of `compute.address`. It is kept after this process leaves the
+cluster, so that summaries can describe it."""
 
 
 @contextlib.contextmanager
@@ -120,10 +121,12 @@ def _read_environment_again(ray: Any) -> None:
 
 
 def _running_heads(ray: Any) -> dict[str, bool]:
-    """Find the cluster heads that are named in the command lines of Ray's node processes (raylets) on this machine.
+    """Return the addresses of the Ray clusters that have a node process (raylet) on this machine.
+
+    The addresses of the clusters' head nodes are taken from the command lines of the raylets.
 
     Returns:
-        Mapping from the address of each head to True if this user runs one of its raylets, otherwise to False.
+        Mapping from the address of each head node to True if this user runs one of the raylets, otherwise to False.
     """
     heads: dict[str, bool] = {}
     for process in ray._private.services.psutil.process_iter(["cmdline", "uids"]):
