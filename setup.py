@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 FOLDERS = ("pipeline", "prior", "recipes")
-"""Source folders of the root package."""
+"""Top-level source folders, which are installed as subpackages of `priorkit`."""
 
 
 class BuildModules(build_py):

@@ -21,4 +21,5 @@ class FolderError(PriorkitError):
 
 
 class Interrupted(PriorkitError):
-    """Raised when work stops on request. Running the same command again continues the work."""
+    """Raised when work stops early because the user or the system asked it to, for example by Ctrl-C. Running the same
+    command again continues or repeats the work."""

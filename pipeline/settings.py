@@ -34,10 +34,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that affect where or how fast a stage runs, but never its output."""
+    """Names of the fields that affect where or how fast a stage runs, but never its output."""
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that affect the output of a stage, as JSON values."""
+        """Return the settings that affect the output of a stage, as JSON values. Fields in `runtime_fields` are left
+        out."""
         dumped = self.model_dump(mode="json", exclude=set(self.runtime_fields))
         for name in dumped:
             value = getattr(self, name)
@@ -114,7 +115,9 @@ def _settings_kind(kinds: Sequence[Any]) -> type[Settings] | None:
 
 
 def _typed(kinds: Sequence[Any], value: Any) -> Any:
-    """Return a value with its plain scalars converted to the types of their fields, and without empty sections.
+    """Return a value in which each unquoted YAML scalar is converted to the type of its field.
+
+    Sections whose keys are all commented out are removed, so that they get their default values.
 
     Args:
         kinds: types that are allowed for the value.
@@ -142,7 +145,8 @@ def _typed(kinds: Sequence[Any], value: Any) -> Any:
 
 
 def _scalar(kinds: Sequence[Any], scalar: PlainScalar) -> Any:
-    """Return the parsed value of a plain scalar or its text, depending on the types that its field allows.
+    """Return either the parsed value or the text of an unquoted YAML scalar, depending on the types that its field
+    allows.
 
     For example, return the text of `no` if the field allows this text as a choice, or False if the field is boolean.
     """
@@ -157,7 +161,7 @@ def _scalar(kinds: Sequence[Any], scalar: PlainScalar) -> Any:
 
 
 def _paths(cls: type[Settings], outer: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the path of every setting and section."""
+    """Yield the path of every setting and section of a settings class, as a tuple of names, outermost section first."""
     for name, field in cls.model_fields.items():
         yield (*outer, name)
         inner = _settings_kind(list(_kinds(field.annotation)))

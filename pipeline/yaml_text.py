@@ -38,7 +38,8 @@ class YamlMapping(dict[str, Any]):
 
 @dataclass(frozen=True)
 class PlainScalar:
-    """Scalar without quotes. Either its text or its value is used, depending on the type of the setting."""
+    """YAML scalar without quotes. Because YAML does not say whether `no` means False or a text, both the text and the
+    parsed value are kept until the type of the setting is known."""
 
     text: str
     value: bool | int | float | str
@@ -48,8 +49,8 @@ def read_yaml(text: str | bytes) -> Any:
     """Parse one YAML document into a `YamlMapping`, list, string, `PlainScalar` or None.
 
     Raises:
-        InputError: the text is not YAML, or breaks the rules of this module. The caller must add the name of the file
-            to the message, which names only the line.
+        InputError: the text is not YAML, or uses a feature that this module rejects. The message may give the line, but
+            not the file; the caller must add the name of the file.
     """
     try:
         node = yaml.SafeLoader(_decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff"))

@@ -29,7 +29,7 @@ from .settings import EmbedSettings
 
 _FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])
 _LEFT_BEHIND = ("status", "error_message", "caption", *EMBED_COLUMNS)
-"""Input columns that are not copied to the metadata.
+"""Input columns that are not copied to the metadata table of an embedding shard.
 
 Their values are the same in all embedded rows, or are written separately.
 """
@@ -42,7 +42,8 @@ def failures_name(shard: str) -> str:
 
 @dataclass
 class _Embedded:
-    """Rows and failures collected while a shard is embedded. The embeddings themselves are collected in spools."""
+    """Rows and failures collected while a shard is embedded. The embeddings themselves are appended to temporary files
+    (`RowSpool`)."""
 
     keys: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
@@ -116,7 +117,7 @@ class EmbedWorker:
         )
 
     def _spools(self) -> dict[str, RowSpool]:
-        """Create an empty spool for each array to store, keyed by array name."""
+        """Create an empty temporary file (`RowSpool`) for each array that the shard stores, keyed by array name."""
         embed, settings = (self._identity["embed_dim"],), self._settings
         shapes = {"img_emb": embed} if settings.image else {}
         if settings.text:
@@ -163,7 +164,8 @@ class EmbedWorker:
 
 
 def _add_window(window: Window, done: _Embedded, spools: dict[str, RowSpool]) -> None:
-    """Normalise the embeddings of a window and append its rows to `done` and `spools`.
+    """Normalise the embeddings of a window, unless the engine has already done so, and append its rows to `done` and
+    `spools`.
 
     Raises:
         InputError: an embedding is zero, or contains NaN or infinity.
