@@ -10,7 +10,7 @@ FOLDERS = ("pipeline", "prior", "recipes")
 
 
 class BuildModules(build_py):
-    """Build step that excludes `setup.py` from the root package, although the file is in the package's folder."""
+    """Build step that leaves `setup.py` out of the root package, although the package's folder contains it."""
 
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
         modules: list[tuple[str, str, str]] = super().find_package_modules(package, package_dir)

@@ -1,6 +1,6 @@
 """Settings for the whole pipeline: the URL list, the folders, the workers, and one section per stage.
 
-A setting that affects the output of a stage must stay the same when the stage is resumed. All other settings are listed
+Settings that affect the output of a stage must stay the same when the stage is resumed. All other settings are listed
 in `runtime_fields` and may differ between runs.
 """
 

@@ -50,8 +50,8 @@ _MAX_CHARACTERS = 300
 def explain(error: BaseException) -> str | None:
     """Return the message to show to the user for an exception, or None if the exception is a bug in priorkit.
 
-    Exceptions from libraries that parse files should be caught where the file is read, which allows a better message.
-    Those that are not caught get a general message here.
+    Exceptions from libraries that parse files should be caught by the calling code. Those that are not caught still get
+    a message here.
     """
     if isinstance(error, PriorkitError):
         return str(error)

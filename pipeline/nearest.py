@@ -105,7 +105,10 @@ def _plain(name: str) -> str:
 
 
 def _similarity(one: str, other: str) -> float:
-    """Return the similarity of two names, from 0 to 1. It is raised if one name contains all words of the other."""
+    """Return the similarity of two names, from 0 to 1.
+
+    It is the ratio of matching characters, raised if each word of one name is similar to a word of the other name.
+    """
     ratio = difflib.SequenceMatcher(None, one, other).ratio()
     fewer, more = sorted((one.split("_"), other.split("_")), key=len)
     if all(len(word) > 2 and any(_same_word(word, candidate) for candidate in more) for word in fewer):

@@ -37,8 +37,10 @@ class Settings(BaseModel):
     """Names of the fields that affect where or how fast a stage runs, but never its output."""
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that affect the output of a stage, as JSON values. Fields in `runtime_fields` are left
-        out."""
+        """Return the settings that affect the output of a stage, as JSON values.
+
+        All fields except those in `runtime_fields` are included.
+        """
         dumped = self.model_dump(mode="json", exclude=set(self.runtime_fields))
         for name in dumped:
             value = getattr(self, name)
@@ -71,18 +73,18 @@ Location = Annotated[str, AfterValidator(_expand_variables)]
 def parse_settings(
     cls: type[SettingsType], values: Mapping[str, Any], source: str, sections: Sequence[str] | None = None
 ) -> SettingsType:
-    """Create settings of type `cls` from plain values, such as those that `with_overrides` returns.
+    """Create settings of type `cls` from nested dictionaries, such as those that `with_overrides` returns.
 
     Args:
         cls: type of the settings.
-        values: plain values of the settings, by section and name.
+        values: values of the settings, by section and name.
         source: name of the file or option that the values come from, for messages.
         sections: sections that the command reads; None if it reads all of them. Error messages suggest only keys in
             these sections.
 
     Raises:
-        SettingsError: a key or value is invalid. The message names `source` and the first problems. For an unknown key,
-            it suggests the most similar known key.
+        SettingsError: a key or value is invalid. The message names `source` and describes up to three problems. For an
+            unknown key, it suggests the most similar known key.
     """
     try:
         return cls.model_validate(_typed([cls], values))
@@ -145,8 +147,7 @@ def _typed(kinds: Sequence[Any], value: Any) -> Any:
 
 
 def _scalar(kinds: Sequence[Any], scalar: PlainScalar) -> Any:
-    """Return either the parsed value or the text of an unquoted YAML scalar, depending on the types that its field
-    allows.
+    """Return the parsed value or the text of an unquoted YAML scalar, depending on the types that its field allows.
 
     For example, return the text of `no` if the field allows this text as a choice, or False if the field is boolean.
     """
@@ -225,10 +226,10 @@ def _cut(text: str, limit: int = _MAX_CHARACTERS) -> str:
 def with_overrides(
     values: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[str] | None = None
 ) -> YamlMapping:
-    """Return a copy of plain settings with overrides applied.
+    """Return a copy of settings in which the overrides are applied.
 
     Args:
-        values: plain settings, as read from a recipe. They are not modified.
+        values: settings as nested dictionaries, as read from a recipe. They are not modified.
         overrides: strings of the form `a.b=value`, in which the value is YAML.
         sections: sections that the command reads; None if it reads all of them.
 

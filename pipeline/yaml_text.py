@@ -1,4 +1,5 @@
-"""Strict YAML reader. Keys must be unique strings, merge keys (`<<`) are supported, and plain scalars keep their text.
+"""Strict YAML reader. Keys must be unique strings, merge keys (`<<`) are supported, and unquoted scalars keep their
+text.
 
 PyYAML's constructor reads `no` as False and `1e5` as text, expands aliases without limit, and accepts duplicate keys.
 This module therefore uses only PyYAML's parser. The `settings` module converts each scalar to the type of its field.
@@ -38,8 +39,8 @@ class YamlMapping(dict[str, Any]):
 
 @dataclass(frozen=True)
 class PlainScalar:
-    """YAML scalar without quotes. Because YAML does not say whether `no` means False or a text, both the text and the
-    parsed value are kept until the type of the setting is known."""
+    """YAML scalar without quotes. Since a scalar such as `no` may be meant as a boolean or as text, both its text and
+    its parsed value are kept. The type of the setting determines which one is used."""
 
     text: str
     value: bool | int | float | str

@@ -37,7 +37,7 @@ def describe_cluster(compute: ComputeSettings) -> str:
 
 @dataclass(frozen=True)
 class Gpus:
-    """GPUs available to workers."""
+    """Number of GPUs that are available to workers, and the name of one of them."""
 
     count: int
     name: str | None

@@ -51,7 +51,8 @@ def resolve(
         threads: value that replaces `threads: 0`; None means the number of available CPU cores on this machine.
 
     Raises:
-        SettingsError: the device is `cuda`, but no GPU is available, or `compute.gpus_per_worker` is 0.
+        SettingsError: the device is `cuda`, but torch can use no GPU, or `compute.gpus_per_worker=0` gives the workers
+            none.
         PriorkitError: this process must join the Ray cluster to look up its GPUs, but cannot join it.
     """
     if compute is None or compute.backend == "local":

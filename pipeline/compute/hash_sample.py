@@ -55,8 +55,10 @@ class HashSample:
         return hashes, np.concatenate([np.empty(0, np.int64), *(values for _, values in blocks)])
 
     def take(self) -> tuple[np.ndarray, np.ndarray]:
-        """Remove all rows from the sample, and return their hashes and values as `rows` does. The level stays the
-        same."""
+        """Remove all rows from the sample, and return their hashes and values as `rows` does.
+
+        The level stays the same.
+        """
         rows = self.rows()
         self._blocks, self._rows = [], 0
         return rows

@@ -1,4 +1,4 @@
-"""Environment variables that make OpenMP threads wait without spinning, set before torch loads its OpenMP runtime.
+"""Environment variables that stop OpenMP threads from spinning (busy-waiting), set before torch loads OpenMP.
 
 By default, a thread that has finished its part of a computation spins until all other threads have finished. If another
 process keeps one core busy, the spinning threads compete with the threads that still compute, and a training step takes

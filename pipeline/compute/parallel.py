@@ -1,4 +1,7 @@
-"""Map over shards, one at a time in this process or in parallel on Ray. No other module of the pipeline imports Ray."""
+"""Map of a worker function over shards, either one shard at a time in this process, or in parallel on Ray.
+
+No other module of the pipeline imports Ray.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ Worker: TypeAlias = Callable[[Task, Optional[Task]], Result]
 probably follow, so that the function can start reading it; None if no following task is known."""
 
 _ATTEMPTS = 4
-"""Number of worker deaths while processing the same shard at which the run fails. The run also fails after `_ATTEMPTS *
-compute.workers` consecutive worker deaths during startup."""
+"""Number of worker deaths while processing the same shard at which the run fails. The run also fails after
+`_ATTEMPTS * compute.workers` consecutive worker deaths during startup."""
 _CHECK_SECONDS = 5.0
 """Seconds between checks that the cluster has room for a worker. These checks run only while no worker is busy."""
 
@@ -269,8 +272,8 @@ class _Pool(Generic[Task, Result]):
 class _Upcoming(Generic[Task]):
     """Tasks that have not started yet.
 
-    For each busy actor, one task is reserved, so that the actor can start reading it. When only reserved tasks are
-    left, idle actors take them.
+    For each busy actor, one further task is reserved as its next task, so that the actor can start reading it. When
+    only reserved tasks are left, idle actors take them.
     """
 
     def __init__(self, tasks: Iterable[Task]) -> None:

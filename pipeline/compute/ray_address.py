@@ -43,16 +43,14 @@ class ClusterAddress:
         return self.address == LOCAL
 
     def described(self) -> str:
-        """Return the location of the cluster as text for summaries, such as `at head:6379 (RAY_ADDRESS)` or `on this
-        machine`."""
+        """Return the location of the cluster as text for summaries, such as `at head:6379 (RAY_ADDRESS)`."""
         if self.is_own:
             return "on this machine" + (f" ({self.source}=local)" if self.source else "")
         return f"at {self.address} ({self.source})"
 
     @property
     def way_out(self) -> str:
-        """Advice for error messages on how to run without this cluster: `unset RAY_ADDRESS` or `leave the address
-        out`."""
+        """Advice for error messages on how to run without this cluster, such as `unset RAY_ADDRESS`."""
         return "unset RAY_ADDRESS" if self.source.startswith("RAY_ADDRESS") else "leave the address out"
 
     def error(self, problem: str) -> PriorkitError:
@@ -189,7 +187,7 @@ def own_environment() -> dict[str, str]:
 
 
 def find_token() -> tuple[str | None, str]:
-    """Return the authentication token that Ray would send, and the location where it was found.
+    """Return the authentication token that Ray would send, and a description of its location, such as `RAY_AUTH_TOKEN`.
 
     The locations are searched in the same order as in Ray. If there is no token, return None and the last location
     searched.
@@ -205,10 +203,9 @@ def find_token() -> tuple[str | None, str]:
 
 
 def described_authentication() -> str:
-    """Return a description of the authentication mode and the token's location, such as `RAY_AUTH_MODE token, token in
-    RAY_AUTH_TOKEN`.
+    """Return the authentication mode and the token's location as text, without the token itself.
 
-    The description never contains the token itself.
+    For example, return `RAY_AUTH_MODE token, token in RAY_AUTH_TOKEN`.
     """
     token, origin = find_token()
     mode = os.environ.get("RAY_AUTH_MODE", "").strip() or "not set"

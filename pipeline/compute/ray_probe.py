@@ -30,8 +30,8 @@ _SHOWN_BYTES = 60
 """Maximum number of bytes of an answer to show in an error message, if the answer does not come from Ray."""
 
 HEAD = ("/ray.rpc.InternalKVGcsService/InternalKVGet", b"\x0a\x10CLUSTER_METADATA\x12\x07cluster")
-"""gRPC method and request that read a cluster's Ray and Python versions from its head. The request contains a key and
-its namespace in the key-value store of Ray's Global Control Service (GCS)."""
+"""gRPC method and request that read a cluster's Ray and Python versions from its head node. The request contains a key
+and its namespace in the key-value store of Ray's Global Control Service (GCS)."""
 CLIENT_SERVER = ("/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x04")
 """gRPC method and request that ping the Ray Client server, which serves `ray://` addresses."""
 
@@ -46,11 +46,10 @@ class Answer:
     """Reply message, or the first bytes received from a service that does not speak HTTP/2."""
 
     def metadata(self) -> dict[str, object]:
-        """Return the cluster's metadata, parsed from the JSON in the head node's reply; empty if the reply contains
-        none.
+        """Return the cluster's metadata, parsed from the JSON in the head node's reply.
 
         The metadata includes `ray_version`, `python_version`, and `ray_init_cluster`, which is true if the cluster was
-        started by `ray.init` instead of `ray start`.
+        started by `ray.init` instead of `ray start`. Return an empty dictionary if the reply contains no metadata.
         """
         start, end = self.body.find(b"{"), self.body.rfind(b"}")
         try:

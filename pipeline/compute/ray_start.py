@@ -95,7 +95,8 @@ def _start(ray: Any, place: ClusterAddress) -> None:
 
 @contextlib.contextmanager
 def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
-    """Context manager that sets environment variables for Ray's compiled code, and restores the old values on exit."""
+    """Context manager that sets environment variables, makes Ray's compiled code read them, and restores them on
+    exit."""
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *environment)}
     os.environ.update(environment)
     _read_environment_again(ray)

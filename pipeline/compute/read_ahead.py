@@ -98,7 +98,10 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
         self._running: list[_Stream[Decoded]] = []
 
     def samples(self, task: Task, following: Task | None) -> Iterator[Decoded]:
-        """Yield the decoded samples of a task in order. Then start reading the following task, unless it is None."""
+        """Yield the decoded samples of a task in order.
+
+        After the last sample, start reading `following` in the background, unless it is None.
+        """
         stream = self._take(task)
         try:
             yield from stream

@@ -44,9 +44,8 @@ class ComputeSettings(Settings):
 
 
 class DeviceSettings(Settings):
-    """Device and CPU threads for a stage that runs a model. The resolved device (`cpu` or `cuda`) is part of the
-    fingerprint (hash) of the stage's settings, which must stay the same when the stage is resumed. The number of
-    threads is not."""
+    """Device and CPU threads for a stage that runs a model. When a stage is resumed, the fingerprint (hash) of its
+    settings must be the same. It includes the resolved device (`cpu` or `cuda`), but not the number of threads."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"threads"})
 

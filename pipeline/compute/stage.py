@@ -40,8 +40,7 @@ class StagePlan:
     stage: str
     folder: str
     units: int
-    """Total number of units of work, finished or not. Depending on the stage, `unit` is shards, training steps or
-    evaluated rows."""
+    """Total number of units of work, finished or not. A unit is a shard, a training step or an evaluated row."""
     pending_units: int
     unit: str
     pending_rows: int
@@ -92,8 +91,7 @@ def run_shards(
     progress: ProgressCallback,
     device: str = "cpu",
 ) -> StageResult:
-    """Process the shards that are incomplete or whose input or settings have changed, and return the result for the
-    summary.
+    """Process the shards that are incomplete or whose input or settings have changed.
 
     Args:
         folder: output folder of the stage, locked for writing.
@@ -104,6 +102,9 @@ def run_shards(
         compute: settings that control where the work runs.
         progress: callback, called once at the start and after each finished shard.
         device: description of the device, for the summary.
+
+    Returns:
+        Result for the stage's summary. It covers all shards in the folder, including those that were already complete.
     """
     start = time.monotonic()
     pending = folder.pending(inputs)

@@ -53,7 +53,7 @@ class Diagnosis:
     environment variable, or None) and `authentication` (a description).
 
     If Ray is installed, and `compute.address` or RAY_ADDRESS names a cluster, the key `address` contains the address.
-    If the cluster can be joined, `resources` contains its numbers of nodes, CPUs and GPUs. Otherwise, the error message
+    If the cluster can be joined, `resources` contains the number of nodes, CPUs and GPUs. Otherwise, the error message
     is in `problem` if `compute.address` names the cluster, or in `note` if only RAY_ADDRESS does.
     """
     chain: list[Need]
@@ -94,7 +94,7 @@ def diagnose(folder: str, compute: ComputeSettings) -> Diagnosis:
 
 
 def describe_fault(need: Need) -> str:
-    """Return a list of missing and outdated packages as text, such as `torch not installed; numpy too old`.
+    """Return text that names the missing and outdated packages, such as `torch not installed; numpy too old`.
 
     Return an empty string if no package is missing or outdated.
     """

@@ -123,6 +123,8 @@ def explain_missing(error: ModuleNotFoundError, command: str) -> str | None:
 
 
 def _name(requirement: str) -> str:
-    """Return the package name from a requirement such as `torch>=2.10`, in lower case and with hyphens for
-    underscores."""
+    """Return the package name from a requirement such as `torch>=2.10`, in lower case.
+
+    Underscores are replaced by hyphens.
+    """
     return re.split(r"[\[<>=!~ ]", requirement)[0].lower().replace("_", "-")

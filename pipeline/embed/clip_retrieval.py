@@ -1,5 +1,4 @@
-"""Embedding engine that uses the code of clip-retrieval: its reader, which loads batches, and its mapper, which runs
-CLIP.
+"""Embedding engine that uses code of clip-retrieval: its reader loads batches, and its mapper runs the CLIP model.
 
 priorkit itself writes the embedding shards and the manifest.
 """

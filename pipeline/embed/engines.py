@@ -35,7 +35,7 @@ class EmbedTask:
 
     shard: InputShard
     input: str
-    """Fingerprint of the samples to embed: the whole shard, or its first `limit` samples."""
+    """Fingerprint (hash) of the samples to embed: the whole shard, or its first `limit` samples."""
     limit: int | None
     """Number of samples to embed, starting with the first; None for all."""
 
@@ -51,8 +51,7 @@ class Failure:
 
     key: str
     reason: str
-    """Name of the outcome under which the failure is counted, such as `missing_image`; a colon and details may
-    follow."""
+    """Outcome under which the failure is counted, such as `missing_image`. A colon and details may follow."""
     place: Place
 
 

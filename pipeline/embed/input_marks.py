@@ -17,7 +17,7 @@ from ..errors import FolderError
 from .inputs import InputShard
 
 UNREAD = "unread"
-"""Fingerprint of an input whose source files were never hashed. It differs from every recorded fingerprint."""
+"""Fingerprint of an input that has a source file without a file mark. It differs from every recorded fingerprint."""
 
 
 def input_fingerprint(shard: InputShard, marks: Mapping[str, FileMark], limit: int | None) -> str:
@@ -47,7 +47,7 @@ def record_inputs(commit: ShardCommit, name: str, source: Store, shard: InputSha
     embeddings folder.
 
     Args:
-        commit: commit of the embedding shard that was made from the input shard.
+        commit: writer for the files of the embedding shard that was made from the input shard.
         name: name of the embedding shard.
         source: folder of the source files.
         shard: input shard.
@@ -63,10 +63,10 @@ def record_inputs(commit: ShardCommit, name: str, source: Store, shard: InputSha
 
 
 class RecordedInputs:
-    """Current file marks (sizes, modification times and hashes) of the files from which finished embedding shards were
-    made.
+    """Current file marks of the source files from which finished embedding shards were made.
 
-    A file is hashed again only if its size or modification time differs from the recorded mark.
+    A file mark is the size, modification time and hash of a file. A file is hashed again only if its size or
+    modification time differs from the recorded mark.
 
     Args:
         source: folder of the source files.
@@ -107,9 +107,10 @@ class RecordedInputs:
                 self.touched[name] = self._marks[name]
 
     def fingerprint(self, shard: InputShard, limit: int | None) -> str:
-        """Return the current fingerprint of a shard's samples, or `UNREAD` if its embedding shard is not finished.
+        """Return the current fingerprint (hash) of a shard's samples and the contents of its source files.
 
-        Inputs without source files to mark never return `UNREAD`; see `input_fingerprint`.
+        Return `UNREAD` if no mark was recorded for one of the source files, for example because the shard is not
+        embedded yet.
 
         Args:
             shard: input shard.

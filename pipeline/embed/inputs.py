@@ -36,7 +36,7 @@ class InputShard(Protocol):
         their file marks (recorded size, modification time and hash)."""
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return the source files whose hashes are not in a manifest, so that their file marks must be recorded.
+        """Return the source files whose hashes are in no manifest. Changes to these files are detected by file marks.
 
         Args:
             limit: number of samples to include, starting with the first; None for all.
@@ -57,10 +57,10 @@ class InputShard(Protocol):
         """Yield the samples in order. If a sample cannot be read, its `error` is set."""
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return one metadata table for each input shard that is part of this shard, or None for a part without a
-        table.
+        """Return one metadata table for each part of the shard, or None for a part without a table.
 
-        Each table has a column `key`, which contains the sample keys.
+        A shard that joins several input shards has these as its parts; any other shard has one part. Each table has a
+        column `key`, which contains the sample keys.
         """
 
 
@@ -114,6 +114,7 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
 
     Args:
         url: folder, or a single Parquet file.
+        settings: embed settings, which determine the input format and the number of samples per shard.
 
     Raises:
         InputError: the input contains nothing to embed, or the folder was written by a stage other than `download`.

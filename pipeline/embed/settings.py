@@ -49,8 +49,10 @@ class EmbedSettings(DeviceSettings):
     """Number of threads that decode and preprocess images while the model runs."""
 
     def encoder_settings(self) -> EncoderSettings:
-        """Return the settings that the CLIP encoder needs. Before this call, `device: auto` must be replaced by an
-        actual device; see `resolve`."""
+        """Return the settings that the CLIP encoder needs.
+
+        Call this method only after `device: auto` has been replaced by an actual device; see `resolve`.
+        """
         return EncoderSettings(
             clip=self.clip,
             device=self.device,

@@ -43,8 +43,8 @@ The numbers are typical of ViT-B/32 in float32 on 2 CPU cores or one GPU.
 _ASSUMED_DIM = 768
 """Embedding size assumed for the disk space estimate. It is the size of ViT-L/14, which few CLIP models exceed."""
 _ASSUMED_TOKENS = 16
-"""Number of token states per caption assumed for the disk space estimate. A caption of about a dozen words has this
-many."""
+"""Number of token states per caption assumed for the disk space estimate. It is typical of captions with a dozen
+words."""
 
 
 def embed(
@@ -136,7 +136,7 @@ def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
 
 
 def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) -> str:
-    """Return the key and error message of one failed sample, as text for the message that no sample could be embedded.
+    """Return the key and error message of one failed sample, for the error message when no sample could be embedded.
 
     The sample is the first one with the most frequent kind of failure. Return an empty string if there are no samples.
     """
@@ -213,7 +213,7 @@ def plan_tasks(
 ) -> tuple[list[EmbedTask], RecordedInputs]:
     """Return one task per input shard, and the file marks (sizes, modification times and hashes) of the source files.
 
-    Together, the tasks contain at most `limit` samples. However, samples that are already embedded are always included,
+    If there is a limit, shards beyond it have no task. However, samples that are already embedded are always included,
     even if they exceed the limit.
 
     Args:
@@ -263,7 +263,7 @@ def _embedded_samples(record: ShardRecord | None, shard: InputShard, inputs: Rec
 
 
 def _record_clip(folder: StageFolder, settings: EmbedSettings) -> None:
-    """Record the identity of the CLIP model in the manifest.
+    """Record the identity of the CLIP model, which includes a hash of its weights, in the manifest.
 
     If the folder already has shards, first check that they were embedded with the same CLIP model.
 

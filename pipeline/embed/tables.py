@@ -27,8 +27,8 @@ class TableShard:
 
     name: str
     fingerprint: str
-    """Hash of the file name and the row range. Changes of the file's content are detected by a file mark, which records
-    its size, modification time and hash; see `file_marks`."""
+    """Hash of the file name and the row range. Changes to the content of the file are detected by a file mark, which
+    records its size, modification time and hash; see `file_marks`."""
     path: str
     """Path of the Parquet file on the file system."""
     stem: str

@@ -1,4 +1,4 @@
-"""Embed stage worker: embeds one shard at a time, writes its files and commits them."""
+"""Embed stage worker: embeds one shard at a time, writes the shard's files, and then records the shard as complete."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class EmbedWorker:
     Args:
         source: input folder.
         store: embeddings folder.
-        settings: resolved settings.
+        settings: embed settings, with `device` and `threads` resolved to actual values.
         manifest: manifest of the embeddings folder, including the identity of the CLIP model.
 
     Raises:
@@ -140,9 +140,10 @@ class EmbedWorker:
             pq.write_table(pa.Table.from_pylist(failures, _FAILURES), file)
 
     def _metadata(self, task: EmbedTask, done: _Embedded) -> pa.Table:
-        """Build the metadata table of a shard.
+        """Build the metadata table of a shard, with one row for each embedded sample.
 
-        It has the columns that clip-retrieval writes, the columns of the input tables, the key and the norms.
+        It has the columns that clip-retrieval writes, the columns of the input tables, the sample keys, and the norms
+        that the embeddings had before normalisation.
         """
         columns = {"image_path": pa.array(done.keys, pa.string()), "caption": pa.array(done.captions, pa.string())}
         norms = {
@@ -164,8 +165,9 @@ class EmbedWorker:
 
 
 def _add_window(window: Window, done: _Embedded, spools: dict[str, RowSpool]) -> None:
-    """Normalise the embeddings of a window, unless the engine has already done so, and append its rows to `done` and
-    `spools`.
+    """Append the rows of a window to `done` and `spools`.
+
+    The embeddings are normalised first, unless the engine has already normalised them.
 
     Raises:
         InputError: an embedding is zero, or contains NaN or infinity.
