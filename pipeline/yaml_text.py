@@ -40,7 +40,7 @@ class YamlMapping(dict[str, Any]):
 @dataclass(frozen=True)
 class PlainScalar:
     """YAML scalar without quotes. Since a scalar such as `no` may be meant as a boolean or as text, both its text and
-    its parsed value are kept. The type of the setting determines which one is used."""
+    its parsed value are kept."""
 
     text: str
     value: bool | int | float | str

@@ -90,8 +90,7 @@ def find_running(place: ClusterAddress, candidates: Mapping[str, bool]) -> tuple
     """Return the address of the running Ray cluster that the address `auto` stands for.
 
     This is the only cluster on this machine that was started with `ray start` and answers a request. Clusters that
-    refuse the request, because of a missing or wrong authentication token, are considered only if no cluster accepts
-    it.
+    refuse the request, because of a missing or wrong authentication token, are considered only if there is no other.
 
     Args:
         place: the address `auto`, for error messages.

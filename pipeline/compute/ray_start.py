@@ -95,8 +95,10 @@ def _start(ray: Any, place: ClusterAddress) -> None:
 
 @contextlib.contextmanager
 def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
-    """Context manager that sets environment variables, makes Ray's compiled code read them, and restores them on
-    exit."""
+    """Context manager that sets environment variables and makes Ray's compiled code read them.
+
+    On exit, the old values are restored.
+    """
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *environment)}
     os.environ.update(environment)
     _read_environment_again(ray)

@@ -104,7 +104,7 @@ def run_shards(
         device: description of the device, for the summary.
 
     Returns:
-        Result for the stage's summary. It covers all shards in the folder, including those that were already complete.
+        Result for the stage's summary. Its row counts cover all shards, including those that were already complete.
     """
     start = time.monotonic()
     pending = folder.pending(inputs)
