@@ -86,7 +86,10 @@ def main() -> None:
 
 
 def _report_output(error: OSError) -> None:
-    """Report that standard output cannot be written, unless the reader closed the pipe, as `head` does."""
+    """Print an error message if standard output could not be written.
+
+    Print nothing if the reader closed the pipe, as `head` does.
+    """
     if not isinstance(error, BrokenPipeError):
         print(f"error: standard output cannot be written ({error.strerror})", file=streams.StandardError())
 

@@ -6,11 +6,11 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 FOLDERS = ("pipeline", "prior", "recipes")
-"""Source folders of the root package."""
+"""Top-level source folders, which are installed as subpackages of `priorkit`."""
 
 
 class BuildModules(build_py):
-    """Build step that excludes `setup.py` from the root package, although the file is in the package's folder."""
+    """Build step that leaves `setup.py` out of the root package, although the package's folder contains it."""
 
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
         modules: list[tuple[str, str, str]] = super().find_package_modules(package, package_dir)

@@ -1,7 +1,7 @@
 """Settings for the whole pipeline: the URL list, the folders, the workers, and one section per stage.
 
-A setting that affects the output of a stage is part of the stage's identity, so it must stay the same when the stage is
-resumed. All other settings are listed in `runtime_fields` and may differ between runs.
+Settings that affect the output of a stage must stay the same when the stage is resumed. All other settings are listed
+in `runtime_fields` and may differ between runs.
 """
 
 from __future__ import annotations

@@ -21,4 +21,5 @@ class FolderError(PriorkitError):
 
 
 class Interrupted(PriorkitError):
-    """Raised when work stops on request. Running the same command again continues the work."""
+    """Raised when work stops early on request, for example after Ctrl-C. Running the same command again continues the
+    work, or starts it again if no progress was saved."""

@@ -41,16 +41,17 @@ _SAME_MESSAGES = {
     errno.EDQUOT: errno.ENOSPC, errno.ENFILE: errno.EMFILE, errno.EOPNOTSUPP: errno.ENOSYS, errno.EPERM: errno.EACCES,
     errno.EROFS: errno.EACCES,
 }  # fmt: skip
-"""Further `errno` values, each with the `errno` value whose message it uses."""
+"""`errno` values that use the message of another value in `_OS_MESSAGES`, mapped to that value."""
 
 _MAX_CHARACTERS = 300
 """Maximum number of characters in the part of a message that quotes an exception."""
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the message to show for an exception, or None if it is a bug that a user cannot fix.
+    """Return the message to show to the user for an exception, or None if the exception is a bug in priorkit.
 
-    The calling code should catch exceptions from libraries that parse files. If it does not, they still get a message.
+    Exceptions from libraries that parse files should be caught by the calling code. Those that are not caught still get
+    a message here.
     """
     if isinstance(error, PriorkitError):
         return str(error)
@@ -77,7 +78,10 @@ def one_line(error: BaseException, limit: int = _MAX_CHARACTERS) -> str:
 
 
 def report_bug(error: BaseException) -> str:
-    """Write the traceback of a bug to a temporary file, and return a message with the exception and the file's path."""
+    """Write the traceback of a bug to a temporary file, and return a message with the exception and the file's path.
+
+    If the file cannot be written, the message says to set PRIORKIT_TRACEBACK=1 instead, which prints the traceback.
+    """
     summary = f"internal error: {type(error).__name__}: {one_line(error)}{_place(error)}; this is a bug in priorkit"
     try:
         number, path = tempfile.mkstemp(prefix="priorkit-traceback-", suffix=".txt")
@@ -108,9 +112,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_remote(error: BaseException) -> bool:
-    """Return True if the exception or one of its causes has a type from `_REMOTE_LIBRARIES`.
+    """Return True if the exception or one of its causes is of a type that a package in `_REMOTE_LIBRARIES` defines.
 
-    The causes of FileNotFoundError and PermissionError are ignored, because these two have messages of their own.
+    For FileNotFoundError and PermissionError, the causes are not checked, because these errors have messages of their
+    own.
     """
     errors = [error] if isinstance(error, FileNotFoundError | PermissionError) else _chain(error)
     kinds = {kind for cause in errors for kind in type(cause).__mro__}

@@ -14,11 +14,11 @@ all other sections together."""
 _SIBLING_BONUS = 0.1
 """Bonus added to the similarity of a key in the same section, to rank this key higher."""
 _PREFIX_BONUS = 0.02
-"""Bonus added to the similarity of a key in another section, for each outer section that it shares with the unknown
-key."""
+"""Bonus added to the similarity of a key in another section. It is added once for each outer section that the key and
+the unknown key have in common."""
 _TIE = 0.01
-"""Maximum difference from the best score at which a key is also suggested. A key's score is its similarity plus its
-bonus."""
+"""Maximum difference from the best score for a key to be suggested together with the best key. A key's score is its
+similarity plus its bonus."""
 _MAX_NAMES = 3
 """Maximum number of names in a suggestion."""
 
@@ -92,8 +92,10 @@ def suggest(key: Sequence[str], known: Iterable[Sequence[str]]) -> str | None:
 
 
 def _quoted(paths: Sequence[tuple[str, ...]], outer: tuple[str, ...]) -> str:
-    """Format up to three paths for a message. A path in section `outer` is shown as its last name only, and any other
-    path in full, with dots."""
+    """Format up to three paths for a message, such as `'steps' or 'train.steps'`.
+
+    A path in section `outer` is shortened to its last name. Any other path is shown in full, joined by dots.
+    """
     names = [repr(path[-1] if path[:-1] == outer else ".".join(path)) for path in paths[:_MAX_NAMES]]
     return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
@@ -103,7 +105,10 @@ def _plain(name: str) -> str:
 
 
 def _similarity(one: str, other: str) -> float:
-    """Return the similarity of two names, from 0 to 1. It is raised if one name contains all words of the other."""
+    """Return the similarity of two names, from 0 to 1.
+
+    It is the ratio of matching characters, raised if each word of one name is similar to a word of the other name.
+    """
     ratio = difflib.SequenceMatcher(None, one, other).ratio()
     fewer, more = sorted((one.split("_"), other.split("_")), key=len)
     if all(len(word) > 2 and any(_same_word(word, candidate) for candidate in more) for word in fewer):

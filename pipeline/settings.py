@@ -34,10 +34,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that affect where or how fast a stage runs, but never its output."""
+    """Names of the fields that affect where or how fast a stage runs, but never its output."""
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that affect the output of a stage, as JSON values."""
+        """Return the settings that affect the output of a stage, as JSON values.
+
+        All fields except those in `runtime_fields` are included.
+        """
         dumped = self.model_dump(mode="json", exclude=set(self.runtime_fields))
         for name in dumped:
             value = getattr(self, name)
@@ -70,18 +73,18 @@ Location = Annotated[str, AfterValidator(_expand_variables)]
 def parse_settings(
     cls: type[SettingsType], values: Mapping[str, Any], source: str, sections: Sequence[str] | None = None
 ) -> SettingsType:
-    """Create settings of type `cls` from plain values, such as those that `with_overrides` returns.
+    """Create settings of type `cls` from nested dictionaries, such as those that `with_overrides` returns.
 
     Args:
         cls: type of the settings.
-        values: plain values of the settings, by section and name.
+        values: values of the settings, by section and name.
         source: name of the file or option that the values come from, for messages.
         sections: sections that the command reads; None if it reads all of them. Error messages suggest only keys in
             these sections.
 
     Raises:
-        SettingsError: a key or value is invalid. The message names `source` and the first problems. For an unknown key,
-            it suggests the most similar known key.
+        SettingsError: a key or value is invalid. The message names `source` and describes up to three problems. For an
+            unknown key, it suggests the most similar known key.
     """
     try:
         return cls.model_validate(_typed([cls], values))
@@ -114,7 +117,9 @@ def _settings_kind(kinds: Sequence[Any]) -> type[Settings] | None:
 
 
 def _typed(kinds: Sequence[Any], value: Any) -> Any:
-    """Return a value with its plain scalars converted to the types of their fields, and without empty sections.
+    """Return a value in which each unquoted YAML scalar is converted to the type of its field.
+
+    Sections whose keys are all commented out are removed, so that they get their default values.
 
     Args:
         kinds: types that are allowed for the value.
@@ -142,7 +147,7 @@ def _typed(kinds: Sequence[Any], value: Any) -> Any:
 
 
 def _scalar(kinds: Sequence[Any], scalar: PlainScalar) -> Any:
-    """Return the parsed value of a plain scalar or its text, depending on the types that its field allows.
+    """Return the parsed value or the text of an unquoted YAML scalar, depending on the types that its field allows.
 
     For example, return the text of `no` if the field allows this text as a choice, or False if the field is boolean.
     """
@@ -157,7 +162,7 @@ def _scalar(kinds: Sequence[Any], scalar: PlainScalar) -> Any:
 
 
 def _paths(cls: type[Settings], outer: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the path of every setting and section."""
+    """Yield the path of every setting and section of a settings class, as a tuple of names, outermost section first."""
     for name, field in cls.model_fields.items():
         yield (*outer, name)
         inner = _settings_kind(list(_kinds(field.annotation)))
@@ -221,10 +226,10 @@ def _cut(text: str, limit: int = _MAX_CHARACTERS) -> str:
 def with_overrides(
     values: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[str] | None = None
 ) -> YamlMapping:
-    """Return a copy of plain settings with overrides applied.
+    """Return a copy of settings in which the overrides are applied.
 
     Args:
-        values: plain settings, as read from a recipe. They are not modified.
+        values: settings as nested dictionaries, as read from a recipe. They are not modified.
         overrides: strings of the form `a.b=value`, in which the value is YAML.
         sections: sections that the command reads; None if it reads all of them.
 

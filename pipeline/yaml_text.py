@@ -1,4 +1,5 @@
-"""Strict YAML reader. Keys must be unique strings, merge keys (`<<`) are supported, and plain scalars keep their text.
+"""Strict YAML reader. Keys must be unique strings, merge keys (`<<`) are supported, and unquoted scalars keep their
+text.
 
 PyYAML's constructor reads `no` as False and `1e5` as text, expands aliases without limit, and accepts duplicate keys.
 This module therefore uses only PyYAML's parser. The `settings` module converts each scalar to the type of its field.
@@ -38,7 +39,8 @@ class YamlMapping(dict[str, Any]):
 
 @dataclass(frozen=True)
 class PlainScalar:
-    """Scalar without quotes. Either its text or its value is used, depending on the type of the setting."""
+    """YAML scalar without quotes. Since a scalar such as `no` may be meant as a boolean or as text, both its text and
+    its parsed value are kept."""
 
     text: str
     value: bool | int | float | str
@@ -48,8 +50,8 @@ def read_yaml(text: str | bytes) -> Any:
     """Parse one YAML document into a `YamlMapping`, list, string, `PlainScalar` or None.
 
     Raises:
-        InputError: the text is not YAML, or breaks the rules of this module. The caller must add the name of the file
-            to the message, which names only the line.
+        InputError: the text is not YAML, or uses a feature that this module rejects. The message may give the line, but
+            not the file; the caller must add the name of the file.
     """
     try:
         node = yaml.SafeLoader(_decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff"))

@@ -50,7 +50,10 @@ def command_settings(
 
 
 def worker_overrides(workers: int | None) -> list[str]:
-    """Return the value of `--workers` as settings overrides of the form `a.b=value`; empty if it is None."""
+    """Return settings overrides of the form `a.b=value` that make a command use this number of Ray workers.
+
+    Return an empty list if `workers` is None.
+    """
     return [] if workers is None else ["compute.backend=ray", f"compute.workers={workers}"]
 
 

@@ -1,4 +1,4 @@
-"""Lookup of the GPUs in a stage's Ray cluster, and description of the cluster for the stage's summary."""
+"""Functions that look up the GPUs of a Ray cluster, and describe the cluster in the summary that a stage prints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _GPU_SECONDS = 120.0
 
 
 def describe_cluster(compute: ComputeSettings) -> str:
-    """Return a description of a stage's Ray cluster for the summary; an empty string if the stage does not use Ray."""
+    """Return the number of workers and the location of the Ray cluster, as text for the summary of a stage.
+
+    Return an empty string if the stage does not use Ray.
+    """
     if compute.backend == "local":
         return ""
     workers = f"{compute.workers} worker" + ("s" if compute.workers > 1 else "")
@@ -34,16 +37,17 @@ def describe_cluster(compute: ComputeSettings) -> str:
 
 @dataclass(frozen=True)
 class Gpus:
-    """GPUs available to workers."""
+    """Number of GPUs that are available to workers, and the name of one of them."""
 
     count: int
     name: str | None
-    """Name of one GPU, as reported by torch on a worker; None if there is no GPU or torch cannot use it."""
+    """Name of one GPU, as reported by torch on a worker, or `in use by other jobs` if no GPU became free. None if there
+    is no GPU or torch cannot use it."""
 
 
 _GPUS: dict[tuple[str | None, str | None], Gpus] = {}
-"""GPUs of each cluster, cached by the values of `compute.address` and `RAY_ADDRESS`, so that all stages of a command
-see the same GPUs."""
+"""Cached GPUs of each cluster, keyed by the values of `compute.address` and the environment variable `RAY_ADDRESS`. All
+stages that one command runs use the same cached result."""
 
 
 def cluster_gpus(compute: ComputeSettings) -> Gpus:
@@ -67,9 +71,14 @@ def cluster_gpus(compute: ComputeSettings) -> Gpus:
 
 
 def _gpu_of_worker(ray: Any) -> str | None:
-    """Return the name of a GPU, as reported by torch on a worker; None if torch on that worker cannot use the GPU.
+    """Ask a Ray worker for the name of its GPU.
 
-    If no GPU becomes free in time, return `in use by other jobs`.
+    Returns:
+        Name of the GPU, as reported by torch on the worker; None if torch on the worker cannot use the GPU. If no GPU
+        becomes free within `_GPU_SECONDS`, return the text `in use by other jobs`.
+
+    Raises:
+        PriorkitError: the worker fails.
     """
     request = ray.remote(gpus_here).options(num_cpus=0, num_gpus=1).remote()
     try:

@@ -13,7 +13,8 @@ from .settings import ComputeSettings, DeviceSettings
 ResolvedType = TypeVar("ResolvedType", bound=DeviceSettings)
 
 ASSUMED_FLOPS = {"cpu": 5e10, "cuda": 2e13}
-"""Float32 operations per second that `--dry-run` assumes. `cpu` means 2 CPU cores, and `cuda` means one GPU."""
+"""Assumed speed in float32 operations per second, for the time estimate of `--dry-run`. The `cpu` value is for 2 CPU
+cores, and the `cuda` value is for one GPU."""
 
 
 def choose_device(wanted: str, setting: str) -> str:
@@ -50,7 +51,8 @@ def resolve(
         threads: value that replaces `threads: 0`; None means the number of available CPU cores on this machine.
 
     Raises:
-        SettingsError: the device is `cuda`, but no GPU is available, or `compute.gpus_per_worker` is 0.
+        SettingsError: the device is `cuda`, but torch can use no GPU, or `compute.gpus_per_worker=0` gives the workers
+            none.
         PriorkitError: this process must join the Ray cluster to look up its GPUs, but cannot join it.
     """
     if compute is None or compute.backend == "local":
@@ -83,12 +85,15 @@ def with_gpus(compute: ComputeSettings, settings: DeviceSettings) -> ComputeSett
 
 
 def describe_device(wanted: DeviceSettings, resolved: DeviceSettings, compute: ComputeSettings) -> str:
-    """Return a description of a stage's device, for the stage's summary.
+    """Return a description of the device that a stage uses, such as `cuda (NVIDIA H200)` or `cpu, 2 threads`.
+
+    If `device: auto` resolved to `cpu` although the Ray cluster has GPUs, the description says that torch cannot use
+    them.
 
     Args:
-        wanted: device settings before `resolve`.
-        resolved: device settings after `resolve`.
-        compute: compute settings as given by the user.
+        wanted: device settings as given by the user, before `resolve`.
+        resolved: device settings that `resolve` returned.
+        compute: compute settings as given by the user, before `with_gpus`.
     """
     is_local = compute.backend == "local"
     if resolved.device == "cuda":

@@ -28,13 +28,13 @@ class HashSample:
         return self._rows
 
     def add(self, hashes: np.ndarray, values: np.ndarray, level: int = 0) -> None:
-        """Add rows to the sample, except rows whose hash ends in fewer zero bits than the sample's level requires.
+        """Add those rows whose hash ends in at least `self.level` zero bits; ignore all other rows.
 
         Args:
             hashes: `[n]` content hashes.
             values: `[n]` int64 value for each hash, such as a row number or count.
-            level: level of the sample from which the rows were taken; 0 if they are not from a sample. If this sample
-                has a lower level, its level is first raised to `level`.
+            level: level of the sample from which the rows were taken; 0 if they are not from a sample. If `self.level`
+                is lower, it is first raised to `level`.
         """
         self.level = max(self.level, level)
         block = self._sampled(hashes, values)
@@ -55,7 +55,10 @@ class HashSample:
         return hashes, np.concatenate([np.empty(0, np.int64), *(values for _, values in blocks)])
 
     def take(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the same arrays as `rows`, and remove all rows from the sample."""
+        """Remove all rows from the sample, and return their hashes and values as `rows` does.
+
+        The level stays the same.
+        """
         rows = self.rows()
         self._blocks, self._rows = [], 0
         return rows

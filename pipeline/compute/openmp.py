@@ -1,4 +1,4 @@
-"""Environment variables that make OpenMP threads wait without spinning, set before torch loads its OpenMP runtime.
+"""Environment variables that stop OpenMP threads from spinning (busy-waiting), set before torch loads OpenMP.
 
 By default, a thread that has finished its part of a computation spins until all other threads have finished. If another
 process keeps one core busy, the spinning threads compete with the threads that still compute, and a training step takes
@@ -30,8 +30,11 @@ def stop_spinning() -> None:
 
 
 def without_spinning(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that stop torch's threads from spinning, or no variables if the environment contains any of
-    `_CHOICES`."""
+    """Return the environment variables, with their values, that stop torch's OpenMP threads from spinning.
+
+    If torch's OpenMP runtime is unknown, return the variables for all runtimes. If `environment` contains any of
+    `_CHOICES`, return an empty dictionary.
+    """
     if any(name in environment for name in _CHOICES):
         return {}
     runtimes = runtimes_of_torch()
@@ -39,7 +42,7 @@ def without_spinning(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def chosen(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of `_CHOICES` that an environment contains, with their values."""
+    """Return those variables of `_CHOICES` that are set in an environment, with their values."""
     return {name: environment[name] for name in _CHOICES if name in environment}
 
 

@@ -1,4 +1,7 @@
-"""Map over shards, one at a time in this process or in parallel on Ray. No other module of the pipeline imports Ray."""
+"""Map of a worker function over shards, either one shard at a time in this process, or in parallel on Ray.
+
+No other module of the pipeline imports Ray.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ Worker: TypeAlias = Callable[[Task, Optional[Task]], Result]
 probably follow, so that the function can start reading it; None if no following task is known."""
 
 _ATTEMPTS = 4
-"""Number of worker deaths on one shard after which the run fails. The run also fails after
+"""Number of worker deaths while processing the same shard at which the run fails. The run also fails after
 `_ATTEMPTS * compute.workers` consecutive worker deaths during startup."""
 _CHECK_SECONDS = 5.0
 """Seconds between checks that the cluster has room for a worker. These checks run only while no worker is busy."""
@@ -103,9 +106,17 @@ def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
 
 
 def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
-    """Raise PriorkitError if the cluster is too small for this number of workers, even when it is idle.
+    """Check that the Ray cluster is large enough for a number of workers, counting resources that are currently in use.
 
-    Without this check, Ray would wait forever.
+    Without this check, Ray would wait forever for resources that the cluster does not have.
+
+    Args:
+        ray: the `ray` module, connected to the cluster.
+        compute: settings with the number of CPUs and GPUs that each worker needs.
+        workers: number of workers.
+
+    Raises:
+        PriorkitError: the cluster is too small.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for name, needed in _needs(compute):
@@ -135,7 +146,10 @@ def places(node: dict[str, float], compute: ComputeSettings) -> int:
 
 
 def _needs(compute: ComputeSettings) -> tuple[tuple[str, float], ...]:
-    """Return the number of CPUs and GPUs that each worker needs. An unset `gpus_per_worker` counts as 0."""
+    """Return the resources that each worker needs, as one pair `("CPU", number)` and one pair `("GPU", number)`.
+
+    An unset `gpus_per_worker` counts as 0.
+    """
     return ("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker or 0.0)
 
 
@@ -171,10 +185,11 @@ class _Pool(Generic[Task, Result]):
             exceptions.WorkerCrashedError,
         )
         self._starting: dict[Any, Any] = {}
-        """Actors whose `ready` call has not returned yet, by the object reference of that call."""
+        """Actors that have not yet confirmed that they are running, keyed by the object reference of their pending
+        `ready` call."""
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, Task]] = {}
-        """Busy actors and their tasks, by the object reference of their `run` call."""
+        """Busy actors and their tasks, keyed by the object reference of the actor's pending `run` call."""
         self._failed_starts = 0
         """Number of consecutive failed actor starts."""
 
@@ -209,7 +224,11 @@ class _Pool(Generic[Task, Result]):
         self._starting[actor.ready.remote()] = actor
 
     def _welcome(self, reference: Any) -> None:
-        """Process a finished `ready` call: mark the actor as idle, or replace it if it died during startup."""
+        """Process a finished `ready` call: add the actor to the idle actors, or replace it if it died during startup.
+
+        Raises:
+            PriorkitError: `_ATTEMPTS * compute.workers` actors in a row have died during startup.
+        """
         actor = self._starting.pop(reference)
         try:
             self._ray.get(reference)
@@ -253,15 +272,16 @@ class _Pool(Generic[Task, Result]):
 class _Upcoming(Generic[Task]):
     """Tasks that have not started yet.
 
-    For each busy actor, one task is reserved, so that the actor can start reading it. When only reserved tasks are
-    left, idle actors take them.
+    For each busy actor, one further task is reserved as its next task, so that the actor can start reading it. When
+    only reserved tasks are left, idle actors take them.
     """
 
     def __init__(self, tasks: Iterable[Task]) -> None:
         self._tasks = iter(tasks)
         self._reserved: dict[Any, Task] = {}
         self._returned: list[Task] = []
-        """Tasks whose actor died while processing them. A task appears once for each such death."""
+        """Tasks that were put back because their actor died while processing them. A task is listed once for each such
+        death, so that the deaths can be counted."""
 
     def take(self, actor: Any) -> Task | None:
         """Return the task that an actor should process now, or None if no task is left."""

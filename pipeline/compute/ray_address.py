@@ -34,8 +34,8 @@ class ClusterAddress:
     """Address in Ray's notation: `host:port`, `ray://host:port` or `auto`; `local` for a cluster that priorkit
     starts."""
     source: str
-    """Name of the setting or environment variable with the address: `compute.address` or `RAY_ADDRESS`; empty if
-    neither is set. If the cluster was found through the address `auto`, `=auto` is appended to the name."""
+    """Setting or environment variable from which the address comes: `compute.address` or `RAY_ADDRESS`; empty if
+    neither is set. If its value was `auto`, and a running cluster was found, `=auto` is appended."""
 
     @property
     def is_own(self) -> bool:
@@ -43,14 +43,14 @@ class ClusterAddress:
         return self.address == LOCAL
 
     def described(self) -> str:
-        """Return a description of the cluster's location, for summaries."""
+        """Return the location of the cluster as text for summaries, such as `at head:6379 (RAY_ADDRESS)`."""
         if self.is_own:
             return "on this machine" + (f" ({self.source}=local)" if self.source else "")
         return f"at {self.address} ({self.source})"
 
     @property
     def way_out(self) -> str:
-        """Advice on how to run without this cluster, for error messages."""
+        """Advice for error messages on how to run without this cluster, such as `unset RAY_ADDRESS`."""
         return "unset RAY_ADDRESS" if self.source.startswith("RAY_ADDRESS") else "leave the address out"
 
     def error(self, problem: str) -> PriorkitError:
@@ -87,10 +87,10 @@ def cluster_address(address: str | None) -> ClusterAddress:
 
 
 def find_running(place: ClusterAddress, candidates: Mapping[str, bool]) -> tuple[ClusterAddress, bool]:
-    """Find the Ray cluster that the address `auto` stands for.
+    """Return the address of the running Ray cluster that the address `auto` stands for.
 
-    This is the only cluster on this machine that responds and was started with `ray start`. Clusters that refuse access
-    because of a missing or wrong token are considered only if there is no other cluster.
+    This is the only cluster on this machine that was started with `ray start` and answers a request. Clusters that
+    refuse the request, because of a missing or wrong authentication token, are considered only if there is no other.
 
     Args:
         place: the address `auto`, for error messages.
@@ -186,7 +186,7 @@ def own_environment() -> dict[str, str]:
 
 
 def find_token() -> tuple[str | None, str]:
-    """Return the authentication token that Ray would send, and the location where it was found.
+    """Return the authentication token that Ray would send, and a description of its location, such as `RAY_AUTH_TOKEN`.
 
     The locations are searched in the same order as in Ray. If there is no token, return None and the last location
     searched.
@@ -202,7 +202,10 @@ def find_token() -> tuple[str | None, str]:
 
 
 def described_authentication() -> str:
-    """Return a description of the authentication mode and the token's location, without revealing the token."""
+    """Return the authentication mode and the token's location as text, without the token itself.
+
+    For example, return `RAY_AUTH_MODE token, token in RAY_AUTH_TOKEN`.
+    """
     token, origin = find_token()
     mode = os.environ.get("RAY_AUTH_MODE", "").strip() or "not set"
     return f"RAY_AUTH_MODE {mode}, " + (f"token in {origin}" if token else "no token")
@@ -220,7 +223,11 @@ def _mode() -> str:
 
 
 def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: bool) -> tuple[Answer, dict[str, str]]:
-    """Send a request to a cluster, with this user's token if that is allowed.
+    """Send a request to a cluster, and return its answer.
+
+    If RAY_AUTH_MODE is `token`, the request contains this user's token. If RAY_AUTH_MODE is not set, the request is
+    first sent without a token. If the cluster then asks for a token and `is_ours` is True, it is sent again with the
+    token.
 
     Args:
         match: match of `_ADDRESS` with the cluster's address.
@@ -228,7 +235,7 @@ def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: 
         is_ours: True if the token may be sent even when RAY_AUTH_MODE is not set.
 
     Returns:
-        The cluster's answer, and the environment variables that must be set so that Ray sends the same token.
+        The cluster's answer, and the environment variables that must be set so that Ray also sends the token.
     """
     token, mode = find_token()[0], _mode()
     answer = _ask(match, question, token if mode == "token" else None)
@@ -270,7 +277,10 @@ def _ask(match: re.Match[str], question: tuple[str, bytes], token: str | None) -
 
 
 def explain_failure(text: str) -> str:
-    """Return the first and last lines of a Ray error message, without the traceback between them."""
+    """Shorten a Ray error message to its first and last lines, to leave out the traceback between them.
+
+    A message about a version mismatch is not shortened. If the message is empty, return `Ray gives no reason`.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return "Ray gives no reason"

@@ -30,8 +30,8 @@ _SHOWN_BYTES = 60
 """Maximum number of bytes of an answer to show in an error message, if the answer does not come from Ray."""
 
 HEAD = ("/ray.rpc.InternalKVGcsService/InternalKVGet", b"\x0a\x10CLUSTER_METADATA\x12\x07cluster")
-"""gRPC method and request that read a cluster's Ray and Python versions from its head. The request contains a key and
-its namespace in the key-value store of Ray's Global Control Service (GCS)."""
+"""gRPC method and request that read a cluster's Ray and Python versions from its head node. The request contains a key
+and its namespace in the key-value store of Ray's Global Control Service (GCS)."""
 CLIENT_SERVER = ("/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x04")
 """gRPC method and request that ping the Ray Client server, which serves `ray://` addresses."""
 
@@ -46,9 +46,10 @@ class Answer:
     """Reply message, or the first bytes received from a service that does not speak HTTP/2."""
 
     def metadata(self) -> dict[str, object]:
-        """Return the cluster metadata from the head's reply; empty if the reply contains none.
+        """Return the cluster's metadata, parsed from the JSON in the head node's reply.
 
-        The metadata includes `ray_version`, `python_version` and `ray_init_cluster`.
+        The metadata includes `ray_version`, `python_version`, and `ray_init_cluster`, which is true if the cluster was
+        started by `ray.init` instead of `ray start`. Return an empty dictionary if the reply contains no metadata.
         """
         start, end = self.body.find(b"{"), self.body.rfind(b"}")
         try:
@@ -145,15 +146,22 @@ def _receive(connection: socket.socket) -> Answer:
 
 
 def _parse(head: bytes) -> tuple[int | None, int, int, int]:
-    """Return a frame header's kind, flags, stream number and payload length. The kind is None if the header is
-    incomplete."""
+    """Parse the header of an HTTP/2 frame.
+
+    Returns:
+        Frame type, flags, stream number and payload length. The type is None if the header has fewer than 9 bytes,
+        because the connection was closed.
+    """
     if len(head) < 9:
         return None, 0, 0, 0
     return head[3], head[4], int.from_bytes(head[5:], "big"), int.from_bytes(head[:3], "big")
 
 
 def _rest(connection: socket.socket, stream: io.BufferedReader) -> bytes:
-    """Return up to `_SHOWN_BYTES` more bytes from a service that does not speak HTTP/2, for the error message."""
+    """Return up to `_SHOWN_BYTES` more bytes from a service that does not speak HTTP/2, to quote in the error message.
+
+    Return no bytes if none arrive within 0.2 seconds.
+    """
     connection.settimeout(0.2)
     try:
         return stream.read1(_SHOWN_BYTES)

@@ -37,7 +37,8 @@ class Joined:
 
 
 JOINED: dict[str | None, Joined] = {}
-"""Most recently joined cluster for each value of `compute.address`, described in summaries."""
+"""Cluster that was most recently joined for each value of `compute.address`. It is kept after this process leaves the
+cluster, so that summaries can describe it."""
 
 
 @contextlib.contextmanager
@@ -94,7 +95,10 @@ def _start(ray: Any, place: ClusterAddress) -> None:
 
 @contextlib.contextmanager
 def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
-    """Context manager that sets environment variables for Ray's compiled code, and restores the old values on exit."""
+    """Context manager that sets environment variables and makes Ray's compiled code read them.
+
+    On exit, the old values are restored.
+    """
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *environment)}
     os.environ.update(environment)
     _read_environment_again(ray)
@@ -120,10 +124,12 @@ def _read_environment_again(ray: Any) -> None:
 
 
 def _running_heads(ray: Any) -> dict[str, bool]:
-    """Find the cluster heads that are named in the command lines of Ray's node processes (raylets) on this machine.
+    """Return the addresses of the Ray clusters that have a node process (raylet) on this machine.
+
+    The addresses of the clusters' head nodes are taken from the command lines of the raylets.
 
     Returns:
-        Mapping from the address of each head to True if this user runs one of its raylets, otherwise to False.
+        Mapping from the address of each head node to True if this user runs one of the raylets, otherwise to False.
     """
     heads: dict[str, bool] = {}
     for process in ray._private.services.psutil.process_iter(["cmdline", "uids"]):

@@ -13,7 +13,7 @@ Sample = TypeVar("Sample")
 Decoded = TypeVar("Decoded")
 
 _POLL_SECONDS = 0.1
-"""Seconds between checks for a stop request while the queue is full."""
+"""Seconds between the reading thread's checks for a stop request while the queue of decoded samples is full."""
 _STOP_SECONDS = 1.0
 """Maximum number of seconds to wait for the reading thread to stop, since a read from the network may hang."""
 
@@ -40,7 +40,10 @@ class _Stream(Generic[Decoded]):
             yield item.result()
 
     def stop(self) -> None:
-        """Stop reading, and cancel all decoding that has not started. If a read hangs, leave its thread running."""
+        """Stop reading, and cancel all decoding that has not started.
+
+        If the reading thread does not end within `_STOP_SECONDS`, because a read hangs, leave it running.
+        """
         self._stopped.set()
         self._thread.join(_STOP_SECONDS)
         while not self._ready.empty():
@@ -95,7 +98,10 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
         self._running: list[_Stream[Decoded]] = []
 
     def samples(self, task: Task, following: Task | None) -> Iterator[Decoded]:
-        """Yield the decoded samples of a task in order. Then start reading the following task, unless it is None."""
+        """Yield the decoded samples of a task in order.
+
+        After the last sample, start reading `following` in the background, unless it is None.
+        """
         stream = self._take(task)
         try:
             yield from stream

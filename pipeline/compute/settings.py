@@ -21,8 +21,9 @@ class ComputeSettings(Settings):
     """Number of Ray actors. Each actor processes one shard at a time. During training, all actors train the same prior
     together. Values above 1 need `backend: ray`."""
     min_workers: int = Field(default=1, ge=1)
-    """Minimum number of workers that training needs to continue after nodes are lost. The default is 1, because losing
-    workers only makes training slower."""
+    """Minimum number of workers for training. When nodes are lost, training continues with the remaining workers; it
+    fails if the cluster lacks room for this many workers. The default is 1, because losing workers only makes training
+    slower."""
     address: str | None = None
     """Ray cluster to join: `host:6379`, `ray://host:10001`, or `auto` for the cluster running on this machine. `local`
     starts a Ray cluster on this machine for the command. If the environment variable `RAY_ADDRESS` is set, its value is
@@ -43,13 +44,13 @@ class ComputeSettings(Settings):
 
 
 class DeviceSettings(Settings):
-    """Device and CPU threads for a stage that runs a model. The fingerprint of the stage's settings includes the
-    resolved device (`cpu` or `cuda`), but not the number of threads."""
+    """Device and CPU threads for a stage that runs a model. When a stage is resumed, the fingerprint (hash) of its
+    settings must be the same. It includes the resolved device (`cpu` or `cuda`), but not the number of threads."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"threads"})
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that runs the model. `auto` uses a GPU if one is available."""
     threads: int = Field(default=0, ge=0)
-    """Number of CPU threads; 0 means one thread per available core. The manifest records the number, because it affects
-    the last bits of floating-point sums."""
+    """Number of CPU threads; 0 means one thread per available core. The number is recorded in the output folder's
+    `manifest.json`, because it affects the last bits of floating-point sums."""

@@ -21,8 +21,8 @@ from .settings import ComputeSettings
 Task = TypeVar("Task")
 
 ProgressCallback = Callable[[int, Optional[int], str], None]
-"""Callback that receives the number of finished units, the total number of units, and a note to display. The total is
-None while it is unknown."""
+"""Callback that receives the number of finished units of work, the total number of units, and a text to display. The
+total is None while it is unknown."""
 
 ProgressFactory = Callable[[str, str], contextlib.AbstractContextManager[ProgressCallback]]
 """Function that receives a description of the work and the name of its unit, and returns a context manager. The context
@@ -40,7 +40,7 @@ class StagePlan:
     stage: str
     folder: str
     units: int
-    """Total number of units: shards, training steps or evaluated rows."""
+    """Total number of units of work, finished or not. A unit is a shard, a training step or an evaluated row."""
     pending_units: int
     unit: str
     pending_rows: int
@@ -91,16 +91,20 @@ def run_shards(
     progress: ProgressCallback,
     device: str = "cpu",
 ) -> StageResult:
-    """Process all missing and outdated shards of a folder, and return the result for the stage's summary.
+    """Process the shards that are incomplete or whose input or settings have changed.
 
     Args:
-        folder: stage folder, locked for writing.
-        tasks: function that takes the names of the shards to process and yields a task for each.
-        inputs: input fingerprint of every shard that the folder should contain, by shard name.
-        make_worker: function that creates the worker, which processes a task and commits its shard.
+        folder: output folder of the stage, locked for writing.
+        tasks: function that takes the names of the shards to process and yields one task for each.
+        inputs: fingerprint (hash) of the input of every shard that the folder should contain, by shard name.
+        make_worker: function that creates the worker. The worker processes a task, writes its shard and returns the
+            shard's record.
         compute: settings that control where the work runs.
         progress: callback, called once at the start and after each finished shard.
         device: description of the device, for the summary.
+
+    Returns:
+        Result for the stage's summary. Its row counts cover all shards, including those that were already complete.
     """
     start = time.monotonic()
     pending = folder.pending(inputs)
@@ -132,7 +136,7 @@ def require_success(result: StageResult, output: str, diagnosis: str = "") -> No
 
     Args:
         result: result of the stage.
-        output: name of the output that a successful row has, such as `an image`, for the error message.
+        output: output that the stage produces for a successful row, such as `an image`, for the error message.
         diagnosis: probable cause of the failures, for the error message; empty if unknown.
 
     Raises:

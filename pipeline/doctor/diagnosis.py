@@ -22,7 +22,7 @@ _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass(frozen=True)
 class Need:
-    """Packages that a stage or extra needs, and their installation status."""
+    """Packages that a stage or an extra (a group of optional dependencies) needs, and which of them are installed."""
 
     name: str
     versions: dict[str, str]
@@ -49,11 +49,12 @@ class Diagnosis:
     """Dictionary with the keys `folder` and `free_bytes`. The value of `free_bytes` is the free space at the folder in
     bytes; None for an object store, or if fsspec is not installed."""
     ray: dict[str, Any]
-    """Dictionary with the keys `version`, `RAY_ADDRESS` and `authentication`.
+    """Information about Ray, with the keys `version` (None if Ray is not installed), `RAY_ADDRESS` (value of that
+    environment variable, or None) and `authentication` (a description).
 
-    If Ray is installed, and the settings or RAY_ADDRESS name a cluster, the dictionary also contains the cluster's
-    `address`. If the cluster can be joined, it contains the cluster's `resources`. Otherwise, it contains the error: as
-    `problem` if the settings name the cluster, or as `note` if only RAY_ADDRESS does.
+    If Ray is installed, and `compute.address` or RAY_ADDRESS names a cluster, the key `address` contains the address.
+    If the cluster can be joined, `resources` contains the number of nodes, CPUs and GPUs. Otherwise, the error message
+    is in `problem` if `compute.address` names the cluster, or in `note` if only RAY_ADDRESS does.
     """
     chain: list[Need]
     extras: list[Need]
@@ -93,14 +94,17 @@ def diagnose(folder: str, compute: ComputeSettings) -> Diagnosis:
 
 
 def describe_fault(need: Need) -> str:
-    """Return a description of the missing and outdated packages of a stage or extra; empty if there are none."""
+    """Return text that names the missing and outdated packages, such as `torch not installed; numpy too old`.
+
+    Return an empty string if no package is missing or outdated.
+    """
     missing = f"{', '.join(need.missing)} not installed" if need.missing else ""
     old = f"{', '.join(need.too_old)} too old" if need.too_old else ""
     return "; ".join(part for part in (missing, old) if part)
 
 
 def _need(name: str, packages: tuple[str, ...]) -> Need:
-    """Compare the packages that a stage or extra needs with the installed packages."""
+    """Find out which of the packages that a stage or extra needs are installed, missing or outdated."""
     installed = {package: installed_version(package) for package in packages}
     versions = {package: version for package, version in installed.items() if version is not None}
     required = requirements()
@@ -110,7 +114,10 @@ def _need(name: str, packages: tuple[str, ...]) -> Need:
 
 
 def _devices() -> tuple[list[str], list[str]]:
-    """Return the devices that torch can use, and notes about them; two empty lists if torch is not installed."""
+    """Return the devices that torch can use, and notes to show to the user; two empty lists if torch is not installed.
+
+    A note is added if the machine has NVIDIA's driver, but torch finds no GPU.
+    """
     if importlib.util.find_spec("torch") is None:
         return [], []
     import torch
@@ -148,7 +155,7 @@ def _free_bytes(folder: str) -> int | None:
 
 
 def _ray(compute: ComputeSettings) -> dict[str, Any]:
-    """Return the value of `Diagnosis.ray`."""
+    """Collect the information for `Diagnosis.ray`. If an address is configured, try to join the cluster."""
     variable = os.environ.get("RAY_ADDRESS")
     ray_state: dict[str, Any] = {
         "version": installed_version("ray"), "RAY_ADDRESS": variable, "authentication": described_authentication(),

@@ -79,9 +79,10 @@ def installed_version(package: str) -> str | None:
 
 
 def is_older(version: str, requirement: str) -> bool:
-    """Return True if a version is below the lower bound of a requirement; False if the version is not valid.
+    """Return True if an installed version is below the minimum version that a requirement allows.
 
-    A pre-release counts as the final release of the same version.
+    Return False if the version cannot be parsed, or if the requirement has no lower bound (`>=`). A pre-release counts
+    as the final release of the same version.
 
     Args:
         version: installed version.
@@ -105,9 +106,10 @@ def install_command(packages: list[str]) -> str:
 
 
 def explain_missing(error: ModuleNotFoundError, command: str) -> str | None:
-    """Return the error message for a missing package that priorkit requires.
+    """Return an error message that names a missing package and the command that installs it.
 
-    Return None if the missing module belongs to no such package, since that is a bug in priorkit.
+    Return None if the missing module does not belong to a package in priorkit's requirements. In that case, the failed
+    import is a bug in priorkit.
 
     Args:
         error: exception raised by the import.
@@ -121,5 +123,8 @@ def explain_missing(error: ModuleNotFoundError, command: str) -> str | None:
 
 
 def _name(requirement: str) -> str:
-    """Return the package name in a requirement, in lower case and with hyphens instead of underscores."""
+    """Return the package name from a requirement such as `torch>=2.10`, in lower case.
+
+    Underscores are replaced by hyphens.
+    """
     return re.split(r"[\[<>=!~ ]", requirement)[0].lower().replace("_", "-")

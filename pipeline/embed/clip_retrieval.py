@@ -1,4 +1,4 @@
-"""Embedding engine that runs the reader and mapper of clip-retrieval.
+"""Embedding engine that uses code of clip-retrieval: its reader loads batches, and its mapper runs the CLIP model.
 
 priorkit itself writes the embedding shards and the manifest.
 """
@@ -34,12 +34,12 @@ _INSTALL = "pip install 'priorkit[clip-retrieval]', Python below 3.13, in an env
 
 @dataclass(frozen=True)
 class _Pending:
-    """Sample for which clip-retrieval has not returned a row yet."""
+    """Sample that clip-retrieval should embed, but whose embeddings it has not returned yet."""
 
     place: Place
     caption: str
     reason: str
-    """Failure reason to report if clip-retrieval returns no row for the sample."""
+    """Reason to report for the failure if clip-retrieval never returns embeddings for the sample."""
 
 
 class ClipRetrievalEngine:
@@ -47,7 +47,7 @@ class ClipRetrievalEngine:
 
     Args:
         source: folder that contains the image shards.
-        settings: resolved embed settings.
+        settings: embed settings, with `device` and `threads` resolved to actual values.
 
     Raises:
         PriorkitError: clip-retrieval is not installed or cannot be imported.
@@ -73,9 +73,12 @@ class ClipRetrievalEngine:
             )  # fmt: skip
 
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
-        """Yield windows and failures; see `Engine`.
+        """Embed the samples of a task, and yield groups of embedded rows (windows) and failed samples; see `Engine`.
 
-        Rows are grouped by image extension. Within a group, the rows are in sample order.
+        Rows are grouped by the file extension of their images. Within a group, the rows are in sample order.
+
+        Raises:
+            SettingsError: the task's shard is not an image shard.
         """
         if not isinstance(task.shard, ImageShard):
             raise SettingsError("embed.engine=clip-retrieval reads image shards (*.tar) one for one")
@@ -109,7 +112,7 @@ class ClipRetrievalEngine:
         return _Pending(sample.place, caption, sample.error or reason)
 
     def _batches(self, path: str) -> Iterator[dict[str, Any]]:
-        """Yield the batches that clip-retrieval's reader makes from a tar file.
+        """Yield the batches of samples that clip-retrieval's reader loads from a tar file.
 
         The reader is called once for each image extension in the file, because it accepts only one extension per call.
         """
@@ -122,13 +125,13 @@ class ClipRetrievalEngine:
             )  # fmt: skip
 
     def _window(self, batch: dict[str, Any], rows: dict[str, int], pending: dict[str, _Pending]) -> Window:
-        """Embed a batch, and return a window that contains only the given rows.
+        """Embed a batch, and return a window with the embeddings of the samples in `rows`.
 
         Args:
             batch: batch that clip-retrieval's reader returned.
-            rows: row numbers in the batch of the rows to return, keyed by sample key.
-            pending: samples that have no row yet, keyed by sample key. The samples of the new window are removed from
-                this mapping.
+            rows: position in the batch of each sample to return, keyed by sample key.
+            pending: samples that have not been embedded yet, keyed by sample key. The samples in `rows` are removed
+                from this mapping.
         """
         mapped = self._mapper(batch)
         indices = list(rows.values())
@@ -187,7 +190,7 @@ def check_settings(settings: EmbedSettings) -> None:
 
 
 def _first_rows(batch: dict[str, Any], pending: Mapping[str, Any]) -> dict[str, int]:
-    """Return the row number of each pending sample that is in the batch, keyed by sample key.
+    """Return the position in the batch of each pending sample that the batch contains, keyed by sample key.
 
     If several rows of the batch have the same key, the first row is used.
     """

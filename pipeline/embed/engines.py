@@ -1,7 +1,7 @@
 """Embedding engines: the `Engine` interface, and priorkit's native engine.
 
-An engine turns the samples of a shard into windows of embedded rows. The module `worker` writes and commits these
-rows in the same way for every engine.
+An engine embeds the samples of a shard and yields them in groups of rows, called windows. For every engine, the module
+`worker` writes these rows to the embedding shard.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from .inputs import InputShard
 from .settings import EmbedSettings
 
 _WINDOW_BATCHES = 16
-"""Number of batches per window. The captions of a window are sorted by length before they are divided into batches."""
+"""Number of batches per window, the group of rows that the native engine yields at once. The captions of a window are
+sorted by length before they are divided into batches, so that each batch contains captions of similar length."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class EmbedTask:
 
     shard: InputShard
     input: str
-    """Fingerprint of the samples to embed: the whole shard, or its first `limit` samples."""
+    """Fingerprint (hash) of the samples to embed: the whole shard, or its first `limit` samples."""
     limit: int | None
     """Number of samples to embed, starting with the first; None for all."""
 
@@ -50,13 +51,13 @@ class Failure:
 
     key: str
     reason: str
-    """Outcome under which the failure is counted, optionally followed by a colon and details."""
+    """Outcome under which the failure is counted, such as `missing_image`. A colon and details may follow."""
     place: Place
 
 
 @dataclass(frozen=True)
 class Window:
-    """Embedded rows of a shard that an engine yields together."""
+    """Group of embedded rows from the same shard that an engine yields at once."""
 
     keys: list[str]
     places: list[Place]
@@ -85,7 +86,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class _Row:
-    """Decoded sample that becomes one row."""
+    """Sample with its image decoded and preprocessed, ready to be embedded as one row."""
 
     key: str
     place: Place
@@ -98,7 +99,7 @@ class NativeEngine:
 
     Args:
         source: folder that contains the samples.
-        settings: resolved embed settings.
+        settings: embed settings, with `device` and `threads` resolved to actual values.
         encoder: CLIP encoder that embeds the samples.
     """
 
@@ -109,7 +110,7 @@ class NativeEngine:
         )
 
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
-        """Yield windows and failures; see `Engine`."""
+        """Embed the samples of a task, and yield groups of embedded rows (windows) and failed samples; see `Engine`."""
         size = self._settings.batch_size
         rows: list[_Row] = []
         pixels: list[torch.Tensor] = []
@@ -143,7 +144,10 @@ class NativeEngine:
         return Window([row.key for row in rows], [row.place for row in rows], captions, image_embed, text)
 
     def _read(self, task: EmbedTask) -> Iterator[Sample]:
-        """Yield the samples of a task. Each is identified by its position, because keys may not be unique."""
+        """Yield the samples of a task, each with its position in the shard.
+
+        The position identifies a sample, because several samples may have the same key.
+        """
         for position, sample in enumerate(itertools.islice(task.shard.read(self._source), task.limit)):
             place = sample.place._replace(position=position)
             yield dataclasses.replace(sample, key=encodable(sample.key), place=place)

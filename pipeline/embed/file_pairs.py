@@ -48,7 +48,8 @@ class FileShard:
 
     name: str
     fingerprint: str
-    """Fingerprint of the file names only. The file contents are identified by file marks; see `file_marks`."""
+    """Hash of the file names only. Changes to the contents of the files are detected by file marks, which record the
+    size, modification time and hash of each file; see `file_marks`."""
     pairs: tuple[_Pair, ...]
     root: str
     """Path of the input folder on the file system."""

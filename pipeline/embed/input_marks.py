@@ -1,8 +1,8 @@
 """Detection of changed inputs: compares the source files of each embedding shard with their recorded state.
 
-The manifest of a folder that `download` wrote contains the hashes of its image shards. For any other input, file marks
-(size, modification time and hash) are recorded in the embeddings folder. Each embedding shard has a file
-`inputs/inputs_NUMBER.json` with the marks of its source files.
+If `download` wrote the input folder, its manifest contains the hashes of the image shards. For any other input, the
+embeddings folder contains a file mark (size, modification time and hash) of each source file. The marks for one
+embedding shard are in the file `inputs/inputs_NUMBER.json`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ from ..errors import FolderError
 from .inputs import InputShard
 
 UNREAD = "unread"
-"""Fingerprint of an input that was never read; no recorded fingerprint equals it."""
+"""Fingerprint of an input that has a source file without a file mark. It differs from every recorded fingerprint."""
 
 
 def input_fingerprint(shard: InputShard, marks: Mapping[str, FileMark], limit: int | None) -> str:
-    """Return the fingerprint of a shard's samples, or `UNREAD` if one of the shard's source files has no mark.
+    """Return a hash that identifies the samples of a shard and the contents of the shard's source files.
+
+    Return `UNREAD` if `marks` lacks one of the source files.
 
     Args:
-        marks: marks of the source files, keyed by path relative to the input folder.
-        limit: number of samples, starting with the first; None for all.
+        shard: input shard.
+        marks: file marks (size, modification time and hash) of source files, keyed by path relative to the input
+            folder.
+        limit: number of samples to include, starting with the first; None for all.
     """
     names = shard.sources(limit)
     content = shard.fingerprint
@@ -37,7 +41,17 @@ def input_fingerprint(shard: InputShard, marks: Mapping[str, FileMark], limit: i
 
 
 def record_inputs(commit: ShardCommit, name: str, source: Store, shard: InputShard, limit: int | None) -> str:
-    """Record file marks for the source files of an input shard, and return the fingerprint of the shard's samples.
+    """Record the file marks of an input shard's source files, and return the fingerprint of the shard's samples.
+
+    A file mark is the size, modification time and hash of a file. The marks are written to a JSON file in the
+    embeddings folder.
+
+    Args:
+        commit: writer for the files of the embedding shard that was made from the input shard.
+        name: name of the embedding shard.
+        source: folder of the source files.
+        shard: input shard.
+        limit: number of samples that were embedded, starting with the first; None for all.
 
     Raises:
         InputError: a file changed while it was being read.
@@ -49,16 +63,17 @@ def record_inputs(commit: ShardCommit, name: str, source: Store, shard: InputSha
 
 
 class RecordedInputs:
-    """Current file marks of the source files from which the shards of an embeddings folder were made.
+    """Current file marks of the source files from which finished embedding shards were made.
 
-    A file is hashed again only if its size or modification time differs from the recorded mark.
+    A file mark is the size, modification time and hash of a file. A file is hashed again only if its size or
+    modification time differs from the recorded mark.
 
     Args:
         source: folder of the source files.
-        folder: embeddings folder.
+        folder: embeddings folder, which contains the recorded marks.
         shards: input shards.
         done: records of the finished embedding shards, keyed by shard name.
-        tell: callback for notes about hashing progress.
+        tell: callback for progress texts during hashing.
 
     Raises:
         FolderError: the folder was made by an older version of priorkit, which recorded no marks.
@@ -84,22 +99,29 @@ class RecordedInputs:
             known.update(self._marks[name])
         now = identify(source, known, known, tell, lenient=True)
         self.touched: dict[str, dict[str, FileMark]] = {}
-        """Current file marks by source file, for each embedding shard whose recorded marks are out of date."""
+        """Embedding shards with a source file whose current mark differs from its recorded mark. Each shard name is
+        mapped to the current marks of all its source files."""
         for name, recorded in self._marks.items():
             self._marks[name] = {each: now[each] for each in recorded}
             if self._marks[name] != recorded:
                 self.touched[name] = self._marks[name]
 
     def fingerprint(self, shard: InputShard, limit: int | None) -> str:
-        """Return the current fingerprint of a shard's samples, or `UNREAD` if one of its source files has no mark.
+        """Return the current fingerprint (hash) of a shard's samples and the contents of its source files.
+
+        Return `UNREAD` if no mark was recorded for one of the source files, for example because the shard is not
+        embedded yet.
 
         Args:
-            limit: number of samples, starting with the first; None for all.
+            shard: input shard.
+            limit: number of samples to include, starting with the first; None for all.
         """
         return input_fingerprint(shard, self._marks.get(embedding_shard_name(int(shard.name)), {}), limit)
 
     def record_again(self, folder: Store, names: Iterable[str]) -> None:
-        """Record the current marks of the given shards, so that the next run does not hash their source files again.
+        """Replace the recorded file marks of the given shards with the current marks, where they differ.
+
+        The next run then does not need to hash the source files of these shards again.
 
         Args:
             folder: embeddings folder.

@@ -32,13 +32,11 @@ class InputShard(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the samples, without the content of the files in `sources`.
-
-        File marks identify that content.
-        """
+        """Fingerprint of the samples. It does not cover the contents of the files in `sources`, which are identified by
+        their file marks (recorded size, modification time and hash)."""
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return the source files whose hashes are not recorded in a manifest.
+        """Return the source files whose hashes are in no manifest. Changes to these files are detected by file marks.
 
         Args:
             limit: number of samples to include, starting with the first; None for all.
@@ -59,9 +57,10 @@ class InputShard(Protocol):
         """Yield the samples in order. If a sample cannot be read, its `error` is set."""
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return the metadata table of each part of the shard, or None for a part without a table.
+        """Return one metadata table for each part of the shard, or None for a part without a table.
 
-        Each table has a column `key`.
+        A shard that joins several input shards has these as its parts; any other shard has one part. Each table has a
+        column `key`, which contains the sample keys.
         """
 
 
@@ -115,6 +114,7 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
 
     Args:
         url: folder, or a single Parquet file.
+        settings: embed settings, which determine the input format and the number of samples per shard.
 
     Raises:
         InputError: the input contains nothing to embed, or the folder was written by a stage other than `download`.
@@ -141,7 +141,9 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
 
 
 def _kind_of(store: Store, url: str) -> _Kind:
-    """Detect the input format from the file names. Tables next to image shards are treated as part of the image shards.
+    """Detect the input format from the file names.
+
+    If the folder contains both image shards and Parquet tables, the tables count as the metadata of the image shards.
 
     Raises:
         InputError: the folder is empty, the input is a file that is not a table, or the folder contains image files as
@@ -170,7 +172,9 @@ def _kind_of(store: Store, url: str) -> _Kind:
 
 
 def _require_tables_of_all_or_none(store: Store, shards: Sequence[InputShard]) -> None:
-    """Check that all image shards to be joined have a table next to them, or that none of them has a table.
+    """Check that either all image shards or none of them have a metadata table (`NAME.parquet` next to `NAME.tar`).
+
+    Shards can be joined only if this is the case.
 
     Raises:
         InputError: some shards have a table and others do not.

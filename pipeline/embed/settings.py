@@ -37,8 +37,8 @@ class EmbedSettings(DeviceSettings):
     at least this many samples. With null, the default, each image shard becomes one embedding shard, while files and
     tables are divided into shards of 10,000 samples."""
     token_states: bool = False
-    """Store the text tower's token states in addition to the pooled embeddings. Token states take tens of times as much
-    space as pooled embeddings."""
+    """Store the output of CLIP's text tower for each token (the token states), in addition to the pooled embedding of
+    each caption. Token states take tens of times as much space as pooled embeddings."""
     batch_size: int = Field(default=64, ge=1)
     """Number of images or captions per forward pass. 64 suits a laptop; use 256 or more on a GPU."""
     dtype: Precision = "float32"
@@ -49,7 +49,10 @@ class EmbedSettings(DeviceSettings):
     """Number of threads that decode and preprocess images while the model runs."""
 
     def encoder_settings(self) -> EncoderSettings:
-        """Return the settings that the CLIP encoder needs. Call this method only on resolved settings."""
+        """Return the settings that the CLIP encoder needs.
+
+        Call this method only after `device: auto` has been replaced by an actual device; see `resolve`.
+        """
         return EncoderSettings(
             clip=self.clip,
             device=self.device,

@@ -43,7 +43,7 @@ The numbers are typical of ViT-B/32 in float32 on 2 CPU cores or one GPU.
 _ASSUMED_DIM = 768
 """Embedding size assumed for the disk space estimate. It is the size of ViT-L/14, which few CLIP models exceed."""
 _ASSUMED_TOKENS = 16
-"""Number of token states per caption assumed for the disk space estimate: captions of about a dozen words."""
+"""Number of token states per caption assumed for the disk space estimate, which is typical of a dozen words."""
 
 
 def embed(
@@ -116,10 +116,13 @@ def embed(
 
 
 def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
-    """Check that every input sample has an outcome, and return the result with the number of input samples added.
+    """Check that every input sample was counted under an outcome, such as `success`.
+
+    Returns:
+        The result, with the number of input samples added to its statistics as `input_samples`.
 
     Raises:
-        InputError: the result has fewer outcomes than the input has samples, although no shard is damaged.
+        InputError: the result counts fewer samples than the input has, although no input shard is damaged.
     """
     samples = sum(task.shard.samples if task.limit is None else task.limit for task in tasks)
     outcomes = sum(result.counts.values())
@@ -132,9 +135,9 @@ def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
 
 
 def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) -> str:
-    """Return the key and error message of a sample, to illustrate why no sample could be embedded.
+    """Return the key and error message of one failed sample, for the error message when no sample could be embedded.
 
-    The sample is the first with the most frequent kind of failure. Return an empty string if there are no samples.
+    The sample is the first one with the most frequent kind of failure. Return an empty string if there are no samples.
     """
     most = max(counts, key=lambda outcome: counts[outcome], default="")
     for name, record in sorted(manifest.shards.items()):
@@ -147,10 +150,12 @@ def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) 
 
 
 def embed_manifest(settings: EmbedSettings, store: Store | None) -> Manifest:
-    """Return the initial manifest for resolved settings. Paths of local CLIP files are replaced by the files' hashes.
+    """Return the manifest that an embeddings folder has before any shard is embedded.
+
+    In its settings, the paths of local CLIP files are replaced by hashes of the files.
 
     Args:
-        settings: resolved embed settings.
+        settings: embed settings, with `device` and `threads` resolved to actual values.
         store: folder to resume; None for a new folder. If the folder's manifest has another name for the same CLIP
             model, the name in the manifest is kept.
     """
@@ -205,17 +210,18 @@ def _plan(store: Store, settings: EmbedSettings, manifest: Manifest, tasks: list
 def plan_tasks(
     images: str, settings: EmbedSettings, limit: int | None, earlier: Manifest | None, folder: Store, tell: Tell = None
 ) -> tuple[list[EmbedTask], RecordedInputs]:
-    """Return one task per input shard, with up to `limit` samples in total, and the file marks of the inputs.
+    """Return one task per input shard, and the file marks (sizes, modification times and hashes) of the source files.
 
-    Samples that are already embedded are always included, even if they exceed the limit.
+    If there is a limit, shards beyond it have no task. However, samples that are already embedded are always included,
+    even if they exceed the limit.
 
     Args:
         images: folder or file to embed.
-        settings: resolved embed settings.
+        settings: embed settings, with `device` and `threads` resolved to actual values.
         limit: number of samples to embed, starting with the first; None for all.
         earlier: manifest of the embeddings folder; None for a new folder.
         folder: embeddings folder.
-        tell: callback for notes about hashing progress.
+        tell: callback for progress texts during hashing.
 
     Raises:
         FolderError: the embeddings folder contains a shard that the input does not have.
@@ -256,7 +262,7 @@ def _embedded_samples(record: ShardRecord | None, shard: InputShard, inputs: Rec
 
 
 def _record_clip(folder: StageFolder, settings: EmbedSettings) -> None:
-    """Record the identity of the CLIP model in the manifest.
+    """Record the identity of the CLIP model, which includes a hash of its weights, in the manifest.
 
     If the folder already has shards, first check that they were embedded with the same CLIP model.
 

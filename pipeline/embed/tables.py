@@ -27,7 +27,8 @@ class TableShard:
 
     name: str
     fingerprint: str
-    """Fingerprint of the file name and the row range. A file mark identifies the file's content; see `file_marks`."""
+    """Hash of the file name and the row range. Changes to the content of the file are detected by a file mark, which
+    records its size, modification time and hash; see `file_marks`."""
     path: str
     """Path of the Parquet file on the file system."""
     stem: str

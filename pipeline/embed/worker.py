@@ -1,4 +1,4 @@
-"""Embed stage worker: embeds one shard at a time, writes its files and commits them."""
+"""Embed stage worker: embeds one shard at a time, writes the shard's files, and then records the shard as complete."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .settings import EmbedSettings
 
 _FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])
 _LEFT_BEHIND = ("status", "error_message", "caption", *EMBED_COLUMNS)
-"""Input columns that are not copied to the metadata.
+"""Input columns that are not copied to the metadata table of an embedding shard.
 
 Their values are the same in all embedded rows, or are written separately.
 """
@@ -42,7 +42,8 @@ def failures_name(shard: str) -> str:
 
 @dataclass
 class _Embedded:
-    """Rows and failures collected while a shard is embedded. The embeddings themselves are collected in spools."""
+    """Rows and failures collected while a shard is embedded. The embeddings themselves are appended to temporary files
+    (`RowSpool`)."""
 
     keys: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
@@ -63,7 +64,7 @@ class EmbedWorker:
     Args:
         source: input folder.
         store: embeddings folder.
-        settings: resolved settings.
+        settings: embed settings, with `device` and `threads` resolved to actual values.
         manifest: manifest of the embeddings folder, including the identity of the CLIP model.
 
     Raises:
@@ -116,7 +117,7 @@ class EmbedWorker:
         )
 
     def _spools(self) -> dict[str, RowSpool]:
-        """Create an empty spool for each array to store, keyed by array name."""
+        """Create an empty temporary file (`RowSpool`) for each array that the shard stores, keyed by array name."""
         embed, settings = (self._identity["embed_dim"],), self._settings
         shapes = {"img_emb": embed} if settings.image else {}
         if settings.text:
@@ -139,9 +140,10 @@ class EmbedWorker:
             pq.write_table(pa.Table.from_pylist(failures, _FAILURES), file)
 
     def _metadata(self, task: EmbedTask, done: _Embedded) -> pa.Table:
-        """Build the metadata table of a shard.
+        """Build the metadata table of a shard, with one row for each embedded sample.
 
-        It has the columns that clip-retrieval writes, the columns of the input tables, the key and the norms.
+        It has the columns that clip-retrieval writes, the columns of the input tables, the sample keys, and the norms
+        that the embeddings had before normalisation.
         """
         columns = {"image_path": pa.array(done.keys, pa.string()), "caption": pa.array(done.captions, pa.string())}
         norms = {
@@ -163,7 +165,9 @@ class EmbedWorker:
 
 
 def _add_window(window: Window, done: _Embedded, spools: dict[str, RowSpool]) -> None:
-    """Normalise the embeddings of a window and append its rows to `done` and `spools`.
+    """Append the rows of a window to `done` and `spools`.
+
+    The embeddings are normalised first, unless the engine has already normalised them.
 
     Raises:
         InputError: an embedding is zero, or contains NaN or infinity.
