@@ -127,4 +127,4 @@ class _QuietHandler(http.server.SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Discard log messages, because they would disturb the progress bar. The download stage counts the requests."""
+        """Discard log messages, which would garble the progress bar. The download stage already counts the requests."""

@@ -169,7 +169,11 @@ def _recipe_package() -> str:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    """Return the sections of a recipe, given the path of a file or the name of an included recipe."""
+    """Parse a recipe, given the path of a file or the name of an included recipe, and return its settings by section.
+
+    Raises:
+        InputError: the file does not exist, or its content is not a YAML mapping.
+    """
     try:
         text = recipe_text(path) if path in recipe_names() else _read_file(path)
     except FileNotFoundError:
@@ -195,7 +199,11 @@ def _kind(value: Any) -> str:
 
 
 def _read_file(path: str) -> str | bytes:
-    """Return the content of a recipe file. If `recipes/NAME.yaml` does not exist, return the included recipe NAME."""
+    """Return the content of a recipe file. If `recipes/NAME.yaml` does not exist, return the included recipe NAME.
+
+    Raises:
+        FileNotFoundError: neither the file nor such an included recipe exists.
+    """
     fs, plain_path = open_location(path)
     try:
         return fs.cat_file(plain_path)  # type: ignore[no-any-return]

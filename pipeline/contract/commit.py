@@ -16,15 +16,16 @@ from .manifest import MANIFEST_NAME, RECORD_FOLDER, Manifest, ShardRecord, pendi
 from .storage import TEMPORARY_SUFFIX, Store
 
 REPLACEMENT_FOLDER = "replacing"
-"""Subfolder for the new files of a shard that is already committed, until they replace the old files."""
+"""Name of the subfolder for the new files of a shard that already exists, until they replace the old files."""
 _ABSENT = type("absent", (), {"__repr__": lambda self: "absent"})()
 
 
 class ShardCommit:
-    """Writer for the files of one shard and for the record that commits them.
+    """Writer for the files of one shard, and for the record (a JSON file) that marks the shard as complete.
 
-    Only one process writes a shard, and it writes the record after all files are complete. If the process is killed,
-    either the record exists and the shard is complete, or the record is missing and the shard is processed again.
+    Only one process writes a shard, and it writes the record after all other files. If the process is killed, either
+    the record exists and the shard is complete, or the record is missing and the shard is processed again. A shard
+    that has a record is called committed.
 
     Args:
         store: folder of the stage.
@@ -152,14 +153,15 @@ class StageFolder:
         self.manifest.shards[record.name] = record
 
     def describe(self, **about: Any) -> None:
-        """Add facts about the folder's content to the manifest, and write the manifest."""
+        """Add information about the folder's content to the manifest's `about` section, and write the manifest."""
         self.manifest.about.update(about)
         self._write_manifest()
 
     def finish(self) -> None:
-        """Write all records to the manifest file, and remove the files that are no longer needed.
+        """Write all shard records to the manifest file, and remove the files that are no longer needed.
 
-        These are record files, uncommitted new files and temporary files.
+        The removed files are the separate record files, which are now part of the manifest, temporary files, and new
+        files that were meant to replace a shard but were never committed.
         """
         self._write_manifest()
         known = {f"{RECORD_FOLDER}/{name}.json" for name in self.manifest.shards}
@@ -213,7 +215,7 @@ def check_stage(
     Args:
         planned: manifest with the stage and settings that are about to be written.
         overwrite: True to accept a folder that was made with other settings.
-        advice: what the error message suggests as an alternative to restoring the old settings.
+        advice: alternative to restoring the old settings, as a phrase that is inserted in the error message.
 
     Returns:
         The folder's manifest; None if the folder has none.

@@ -27,12 +27,15 @@ Metadata folders, such as LAION-2B-en's `laion2B-en-metadata`, are recognised by
 def pair_files(names: Iterable[str], url: str) -> dict[int, dict[str, str]]:
     """Group the files of an embeddings folder without a manifest into shards, and check that no shard lacks a file.
 
+    Every shard must have image embeddings, and every kind of file that at least one other shard has.
+
     Args:
         names: names of the files in the folder.
         url: location of the folder, for messages.
 
     Returns:
-        The file names of each shard by kind, keyed by shard number in ascending order.
+        Dict that maps each shard number, in ascending order, to the shard's file names. These are keyed by kind of
+        file: `img_emb`, `text_emb` or `metadata`.
 
     Raises:
         InputError: a shard lacks a file or has two files of one kind, or a file name contains no number.
@@ -49,7 +52,9 @@ def pair_files(names: Iterable[str], url: str) -> dict[int, dict[str, str]]:
 
 
 def group_files(names: Iterable[str], url: str, report: Callable[[str], None]) -> dict[int, dict[str, str]]:
-    """Group files into shards and return them like `pair_files`, but accept shards that lack files.
+    """Group the files of an embeddings folder into shards, accepting shards that lack files.
+
+    The result has the same form as that of `pair_files`.
 
     Args:
         names: names of the files in the folder.

@@ -45,21 +45,25 @@ class FileMark:
 
     bytes: int
     modified: str | None
-    """Value of `Stamp.modified` before the file was read; None if a later write might leave this value unchanged."""
+    """Modification time or object store tags from before the file was read, as in `Stamp.modified`. None if they cannot
+    be relied on, because a later write might leave them unchanged."""
     sha256: str
 
     @staticmethod
     def of(stamp: Stamp, sha256: str) -> FileMark:
-        """Create the mark of a file from its hash and its stamp, which was taken before the file was read."""
+        """Create a mark from a file's hash and from its stamp (size and modification time) before it was read."""
         return FileMark(stamp.bytes, stamp.modified if stamp.settled else None, sha256)
 
     def is_of(self, stamp: Stamp) -> bool:
-        """Return True if a file whose current stamp is `stamp` has certainly not changed since this mark was made."""
+        """Return True if the file is certain to be unchanged, given its current stamp (size and modification time).
+
+        If the result is False, only the hash can tell whether the file has changed.
+        """
         return self.modified is not None and (self.bytes, self.modified) == (stamp.bytes, stamp.modified)
 
 
 class _Hashes:
-    """File hashes computed by this process, each with the file's stamp before it was read."""
+    """File hashes computed by this process, each with the file's stamp (size and modification time) before hashing."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -70,7 +74,7 @@ class _Hashes:
         self._cached: OrderedDict[tuple[str, str], tuple[Stamp, str]] = OrderedDict()
 
     def note(self, store: Store, name: str, stamp: Stamp, sha256: str, *, separate: bool = False) -> None:
-        """Store the hash of a file that the current shard reads.
+        """Store the hash of a file that is read for the current shard, until `take` retrieves it.
 
         Args:
             separate: True if the rows are read in a separate pass after hashing, so that the file could change in
@@ -167,7 +171,7 @@ def open_hashed(store: Store, name: str) -> Iterator[BinaryIO]:
 
 
 def marks_of_read(store: Store, names: Iterable[str]) -> dict[str, FileMark]:
-    """Return the marks of a shard's files, after the shard has been read.
+    """Return the mark (size, modification time and hash) of each source file of a shard that has just been read.
 
     Files that were not hashed while they were read are hashed now. Unreadable files get the hash `UNREADABLE`.
 
@@ -191,7 +195,9 @@ def marks_of_read(store: Store, names: Iterable[str]) -> dict[str, FileMark]:
 def identify(
     store: Store, names: Iterable[str], known: Mapping[str, FileMark], report: Tell = None, *, lenient: bool = False
 ) -> dict[str, FileMark]:
-    """Return the current marks of the named files, reading only files that may have changed since they were marked.
+    """Return the current mark (size, modification time and hash) of each named file, by file name.
+
+    A file is not read if its size and modification time match its known mark.
 
     Args:
         known: previously recorded marks, by file name.

@@ -26,14 +26,15 @@ _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "modi
 
 @dataclass(frozen=True)
 class Stamp:
-    """State of a file as its file system reports it, without reading the file."""
+    """Size and modification time of a file, as its file system reports them. The content is not read."""
 
     bytes: int
     modified: str | None
     """Modification time, or the object store's tags; None if neither is known. For local files, the time is in
     nanoseconds, followed by the resolved path if the file's path contains a symbolic link."""
     settled: bool
-    """True if any later change to the file is certain to change `modified`."""
+    """True if any later change to the file is certain to change `modified`. This is not the case for a file that was
+    written in the last two seconds, because the next write could get the same time."""
 
 
 NO_STAMP = Stamp(0, None, settled=False)
@@ -69,7 +70,11 @@ def _local_stamp(path: str) -> Stamp | None:
 
 
 def path_stamp(fs: Any, path: str) -> Stamp:
-    """Return the stamp of one file in an fsspec file system; `NO_STAMP` if it is a local file that does not exist."""
+    """Return the stamp of one file in an fsspec file system; `NO_STAMP` if it is a local file that does not exist.
+
+    Raises:
+        FileNotFoundError: a remote file does not exist.
+    """
     if isinstance(fs, LocalFileSystem):
         return _local_stamp(path) or NO_STAMP
     fs.invalidate_cache()

@@ -31,8 +31,8 @@ class ImageShard:
     name: str
     """Shard number as written in the file names, such as `00012`."""
     fingerprint: str
-    """Fingerprint of the shard's files, computed from the manifest. In a folder without a manifest, it covers only the
-    tar's name, and file marks are used to detect changed content."""
+    """Hash that identifies the shard's content, computed from the file hashes in the manifest. In a folder without a
+    manifest, it depends only on the tar's name, and the module `file_marks` detects changed content."""
     samples: int
     """Number of samples in the shard, not counting the URLs that failed."""
     files: tuple[str, ...] = ()
@@ -51,7 +51,10 @@ class ImageShard:
         return f"{self.name}.parquet"
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return `files`; see `InputShard.sources`. `limit` is ignored, because a tar is always read in full."""
+        """Return the names of the shard's files whose hashes are not recorded in a manifest.
+
+        `limit` is ignored, because a tar is always read in full.
+        """
         return self.files
 
     def read(self, store: Store) -> Iterator[Sample]:
@@ -74,7 +77,7 @@ class ImageShard:
             yield Sample(self.tar_name, None, None, reason)
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return a list with one item, the shard's table, or None if `read_shard_table` returns None."""
+        """Return a list with one item: the shard's table, or None if it has no table with a `key` column."""
         return [read_shard_table(store, self)]
 
 

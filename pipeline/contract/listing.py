@@ -34,14 +34,14 @@ _DOCUMENT = re.compile(r"(readme|license|licence)(\.(md|markdown|rst|txt|html?|p
 
 
 def is_data(name: str) -> bool:
-    """Return True if a file contains data, judging by its name relative to the folder or tar.
+    """Return True if a file is a data file, judging only by its path relative to the folder or tar.
 
-    The following do not count as data:
+    The following are not data files:
 
-    - hidden files, and files in hidden folders, whose names start with a dot;
+    - files whose name, or the name of a folder in their path, starts with a dot;
     - files and folders that operating systems, archivers, Hadoop and Delta Lake create;
     - README and LICENSE documents;
-    - empty objects that mark folders on S3.
+    - S3 objects whose names end with `/`, which only mark folders.
     """
     *folders, file = name.removeprefix("./").split("/")
     lower = file.lower()

@@ -1,11 +1,11 @@
-"""Format of a stage's folder on disk: file names, shard records, the manifest, and checks. `commit` writes the folder.
+"""Format of the folder that a stage (such as `download` or `embed`) writes, and functions that read and check it.
 
-A folder contains `manifest.json` and data files. A shard is committed once it has a record, either in the manifest or
-in a separate file in `shards/`. A worker writes the record file after all other files of the shard. When the stage
-ends, it merges all record files into the manifest.
+A folder contains `manifest.json` and the files of the shards. A shard is committed, which means complete, once it has a
+record: either in the manifest or in a separate JSON file in `shards/`. A worker writes this file after all other files
+of the shard. When the stage ends, it merges all record files into the manifest.
 
 A record contains the sizes and hashes of the shard's files, and the fingerprints of the shard's input and settings.
-They are used to check that the shard is complete and up to date.
+They are used to check that the shard is complete and up to date. The module `commit` writes the folder.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 RECORD_FOLDER = "shards"
 READ_BLOCK_ROWS = 4096
-"""Number of rows per row group in Parquet metadata files. Because row groups are small, captions can be read one block
-at a time."""
+"""Number of rows per row group in the Parquet metadata files of embedding shards. With small row groups, the captions
+of a few rows can be read without decoding the whole file."""
 _MAX_COUNT = 1 << 48
 """Largest accepted number of rows or bytes in a shard, so that sums over many shards fit in 64 bits."""
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError)
@@ -50,17 +50,20 @@ def embedding_shard_name(index: int) -> str:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """Record that commits a shard: its files, and the fingerprints of its input and settings."""
+    """Record of a complete shard: the sizes and hashes of its files, and the fingerprints of its input and settings.
+
+    A shard without a record is incomplete and is processed again.
+    """
 
     name: str
     rows: int
     input: str
-    """Fingerprint of the shard's input."""
+    """Hash that identifies the input from which the shard was made. If the input changes, the shard is made again."""
     settings: str
     """Fingerprint of the settings that affect the content of the shard's files."""
     files: Mapping[str, FileRecord]
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Number of rows for each outcome, such as `success`."""
+    """Number of rows by outcome: `success`, or the reason for a failure, such as `missing_image`."""
     logs: Sequence[str] = ()
     """Names of the shard's log files. Their content is not checked, since they contain timings, which differ between
     identical runs."""
@@ -174,9 +177,12 @@ def read_manifest(store: Store) -> Manifest | None:
 
 
 def read_records(store: Store, folder: str = RECORD_FOLDER) -> dict[str, ShardRecord]:
-    """Return the shard records in `folder`, by shard name.
+    """Read the record files in the subfolder `folder`, and return the shard records by shard name.
 
-    By default, these are the records that have not been merged into the manifest yet.
+    The default subfolder contains the records that have not been merged into the manifest yet.
+
+    Raises:
+        InputError: a record is damaged.
     """
     records = {}
     for name in store.names(folder):
@@ -228,9 +234,9 @@ def missing_files(record: ShardRecord, sizes: Mapping[str, int]) -> list[str]:
 
 
 def damaged_shards(store: Store, manifest: Manifest) -> dict[str, list[str]]:
-    """Return the missing files of each incomplete shard, by shard name. The folder is listed only once.
+    """Return the names of each incomplete shard's missing files, keyed by shard name. Complete shards are left out.
 
-    A file whose size differs from the record also counts as missing.
+    A file also counts as missing if its size differs from the recorded size. The folder is listed only once.
     """
     sizes = store.sizes() if manifest.shards else {}
     missing = {name: missing_files(record, sizes) for name, record in manifest.shards.items()}

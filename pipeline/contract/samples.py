@@ -13,12 +13,16 @@ _NAMED_EXTENSIONS = 5
 
 
 class Place(NamedTuple):
-    """Position of a sample in its shard. It identifies the sample even if several samples have the same key."""
+    """Position of a sample in the input of an embedding shard.
+
+    It identifies the sample even if several samples have the same key.
+    """
 
     part: int = 0
-    """Index of the input shard that contains the sample, if the embedding shard joins several; otherwise 0."""
+    """Index of the input shard that contains the sample, if several input shards are merged into one embedding shard;
+    otherwise 0."""
     position: int = 0
-    """Index of the sample in the embedding shard, counted over all of its input shards."""
+    """Index of the sample among all samples in the embedding shard's input, including samples that fail."""
 
 
 FIRST = Place()
@@ -35,9 +39,9 @@ class Sample:
     """Raw bytes of the caption, which should be UTF-8; None if there is no caption."""
     error: str | None = None
     """Reason why the sample could not be read, in the form `outcome: details`; None if it could be read. The manifest
-    contains the number of rows for each outcome."""
+    counts rows by outcome, such as `damaged_shard`."""
     instead: str = field(default="", compare=False)
-    """String that lists the file extensions in the sample, for messages about a missing image or caption."""
+    """Text that lists the sample's file extensions, for error messages about a missing image or caption."""
     place: Place = field(default=FIRST, compare=False)
 
 

@@ -29,8 +29,8 @@ TEMPORARY_SUFFIX = ".priorkit-tmp"
 _COPY_BYTES = 1 << 20
 """Block size in bytes for uploads."""
 _LONGEST_NAME = 200
-"""Maximum length of a file or folder name in bytes. File systems allow 255 bytes. The remaining bytes are left for
-a temporary suffix."""
+"""Maximum length of a file or folder name in bytes. File systems allow 255 bytes; the rest is reserved for the suffix
+of temporary files."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
@@ -47,7 +47,7 @@ def check_name(name: str) -> str:
 
 
 def _check_inside(name: str) -> str:
-    """Return `name` if it is the name of a file inside the folder; otherwise raise InputError.
+    """Return `name` if it stays inside the folder; raise InputError if it has an empty, `.` or `..` part or a null byte.
 
     Unlike `check_name`, this function accepts any characters, because other tools may have named the files.
     """
@@ -163,9 +163,12 @@ class Store:
             ) from error
 
     def names(self, under: str = "") -> list[str]:
-        """Return the sorted names of all data files in the folder, or of those in its subfolder `under` only.
+        """Return the sorted paths of the data files in the folder and its subfolders, relative to the folder.
 
-        Names are relative to the folder. `listing.is_data` decides which files are data files.
+        Hidden files and files that operating systems and other tools create are left out; see `listing.is_data`.
+
+        Args:
+            under: subfolder to list; empty lists the whole folder.
         """
         return list_files(self.fs, self.root, under)
 
@@ -208,10 +211,10 @@ class Store:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """Context manager that writes `name` atomically. If the `with` block raises, no file is created or replaced.
+        """Context manager that writes `name` atomically and yields a file that also hashes the bytes written to it.
 
-        Local files are written with `atomic_file`. Remote files are uploaded on exit. In an object store, a file is not
-        visible until its upload is complete.
+        If the `with` block raises, no file is created or replaced. Local files are written with `atomic_file`. Remote
+        files are uploaded on exit. In an object store, a file is not visible until its upload is complete.
         """
         path = self.path(check_name(name))
         if self.is_local:

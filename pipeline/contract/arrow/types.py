@@ -30,9 +30,9 @@ _LIST_VIEWS = _tests("is_list_view", "is_large_list_view")
 _LISTS = _tests("is_list", "is_list_view")
 _LARGE_LISTS = _tests("is_large_list", "is_large_list_view")
 _EXTENSIONS = {"arrow.bool8": pa.bool_(), "arrow.uuid": pa.string()}
-"""Plain types of the extension types whose values differ from the stored values.
+"""Plain types of the extension types that must not be replaced by their storage types, keyed by extension name.
 
-bool8 is stored as int8, and UUIDs are stored as bytes.
+Their storage types hold other values: bool8 is stored as int8, and UUIDs are stored as bytes.
 """
 COLUMN_ERRORS = (pa.ArrowException, ValueError, KeyError, OverflowError)
 """Exceptions that pyarrow raises for damaged columns and for values that Python cannot represent, such as dates after
@@ -117,7 +117,10 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
-    """Return the narrowest plain type that can represent all values of two plain types, or None if there is none."""
+    """Return the plain type to which columns of two plain types can both be converted, or None if there is none.
+
+    For example, int32 and int64 become int64, and text and bytes become text.
+    """
     if {first, second} == {pa.string(), pa.binary()}:
         return pa.string()
     if first == second:

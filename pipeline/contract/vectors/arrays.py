@@ -136,10 +136,10 @@ def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: 
 
 
 def read_array_start(store: Store, name: str, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of an array file, and move `file` to the first array value.
+    """Read the header of an array file. Afterwards, `file` is positioned at the first array element.
 
     Returns:
-        The shape, True if the array is in Fortran order, and the dtype.
+        Tuple of the shape, a flag that is True for Fortran order, and the dtype.
 
     Raises:
         InputError: the file does not start with a valid `.npy` header.

@@ -1,7 +1,7 @@
-"""Checks for an embeddings folder without a manifest, which find faults in shards and unusual contents.
+"""Checks of an embeddings folder that another tool wrote and that therefore has no manifest.
 
-When such a folder is opened, the first fault that `shard_faults` yields is raised as an error. The command `inspect`
-reports all faults.
+They report two kinds of findings. Faults make a shard unusable: opening the folder fails with the first fault, and the
+command `inspect` reports all of them. Notes describe unusual contents that are accepted.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from .arrays import FileHeader
 from .rules import common_dtype
 
 KEY_COLUMNS = ("key", "image_path")
-"""Columns that identify a row, in order of preference."""
+"""Names of the metadata columns that identify a row, in order of preference."""
 GROUP_COLUMNS = ("sha256", "md5", "url")
-"""Columns that identify the content of an image, in order of preference."""
+"""Names of the metadata columns that show which rows have the same image, in order of preference."""
 CAPTION_COLUMN = "caption"
 _COMMON_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
-"""Columns that all metadata files of a folder must contain if one of these files contains them."""
+"""Names of the columns that must be in either all metadata files of a folder or none."""
 _SHOWN_NUMBERS = 5
-"""Maximum number of gaps in the shard numbers that a note lists."""
+"""Maximum number of gaps in the shard numbering to list in a note."""
 
 Files = Mapping[str, str]
 """File names of a shard, by kind."""
@@ -42,7 +42,7 @@ def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> d
 
 
 def shard_faults(url: str, files: Files, headers: Mapping[str, FileHeader], first: Files) -> Iterator[tuple[str, str]]:
-    """Find the faults of a shard.
+    """Yield the faults of a shard: differing numbers of rows or embedding dimensions, and missing or unusable columns.
 
     Args:
         url: location of the folder, for messages.
