@@ -91,7 +91,7 @@ def render(code: str, size: int) -> "Image.Image":
 
 
 def file_name(emoji: Emoji) -> str:
-    """Return the image file name of an emoji: its code, and a suffix from `IMAGE_FORMATS` chosen by a hash of the code."""
+    """Return the image file name of an emoji: its code and a file suffix, which is chosen by a hash of the code."""
     return f"{emoji.code}.{tuple(IMAGE_FORMATS)[_digest(emoji.code)[0] % len(IMAGE_FORMATS)]}"
 
 
@@ -152,7 +152,7 @@ def _digest(code: str) -> bytes:
 
 @contextmanager
 def _demo_packages() -> Iterator[None]:
-    """Context manager that adds the command to install the demo's packages to the error if an import in its block fails."""
+    """Context manager that, if an import in its block fails, adds the demo's install command to the error message."""
     try:
         yield
     except ModuleNotFoundError as error:

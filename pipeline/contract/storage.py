@@ -47,9 +47,10 @@ def check_name(name: str) -> str:
 
 
 def _check_inside(name: str) -> str:
-    """Return `name` if it stays inside the folder; raise InputError if it has an empty, `.` or `..` part or a null byte.
+    """Return `name` if it stays inside the folder; otherwise raise InputError.
 
-    Unlike `check_name`, this function accepts any characters, because other tools may have named the files.
+    Names with a null byte or with an empty, `.` or `..` part are refused. Unlike `check_name`, this function accepts all
+    other characters, because other tools may have named the files.
     """
     if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
         raise InputError(f"file name {name!r} leaves the folder; name a file in it")

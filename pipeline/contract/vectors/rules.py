@@ -17,12 +17,12 @@ WORDS = {"img_emb": "image", "text_emb": "text"}
 EMBED_DTYPES = tuple(np.dtype(name) for name in ("float16", "float32", "float64"))
 """Dtypes accepted for stored embeddings. `is_embed_dtype` ignores the byte order; `arrays.read_layout` checks it."""
 UNIT_TOLERANCE = 2e-3
-"""Largest deviation of a row's norm from 1 at which the row is used as stored. Rounding to float16 causes a deviation of
-at most 5e-4."""
+"""Largest deviation of a row's norm from 1 at which the row is used as stored. Rounding to float16 causes a deviation
+of at most 5e-4."""
 ROUNDED_TOLERANCE = 1e-2
-"""Largest deviation of a row's norm from 1 at which the row is accepted. Rows that deviate by more than this are refused.
-Accepted rows that deviate by more than `UNIT_TOLERANCE` are normalised when read. Rounding to bfloat16 causes a deviation
-of 4e-3."""
+"""Largest deviation of a row's norm from 1 at which the row is accepted. Rows that deviate more are refused. Accepted
+rows that deviate by more than `UNIT_TOLERANCE` are normalised when read. Rounding to bfloat16 causes a deviation of
+4e-3."""
 ROUNDED = f"norms within {ROUNDED_TOLERANCE} of 1, as bfloat16 rounds them, and are normalised on reading"
 """End of a message that says how many embeddings are normalised when read."""
 
@@ -88,7 +88,7 @@ def normalise_rows(embeds: np.ndarray, norms: np.ndarray, chosen: np.ndarray) ->
 
 
 def row_fault(embed: np.ndarray, norm: float) -> str:
-    """Return the reason why a row is refused, such as `holds NaN`, as a phrase to append to the row's name in a message.
+    """Return the reason why a row is refused, such as `holds NaN`. Messages append this phrase to the row's name.
 
     Args:
         embed: `[D]` row.
