@@ -1,4 +1,4 @@
-"""The chain of stages that a recipe runs: download, embed, train and evaluate.
+"""Functions that check, plan and run the stages of a recipe: download, embed, train and evaluate.
 
 Stages whose output is up to date do nothing.
 """
@@ -52,13 +52,13 @@ def stage_name(name: str) -> StageName:
 
 @contextlib.contextmanager
 def quiet(stage: str, unit: str) -> Iterator[ProgressCallback]:
-    """Context manager that yields a progress callback that does nothing. `run` uses it by default."""
+    """Context manager that yields a progress callback that shows nothing. It is the default of `run`."""
     yield no_progress
 
 
 @contextlib.contextmanager
 def never_stop() -> Iterator[Callable[[], bool]]:
-    """Context manager that yields a function that always returns False. `run` uses it by default."""
+    """Context manager that yields a function that always returns False, so that `run` is never asked to stop."""
     yield lambda: False
 
 
@@ -234,7 +234,7 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
 def _check_evaluation(recipe: Recipe) -> None:
     """Check that the evaluation settings are compatible with the training settings.
 
-    Also check that no evaluated split is empty, that is, that its fraction of the rows in `read` is above zero.
+    Also check that the fraction of the rows that `read` assigns to each evaluated split is above zero.
     """
     from ..prior.evaluate.scoring import variants
     from ..prior.model.config import check_sampling

@@ -1,6 +1,7 @@
-"""The demo's URL list, which a recipe uses if it sets `urls: priorkit:demo`, and the server for the demo's images.
+"""URL list of the demo, and the local HTTP server for the demo's images.
 
-The list contains the URLs of emoji pictures on this local server, with the names of the emoji as captions.
+The list contains the URLs of emoji pictures on this server, with the names of the emoji as captions. A recipe that sets
+`urls: priorkit:demo` uses this list.
 """
 
 from __future__ import annotations

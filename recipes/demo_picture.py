@@ -120,7 +120,7 @@ def write_images(folder: Path, progress: Callable[[int, int], None] | None = Non
 
 
 def _write_image(folder: Path, emoji: Emoji) -> None:
-    """Write the picture of one pair, unless the file exists."""
+    """Write the picture of one emoji, unless the file exists."""
     target = folder / file_name(emoji)
     if target.exists():
         return

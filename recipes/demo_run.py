@@ -38,7 +38,7 @@ def run_demo(
     Args:
         folder: folder for all files of the demo.
         port: port of the local server; None for `DEMO_PORT`.
-        overrides: settings of the form `a.b=value`, which take precedence over those of the recipe.
+        overrides: settings of the form `a.b=value`, which take precedence over the recipe and the other arguments.
         progress: function that returns a context manager for a stage's progress display; see `chain.run`.
         stop_requests: function through which training can be stopped early; see `chain.run`.
 
@@ -57,7 +57,7 @@ def demo_recipe(folder: Path, port: int | None, overrides: list[str]) -> Recipe:
     Args:
         folder: folder for all files of the demo.
         port: port of the local server; None for `DEMO_PORT`.
-        overrides: settings of the form `a.b=value`.
+        overrides: settings of the form `a.b=value`, which take precedence over the other arguments.
     """
     folders = {name: folder / name for name in ("images", "embeddings", "prior", "evaluation")}
     demo_overrides = [f"folders.{name}={json.dumps(path.as_posix())}" for name, path in folders.items()]

@@ -57,7 +57,7 @@ class Recipe(PipelineSettings):
 
 
 def load_recipe(path: str | None, overrides: Sequence[str] = (), sections: Sequence[str] | None = None) -> Recipe:
-    """Load a recipe and apply overrides.
+    """Load a recipe, apply overrides, and validate the resulting settings.
 
     Args:
         path: path of a local or remote YAML file, or the name of an included recipe. If the path is
@@ -112,7 +112,11 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
 
 
 def _clip_name(source: Mapping[str, Any]) -> str:
-    """Return the name of a CLIP model for use in messages, given the result of `clip_source`."""
+    """Return the name of a CLIP model for messages, with its pretrained weights or the hashes of its files.
+
+    Args:
+        source: description of the model that `clip_source` returned.
+    """
     files = ", ".join(f"{name} of SHA-256 {digest[:12]}" for name, digest in source.get("files", {}).items())
     return f"{source['model']} ({source.get('pretrained') or files})"
 
@@ -194,7 +198,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    """Return the type name of a value, for a message."""
+    """Return the name of a value's Python type, for a message."""
     return type(value.value if isinstance(value, PlainScalar) else value).__name__
 
 

@@ -21,8 +21,10 @@ class StageState:
     shards: int
     rows: int
     state: str
-    """Text for display: `not started`, `unfinished`, `up to date`, the amount of remaining work, or an error message. If
-    the folder was not compared with a recipe, `there` means that it contains shards."""
+    """Text for display: `not started`, `unfinished`, `up to date`, the amount of remaining work, or an error message.
+
+    If the folder was not compared with a recipe, `there` means that it contains shards.
+    """
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a dict of JSON values."""

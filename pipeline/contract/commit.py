@@ -49,13 +49,16 @@ class ShardCommit:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """Context manager that writes a file of this shard atomically, and stores its size and hash for `commit`."""
+        """Context manager that writes a file of this shard atomically. The shard's record will contain its size and hash."""
         with self._store.create(self._location(name)) as file:
             yield file
             self._files[name] = file.record()
 
     def write_log(self, name: str, value: Any) -> None:
-        """Write a JSON file of this shard whose content may differ between identical runs, such as timings."""
+        """Write a JSON file whose content may differ between identical runs, such as timings.
+
+        The shard's record contains the file's name but no hash.
+        """
         self._store.write_json(self._location(name), value)
         self._logs.append(name)
 
@@ -105,7 +108,7 @@ def _move_in(store: Store, record: ShardRecord) -> None:
 def finish_replacements(store: Store, name: str | None = None) -> ShardRecord | None:
     """Finish replacing shards whose writer was killed after it committed the new files.
 
-    The new files that are still in `REPLACEMENT_FOLDER` are moved over the old files.
+    The committed new files that are still in `REPLACEMENT_FOLDER` are moved over the old files.
 
     Args:
         name: name of a shard; None for all shards.
@@ -149,7 +152,7 @@ class StageFolder:
                 self.store.remove(f"{RECORD_FOLDER}/{name}.json")
 
     def add(self, record: ShardRecord) -> None:
-        """Add a record to the manifest in memory, after a worker has committed the shard."""
+        """Add the record of a shard that a worker has committed to the manifest in memory. No file is written."""
         self.manifest.shards[record.name] = record
 
     def describe(self, **about: Any) -> None:
@@ -247,7 +250,7 @@ def check_stage(
 
 
 def _clear_replacements(store: Store) -> None:
-    """Remove the new files of shards whose replacement was never committed."""
+    """Remove files that were meant to replace the files of a shard but were never committed."""
     for name in store.names(REPLACEMENT_FOLDER):
         store.remove(name)
     if store.is_local:

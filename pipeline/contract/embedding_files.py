@@ -16,7 +16,7 @@ from .manifest import ShardRecord
 _EXTENSIONS = {"img_emb": "npy", "text_emb": "npy", "metadata": "parquet", "token_states": "npy", "offsets": "npy"}
 """File extension of each kind of file in an embedding shard, keyed by kind."""
 _FOREIGN_KINDS = ("img_emb", "text_emb", "metadata")
-"""Kinds of files that priorkit reads in a folder without a manifest."""
+"""Kinds of files that priorkit reads in a folder that another tool wrote, which has no manifest."""
 _LAION_FOLDERS = {"images": "img_emb", "texts": "text_emb"}
 """Kind of the files in LAION-400M's embedding folders, keyed by folder name.
 
@@ -99,7 +99,10 @@ def missing_kinds(files: Mapping[str, str], kinds: Iterable[str], url: str) -> I
 
 
 def recorded_files(record: ShardRecord) -> dict[str, str]:
-    """Return the file names in a shard record written by `embed`, keyed by kind of file."""
+    """Return the names of the embeddings and metadata files in a shard record, keyed by kind of file (`img_emb`, ...).
+
+    The record was written by the command `embed`. Other files in the record are omitted.
+    """
     names = {kind: _name(kind, record.name) for kind in _EXTENSIONS}
     return {kind: name for kind, name in names.items() if name in record.files}
 

@@ -41,7 +41,10 @@ _CACHED_HASHES = 1024
 
 @dataclass(frozen=True)
 class FileMark:
-    """Hash, size and modification time of a file. Size and time are compared first, to avoid reading the file."""
+    """Hash, size and modification time of a file, recorded to detect later changes.
+
+    Size and time are compared first. The file is read and its hash compared only if they differ or are unreliable.
+    """
 
     bytes: int
     modified: str | None
@@ -87,7 +90,8 @@ class _Hashes:
         """Remove and return the entry that `note` stored for a file.
 
         Returns:
-            The file's mark, and True if its rows were read in a separate pass; None if there is no entry.
+            Tuple of the file's mark, and a flag that is True if its rows were read in a separate pass after hashing.
+            None if there is no entry.
         """
         with self._lock:
             entry = self._read.pop((store.url, name), None)
@@ -122,7 +126,7 @@ def note_content(store: Store, name: str, stamp: Stamp, content: bytes | None) -
     """Hash the content of a file that has been read in full, and store the hash for `marks_of_read`.
 
     Args:
-        stamp: stamp that the file had before it was read.
+        stamp: size and modification time of the file before it was read.
         content: the whole content of the file; None if it could not be read.
     """
     _HASHES.note(store, name, stamp, UNREADABLE if content is None else hashlib.sha256(content).hexdigest())
@@ -131,7 +135,7 @@ def note_content(store: Store, name: str, stamp: Stamp, content: bytes | None) -
 def note_file(store: Store, name: str) -> None:
     """Hash a file before its rows are read, and store the hash for `marks_of_read`.
 
-    Do nothing if the file is missing or cannot be read.
+    If the file is missing or cannot be read, nothing is stored and no error is raised.
     """
     if (stamp := stamps(store, [name]).get(name)) is not None:
         with contextlib.suppress(InputError):  # the read that follows reports the error
@@ -236,7 +240,7 @@ def identify(
 
 
 def content_fingerprint(marks: Mapping[str, FileMark]) -> str:
-    """Return a fingerprint that depends on the names and contents of the marked files, but not on their location."""
+    """Return a hash of the names and contents of the marked files. It does not depend on the location of the folder."""
     return fingerprint({name: mark.sha256 for name, mark in marks.items()})
 
 

@@ -1,4 +1,4 @@
-"""File stamps: a file's size and its modification time or object store tags, used to detect changes."""
+"""File stamps, which are used to detect changes: a file's size, and its modification time or tags such as the ETag."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Stamp:
 
     bytes: int
     modified: str | None
-    """Modification time, or the object store's tags; None if neither is known. For local files, the time is in
+    """Modification time or object store tags, as a string; None if neither is known. For local files, the time is in
     nanoseconds, followed by the resolved path if the file's path contains a symbolic link."""
     settled: bool
-    """True if any later change to the file is certain to change `modified`. This is not the case for a file that was
-    written in the last two seconds, because the next write could get the same time."""
+    """True if any later change to the file is certain to change `modified`. For example, this is False for a local file
+    that was written in the last two seconds, because the next write could get the same time."""
 
 
 NO_STAMP = Stamp(0, None, settled=False)
@@ -42,7 +42,7 @@ NO_STAMP = Stamp(0, None, settled=False)
 
 
 def stamps(store: Store, names: Iterable[str]) -> dict[str, Stamp]:
-    """Return the stamp of each named file, by name. Files that do not exist are omitted.
+    """Return the stamp (size and modification time) of each named file, by name. Missing files are omitted.
 
     Args:
         names: file paths relative to the store's root.

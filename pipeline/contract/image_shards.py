@@ -60,7 +60,8 @@ class ImageShard:
     def read(self, store: Store) -> Iterator[Sample]:
         """Yield the samples in tar order.
 
-        If the tar is damaged or has too few samples, the last sample that is yielded contains only an error message.
+        If the tar is damaged or has fewer than `samples` samples, an additional last sample has no image and no
+        caption, but an error message.
         """
         if self.table_name in self.files:
             note_file(store, self.table_name)
@@ -85,8 +86,8 @@ def list_image_shards(store: Store) -> list[ImageShard]:
     """Return the image shards in a folder, sorted by number.
 
     Raises:
-        InputError: the folder contains no image shards or belongs to another stage, a file listed in the manifest is
-            missing or has another size, or a tar is compressed, misnamed or missing.
+        InputError: the folder contains no image shards or was not written by the stage `download`, a file listed in
+            the manifest is missing or has another size, or a tar is compressed, misnamed or missing.
     """
     manifest = read_manifest(store)
     if manifest is None:
@@ -178,11 +179,10 @@ def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
 
 
 def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:
-    """Return the table of a shard.
+    """Return the Parquet table of a shard, which has one row per URL, including the URLs that failed.
 
     Returns:
-        Table with one row for each URL, including the URLs that failed. None if the shard has no table, or if the table
-        has no `key` column.
+        The table; None if the shard has no table, or if the table has no `key` column.
     """
     table = _read_parquet(store, shard.table_name)
     if table is None or "key" not in table.schema.names:

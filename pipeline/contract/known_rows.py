@@ -76,7 +76,7 @@ def key_names(key: str) -> tuple[str, ...]:
 
 
 def match_keys(stored: Sequence[str | None], keys: Sequence[str], title: str) -> list[int | None]:
-    """Return the table row of each sample key, or None for a key without a row.
+    """Return the index of the matching table row for each sample key, or None for a key that matches no row.
 
     The table is searched for each form of the key that `key_names` returns: `cat/0007`, then `0007` without the folder,
     then `7` without leading zeros. If several rows have the same key, the first matching sample gets the first of these

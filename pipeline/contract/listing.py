@@ -1,4 +1,4 @@
-"""Folder listing shared by all readers, and the rule that distinguishes data files from other files."""
+"""Recursive folder listing used by all readers, and the rule that distinguishes data files from other files."""
 
 from __future__ import annotations
 
@@ -79,6 +79,8 @@ def list_files(fs: Any, root: str, under: str = "") -> list[str]:
 def describe_files(fs: Any, root: str, under: str = "", *, details: bool = True) -> dict[str, dict[str, Any]]:
     """Return the fsspec listing entry of each file that `list_files` returns, by name.
 
+    An entry contains, for example, the file's size and modification time.
+
     Args:
         fs: fsspec file system.
         root: path of the folder in the file system. Returned names are relative to this folder.
@@ -100,11 +102,11 @@ def describe_files(fs: Any, root: str, under: str = "", *, details: bool = True)
 
 
 def _walk(folder: str, name: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield the name and directory entry of each data file in a local folder and its subfolders.
+    """Yield the relative path and the directory entry of each data file in a local folder and its subfolders.
 
     Args:
         folder: path of the folder.
-        name: name of the folder relative to the listed root; empty for the root.
+        name: path of the folder relative to the listed root; empty for the root.
         ancestors: device and inode of each folder above `folder`. A link to such a folder forms a loop and is not
             followed.
     """

@@ -60,7 +60,7 @@ class ShardRecord:
     input: str
     """Hash that identifies the input from which the shard was made. If the input changes, the shard is made again."""
     settings: str
-    """Fingerprint of the settings that affect the content of the shard's files."""
+    """Hash of the settings that affect the content of the shard's files."""
     files: Mapping[str, FileRecord]
     counts: Mapping[str, int] = field(default_factory=dict)
     """Number of rows by outcome: `success`, or the reason for a failure, such as `missing_image`."""
@@ -81,7 +81,7 @@ class ShardRecord:
         return ShardRecord(**{**value, "name": check_name(value["name"]), "files": files, "logs": logs})
 
     def to_json(self) -> dict[str, Any]:
-        """Convert the record to plain JSON values for a manifest."""
+        """Convert the record to plain JSON values for a manifest. `threads` is omitted if it is None."""
         value = asdict(self)
         return value if self.threads is not None else {name: value[name] for name in value if name != "threads"}
 
@@ -98,7 +98,7 @@ class Manifest:
     settings: dict[str, Any]
     input: dict[str, Any]
     about: dict[str, Any] = field(default_factory=dict)
-    """Facts that the stage determined while running, such as the identity of the CLIP model."""
+    """Information that is known only once the stage runs, such as the identity of the CLIP model."""
     shards: dict[str, ShardRecord] = field(default_factory=dict)
 
     @property
@@ -111,7 +111,7 @@ class Manifest:
         return sum(record.rows for record in self.shards.values())
 
     def content_fingerprint(self) -> str:
-        """Return a fingerprint of all committed data. It depends only on the names and contents of shards and files."""
+        """Return a hash of the names of all complete shards and of the names and contents of their files."""
         return fingerprint({name: record.content() for name, record in self.shards.items()})
 
     def counts(self) -> dict[str, int]:
@@ -244,7 +244,7 @@ def damaged_shards(store: Store, manifest: Manifest) -> dict[str, list[str]]:
 
 
 def differing_files(store: Store, record: ShardRecord) -> list[str]:
-    """Return the names of a record's files that are missing or whose content has changed since the commit.
+    """Return the names of a record's files that are missing or whose hashes differ from the recorded hashes.
 
     Every file is read in full.
     """
@@ -274,7 +274,10 @@ def pending_shards(store: Store, manifest: Manifest, inputs: Mapping[str, str]) 
 
 
 def whole_shards(store: Store, manifest: Manifest) -> set[str]:
-    """Return the names of the shards that were made with the manifest's settings and whose files are complete."""
+    """Return the names of the shards that were made with the manifest's settings and that lack no files.
+
+    A file counts as missing if its size differs from the recorded size.
+    """
     settings = manifest.settings_fingerprint
     made = [record for record in manifest.shards.values() if record.settings == settings]
     sizes = store.sizes() if made else {}

@@ -1,4 +1,7 @@
-"""Error messages about embeddings in an unsupported layout. They describe the layout and how to convert the files."""
+"""Error messages for embeddings in an unsupported layout, that is, with other file names or in other formats.
+
+The messages describe the layout and how to convert the files.
+"""
 
 from __future__ import annotations
 

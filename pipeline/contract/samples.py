@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
 
 FIRST = Place()
-"""Position of the first sample."""
+"""Position of a shard's first sample; the default value of `Sample.place`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def encodable(name: str) -> str:
 
 
 def name_extensions(extensions: Iterable[str]) -> str:
-    """Return a message that lists the file extensions that a sample has, and those that it should have."""
+    """Return a text that lists the file extensions that a sample has and those that it should have, for a message."""
     names = [f".{extension}" for extension in extensions]
     more = ", ..." if len(names) > _NAMED_EXTENSIONS else ""
     present = f"the sample has {', '.join(names[:_NAMED_EXTENSIONS])}{more}"

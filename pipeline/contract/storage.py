@@ -1,4 +1,4 @@
-"""Access to the files in a local or remote folder through fsspec, with safe relative names and atomic writes.
+"""Access to the files in a local or remote folder through fsspec. Writes are atomic, and no path can leave the folder.
 
 This module deals only with names, bytes and hashes. `manifest` defines the meaning of the files, and `lock` ensures
 that only one process writes to a folder.
@@ -38,7 +38,7 @@ def check_name(name: str) -> str:
     """Return `name` if it is a plain relative name; otherwise raise InputError.
 
     priorkit writes only files with plain names. A plain name consists of parts separated by `/`, each made of ASCII
-    letters, digits, `_`, `.` and `-`. No part starts with `.` or `-`.
+    letters, digits, `_`, `.` and `-`. No part starts with `.` or `-`, or is longer than 200 bytes.
     """
     if not _PLAIN_NAME.fullmatch(name) or max(map(len, name.split("/"))) > _LONGEST_NAME:
         shown = name if len(name) <= _LONGEST_NAME else f"{name[:60]}..."
@@ -49,8 +49,8 @@ def check_name(name: str) -> str:
 def _check_inside(name: str) -> str:
     """Return `name` if it stays inside the folder; otherwise raise InputError.
 
-    Names with a null byte or with an empty, `.` or `..` part are refused. Unlike `check_name`, this function accepts all
-    other characters, because other tools may have named the files.
+    Names with a null byte or with an empty, `.` or `..` part are refused. Unlike `check_name`, this function accepts
+    all other characters, because other tools may have named the files.
     """
     if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
         raise InputError(f"file name {name!r} leaves the folder; name a file in it")
@@ -131,7 +131,7 @@ class Store:
             raise
 
     def read_into(self, name: str, start: int, target: memoryview) -> int:
-        """Read bytes of `name` into `target`, starting at byte `start`.
+        """Read bytes of `name` into `target`, starting at byte `start` of the file, until `target` is full.
 
         Returns:
             Number of bytes read, which is less than the length of `target` only if the file ends early.

@@ -17,8 +17,8 @@ from .storage import Store
 _END_BYTES = 1024
 """Number of zero bytes at the end of every complete tar: two blocks of 512 bytes."""
 _TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
-"""Exceptions that tarfile raises for damaged or malicious tars. It raises ValueError and OverflowError
-for invalid numbers."""
+"""Exceptions that tarfile raises for damaged or malicious tars. It raises ValueError and OverflowError for invalid
+numbers in headers."""
 _NOT_TOGETHER = "the files of a sample do not stand together; write the tar again with `tar --sort=name`"
 
 Content = TypeVar("Content")
@@ -49,8 +49,8 @@ class _SeenSamples:
     """Samples seen so far in a tar, used to detect samples whose files are not consecutive.
 
     Consecutive files with the same key form a sample. If a sample's files are not consecutive, it is therefore read as
-    several samples with the same key and different file extensions. In contrast, two distinct samples that happen to
-    have the same key share at least one file extension, such as `jpg`.
+    several samples with the same key and different file extensions. Samples that have the same key and share a file
+    extension, such as `jpg`, are considered distinct samples instead.
     """
 
     def __init__(self) -> None:
@@ -158,9 +158,9 @@ def _is_complete(store: Store, tar_name: str) -> bool:
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
-    """Return the content of `member`, the current file of the stream, or None if it is a link.
+    """Return the content of the tar member that the stream has just reached, or None if the member is a link.
 
-    Links are not followed, because the stream may already be past the target.
+    Links are not followed, because the stream may already be past the file that the link points to.
     """
     if not member.isfile():
         return None

@@ -62,7 +62,7 @@ PREPROCESS_CFG: dict[str, Any] = {
 DATASET_SIDE = 128
 """Side length, in pixels, of the images that the demo's download stage stores."""
 DATASET_QUALITY = 95
-"""JPEG quality of the images that the demo's download stores."""
+"""JPEG quality of the images that the demo's download stage stores."""
 NEIGHBOURS = 32
 """Maximum number of pairs with consecutive emoji codes that `batches` keeps together if `group_neighbours` is True."""
 EMA_DECAY = 0.995
@@ -159,7 +159,7 @@ def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
 
 
 def as_dataset_jpeg(content: bytes) -> bytes:
-    """Convert an image file to a 128 x 128 pixel JPEG, as the demo's download does."""
+    """Convert an image file to a 128 x 128 pixel JPEG file, as the demo's download stage does."""
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     assert image is not None
     interpolation = cv2.INTER_AREA if image.shape[0] > DATASET_SIDE else cv2.INTER_LANCZOS4
@@ -226,8 +226,8 @@ def batches(
     Args:
         rows: row numbers of the training pairs, sorted by code.
         batch_size: number of rows per batch.
-        group_neighbours: True to keep runs of pairs with consecutive codes together. Such pairs often differ only in
-            skin tone or gender, which makes them hard negatives.
+        group_neighbours: True to put runs of up to `NEIGHBOURS` pairs with consecutive codes into the same batch. Such
+            pairs often differ only in skin tone or gender, which makes them hard negatives. False to shuffle all pairs.
         random: random number generator.
     """
     if group_neighbours:

@@ -137,6 +137,8 @@ def _is_valid(column: pa.ChunkedArray) -> bool:
 def text_of(value: Any, not_utf8: Callable[[bytes], str] = bytes.hex) -> str | None:
     """Convert a Python value to a string, or return None if the value is None or NaN.
 
+    Bytes are decoded as UTF-8. All other values are converted with `str`.
+
     Args:
         not_utf8: function that converts bytes that are not valid UTF-8 to a string.
     """
@@ -186,9 +188,10 @@ def group_names(values: pa.Array) -> list[str | None]:
 
 
 def key_texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
-    """Convert the values of a key column to strings.
+    """Convert the values of a column that contains sample keys to strings.
 
-    Numbers are written in decimal, and invalid UTF-8 is replaced with escape sequences. Null and NaN become None.
+    Numbers are written in decimal. Bytes that are not valid UTF-8 are replaced with escape sequences such as `\\xff`.
+    Null and NaN become None.
 
     Args:
         where: description of the column, for messages.

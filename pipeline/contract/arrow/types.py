@@ -15,9 +15,9 @@ TypeTest = Callable[[pa.DataType], bool]
 
 
 def _tests(*names: str) -> tuple[TypeTest, ...]:
-    """Return the named type tests of `pyarrow.types`.
+    """Return the functions of `pyarrow.types` with the given names, such as `is_string`, which test a data type.
 
-    Tests that the installed pyarrow lacks are skipped, because that version also lacks the types they test for.
+    Functions that the installed pyarrow lacks are skipped, because that version also lacks the types they test for.
     """
     return tuple(getattr(pa.types, name) for name in names if hasattr(pa.types, name))
 
@@ -59,7 +59,10 @@ def is_list_view(kind: pa.DataType) -> bool:
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
-    """Return the value type that remains after extension types, dictionaries and run-end encoding are removed."""
+    """Return the type of the stored values, without extension types, dictionary encoding and run-end encoding.
+
+    For example, the result for a dictionary-encoded string column is `string`.
+    """
     if isinstance(kind, pa.BaseExtensionType):
         return stored_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or is_run_ends(kind):
@@ -135,7 +138,7 @@ def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 
 
 def why_not_carried(kind: pa.DataType) -> str | None:
-    """Return the reason why a column of a plain type cannot be stored in a shard, or None if it can be stored."""
+    """Return the error message if a column of a plain type cannot be written as Parquet and as JSON; otherwise None."""
     try:
         column = pa.nulls(1, kind).take(pa.array([0]))
         json.dumps(column.to_pylist(), default=str)
@@ -153,10 +156,10 @@ def require_distinct(schema: pa.Schema, where: str) -> None:
 
 
 def column_fault(schema: pa.Schema, column: str, *, text: bool) -> str:
-    """Return the reason why a column cannot be read.
+    """Return the reason why a column cannot be read: it is missing, its name is not unique, or it is not text.
 
     Args:
-        text: True if the column will be read as text.
+        text: True to require a column that can be read as text.
 
     Returns:
         String to append to the file name in an error message; empty if the column can be read.

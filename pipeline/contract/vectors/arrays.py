@@ -1,4 +1,4 @@
-"""Functions that read file headers and ranges of array rows from embedding shards."""
+"""Functions that read the headers of the files in embedding shards, and ranges of rows of their arrays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ at once."""
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """Number, shape and dtype of the rows in an array file, and the byte offset at which they start."""
+    """Number, shape and dtype of the rows in a `.npy` file, and the byte offset at which they start."""
 
     rows: int
     row_shape: tuple[int, ...]

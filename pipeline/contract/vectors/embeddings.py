@@ -29,9 +29,9 @@ Files = Mapping[str, str]
 
 
 def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> dict[str, str]:
-    """Return the name of the first file of each kind whose header could be read.
+    """Return, for each kind of file, the name of the first file whose header could be read.
 
-    `shard_faults` compares the other files of that kind with this file.
+    `shard_faults` compares all other files of the same kind with it.
     """
     first: dict[str, str] = {}
     for files in shards:
@@ -100,7 +100,7 @@ def folder_notes(shards: Mapping[int, Files], headers: Mapping[str, FileHeader])
 
 
 def _missing_numbers(numbers: list[int]) -> str:
-    """Return a sentence about the numbers missing between the first and last shard number, or an empty string."""
+    """Return a sentence about the gaps in the sorted shard numbers, or an empty string if there are no gaps."""
     gaps = [(low + 1, high) for low, high in itertools.pairwise(numbers) if high > low + 1]
     if not gaps:
         return ""
