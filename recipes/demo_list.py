@@ -53,7 +53,7 @@ def demo_images(recipe: Recipe, progress: ProgressFactory, *, limit: int | None,
 
 
 def write_url_list(path: Path, source: Path, names: list[tuple[str, str]], port: int) -> Path:
-    """Write the URL list, and return its path.
+    """Write the URL list of the demo to `path`, and return `path`.
 
     In addition to the images, the list contains six URLs that fail, each for a different reason. They show how failures
     are reported.

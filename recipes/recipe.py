@@ -168,7 +168,7 @@ def copy_recipe(name: str, destination: Path) -> Path:
 
 
 def _recipe_package() -> str:
-    """Return the dotted name of this package, which contains the YAML files."""
+    """Return the dotted name of the package that contains the YAML files of the included recipes."""
     return f"{__name__.split('.')[0]}.recipes"
 
 

@@ -49,7 +49,10 @@ class ShardCommit:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """Context manager that writes a file of this shard atomically. The shard's record will contain its size and hash."""
+        """Context manager that writes a file of this shard atomically.
+
+        The file's size and hash become part of the shard's record.
+        """
         with self._store.create(self._location(name)) as file:
             yield file
             self._files[name] = file.record()
@@ -142,7 +145,7 @@ class StageFolder:
         return pending_shards(self.store, self.manifest, inputs)
 
     def withdraw(self, names: Iterable[str]) -> None:
-        """Remove the records of shards that are about to be rewritten."""
+        """Remove the records of shards that are about to be rewritten, so that these shards count as incomplete."""
         known = [name for name in names if name in self.manifest.shards]
         for name in known:
             del self.manifest.shards[name]

@@ -71,9 +71,9 @@ class _Hashes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._read: dict[tuple[str, str], tuple[Stamp, str, bool]] = {}
-        """Files hashed while their shard was being read, kept until the shard is recorded. Each entry contains the
-        file's stamp, the file's hash, and a flag that is True if the rows were read in a separate pass after
-        hashing."""
+        """Hashes of the files of shards that are being read, keyed by folder URL and file name. Each entry contains the
+        file's stamp, the hash, and a flag that is True if the rows are read in a separate pass after hashing. Entries
+        are removed when the marks of the shard's files are recorded."""
         self._cached: OrderedDict[tuple[str, str], tuple[Stamp, str]] = OrderedDict()
 
     def note(self, store: Store, name: str, stamp: Stamp, sha256: str, *, separate: bool = False) -> None:
@@ -98,7 +98,10 @@ class _Hashes:
         return None if entry is None else (FileMark.of(*entry[:2]), entry[2])
 
     def compute(self, store: Store, name: str, stamp: Stamp) -> str:
-        """Return the SHA-256 of a file, using the cached hash if the file's stamp has not changed.
+        """Return the SHA-256 of a file, using the cached hash if the file's size and modification time have not changed.
+
+        Args:
+            stamp: current size and modification time of the file.
 
         Raises:
             InputError: the file cannot be read.
@@ -245,7 +248,7 @@ def content_fingerprint(marks: Mapping[str, FileMark]) -> str:
 
 
 def to_json(marks: Mapping[str, FileMark]) -> dict[str, Any]:
-    """Convert marks to plain JSON values for a manifest."""
+    """Convert marks (sizes, modification times and hashes of files) to plain JSON values."""
     return {name: asdict(marks[name]) for name in sorted(marks)}
 
 
@@ -261,7 +264,10 @@ def from_json(value: Any) -> dict[str, FileMark]:
 
 
 def read_marks(store: Store, name: str) -> dict[str, FileMark]:
-    """Return the marks stored in a JSON file, or an empty dict if the file is missing or damaged."""
+    """Return the file marks (sizes, modification times and hashes) that are stored in a JSON file, by file name.
+
+    The result is empty if the JSON file is missing or damaged.
+    """
     try:
         return from_json(store.read_json(name))
     except (OSError, InputError):

@@ -38,7 +38,7 @@ class Stamp:
 
 
 NO_STAMP = Stamp(0, None, settled=False)
-"""Stamp of a file that does not exist."""
+"""Placeholder for the stamp of a file that does not exist."""
 
 
 def stamps(store: Store, names: Iterable[str]) -> dict[str, Stamp]:
@@ -70,7 +70,9 @@ def _local_stamp(path: str) -> Stamp | None:
 
 
 def path_stamp(fs: Any, path: str) -> Stamp:
-    """Return the stamp of one file in an fsspec file system; `NO_STAMP` if it is a local file that does not exist.
+    """Return the stamp (size and modification time) of one file in an fsspec file system.
+
+    For a local file that does not exist, return `NO_STAMP`.
 
     Raises:
         FileNotFoundError: a remote file does not exist.
@@ -82,7 +84,7 @@ def path_stamp(fs: Any, path: str) -> Stamp:
 
 
 def file_stamp(store: Store, path: str, described: Mapping[str, Any]) -> Stamp:
-    """Return the stamp of a file that was found in a listing.
+    """Return the stamp (size and modification time) of a file that was found in a listing.
 
     For local files, the listing entry is not used, because the entry of a symbolic link describes the link itself
     instead of its target.
@@ -96,7 +98,7 @@ def file_stamp(store: Store, path: str, described: Mapping[str, Any]) -> Stamp:
 
 
 def remote_stamp(described: Mapping[str, Any]) -> Stamp:
-    """Return the stamp of a remote file, given its entry in an fsspec listing."""
+    """Return the size of a remote file and its modification time or tags, given its entry in an fsspec listing."""
     size = int(described.get("size") or 0)
     tags = {name: str(described[name]) for name in _CONTENT_TAGS if described.get(name)}
     if tags:

@@ -23,7 +23,8 @@ from .storage import Store
 LOCK_NAME = ".lock"
 LEASE_NAME = "lease.json"
 _LEASE_SECONDS = 120.0
-"""Number of seconds after which a lease expires if it is not renewed. After a crash, other machines must wait for it."""
+"""Number of seconds after which a lease expires if it is not renewed. After a crash, other machines must wait until its
+lease has expired."""
 _RENEWALS = 4
 """Number of renewals per lease period, so that one or two slow requests do not let the lease expire."""
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, 524})

@@ -86,7 +86,7 @@ def _column_faults(url: str, name: str, header: FileHeader, first_name: str, fir
 
 
 def folder_notes(shards: Mapping[int, Files], headers: Mapping[str, FileHeader]) -> list[str]:
-    """Return notes about unusual but accepted contents: missing shard numbers, and arrays with different dtypes."""
+    """Return sentences about unusual but accepted contents: missing shard numbers, and arrays with different dtypes."""
     notes = []
     if missing := _missing_numbers(list(shards)):
         notes.append(missing)
