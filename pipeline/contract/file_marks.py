@@ -98,7 +98,7 @@ class _Hashes:
         return None if entry is None else (FileMark.of(*entry[:2]), entry[2])
 
     def compute(self, store: Store, name: str, stamp: Stamp) -> str:
-        """Return the SHA-256 of a file, using the cached hash if the file's size and modification time have not changed.
+        """Return the SHA-256 of a file, from the cache if the file's size and modification time have not changed.
 
         Args:
             stamp: current size and modification time of the file.
