@@ -155,7 +155,7 @@ class StageFolder:
                 self.store.remove(f"{RECORD_FOLDER}/{name}.json")
 
     def add(self, record: ShardRecord) -> None:
-        """Add the record of a shard that a worker has committed to the manifest in memory. No file is written."""
+        """Add a shard's record to the manifest in memory, after a worker has written the record file. Write no file."""
         self.manifest.shards[record.name] = record
 
     def describe(self, **about: Any) -> None:

@@ -16,7 +16,7 @@ from .manifest import ShardRecord
 _EXTENSIONS = {"img_emb": "npy", "text_emb": "npy", "metadata": "parquet", "token_states": "npy", "offsets": "npy"}
 """File extension of each kind of file in an embedding shard, keyed by kind."""
 _FOREIGN_KINDS = ("img_emb", "text_emb", "metadata")
-"""Kinds of files that priorkit reads in a folder that another tool wrote, which has no manifest."""
+"""Kinds of files that priorkit reads in a folder without a manifest, such as one written by clip-retrieval."""
 _LAION_FOLDERS = {"images": "img_emb", "texts": "text_emb"}
 """Kind of the files in LAION-400M's embedding folders, keyed by folder name.
 

@@ -78,7 +78,7 @@ class ImageShard:
             yield Sample(self.tar_name, None, None, reason)
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return a list with one item: the shard's table, or None if it has no table with a `key` column."""
+        """Return a list with one item: the shard's table, or None if there is no table with a `key` column."""
         return [read_shard_table(store, self)]
 
 

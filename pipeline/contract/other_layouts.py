@@ -75,7 +75,7 @@ def describe_other_layout(store: Store, names: list[str]) -> str:
 
 
 def _folder_of_embeddings(name: str) -> str | None:
-    """Find the embeddings folder that a file belongs to, in case the user named its parent or one of its subfolders.
+    """Find the embeddings folder that a file belongs to, in case the user named a folder above or inside it.
 
     Args:
         name: path of the file relative to the folder that the user named.

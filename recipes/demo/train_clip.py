@@ -226,8 +226,8 @@ def batches(
     Args:
         rows: row numbers of the training pairs, sorted by code.
         batch_size: number of rows per batch.
-        group_neighbours: True to put runs of up to `NEIGHBOURS` pairs with consecutive codes into the same batch. Such
-            pairs often differ only in skin tone or gender, which makes them hard negatives. False to shuffle all pairs.
+        group_neighbours: True to shuffle runs of up to `NEIGHBOURS` pairs with consecutive codes, instead of single
+            pairs. The pairs of a run often differ only in skin tone or gender, which makes them hard negatives.
         random: random number generator.
     """
     if group_neighbours:
