@@ -58,7 +58,7 @@ class _SeenSamples:
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def is_split(self, key: str, members: Iterable[str]) -> bool:
-        """Record a sample, and return True if its files belong to an earlier sample but are separated from it in the tar.
+        """Record a sample, and return True if its files belong to an earlier sample that is not adjacent in the tar.
 
         This is the case if the earlier sample has the same key but no file extension in common with this one.
 

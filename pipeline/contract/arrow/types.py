@@ -138,7 +138,7 @@ def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 
 
 def why_not_carried(kind: pa.DataType) -> str | None:
-    """Return the error message if a column of a plain type cannot be written to Parquet and JSON files; otherwise None."""
+    """Return the reason why columns of a plain type cannot be written to Parquet or JSON files, or None if they can."""
     try:
         column = pa.nulls(1, kind).take(pa.array([0]))
         json.dumps(column.to_pylist(), default=str)
