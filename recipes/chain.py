@@ -1,4 +1,4 @@
-"""The chain of stages that a recipe runs: download, embed, train and evaluate.
+"""Functions that check, plan and run the stages of a recipe: download, embed, train and evaluate.
 
 Stages whose output is up to date do nothing.
 """
@@ -21,8 +21,8 @@ STAGES: tuple[StageName, ...] = ("download", "embed", "train", "evaluate")
 """Stage names, in the order in which the stages run."""
 
 StopRequests = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
-"""Function that returns a context manager. The context manager yields a function that returns True once a stop
-has been requested."""
+"""Function that returns a context manager, which watches for requests to stop, such as Ctrl-C. The context manager
+yields a function that returns True once a stop has been requested."""
 
 _PROGRESS_UNITS = {"download": "rows", "embed": "shards", "train": "steps", "evaluate": "rows"}
 
@@ -52,13 +52,13 @@ def stage_name(name: str) -> StageName:
 
 @contextlib.contextmanager
 def quiet(stage: str, unit: str) -> Iterator[ProgressCallback]:
-    """Context manager that yields a progress callback that does nothing. `run` uses it by default."""
+    """Context manager that yields a progress callback that shows nothing. It is the default of `run`."""
     yield no_progress
 
 
 @contextlib.contextmanager
 def never_stop() -> Iterator[Callable[[], bool]]:
-    """Context manager that yields a function that always returns False. `run` uses it by default."""
+    """Context manager that yields a function that always returns False, so that `run` is never asked to stop."""
     yield lambda: False
 
 
@@ -80,8 +80,8 @@ def run(
         overwrite: True to discard the content of the stages' folders and start again.
         progress: called with the name and unit of each stage; returns a context manager that yields a progress
             callback.
-        stop_requests: see `StopRequests`. The context manager is entered for the training stage. Once the function that
-            it yields returns True, training writes a checkpoint and stops.
+        stop_requests: function that returns a context manager, which is entered for the training stage and yields a
+            function `should_stop`. Once `should_stop()` returns True, training writes a checkpoint and stops.
 
     Returns:
         The result of each stage, in order.
@@ -105,9 +105,10 @@ def run(
 def plan(
     recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False
 ) -> list[PlannedStage]:
-    """Plan every stage up to `until` without running it.
+    """Plan every stage up to and including `until`, without running any.
 
-    If a stage cannot be planned, its entry contains the reason instead of a plan.
+    Returns:
+        One entry per stage. If a stage cannot be planned, its entry contains the reason instead of a plan.
     """
     planned = []
     for stage in stages_until(until):
@@ -192,9 +193,10 @@ def run_stage(
 
 
 def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False) -> None:
-    """Check the URL list, settings and folders of a recipe before any stage starts.
+    """Check the URL list, settings and output folders of a recipe before any stage starts.
 
-    The evaluation settings and the evaluation folder are checked only if `until` is `evaluate`.
+    The evaluation settings and the evaluation folder are checked only if `until` is `evaluate`. The CLIP settings are
+    checked unless `until` is `download`.
 
     Raises:
         PriorkitError: a check failed. Only the first problem is reported.
@@ -232,7 +234,7 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
 def _check_evaluation(recipe: Recipe) -> None:
     """Check that the evaluation settings are compatible with the training settings.
 
-    Also check that the `read` settings give every evaluated split a fraction above zero.
+    Also check that the fraction of the rows that `read` assigns to each evaluated split is above zero.
     """
     from ..prior.evaluate.scoring import variants
     from ..prior.model.config import check_sampling

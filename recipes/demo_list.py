@@ -1,6 +1,7 @@
-"""The demo's URL list, which a recipe uses if it sets `urls: priorkit:demo`, and the server for the demo's images.
+"""URL list of the demo, and the local HTTP server for the demo's images.
 
-The list contains the URLs of emoji pictures on this local server, with the names of the emoji as captions.
+The list contains the URLs of emoji pictures on this server, with the names of the emoji as captions. A recipe that sets
+`urls: priorkit:demo` uses this list.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def demo_images(recipe: Recipe, progress: ProgressFactory, *, limit: int | None,
 
 
 def write_url_list(path: Path, source: Path, names: list[tuple[str, str]], port: int) -> Path:
-    """Write the URL list, and return its path.
+    """Write the URL list of the demo to `path`, and return `path`.
 
     In addition to the images, the list contains six URLs that fail, each for a different reason. They show how failures
     are reported.
@@ -127,4 +128,4 @@ class _QuietHandler(http.server.SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Discard log messages, because they would disturb the progress bar. The download stage counts the requests."""
+        """Discard log messages, which would garble the progress bar. The download stage already counts the requests."""

@@ -91,21 +91,21 @@ def render(code: str, size: int) -> "Image.Image":
 
 
 def file_name(emoji: Emoji) -> str:
-    """Return the image file name of an emoji: its code with a file suffix that a hash of the code selects."""
+    """Return the image file name of an emoji: its code and a file suffix, which is chosen by a hash of the code."""
     return f"{emoji.code}.{tuple(IMAGE_FORMATS)[_digest(emoji.code)[0] % len(IMAGE_FORMATS)]}"
 
 
 def write_images(folder: Path, progress: Callable[[int, int], None] | None = None) -> list[tuple[str, str]]:
-    """Write the picture of every pair to `folder`, in a mix of sizes and formats, like images from the web.
+    """Write the picture of every emoji to `folder`, in a mix of sizes and formats, like images from the web.
 
-    Existing files are kept. Each file is written atomically, so it is safe to repeat an interrupted call.
+    Existing files are kept. Each file is written atomically, so an interrupted call can simply be repeated.
 
     Args:
         folder: output folder, created if it does not exist.
         progress: called from the calling thread after each file, with the number of files done and the total.
 
     Returns:
-        The file name and caption of every pair, sorted by code.
+        The file name and caption of every emoji, sorted by code.
 
     Raises:
         ModuleNotFoundError: the demo's packages are not installed.
@@ -120,7 +120,7 @@ def write_images(folder: Path, progress: Callable[[int, int], None] | None = Non
 
 
 def _write_image(folder: Path, emoji: Emoji) -> None:
-    """Write the picture of one pair, unless the file exists."""
+    """Write the picture of one emoji, unless the file exists."""
     target = folder / file_name(emoji)
     if target.exists():
         return
@@ -152,7 +152,7 @@ def _digest(code: str) -> bytes:
 
 @contextmanager
 def _demo_packages() -> Iterator[None]:
-    """Context manager that adds the demo's install command to the error message if an import in its block fails."""
+    """Context manager that, if an import in its block fails, adds the demo's install command to the error message."""
     try:
         yield
     except ModuleNotFoundError as error:

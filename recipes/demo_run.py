@@ -31,14 +31,16 @@ class DemoResult(NamedTuple):
 def run_demo(
     folder: Path, port: int | None, overrides: list[str], progress: ProgressFactory, stop_requests: StopRequests
 ) -> DemoResult:
-    """Run the recipe `demo`, which downloads its images from a local server, and draw the picture of nearest images.
+    """Run the recipe `demo`, then draw a picture of the images nearest to a few captions; see `draw_picture`.
+
+    The recipe downloads its images from a local server.
 
     Args:
         folder: folder for all files of the demo.
         port: port of the local server; None for `DEMO_PORT`.
-        overrides: settings of the form `a.b=value`.
-        progress: function that returns a context manager for a stage's progress; see `chain.run`.
-        stop_requests: function that is used to stop training early; see `chain.run`.
+        overrides: settings of the form `a.b=value`, which take precedence over the recipe and the other arguments.
+        progress: function that returns a context manager for a stage's progress display; see `chain.run`.
+        stop_requests: function through which training can be stopped early; see `chain.run`.
 
     Raises:
         PriorkitError: the port is already in use, or a stage failed.
@@ -55,7 +57,7 @@ def demo_recipe(folder: Path, port: int | None, overrides: list[str]) -> Recipe:
     Args:
         folder: folder for all files of the demo.
         port: port of the local server; None for `DEMO_PORT`.
-        overrides: settings of the form `a.b=value`.
+        overrides: settings of the form `a.b=value`, which take precedence over the other arguments.
     """
     folders = {name: folder / name for name in ("images", "embeddings", "prior", "evaluation")}
     demo_overrides = [f"folders.{name}={json.dumps(path.as_posix())}" for name, path in folders.items()]
@@ -65,12 +67,15 @@ def demo_recipe(folder: Path, port: int | None, overrides: list[str]) -> Recipe:
 
 
 def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
-    """Draw the images nearest to a few test captions as one picture, and return the path of the picture.
+    """Draw a picture that shows a few captions from evaluated rows, each with the images nearest to it.
 
     Args:
         recipe: recipe of the demo. All of its stages must have run.
         folder: folder for the picture.
-        stale: True to draw the picture again if it already exists.
+        stale: True to draw the picture again if it already exists; False to keep an existing picture.
+
+    Returns:
+        Path of the picture.
     """
     path = folder / PICTURE_NAME
     if path.exists() and not stale:

@@ -57,7 +57,7 @@ class Recipe(PipelineSettings):
 
 
 def load_recipe(path: str | None, overrides: Sequence[str] = (), sections: Sequence[str] | None = None) -> Recipe:
-    """Load a recipe and apply overrides.
+    """Load a recipe, apply overrides, and validate the resulting settings.
 
     Args:
         path: path of a local or remote YAML file, or the name of an included recipe. If the path is
@@ -112,7 +112,11 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
 
 
 def _clip_name(source: Mapping[str, Any]) -> str:
-    """Return the name of a CLIP model for use in messages, given the result of `clip_source`."""
+    """Return the name of a CLIP model for messages, with its pretrained weights or the hashes of its files.
+
+    Args:
+        source: description of the model that `clip_source` returned.
+    """
     files = ", ".join(f"{name} of SHA-256 {digest[:12]}" for name, digest in source.get("files", {}).items())
     return f"{source['model']} ({source.get('pretrained') or files})"
 
@@ -164,12 +168,16 @@ def copy_recipe(name: str, destination: Path) -> Path:
 
 
 def _recipe_package() -> str:
-    """Return the dotted name of this package, which contains the YAML files."""
+    """Return the dotted name of the package that contains the YAML files of the included recipes."""
     return f"{__name__.split('.')[0]}.recipes"
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    """Return the sections of a recipe, given the path of a file or the name of an included recipe."""
+    """Parse a recipe, given the path of a file or the name of an included recipe, and return its settings by section.
+
+    Raises:
+        InputError: the file does not exist, or its content is not a YAML mapping.
+    """
     try:
         text = recipe_text(path) if path in recipe_names() else _read_file(path)
     except FileNotFoundError:
@@ -190,12 +198,16 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    """Return the type name of a value, for a message."""
+    """Return the name of a value's Python type, for a message."""
     return type(value.value if isinstance(value, PlainScalar) else value).__name__
 
 
 def _read_file(path: str) -> str | bytes:
-    """Return the content of a recipe file. If `recipes/NAME.yaml` does not exist, return the included recipe NAME."""
+    """Return the content of a recipe file. If `recipes/NAME.yaml` does not exist, return the included recipe NAME.
+
+    Raises:
+        FileNotFoundError: neither the file nor such an included recipe exists.
+    """
     fs, plain_path = open_location(path)
     try:
         return fs.cat_file(plain_path)  # type: ignore[no-any-return]

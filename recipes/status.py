@@ -14,14 +14,17 @@ from .recipe import Recipe
 
 @dataclass(frozen=True)
 class StageState:
-    """Status of one stage."""
+    """Status of one stage, as shown by `priorkit status`."""
 
     stage: str
     folder: str
     shards: int
     rows: int
     state: str
-    """Short description, such as `not started`, `unfinished`, `up to date`, the remaining work, or a problem."""
+    """Text for display: `not started`, `unfinished`, `up to date`, the amount of remaining work, or an error message.
+
+    If the folder was not compared with a recipe, `there` means that it contains shards.
+    """
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a dict of JSON values."""
@@ -43,7 +46,12 @@ def stage_states(recipe: Recipe, *, plan_too: bool) -> list[StageState]:
 
 
 def _stage_state(stage: StageName, folder: str, planned: PlannedStage | None) -> StageState:
-    """Return the status of one stage. If `planned` is None, the stage's folder is not compared with the recipe."""
+    """Return the status of one stage.
+
+    Args:
+        folder: folder of the stage.
+        planned: plan of the stage according to the recipe; None to report only the content of the folder.
+    """
     try:
         store = Store(folder)
         manifest = read_manifest(store)

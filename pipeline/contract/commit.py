@@ -16,15 +16,16 @@ from .manifest import MANIFEST_NAME, RECORD_FOLDER, Manifest, ShardRecord, pendi
 from .storage import TEMPORARY_SUFFIX, Store
 
 REPLACEMENT_FOLDER = "replacing"
-"""Subfolder for the new files of a shard that is already committed, until they replace the old files."""
+"""Name of the subfolder for the new files of a shard that already exists, until they replace the old files."""
 _ABSENT = type("absent", (), {"__repr__": lambda self: "absent"})()
 
 
 class ShardCommit:
-    """Writer for the files of one shard and for the record that commits them.
+    """Writer for the files of one shard, and for the record (a JSON file) that marks the shard as complete.
 
-    Only one process writes a shard, and it writes the record after all files are complete. If the process is killed,
-    either the record exists and the shard is complete, or the record is missing and the shard is processed again.
+    Only one process writes a shard, and it writes the record after all other files. If the process is killed, either
+    the record exists and the shard is complete, or the record is missing and the shard is processed again. A shard
+    that has a record is called committed.
 
     Args:
         store: folder of the stage.
@@ -48,13 +49,19 @@ class ShardCommit:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """Context manager that writes a file of this shard atomically, and stores its size and hash for `commit`."""
+        """Context manager that writes a file of this shard atomically.
+
+        The file's size and hash become part of the shard's record.
+        """
         with self._store.create(self._location(name)) as file:
             yield file
             self._files[name] = file.record()
 
     def write_log(self, name: str, value: Any) -> None:
-        """Write a JSON file of this shard whose content may differ between identical runs, such as timings."""
+        """Write a JSON file whose content may differ between identical runs, such as timings.
+
+        The shard's record contains the file's name but no hash.
+        """
         self._store.write_json(self._location(name), value)
         self._logs.append(name)
 
@@ -104,7 +111,7 @@ def _move_in(store: Store, record: ShardRecord) -> None:
 def finish_replacements(store: Store, name: str | None = None) -> ShardRecord | None:
     """Finish replacing shards whose writer was killed after it committed the new files.
 
-    The new files that are still in `REPLACEMENT_FOLDER` are moved over the old files.
+    The committed new files that are still in `REPLACEMENT_FOLDER` are moved over the old files.
 
     Args:
         name: name of a shard; None for all shards.
@@ -138,7 +145,7 @@ class StageFolder:
         return pending_shards(self.store, self.manifest, inputs)
 
     def withdraw(self, names: Iterable[str]) -> None:
-        """Remove the records of shards that are about to be rewritten."""
+        """Remove the records of shards that are about to be rewritten, so that these shards count as incomplete."""
         known = [name for name in names if name in self.manifest.shards]
         for name in known:
             del self.manifest.shards[name]
@@ -148,18 +155,19 @@ class StageFolder:
                 self.store.remove(f"{RECORD_FOLDER}/{name}.json")
 
     def add(self, record: ShardRecord) -> None:
-        """Add a record to the manifest in memory, after a worker has committed the shard."""
+        """Add a shard's record to the manifest in memory, after a worker has written the record file. Write no file."""
         self.manifest.shards[record.name] = record
 
     def describe(self, **about: Any) -> None:
-        """Add facts about the folder's content to the manifest, and write the manifest."""
+        """Add information about the folder's content to the manifest's `about` section, and write the manifest."""
         self.manifest.about.update(about)
         self._write_manifest()
 
     def finish(self) -> None:
-        """Write all records to the manifest file, and remove the files that are no longer needed.
+        """Write all shard records to the manifest file, and remove the files that are no longer needed.
 
-        These are record files, uncommitted new files and temporary files.
+        The removed files are the separate record files, which are now part of the manifest, temporary files, and new
+        files that were meant to replace a shard but were never committed.
         """
         self._write_manifest()
         known = {f"{RECORD_FOLDER}/{name}.json" for name in self.manifest.shards}
@@ -213,7 +221,7 @@ def check_stage(
     Args:
         planned: manifest with the stage and settings that are about to be written.
         overwrite: True to accept a folder that was made with other settings.
-        advice: what the error message suggests as an alternative to restoring the old settings.
+        advice: alternative to restoring the old settings, as a phrase that is inserted in the error message.
 
     Returns:
         The folder's manifest; None if the folder has none.
@@ -245,7 +253,7 @@ def check_stage(
 
 
 def _clear_replacements(store: Store) -> None:
-    """Remove the new files of shards whose replacement was never committed."""
+    """Remove files that were meant to replace the files of a shard but were never committed."""
     for name in store.names(REPLACEMENT_FOLDER):
         store.remove(name)
     if store.is_local:

@@ -16,7 +16,7 @@ from .manifest import ShardRecord
 _EXTENSIONS = {"img_emb": "npy", "text_emb": "npy", "metadata": "parquet", "token_states": "npy", "offsets": "npy"}
 """File extension of each kind of file in an embedding shard, keyed by kind."""
 _FOREIGN_KINDS = ("img_emb", "text_emb", "metadata")
-"""Kinds of files that priorkit reads in a folder without a manifest."""
+"""Kinds of files that priorkit reads in a folder without a manifest, such as one written by clip-retrieval."""
 _LAION_FOLDERS = {"images": "img_emb", "texts": "text_emb"}
 """Kind of the files in LAION-400M's embedding folders, keyed by folder name.
 
@@ -27,12 +27,15 @@ Metadata folders, such as LAION-2B-en's `laion2B-en-metadata`, are recognised by
 def pair_files(names: Iterable[str], url: str) -> dict[int, dict[str, str]]:
     """Group the files of an embeddings folder without a manifest into shards, and check that no shard lacks a file.
 
+    Every shard must have image embeddings, and every kind of file that at least one other shard has.
+
     Args:
         names: names of the files in the folder.
         url: location of the folder, for messages.
 
     Returns:
-        The file names of each shard by kind, keyed by shard number in ascending order.
+        Dict that maps each shard number, in ascending order, to the shard's file names. These are keyed by kind of
+        file: `img_emb`, `text_emb` or `metadata`.
 
     Raises:
         InputError: a shard lacks a file or has two files of one kind, or a file name contains no number.
@@ -49,7 +52,9 @@ def pair_files(names: Iterable[str], url: str) -> dict[int, dict[str, str]]:
 
 
 def group_files(names: Iterable[str], url: str, report: Callable[[str], None]) -> dict[int, dict[str, str]]:
-    """Group files into shards and return them like `pair_files`, but accept shards that lack files.
+    """Group the files of an embeddings folder into shards, accepting shards that lack files.
+
+    The result has the same form as that of `pair_files`.
 
     Args:
         names: names of the files in the folder.
@@ -94,7 +99,10 @@ def missing_kinds(files: Mapping[str, str], kinds: Iterable[str], url: str) -> I
 
 
 def recorded_files(record: ShardRecord) -> dict[str, str]:
-    """Return the file names in a shard record written by `embed`, keyed by kind of file."""
+    """Return the names of the embeddings and metadata files in a shard record, keyed by kind of file (`img_emb`, ...).
+
+    The record was written by the command `embed`. Other files in the record are omitted.
+    """
     names = {kind: _name(kind, record.name) for kind in _EXTENSIONS}
     return {kind: name for kind, name in names.items() if name in record.files}
 

@@ -41,36 +41,43 @@ _CACHED_HASHES = 1024
 
 @dataclass(frozen=True)
 class FileMark:
-    """Hash, size and modification time of a file. Size and time are compared first, to avoid reading the file."""
+    """Hash, size and modification time of a file, recorded to detect later changes.
+
+    Size and time are compared first. The file is read and its hash compared only if they differ or are unreliable.
+    """
 
     bytes: int
     modified: str | None
-    """Value of `Stamp.modified` before the file was read; None if a later write might leave this value unchanged."""
+    """Modification time or object store tags from before the file was read, as in `Stamp.modified`. None if they cannot
+    be relied on, because a later write might leave them unchanged."""
     sha256: str
 
     @staticmethod
     def of(stamp: Stamp, sha256: str) -> FileMark:
-        """Create the mark of a file from its hash and its stamp, which was taken before the file was read."""
+        """Create a mark from a file's hash and from its stamp (size and modification time) before it was read."""
         return FileMark(stamp.bytes, stamp.modified if stamp.settled else None, sha256)
 
     def is_of(self, stamp: Stamp) -> bool:
-        """Return True if a file whose current stamp is `stamp` has certainly not changed since this mark was made."""
+        """Return True if the file is certain to be unchanged, given its current stamp (size and modification time).
+
+        If the result is False, only the hash can tell whether the file has changed.
+        """
         return self.modified is not None and (self.bytes, self.modified) == (stamp.bytes, stamp.modified)
 
 
 class _Hashes:
-    """File hashes computed by this process, each with the file's stamp before it was read."""
+    """File hashes computed by this process, each with the file's stamp (size and modification time) before hashing."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._read: dict[tuple[str, str], tuple[Stamp, str, bool]] = {}
-        """Files hashed while their shard was being read, kept until the shard is recorded. Each entry contains the
-        file's stamp, the file's hash, and a flag that is True if the rows were read in a separate pass after
-        hashing."""
+        """Hashes of the files of shards that are being read, keyed by folder URL and file name. Each entry contains the
+        file's stamp, the hash, and a flag that is True if the rows are read in a separate pass after hashing. Entries
+        are removed when the marks of the shard's files are recorded."""
         self._cached: OrderedDict[tuple[str, str], tuple[Stamp, str]] = OrderedDict()
 
     def note(self, store: Store, name: str, stamp: Stamp, sha256: str, *, separate: bool = False) -> None:
-        """Store the hash of a file that the current shard reads.
+        """Store the hash of a file that is read for the current shard, until `take` retrieves it.
 
         Args:
             separate: True if the rows are read in a separate pass after hashing, so that the file could change in
@@ -83,14 +90,18 @@ class _Hashes:
         """Remove and return the entry that `note` stored for a file.
 
         Returns:
-            The file's mark, and True if its rows were read in a separate pass; None if there is no entry.
+            Tuple of the file's mark, and a flag that is True if its rows were read in a separate pass after hashing.
+            None if there is no entry.
         """
         with self._lock:
             entry = self._read.pop((store.url, name), None)
         return None if entry is None else (FileMark.of(*entry[:2]), entry[2])
 
     def compute(self, store: Store, name: str, stamp: Stamp) -> str:
-        """Return the SHA-256 of a file, using the cached hash if the file's stamp has not changed.
+        """Return the SHA-256 of a file, from the cache if the file's size and modification time have not changed.
+
+        Args:
+            stamp: current size and modification time of the file.
 
         Raises:
             InputError: the file cannot be read.
@@ -118,7 +129,7 @@ def note_content(store: Store, name: str, stamp: Stamp, content: bytes | None) -
     """Hash the content of a file that has been read in full, and store the hash for `marks_of_read`.
 
     Args:
-        stamp: stamp that the file had before it was read.
+        stamp: size and modification time of the file before it was read.
         content: the whole content of the file; None if it could not be read.
     """
     _HASHES.note(store, name, stamp, UNREADABLE if content is None else hashlib.sha256(content).hexdigest())
@@ -127,7 +138,7 @@ def note_content(store: Store, name: str, stamp: Stamp, content: bytes | None) -
 def note_file(store: Store, name: str) -> None:
     """Hash a file before its rows are read, and store the hash for `marks_of_read`.
 
-    Do nothing if the file is missing or cannot be read.
+    If the file is missing or cannot be read, nothing is stored and no error is raised.
     """
     if (stamp := stamps(store, [name]).get(name)) is not None:
         with contextlib.suppress(InputError):  # the read that follows reports the error
@@ -167,7 +178,7 @@ def open_hashed(store: Store, name: str) -> Iterator[BinaryIO]:
 
 
 def marks_of_read(store: Store, names: Iterable[str]) -> dict[str, FileMark]:
-    """Return the marks of a shard's files, after the shard has been read.
+    """Return the mark (size, modification time and hash) of each source file of a shard that has just been read.
 
     Files that were not hashed while they were read are hashed now. Unreadable files get the hash `UNREADABLE`.
 
@@ -191,7 +202,9 @@ def marks_of_read(store: Store, names: Iterable[str]) -> dict[str, FileMark]:
 def identify(
     store: Store, names: Iterable[str], known: Mapping[str, FileMark], report: Tell = None, *, lenient: bool = False
 ) -> dict[str, FileMark]:
-    """Return the current marks of the named files, reading only files that may have changed since they were marked.
+    """Return the current mark (size, modification time and hash) of each named file, by file name.
+
+    A file is not read if its size and modification time match its known mark.
 
     Args:
         known: previously recorded marks, by file name.
@@ -230,12 +243,12 @@ def identify(
 
 
 def content_fingerprint(marks: Mapping[str, FileMark]) -> str:
-    """Return a fingerprint that depends on the names and contents of the marked files, but not on their location."""
+    """Return a hash of the names and contents of the marked files. It does not depend on the location of the folder."""
     return fingerprint({name: mark.sha256 for name, mark in marks.items()})
 
 
 def to_json(marks: Mapping[str, FileMark]) -> dict[str, Any]:
-    """Convert marks to plain JSON values for a manifest."""
+    """Convert marks (sizes, modification times and hashes of files) to plain JSON values."""
     return {name: asdict(marks[name]) for name in sorted(marks)}
 
 
@@ -251,7 +264,10 @@ def from_json(value: Any) -> dict[str, FileMark]:
 
 
 def read_marks(store: Store, name: str) -> dict[str, FileMark]:
-    """Return the marks stored in a JSON file, or an empty dict if the file is missing or damaged."""
+    """Return the file marks (sizes, modification times and hashes) that are stored in a JSON file, by file name.
+
+    The result is empty if the JSON file is missing or damaged.
+    """
     try:
         return from_json(store.read_json(name))
     except (OSError, InputError):

@@ -1,4 +1,4 @@
-"""File stamps: a file's size and its modification time or object store tags, used to detect changes."""
+"""File stamps, which are used to detect changes: a file's size, and its modification time or tags such as the ETag."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "modi
 
 @dataclass(frozen=True)
 class Stamp:
-    """State of a file as its file system reports it, without reading the file."""
+    """Size and modification time of a file, as its file system reports them. The content is not read."""
 
     bytes: int
     modified: str | None
-    """Modification time, or the object store's tags; None if neither is known. For local files, the time is in
+    """Modification time or object store tags, as a string; None if neither is known. For local files, the time is in
     nanoseconds, followed by the resolved path if the file's path contains a symbolic link."""
     settled: bool
-    """True if any later change to the file is certain to change `modified`."""
+    """True if any later change to the file is certain to change `modified`. For example, this is False for a local file
+    that was written in the last two seconds, because the next write could get the same time."""
 
 
 NO_STAMP = Stamp(0, None, settled=False)
-"""Stamp of a file that does not exist."""
+"""Placeholder for the stamp of a file that does not exist."""
 
 
 def stamps(store: Store, names: Iterable[str]) -> dict[str, Stamp]:
-    """Return the stamp of each named file, by name. Files that do not exist are omitted.
+    """Return the stamp (size and modification time) of each named file, by name. Missing files are omitted.
 
     Args:
         names: file paths relative to the store's root.
@@ -69,7 +70,13 @@ def _local_stamp(path: str) -> Stamp | None:
 
 
 def path_stamp(fs: Any, path: str) -> Stamp:
-    """Return the stamp of one file in an fsspec file system; `NO_STAMP` if it is a local file that does not exist."""
+    """Return the stamp (size and modification time) of one file in an fsspec file system.
+
+    For a local file that does not exist, return `NO_STAMP`.
+
+    Raises:
+        FileNotFoundError: a remote file does not exist.
+    """
     if isinstance(fs, LocalFileSystem):
         return _local_stamp(path) or NO_STAMP
     fs.invalidate_cache()
@@ -77,7 +84,7 @@ def path_stamp(fs: Any, path: str) -> Stamp:
 
 
 def file_stamp(store: Store, path: str, described: Mapping[str, Any]) -> Stamp:
-    """Return the stamp of a file that was found in a listing.
+    """Return the stamp (size and modification time) of a file that was found in a listing.
 
     For local files, the listing entry is not used, because the entry of a symbolic link describes the link itself
     instead of its target.
@@ -91,7 +98,7 @@ def file_stamp(store: Store, path: str, described: Mapping[str, Any]) -> Stamp:
 
 
 def remote_stamp(described: Mapping[str, Any]) -> Stamp:
-    """Return the stamp of a remote file, given its entry in an fsspec listing."""
+    """Return the size of a remote file and its modification time or tags, given its entry in an fsspec listing."""
     size = int(described.get("size") or 0)
     tags = {name: str(described[name]) for name in _CONTENT_TAGS if described.get(name)}
     if tags:

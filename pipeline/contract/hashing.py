@@ -13,7 +13,7 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Size and hash of a committed file."""
+    """Size and SHA-256 of a file in a shard, as stored in the shard's record."""
 
     bytes: int
     sha256: str

@@ -31,8 +31,8 @@ class ImageShard:
     name: str
     """Shard number as written in the file names, such as `00012`."""
     fingerprint: str
-    """Fingerprint of the shard's files, computed from the manifest. In a folder without a manifest, it covers only the
-    tar's name, and file marks are used to detect changed content."""
+    """Hash that identifies the shard's content, computed from the file hashes in the manifest. In a folder without a
+    manifest, it depends only on the tar's name, and the module `file_marks` detects changed content."""
     samples: int
     """Number of samples in the shard, not counting the URLs that failed."""
     files: tuple[str, ...] = ()
@@ -51,13 +51,17 @@ class ImageShard:
         return f"{self.name}.parquet"
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return `files`; see `InputShard.sources`. `limit` is ignored, because a tar is always read in full."""
+        """Return the names of the shard's files whose hashes are not recorded in a manifest.
+
+        `limit` is ignored, because a tar is always read in full.
+        """
         return self.files
 
     def read(self, store: Store) -> Iterator[Sample]:
         """Yield the samples in tar order.
 
-        If the tar is damaged or has too few samples, the last sample that is yielded contains only an error message.
+        If the tar is damaged or has fewer than `samples` samples, an additional last sample has no image and no
+        caption, but an error message.
         """
         if self.table_name in self.files:
             note_file(store, self.table_name)
@@ -74,7 +78,7 @@ class ImageShard:
             yield Sample(self.tar_name, None, None, reason)
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return a list with one item, the shard's table, or None if `read_shard_table` returns None."""
+        """Return a list with one item: the shard's table, or None if there is no table with a `key` column."""
         return [read_shard_table(store, self)]
 
 
@@ -82,8 +86,8 @@ def list_image_shards(store: Store) -> list[ImageShard]:
     """Return the image shards in a folder, sorted by number.
 
     Raises:
-        InputError: the folder contains no image shards or belongs to another stage, a file listed in the manifest is
-            missing or has another size, or a tar is compressed, misnamed or missing.
+        InputError: the folder contains no image shards or was not written by the stage `download`, a file listed in
+            the manifest is missing or has another size, or a tar is compressed, misnamed or missing.
     """
     manifest = read_manifest(store)
     if manifest is None:
@@ -175,11 +179,10 @@ def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
 
 
 def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:
-    """Return the table of a shard.
+    """Return the Parquet table of a shard, which has one row per URL, including the URLs that failed.
 
     Returns:
-        Table with one row for each URL, including the URLs that failed. None if the shard has no table, or if the table
-        has no `key` column.
+        The table; None if the shard has no table, or if the table has no `key` column.
     """
     table = _read_parquet(store, shard.table_name)
     if table is None or "key" not in table.schema.names:

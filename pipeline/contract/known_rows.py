@@ -1,6 +1,6 @@
-"""Functions that find the row of each sample in the input's tables, by key.
+"""Functions that match samples to the rows of the metadata tables in the input, by sample key.
 
-If several rows have the same key, they are matched to the samples with that key in order.
+If several rows have the same key, they are matched in order to the samples with that key.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ def join_rows(
     rows: Sequence[tuple[Place, str]],
     title: str,
 ) -> pa.Table:
-    """Return a table with the matching row of each embedded sample.
+    """Return a table with one row per embedded sample: the sample's row in its input shard's table.
 
     Samples from an input shard without a table get a row of nulls.
 
     Args:
         tables: for each input shard, in the order of `Place.part`, its table with a `key` column, or None if it has no
             table.
-        samples: place and key of every sample that was read, including failed ones, in any order.
-        rows: place and key of each embedded sample, in output order.
+        samples: position and key of every sample that was read, including failed ones, in any order.
+        rows: position and key of each embedded sample, in output order.
         title: name of the shard, for messages.
 
     Raises:
@@ -76,7 +76,7 @@ def key_names(key: str) -> tuple[str, ...]:
 
 
 def match_keys(stored: Sequence[str | None], keys: Sequence[str], title: str) -> list[int | None]:
-    """Return the table row of each sample key, or None for a key without a row.
+    """Return the index of the matching table row for each sample key, or None for a key that matches no row.
 
     The table is searched for each form of the key that `key_names` returns: `cat/0007`, then `0007` without the folder,
     then `7` without leading zeros. If several rows have the same key, the first matching sample gets the first of these

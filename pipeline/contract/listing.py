@@ -1,4 +1,4 @@
-"""Folder listing shared by all readers, and the rule that distinguishes data files from other files."""
+"""Recursive folder listing used by all readers, and the rule that distinguishes data files from other files."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _DOCUMENT = re.compile(r"(readme|license|licence)(\.(md|markdown|rst|txt|html?|p
 
 
 def is_data(name: str) -> bool:
-    """Return True if a file contains data, judging by its name relative to the folder or tar.
+    """Return True if a file is a data file, judging only by its path relative to the folder or tar.
 
-    The following do not count as data:
+    The following are not data files:
 
-    - hidden files, and files in hidden folders, whose names start with a dot;
+    - files whose name, or the name of a folder in their path, starts with a dot;
     - files and folders that operating systems, archivers, Hadoop and Delta Lake create;
     - README and LICENSE documents;
-    - empty objects that mark folders on S3.
+    - S3 objects whose names end with `/`, which only mark folders.
     """
     *folders, file = name.removeprefix("./").split("/")
     lower = file.lower()
@@ -79,6 +79,8 @@ def list_files(fs: Any, root: str, under: str = "") -> list[str]:
 def describe_files(fs: Any, root: str, under: str = "", *, details: bool = True) -> dict[str, dict[str, Any]]:
     """Return the fsspec listing entry of each file that `list_files` returns, by name.
 
+    An entry contains, for example, the file's size and modification time.
+
     Args:
         fs: fsspec file system.
         root: path of the folder in the file system. Returned names are relative to this folder.
@@ -100,11 +102,11 @@ def describe_files(fs: Any, root: str, under: str = "", *, details: bool = True)
 
 
 def _walk(folder: str, name: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield the name and directory entry of each data file in a local folder and its subfolders.
+    """Yield the relative path and the directory entry of each data file in a local folder and its subfolders.
 
     Args:
         folder: path of the folder.
-        name: name of the folder relative to the listed root; empty for the root.
+        name: path of the folder relative to the listed root; empty for the root.
         ancestors: device and inode of each folder above `folder`. A link to such a folder forms a loop and is not
             followed.
     """

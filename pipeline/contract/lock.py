@@ -23,7 +23,8 @@ from .storage import Store
 LOCK_NAME = ".lock"
 LEASE_NAME = "lease.json"
 _LEASE_SECONDS = 120.0
-"""Seconds until a lease expires unless it is renewed. After a crash, other machines must wait this long."""
+"""Number of seconds after which a lease expires if it is not renewed. After a crash, other machines must wait until its
+lease has expired."""
 _RENEWALS = 4
 """Number of renewals per lease period, so that one or two slow requests do not let the lease expire."""
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, 524})
@@ -47,7 +48,12 @@ def lock_folder(store: Store) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _file_lock(store: Store) -> Iterator[None]:
-    """Context manager that locks a local folder with `flock`, or with a lease if its file system has no locks."""
+    """Context manager that locks a local folder with `flock`, or with a lease if its file system has no locks.
+
+    Raises:
+        FolderError: another process is writing to the folder.
+        InputError: the lease file is damaged.
+    """
     import fcntl
 
     with open(f"{store.root}/{LOCK_NAME}", "w") as file:
@@ -96,7 +102,12 @@ def _require_no_lease(store: Store) -> None:
 
 @contextlib.contextmanager
 def _lease(store: Store) -> Iterator[None]:
-    """Context manager that locks a folder with a lease, which a background thread renews."""
+    """Context manager that locks a folder with a lease: a file with an expiry time, which a background thread renews.
+
+    Raises:
+        FolderError: another process holds a lease, or started to write at the same moment.
+        InputError: the lease file is damaged.
+    """
     _require_no_lease(store)
     owner, host = uuid.uuid4().hex, socket.gethostname()
 

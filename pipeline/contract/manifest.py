@@ -1,11 +1,11 @@
-"""Format of a stage's folder on disk: file names, shard records, the manifest, and checks. `commit` writes the folder.
+"""Format of the folder that a stage (such as `download` or `embed`) writes, and functions that read and check it.
 
-A folder contains `manifest.json` and data files. A shard is committed once it has a record, either in the manifest or
-in a separate file in `shards/`. A worker writes the record file after all other files of the shard. When the stage
-ends, it merges all record files into the manifest.
+A folder contains `manifest.json` and the files of the shards. A shard is committed, which means complete, once it has a
+record: either in the manifest or in a separate JSON file in `shards/`. A worker writes this file after all other files
+of the shard. When the stage ends, it merges all record files into the manifest.
 
 A record contains the sizes and hashes of the shard's files, and the fingerprints of the shard's input and settings.
-They are used to check that the shard is complete and up to date.
+They are used to check that the shard is complete and up to date. The module `commit` writes the folder.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 RECORD_FOLDER = "shards"
 READ_BLOCK_ROWS = 4096
-"""Number of rows per row group in Parquet metadata files. Because row groups are small, captions can be read one block
-at a time."""
+"""Number of rows per row group in the Parquet metadata files of embedding shards. With small row groups, the captions
+of a few rows can be read without decoding the whole file."""
 _MAX_COUNT = 1 << 48
 """Largest accepted number of rows or bytes in a shard, so that sums over many shards fit in 64 bits."""
 _SHAPE_ERRORS = (KeyError, TypeError, AttributeError)
@@ -50,17 +50,20 @@ def embedding_shard_name(index: int) -> str:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """Record that commits a shard: its files, and the fingerprints of its input and settings."""
+    """Record of a complete shard: the sizes and hashes of its files, and the fingerprints of its input and settings.
+
+    A shard without a record is incomplete and is processed again.
+    """
 
     name: str
     rows: int
     input: str
-    """Fingerprint of the shard's input."""
+    """Hash that identifies the input from which the shard was made. If the input changes, the shard is made again."""
     settings: str
-    """Fingerprint of the settings that affect the content of the shard's files."""
+    """Hash of the settings that affect the content of the shard's files."""
     files: Mapping[str, FileRecord]
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Number of rows for each outcome, such as `success`."""
+    """Number of rows by outcome: `success`, or the reason for a failure, such as `missing_image`."""
     logs: Sequence[str] = ()
     """Names of the shard's log files. Their content is not checked, since they contain timings, which differ between
     identical runs."""
@@ -78,7 +81,7 @@ class ShardRecord:
         return ShardRecord(**{**value, "name": check_name(value["name"]), "files": files, "logs": logs})
 
     def to_json(self) -> dict[str, Any]:
-        """Convert the record to plain JSON values for a manifest."""
+        """Convert the record to plain JSON values for a manifest. `threads` is omitted if it is None."""
         value = asdict(self)
         return value if self.threads is not None else {name: value[name] for name in value if name != "threads"}
 
@@ -95,7 +98,7 @@ class Manifest:
     settings: dict[str, Any]
     input: dict[str, Any]
     about: dict[str, Any] = field(default_factory=dict)
-    """Facts that the stage determined while running, such as the identity of the CLIP model."""
+    """Information that is known only once the stage runs, such as the identity of the CLIP model."""
     shards: dict[str, ShardRecord] = field(default_factory=dict)
 
     @property
@@ -108,7 +111,7 @@ class Manifest:
         return sum(record.rows for record in self.shards.values())
 
     def content_fingerprint(self) -> str:
-        """Return a fingerprint of all committed data. It depends only on the names and contents of shards and files."""
+        """Return a hash of the names of all complete shards and of the names and contents of their files."""
         return fingerprint({name: record.content() for name, record in self.shards.items()})
 
     def counts(self) -> dict[str, int]:
@@ -174,9 +177,12 @@ def read_manifest(store: Store) -> Manifest | None:
 
 
 def read_records(store: Store, folder: str = RECORD_FOLDER) -> dict[str, ShardRecord]:
-    """Return the shard records in `folder`, by shard name.
+    """Read the record files in the subfolder `folder`, and return the shard records by shard name.
 
-    By default, these are the records that have not been merged into the manifest yet.
+    The default subfolder contains the records that have not been merged into the manifest yet.
+
+    Raises:
+        InputError: a record is damaged.
     """
     records = {}
     for name in store.names(folder):
@@ -228,9 +234,9 @@ def missing_files(record: ShardRecord, sizes: Mapping[str, int]) -> list[str]:
 
 
 def damaged_shards(store: Store, manifest: Manifest) -> dict[str, list[str]]:
-    """Return the missing files of each incomplete shard, by shard name. The folder is listed only once.
+    """Return the names of each incomplete shard's missing files, keyed by shard name. Complete shards are left out.
 
-    A file whose size differs from the record also counts as missing.
+    A file also counts as missing if its size differs from the recorded size. The folder is listed only once.
     """
     sizes = store.sizes() if manifest.shards else {}
     missing = {name: missing_files(record, sizes) for name, record in manifest.shards.items()}
@@ -238,7 +244,7 @@ def damaged_shards(store: Store, manifest: Manifest) -> dict[str, list[str]]:
 
 
 def differing_files(store: Store, record: ShardRecord) -> list[str]:
-    """Return the names of a record's files that are missing or whose content has changed since the commit.
+    """Return the names of a record's files that are missing or whose hashes differ from the recorded hashes.
 
     Every file is read in full.
     """
@@ -268,7 +274,10 @@ def pending_shards(store: Store, manifest: Manifest, inputs: Mapping[str, str]) 
 
 
 def whole_shards(store: Store, manifest: Manifest) -> set[str]:
-    """Return the names of the shards that were made with the manifest's settings and whose files are complete."""
+    """Return the names of the shards that were made with the manifest's settings and that lack no files.
+
+    A file counts as missing if its size differs from the recorded size.
+    """
     settings = manifest.settings_fingerprint
     made = [record for record in manifest.shards.values() if record.settings == settings]
     sizes = store.sizes() if made else {}

@@ -1,4 +1,7 @@
-"""Error messages about embeddings in an unsupported layout. They describe the layout and how to convert the files."""
+"""Error messages for embeddings in an unsupported layout, that is, with other file names or in other formats.
+
+The messages describe the layout and how to convert the files.
+"""
 
 from __future__ import annotations
 
@@ -72,16 +75,17 @@ def describe_other_layout(store: Store, names: list[str]) -> str:
 
 
 def _folder_of_embeddings(name: str) -> str | None:
-    """Return the embeddings folder that contains a file, if that folder is not the listed folder.
+    """Find the embeddings folder that a file belongs to, in case the user named a folder above or inside it.
 
     Args:
-        name: path of the file relative to the listed folder.
+        name: path of the file relative to the folder that the user named.
 
     Returns:
-        Path of the embeddings folder relative to the listed folder, such as `part1` for `part1/img_emb/img_emb_0.npy`.
-        An empty path, for a file such as `img_emb_0.npy`, means that the embeddings folder is the parent of the listed
-        folder. None if the listed folder is the embeddings folder, as for `img_emb/img_emb_0.npy`, or if the file is
-        not an embeddings file.
+        - Relative path of the embeddings folder if it is inside the named folder, such as `part1` for
+          `part1/img_emb/img_emb_0.npy`.
+        - Empty string if the embeddings folder is the parent of the named folder, as for `img_emb_0.npy`.
+        - None if the named folder is the embeddings folder, as for `img_emb/img_emb_0.npy`, or if the file contains no
+          embeddings or metadata in a known layout.
     """
     *above, folder, file = ["", *name.split("/")]
     kind, _, number = file.partition(".")[0].rpartition("_")

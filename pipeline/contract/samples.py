@@ -13,16 +13,20 @@ _NAMED_EXTENSIONS = 5
 
 
 class Place(NamedTuple):
-    """Position of a sample in its shard. It identifies the sample even if several samples have the same key."""
+    """Position of a sample in the input of an embedding shard.
+
+    It identifies the sample even if several samples have the same key.
+    """
 
     part: int = 0
-    """Index of the input shard that contains the sample, if the embedding shard joins several; otherwise 0."""
+    """Index of the input shard that contains the sample, if several input shards are merged into one embedding shard;
+    otherwise 0."""
     position: int = 0
-    """Index of the sample in the embedding shard, counted over all of its input shards."""
+    """Index of the sample among all samples in the embedding shard's input, including samples that fail."""
 
 
 FIRST = Place()
-"""Position of the first sample."""
+"""Position of a shard's first sample; the default value of `Sample.place`."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,9 @@ class Sample:
     """Raw bytes of the caption, which should be UTF-8; None if there is no caption."""
     error: str | None = None
     """Reason why the sample could not be read, in the form `outcome: details`; None if it could be read. The manifest
-    contains the number of rows for each outcome."""
+    counts rows by outcome, such as `damaged_shard`."""
     instead: str = field(default="", compare=False)
-    """String that lists the file extensions in the sample, for messages about a missing image or caption."""
+    """Text that lists the sample's file extensions, for error messages about a missing image or caption."""
     place: Place = field(default=FIRST, compare=False)
 
 
@@ -50,7 +54,7 @@ def encodable(name: str) -> str:
 
 
 def name_extensions(extensions: Iterable[str]) -> str:
-    """Return a message that lists the file extensions that a sample has, and those that it should have."""
+    """Return a text that lists the file extensions that a sample has and those that it should have, for a message."""
     names = [f".{extension}" for extension in extensions]
     more = ", ..." if len(names) > _NAMED_EXTENSIONS else ""
     present = f"the sample has {', '.join(names[:_NAMED_EXTENSIONS])}{more}"

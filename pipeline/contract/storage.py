@@ -1,4 +1,4 @@
-"""Access to the files in a local or remote folder through fsspec, with safe relative names and atomic writes.
+"""Access to the files in a local or remote folder through fsspec. Writes are atomic, and no path can leave the folder.
 
 This module deals only with names, bytes and hashes. `manifest` defines the meaning of the files, and `lock` ensures
 that only one process writes to a folder.
@@ -29,8 +29,8 @@ TEMPORARY_SUFFIX = ".priorkit-tmp"
 _COPY_BYTES = 1 << 20
 """Block size in bytes for uploads."""
 _LONGEST_NAME = 200
-"""Maximum length of a file or folder name in bytes. File systems allow 255 bytes. The remaining bytes are left for
-a temporary suffix."""
+"""Maximum length of a file or folder name in bytes. File systems allow 255 bytes; the rest is reserved for the suffix
+of temporary files."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
@@ -38,7 +38,7 @@ def check_name(name: str) -> str:
     """Return `name` if it is a plain relative name; otherwise raise InputError.
 
     priorkit writes only files with plain names. A plain name consists of parts separated by `/`, each made of ASCII
-    letters, digits, `_`, `.` and `-`. No part starts with `.` or `-`.
+    letters, digits, `_`, `.` and `-`. No part starts with `.` or `-`, or is longer than 200 bytes.
     """
     if not _PLAIN_NAME.fullmatch(name) or max(map(len, name.split("/"))) > _LONGEST_NAME:
         shown = name if len(name) <= _LONGEST_NAME else f"{name[:60]}..."
@@ -47,9 +47,10 @@ def check_name(name: str) -> str:
 
 
 def _check_inside(name: str) -> str:
-    """Return `name` if it is the name of a file inside the folder; otherwise raise InputError.
+    """Return `name` if it stays inside the folder; otherwise raise InputError.
 
-    Unlike `check_name`, this function accepts any characters, because other tools may have named the files.
+    Names with a null byte or with an empty, `.` or `..` part are refused. Unlike `check_name`, this function accepts
+    all other characters, because other tools may have named the files.
     """
     if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
         raise InputError(f"file name {name!r} leaves the folder; name a file in it")
@@ -130,7 +131,7 @@ class Store:
             raise
 
     def read_into(self, name: str, start: int, target: memoryview) -> int:
-        """Read bytes of `name` into `target`, starting at byte `start`.
+        """Read bytes of `name` into `target`, starting at byte `start` of the file, until `target` is full.
 
         Returns:
             Number of bytes read, which is less than the length of `target` only if the file ends early.
@@ -163,9 +164,12 @@ class Store:
             ) from error
 
     def names(self, under: str = "") -> list[str]:
-        """Return the sorted names of all data files in the folder, or of those in its subfolder `under` only.
+        """Return the sorted paths of the data files in the folder and its subfolders, relative to the folder.
 
-        Names are relative to the folder. `listing.is_data` decides which files are data files.
+        Hidden files and files that operating systems and other tools create are left out; see `listing.is_data`.
+
+        Args:
+            under: subfolder to list; empty lists the whole folder.
         """
         return list_files(self.fs, self.root, under)
 
@@ -208,10 +212,10 @@ class Store:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """Context manager that writes `name` atomically. If the `with` block raises, no file is created or replaced.
+        """Context manager that writes `name` atomically and yields a file that also hashes the bytes written to it.
 
-        Local files are written with `atomic_file`. Remote files are uploaded on exit. In an object store, a file is not
-        visible until its upload is complete.
+        If the `with` block raises, no file is created or replaced. Local files are written with `atomic_file`. Remote
+        files are uploaded on exit. In an object store, a file is not visible until its upload is complete.
         """
         path = self.path(check_name(name))
         if self.is_local:

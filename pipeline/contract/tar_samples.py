@@ -17,8 +17,8 @@ from .storage import Store
 _END_BYTES = 1024
 """Number of zero bytes at the end of every complete tar: two blocks of 512 bytes."""
 _TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
-"""Exceptions that tarfile raises for damaged or malicious tars. It raises ValueError and OverflowError
-for invalid numbers."""
+"""Exceptions that tarfile raises for damaged or malicious tars. It raises ValueError and OverflowError for invalid
+numbers in headers."""
 _NOT_TOGETHER = "the files of a sample do not stand together; write the tar again with `tar --sort=name`"
 
 Content = TypeVar("Content")
@@ -48,8 +48,9 @@ def count_samples(store: Store, tar_name: str) -> int:
 class _SeenSamples:
     """Samples seen so far in a tar, used to detect samples whose files are not consecutive.
 
-    The parts of such a sample have the same key but no file extension in common. Two separate samples with the same key
-    have at least one file extension in common.
+    Consecutive files with the same key form a sample. If a sample's files are not consecutive, it is therefore read as
+    several samples with the same key and different file extensions. Samples that have the same key and share a file
+    extension, such as `jpg`, are considered distinct samples instead.
     """
 
     def __init__(self) -> None:
@@ -57,9 +58,9 @@ class _SeenSamples:
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def is_split(self, key: str, members: Iterable[str]) -> bool:
-        """Record a sample, and return True if its files are not consecutive in the tar.
+        """Record a sample, and return True if its files belong to an earlier sample that is not adjacent in the tar.
 
-        This is the case if an earlier sample has the same key but no file extension in common with this sample.
+        This is the case if the earlier sample has the same key but no file extension in common with this one.
 
         Args:
             key: key of the sample.
@@ -73,14 +74,16 @@ class _SeenSamples:
 def _groups(
     tar: tarfile.TarFile, tar_bytes: int | None, read: Callable[[tarfile.TarInfo], Content]
 ) -> Iterator[tuple[str, dict[str, Content]]]:
-    """Group consecutive files into samples, using the same rule as webdataset.
+    """Group consecutive files with the same key into samples, as webdataset does.
+
+    A file extension that the sample already has starts a new sample.
 
     Args:
-        tar_bytes: size of the tar in bytes; larger member sizes are treated as damage.
-        read: called with each file of a sample.
+        tar_bytes: size of the tar in bytes. A member that claims to be larger than the tar is treated as damage.
+        read: function that returns the content to use for a file; called with each file of a sample.
 
     Yields:
-        The key of each sample, and the results of `read` by file extension.
+        The key of each sample, and the results of `read` keyed by file extension.
 
     Raises:
         one of _TAR_ERRORS: the tar is damaged. The samples before the damage are yielded first.
@@ -104,7 +107,10 @@ def _groups(
 
 
 def _members(tar: tarfile.TarFile, tar_bytes: int | None) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-    """Yield each file or link in a tar that belongs to a sample, with the sample's key and the file extension."""
+    """Yield each file or link in a tar that belongs to a sample, the sample's key, and the file extension.
+
+    The key is the member's path up to the first dot in its file name. The rest of the name is the extension.
+    """
     if tar.firstmember is None:  # type: ignore[attr-defined]  # empty tar: `next` fails on Python 3.10
         return
     while (member := tar.next()) is not None:
@@ -121,7 +127,7 @@ def read_tar(store: Store, tar_name: str, *, hashed: bool) -> Iterator[Sample]:
     """Yield the samples of a tar in order, reading the tar as a stream.
 
     Args:
-        hashed: True to also hash the file and store the hash for `marks_of_read`.
+        hashed: True to also compute the tar's hash while it is read, for a later call of `marks_of_read`.
 
     Raises:
         InputError: the file is truncated or not a tar.
@@ -152,9 +158,9 @@ def _is_complete(store: Store, tar_name: str) -> bool:
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
-    """Return the content of `member`, the current file of the stream, or None if it is a link.
+    """Return the content of the tar member that the stream has just reached, or None if the member is a link.
 
-    Links are not followed, because the stream may already be past the target.
+    Links are not followed, because the stream may already be past the file that the link points to.
     """
     if not member.isfile():
         return None

@@ -20,7 +20,7 @@ def demo(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the whole chain offline on about 3,950 emoji, from a URL list to an evaluated prior and a picture.
+    """Run all stages offline on about 3,950 emoji, from a URL list to an evaluated prior, and draw the nearest images.
 
     Example: priorkit demo --folder /tmp/demo
     """

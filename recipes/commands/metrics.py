@@ -6,9 +6,12 @@ from typing import Any
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
-    """Print a table for each split with the metrics of the prior and the baselines.
+    """Print one table per split, with the metrics of the prior and of the baselines.
 
-    The table also contains 95% intervals of the energy score and of the cosine to the true image.
+    Each table also contains 95% intervals of the energy score and of the cosine to the true image.
+
+    Args:
+        metrics: metrics that `evaluate` wrote.
     """
     from ...pipeline.display.terminal import print_line, print_table
 
@@ -39,10 +42,11 @@ def print_metrics(metrics: dict[str, Any]) -> None:
 
 
 def require_sound(metrics: dict[str, Any]) -> None:
-    """Raise an error if the prior's predictions could not be scored, so that the command fails and scripts stop.
+    """Raise an error if the prior's predictions are invalid, so that the command exits with an error status.
 
     Raises:
-        InputError: the predictions of the evaluated prior are invalid. The message names the split and the reason.
+        InputError: the predictions are invalid, for example the same for every caption. The message names the split and
+            the reason.
     """
     from ...pipeline.errors import InputError
 

@@ -16,7 +16,7 @@ def status(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the progress of each stage. With a recipe, also show which stages are not up to date.
+    """Show the progress of each stage. If a recipe is given, also show which stages are not up to date.
 
     Example: priorkit status my_recipe.yaml
     """

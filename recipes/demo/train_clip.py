@@ -60,11 +60,11 @@ PREPROCESS_CFG: dict[str, Any] = {
 }
 
 DATASET_SIDE = 128
-"""Side length of the images that the demo's download stores, in pixels."""
+"""Side length, in pixels, of the images that the demo's download stage stores."""
 DATASET_QUALITY = 95
-"""JPEG quality of the images that the demo's download stores."""
+"""JPEG quality of the images that the demo's download stage stores."""
 NEIGHBOURS = 32
-"""Maximum length of the runs of pairs that `batches` keeps together if `group_neighbours` is True."""
+"""Maximum number of pairs with consecutive emoji codes that `batches` keeps together if `group_neighbours` is True."""
 EMA_DECAY = 0.995
 """Decay per training step of the exponential moving average of the weights."""
 MAX_LOGIT_SCALE = 100.0
@@ -80,7 +80,10 @@ def held_out(code: str) -> bool:
 
 
 def main() -> None:
-    """Draw the pictures, train and save the model, then load and evaluate the stored weights."""
+    """Draw the pictures, train and save the model, then load and evaluate the stored weights.
+
+    With `--evaluate`, evaluate the weights that are already stored, without training.
+    """
     arguments = parse_arguments()
     torch.manual_seed(arguments.seed)
     pairs = emojis()
@@ -111,7 +114,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) -> NDArray[np.uint8]:
-    """Return V distorted pictures of every pair as a memory-mapped array (V, N, S, S, 3).
+    """Return V distorted versions of every pair's picture as a memory-mapped array (V, N, S, S, 3).
 
     The pictures are drawn once and stored in the folder `cache`. Later calls load the stored pictures.
     """
@@ -156,7 +159,7 @@ def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
 
 
 def as_dataset_jpeg(content: bytes) -> bytes:
-    """Convert an image file to a 128 x 128 pixel JPEG, as the demo's download does."""
+    """Convert an image file to a 128 x 128 pixel JPEG file, as the demo's download stage does."""
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     assert image is not None
     interpolation = cv2.INTER_AREA if image.shape[0] > DATASET_SIDE else cv2.INTER_LANCZOS4
@@ -223,8 +226,8 @@ def batches(
     Args:
         rows: row numbers of the training pairs, sorted by code.
         batch_size: number of rows per batch.
-        group_neighbours: True to keep runs of pairs with consecutive codes together. Such pairs often differ only in
-            skin tone or gender, which makes them hard negatives.
+        group_neighbours: True to shuffle runs of up to `NEIGHBOURS` pairs with consecutive codes, instead of single
+            pairs. The pairs of a run often differ only in skin tone or gender, which makes them hard negatives.
         random: random number generator.
     """
     if group_neighbours:
@@ -299,8 +302,10 @@ def save(model: torch.nn.Module, folder: Path) -> None:
 def evaluate(pairs: list[Emoji], folder: Path, images: Path) -> dict[str, float]:
     """Measure text-to-image recall and mean cosines with the stored weights.
 
-    Training pairs and held-out pairs are reported separately. In both cases, a caption's picture is searched for among
-    all N pictures.
+    For recall, each caption is compared with all N pictures, whether its pair was held out of training or not.
+
+    Returns:
+        Metrics by name. Training pairs and held-out pairs have separate metrics.
     """
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()

@@ -2,8 +2,8 @@
 
 Bytes that are not valid UTF-8 are handled in one of three ways:
 
-- `plain_column` and `carried`, which convert URL lists and copied columns, replace invalid bytes with U+FFFD.
-- `key_texts` replaces invalid bytes with escape sequences.
+- `plain_column` and `carried`, which prepare columns that are copied to the output, replace invalid bytes with U+FFFD.
+- `key_texts`, which reads the columns that identify samples, replaces invalid bytes with escape sequences.
 - `as_text` and `group_names` convert the whole value to hexadecimal digits.
 """
 
@@ -25,7 +25,7 @@ _SIMPLE = (
     pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null, pa.types.is_binary,
     pa.types.is_fixed_size_binary
 )  # fmt: skip
-"""Type tests for the Arrow types whose values can always be converted to Python values."""
+"""Predicates from `pyarrow.types` for the types whose values can always be converted to Python values."""
 _escaped = functools.partial(bytes.decode, errors="backslashreplace")
 
 
@@ -56,13 +56,15 @@ def decoded(values: pa.Array) -> pa.Array:
 
 
 def plain_column(column: pa.Array, kind: pa.DataType | None = None) -> pa.Array:
-    """Convert a column to a plain type. In strings, replace invalid UTF-8 with U+FFFD.
+    """Convert a column to a plain type: one without views, dictionaries, run-end encoding or extension types.
+
+    In strings, invalid UTF-8 is replaced with U+FFFD.
 
     Args:
         kind: target type; None for `plain_type(column.type)`.
 
     Raises:
-        COLUMN_ERRORS: the column is damaged, or a value does not fit the target type.
+        one of COLUMN_ERRORS: the column is damaged, or a value cannot be converted to the target type.
     """
     kind = kind or plain_type(column.type)
     if isinstance(column.type, pa.BaseExtensionType) and column.type.extension_name == "arrow.uuid":
@@ -95,9 +97,10 @@ def _utf8(column: pa.Array) -> pa.Array:
 
 
 def carried(table: pa.Table, where: str) -> pa.Table:
-    """Return a table whose rows can be selected and written to another file.
+    """Prepare a table so that pyarrow can select its rows and write them to another file, and return the new table.
 
-    Columns that contain views are converted to plain types. In text, invalid UTF-8 is replaced with U+FFFD.
+    Columns in Arrow's view layouts, which pyarrow cannot select rows from, are converted to plain types. In text,
+    invalid UTF-8 is replaced with U+FFFD.
 
     Args:
         where: location of the table, for messages.
@@ -133,6 +136,8 @@ def _is_valid(column: pa.ChunkedArray) -> bool:
 
 def text_of(value: Any, not_utf8: Callable[[bytes], str] = bytes.hex) -> str | None:
     """Convert a Python value to a string, or return None if the value is None or NaN.
+
+    Bytes are decoded as UTF-8. All other values are converted with `str`.
 
     Args:
         not_utf8: function that converts bytes that are not valid UTF-8 to a string.
@@ -172,9 +177,9 @@ def as_text(values: pa.Array) -> pa.Array:
 
 
 def group_names(values: pa.Array) -> list[str | None]:
-    """Convert an array of any type to strings that are used as names of groups of rows.
+    """Convert an array of any type to strings that name groups: rows with the same string belong to the same group.
 
-    Missing values become None. Other values are converted as in `as_text`.
+    Null and NaN become None. Bytes that are not valid UTF-8 are converted to hexadecimal digits.
     """
     plain = decoded(values)
     if pa.types.is_temporal(plain.type):  # Python's datetime types lack nanoseconds
@@ -183,9 +188,10 @@ def group_names(values: pa.Array) -> list[str | None]:
 
 
 def key_texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
-    """Convert the values of a key column to strings.
+    """Convert the values of a column that contains sample keys to strings.
 
-    Numbers are written in decimal, and invalid UTF-8 is replaced with escape sequences. Null and NaN become None.
+    Numbers are written in decimal. Bytes that are not valid UTF-8 are replaced with escape sequences such as `\\xff`.
+    Null and NaN become None.
 
     Args:
         where: description of the column, for messages.

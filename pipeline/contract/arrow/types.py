@@ -15,9 +15,9 @@ TypeTest = Callable[[pa.DataType], bool]
 
 
 def _tests(*names: str) -> tuple[TypeTest, ...]:
-    """Return the named type tests of `pyarrow.types`.
+    """Return the functions of `pyarrow.types` with the given names, such as `is_string`, which test a data type.
 
-    Tests that the installed pyarrow lacks are skipped, because that version also lacks the types they test for.
+    Functions that the installed pyarrow lacks are skipped, because that version also lacks the types they test for.
     """
     return tuple(getattr(pa.types, name) for name in names if hasattr(pa.types, name))
 
@@ -30,9 +30,9 @@ _LIST_VIEWS = _tests("is_list_view", "is_large_list_view")
 _LISTS = _tests("is_list", "is_list_view")
 _LARGE_LISTS = _tests("is_large_list", "is_large_list_view")
 _EXTENSIONS = {"arrow.bool8": pa.bool_(), "arrow.uuid": pa.string()}
-"""Plain types of the extension types whose values differ from the stored values.
+"""Plain types of the extension types that must not be replaced by their storage types, keyed by extension name.
 
-bool8 is stored as int8, and UUIDs are stored as bytes.
+Their storage types hold other values: bool8 is stored as int8, and UUIDs are stored as bytes.
 """
 COLUMN_ERRORS = (pa.ArrowException, ValueError, KeyError, OverflowError)
 """Exceptions that pyarrow raises for damaged columns and for values that Python cannot represent, such as dates after
@@ -59,7 +59,10 @@ def is_list_view(kind: pa.DataType) -> bool:
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
-    """Return the value type that remains after extension types, dictionaries and run-end encoding are removed."""
+    """Return the type of the stored values, without extension types, dictionary encoding and run-end encoding.
+
+    For example, the result for a dictionary-encoded string column is `string`.
+    """
     if isinstance(kind, pa.BaseExtensionType):
         return stored_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or is_run_ends(kind):
@@ -117,7 +120,10 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
-    """Return the narrowest plain type that can represent all values of two plain types, or None if there is none."""
+    """Return the plain type to which columns of two plain types can both be converted, or None if there is none.
+
+    For example, int32 and int64 become int64, and text and bytes become text.
+    """
     if {first, second} == {pa.string(), pa.binary()}:
         return pa.string()
     if first == second:
@@ -132,7 +138,7 @@ def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 
 
 def why_not_carried(kind: pa.DataType) -> str | None:
-    """Return the reason why a column of a plain type cannot be stored in a shard, or None if it can be stored."""
+    """Return the reason why columns of a plain type cannot be written to Parquet or JSON files, or None if they can."""
     try:
         column = pa.nulls(1, kind).take(pa.array([0]))
         json.dumps(column.to_pylist(), default=str)
@@ -150,10 +156,10 @@ def require_distinct(schema: pa.Schema, where: str) -> None:
 
 
 def column_fault(schema: pa.Schema, column: str, *, text: bool) -> str:
-    """Return the reason why a column cannot be read.
+    """Return the reason why a column cannot be read: it is missing, its name is not unique, or it is not text.
 
     Args:
-        text: True if the column will be read as text.
+        text: True to require a column that can be read as text.
 
     Returns:
         String to append to the file name in an error message; empty if the column can be read.

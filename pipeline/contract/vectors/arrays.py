@@ -1,4 +1,4 @@
-"""Functions that read file headers and ranges of array rows from embedding shards."""
+"""Functions that read the headers of the files in embedding shards, and ranges of rows of their arrays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ at once."""
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """Number, shape and dtype of the rows in an array file, and the byte offset at which they start."""
+    """Number, shape and dtype of the rows in a `.npy` file, and the byte offset at which they start."""
 
     rows: int
     row_shape: tuple[int, ...]
@@ -136,10 +136,10 @@ def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: 
 
 
 def read_array_start(store: Store, name: str, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of an array file, and move `file` to the first array value.
+    """Read the header of an array file. Afterwards, `file` is positioned at the first array element.
 
     Returns:
-        The shape, True if the array is in Fortran order, and the dtype.
+        Tuple of the shape, a flag that is True for Fortran order, and the dtype.
 
     Raises:
         InputError: the file does not start with a valid `.npy` header.

@@ -1,7 +1,7 @@
-"""Checks for an embeddings folder without a manifest, which find faults in shards and unusual contents.
+"""Checks of an embeddings folder that another tool wrote and that therefore has no manifest.
 
-When such a folder is opened, the first fault that `shard_faults` yields is raised as an error. The command `inspect`
-reports all faults.
+They report two kinds of findings. Faults make a shard unusable: opening the folder fails with the first fault, and the
+command `inspect` reports all of them. Notes describe unusual contents that are accepted.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from .arrays import FileHeader
 from .rules import common_dtype
 
 KEY_COLUMNS = ("key", "image_path")
-"""Columns that identify a row, in order of preference."""
+"""Names of the metadata columns that identify a row, in order of preference."""
 GROUP_COLUMNS = ("sha256", "md5", "url")
-"""Columns that identify the content of an image, in order of preference."""
+"""Names of the metadata columns that show which rows have the same image, in order of preference."""
 CAPTION_COLUMN = "caption"
 _COMMON_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
-"""Columns that all metadata files of a folder must contain if one of these files contains them."""
+"""Names of the columns that must be in either all metadata files of a folder or none."""
 _SHOWN_NUMBERS = 5
-"""Maximum number of gaps in the shard numbers that a note lists."""
+"""Maximum number of gaps in the shard numbering to list in a note."""
 
 Files = Mapping[str, str]
 """File names of a shard, by kind."""
 
 
 def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> dict[str, str]:
-    """Return the name of the first file of each kind whose header could be read.
+    """Return, for each kind of file, the name of the first file whose header could be read.
 
-    `shard_faults` compares the other files of that kind with this file.
+    `shard_faults` compares all other files of the same kind with it.
     """
     first: dict[str, str] = {}
     for files in shards:
@@ -42,7 +42,7 @@ def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> d
 
 
 def shard_faults(url: str, files: Files, headers: Mapping[str, FileHeader], first: Files) -> Iterator[tuple[str, str]]:
-    """Find the faults of a shard.
+    """Yield the faults of a shard: differing numbers of rows or embedding dimensions, and missing or unusable columns.
 
     Args:
         url: location of the folder, for messages.
@@ -86,7 +86,7 @@ def _column_faults(url: str, name: str, header: FileHeader, first_name: str, fir
 
 
 def folder_notes(shards: Mapping[int, Files], headers: Mapping[str, FileHeader]) -> list[str]:
-    """Return notes about unusual but accepted contents: missing shard numbers, and arrays with different dtypes."""
+    """Return sentences about unusual but accepted contents: missing shard numbers, and arrays with different dtypes."""
     notes = []
     if missing := _missing_numbers(list(shards)):
         notes.append(missing)
@@ -100,7 +100,7 @@ def folder_notes(shards: Mapping[int, Files], headers: Mapping[str, FileHeader])
 
 
 def _missing_numbers(numbers: list[int]) -> str:
-    """Return a sentence about the numbers missing between the first and last shard number, or an empty string."""
+    """Return a sentence about the gaps in the sorted shard numbers, or an empty string if there are no gaps."""
     gaps = [(low + 1, high) for low, high in itertools.pairwise(numbers) if high > low + 1]
     if not gaps:
         return ""

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 
 WORDS = {"img_emb": "image", "text_emb": "text"}
-"""Name of each kind of embedding in messages and settings."""
+"""Name of each kind of embedding in messages and settings, keyed by kind of file."""
 EMBED_DTYPES = tuple(np.dtype(name) for name in ("float16", "float32", "float64"))
 """Dtypes accepted for stored embeddings. `is_embed_dtype` ignores the byte order; `arrays.read_layout` checks it."""
 UNIT_TOLERANCE = 2e-3
-"""Largest difference between 1 and the norm of a row that is used as stored. Rounding to float16 causes a difference of
-at most 5e-4."""
+"""Largest deviation of a row's norm from 1 at which the row is used as stored. Rounding to float16 causes a deviation
+of at most 5e-4."""
 ROUNDED_TOLERANCE = 1e-2
-"""Largest difference between 1 and the norm of a row that is normalised when read. Rows with a larger difference are
-refused. Rounding to bfloat16 causes a difference of 4e-3."""
+"""Largest deviation of a row's norm from 1 at which the row is accepted. Rows that deviate more are refused. Accepted
+rows that deviate by more than `UNIT_TOLERANCE` are normalised when read. Rounding to bfloat16 causes a deviation of
+4e-3."""
 ROUNDED = f"norms within {ROUNDED_TOLERANCE} of 1, as bfloat16 rounds them, and are normalised on reading"
-"""End of a message that says how many embeddings are normalised when read."""
+"""End of the message `N embeddings that were read have ...`, about the rows that are normalised when read."""
 
 
 def is_embed_dtype(dtype: np.dtype[Any]) -> bool:
@@ -67,7 +68,7 @@ class NormVerdict:
 
 
 def judge_norms(norms: np.ndarray) -> NormVerdict:
-    """Classify rows by their norms `[n]`."""
+    """Classify rows as refused, normalised when read, or used as stored, by their norms `[n]`."""
     with np.errstate(invalid="ignore"):
         distance = np.abs(norms - np.float32(1))
         near = distance <= ROUNDED_TOLERANCE
@@ -87,8 +88,7 @@ def normalise_rows(embeds: np.ndarray, norms: np.ndarray, chosen: np.ndarray) ->
 
 
 def row_fault(embed: np.ndarray, norm: float) -> str:
-    """Return the reason why a row is refused, such as `holds NaN`. Messages put the reason after the name of the
-    row.
+    """Return the reason why a row is refused, such as `holds NaN`. Messages append this phrase to the row's name.
 
     Args:
         embed: `[D]` row.
