@@ -140,7 +140,7 @@ def _fetch_shards(
     compute: ComputeSettings,
     progress: ProgressCallback,
 ) -> int:
-    """Download the missing shards, then fetch failed rows again, and return the number of shards written.
+    """Download the missing shards, then retry failed rows, and return the number of shards written.
 
     Args:
         folder: folder that receives the shards.

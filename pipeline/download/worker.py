@@ -182,7 +182,7 @@ class DownloadWorker:
 
 
 async def _reuse(row: Row, claim: Claim) -> Row:
-    """Return a row of the replaced shard without fetching it again. This row maker ignores its claim."""
+    """Return a row of the replaced shard without fetching it again, and ignore its share of the buffer."""
     return row
 
 

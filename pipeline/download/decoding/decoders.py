@@ -28,7 +28,7 @@ from ..settings import DownloadSettings
 from .messages import LENGTH, READY, unpack
 
 _SENT_JOBS = 2
-"""Maximum number of response bodies that a process has received but not answered: one in progress and one waiting."""
+"""Maximum number of response bodies sent to a process but not answered yet: one in progress and one waiting."""
 _START_ATTEMPTS = 3
 """Number of attempts to start a process before the download fails."""
 _SOCKET_BYTES = 1 << 20

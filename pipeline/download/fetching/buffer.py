@@ -9,7 +9,7 @@ _FIRST_MEAN_BYTES = 100_000.0
 _BODIES_SHARE = 8
 """Share of the buffer, as a divisor (8 means 1/8), that undecoded response bodies may fill before new downloads wait.
 
-A larger share would use more memory without keeping the decoders busier.
+A larger share would not keep the decoders busier.
 """
 _MEAN_OVER = 64
 """Number of bodies that the moving average of body sizes roughly spans: each new body has a weight of 1/64."""
