@@ -62,14 +62,17 @@ _ADVICE = (
         "bodies do not have the hashes of the list: see that download.hash_column is of the original bytes",
     ),
 )
-"""Groups of related failure labels, as returned by `failure_label`, each with advice for the user."""
+"""Advice for the user, by cause of failure.
+
+Each entry is a pair: a group of related failure labels, such as `dns` or `http_4xx 404`, and the advice for this group.
+"""
 
 
 class SuccessWatch:
-    """Success-rate check over a sliding window of recent rows.
+    """Check of the success rate over a sliding window of recent rows.
 
     Args:
-        min_rate: minimum success rate in the window; 0 disables the check.
+        min_rate: minimum share of the rows in the window that must yield an image; 0 disables the check.
         rows: window size in rows. Nothing is checked until the window is full.
     """
 

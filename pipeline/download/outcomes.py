@@ -1,6 +1,6 @@
-"""Row outcomes: their names, which of them are transient, and the exceptions that carry them.
+"""Names of the possible outcomes of downloading a list row, and the exceptions that carry them.
 
-A row's outcome is `success`, one of `FETCH_OUTCOMES` or one of `IMAGE_OUTCOMES`. The manifest counts rows by outcome.
+The outcome is `success`, one of `FETCH_OUTCOMES` or one of `IMAGE_OUTCOMES`. The manifest counts rows by outcome.
 
 "Transient" has two meanings:
 

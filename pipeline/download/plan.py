@@ -1,7 +1,7 @@
 """Download plan: compares a URL list with the shards in a folder and yields the remaining tasks.
 
 This module neither downloads images nor writes files. `make_plan` reads only the rows that it must compare with
-existing shards. The rest of the list is read as the tasks are consumed.
+existing shards. The rest of the list is read while the tasks are iterated over.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .worker import DownloadTask
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """Shards that exist in a folder, and shards that downloading the list will add."""
+    """Plan for downloading a URL list to a folder, which may already contain some of the shards."""
 
     urls: UrlList
     store: Store
@@ -29,9 +29,9 @@ class DownloadPlan:
     limit: int | None
     """Number of rows to download, from the start of the list; None for all."""
     existing: dict[str, ShardRecord]
-    """Records of the existing shards, keyed by shard name. Every existing shard comes from this list."""
+    """Records of the shards in the folder, keyed by shard name. All of them contain rows of this list."""
     complete: frozenset[str]
-    """Names of the existing shards that already have all the rows to download, and whose files all exist."""
+    """Names of the existing shards that need no download, since they have all their rows and all their files exist."""
     rows: int | None
     """Number of rows in the list; None until they are counted."""
 
@@ -42,7 +42,7 @@ class DownloadPlan:
         return None if shards is None else sum(shards.values())
 
     def wanted(self, index: int, available: int) -> int:
-        """Return the number of rows that a shard will have after the download.
+        """Return the number of rows that a shard will have after the download. An existing shard never loses rows.
 
         Args:
             index: number of the shard.
@@ -69,9 +69,9 @@ class DownloadPlan:
         return name in self.complete or (name not in self.existing and self.wanted(index, 1) == 0)
 
     def is_complete(self) -> bool:
-        """Return True if no shard remains to be downloaded.
+        """Return True if it is certain that no shard remains to be downloaded.
 
-        Return False if a shard remains, or if the list must be read to find out.
+        If the list must be read to find out, return False.
         """
         if len(self.complete) < len(self.existing):
             return False
@@ -188,7 +188,13 @@ def _check_rows(urls: UrlList, store: Store, record: ShardRecord | None, first: 
 
 
 def _changed_list(urls: UrlList, store: Store, detail: str) -> FolderError:
-    """Return the error for a folder whose shards come from another list."""
+    """Return the error for a folder whose shards come from another list.
+
+    Args:
+        urls: list to download.
+        store: folder of the shards.
+        detail: difference that was found, for the error message.
+    """
     return FolderError(
         f"{store.url} was downloaded from another list than {urls.source} ({detail}); "
         "a list may only grow at its end: name another folder for this one"

@@ -33,7 +33,7 @@ class DownloadProgress:
         self._progress, self._total, self._watch = progress, total, watch
         self._rows, self._fetched, self._images, self._bytes = done, 0, 0, 0
         self._marks = collections.deque([(time.monotonic(), 0, 0)])
-        """Times of recent callback calls, each with the image and byte counts at that time."""
+        """Time of each recent callback call, with the image and byte totals at that time, for computing the rates."""
         self.report()
 
     def add_row(self, row: Row) -> None:

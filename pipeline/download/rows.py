@@ -1,4 +1,4 @@
-"""Image shard rows in img2dataset's layout: their fields, tar members and Parquet table."""
+"""Rows of an image shard, written to and read from its tar archive and Parquet table in img2dataset's layout."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .outcomes import SUCCESS, TRANSIENT_OUTCOMES
 
 @dataclass
 class Row:
-    """One list row and the result of its download."""
+    """Row of the URL list, with the result of its download."""
 
     meta: dict[str, Any]
-    """Columns of the list, followed by the columns that the download adds, in the order of the Parquet file."""
+    """Values by column name: the columns of the list, then those that the download adds, as in the Parquet file."""
     image: bytes | None = None
     """Encoded image, or None if the row failed."""
     outcome: str = SUCCESS
@@ -42,7 +42,7 @@ def image_schema(columns: pa.Schema) -> pa.Schema:
 
 
 def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
-    """Write the tar members of one row in the same order as img2dataset.
+    """Write the image, metadata and caption (if any) of a row to a tar archive, in the same order as img2dataset.
 
     Args:
         tar: archive opened for writing.
@@ -62,9 +62,9 @@ def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
 
 
 def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterator[Row | None]:
-    """Yield the rows of a committed shard in order, but None in place of each row with a transient failure.
+    """Yield the rows of an existing shard in order, for reuse in a new version of the shard.
 
-    The caller fetches the latter rows again.
+    For each row with a transient failure, such as a timeout, yield None, because the caller fetches this row again.
 
     Args:
         store: folder of the shard.

@@ -54,17 +54,17 @@ class DownloadSettings(UrlListSettings):
     """Maximum image area before resizing, in pixels; larger images count as failed. null accepts all images."""
     max_pixels: int = Field(default=89_478_485, ge=1)
     """Maximum number of pixels, width times height, that an image header may state; larger images are not decoded. The
-    default is Pillow's limit against decompression bombs, which is 256 MiB in RGB."""
+    default is Pillow's limit against decompression bombs, which corresponds to 256 MiB of RGB pixels."""
     decode_mode: Literal["exact", "fast"] = "exact"
     """`exact` produces the same bytes as img2dataset, except for images that are rotated by `exif_orientation` or
-    converted to 8 bits. `fast` saves time by decoding JPEG at a reduced size that is still larger than the target
-    size."""
+    converted to 8 bits per channel. `fast` saves time by decoding JPEG at a reduced size that is still larger than the
+    target size."""
     exif_orientation: Literal["apply", "ignore"] = "apply"
     """`apply` rotates images according to their EXIF orientation, because stored images have no EXIF. `ignore` stores
     the pixels unrotated, like img2dataset."""
     timeout_seconds: float = Field(default=10.0, gt=0)
     """Seconds allowed for one URL, including name lookup, redirects, body and all attempts. 10 is img2dataset's
-    default. Waiting for a free slot under `concurrency` or `connections_per_host` does not count."""
+    default. Time spent waiting because of `concurrency` or `connections_per_host` does not count."""
     retries: int = Field(default=1, ge=0)
     """Maximum number of retries after a transient failure: a refused or broken connection, HTTP 429 or 5xx, or a proxy
     or name server that is temporarily unavailable. All attempts share one deadline. The default is 1, because failures
@@ -73,8 +73,8 @@ class DownloadSettings(UrlListSettings):
     """Maximum size of a response body in bytes, after decompression; larger bodies count as `too_large`."""
     allow_private_addresses: bool = False
     """Also fetch from loopback and private networks. Off by default, so that a list from the web cannot reach internal
-    servers. Link-local and metadata addresses can hand out credentials, so they stay blocked unless `allow_addresses`
-    includes them."""
+    servers. Link-local and cloud metadata addresses stay blocked unless `allow_addresses` includes them, because they
+    can hand out credentials."""
     allow_addresses: tuple[str, ...] = ()
     """Networks from which images may always be fetched, such as `[10.0.0.0/8]`. Public addresses need no entry."""
     proxy: str | None = None
@@ -83,8 +83,8 @@ class DownloadSettings(UrlListSettings):
     user_agent: str = Field(
         default=f"priorkit/{__version__} (image data sets; no contact given)", pattern=r"^[!-~][ -~]*$"
     )
-    """User-Agent header sent to servers; add a contact address. Sites can address opt-outs to the part before the first
-    slash."""
+    """User-Agent header sent to servers; add a contact address. Sites can opt out by naming the part before the first
+    slash in robots.txt or in X-Robots-Tag headers."""
     robots_txt: bool = False
     """Obey the robots.txt of each site. Off by default, as in img2dataset, because robots.txt addresses crawlers that
     follow links."""
@@ -102,13 +102,14 @@ class DownloadSettings(UrlListSettings):
     """Maximum address space of one decoder process in bytes, enforced only on Linux. Large images with transparency
     need the most."""
     buffer_bytes: int = Field(default=512_000_000, ge=1)
-    """Memory limit for the response bodies and images in one worker, in bytes. At the limit, no further fetch starts.
-    Bodies that have not arrived yet are counted at the mean size of recent bodies."""
+    """Memory limit for the response bodies and images in one worker, in bytes. At the limit, no further fetch starts,
+    but running fetches may exceed it. A body that has not arrived yet is counted at the mean size of recent bodies."""
     min_success_rate: float = Field(default=0.05, ge=0, le=1)
     """Minimum share of recent rows that must yield an image. If the share is lower, the download stops, because the
     cause is probably this machine or its network. 0 disables the check."""
     success_window: int = Field(default=2_000, ge=1)
-    """Number of recent rows over which `min_success_rate` is checked; a list sorted by host needs a larger window."""
+    """Number of recent rows over which `min_success_rate` is checked. A list sorted by host needs a larger window,
+    because a failing host can fill a small one."""
 
     @field_validator("resize_mode", mode="before")
     @classmethod

@@ -115,7 +115,12 @@ def download(
 
 
 def _require_all_rows(url_list: UrlList, rows: int, limit: int | None) -> None:
-    """Check that the folder has all rows of the list, up to the limit.
+    """Check that the folder has all rows of the list, up to the limit. Do nothing if the list has not been counted.
+
+    Args:
+        url_list: list that was downloaded.
+        rows: number of rows in the folder.
+        limit: maximum number of rows to download; None for all.
 
     Raises:
         InputError: the folder has fewer rows.
@@ -135,7 +140,16 @@ def _fetch_shards(
     compute: ComputeSettings,
     progress: ProgressCallback,
 ) -> int:
-    """Download the missing shards, then retry the shards in `retried`, and return the number of shards written."""
+    """Download the missing shards, then retry failed rows, and return the number of shards written.
+
+    Args:
+        folder: folder that receives the shards.
+        plan: shards that exist and shards to download.
+        retried: names of complete shards whose rows with a transient failure are fetched again.
+        settings: download settings.
+        compute: worker settings.
+        progress: callback for progress reports.
+    """
     store = folder.store
     rows_to_retry = sum(_transient_rows(plan.existing[name]) for name in retried)
     done = sum(plan.existing[name].rows for name in plan.complete) - rows_to_retry
@@ -175,7 +189,7 @@ def _transient_rows(record: ShardRecord) -> int:
 
 
 def _retry_result(plan: DownloadPlan, retried: list[str], manifest: Manifest) -> dict[str, int]:
-    """Return a dictionary: `rows` is the number of retried rows, and `success` is how many of them succeeded."""
+    """Return a dictionary with the number of retried rows (`rows`) and the number that succeeded (`success`)."""
     success = sum(
         manifest.shards[name].counts.get(SUCCESS, 0) - plan.existing[name].counts.get(SUCCESS, 0) for name in retried
     )
@@ -191,7 +205,7 @@ def plan_download(
     overwrite: bool = False,
     retry_failed: bool = False,
 ) -> StagePlan:
-    """Return the work that `download` would do, without doing it.
+    """Estimate the rows, disk space and time that `download` would need with the same arguments, without running it.
 
     The list is read to count its rows, unless all its files are uncompressed Parquet.
     """

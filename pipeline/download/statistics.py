@@ -31,16 +31,17 @@ _SHARD_HOSTS = 20
 _TOTAL_HOSTS = 20
 """Maximum number of hosts in the summary, which lists the hosts with the most failures."""
 _MOST_HOSTS = 10_000
-"""Number of hosts kept while totals are added up.
+"""Number of hosts to keep when the failure counts by host are trimmed.
 
-When more than twice as many hosts are known, those with the fewest failures are dropped.
+While totals are added up, the counts are trimmed whenever there are more than twice as many hosts. The hosts with the
+fewest failures are dropped.
 """
 _HOST_CHARACTERS = 253
 """Maximum length of a host name in characters, from RFC 1035. Longer names are truncated."""
 _SHARD_SAMPLE = 1024
-"""Maximum number of URL hashes in a shard's sample: 8 kB."""
+"""Maximum number of URL hashes that a shard's `_stats.json` contains for estimating duplicates (8 kB)."""
 _TOTAL_SAMPLE = 1 << 22
-"""Maximum number of URL hashes in the sample over all shards: 32 MB."""
+"""Maximum number of URL hashes kept in memory for estimating duplicates over all shards (32 MB)."""
 _READERS = 16
 """Number of threads that read `_stats.json` files."""
 _READ_AHEAD = 64 * _READERS
@@ -49,7 +50,7 @@ _STATUS = re.compile(r"http_(?:4xx|5xx|other): (\d{3})\b")
 
 
 def failure_label(row: Row) -> str:
-    """Return a row's label in the error table: its outcome and, if known, the HTTP status, such as `http_4xx 404`."""
+    """Return the label under which a row is counted: its outcome and, if known, the HTTP status (`http_4xx 404`)."""
     match = _STATUS.match(row.meta["error_message"] or "")
     return f"{row.outcome} {match[1]}" if match else row.outcome
 
@@ -79,7 +80,7 @@ def rows_not_utf8(table: pa.Table) -> int:
 
 
 class ShardStatistics:
-    """Outcome counts for the rows of one shard.
+    """Statistics of one shard: row counts by outcome, failures by host, and fetched bytes.
 
     Args:
         table: rows of the shard, as read from the list.
@@ -150,12 +151,12 @@ def total_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
     Returns:
         A dictionary with these keys:
 
-        - `seconds`: total working time of all shards.
+        - `seconds`: sum of the times spent on each shard.
         - `bytes`: total size of the fetched bodies.
         - `not_utf8`: number of rows with bytes that are not valid UTF-8.
         - `duplicate_urls`: number of rows whose URL occurs in an earlier row of the list.
         - `duplicates_exact`: True if `duplicate_urls` is exact, False if it is an estimate.
-        - `errors`: number of failures for each label.
+        - `errors`: number of failures for each label, as returned by `failure_label`.
         - `hosts`: for each of the hosts with the most failures, the number of failures for each label. Each shard
           contributes only its own 20 hosts with the most failures.
     """
@@ -197,6 +198,9 @@ def total_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
 
 
 def _in_order(threads: ThreadPoolExecutor, read: Any, names: list[str]) -> Iterable[Any]:
-    """Yield the result of `read` for each name, in order. At most `_READ_AHEAD` results are in memory at once."""
+    """Call `read` for each name in a thread pool, and yield the results in the order of the names.
+
+    At most `_READ_AHEAD` results are in memory at once.
+    """
     for start in range(0, len(names), _READ_AHEAD):
         yield from threads.map(read, names[start : start + _READ_AHEAD])

@@ -15,7 +15,8 @@ from ..compute.hash_sample import HashSample
 class UrlSample:
     """Sample of URL hashes, each with the number of rows that contain the URL.
 
-    With 4 million hashes in the sample, the probability that a further URL has the hash of a sampled URL is 2e-13.
+    The hashes have 64 bits. With 4 million hashes in the sample, the probability that a different URL has the same hash
+    as one of them is 2e-13.
 
     Args:
         capacity: maximum number of distinct hashes.
@@ -36,19 +37,19 @@ class UrlSample:
         return len(self._sample)
 
     def add(self, hashes: np.ndarray, counts: np.ndarray, level: int = 0) -> None:
-        """Add hashed URLs with their row counts.
+        """Add URL hashes, with the number of rows that contain each URL.
 
         Args:
             hashes: `[n]` uint64, distinct URL hashes.
             counts: `[n]` int64, number of rows for each hash.
-            level: level of the sample that the hashes come from; 0 if they are not sampled.
+            level: sampling level of the sample from which the hashes were taken; 0 if they include all URLs.
         """
         self._sample.add(hashes, counts, level)
         if len(self) - self._merged > self._capacity // 4:
             self._merge()
 
     def duplicates(self) -> int:
-        """Return the number of rows that repeat an earlier row's URL: exact at level 0, otherwise an estimate."""
+        """Return the number of rows that repeat an earlier row's URL, exact if `level` is 0 and estimated otherwise."""
         _, counts = self._merge()
         return int((counts.sum() - len(counts)) << self.level)
 

@@ -50,9 +50,9 @@ class DownloadTask:
 
 
 class DownloadWorker:
-    """Worker that downloads shards one after another. Use it as a context manager, or end the process to close it.
+    """Worker that downloads shards one after another. Use it as a context manager.
 
-    Connections and decoder processes are reused for all shards until the worker is closed.
+    Connections and decoder processes are reused for all shards, until the context or the process ends.
 
     Args:
         store: folder that receives the shards.
@@ -89,7 +89,7 @@ class DownloadWorker:
 
         Args:
             task: shard to download.
-            following: next task, whose rows start while the last rows of `task` finish; None if there is no next task.
+            following: next task, or None. Its downloads start while the last rows of `task` are in progress.
 
         Returns:
             Record of the committed shard.
@@ -122,13 +122,17 @@ class DownloadWorker:
 
     @contextlib.asynccontextmanager
     async def _tools(self) -> AsyncIterator[None]:
-        """Open the connections and start the decoder processes; close both on exit."""
+        """Context manager that opens the connections and starts the decoder processes, and closes both on exit."""
         tls = ssl.create_default_context()
         async with Decoders(self._settings) as self._decoders, Fetcher(self._settings, tls) as self._fetcher:
             yield
 
     def _makers(self, task: DownloadTask) -> Iterator[RowMaker]:
-        """Yield one row maker for each row of a task, in input order."""
+        """Yield one row maker for each row of a task, in input order.
+
+        A row maker is a coroutine function that returns the finished row. If the task is a retry, rows without a
+        transient failure are reused, and only the others are fetched.
+        """
         rows = task.table.to_pylist()
         reused = reused_rows(self._store, task.name, rows) if task.retry else itertools.repeat(None, len(rows))
         for offset, (values, row) in enumerate(zip(rows, reused, strict=True)):
@@ -178,7 +182,7 @@ class DownloadWorker:
 
 
 async def _reuse(row: Row, claim: Claim) -> Row:
-    """Return a row of the replaced shard without fetching it again."""
+    """Return a row of the replaced shard without fetching it again, and ignore its share of the buffer."""
     return row
 
 

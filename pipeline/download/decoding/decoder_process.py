@@ -19,9 +19,9 @@ from ..settings import DownloadSettings
 from .messages import LENGTH, READY, pack
 
 _ORPHAN_SECONDS = 5.0
-"""Number of seconds beyond `decode_timeout_seconds` after which a hung decoder ends itself.
+"""Extra seconds, beyond `decode_timeout_seconds`, that a decoder process may hang before it terminates itself.
 
-The parent normally kills a hung decoder earlier, so this matters only if the parent no longer runs.
+The parent normally kills a hung decoder earlier, so this matters only if the parent is no longer running.
 """
 
 
@@ -33,7 +33,10 @@ def main() -> None:
 
 
 def _serve(stream: BufferedRWPair) -> None:
-    """Receive the settings, then receive response bodies and answer each until the stream ends."""
+    """Receive the download settings, then answer each response body with a resized image or an error.
+
+    Return when the parent closes the connection.
+    """
     request = _receive(stream)
     if request is None:
         return

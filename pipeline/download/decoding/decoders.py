@@ -28,13 +28,13 @@ from ..settings import DownloadSettings
 from .messages import LENGTH, READY, unpack
 
 _SENT_JOBS = 2
-"""Maximum number of unanswered bodies sent to a process: one that is being decoded, and one to decode next."""
+"""Maximum number of response bodies sent to a process but not answered yet: one in progress and one waiting."""
 _START_ATTEMPTS = 3
 """Number of attempts to start a process before the download fails."""
 _SOCKET_BYTES = 1 << 20
-"""Requested size in bytes of the socket's send buffer in each direction. Most response bodies fit into it."""
+"""Requested size in bytes of the send buffer at each end of the socket. Most response bodies fit into it."""
 _PROGRAM = "import sys; sys.path[:] = {path}; from {module} import main; main()"
-"""Program of a child process: like `python -m MODULE`, but with the parent's import path."""
+"""Template of the Python code that a child process runs: like `python -m MODULE`, but with the parent's import path."""
 
 
 @dataclass(eq=False)
@@ -80,7 +80,11 @@ class Decoders:
         return await job.answer
 
     async def _work(self, slot: _Slot) -> None:
-        """Run one slot. If the slot cannot start a process, fail its jobs, all queued jobs and all later jobs."""
+        """Run one pool slot until cancelled.
+
+        If the slot cannot start a decoder process, its jobs and all queued jobs fail with that error, and later calls
+        of `decode` raise it.
+        """
         try:
             await slot.run()
         except PriorkitError as error:
@@ -98,7 +102,7 @@ class _Slot:
     settings: DownloadSettings
     jobs: asyncio.Queue[_Job]
     sent: collections.deque[_Job] = field(default_factory=collections.deque)
-    """Jobs without an answer, oldest first. The process decodes the first job; the next has been or is being sent."""
+    """Jobs without an answer, oldest first. The process decodes the first; the second is in transit or waits for it."""
 
     async def run(self) -> None:
         """Decode images until cancelled. If the process ends, fail the job in progress and start a new process."""
@@ -126,7 +130,10 @@ class _Slot:
         return await _Process.start(self.settings)
 
     async def _feed(self, process: _Process) -> None:
-        """Send bodies to the process until cancelled, starting with those that the previous process did not answer."""
+        """Send response bodies to the process until cancelled.
+
+        If an earlier process ended before it answered all its jobs, the remaining jobs are sent first.
+        """
         process.watch(bool(self.sent))
         for job in list(self.sent):
             await process.send(job.body)
@@ -150,7 +157,7 @@ class _Slot:
             process.answered.set()
 
     def _answer(self, answer: ResizedImage | ImageError) -> None:
-        """Remove the oldest job from `sent`, and pass the answer to this job unless it was cancelled."""
+        """Remove the oldest job from `sent`. Unless the job was cancelled, set its result to the image or the error."""
         job = self.sent.popleft()
         if job.answer.cancelled():
             return

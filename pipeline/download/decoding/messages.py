@@ -12,16 +12,16 @@ import struct
 from ..outcomes import IMAGE_OUTCOMES, ImageError, ResizedImage
 
 LENGTH = struct.Struct(">Q")
-"""Header of each message in both directions: the number of bytes that follow."""
+"""Header of each message, in both directions: the length of the message in bytes, without the header."""
 READY = b""
-"""First message of a decoder process, sent once the process is ready to decode."""
+"""Empty message that a decoder process sends once it is ready to decode."""
 
 
 def pack(answer: ResizedImage | ImageError) -> bytes:
-    """Serialize an answer.
+    """Serialize the answer of a decoder process, which is an image or an error.
 
-    An image becomes a line of JSON with the sizes, followed by the encoded image data. An error becomes a JSON array of
-    its outcome and its detail.
+    An image becomes a line of JSON (width, height, original width and original height), followed by the encoded image.
+    An error becomes a JSON array of two strings, the outcome and the detail.
     """
     if isinstance(answer, ImageError):
         return json.dumps([answer.outcome, answer.detail]).encode()

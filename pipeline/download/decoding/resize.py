@@ -30,7 +30,7 @@ from ..settings import DownloadSettings
 Image.MAX_IMAGE_PIXELS = None  # Pillow only reads headers here, and `max_pixels` limits the sizes in headers
 
 _HEADERS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
-"""Names of the image formats whose headers Pillow may read."""
+"""Image formats, by Pillow name, whose headers are read. Pillow does not try any other format."""
 _FILTERED = frozenset({"image too small", "image area too large", "aspect ratio too large"})
 """Error messages that img2dataset's resizer returns when its filters reject an image."""
 _UNDECODABLE = "Image decoding error"
@@ -38,11 +38,11 @@ _UNDECODABLE = "Image decoding error"
 _UNENCODABLE = "cannot store"
 """First words of the error message that `_Codec.imencode` raises when OpenCV cannot encode an image."""
 _LONGEST_SIDES = {"jpg": 65_500, "webp": 16_383}
-"""Maximum side length in pixels for each format. PNG has no entry, because its maximum is much larger."""
+"""Maximum width and height in pixels of an image in each output format. PNG is omitted; its limit is far higher."""
 _MARGIN = 1.25
-"""Minimum ratio of a JPEG's side length after decoding at a reduced size to the target side length.
+"""Minimum size of a JPEG decoded at reduced size, relative to the target size on each side (1.25 means 25% larger).
 
-With a smaller ratio, the resized image is blurred.
+With a smaller ratio, the resized image would be blurred.
 """
 _REDUCED_COLOUR_FLAGS = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _REDUCED_GREY_FLAGS = {
@@ -150,14 +150,14 @@ class ImageResizer:
     def _passes_filters(self, width: int, height: int) -> bool:
         """Return True if the size and aspect ratio filters accept an image of this size.
 
-        A rejected image is passed to img2dataset's resizer, which reports the reason.
+        If the result is False, the image is passed to img2dataset's resizer, which reports the reason for rejecting it.
         """
         shorter, longer = sorted((width, height))
         too_small = shorter < max(1, self._settings.min_image_size)
         return not too_small and width * height <= self._max_area and longer / shorter <= self._max_ratio
 
     def _target(self, width: int, height: int) -> tuple[int, int]:
-        """Return the width and height after resizing, before cropping or padding."""
+        """Return the width and height to which an image of this size is resized, before cropping or padding."""
         mode = self._settings.resize_mode
         if mode == "no":
             return width, height
@@ -290,7 +290,7 @@ def _encoding_failure(encode_format: str, width: int, height: int) -> str:
 
 
 def _outcome(error: str) -> str:
-    """Return the outcome for an error message from the resizer or OpenCV."""
+    """Return the outcome for an error message: `filtered`, `encode`, `too_many_pixels`, or `decode` for all others."""
     if error in _FILTERED:
         return "filtered"
     if error.startswith(_UNENCODABLE):

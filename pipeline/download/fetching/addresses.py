@@ -1,5 +1,6 @@
-"""Guard that decides which IP addresses a list's URLs may reach, and a resolver that enforces the guard's decisions.
+"""Protection against URLs that would make this machine contact internal servers (server-side request forgery).
 
+`AddressGuard` decides which IP addresses may be contacted, and `GuardedResolver` applies its decisions to host names.
 Private, loopback, link-local and metadata addresses are refused unless the settings allow them.
 """
 
@@ -37,7 +38,7 @@ Metadata services hand out credentials, and a link-local address refers to a dif
 
 
 class BlockedAddress(Exception):
-    """Raised when a host is, or resolves to, a blocked address. The only argument gives the reason."""
+    """Raised when a host is a blocked address or resolves to one. The message names the address."""
 
 
 class AddressGuard:
@@ -53,7 +54,10 @@ class AddressGuard:
         self._allowed = [ipaddress.ip_network(network) for network in allowed]
 
     def refusal(self, address: str) -> str | None:
-        """Return the reason why an address is blocked, or None if the address is allowed."""
+        """Check an address, and return None if it is allowed.
+
+        If the address is blocked, return a text for the error message. It names the address.
+        """
         forms = _forms(address)
         if any(form in network for form in forms for network in self._allowed):
             return None
@@ -144,7 +148,7 @@ def is_local_name(host: str) -> bool:
 
 
 def _forms(address: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """Return an address without its scope ID. If it is IPv6 and embeds an IPv4 address, return that address too."""
+    """Return a list of the address, without its scope ID, and the IPv4 address that it embeds, if any."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv4Address):
         return [ip]

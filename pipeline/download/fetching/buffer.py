@@ -1,4 +1,4 @@
-"""Download memory budget: limits the rows and bytes in progress between the network and the shard."""
+"""Memory budget of a download: limits the number of rows in progress and the bytes held in memory for them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable
 _FIRST_MEAN_BYTES = 100_000.0
 """Estimate of the mean body size in bytes that is used before any body has arrived."""
 _BODIES_SHARE = 8
-"""Divisor of the buffer size: no row starts while bodies that are not decoded yet fill 1/8 of the buffer.
+"""Share of the buffer, as a divisor (8 means 1/8), that undecoded response bodies may fill before new downloads wait.
 
 A larger share would not keep the decoders busier.
 """
 _MEAN_OVER = 64
-"""Approximate number of recent bodies that the exponential moving average of body sizes covers."""
+"""Number of bodies that the moving average of body sizes roughly spans: each new body has a weight of 1/64."""
 
 
 class Buffer:
-    """Counter of rows and bytes in progress, which decides whether another row may start.
+    """Counter of rows in progress and their bytes, which decides whether the download of another row may start.
 
     Rows start in input order, and a row that has started is never paused. Therefore the row that is to be written next
     is always among the started rows. It can finish even when the buffer is full, so there are no deadlocks.
@@ -53,7 +53,11 @@ class Buffer:
 
 
 class Claim:
-    """One row's share of the buffer: first its expected body, then the received body, then the image."""
+    """One row's share of the buffer.
+
+    It counts the response body, first at its expected size (the mean size of recent bodies) and then at its actual
+    size. Once the row has a result, it counts the encoded image instead.
+    """
 
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
@@ -76,7 +80,7 @@ class Claim:
         self._buffer.changed()
 
     def finished(self, size: int) -> None:
-        """Record that the row has a result, which waits to be written.
+        """Record that the row has succeeded or failed, and now waits to be written.
 
         Args:
             size: size of the image in bytes; 0 if the row has no image.

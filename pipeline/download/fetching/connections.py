@@ -21,7 +21,7 @@ from .response_head import MAX_HEAD_BYTES
 from .tolerant import TolerantHandler
 
 _BLOCK_BYTES = 1 << 16
-"""Size in bytes of aiohttp's read buffer. A connection may buffer up to three times as many bytes."""
+"""Value of aiohttp's `read_bufsize` in bytes. A connection may buffer up to three times this amount."""
 _RESOLVER_THREADS = 256
 """Maximum number of simultaneous name lookups."""
 _DNS_SECONDS, _DNS_NAMES = 300, 10_000
@@ -143,10 +143,11 @@ def _refusal(status: int) -> str:
 
 
 def affordable(concurrency: int) -> int:
-    """Return how many URLs can be fetched at once within the open-file limit, but at most `concurrency`.
+    """Return the number of URLs that can be fetched at once without exceeding the limit on open files.
 
-    If the process's soft limit is too low, this function raises it as far as the hard limit allows. Each URL counts as
-    four open files, because idle connections stay open too. 512 files are reserved for other uses.
+    The result is at least 1 and at most `concurrency`. If the process's soft limit is too low, this function raises it
+    as far as the hard limit allows. Each URL counts as four open files, because idle connections stay open too. 512
+    files are reserved for other uses.
 
     Args:
         concurrency: desired number of URLs to fetch at once.

@@ -1,6 +1,6 @@
 """Content-Encoding decoder for gzip, deflate, br and zstd, with a limit on the number of decoded bytes.
 
-Some servers state an encoding that was not applied, or state the same encoding twice. Therefore the body is
+Some servers declare an encoding that they did not apply, or declare the same encoding twice. Therefore the body is
 checked for an image before and after each decoding step, and the last image found is the result. Unknown encodings,
 such as `none` or `utf-8`, are ignored, as in browsers.
 """
@@ -25,22 +25,22 @@ else:
 _BLOCK_BYTES = 1 << 16
 """Maximum number of bytes that a decoder consumes or returns in one step."""
 _FIRST_WINDOW_BYTES = 1 << 10
-"""Size in bytes of the first input block of each gzip member or zstd frame.
+"""Number of bytes in the first block that is passed to the decoder of a gzip member or zstd frame.
 
-Each further block is twice as large, up to `_BLOCK_BYTES`. At the end of a member, the decoder copies the rest of the
-block. Small first blocks keep this copy cheap for bodies with many short members.
+Each further block is twice as large, up to `_BLOCK_BYTES`. If a member ends within a block, the decoder copies the
+remaining bytes. Small first blocks keep these copies cheap for bodies with many short members.
 """
 _MOST_MEMBERS = 1024
 """Maximum number of gzip members or zstd frames in one body. Real bodies have only a few."""
 _MOST_CODINGS = 5
-"""Maximum number of nested encodings, as in curl."""
+"""Maximum number of encodings applied to a body one after another, the same limit as in curl."""
 _ZSTD_WINDOW_LOG = 23
 """Base-2 logarithm of the maximum zstd window size: 8 MiB, the limit in RFC 9659."""
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 class CodingError(Exception):
-    """Raised when a body cannot be decoded with its stated encoding. The message gives the reason."""
+    """Raised when a body cannot be decoded as its Content-Encoding header declares. The message gives the reason."""
 
 
 class BodyTooLarge(Exception):
@@ -108,9 +108,10 @@ def _zstd() -> _Decoder:
 
 
 def _decoder(coding: str, body: bytes) -> tuple[Callable[[], _Decoder], bytes]:
-    """Return a function that creates a decoder for one member, and the magic bytes at the start of each further member.
+    """Return a function that creates a decoder, and the magic bytes that begin each further compressed stream.
 
-    The magic bytes are empty if the encoding allows only one member.
+    A gzip or zstd body may consist of several streams (members or frames), and each needs a new decoder. For the other
+    encodings, a body is one stream, and the magic bytes are empty.
 
     Args:
         coding: name of a known encoding.
@@ -135,9 +136,10 @@ def known_codings(header: str) -> list[str]:
 
 
 def decode_body(body: bytes, header: str, limit: int) -> bytes:
-    """Decode a body according to its Content-Encoding header.
+    """Decode a body according to its Content-Encoding header, and return the decoded bytes.
 
-    If a decoding step fails after an image was found in the body, that image is returned.
+    The body is checked for an image before and after each decoding step. If images are found, the last one is returned,
+    even if a later step fails.
 
     Args:
         body: body as received.
@@ -145,7 +147,8 @@ def decode_body(body: bytes, header: str, limit: int) -> bytes:
         limit: maximum number of decoded bytes.
 
     Raises:
-        CodingError: the header states too many encodings, or the body does not have them and no image was found.
+        CodingError: the header lists too many encodings, or the body cannot be decoded as the header declares and no
+            image was found.
         BodyTooLarge: the decoded body exceeds `limit` bytes, and no image was found.
     """
     codings = known_codings(header)
@@ -166,7 +169,7 @@ def decode_body(body: bytes, header: str, limit: int) -> bytes:
 def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
     """Decode the beginning of a body, which may be truncated, and return at most `limit` bytes.
 
-    If nothing can be decoded with the stated encoding, the received bytes are returned without decoding.
+    If decoding fails before it produces any bytes, the encoding is ignored, because the server may not have applied it.
 
     Args:
         body: first bytes of a body as received.
@@ -187,10 +190,10 @@ def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
 
 
 def _decode(body: bytes, coding: str, limit: int) -> bytes:
-    """Undo one encoding of a body.
+    """Remove one encoding from a body and return the decoded bytes.
 
     Raises:
-        CodingError: the body does not have this encoding, is truncated, or has too many members.
+        CodingError: the body is not valid in this encoding, is truncated, or has too many gzip members or zstd frames.
         BodyTooLarge: the decoded body exceeds `limit` bytes.
     """
     blocks: list[bytes] = []
@@ -205,10 +208,10 @@ def _decode(body: bytes, coding: str, limit: int) -> bytes:
 
 
 def _blocks(body: bytes, coding: str) -> Iterator[bytes]:
-    """Undo one encoding of a body, and yield the result in blocks of at most `_BLOCK_BYTES` bytes.
+    """Remove one encoding from a body and yield the decoded bytes in blocks of at most `_BLOCK_BYTES`.
 
     Raises:
-        CodingError: the body does not have this encoding, is truncated, or has too many members.
+        CodingError: the body is not valid in this encoding, is truncated, or has too many gzip members or zstd frames.
     """
     make, magic = _decoder(coding, body)
     start = 0

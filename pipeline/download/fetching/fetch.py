@@ -47,8 +47,8 @@ _ERROR_CHARACTERS = 200
 class Fetcher:
     """Client that fetches URLs within the limits of the download settings. Use it as an asynchronous context manager.
 
-    Memory use is bounded by the sum of three parts: the buffers of `concurrency` connections, the bytes that arrive
-    within one deadline, and a few times `max_bytes` for decoding compressed bodies.
+    Memory use is bounded by the sum of three parts: the buffers of `concurrency` connections, the body bytes that
+    arrive within `timeout_seconds`, and a few times `max_bytes` for decoding compressed bodies.
 
     Args:
         settings: download settings.
@@ -77,12 +77,12 @@ class Fetcher:
         await self._connections.__aexit__(kind, error, trace)
 
     async def fetch(self, url: str | None) -> bytes:
-        """Fetch `url` and return the response body, with its Content-Encoding undone.
+        """Fetch `url` and return the response body, decoded as its Content-Encoding header declares.
 
-        The time limit starts once the fetch has a free slot under both `connections_per_host` and `concurrency`.
+        `timeout_seconds` does not include the time spent waiting because of `connections_per_host` or `concurrency`.
 
         Raises:
-            FetchError: the fetch failed, or `url` is None or invalid. `outcome` is the outcome for the row.
+            FetchError: the fetch failed, or `url` is None or invalid. Its `outcome` names the kind of failure.
         """
         checked = self._check(url)
         host = checked.raw_host or ""
@@ -223,11 +223,11 @@ class Fetcher:
             blocks.clear()  # an exception's traceback would keep the body alive until the next garbage collection
 
     async def _decode(self, body: bytes, response: aiohttp.ClientResponse) -> bytes:
-        """Undo the Content-Encoding of a body, and check that the body is complete.
+        """Check that a body is complete, and decode it as its Content-Encoding header declares.
 
         Raises:
-            FetchError: the body is incomplete, too large or badly encoded. Also raised if the status is not 200 and the
-                body is not an image.
+            FetchError: the body is incomplete, too large or cannot be decoded. Also raised if the status is not 200 and
+                the body is not an image.
         """
         if response.status == 206 and not _is_whole(response.headers.get("Content-Range", ""), len(body)):
             raise FetchError("http_other", "206, a part of the body")
@@ -247,10 +247,11 @@ class Fetcher:
         return body
 
     async def _read_robots(self, url: URL) -> bytes:
-        """Return at most the first `MAX_ROBOTS_BYTES` bytes of a robots.txt, or empty bytes if the site has none.
+        """Return at most the first `MAX_ROBOTS_BYTES` bytes of a robots.txt.
 
-        The read must finish within half of `timeout_seconds`, so that a URL waiting for the rules can report the
-        failure before its own deadline.
+        If the server answers with a 4xx status other than 429, or redirects too often, return empty bytes, which mean
+        that all URLs are allowed. The read must finish within half of `timeout_seconds`, so that a URL waiting for the
+        rules can report the failure before its own deadline.
 
         Raises:
             FetchError: the file cannot be read. Without the rules, the site's URLs fail with the same outcome.
@@ -290,7 +291,7 @@ class Fetcher:
 
 @contextlib.contextmanager
 def _named_failures() -> Iterator[None]:
-    """Context manager that converts connection exceptions to `FetchError`, and marks transient failures."""
+    """Context manager that converts network and protocol errors to `FetchError`, with `outcome` and `transient` set."""
     try:
         yield
     except BlockedAddress as error:

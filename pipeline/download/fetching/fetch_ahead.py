@@ -1,4 +1,7 @@
-"""Background fetching of rows, delivered in input order. The next shard's rows start before the current shard ends."""
+"""Background fetching of list rows, with results delivered in input order.
+
+Fetches for the next shard start before the current shard is finished, so that the network does not become idle.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _MAX_STARTED = 8192
-"""Maximum number of rows that have started but are not written yet: about 10 seconds of work at 800 rows per second."""
+"""Maximum number of rows being downloaded or waiting to be written: about 10 seconds of work at 800 rows per second."""
 _BLOCK_ROWS = 64
 """Maximum number of rows passed to the shard writer at once."""
 _GATHER_SECONDS = 0.05
-"""Maximum number of seconds to wait for more finished rows before rows are passed to the shard writer.
+"""Maximum number of seconds that a finished row waits for further rows before it is passed to the shard writer.
 
 Passing rows one by one would need a thread switch for each row, which takes longer than writing the row.
 """
@@ -33,25 +36,30 @@ _STOP_SECONDS = 5.0
 """Seconds that `close` waits for running work, such as a hung name lookup."""
 
 RowMaker: TypeAlias = Callable[[Claim], Coroutine[Any, Any, Row]]
-"""Coroutine function that makes one row. It must call `arrived` on the given claim when the row's body arrives."""
+"""Coroutine function that downloads one list row and returns it with the result.
+
+Its argument is the row's share of the memory buffer. The function must call `Claim.arrived` when it has received the
+response body.
+"""
 
 
 @dataclass(eq=False)
 class _TaskRows(Generic[Task]):
-    """Rows of one task that have not been written yet."""
+    """Rows of one task (such as a shard to download) that have not been passed to the consumer yet."""
 
     task: Task
     pending: Iterator[RowMaker]
     """Row makers of the rows that have not started."""
     started: collections.deque[tuple[asyncio.Task[Row], Claim]] = field(default_factory=collections.deque)
-    """Rows that have started, in order, each with its claim."""
+    """Rows that have started, in order: the asyncio task of each row, and its share of the buffer."""
     all_started: bool = False
 
 
 class FetchAhead(Generic[Task]):
-    """Producer of rows for consecutive tasks. All row makers run in one event loop in a separate thread.
+    """Producer that downloads the rows of consecutive tasks, such as shards, in the background.
 
-    Slow writes to the store and the change to the next task do not delay running fetches.
+    Each row is downloaded by a row maker, a coroutine function. All row makers run in one event loop in a separate
+    thread, so running fetches are not delayed by slow writes or by the switch to the next task.
 
     Args:
         tools: context manager that opens the resources of the row makers, such as connections. It is entered in the
@@ -110,7 +118,8 @@ class FetchAhead(Generic[Task]):
     async def _plan(self, wanted: list[_TaskRows[Task]]) -> None:
         """Replace the queue with the tasks in `wanted`.
 
-        Queued tasks that match the start of `wanted` keep their started rows. All other queued tasks are cancelled.
+        The two lists are compared from the front. Tasks that are equal keep their started rows. Queued tasks from the
+        first difference on are cancelled.
         """
         shared = 0
         while shared < min(len(self._queue), len(wanted)) and self._queue[shared].task == wanted[shared].task:
@@ -177,12 +186,15 @@ async def _make(maker: RowMaker, claim: Claim) -> Row:
 
 
 async def _fail(error: Exception, claim: Claim) -> Row:
-    """Raise `error`. This row maker replaces a row maker that could not be created."""
+    """Raise `error`.
+
+    If the iterator of row makers fails, this row maker passes the error to the consumer of the rows.
+    """
     raise error
 
 
 async def _cancel(entry: _TaskRows[Task]) -> None:
-    """Cancel the started rows of a task and release their claims."""
+    """Cancel the started rows of a task and release their shares of the buffer."""
     entry.all_started = True
     for row, _ in entry.started:
         row.cancel()

@@ -22,7 +22,7 @@ _LENGTH = re.compile(rb"\+?(\d+)")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 _COPIED_HEADERS = (b"content-range", b"retry-after", b"x-robots-tag")
-"""Headers that are copied to the new head unchanged."""
+"""Names of headers whose values are copied to the new head."""
 _REASON_BYTES = 100
 """Maximum length in bytes of the reason phrase in the new head; a longer phrase is truncated."""
 
@@ -48,7 +48,7 @@ class HeadReader:
 
     def __init__(self) -> None:
         self.buffer = bytearray()
-        """Received bytes that follow the heads already returned by `take`."""
+        """Received bytes that `take` has not yet returned as part of a head."""
         self._searched = 0
 
     def take(self) -> Head | None:
@@ -81,7 +81,7 @@ def parse_head(data: bytes) -> Head:
         data: head without its final blank line.
 
     Raises:
-        BadResponse: the head has no status, or states two different lengths.
+        BadResponse: the head has no status, or contradictory Content-Length values.
     """
     first, *lines = data.split(b"\n")
     status_line = _STATUS.match(first.rstrip(b"\r"))
@@ -112,7 +112,7 @@ def parse_head(data: bytes) -> Head:
 
 
 def _fields(lines: list[bytes]) -> tuple[dict[bytes, list[bytes]], bool]:
-    """Parse header lines.
+    """Parse header lines. Lines without a colon are skipped.
 
     Returns:
         The values of each header, keyed by lowercase name, and a flag that is True if all lines comply with RFC 9112.
@@ -143,18 +143,23 @@ def _clean(value: bytes) -> bytes:
 
 
 def _listed(values: dict[bytes, list[bytes]], name: bytes) -> list[bytes]:
-    """Return the comma-separated items from all headers with the given name."""
+    """Split all values of a header at commas and return the non-empty items.
+
+    Args:
+        values: values of each header, keyed by lowercase name.
+        name: lowercase name of the header.
+    """
     parts = (part.strip(b" \t") for value in values.get(name, []) for part in value.split(b","))
     return [part for part in parts if part]
 
 
 def _length(stated: list[bytes]) -> int | None:
-    """Return the body length in bytes that the Content-Length values state.
+    """Parse all Content-Length values of a response, and return the body length in bytes.
 
     Return None if there are no values, or if a value is not a number.
 
     Raises:
-        BadResponse: two values state different lengths.
+        BadResponse: the values contain different numbers.
     """
     # longer numbers are cut to 18 digits, which fit into the integers of aiohttp's parser and exceed any size limit
     numbers = {match and int(match[1].lstrip(b"0")[:18] or 0) for match in map(_LENGTH.fullmatch, stated)}

@@ -21,7 +21,10 @@ _FIRST_BACKOFF_SECONDS = 0.5
 
 
 def retry_wait(url: URL, error: FetchError, *, attempt: int, retries: int, seconds_left: float) -> float | None:
-    """Return the number of seconds to wait before the next attempt, or None to stop trying.
+    """Return the number of seconds to wait before the next attempt, or None if the fetch must not be retried.
+
+    A fetch is not retried if the failure is not transient, if all retries have been made, or if the wait would not end
+    before the deadline.
 
     Args:
         url: URL to fetch, which seeds the jitter.
@@ -49,7 +52,10 @@ def backoff(url: URL, attempt: int) -> float:
 
 
 def retry_after(value: str) -> float | None:
-    """Return the number of seconds that a Retry-After header asks to wait, or None if the header is invalid."""
+    """Return the number of seconds that a Retry-After header asks to wait, or None if the header is invalid.
+
+    The header contains a number of seconds or a date. For a date in the past, return 0.
+    """
     if re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
         return float(value)
     try:

@@ -22,7 +22,7 @@ _RULE_BYTES = 300
 _OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 """X-Robots-Tag directives that exclude an image, as in img2dataset. `none` means `noindex, nofollow`."""
 _VALUED_DIRECTIVES = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
-"""Directives followed by a colon and a value. They must not be mistaken for agent names."""
+"""X-Robots-Tag directives that take a value after a colon. They must not be mistaken for user-agent names."""
 _AGENT = re.compile(r"^\s*([A-Za-z0-9_.*-]+)\s*:\s*(.*)$", re.DOTALL)
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset(string.ascii_letters + string.digits + "-._~")
@@ -77,8 +77,8 @@ class RobotsRules:
     def parse(cls, body: bytes, user_agent: str) -> RobotsRules:
         """Parse a robots.txt and return the rules that apply to our user agent.
 
-        Rules for our own user-agent name take precedence over rules for img2dataset, which take precedence over rules
-        for all user agents. Only rules from the first of these groups that is present apply.
+        If the file has a group of rules for our own user-agent name, only this group applies. Otherwise, the group for
+        `img2dataset` applies or, if there is none, the group for all user agents (`*`).
         """
         groups: dict[str, list[tuple[str, bool]]] = {}
         agents = (product_token(user_agent), UPSTREAM_AGENT, "*")
@@ -110,8 +110,8 @@ def _matches(parts: list[str], whole: bool, path: str) -> bool:
     """Return True if a path matches a pattern, in linear time.
 
     Args:
-        parts: pattern, split at its wildcards.
-        whole: True if the pattern must match to the end of the path; False if it may match only the start.
+        parts: pattern of an Allow or Disallow line, without a final `$`, split at each `*`.
+        whole: True if the pattern ended in `$` and must match the whole path; False if matching a prefix is enough.
         path: path in the form that `_normalise` returns.
     """
     first, *rest = parts

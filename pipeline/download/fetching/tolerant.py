@@ -52,7 +52,7 @@ class ChunkReader:
         self.done = self.excess = False
 
     def feed(self, data: bytes) -> bytes:
-        """Process received bytes and return their strict form. An incomplete line is buffered until the rest arrives.
+        """Return received bytes, rewritten in strict form. An incomplete line is buffered until the rest arrives.
 
         Raises:
             BadResponse: the bytes are not valid chunks.
@@ -81,7 +81,9 @@ class ChunkReader:
         return b"".join(strict)
 
     def _line(self, line: bytes) -> bytes:
-        """Process one line outside the chunk data. Return its strict form, or empty bytes to drop the line.
+        """Process a line outside the chunk data: a chunk size, the line break after a chunk, or a trailer.
+
+        Return the line in strict form, or empty bytes to drop it.
 
         Raises:
             BadResponse: the line is invalid, or the trailers are too large.
@@ -106,7 +108,9 @@ class ChunkReader:
 
 
 class TolerantHandler(ResponseHandler):
-    """aiohttp connection protocol that rewrites heads and chunks for aiohttp's parser, and drops bytes after a body.
+    """Subclass of aiohttp's connection protocol that accepts malformed responses.
+
+    It rewrites response heads and chunks so that aiohttp's parser accepts them, and drops excess bytes after a body.
 
     Args:
         loop: event loop of the connection.
@@ -125,7 +129,7 @@ class TolerantHandler(ResponseHandler):
         super().set_response_params(**options)
 
     def data_received(self, data: bytes) -> None:
-        """Pass each head to aiohttp's parser once the head is complete, and pass body bytes as they arrive."""
+        """Pass each response head, once complete, and then the body bytes, as they arrive, to aiohttp's parser."""
         try:
             if self._heads is None or self._parser is None:
                 self._body_received(data)
@@ -159,7 +163,7 @@ class TolerantHandler(ResponseHandler):
             super().data_received(body)
 
     def _fail(self, error: BadResponse) -> None:
-        """Fail the response with an error and close the connection."""
+        """Close the connection, and make the current response raise `error`."""
         if self._payload is not None and not self._payload.is_eof():
             self._payload.set_exception(error)
         # aiohttp's later errors for this connection are less precise, so they must not replace `error`
