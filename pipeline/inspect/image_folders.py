@@ -32,8 +32,8 @@ class RecordedImages:
 
         Args:
             record: manifest entry of the shard.
-            differing: names of the shard's files that differ from the record. The differences are already reported as
-                problems. If there are any, further faults in the shard are reported as notes.
+            differing: names of the shard's files that are missing or whose hash differs from the record. They are
+                already reported as problems. If there are any, further faults in the shard are reported as notes.
         """
         inspection, name = self._inspection, record.name
         tar_name, table_name = f"{name}.tar", f"{name}.parquet"
@@ -53,7 +53,10 @@ class RecordedImages:
             self._images.inspect(name, table, report)
 
     def _compare_counts(self, record: ShardRecord, table: ShardTable, report: Report) -> None:
-        """Compare the numbers of rows and images in a shard's table with its record, and count the error messages."""
+        """Compare the numbers of rows and images in a shard's table with the shard's record in the manifest.
+
+        Also add the error messages in the table to the inspection's counts.
+        """
         if table.rows != record.rows:
             report(f"shard {record.name}: {record.name}.parquet has {table.rows} rows, its record says {record.rows}")
         success = record.counts.get("success", 0)
@@ -123,7 +126,9 @@ def inspect_foreign_images(store: Store, names: list[str], progress: ProgressCal
 
 
 def _compare_statistics(store: Store, inspection: Inspection, shard: str, name: str, table: ShardTable | None) -> bool:
-    """Compare img2dataset's statistics for a shard with the shard's table, and count the error messages in them.
+    """Compare img2dataset's statistics for a shard with the shard's table.
+
+    Also add the numbers of rows per error message in the statistics to the inspection's counts.
 
     Args:
         shard: name of the shard.
@@ -131,7 +136,7 @@ def _compare_statistics(store: Store, inspection: Inspection, shard: str, name: 
         table: the shard's table; None if it is missing or damaged.
 
     Returns:
-        True if the statistics contain the number of rows for each error message.
+        True if the statistics contain row counts by status, so that the messages in the table need not be counted.
     """
     try:
         value = store.read_json(name)

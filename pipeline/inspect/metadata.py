@@ -25,7 +25,7 @@ from .vectors import ShardParts, array_blocks
 _BATCH_ROWS = 16384
 """Number of Parquet rows that are in memory at a time."""
 _NORMS = {"image_norm": "image", "text_norm": "text"}
-"""Kind of embedding, in words, for each metadata column with norms from before normalisation."""
+"""Metadata columns with the norms of embeddings before normalisation, mapped to the kind of embedding."""
 
 
 class MetadataInspector:
@@ -116,7 +116,18 @@ class MetadataInspector:
     def _inspect_keys(
         self, shard: ShardParts, start: int, values: Mapping[str, pa.Array], key: str, report: Report
     ) -> np.ndarray:
-        """Report missing and inconsistent keys in a block of rows, and return the hash of each key: `[n]` int64."""
+        """Report rows without a key, or with different keys in two columns, and return the hash of each row's key.
+
+        Args:
+            shard: shard that contains the rows.
+            start: row number of the block's first row.
+            values: key and caption columns of the block, keyed by column name.
+            key: name of the key column to use.
+            report: callback for faults.
+
+        Returns:
+            `[n]` int64 hashes.
+        """
         keys = values[key].to_pylist()
         missing = [row for row, value in enumerate(keys) if value is None] if values[key].null_count else []
         if self._recorded:
@@ -257,7 +268,9 @@ class MetadataInspector:
 def inspect_failures(
     store: Store, inspection: Inspection, name: str, shard: str, expected: int, report: Report
 ) -> None:
-    """Count the error messages in a shard's failure table, and compare the table's number of rows with the record.
+    """Count the error messages in a shard's failure table, which lists the rows that `embed` could not process.
+
+    Also compare the number of rows in the table with the shard's record in the manifest.
 
     Args:
         store: folder of the shards.
@@ -287,7 +300,10 @@ def open_stored_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
 
 
 def _differing(one: pa.Array, other: pa.Array) -> list[int]:
-    """Return the row numbers at which two columns differ, or an empty list if the columns have different types."""
+    """Return the row numbers at which two columns differ. A null does not differ from any value.
+
+    Return an empty list if the columns have different types.
+    """
     if one.type != other.type:
         return []
     return [int(row) for row in np.flatnonzero(pc.fill_null(pc.not_equal(one, other), False).to_numpy(False))]

@@ -30,16 +30,19 @@ def seeded_rows(total: int, most: int) -> np.ndarray:
 
 @dataclass
 class Neighbours:
-    """Result of comparing the rows of a `NeighbourBank`."""
+    """Result of comparing the rows of a `NeighbourBank` (a random sample of a folder's rows) with each other."""
 
     compared: int
-    """Number of rows compared with the whole bank. It is below the number of distinct rows if time ran out."""
+    """Number of distinct rows that were compared with all others. If time ran out, it excludes the remaining rows."""
     near_pairs: int
     """Number of near-duplicate pairs: two rows with different content whose cosine is at least `NEAR_COSINE`."""
     examples: list[tuple[int, int]]
     """Row numbers of up to three near-duplicate pairs."""
     nearest: np.ndarray
-    """`[compared]` float32: largest cosine between each compared row and any row with different content."""
+    """`[compared]` float32: largest cosine between each compared row and any row with a different embedding.
+
+    Empty if all rows have the same embedding.
+    """
 
 
 class NeighbourBank:
@@ -75,9 +78,9 @@ class NeighbourBank:
             self.rows += int(sampled.sum())
 
     def compare(self, seconds: float = _SECONDS, near: float = NEAR_COSINE) -> Neighbours:
-        """Compare all pairs of rows with different content, block by block, until time runs out.
+        """Compare all pairs of rows with different embeddings, block by block, until time runs out.
 
-        Only one of several rows with the same content is compared. All rows are removed from the bank.
+        Of several rows with identical embeddings, only one is compared. The bank is empty afterwards.
 
         Args:
             seconds: time limit in seconds. At least one block is compared, even if it takes longer.

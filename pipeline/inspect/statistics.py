@@ -57,9 +57,10 @@ class Distribution:
         return self._mean, math.sqrt(self._squares) / self.rows
 
     def quantile(self, share: float) -> float:
-        """Return the value below which the fraction `share` of the values lies.
+        """Return the value below which the fraction `share` of the values lies, such as the median for 0.5.
 
-        The quantile is interpolated linearly within its bin, so its error is at most the bin width.
+        The quantile is interpolated linearly within its bin, so its error is at most the bin width. At least one value
+        must have been added.
         """
         target = share * self.rows
         below = np.cumsum(self.counts)
@@ -73,7 +74,11 @@ class Distribution:
         return min(math.floor(value), self._max) if self._whole else value
 
     def to_json(self) -> dict[str, Any]:
-        """Return moments, extremes, quantiles and the histogram, without empty bins at the ends of the histogram."""
+        """Return the number of values, mean, standard deviation, extremes, quantiles and histogram.
+
+        Empty bins at both ends of the histogram are omitted, and neighbouring bins are merged so that at most 64 remain.
+        At least one value must have been added.
+        """
         first, last = np.flatnonzero(self.counts)[[0, -1]]
         step = -(-(last + 1 - first) // _PRINTED_BINS)
         starts = np.arange(first, last + 1, step)
@@ -140,7 +145,8 @@ class Repeats:
 def content_hashes(values: Iterable[Any], count: int) -> np.ndarray:
     """Return the int64 hashes of `count` values.
 
-    Python salts the hashes of text and bytes in each process, so an attacker cannot construct collisions.
+    Python salts the hashes of text and bytes in each process, so an attacker cannot construct collisions. For the same
+    reason, hashes from different processes cannot be compared.
     """
     return np.fromiter(map(_hash, values), np.int64, count)
 

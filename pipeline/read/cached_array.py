@@ -18,7 +18,7 @@ from ..contract.vectors.spool import RowSpool
 from ..errors import InputError
 
 FOLDER = "selections"
-"""Name of the cache folder. It is part of the disk format."""
+"""Name of the subfolder of an embeddings folder that contains cached arrays. The name is part of the disk format."""
 _COPY_BYTES = 1 << 20
 """Number of bytes that are copied from a remote array at a time."""
 

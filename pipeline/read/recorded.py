@@ -49,7 +49,7 @@ def open_recorded(store: Store, manifest: Manifest) -> FolderShards:
 
 
 def _recorded_width(store: Store, clip: Any, name: str) -> int:
-    """Return an array width from the manifest's description of the CLIP model.
+    """Return `embed_dim` or `token_width`, as given by `name`, from the manifest's description of the CLIP model.
 
     Raises:
         InputError: the width is missing or implausible.

@@ -1,8 +1,8 @@
 """Split plan: the assignment of rows to training, validation and test, computed shard by shard.
 
-The split of a row depends only on its content group and the settings. Therefore, all copies of an image are in the
-same split, and rows stay in their split when data is added. A group identifier is a hash of the content group. A row
-identifier is a hash of the content group and the text embedding.
+Rows with the same image form a content group. The split of a row depends only on its content group and the settings.
+Therefore, all copies of an image are in the same split, and rows stay in their split when data is added. A group
+identifier is a hash of the content group. A row identifier is a hash of the content group and the text embedding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DOUBLE_VALUES = 1 << 53
 
 
 def plan_splits(shards: Iterable[EmbeddingShard], settings: ReadSettings) -> Iterator[np.ndarray]:
-    """Yield each row's split as a uint8 index into `SPLITS`, in parts of shape `[n]`."""
+    """Yield the split of each row, in row order, as `[n]` uint8 arrays of indices into `SPLITS`."""
     for digests in group_digests(shards):
         yield split_codes(digests[:, 0], settings)
 
@@ -50,7 +50,7 @@ def split_codes(hashes: np.ndarray, settings: ReadSettings) -> np.ndarray:
 
 
 def identify_rows(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield a uint64 hash of each row's content group and text embedding, in parts of shape `[n]`."""
+    """Yield a hash of each row's image identifier and text embedding, in row order, as `[n]` uint64 arrays."""
     for shard in shards:
         first = 0
         for groups in shard.content_groups():
@@ -64,13 +64,16 @@ def identify_rows(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
 
 
 def identify_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield a uint64 hash of each row's content group, in parts of shape `[n]`."""
+    """Yield a hash of each row's image identifier, in row order, as `[n]` uint64 arrays."""
     for digests in group_digests(shards):
         yield digests[:, 0]
 
 
 def group_digests(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield the salted SHA-256 of each row's content group as four uint64 values, in parts of shape `[n, 4]`."""
+    """Yield the salted SHA-256 of each row's image identifier, in row order, as `[n, 4]` uint64 arrays.
+
+    Rows with the same image have the same identifier; see `EmbeddingShard.content_groups`.
+    """
     for shard in shards:
         for groups in shard.content_groups():
             digests = b"".join(hashlib.sha256(_SPLIT_SALT + group).digest() for group in groups)

@@ -1,4 +1,4 @@
-"""Token states of consecutive rows, read on demand from a file."""
+"""Token states (the text encoder's output for each token of a caption), read from a file when a batch needs them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class StateRanges:
         count: number of rows.
 
     Raises:
-        InputError: the offsets are not ascending, or exceed the number of token states.
+        InputError: the stored index of each row's first token state is not ascending, or exceeds the number of token
+            states in the file.
     """
 
     def __init__(self, shard: EmbeddingShard, first: int, count: int) -> None:
