@@ -60,7 +60,7 @@ class _FolderInspector:
 
 
 class RecordedEmbeddings:
-    """Inspector for the shards in a manifest written by `embed`."""
+    """Inspector for an embeddings folder with a manifest that `embed` wrote."""
 
     def __init__(self, store: Store, inspection: Inspection, manifest: Manifest) -> None:
         self._store, self._inspection, self._manifest = store, inspection, manifest
@@ -99,7 +99,7 @@ class RecordedEmbeddings:
             inspect_failures(self._store, inspection, failures, record.name, failed, inspection.add_problem)
 
     def finish(self) -> None:
-        """Report missing shards and unrecorded files, then the findings about the folder as a whole."""
+        """Report missing shards and files that the manifest does not list, then findings about the whole folder."""
         inspection, manifest = self._inspection, self._manifest
         planned = manifest.input.get("shards", 0)
         if len(manifest.shards) < planned:
@@ -174,7 +174,10 @@ def inspect_foreign_embeddings(store: Store, names: list[str], progress: Progres
 def _readable_headers(
     store: Store, inspection: Inspection, groups: Mapping[int, Mapping[str, str]]
 ) -> dict[str, FileHeader]:
-    """Return the header of each file, keyed by file name. A header that cannot be read is omitted and reported."""
+    """Return the header of each file, keyed by file name.
+
+    A file whose header cannot be read is omitted and reported as a problem.
+    """
     headers: dict[str, FileHeader] = {}
     for files in groups.values():
         for kind in _FOREIGN_KINDS:

@@ -22,7 +22,8 @@ class Inspection:
 
     folder: str
     stage: str
-    """Name of the stage that wrote the folder. For a folder without a manifest, a description of the content."""
+    """Name of the stage that wrote the folder, such as `embed`. For a folder without a manifest, a description such as
+    `images without a manifest`."""
     shards: int
     rows: int
     bytes: int
@@ -36,7 +37,7 @@ class Inspection:
     """Facts that the manifest records about the content, such as the identity of the CLIP model."""
     settings: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    """First 1,000 problems. Each names the affected shard and row, if any. Empty for a sound folder."""
+    """First 1,000 problems. Each message names the affected shard and row, if any. Empty if no problems were found."""
     problem_count: int = 0
     notes: list[str] = field(default_factory=list)
     """First 1,000 observations that are not problems."""

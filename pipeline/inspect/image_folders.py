@@ -21,7 +21,7 @@ _ENDINGS = (".tar", ".parquet", "_stats.json")
 
 
 class RecordedImages:
-    """Inspector for the shards in a manifest written by `download`."""
+    """Inspector for a folder of image shards with a manifest that `download` wrote."""
 
     def __init__(self, store: Store, inspection: Inspection, manifest: Manifest) -> None:
         self._store, self._inspection, self._manifest = store, inspection, manifest
@@ -65,7 +65,7 @@ class RecordedImages:
         self._inspection.count_errors(_messages(table))
 
     def finish(self) -> None:
-        """Report missing rows and unrecorded files, then the findings about the folder as a whole."""
+        """Report missing rows and files that the manifest does not list, then findings about the whole folder."""
         inspection, manifest = self._inspection, self._manifest
         planned = manifest.input.get("rows")
         if planned is None or manifest.rows < planned:  # None until a text list has been read completely
@@ -86,7 +86,13 @@ class RecordedImages:
 
 
 def inspect_foreign_images(store: Store, names: list[str], progress: ProgressCallback) -> Inspection:
-    """Inspect a folder of tar files, with img2dataset's tables and statistics if present."""
+    """Inspect a folder of tar files without a manifest, and img2dataset's tables and statistics, if present.
+
+    Args:
+        store: folder to inspect.
+        names: names of the files in the folder.
+        progress: callback that receives the number of inspected shards, the total, and the name of the next shard.
+    """
     shards = sorted(name.removesuffix(".tar") for name in names if name.endswith(".tar"))
     tables = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
     inspection = Inspection(store.url, FOREIGN_STAGE, len(shards), 0, 0)

@@ -39,7 +39,7 @@ class ShardTable:
     images: list[int]
     """Row numbers of the downloaded images, in table order."""
     columns: dict[str, list[Any]] = field(default_factory=dict)
-    """Values of each column in `_COLUMNS` that the table has, keyed by column name."""
+    """Values of those columns that are used (such as `key`, `status` and `caption`) and exist, keyed by column name."""
 
 
 def read_shard_rows(store: Store, name: str) -> ShardTable:

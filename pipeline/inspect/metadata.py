@@ -1,4 +1,4 @@
-"""Inspection of metadata, token states and failure tables in embedding shards."""
+"""Inspection of metadata, token states and failure tables (lists of rows that could not be embedded) of shards."""
 
 from __future__ import annotations
 
@@ -87,7 +87,11 @@ class MetadataInspector:
         self._rows += start
 
     def _text_columns(self, shard: ShardParts, schema: pa.Schema, report: Report) -> list[str]:
-        """Return the names of the key and caption columns that can be read. Report the faults of those that cannot."""
+        """Return the names of the key and caption columns that can be read as text.
+
+        Report duplicate columns and columns of other types. In a folder written by `embed`, also report a missing
+        caption column.
+        """
         name, inspection = shard.files["metadata"], self._inspection
         texts = []
         for column in (*KEY_COLUMNS, CAPTION_COLUMN):
@@ -182,7 +186,7 @@ class MetadataInspector:
             report(f"shard {shard.name}, row {start + row}: {column} is {numbers[row]:.4g}")
 
     def inspect_token_states(self, shard: ShardParts) -> None:
-        """Inspect the offsets and token states of a shard."""
+        """Inspect the token states of a shard, and its offsets (the index of each row's first token state)."""
         name, report = shard.files["offsets"], shard.report["offsets"]
         try:
             offsets = np.concatenate(list(array_blocks(self._store, name)) or [np.empty(0, np.int64)])
@@ -209,7 +213,11 @@ class MetadataInspector:
     def _inspect_states(self, shard: ShardParts, offsets: np.ndarray) -> None:
         """Report token states that contain NaN or infinity.
 
-        Also report if the number of token states differs from the last offset.
+        Also report a fault if the number of token states differs from the last offset.
+
+        Args:
+            shard: shard to inspect.
+            offsets: `[rows + 1]` index of each row's first token state, followed by the number of token states.
         """
         if "token_states" not in shard.files:
             return
@@ -239,7 +247,7 @@ class MetadataInspector:
         """Report the findings about the folder as a whole, such as duplicate keys and distributions.
 
         Args:
-            place: function that converts a row number in the folder to a description of the row.
+            place: function that converts a row number in the folder to a location, such as `shard 00002, row 17`.
         """
         inspection = self._inspection
         self._empty.report(inspection.add_note, "captions are empty")

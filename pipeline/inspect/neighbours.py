@@ -1,4 +1,4 @@
-"""Search for near-duplicate images in a random sample of a folder's rows, with a fixed seed."""
+"""Search for near-duplicate images in a random sample of a folder's rows. The sample is drawn with a fixed seed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Neighbours:
     compared: int
     """Number of distinct rows that were compared with all others. If time ran out, it excludes the remaining rows."""
     near_pairs: int
-    """Number of near-duplicate pairs: two rows with different content whose cosine is at least `NEAR_COSINE`."""
+    """Number of near-duplicate pairs: rows with different embeddings whose cosine similarity reaches the minimum."""
     examples: list[tuple[int, int]]
     """Row numbers of up to three near-duplicate pairs."""
     nearest: np.ndarray
@@ -46,7 +46,9 @@ class Neighbours:
 
 
 class NeighbourBank:
-    """Random sample of a folder's rows, with a fixed seed. Embeddings are stored as float16 until they are compared.
+    """Random sample of a folder's rows, drawn with a fixed seed, whose embeddings are compared with each other.
+
+    The embeddings are stored as float16.
 
     Args:
         total: number of rows in the folder.
@@ -59,7 +61,7 @@ class NeighbourBank:
         self._embeds: list[np.ndarray] = []
         self._hashes: list[np.ndarray] = []
         self.rows = 0
-        """Number of rows in the bank."""
+        """Number of rows added to the sample."""
 
     def add(self, rows: np.ndarray, embeds: np.ndarray, hashes: np.ndarray) -> None:
         """Add those rows of a block that are in the sample, and skip the others.

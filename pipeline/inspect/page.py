@@ -1,4 +1,4 @@
-"""HTML page of an inspection, and the table rows that the page and the terminal show."""
+"""HTML page with the results of an inspection, and the rows of its tables, which the terminal also shows."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def listed(findings: Sequence[str], count: int, most: int) -> list[str]:
 
 
 def inspection_page(inspection: Inspection) -> bytes:
-    """Return a self-contained HTML page of an inspection.
+    """Return a self-contained HTML page with the results of an inspection.
 
     Raises:
-        InputError: matplotlib is not installed.
+        InputError: the page needs plots, but matplotlib is not installed.
     """
     most = len(inspection.problems)
     sections = [

@@ -11,7 +11,7 @@ import numpy as np
 from ..compute.hash_sample import HashSample
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-"""Quantiles to output, as fractions from 0 to 1."""
+"""Quantiles in the output of `Distribution.to_json`, as fractions from 0 to 1."""
 _PRINTED_BINS = 64
 """Maximum number of bins in an output histogram."""
 REPEATS_CAPACITY = 10_000_000
@@ -76,8 +76,8 @@ class Distribution:
     def to_json(self) -> dict[str, Any]:
         """Return the number of values, mean, standard deviation, extremes, quantiles and histogram.
 
-        Empty bins at both ends of the histogram are omitted, and neighbouring bins are merged so that at most 64 remain.
-        At least one value must have been added.
+        Empty bins at both ends of the histogram are omitted. Neighbouring bins are merged so that at most 64 remain. At
+        least one value must have been added.
         """
         first, last = np.flatnonzero(self.counts)[[0, -1]]
         step = -(-(last + 1 - first) // _PRINTED_BINS)
@@ -114,7 +114,7 @@ class Repeats:
 
     @property
     def one_in(self) -> int:
-        """Sampling interval N: on average, 1 in N distinct contents is kept. 1 if all contents are kept."""
+        """Sampling interval N: on average, one of N distinct contents is kept. It is 1 as long as all are kept."""
         return 1 << self._sample.level
 
     def add(self, hashes: np.ndarray, rows: np.ndarray) -> None:

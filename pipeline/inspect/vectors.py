@@ -39,14 +39,14 @@ class ShardParts:
 
 @dataclass(frozen=True)
 class _Alignment:
-    """Measure of how well the paired images and texts of a shard match."""
+    """Similarity of a shard's paired images and texts, compared with that of unrelated images and texts."""
 
     name: str
     rows: int
     gap: float
     """Mean cosine of pairs minus the mean cosine of unrelated images and texts."""
     error: float
-    """Standard error of the gap."""
+    """Standard error of `gap`."""
 
 
 def array_blocks(store: Store, name: str, block_rows: int = _BLOCK_ROWS) -> Iterator[np.ndarray]:
@@ -186,7 +186,7 @@ class VectorInspector:
         """Report the findings about the folder as a whole, such as duplicates and distributions.
 
         Args:
-            place: function that converts a row number in the folder to a description of the row.
+            place: function that converts a row number in the folder to a location, such as `shard 00002, row 17`.
         """
         inspection = self._inspection
         self._report_alignment()
@@ -229,8 +229,8 @@ class VectorInspector:
     def _report_alignment(self) -> None:
         """Report each shard whose paired images and texts are no more similar than unrelated ones.
 
-        Such a shard is reported as a problem only if the pairs of another shard are clearly more similar. If there is no
-        such other shard, the CLIP model may be untrained, so a note is added instead.
+        Such a shard is reported as a problem only if the pairs of another shard are clearly more similar. If this is
+        true of no shard, the whole folder or the CLIP model is suspect, so a note is added instead.
         """
         clear = max((shard.gap - 4 * shard.error for shard in self._alignments), default=0.0)
         for shard in self._alignments:

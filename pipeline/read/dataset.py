@@ -45,7 +45,10 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True)
 class EmbeddingBatch:
-    """Rows read from a dataset. Shape symbols: B rows, D embedding size, T token states of width W."""
+    """Rows read from a dataset.
+
+    Shape symbols: B rows, D embedding size, T token states (the text encoder's output for each token) of width W.
+    """
 
     rows: np.ndarray
     """`[B]` int64: row numbers."""
@@ -135,7 +138,9 @@ class EmbeddingDataset:
 
     @property
     def clip(self) -> dict[str, Any]:
-        """Identity of the CLIP model that computed the embeddings, as recorded in the manifest.
+        """Properties that identify the CLIP model that computed the embeddings, such as a hash of its weights.
+
+        They are recorded in the manifest.
 
         Raises:
             InputError: the folder has no manifest.
@@ -144,7 +149,7 @@ class EmbeddingDataset:
 
     @property
     def clip_if_known(self) -> dict[str, Any]:
-        """Identity of the CLIP model that computed the embeddings; empty if the folder has no manifest."""
+        """Value of `clip`; empty if the folder has no manifest."""
         return dict(self._folder.about.get("clip", {}))
 
     @property
@@ -172,7 +177,7 @@ class EmbeddingDataset:
 
     @property
     def notes(self) -> list[str]:
-        """Unusual properties of the folder, one sentence each. Some are only known once rows have been read."""
+        """Unusual properties of the folder, as one message each. Some are detected only when rows are read."""
         counts = sorted(self.rounded.items())
         rounded = [f"{number:,} {kind} embeddings that were read have {ROUNDED}" for kind, number in counts]
         return [f"{self.store.url}: {note}" for note in [*self._folder.notes, *rounded]]
@@ -208,7 +213,7 @@ class EmbeddingDataset:
 
     @functools.cached_property
     def blocks(self) -> Blocks:
-        """Blocks of consecutive rows; each block is read in one piece."""
+        """Division of the dataset into blocks of consecutive rows, the units in which training reads rows."""
         return Blocks.from_shards(self.shard_starts, self.settings.block_rows)
 
     def visits(self, split: Split) -> Visits:
@@ -241,13 +246,17 @@ class EmbeddingDataset:
         return np.flatnonzero(self.split_plan == SPLITS.index(split))
 
     def epoch_order(self, split: Split, seed: int, epoch: int) -> np.ndarray:
-        """Return the row numbers of a split in a random order that depends only on the split plan, seed and epoch."""
+        """Return the row numbers of a split in a random order.
+
+        The order depends only on the assignment of rows to splits, the seed and the epoch.
+        """
         return np.random.default_rng([seed, epoch]).permutation(self.rows(split))
 
     def content_order(self, split: Split, seed: int) -> np.ndarray:
         """Return the row numbers of a split in a random order.
 
-        The order depends on the seed and the content of the rows, but not on how the rows are divided into shards.
+        The order depends on the seed and the content of the rows (images and text embeddings), but not on how the rows
+        are divided into shards.
         """
         rows = self.rows(split)
         mixed = (self.row_ids[rows] ^ hash_key("order", seed)) * _ODD

@@ -38,5 +38,5 @@ class ReadSettings(Settings):
         return self
 
     def splits(self) -> dict[str, float]:
-        """Return the settings that determine the split of a row."""
+        """Return the settings that determine the split of a row, keyed by name."""
         return {"validation_fraction": self.validation_fraction, "test_fraction": self.test_fraction}

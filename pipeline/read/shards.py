@@ -184,7 +184,7 @@ class EmbeddingShard:
         return self._arrays[kind]
 
     def fill_token_states(self, states: np.ndarray, positions: np.ndarray, rows: np.ndarray) -> None:
-        """Copy the token states of the given rows into `states`, up to T states per row.
+        """Copy the token states (text encoder outputs) of the given rows into `states`, up to T states per row.
 
         Args:
             states: `[B, T, W]` array to write to, initially zero.
@@ -276,8 +276,8 @@ class EmbeddingShard:
         """Context manager that opens the metadata file and checks its number of rows.
 
         Raises:
-            InputError: the shard has no metadata, or the file is damaged. An error that indicates damage is also
-                converted to `InputError` if the body of the `with` statement raises it.
+            InputError: the shard has no metadata, or the file is damaged. Errors that indicate damage are converted
+                even if they occur while the body of the `with` statement reads the file.
         """
         if "metadata" not in self.files:
             raise InputError(f"{self._store.url} has no metadata: its rows have neither keys nor captions")

@@ -21,7 +21,10 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 """Split names; a split plan stores indices into this tuple."""
 _TRAIN, _VALIDATION, _TEST = range(3)
 _SPLIT_SALT = b"priorkit split\0"
-"""Prefix that is hashed with each content group. A different prefix would assign rows to different splits."""
+"""Prefix that is hashed together with the identifier of a row's image, to assign the row to a split.
+
+A different prefix would assign rows to different splits.
+"""
 _DOUBLE_VALUES = 1 << 53
 """Number of evenly spaced values in [0, 1) that fit in a float64, which has 53 significant bits."""
 
@@ -33,10 +36,10 @@ def plan_splits(shards: Iterable[EmbeddingShard], settings: ReadSettings) -> Ite
 
 
 def split_codes(hashes: np.ndarray, settings: ReadSettings) -> np.ndarray:
-    """Map content group hashes to splits.
+    """Return the splits to which image hashes belong.
 
     Args:
-        hashes: `[n]` uint64 hashes of the content groups.
+        hashes: `[n]` uint64 hashes of the images' identifiers.
         settings: split fractions.
 
     Returns:

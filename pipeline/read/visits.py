@@ -20,7 +20,7 @@ from .split_plan import group_digests
 _CHUNK_ROWS = 1 << 24
 """Number of rows of a memory-mapped array that are processed at a time. As int64, they take 128 MiB."""
 _GROUP_PARTS = 256
-"""Number of parts into which content groups are divided by hash. One part is in memory at a time."""
+"""Number of parts into which rows are divided by the hash of their image. One part is in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Visits:
         np.cumsum(self._shared_bounds, out=self._shared_bounds)
 
     def counts(self, seed: int, epoch: int) -> np.ndarray:
-        """Return the number of rows that an epoch visits in each block: `[blocks]` int64."""
+        """Return the number of rows that an epoch reads from each block: `[blocks]` int64."""
         counts: np.ndarray = self._counts.copy()
         for part in self._shared_parts():
             skipped = part[~_drawn(part, seed, epoch)]
@@ -107,7 +107,7 @@ class Visits:
         return counts
 
     def rows_in_block(self, block: int, seed: int, epoch: int) -> np.ndarray:
-        """Return the row numbers that an epoch visits in a block, in ascending order: `[n]` int64."""
+        """Return the numbers of the rows that an epoch reads from a block, in ascending order: `[n]` int64."""
         start, end = (int(row) for row in self._blocks.starts[block : block + 2])
         visited = self._split_plan[start:end] == self._split
         if self._shared is not None:
@@ -116,7 +116,7 @@ class Visits:
         return start + np.flatnonzero(visited)
 
     def _shared_parts(self) -> Iterator[np.ndarray]:
-        """Yield the argument `shared` of the constructor in chunks of rows; yield nothing if it is None."""
+        """Yield chunks of the table of rows that share an image with other rows. Yield nothing without such a table."""
         if self._shared is not None:
             for start in range(0, len(self._shared), _CHUNK_ROWS):
                 yield np.asarray(self._shared[start : start + _CHUNK_ROWS])
@@ -166,7 +166,7 @@ def find_shared_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]
 
 
 def number_within_groups(rows: np.ndarray) -> np.ndarray:
-    """Number the rows of each content group from 0, and omit groups with a single row.
+    """Number the rows of each group (rows with the same image) from 0, and omit groups with a single row.
 
     Args:
         rows: `[n, 2]` row numbers and group hashes.

@@ -54,9 +54,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """One rank's rows of a global batch.
+    """One rank's rows of a global batch (the rows that all ranks together process in one step).
 
-    Shape symbols: b rows (possibly 0), D embedding size, T token states of width W.
+    Shape symbols: b rows (possibly 0), D embedding size, T token states (the text encoder's output for each token) of
+    width W.
     """
 
     rows: np.ndarray
@@ -77,7 +78,10 @@ class TrainBatch:
 
 @dataclass
 class _Part:
-    """Consecutive rows of a block that are read together, with their token states and captions."""
+    """Consecutive rows of a block that are read together, with their token states and captions, if requested.
+
+    The embeddings of the rows are in `Buffers`.
+    """
 
     slot: int
     """Index of the part's first row in the window's embedding buffers."""
@@ -246,7 +250,10 @@ class ShuffleWindow:
         self.buffers: Buffers
 
     def read(self, reader: BlockReader, buffers: Buffers, pool: ThreadPoolExecutor) -> None:
-        """Start reading the required range of every block into the buffers, in the threads of `pool`."""
+        """Start reading the required rows of every block into the buffers, in the threads of `pool`.
+
+        Return without waiting for the reads; see `wait`.
+        """
         self.buffers = buffers
         slot = 0
         for span in self._spans:
@@ -286,7 +293,7 @@ class ShuffleWindow:
             self._fill_varying(batch, positions, slots)
 
     def _fill_embeds(self, batch: TrainBatch, positions: np.ndarray, slots: np.ndarray) -> None:
-        """Copy the embeddings in the buffers at `slots` to `positions` of the batch."""
+        """Copy the embeddings at the indices `slots` of the buffers to the indices `positions` of the batch."""
         whole_batch = len(positions) == len(batch.rows)
         for kind, target in (("img_emb", batch.image_embed), ("text_emb", batch.text_embed)):
             if target is None:
@@ -297,7 +304,13 @@ class ShuffleWindow:
                 target[positions] = self.buffers.embeds[kind][slots]
 
     def _fill_varying(self, batch: TrainBatch, positions: np.ndarray, slots: np.ndarray) -> None:
-        """Copy the token states and captions of the rows at `slots` to `positions` of the batch, row by row."""
+        """Copy token states and captions, row by row, to the indices `positions` of the batch.
+
+        Args:
+            batch: batch to fill.
+            positions: `[n]` indices of the target rows in the batch.
+            slots: `[n]` indices of the source rows in the window's buffers.
+        """
         part_of_slot = np.searchsorted([part.slot for part in self._parts], slots, side="right") - 1
         for position, slot, index in zip(positions, slots, part_of_slot, strict=True):
             part = self._parts[index]
