@@ -54,13 +54,13 @@ class _FolderInspector:
         self.metadata.finish(self._place)
 
     def _place(self, row: int) -> str:
-        """Describe a row, given its row number in the folder, by its shard and its row number in that shard."""
+        """Return a row's location, such as `shard 00002, row 17`, given its row number in the folder."""
         at = bisect.bisect_right(self._first_rows, row) - 1
         return f"shard {self._names[at]}, row {row - self._first_rows[at]}"
 
 
 class RecordedEmbeddings:
-    """Inspector for the shards in a manifest written by `embed`."""
+    """Inspector for an embeddings folder with a manifest that `embed` wrote."""
 
     def __init__(self, store: Store, inspection: Inspection, manifest: Manifest) -> None:
         self._store, self._inspection, self._manifest = store, inspection, manifest
@@ -79,8 +79,8 @@ class RecordedEmbeddings:
 
         Args:
             record: manifest entry of the shard.
-            differing: names of the shard's files that differ from the record. The differences are already reported as
-                problems, so further faults in these files are reported as notes.
+            differing: names of the shard's files that are missing or whose hash differs from the record. They are
+                already reported as problems, so further faults in these files are reported as notes.
         """
         inspection, files = self._inspection, recorded_files(record)
         for kind in self._kinds:
@@ -99,7 +99,7 @@ class RecordedEmbeddings:
             inspect_failures(self._store, inspection, failures, record.name, failed, inspection.add_problem)
 
     def finish(self) -> None:
-        """Report missing shards and unrecorded files, then the findings about the folder as a whole."""
+        """Report missing shards and files that the manifest does not list, then findings about the whole folder."""
         inspection, manifest = self._inspection, self._manifest
         planned = manifest.input.get("shards", 0)
         if len(manifest.shards) < planned:
@@ -130,7 +130,8 @@ def inspect_foreign_embeddings(store: Store, names: list[str], progress: Progres
 
     Args:
         names: names of the files in the folder.
-        progress: callback that receives progress before each shard and at the end.
+        progress: callback that receives the number of inspected shards, the total, and the name of the next shard. It
+            is called before each shard and at the end.
 
     Returns:
         Findings about the folder; None if the folder contains no embedding shards.
@@ -173,7 +174,10 @@ def inspect_foreign_embeddings(store: Store, names: list[str], progress: Progres
 def _readable_headers(
     store: Store, inspection: Inspection, groups: Mapping[int, Mapping[str, str]]
 ) -> dict[str, FileHeader]:
-    """Return the header of each file, keyed by file name. A header that cannot be read is omitted and reported."""
+    """Return the header of each file, keyed by file name.
+
+    A file whose header cannot be read is omitted and reported as a problem.
+    """
     headers: dict[str, FileHeader] = {}
     for files in groups.values():
         for kind in _FOREIGN_KINDS:
@@ -194,7 +198,17 @@ def _foreign_parts(
 ) -> ShardParts | None:
     """Return the valid files of a shard, with the number of rows in the first file whose header was read.
 
-    Faulty files are omitted and reported as problems. Return None if no header was read.
+    Faulty files are omitted and reported as problems.
+
+    Args:
+        store: embeddings folder.
+        inspection: findings to add to.
+        files: names of the shard's files, keyed by kind.
+        headers: headers that could be read, keyed by file name.
+        first: name of the folder's first readable file of each kind, with which other files of that kind are compared.
+
+    Returns:
+        Valid files of the shard; None if none of its headers could be read.
     """
     name = _number(files)
     sound = {kind: files[kind] for kind in _FOREIGN_KINDS if files.get(kind) in headers}

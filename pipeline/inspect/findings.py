@@ -9,7 +9,7 @@ from typing import Any
 MOST_LISTED = 1000
 """Maximum number of problems to store, of notes to store, and of distinct error messages to count separately.
 
-The numbers of problems and notes also include those that are not stored.
+`Inspection.problem_count` and `Inspection.note_count` also include the problems and notes that are not stored.
 """
 
 Report = Callable[[str], None]
@@ -22,13 +22,14 @@ class Inspection:
 
     folder: str
     stage: str
-    """Name of the stage that wrote the folder. For a folder without a manifest, a description of the content."""
+    """Name of the stage that wrote the folder, such as `embed`. For a folder without a manifest, a description such as
+    `images without a manifest`."""
     shards: int
     rows: int
     bytes: int
     """Total size in bytes of the files in the manifest. For a folder without a manifest, total size of all files."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Number of rows for each outcome."""
+    """Number of rows with each outcome, such as `success`, keyed by outcome."""
     errors: dict[str, int] = field(default_factory=dict)
     """Number of failed rows for each error message. After 1,000 distinct messages, new ones are counted together as
     `other messages`."""
@@ -36,7 +37,7 @@ class Inspection:
     """Facts that the manifest records about the content, such as the identity of the CLIP model."""
     settings: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    """First 1,000 problems. Each names the affected shard and row, if any. Empty for a sound folder."""
+    """First 1,000 problems. Each message names the affected shard and row, if any. Empty if no problems were found."""
     problem_count: int = 0
     notes: list[str] = field(default_factory=list)
     """First 1,000 observations that are not problems."""
@@ -72,7 +73,9 @@ class Inspection:
 
 
 class Examples:
-    """Counter for rows with a given property, such as an empty caption. It reports all rows as one finding.
+    """Count of rows with a given property, such as an empty caption, and a few of these rows as examples.
+
+    All rows are reported together as one finding.
 
     Args:
         most: maximum number of example rows that the finding names.
@@ -88,17 +91,21 @@ class Examples:
 
         Args:
             count: number of rows with the property.
-            places: function that returns descriptions of some of the rows. It is called only if more examples are
-                needed.
+            places: function that returns the locations of some of these rows, such as `shard 00002, row 17`. It is
+                called only if more examples are needed.
         """
         self.count += count
         if count and len(self._places) < self._most:
             self._places += places()[: self._most - len(self._places)]
 
     def report(self, report: Report, description: str) -> None:
-        """Report the number of rows, the description of their property, and the examples.
+        """Report one finding, such as `12 captions are empty, such as shard 00002, row 17`.
 
         Do nothing if no rows were counted.
+
+        Args:
+            report: callback that receives the finding.
+            description: text between the number of rows and the examples, such as `captions are empty`.
         """
         if self.count:
             report(f"{self.count:,} {description}, such as {'; '.join(self._places)}")

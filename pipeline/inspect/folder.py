@@ -1,7 +1,7 @@
-"""Inspection of a folder written by any stage.
+"""Inspection of a folder written by any stage (such as `download` or `embed`), or by another program.
 
-The content of each file is first compared with its record in the manifest. Then the files of each shard are compared
-with each other.
+If the folder has a manifest, the hash of each file is first compared with the manifest. Then the files of each shard
+are compared with each other.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _INSPECTORS: dict[str, Callable[[Store, Inspection, Manifest], _Recorded]] = {
 }
 """Inspectors that parse a stage's files, keyed by stage.
 
-The files of other stages are only compared with their records.
+For other stages, only the hashes of the files are compared with the manifest.
 """
 
 
 def inspect_folder(path: str, progress: ProgressCallback = no_progress) -> Inspection:
-    """Inspect a folder written by any stage, by img2dataset or by clip-retrieval.
+    """Inspect a folder written by any stage (such as `download` or `embed`), by img2dataset or by clip-retrieval.
 
     Memory use is bounded. Memory holds one block of rows, and up to 100,000 embeddings to find near duplicates. To find
     exact duplicates, it also holds 16 bytes for each of up to 10 million keys and 10 million images.

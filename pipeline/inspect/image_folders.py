@@ -21,7 +21,7 @@ _ENDINGS = (".tar", ".parquet", "_stats.json")
 
 
 class RecordedImages:
-    """Inspector for the shards in a manifest written by `download`."""
+    """Inspector for a folder of image shards with a manifest that `download` wrote."""
 
     def __init__(self, store: Store, inspection: Inspection, manifest: Manifest) -> None:
         self._store, self._inspection, self._manifest = store, inspection, manifest
@@ -32,8 +32,8 @@ class RecordedImages:
 
         Args:
             record: manifest entry of the shard.
-            differing: names of the shard's files that differ from the record. The differences are already reported as
-                problems. If there are any, further faults in the shard are reported as notes.
+            differing: names of the shard's files that are missing or whose hash differs from the record. They are
+                already reported as problems. If there are any, further faults in the shard are reported as notes.
         """
         inspection, name = self._inspection, record.name
         tar_name, table_name = f"{name}.tar", f"{name}.parquet"
@@ -53,7 +53,10 @@ class RecordedImages:
             self._images.inspect(name, table, report)
 
     def _compare_counts(self, record: ShardRecord, table: ShardTable, report: Report) -> None:
-        """Compare the numbers of rows and images in a shard's table with its record, and count the error messages."""
+        """Compare the numbers of rows and images in a shard's table with the shard's record in the manifest.
+
+        Also add the error messages in the table to the inspection's counts.
+        """
         if table.rows != record.rows:
             report(f"shard {record.name}: {record.name}.parquet has {table.rows} rows, its record says {record.rows}")
         success = record.counts.get("success", 0)
@@ -62,7 +65,7 @@ class RecordedImages:
         self._inspection.count_errors(_messages(table))
 
     def finish(self) -> None:
-        """Report missing rows and unrecorded files, then the findings about the folder as a whole."""
+        """Report missing rows and files that the manifest does not list, then findings about the whole folder."""
         inspection, manifest = self._inspection, self._manifest
         planned = manifest.input.get("rows")
         if planned is None or manifest.rows < planned:  # None until a text list has been read completely
@@ -83,7 +86,13 @@ class RecordedImages:
 
 
 def inspect_foreign_images(store: Store, names: list[str], progress: ProgressCallback) -> Inspection:
-    """Inspect a folder of tar files, with img2dataset's tables and statistics if present."""
+    """Inspect a folder of tar files without a manifest, and img2dataset's tables and statistics, if present.
+
+    Args:
+        store: folder to inspect.
+        names: names of the files in the folder.
+        progress: callback that receives the number of inspected shards, the total, and the name of the next shard.
+    """
     shards = sorted(name.removesuffix(".tar") for name in names if name.endswith(".tar"))
     tables = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
     inspection = Inspection(store.url, FOREIGN_STAGE, len(shards), 0, 0)
@@ -123,7 +132,9 @@ def inspect_foreign_images(store: Store, names: list[str], progress: ProgressCal
 
 
 def _compare_statistics(store: Store, inspection: Inspection, shard: str, name: str, table: ShardTable | None) -> bool:
-    """Compare img2dataset's statistics for a shard with the shard's table, and count the error messages in them.
+    """Compare img2dataset's statistics for a shard with the shard's table.
+
+    Also add the numbers of rows per error message in the statistics to the inspection's counts.
 
     Args:
         shard: name of the shard.
@@ -131,7 +142,7 @@ def _compare_statistics(store: Store, inspection: Inspection, shard: str, name: 
         table: the shard's table; None if it is missing or damaged.
 
     Returns:
-        True if the statistics contain the number of rows for each error message.
+        True if the statistics contain row counts by status, so that the messages in the table need not be counted.
     """
     try:
         value = store.read_json(name)

@@ -1,4 +1,4 @@
-"""Inspection of image shards: each tar file is compared with its table, row by row."""
+"""Inspection of image shards: each tar file is compared, row by row, with the shard's Parquet table."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _ORIGINAL_SIZES = ("original_width", "original_height")
 
 @dataclass
 class ShardTable:
-    """Part of a shard's table that an inspection uses."""
+    """Rows and columns of a shard's Parquet table that an inspection uses."""
 
     rows: int
     images: list[int]
     """Row numbers of the downloaded images, in table order."""
     columns: dict[str, list[Any]] = field(default_factory=dict)
-    """Values of each column in `_COLUMNS` that the table has, keyed by column name."""
+    """Values of those columns that are used (such as `key`, `status` and `caption`) and exist, keyed by column name."""
 
 
 def read_shard_rows(store: Store, name: str) -> ShardTable:
@@ -131,7 +131,16 @@ class ImageInspector:
     def _inspect_caption(
         self, where: str, row: int | None, key: str, data: bytes, table: ShardTable | None, report: Report
     ) -> int:
-        """Compare a caption with the caption in the table row. Return the caption's length in characters."""
+        """Compare a caption in a tar file with the table, and return its length in characters.
+
+        Args:
+            where: location of the caption, for messages.
+            row: row number in the table; None if the table has no such row.
+            key: key of the sample in the tar file.
+            data: caption as bytes.
+            table: table of the shard, if any.
+            report: callback for faults.
+        """
         try:
             caption = data.decode(errors="surrogatepass")
         except UnicodeDecodeError:
@@ -237,6 +246,6 @@ class ImageInspector:
         )
 
     def _place(self, row: int) -> str:
-        """Describe a row, given its row number in the folder, by its shard and its row number in that shard."""
+        """Return a row's location, such as `shard 00002, row 17`, given its row number in the folder."""
         at = bisect.bisect_right(self._first_rows, row) - 1
         return f"shard {self._names[at]}, row {row - self._first_rows[at]}"

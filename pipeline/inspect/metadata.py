@@ -1,4 +1,4 @@
-"""Inspection of metadata, token states and failure tables in embedding shards."""
+"""Inspection of metadata, token states and failure tables (lists of rows that could not be embedded) of shards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .vectors import ShardParts, array_blocks
 _BATCH_ROWS = 16384
 """Number of Parquet rows that are in memory at a time."""
 _NORMS = {"image_norm": "image", "text_norm": "text"}
-"""Kind of embedding, in words, for each metadata column with norms from before normalisation."""
+"""Metadata columns with the norms of embeddings before normalisation, mapped to the kind of embedding."""
 
 
 class MetadataInspector:
@@ -87,7 +87,11 @@ class MetadataInspector:
         self._rows += start
 
     def _text_columns(self, shard: ShardParts, schema: pa.Schema, report: Report) -> list[str]:
-        """Return the names of the key and caption columns that can be read. Report the faults of those that cannot."""
+        """Return the names of the key and caption columns that can be read as text.
+
+        Report duplicate columns and columns of other types. In a folder written by `embed`, also report a missing
+        caption column.
+        """
         name, inspection = shard.files["metadata"], self._inspection
         texts = []
         for column in (*KEY_COLUMNS, CAPTION_COLUMN):
@@ -116,7 +120,18 @@ class MetadataInspector:
     def _inspect_keys(
         self, shard: ShardParts, start: int, values: Mapping[str, pa.Array], key: str, report: Report
     ) -> np.ndarray:
-        """Report missing and inconsistent keys in a block of rows, and return the hash of each key: `[n]` int64."""
+        """Report rows without a key, or with different keys in two columns, and return the hash of each row's key.
+
+        Args:
+            shard: shard that contains the rows.
+            start: row number of the block's first row.
+            values: key and caption columns of the block, keyed by column name.
+            key: name of the key column to use.
+            report: callback for faults.
+
+        Returns:
+            `[n]` int64 hashes.
+        """
         keys = values[key].to_pylist()
         missing = [row for row, value in enumerate(keys) if value is None] if values[key].null_count else []
         if self._recorded:
@@ -171,7 +186,7 @@ class MetadataInspector:
             report(f"shard {shard.name}, row {start + row}: {column} is {numbers[row]:.4g}")
 
     def inspect_token_states(self, shard: ShardParts) -> None:
-        """Inspect the offsets and token states of a shard."""
+        """Inspect the token states of a shard, and its offsets (the index of each row's first token state)."""
         name, report = shard.files["offsets"], shard.report["offsets"]
         try:
             offsets = np.concatenate(list(array_blocks(self._store, name)) or [np.empty(0, np.int64)])
@@ -198,7 +213,11 @@ class MetadataInspector:
     def _inspect_states(self, shard: ShardParts, offsets: np.ndarray) -> None:
         """Report token states that contain NaN or infinity.
 
-        Also report if the number of token states differs from the last offset.
+        Also report a fault if the number of token states differs from the last offset.
+
+        Args:
+            shard: shard to inspect.
+            offsets: `[rows + 1]` index of each row's first token state, followed by the number of token states.
         """
         if "token_states" not in shard.files:
             return
@@ -228,7 +247,7 @@ class MetadataInspector:
         """Report the findings about the folder as a whole, such as duplicate keys and distributions.
 
         Args:
-            place: function that converts a row number in the folder to a description of the row.
+            place: function that converts a row number in the folder to a location, such as `shard 00002, row 17`.
         """
         inspection = self._inspection
         self._empty.report(inspection.add_note, "captions are empty")
@@ -257,7 +276,9 @@ class MetadataInspector:
 def inspect_failures(
     store: Store, inspection: Inspection, name: str, shard: str, expected: int, report: Report
 ) -> None:
-    """Count the error messages in a shard's failure table, and compare the table's number of rows with the record.
+    """Count the error messages in a shard's failure table, which lists the rows that `embed` could not process.
+
+    Also compare the number of rows in the table with the shard's record in the manifest.
 
     Args:
         store: folder of the shards.
@@ -287,7 +308,10 @@ def open_stored_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
 
 
 def _differing(one: pa.Array, other: pa.Array) -> list[int]:
-    """Return the row numbers at which two columns differ, or an empty list if the columns have different types."""
+    """Return the row numbers at which two columns differ. A null does not differ from any value.
+
+    Return an empty list if the columns have different types.
+    """
     if one.type != other.type:
         return []
     return [int(row) for row in np.flatnonzero(pc.fill_null(pc.not_equal(one, other), False).to_numpy(False))]

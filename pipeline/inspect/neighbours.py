@@ -1,4 +1,4 @@
-"""Search for near-duplicate images in a random sample of a folder's rows, with a fixed seed."""
+"""Search for near-duplicate images in a random sample of a folder's rows. The sample is drawn with a fixed seed."""
 
 from __future__ import annotations
 
@@ -30,20 +30,25 @@ def seeded_rows(total: int, most: int) -> np.ndarray:
 
 @dataclass
 class Neighbours:
-    """Result of comparing the rows of a `NeighbourBank`."""
+    """Result of comparing the rows of a `NeighbourBank` (a random sample of a folder's rows) with each other."""
 
     compared: int
-    """Number of rows compared with the whole bank. It is below the number of distinct rows if time ran out."""
+    """Number of distinct rows that were compared with all others. If time ran out, it excludes the remaining rows."""
     near_pairs: int
-    """Number of near-duplicate pairs: two rows with different content whose cosine is at least `NEAR_COSINE`."""
+    """Number of near-duplicate pairs: rows with different embeddings whose cosine similarity reaches the minimum."""
     examples: list[tuple[int, int]]
     """Row numbers of up to three near-duplicate pairs."""
     nearest: np.ndarray
-    """`[compared]` float32: largest cosine between each compared row and any row with different content."""
+    """`[compared]` float32: largest cosine between each compared row and any row with a different embedding.
+
+    Empty if all rows have the same embedding.
+    """
 
 
 class NeighbourBank:
-    """Random sample of a folder's rows, with a fixed seed. Embeddings are stored as float16 until they are compared.
+    """Random sample of a folder's rows, drawn with a fixed seed, whose embeddings are compared with each other.
+
+    The embeddings are stored as float16.
 
     Args:
         total: number of rows in the folder.
@@ -56,7 +61,7 @@ class NeighbourBank:
         self._embeds: list[np.ndarray] = []
         self._hashes: list[np.ndarray] = []
         self.rows = 0
-        """Number of rows in the bank."""
+        """Number of rows added to the sample."""
 
     def add(self, rows: np.ndarray, embeds: np.ndarray, hashes: np.ndarray) -> None:
         """Add those rows of a block that are in the sample, and skip the others.
@@ -75,9 +80,9 @@ class NeighbourBank:
             self.rows += int(sampled.sum())
 
     def compare(self, seconds: float = _SECONDS, near: float = NEAR_COSINE) -> Neighbours:
-        """Compare all pairs of rows with different content, block by block, until time runs out.
+        """Compare all pairs of rows with different embeddings, block by block, until time runs out.
 
-        Only one of several rows with the same content is compared. All rows are removed from the bank.
+        Of several rows with identical embeddings, only one is compared. The bank is empty afterwards.
 
         Args:
             seconds: time limit in seconds. At least one block is compared, even if it takes longer.

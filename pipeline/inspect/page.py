@@ -1,4 +1,4 @@
-"""HTML page of an inspection, and the table rows that the page and the terminal show."""
+"""HTML page with the results of an inspection, and the rows of its tables, which the terminal also shows."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def setting_rows(inspection: Inspection) -> list[tuple[str, Any]]:
 
 
 def looked_at_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return (check, number) rows with the number of rows, files or images that each check covered."""
+    """Return one (check, number) row for each check. The number counts the rows, files or images that were checked."""
     return [(name, f"{number:,}") for name, number in inspection.looked_at.items()]
 
 
@@ -75,10 +75,10 @@ def listed(findings: Sequence[str], count: int, most: int) -> list[str]:
 
 
 def inspection_page(inspection: Inspection) -> bytes:
-    """Return a self-contained HTML page of an inspection.
+    """Return a self-contained HTML page with the results of an inspection.
 
     Raises:
-        InputError: matplotlib is not installed.
+        InputError: the page needs plots, but matplotlib is not installed.
     """
     most = len(inspection.problems)
     sections = [
@@ -106,9 +106,13 @@ def inspection_page(inspection: Inspection) -> bytes:
 
 
 def _histogram(name: str, values: Mapping[str, Any]) -> str:
-    """Return a histogram for the page.
+    """Return a histogram as an SVG fragment of the page.
 
     The horizontal axis is logarithmic if all values are positive and span more than a factor of 100.
+
+    Args:
+        name: name of the distribution.
+        values: distribution in the format of `Distribution.to_json`.
     """
     edges, counts = values["histogram"]["edges"], values["histogram"]["counts"]
     with new_plot(f"{name} ({values['rows']:,})", name, "rows") as (axes, fragments):
@@ -119,7 +123,7 @@ def _histogram(name: str, values: Mapping[str, Any]) -> str:
 
 
 def _bars(name: str, counts: Mapping[str, int]) -> str:
-    """Return a bar chart for the page, with up to 20 of the largest counts."""
+    """Return a bar chart of the 20 largest counts as an SVG fragment of the page."""
     ordered = sorted(counts.items(), key=lambda item: item[1])[-_LISTED:]
     with new_plot(name, "rows", "", height=1.2 + 0.25 * len(ordered)) as (axes, fragments):
         axes.barh([plot_label(name) for name, _ in ordered], [number for _, number in ordered])

@@ -11,7 +11,7 @@ import numpy as np
 from ..compute.hash_sample import HashSample
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-"""Quantiles to output, as fractions from 0 to 1."""
+"""Quantiles in the output of `Distribution.to_json`, as fractions from 0 to 1."""
 _PRINTED_BINS = 64
 """Maximum number of bins in an output histogram."""
 REPEATS_CAPACITY = 10_000_000
@@ -57,9 +57,10 @@ class Distribution:
         return self._mean, math.sqrt(self._squares) / self.rows
 
     def quantile(self, share: float) -> float:
-        """Return the value below which the fraction `share` of the values lies.
+        """Return the value below which the fraction `share` of the values lies, such as the median for 0.5.
 
-        The quantile is interpolated linearly within its bin, so its error is at most the bin width.
+        The quantile is interpolated linearly within its bin, so its error is at most the bin width. At least one value
+        must have been added.
         """
         target = share * self.rows
         below = np.cumsum(self.counts)
@@ -73,7 +74,11 @@ class Distribution:
         return min(math.floor(value), self._max) if self._whole else value
 
     def to_json(self) -> dict[str, Any]:
-        """Return moments, extremes, quantiles and the histogram, without empty bins at the ends of the histogram."""
+        """Return the number of values, mean, standard deviation, extremes, quantiles and histogram.
+
+        Empty bins at both ends of the histogram are omitted. Neighbouring bins are merged so that at most 64 remain. At
+        least one value must have been added.
+        """
         first, last = np.flatnonzero(self.counts)[[0, -1]]
         step = -(-(last + 1 - first) // _PRINTED_BINS)
         starts = np.arange(first, last + 1, step)
@@ -109,7 +114,7 @@ class Repeats:
 
     @property
     def one_in(self) -> int:
-        """Sampling interval N: on average, 1 in N distinct contents is kept. 1 if all contents are kept."""
+        """Sampling interval N: on average, one of N distinct contents is kept. It is 1 as long as all are kept."""
         return 1 << self._sample.level
 
     def add(self, hashes: np.ndarray, rows: np.ndarray) -> None:
@@ -140,7 +145,8 @@ class Repeats:
 def content_hashes(values: Iterable[Any], count: int) -> np.ndarray:
     """Return the int64 hashes of `count` values.
 
-    Python salts the hashes of text and bytes in each process, so an attacker cannot construct collisions.
+    Python salts the hashes of text and bytes in each process, so an attacker cannot construct collisions. For the same
+    reason, hashes from different processes cannot be compared.
     """
     return np.fromiter(map(_hash, values), np.int64, count)
 

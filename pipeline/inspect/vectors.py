@@ -1,4 +1,4 @@
-"""Inspection of embedding arrays for vectors with a norm other than 1, mismatched pairs and duplicates."""
+"""Inspection of embedding arrays: vectors with a norm other than 1, images paired with wrong texts, and duplicates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ShardParts:
     """Number of the shard's first row, counted across all shards of the folder."""
     rows: int
     counted_by: str
-    """Source of the number of rows, such as a file name, for messages."""
+    """File or record from which the number of rows was read, for messages."""
     files: Mapping[str, str]
     """Names of the shard's files to inspect, keyed by kind."""
     report: Mapping[str, Report]
@@ -39,14 +39,14 @@ class ShardParts:
 
 @dataclass(frozen=True)
 class _Alignment:
-    """Measure of how well the paired images and texts of a shard match."""
+    """Similarity of a shard's paired images and texts, compared with that of unrelated images and texts."""
 
     name: str
     rows: int
     gap: float
     """Mean cosine of pairs minus the mean cosine of unrelated images and texts."""
     error: float
-    """Standard error of the gap."""
+    """Standard error of `gap`."""
 
 
 def array_blocks(store: Store, name: str, block_rows: int = _BLOCK_ROWS) -> Iterator[np.ndarray]:
@@ -76,7 +76,7 @@ class VectorInspector:
         inspection: findings to add to.
         total: number of rows in the folder.
         embed_dim: embedding dimension that every array must have; None to use the dimension of the first array.
-        dim_source: source of `embed_dim`, for messages.
+        dim_source: file or record from which `embed_dim` was read, for messages.
     """
 
     def __init__(
@@ -139,7 +139,8 @@ class VectorInspector:
     def _inspect_block(self, shard: ShardParts, kind: str, start: int, stored: np.ndarray) -> np.ndarray:
         """Report rows that are not unit vectors.
 
-        For image embeddings, hashes of the other rows and a sample of these rows are stored, to find duplicates later.
+        For image embeddings, also store a hash of each unit vector and a random sample of the unit vectors. From these,
+        `finish` finds exact and near duplicates.
 
         Returns:
             `[n, D]` float32 rows, normalised to norm 1. Rows that are not unit vectors are NaN.
@@ -168,9 +169,11 @@ class VectorInspector:
         return embeds / norms[:, None] if sound.all() else embeds / np.where(sound, norms, 1)[:, None]
 
     def _compare(self, image: np.ndarray, text: np.ndarray, differences: Distribution) -> None:
-        """Add the cosines of pairs, the cosines of unrelated images and texts, and their differences to distributions.
+        """Add the cosines between images and texts in a block to distributions.
 
-        Unrelated images and texts are half a block apart, because neighbouring rows may be captions of the same image.
+        The cosines of pairs (same row) and of unrelated images and texts are added separately. The difference between
+        both cosines of each image is added to `differences`. Unrelated images and texts are half a block apart, because
+        neighbouring rows may be captions of the same image.
         """
         pairs = np.einsum("nd,nd->n", image, text)
         self._pairs.add(pairs)
@@ -183,7 +186,7 @@ class VectorInspector:
         """Report the findings about the folder as a whole, such as duplicates and distributions.
 
         Args:
-            place: function that converts a row number in the folder to a description of the row.
+            place: function that converts a row number in the folder to a location, such as `shard 00002, row 17`.
         """
         inspection = self._inspection
         self._report_alignment()
@@ -224,9 +227,10 @@ class VectorInspector:
         )
 
     def _report_alignment(self) -> None:
-        """Report each shard whose images and texts do not match, if another shard's images and texts clearly match.
+        """Report each shard whose paired images and texts are no more similar than unrelated ones.
 
-        If no shard has images and texts that clearly match, add a note instead.
+        Such a shard is reported as a problem only if the pairs of another shard are clearly more similar. If this is
+        true of no shard, the whole folder or the CLIP model is suspect, so a note is added instead.
         """
         clear = max((shard.gap - 4 * shard.error for shard in self._alignments), default=0.0)
         for shard in self._alignments:

@@ -1,6 +1,7 @@
-"""Shuffled batches of a split, prefetched in threads.
+"""Shuffled batches of a split (training, validation or test), prefetched in threads.
 
-The rows of a global batch do not depend on the number of ranks, or on the step at which reading starts.
+A global batch consists of the rows that all ranks together process in one step. Its rows depend neither on the number
+of ranks nor on the step at which reading starts.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ __all__ = ["BatchStream", "Columns", "TrainBatch"]
 _READY_BATCHES = 2
 """Number of finished batches that wait in a queue for the training loop."""
 _WINDOWS = 2
-"""Number of shuffle windows in memory. Batches are filled from one window while the next window is read."""
+"""Number of shuffle windows (groups of rows that are shuffled together) in memory.
+
+Batches are filled from one window while the next window is read.
+"""
 Item = TypeVar("Item")
 
 
@@ -31,8 +35,8 @@ class BatchStream:
     """Endless stream of shuffled batches of a split, as read by one rank.
 
     A global batch consists of the rows that all ranks together process in one step. It is a slice of the epoch's row
-    order. For given settings, it depends only on the split plan, the seed and the step. Each rank reads part of the
-    global batch (see `EpochPlan.share`). The last global batch of an epoch may be shorter.
+    order. For given settings, it depends only on the assignment of rows to splits, the seed and the step. Each rank
+    reads part of the global batch (see `EpochPlan.share`). The last global batch of an epoch may be shorter.
 
     Args:
         dataset: dataset to read.
@@ -62,7 +66,7 @@ class BatchStream:
         self._rank, self._ranks = rank, ranks
         self._reader = BlockReader(dataset, split, columns or Columns())
         self.rows = self._reader.visits.rows
-        """Number of rows visited per epoch."""
+        """Number of rows that all ranks together read in each epoch."""
         if self.rows == 0:
             raise InputError(f"{dataset.store.url}: no row is in the split {split!r}; change the fractions in `read`")
         self.steps_per_epoch = -(-self.rows // batch_size)
@@ -117,7 +121,8 @@ class BatchStream:
     def _windows(self, first_step: int) -> Iterator[tuple[ShuffleWindow, list[Share]]]:
         """Yield shuffle windows endlessly, starting with the window of the first row of global step `first_step`.
 
-        Each window is yielded with this rank's shares of the global batches that have rows in that window.
+        Each window is yielded with a list of shares. A share is the part of a global batch that this rank reads. The
+        list contains one share for each global batch that has rows in the window.
         """
         epoch, step = divmod(first_step, self.steps_per_epoch)
         while True:

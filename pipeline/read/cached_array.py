@@ -1,8 +1,8 @@
 """Arrays that are computed once and cached in the embeddings folder that they describe.
 
 Each array is a `.npy` file under `selections/`. Its name contains a fingerprint of the data and settings that the array
-depends on. Arrays are memory-mapped, because they can be large: the split plan of two billion rows takes 2 GB. If the
-folder is not writable, each process computes the arrays again.
+depends on. Arrays are memory-mapped, because they can be large: an array that stores the split of each row takes 2 GB
+for two billion rows. If the folder is not writable, each process computes the arrays again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..contract.vectors.spool import RowSpool
 from ..errors import InputError
 
 FOLDER = "selections"
-"""Name of the cache folder. It is part of the disk format."""
+"""Name of the subfolder of an embeddings folder that contains cached arrays. The name is part of the disk format."""
 _COPY_BYTES = 1 << 20
 """Number of bytes that are copied from a remote array at a time."""
 
@@ -34,7 +34,7 @@ def cached_array(
     """Return the array in `selections/NAME.npy`, memory-mapped.
 
     If the file is missing or damaged, or has another dtype or shape than expected, the array is computed and written
-    to the file.
+    to the file. If the file cannot be written, the array is mapped from a temporary file.
 
     Args:
         store: embeddings folder that contains the cache.

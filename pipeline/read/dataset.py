@@ -33,7 +33,10 @@ from .visits import Blocks, Visits, find_shared_groups
 __all__ = ["SPLITS", "EmbeddingBatch", "EmbeddingDataset", "Split", "read_embeddings"]
 
 _MARKS_NAME = f"{FOLDER}/files.json"
-"""Path of the cached file marks in a folder without a manifest. A mark is a file's size, modification time and hash."""
+"""Path of the cache of file marks (the size, modification time and hash of each file) in an embeddings folder.
+
+The cache is used only for a folder without a manifest.
+"""
 _NAMED_ROWS = 5
 """Maximum number of rows listed in a message."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -42,7 +45,10 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True)
 class EmbeddingBatch:
-    """Rows read from a dataset. Shape symbols: B rows, D embedding size, T token states of width W."""
+    """Rows read from a dataset.
+
+    Shape symbols: B rows, D embedding size, T token states (the text encoder's output for each token) of width W.
+    """
 
     rows: np.ndarray
     """`[B]` int64: row numbers."""
@@ -60,14 +66,16 @@ class EmbeddingDataset:
     Args:
         url: folder written by `embed` or clip-retrieval, or published by LAION.
         settings: read settings, such as split fractions; None for the defaults.
-        known_files: file marks recorded elsewhere, such as in a prior's folder; used only for a folder without a
-            manifest. Files that still match their marks are not hashed again.
+        known_files: size, modification time and hash of files, keyed by file name, as recorded elsewhere (such as in
+            the folder of a trained prior). Files whose size and time still match are not hashed again. Used only for
+            a folder without a manifest.
         hash_files: False to skip hashing the files of a folder without a manifest; `content_fingerprint` is then
             empty.
-        tell: callback for notes about hashing progress.
+        tell: callback that receives progress messages while files are hashed; None for no messages.
 
     Raises:
-        InputError: the folder contains no embeddings, or a file is missing, truncated or misaligned.
+        InputError: the folder contains no embeddings, a file is missing or truncated, or the files of a shard differ
+            in their number of rows.
     """
 
     def __init__(
@@ -82,9 +90,9 @@ class EmbeddingDataset:
         self.store = Store(url)
         self.settings = settings or ReadSettings()
         self.rounded = Counter[str]()
-        """Number of embeddings of each kind that were normalised on reading, because rounding had changed their norms.
+        """Number of embeddings that were normalised when read, because rounding had changed their norms.
 
-        An embedding that is read twice counts twice.
+        The keys are `image` and `text`. An embedding that is read twice counts twice.
         """
         self._known_files, self._hash_files, self._tell = known_files or {}, hash_files, tell
         self._folder = open_folder(self.store)
@@ -102,16 +110,19 @@ class EmbeddingDataset:
 
     @functools.cached_property
     def content_fingerprint(self) -> str:
-        """Fingerprint of all data, made from the hashes in the manifest or, without a manifest, in `file_marks`."""
+        """Fingerprint of all data, computed from the file hashes in the manifest or, without one, in `file_marks`.
+
+        Empty if the folder has no manifest and `hash_files` is False.
+        """
         if self._folder.foreign_files and self._hash_files:
             return content_fingerprint(self.file_marks)
         return self._folder.recorded_fingerprint
 
     @functools.cached_property
     def file_marks(self) -> dict[str, FileMark]:
-        """File marks by file name, for a folder without a manifest. The marks are cached in the folder.
+        """Size, modification time and hash of each file of a folder without a manifest, keyed by file name.
 
-        Empty if the folder has a manifest, or if `hash_files` is False.
+        The values are cached in the folder. Empty if the folder has a manifest, or if `hash_files` is False.
 
         Raises:
             InputError: a file is missing or cannot be read.
@@ -127,7 +138,9 @@ class EmbeddingDataset:
 
     @property
     def clip(self) -> dict[str, Any]:
-        """Identity of the CLIP model that computed the embeddings, as recorded in the manifest.
+        """Properties that identify the CLIP model that computed the embeddings, such as a hash of its weights.
+
+        They are recorded in the manifest.
 
         Raises:
             InputError: the folder has no manifest.
@@ -136,7 +149,7 @@ class EmbeddingDataset:
 
     @property
     def clip_if_known(self) -> dict[str, Any]:
-        """Identity of the CLIP model that computed the embeddings; empty if the folder has no manifest."""
+        """Value of `clip`; empty if the folder has no manifest."""
         return dict(self._folder.about.get("clip", {}))
 
     @property
@@ -164,7 +177,7 @@ class EmbeddingDataset:
 
     @property
     def notes(self) -> list[str]:
-        """Unusual properties of the folder, one sentence each. Some are only known once rows have been read."""
+        """Unusual properties of the folder, as one message each. Some are detected only when rows are read."""
         counts = sorted(self.rounded.items())
         rounded = [f"{number:,} {kind} embeddings that were read have {ROUNDED}" for kind, number in counts]
         return [f"{self.store.url}: {note}" for note in [*self._folder.notes, *rounded]]
@@ -182,26 +195,32 @@ class EmbeddingDataset:
 
     @functools.cached_property
     def row_ids(self) -> np.ndarray:
-        """Hash of each row's content, independent of the row number: `[count]` uint64. Cached in the folder."""
+        """Hash that identifies each row's image and text embedding: `[count]` uint64. Cached in the folder.
+
+        The hash does not depend on the row number.
+        """
         make = functools.partial(identify_rows, self.shards)
         return cached_array(self.store, f"row_ids_{self._mark()}", self.count, np.dtype(np.uint64), (), make)
 
     @functools.cached_property
     def group_ids(self) -> np.ndarray:
-        """Hash of each row's content group: `[count]` uint64. Cached in the folder.
+        """Hash that identifies the image of each row: `[count]` uint64. Cached in the folder.
 
-        Rows with the same image are in the same group. Examples are several captions, or several copies, of an image.
+        Rows with the same image, such as several captions or copies of it, form a content group and have equal hashes.
         """
         make = functools.partial(identify_groups, self.shards)
         return cached_array(self.store, f"group_ids_{self._mark()}", self.count, np.dtype(np.uint64), (), make)
 
     @functools.cached_property
     def blocks(self) -> Blocks:
-        """Blocks of consecutive rows; each block is read in one piece."""
+        """Division of the dataset into blocks of consecutive rows, the units in which training reads rows."""
         return Blocks.from_shards(self.shard_starts, self.settings.block_rows)
 
     def visits(self, split: Split) -> Visits:
-        """Return the rows of a split to visit in each epoch."""
+        """Return an object that selects the rows of a split to read in each epoch.
+
+        By default, all rows are read. If `settings.captions` is `one`, one random row of each image is read.
+        """
         name = f"counts_{self._mark(self.settings.block_rows, split=True)}"
         count = functools.partial(self.blocks.count_splits, self.split_plan, len(SPLITS))
         counts = cached_array(self.store, name, len(self.blocks.shards), np.dtype(np.uint32), (len(SPLITS),), count)
@@ -227,13 +246,17 @@ class EmbeddingDataset:
         return np.flatnonzero(self.split_plan == SPLITS.index(split))
 
     def epoch_order(self, split: Split, seed: int, epoch: int) -> np.ndarray:
-        """Return the row numbers of a split in a random order that depends only on the split plan, seed and epoch."""
+        """Return the row numbers of a split in a random order.
+
+        The order depends only on the assignment of rows to splits, the seed and the epoch.
+        """
         return np.random.default_rng([seed, epoch]).permutation(self.rows(split))
 
     def content_order(self, split: Split, seed: int) -> np.ndarray:
         """Return the row numbers of a split in a random order.
 
-        The order depends on the seed and the content of the rows, but not on how the rows are divided into shards.
+        The order depends on the seed and the content of the rows (images and text embeddings), but not on how the rows
+        are divided into shards.
         """
         rows = self.rows(split)
         mixed = (self.row_ids[rows] ^ hash_key("order", seed)) * _ODD
@@ -313,7 +336,7 @@ class EmbeddingDataset:
             yield self.shards[index], positions, rows[positions] - self.shard_starts[index]
 
     def count_rounded(self, kind: str, rounded: np.ndarray) -> None:
-        """Add the number of embeddings that were normalised on reading to `self.rounded`.
+        """Increase `self.rounded` by the number of embeddings that were normalised when read.
 
         Args:
             kind: `img_emb` or `text_emb`.
@@ -322,7 +345,10 @@ class EmbeddingDataset:
         self.rounded[WORDS[kind]] += int(rounded.sum())
 
     def describe_rows(self, rows: Sequence[int] | np.ndarray) -> str:
-        """Describe rows for an error message: the first five row numbers, with their keys if the folder stores keys."""
+        """Return a description of rows for an error message, such as `rows 3, 7, keys 00003, 00007`.
+
+        The description lists at most five rows and the number of others. Keys are omitted if the folder stores none.
+        """
         listed = np.asarray(rows[:_NAMED_ROWS], np.int64)
         keys = ""
         with contextlib.suppress(InputError):  # folders not written by priorkit may have no keys

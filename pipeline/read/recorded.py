@@ -49,7 +49,7 @@ def open_recorded(store: Store, manifest: Manifest) -> FolderShards:
 
 
 def _recorded_width(store: Store, clip: Any, name: str) -> int:
-    """Return an array width from the manifest's description of the CLIP model.
+    """Return `embed_dim` or `token_width`, as given by `name`, from the manifest's description of the CLIP model.
 
     Raises:
         InputError: the width is missing or implausible.
@@ -64,10 +64,10 @@ def _recorded_width(store: Store, clip: Any, name: str) -> int:
 
 
 def _refuse_unfinished(store: Store, manifest: Manifest, sizes: Mapping[str, int]) -> None:
-    """Check that the manifest lists all planned shards, and every file in the data folders.
+    """Check that `embed` has finished: the manifest lists all shards of the input, and every file in the data folders.
 
     Raises:
-        InputError: the manifest lacks a planned shard or an existing data file.
+        InputError: the manifest does not list a shard of the input, or a file in a data folder.
     """
     planned = manifest.input.get("shards", 0)
     if len(manifest.shards) < planned:

@@ -16,9 +16,9 @@ class ReadSettings(Settings):
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"read_threads"})
 
     validation_fraction: float = Field(default=0.01, ge=0, lt=1)
-    """Fraction of content groups (rows with the same image) used for validation during training."""
+    """Fraction of images used for validation during training. All rows with the same image are in the same split."""
     test_fraction: float = Field(default=0.05, ge=0, lt=1)
-    """Fraction of content groups (rows with the same image) reserved for the final evaluation."""
+    """Fraction of images reserved for the final evaluation. All rows with the same image are in the same split."""
     block_rows: int = Field(default=4096, ge=1)
     """Number of consecutive rows of a shard that are read together. The default is the size of the row groups in the
     metadata that `embed` writes."""
@@ -38,5 +38,5 @@ class ReadSettings(Settings):
         return self
 
     def splits(self) -> dict[str, float]:
-        """Return the settings that determine the split of a row."""
+        """Return the settings that determine the split of a row, keyed by name."""
         return {"validation_fraction": self.validation_fraction, "test_fraction": self.test_fraction}

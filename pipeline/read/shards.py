@@ -1,4 +1,4 @@
-"""Reader for one embedding shard: its arrays, its metadata, and the content group of each row."""
+"""Reader for one embedding shard: its arrays, its metadata, and an identifier of each row's image."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ class EmbeddingShard:
     Args:
         store: embeddings folder.
         rows: number of rows in each file.
-        counted_by: source of the number of rows, such as a file header, for error messages.
-        files: path of each file relative to the embeddings folder, keyed by kind.
-        layouts: known array layouts, keyed by kind. The layout of any other array is read from its header when needed.
+        counted_by: file or record from which `rows` was read, for error messages.
+        files: path of each file relative to the embeddings folder, keyed by kind, such as `img_emb` or `metadata`.
+        layouts: array layouts (row count, row shape, dtype and byte offset) that are already known, keyed by kind. The
+            layout of any other array is read from its header when needed.
         embed_dim: expected embedding size, checked when a header is read; None if the layouts are given.
     """
 
@@ -61,7 +62,10 @@ class EmbeddingShard:
         self.files = files
         self._layouts = dict(layouts or {})
         self._convertible = frozenset(self._layouts)
-        """Kinds of arrays whose layout was given. Their dtypes can differ between shards, so reading converts them."""
+        """Kinds of arrays, such as `img_emb`, whose layout was passed to the constructor.
+
+        Their dtypes can differ between shards, so reading converts them to the requested dtype.
+        """
         self._arrays: dict[str, np.ndarray] = {}
 
     @staticmethod
@@ -108,7 +112,7 @@ class EmbeddingShard:
         return self._store.path(self.files[kind]) if self._store.is_local else None
 
     def layout(self, kind: str) -> ArrayLayout:
-        """Return the layout of a stored array, read from its header on first use.
+        """Return the row count, row shape, dtype and byte offset of a stored array, read from its header on first use.
 
         Raises:
             InputError: the header states a different number of rows, embedding size or dtype than expected.
@@ -180,7 +184,7 @@ class EmbeddingShard:
         return self._arrays[kind]
 
     def fill_token_states(self, states: np.ndarray, positions: np.ndarray, rows: np.ndarray) -> None:
-        """Copy the token states of the given rows into `states`, up to T states per row.
+        """Copy the token states (text encoder outputs) of the given rows into `states`, up to T states per row.
 
         Args:
             states: `[B, T, W]` array to write to, initially zero.
@@ -231,10 +235,10 @@ class EmbeddingShard:
             raise InputError(f"{self.title('metadata')}{fault}")
 
     def content_groups(self) -> Iterator[list[bytes]]:
-        """Yield the content groups of the rows in order, as one list for each block of rows.
+        """Yield an identifier of each row's image, in row order, as one list for each block of rows.
 
-        The group of a row is the hash of its image. If the hash is unknown, the group is the image's URL. If the URL is
-        also unknown, the group consists of the bytes of the image embedding.
+        Rows with equal identifiers form a content group. The identifier is the hash of the image as recorded in the
+        metadata. Without a hash, it is the image's URL. Without a URL, it consists of the bytes of the image embedding.
         """
         first = 0
         for columns in self._group_columns():
@@ -249,9 +253,9 @@ class EmbeddingShard:
             first += count
 
     def _group_columns(self) -> Iterator[list[list[str | None]]]:
-        """Yield, for each block of rows, the values of the columns that identify images, in order of preference.
+        """Yield, for each block of rows, a list of the metadata columns that can identify images.
 
-        If the metadata has no such column, yield an empty list for each block.
+        The preferred column (a hash before a URL) comes first. If the metadata has no such column, the lists are empty.
         """
         if "metadata" not in self.files:
             yield from ([] for _ in range(0, self.rows, READ_BLOCK_ROWS))
@@ -272,8 +276,8 @@ class EmbeddingShard:
         """Context manager that opens the metadata file and checks its number of rows.
 
         Raises:
-            InputError: the shard has no metadata, or the file is damaged. An error that indicates damage is also
-                converted to `InputError` if the body of the `with` statement raises it.
+            InputError: the shard has no metadata, or the file is damaged. Errors that indicate damage are converted
+                even if they occur while the body of the `with` statement reads the file.
         """
         if "metadata" not in self.files:
             raise InputError(f"{self._store.url} has no metadata: its rows have neither keys nor captions")
@@ -307,9 +311,9 @@ class FolderShards:
     token_width: int | None = None
     """Width of the stored token states; None if none are stored."""
     about: dict[str, Any] = field(default_factory=dict)
-    """Description of the embeddings in the manifest, such as the CLIP model; empty without a manifest."""
+    """Facts that the manifest records about the embeddings, such as the CLIP model; empty without a manifest."""
     recorded_fingerprint: str = ""
-    """Fingerprint of the recorded file hashes; empty without a manifest."""
+    """Fingerprint of the file hashes in the manifest; empty without a manifest."""
     foreign_files: tuple[str, ...] = ()
     """Paths of all shard files if the folder has no manifest; otherwise empty."""
     notes: list[str] = field(default_factory=list)

@@ -5,8 +5,9 @@ The order depends only on the row counts, the settings, the seed and the epoch, 
 Blocks of consecutive rows are arranged in random order. Several successive blocks form a window, and the rows of a
 window are shuffled together. Rows can therefore be read in blocks, and only one window has to be in memory.
 
-A row's *place* is its position after the blocks are arranged, but before the rows are shuffled: the number of visited
-rows in the preceding blocks, plus the row's index among the visited rows of its block.
+An epoch may read only some rows of a block. A row's *place* is its position among the rows that the epoch reads, after
+the blocks are arranged but before the rows are shuffled. It is the number of such rows in the preceding blocks, plus
+the row's index among such rows of its own block.
 
 All randomness comes from a hash (SplitMix64 with a key), so the order does not depend on library versions.
 """
@@ -53,7 +54,7 @@ class Share:
     """Rows of a global batch that one rank reads."""
 
     places: np.ndarray
-    """`[b]` int64: places of the rows in the epoch, as defined in the module docstring."""
+    """`[b]` int64: positions of the rows in the epoch, before the rows of each window are shuffled."""
     first: int
     """Position of the share's first row in the global batch."""
     global_rows: int
@@ -66,47 +67,48 @@ class EpochPlan:
     """Row order of one epoch, built in O(blocks) time. Each batch is computed independently of the other batches.
 
     Args:
-        visits: `[blocks]` number of rows that the epoch visits in each block.
+        visits: `[blocks]` number of rows that the epoch reads from each block.
         sizes: `[blocks]` number of rows stored in each block.
         seed: seed of the order.
         epoch: epoch number.
-        window_rows: window size in stored rows. A window ends with the block that reaches this size.
+        window_rows: approximate number of stored rows per shuffle window (a group of whole blocks whose rows are
+            shuffled together). A window ends with the block that completes a multiple of this number.
     """
 
     def __init__(self, visits: np.ndarray, sizes: np.ndarray, *, seed: int, epoch: int, window_rows: int) -> None:
         self.seed, self.epoch = seed, epoch
         order = permutation(len(visits), hash_key("blocks", seed, epoch))
         self.blocks = order[visits[order] > 0]
-        """`[n]`: block numbers in epoch order, without the blocks that have no visited rows."""
+        """`[n]`: numbers of the blocks from which the epoch reads at least one row, in epoch order."""
         self.starts = np.concatenate([[0], np.cumsum(visits[self.blocks])])
-        """`[n + 1]`: place of the first row of each block, followed by the total number of rows."""
+        """`[n + 1]`: number of rows read from the blocks before each block, followed by the total number of rows."""
         stored = sizes[self.blocks]
         window_of_block = (np.cumsum(stored) - stored) // window_rows
         first_blocks = np.flatnonzero(np.diff(window_of_block, prepend=-1))
         self.windows = np.append(first_blocks, len(self.blocks))
         """`[m + 1]`: index in `blocks` of each window's first block, followed by the number of blocks."""
         self.window_starts = self.starts[self.windows]
-        """`[m + 1]`: place of the first row of each window, followed by the total number of rows."""
+        """`[m + 1]`: number of rows read from the windows before each window, followed by the total number of rows."""
         self.rows = int(self.starts[-1])
-        """Number of rows visited in the epoch."""
+        """Number of rows read in the epoch."""
         self._window_order = functools.lru_cache(maxsize=4)(self._shuffle_window)
 
     def _shuffle_window(self, window: int) -> np.ndarray:
-        """Return the row offsets of a window, relative to its first place, in shuffled order."""
+        """Return the rows of a window in shuffled order, as indices into the window."""
         rows = int(self.window_starts[window + 1] - self.window_starts[window])
         return permutation(rows, hash_key("window", self.seed, self.epoch, window))
 
     def windows_between(self, start: int, end: int) -> range:
-        """Return the indices of the windows that contain the places `start` to `end - 1` of the epoch."""
+        """Return the indices of the windows that contain the positions `start` to `end - 1` of the epoch."""
         first, last = np.searchsorted(self.window_starts, [start, end - 1], side="right") - 1
         return range(int(first), int(last) + 1)
 
     def share(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Share:
         """Return the share of a global batch that one rank reads.
 
-        The rows of a batch are sorted by place and divided into one slice per rank, so that each rank needs only some
-        of the window's blocks. If a batch spans several windows, its rows are instead sorted by their relative place
-        in their window, from 0 to 1.
+        The rows of a batch are sorted by place (position before shuffling) and divided into one slice per rank, so that
+        each rank needs only some of the window's blocks. If a batch spans several windows, the sort key is instead the
+        row's relative position in its window before shuffling, from 0 to 1.
 
         Args:
             step: batch number within the epoch.

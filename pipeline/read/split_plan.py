@@ -1,8 +1,8 @@
 """Split plan: the assignment of rows to training, validation and test, computed shard by shard.
 
-The split of a row depends only on its content group and the settings. Therefore, all copies of an image are in the
-same split, and rows stay in their split when data is added. A group identifier is a hash of the content group. A row
-identifier is a hash of the content group and the text embedding.
+Rows with the same image form a content group. The split of a row depends only on its content group and the settings.
+Therefore, all copies of an image are in the same split, and rows stay in their split when data is added. A group
+identifier is a hash of the content group. A row identifier is a hash of the content group and the text embedding.
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 """Split names; a split plan stores indices into this tuple."""
 _TRAIN, _VALIDATION, _TEST = range(3)
 _SPLIT_SALT = b"priorkit split\0"
-"""Prefix that is hashed with each content group. A different prefix would assign rows to different splits."""
+"""Prefix that is hashed together with the identifier of a row's image, to assign the row to a split.
+
+A different prefix would assign rows to different splits.
+"""
 _DOUBLE_VALUES = 1 << 53
 """Number of evenly spaced values in [0, 1) that fit in a float64, which has 53 significant bits."""
 
 
 def plan_splits(shards: Iterable[EmbeddingShard], settings: ReadSettings) -> Iterator[np.ndarray]:
-    """Yield each row's split as a uint8 index into `SPLITS`, in parts of shape `[n]`."""
+    """Yield the split of each row, in row order, as `[n]` uint8 arrays of indices into `SPLITS`."""
     for digests in group_digests(shards):
         yield split_codes(digests[:, 0], settings)
 
 
 def split_codes(hashes: np.ndarray, settings: ReadSettings) -> np.ndarray:
-    """Map content group hashes to splits.
+    """Return the splits to which image hashes belong.
 
     Args:
-        hashes: `[n]` uint64 hashes of the content groups.
+        hashes: `[n]` uint64 hashes of the images' identifiers.
         settings: split fractions.
 
     Returns:
@@ -50,7 +53,7 @@ def split_codes(hashes: np.ndarray, settings: ReadSettings) -> np.ndarray:
 
 
 def identify_rows(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield a uint64 hash of each row's content group and text embedding, in parts of shape `[n]`."""
+    """Yield a hash of each row's image identifier and text embedding, in row order, as `[n]` uint64 arrays."""
     for shard in shards:
         first = 0
         for groups in shard.content_groups():
@@ -64,13 +67,16 @@ def identify_rows(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
 
 
 def identify_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield a uint64 hash of each row's content group, in parts of shape `[n]`."""
+    """Yield a hash of each row's image identifier, in row order, as `[n]` uint64 arrays."""
     for digests in group_digests(shards):
         yield digests[:, 0]
 
 
 def group_digests(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield the salted SHA-256 of each row's content group as four uint64 values, in parts of shape `[n, 4]`."""
+    """Yield the salted SHA-256 of each row's image identifier, in row order, as `[n, 4]` uint64 arrays.
+
+    Rows with the same image have the same identifier; see `EmbeddingShard.content_groups`.
+    """
     for shard in shards:
         for groups in shard.content_groups():
             digests = b"".join(hashlib.sha256(_SPLIT_SALT + group).digest() for group in groups)

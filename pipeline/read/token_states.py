@@ -1,4 +1,4 @@
-"""Token states of consecutive rows, read on demand from a file."""
+"""Token states (the text encoder's output for each token of a caption), read from a file when a batch needs them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ _COPY_BYTES = 1 << 23
 
 
 class StateRanges:
-    """Token states of consecutive rows in a shard, located by byte range and read row by row.
+    """Token states (the text encoder's output for each token) of consecutive rows in a shard, read row by row.
 
-    Token states need many times as much memory as embeddings, so they stay on disk until a batch needs them. If the
-    shard is remote, the token states of the rows are first copied to a temporary file.
+    Token states need many times as much memory as embeddings. Therefore, only the byte range of each row is kept in
+    memory, and the states stay on disk until a batch needs them. If the shard is remote, they are first copied to a
+    temporary file.
 
     Args:
         shard: shard that stores the token states.
@@ -26,7 +27,8 @@ class StateRanges:
         count: number of rows.
 
     Raises:
-        InputError: the offsets are not ascending, or exceed the number of token states.
+        InputError: the stored index of each row's first token state is not ascending, or exceeds the number of token
+            states in the file.
     """
 
     def __init__(self, shard: EmbeddingShard, first: int, count: int) -> None:
@@ -46,7 +48,7 @@ class StateRanges:
             self._starts = (offsets - offsets[0]) * self._layout.row_bytes
 
     def fill(self, row: int, target: np.ndarray) -> None:
-        """Copy the token states of a row into `target`, up to T states.
+        """Copy the token states of a row into `target`. If the row has more than T states, copy the first T.
 
         Args:
             row: index of the row, counted from `first`.

@@ -1,7 +1,7 @@
-"""Selection of the rows of a split that an epoch visits, block by block.
+"""Selection of the rows of a split that an epoch reads ("visits"), block by block.
 
-By default, an epoch visits every row of the split. With the setting `read.captions=one`, it visits one random row of
-each content group.
+By default, an epoch reads every row of the split. With the setting `read.captions=one`, it reads one random row of each
+content group (the rows with the same image).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .split_plan import group_digests
 _CHUNK_ROWS = 1 << 24
 """Number of rows of a memory-mapped array that are processed at a time. As int64, they take 128 MiB."""
 _GROUP_PARTS = 256
-"""Number of parts into which content groups are divided by hash. One part is in memory at a time."""
+"""Number of parts into which rows are divided by the hash of their image. One part is in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,15 @@ class Blocks:
         return np.diff(self.starts)
 
     def count_splits(self, split_plan: np.ndarray, splits: int) -> Iterator[np.ndarray]:
-        """Yield the number of rows of each split in each block as uint32, in parts of shape `[n, splits]`."""
+        """Count the rows of each split in each block.
+
+        Args:
+            split_plan: `[count]` split of each row, as an index.
+            splits: number of splits.
+
+        Yields:
+            `[n, splits]` uint32 counts for the next `n` blocks.
+        """
         block, blocks = 0, len(self.shards)
         while block < blocks:
             chunk_end = self.starts[block] + _CHUNK_ROWS
@@ -65,15 +73,15 @@ class Blocks:
 
 
 class Visits:
-    """Rows of one split to visit in each epoch.
+    """Selection of the rows of one split to read in each epoch: all rows, or one random row per image.
 
     Args:
         blocks: blocks of the dataset.
         split_plan: `[count]` uint8, the split of each row.
-        split: split to visit, as an index into `SPLITS`.
+        split: split to read, as an index into `SPLITS`.
         counts: `[blocks]` number of rows of the split in each block.
-        shared: rows that share a content group with other rows, as returned by `find_shared_groups`, to visit one row
-            per group; None to visit all rows.
+        shared: result of `find_shared_groups` (the rows whose image also occurs in other rows), to read one row per
+            image; None to read all rows.
     """
 
     def __init__(
@@ -83,7 +91,7 @@ class Visits:
         self._counts, self._shared = counts.astype(np.int64), shared
         self._shared_bounds = np.zeros(len(counts) + 1, np.int64)
         self.rows = int(self._counts.sum())
-        """Number of rows visited per epoch."""
+        """Number of rows read in each epoch."""
         for part in self._shared_parts():
             self._shared_bounds[1:] += self._count_per_block(part)
             copies = part[part[:, 2] > 0]
@@ -91,7 +99,7 @@ class Visits:
         np.cumsum(self._shared_bounds, out=self._shared_bounds)
 
     def counts(self, seed: int, epoch: int) -> np.ndarray:
-        """Return the number of rows that an epoch visits in each block: `[blocks]` int64."""
+        """Return the number of rows that an epoch reads from each block: `[blocks]` int64."""
         counts: np.ndarray = self._counts.copy()
         for part in self._shared_parts():
             skipped = part[~_drawn(part, seed, epoch)]
@@ -99,7 +107,7 @@ class Visits:
         return counts
 
     def rows_in_block(self, block: int, seed: int, epoch: int) -> np.ndarray:
-        """Return the row numbers that an epoch visits in a block, in ascending order: `[n]` int64."""
+        """Return the numbers of the rows that an epoch reads from a block, in ascending order: `[n]` int64."""
         start, end = (int(row) for row in self._blocks.starts[block : block + 2])
         visited = self._split_plan[start:end] == self._split
         if self._shared is not None:
@@ -108,31 +116,37 @@ class Visits:
         return start + np.flatnonzero(visited)
 
     def _shared_parts(self) -> Iterator[np.ndarray]:
-        """Yield the rows that share a content group with other rows, in parts; nothing if all rows are visited."""
+        """Yield chunks of the table of rows that share an image with other rows. Yield nothing without such a table."""
         if self._shared is not None:
             for start in range(0, len(self._shared), _CHUNK_ROWS):
                 yield np.asarray(self._shared[start : start + _CHUNK_ROWS])
 
     def _count_per_block(self, shared: np.ndarray) -> np.ndarray:
-        """Return the number of the given shared rows in each block: `[blocks]` int64."""
+        """Count the rows of a table returned by `find_shared_groups` in each block: `[blocks]` int64."""
         blocks = np.searchsorted(self._blocks.starts, shared[:, 0], side="right") - 1
         counts: np.ndarray = np.bincount(blocks, minlength=len(self._counts))
         return counts
 
 
 def _drawn(shared: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Return a mask of shared rows, True for the one row that the epoch draws from each group: `[n]` bool."""
+    """Return a `[n]` bool mask that is True for the one row that an epoch draws at random from each group.
+
+    Args:
+        shared: `[n, 4]` table of rows and groups, as returned by `find_shared_groups`.
+        seed: seed of the row order.
+        epoch: epoch number.
+    """
     _, group, number, size = shared.T
     draw = mix(group.astype(np.uint64), hash_key("caption", seed, epoch)) % size.astype(np.uint64)
     return np.asarray(draw == number)
 
 
 def find_shared_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield the rows whose content group has more than one row, in ascending order: `[n, 4]` int64.
+    """Yield one `[n, 4]` int64 array of the rows whose image also occurs in other rows, in ascending order.
 
-    The columns are the row number, 64 bits of the group's hash, the row's index in its group, and the group's size.
-    To save memory, all rows are first divided by hash into parts on disk, and then sorted one part at a time. Memory
-    holds one part, and 32 bytes for each row that shares a group with other rows.
+    Rows with the same image form a group. The columns are the row number, 64 bits of the group's hash, the row's index
+    in its group, and the group's size. To save memory, all rows are first divided by hash into parts on disk, and then
+    sorted one part at a time. Memory holds one part, and 32 bytes for each row in the result.
     """
     with contextlib.ExitStack() as stack:
         spools = [stack.enter_context(contextlib.closing(RowSpool(np.int64, (2,)))) for _ in range(_GROUP_PARTS)]
@@ -152,7 +166,7 @@ def find_shared_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]
 
 
 def number_within_groups(rows: np.ndarray) -> np.ndarray:
-    """Number the rows of each content group from 0, and omit groups with a single row.
+    """Number the rows of each group (rows with the same image) from 0, and omit groups with a single row.
 
     Args:
         rows: `[n, 2]` row numbers and group hashes.

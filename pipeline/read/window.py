@@ -43,7 +43,7 @@ class Columns:
 
     @property
     def embeds(self) -> tuple[str, ...]:
-        """Kinds of embeddings to read."""
+        """Kinds of embeddings to read: `img_emb` and, if requested, `text_emb`."""
         return ("img_emb", "text_emb") if self.text_embed else ("img_emb",)
 
     @property
@@ -54,9 +54,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """One rank's rows of a global batch.
+    """One rank's rows of a global batch (the rows that all ranks together process in one step).
 
-    Shape symbols: b rows (possibly 0), D embedding size, T token states of width W.
+    Shape symbols: b rows (possibly 0), D embedding size, T token states (the text encoder's output for each token) of
+    width W.
     """
 
     rows: np.ndarray
@@ -77,10 +78,13 @@ class TrainBatch:
 
 @dataclass
 class _Part:
-    """Consecutive rows of a block that are read together, with their token states and captions."""
+    """Consecutive rows of a block that are read together, with their token states and captions, if requested.
+
+    The embeddings of the rows are in `Buffers`.
+    """
 
     slot: int
-    """Slot of the part's first row."""
+    """Index of the part's first row in the window's embedding buffers."""
     states: StateRanges | None = None
     captions: pa.Array | None = None
 
@@ -110,7 +114,7 @@ class BlockReader:
         self._captions = CaptionReader(dataset.store, mark) if columns.captions else None
 
     def read(self, start: int, end: int, part: _Part, buffers: Buffers) -> None:
-        """Read rows `start` to `end - 1` into the buffers, starting at the part's slot.
+        """Read rows `start` to `end - 1` into the buffers, starting at index `part.slot` of the buffers.
 
         Args:
             start: row number of the first row.
@@ -129,7 +133,10 @@ class BlockReader:
             part.captions = self._captions.read(shard, first, end - start)
 
     def new_batch(self, share: Share) -> TrainBatch:
-        """Allocate a batch for a share. `ShuffleWindow.fill` later copies the rows into the batch."""
+        """Return an empty batch for a share (the part of a global batch that this rank reads).
+
+        `ShuffleWindow.fill` later copies the rows into the batch.
+        """
         count = len(share.places)
         size = self.dataset.embed_dim
         embeds = {kind: np.empty((count, size), dtype) for kind, dtype in self._dtypes.items()}
@@ -197,17 +204,18 @@ class BlockSpan:
     block: int
     """Index of the block within the window."""
     first: int
-    """Offset of the first required row."""
+    """Index within the window of the first required row."""
     last: int
-    """Offset of the last required row, inclusive."""
+    """Index within the window of the last required row, inclusive."""
 
 
 def needed_spans(offsets: np.ndarray, block_offsets: np.ndarray) -> list[BlockSpan]:
     """Return the range of rows to read from each block of a window. Blocks without required rows are omitted.
 
     Args:
-        offsets: `[n]` offsets of the required rows, in any order.
-        block_offsets: `[blocks + 1]` offset of the first row of each block, followed by the total number of rows.
+        offsets: `[n]` indices within the window of the required rows, in any order.
+        block_offsets: `[blocks + 1]` index within the window of each block's first row, followed by the number of rows
+            in the window.
     """
     ordered = np.sort(offsets)
     bounds = np.searchsorted(ordered, block_offsets)
@@ -219,18 +227,18 @@ def needed_spans(offsets: np.ndarray, block_offsets: np.ndarray) -> list[BlockSp
 
 
 class ShuffleWindow:
-    """Rows of one shuffle window that a rank needs.
+    """Rows of one shuffle window (rows that are shuffled together) that a rank needs.
 
     Args:
         plan: row order of the epoch.
         window: index of the window in the epoch.
-        places: `[n]` places of the required rows, in any order.
+        places: `[n]` positions of the required rows in the epoch, before rows are shuffled. They can be in any order.
     """
 
     def __init__(self, plan: EpochPlan, window: int, places: np.ndarray) -> None:
         self._plan = plan
         self.start, self.end = int(plan.window_starts[window]), int(plan.window_starts[window + 1])
-        """Range of the window's places: `start` is inclusive, `end` is exclusive."""
+        """Range of the window's positions in the epoch: `start` is inclusive, `end` is exclusive."""
         first_block, end_block = plan.windows[window : window + 2]
         self._blocks = plan.blocks[first_block:end_block]
         self._block_offsets = plan.starts[first_block : end_block + 1] - self.start
@@ -242,7 +250,10 @@ class ShuffleWindow:
         self.buffers: Buffers
 
     def read(self, reader: BlockReader, buffers: Buffers, pool: ThreadPoolExecutor) -> None:
-        """Start reading the required range of every block into the buffers, in the threads of `pool`."""
+        """Start reading the required rows of every block into the buffers, in the threads of `pool`.
+
+        Return without waiting for the reads; see `wait`.
+        """
         self.buffers = buffers
         slot = 0
         for span in self._spans:
@@ -263,11 +274,12 @@ class ShuffleWindow:
             future.result()
 
     def fill(self, batch: TrainBatch, places: np.ndarray, reader: BlockReader) -> None:
-        """Copy those rows of a batch that are in this window into the batch.
+        """Copy into a batch those of its rows that this window contains.
 
         Args:
             batch: batch to fill.
-            places: `[b]` places of the batch's rows; rows that belong to other windows are skipped.
+            places: `[b]` positions of the batch's rows in the epoch, before rows are shuffled. Rows that belong to
+                other windows are skipped.
             reader: reader that read the window.
         """
         positions = np.flatnonzero((places >= self.start) & (places < self.end))
@@ -281,7 +293,7 @@ class ShuffleWindow:
             self._fill_varying(batch, positions, slots)
 
     def _fill_embeds(self, batch: TrainBatch, positions: np.ndarray, slots: np.ndarray) -> None:
-        """Copy the embeddings in the buffers at `slots` to `positions` of the batch."""
+        """Copy the embeddings at the indices `slots` of the buffers to the indices `positions` of the batch."""
         whole_batch = len(positions) == len(batch.rows)
         for kind, target in (("img_emb", batch.image_embed), ("text_emb", batch.text_embed)):
             if target is None:
@@ -292,7 +304,13 @@ class ShuffleWindow:
                 target[positions] = self.buffers.embeds[kind][slots]
 
     def _fill_varying(self, batch: TrainBatch, positions: np.ndarray, slots: np.ndarray) -> None:
-        """Copy the token states and captions of the rows at `slots` to `positions` of the batch, row by row."""
+        """Copy token states and captions, row by row, to the indices `positions` of the batch.
+
+        Args:
+            batch: batch to fill.
+            positions: `[n]` indices of the target rows in the batch.
+            slots: `[n]` indices of the source rows in the window's buffers.
+        """
         part_of_slot = np.searchsorted([part.slot for part in self._parts], slots, side="right") - 1
         for position, slot, index in zip(positions, slots, part_of_slot, strict=True):
             part = self._parts[index]
