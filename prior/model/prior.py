@@ -27,7 +27,7 @@ from .text_encoder import find_text_encoder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Dtypes for large matrix products, by name."""
 SAMPLE_BATCH = 64
-"""Maximum number of captions per batch, so that memory use does not grow with the total number of captions."""
+"""Maximum number of captions sampled in one batch. It bounds memory use for any number of captions."""
 
 
 class Prior:
@@ -176,7 +176,14 @@ class Prior:
         return torch.cat(parts)
 
     def noise(self, seed: int, first: int, texts: int, draws: int) -> Iterator[torch.Tensor]:
-        """Yield the noise tensors that `sample` uses for `texts` captions, the first of which has number `first`."""
+        """Yield the noise tensors `[texts * draws, D]` that `sample` uses by default.
+
+        Args:
+            seed: noise seed.
+            first: number of the first caption, as for `sample`.
+            texts: number of captions.
+            draws: number of candidates per caption.
+        """
         return seeded_noise(seed, first, texts, draws, self.config.embed_dim, self.device)
 
     def check(self, settings: SampleSettings) -> list[int]:
@@ -196,11 +203,11 @@ class Prior:
         settings: SampleSettings,
         noise: Iterator[torch.Tensor],
     ) -> torch.Tensor:
-        """Draw K embeddings for each of B captions: `[B, K, D]` float32 on the CPU.
+        """Sample K embeddings for each of B captions, and return all of them: `[B, K, D]` float32 on the CPU.
 
         Args:
             text_embed, token_states: as for `sample`.
-            draws: K, number of draws per caption.
+            draws: number of embeddings per caption, K.
             settings: sampling settings.
             noise: `[B * K, D]` tensors, as for `sample`.
         """
@@ -236,6 +243,9 @@ class Prior:
         """Check the shape of each noise tensor and yield the tensor on this prior's device, as float32.
 
         If `init_clamp` is set, the rows of the first tensor are rescaled to a fixed norm.
+
+        Raises:
+            SettingsError: a tensor has the wrong shape, or the sampler needs more tensors than `noise` yields.
         """
         for index, value in enumerate(noise):
             if value.shape != shape:
@@ -292,7 +302,7 @@ def _check_arguments(
     generator: torch.Generator | None,
     noise: Iterable[torch.Tensor] | None,
 ) -> None:
-    """Raise SettingsError if the arguments of `Prior.sample` contradict each other."""
+    """Raise SettingsError if arguments of `Prior.sample` are missing, contradictory or of different lengths."""
     if (prompts is None) == (text_embed is None):
         raise SettingsError("give either prompts or text_embed")
     if isinstance(prompts, str):

@@ -40,7 +40,7 @@ class EmbeddingNormaliser(nn.Module):
             self.register_buffer("to_network", torch.eye(embed_dim) if kind == "whiten" else torch.ones(shape))
 
     def fit(self, image_embed: torch.Tensor) -> None:
-        """Compute the statistics from image embeddings `[rows, D]` with any norm. Do nothing for `sqrt_dim`."""
+        """Compute the mean and scale from image embeddings `[rows, D]` with any norm. Do nothing for `sqrt_dim`."""
         if self.kind == "sqrt_dim":
             return
         unit = F.normalize(image_embed.double(), dim=-1)
