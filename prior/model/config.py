@@ -84,7 +84,10 @@ def build_network(config: PriorConfig) -> Network:
 
 
 def build_normaliser(config: PriorConfig) -> EmbeddingNormaliser:
-    """Build a normaliser. Its statistics, if any, are initialised to a mean of 0 and an identity covariance."""
+    """Build the normaliser that the config describes.
+
+    Its statistics, if any, are initialised to a mean of 0 and an identity covariance.
+    """
     return EmbeddingNormaliser(config.diffusion.normaliser, config.embed_dim, config.diffusion.embed_scale)
 
 

@@ -147,6 +147,10 @@ def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep:
     """Write a checkpoint atomically as one file, then remove all but the newest `keep` checkpoints.
 
     Checkpoints of steps after `state.step` are also removed, because they come from a discarded training run.
+
+    Args:
+        settings_fingerprint: hash of the training settings, stored in the checkpoint and compared by `load_state`.
+        keep: number of checkpoints to keep, including the new one.
     """
     # use a single metadata key, because safetensors writes several keys in an order that varies between runs
     metadata = {"priorkit": json.dumps({"step": state.step, "settings": settings_fingerprint})}
@@ -196,7 +200,7 @@ def newest_step(store: Store, settings_fingerprint: str) -> int | None:
 def _described(store: Store, name: str) -> dict[str, Any]:
     """Return the step and the settings fingerprint that the header of a checkpoint file contains.
 
-    Return an empty dictionary if the file is missing, truncated or otherwise damaged.
+    Return an empty dictionary if the file is missing or truncated, or if the header is damaged.
     """
     start = bytearray(8)
     try:

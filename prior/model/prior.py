@@ -117,7 +117,7 @@ class Prior:
         generator: torch.Generator | None = None,
         noise: Iterable[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Draw one image embedding per caption: `[B, D]` float32 on the CPU.
+        """Sample one image embedding per caption, and return the embeddings as `[B, D]` float32 on the CPU.
 
         The noise for a caption depends only on `seed` and on the caption's number. A list of captions can therefore be
         split over several calls without changing the result; see `first`.
@@ -126,8 +126,8 @@ class Prior:
             prompts: captions to encode with the prior's CLIP model. Give either `prompts` or `text_embed`.
             text_embed: `[B, D]` text embeddings, with any norm.
             token_states: `[B, T, W]` token states, padded with rows of zeros; needed if the prior uses token states.
-            num_candidates: number of draws per caption. The draw with the highest cosine similarity to the text is
-                returned.
+            num_candidates: number of embeddings to draw per caption. The one with the highest cosine similarity to the
+                text is returned, or the first one if text and image embeddings have different sizes.
             guidance_scale: 1 uses the text as in training; larger values amplify its effect.
             guidance: `text`, or `dalle2` for DALLE2-pytorch's variant, which also scales the norm of the samples.
             steps: number of network evaluations per draw. For priors that reproduce DALLE2-pytorch 1.10.3 or later,
@@ -203,7 +203,7 @@ class Prior:
         settings: SampleSettings,
         noise: Iterator[torch.Tensor],
     ) -> torch.Tensor:
-        """Sample K embeddings for each of B captions, and return all of them: `[B, K, D]` float32 on the CPU.
+        """Sample K embeddings for each of B captions, and return all of them as `[B, K, D]` float32 on the CPU.
 
         Args:
             text_embed, token_states: as for `sample`.

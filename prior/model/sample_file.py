@@ -36,7 +36,7 @@ class Sampled:
     cosine_to_text: list[float] = field(default_factory=list)
     """Cosine similarity between a text and its sample, for each text in `labels`."""
     notes: list[str] = field(default_factory=list)
-    """Remarks about the source of the texts to show to the user, one sentence each."""
+    """Remarks for the user about the source of the texts, one sentence each."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as a JSON-serialisable dictionary, as printed by `--json`."""

@@ -41,7 +41,7 @@ class Texts(Protocol):
 
     @property
     def notes(self) -> list[str]:
-        """Remarks about the source to show to the user, one sentence each.
+        """Remarks for the user about the source of the texts, one sentence each.
 
         The list is complete only after the last batch has been read.
         """
@@ -156,7 +156,7 @@ class StoredEmbeddings:
     """Text embeddings and token states in a folder of embedding shards.
 
     Raises:
-        InputError: the folder is damaged.
+        InputError: the folder contains no embeddings, or a file is missing or damaged.
     """
 
     def __init__(self, url: str) -> None:
@@ -189,7 +189,7 @@ class StoredEmbeddings:
 
     @property
     def notes(self) -> list[str]:
-        """Remarks to show to the user; see `Texts.notes`."""
+        """Remarks for the user; see `Texts.notes`."""
         return [*self._clip_notes, *self._dataset.notes]
 
     def _labels(self, rows: np.ndarray) -> list[str]:
@@ -202,7 +202,7 @@ class StoredEmbeddings:
 
 
 def stored_texts(url: str) -> Texts:
-    """Open stored text embeddings: a `.npy` file if the location ends in `.npy`, otherwise a folder of shards."""
+    """Open stored text embeddings: a `.npy` file if `url` ends in `.npy`, otherwise a folder of embedding shards."""
     return StoredArray(url) if url.endswith(".npy") else StoredEmbeddings(url)
 
 

@@ -15,7 +15,10 @@ from .positions import Positions
 
 
 class KeysValues(NamedTuple):
-    """One layer's attention keys and values for consecutive positions, shared by all query heads."""
+    """Attention keys and values of one layer, for a run of consecutive positions.
+
+    All query heads share the same keys and values (multi-query attention).
+    """
 
     keys: torch.Tensor
     """Keys `[B, P, A]` after rotary embedding. They are L2-normalised if the layer uses cosine attention."""

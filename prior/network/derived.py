@@ -46,7 +46,10 @@ class Derived(Generic[T]):
 
 
 def _version(weight: torch.Tensor) -> tuple[int, int]:
-    """Return a weight's memory address and torch version counter; 0 for inference tensors, which have no counter."""
+    """Return a weight's memory address and torch's version counter.
+
+    The counter is 0 for inference tensors, which do not have one.
+    """
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 

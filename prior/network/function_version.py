@@ -67,7 +67,10 @@ class FunctionVersion:
 
     @property
     def reads_self_cond(self) -> bool:
-        """True if the self-conditioning token encodes the previous x0 estimate. In release 1.6.1, the token is zero."""
+        """True if the self-conditioning token encodes the previous x0 estimate; False if it is always zero (1.6.1).
+
+        Also False for earlier releases, which have no self-conditioning token.
+        """
         return self.release >= (1, 6, 2)
 
     @property
@@ -111,7 +114,7 @@ class FunctionVersion:
         return self.release >= (1, 10, 3)
 
     def ddim_noise_follows_clamp(self, prediction: str) -> bool:
-        """Return True if DDIM computes the noise from the clamped x0 estimate, False if from the unclamped prediction.
+        """Return True if DDIM computes the noise from the clamped x0 estimate, or False if from the unclamped one.
 
         Args:
             prediction: prediction target of the network: `x0`, `eps` or `v`.

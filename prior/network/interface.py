@@ -48,7 +48,7 @@ class DrawnTexts:
     draws: int
     """Number of draws per row, K."""
     texts: int
-    """Number of rows that have their own prefix."""
+    """Number of rows that have a prefix of their own. All other rows share one prefix."""
 
     def indices(self, device: torch.device) -> torch.Tensor:
         """Return the prefix index of each draw, `[B * K]` int64."""
@@ -60,7 +60,10 @@ P = TypeVar("P")
 
 
 class Prefix(Protocol):
-    """Encoded texts shared by all sampling steps and draws, such as a cache of keys and values."""
+    """Encoded texts, such as a cache of attention keys and values. All sampling steps and draws share them.
+
+    `Network.prefix` returns the encoded texts, and `Network.suffix` predicts from them.
+    """
 
     @property
     def texts(self) -> int:
@@ -87,7 +90,7 @@ class Network(nn.Module, abc.ABC):
     text_dim: int
     """Size of pooled text embeddings."""
     token_width: int | None
-    """Width of token states, W; None if the network is built without token states."""
+    """Width of token states (per-token outputs of the text encoder), W; None if the network takes no token states."""
     max_text_len: int
     """Maximum number of token states per caption, T."""
     takes_token_states: bool

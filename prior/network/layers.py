@@ -25,10 +25,11 @@ _COSINE_SCALE = 16.0
 
 
 class Blocks(NamedTuple):
-    """Layout of the tokens of one training step, in blocks: learned padding (if all texts share it), texts, and draws.
+    """Layout of the tokens of one training step, in two or three blocks: learned padding, texts, and draws.
 
-    The tokens of a draw are those that follow the text: timestep, noisy image and query. All blocks are joined into one
-    sequence `[1, M, ...]`, so that each linear layer computes a single matrix product and a single weight gradient.
+    Learned padding replaces token states. It is a separate block only if it is the same for all texts. The tokens of a
+    draw are those that follow the text: timestep, noisy image and query. All blocks are joined into one sequence
+    `[1, M, ...]`, so that each linear layer computes a single matrix product and a single weight gradient.
     """
 
     shapes: list[tuple[int, int]]
@@ -104,8 +105,8 @@ class Attention(nn.Module):
     """Causal multi-query attention (Shazeer 2019, arXiv 1911.02150) with a null position.
 
     All query heads share one head of keys and values. The null position is a learned key and value at the start of the
-    sequence, without a token. Each token attends to the null position, to the cached positions,
-    to earlier tokens in the same row, and to itself.
+    sequence, without a token. Each token attends to the null position, to the cached positions, to earlier tokens in
+    the same row, and to itself.
     """
 
     def __init__(self, width: int, *, heads: int, head_width: int, dropout: float, cosine: bool) -> None:
@@ -158,6 +159,7 @@ class Attention(nn.Module):
 
         Args:
             stream: token stream `[B, L, C]`.
+            positions: attention bias and rotary embedding of the new tokens.
             before: keys and values of the cached positions, for B texts or for one text that all rows share. None if
                 `stream` starts the sequence.
 
@@ -270,7 +272,7 @@ def run_cached(stream: torch.Tensor, positions: Positions, cache: PrefixCache, l
 def fill_cache(
     stream: torch.Tensor, positions: Positions, cache: PrefixCache | None, layers: Sequence[Layer]
 ) -> PrefixCache:
-    """Run the layers on tokens `[B, L, C]`, and return the keys and values of these tokens and all positions before.
+    """Run the layers on tokens `[B, L, C]`, and return a cache of the keys and values of all positions so far.
 
     Args:
         cache: cache of the positions before the tokens, for B texts or for one text that all rows share. None if the

@@ -218,7 +218,12 @@ class PriorNetwork(Network):
         return fill_cache(self.norm_in(tokens), positions, before, self._layers())
 
     def _prediction(self, stream: torch.Tensor, lengths: tuple[int, int, int]) -> torch.Tensor:
-        """Return the prediction `[N, D]`, read at the last token of each draw."""
+        """Return the prediction `[N, D]`, read at the last token of each draw.
+
+        Args:
+            stream: output `[texts, L, C]` of the last layer.
+            lengths: three lengths from `_suffix_tokens`.
+        """
         shared, _, tokens = lengths
         last = stream[:, shared:].reshape(-1, tokens, self.width)[:, -1]  # (N, C)
         prediction: torch.Tensor = self.to_embed(self.norm_out(last))
@@ -273,9 +278,9 @@ class PriorNetwork(Network):
         return positions._replace(bias=positions.bias.to(self.attention[0].to_qkv.weight.dtype))  # type: ignore[union-attr, arg-type]
 
     def _last_tokens(self, image: torch.Tensor, self_cond: torch.Tensor) -> list[torch.Tensor]:
-        """Return the tokens `[N, _, C]` that follow the image tokens, such as self-conditioning and query.
+        """Return the tokens `[N, _, C]` that follow the image tokens. The prediction is read at the last one.
 
-        The prediction is read at the last one.
+        Depending on the settings, they include the query, the self-conditioning token or a copy of the image tokens.
         """
         query = self.query.expand(image.shape[0], 1, -1)
         if not self.has_self_cond_token:

@@ -89,7 +89,11 @@ class PositionEncoding(nn.Module):
 
 
 def _bucket(distance: torch.Tensor) -> torch.Tensor:
-    """Map distances to T5's buckets: one bucket per distance below 16, then logarithmic buckets up to 128."""
+    """Return T5's bucket number for each distance.
+
+    There is one bucket per distance below 16, then logarithmic buckets up to distance 128. All longer distances share
+    the last bucket.
+    """
     exact = _BUCKETS // 2
     far = torch.log(distance.clamp(min=1).float() / exact) / math.log(_MAX_DISTANCE / exact) * (_BUCKETS - exact)
     return torch.where(distance < exact, distance, (exact + far.long()).clamp(max=_BUCKETS - 1))

@@ -38,7 +38,8 @@ class NetworkSettings(Settings):
     num_text_embeds: int = Field(default=1, ge=1)
     """Number of tokens that represent the pooled text embedding."""
     self_cond: bool = False
-    """Condition the network on the previous x0 estimate (Chen et al. 2022). Training then takes 1.5 times as long."""
+    """Use self-conditioning: the previous x0 estimate is an additional input (Chen et al. 2022). Training then takes
+    1.5 times as long."""
     rotary_emb: bool = True
     """Use rotary position embedding in addition to the relative position bias."""
     norm_in: bool = False

@@ -1,4 +1,4 @@
-"""Normalisation of image embeddings, so that coordinates have a scale near 1 for diffusion, and its inverse."""
+"""Normalisation of image embeddings for diffusion, and its inverse. Normalised coordinates have a scale near 1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 _SHRINKAGE = 1e-3
-"""Fraction of the mean variance added to each variance, so that low-variance directions are not over-amplified."""
+"""Fraction of the mean variance that is added to every variance. It limits the amplification of directions in which
+embeddings vary little."""
 
 
 class EmbeddingNormaliser(nn.Module):
@@ -71,7 +72,7 @@ class EmbeddingNormaliser(nn.Module):
         return self._scaled(x, self.to_embed) + self.mean
 
     def to_sphere(self, x: torch.Tensor) -> torch.Tensor:
-        """Rescale points `[N, D]` in network space so that the embeddings they represent have norm 1."""
+        """Return the points in network space that represent the same embeddings as `x` `[N, D]`, scaled to norm 1."""
         return self.encode(self.decode(x))
 
     def _scaled(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

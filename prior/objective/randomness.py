@@ -102,8 +102,9 @@ def _stream(seed: int, step: int, purpose: int, number: int) -> np.random.Genera
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Return the dropout seed for a step and rank.
+    """Return the seed for dropout on one rank in one training step.
 
-    The seed can be computed again after a restart, so checkpoints need not store the state of a generator.
+    It depends only on the arguments. After a restart it is computed again, so that checkpoints need not store the state
+    of a random generator.
     """
     return int(hash_key("dropout", seed, step, rank)) & _SEED_BITS

@@ -16,7 +16,8 @@ class DiffusionSettings(Settings):
     timesteps: int = Field(default=1000, ge=2, le=1_000_000)
     """Number of noise levels; DALL-E 2's prior uses 1000."""
     noise_schedule: Literal["cosine", "linear", "quadratic", "jsd", "sigmoid"] = "cosine"
-    """Noise level at each timestep; DALL-E 2's prior uses `cosine` (Nichol and Dhariwal 2021)."""
+    """Noise schedule, which sets the noise level of each timestep; DALL-E 2's prior uses `cosine` (Nichol and Dhariwal
+    2021)."""
     prediction: Literal["x0", "eps", "v"] = "x0"
     """Quantity that the network predicts; the DALL-E 2 authors found that `x0` works best."""
     loss: Literal["l2", "l1", "huber"] = "l2"
@@ -30,8 +31,8 @@ class DiffusionSettings(Settings):
     """Fraction of noisy images dropped in training. Only `guidance: dalle2` requires a value above 0."""
     normaliser: Literal["sqrt_dim", "standardise", "whiten"] = "sqrt_dim"
     """Normalisation of image embeddings: to norm sqrt(D) (`sqrt_dim`), to mean 0 and variance 1 per coordinate
-    (`standardise`), or to identity covariance (`whiten`). `standardise` and `whiten` use statistics from training
-    rows."""
+    (`standardise`), or to identity covariance (`whiten`). `standardise` and `whiten` use the mean and the variances or
+    covariance of training embeddings."""
     embed_scale: float | None = Field(default=None, gt=0)
     """Norm that `sqrt_dim` scales embeddings to; null means sqrt(D)."""
     x0_clamp: Literal["none", "unit_box", "sphere"] = "none"

@@ -48,13 +48,16 @@ class NullBranch:
         return self.is_constant and not self._network.takes_self_cond
 
     def prefix(self) -> Prefix:
-        """Return the encoding of a dropped text, as a prefix of one text. Call this only if `is_constant` is true."""
+        """Return the encoded text (prefix) that all dropped texts share. Call this only if `is_constant` is true."""
         if self._prefix is None:
             self._prefix = null_prefix(self._network, *self._placeholder_text())
         return self._prefix
 
     def outputs(self, timesteps: list[int]) -> torch.Tensor:
-        """Return the network outputs at the given timesteps, `[len(timesteps), D]`, with text and image dropped."""
+        """Return the network outputs with text and image dropped, `[len(timesteps), D]`, one per given timestep.
+
+        Call this only if `has_table` is true.
+        """
         missing = [timestep for timestep in timesteps if timestep not in self._outputs]
         if missing:
             network, device = self._network, self._network.device

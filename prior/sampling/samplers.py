@@ -213,7 +213,7 @@ def seeded_noise(
 ) -> Iterator[torch.Tensor]:
     """Yield standard normal tensors `[B * K, D]` indefinitely.
 
-    The noise for a text depends only on the seed, the text's number (its index in the user's full list), K and D.
+    The noise for a text depends only on the seed, the text's number (its index among all texts to sample), K and D.
 
     Args:
         first: number of the first text, counted from 0.

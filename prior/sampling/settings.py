@@ -11,7 +11,7 @@ from ...pipeline.settings import Settings
 SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "dalle2-ddim"]
 GuidanceName = Literal["text", "dalle2"]
 MAX_SEED = 2**63 - 1
-"""Maximum seed. All random generators that priorkit uses accept seeds up to this value."""
+"""Maximum seed that all random generators used by priorkit accept."""
 
 
 class SampleSettings(Settings):
