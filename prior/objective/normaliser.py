@@ -72,7 +72,7 @@ class EmbeddingNormaliser(nn.Module):
         return self._scaled(x, self.to_embed) + self.mean
 
     def to_sphere(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the points in network space that represent the same embeddings as `x` `[N, D]`, scaled to norm 1."""
+        """Return the points in network space whose embeddings are those of `x` `[N, D]`, rescaled to norm 1."""
         return self.encode(self.decode(x))
 
     def _scaled(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -93,7 +93,8 @@ class Denoiser:
 
     Args:
         prefix: the B encoded texts.
-        guidance: `text` or `dalle2`: inputs dropped in the *null branch*, the network evaluation without text.
+        guidance: inputs that the null branch (the network evaluation without text) drops: `text` drops the text, and
+            `dalle2` drops the text and the noisy image.
         guidance_scale: weight of the difference between the outputs with and without text. At 1, the null branch is not
             run.
         null: cache for the null branch; required unless `guidance_scale` is 1.
