@@ -26,7 +26,7 @@ def report(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write an evaluation report as one HTML page with curves, metrics, a projection and a gallery.
+    """Write an evaluation report as one HTML page with curves, metrics, a 2-D plot of embeddings and an image gallery.
 
     Example: priorkit report data/evaluation --output report.html
     """

@@ -24,10 +24,10 @@ from ..sampling.settings import SampleSettings
 
 
 class TrainedOn(Settings):
-    """Rows that a prior was trained on, recorded so that evaluation can exclude them."""
+    """Identification of the dataset rows that a prior was trained on, so that evaluation can exclude them."""
 
     embeddings: str
-    """Content fingerprint of the embeddings."""
+    """Fingerprint (hash) of the content of the embedding folder that the prior was trained on."""
     read: dict[str, Any]
     """Settings for reading the training data, which assign each row to a split: training, validation or test."""
 
@@ -46,11 +46,14 @@ class PriorConfig(Settings):
     diffusion: DiffusionSettings
     """Diffusion settings."""
     clip: dict[str, Any]
-    """Identity of the CLIP model that produced the training embeddings; empty if unknown."""
+    """Values that identify the CLIP model that produced the training embeddings, such as a hash of its weights.
+
+    Empty if the model is unknown.
+    """
     clip_settings: dict[str, Any]
     """Settings for loading the CLIP model; empty if unknown."""
     trained_on: TrainedOn | None = None
-    """Rows that the prior was trained on; null if unknown, as for imported checkpoints."""
+    """Identification of the rows that the prior was trained on; null if unknown, as for imported checkpoints."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -63,7 +66,11 @@ class PriorConfig(Settings):
 
 
 def build_network(config: PriorConfig) -> Network:
-    """Build a network with random weights."""
+    """Build the network that the config describes, with random weights.
+
+    Raises:
+        SettingsError: the network settings are inconsistent, or the network is too large.
+    """
     try:
         return PriorNetwork(
             embed_dim=config.embed_dim, text_dim=config.text_dim, token_width=config.token_width,
@@ -77,14 +84,19 @@ def build_network(config: PriorConfig) -> Network:
 
 
 def build_normaliser(config: PriorConfig) -> EmbeddingNormaliser:
-    """Build a normaliser. Its statistics, if any, are initialised to a mean of 0 and an identity covariance."""
+    """Build the normaliser that the config describes.
+
+    Its statistics, if any, are initialised to a mean of 0 and an identity covariance.
+    """
     return EmbeddingNormaliser(config.diffusion.normaliser, config.embed_dim, config.diffusion.embed_scale)
 
 
 def check_sampling(
     network: NetworkSettings, takes_token_states: bool, diffusion: DiffusionSettings, sample: SampleSettings
 ) -> list[int]:
-    """Check that a prior supports the sampling settings, and return the timesteps at which the network is evaluated.
+    """Check that a prior supports the sampling settings.
+
+    Return the timesteps at which the sampler evaluates the network, noisiest first.
 
     Raises:
         SettingsError: the prior does not support the settings. The message gives the reason.

@@ -18,7 +18,7 @@ TENSOR_NAME = "image_embed"
 
 
 def check_output(path: Path) -> None:
-    """Raise SettingsError if embeddings cannot be written to this path."""
+    """Raise SettingsError unless the path is a local path that ends in `.npy` or `.safetensors` and is not a folder."""
     if "://" in str(path) or ":/" in str(path)[2:]:
         raise SettingsError(f"--output {path}: give a local file; copy it from there")
     if path.suffix not in (".npy", ".safetensors"):
@@ -35,7 +35,7 @@ def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[tor
     If an exception is raised, no file is created or replaced.
 
     Raises:
-        SettingsError: the path is not a local file that ends in `.npy` or `.safetensors`.
+        SettingsError: the path is not a local path that ends in `.npy` or `.safetensors`, or is a folder.
     """
     check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,14 +34,20 @@ STATE_FOLDER = "state"
 _FORMAT_VERSION = 2
 """Version of the `config.json` format that this release reads and writes."""
 _NORMALISER = "normaliser."
-"""Prefix of the normaliser's tensor names."""
+"""Prefix of the names of the normaliser's tensors in `model.safetensors`."""
 
 Create = Callable[[str], contextlib.AbstractContextManager[HashingFile]]
-"""Function that creates a file with a given name in the prior folder. The complete file is renamed into place."""
+"""Function that takes a file name and returns a context manager, which opens a file for writing in the prior folder.
+
+The file gets its final name only when it is complete.
+"""
 
 
 def save_prior(create: Create, config: PriorConfig, network: Network, normaliser: EmbeddingNormaliser) -> None:
-    """Write the weights, then the config. If writing is interrupted, the missing config shows that no prior exists."""
+    """Write a prior's weights and config to its folder.
+
+    The config is written last. If writing is interrupted, the missing config shows that the prior is incomplete.
+    """
     with create(WEIGHTS_NAME) as file:
         file.write(safetensors.torch.save(_to_cpu(prior_tensors(network, normaliser))))
     described = {"format_version": _FORMAT_VERSION, **config.model_dump(mode="json")}
@@ -113,11 +119,11 @@ class TrainState:
     network: dict[str, torch.Tensor]
     """Weights that the optimiser updates."""
     average: dict[str, torch.Tensor]
-    """Averaged weights (EMA)."""
+    """Exponential moving average (EMA) of the weights."""
     optimiser: dict[str, torch.Tensor]
     """Optimiser state, keyed by `<weight name>.<state key>`."""
     normaliser: dict[str, torch.Tensor]
-    """Normaliser statistics of the training rows; empty if the normaliser uses no statistics."""
+    """Mean and scale of the training embeddings, used by the normaliser; empty if the normaliser uses no statistics."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all tensors, keyed by name. Each name starts with the name of its field, such as `network.`."""
@@ -125,7 +131,7 @@ class TrainState:
 
     @staticmethod
     def from_tensors(step: int, tensors: Mapping[str, torch.Tensor]) -> TrainState:
-        """Create the state of a step from the tensors that the method `tensors` returned."""
+        """Create a state from its number of completed steps and the result of the method `tensors`."""
         parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
@@ -140,7 +146,11 @@ _PARTS = ("network", "average", "optimiser", "normaliser")
 def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep: int) -> None:
     """Write a checkpoint atomically as one file, then remove all but the newest `keep` checkpoints.
 
-    Checkpoints of steps after `state.step` come from a discarded training run. They are removed too.
+    Checkpoints of steps after `state.step` are also removed, because they come from a discarded training run.
+
+    Args:
+        settings_fingerprint: hash of the training settings, stored in the checkpoint and compared by `load_state`.
+        keep: number of checkpoints to keep, including the new one.
     """
     # use a single metadata key, because safetensors writes several keys in an order that varies between runs
     metadata = {"priorkit": json.dumps({"step": state.step, "settings": settings_fingerprint})}
@@ -188,7 +198,10 @@ def newest_step(store: Store, settings_fingerprint: str) -> int | None:
 
 
 def _described(store: Store, name: str) -> dict[str, Any]:
-    """Return the priorkit metadata in the header of a safetensors file; empty if the file is missing or damaged."""
+    """Return the step and the settings fingerprint that the header of a checkpoint file contains.
+
+    Return an empty dictionary if the file is missing or truncated, or if the header is damaged.
+    """
     start = bytearray(8)
     try:
         store.read_into(name, 0, memoryview(start))
@@ -205,14 +218,21 @@ def _described(store: Store, name: str) -> dict[str, Any]:
 
 
 def clear_states(store: Store) -> None:
-    """Remove all training checkpoints and the best weights."""
+    """Remove all training checkpoints, and the weights with the lowest validation loss (`best.safetensors`)."""
     for step in _state_steps(store):
         store.remove(_state_name(step))
     store.remove(BEST_NAME)
 
 
 def save_best(store: Store, network: Network, step: int, loss: float, settings_fingerprint: str) -> None:
-    """Write the averaged weights in `network`, which have the lowest validation loss so far."""
+    """Write the weights of `network` to `best.safetensors`, replacing any previous file.
+
+    Args:
+        network: network with the averaged weights (EMA), which have the lowest validation loss so far.
+        step: number of completed training steps.
+        loss: validation loss of the weights.
+        settings_fingerprint: fingerprint of the training settings, which `load_best` compares.
+    """
     metadata = {"priorkit": json.dumps({"step": step, "validation_loss": loss, "settings": settings_fingerprint})}
     with store.create(BEST_NAME) as file:
         file.write(safetensors.torch.save(_to_cpu(network.state_dict()), metadata))

@@ -27,7 +27,7 @@ from .text_encoder import find_text_encoder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Dtypes for large matrix products, by name."""
 SAMPLE_BATCH = 64
-"""Maximum number of captions per batch, so that memory use does not grow with the total number of captions."""
+"""Maximum number of captions sampled in one batch. It bounds memory use for any number of captions."""
 
 
 class Prior:
@@ -117,7 +117,7 @@ class Prior:
         generator: torch.Generator | None = None,
         noise: Iterable[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Draw one image embedding per caption: `[B, D]` float32 on the CPU.
+        """Sample one image embedding per caption, and return the embeddings as `[B, D]` float32 on the CPU.
 
         The noise for a caption depends only on `seed` and on the caption's number. A list of captions can therefore be
         split over several calls without changing the result; see `first`.
@@ -126,8 +126,8 @@ class Prior:
             prompts: captions to encode with the prior's CLIP model. Give either `prompts` or `text_embed`.
             text_embed: `[B, D]` text embeddings, with any norm.
             token_states: `[B, T, W]` token states, padded with rows of zeros; needed if the prior uses token states.
-            num_candidates: number of draws per caption. The draw with the highest cosine similarity to the text is
-                returned.
+            num_candidates: number of embeddings to draw per caption. The one with the highest cosine similarity to the
+                text is returned, or the first one if text and image embeddings have different sizes.
             guidance_scale: 1 uses the text as in training; larger values amplify its effect.
             guidance: `text`, or `dalle2` for DALLE2-pytorch's variant, which also scales the norm of the samples.
             steps: number of network evaluations per draw. For priors that reproduce DALLE2-pytorch 1.10.3 or later,
@@ -176,7 +176,14 @@ class Prior:
         return torch.cat(parts)
 
     def noise(self, seed: int, first: int, texts: int, draws: int) -> Iterator[torch.Tensor]:
-        """Yield the noise tensors that `sample` uses for `texts` captions, the first of which has number `first`."""
+        """Yield the noise tensors `[texts * draws, D]` that `sample` uses by default.
+
+        Args:
+            seed: noise seed.
+            first: number of the first caption, as for `sample`.
+            texts: number of captions.
+            draws: number of candidates per caption.
+        """
         return seeded_noise(seed, first, texts, draws, self.config.embed_dim, self.device)
 
     def check(self, settings: SampleSettings) -> list[int]:
@@ -196,11 +203,11 @@ class Prior:
         settings: SampleSettings,
         noise: Iterator[torch.Tensor],
     ) -> torch.Tensor:
-        """Draw K embeddings for each of B captions: `[B, K, D]` float32 on the CPU.
+        """Sample K embeddings for each of B captions, and return all of them as `[B, K, D]` float32 on the CPU.
 
         Args:
             text_embed, token_states: as for `sample`.
-            draws: K, number of draws per caption.
+            draws: number of embeddings per caption, K.
             settings: sampling settings.
             noise: `[B * K, D]` tensors, as for `sample`.
         """
@@ -236,6 +243,9 @@ class Prior:
         """Check the shape of each noise tensor and yield the tensor on this prior's device, as float32.
 
         If `init_clamp` is set, the rows of the first tensor are rescaled to a fixed norm.
+
+        Raises:
+            SettingsError: a tensor has the wrong shape, or the sampler needs more tensors than `noise` yields.
         """
         for index, value in enumerate(noise):
             if value.shape != shape:
@@ -292,7 +302,7 @@ def _check_arguments(
     generator: torch.Generator | None,
     noise: Iterable[torch.Tensor] | None,
 ) -> None:
-    """Raise SettingsError if the arguments of `Prior.sample` contradict each other."""
+    """Raise SettingsError if arguments of `Prior.sample` are missing, contradictory or of different lengths."""
     if (prompts is None) == (text_embed is None):
         raise SettingsError("give either prompts or text_embed")
     if isinstance(prompts, str):

@@ -36,16 +36,19 @@ class Sampled:
     cosine_to_text: list[float] = field(default_factory=list)
     """Cosine similarity between a text and its sample, for each text in `labels`."""
     notes: list[str] = field(default_factory=list)
-    """Notes to the user about the texts, one sentence each."""
+    """Remarks for the user about the source of the texts, one sentence each."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON that `--json` prints."""
+        """Return the summary as a JSON-serialisable dictionary, as printed by `--json`."""
         return {**asdict(self), "shape": list(self.shape)}
 
 
 @contextlib.contextmanager
 def _nothing_written(output: Path) -> Iterator[None]:
-    """Context manager that turns KeyboardInterrupt into an error that says that `output` was not written."""
+    """Context manager that replaces KeyboardInterrupt with an Interrupted error.
+
+    The error message says that `output` was not written.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -63,8 +66,11 @@ def sample_to_file(
         prior: prior to sample from.
         texts: source of the texts.
         output: path of the file, which must end in `.npy` or `.safetensors`.
-        progress: called with the number of texts sampled so far and the total number of texts.
+        progress: called after each batch with the number of texts sampled so far and the total number of texts.
         settings: keyword arguments of `Prior.sample`.
+
+    Returns:
+        Summary of the samples.
     """
     prior.sample([], **settings)  # check the settings before doing any work
     done = Sampled((texts.count, prior.config.embed_dim))

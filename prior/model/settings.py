@@ -1,4 +1,4 @@
-"""Type of settings that select one of a prior's sets of weights."""
+"""Names of the sets of weights that a trained prior can have."""
 
 from typing import Literal
 

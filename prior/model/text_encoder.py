@@ -27,8 +27,9 @@ def find_text_encoder(
 
     Args:
         location: settings for loading the CLIP model, from `clip_location`.
-        identity: expected identity; empty if unknown, which skips the check.
-        made: words that complete the error message "... than the one ...", such as "this prior was trained with".
+        identity: expected identity, such as a hash of the weights. If empty, no check is made.
+        made: end of an error message, after "... has other weights than the one", such as "this prior was trained
+            with".
         device: settings for the device and the number of threads.
 
     Raises:
@@ -59,8 +60,9 @@ def find_text_encoder(
 def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
     """Compare a prior's CLIP model with the CLIP model of an embedding folder, without loading either model.
 
-    If the prior was trained on embeddings with the folder's content fingerprint, the result is "same". Otherwise, the
-    result is that of `compare_clips`.
+    Returns:
+        "same", "other" or "unknown". If the prior was trained on embeddings with the folder's content fingerprint, the
+        result is "same". Otherwise, the recorded identities and locations of the models are compared.
     """
     if config.trained_on is not None and config.trained_on.embeddings == dataset.content_fingerprint:
         return "same"
@@ -70,6 +72,6 @@ def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
 
 
 def clip_named(location: Mapping[str, Any]) -> str:
-    """Return a CLIP model's name for use in messages, or an empty string if the name is unknown."""
+    """Return a CLIP model's name for messages, such as `ViT-B-32 (openai)`; an empty string if it is unknown."""
     model, pretrained = location.get("model"), location.get("pretrained")
     return f"{model} ({pretrained})" if model and pretrained else str(model or "")

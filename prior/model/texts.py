@@ -23,7 +23,10 @@ class TextBatch(NamedTuple):
     """Batch of encoded texts."""
 
     labels: list[str]
-    """Captions or row numbers for display. For embedding shards, only the first batch has labels."""
+    """Captions or row numbers for display.
+
+    If the texts come from embedding shards, the list is empty in all batches except the first.
+    """
     text_embed: torch.Tensor
     """Text embeddings `[B, D]`."""
     token_states: torch.Tensor | None
@@ -38,7 +41,10 @@ class Texts(Protocol):
 
     @property
     def notes(self) -> list[str]:
-        """Notes to the user, one sentence each. The list is complete after the last batch has been read."""
+        """Remarks for the user about the source of the texts, one sentence each.
+
+        The list is complete only after the last batch has been read.
+        """
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
         """Yield all texts in order, in batches of at most `size`."""
@@ -150,7 +156,7 @@ class StoredEmbeddings:
     """Text embeddings and token states in a folder of embedding shards.
 
     Raises:
-        InputError: the folder is damaged.
+        InputError: the folder contains no embeddings, or a file is missing or damaged.
     """
 
     def __init__(self, url: str) -> None:
@@ -183,11 +189,11 @@ class StoredEmbeddings:
 
     @property
     def notes(self) -> list[str]:
-        """Notes to the user; see `Texts.notes`."""
+        """Remarks for the user; see `Texts.notes`."""
         return [*self._clip_notes, *self._dataset.notes]
 
     def _labels(self, rows: np.ndarray) -> list[str]:
-        """Return the caption of each row, or a label with the row number if the row has no caption."""
+        """Return the caption of each row, or a label such as `row 5` for rows without a caption."""
         try:
             captions = self._dataset.metadata(rows, ["caption"]).column("caption").to_pylist()
         except InputError:
@@ -196,7 +202,7 @@ class StoredEmbeddings:
 
 
 def stored_texts(url: str) -> Texts:
-    """Open stored text embeddings: a `.npy` file, or a folder of embedding shards."""
+    """Open stored text embeddings: a `.npy` file if `url` ends in `.npy`, otherwise a folder of embedding shards."""
     return StoredArray(url) if url.endswith(".npy") else StoredEmbeddings(url)
 
 

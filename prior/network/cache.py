@@ -15,7 +15,10 @@ from .positions import Positions
 
 
 class KeysValues(NamedTuple):
-    """One layer's attention keys and values for consecutive positions, shared by all query heads."""
+    """Attention keys and values of one layer, for a run of consecutive positions.
+
+    All query heads share the same keys and values (multi-query attention).
+    """
 
     keys: torch.Tensor
     """Keys `[B, P, A]` after rotary embedding. They are L2-normalised if the layer uses cosine attention."""
@@ -23,14 +26,19 @@ class KeysValues(NamedTuple):
     """Values `[B, P, A]`."""
 
     def append(self, other: KeysValues) -> KeysValues:
-        """Return the positions of `self` followed by those of `other`.
+        """Return keys and values for the positions of `self` followed by the positions of `other`.
 
-        If only `self` has a single row, that row is repeated to match the rows of `other`.
+        The two must have the same number of rows, unless `self` has one row. That row then precedes each row of
+        `other`.
         """
         return KeysValues(_join(self.keys, other.keys), _join(self.values, other.values))
 
     def repeat_for(self, draws: DrawnTexts) -> KeysValues:
-        """Return, for each draw, the keys and values of its text: `[prefixes, P, A]` -> `[B * K, P, A]`."""
+        """Repeat the keys and values of each text for all draws that use the text.
+
+        A draw is one of the K noisy image embeddings of a row. The shape changes from `[prefixes, P, A]` to
+        `[B * K, P, A]`.
+        """
         return KeysValues(_repeat(self.keys, draws), _repeat(self.values, draws))
 
 
@@ -51,14 +59,18 @@ def _repeat(prefixes: torch.Tensor, draws: DrawnTexts) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """Keys and values for B texts in every layer. The first position is the null position."""
+    """Attention keys and values of B encoded texts in every layer.
+
+    The first position is the null position: a learned key and value that every token can attend to.
+    """
 
     layers: list[KeysValues]
     """Keys and values, one entry per layer."""
     positions: dict[tuple[int, int, int], Positions] = field(default_factory=dict)
-    """Position encodings of suffix tokens, reused in later sampling steps.
+    """Position encodings of the tokens that follow the text (timestep, noisy image and query).
 
-    The dictionary keys are `(shared, draws, tokens)`, as passed to `PositionEncoding.forward`.
+    They are the same in every sampling step, so they are computed once. The dictionary keys are the arguments
+    `(shared, draws, tokens)` of `PositionEncoding.forward`.
     """
 
     @property

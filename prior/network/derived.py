@@ -1,6 +1,6 @@
-"""Cached values computed from weights: packed weights and constant prefixes.
+"""Cache for values computed from a network's weights, and detection of changes to the weights.
 
-Other modules rely on this module to detect when weights change.
+Examples of such values are weights packed for fast products, and the attention keys and values of learned padding.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Derived(Generic[T]):
         self._versions: list[tuple[int, int]] = []
 
     def get(self, weights: Sequence[torch.Tensor], compute: Callable[[], T]) -> T:
-        """Return the cached value. If there is none, or if any of `weights` has changed, call `compute` first."""
+        """Return the cached value. Call `compute` to obtain it if none is cached or if any of `weights` has changed."""
         versions = [_version(weight) for weight in weights]
         if self.value is None or versions != self._versions:
             self.value = None  # free the old value's memory before the new value is allocated
@@ -46,7 +46,10 @@ class Derived(Generic[T]):
 
 
 def _version(weight: torch.Tensor) -> tuple[int, int]:
-    """Return a weight's memory address and version counter. Inference tensors have no counter; 0 stands in for it."""
+    """Return a weight's memory address and torch's version counter.
+
+    The counter is 0 for inference tensors, which do not have one.
+    """
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 

@@ -18,10 +18,10 @@ LATEST_FUNCTION = "1.15.6"
 """DALLE2-pytorch release that new priors reproduce."""
 
 DOT_PRODUCT_BIAS = 128.0
-"""Factor applied to the position bias for releases before 1.4.3.
+"""Factor applied to the position bias to reproduce DALLE2-pytorch releases before 1.4.3.
 
-Before the softmax, these releases divided the logits by 128, added the bias, and multiplied the sum by 128.
-Only the bias is scaled as a result.
+These releases divided the attention logits by 128, added the bias, and multiplied the sum by 128. The logits are
+unchanged as a result, but the bias is 128 times as large.
 """
 
 
@@ -67,26 +67,32 @@ class FunctionVersion:
 
     @property
     def reads_self_cond(self) -> bool:
-        """True if the self-conditioning token encodes the previous x0 estimate. In release 1.6.1, the token is zero."""
+        """True if the self-conditioning token encodes the previous x0 estimate; False if it is always zero (1.6.1).
+
+        Also False for earlier releases, which have no self-conditioning token.
+        """
         return self.release >= (1, 6, 2)
 
     @property
     def self_cond_before_query(self) -> bool:
-        """True if the self-conditioning token precedes the query.
+        """True if the self-conditioning token precedes the query, a learned token at which the prediction is read.
 
-        In earlier releases, the self-conditioning token replaces the query and follows a second copy of the image
-        token.
+        Releases before 1.12.1 use no query if self-conditioning is enabled. Their sequence ends with a second copy of
+        the image tokens and the self-conditioning token, at which the prediction is read.
         """
         return self.release >= (1, 12, 1)
 
     @property
     def has_null_tokens(self) -> bool:
-        """True if learned vectors replace the token states of dropped texts and the tokens of dropped images."""
+        """True if the release replaces dropped texts and images with learned vectors, for classifier-free guidance.
+
+        The vectors replace a text's token states and an image's tokens. `has_null_text` covers pooled text embeddings.
+        """
         return self.release >= (1, 9, 0)
 
     @property
     def has_null_text(self) -> bool:
-        """True if learned vectors replace the pooled embeddings of dropped texts, not only their token states."""
+        """True if learned vectors replace the pooled embedding of a dropped text, in addition to its token states."""
         return self.release >= (1, 10, 4)
 
     @property
@@ -96,7 +102,10 @@ class FunctionVersion:
 
     @property
     def ddim_noise_sign(self) -> float:
-        """Sign of the noise that DDIM computes from an x0 estimate: 1, or -1 before release 0.25.2."""
+        """Factor on the noise that DDIM computes from an x0 estimate: 1, or -1 for releases before 0.25.2.
+
+        The earlier releases compute the noise with the wrong sign.
+        """
         return 1.0 if self.release >= (0, 25, 2) else -1.0
 
     @property
@@ -105,7 +114,7 @@ class FunctionVersion:
         return self.release >= (1, 10, 3)
 
     def ddim_noise_follows_clamp(self, prediction: str) -> bool:
-        """Return True if DDIM computes the noise from the clamped x0 estimate, False if from the unclamped prediction.
+        """Return True if DDIM computes the noise from the clamped x0 estimate, or False if from the unclamped one.
 
         Args:
             prediction: prediction target of the network: `x0`, `eps` or `v`.

@@ -1,8 +1,10 @@
 """Interface between networks and the code that uses them: objectives, samplers and priors.
 
-A network encodes each text once (`prefix`), then predicts from noisy image embeddings as often as needed (`suffix`). To
-add a network architecture, subclass `Network` and construct the subclass in `model/config.py`. Objectives, samplers and
-`Prior` need no changes.
+`Network.prefix` encodes each text once. `Network.suffix` then predicts from the encoded texts and noisy image
+embeddings, and can be called any number of times.
+
+To add a network architecture, subclass `Network` and construct the subclass in `model/config.py`. Objectives, samplers
+and `Prior` need no changes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from .linear import Linear
 
 @dataclass(frozen=True)
 class Condition:
-    """Text condition of a prediction: CLIP text embeddings and, if used, token states of B captions."""
+    """Text input that a prediction is conditioned on: CLIP text embeddings of B captions and, if used, token states."""
 
     text_embed: torch.Tensor
     """Pooled text embeddings `[B, D]`. Networks expect L2-normalised embeddings."""
@@ -35,9 +37,10 @@ class Condition:
 
 @dataclass(frozen=True)
 class DrawnTexts:
-    """Assignment of text prefixes to the K draws of each of B rows.
+    """Mapping from the draws in a batch to the encoded texts (prefixes) that they use.
 
-    Row i uses prefix i if i < `texts`. All later rows share the prefix at index `texts`.
+    Each of the B rows has K draws, which are noisy versions of its image embedding. All draws of row i use prefix i if
+    i < `texts`. All later rows are rows with dropped texts, and share the prefix at index `texts`.
     """
 
     rows: int
@@ -45,7 +48,7 @@ class DrawnTexts:
     draws: int
     """Number of draws per row, K."""
     texts: int
-    """Number of rows that have their own prefix."""
+    """Number of rows that have a prefix of their own. All other rows share one prefix."""
 
     def indices(self, device: torch.device) -> torch.Tensor:
         """Return the prefix index of each draw, `[B * K]` int64."""
@@ -53,11 +56,14 @@ class DrawnTexts:
 
 
 P = TypeVar("P")
-"""Concrete type of a network's prefixes."""
+"""Class that implements `Prefix`. Its methods return instances of the same class."""
 
 
 class Prefix(Protocol):
-    """Encoded texts shared by all sampling steps and draws, such as a cache of keys and values."""
+    """Encoded texts, such as a cache of attention keys and values. All sampling steps and draws share them.
+
+    `Network.prefix` returns the encoded texts, and `Network.suffix` predicts from them.
+    """
 
     @property
     def texts(self) -> int:
@@ -84,7 +90,7 @@ class Network(nn.Module, abc.ABC):
     text_dim: int
     """Size of pooled text embeddings."""
     token_width: int | None
-    """Width of token states, W; None if the network is built without token states."""
+    """Width of token states (per-token outputs of the text encoder), W; None if the network takes no token states."""
     max_text_len: int
     """Maximum number of token states per caption, T."""
     takes_token_states: bool
@@ -92,7 +98,7 @@ class Network(nn.Module, abc.ABC):
     takes_self_cond: bool
     """True if the network uses an earlier x0 estimate as input (Chen et al. 2022, arXiv 2208.04202)."""
     has_null_text: bool
-    """True if all dropped texts have the same prefix, regardless of their content."""
+    """True if all texts dropped for classifier-free guidance are encoded identically, regardless of their content."""
     function: FunctionVersion = FunctionVersion.parse(LATEST_FUNCTION)
     """DALLE2-pytorch release that the `dalle2-ddim` sampler reproduces for this network."""
     checkpoint_activations: bool = False
@@ -112,16 +118,17 @@ class Network(nn.Module, abc.ABC):
     def prefix(
         self, text_embed: torch.Tensor, token_states: torch.Tensor | None = None, drop_text: torch.Tensor | None = None
     ) -> Prefix:
-        """Encode B texts.
+        """Encode B texts. The returned prefix is an input of `suffix`.
 
         Args:
             text_embed: pooled text embeddings `[B, text_dim]`.
-            token_states: `[B, T', W]`, padded with rows of zeros. States after the first `max_text_len` are ignored.
-                None if the network takes no token states.
+            token_states: `[B, T', W]` for any T', padded with rows of zeros. Only the first `max_text_len` states of a
+                text are used. None if the network takes no token states.
             drop_text: `[B]` bool; True for texts to replace with learned vectors. None drops no text.
 
         Raises:
-            ValueError: the network takes token states and `token_states` is None, or the network cannot drop texts.
+            ValueError: `token_states` is None but the network takes token states, or `drop_text` is given but the
+                network cannot drop texts.
         """
 
     @abc.abstractmethod
@@ -156,12 +163,14 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict x0, eps or v, `[N, D]`, in training. Draws of the same text may have different timesteps.
+        """Encode texts, and predict x0, eps or v, `[N, D]`, for the N draws of a training batch.
+
+        Draws of the same text may have different timesteps.
 
         Args:
-            text_embed, token_states, drop_text: passed to `prefix`.
-            draws: assignment of text prefixes to draws.
-            noisy_image_embed, timesteps, drop_image, self_cond: passed to `suffix`, with N rows each.
+            text_embed, token_states, drop_text: texts, as for `prefix`.
+            draws: mapping from draws to texts.
+            noisy_image_embed, timesteps, drop_image, self_cond: as for `suffix`, with N rows each.
         """
         texts = self.prefix(text_embed, token_states, drop_text).take(draws.indices(timesteps.device))
         return self.suffix(texts, noisy_image_embed, timesteps, drop_image=drop_image, self_cond=self_cond)
@@ -182,16 +191,22 @@ class Network(nn.Module, abc.ABC):
         return self.suffix(texts, noisy_image_embed, timesteps, drop_image=drop_image, self_cond=self_cond)
 
     def set_product_dtype(self, dtype: torch.dtype) -> None:
-        """Convert all `Linear` layers to compute in `dtype`. Other weights keep their dtype."""
+        """Convert the weights of priorkit's `Linear` layers, and thus all large matrix products, to `dtype`.
+
+        Other weights keep their dtype.
+        """
         for module in self.modules():
             if isinstance(module, Linear):
                 module.to(dtype)
 
     def clear_derived(self) -> None:
-        """Discard all values cached from the weights. Call this after weight changes that `Derived` cannot detect."""
+        """Discard all cached values that were computed from the weights.
+
+        Call this after weight changes that torch's version counter does not record, such as writes to `.data`.
+        """
         for module in self.modules():
             if isinstance(module, Linear):
                 module.clear_derived()
 
     def compile_layers(self) -> None:
-        """Compile the layers with torch.compile, if the network supports it."""
+        """Compile the layers with torch.compile. The default implementation does nothing."""

@@ -25,18 +25,19 @@ _COSINE_SCALE = 16.0
 
 
 class Blocks(NamedTuple):
-    """Token blocks of one training step: learned padding (only if all texts share it), texts, and draws.
+    """Layout of the tokens of one training step, in two or three blocks: learned padding, texts, and draws.
 
-    All blocks are joined into one sequence `[1, M, ...]`, so that each linear layer computes a single matrix product
-    and a single weight gradient.
+    Learned padding replaces token states. It is a separate block only if it is the same for all texts. The tokens of a
+    draw are those that follow the text: timestep, noisy image and query. All blocks are joined into one sequence
+    `[1, M, ...]`, so that each linear layer computes a single matrix product and a single weight gradient.
     """
 
     shapes: list[tuple[int, int]]
-    """Rows and tokens per row in each block: `(1, padding)`, `(texts, L)`, `(draws, L)`."""
+    """Number of rows and number of tokens per row, for each block: `(1, padding)`, `(texts, L)`, `(draws, L)`."""
     positions: list[Positions]
     """Attention bias and rotary embedding of each block."""
     draws: DrawnTexts
-    """Assignment of text prefixes to draws."""
+    """Mapping from draws to the texts that they attend to."""
 
     def rotation(self) -> torch.Tensor | None:
         """Return the rotary embedding of all joined tokens, `[M, 1, rotated / 2]`, or None if the network uses none."""
@@ -62,7 +63,7 @@ class LayerNorm(nn.Module):
     """Layer norm with a gain and no bias, computed in float64 for float64 inputs and in float32 otherwise.
 
     With `stable`, the input is first divided by its maximum coordinate, as in DALLE2-pytorch's final norm. The maximum
-    is not of absolute values. If all coordinates are negative, so is the maximum, and the division flips all signs.
+    is signed. If all coordinates are negative, the maximum is negative too, and the division makes them positive.
     """
 
     def __init__(self, width: int, stable: bool = False) -> None:
@@ -101,10 +102,11 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal multi-query attention (Shazeer 2019, arXiv 1911.02150) with a learned null position.
+    """Causal multi-query attention (Shazeer 2019, arXiv 1911.02150) with a null position.
 
-    All query heads share one head of keys and values. Each token attends to the null position, to the cached positions,
-    to earlier tokens in the same row, and to itself.
+    All query heads share one head of keys and values. The null position is a learned key and value at the start of the
+    sequence, without a token. Each token attends to the null position, to the cached positions, to earlier tokens in
+    the same row, and to itself.
     """
 
     def __init__(self, width: int, *, heads: int, head_width: int, dropout: float, cosine: bool) -> None:
@@ -122,10 +124,12 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """Compute attention for one training step.
 
-        Texts also attend to the padding, if any. Draws also attend to the padding and to their text.
+        Every token attends to the null position and causally within its own row. Tokens of texts also attend to the
+        padding, if any. Tokens of draws also attend to the padding and to their text.
 
         Args:
             stream: token stream `[1, M, C]`, with all blocks joined.
+            blocks: layout of the token stream.
             rotation: result of `Blocks.rotation`, computed once for all layers.
             draws_only: return only the output for the draws.
 
@@ -155,6 +159,7 @@ class Attention(nn.Module):
 
         Args:
             stream: token stream `[B, L, C]`.
+            positions: attention bias and rotary embedding of the new tokens.
             before: keys and values of the cached positions, for B texts or for one text that all rows share. None if
                 `stream` starts the sequence.
 
@@ -267,7 +272,7 @@ def run_cached(stream: torch.Tensor, positions: Positions, cache: PrefixCache, l
 def fill_cache(
     stream: torch.Tensor, positions: Positions, cache: PrefixCache | None, layers: Sequence[Layer]
 ) -> PrefixCache:
-    """Run the layers on tokens `[B, L, C]`, and return a cache of these tokens and of all positions before them.
+    """Run the layers on tokens `[B, L, C]`, and return a cache of the keys and values of all positions so far.
 
     Args:
         cache: cache of the positions before the tokens, for B texts or for one text that all rows share. None if the

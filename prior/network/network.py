@@ -122,7 +122,10 @@ class PriorNetwork(Network):
 
     @property
     def pads_only(self) -> bool:
-        """True if every token state is learned padding, because callers cannot pass token states."""
+        """True if the sequence has positions for token states, but the network accepts no token states as input.
+
+        All of these positions then hold learned padding vectors, which are the same for every text.
+        """
         return self.max_text_len > 0 and not self.takes_token_states
 
     def prefix(
@@ -161,9 +164,10 @@ class PriorNetwork(Network):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict x0, eps or v, `[N, D]`, in one pass over the weights; see `Network.predict_draws`.
+        """Predict x0, eps or v, `[N, D]`, for a training batch; see `Network.predict_draws`.
 
-        Each layer processes the tokens of all texts and draws together, so each weight gradient is computed once.
+        Each layer runs once, on the tokens of all texts and draws together. Each weight gradient is therefore computed
+        only once.
         """
         text = self._prefix_tokens(text_embed, token_states, drop_text)
         suffixes, lengths = self._suffix_tokens(len(timesteps), noisy_image_embed, timesteps, drop_image, self_cond)
@@ -187,7 +191,8 @@ class PriorNetwork(Network):
     def compile_layers(self) -> None:
         """Compile each layer separately, so that the compile time does not depend on the depth.
 
-        Shapes are dynamic, because the number of dropped texts is random and differs between steps.
+        The layers are compiled for dynamic shapes. Texts are dropped at random for classifier-free guidance, so the
+        number of encoded texts differs between training steps.
         """
         for attention, feed_forward in self._layers():
             attention.compile(dynamic=True)
@@ -205,12 +210,20 @@ class PriorNetwork(Network):
         return self._cached_padding.get(weights, lambda: self._fill_cache(self.null_token_states[None], None))
 
     def _fill_cache(self, tokens: torch.Tensor, before: PrefixCache | None) -> PrefixCache:
-        """Return a cache of tokens `[B, L, C]`. If `before` is given, its single row precedes each row of tokens."""
+        """Run the layers on tokens `[B, L, C]`, and return a cache of their keys and values.
+
+        If `before` is given, it contains one row, and the cache starts with the positions of that row for every text.
+        """
         positions = self._positions(0 if before is None else before.tokens, 0, 1, tokens.shape[1])
         return fill_cache(self.norm_in(tokens), positions, before, self._layers())
 
     def _prediction(self, stream: torch.Tensor, lengths: tuple[int, int, int]) -> torch.Tensor:
-        """Return the prediction `[N, D]`, read at the last token of each draw."""
+        """Return the prediction `[N, D]`, read at the last token of each draw.
+
+        Args:
+            stream: output `[texts, L, C]` of the last layer.
+            lengths: three lengths from `_suffix_tokens`.
+        """
         shared, _, tokens = lengths
         last = stream[:, shared:].reshape(-1, tokens, self.width)[:, -1]  # (N, C)
         prediction: torch.Tensor = self.to_embed(self.norm_out(last))
@@ -239,10 +252,10 @@ class PriorNetwork(Network):
         drop_image: torch.Tensor | None,
         self_cond: torch.Tensor | None,
     ) -> tuple[torch.Tensor, tuple[int, int, int]]:
-        """Return the suffix tokens `[texts, L, C]`, with all draws of a text concatenated, and three lengths.
+        """Return the tokens `[texts, L, C]` that follow the text, with all draws of a text concatenated.
 
-        The lengths are the number of tokens that all draws of a text share, the number of draws per text, and the
-        number of tokens per draw.
+        Also return three lengths: the number of tokens that all draws of a text share (the timestep tokens, if the
+        draws have the same timestep), the number of draws per text, and the number of other tokens per draw.
         """
         image = self.to_image(noisy_image_embed)  # (N, num_image_embeds, C)
         if drop_image is not None:
@@ -265,7 +278,10 @@ class PriorNetwork(Network):
         return positions._replace(bias=positions.bias.to(self.attention[0].to_qkv.weight.dtype))  # type: ignore[union-attr, arg-type]
 
     def _last_tokens(self, image: torch.Tensor, self_cond: torch.Tensor) -> list[torch.Tensor]:
-        """Return the tokens `[N, _, C]` that follow the image tokens. The prediction is read at the last one."""
+        """Return the tokens `[N, _, C]` that follow the image tokens. The prediction is read at the last one.
+
+        Depending on the settings, they include the query, the self-conditioning token or a copy of the image tokens.
+        """
         query = self.query.expand(image.shape[0], 1, -1)
         if not self.has_self_cond_token:
             return [query]

@@ -16,7 +16,7 @@ from .function_version import DOT_PRODUCT_BIAS
 _BUCKETS = 32
 """Number of distance buckets, as in T5."""
 _MAX_DISTANCE = 128
-"""Maximum distance, in tokens, in T5's bucketing. Longer distances share the last bucket."""
+"""Distance, in tokens, at which T5's logarithmic buckets end. All longer distances fall into the last bucket."""
 _ROTARY_WIDTH = 32
 """Maximum number of coordinates per head that rotary embedding rotates, as in DALLE2-pytorch."""
 
@@ -25,17 +25,24 @@ class Positions(NamedTuple):
     """Attention bias, including the causal mask, and rotary embedding for the L tokens of a text."""
 
     bias: torch.Tensor
-    """Bias `[L * H, P + L]`, where P includes the null position; -inf for positions that a token must not attend to."""
+    """Bias `[L * H, P + L]` added to attention logits; -inf for positions that a token must not attend to.
+
+    There is one row per query token and head, and one column per key. P includes the null position.
+    """
     rotation: torch.Tensor | None
-    """Unit complex numbers `[L, 1, rotated / 2]` that multiply pairs of coordinates; None without rotary embedding."""
+    """Unit complex numbers `[L, 1, rotated / 2]` that multiply pairs of coordinates of queries and keys.
+
+    None if the network uses no rotary embedding.
+    """
 
 
 class PositionEncoding(nn.Module):
     """Learned attention bias per head and distance bucket, and rotary embedding.
 
-    The bias follows T5 (Raffel et al. 2019, arXiv 1910.10683). The null position counts as a token before the first
-    text token. To reproduce DALLE2-pytorch releases with dot-product attention, the bias is multiplied by 128. Rotary
-    embedding (Su et al. 2021, arXiv 2104.09864) rotates up to 32 coordinates of each query and key.
+    The bias follows T5 (Raffel et al. 2019, arXiv 1910.10683). The null position (a learned key and value without a
+    token) counts as a key before the first token. To reproduce DALLE2-pytorch releases with dot-product attention, the
+    bias is multiplied by 128. Rotary embedding (Su et al. 2021, arXiv 2104.09864) rotates up to 32 coordinates of each
+    query and key.
     """
 
     def __init__(self, heads: int, head_width: int, *, rotary: bool, cosine: bool) -> None:
@@ -67,7 +74,10 @@ class PositionEncoding(nn.Module):
         return Positions(bias.transpose(1, 2).flatten(0, 1), self._rotation(places))
 
     def _bias(self, places: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Return the bias `[L, P + L, H]`. The first token has place 0 and key 1; key 0 is the null position."""
+        """Return the attention bias `[L, P + L, H]` for the given positions of queries (`places`) and keys.
+
+        Tokens are numbered from 0 as queries and from 1 as keys, because key 0 is the null position.
+        """
         return self.bias(_bucket((places[:, None] - keys).clamp(min=0))) * self.bias_scale  # type: ignore[no-any-return]
 
     def _rotation(self, places: torch.Tensor) -> torch.Tensor | None:
@@ -79,7 +89,11 @@ class PositionEncoding(nn.Module):
 
 
 def _bucket(distance: torch.Tensor) -> torch.Tensor:
-    """Map distances to T5's buckets: one bucket per distance below 16, then logarithmic buckets up to 128."""
+    """Return T5's bucket number for each distance.
+
+    There is one bucket per distance below 16, then logarithmic buckets up to distance 128. All longer distances share
+    the last bucket.
+    """
     exact = _BUCKETS // 2
     far = torch.log(distance.clamp(min=1).float() / exact) / math.log(_MAX_DISTANCE / exact) * (_BUCKETS - exact)
     return torch.where(distance < exact, distance, (exact + far.long()).clamp(max=_BUCKETS - 1))

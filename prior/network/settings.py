@@ -17,7 +17,7 @@ class NetworkSettings(Settings):
     depth: int = Field(default=6, ge=1, le=1000)
     """Number of transformer layers."""
     heads: int = Field(default=8, ge=1)
-    """Number of attention heads. All heads share one head of keys and values."""
+    """Number of attention heads. All heads share the same keys and values (multi-query attention)."""
     dim_head: int = Field(default=64, ge=2)
     """Width of an attention head. The default is the same as in DALLE2-pytorch."""
     ff_mult: float = Field(default=4, gt=0)
@@ -27,7 +27,8 @@ class NetworkSettings(Settings):
     ff_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout rate in the feed-forward layers. If above 0, training results also depend on the number of workers."""
     max_text_len: int = Field(default=0, ge=0)
-    """Maximum number of token states used in addition to the pooled text embedding; 0 uses no token states."""
+    """Maximum number of token states (per-token outputs of the text encoder) used per caption, in addition to the
+    pooled text embedding; 0 uses no token states."""
     num_timesteps: int | None = Field(default=None, ge=2)
     """Number of learned timestep embeddings; null computes timestep embeddings from sinusoids with a small MLP."""
     num_time_embeds: int = Field(default=1, ge=1)
@@ -37,17 +38,18 @@ class NetworkSettings(Settings):
     num_text_embeds: int = Field(default=1, ge=1)
     """Number of tokens that represent the pooled text embedding."""
     self_cond: bool = False
-    """Condition the network on the previous x0 estimate (Chen et al. 2022). Training then takes 1.5 times as long."""
+    """Use self-conditioning: the previous x0 estimate is an additional input (Chen et al. 2022). Training then takes
+    1.5 times as long."""
     rotary_emb: bool = True
     """Use rotary position embedding in addition to the relative position bias."""
     norm_in: bool = False
-    """Normalise the tokens before the first layer."""
+    """Apply layer normalisation to the tokens before the first layer."""
     norm_out: bool = True
-    """Normalise the prediction after the last layer."""
+    """Apply layer normalisation to the output of the last layer."""
     final_proj: bool = True
     """Project the prediction to the embedding size. If false, `width` must equal the embedding size."""
     normformer: bool = False
-    """Add a norm inside the feed-forward layers (NormFormer), as in LAION's DALLE2-pytorch prior."""
+    """Add a second layer norm inside each feed-forward layer (NormFormer), as in LAION's DALLE2-pytorch prior."""
     function_version: str = LATEST_FUNCTION
     """DALLE2-pytorch release that the network reproduces. Set an older release only for checkpoints that it wrote."""
 

@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 _MAX_PERIOD = 10_000.0
-"""Highest sinusoid frequency divided by the lowest, as in DALLE2-pytorch."""
+"""Ratio of the longest to the shortest sinusoid period in timestep features, as in DALLE2-pytorch."""
 
 
 class Tokens(nn.Module):
-    """Linear projection of an embedding to tokens. A single token as wide as the embedding is a copy of it."""
+    """Linear projection of an embedding to `count` tokens.
+
+    If there is one token and its width equals the size of the embedding, the token is the embedding itself.
+    """
 
     def __init__(self, size: int, width: int, count: int) -> None:
         super().__init__()
@@ -28,7 +31,7 @@ class Tokens(nn.Module):
 
 
 class TimeTokens(nn.Module):
-    """Mapping from timesteps to tokens, with a learned table or with sinusoids and a small MLP."""
+    """Layer that maps timesteps to tokens, with a learned embedding table or with sinusoids and a small MLP."""
 
     def __init__(self, width: int, count: int, num_timesteps: int | None, real: bool) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from .schedule import NoiseSchedule
 from .settings import DiffusionSettings
 
 MIN_SNR_GAMMA = 5.0
-"""Maximum signal-to-noise ratio, gamma, in the `min_snr` loss weight, as in Hang et al. (2023)."""
+"""Value at which the `min_snr` loss weight caps the signal-to-noise ratio: gamma in Hang et al. (2023)."""
 
 _LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
@@ -31,8 +31,8 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """Return the loss of each row, `[B]`: the weighted prediction error, averaged over coordinates and draws.
 
-    Each text is encoded once for all draws of its row. If the network has a null text, one encoded text serves all
-    rows whose text is dropped.
+    Each text is encoded once for all draws of its row. If the network encodes all dropped texts identically, a single
+    encoding is used for all rows whose text is dropped.
 
     Args:
         image_embed: clean image embeddings `[B, D]` with any norm.
@@ -69,9 +69,10 @@ def diffusion_loss(
 def _estimates(
     network: Network, condition: Condition, chosen: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor | None:
-    """Return x0 estimates `[N, D]` for self-conditioning, or None if no draw is chosen.
+    """Return x0 estimates `[N, D]` for self-conditioning, with rows of zeros for draws that are not chosen.
 
-    Estimates for chosen draws use the text and the noisy image; neither is dropped. Rows of all other draws are zero.
+    Return None if no draw is chosen. The estimates always use the text and the noisy image, even if the loss drops
+    them for the same draw.
 
     Args:
         chosen: `[B, K]` bool on the CPU; True for draws that get an estimate.
@@ -90,7 +91,8 @@ def _estimates(
 def min_snr_weight(schedule: NoiseSchedule, prediction: str, timesteps: torch.Tensor) -> torch.Tensor:
     """Return float64 loss weights `[N]` for timesteps `[N]` (Hang et al. 2023, arXiv 2303.09556).
 
-    The squared error in x0 has weight min(SNR, gamma). Weights for eps and v give the same weighted squared error.
+    If the network predicts x0, the weight is min(SNR, gamma). For eps and v, the weight is scaled so that the weighted
+    squared error is the same as for the corresponding x0 estimate.
 
     Args:
         prediction: prediction target: `x0`, `eps` or `v`.

@@ -1,4 +1,4 @@
-"""Normalisation of image embeddings, so that coordinates have a scale near 1 for diffusion, and its inverse."""
+"""Normalisation of image embeddings for diffusion, and its inverse. Normalised coordinates have a scale near 1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 _SHRINKAGE = 1e-3
-"""Fraction of the mean variance added to each variance, so that low-variance directions are not over-amplified."""
+"""Fraction of the mean variance that is added to every variance. It limits the amplification of directions in which
+embeddings vary little."""
 
 
 class EmbeddingNormaliser(nn.Module):
@@ -40,7 +41,7 @@ class EmbeddingNormaliser(nn.Module):
             self.register_buffer("to_network", torch.eye(embed_dim) if kind == "whiten" else torch.ones(shape))
 
     def fit(self, image_embed: torch.Tensor) -> None:
-        """Compute the statistics from image embeddings `[rows, D]` with any norm. Do nothing for `sqrt_dim`."""
+        """Compute the mean and scale from image embeddings `[rows, D]` with any norm. Do nothing for `sqrt_dim`."""
         if self.kind == "sqrt_dim":
             return
         unit = F.normalize(image_embed.double(), dim=-1)
@@ -71,7 +72,7 @@ class EmbeddingNormaliser(nn.Module):
         return self._scaled(x, self.to_embed) + self.mean
 
     def to_sphere(self, x: torch.Tensor) -> torch.Tensor:
-        """Rescale points `[N, D]` in network space so that the embeddings they represent have norm 1."""
+        """Return the points in network space whose embeddings are those of `x` `[N, D]`, rescaled to norm 1."""
         return self.encode(self.decode(x))
 
     def _scaled(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

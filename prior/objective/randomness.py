@@ -14,9 +14,10 @@ from ...pipeline.read.shuffle import hash_key
 from .settings import DiffusionSettings
 
 _STREAM_PLACES = 32
-"""Number of batch positions per random stream.
+"""Number of consecutive positions in the global batch whose values come from the same random stream.
 
-The number is small, so that a rank draws and discards few values for the positions of other ranks.
+A rank draws a stream from its start, and discards the values for positions of other ranks. A small number keeps the
+discarded values few.
 """
 _NORMAL, _UNIFORM = 0, 1
 """Identifiers of the two types of random stream: normal and uniform values."""
@@ -31,16 +32,22 @@ class StepRandomness:
     noise: torch.Tensor
     """Standard normal noise, `[B, K, D]`."""
     timesteps: torch.Tensor
-    """Stratified timesteps, `[B, K]` int64. Timestep k is uniform over the k-th of K equal intervals."""
+    """Stratified timesteps, `[B, K]` int64. Draw k's timestep is uniform over the k-th of K equal intervals."""
     drop_text: torch.Tensor
-    """Mask of rows whose text is dropped, `[B]` bool. All draws of a row agree, so no text is encoded twice."""
+    """Mask of rows whose text is dropped for classifier-free guidance, `[B]` bool.
+
+    The mask applies to all draws of a row, so that each text needs to be encoded only once.
+    """
     drop_image: torch.Tensor
     """Mask of draws whose noisy image is dropped, `[B, K]` bool."""
     self_cond: torch.Tensor
-    """Mask of draws for which a self-conditioned network receives an x0 estimate, `[B, K]` bool."""
+    """Mask of draws for which a self-conditioned network receives an x0 estimate instead of zeros, `[B, K]` bool."""
 
     def to(self, device: torch.device) -> StepRandomness:
-        """Return the values on a device. `drop_text` and `self_cond` stay on the CPU, because they are read there."""
+        """Return the values on a device, except for `drop_text` and `self_cond`, which stay on the CPU.
+
+        The loss reads these two masks on the CPU, without waiting for the device.
+        """
         on_cpu = {"drop_text", "self_cond"}
         return StepRandomness(**{k: v if k in on_cpu else v.to(device) for k, v in vars(self).items()})
 
@@ -82,16 +89,22 @@ def step_randomness(
 
 
 def _stream(seed: int, step: int, purpose: int, number: int) -> np.random.Generator:
-    """Return the random stream with the given purpose and number.
+    """Return the random generator for one group of `_STREAM_PLACES` batch positions in a training step.
 
-    The high half of Philox's counter identifies the stream. Drawing values advances only the low half.
+    Streams never overlap: the high half of Philox's counter identifies the stream, and drawing values advances only
+    the low half.
+
+    Args:
+        purpose: `_NORMAL` or `_UNIFORM`.
+        number: index of the group in the global batch.
     """
     return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, purpose, number]))
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Return the dropout seed for a step and rank.
+    """Return the seed for dropout on one rank in one training step.
 
-    The seed can be computed again after a restart, so checkpoints need not store the state of a generator.
+    It depends only on the arguments. After a restart it is computed again, so that checkpoints need not store the state
+    of a random generator.
     """
     return int(hash_key("dropout", seed, step, rank)) & _SEED_BITS

@@ -16,30 +16,33 @@ class DiffusionSettings(Settings):
     timesteps: int = Field(default=1000, ge=2, le=1_000_000)
     """Number of noise levels; DALL-E 2's prior uses 1000."""
     noise_schedule: Literal["cosine", "linear", "quadratic", "jsd", "sigmoid"] = "cosine"
-    """Noise level at each timestep; DALL-E 2's prior uses `cosine` (Nichol and Dhariwal 2021)."""
+    """Noise schedule, which sets the noise level of each timestep; DALL-E 2's prior uses `cosine` (Nichol and Dhariwal
+    2021)."""
     prediction: Literal["x0", "eps", "v"] = "x0"
     """Quantity that the network predicts; the DALL-E 2 authors found that `x0` works best."""
     loss: Literal["l2", "l1", "huber"] = "l2"
-    """Loss of a prediction error: squared (`l2`), absolute (`l1`), or squared below 1 and linear above (`huber`)."""
+    """Loss function: squared error (`l2`), absolute error (`l1`), or squared below 1 and linear above (`huber`)."""
     loss_weighting: Literal["none", "min_snr"] = "none"
     """Loss weight per timestep: equal (`none`), or signal-to-noise ratio capped at 5 (`min_snr`, Hang et al. 2023)."""
     text_drop: float = Field(default=0.1, ge=0, le=1)
-    """Fraction of captions dropped in training. Guidance requires more than 0. LAION's prior was trained with 0.1."""
+    """Fraction of captions dropped in training, for classifier-free guidance. Guidance requires a value above 0.
+    LAION's prior was trained with 0.1."""
     image_drop: float = Field(default=0.0, ge=0, le=1)
-    """Fraction of training draws whose noisy image is dropped; needed only for `guidance: dalle2`."""
+    """Fraction of noisy images dropped in training. Only `guidance: dalle2` requires a value above 0."""
     normaliser: Literal["sqrt_dim", "standardise", "whiten"] = "sqrt_dim"
     """Normalisation of image embeddings: to norm sqrt(D) (`sqrt_dim`), to mean 0 and variance 1 per coordinate
-    (`standardise`), or to identity covariance (`whiten`). `standardise` and `whiten` use statistics from training
-    rows."""
+    (`standardise`), or to identity covariance (`whiten`). `standardise` and `whiten` use the mean and the variances or
+    covariance of training embeddings."""
     embed_scale: float | None = Field(default=None, gt=0)
     """Norm that `sqrt_dim` scales embeddings to; null means sqrt(D)."""
     x0_clamp: Literal["none", "unit_box", "sphere"] = "none"
     """Clamping of x0 estimates during sampling: no clamping (`none`), each coordinate to [-1, 1] (`unit_box`), or the
     embedding to norm 1 (`sphere`)."""
     training_clamp: bool = False
-    """Scale the network output to the norm of x0 before computing the loss."""
+    """Rescale the network output to the norm of normalised embeddings, `embed_scale` or sqrt(D), before computing the
+    loss."""
     init_clamp: bool = False
-    """Scale the initial noise to the norm of x0 before sampling."""
+    """Rescale the initial noise to the norm of normalised embeddings, `embed_scale` or sqrt(D), before sampling."""
     output_norm: Literal["unit", "none"] = "unit"
     """Normalisation of sampled embeddings: to norm 1 (`unit`), or no normalisation (`none`)."""
 

@@ -4,7 +4,8 @@ Guidance amplifies the difference between two network outputs: the output with t
 branch*, which drops the text. There are two kinds of guidance:
 
 - `text` guidance drops the text in the null branch and keeps the noisy image. Each step runs both branches in one
-  batch. If all dropped texts share one prefix, that prefix is computed once and cached until the weights change.
+  batch. If all dropped texts have the same prefix (encoded text), it is computed once and cached until the weights
+  change.
 - `dalle2` guidance also drops the noisy image, as DALLE2-pytorch does. If the null branch's output then depends only on
   the timestep, it is computed once per timestep and stored in a table.
 """
@@ -22,9 +23,10 @@ from .settings import GuidanceName
 
 
 class NullBranch:
-    """Prefix and outputs of guidance's null branch, computed on first use and cached.
+    """Cache for the null branch of classifier-free guidance, which runs the network with the text dropped.
 
-    Create a new instance after the weights change.
+    The encoded text (prefix) and the network outputs are computed on first use. After the weights change, create a new
+    instance.
     """
 
     def __init__(self, network: Network) -> None:
@@ -34,22 +36,28 @@ class NullBranch:
 
     @property
     def is_constant(self) -> bool:
-        """True if all dropped texts have the same prefix, so that one prefix serves all texts."""
+        """True if all dropped texts have the same encoding (prefix), which then needs to be computed only once."""
         return self._network.has_null_text
 
     @property
     def has_table(self) -> bool:
-        """True if the network output depends only on the timestep when both text and image are dropped."""
+        """True if the network output depends only on the timestep when both text and image are dropped.
+
+        A table with one output per timestep can then replace the null branch of `dalle2` guidance.
+        """
         return self.is_constant and not self._network.takes_self_cond
 
     def prefix(self) -> Prefix:
-        """Return the prefix that all dropped texts share, as one row. Call this only if `is_constant` is true."""
+        """Return the encoded text (prefix) that all dropped texts share. Call this only if `is_constant` is true."""
         if self._prefix is None:
             self._prefix = null_prefix(self._network, *self._placeholder_text())
         return self._prefix
 
     def outputs(self, timesteps: list[int]) -> torch.Tensor:
-        """Return the network outputs at the given timesteps, `[len(timesteps), D]`, with text and image dropped."""
+        """Return the network outputs with text and image dropped, `[len(timesteps), D]`, one per given timestep.
+
+        Call this only if `has_table` is true.
+        """
         missing = [timestep for timestep in timesteps if timestep not in self._outputs]
         if missing:
             network, device = self._network, self._network.device
@@ -72,7 +80,7 @@ class NullBranch:
 
 
 def null_prefix(network: Network, text_embed: torch.Tensor, token_states: torch.Tensor | None) -> Prefix:
-    """Return a prefix for B texts with every text dropped."""
+    """Encode B texts with every text dropped, as input to the null branch of guidance."""
     return network.prefix(
         text_embed, token_states, torch.ones(len(text_embed), dtype=torch.bool, device=text_embed.device)
     )
@@ -84,13 +92,15 @@ class Denoiser:
     For self-conditioned networks, the denoiser passes each estimate to the network at the next step.
 
     Args:
-        prefix: prefix of the B texts.
-        guidance: inputs that the null branch drops; see the module docstring.
+        prefix: the B encoded texts.
+        guidance: inputs that the null branch (the network evaluation without text) drops: `text` drops the text, and
+            `dalle2` drops the text and the noisy image.
         guidance_scale: weight of the difference between the outputs with and without text. At 1, the null branch is not
             run.
-        null: cached prefix and outputs of the null branch; required unless `guidance_scale` is 1.
-        null_prefix: prefix of the B texts with every text dropped. Required for guidance unless `null.is_constant`.
-        grid: all timesteps of the sampler run.
+        null: cache for the null branch; required unless `guidance_scale` is 1.
+        null_prefix: the B texts encoded with every text dropped. Required if `guidance_scale` is not 1 and
+            `null.is_constant` is false.
+        grid: all timesteps at which the sampler calls the function.
     """
 
     def __init__(

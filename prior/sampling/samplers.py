@@ -20,9 +20,9 @@ from ..objective.schedule import NoiseSchedule
 from .settings import SamplerName
 
 _LEAST_HALF_LOG_SNR = -5.1
-"""Lower bound on half the log-SNR at all timesteps of `log_snr_grid` but the first.
+"""Minimum of 0.5 * log(SNR), with the signal-to-noise ratio SNR, at all timesteps of `log_snr_grid` except the first.
 
-At this bound, the signal is 1 / 27,000 of the variance.
+At this minimum, 1 / 27,000 of the variance is signal.
 """
 
 
@@ -65,7 +65,10 @@ def ddpm(
 def ddim(
     estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
 ) -> torch.Tensor:
-    """Sample with DDIM at eta 0 (Song et al. 2020, arXiv 2010.02502, eq. 12), with one x0 estimate per step."""
+    """Sample with deterministic DDIM, eta = 0 (Song et al. 2020, arXiv 2010.02502, eq. 12).
+
+    Each step computes one x0 estimate.
+    """
     x_t = next(noise)
     for timestep, after in itertools.pairwise(grid):
         timesteps = _timesteps(x_t, timestep)
@@ -106,7 +109,7 @@ def dalle2_ddim(
     function: FunctionVersion,
     prediction: str,
 ) -> torch.Tensor:
-    """Sample with DDIM at eta 1 exactly as the given DALLE2-pytorch release does.
+    """Sample with stochastic DDIM, eta = 1, exactly as the given DALLE2-pytorch release does.
 
     As in DALLE2-pytorch, alpha_bar is float32, and a step at timestep t uses `alpha_bar[t - 1]`, or 1 if t is 0.
 
@@ -135,17 +138,23 @@ def dalle2_ddim(
 
 
 def find_sampler(name: SamplerName, function: FunctionVersion, prediction: str) -> Sampler:
-    """Return the named sampler. `function` and `prediction` describe the prior and affect only `dalle2-ddim`."""
+    """Return the named sampler.
+
+    The DALLE2-pytorch release `function` and the prediction target affect only `dalle2-ddim`.
+    """
     if name == "dalle2-ddim":
         return functools.partial(dalle2_ddim, function=function, prediction=prediction)
     return {"ddpm": ddpm, "ddim": ddim, "dpmsolver++": dpmsolver_pp}[name]
 
 
 def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: FunctionVersion) -> list[int]:
-    """Return evenly spaced timesteps at which a sampler estimates x0, noisiest first.
+    """Return `steps` evenly spaced timesteps at which a sampler estimates x0, noisiest first.
 
-    The result has `steps` distinct timesteps. For `dalle2-ddim`, the timesteps are those of the DALLE2-pytorch
-    release in `function`. From release 1.10.3 on, there are only `steps` - 1 of them.
+    For `dalle2-ddim`, return the timesteps that the DALLE2-pytorch release `function` uses. Release 1.10.3 and later
+    releases use only `steps` - 1 timesteps.
+
+    Args:
+        timesteps: number of timesteps in the noise schedule.
 
     Raises:
         ValueError: `steps` is out of range.
@@ -204,10 +213,10 @@ def seeded_noise(
 ) -> Iterator[torch.Tensor]:
     """Yield standard normal tensors `[B * K, D]` indefinitely.
 
-    The noise for a text depends only on the seed, the text's number, K and D.
+    The noise for a text depends only on the seed, the text's number (its index among all texts to sample), K and D.
 
     Args:
-        first: number of the first text.
+        first: number of the first text, counted from 0.
         texts: number of texts, B.
         draws: number of draws per text, K.
     """

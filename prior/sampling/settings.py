@@ -11,7 +11,7 @@ from ...pipeline.settings import Settings
 SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "dalle2-ddim"]
 GuidanceName = Literal["text", "dalle2"]
 MAX_SEED = 2**63 - 1
-"""Largest seed that every random generator in priorkit accepts."""
+"""Maximum seed that all random generators used by priorkit accept."""
 
 
 class SampleSettings(Settings):
@@ -24,7 +24,8 @@ class SampleSettings(Settings):
     """Number of network evaluations per draw. For priors that reproduce DALLE2-pytorch 1.10.3 or later,
     `dalle2-ddim` makes one evaluation fewer."""
     guidance_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """Weight of the text: 1 uses the text as in training, values above 1 amplify its effect, and 0 ignores the text."""
+    """Scale of classifier-free guidance: 1 uses the text as in training, values above 1 amplify its effect, and 0
+    ignores the text."""
     guidance: GuidanceName = "text"
-    """Inputs that the null branch drops: `text` drops the text; `dalle2` also drops the noisy image, as DALLE2-pytorch
-    does."""
+    """Inputs dropped in the unconditional prediction of classifier-free guidance: the text (`text`), or the text and
+    the noisy image (`dalle2`), as in DALLE2-pytorch."""
