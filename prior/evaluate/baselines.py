@@ -29,7 +29,7 @@ class Bank:
     def read(dataset: EmbeddingDataset, size: int, seed: int) -> Bank:
         """Read the embeddings of up to `size` training rows.
 
-        The rows are the first ones in a pseudorandom order, which depends only on the rows' content and `seed`.
+        If there are more rows, a pseudorandom subset is read, which depends only on the rows' content and `seed`.
         """
         batch = dataset.take(dataset.content_order("train", seed)[:size])
         return Bank(batch.text_embed, batch.image_embed)
@@ -105,9 +105,7 @@ class Ridge:
         return np.asarray(self._image_mean + (text - self._text_mean) @ self._weights)
 
     def relative_variance(self, text: np.ndarray) -> np.ndarray:
-        """Return the variance of the predicted mean for each text embedding `[B, D]`, as a ratio: `[B]`.
-
-        The ratio compares it with the variance of the residuals: at 1, the two variances are equal.
+        """Return the variance of the predicted mean divided by the residual variance, for texts `[B, D]`: `[B]`.
 
         Let X hold the n centred training texts, let m be the mean of these texts before centring, and let P be the
         diagonal matrix that the ridge penalty adds to X'X. The result for a text t is

@@ -14,7 +14,7 @@ from .folder import read_metrics, read_rows, require_whole
 from .metrics import Interval, mean_intervals
 
 _RESAMPLES, _SEED = 1000, 0
-"""Number of bootstrap resamples for paired differences, and the bootstrap seed."""
+"""Number of bootstrap resamples for differences that are computed row by row, and the bootstrap seed."""
 _MUST_AGREE = {
     "rows": "evaluate.max_rows, or --limit,",
     "gallery": "evaluate.gallery_size",
@@ -137,7 +137,7 @@ class _Run:
     rows: dict[str, np.ndarray]
     """Per-row values `[N]` by metric, ordered by row id."""
     row_ids: np.ndarray
-    """Row ids `[N]`, ascending."""
+    """Row ids (hashes of the rows' content), `[N]`, ascending."""
     groups: np.ndarray
     """Group id of each row, `[N]`; rows with the same group id share an image."""
 

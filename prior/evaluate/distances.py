@@ -27,7 +27,7 @@ orthogonal, so any two half-samples have 4 parts in common.
 LEAST_GROUPS = 3 * _PARTS
 """Minimum number of distinct images in each of the two sets (3 per part). With fewer, no distances are computed."""
 _MEDIAN_ROWS = 1000
-"""Maximum number of real embeddings used to compute the MMD kernel's scale, in time quadratic in their number."""
+"""Maximum number of real embeddings used to compute the MMD kernel's scale. The time is quadratic in this number."""
 _COPY_DISTANCE = 1e-6
 """Distance at or below which two embeddings count as copies of the same image."""
 
@@ -102,7 +102,12 @@ def _number_groups(predicted: np.ndarray, real: np.ndarray) -> np.ndarray:
 
 
 def _split_into_parts(embeds: np.ndarray, numbers: np.ndarray) -> list[EmbeddingSet]:
-    """Divide rows `[N, D]` into 16 parts. The part of a row is its group number, from `numbers` `[N]`, modulo 16."""
+    """Divide the rows of `embeds` into 16 parts. Rows that share an image are in the same part.
+
+    Args:
+        embeds: embeddings, `[N, D]`.
+        numbers: group number of each row, `[N]`. The row's part is this number modulo 16.
+    """
     masks = (numbers % _PARTS == part for part in range(_PARTS))
     return [EmbeddingSet(embeds[mask], numbers[mask]) for mask in masks]
 
@@ -173,7 +178,7 @@ class _PairDistance:
     """Kernel sums and pair counts, `[16, 16]` each, for predicted-predicted, real-real and predicted-real pairs."""
 
     def __call__(self, chosen: np.ndarray) -> float:
-        """Return the distance between the rows of both sets in the chosen parts; `chosen` is a mask, `[16]` bool."""
+        """Return the distance between the two sets, computed only from the parts in the mask `chosen`, `[16]` bool."""
         both = np.ix_(chosen, chosen)
         predicted, real, across = (sums[both].sum() / counts[both].sum() for sums, counts in self.terms)
         return float(predicted + real - 2 * across)
@@ -189,7 +194,7 @@ class _FrechetDistance:
         self._real = _Moments([part.embeds - centre for part in real])
 
     def __call__(self, chosen: np.ndarray) -> float:
-        """Return the distance between the rows of both sets in the chosen parts; `chosen` is a mask, `[16]` bool."""
+        """Return the distance between the two sets, computed only from the parts in the mask `chosen`, `[16]` bool."""
         mean_a, covariance_a = self._predicted.mean_and_covariance(chosen)
         mean_b, covariance_b = self._real.mean_and_covariance(chosen)
         values, vectors = np.linalg.eigh(covariance_a)

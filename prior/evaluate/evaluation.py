@@ -32,10 +32,10 @@ If every coordinate is constant, the predictions do not depend on the caption, a
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of all predictors: summaries and per-row values."""
+    """Metrics of all evaluated predictors, including the baselines: summaries and per-row values."""
 
     metrics: dict[str, Any]
-    """Content of `metrics.json`, except the format version, subject and embeddings, which `evaluate` adds."""
+    """Content of `metrics.json`, without the keys that `evaluate` adds: `format_version`, `subject`, `embeddings`."""
     rows: dict[Split, pa.Table]
     """Per-row metrics for each split; columns `row_id`, `group_id` and `<predictor>/<metric>`."""
 
@@ -81,7 +81,7 @@ class SplitScores:
     Args:
         dataset: embeddings.
         split: name of the split.
-        settings: resolved settings.
+        settings: settings with `auto` values already resolved.
         given: True to evaluate predictions from a file instead of a prior.
     """
 
@@ -107,7 +107,7 @@ class SplitScores:
                     yield ScoreTask(self._split, name, block, is_loss=is_loss)
 
     def add(self, scores: BlockScores) -> None:
-        """Add the scores of a block to the predictor or set of weights that they belong to."""
+        """Add the scores of a block of rows to its predictor or, for losses, to its set of weights."""
         if scores.task.is_loss:
             self._losses[scores.task.name].add(scores)
         else:
@@ -155,7 +155,7 @@ class PredictorScores:
         self._first_draws: dict[int, np.ndarray] = {}
         self._broken: dict[int, str] = {}
         self.draws = 0
-        """Number of draws per row."""
+        """Number of predicted embeddings per row."""
         self.columns: dict[str, np.ndarray] = {}
         """Per-row values `[N]` by metric; empty if the predictor is broken."""
         self.summary: dict[str, Any] = {}
@@ -231,7 +231,7 @@ def _fill(columns: dict[str, np.ndarray], rows: EvaluatedRows, scores: BlockScor
 
 
 def _image_set(dataset: EmbeddingDataset, rows: np.ndarray) -> EmbeddingSet:
-    """Read the image embeddings of the given rows."""
+    """Read the image embeddings of the given rows, and scale them to norm 1."""
     return EmbeddingSet(as_units(dataset.take(rows).image_embed), dataset.group_ids[rows])
 
 
@@ -250,7 +250,7 @@ def _distance_floor(training: EmbeddingSet, real: EmbeddingSet) -> dict[str, Int
 
 
 def _sampling(variant: Variant | None) -> dict[str, Any]:
-    """Return the weights and sampling settings of a variant, for `metrics.json`; empty if the variant is None."""
+    """Return the weights name and sampling settings of a variant, for `metrics.json`; empty if `variant` is None."""
     return {} if variant is None else {"weights": variant.weights, "sample": variant.sample.model_dump(mode="json")}
 
 

@@ -24,7 +24,7 @@ _AGRESTI_COULL, _BONETT_PRICE = (0, 0, 1, 1), (-1, 1)
 _COPY_TOLERANCE = 1e-9
 """Margin by which a gallery image's cosine to the prediction must exceed the true image's to count as higher.
 
-Smaller differences occur between copies of an image. Rounding errors in float64 are below 1e-15.
+Smaller differences are ignored, because the cosines of copies differ by rounding errors (below 1e-15 in float64).
 """
 
 
@@ -74,8 +74,9 @@ def cosine(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
 def rank(predicted: np.ndarray, truth: np.ndarray, gallery: np.ndarray, gallery_index: np.ndarray) -> np.ndarray:
     """Return the number of gallery images that are nearer to each prediction than its true image is: `[B]`.
 
-    Nearer means a higher cosine, so copies of the true image are not counted. Each true image is compared with G - 1
-    gallery images: all except itself or, if the gallery does not contain it, all except the last.
+    Nearer means a cosine that is higher by more than a rounding error, so copies of the true image are not counted.
+    Each true image is compared with G - 1 gallery images: all except itself or, if the gallery does not contain it,
+    all except the last.
 
     Args:
         predicted: predictions of norm 1, `[B, D]`.

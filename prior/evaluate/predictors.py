@@ -48,8 +48,8 @@ class RowNoise:
         seed: seed shared by all streams.
         purpose: `PRIOR`, `RESIDUAL`, `RANDOM` or `LOSS`. Different purposes give independent streams for the same seed
             and row.
-        row_ids: row ids, `[B]` uint64.
-        shape: shape of one draw for one row.
+        row_ids: hashes of the rows' content, `[B]` uint64.
+        shape: shape of the array that each call of `draw` or `choose` generates for a row.
     """
 
     def __init__(self, seed: int, purpose: int, row_ids: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -129,7 +129,7 @@ def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
 
 
 def as_units(embeds: np.ndarray) -> np.ndarray:
-    """Convert embeddings `[B, D]` to float64, and scale them to norm 1. Rounding on storage changes the norm."""
+    """Convert stored embeddings `[B, D]` to float64, and scale them to norm 1 to correct rounding errors."""
     values = embeds.astype(np.float64)
     return np.asarray(values / np.linalg.norm(values, axis=-1, keepdims=True))
 

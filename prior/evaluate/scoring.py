@@ -74,7 +74,7 @@ class ScoreTask:
     block: int
     """Block number within the split."""
     is_loss: bool = False
-    """True to compute losses, False to score draws."""
+    """True to compute losses, False to score predictions."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class BlockScores:
     R is less than B if the block reaches beyond the first `distance_rows` rows.
     """
     draws: int = 0
-    """Number of draws per row; 0 for losses."""
+    """Number of predicted embeddings per row; 0 for losses."""
     broken: str | None = None
     """Reason why the predictions could not be scored, such as values that are not finite; None if they were scored."""
 
@@ -100,7 +100,7 @@ class Scorer:
 
     Args:
         dataset: embeddings.
-        settings: resolved settings.
+        settings: settings with `auto` values already resolved.
         load_prior: function that takes the name of the weights and loads the prior; None if predictions are given.
         given: predictions for all rows of the dataset, `[N, D]` or `[N, K, D]`; None if a prior is evaluated.
     """
@@ -172,7 +172,10 @@ class Scorer:
         return self._priors[weights]
 
     def _token_states_used(self, predictor: str) -> int:
-        """Return the number of token states per caption that a predictor reads; 0 unless the predictor is a prior."""
+        """Return the number of token states per caption that a predictor reads.
+
+        Token states are the text encoder's outputs for single tokens. Baselines and given predictions read none.
+        """
         variant = self._variants.get(predictor)
         return 0 if variant is None or self._load_prior is None else self._prior(variant.weights).token_states_used
 
@@ -196,11 +199,11 @@ def row_metrics(
     All embeddings must have norm 1.
 
     Args:
-        draws: draws of each row, `[B, K, D]`.
+        draws: predicted embeddings of each row, `[B, K, D]`.
         image: embedding of each row's true image, `[B, D]`.
         text: embedding of each row's caption, `[B, D]`.
         unrelated: text embedding of an unrelated caption for each row, `[B, D]`.
-        nearer: number of rival images that are closer to the first draw than the true image is, `[B]`.
+        nearer: number of gallery images that are closer to the first predicted embedding than the true image is, `[B]`.
     """
     to_text = cosine(draws, text)
     recalls = {f"recall_at_{n}": (nearer < n).astype(np.float64) for n in RECALL_AT}
@@ -257,7 +260,7 @@ class ScorerMaker:
     read: ReadSettings
     """Settings that assign rows to the training, validation and test splits."""
     settings: EvaluateSettings
-    """Resolved settings."""
+    """Settings with `auto` values already resolved."""
     source: PriorSource
     """Location of the prior or predictions."""
     files: Mapping[str, FileMark] | None = None

@@ -42,8 +42,8 @@ class EvaluateSettings(DeviceSettings):
     draws: int = Field(default=8, ge=2)
     """Number of embeddings drawn per caption. With fewer than 8, the energy score is imprecise."""
     max_rows: int = Field(default=10_000, ge=2)
-    """Maximum number of rows to evaluate per split. Rows are chosen at random with `seed`, and their number is
-    printed."""
+    """Maximum number of rows to evaluate per split. Rows are chosen at random with `seed`, and the number of
+    evaluated rows is printed."""
     gallery_size: int = Field(default=10_000, ge=2)
     """Maximum number of images in the gallery, which recall searches for the true image. The gallery contains the
     distinct images of the first evaluated rows."""

@@ -118,7 +118,7 @@ def evaluate(
 def _identify(dataset: EmbeddingDataset) -> dict[str, Any]:
     """Return the dataset's content fingerprint, the hash of its CLIP model's weights, and the embedding size.
 
-    The hash is None if it is unknown. None of these values depends on the location of the embeddings folder.
+    The hash is None if it is unknown. The values do not depend on the location of the embeddings folder.
     """
     clip = dataset.clip_if_known.get("weights_sha256")
     return {"content": dataset.content_fingerprint, "clip": clip, "embed_dim": dataset.embed_dim}

@@ -80,12 +80,12 @@ class PriorSource:
 
 @dataclass(frozen=True)
 class Subject:
-    """Prior or predictions to evaluate, with a fingerprint of their content and the settings of the splits."""
+    """Prior or predictions to evaluate, with a fingerprint of their content and the split settings to use."""
 
     source: PriorSource
     """Location of the prior or predictions."""
     kind: Kind
-    """Kind of subject."""
+    """Kind of prior, or `predictions`; see `Kind`."""
     read: ReadSettings
     """Settings that assign rows to the training, validation and test splits."""
     content: str
@@ -97,11 +97,11 @@ class Subject:
 
     @property
     def is_predictions(self) -> bool:
-        """True if the subject is a file of predictions instead of a prior."""
+        """True for a file of predictions, False for a prior."""
         return self.source.is_predictions
 
     def parameters(self, weights: WeightsName) -> float:
-        """Return the number of network parameters. For a prior folder, estimate it from the weights file size."""
+        """Return the number of network parameters; for a prior folder, an estimate from its weights file's size."""
         if self.kind == "checkpoint":  # stores the weights several times, so its file size is no good estimate
             return sum(value.numel() for value in self.source.load(weights).network.parameters())
         return (Store(self.source.path).size(WEIGHTS_NAME) or 0) / 4
@@ -195,7 +195,7 @@ def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
 
     Raises:
         InputError: the location contains nothing that can be evaluated.
-        SettingsError: an option is missing or does not apply to this kind of subject.
+        SettingsError: an option is missing or does not apply to this kind of file.
     """
     path = source.path
     if source.is_pth:

@@ -36,7 +36,7 @@ class GalleryRow:
     true_key: str
     """Key of the caption's own image."""
     nearest_to_text: Sequence[str]
-    """Keys of the images nearest to the raw text embedding, nearest first."""
+    """Keys of the images nearest to the caption's text embedding, nearest first."""
     nearest_to_prior: Sequence[str]
     """Keys of the images nearest to the prior's prediction, nearest first."""
 
@@ -94,7 +94,7 @@ def read_images(images: str, keys: set[str]) -> dict[str, Image.Image]:
 
 
 def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], title: str) -> bytes:
-    """Draw the picture and return it as PNG data. A green frame marks each caption's own image.
+    """Return a PNG picture of captions and their nearest images. Green frames mark the captions' own images.
 
     Args:
         rows: captions and the keys of their nearest images.

@@ -162,7 +162,10 @@ class _RowContent:
 
 
 def _column(dataset: EmbeddingDataset, rows: np.ndarray, name: str) -> dict[int, Any]:
-    """Read the values of a metadata column, keyed by row number; empty if the column does not exist."""
+    """Return the values of a metadata column by row number, without null and empty values.
+
+    The result is empty if the column does not exist.
+    """
     try:
         values = dataset.metadata(rows, [name]).column(name).to_pylist()
     except InputError:

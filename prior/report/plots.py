@@ -51,9 +51,9 @@ def thin(points: np.ndarray) -> np.ndarray:
 
 
 def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
-    """Return an SVG plot of named values with their intervals, one value per line.
+    """Return an SVG plot of named values with their intervals, one below the other.
 
-    Priors and given predictions are drawn in one colour, and everything else in a second colour.
+    Values whose name starts with `prior` or `given` have one colour, and all others have a second colour.
     """
     names = list(values)[::-1]
     with _plot(title, x, "", 1.0 + 0.24 * len(names)) as (axes, made):

@@ -43,11 +43,11 @@ def write_report(
         embeddings: location of the embeddings; None for their location during the evaluation.
         images: folder with the images, as webdataset shards.
         output: file to write; None for `<evaluation>.html`.
-        config: configuration of a `.pth`, as for `load_prior`. If both this and `prior` are None, the configuration used
-            in the evaluation applies.
+        config: configuration of a `.pth`, as for `load_prior`. If both this and `prior` are None, the configuration
+            used in the evaluation applies.
         function_version: dalle2-pytorch release for a `.pth`, as for `load_prior`. If both this and `prior` are None,
             the release used in the evaluation applies.
-        progress: called while embeddings are sampled.
+        progress: called while embeddings are predicted for the plots.
 
     Raises:
         InputError: there is no finished evaluation, the prior or the embeddings differ from those that were evaluated,
@@ -63,7 +63,7 @@ def write_report(
 
 
 def _target(output: str | None, evaluation: str) -> str:
-    """Return the file to write. Raise InputError if `output` is None and the evaluation is remote."""
+    """Return the path of the file to write. Raise InputError if `output` is None and the evaluation is remote."""
     store = Store(evaluation)
     if output is None and not store.is_local:
         raise InputError(f"{store.url} is not on this machine; name a file to write with --output")

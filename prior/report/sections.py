@@ -36,7 +36,7 @@ _NAMES = {
 }  # fmt: skip
 """Display names of metrics for headings, tables and plots."""
 _SWEPT = {"steps": ("steps", "steps=[4,16,64]"), "guidance_scale": ("guidance scale", "guidance_scales=[1,1.5,3]")}
-"""Sampling settings plotted against the metrics: axis label, and example of a `--set evaluate.sweep.` argument."""
+"""Axis label of each sampling setting whose sweep is plotted, with an example for `--set evaluate.sweep.`."""
 _REAL = "(real against real)"
 """Label, in tables and plots, of the distances between training images and real images of the evaluated split."""
 
@@ -50,7 +50,7 @@ class Sections:
     Args:
         source: finished evaluation, and the prior or predictions that were evaluated.
         images: folder with the images, as webdataset shards.
-        progress: called while embeddings are sampled.
+        progress: called while embeddings are predicted for the plots.
     """
 
     def __init__(self, source: ReportSource, images: str, progress: ProgressCallback = no_progress) -> None:
@@ -66,7 +66,7 @@ class Sections:
         ]  # fmt: skip
 
     def _missing_part(self, sentence: str) -> str:
-        """Return a sentence that replaces a missing part as an HTML paragraph, and add the sentence to `missing`."""
+        """Add a sentence about a missing part of the report to `missing`, and return it as an HTML paragraph."""
         self.missing.append(sentence)
         return page.paragraph(sentence)
 

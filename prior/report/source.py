@@ -1,4 +1,4 @@
-"""Inputs of a report: a finished evaluation, and the evaluated prior or predictions, for embeddings to plot."""
+"""Inputs of a report: a finished evaluation, and the evaluated prior or predictions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ReportSource:
         self.rows = {split: read_rows(evaluation, split) for split in self.splits}
         """Per-row metrics by split."""
         self.first_split = "test" if "test" in self.splits else next(iter(self.splits))
-        """Split shown in the projection and the gallery: `test` if it was evaluated, otherwise the first split."""
+        """Split for the embedding plots and the gallery: `test` if it was evaluated, otherwise the first split."""
         self.main: dict[str, Any] = self.splits[self.first_split]["predictors"][0]
         """Entry of `metrics.json` for the evaluated prior or predictions on `first_split`."""
         self.is_given: bool = self.main["name"] == GIVEN
@@ -89,7 +89,7 @@ class ReportSource:
         Args:
             dataset: embeddings.
             rows: row numbers, `[N]`.
-            progress: called for each block.
+            progress: called before each block of rows and at the end.
 
         Returns:
             The predictions `[N, D]` and an empty string, or None and the reason why no predictions are available.
@@ -109,7 +109,7 @@ class ReportSource:
         return (predicted, "") if np.isfinite(predicted).all() else (None, "some are not finite.")
 
     def _predictor(self, subject: Subject, dataset: EmbeddingDataset) -> tuple[Predictor, int]:
-        """Return the evaluated predictor, and the number of token states per caption that the predictor reads."""
+        """Return the predictor that was evaluated, and the number of token states that it reads for each caption."""
         if subject.is_predictions:
             return GivenPredictions(read_predictions(subject.source.path, dataset)), 0
         settings = resolve(EvaluateSettings(), "evaluate")
