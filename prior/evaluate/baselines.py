@@ -13,12 +13,12 @@ from .settings import BASELINES
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridge penalties to try, as multiples of the mean diagonal element of X'X, where X is the centred text embeddings."""
 _PENALTY_FOLD = 10
-"""Interval between held-out rows: every tenth row of the bank is held out to choose the ridge penalty."""
+"""Spacing of the held-out rows: every tenth training row is held out to choose the ridge penalty."""
 
 
 @dataclass(frozen=True)
 class Bank:
-    """Embeddings of the M training rows that the baselines are fitted to."""
+    """Embeddings of M training rows, which the baselines are fitted to. A row is a pair of an image and a caption."""
 
     text: np.ndarray
     """Text embeddings `[M, D]` float32."""
@@ -27,20 +27,21 @@ class Bank:
 
     @staticmethod
     def read(dataset: EmbeddingDataset, size: int, seed: int) -> Bank:
-        """Read up to `size` training rows.
+        """Read the embeddings of up to `size` training rows.
 
-        Rows are taken in a pseudorandom order that depends only on their content and on `seed`.
+        If there are more rows, a pseudorandom subset is read, which depends only on the rows' content and `seed`.
         """
         batch = dataset.take(dataset.content_order("train", seed)[:size])
         return Bank(batch.text_embed, batch.image_embed)
 
 
 def fit_baselines(bank: Bank, draws: int, seed: int) -> dict[str, Predictor]:
-    """Fit all baselines, and return a dictionary from baseline name to predictor.
+    """Fit all baselines to training rows, and return the resulting predictors by baseline name.
 
     Args:
-        bank: training rows to fit the baselines to.
-        draws: K, the number of draws per row. Some baselines return only one draw, regardless of K.
+        bank: embeddings of the training rows.
+        draws: K, the number of predicted embeddings per row. `text_embedding`, `MeanShift` and `Ridge` always return
+            one.
         seed: seed for the baselines that use random numbers.
     """
     regression = Ridge(bank)
@@ -57,24 +58,24 @@ def text_embedding(batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
 
 
 class MeanShift:
-    """Predictor that adds the bank's mean image embedding minus its mean text embedding to each text embedding.
+    """Predictor that adds a fixed vector to each text embedding, and returns one prediction per row.
 
-    It returns one draw per row.
+    The vector is the mean image embedding of the training rows minus their mean text embedding.
     """
 
     def __init__(self, bank: Bank) -> None:
         self._shift = bank.image.mean(axis=0, dtype=np.float64) - bank.text.mean(axis=0, dtype=np.float64)
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Draw embeddings for each row; see `Predictor.__call__`."""
+        """Return predicted embeddings for each row; see `Predictor.__call__`."""
         return to_unit_norm(batch.text_embed + self._shift)[:, None]
 
 
 class Ridge:
     """Predictor that uses ridge regression from text to image embeddings (Hoerl and Kennard 1970, Technometrics 12).
 
-    It returns one draw per row. The penalty is the value in `_PENALTIES` with the smallest squared error on a held-out
-    tenth of the bank. The final fit uses all rows of the bank.
+    It returns one prediction per row. The penalty is the value in `_PENALTIES` with the smallest squared error on a
+    held-out tenth of the training rows. The final fit uses all training rows.
     """
 
     def __init__(self, bank: Bank) -> None:
@@ -104,7 +105,7 @@ class Ridge:
         return np.asarray(self._image_mean + (text - self._text_mean) @ self._weights)
 
     def relative_variance(self, text: np.ndarray) -> np.ndarray:
-        """Return the variance of each predicted mean, divided by the residual variance: `[B]` for texts `[B, D]`.
+        """Return the variance of the predicted mean divided by the residual variance, for texts `[B, D]`: `[B]`.
 
         Let X hold the n centred training texts, let m be the mean of these texts before centring, and let P be the
         diagonal matrix that the ridge penalty adds to X'X. The result for a text t is
@@ -116,15 +117,16 @@ class Ridge:
         return np.asarray(1 / self._rows + np.einsum("bd,de,be->b", centred, self._inverse, centred))
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Draw embeddings for each row; see `Predictor.__call__`."""
+        """Return predicted embeddings for each row; see `Predictor.__call__`."""
         return to_unit_norm(self.predict(batch.text_embed.astype(np.float64)))[:, None]
 
 
 class LinearGaussian:
-    """Predictor that adds normally distributed noise to the prediction of the ridge regression; K draws per row.
+    """Predictor that returns K samples per row: the ridge regression's prediction plus normally distributed noise.
 
-    The noise covariance is the residual covariance times `1 + relative_variance`. The term 1 accounts for the spread of
-    images around the predicted mean. The term `relative_variance` accounts for the uncertainty of the predicted mean.
+    The noise covariance is the covariance of the regression's residuals, multiplied by `1 + relative_variance`. The 1
+    accounts for the spread of images around the predicted mean. `relative_variance` accounts for the uncertainty of
+    the predicted mean.
     """
 
     def __init__(self, regression: Ridge, bank: Bank, draws: int, seed: int) -> None:
@@ -135,7 +137,7 @@ class LinearGaussian:
         self._root = vectors * np.sqrt(np.maximum(values, 0))
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Draw embeddings for each row; see `Predictor.__call__`."""
+        """Return predicted embeddings for each row; see `Predictor.__call__`."""
         text = batch.text_embed.astype(np.float64)
         mean, scale = self._regression.predict(text), np.sqrt(1 + self._regression.relative_variance(text))
         noise = RowNoise(self._seed, RESIDUAL, row_ids, (self._draws, mean.shape[1])).draw()
@@ -143,31 +145,31 @@ class LinearGaussian:
 
 
 class NearestNeighbours:
-    """Predictor that finds the K bank captions most similar to the given caption and returns their image embeddings.
+    """Predictor that returns the image embeddings of the K training captions that are most similar to a given caption.
 
-    If the bank has only M < K rows, the predictor returns M draws.
+    Similarity is the dot product of the text embeddings. If there are fewer than K training rows, all are returned.
     """
 
     def __init__(self, bank: Bank, draws: int) -> None:
         self._bank, self._draws = bank, min(draws, len(bank.text))
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Draw embeddings for each row; see `Predictor.__call__`."""
+        """Return predicted embeddings for each row; see `Predictor.__call__`."""
         similarity = batch.text_embed @ self._bank.text.T
         nearest = np.argsort(-similarity, axis=-1, kind="stable")[:, : self._draws]
         return to_unit_norm(self._bank.image[nearest].astype(np.float64))
 
 
 class RandomImages:
-    """Predictor that returns K random image embeddings from the bank for each row, and ignores the caption.
+    """Predictor that returns K random training image embeddings for each row, and ignores the caption.
 
-    The draws therefore follow the distribution of the training images, but are unrelated to the caption.
+    The predictions therefore follow the distribution of the training images, but are unrelated to the caption.
     """
 
     def __init__(self, bank: Bank, draws: int, seed: int) -> None:
         self._bank, self._draws, self._seed = bank, draws, seed
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Draw embeddings for each row; see `Predictor.__call__`."""
+        """Return predicted embeddings for each row; see `Predictor.__call__`."""
         chosen = RowNoise(self._seed, RANDOM, row_ids, (self._draws,)).choose(len(self._bank.image))
         return to_unit_norm(self._bank.image[chosen].astype(np.float64))

@@ -14,18 +14,18 @@ from .folder import read_metrics, read_rows, require_whole
 from .metrics import Interval, mean_intervals
 
 _RESAMPLES, _SEED = 1000, 0
-"""Number of bootstrap resamples for paired differences, and the bootstrap seed."""
+"""Number of bootstrap resamples for differences that are computed row by row, and the bootstrap seed."""
 _MUST_AGREE = {
     "rows": "evaluate.max_rows, or --limit,",
     "gallery": "evaluate.gallery_size",
     "distance_rows": "evaluate.distance_rows",
 }
-"""Sizes in `metrics.json` that must be equal in all compared evaluations, mapped to the settings that control them."""
+"""Counts in `metrics.json` that must be equal in all compared evaluations, with the settings that limit each count."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric on one split, compared across evaluations."""
+    """Values of one metric on one split in all compared evaluations, with their differences from the first."""
 
     split: str
     metric: str
@@ -50,8 +50,9 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
 
     Raises:
         InputError: fewer than two evaluations are given, an evaluation is unfinished or its files have changed, the
-            predictor is missing or marked as broken, the evaluations have no split in common, or they differ in
-            embedding size, CLIP model, number of rows, number of draws or gallery.
+            predictor is missing or was reported as broken, the evaluations have no split in common, or they differ in
+            embedding size, CLIP model, number of rows, predictions per caption, or gallery (images searched for
+            recall).
     """
     if len(evaluations) < 2:
         raise InputError("compare needs at least two evaluations")
@@ -95,7 +96,11 @@ def _require_one_space(evaluations: Sequence[str], metrics: Sequence[dict[str, A
 
 
 def _require_comparable(split: str, evaluations: Sequence[str], runs: Sequence[_Run]) -> None:
-    """Raise InputError if the sizes in `_MUST_AGREE`, the draws per caption or the galleries differ for this split."""
+    """Raise InputError if the evaluations differ in a way that makes their metrics on this split incomparable.
+
+    They must agree in the counts in `_MUST_AGREE` and in the number of predictions per caption. Evaluations of the same
+    rows must also use the same gallery (the images searched for recall).
+    """
     for name, setting in _MUST_AGREE.items():
         sizes = [run.metrics[name] for run in runs]
         if len(set(sizes)) > 1:
@@ -123,16 +128,16 @@ def _listed(evaluations: Sequence[str], values: Sequence[object]) -> str:
 
 @dataclass(frozen=True)
 class _Run:
-    """Results of one predictor on one split of an evaluation."""
+    """Results of one predictor (a prior, a baseline or given predictions) on one split of an evaluation."""
 
     metrics: dict[str, Any]
     """Section of `metrics.json` for the split."""
     result: dict[str, Any]
-    """Entry for the predictor in `metrics`."""
+    """Predictor's entry in the list `predictors` of `metrics`."""
     rows: dict[str, np.ndarray]
     """Per-row values `[N]` by metric, ordered by row id."""
     row_ids: np.ndarray
-    """Row ids `[N]`, ascending."""
+    """Row ids (hashes of the rows' content), `[N]`, ascending."""
     groups: np.ndarray
     """Group id of each row, `[N]`; rows with the same group id share an image."""
 
@@ -141,7 +146,8 @@ class _Run:
         """Read the results of one predictor on a split.
 
         Raises:
-            InputError: the evaluation does not contain the predictor, or marks its predictions as broken.
+            InputError: the evaluation does not contain the predictor, or reports its predictions as broken (not finite,
+                or the same for every caption).
         """
         results = {result["name"]: result for result in metrics["predictors"]}
         name = predictor or next(iter(results))
@@ -177,9 +183,10 @@ def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
 
 
 def _compare_distances(split: str, runs: list[_Run]) -> list[Comparison]:
-    """Compare the distances that all evaluations contain. An evaluation of too few images contains no distances.
+    """Compare the distances between the distributions of predicted and real images.
 
-    The evaluations are treated as independent. If they share rows, the intervals are wider than necessary.
+    Only distances that all evaluations contain are compared; an evaluation of too few images contains none. The
+    evaluations are treated as independent. If they share rows, the intervals are wider than necessary.
     """
     comparisons = []
     for name in runs[0].result["distances"]:

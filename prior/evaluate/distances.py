@@ -19,20 +19,20 @@ from .metrics import NORMAL_QUANTILE, Interval
 _PARTS = 16
 """Number of parts that the rows are divided into. Sylvester's Hadamard matrix requires a power of 2."""
 _HALVES = np.array([[(i & j).bit_count() % 2 == 0 for j in range(_PARTS)] for i in range(1, _PARTS)])
-"""Mask of the parts in each of the 15 half-samples, `[15, 16]` bool.
+"""Masks that select 8 of the 16 parts (disjoint subsets of the rows) for each half-sample, `[15, 16]` bool.
 
-The half-samples are the rows of Sylvester's Hadamard matrix, except for the constant first row. The rows are
-orthogonal, so any two half-samples share 4 parts.
+The masks are the rows of Sylvester's Hadamard matrix, except for the constant first row. The rows are
+orthogonal, so any two half-samples have 4 parts in common.
 """
 LEAST_GROUPS = 3 * _PARTS
-"""Minimum number of distinct images in each set for distances to be computed: 3 per part."""
+"""Minimum number of distinct images in each of the two sets (3 per part). With fewer, no distances are computed."""
 _MEDIAN_ROWS = 1000
-"""Maximum number of real rows used to compute the median distance for the MMD kernel, which takes quadratic time."""
+"""Maximum number of real embeddings used to compute the MMD kernel's scale. The time is quadratic in this number."""
 _COPY_DISTANCE = 1e-6
-"""Distance at or below which two embeddings count as copies."""
+"""Distance at or below which two embeddings count as copies of the same image."""
 
 _Kernel = Callable[[np.ndarray], np.ndarray]
-"""Function that is applied to an array of pairwise distances, element by element."""
+"""Kernel of a statistic such as MMD: a function that maps an array of pairwise distances to kernel values."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,18 @@ def set_distances(predicted: EmbeddingSet, real: EmbeddingSet) -> dict[str, Inte
 
 
 def _number_groups(predicted: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Number the groups from 0, and return the group number of each predicted row, followed by those of the real rows.
+    """Replace group ids by consecutive numbers from 0, the same in both sets.
 
-    Groups that are only in the predicted set are numbered first, then groups that are only in the real set, then groups
-    that are in both. Because a row's part is its group number modulo 16, each of these three kinds of groups is spread
-    evenly over the parts.
+    A group contains all rows that share an image. Groups that are only in the predicted set get the lowest numbers,
+    then groups that are only in the real set, then groups that are in both. Because a row's part is its group number
+    modulo 16, each of these three kinds of groups is spread evenly over the parts.
+
+    Args:
+        predicted: group id of each predicted row, `[N]`.
+        real: group id of each real row, `[M]`.
+
+    Returns:
+        Group numbers of the predicted rows, followed by those of the real rows, `[N + M]`.
     """
     groups, inverse = np.unique(np.concatenate([predicted, real]), return_inverse=True)
     numbers = np.empty(len(groups), np.int64)
@@ -95,17 +102,22 @@ def _number_groups(predicted: np.ndarray, real: np.ndarray) -> np.ndarray:
 
 
 def _split_into_parts(embeds: np.ndarray, numbers: np.ndarray) -> list[EmbeddingSet]:
-    """Divide rows `[N, D]` into 16 parts. The part of a row is its group number, from `numbers` `[N]`, modulo 16."""
+    """Divide the rows of `embeds` into 16 parts. Rows that share an image are in the same part.
+
+    Args:
+        embeds: embeddings, `[N, D]`.
+        numbers: group number of each row, `[N]`. The row's part is this number modulo 16.
+    """
     masks = (numbers % _PARTS == part for part in range(_PARTS))
     return [EmbeddingSet(embeds[mask], numbers[mask]) for mask in masks]
 
 
 def _with_interval(distance: Callable[[np.ndarray], float]) -> Interval:
-    """Compute a distance with its 95% interval.
+    """Return the distance between two sets with its 95% interval, computed from half-samples.
 
     Args:
-        distance: function that takes a mask of parts (`[16]` bool) and returns the distance between the sets,
-            restricted to these parts.
+        distance: function that computes the distance from only some of the 16 parts of each set. Its argument is a mask
+            that selects the parts, `[16]` bool.
     """
     value = distance(np.ones(_PARTS, bool))
     differences = [distance(half) - distance(~half) for half in _HALVES]
@@ -120,7 +132,10 @@ def _pairwise_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _median_distance(real: EmbeddingSet) -> float:
-    """Return the median distance between embeddings of different groups, ignoring copies, or 1 if no pair is left."""
+    """Return the median distance between embeddings of different images; 1 if there are no such pairs.
+
+    Pairs at a distance of at most `_COPY_DISTANCE` are ignored, because they are probably copies of the same image.
+    """
     distances = _pairwise_distances(real.embeds, real.embeds)[real.groups[:, None] < real.groups]
     distances = distances[distances > _COPY_DISTANCE]
     return float(np.median(distances)) if len(distances) else 1.0
@@ -129,10 +144,18 @@ def _median_distance(real: EmbeddingSet) -> float:
 def _pair_sums(
     first: Sequence[EmbeddingSet], second: Sequence[EmbeddingSet], kernels: Mapping[str, _Kernel]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Sum each kernel over pairs of one row from `first` and one row from `second`, and count the pairs.
+    """Sum the values of each kernel over pairs of rows, one from `first` and one from `second`.
 
-    Pairs of rows from the same group are left out. The sums and the counts are `[16, 16]` arrays, with one entry for
-    each pair of parts.
+    Pairs of rows that share an image are left out.
+
+    Args:
+        first: first set, divided into 16 parts.
+        second: second set, divided into 16 parts.
+        kernels: kernels by name.
+
+    Returns:
+        The sums by kernel name, and the number of pairs. Each array is `[16, 16]`, with one entry for each pair of
+        parts.
     """
     sums = {name: np.zeros((_PARTS, _PARTS)) for name in kernels}
     counts = np.zeros((_PARTS, _PARTS))
@@ -149,13 +172,13 @@ def _pair_sums(
 
 @dataclass(frozen=True)
 class _PairDistance:
-    """Distance between two sets, computed from the mean kernel values over pairs of rows."""
+    """Energy distance or MMD between two sets, computed from the mean kernel values over pairs of rows."""
 
     terms: Sequence[tuple[np.ndarray, np.ndarray]]
     """Kernel sums and pair counts, `[16, 16]` each, for predicted-predicted, real-real and predicted-real pairs."""
 
     def __call__(self, chosen: np.ndarray) -> float:
-        """Return the distance between the sets, restricted to the chosen parts (`[16]` bool)."""
+        """Return the distance between the two sets, computed only from the parts in the mask `chosen`, `[16]` bool."""
         both = np.ix_(chosen, chosen)
         predicted, real, across = (sums[both].sum() / counts[both].sum() for sums, counts in self.terms)
         return float(predicted + real - 2 * across)
@@ -171,7 +194,7 @@ class _FrechetDistance:
         self._real = _Moments([part.embeds - centre for part in real])
 
     def __call__(self, chosen: np.ndarray) -> float:
-        """Return the distance between the sets, restricted to the chosen parts (`[16]` bool)."""
+        """Return the distance between the two sets, computed only from the parts in the mask `chosen`, `[16]` bool."""
         mean_a, covariance_a = self._predicted.mean_and_covariance(chosen)
         mean_b, covariance_b = self._real.mean_and_covariance(chosen)
         values, vectors = np.linalg.eigh(covariance_a)
@@ -182,7 +205,7 @@ class _FrechetDistance:
 
 
 class _Moments:
-    """Row counts `[16]`, row sums `[16, D]` and sums of the rows' outer products `[16, D, D]`, by part."""
+    """Moments of each part of a set: row counts `[16]`, row sums `[16, D]` and sums of outer products `[16, D, D]`."""
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self._counts = np.array([len(part) for part in parts])

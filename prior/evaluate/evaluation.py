@@ -24,7 +24,7 @@ from .scoring import GIVEN, BlockScores, ScoreTask, Variant, variants
 from .settings import EvaluateSettings
 
 _SAME_FOR_ALL = 1e-6
-"""Range of an embedding coordinate over all captions, below which the coordinate counts as constant.
+"""Range (maximum minus minimum over all captions) below which a coordinate of the predictions counts as constant.
 
 If every coordinate is constant, the predictions do not depend on the caption, and the predictor is reported as broken.
 """
@@ -32,10 +32,10 @@ If every coordinate is constant, the predictions do not depend on the caption, a
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of all predictors: summaries and per-row values."""
+    """Metrics of all evaluated predictors, including the baselines: summaries and per-row values."""
 
     metrics: dict[str, Any]
-    """Content of `metrics.json`, except the format version, subject and embeddings, which `evaluate` adds."""
+    """Content of `metrics.json`, without the keys that `evaluate` adds: `format_version`, `subject`, `embeddings`."""
     rows: dict[Split, pa.Table]
     """Per-row metrics for each split; columns `row_id`, `group_id` and `<predictor>/<metric>`."""
 
@@ -49,14 +49,15 @@ def compute_metrics(
     given: bool = False,
     progress: ProgressCallback = no_progress,
 ) -> Evaluation:
-    """Compute all metrics for the baselines and for either a prior or given predictions.
+    """Compute all metrics for the baselines and for either a prior or predictions from a file.
 
     Args:
         dataset: embeddings.
-        settings: resolved settings; must equal the settings of the scorers that `make_scorer` creates.
+        settings: settings with `auto` values already resolved; must equal the settings of the scorers that
+            `make_scorer` creates.
         make_scorer: function that each worker calls to create its scorer.
         compute: worker settings; None to score in this process.
-        given: True to evaluate given predictions instead of a prior.
+        given: True to evaluate predictions from a file instead of a prior.
         progress: called after each block.
     """
     results: dict[Split, SplitScores] = {
@@ -80,8 +81,8 @@ class SplitScores:
     Args:
         dataset: embeddings.
         split: name of the split.
-        settings: resolved settings.
-        given: True to evaluate given predictions instead of a prior.
+        settings: settings with `auto` values already resolved.
+        given: True to evaluate predictions from a file instead of a prior.
     """
 
     def __init__(self, dataset: EmbeddingDataset, split: Split, settings: EvaluateSettings, *, given: bool) -> None:
@@ -96,14 +97,17 @@ class SplitScores:
             self._losses = {name: LossScores(self._rows, settings) for name in settings.weights}
 
     def tasks(self) -> Iterator[ScoreTask]:
-        """Yield one task per predictor and block, then one task per set of weights and block to compute the losses."""
+        """Yield the tasks that score each predictor on each block of rows, then those that compute losses.
+
+        Losses are computed for each of the prior's sets of weights, also one block per task.
+        """
         for is_loss, names in ((False, self._predictors), (True, self._losses)):
             for name in names:
                 for block in range(self._rows.blocks):
                     yield ScoreTask(self._split, name, block, is_loss=is_loss)
 
     def add(self, scores: BlockScores) -> None:
-        """Add the scores of a block to the predictor or set of weights that they belong to."""
+        """Add the scores of a block of rows to its predictor or, for losses, to its set of weights."""
         if scores.task.is_loss:
             self._losses[scores.task.name].add(scores)
         else:
@@ -113,8 +117,8 @@ class SplitScores:
         """Return the section of `metrics.json` for the split. All blocks must have been added before.
 
         Args:
-            training: training images. The distances between these and the images of the split are the lowest distances
-                that a predictor can be expected to reach.
+            training: training images. Their distances from the split's images are included for reference, as the
+                lowest distances that a predictor can be expected to reach.
         """
         rows, real = self._rows, self._real
         return {
@@ -133,7 +137,7 @@ class SplitScores:
         }
 
     def table(self) -> pa.Table:
-        """Return the per-row metrics; broken predictors have no columns."""
+        """Return the table of per-row metrics. It has no columns for predictors that were reported as broken."""
         columns = {
             f"{name}/{metric}": values
             for name, scores in self._predictors.items()
@@ -151,13 +155,14 @@ class PredictorScores:
         self._first_draws: dict[int, np.ndarray] = {}
         self._broken: dict[int, str] = {}
         self.draws = 0
-        """Number of draws per row."""
+        """Number of predicted embeddings per row."""
         self.columns: dict[str, np.ndarray] = {}
         """Per-row values `[N]` by metric; empty if the predictor is broken."""
         self.summary: dict[str, Any] = {}
-        """Means and distances with intervals. For a broken predictor, only the reason, under the key `broken`.
+        """Means of the per-row metrics, and distances between distributions, with intervals.
 
-        The dictionary is empty until the last block is added.
+        If the predictions are not finite, or the same for every caption, the dictionary contains only the reason, under
+        the key `broken`. It is empty until the last block is added.
         """
 
     def add(self, scores: BlockScores) -> None:
@@ -196,9 +201,10 @@ class LossScores:
         self._missing = rows.blocks
         self._columns: dict[str, np.ndarray] = {}
         self.summary: dict[str, Any] = {}
-        """Mean loss overall and per timestep bin, with intervals. If a loss is not finite, only the key `broken`.
+        """Mean loss overall and per timestep bin, with intervals.
 
-        The dictionary is empty until the last block is added.
+        If any loss is not finite, the dictionary contains only the reason, under the key `broken`. It is empty until
+        the last block is added.
         """
 
     def add(self, scores: BlockScores) -> None:
@@ -218,21 +224,22 @@ class LossScores:
 
 
 def _fill(columns: dict[str, np.ndarray], rows: EvaluatedRows, scores: BlockScores) -> None:
-    """Copy the values of a block into columns `[N]`, and create the columns that do not exist yet."""
+    """Copy the per-row values of a block into columns that cover all N rows. Missing columns are created."""
     chosen = rows.block(scores.task.block)
     for name, values in scores.values.items():
         columns.setdefault(name, np.full(len(rows.rows), np.nan))[chosen] = values
 
 
 def _image_set(dataset: EmbeddingDataset, rows: np.ndarray) -> EmbeddingSet:
-    """Read the image embeddings of the given rows."""
+    """Read the image embeddings of the given rows, and scale them to norm 1."""
     return EmbeddingSet(as_units(dataset.take(rows).image_embed), dataset.group_ids[rows])
 
 
 def _distance_floor(training: EmbeddingSet, real: EmbeddingSet) -> dict[str, Interval]:
-    """Return the distances between training images and the images of a split.
+    """Return the distances between the distribution of training images and that of a split's real images.
 
-    Even a perfect predictor cannot be expected to reach lower distances.
+    Even a perfect predictor cannot be expected to reach lower distances. If there are fewer training images than real
+    images, `frechet_distance` is left out, because it depends on the number of images.
     """
     count = len(real.embeds)
     distances = set_distances(EmbeddingSet(training.embeds[:count], training.groups[:count]), real)
@@ -243,7 +250,7 @@ def _distance_floor(training: EmbeddingSet, real: EmbeddingSet) -> dict[str, Int
 
 
 def _sampling(variant: Variant | None) -> dict[str, Any]:
-    """Return the weights and sampling settings of a variant, for `metrics.json`; empty if the variant is None."""
+    """Return the weights name and sampling settings of a variant, for `metrics.json`; empty if `variant` is None."""
     return {} if variant is None else {"weights": variant.weights, "sample": variant.sample.model_dump(mode="json")}
 
 

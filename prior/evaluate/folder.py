@@ -14,7 +14,7 @@ from ...pipeline.errors import InputError
 
 STAGE = "evaluate"
 RECORD = "metrics"
-"""Name of the manifest's only record."""
+"""Name of the only record in the manifest. The record lists the evaluation's files."""
 METRICS_NAME = "metrics.json"
 FORMAT_VERSION = 4
 """Version of the `metrics.json` layout; files with another version are rejected."""

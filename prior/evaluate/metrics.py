@@ -11,18 +11,21 @@ from dataclasses import dataclass
 import numpy as np
 
 RECALL_AT = (1, 5, 10)
-"""Values of N for which recall@N is computed."""
+"""Values of N for which recall@N (true image among the N gallery images nearest to the prediction) is computed."""
 SHARES = tuple(f"recall_at_{count}" for count in RECALL_AT)
-"""Names of the metrics that are 0 or 1 for each row. Their means are proportions."""
+"""Names of the metrics whose value for each row is 0 or 1, so that their means are proportions."""
 NORMAL_QUANTILE = 1.9600
 """97.5% quantile of the standard normal distribution, used for two-sided 95% intervals."""
 _AGRESTI_COULL, _BONETT_PRICE = (0, 0, 1, 1), (-1, 1)
-"""Values of the pseudo-groups that are added to the data before a normal interval is computed.
+"""Mean value of each pseudo-group (artificial group of rows) that is added before a normal interval is computed.
 
 `_AGRESTI_COULL` is for a proportion, and `_BONETT_PRICE` for a paired difference between two proportions.
 """
 _COPY_TOLERANCE = 1e-9
-"""Maximum difference in cosine at which gallery images count as copies. Rounding errors in float64 are below 1e-15."""
+"""Margin by which a gallery image's cosine to the prediction must exceed the true image's to count as higher.
+
+Smaller differences are ignored, because the cosines of copies differ by rounding errors (below 1e-15 in float64).
+"""
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,11 @@ def cosine(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def rank(predicted: np.ndarray, truth: np.ndarray, gallery: np.ndarray, gallery_index: np.ndarray) -> np.ndarray:
-    """Count the rival images whose cosine to the prediction is higher than the true image's: `[B]`.
+    """Return the number of gallery images that are nearer to each prediction than its true image is: `[B]`.
 
-    Each row has G - 1 rivals: all gallery images except one. The excluded image is the true image or, if the gallery
-    does not contain the true image, the last gallery image. Copies of the true image are not counted.
+    Nearer means a cosine that is higher by more than a rounding error, so copies of the true image are not counted.
+    Each true image is compared with G - 1 gallery images: all except itself or, if the gallery does not contain it,
+    all except the last.
 
     Args:
         predicted: predictions of norm 1, `[B, D]`.
@@ -128,9 +132,9 @@ def _share_interval(sums: np.ndarray, sizes: np.ndarray, added: Sequence[float])
     """Return the normal 95% interval of a proportion after adding pseudo-groups.
 
     Args:
-        sums: sum of the values in each group.
+        sums: sum of the values in each group of rows that share an image.
         sizes: number of rows in each group.
-        added: value of each pseudo-group.
+        added: mean value of each pseudo-group. The size of a pseudo-group is the mean group size.
     """
     size = float(sizes.mean())
     sums, sizes = np.append(sums, np.multiply(added, size)), np.append(sizes, np.full(len(added), size))

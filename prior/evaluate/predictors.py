@@ -1,8 +1,8 @@
 """Predictors of image embeddings: the protocol, the prior, and predictions read from a file.
 
-Each predictor returns K draws of norm 1 for each of B rows. The noise for a row depends only on the seed and the
-content of the row, so row order and the number of workers do not affect the draws. The module `baselines` defines the
-baselines.
+Each predictor returns K draws (predicted embeddings of norm 1) for each of B rows. The noise for a row depends only on
+the seed and the content of the row, so row order and the number of workers do not affect the draws. The module
+`baselines` defines the baselines.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from ..sampling.settings import SampleSettings
 
 
 class Predictor(Protocol):
-    """Callable that draws image embeddings for captions."""
+    """Callable that predicts image embeddings for captions."""
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Draw K embeddings of norm 1 for each row: `[B, K, D]` float64.
+        """Return K predicted embeddings of norm 1 for each row: `[B, K, D]` float64.
 
         Args:
             batch: embeddings of B rows.
-            row_ids: row ids `[B]`, which together with the seed determine the noise.
+            row_ids: hashes of the rows' content, `[B]`. Together with the seed, they determine the noise.
         """
 
 
 PRIOR, RESIDUAL, RANDOM, LOSS = range(4)
-"""Purposes of random numbers. `RowNoise` uses separate, independent streams for each purpose."""
+"""Purposes of random numbers: sampling from a prior, noise of `LinearGaussian`, choice of random images, and losses.
+
+`RowNoise` uses independent random streams for different purposes.
+"""
 
 
 class RowNoise:
@@ -45,8 +48,8 @@ class RowNoise:
         seed: seed shared by all streams.
         purpose: `PRIOR`, `RESIDUAL`, `RANDOM` or `LOSS`. Different purposes give independent streams for the same seed
             and row.
-        row_ids: row ids, `[B]` uint64.
-        shape: shape of one draw for one row.
+        row_ids: hashes of the rows' content, `[B]` uint64.
+        shape: shape of the array that each call of `draw` or `choose` generates for a row.
     """
 
     def __init__(self, seed: int, purpose: int, row_ids: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -56,16 +59,16 @@ class RowNoise:
         self._shape = shape
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield the results of `draw` indefinitely."""
+        """Yield arrays of normal random numbers indefinitely; see `draw`."""
         while True:
             yield self.draw()
 
     def draw(self) -> np.ndarray:
-        """Return the next standard normal values from all streams: `[B, *shape]` float32."""
+        """Return the next standard normal random numbers from each row's stream: `[B, *shape]` float32."""
         return np.stack([stream.standard_normal(self._shape, np.float32) for stream in self._streams])
 
     def choose(self, count: int) -> np.ndarray:
-        """Return the next uniform random integers in `[0, count)` from all streams: `[B, *shape]`."""
+        """Return the next uniform random integers in `[0, count)` from each row's stream: `[B, *shape]`."""
         return np.stack([stream.integers(0, count, self._shape) for stream in self._streams])
 
 
@@ -76,7 +79,7 @@ class PriorPredictor:
         self._prior, self._sample, self._draws, self._seed = prior, sample, draws, seed
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Draw embeddings for each row; see `Predictor.__call__`."""
+        """Return predicted embeddings for each row; see `Predictor.__call__`."""
         dim = self._prior.config.embed_dim
         noise = (
             torch.from_numpy(values.reshape(-1, dim))
@@ -88,18 +91,18 @@ class PriorPredictor:
 
 
 class GivenPredictions:
-    """Predictor that returns predictions made by another program: 1 or K predictions for each row of the dataset."""
+    """Predictor that looks up predictions made by another program: 1 or K embeddings for each row of the dataset."""
 
     def __init__(self, predictions: np.ndarray) -> None:
         self._predictions = predictions if predictions.ndim == 3 else predictions[:, None]  # (N, K, D)
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Draw embeddings for each row; see `Predictor.__call__`."""
+        """Return predicted embeddings for each row; see `Predictor.__call__`."""
         return to_unit_norm(self._predictions[batch.rows].astype(np.float64))
 
 
 def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
-    """Memory-map predictions for all N rows of a dataset from a local `.npy` file: `[N, D]` or `[N, K, D]`.
+    """Memory-map a local `.npy` file with predictions for all N rows of a dataset: `[N, D]` or `[N, K, D]`.
 
     Raises:
         InputError: the file is missing or remote, does not contain an array, has a dtype that is not allowed for
@@ -126,13 +129,13 @@ def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
 
 
 def as_units(embeds: np.ndarray) -> np.ndarray:
-    """Convert stored embeddings `[B, D]` to float64 and scale them to norm 1, because stored values are rounded."""
+    """Convert stored embeddings `[B, D]` to float64, and scale them to norm 1 to correct rounding errors."""
     values = embeds.astype(np.float64)
     return np.asarray(values / np.linalg.norm(values, axis=-1, keepdims=True))
 
 
 def to_unit_norm(values: np.ndarray) -> np.ndarray:
-    """Scale predictions `[..., D]` to norm 1. Zero or non-finite vectors become NaN, which scoring reports."""
+    """Scale predictions `[..., D]` to norm 1. Zero or non-finite vectors become NaN, and scoring rejects them."""
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = values / np.abs(values).max(axis=-1, keepdims=True)  # prevents overflow and underflow of the squares
         return np.asarray(scaled / np.linalg.norm(scaled, axis=-1, keepdims=True))

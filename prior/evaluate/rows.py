@@ -1,4 +1,4 @@
-"""Evaluated rows of a split, with their order, blocks, gallery and unrelated captions."""
+"""Selection of the rows to evaluate, the gallery images for recall, and an unrelated caption for each row."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ class EvaluatedRows:
                 f"raise read.{split}_fraction and train again"
             )
         self.ids = dataset.row_ids[self.rows]
-        """Row ids, `[N]` uint64."""
+        """Hash of each row's content, `[N]` uint64."""
         self.groups = dataset.group_ids[self.rows]
         """Group id of each row, `[N]`; rows with the same group id share an image."""
         self.unrelated = _next_different(self.groups)
-        """For each row, the position in `rows` of a row with a different image, whose caption is unrelated, `[N]`."""
+        """For each row, the position in `rows` of a row with another image, to provide an unrelated caption: `[N]`."""
         groups, firsts, group_numbers = np.unique(self.groups, return_index=True, return_inverse=True)
         self.gallery = np.sort(firsts)[: settings.gallery_size]
-        """Positions in `rows` whose images form the gallery, `[G]`. Each image appears once in the gallery."""
+        """Positions in `rows` of the images that recall searches for the true image, `[G]`. Each image occurs once."""
         index_by_group = np.full(len(groups), -1)
         index_by_group[group_numbers[self.gallery]] = np.arange(len(self.gallery))
         self.gallery_index = index_by_group[group_numbers]
-        """Gallery index of each row's image, `[N]`; -1 if the gallery does not contain it."""
+        """Index in `gallery` of each row's image, `[N]`; -1 if the gallery does not contain it."""
         self.blocks = -(-len(self.rows) // BLOCK_ROWS)
         """Number of blocks."""
 
     def block(self, number: int) -> slice:
-        """Return the range of positions in `rows` that a block covers."""
+        """Return the range of positions in `rows` that the block with a given number covers."""
         return slice(number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, len(self.rows)))
 
 
 def _next_different(ids: np.ndarray) -> np.ndarray:
-    """Return, for each of the ids `[N]`, the position of the next different id, wrapping around at the end.
+    """Return, for each position in `ids` `[N]`, the next position with a different id, wrapping around at the end.
 
-    If all ids are equal, return each id's own position.
+    If all ids are equal, each position itself is returned.
     """
     changes = np.flatnonzero(ids != np.roll(ids, -1)) + 1  # start of each run of equal ids
     if not len(changes):

@@ -45,9 +45,11 @@ class Variant:
 
 
 def variants(settings: EvaluateSettings) -> list[Variant]:
-    """Return the variants to evaluate: `prior`, then one variant per additional set of weights, then the sweep.
+    """Return the combinations of weights and sampling settings to evaluate.
 
-    `prior` and the variants of the sweep use the first entry of `settings.weights`.
+    The first variant is named `prior`. It is followed by one variant for each additional set of weights, and one for
+    each value in `settings.sweep` that differs from `settings.sample`. `prior` and the sweep use the first entry of
+    `settings.weights`.
     """
     base, first = settings.sample, settings.weights[0]
     listed = [Variant("prior", first, base)]
@@ -72,7 +74,7 @@ class ScoreTask:
     block: int
     """Block number within the split."""
     is_loss: bool = False
-    """True to compute losses, False to score draws."""
+    """True to compute losses, False to score predictions."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,14 @@ class BlockScores:
     values: dict[str, np.ndarray]
     """Per-row values `[B]`, by metric or, for losses, by timestep bin."""
     first_draws: np.ndarray
-    """First draw of each row that is used for distances, `[R, D]` for R <= B rows; empty for losses."""
+    """First prediction for each of the block's R rows that are used for distances, `[R, D]`; empty for losses.
+
+    R is less than B if the block reaches beyond the first `distance_rows` rows.
+    """
     draws: int = 0
-    """Number of draws per row; 0 for losses."""
+    """Number of predicted embeddings per row; 0 for losses."""
     broken: str | None = None
-    """Reason why the predictions could not be scored, or None if they were scored."""
+    """Reason why the predictions could not be scored, such as values that are not finite; None if they were scored."""
 
 
 class Scorer:
@@ -95,7 +100,7 @@ class Scorer:
 
     Args:
         dataset: embeddings.
-        settings: resolved settings.
+        settings: settings with `auto` values already resolved.
         load_prior: function that takes the name of the weights and loads the prior; None if predictions are given.
         given: predictions for all rows of the dataset, `[N, D]` or `[N, K, D]`; None if a prior is evaluated.
     """
@@ -112,7 +117,7 @@ class Scorer:
         self._priors: dict[str, Prior] = {}
 
     def __call__(self, task: ScoreTask, following: ScoreTask | None = None) -> BlockScores:
-        """Score one block. The next task, `following`, is not used."""
+        """Return the scores or losses for one block. The next task, `following`, is not used."""
         return self._score_losses(task) if task.is_loss else self._score_draws(task)
 
     def _score_losses(self, task: ScoreTask) -> BlockScores:
@@ -167,7 +172,10 @@ class Scorer:
         return self._priors[weights]
 
     def _token_states_used(self, predictor: str) -> int:
-        """Return the number of token states per caption that a predictor reads; 0 unless the predictor is a prior."""
+        """Return the number of token states per caption that a predictor reads.
+
+        Token states are the text encoder's outputs for single tokens. Baselines and given predictions read none.
+        """
         variant = self._variants.get(predictor)
         return 0 if variant is None or self._load_prior is None else self._prior(variant.weights).token_states_used
 
@@ -186,16 +194,16 @@ class Scorer:
 def row_metrics(
     draws: np.ndarray, image: np.ndarray, text: np.ndarray, unrelated: np.ndarray, nearer: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return the per-row values `[B]` by metric, for all metrics that are averaged over rows.
+    """Return all metrics that are averaged over rows: an array of per-row values `[B]` for each metric name.
 
     All embeddings must have norm 1.
 
     Args:
-        draws: draws of each row, `[B, K, D]`.
+        draws: predicted embeddings of each row, `[B, K, D]`.
         image: embedding of each row's true image, `[B, D]`.
         text: embedding of each row's caption, `[B, D]`.
         unrelated: text embedding of an unrelated caption for each row, `[B, D]`.
-        nearer: number of rival images that are closer to the first draw than the true image is, `[B]`.
+        nearer: number of gallery images that are closer to the first predicted embedding than the true image is, `[B]`.
     """
     to_text = cosine(draws, text)
     recalls = {f"recall_at_{n}": (nearer < n).astype(np.float64) for n in RECALL_AT}
@@ -214,11 +222,11 @@ def row_metrics(
 def timestep_losses(
     prior: Prior, batch: EmbeddingBatch, row_ids: np.ndarray, settings: EvaluateSettings
 ) -> dict[str, np.ndarray]:
-    """Return the loss of each row in each timestep bin, at one random timestep per row and bin: `[B]` by bin name.
+    """Return the loss of each row at one random timestep per timestep bin: an array `[B]` for each bin name.
 
-    A bin is named after its first and last timestep, such as `0-99`. Noise and timesteps depend only on the row and the
-    seed, so all priors are evaluated with the same noise at the same timesteps. Unlike in training, no text and no
-    image is dropped.
+    The `settings.loss_bins` bins divide the timesteps into ranges of about equal width. A bin is named after its first
+    and last timestep, such as `0-99`. Noise and timesteps depend only on the row and the seed, so all priors are
+    evaluated with the same noise at the same timesteps. Unlike in training, no text and no image is dropped.
     """
     diffusion, dim = prior.config.diffusion, prior.config.embed_dim
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
@@ -250,13 +258,16 @@ class ScorerMaker:
     embeddings: str
     """Folder of the embeddings."""
     read: ReadSettings
-    """Settings that assign rows to splits."""
+    """Settings that assign rows to the training, validation and test splits."""
     settings: EvaluateSettings
-    """Resolved settings."""
+    """Settings with `auto` values already resolved."""
     source: PriorSource
     """Location of the prior or predictions."""
     files: Mapping[str, FileMark] | None = None
-    """Size, modification time and hash of each embedding file, if these are known and no manifest lists the file."""
+    """Known size, modification time and hash of each embedding file, so that workers do not hash unchanged files again.
+
+    Used only if the embeddings have no manifest.
+    """
 
     def __call__(self) -> Scorer:
         """Open the embeddings and create a scorer. The scorer loads the prior on first use."""

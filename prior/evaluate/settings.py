@@ -36,20 +36,20 @@ class EvaluateSettings(DeviceSettings):
     splits: tuple[Literal["validation", "test"], ...] = Field(default=("test",), min_length=1)
     """Splits to evaluate."""
     weights: tuple[WeightsName, ...] = Field(default=("ema",), min_length=1)
-    """Weights to evaluate: `ema` (averaged), `online` (updated by the optimiser) or `best` (averaged, from the
-    validation run with the lowest loss). The first entry is used for the predictor `prior`, for sweeps, and for samples
-    in the report."""
+    """Weights to evaluate: `ema` (averaged weights), `online` (weights that the optimiser updates) or `best` (averaged
+    weights with the lowest validation loss). The first entry is used for the predictor `prior`, for sweeps, and for
+    samples in the report."""
     draws: int = Field(default=8, ge=2)
     """Number of embeddings drawn per caption. With fewer than 8, the energy score is imprecise."""
     max_rows: int = Field(default=10_000, ge=2)
-    """Maximum number of rows to evaluate per split. Rows are chosen at random with `seed`, and their number is
-    printed."""
+    """Maximum number of rows to evaluate per split. Rows are chosen at random with `seed`, and the number of
+    evaluated rows is printed."""
     gallery_size: int = Field(default=10_000, ge=2)
-    """Maximum number of images in the gallery for recall. The gallery contains the distinct images of the first
-    evaluated rows."""
+    """Maximum number of images in the gallery, which recall searches for the true image. The gallery contains the
+    distinct images of the first evaluated rows."""
     distance_rows: int = Field(default=5_000, ge=48)
-    """Maximum number of rows used for distances between distributions. The distances depend on this number, so compare
-    only evaluations that use the same number."""
+    """Maximum number of rows used for distances between predicted and real distributions. The distances depend on this
+    number, so compare only evaluations that use the same number."""
     baselines: tuple[BaselineName, ...] = BASELINES
     """Baselines to evaluate on the same rows."""
     bank_rows: int = Field(default=100_000, ge=2)

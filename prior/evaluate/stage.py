@@ -58,7 +58,7 @@ def evaluate(
         read: settings that assign rows to splits. None uses the settings that the prior was trained with, or the
             defaults if those are unknown.
         compute: worker settings; None to run in this process.
-        config: settings of a `.pth`, as for `load_prior`; `settings.weights` selects the weights in the `.pth`.
+        config: configuration of a `.pth`, as for `load_prior`; `settings.weights` selects the weights in the `.pth`.
         function_version: dalle2-pytorch release for a `.pth`, as for `load_prior`.
         limit: maximum number of rows per split, in addition to `settings.max_rows`; None for no additional limit.
         overwrite: discard an existing evaluation and compute it again.
@@ -116,9 +116,9 @@ def evaluate(
 
 
 def _identify(dataset: EmbeddingDataset) -> dict[str, Any]:
-    """Return the content fingerprint, CLIP weights hash and size of the embeddings.
+    """Return the dataset's content fingerprint, the hash of its CLIP model's weights, and the embedding size.
 
-    None of these values depends on the location of the embeddings folder.
+    The hash is None if it is unknown. The values do not depend on the location of the embeddings folder.
     """
     clip = dataset.clip_if_known.get("weights_sha256")
     return {"content": dataset.content_fingerprint, "clip": clip, "embed_dim": dataset.embed_dim}
@@ -163,6 +163,6 @@ def _limited(settings: EvaluateSettings, limit: int | None) -> EvaluateSettings:
 
 
 def _input(subject: Subject, dataset: EmbeddingDataset, settings: EvaluateSettings) -> str:
-    """Return a fingerprint of everything that affects the metrics."""
+    """Return a fingerprint of everything that affects the metrics: prior or predictions, embeddings and settings."""
     about = [FORMAT_VERSION, subject.kind, subject.content, dataset.content_fingerprint]
     return fingerprint([*about, dataset.settings.splits(), settings.identity()])

@@ -26,32 +26,33 @@ from ..sampling.settings import SampleSettings
 PREDICTIONS_SUFFIX = ".npy"
 """Extension of a file of predictions."""
 Kind = Literal["prior, trained here", "prior", "checkpoint", "predictions"]
-"""Kind of subject, as stored in `metrics.json`.
+"""Kind of model or file that is evaluated, as stored in `metrics.json`.
 
-`prior, trained here` is a prior in the folder where priorkit trained it, `prior` is any other prior folder, and
-`checkpoint` is a DALLE2-pytorch `.pth`.
+`prior, trained here` is a prior in the folder where priorkit trained it, `prior` is any other prior folder,
+`checkpoint` is a DALLE2-pytorch `.pth`, and `predictions` is a `.npy` file.
 """
 TrainingRows = Literal["held out", "of other embeddings", "unknown"]
-"""Relation between the evaluated rows and the training rows, as stored in `metrics.json`.
+"""Relation between the evaluated rows and the rows that the prior was trained on, as stored in `metrics.json`.
 
-`of other embeddings` means that the prior was trained on other embeddings, so the two sets of rows may overlap.
+`held out` means that the prior was not trained on the evaluated rows. `of other embeddings` means that it was trained
+on a different set of embeddings, so the two sets of rows may overlap.
 """
 TRAINING_ROWS_WARNINGS: dict[TrainingRows, str] = {
     "of other embeddings": "It was trained on other embeddings: where images are in both, it may be evaluated on rows "
     "that it was trained on.",
     "unknown": "On which rows it was trained is not known: if these are among them, its scores are too good.",
 }
-"""Warnings to show with the scores. Rows that were held out from training need no warning."""
+"""Warnings to show with the scores if the prior may have been trained on evaluated rows."""
 
 
 @dataclass(frozen=True)
 class PriorSource:
-    """Location of predictions, or location of a prior and the `load_prior` arguments that are needed to load it."""
+    """Location of the prior or predictions to evaluate, and the arguments of `load_prior` that the prior requires."""
 
     path: str
     """Prior folder, DALLE2-pytorch `.pth` file, or `.npy` file of predictions."""
     config: str | None = None
-    """Settings of a `.pth`, as for `load_prior`."""
+    """Configuration of a `.pth`, as for `load_prior`; None for other paths."""
     function_version: str | None = None
     """DALLE2-pytorch release whose network implementation a `.pth` needs, as for `load_prior`."""
 
@@ -65,7 +66,8 @@ class PriorSource:
         """True if the path is a DALLE2-pytorch checkpoint (`.pth`).
 
         Raises:
-            SettingsError: an option is missing or does not apply to the path.
+            SettingsError: `config` is missing for a `.pth`, an option is given for a path that is not a `.pth`, or the
+                path is a file of another type.
         """
         return is_pth(self.path, config=self.config, function_version=self.function_version)
 
@@ -78,28 +80,28 @@ class PriorSource:
 
 @dataclass(frozen=True)
 class Subject:
-    """Prior or predictions to evaluate, identified by content, with the splits to use."""
+    """Prior or predictions to evaluate, with a fingerprint of their content and the split settings to use."""
 
     source: PriorSource
     """Location of the prior or predictions."""
     kind: Kind
-    """Kind of subject."""
+    """Kind of prior, or `predictions`; see `Kind`."""
     read: ReadSettings
-    """Settings that assign rows to splits."""
+    """Settings that assign rows to the training, validation and test splits."""
     content: str
-    """Fingerprint of the files and the loading options; empty if training has not finished."""
+    """Fingerprint of the evaluated files and the options to load them with; empty if training has not finished."""
     trained_on: TrainedOn | None = None
     """Embeddings and splits that the prior was trained on; None if unknown."""
     trained: Manifest | None = None
-    """Training manifest; None unless the subject is a prior in its training folder."""
+    """Manifest of the training run; None unless the prior is in the folder where priorkit trained it."""
 
     @property
     def is_predictions(self) -> bool:
-        """True if the subject is a file of predictions instead of a prior."""
+        """True for a file of predictions, False for a prior."""
         return self.source.is_predictions
 
     def parameters(self, weights: WeightsName) -> float:
-        """Return the number of network parameters. For a prior folder, estimate it from the weights file size."""
+        """Return the number of network parameters; for a prior folder, an estimate from its weights file's size."""
         if self.kind == "checkpoint":  # stores the weights several times, so its file size is no good estimate
             return sum(value.numel() for value in self.source.load(weights).network.parameters())
         return (Store(self.source.path).size(WEIGHTS_NAME) or 0) / 4
@@ -131,7 +133,7 @@ class Subject:
         return "held out"
 
     def described(self, dataset: EmbeddingDataset) -> dict[str, Any]:
-        """Return the section of `metrics.json` that describes the subject."""
+        """Return the section of `metrics.json` that describes the evaluated prior or predictions."""
         source = self.source
         loaded = {"config": source.config, "function_version": source.function_version}
         return {
@@ -184,7 +186,7 @@ class Subject:
 
 
 def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
-    """Identify the subject at a location, without loading its weights.
+    """Identify the prior or predictions at a location, without loading weights.
 
     Args:
         source: location of the prior or predictions.
@@ -193,7 +195,7 @@ def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
 
     Raises:
         InputError: the location contains nothing that can be evaluated.
-        SettingsError: an option is missing or does not apply to this kind of subject.
+        SettingsError: an option is missing or does not apply to this kind of file.
     """
     path = source.path
     if source.is_pth:
@@ -218,7 +220,7 @@ def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
 
 
 def _read_settings(trained_on: TrainedOn, path: str) -> ReadSettings:
-    """Parse the settings that assigned rows to splits when a prior was trained."""
+    """Return the settings that assigned rows to splits when a prior was trained, parsed from its training record."""
     return parse_settings(ReadSettings, trained_on.read, f"{path}: what it was trained on")
 
 

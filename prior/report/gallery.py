@@ -30,13 +30,13 @@ _BACKGROUND, _INK, _FAINT, _TRUE = "white", "#1b1b1b", "#6b6b6b", "#1a8f3c"
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """Caption with the images nearest to its text embedding and to the prior's prediction."""
+    """Caption, with the keys (names) of the images nearest to its text embedding and to the prior's prediction."""
 
     caption: str
     true_key: str
     """Key of the caption's own image."""
     nearest_to_text: Sequence[str]
-    """Keys of the images nearest to the raw text embedding, nearest first."""
+    """Keys of the images nearest to the caption's text embedding, nearest first."""
     nearest_to_prior: Sequence[str]
     """Keys of the images nearest to the prior's prediction, nearest first."""
 
@@ -45,7 +45,7 @@ def nearest(queries: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
     """Return the positions in `images` of the images nearest to each query by cosine, nearest first: `[C, count]`.
 
     Args:
-        queries: embeddings of norm 1, `[C, D]`.
+        queries: embeddings of norm 1 for C queries, `[C, D]`.
         images: image embeddings of norm 1, `[S, D]`.
         count: number of images to return per query.
     """
@@ -83,7 +83,7 @@ def nearest_images(
 
 
 def read_images(images: str, keys: set[str]) -> dict[str, Image.Image]:
-    """Read the images with the given keys from a folder of webdataset shards. The result omits missing images."""
+    """Return images by key, read from a folder of webdataset shards. Keys without an image are left out."""
     store = Store(images)
     pictures: dict[str, Image.Image] = {}
     for shard in list_image_shards(store):
@@ -94,7 +94,7 @@ def read_images(images: str, keys: set[str]) -> dict[str, Image.Image]:
 
 
 def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], title: str) -> bytes:
-    """Draw the picture and return it as PNG data. A green frame marks each caption's own image.
+    """Return a PNG picture of captions and their nearest images. Green frames mark the captions' own images.
 
     Args:
         rows: captions and the keys of their nearest images.

@@ -1,4 +1,4 @@
-"""Report sections about predictions: a projection of the embeddings, and an image gallery."""
+"""Report sections about predictions: plots of embeddings projected to two dimensions, and an image gallery."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .gallery import nearest, read_images
 CAPTIONS = 12
 """Number of captions in the gallery."""
 FOUND_IMAGES = 5
-"""Number of nearest images shown per query. The queries are each caption's text embedding and its prediction."""
+"""Number of nearest images shown per query. The queries are a caption's text embedding and its predicted embedding."""
 SEARCHED_ROWS = 20_000
 """Maximum number of rows searched for nearest images, which limits memory use."""
 _THUMBNAIL = 128
@@ -57,7 +57,7 @@ def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def projection(image: np.ndarray, text: np.ndarray, predicted: np.ndarray | None, split: str) -> list[str]:
-    """Plot embeddings on the first two principal axes of the true image embeddings, and return page fragments.
+    """Return HTML fragments with plots of embeddings on the first two principal axes of the true image embeddings.
 
     Args:
         image: true image embeddings, `[N, D]`.
@@ -83,7 +83,7 @@ def projection(image: np.ndarray, text: np.ndarray, predicted: np.ndarray | None
 def gallery(
     dataset: EmbeddingDataset, images: str, shown: np.ndarray, searched: np.ndarray, queries: Mapping[str, np.ndarray]
 ) -> tuple[list[str], list[str]]:
-    """Build a gallery with one card per caption.
+    """Return HTML fragments of an image gallery, with one card per caption.
 
     Each card shows the caption's own image and the images nearest to each query.
 
@@ -95,7 +95,7 @@ def gallery(
         queries: query embeddings `[C, D]` of norm 1, keyed by the heading to show above the nearest images.
 
     Returns:
-        The gallery as page fragments, and sentences that say which parts are missing.
+        HTML fragments, and sentences that say which parts of the gallery are missing.
     """
     bank = dataset.take(searched).image_embed
     neighbours = {name: searched[nearest(query, bank, FOUND_IMAGES)] for name, query in queries.items()}
@@ -117,7 +117,7 @@ def gallery(
 
 @dataclass(frozen=True)
 class _RowContent:
-    """Keys, captions and URLs by row number, and thumbnails by key. Missing values have no entry."""
+    """Gallery content: keys, captions and URLs by row number, and thumbnails by key. Missing values have no entry."""
 
     keys: dict[int, Any]
     captions: dict[int, Any]
@@ -127,10 +127,10 @@ class _RowContent:
 
     @staticmethod
     def read(dataset: EmbeddingDataset, rows: np.ndarray, images: str) -> tuple[_RowContent, list[str]]:
-        """Read the content of the given rows.
+        """Read the keys, captions, URLs and images of the given rows.
 
         Returns:
-            The content, and sentences that say which parts are missing.
+            The content, and sentences that say which parts are missing; no sentences if it is complete.
         """
         keys, captions, urls = (_column(dataset, rows, name) for name in ("key", "caption", "url"))
         missing = [] if captions else [f"{dataset.store.url} holds no captions."]
@@ -148,11 +148,11 @@ class _RowContent:
         return _RowContent(keys, captions, urls, thumbnails), missing
 
     def image(self, row: int, marked: bool = False) -> str:
-        """Return a page fragment with a row's image or, if the image is missing, its caption, key or row number.
+        """Return an HTML fragment with a row's image or, if the image is missing, its caption, key or row number.
 
         Args:
             row: row number.
-            marked: True to mark the image as the caption's true image.
+            marked: True to mark the image as the true image of the card's caption.
         """
         key = str(self.keys.get(row))
         label = str(self.captions.get(row) or self.keys.get(row) or f"row {row}")
@@ -162,7 +162,10 @@ class _RowContent:
 
 
 def _column(dataset: EmbeddingDataset, rows: np.ndarray, name: str) -> dict[int, Any]:
-    """Read the values of a metadata column, keyed by row number; empty if the column does not exist."""
+    """Return the values of a metadata column by row number, without null and empty values.
+
+    The result is empty if the column does not exist.
+    """
     try:
         values = dataset.metadata(rows, [name]).column(name).to_pylist()
     except InputError:

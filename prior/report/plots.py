@@ -1,4 +1,4 @@
-"""Plots for a report: curves, intervals, histograms and scatter plots, as page fragments."""
+"""Plots for a report: curves, intervals, histograms and scatter plots, each as an SVG fragment of the page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Interval = Mapping[str, float]
 
 
 def curves(title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Plot a line for each series of (x, y) points.
+    """Return an SVG plot with a line for each series of (x, y) points.
 
     The y axis is logarithmic if all values are positive and the largest is at least 10 times the smallest.
     """
@@ -51,9 +51,9 @@ def thin(points: np.ndarray) -> np.ndarray:
 
 
 def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
-    """Plot named values with their intervals, one value per line.
+    """Return an SVG plot of named values with their intervals, one below the other.
 
-    Priors and given predictions are drawn in one colour, and everything else in a second colour.
+    Values whose name starts with `prior` or `given` have one colour, and all others have a second colour.
     """
     names = list(values)[::-1]
     with _plot(title, x, "", 1.0 + 0.24 * len(names)) as (axes, made):
@@ -66,7 +66,7 @@ def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
 
 
 def swept(title: str, x: str, y: str, values: Mapping[float, Interval]) -> str:
-    """Plot metric values with their intervals against the value of a setting.
+    """Return an SVG plot of a metric, with intervals, against the value of a setting.
 
     The x axis is logarithmic if all settings are positive and the largest is at least 8 times the smallest.
     """
@@ -82,7 +82,13 @@ def swept(title: str, x: str, y: str, values: Mapping[float, Interval]) -> str:
 
 
 def losses_by_timestep(title: str, losses: Mapping[str, Mapping[str, Interval]]) -> str:
-    """Plot the loss per timestep bin, with a line for each set of weights. Bin names have the form `first-last`."""
+    """Return an SVG plot of the loss per timestep bin, with a line for each set of weights.
+
+    Args:
+        title: title of the plot.
+        losses: losses by name of the weights and then by bin. Bin names have the form `first-last`. The bin `overall`
+            is not plotted.
+    """
     with _plot(title, "timestep (noise grows to the right)", "loss") as (axes, made):
         for number, (weights, bins) in enumerate(losses.items()):
             names = [name for name in bins if name != "overall"]
@@ -96,7 +102,7 @@ def losses_by_timestep(title: str, losses: Mapping[str, Mapping[str, Interval]])
 
 
 def histograms(title: str, x: str, values: Mapping[str, np.ndarray]) -> str:
-    """Plot a histogram of each series `[N]`; all series share the same bins."""
+    """Return an SVG plot with a histogram of each series `[N]`. All series use the same bins."""
     pooled = np.concatenate(list(values.values()))
     low, high = float(pooled.min()), float(pooled.max())
     edges = np.linspace(low, high if high > low else low + 1e-3, _BINS + 1)
@@ -112,7 +118,7 @@ def histograms(title: str, x: str, values: Mapping[str, np.ndarray]) -> str:
 
 
 def scatter(title: str, axis_names: tuple[str, str], limits: np.ndarray, points: Mapping[str, np.ndarray]) -> str:
-    """Plot one or more series of points in a scatter plot.
+    """Return an SVG scatter plot of one or more series of points.
 
     Args:
         title: title of the plot.
@@ -140,7 +146,7 @@ def _plot(title: str, x: str, y: str, height: float = 2.9) -> contextlib.Abstrac
 def _errorbar(
     axes: Axes, values: Sequence[Interval], positions: Sequence[float], colour: str, sideways: bool = False
 ) -> None:
-    """Plot values with error bars at the given positions on the x axis, or on the y axis if `sideways` is True."""
+    """Add values with error bars to `axes`, at positions along the x axis or, if `sideways` is True, the y axis."""
     middle = [value["value"] for value in values]
     # rounding can leave a value slightly outside its bootstrap interval
     lengths = [[max(0.0, v["value"] - v["low"]) for v in values], [max(0.0, v["high"] - v["value"]) for v in values]]

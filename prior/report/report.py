@@ -21,7 +21,7 @@ class Written:
     bytes: int
     """Size of the page in bytes."""
     missing: tuple[str, ...]
-    """Sentences that the page shows in place of missing parts."""
+    """Sentences that the page shows in place of parts that are missing, such as images."""
 
 
 def write_report(
@@ -39,15 +39,15 @@ def write_report(
 
     Args:
         evaluation: evaluation folder.
-        prior: new location of the evaluated prior or predictions; None if they have not moved.
-        embeddings: new location of the embeddings; None if they have not moved.
+        prior: location of the evaluated prior or predictions; None for their location during the evaluation.
+        embeddings: location of the embeddings; None for their location during the evaluation.
         images: folder with the images, as webdataset shards.
         output: file to write; None for `<evaluation>.html`.
-        config: settings of a `.pth`, as for `load_prior`. If both this and `prior` are None, the settings used in the
-            evaluation apply.
+        config: configuration of a `.pth`, as for `load_prior`. If both this and `prior` are None, the configuration
+            used in the evaluation applies.
         function_version: dalle2-pytorch release for a `.pth`, as for `load_prior`. If both this and `prior` are None,
             the release used in the evaluation applies.
-        progress: called while embeddings are sampled.
+        progress: called while embeddings are predicted for the plots.
 
     Raises:
         InputError: there is no finished evaluation, the prior or the embeddings differ from those that were evaluated,
@@ -63,7 +63,7 @@ def write_report(
 
 
 def _target(output: str | None, evaluation: str) -> str:
-    """Return the file to write. Raise InputError if `output` is None and the evaluation is remote."""
+    """Return the path of the file to write. Raise InputError if `output` is None and the evaluation is remote."""
     store = Store(evaluation)
     if output is None and not store.is_local:
         raise InputError(f"{store.url} is not on this machine; name a file to write with --output")

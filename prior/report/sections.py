@@ -1,4 +1,4 @@
-"""Sections of a report, each with a heading and page fragments.
+"""Sections of a report, each with a heading and HTML fragments.
 
 If the training log, images or captions are missing, a sentence replaces the part of the report that needs them. Inputs
 that do not match the evaluation, such as embeddings that were not evaluated, raise an error.
@@ -26,7 +26,7 @@ from .gallery_section import CAPTIONS, SEARCHED_ROWS, find_rows, gallery, projec
 from .source import ReportSource
 
 PROJECTED_ROWS = 1000
-"""Maximum number of rows in the projection. More points would overlap too much."""
+"""Maximum number of rows in the plots of projected embeddings. More points would overlap too much."""
 _NAMES = {
     "energy_score": "energy score", "cosine_to_image": "cosine to true image", "cosine_to_text": "cosine to its text",
     "cosine_to_unrelated_caption": "cosine to an unrelated caption",
@@ -36,21 +36,21 @@ _NAMES = {
 }  # fmt: skip
 """Display names of metrics for headings, tables and plots."""
 _SWEPT = {"steps": ("steps", "steps=[4,16,64]"), "guidance_scale": ("guidance scale", "guidance_scales=[1,1.5,3]")}
-"""Label of each sweep setting, with an example of how to set it in `evaluate.sweep` on the command line."""
+"""Axis label of each sampling setting whose sweep is plotted, with an example for `--set evaluate.sweep.`."""
 _REAL = "(real against real)"
-"""Row label of the distances between training images and images of the evaluated split."""
+"""Label, in tables and plots, of the distances between training images and real images of the evaluated split."""
 
 Section = tuple[str, list[str]]
-"""Heading and page fragments of a section."""
+"""Heading and HTML fragments of a section."""
 
 
 class Sections:
     """Builder for all sections of a report.
 
     Args:
-        source: evaluation and its subject.
+        source: finished evaluation, and the prior or predictions that were evaluated.
         images: folder with the images, as webdataset shards.
-        progress: called while embeddings are sampled.
+        progress: called while embeddings are predicted for the plots.
     """
 
     def __init__(self, source: ReportSource, images: str, progress: ProgressCallback = no_progress) -> None:
@@ -59,14 +59,14 @@ class Sections:
         """Sentences shown in place of missing parts, in the sections built so far."""
 
     def all_sections(self) -> list[Section]:
-        """Build all sections in page order."""
+        """Return all sections in page order."""
         return [
             self._about(), self._training(), *(self._metrics(split) for split in self._source.splits), self._losses(),
             self._sweeps(), self._cosines(), *self._projection_and_gallery(),
         ]  # fmt: skip
 
     def _missing_part(self, sentence: str) -> str:
-        """Record a sentence that replaces a missing part, and return it as a paragraph."""
+        """Add a sentence about a missing part of the report to `missing`, and return it as an HTML paragraph."""
         self.missing.append(sentence)
         return page.paragraph(sentence)
 
@@ -239,7 +239,7 @@ class Sections:
 
 
 def sweep_values(predictors: Sequence[Mapping[str, Any]], setting: str) -> dict[float, Mapping[str, Any]]:
-    """Return the metrics of a sweep over one setting, keyed by the value of the setting.
+    """Return the metrics of the predictors that differ only in one sampling setting, keyed by the value of the setting.
 
     A predictor is included if it is not broken and has the same weights and sampling settings as the first predictor,
     except for this setting.
@@ -261,11 +261,11 @@ def sweep_values(predictors: Sequence[Mapping[str, Any]], setting: str) -> dict[
 
 
 def _table(values: Mapping[str, Mapping[str, Mapping[str, float]]], draws: Mapping[str, int] | None = None) -> str:
-    """Build a table of values with intervals: one row per predictor, one column per metric.
+    """Return an HTML table of values with intervals: one row per predictor, one column per metric.
 
     Args:
         values: values with intervals, keyed by predictor and then by metric.
-        draws: number of draws per row for each predictor; None omits the column.
+        draws: number of draws per row for each predictor; None to omit this column.
     """
     names = list(next(iter(values.values()), {}))
     rows: list[tuple[object, ...]] = []

@@ -1,4 +1,4 @@
-"""Inputs of a report: a finished evaluation, and its subject, which supplies predicted embeddings to plot."""
+"""Inputs of a report: a finished evaluation, and the evaluated prior or predictions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..sampling.settings import SampleSettings
 
 
 class ReportSource:
-    """Finished evaluation and its subject; see `write_report` for the arguments.
+    """Finished evaluation, and the prior or predictions that were evaluated; see `write_report` for the arguments.
 
     Raises:
         InputError: there is no finished evaluation, or the prior or predictions differ from those that were evaluated.
@@ -55,18 +55,18 @@ class ReportSource:
         self.rows = {split: read_rows(evaluation, split) for split in self.splits}
         """Per-row metrics by split."""
         self.first_split = "test" if "test" in self.splits else next(iter(self.splits))
-        """Split shown in the projection and the gallery: `test` if it was evaluated, otherwise the first split."""
+        """Split for the embedding plots and the gallery: `test` if it was evaluated, otherwise the first split."""
         self.main: dict[str, Any] = self.splits[self.first_split]["predictors"][0]
-        """Entry of `metrics.json` for the subject on `first_split`."""
+        """Entry of `metrics.json` for the evaluated prior or predictions on `first_split`."""
         self.is_given: bool = self.main["name"] == GIVEN
         """True if given predictions were evaluated instead of a prior."""
         self.subject, self.no_subject = self._find_subject()
 
     def _find_subject(self) -> tuple[Subject | None, str]:
-        """Return the evaluated subject and an empty string, or None and the reason why the subject is missing.
+        """Return the evaluated prior or predictions and an empty string, or None and the reason why they are missing.
 
         Raises:
-            InputError: the files at the subject's location differ from those that were evaluated.
+            InputError: the files at `prior.path` differ from those that were evaluated.
         """
         try:
             subject = find_subject(self.prior, None)
@@ -84,15 +84,15 @@ class ReportSource:
     def predicted(
         self, dataset: EmbeddingDataset, rows: np.ndarray, progress: ProgressCallback = no_progress
     ) -> tuple[np.ndarray | None, str]:
-        """Draw one embedding of norm 1 for each row.
+        """Return one predicted embedding of norm 1 for each row.
 
         Args:
             dataset: embeddings.
             rows: row numbers, `[N]`.
-            progress: called for each block.
+            progress: called before each block of rows and at the end.
 
         Returns:
-            The draws `[N, D]` and an empty string, or None and the reason why no draws are available.
+            The predictions `[N, D]` and an empty string, or None and the reason why no predictions are available.
         """
         if "broken" in self.main:
             return None, f"{self.main['name']} is broken: {self.main['broken']}."
@@ -109,7 +109,7 @@ class ReportSource:
         return (predicted, "") if np.isfinite(predicted).all() else (None, "some are not finite.")
 
     def _predictor(self, subject: Subject, dataset: EmbeddingDataset) -> tuple[Predictor, int]:
-        """Return the evaluated predictor, and the number of token states per caption that the predictor reads."""
+        """Return the predictor that was evaluated, and the number of token states that it reads for each caption."""
         if subject.is_predictions:
             return GivenPredictions(read_predictions(subject.source.path, dataset)), 0
         settings = resolve(EvaluateSettings(), "evaluate")
