@@ -21,7 +21,7 @@ from .dalle2_settings import require_exportable
 _SCHEDULE_TOLERANCE = 1e-2
 """Absolute tolerance for comparing the alpha_bar values of two noise schedules.
 
-Rounding to half precision causes smaller differences. Schedules of different kinds or lengths differ by more.
+Rounding to half precision causes smaller differences. Different schedules differ by more.
 """
 _ROTARY_TOLERANCE = 4e-3
 """Relative tolerance for comparing rotary frequencies.

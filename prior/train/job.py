@@ -62,10 +62,10 @@ class TrainJob:
 
     @property
     def record_input(self) -> str:
-        """Fingerprint that is stored with the finished prior. If it differs on the next run, training continues.
+        """Fingerprint of the finished prior's inputs, stored in its manifest record.
 
-        It covers the content of the embeddings. It also covers `steps` if training can be resumed with a different
-        number of steps.
+        The fingerprint covers the content of the embeddings. If training can be resumed with a different number of
+        steps, it also covers `steps`, so that a finished prior with another value counts as unfinished.
         """
         return fingerprint([self.input, self.settings.steps]) if self.settings.steps_may_change else self.input
 
