@@ -1,7 +1,7 @@
 """Conversion between DALLE2-pytorch prior settings and priorkit settings.
 
-The JSON file of DALLE2-pytorch's training script contains the arguments of `DiffusionPriorNetwork` and
-`DiffusionPrior`.
+DALLE2-pytorch's training script reads these settings from a JSON file. They are the arguments of the classes
+`DiffusionPriorNetwork` and `DiffusionPrior`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class NetworkConfig(Settings):
     final_proj: bool = True
     """Apply a final linear projection to the output."""
     normformer: bool = False
-    """Normalise inside the feed-forward layers."""
+    """Add a norm inside the feed-forward layers (NormFormer)."""
     rotary_emb: bool = True
     """Use rotary position embeddings."""
     self_cond: bool = False
@@ -128,7 +128,7 @@ NAMED_CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Built-in settings of published priors, by name.
 
-`laion-model-card` contains the settings from the code in the model card of LAION's prior.
+The settings of `laion-model-card` are copied from the code example in the model card of LAION's prior.
 """
 
 
@@ -220,7 +220,7 @@ def _clip_settings(clip: Mapping[str, Any] | None) -> dict[str, Any]:
 def to_dalle2_config(config: PriorConfig) -> dict[str, Any]:
     """Convert a priorkit configuration to the `prior` section of a training script's JSON.
 
-    The configuration must pass `require_exportable`.
+    Call `require_exportable` first. This function does not check whether DALLE2-pytorch supports the configuration.
     """
     network, diffusion = config.network, config.diffusion
     net = network.model_dump(exclude={"width", "function_version"})

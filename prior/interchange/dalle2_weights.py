@@ -188,7 +188,7 @@ _FEED_FORWARD_NAMES = {
 
 
 def _some(names: list[str]) -> str:
-    """Join at most five names with commas, and append how many more there are."""
+    """Format names for an error message: the first five, followed by the number of remaining names, if any."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 

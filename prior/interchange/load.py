@@ -93,7 +93,7 @@ def convert(
         clip: CLIP model for a source `.pth`, as for `load_prior`.
 
     Raises:
-        FolderError: the destination exists and `overwrite` is False, or the destination is a training folder.
+        FolderError: the destination exists and `overwrite` is False, or priorkit trains a prior in that folder.
         InputError: there is no prior at `source`, or a file is damaged or does not match its settings.
         SettingsError: an argument is missing or invalid, or DALLE2-pytorch does not support the prior's settings.
     """
@@ -152,7 +152,10 @@ def is_pth(path: str, **options: Any) -> bool:
 
 
 def _refuse_other_files(path: str) -> None:
-    """Raise SettingsError if a path is a file with an unsupported extension, such as `.ckpt`."""
+    """Raise SettingsError if a path is an existing file with an unsupported extension, such as `.ckpt`.
+
+    `.npy` files are accepted, because `evaluate` reads predictions from them.
+    """
     name = path.rstrip("/").rpartition("/")[2]
     ending = name[name.rfind(".") :] if "." in name.lstrip(".") else ""
     if not ending or ending == ".npy":  # `evaluate` reads predictions from `.npy`
@@ -236,7 +239,7 @@ def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
     """Write a prior to a folder.
 
     Raises:
-        FolderError: the folder is used for training, or it contains a prior and `overwrite` is False.
+        FolderError: priorkit trains a prior in this folder, or it contains a prior and `overwrite` is False.
     """
     store = Store(destination)
     if store.size(MANIFEST_NAME) is not None or store.names(STATE_FOLDER):

@@ -15,9 +15,9 @@ from ...pipeline.errors import PriorkitError
 from .progress import Outcome
 
 _ATTEMPTS = 4
-"""Maximum number of consecutive worker starts without a training step completed since the previous start.
+"""Number of consecutive times that the workers may start without having completed a training step since the last start.
 
-After that, one more such start makes training fail.
+One more such start makes training fail.
 """
 _REPORT_SECONDS = 1.0
 """Minimum number of seconds between progress reports. Each report is a remote call, for which training waits."""
@@ -142,7 +142,7 @@ class RayWatch:
             self._send()
 
     def should_stop(self) -> bool:
-        """Return True if the coordinator's last reply was a request to stop."""
+        """Return True if the coordinator's last reply asked to stop. Always False on ranks that do not report."""
         return self._stop
 
     def before_writing(self) -> None:

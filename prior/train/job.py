@@ -41,7 +41,7 @@ class TrainJob:
     config: PriorConfig
     """Configuration of the prior to train."""
     identity: dict[str, Any]
-    """Settings and fingerprints that determine the trained weights; stored as `settings` in the folder's manifest."""
+    """Settings and fingerprints that determine the trained weights; stored as `settings` in the prior's manifest."""
     input: str
     """Fingerprint of the content of the embeddings."""
     input_files: dict[str, FileMark]
@@ -196,7 +196,7 @@ def _clip_settings(dataset: EmbeddingDataset, clip: ClipSettings | None) -> dict
 
 
 def _check_text(dataset: EmbeddingDataset, settings: TrainSettings, config: PriorConfig) -> None:
-    """Check that the embeddings and the initial prior support the text condition.
+    """Check that the embeddings and the initial prior fit the setting `text_condition`.
 
     Raises:
         InputError: the embeddings lack captions or token states, the CLIP model has no token states, or the token

@@ -73,7 +73,13 @@ class TrainingFolder:
         return state
 
     def log(self, step: int, values: Mapping[str, float], rate: float) -> None:
-        """Add a line to the log in memory. `save` and `publish` write the log to the prior folder."""
+        """Add a line to the log in memory. `save` and `publish` write the log to the prior folder.
+
+        Args:
+            step: number of completed steps.
+            values: metrics by name.
+            rate: learning rate of the step.
+        """
         self._log.append({"step": step, **values, "learning_rate": rate})
 
     def save_if_best(self, average: Network, step: int, validation_loss: float) -> None:
@@ -126,7 +132,7 @@ class Recorder:
     def log(
         self, step: int, trained: dict[str, float], validated: dict[str, float], rates: Mapping[str, float]
     ) -> None:
-        """Add the metrics of a step to the log and the trackers. Without metrics, do nothing.
+        """Add the metrics of a step to the log and the trackers. If `trained` and `validated` are empty, do nothing.
 
         Args:
             step: number of completed steps, including this one.

@@ -116,7 +116,7 @@ def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Par
 
 
 def _collective(work: Callable[[], Any]) -> None:
-    """Run a collective operation.
+    """Run a collective operation, such as an all-reduce.
 
     Raises:
         PeerLost: the operation raises a RuntimeError, which means that another rank died.

@@ -90,8 +90,8 @@ class TrainSettings(DeviceSettings):
     save memory."""
     noise_draws: int = Field(default=1, ge=1)
     """Number of pairs of timestep and noise drawn for each row in each step. The network processes the text of a row
-    only once for all its draws. With token states, 4 draws therefore take little more time than 1. The number of draws
-    does not count towards the batch size when you choose the learning rate."""
+    only once for all its draws. With token states, 4 draws therefore take little more time than 1. Base the learning
+    rate on the number of rows per step, not on the number of draws."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type for large matrix products. Parameters, norms, attention weights, loss and optimiser stay in float32."""
     compile: bool = False
@@ -111,7 +111,7 @@ class TrainSettings(DeviceSettings):
     """Number of embeddings sampled per caption in validation, to compute the energy score and the cosine similarity:
     at least 2, or 0 to compute only the loss."""
     validate_steps: int = Field(default=16, ge=1)
-    """Number of sampling steps per embedding in validation, if `validate_draws` is not 0."""
+    """Number of sampling steps (network evaluations) per embedding in validation, if `validate_draws` is not 0."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Maximum number of steps between checkpoints. A killed run loses at most this many steps."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
@@ -132,7 +132,10 @@ class TrainSettings(DeviceSettings):
         return self.optimiser.decay == "constant"
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that must not change when training resumes, because the result depends on them."""
+        """Return the settings that must not change when training resumes, because the result depends on them.
+
+        They include `steps`, unless `steps_may_change` is True.
+        """
         dumped = super().identity()
         if self.steps_may_change:
             del dumped["steps"]

@@ -51,6 +51,8 @@ def load_start(init: InitSettings) -> Prior:
 def settings_of_start(settings: TrainSettings, start: Prior) -> TrainSettings:
     """Return the settings with the `network` and `diffusion` sections taken from the initial prior.
 
+    Settings in `_FREE_FIELDS` keep the recipe's value if the recipe sets them.
+
     Raises:
         SettingsError: the recipe sets a value that conflicts with the initial prior.
     """

@@ -1,6 +1,6 @@
 """Text conditions (the text inputs of the network) for training batches.
 
-They are either stored text embeddings, or captions that a frozen CLIP model encodes during training.
+They are text embeddings that are stored in the dataset, or that a frozen CLIP model computes during training.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ The tensors are on the CPU and may have any float dtype. The text embeddings may
 
 
 def text_columns(config: PriorConfig, settings: TrainSettings) -> Columns:
-    """Return the dataset columns that are needed by the text source for these settings."""
+    """Return the dataset columns that `text_source` needs with these settings."""
     if settings.text_condition == "online":
         return Columns(text_embed=False, max_text_len=0, captions=True)
     return Columns(text_embed=True, max_text_len=_states_used(config), captions=False)
 
 
 def text_source(config: PriorConfig, settings: TrainSettings) -> TextSource:
-    """Return the text source for training. Batches passed to it must contain the columns from `text_columns`.
+    """Return the function that provides the text condition for each batch.
+
+    Batches passed to this function must contain the columns from `text_columns`.
 
     Raises:
         InputError: captions must be encoded during training, but the CLIP model cannot be loaded, or differs from the
