@@ -1,1 +1,1 @@
-"""Checkpoints from other tools: reading, validation, and conversion."""
+"""Loading of priors, conversion between priorkit and DALLE2-pytorch, and safe reading of `.pth` checkpoints."""

@@ -1,7 +1,7 @@
 """Conversion between DALLE2-pytorch prior settings and priorkit settings.
 
-The JSON file of DALLE2-pytorch's training script contains the arguments of `DiffusionPriorNetwork` and
-`DiffusionPrior`.
+DALLE2-pytorch's training script reads these settings from a JSON file. They are the arguments of the classes
+`DiffusionPriorNetwork` and `DiffusionPrior`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..network.settings import NetworkSettings
 from ..objective.settings import DiffusionSettings
 
 _DEFAULT_TEXT_LEN = 256
-"""Maximum number of token states if the settings do not specify it. DALLE2-pytorch uses the same default."""
+"""Default of `max_text_len` in DALLE2-pytorch."""
 _OPENAI_CLIPS = {
     "RN50": "RN50", "RN101": "RN101", "RN50x4": "RN50x4", "RN50x16": "RN50x16", "RN50x64": "RN50x64",
     "ViT-B/32": "ViT-B-32", "ViT-B/16": "ViT-B-16", "ViT-L/14": "ViT-L-14", "ViT-L/14@336px": "ViT-L-14-336",
@@ -35,25 +35,25 @@ class NetworkConfig(Settings):
     depth: int = Field(ge=1)
     """Number of layers."""
     max_text_len: int | None = Field(default=None, ge=0)
-    """Maximum number of token states; null means the default, 256."""
+    """Maximum number of token states (CLIP text encoder outputs, one per token) per caption; null means 256."""
     num_timesteps: int | None = None
-    """Number of rows in the learned timestep table; null uses sinusoidal embeddings instead."""
+    """Number of learned timestep embeddings; null computes timestep embeddings from sinusoids instead."""
     num_time_embeds: int = 1
-    """Number of timestep tokens."""
+    """Number of network input tokens that represent the timestep."""
     num_image_embeds: int = 1
-    """Number of image tokens."""
+    """Number of network input tokens that represent the noisy image embedding."""
     num_text_embeds: int = 1
-    """Number of tokens for the pooled text embedding."""
+    """Number of network input tokens that represent the pooled text embedding."""
     dim_head: int = 64
     """Width of an attention head."""
     heads: int = 8
     """Number of attention heads."""
     ff_mult: float = 4
-    """Width of the feed-forward layers, as a multiple of `dim`."""
+    """Inner width of the feed-forward layers, as a multiple of `dim`."""
     norm_in: bool = False
-    """Normalise before the first layer."""
+    """Normalise the tokens before the first layer."""
     norm_out: bool = True
-    """Normalise after the last layer."""
+    """Normalise the output of the last layer."""
     attn_dropout: float = 0.0
     """Dropout rate in attention."""
     ff_dropout: float = 0.0
@@ -61,15 +61,15 @@ class NetworkConfig(Settings):
     final_proj: bool = True
     """Apply a final linear projection to the output."""
     normformer: bool = False
-    """Normalise inside the feed-forward layers."""
+    """Add a norm inside the feed-forward layers (NormFormer)."""
     rotary_emb: bool = True
     """Use rotary position embeddings."""
     self_cond: bool = False
-    """Use self-conditioning."""
+    """Pass the previous x0 estimate to the network as an additional token (self-conditioning)."""
 
 
 class DiffusionConfig(Settings):
-    """Arguments of `DiffusionPrior` in DALLE2-pytorch: the `prior` section of its training script's JSON."""
+    """Arguments of `DiffusionPrior` in DALLE2-pytorch, as in the `prior` section of its training script's JSON file."""
 
     net: NetworkConfig
     """Arguments of the network."""
@@ -78,15 +78,15 @@ class DiffusionConfig(Settings):
     image_embed_dim: int | None = None
     """Image embedding size; null means `net.dim`."""
     image_size: int | None = None
-    """Ignored; a prior does not use it."""
+    """Width and height of the images in pixels. Ignored, because a prior processes only image embeddings."""
     image_channels: int = 3
-    """Ignored; a prior does not use it."""
+    """Number of colour channels of the images. Ignored, because a prior processes only image embeddings."""
     timesteps: int = Field(default=1000, ge=2)
     """Number of noise levels."""
     sample_timesteps: int | None = None
     """Default number of sampling steps in DALLE2-pytorch. Ignored, because it is not part of a priorkit prior."""
     cond_drop_prob: float = Field(default=0.0, ge=0, le=1)
-    """Default of `text_cond_drop_prob` and `image_cond_drop_prob`."""
+    """Value used for `text_cond_drop_prob` and `image_cond_drop_prob` where they are null."""
     text_cond_drop_prob: float | None = Field(default=None, ge=0, le=1)
     """Probability of dropping the text during training; null means `cond_drop_prob`."""
     image_cond_drop_prob: float | None = Field(default=None, ge=0, le=1)
@@ -100,17 +100,17 @@ class DiffusionConfig(Settings):
     beta_schedule: Literal["cosine", "linear", "quadratic", "jsd", "sigmoid"] = "cosine"
     """Noise schedule."""
     condition_on_text_encodings: bool = True
-    """Condition on token states."""
+    """Condition the network on token states in addition to the pooled text embedding."""
     sampling_clamp_l2norm: bool = False
-    """Scale the predicted x0 to the embedding norm at each sampling step."""
+    """Scale the predicted x0 to the norm `image_embed_scale` at each sampling step."""
     sampling_final_clamp_l2norm: bool = False
-    """Scale the final sampled embedding to the embedding norm."""
+    """Scale the sampled embedding to the norm `image_embed_scale` after the last sampling step."""
     training_clamp_l2norm: bool = False
-    """Scale predictions to the embedding norm during training."""
+    """Scale predictions to the norm `image_embed_scale` during training."""
     init_image_embed_l2norm: bool = False
-    """Scale the initial noise to the embedding norm."""
+    """Scale the noise from which sampling starts to the norm `image_embed_scale`."""
     image_embed_scale: float | None = Field(default=None, gt=0)
-    """Embedding norm inside the network; null means sqrt(dim)."""
+    """L2 norm to which image embeddings are scaled before noise is added; null means sqrt(`net.dim`)."""
     clip_adapter_overrides: dict[str, Any] = Field(default_factory=dict)
     """Options of DALLE2-pytorch's CLIP adapter. Ignored, because priorkit does not use this adapter."""
 
@@ -128,7 +128,7 @@ NAMED_CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Built-in settings of published priors, by name.
 
-`laion-model-card` contains the settings from the code in the model card of LAION's prior.
+The settings of `laion-model-card` are copied from the code example in the model card of LAION's prior.
 """
 
 
@@ -160,7 +160,7 @@ def to_prior_config(config: DiffusionConfig, function: FunctionVersion, source: 
 
     Args:
         config: settings to convert.
-        function: DALLE2-pytorch release whose behaviour the prior needs.
+        function: DALLE2-pytorch release that the prior was trained with.
         source: name of the settings, for error messages.
 
     Raises:
@@ -206,9 +206,10 @@ def to_prior_config(config: DiffusionConfig, function: FunctionVersion, source: 
 
 
 def _clip_settings(clip: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return open_clip's names of an OpenAI CLIP model (`model`) and its weights (`pretrained`).
+    """Return open_clip's `model` and `pretrained` names for the CLIP model in DALLE2-pytorch's settings.
 
-    The result is empty for CLIP models from other sources, because DALLE2-pytorch's settings do not name their weights.
+    The result is empty if the settings do not describe a known CLIP model from OpenAI. For models from other sources,
+    DALLE2-pytorch's settings do not name the weights.
     """
     if clip is None or clip.get("make", "openai") != "openai":
         return {}
@@ -219,7 +220,7 @@ def _clip_settings(clip: Mapping[str, Any] | None) -> dict[str, Any]:
 def to_dalle2_config(config: PriorConfig) -> dict[str, Any]:
     """Convert a priorkit configuration to the `prior` section of a training script's JSON.
 
-    The configuration must pass `require_exportable`.
+    Call `require_exportable` first. This function does not check whether DALLE2-pytorch supports the configuration.
     """
     network, diffusion = config.network, config.diffusion
     net = network.model_dump(exclude={"width", "function_version"})

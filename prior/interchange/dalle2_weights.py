@@ -19,9 +19,15 @@ from ..network.function_version import LATEST_FUNCTION
 from .dalle2_settings import require_exportable
 
 _SCHEDULE_TOLERANCE = 1e-2
-"""Maximum difference in alpha_bar that half-precision rounding can cause. Different schedules differ by more."""
+"""Absolute tolerance for comparing the alpha_bar values of two noise schedules.
+
+Rounding to half precision causes smaller differences. Different schedules differ by more.
+"""
 _ROTARY_TOLERANCE = 4e-3
-"""Maximum relative difference in rotary frequencies that bfloat16 rounding can cause. Other bases differ by more."""
+"""Relative tolerance for comparing rotary frequencies.
+
+Rounding to bfloat16 causes smaller differences. A base other than 10,000 causes larger ones.
+"""
 
 
 def import_prior(weights: Mapping[str, torch.Tensor], config: PriorConfig, source: str) -> Prior:
@@ -182,7 +188,7 @@ _FEED_FORWARD_NAMES = {
 
 
 def _some(names: list[str]) -> str:
-    """Join at most five names with commas, and append how many more there are."""
+    """Format names for an error message: the first five, followed by the number of remaining names, if any."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
@@ -190,10 +196,10 @@ def _some(names: list[str]) -> str:
 def trainer_checkpoint(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor) -> dict[str, Any]:
     """Build a checkpoint that `DiffusionPriorTrainer.load` in DALLE2-pytorch 1.15.6 can read.
 
-    The checkpoint represents a trainer before its first step, so the optimiser has no state yet. The optimiser
-    identifies weights by index, and applies weight decay only to weights with two or more dimensions. Its state can
-    therefore be built from placeholders that match the weights only in number and in number of dimensions. All layers
-    share one tensor of rotary frequencies, so there is only one placeholder for it.
+    The checkpoint represents a trainer before its first step. Its optimiser state therefore contains no moments, only
+    parameter groups, which list parameters by index: one group with weight decay, and one without it for parameters
+    with fewer than two dimensions. To build these groups, placeholders of size 1 replace the parameters. In
+    DALLE2-pytorch, all layers share one parameter for the rotary frequencies, so it has only one placeholder.
 
     Args:
         weights: weights, keyed by their names in DALLE2-pytorch.
@@ -222,7 +228,7 @@ def trainer_checkpoint(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor
 
 
 def _schedule_buffers(alpha_bar: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the constants of the noise schedule under the names with which DALLE2-pytorch stores them."""
+    """Return the tensors of the noise schedule (such as betas), keyed by their names in DALLE2-pytorch."""
     before = torch.cat([torch.ones(1, dtype=alpha_bar.dtype), alpha_bar[:-1]])
     alpha = alpha_bar / before
     beta = 1 - alpha

@@ -93,7 +93,7 @@ def convert(
         clip: CLIP model for a source `.pth`, as for `load_prior`.
 
     Raises:
-        FolderError: the destination exists and `overwrite` is False, or the destination is a training folder.
+        FolderError: the destination exists and `overwrite` is False, or priorkit trains a prior in that folder.
         InputError: there is no prior at `source`, or a file is damaged or does not match its settings.
         SettingsError: an argument is missing or invalid, or DALLE2-pytorch does not support the prior's settings.
     """
@@ -109,7 +109,9 @@ def convert(
 
 
 def find_clip(model: str | None, pretrained: str | None) -> dict[str, Any] | None:
-    """Return the `clip` argument of `load_prior` for an open_clip model and weights; None if `model` is None.
+    """Convert the names of an open_clip model and its weights to the `clip` argument of `load_prior`.
+
+    If both names are None, return None.
 
     Raises:
         SettingsError: the model or its weights are unknown, or weights are given without a model.
@@ -131,11 +133,12 @@ def is_pth(path: str, **options: Any) -> bool:
 
     Args:
         path: prior folder or `.pth` file.
-        options: arguments of `load_prior` that apply only to a `.pth`. The argument `config` must be present.
+        options: arguments of `load_prior` that apply only to a `.pth`. They must include `config`. The value None means
+            that the caller did not pass the argument.
 
     Raises:
-        SettingsError: `config` is missing for a `.pth`, an option is given for a path that is not a `.pth`, or the
-            path is a file of another type.
+        SettingsError: `config` is None for a `.pth`, an option other than None is given for a path that is not a
+            `.pth`, or the path is a file of another type.
     """
     if path.endswith(_PTH_SUFFIXES):
         if options["config"] is None:
@@ -149,7 +152,10 @@ def is_pth(path: str, **options: Any) -> bool:
 
 
 def _refuse_other_files(path: str) -> None:
-    """Raise SettingsError if a path is a file with an unsupported extension, such as `.ckpt`."""
+    """Raise SettingsError if a path is an existing file with an unsupported extension, such as `.ckpt`.
+
+    `.npy` files are accepted, because `evaluate` reads predictions from them.
+    """
     name = path.rstrip("/").rpartition("/")[2]
     ending = name[name.rfind(".") :] if "." in name.lstrip(".") else ""
     if not ending or ending == ".npy":  # `evaluate` reads predictions from `.npy`
@@ -211,7 +217,11 @@ def read_config(config: str) -> Any:
 
 
 def _training_weights(path: str, weights: WeightsName) -> dict[str, torch.Tensor]:
-    """Read the `online` or `best` weights from a training folder. Raise InputError if they are missing."""
+    """Read the `online` or `best` weights from a folder in which priorkit trained a prior.
+
+    Raises:
+        InputError: the folder does not contain these weights.
+    """
     store = Store(path)
     manifest = read_manifest(store)
     if weights == "best":
@@ -226,10 +236,10 @@ def _training_weights(path: str, weights: WeightsName) -> dict[str, torch.Tensor
 
 
 def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
-    """Write a prior folder.
+    """Write a prior to a folder.
 
     Raises:
-        FolderError: the folder is a training folder, or it contains a prior and `overwrite` is False.
+        FolderError: priorkit trains a prior in this folder, or it contains a prior and `overwrite` is False.
     """
     store = Store(destination)
     if store.size(MANIFEST_NAME) is not None or store.names(STATE_FOLDER):

@@ -32,11 +32,17 @@ _INERT = (
     "numpy.core.multiarray.scalar",
     "numpy.dtype",
 )
-"""Qualified names that a checkpoint may refer to. Stand-ins replace the named objects, so nothing is imported."""
+"""Qualified names of the classes and functions that a pickled checkpoint may refer to.
+
+`StandIn` replaces each of them, so none is imported or called.
+"""
 
 
 _UNKNOWN_NAME = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
-"""Pattern of the torch error about a name that is not allowed. The group captures this name."""
+"""Pattern for the error that torch raises if a file refers to a class or function that is not allowed.
+
+The group captures the qualified name of the class or function.
+"""
 
 
 class StandIn:
@@ -72,8 +78,8 @@ def read_pth(path: str) -> dict[str, Any]:
     """Read the dictionary stored in a `.pth` or `.pt` file, local or remote.
 
     Raises:
-        InputError: the file is missing or damaged, is a Git LFS pointer, does not contain a dictionary, or contains an
-            object that is neither a tensor nor a plain value and that no stand-in replaces.
+        InputError: the file is missing or damaged, is a Git LFS pointer, does not contain a dictionary, or refers to a
+            class or function that is not allowed.
     """
     fs, location = find_pth(path)
     with fs.open(location, "rb") as file:
@@ -94,10 +100,12 @@ def read_pth(path: str) -> dict[str, Any]:
 
 
 def version_text(value: Any, path: str) -> str | None:
-    """Return a stored version as a string, or None if the value is None.
+    """Convert the DALLE2-pytorch version stored in a checkpoint to a string, such as `1.15.6`.
+
+    Return None if `value` is None.
 
     Args:
-        value: string, None, or stand-in for a `Version` object. The layouts of all `packaging` releases are supported.
+        value: string, None, or stand-in for a `packaging.version.Version` object, pickled by any `packaging` release.
         path: name of the file, for error messages.
 
     Raises:
@@ -117,7 +125,11 @@ def version_text(value: Any, path: str) -> str | None:
 
 
 def _load(file: str | BinaryIO, path: str, mmap: bool = False) -> Any:
-    """Load a file with torch's safe reader and the stand-ins. Raise InputError if the reader fails."""
+    """Load a file with torch's safe reader, with stand-ins for the objects in `_INERT`.
+
+    Raises:
+        InputError: the reader fails.
+    """
     harmless: list[Any] = [(StandIn, name) for name in _INERT]
     harmless.append((_plain_dict, "collections.defaultdict"))
     try:

@@ -15,13 +15,16 @@ from ...pipeline.errors import PriorkitError
 from .progress import Outcome
 
 _ATTEMPTS = 4
-"""Maximum number of consecutive worker starts without a new step. One more such start ends training with an error."""
+"""Number of consecutive times that the workers may start without having completed a training step since the last start.
+
+One more such start makes training fail.
+"""
 _REPORT_SECONDS = 1.0
-"""Minimum number of seconds between progress reports, so that not every step has to wait for a remote call."""
+"""Minimum number of seconds between progress reports. Each report is a remote call, for which training waits."""
 
 
 class TakenOver(RuntimeError):
-    """Raised in a worker that was temporarily unreachable, if new workers have taken over training."""
+    """Raised in a worker when new workers have taken over training, because this worker was unreachable for a time."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Status:
     """Status of a training run, as returned to the driver."""
 
     attempt: int = 0
-    """Number of times that the first rank has started; 0 before the first start."""
+    """Number of the current attempt, from 1; 0 before the first. An attempt starts whenever rank 0 starts."""
     step: int = 0
     """Number of completed steps."""
     note: str = ""
@@ -41,7 +44,7 @@ class Status:
 
     @property
     def is_over(self) -> bool:
-        """True if training has succeeded, stopped or failed. New workers then return at once."""
+        """True if training has succeeded, stopped or failed. Workers that start after that exit immediately."""
         return self.outcome is not None or self.error is not None
 
 
@@ -53,9 +56,9 @@ class Coordinator:
         self._stop = False
         self._first_step: int | None = None
         self._most_steps = 0
-        """Largest number of completed steps at any start of the workers so far."""
+        """Highest number of completed steps recorded at any worker start so far."""
         self._vain_starts = 0
-        """Number of consecutive starts, each without a new step since the previous start."""
+        """Number of consecutive worker starts without a training step completed since the previous start."""
 
     def begin(self) -> int:
         """Record that the first rank has started, and return the attempt number, counted from 1.
@@ -77,12 +80,15 @@ class Coordinator:
         return self._status.attempt
 
     def report(self, attempt: int, step: int, note: str) -> bool | None:
-        """Record progress and return whether to stop, or None if a newer attempt has taken over.
+        """Record progress, unless a newer attempt has taken over.
 
         Args:
             attempt: attempt number of the caller.
             step: number of completed steps.
             note: text for the progress bar.
+
+        Returns:
+            True if the caller must stop, False if it must continue, or None if a newer attempt has taken over.
         """
         if attempt != self._status.attempt:
             return None
@@ -115,7 +121,7 @@ class Coordinator:
 
 
 class RayWatch:
-    """Observer of the training loop in a Ray worker; see `progress.Watch`.
+    """Connection from the training loop in a Ray worker to the coordinator; implements `progress.Watch`.
 
     Args:
         ray: the `ray` module.
@@ -136,7 +142,7 @@ class RayWatch:
             self._send()
 
     def should_stop(self) -> bool:
-        """Return True if the coordinator's last reply was a request to stop."""
+        """Return True if the coordinator's last reply asked to stop. Always False on ranks that do not report."""
         return self._stop
 
     def before_writing(self) -> None:

@@ -41,17 +41,19 @@ class TrainJob:
     config: PriorConfig
     """Configuration of the prior to train."""
     identity: dict[str, Any]
-    """All values that the result depends on, as recorded in the manifest's settings."""
+    """Settings and fingerprints that determine the trained weights; stored as `settings` in the prior's manifest."""
     input: str
     """Fingerprint of the content of the embeddings."""
     input_files: dict[str, FileMark]
-    """Hash, size and modification time of each embedding file, if the embeddings folder has no manifest."""
+    """Hash, size and modification time of each embedding file, by file name. Empty if the embeddings folder has a
+    manifest, which already records the hashes."""
     limit: int | None = None
     """Total number of steps after which to write a checkpoint and stop; None trains to the last step."""
     notes: tuple[str, ...] = ()
     """Notes for the user about the initial prior."""
     best_since: int = 0
-    """Step after which all validation losses are comparable, because they use the same rows."""
+    """Step at which `validation_rows` last changed, or 0. Later validation losses use the same rows, so only they are
+    compared to find the best weights."""
 
     @property
     def last_step(self) -> int:
@@ -60,9 +62,10 @@ class TrainJob:
 
     @property
     def record_input(self) -> str:
-        """Fingerprint of the finished prior's inputs: the embeddings, and possibly `steps`.
+        """Fingerprint of the finished prior's inputs, stored in its manifest record.
 
-        The fingerprint covers `steps` only if training can be resumed with a different number of steps.
+        The fingerprint covers the content of the embeddings. If training can be resumed with a different number of
+        steps, it also covers `steps`, so that a finished prior with another value counts as unfinished.
         """
         return fingerprint([self.input, self.settings.steps]) if self.settings.steps_may_change else self.input
 
@@ -85,7 +88,7 @@ class TrainJob:
         return dataset
 
     def manifest(self) -> Manifest:
-        """Return the manifest for this job, without records. The settings in it include the embeddings' fingerprint."""
+        """Return the manifest that describes this job, without the record that marks the prior as finished."""
         files = {"files": to_json(self.input_files)} if self.input_files else {}
         return Manifest(STAGE, self.identity, input={"sha256": self.input, **files})
 
@@ -139,7 +142,7 @@ def make_job(
 
 
 def resolve_training(settings: TrainSettings, compute: ComputeSettings) -> TrainSettings:
-    """Return the settings with `auto` and 0 replaced by the actual device and number of threads.
+    """Return the settings with the device `auto` and 0 threads replaced by the actual device and number of threads.
 
     A Ray worker gets one thread for each of its CPUs.
     """
@@ -148,7 +151,11 @@ def resolve_training(settings: TrainSettings, compute: ComputeSettings) -> Train
 
 
 def resolved_identity(settings: TrainSettings, read: ReadSettings) -> dict[str, Any]:
-    """Return the part of `TrainJob.identity` that depends only on resolved settings."""
+    """Return the part of `TrainJob.identity` that can be computed without opening the embeddings.
+
+    Args:
+        settings: training settings from `resolve_training`.
+    """
     return {"train": settings.identity(), "read": read.identity()}
 
 
@@ -189,7 +196,7 @@ def _clip_settings(dataset: EmbeddingDataset, clip: ClipSettings | None) -> dict
 
 
 def _check_text(dataset: EmbeddingDataset, settings: TrainSettings, config: PriorConfig) -> None:
-    """Check that the embeddings and the initial prior support the text condition.
+    """Check that the embeddings and the initial prior fit the setting `text_condition`.
 
     Raises:
         InputError: the embeddings lack captions or token states, the CLIP model has no token states, or the token

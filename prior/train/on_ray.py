@@ -31,7 +31,10 @@ _START_FAILURES = 100
 _POLL_SECONDS = 0.25
 """Seconds between the driver's status requests to the coordinator."""
 _PATIENCE_SECONDS = 300.0
-"""Seconds without progress after which training fails if the cluster lacks room for `min_workers` workers."""
+"""Seconds without progress after which the driver checks that the cluster still has room for `min_workers` workers.
+
+If it does not, training fails.
+"""
 _END_SECONDS = 60.0
 """Seconds to wait after training for Ray Train to shut down. The actor that runs Ray Train is then killed."""
 
@@ -59,7 +62,7 @@ def train_on_ray(
 
 
 def _start_beside_driver(ray: Any, actor: type) -> Any:
-    """Start an actor on the driver's node, so that a node failure cannot kill the actor without killing the driver."""
+    """Start an actor on the driver's node, so that it survives the failure of any other node. Return its handle."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
@@ -69,7 +72,8 @@ def _start_beside_driver(ray: Any, actor: type) -> Any:
 class _Trainer:
     """Ray actor that runs Ray Train.
 
-    In the driver process, Ray Train would intercept Ctrl-C, and could wait forever for nodes.
+    Ray Train does not run in the driver process, because it would intercept Ctrl-C there, and could block the driver
+    forever while waiting for nodes.
     """
 
     def fit(
@@ -108,7 +112,11 @@ class _Trainer:
 
 
 def _work(job: TrainJob, coordinator: Any) -> None:
-    """Run one rank in a Ray Train worker."""
+    """Run the training loop on one rank, in a Ray Train worker.
+
+    Rank 0 sends the outcome to the coordinator. Errors that Ray Train handles by restarting the workers are not sent to
+    the coordinator; all other errors are.
+    """
     import ray
 
     if ray.get(coordinator.status.remote()).is_over:
@@ -184,7 +192,10 @@ def _failure(ray: Any, fit: Any) -> PriorkitError:
 
 
 def explain_end(text: str) -> PriorkitError:
-    """Convert an error text from Ray Train to a short error. The text may contain tracebacks with escaped newlines."""
+    """Convert an error text from Ray Train to a PriorkitError with a short message.
+
+    The text may contain tracebacks with escaped newlines.
+    """
     if "no GPUs found" in text:
         return PriorkitError(
             "Ray reserves GPUs for the workers, but torch sees none there; install torch for these GPUs on the nodes, "

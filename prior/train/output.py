@@ -30,7 +30,8 @@ class TrainingFolder:
     Args:
         fingerprint: fingerprint of the settings and embeddings. Checkpoints with a different fingerprint are ignored.
         keep: number of most recent checkpoints to keep.
-        best_since: step up to which validation losses are ignored, because later losses use different rows.
+        best_since: step at which `validation_rows` last changed, or 0. Validation losses up to this step are ignored
+            in the search for the lowest loss, because they were computed on other rows.
     """
 
     def __init__(self, store: Store, fingerprint: str, keep: int, best_since: int = 0) -> None:
@@ -39,12 +40,16 @@ class TrainingFolder:
         self._best = math.inf
 
     def restore(self) -> TrainState | None:
-        """Return the newest checkpoint, or None if there is none. Also read the log up to the step of this checkpoint.
+        """Load the newest checkpoint of this training run, and the log up to the step of this checkpoint.
 
-        If the folder contains no log, all checkpoints in it are deleted, because they are from an older training run.
+        Without a checkpoint of this run or without a log, all checkpoints in the folder are deleted, because they are
+        from an older training run.
+
+        Returns:
+            The checkpoint, or None if there is none.
 
         Raises:
-            InputError: this training run has no intact checkpoint and at least one damaged checkpoint.
+            InputError: the folder contains a damaged checkpoint, and no intact checkpoint of this run.
         """
         store = self._store
         state = load_state(store, self._fingerprint)
@@ -68,7 +73,13 @@ class TrainingFolder:
         return state
 
     def log(self, step: int, values: Mapping[str, float], rate: float) -> None:
-        """Add a line to the log in memory. `save` and `publish` write the log to the prior folder."""
+        """Add a line to the log in memory. `save` and `publish` write the log to the prior folder.
+
+        Args:
+            step: number of completed steps.
+            values: metrics by name.
+            rate: learning rate of the step.
+        """
         self._log.append({"step": step, **values, "learning_rate": rate})
 
     def save_if_best(self, average: Network, step: int, validation_loss: float) -> None:
@@ -90,7 +101,7 @@ class TrainingFolder:
     def publish(
         self, config: PriorConfig, average: Network, normaliser: EmbeddingNormaliser, *, input: str, rows: int
     ) -> ShardRecord:
-        """Write the finished prior and the log, then the manifest record that marks the prior as complete.
+        """Write the finished prior and the log, then a record that marks the prior as complete. Return this record.
 
         Args:
             input: fingerprint of the inputs of the prior; see `TrainJob.record_input`.
@@ -107,7 +118,7 @@ class TrainingFolder:
 
 
 class Recorder:
-    """Writer for metrics, checkpoints and the prior. Only the first rank creates a recorder.
+    """Writer for metrics, checkpoints and the finished prior. Only the first rank creates a recorder.
 
     Args:
         step: number of steps completed before this run.
@@ -121,7 +132,7 @@ class Recorder:
     def log(
         self, step: int, trained: dict[str, float], validated: dict[str, float], rates: Mapping[str, float]
     ) -> None:
-        """Add the metrics of a step to the log and the trackers. Without metrics, do nothing.
+        """Add the metrics of a step to the log and the trackers. If `trained` and `validated` are empty, do nothing.
 
         Args:
             step: number of completed steps, including this one.
@@ -155,7 +166,7 @@ class Recorder:
         self._saved_at = time.monotonic()
 
     def publish(self, average: Network, normaliser: EmbeddingNormaliser, *, rows: int) -> ShardRecord:
-        """Write the finished prior.
+        """Write the finished prior and the log, and return the record that marks the prior as complete.
 
         Args:
             rows: number of rows in the training split.
@@ -165,6 +176,6 @@ class Recorder:
         return self._folder.publish(job.config, average, normaliser, input=job.record_input, rows=rows)
 
     def close(self) -> None:
-        """Close the trackers."""
+        """Close the metric trackers (TensorBoard and W&B)."""
         for tracker in self._trackers:
             tracker.close()

@@ -61,16 +61,16 @@ class Outcome:
     stopped: bool
     """True if the run stopped on request before its last step."""
     record: ShardRecord | None
-    """Manifest record of the finished prior on the first rank. None before the last step, and on all other ranks."""
+    """Manifest record of the finished prior. None if training is not complete, and on all ranks except the first."""
     notes: list[str] = field(default_factory=list)
-    """Notes for the user about anything unusual in the embeddings that this rank read."""
+    """Messages to the user about anything unusual in the embeddings that this rank read."""
 
 
 class Throughput:
-    """Meter for training throughput, in samples and noise draws per second.
+    """Meter for training throughput, in samples and in noise draws (noised copies of samples) per second.
 
     Args:
-        draws: number of noise draws per sample.
+        draws: number of noise draws per sample in each step.
     """
 
     def __init__(self, draws: int) -> None:
@@ -82,7 +82,7 @@ class Throughput:
         """Text for the progress bar."""
 
     def add(self, rows: int) -> None:
-        """Add a step's number of rows to the current interval."""
+        """Count the rows of one step towards the current interval."""
         self._rows += rows
 
     def measure(self, loss: float) -> None:

@@ -12,7 +12,10 @@ import torch.distributed as dist
 Value = TypeVar("Value")
 
 _BUCKET_VALUES = 8_000_000
-"""Minimum number of gradient values per all-reduce: 32 MB in float32, so that copies are small and messages are few."""
+"""Minimum number of gradient values per all-reduce (32 MB in float32).
+
+A larger number would need larger temporary copies of the gradients, and a smaller one would send more messages.
+"""
 
 
 class PeerLost(RuntimeError):
@@ -113,7 +116,7 @@ def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Par
 
 
 def _collective(work: Callable[[], Any]) -> None:
-    """Run a collective operation.
+    """Run a collective operation, such as an all-reduce.
 
     Raises:
         PeerLost: the operation raises a RuntimeError, which means that another rank died.

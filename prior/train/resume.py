@@ -16,7 +16,10 @@ from .job import TrainJob
 from .settings import TrainSettings
 
 _VALIDATION_ROWS = "train.validation_rows"
-"""Recipe name of `validation_rows`. If this setting changes, earlier and later validation losses are not comparable."""
+"""Name of the setting `validation_rows` in a recipe and in the manifest.
+
+Validation losses before and after a change of this setting are not comparable.
+"""
 
 
 def check_training(store: Store, planned: Manifest, settings: TrainSettings, *, overwrite: bool) -> Manifest | None:
@@ -36,8 +39,8 @@ def refuse_other_embeddings(
 ) -> None:
     """Raise a FolderError if the recorded training run differs from the planned one only in its embeddings.
 
-    The error message does not suggest only `--overwrite`, because `--overwrite` with a complete recipe would also
-    discard the embeddings.
+    The error message suggests another prior folder, or `priorkit train` with `--overwrite`. When all stages of a recipe
+    run, `--overwrite` would also discard the embeddings.
     """
     if recorded is None or recorded.stage != STAGE:
         return
@@ -56,10 +59,13 @@ def refuse_other_embeddings(
 
 
 def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
-    """Record changed settings and the step of each change in the manifest, and return the job with `best_since` set.
+    """Record in the manifest which settings have changed since training started, and at which step each changed.
 
-    Training resumes from the newest checkpoint, so changes recorded at or after the step of this checkpoint are
-    replaced.
+    Training resumes from the newest checkpoint. Earlier records of changes at or after the step of this checkpoint are
+    therefore discarded.
+
+    Returns:
+        The job, with `best_since` set to the step at which `validation_rows` last changed.
 
     Raises:
         FolderError: `steps` has changed for a finished prior whose checkpoints are missing.
@@ -85,7 +91,7 @@ def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
 
 
 def surplus_note(store: Store, recorded: Manifest | None, steps: int) -> str | None:
-    """Return a note that a finished prior was already trained for more than `steps` steps, or None if it was not."""
+    """Return a message to the user if a finished prior was trained for more than `steps` steps, otherwise None."""
     if recorded is None or RECORD not in recorded.shards:
         return None
     done = newest_step(store, recorded.settings_fingerprint)
@@ -105,5 +111,5 @@ def _refuse_fewer_steps(store: Store, recorded: Manifest, steps: int) -> None:
 
 
 def _start_advice(store: Store) -> str:
-    """Return the advice that ends error messages about a training run that cannot be resumed with new settings."""
+    """Return advice for error messages: train a new prior that starts from the weights in this folder."""
     return f"start another prior from its weights (--init-from {store.url} --prior NEW)"

@@ -34,17 +34,18 @@ class OptimiserSettings(Settings):
     """Maximum gradient norm. Larger gradients are scaled down to this norm. The default is from the model card of
     LAION's prior."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    """Decay per step of the averaged weights. In early steps, the decay is limited to (1 + step) / (10 + step)."""
+    """Decay rate per step of the exponential moving average of the weights. In early steps, the rate is limited to
+    (1 + step) / (10 + step)."""
 
 
 class InitSettings(Settings):
-    """Settings for the initial prior, which may be in any format that `load_prior` reads."""
+    """Settings for loading the initial prior, from whose weights training starts."""
 
     path: Location
     """Prior folder, or DALLE2-pytorch checkpoint (`.pth`)."""
     weights: WeightsName = "ema"
-    """Weights to load: averaged (`ema`), not averaged (`online`), or averaged, from the validation run with the lowest
-    loss (`best`)."""
+    """Weights to load: the averaged weights (`ema`), the weights that the optimiser updates (`online`), or the averaged
+    weights from the validation run with the lowest loss (`best`)."""
     config: str | None = None
     """Configuration of a DALLE2-pytorch checkpoint: its training script's JSON file, or the name `laion-model-card`."""
     function_version: str | None = None
@@ -78,19 +79,19 @@ class TrainSettings(DeviceSettings):
     statistics. Null: training starts from random weights."""
     text_condition: Literal["pooled", "stored", "online"] | None = None
     """Text that the prior is conditioned on. `pooled`: stored text embeddings. `stored`: stored text embeddings and
-    token states. `online`: captions, encoded during training by the CLIP model that produced the embeddings. Null:
-    `stored` if the network takes token states, otherwise `pooled`."""
+    token states (CLIP text encoder outputs, one per token). `online`: captions, encoded during training by the CLIP
+    model that produced the embeddings. Null: `stored` if the network takes token states, otherwise `pooled`."""
     steps: int = Field(default=100_000, ge=1)
     """Total number of optimiser steps. With `optimiser.decay: constant`, the total can be increased later."""
     batch_size: int = Field(default=256, ge=1)
     """Number of rows per step, summed over all workers. The last batch of an epoch may be smaller."""
     accumulate: int = Field(default=1, ge=1)
-    """Number of parts into which each worker splits its rows of a batch. The parts are processed one at a time, to save
-    memory."""
+    """Number of micro-batches into which each worker splits its rows of a batch. They are processed one at a time, to
+    save memory."""
     noise_draws: int = Field(default=1, ge=1)
-    """Number of timestep and noise draws per row and step. The draws of a row share one pass over the text. With token
-    states, 4 draws therefore take little more time than 1. Choose the learning rate for the number of rows, not of
-    draws."""
+    """Number of pairs of timestep and noise drawn for each row in each step. The network processes the text of a row
+    only once for all its draws. With token states, 4 draws therefore take little more time than 1. Base the learning
+    rate on the number of rows per step, not on the number of draws."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type for large matrix products. Parameters, norms, attention weights, loss and optimiser stay in float32."""
     compile: bool = False
@@ -107,9 +108,10 @@ class TrainSettings(DeviceSettings):
     validation_rows: int = Field(default=2048, ge=1)
     """Maximum number of rows per validation run. Every validation run uses the same rows and the same noise."""
     validate_draws: int = Field(default=0, ge=0)
-    """Number of embeddings sampled per caption to compute energy score and cosine; 0 computes only the loss."""
+    """Number of embeddings sampled per caption in validation, to compute the energy score and the cosine similarity:
+    at least 2, or 0 to compute only the loss."""
     validate_steps: int = Field(default=16, ge=1)
-    """Number of network evaluations per embedding sampled in validation."""
+    """Number of sampling steps (network evaluations) per embedding in validation, if `validate_draws` is not 0."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Maximum number of steps between checkpoints. A killed run loses at most this many steps."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
@@ -119,15 +121,21 @@ class TrainSettings(DeviceSettings):
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Trackers that receive metrics in addition to `metrics.jsonl`. Each needs the priorkit extra of the same name."""
     tracker_folder: Location | None = None
-    """Local folder that trackers write to. Null: `trackers` in the prior folder, which must then be local."""
+    """Local folder that trackers write to. Null: the subfolder `trackers` of the prior folder, which must be local."""
 
     @property
     def steps_may_change(self) -> bool:
-        """True if training can be resumed with a different `steps`, because the learning rate is independent of it."""
+        """True if training can be resumed with a different value of `steps`.
+
+        This requires a constant learning rate after warmup, which does not depend on `steps`.
+        """
         return self.optimiser.decay == "constant"
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that the result depends on, without `steps` if `steps_may_change`."""
+        """Return the settings that must not change when training resumes, because the result depends on them.
+
+        They include `steps`, unless `steps_may_change` is True.
+        """
         dumped = super().identity()
         if self.steps_may_change:
             del dumped["steps"]

@@ -171,7 +171,9 @@ def plan_train(
 def check_prior_folder(
     prior: str, settings: TrainSettings, read: ReadSettings, compute: ComputeSettings, *, overwrite: bool = False
 ) -> None:
-    """Check that the training run in a folder can be resumed with these settings, if the embeddings are unchanged.
+    """Check that the training run in a folder can be resumed with these settings.
+
+    This check does not open the embeddings or the initial prior. It assumes that they have not changed.
 
     Raises:
         FolderError: the training run in the folder cannot be resumed with these settings.

@@ -22,8 +22,8 @@ from .step import Learner
 _NORMALISER_ROWS = 100_000
 """Maximum number of training rows used to compute normaliser statistics. More rows would hardly change the result."""
 _FREE_FIELDS = {"loss", "loss_weighting", "text_drop", "image_drop", "attn_dropout", "ff_dropout"}
-"""Network and diffusion settings that a recipe may change from the initial prior's values. These settings affect
-training, but not the function that the prior computes."""
+"""Network and diffusion settings for which a recipe may override the initial prior's values. These settings affect
+training, but not the predictions that the network computes from given weights."""
 
 
 def initialise(learner: Learner, settings: TrainSettings, dataset: EmbeddingDataset) -> None:
@@ -44,12 +44,14 @@ def initialise(learner: Learner, settings: TrainSettings, dataset: EmbeddingData
 
 
 def load_start(init: InitSettings) -> Prior:
-    """Load the initial prior on the CPU. Errors from `load_prior` are not caught."""
+    """Load the initial prior on the CPU. Raises the same errors as `load_prior`."""
     return load_prior(init.path, config=init.config, weights=init.weights, function_version=init.function_version)
 
 
 def settings_of_start(settings: TrainSettings, start: Prior) -> TrainSettings:
     """Return the settings with the `network` and `diffusion` sections taken from the initial prior.
+
+    Settings in `_FREE_FIELDS` keep the recipe's value if the recipe sets them.
 
     Raises:
         SettingsError: the recipe sets a value that conflicts with the initial prior.
@@ -61,7 +63,13 @@ def settings_of_start(settings: TrainSettings, start: Prior) -> TrainSettings:
 
 
 def _merged(section: str, recipe: Settings, start: Settings) -> dict[str, Any]:
-    """Return a section of the initial prior, with values from the recipe for the settings in `_FREE_FIELDS`."""
+    """Combine the settings of the recipe and of the initial prior in one section, `network` or `diffusion`.
+
+    Values come from the initial prior, except for settings in `_FREE_FIELDS` that the recipe sets.
+
+    Raises:
+        SettingsError: the recipe sets any other setting to a different value than the initial prior.
+    """
     merged = start.model_dump()
     for name in recipe.model_fields_set:
         value = getattr(recipe, name)
@@ -110,12 +118,19 @@ def check_start(start: Prior, dataset: EmbeddingDataset, path: str, config: Prio
 
 
 def has_unknown_clip(config: PriorConfig) -> bool:
-    """Return whether a prior does not record its CLIP model, for example after conversion without `--clip`."""
+    """Return True if a prior's configuration does not name its CLIP model.
+
+    This can happen if a DALLE2-pytorch checkpoint was converted without `--clip`.
+    """
     return not config.clip and not config.clip_settings
 
 
 def _have_same_clip(one: PriorConfig, other: PriorConfig) -> bool:
-    """Return whether two priors use the same CLIP model. At least one of them must lack a hash of the CLIP weights."""
+    """Return True if two priors use the same CLIP model, where at least one has no hash of the CLIP weights.
+
+    The CLIP models are compared by name, or loaded if the names do not decide. If neither prior names a CLIP model in
+    its settings, return False.
+    """
     identified, named = (one, other) if one.clip else (other, one)
     if not named.clip_settings:
         return False
@@ -129,7 +144,10 @@ def _clip_name(config: PriorConfig) -> str:
 
 
 def start_fingerprint(start: Prior) -> str:
-    """Return the SHA-256 of a prior's weights and normaliser statistics, which is independent of the file format."""
+    """Return a SHA-256 of a prior's weights and normaliser statistics.
+
+    It does not depend on the format of the file that the prior was loaded from.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(prior_tensors(start.network, start.normaliser).items()):
         digest.update(f"{name} {list(value.shape)} {value.dtype}\0".encode())

@@ -34,7 +34,8 @@ class NotFinite(PriorkitError):
     def __init__(self, message: str, rows: list[int]) -> None:
         super().__init__(message)
         self.rows = rows
-        """Numbers of some rows with a non-finite loss or, if only the gradient is not finite, of some batch rows."""
+        """Row numbers, in the dataset, of some or all rows with a non-finite loss. If only the gradient is not finite,
+        row numbers of some rows in the batch."""
 
     def with_keys(self, dataset: EmbeddingDataset) -> PriorkitError:
         """Return an error for the user that lists the keys of `rows` in the dataset and suggests a fix."""
@@ -61,7 +62,7 @@ class Learner:
         self._schedule = noise_schedule(settings.diffusion.noise_schedule, settings.diffusion.timesteps)
 
     def backward(self, step: int, batch: TrainBatch, text: Condition) -> torch.Tensor:
-        """Compute gradients for this rank's rows, in `accumulate` parts, and return the loss per row, `[B]`.
+        """Compute gradients for this rank's rows, in `accumulate` micro-batches, and return the loss per row, `[B]`.
 
         Args:
             step: step number, from 0.
@@ -139,7 +140,7 @@ class Learner:
         restore_optimiser(self._optimiser, self.network, state.optimiser)
 
     def _losses(self, step: int, batch: TrainBatch, text: Condition, part: slice) -> torch.Tensor:
-        """Return the loss per row for the rows in `part`, a slice of this rank's rows."""
+        """Return the loss per row for a micro-batch: the rows in `part`, which is a slice of this rank's rows."""
         device, diffusion = self._ranks.device, self._settings.diffusion
         random = step_randomness(
             seed=self._settings.seed, step=step, first=batch.first + part.start, rows=part.stop - part.start,
@@ -155,11 +156,17 @@ class Learner:
             )  # fmt: skip
 
     def _seed_dropout(self, step: int) -> None:
-        """Seed dropout for a step on this rank, so that checkpoints need no random generator state."""
+        """Seed torch's random generator for dropout from the seed, the step and the rank.
+
+        Checkpoints therefore do not have to store the state of the generator.
+        """
         torch.manual_seed(dropout_seed(self._settings.seed, step, self._ranks.rank))
 
     def _some_rows(self, rows: np.ndarray) -> list[int]:
-        """Collect row numbers from all ranks, and return at most `_NAMED_ROWS`. Every rank must call this method."""
+        """Collect row numbers from all ranks, and return at most `_NAMED_ROWS` of them on every rank.
+
+        Every rank must call this method.
+        """
         return self._ranks.gather(rows[:_NAMED_ROWS].tolist())[:_NAMED_ROWS]
 
 

@@ -1,4 +1,7 @@
-"""Text conditions for a batch: stored text embeddings, or captions that a frozen CLIP model encodes during training."""
+"""Text conditions (the text inputs of the network) for training batches.
+
+They are text embeddings that are stored in the dataset, or that a frozen CLIP model computes during training.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,23 @@ if TYPE_CHECKING:
     from ...pipeline.clip.encoder import ClipEncoder
 
 TextSource = Callable[[TrainBatch], Condition]
-"""Function that returns the text condition for a batch, on the CPU. Embeddings may have any float dtype and norm."""
+"""Function that returns the text embeddings of a batch, and the token states if the network uses them.
+
+The tensors are on the CPU and may have any float dtype. The text embeddings may have any norm.
+"""
 
 
 def text_columns(config: PriorConfig, settings: TrainSettings) -> Columns:
-    """Return the dataset columns that are needed by the text source for these settings."""
+    """Return the dataset columns that `text_source` needs with these settings."""
     if settings.text_condition == "online":
         return Columns(text_embed=False, max_text_len=0, captions=True)
     return Columns(text_embed=True, max_text_len=_states_used(config), captions=False)
 
 
 def text_source(config: PriorConfig, settings: TrainSettings) -> TextSource:
-    """Return the text source for training. Batches passed to it must contain the columns from `text_columns`.
+    """Return the function that provides the text condition for each batch.
+
+    Batches passed to this function must contain the columns from `text_columns`.
 
     Raises:
         InputError: captions must be encoded during training, but the CLIP model cannot be loaded, or differs from the
@@ -50,7 +58,12 @@ def stored_text(batch: TrainBatch) -> Condition:
 
 
 def read_rows(dataset: EmbeddingDataset, rows: np.ndarray, columns: Columns) -> TrainBatch:
-    """Read the rows with the given numbers, in the given order, as a batch."""
+    """Read the rows with the given row numbers, in the given order, as a training batch.
+
+    Args:
+        rows: row numbers in the dataset, `[B]`.
+        columns: columns to read in addition to the image embeddings.
+    """
     image, text, states, captions = dataset.embeds("img_emb", rows), None, None, None
     if columns.text_embed:
         stored = dataset.take(rows, columns.max_text_len)
@@ -61,7 +74,7 @@ def read_rows(dataset: EmbeddingDataset, rows: np.ndarray, columns: Columns) -> 
 
 
 def with_text(batch: TrainBatch, encode_text: TextSource) -> EmbeddingBatch:
-    """Convert a training batch to an evaluation batch, with text embeddings and token states from `encode_text`."""
+    """Convert a training batch to the batch type used in evaluation, with the text condition from `encode_text`."""
     text = encode_text(batch)
     states = None if text.token_states is None else text.token_states.numpy()
     return EmbeddingBatch(batch.rows, batch.image_embed, text.text_embed.numpy(), states)

@@ -19,13 +19,13 @@ from ...pipeline.errors import SettingsError
 from .settings import TrainSettings
 
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
-"""Module that each tracker imports."""
+"""Python module that each tracker requires, by tracker name."""
 _DEFAULT_FOLDER = "trackers"
 """Name of the default folder for tracker files, inside the prior folder."""
 
 
 class Tracker(Protocol):
-    """Service that receives training metrics."""
+    """Writer that sends training metrics to a service such as TensorBoard or W&B."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log all metrics of one step. Within a process, `step` increases with each call."""
@@ -60,12 +60,12 @@ def check_trackers(settings: TrainSettings, prior: Store) -> Path | None:
 def open_trackers(
     settings: TrainSettings, prior: Store, name: str, described: dict[str, Any], step: int
 ) -> Sequence[Tracker]:
-    """Open the trackers in the settings.
+    """Open the trackers named in the settings; return an empty sequence if there are none.
 
     Args:
         prior: prior folder.
         name: unique name of the training run.
-        described: training settings for the tracker to display.
+        described: settings of the training run, which W&B displays.
         step: number of steps completed before this run.
     """
     folder = check_trackers(settings, prior)

@@ -1,4 +1,7 @@
-"""Validation during training: loss and scores of the averaged weights, on the same rows and noise in every run."""
+"""Validation during training: loss and other scores of the averaged weights.
+
+Every validation run uses the same rows and the same noise.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from .text import TextSource, read_rows, with_text
 class Validation:
     """Callable that scores the averaged weights on the validation rows. The rows are divided among the ranks.
 
-    The number of ranks affects results only through the order of float64 summation.
+    The scores do not depend on the number of ranks, apart from rounding errors in float64 sums.
     """
 
     def __init__(
@@ -69,12 +72,15 @@ class Validation:
         return {name: total / len(self._rows) for name, total in zip(names, sums, strict=True)}
 
     def _local_blocks(self) -> Iterator[np.ndarray]:
-        """Yield the row numbers of each block that this rank scores: every N-th block for N ranks."""
+        """Yield the row numbers of each block of validation rows that this rank scores.
+
+        With N ranks, each rank scores every N-th block. A block has `BLOCK_ROWS` rows; the last may have fewer.
+        """
         for first in range(self._ranks.rank * BLOCK_ROWS, len(self._rows), self._ranks.size * BLOCK_ROWS):
             yield self._rows[first : first + BLOCK_ROWS]
 
     def _scores(self, prior: Prior, rows: np.ndarray) -> np.ndarray:
-        """Return S scores for each of the B rows of one block: `[S, B]`."""
+        """Return S scores for each of the B rows in a block, as an array `[S, B]`."""
         ids = self._dataset.row_ids[rows]
         batch = with_text(read_rows(self._dataset, rows, self._columns), self._encode_text)
         losses = timestep_losses(prior, batch, ids, self._settings)
