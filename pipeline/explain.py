@@ -56,7 +56,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, PriorkitError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; what is committed is kept, the same command goes on from there"
+        return "interrupted; what is committed is kept, the same command resumes from there"
     if _is_remote(error):
         return f"remote storage: {one_line(error)}; check its address, the network and your credentials"
     if isinstance(error, OSError):

@@ -69,7 +69,7 @@ def _show(diagnosis: Diagnosis) -> None:
     rows += [(f"extra {need.name}", describe_fault(need) or "ready") for need in diagnosis.extras]
     print_table("what can run", ("stage", "state"), rows)
     for need in needs:
-        if need.mend:  # printed outside the table, so that the whole command can be copied
-            print_line(f"to fix {need.name}: {need.mend}")
+        if need.fix:  # printed outside the table, so that the whole command can be copied
+            print_line(f"to fix {need.name}: {need.fix}")
     for note in diagnosis.notes:
         print_line(f"note: {note}")

@@ -147,7 +147,7 @@ def require_success(result: StageResult, output: str, diagnosis: str = "") -> No
         named = ", ".join(f"{number:,} {outcome}" for outcome, number in outcomes) or "there were none"
         why = f"; {diagnosis}" if diagnosis else ""
         raise InputError(
-            f"{result.folder}: no row gave {output} ({named}){why}. Its files name each; mend the cause, "
+            f"{result.folder}: no row gave {output} ({named}){why}. Its files name each; fix the cause, "
             "then use --overwrite"
         )
 

@@ -31,7 +31,7 @@ class Need:
     """Packages that are not installed."""
     too_old: list[str]
     """Installed packages that are older than the version that priorkit requires."""
-    mend: str | None
+    fix: str | None
     """Command that installs the missing and outdated packages; None if no package is missing or outdated."""
 
 
@@ -63,7 +63,7 @@ class Diagnosis:
     @property
     def problems(self) -> list[str]:
         """Problems that prevent a stage from running, one line each."""
-        problems = [f"{need.name}: {describe_fault(need)}" for need in self.chain if need.mend]
+        problems = [f"{need.name}: {describe_fault(need)}" for need in self.chain if need.fix]
         return [*problems, *([self.ray["problem"]] if self.ray.get("problem") else [])]
 
 

@@ -104,7 +104,7 @@ class SuccessWatch:
             raise PriorkitError(
                 f"success has collapsed: {successes:,} of the last {self._count:,} rows gave an image, less than "
                 f"download.min_success_rate={self._min_rate:g}; {diagnosis(self._total)}. What is committed is kept, "
-                "the same command goes on from there; download.min_success_rate=0 goes on whatever comes"
+                "the same command resumes from there; download.min_success_rate=0 never stops"
             )
 
 

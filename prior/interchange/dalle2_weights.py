@@ -64,7 +64,7 @@ def import_prior(weights: Mapping[str, torch.Tensor], config: PriorConfig, sourc
             raise InputError(f"{source}: {' and '.join(theirs)} holds numbers that are not finite")
     if missing or unused:
         problems = [f"lacks {_some(missing)}"] if missing else []
-        problems += [f"holds besides {_some(sorted(unused))}"] if unused else []
+        problems += [f"also holds {_some(sorted(unused))}"] if unused else []
         raise InputError(
             f"{source}: does not fit its settings and function version {network.function}: it {' and '.join(problems)}"
         )

@@ -75,7 +75,7 @@ def load_folder(path: str) -> Prior:
         if steps := _state_steps(store):
             raise InputError(
                 f"{path}: its training has not ended, {steps[-1]:,} steps are done; the same `priorkit train` command "
-                "goes on from there, and publishes the prior after the last step"
+                "resumes from there, and publishes the prior after the last step"
             ) from None
         raise InputError(
             f"{path}: no prior is there ({CONFIG_NAME} and {WEIGHTS_NAME} are needed); run `priorkit train`"

@@ -93,7 +93,7 @@ def train(
             outcome = _run(job, dataset, compute, progress, should_stop)
             if outcome.stopped:
                 raise Interrupted(
-                    f"stopped after step {outcome.step:,} of {steps:,}; the same command goes on from there"
+                    f"stopped after step {outcome.step:,} of {steps:,}; the same command resumes from there"
                 )
             if outcome.record is not None:
                 folder.add(outcome.record)

@@ -296,7 +296,7 @@ def light(python: str, version: str, installer: str, wheel: Path, data: Path) ->
             require(message in told and "pip install" in told, f"{' '.join(arguments)}: {told}")
             print(told.strip())
         found = json.loads(made.priorkit("doctor", "--json", code=1)[0])
-        ready = [need["name"] for need in found["chain"] if not need["mend"]]
+        ready = [need["name"] for need in found["chain"] if not need["fix"]]
         require("sample, of stored embeddings" in ready and "download" not in ready, f"doctor: {ready}")
         return {
             "bench": "light install", "python": version, "installer": installer, "install_seconds": install,

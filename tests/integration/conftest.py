@@ -47,6 +47,8 @@ download:
   image_size: 32
   allow_private_addresses: true
   decode_processes: 1
+  timeout_seconds: 600
+  decode_timeout_seconds: 600
 embed:
   clip:
     model: local-dir:{clip}
@@ -104,7 +106,7 @@ class Gate:
 
     def pass_through(self) -> None:
         if self.held_from is not None and len(self.requests) > self.held_from:
-            self._open.wait(60)
+            self._open.wait(240)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
@@ -239,7 +241,7 @@ def stop(process: subprocess.Popen[str], number: signal.Signals) -> str:
         process.kill()  # one that did not end must not outlive the test
     assert process.returncode == 130, error
     assert "Traceback" not in error
-    assert "the same command goes on from there" in error
+    assert "the same command resumes from there" in error
     return error
 
 

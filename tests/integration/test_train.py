@@ -207,7 +207,7 @@ def test_a_log_that_ran_ahead_of_its_checkpoint_is_cut(
 
 
 def test_a_stop_says_how_to_go_on(synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted, match="stopped after step 0 of 30; the same command goes on from there"):
+    with pytest.raises(Interrupted, match="stopped after step 0 of 30; the same command resumes from there"):
         train(str(synthetic_embeddings), str(tmp_path), small_train, should_stop=lambda: True)
 
 

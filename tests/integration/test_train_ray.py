@@ -179,7 +179,7 @@ def test_what_a_worker_raises_is_raised_as_itself(tmp_path: Path) -> None:
 def test_a_stop_ends_all_workers_with_a_checkpoint(embeddings: Path, expected: Path, tmp_path: Path) -> None:
     reached: list[int] = []
     with cluster(2):
-        with pytest.raises(Interrupted, match=r"stopped after step \d+ of 100; the same command goes on from there"):
+        with pytest.raises(Interrupted, match=r"stopped after step \d+ of 100; the same command resumes from there"):
             train(
                 str(embeddings), str(tmp_path), HEAVY, compute=TWO_WORKERS,
                 progress=lambda done, total, note: reached.append(done), should_stop=lambda: reached[-1:] > [20],

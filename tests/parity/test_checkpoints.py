@@ -99,7 +99,7 @@ def test_an_export_contains_everything_the_trainer_saves(name: str, tmp_path: Pa
 
 def test_releases_differ_on_the_same_weights() -> None:
     checkpoint = BY_NAME["laion"]
-    with pytest.raises(InputError, match=r"lacks .*null_image_embed.*holds besides net\.null_text_embed"):
+    with pytest.raises(InputError, match=r"lacks .*null_image_embed.*also holds net\.null_text_embed"):
         load(checkpoint, function_version="1.15.6")
     older = load(checkpoint, function_version="1.4.3")  # of the same weights, with cosine attention
     assert relative_error(output(older, checkpoint), checkpoint.expected("ema")) > 0.01
@@ -141,7 +141,7 @@ def test_either_copy_of_the_averaged_weights_is_read(key: str, tmp_path: Path) -
     [
         ({"net": {"dim": 16}}, r"net\.learned_query has shape \[8\], its settings make \[16\]"),
         ({"net": {"depth": 3}}, r"lacks net\.causal_transformer\.layers\.2\.0\.null_kv"),
-        ({"net": {"depth": 1}}, r"holds besides net\.causal_transformer\.layers\.1\.0\."),
+        ({"net": {"depth": 1}}, r"also holds net\.causal_transformer\.layers\.1\.0\."),
         ({"net": {"heads": 4}}, r"relative_attention_bias.weight has shape \[32, 2\], its settings make \[32, 4\]"),
         ({"net": {"dim_head": 8}}, r"null_kv has shape \[2, 4\], its settings make \[2, 8\]"),
         ({"net": {"ff_mult": 4}}, r"layers\.0\.1\.1\.weight has shape \[32, 8\], its settings make \[64, 8\]"),
@@ -151,10 +151,10 @@ def test_either_copy_of_the_averaged_weights_is_read(key: str, tmp_path: Path) -
         ({"net": {"num_timesteps": 1000}}, r"to_time_embeds\.0\.weight has shape \[20, 8\], its settings make \[1000"),
         ({"net": {"num_text_embeds": 2}}, r"null_text_embeds has shape \[1, 1, 8\], its settings make \[1, 2, 8\]"),
         ({"net": {"num_image_embeds": 2}}, r"lacks net\.to_image_embeds\.0\.weight, net\.to_image_embeds\.0\.bias"),
-        ({"net": {"normformer": False}}, r"holds besides net\.causal_transformer\.layers\.0\.1\.3\.g"),
+        ({"net": {"normformer": False}}, r"also holds net\.causal_transformer\.layers\.0\.1\.3\.g"),
         ({"net": {"norm_in": True}}, r"lacks net\.causal_transformer\.init_norm\.g"),
-        ({"net": {"norm_out": False}}, r"holds besides net\.causal_transformer\.norm\.g"),
-        ({"net": {"final_proj": False}}, r"holds besides net\.causal_transformer\.project_out\.weight"),
+        ({"net": {"norm_out": False}}, r"also holds net\.causal_transformer\.norm\.g"),
+        ({"net": {"final_proj": False}}, r"also holds net\.causal_transformer\.project_out\.weight"),
         ({"net": {"rotary_emb": False}}, r"has rotary embedding, unlike net\.rotary_emb"),
         ({"beta_schedule": "linear", "timesteps": 20}, "linear needs more than 20"),
         ({"beta_schedule": "jsd"}, r"noise schedule has 20 timesteps and is not the jsd one of 20 .*beta_schedule"),

@@ -133,4 +133,4 @@ def test_a_signal_ends_a_command_with_a_message(number: signal.Signals, tmp_path
     stderr = process.communicate(timeout=60)[1]
     os.close(writer)
     assert process.returncode == 130
-    assert stderr == "error: interrupted; what is committed is kept, the same command goes on from there\n"
+    assert stderr == "error: interrupted; what is committed is kept, the same command resumes from there\n"

@@ -96,7 +96,7 @@ def test_json_is_ascii_and_parses(capsys: pytest.CaptureFixture[str]) -> None:
         (InputError("no"), 1, "error: no\n"),
         (FolderError("no"), 1, "error: no\n"),
         (Interrupted("stopped after step 3"), 130, "error: stopped after step 3\n"),
-        (KeyboardInterrupt(), 130, "the same command goes on from there"),
+        (KeyboardInterrupt(), 130, "the same command resumes from there"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "no space left on the disk (/x/y); free some"),
         (OSError(errno.EDQUOT, "Quota"), 1, "no space left on the disk ([Errno 122] Quota); free some"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 1, "not allowed to write or read: /x/y; change"),

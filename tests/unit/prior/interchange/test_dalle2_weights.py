@@ -101,7 +101,7 @@ def test_missing_and_unknown_weights_are_named(state: dict[str, torch.Tensor]) -
     with pytest.raises(InputError, match=r"a\.pth: does not fit .* 1\.15\.6: it lacks net\.learned_query$"):
         imported(state)
     state["net.more"] = torch.ones(1)
-    with pytest.raises(InputError, match=r"it lacks net\.learned_query and holds besides net\.more$"):
+    with pytest.raises(InputError, match=r"it lacks net\.learned_query and also holds net\.more$"):
         imported(state)
     state |= {f"net.more.{number}": torch.ones(1) for number in range(9)}
     with pytest.raises(InputError, match=r"net\.more\.3 and 5 more$"):
@@ -171,7 +171,7 @@ def test_other_rotary_frequencies_are_named(
 
 def test_a_rotary_embedding_with_scales_is_not_ours(state: dict[str, torch.Tensor]) -> None:
     state["net.causal_transformer.layers.0.0.rotary_emb.scale"] = torch.ones(8)
-    with pytest.raises(InputError, match=r"holds besides .*rotary_emb\.scale"):
+    with pytest.raises(InputError, match=r"also holds .*rotary_emb\.scale"):
         imported(state)
 
 

@@ -204,7 +204,7 @@ def test_a_version_of_an_unknown_kind_is_named(write: Callable[..., str], settin
         ({"ema_model": {1: torch.ones(3)}}, "ema", "holds no ema weights"),
         ({"ema_model": {"net.a": 3}}, "ema", "holds no ema weights"),
         ({"ema_model": None, "ema": [1]}, "ema", "holds no ema weights"),
-        ({"ema_model": {"other": torch.ones(3)}}, "ema", r"lacks net\.learned_query.* and holds besides other"),
+        ({"ema_model": {"other": torch.ones(3)}}, "ema", r"lacks net\.learned_query.* and also holds other"),
         ({7: 1, "ema_model": None}, "ema", "holds no ema weights .* but 7, ema"),
         ({}, "average", "weights='average': known are ema and online"),
     ],

@@ -52,7 +52,7 @@ def test_progress_ends_at_the_last_step(embeddings: Path, settings: TrainSetting
 
 def test_a_request_to_stop_interrupts(embeddings: Path, settings: TrainSettings, tmp_path: Path) -> None:
     calls = iter([False, False, True])
-    with pytest.raises(Interrupted, match="stopped after step 2 of 6; the same command goes on from there"):
+    with pytest.raises(Interrupted, match="stopped after step 2 of 6; the same command resumes from there"):
         train(str(embeddings), str(tmp_path / "prior"), settings, READ, should_stop=lambda: next(calls))
     assert train(str(embeddings), str(tmp_path / "prior"), settings, READ).done_now == 4
 
