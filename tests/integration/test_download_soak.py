@@ -57,9 +57,10 @@ def mix(places: Places) -> list[tuple[str | None, tuple[str, ...]]]:
 
 
 class Watch:
-    """Resident memory and open files of this process and its children, twice a second."""
+    """Resident memory and open files of this process and the children that it starts from now on, twice a second."""
 
     def __init__(self) -> None:
+        self._others = children()
         self.memory: list[float] = []
         self.files: list[int] = []
         self._done = threading.Event()
@@ -76,9 +77,8 @@ class Watch:
     def _watch(self) -> None:
         while not self._done.wait(0.5):
             with contextlib.suppress(OSError):  # a child that has just ended
-                pages = sum(
-                    int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (os.getpid(), *children())
-                )
+                pids = {os.getpid(), *children()} - self._others
+                pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
                 self.memory.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
             self.files.append(len(os.listdir("/proc/self/fd")))
 
@@ -88,11 +88,10 @@ def resident(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def children() -> list[int]:
-    """Processes that any thread of this one started, but for the server."""
+def children() -> set[int]:
+    """Processes that any thread of this one started."""
     tasks = Path("/proc/self/task").glob("*/children")
-    pids = [int(pid) for task in tasks for pid in task.read_text().split()]
-    return [pid for pid in pids if b"hostile_server" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return {int(pid) for task in tasks for pid in task.read_text().split()}
 
 
 def test_a_hundred_thousand_hostile_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
