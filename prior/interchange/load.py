@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from ...pipeline.clip.settings import ClipSettings
+from ...pipeline.clip.source import clip_location
 from ...pipeline.contract.manifest import MANIFEST_NAME, read_manifest
 from ...pipeline.contract.storage import Store, check_name, open_location
 from ...pipeline.errors import FolderError, InputError, SettingsError
@@ -121,7 +122,7 @@ def find_clip(model: str | None, pretrained: str | None) -> dict[str, Any] | Non
         if pretrained is not None:
             raise SettingsError("--clip-pretrained: give --clip, the model that these weights belong to")
         return None
-    from ...pipeline.clip.encoder import check_clip, clip_location
+    from ...pipeline.clip.encoder import check_clip
 
     settings = parse_settings(ClipSettings, {"model": model, "pretrained": pretrained}, "--clip")
     check_clip(settings)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ...pipeline.clip.settings import ClipSettings
+from ...pipeline.clip.source import clip_location
 from ...pipeline.compute.device import resolve
 from ...pipeline.compute.settings import ComputeSettings
 from ...pipeline.contract.file_marks import FileMark, to_json
@@ -182,8 +183,6 @@ def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: Clip
 
 def _clip_settings(dataset: EmbeddingDataset, clip: ClipSettings | None) -> dict[str, Any]:
     """Return the settings needed to load the CLIP model that produced the embeddings."""
-    from ...pipeline.clip.encoder import check_clip, clip_location
-
     if dataset.clip_if_known:
         return dataset.clip_settings
     if clip is None:
@@ -191,6 +190,8 @@ def _clip_settings(dataset: EmbeddingDataset, clip: ClipSettings | None) -> dict
             f"{dataset.store.url} does not name its CLIP: it has no manifest. To train on it, say in the recipe which "
             "CLIP made it (embed.clip), or make the embeddings with `priorkit embed`"
         )
+    from ...pipeline.clip.encoder import check_clip  # takes seconds to import
+
     check_clip(clip)
     return clip_location(clip)
 

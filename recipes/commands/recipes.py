@@ -62,11 +62,12 @@ def validate(recipe: RecipeArgument, settings: SetOption = None, as_json: JsonOp
     with reported_errors():
         import yaml
 
-        from ...pipeline.clip.encoder import check_clip
         from ...pipeline.display.streams import StandardError
         from ..recipe import load_recipe
 
         loaded = load_recipe(recipe, settings or [])
+        from ...pipeline.clip.encoder import check_clip  # takes seconds to import, and wrong settings fail without it
+
         check_clip(loaded.embed.clip)
         chosen = loaded.model_dump(mode="json")
         if as_json:

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -19,9 +20,54 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 START_SECONDS = 60
 """Seconds to wait until the server listens."""
+
+
+class Command:
+    """A command that runs, with the part of `subprocess.Popen`'s interface that the tests use."""
+
+    def __init__(self, connection: socket.socket, output: IO[bytes], errors: IO[bytes]) -> None:
+        self._connection, self._files = connection, (output, errors)
+        self._answers = connection.makefile("r")
+        self.pid = int(self._answers.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None if the command has not ended."""
+        if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
+            self._wait(1)
+        return self.returncode
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Wait for the end, close all files, and return standard output and standard error.
+
+        Raises:
+            TimeoutError: the command did not end in time.
+        """
+        self._wait(timeout)
+        texts = []
+        for file in self._files:
+            file.seek(0)
+            texts.append(file.read().decode())
+            file.close()
+        self._answers.close()
+        self._connection.close()
+        return texts[0], texts[1]
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _wait(self, timeout: float) -> None:
+        if self.returncode is None:
+            self._connection.settimeout(timeout)
+            self.returncode = int(self._answers.readline())
 
 
 class CommandServer:
@@ -30,33 +76,27 @@ class CommandServer:
     def __init__(self, address: Path) -> None:
         self._address = str(address)
 
-    def run(
-        self, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str], timeout: float = 180
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end, as `subprocess.run` does. Its standard input is empty.
-
-        Raises:
-            TimeoutError: the command did not end in time. It has been killed.
-        """
+    def start(self, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> Command:
+        """Start a command whose standard input is empty. `Command.communicate` closes what is opened here."""
         request = json.dumps([list(arguments), str(cwd), dict(environment)]).encode()
-        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(timeout)
-                connection.connect(self._address)
-                socket.send_fds(connection, [len(request).to_bytes(8, "big")], [output.fileno(), errors.fileno()])
-                connection.sendall(request)
-                answers = connection.makefile("r")
-                process = int(answers.readline())
-                try:
-                    code = int(answers.readline())
-                except TimeoutError:
-                    os.kill(process, signal.SIGKILL)
-                    raise
-            texts = []
-            for file in (output, errors):
-                file.seek(0)
-                texts.append(file.read().decode())
-        return subprocess.CompletedProcess(["priorkit", *arguments], code, *texts)
+        output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self._address)
+        socket.send_fds(connection, [len(request).to_bytes(8, "big")], [output.fileno(), errors.fileno()])
+        connection.sendall(request)
+        return Command(connection, output, errors)
+
+    def run(
+        self, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        command = self.start(arguments, cwd, environment)
+        try:
+            output, errors = command.communicate(timeout=240)
+        finally:
+            command.kill()  # one that did not end must not outlive the test
+        assert command.returncode is not None
+        return subprocess.CompletedProcess(["priorkit", *arguments], command.returncode, output, errors)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from priorkit.pipeline.contract.storage import Store
 
 from ..conftest import QuietHandler, serving
 from .browser import Browser
-from .command_server import CommandServer, serving_commands
+from .command_server import Command, CommandServer, serving_commands
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
 STAGE_FOLDERS = {"download": "images", "embed": "embeddings", "train": "prior", "evaluate": "evaluation"}
@@ -208,12 +208,8 @@ class Workspace:
         assert self.snapshot() == before
         return errors
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start the installed command here, in an interpreter of its own."""
-        return subprocess.Popen(
-            [PRIORKIT, *arguments],
-            cwd=self.path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+    def start(self, *arguments: str) -> Command:
+        return self.commands.start(arguments, self.path, environment())
 
     def snapshot(self) -> dict[str, bytes | None]:
         """Every file and folder below this directory, empty lock files left out."""
@@ -232,7 +228,7 @@ class Workspace:
         return path.name, path.read_bytes()
 
 
-def stop(process: subprocess.Popen[str], number: signal.Signals) -> str:
+def stop(process: subprocess.Popen[str] | Command, number: signal.Signals) -> str:
     """Send a signal that a command must end on at once, resumable; returns what it said."""
     process.send_signal(number)
     try:
@@ -274,11 +270,12 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(make_workspace: Callable[[], Workspace]) -> Finished:
-    """One run by the installed command."""
+    """One run by the installed command, in an interpreter of its own."""
     workspace = make_workspace()
-    output, errors = workspace.start("run", "recipe.yaml", "--json").communicate(timeout=180)
-    assert output, errors
-    stages = json.loads(output)["stages"]
+    command = [PRIORKIT, "run", "recipe.yaml", "--json"]
+    done = subprocess.run(command, cwd=workspace.path, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    stages = json.loads(done.stdout)["stages"]
     assert [stage["done_now"] for stage in stages][:3] == [12, 12, 60]
     return Finished(workspace, {stage["stage"]: stage["seconds"] for stage in stages})
 
