@@ -9,6 +9,7 @@ import http.server
 import io
 import json
 import os
+import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -131,9 +132,9 @@ def serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Itera
         thread.join()
 
 
-@pytest.fixture
-def image_server(tmp_path: Path) -> Iterator[ImageServer]:
-    folder = tmp_path / "served"
+@contextlib.contextmanager
+def serving_folder(folder: Path) -> Iterator[ImageServer]:
+    """An image server over a new folder."""
     folder.mkdir()
     requests: list[str] = []
 
@@ -144,6 +145,12 @@ def image_server(tmp_path: Path) -> Iterator[ImageServer]:
 
     with serving(functools.partial(Handler, directory=str(folder))) as url:
         yield ImageServer(url, folder, requests)
+
+
+@pytest.fixture
+def image_server(tmp_path: Path) -> Iterator[ImageServer]:
+    with serving_folder(tmp_path / "served") as server:
+        yield server
 
 
 def picture(index: int, encoding: str = "JPEG", size: int | None = None) -> bytes:
@@ -166,8 +173,7 @@ class UrlList:
     captions: list[str]
 
 
-@pytest.fixture
-def url_list(image_server: ImageServer, tmp_path: Path) -> UrlList:
+def write_list(image_server: ImageServer, folder: Path) -> UrlList:
     """60 good images in three formats, and three rows that fail: not found, not an image, refused."""
     urls, captions = [], []
     for index in range(60):
@@ -180,15 +186,23 @@ def url_list(image_server: ImageServer, tmp_path: Path) -> UrlList:
     for position, url in zip((5, 25, 50), failing, strict=True):
         urls.insert(position, url)
         captions.insert(position, "never seen")
-    path = tmp_path / "urls.parquet"
+    path = folder / "urls.parquet"
     pq.write_table(pa.table({"url": urls, "caption": captions, "licence": ["cc0"] * len(urls)}), path)
     return UrlList(path, urls, captions)
 
 
 @pytest.fixture
+def url_list(image_server: ImageServer, tmp_path: Path) -> UrlList:
+    """The list that `write_list` writes, on a server of the test's own."""
+    return write_list(image_server, tmp_path)
+
+
+@pytest.fixture
 def download_settings() -> DownloadSettings:
-    """Small shards from this machine."""
-    return DownloadSettings(rows_per_shard=20, image_size=32, allow_private_addresses=True)
+    """Small shards from this machine, decoded by one process."""
+    return DownloadSettings(
+        rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1
+    )
 
 
 @pytest.fixture
@@ -199,19 +213,66 @@ def embed_settings(tiny_clip: Path) -> EmbedSettings:
     )
 
 
+@dataclasses.dataclass
+class SharedFolders:
+    """Folders that the stages made once for each of the settings that tests use; tests get copies."""
+
+    path: Path
+    made: dict[str, Path] = dataclasses.field(default_factory=dict)
+
+    def images(self, settings: DownloadSettings) -> Path:
+        def make(folder: Path) -> None:
+            with serving_folder(folder.with_suffix(".served")) as server:
+                download(str(write_list(server, self.path).path), str(folder), settings)
+
+        return self._make("images", settings.model_dump_json(), make)
+
+    def embeddings(self, images: DownloadSettings, settings: EmbedSettings) -> Path:
+        def make(folder: Path) -> None:
+            embed(str(self.images(images)), str(folder), settings)
+
+        return self._make("embeddings", images.model_dump_json() + settings.model_dump_json(), make)
+
+    def _make(self, kind: str, settings: str, make: Callable[[Path], None]) -> Path:
+        if (key := f"{kind} {settings}") not in self.made:
+            folder = self.path / f"{kind}{len(self.made)}"
+            make(folder)
+            self.made[key] = folder
+        return self.made[key]
+
+
+@pytest.fixture(scope="session")
+def shared_folders(tmp_path_factory: pytest.TempPathFactory) -> SharedFolders:
+    return SharedFolders(tmp_path_factory.mktemp("shared"))
+
+
 @pytest.fixture
-def images_folder(url_list: UrlList, download_settings: DownloadSettings, tmp_path: Path) -> Path:
-    """What `download` makes of `url_list`: 4 shards, 63 rows, 60 images."""
+def images_folder(
+    request: pytest.FixtureRequest, shared_folders: SharedFolders, download_settings: DownloadSettings, tmp_path: Path
+) -> Path:
+    """What `download` makes of `url_list`: 4 shards, 63 rows, 60 images.
+
+    A copy of a shared folder, unless the test asks for the list or its server, which the folder must then be made from.
+    """
     folder = tmp_path / "images"
-    download(str(url_list.path), str(folder), download_settings)
+    if {"url_list", "image_server"} & set(request.fixturenames):
+        download(str(request.getfixturevalue("url_list").path), str(folder), download_settings)
+    else:
+        shutil.copytree(shared_folders.images(download_settings), folder)
     return folder
 
 
 @pytest.fixture
-def embeddings_folder(images_folder: Path, embed_settings: EmbedSettings, tmp_path: Path) -> Path:
-    """What `embed` makes of `images_folder`: 4 shards, 60 rows."""
+def embeddings_folder(
+    request: pytest.FixtureRequest, shared_folders: SharedFolders, images_folder: Path,
+    download_settings: DownloadSettings, embed_settings: EmbedSettings, tmp_path: Path,
+) -> Path:  # fmt: skip
+    """What `embed` makes of `images_folder`: 4 shards, 60 rows. A copy of a shared folder, as `images_folder` is."""
     folder = tmp_path / "embeddings"
-    embed(str(images_folder), str(folder), embed_settings)
+    if {"url_list", "image_server"} & set(request.fixturenames):
+        embed(str(images_folder), str(folder), embed_settings)
+    else:
+        shutil.copytree(shared_folders.embeddings(download_settings, embed_settings), folder)
     return folder
 
 

@@ -35,12 +35,6 @@ from priorkit.pipeline.urls.url_list import UrlList
 FolderBytes = Callable[[Path], dict[str, bytes]]
 
 
-@pytest.fixture
-def download_settings() -> DownloadSettings:
-    """Few connections at once, since the test server's queue of them is short and a dropped one waits for a second."""
-    return DownloadSettings(rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4)
-
-
 def write_list(path: Path, urls: list[str | None], captions: list[str | None]) -> str:
     table = pa.table({"url": pa.array(urls, pa.string()), "caption": pa.array(captions, pa.string())})
     pq.write_table(table, path)

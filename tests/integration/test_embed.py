@@ -22,7 +22,6 @@ import torch
 from PIL import Image
 
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed, plan_embed
 from priorkit.pipeline.errors import FolderError, InputError
@@ -31,14 +30,6 @@ from priorkit.pipeline.read.dataset import read_embeddings
 FolderBytes = Callable[[Path], dict[str, bytes]]
 END_OF_TEXT = 49407
 CAPTIONS = ["a cat", "", "一只猫 🐈", "word " * 40, "a red square with a rather long description, and more"]
-
-
-@pytest.fixture
-def download_settings() -> DownloadSettings:
-    """Few connections at once, since the test server's queue of them is short and a dropped one waits for a second."""
-    return DownloadSettings(
-        rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1
-    )
 
 
 def picture(index: int, kind: str = "PNG", mode: str = "RGB") -> bytes:

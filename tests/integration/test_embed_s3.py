@@ -16,7 +16,6 @@ import pytest
 
 from priorkit.pipeline.contract.lock import LEASE_NAME
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.embed import worker as embed_worker
 from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
@@ -29,14 +28,6 @@ from .command_server import CommandServer
 from .conftest import environment, upload
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
-
-
-@pytest.fixture
-def download_settings() -> DownloadSettings:
-    """Few connections at once, since the test server's queue of them is short and a dropped one waits for a second."""
-    return DownloadSettings(
-        rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1
-    )
 
 
 def stored(url: str) -> dict[str, bytes]:

@@ -31,14 +31,6 @@ def _cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture
-def download_settings() -> DownloadSettings:
-    """Few connections at once, since the test server's queue of them is short and a dropped one waits for a second."""
-    return DownloadSettings(
-        rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1
-    )
-
-
 def test_download_and_embed_give_the_bytes_of_one_process(
     images_folder: Path, embeddings_folder: Path, url_list: Any, download_settings: DownloadSettings,
     embed_settings: EmbedSettings, tmp_path: Path, folder_bytes: FolderBytes,

@@ -14,14 +14,7 @@ import torch
 from embedding_reader import EmbeddingReader
 from PIL import Image
 
-from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.read.dataset import read_embeddings
-
-
-@pytest.fixture
-def download_settings() -> DownloadSettings:
-    """Few connections at once, since the test server's queue of them is short and a dropped one waits for a second."""
-    return DownloadSettings(rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4)
 
 
 @functools.lru_cache

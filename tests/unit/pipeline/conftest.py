@@ -15,7 +15,6 @@ import pytest
 from priorkit.pipeline.contract.commit import ShardCommit, open_stage
 from priorkit.pipeline.contract.manifest import Manifest
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.download.settings import DownloadSettings
 
 DIM, WIDTH = 8, 4
 ABOUT = {"clip": {"embed_dim": DIM, "token_width": WIDTH}, "clip_settings": {"model": "none"}}
@@ -89,14 +88,6 @@ def replace_array() -> Callable[[Path, str, np.ndarray], None]:
         store.write_json("manifest.json", manifest)
 
     return replace
-
-
-@pytest.fixture
-def download_settings() -> DownloadSettings:
-    """Return settings with few connections: the test server's queue is short, and a dropped one waits a second."""
-    return DownloadSettings(
-        rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1
-    )
 
 
 @pytest.fixture
