@@ -34,13 +34,13 @@ _MAX_NODES = 100_000
 
 
 class YamlMapping(dict[str, Any]):
-    """Mapping that was read from YAML. The value of a section is None if all keys of the section are commented out."""
+    """Mapping read from YAML. A section is None, not an empty mapping, if all its keys are commented out."""
 
 
 @dataclass(frozen=True)
 class PlainScalar:
-    """YAML scalar without quotes. Since a scalar such as `no` may be meant as a boolean or as text, both its text and
-    its parsed value are kept."""
+    """Unquoted YAML scalar. It keeps both the text and the parsed value, because a scalar such as `no` may be meant as
+    text or as a boolean."""
 
     text: str
     value: bool | int | float | str

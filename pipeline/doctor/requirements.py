@@ -43,7 +43,7 @@ CHAIN = {
     "sample, of captions": (*_PRIOR, *_CLIP),
     "--workers": ("ray",),
 }
-"""Packages that `pip install priorkit` installs, by the stage or option that needs them."""
+"""Packages that `pip install priorkit` installs, keyed by the stage or option that needs them."""
 
 EXTRAS = {
     "report": ("matplotlib",),
@@ -54,7 +54,7 @@ EXTRAS = {
     "gcs": ("gcsfs",),
     "clip-retrieval": ("clip-retrieval",),
 }
-"""Additional packages that `pip install "priorkit[EXTRA]"` installs, by extra."""
+"""Additional packages that `pip install "priorkit[EXTRA]"` installs, keyed by the name of the extra."""
 
 
 def requirements() -> dict[str, str]:
@@ -79,7 +79,7 @@ def installed_version(package: str) -> str | None:
 
 
 def is_older(version: str, requirement: str) -> bool:
-    """Return True if an installed version is below the minimum version that a requirement allows.
+    """Return True if an installed version is older than the minimum version in a requirement.
 
     Return False if the version cannot be parsed, or if the requirement has no lower bound (`>=`). A pre-release counts
     as the final release of the same version.

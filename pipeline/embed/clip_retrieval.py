@@ -1,4 +1,4 @@
-"""Embedding engine that uses code of clip-retrieval: its reader loads batches, and its mapper runs the CLIP model.
+"""Embedding engine based on the clip-retrieval package: the package's reader loads batches, and its mapper runs CLIP.
 
 priorkit itself writes the embedding shards and the manifest.
 """
@@ -34,7 +34,7 @@ _INSTALL = "pip install 'priorkit[clip-retrieval]', Python below 3.13, in an env
 
 @dataclass(frozen=True)
 class _Pending:
-    """Sample that clip-retrieval should embed, but whose embeddings it has not returned yet."""
+    """Sample whose embeddings clip-retrieval has not returned yet."""
 
     place: Place
     caption: str
@@ -190,7 +190,7 @@ def check_settings(settings: EmbedSettings) -> None:
 
 
 def _first_rows(batch: dict[str, Any], pending: Mapping[str, Any]) -> dict[str, int]:
-    """Return the position in the batch of each pending sample that the batch contains, keyed by sample key.
+    """Return the positions of pending samples in a batch, keyed by sample key. Samples not in the batch are left out.
 
     If several rows of the batch have the same key, the first row is used.
     """

@@ -44,7 +44,7 @@ class TableShard:
         return f"{self.path}, rows {self.first:,} to {self.first + self.samples - 1:,}"
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return the path of the Parquet file relative to the input folder, for any limit; see `InputShard`."""
+        """Return the path of the Parquet file relative to the input folder. `limit` has no effect; see `InputShard`."""
         return (f"{self.stem}.parquet",)
 
     def read(self, store: Store) -> Iterator[Sample]:
