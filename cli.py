@@ -1,4 +1,4 @@
-"""The `priorkit` command with the subcommands of all packages. This module imports no heavy dependencies."""
+"""The `priorkit` command with all of its subcommands. This module imports no heavy dependencies."""
 
 from __future__ import annotations
 

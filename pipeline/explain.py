@@ -51,7 +51,7 @@ def explain(error: BaseException) -> str | None:
     """Return the message to show to the user for an exception, or None if the exception is a bug in priorkit.
 
     Callers should catch the exceptions that file-parsing libraries raise. If they do not, this function still returns
-    a message that says that a file cannot be read.
+    a message saying that a file cannot be read.
     """
     if isinstance(error, PriorkitError):
         return str(error)

@@ -14,11 +14,11 @@ sections have more keys, so more of them are similar by chance."""
 _SIBLING_BONUS = 0.1
 """Bonus added to the similarity of a key in the same section, to rank this key higher."""
 _PREFIX_BONUS = 0.02
-"""Bonus added to the similarity of a key in another section, once for each leading section name that its path and the
-path of the unknown key have in common."""
+"""Bonus added to the similarity of a key in another section, for each leading section that the paths of this key and of
+the unknown key share."""
 _TIE = 0.01
-"""Maximum difference between a key's score (similarity plus bonus) and the best score for the key to be suggested
-too."""
+"""Maximum distance from the best score. Keys within this distance are suggested together with the best key. A key's
+score is its similarity plus its bonus."""
 _MAX_NAMES = 3
 """Maximum number of names in a suggestion."""
 

@@ -28,7 +28,7 @@ _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?"
 _SPECIAL_FLOAT = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 _MAX_DEPTH = 50
-"""Maximum nesting depth. Recipes use four levels."""
+"""Maximum nesting depth of a YAML document. Recipes use four levels."""
 _MAX_NODES = 100_000
 """Maximum number of values after the expansion of aliases. Without a limit, nested aliases could exhaust memory."""
 
@@ -100,7 +100,7 @@ def _place(mark: Any) -> str:
 
 
 class _Builder:
-    """Converter of parsed YAML nodes to values. It enforces `_MAX_DEPTH` and `_MAX_NODES`."""
+    """Converter from parsed YAML nodes to Python values. It enforces the limits `_MAX_DEPTH` and `_MAX_NODES`."""
 
     def __init__(self) -> None:
         self._nodes = 0

@@ -26,7 +26,7 @@ class Need:
 
     name: str
     versions: dict[str, str]
-    """Installed versions, by package."""
+    """Version of each installed package, keyed by package name."""
     missing: list[str]
     """Packages that are not installed."""
     too_old: list[str]
@@ -104,7 +104,7 @@ def describe_fault(need: Need) -> str:
 
 
 def _need(name: str, packages: tuple[str, ...]) -> Need:
-    """Find out which of the packages that a stage or extra needs are installed, missing or outdated."""
+    """Return which of the packages that a stage or extra needs are installed, missing or outdated."""
     installed = {package: installed_version(package) for package in packages}
     versions = {package: version for package, version in installed.items() if version is not None}
     required = requirements()

@@ -29,7 +29,7 @@ from .engines import EmbedTask, Failure, Window
 from .settings import EmbedSettings
 
 _INSTALL = "pip install 'priorkit[clip-retrieval]', Python below 3.13, in an environment of its own"
-"""Installation instructions appended to the import error."""
+"""Installation instructions for the error message that is shown if clip-retrieval cannot be imported."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class ClipRetrievalEngine:
     def _batches(self, path: str) -> Iterator[dict[str, Any]]:
         """Yield the batches of samples that clip-retrieval's reader loads from a tar file.
 
-        The reader is called once for each image extension in the file, because it accepts only one extension per call.
+        The reader accepts only one image extension per call, so it is called once for each extension in the file.
         """
         for extension in _image_extensions(path):
             yield from self._reader(

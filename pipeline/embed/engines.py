@@ -147,7 +147,7 @@ class NativeEngine:
     def _read(self, task: EmbedTask) -> Iterator[Sample]:
         """Yield the samples of a task, each with its position in the shard.
 
-        The position identifies a sample, because several samples may have the same key.
+        Samples are identified by position, because several samples may have the same key.
         """
         for position, sample in enumerate(itertools.islice(task.shard.read(self._source), task.limit)):
             place = sample.place._replace(position=position)

@@ -101,7 +101,8 @@ def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]
         image: True to require at least one image file, False to require at least one caption file.
 
     Raises:
-        InputError: the folder lacks the required image or caption, or two images or two captions have the same name.
+        InputError: the folder lacks the required image or caption, or the paths of two images or of two captions differ
+            only in the extension.
     """
     described = {store.path(name): info for name, info in store.describe().items()}
     images: dict[str, str] = {}

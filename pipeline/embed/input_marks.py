@@ -100,9 +100,10 @@ class RecordedInputs:
             known.update(self._marks[name])
         now = identify(source, known, known, tell, lenient=True)
         self.touched: dict[str, dict[str, FileMark]] = {}
-        """Current marks of all source files of each shard that has a source file whose mark changed.
+        """Current file marks (size, modification time and hash) of the shards with at least one changed mark.
 
-        The outer key is the name of the embedding shard, and the inner key is the path of the source file.
+        A shard's entry contains the marks of all its source files. The outer key is the name of the embedding shard,
+        and the inner key is the path of the source file.
         """
         for name, recorded in self._marks.items():
             self._marks[name] = {each: now[each] for each in recorded}

@@ -148,8 +148,8 @@ def _kind_of(store: Store, url: str) -> _Kind:
     If the folder contains both image shards and Parquet tables, the tables count as the metadata of the image shards.
 
     Raises:
-        InputError: the folder is empty, the input is a file that is not a table, or the folder contains image files as
-            well as image shards or tables.
+        InputError: the folder is empty, the input is a single file that is not a Parquet table, or the folder contains
+            image files as well as image shards or tables.
     """
     if url.endswith(".parquet") and not store.fs.isdir(Store(url).root):
         return "parquet"

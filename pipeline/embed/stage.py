@@ -1,4 +1,6 @@
-"""Embed stage: plans, runs and resumes the embedding of images and captions, in clip-retrieval's file layout."""
+"""Embed stage: plans, runs and resumes the embedding of images and captions.
+
+The output has the file layout of clip-retrieval."""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ The numbers are typical of ViT-B/32 in float32 on 2 CPU cores or one GPU.
 _ASSUMED_DIM = 768
 """Embedding size assumed for the disk space estimate. It is the size of ViT-L/14, which few CLIP models exceed."""
 _ASSUMED_TOKENS = 16
-"""Number of token states per caption assumed for the disk space estimate, which is typical of a dozen words."""
+"""Number of token states per caption assumed for the disk space estimate, typical of a caption of a dozen words."""
 
 
 def embed(

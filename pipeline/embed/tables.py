@@ -168,7 +168,7 @@ def _has_image(store: Store, path: str, column: str) -> bool:
 
 
 def _any_image(store: Store, paths: Sequence[str], column: str) -> bool:
-    """Return True if any table has image bytes or is damaged."""
+    """Return True if any table has image bytes or is damaged. Damage is reported later, when the shard is read."""
     for path in dict.fromkeys(paths):
         try:
             if _has_image(store, path, column):

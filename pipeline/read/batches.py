@@ -22,7 +22,7 @@ from .window import BlockReader, Buffers, Columns, ShuffleWindow, TrainBatch
 __all__ = ["BatchStream", "Columns", "TrainBatch"]
 
 _READY_BATCHES = 2
-"""Number of finished batches that wait in a queue for the training loop."""
+"""Maximum number of finished batches that wait in the queue for the training loop."""
 _WINDOWS = 2
 """Number of shuffle windows (groups of rows that are shuffled together) in memory.
 

@@ -33,7 +33,7 @@ from .visits import Blocks, Visits, find_shared_groups
 __all__ = ["SPLITS", "EmbeddingBatch", "EmbeddingDataset", "Split", "read_embeddings"]
 
 _MARKS_NAME = f"{FOLDER}/files.json"
-"""Path of the cache of file marks (the size, modification time and hash of each file) in an embeddings folder.
+"""Path, in an embeddings folder, of the cached file marks (the size, modification time and hash of each file).
 
 The cache is used only for a folder without a manifest.
 """
@@ -92,7 +92,8 @@ class EmbeddingDataset:
         self.rounded = Counter[str]()
         """Number of embeddings that were normalised when read, because rounding had changed their norms.
 
-        The keys are `image` and `text`. An embedding that is read twice counts twice.
+        Image embeddings are counted under the key `image`, and text embeddings under `text`. An embedding that is
+        read twice counts twice.
         """
         self._known_files, self._hash_files, self._tell = known_files or {}, hash_files, tell
         self._folder = open_folder(self.store)
@@ -328,8 +329,8 @@ class EmbeddingDataset:
         """Group row numbers by shard.
 
         Yields:
-            Each shard that contains any of the rows, the positions of these rows in `rows`, and their indices in the
-            shard.
+            For each shard that contains any of the rows: the shard, the positions of these rows in `rows`, and their
+            indices in the shard.
         """
         shard_of_row = np.searchsorted(self.shard_starts, rows, side="right") - 1
         for index in np.unique(shard_of_row):

@@ -49,7 +49,7 @@ def open_recorded(store: Store, manifest: Manifest) -> FolderShards:
 
 
 def _recorded_width(store: Store, clip: Any, name: str) -> int:
-    """Return `embed_dim` or `token_width`, as given by `name`, from the manifest's description of the CLIP model.
+    """Return the property `name` (`embed_dim` or `token_width`) of the CLIP model, as recorded in the manifest.
 
     Raises:
         InputError: the width is missing or implausible.

@@ -28,7 +28,7 @@ def hash_key(*parts: int | str) -> np.uint64:
     """Return a 64-bit key for `mix` or for seeding a random stream.
 
     Args:
-        parts: purpose of the key, followed by numbers such as the seed and the epoch.
+        parts: a string that names the purpose of the key, followed by numbers such as the seed and the epoch.
     """
     digest = hashlib.sha256(" ".join(["priorkit", *map(str, parts)]).encode()).digest()
     key: np.uint64 = np.uint64(int.from_bytes(digest[:8], "big"))

@@ -18,7 +18,7 @@ from .shards import EmbeddingShard
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-"""Split names; a split plan stores indices into this tuple."""
+"""Names of the splits. A split plan stores the split of each row as an index into this tuple."""
 _TRAIN, _VALIDATION, _TEST = range(3)
 _SPLIT_SALT = b"priorkit split\0"
 """Prefix of the bytes that are hashed to assign a row to a split; the identifier of the row's image follows it.

@@ -275,7 +275,7 @@ class ShuffleWindow:
             future.result()
 
     def fill(self, batch: TrainBatch, places: np.ndarray, reader: BlockReader) -> None:
-        """Copy the rows of a batch that are in this window into the batch.
+        """Copy into a batch the rows that it needs from this window.
 
         Args:
             batch: batch to fill.
