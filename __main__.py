@@ -4,7 +4,7 @@ import signal
 
 
 def main() -> None:
-    """Run the command line. If Ctrl-C is pressed while modules are loading, exit without a traceback."""
+    """Run the command-line interface. If Ctrl-C is pressed while modules are loading, exit without a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from .cli import main as run
 

@@ -1,4 +1,4 @@
-"""The `priorkit` command with the subcommands of all packages. This module imports no heavy dependencies."""
+"""The `priorkit` command with all of its subcommands. This module imports no heavy dependencies."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ app.add_typer(recipes, name="recipes")
 
 
 def _print_version(wanted: bool) -> None:
-    """Print the version and exit if `--version` was given."""
+    """Callback of `--version`: print the version and exit if the option was given."""
     if wanted:
         from . import __version__
 
@@ -86,9 +86,9 @@ def main() -> None:
 
 
 def _report_output(error: OSError) -> None:
-    """Print an error message if standard output could not be written.
+    """Print an error message for a failed write to standard output.
 
-    Print nothing if the reader closed the pipe, as `head` does.
+    Print nothing if the write failed because the reader closed the pipe, as `head` does.
     """
     if not isinstance(error, BrokenPipeError):
         print(f"error: standard output cannot be written ({error.strerror})", file=streams.StandardError())

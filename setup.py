@@ -10,7 +10,10 @@ FOLDERS = ("pipeline", "prior", "recipes")
 
 
 class BuildModules(build_py):
-    """Build step that leaves `setup.py` out of the root package, although the package's folder contains it."""
+    """Build step that does not install `setup.py` as a module of `priorkit`.
+
+    Without this class, setuptools would install it, because it is in the folder of the root package.
+    """
 
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
         modules: list[tuple[str, str, str]] = super().find_package_modules(package, package_dir)

@@ -22,13 +22,13 @@ class FolderSettings(Settings):
     """Output folder of each stage, as a local path or an fsspec URL. Environment variables (`$NAME`) are expanded."""
 
     images: Location = "data/images"
-    """Webdataset shards that `download` writes."""
+    """Folder to which `download` writes webdataset shards."""
     embeddings: Location = "data/embeddings"
-    """Embedding shards that `embed` writes."""
+    """Folder to which `embed` writes embedding shards."""
     prior: Location = "data/prior"
-    """Trained prior that `train` writes."""
+    """Folder to which `train` writes the prior."""
     evaluation: Location = "data/evaluation"
-    """Metrics that `evaluate` writes."""
+    """Folder to which `evaluate` writes metrics."""
 
     @model_validator(mode="after")
     def _require_distinct_folders(self) -> Self:

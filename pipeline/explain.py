@@ -41,7 +41,7 @@ _SAME_MESSAGES = {
     errno.EDQUOT: errno.ENOSPC, errno.ENFILE: errno.EMFILE, errno.EOPNOTSUPP: errno.ENOSYS, errno.EPERM: errno.EACCES,
     errno.EROFS: errno.EACCES,
 }  # fmt: skip
-"""`errno` values that use the message of another value in `_OS_MESSAGES`, mapped to that value."""
+"""Mapping from `errno` values without their own message to the value in `_OS_MESSAGES` whose message they use."""
 
 _MAX_CHARACTERS = 300
 """Maximum number of characters in the part of a message that quotes an exception."""
@@ -50,8 +50,8 @@ _MAX_CHARACTERS = 300
 def explain(error: BaseException) -> str | None:
     """Return the message to show to the user for an exception, or None if the exception is a bug in priorkit.
 
-    Exceptions from libraries that parse files should be caught by the calling code. Those that are not caught still get
-    a message here.
+    Callers should catch the exceptions that file-parsing libraries raise. If they do not, this function still returns
+    a message saying that a file cannot be read.
     """
     if isinstance(error, PriorkitError):
         return str(error)
@@ -112,7 +112,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_remote(error: BaseException) -> bool:
-    """Return True if the exception or one of its causes is of a type that a package in `_REMOTE_LIBRARIES` defines.
+    """Return True if a package in `_REMOTE_LIBRARIES` defines the type of the exception or of one of its causes.
 
     For FileNotFoundError and PermissionError, the causes are not checked, because these errors have messages of their
     own.

@@ -9,16 +9,16 @@ _SIBLING_SCORE = 0.74
 """Minimum similarity for suggesting a key in the same section as the unknown key. For example, the similarity of
 `stepz` and `steps` is 0.8."""
 _DISTANT_SCORE = 0.85
-"""Minimum similarity for suggesting a key in another section. It is higher, because more keys are similar by chance in
-all other sections together."""
+"""Minimum similarity for suggesting a key in another section. It is higher than `_SIBLING_SCORE`, because the other
+sections have more keys, so more of them are similar by chance."""
 _SIBLING_BONUS = 0.1
 """Bonus added to the similarity of a key in the same section, to rank this key higher."""
 _PREFIX_BONUS = 0.02
-"""Bonus added to the similarity of a key in another section. It is added once for each outer section that the key and
-the unknown key have in common."""
+"""Bonus added to the similarity of a key in another section, for each leading section that the paths of this key and of
+the unknown key share."""
 _TIE = 0.01
-"""Maximum difference from the best score for a key to be suggested together with the best key. A key's score is its
-similarity plus its bonus."""
+"""Maximum distance from the best score. Keys within this distance are suggested together with the best key. A key's
+score is its similarity plus its bonus."""
 _MAX_NAMES = 3
 """Maximum number of names in a suggestion."""
 
@@ -53,7 +53,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "url_col": ("url_column",),
     "wd": ("weight_decay",),
 }
-"""Names that other tools use, mapped to the names of priorkit's settings."""
+"""Names of settings in other tools, mapped to the corresponding names in priorkit."""
 _EPOCHS = frozenset({"epoch", "epochs", "max_epochs", "n_epochs", "num_epochs"})
 _MAX_KEY_CHARACTERS = 100
 """Maximum length, in characters, of an unknown key for which similar keys are searched. The search time grows with the
@@ -107,7 +107,8 @@ def _plain(name: str) -> str:
 def _similarity(one: str, other: str) -> float:
     """Return the similarity of two names, from 0 to 1.
 
-    It is the ratio of matching characters, raised if each word of one name is similar to a word of the other name.
+    The similarity is the ratio of matching characters (`difflib.SequenceMatcher.ratio`). It is increased if each word
+    of one name is similar to a word of the other name.
     """
     ratio = difflib.SequenceMatcher(None, one, other).ratio()
     fewer, more = sorted((one.split("_"), other.split("_")), key=len)

@@ -102,7 +102,10 @@ def parse_settings(
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
-    """Yield the types that a type annotation allows, such as the members of a union. A Literal counts as one type."""
+    """Yield the types that a type annotation allows: each member of a union, or else the annotated type itself.
+
+    A Literal is yielded as a single type.
+    """
     if get_origin(annotation) is Annotated:
         yield from _kinds(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, types.UnionType):
@@ -117,9 +120,9 @@ def _settings_kind(kinds: Sequence[Any]) -> type[Settings] | None:
 
 
 def _typed(kinds: Sequence[Any], value: Any) -> Any:
-    """Return a value in which each unquoted YAML scalar is converted to the type of its field.
+    """Return a copy of a value in which each unquoted YAML scalar is converted to the type of its field.
 
-    Sections whose keys are all commented out are removed, so that they get their default values.
+    Sections whose keys are all commented out are removed, so that their settings get the default values.
 
     Args:
         kinds: types that are allowed for the value.
@@ -176,7 +179,7 @@ def _describe(
     known: Sequence[tuple[str, ...]],
     sections: Sequence[str] | None,
 ) -> tuple[str, str]:
-    """Return the name of the setting that a problem is about, and a description of the problem.
+    """Return the name of the setting that a validation error is about, and a description of the error.
 
     Args:
         cls: type of the settings.

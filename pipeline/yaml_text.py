@@ -28,19 +28,19 @@ _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?"
 _SPECIAL_FLOAT = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 _MAX_DEPTH = 50
-"""Maximum nesting depth. Recipes use four levels."""
+"""Maximum nesting depth of a YAML document. Recipes use four levels."""
 _MAX_NODES = 100_000
 """Maximum number of values after the expansion of aliases. Without a limit, nested aliases could exhaust memory."""
 
 
 class YamlMapping(dict[str, Any]):
-    """Mapping that was read from YAML. The value of a section is None if all keys of the section are commented out."""
+    """Mapping read from YAML. A section is None, not an empty mapping, if all its keys are commented out."""
 
 
 @dataclass(frozen=True)
 class PlainScalar:
-    """YAML scalar without quotes. Since a scalar such as `no` may be meant as a boolean or as text, both its text and
-    its parsed value are kept."""
+    """Unquoted YAML scalar. It keeps both the text and the parsed value, because a scalar such as `no` may be meant as
+    text or as a boolean."""
 
     text: str
     value: bool | int | float | str
@@ -100,7 +100,7 @@ def _place(mark: Any) -> str:
 
 
 class _Builder:
-    """Converter of parsed YAML nodes to values. It enforces `_MAX_DEPTH` and `_MAX_NODES`."""
+    """Converter from parsed YAML nodes to Python values. It enforces the limits `_MAX_DEPTH` and `_MAX_NODES`."""
 
     def __init__(self) -> None:
         self._nodes = 0

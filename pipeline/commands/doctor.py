@@ -43,7 +43,7 @@ def doctor(settings: SetOption = None, as_json: JsonOption = False) -> None:
 
 
 def _show(diagnosis: Diagnosis) -> None:
-    """Print a diagnosis as tables, followed by commands that fix problems, and notes."""
+    """Print the tables of a diagnosis, then the commands that fix problems, and then the notes."""
     from ..display.terminal import in_bytes, print_line, print_table
     from ..doctor.diagnosis import describe_fault
 

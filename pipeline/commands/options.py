@@ -50,7 +50,7 @@ def command_settings(
 
 
 def worker_overrides(workers: int | None) -> list[str]:
-    """Return settings overrides of the form `a.b=value` that make a command use this number of Ray workers.
+    """Return the overrides (strings of the form `a.b=value`) that make a command use this number of Ray workers.
 
     Return an empty list if `workers` is None.
     """

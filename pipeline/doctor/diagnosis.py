@@ -17,7 +17,7 @@ from ..errors import PriorkitError
 from .requirements import CHAIN, EXTRAS, install_command, installed_version, is_older, requirements
 
 _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
-"""File with a container's memory limit in bytes, or `max` if there is no limit."""
+"""cgroup v2 file that contains the container's memory limit: a number of bytes, or the word `max` for no limit."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Need:
 
     name: str
     versions: dict[str, str]
-    """Installed versions, by package."""
+    """Version of each installed package, keyed by package name."""
     missing: list[str]
     """Packages that are not installed."""
     too_old: list[str]
@@ -37,7 +37,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Findings of `priorkit doctor`. `--json` prints these fields and the problems."""
+    """Result of `priorkit doctor`. With `--json`, the command prints these fields and `problems`."""
 
     versions: dict[str, str]
     """Versions of priorkit, Python and the operating system."""
@@ -46,8 +46,8 @@ class Diagnosis:
     """Total memory of the machine or memory limit of the container, whichever is lower, in bytes; None if unknown."""
     devices: list[str]
     disk: dict[str, Any]
-    """Dictionary with the keys `folder` and `free_bytes`. The value of `free_bytes` is the free space at the folder in
-    bytes; None for an object store, or if fsspec is not installed."""
+    """Disk space, with the keys `folder` (the data folder) and `free_bytes` (free space there, in bytes). The value of
+    `free_bytes` is None for an object store, or if fsspec is not installed."""
     ray: dict[str, Any]
     """Information about Ray, with the keys `version` (None if Ray is not installed), `RAY_ADDRESS` (value of that
     environment variable, or None) and `authentication` (a description).
@@ -104,7 +104,7 @@ def describe_fault(need: Need) -> str:
 
 
 def _need(name: str, packages: tuple[str, ...]) -> Need:
-    """Find out which of the packages that a stage or extra needs are installed, missing or outdated."""
+    """Return which of the packages that a stage or extra needs are installed, missing or outdated."""
     installed = {package: installed_version(package) for package in packages}
     versions = {package: version for package, version in installed.items() if version is not None}
     required = requirements()
@@ -114,9 +114,10 @@ def _need(name: str, packages: tuple[str, ...]) -> Need:
 
 
 def _devices() -> tuple[list[str], list[str]]:
-    """Return the devices that torch can use, and notes to show to the user; two empty lists if torch is not installed.
+    """Return two lists: the devices that torch can use, and notes for the user.
 
-    A note is added if the machine has NVIDIA's driver, but torch finds no GPU.
+    Both lists are empty if torch is not installed. A note is added if the machine has NVIDIA's driver, but torch finds
+    no GPU.
     """
     if importlib.util.find_spec("torch") is None:
         return [], []

@@ -43,7 +43,7 @@ CHAIN = {
     "sample, of captions": (*_PRIOR, *_CLIP),
     "--workers": ("ray",),
 }
-"""Packages that `pip install priorkit` installs, by the stage or option that needs them."""
+"""Packages that `pip install priorkit` installs, keyed by the stage or option that needs them."""
 
 EXTRAS = {
     "report": ("matplotlib",),
@@ -54,13 +54,13 @@ EXTRAS = {
     "gcs": ("gcsfs",),
     "clip-retrieval": ("clip-retrieval",),
 }
-"""Additional packages that `pip install "priorkit[EXTRA]"` installs, by extra."""
+"""Additional packages that `pip install "priorkit[EXTRA]"` installs, keyed by the name of the extra."""
 
 
 def requirements() -> dict[str, str]:
-    """Return priorkit's requirements, such as `torch>=2.10`, by package name; empty if priorkit is not installed.
+    """Return priorkit's requirements, such as `torch>=2.10`, keyed by package name.
 
-    The requirements of all extras are included.
+    The requirements of all extras are included. The dictionary is empty if priorkit is not installed.
     """
     try:
         lines = importlib.metadata.requires("priorkit") or []
@@ -79,10 +79,10 @@ def installed_version(package: str) -> str | None:
 
 
 def is_older(version: str, requirement: str) -> bool:
-    """Return True if an installed version is below the minimum version that a requirement allows.
+    """Return True if an installed version is older than the minimum version in a requirement.
 
-    Return False if the version cannot be parsed, or if the requirement has no lower bound (`>=`). A pre-release counts
-    as the final release of the same version.
+    Return False if the version cannot be parsed, or if the requirement has no lower bound (`>=`). A pre-release
+    (such as `2.10rc1`) counts as the final release of the same version.
 
     Args:
         version: installed version.

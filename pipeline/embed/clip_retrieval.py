@@ -1,4 +1,4 @@
-"""Embedding engine that uses code of clip-retrieval: its reader loads batches, and its mapper runs the CLIP model.
+"""Embedding engine based on the clip-retrieval package: the package's reader loads batches, and its mapper runs CLIP.
 
 priorkit itself writes the embedding shards and the manifest.
 """
@@ -29,12 +29,12 @@ from .engines import EmbedTask, Failure, Window
 from .settings import EmbedSettings
 
 _INSTALL = "pip install 'priorkit[clip-retrieval]', Python below 3.13, in an environment of its own"
-"""Installation instructions appended to the import error."""
+"""Installation instructions for the error message that is shown if clip-retrieval cannot be imported."""
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """Sample that clip-retrieval should embed, but whose embeddings it has not returned yet."""
+    """Sample whose embeddings clip-retrieval has not returned yet."""
 
     place: Place
     caption: str
@@ -114,7 +114,7 @@ class ClipRetrievalEngine:
     def _batches(self, path: str) -> Iterator[dict[str, Any]]:
         """Yield the batches of samples that clip-retrieval's reader loads from a tar file.
 
-        The reader is called once for each image extension in the file, because it accepts only one extension per call.
+        The reader accepts only one image extension per call, so it is called once for each extension in the file.
         """
         for extension in _image_extensions(path):
             yield from self._reader(
@@ -190,7 +190,7 @@ def check_settings(settings: EmbedSettings) -> None:
 
 
 def _first_rows(batch: dict[str, Any], pending: Mapping[str, Any]) -> dict[str, int]:
-    """Return the position in the batch of each pending sample that the batch contains, keyed by sample key.
+    """Return the positions of pending samples in a batch, keyed by sample key. Samples not in the batch are left out.
 
     If several rows of the batch have the same key, the first row is used.
     """

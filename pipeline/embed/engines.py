@@ -25,7 +25,7 @@ from .inputs import InputShard
 from .settings import EmbedSettings
 
 _WINDOW_BATCHES = 16
-"""Number of batches per window, the group of rows that the native engine yields at once. The captions of a window are
+"""Number of batches per window (the group of rows that the native engine yields at once). The captions of a window are
 sorted by length before they are divided into batches, so that each batch contains captions of similar length."""
 
 
@@ -51,7 +51,8 @@ class Failure:
 
     key: str
     reason: str
-    """Outcome under which the failure is counted, such as `missing_image`. A colon and details may follow."""
+    """Kind of failure, such as `missing_image`, optionally followed by a colon and details. Failures are counted by
+    kind."""
     place: Place
 
 
@@ -67,7 +68,7 @@ class Window:
     text: TextEmbeds | None
     """Text embeddings and token states; None if captions are not embedded."""
     normalised: bool = False
-    """True if the engine has already normalised the embeddings, so their original norms are unknown."""
+    """True if the engine has already normalised the embeddings. Their original norms are then unknown."""
 
 
 class Engine(Protocol):
@@ -146,7 +147,7 @@ class NativeEngine:
     def _read(self, task: EmbedTask) -> Iterator[Sample]:
         """Yield the samples of a task, each with its position in the shard.
 
-        The position identifies a sample, because several samples may have the same key.
+        Samples are identified by position, because several samples may have the same key.
         """
         for position, sample in enumerate(itertools.islice(task.shard.read(self._source), task.limit)):
             place = sample.place._replace(position=position)

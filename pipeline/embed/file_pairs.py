@@ -23,7 +23,7 @@ _READ_TOGETHER = 32
 
 @dataclass(frozen=True)
 class _Pair:
-    """Image file and caption file with the same name; one of them may be missing."""
+    """Image file and caption file whose paths differ only in the extension; one of the two may be missing."""
 
     key: str
     """Path of the files relative to the input folder, without the extension."""
@@ -32,7 +32,8 @@ class _Pair:
     caption: str | None
     """Path of the caption on the file system; None if there is no caption."""
     extensions: tuple[str, ...]
-    """Extensions of all files with this name, including files that are neither images nor captions."""
+    """Extensions of all files whose path without the extension is `key`, including files that are neither images nor
+    captions."""
     stamps: tuple[Stamp, ...]
     """Stamps (size and modification time) of the files in `paths`, taken when the folder was listed."""
 
@@ -97,10 +98,11 @@ def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]
     Args:
         store: folder that contains the files.
         rows: number of pairs per shard; the last shard may have fewer.
-        image: True if the folder must contain an image, False if it must contain a caption.
+        image: True to require at least one image file, False to require at least one caption file.
 
     Raises:
-        InputError: the folder lacks the required image or caption, or two images or two captions have the same name.
+        InputError: the folder lacks the required image or caption, or the paths of two images or of two captions differ
+            only in the extension.
     """
     described = {store.path(name): info for name, info in store.describe().items()}
     images: dict[str, str] = {}

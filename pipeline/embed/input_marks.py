@@ -17,7 +17,8 @@ from ..errors import FolderError
 from .inputs import InputShard
 
 UNREAD = "unread"
-"""Fingerprint of an input that has a source file without a file mark. It differs from every recorded fingerprint."""
+"""Value that replaces the fingerprint of a shard if one of its source files has no file mark (recorded size,
+modification time and hash). It differs from every recorded fingerprint."""
 
 
 def input_fingerprint(shard: InputShard, marks: Mapping[str, FileMark], limit: int | None) -> str:
@@ -99,8 +100,11 @@ class RecordedInputs:
             known.update(self._marks[name])
         now = identify(source, known, known, tell, lenient=True)
         self.touched: dict[str, dict[str, FileMark]] = {}
-        """Embedding shards with a source file whose current mark differs from its recorded mark. Each shard name is
-        mapped to the current marks of all its source files."""
+        """Current file marks (size, modification time and hash) of the shards with at least one changed mark.
+
+        A shard's entry contains the marks of all its source files. The outer key is the name of the embedding shard,
+        and the inner key is the path of the source file.
+        """
         for name, recorded in self._marks.items():
             self._marks[name] = {each: now[each] for each in recorded}
             if self._marks[name] != recorded:
@@ -119,7 +123,7 @@ class RecordedInputs:
         return input_fingerprint(shard, self._marks.get(embedding_shard_name(int(shard.name)), {}), limit)
 
     def record_again(self, folder: Store, names: Iterable[str]) -> None:
-        """Replace the recorded file marks of the given shards with the current marks, where they differ.
+        """Record the current file marks (size, modification time and hash) of the given shards' changed source files.
 
         The next run then does not need to hash the source files of these shards again.
 

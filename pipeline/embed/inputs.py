@@ -36,7 +36,9 @@ class InputShard(Protocol):
         their file marks (recorded size, modification time and hash)."""
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return the source files whose hashes are in no manifest. Changes to these files are detected by file marks.
+        """Return the source files whose hashes no manifest contains.
+
+        Changes to these files are detected by file marks (recorded size, modification time and hash).
 
         Args:
             limit: number of samples to include, starting with the first; None for all.
@@ -57,9 +59,9 @@ class InputShard(Protocol):
         """Yield the samples in order. If a sample cannot be read, its `error` is set."""
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return one metadata table for each part of the shard, or None for a part without a table.
+        """Return a list with one item per part of the shard: the part's metadata table, or None if it has no table.
 
-        A shard that joins several input shards has these as its parts; any other shard has one part. Each table has a
+        The parts of a `MergedShard` are the input shards that it joins. Any other shard has one part. Each table has a
         column `key`, which contains the sample keys.
         """
 
@@ -146,8 +148,8 @@ def _kind_of(store: Store, url: str) -> _Kind:
     If the folder contains both image shards and Parquet tables, the tables count as the metadata of the image shards.
 
     Raises:
-        InputError: the folder is empty, the input is a file that is not a table, or the folder contains image files as
-            well as image shards or tables.
+        InputError: the folder is empty, the input is a single file that is not a Parquet table, or the folder contains
+            image files as well as image shards or tables.
     """
     if url.endswith(".parquet") and not store.fs.isdir(Store(url).root):
         return "parquet"
@@ -172,7 +174,7 @@ def _kind_of(store: Store, url: str) -> _Kind:
 
 
 def _require_tables_of_all_or_none(store: Store, shards: Sequence[InputShard]) -> None:
-    """Check that either all image shards or none of them have a metadata table (`NAME.parquet` next to `NAME.tar`).
+    """Check that all image shards have a metadata table (`NAME.parquet` next to `NAME.tar`), or that none has one.
 
     Shards can be joined only if this is the case.
 

@@ -19,8 +19,8 @@ class EmbedSettings(DeviceSettings):
     clip: ClipSettings = ClipSettings()
     """CLIP model. The manifest records a hash of its weights."""
     engine: Literal["native", "clip-retrieval"] = "native"
-    """Embedding engine. `clip-retrieval` runs the reader and model of the clip-retrieval package. It requires the extra
-    `clip-retrieval` and is several times slower than `native`."""
+    """Embedding engine. `clip-retrieval` runs the reader and model of the clip-retrieval package. It requires the
+    `clip-retrieval` extra and is several times slower than `native`."""
     image: bool = True
     """Embed images. If true, a sample without an image counts as failed."""
     text: bool = True

@@ -1,4 +1,6 @@
-"""Embed stage: plans, runs and resumes the embedding of images and captions, in clip-retrieval's file layout."""
+"""Embed stage: plans, runs and resumes the embedding of images and captions.
+
+The output has the file layout of clip-retrieval."""
 
 from __future__ import annotations
 
@@ -36,14 +38,14 @@ from .worker import EmbedWorker, failures_name
 STAGE = "embed"
 
 _ASSUMED_SECONDS = {"cpu": {"image": 0.05, "text": 0.005}, "cuda": {"image": 0.001, "text": 0.0001}}
-"""Seconds per image and per caption, for the time estimate of `--dry-run`.
+"""Seconds per image and per caption on each device, assumed for the time estimate of `--dry-run`.
 
 The numbers are typical of ViT-B/32 in float32 on 2 CPU cores or one GPU.
 """
 _ASSUMED_DIM = 768
 """Embedding size assumed for the disk space estimate. It is the size of ViT-L/14, which few CLIP models exceed."""
 _ASSUMED_TOKENS = 16
-"""Number of token states per caption assumed for the disk space estimate, which is typical of a dozen words."""
+"""Number of token states per caption assumed for the disk space estimate, typical of a caption of a dozen words."""
 
 
 def embed(
@@ -116,7 +118,7 @@ def embed(
 
 
 def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
-    """Check that every input sample was counted under an outcome, such as `success`.
+    """Check that the outcome counts of a result, such as `success`, add up to the number of input samples.
 
     Returns:
         The result, with the number of input samples added to its statistics as `input_samples`.
@@ -135,9 +137,10 @@ def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
 
 
 def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) -> str:
-    """Return the key and error message of one failed sample, for the error message when no sample could be embedded.
+    """Return text with the key and error of one failed sample: the first with the most frequent kind of failure.
 
-    The sample is the first one with the most frequent kind of failure. Return an empty string if there are no samples.
+    The text becomes part of the error message if no sample could be embedded. Return an empty string if there are no
+    samples.
     """
     most = max(counts, key=lambda outcome: counts[outcome], default="")
     for name, record in sorted(manifest.shards.items()):
@@ -150,9 +153,9 @@ def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) 
 
 
 def embed_manifest(settings: EmbedSettings, store: Store | None) -> Manifest:
-    """Return the manifest that an embeddings folder has before any shard is embedded.
+    """Return the initial manifest of an embeddings folder, which lists no shards yet.
 
-    In its settings, the paths of local CLIP files are replaced by hashes of the files.
+    In the manifest's settings, the paths of local CLIP files are replaced by hashes of the files.
 
     Args:
         settings: embed settings, with `device` and `threads` resolved to actual values.

@@ -44,7 +44,7 @@ class TableShard:
         return f"{self.path}, rows {self.first:,} to {self.first + self.samples - 1:,}"
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return the path of the Parquet file relative to the input folder, for any limit; see `InputShard`."""
+        """Return the path of the Parquet file relative to the input folder. `limit` has no effect; see `InputShard`."""
         return (f"{self.stem}.parquet",)
 
     def read(self, store: Store) -> Iterator[Sample]:
@@ -168,7 +168,7 @@ def _has_image(store: Store, path: str, column: str) -> bool:
 
 
 def _any_image(store: Store, paths: Sequence[str], column: str) -> bool:
-    """Return True if any table has image bytes or is damaged."""
+    """Return True if any table has image bytes or is damaged. Damage is reported later, when the shard is read."""
     for path in dict.fromkeys(paths):
         try:
             if _has_image(store, path, column):

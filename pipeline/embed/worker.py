@@ -31,7 +31,7 @@ _FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])
 _LEFT_BEHIND = ("status", "error_message", "caption", *EMBED_COLUMNS)
 """Input columns that are not copied to the metadata table of an embedding shard.
 
-Their values are the same in all embedded rows, or are written separately.
+The status and error message are the same in all embedded rows. The other columns are written separately.
 """
 
 
@@ -49,7 +49,7 @@ class _Embedded:
     places: list[Place] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    """Number of token states per row."""
+    """Number of token states (text encoder outputs) of each row."""
     norms: dict[str, list[np.ndarray]] = field(default_factory=dict)
     """Norms that the embeddings had before normalisation, keyed by array name."""
     failures: list[Failure] = field(default_factory=list)
@@ -142,8 +142,8 @@ class EmbedWorker:
     def _metadata(self, task: EmbedTask, done: _Embedded) -> pa.Table:
         """Build the metadata table of a shard, with one row for each embedded sample.
 
-        It has the columns that clip-retrieval writes, the columns of the input tables, the sample keys, and the norms
-        that the embeddings had before normalisation.
+        The table has the columns that clip-retrieval writes, the columns of the input tables, the sample keys, and the
+        norms that the embeddings had before normalisation.
         """
         columns = {"image_path": pa.array(done.keys, pa.string()), "caption": pa.array(done.captions, pa.string())}
         norms = {

@@ -1,1 +1,1 @@
-"""Reader for embedding shards: rows by number, splits, shuffled batches, captions and token states."""
+"""Reader for embedding shards: access by row number, splits, shuffled batches, captions and token states."""

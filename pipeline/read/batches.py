@@ -1,7 +1,7 @@
 """Shuffled batches of a split (training, validation or test), prefetched in threads.
 
-A global batch consists of the rows that all ranks together process in one step. Its rows depend neither on the number
-of ranks nor on the step at which reading starts.
+A global batch consists of the rows that all ranks together process in one step. Its rows are the same for any number of
+ranks, and for any step at which reading starts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .window import BlockReader, Buffers, Columns, ShuffleWindow, TrainBatch
 __all__ = ["BatchStream", "Columns", "TrainBatch"]
 
 _READY_BATCHES = 2
-"""Number of finished batches that wait in a queue for the training loop."""
+"""Maximum number of finished batches that wait in the queue for the training loop."""
 _WINDOWS = 2
 """Number of shuffle windows (groups of rows that are shuffled together) in memory.
 
@@ -119,10 +119,10 @@ class BatchStream:
             pool.shutdown(cancel_futures=True)
 
     def _windows(self, first_step: int) -> Iterator[tuple[ShuffleWindow, list[Share]]]:
-        """Yield shuffle windows endlessly, starting with the window of the first row of global step `first_step`.
+        """Yield shuffle windows endlessly, starting with the one that contains the first row of step `first_step`.
 
-        Each window is yielded with a list of shares. A share is the part of a global batch that this rank reads. The
-        list contains one share for each global batch that has rows in the window.
+        Each window (a group of rows that are shuffled together) comes with a list of shares. A share is the part of a
+        global batch that this rank reads. The list has one share for each global batch with rows in the window.
         """
         epoch, step = divmod(first_step, self.steps_per_epoch)
         while True:

@@ -33,8 +33,8 @@ def cached_array(
 ) -> np.ndarray:
     """Return the array in `selections/NAME.npy`, memory-mapped.
 
-    If the file is missing or damaged, or has another dtype or shape than expected, the array is computed and written
-    to the file. If the file cannot be written, the array is mapped from a temporary file.
+    If the file is missing or damaged, or has an unexpected dtype or shape, the array is computed and written to the
+    file. If the file cannot be written, the array is mapped from a temporary file.
 
     Args:
         store: embeddings folder that contains the cache.

@@ -123,7 +123,10 @@ class CaptionReader:
         return _open(self._copies, name)
 
     def _use_temporary_folder(self) -> None:
-        """Write all later copies to a temporary folder, which is deleted when this reader is garbage-collected."""
+        """Make this reader write its later copies of captions to a temporary folder.
+
+        The folder is deleted when the reader is garbage-collected.
+        """
         with self._lock:
             if self._copies is self._store:
                 folder = tempfile.mkdtemp(prefix="priorkit-captions-")
@@ -132,7 +135,7 @@ class CaptionReader:
 
 
 def _open(store: Store, name: str) -> _Source:
-    """Read the footer of a Parquet file that contains captions.
+    """Open a Parquet file that contains captions, and read its footer.
 
     Raises:
         InputError: the file does not have exactly one caption column, or the column is not text.
@@ -157,5 +160,5 @@ def _copy(source: _Source, store: Store, name: str) -> None:
 
 
 def _as_strings(captions: pa.Array) -> pa.Array:
-    """Convert captions to strings, and null to an empty string."""
+    """Convert an array of captions to the string type, and replace null with an empty string."""
     return as_text(captions).fill_null("")

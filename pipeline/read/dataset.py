@@ -33,7 +33,7 @@ from .visits import Blocks, Visits, find_shared_groups
 __all__ = ["SPLITS", "EmbeddingBatch", "EmbeddingDataset", "Split", "read_embeddings"]
 
 _MARKS_NAME = f"{FOLDER}/files.json"
-"""Path of the cache of file marks (the size, modification time and hash of each file) in an embeddings folder.
+"""Path, in an embeddings folder, of the cached file marks (the size, modification time and hash of each file).
 
 The cache is used only for a folder without a manifest.
 """
@@ -92,7 +92,8 @@ class EmbeddingDataset:
         self.rounded = Counter[str]()
         """Number of embeddings that were normalised when read, because rounding had changed their norms.
 
-        The keys are `image` and `text`. An embedding that is read twice counts twice.
+        Image embeddings are counted under the key `image`, and text embeddings under `text`. An embedding that is
+        read twice counts twice.
         """
         self._known_files, self._hash_files, self._tell = known_files or {}, hash_files, tell
         self._folder = open_folder(self.store)
@@ -149,7 +150,7 @@ class EmbeddingDataset:
 
     @property
     def clip_if_known(self) -> dict[str, Any]:
-        """Value of `clip`; empty if the folder has no manifest."""
+        """Same as `clip`, but an empty dictionary instead of an error if the folder has no manifest."""
         return dict(self._folder.about.get("clip", {}))
 
     @property
@@ -177,7 +178,7 @@ class EmbeddingDataset:
 
     @property
     def notes(self) -> list[str]:
-        """Unusual properties of the folder, as one message each. Some are detected only when rows are read."""
+        """Messages about unusual properties of the folder. Some properties are detected only when rows are read."""
         counts = sorted(self.rounded.items())
         rounded = [f"{number:,} {kind} embeddings that were read have {ROUNDED}" for kind, number in counts]
         return [f"{self.store.url}: {note}" for note in [*self._folder.notes, *rounded]]
@@ -195,18 +196,19 @@ class EmbeddingDataset:
 
     @functools.cached_property
     def row_ids(self) -> np.ndarray:
-        """Hash that identifies each row's image and text embedding: `[count]` uint64. Cached in the folder.
+        """One hash per row, computed from an identifier of the row's image and its text embedding: `[count]` uint64.
 
-        The hash does not depend on the row number.
+        The hashes do not depend on the row numbers. They are cached in the folder.
         """
         make = functools.partial(identify_rows, self.shards)
         return cached_array(self.store, f"row_ids_{self._mark()}", self.count, np.dtype(np.uint64), (), make)
 
     @functools.cached_property
     def group_ids(self) -> np.ndarray:
-        """Hash that identifies the image of each row: `[count]` uint64. Cached in the folder.
+        """One hash per row, which identifies the row's image: `[count]` uint64. Cached in the folder.
 
-        Rows with the same image, such as several captions or copies of it, form a content group and have equal hashes.
+        Rows with the same image (for example, with different captions of it) form a content group. Their hashes are
+        equal.
         """
         make = functools.partial(identify_groups, self.shards)
         return cached_array(self.store, f"group_ids_{self._mark()}", self.count, np.dtype(np.uint64), (), make)
@@ -327,8 +329,8 @@ class EmbeddingDataset:
         """Group row numbers by shard.
 
         Yields:
-            Each shard that contains any of the rows, the positions of these rows in `rows`, and their indices in the
-            shard.
+            For each shard that contains any of the rows: the shard, the positions of these rows in `rows`, and their
+            indices in the shard.
         """
         shard_of_row = np.searchsorted(self.shard_starts, rows, side="right") - 1
         for index in np.unique(shard_of_row):
@@ -347,7 +349,8 @@ class EmbeddingDataset:
     def describe_rows(self, rows: Sequence[int] | np.ndarray) -> str:
         """Return a description of rows for an error message, such as `rows 3, 7, keys 00003, 00007`.
 
-        The description lists at most five rows and the number of others. Keys are omitted if the folder stores none.
+        The description lists at most five rows, and says how many others there are. Keys are omitted if the folder
+        stores none.
         """
         listed = np.asarray(rows[:_NAMED_ROWS], np.int64)
         keys = ""

@@ -1,4 +1,4 @@
-"""Function that opens an embeddings folder without a manifest: it groups files by shard, and checks their headers."""
+"""Function that opens an embeddings folder without a manifest: it groups files by shard and checks the file headers."""
 
 from __future__ import annotations
 

@@ -10,7 +10,9 @@ from ..errors import InputError
 
 
 def join_tables(tables: list[pa.Table], folder: str) -> pa.Table:
-    """Concatenate tables with the same column names. A column with incompatible types is converted to text.
+    """Concatenate tables with the same column names.
+
+    If the types of a column in the tables are incompatible, the column is converted to text.
 
     Args:
         tables: at least one table.

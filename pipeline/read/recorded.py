@@ -11,7 +11,7 @@ from ..errors import InputError
 from .shards import EmbeddingShard, FolderShards
 
 _DATA_FOLDERS = ("img_emb", "text_emb", "metadata", "token_states")
-"""Subfolders in which every file must belong to a shard in the manifest."""
+"""Data folders: subfolders in which every file must belong to a shard in the manifest."""
 _MAX_WIDTH = 1 << 20
 """Maximum plausible width of an embedding or token state. A larger value means that the manifest is damaged."""
 
@@ -49,7 +49,7 @@ def open_recorded(store: Store, manifest: Manifest) -> FolderShards:
 
 
 def _recorded_width(store: Store, clip: Any, name: str) -> int:
-    """Return `embed_dim` or `token_width`, as given by `name`, from the manifest's description of the CLIP model.
+    """Return the property `name` (`embed_dim` or `token_width`) of the CLIP model, as recorded in the manifest.
 
     Raises:
         InputError: the width is missing or implausible.
@@ -67,7 +67,8 @@ def _refuse_unfinished(store: Store, manifest: Manifest, sizes: Mapping[str, int
     """Check that `embed` has finished: the manifest lists all shards of the input, and every file in the data folders.
 
     Raises:
-        InputError: the manifest does not list a shard of the input, or a file in a data folder.
+        InputError: the manifest lacks a shard of the input, or a data folder contains a file that the manifest does
+            not list.
     """
     planned = manifest.input.get("shards", 0)
     if len(manifest.shards) < planned:

@@ -26,7 +26,7 @@ class ReadSettings(Settings):
     """Number of rows, from randomly chosen blocks, that are shuffled together as one window. Two windows are held in
     memory. At the default size and 768 dimensions, they take 200 MB."""
     captions: Literal["all", "one"] = "all"
-    """Captions to read for each image in an epoch: `all` captions, or `one` caption that each epoch draws at random."""
+    """Captions to read per image in each epoch: `all` of them, or `one`, which is chosen at random in every epoch."""
     read_threads: int = Field(default=4, ge=1)
     """Number of threads that prefetch blocks. More threads hide the latency of remote storage."""
 

@@ -64,7 +64,8 @@ class EmbeddingShard:
         self._convertible = frozenset(self._layouts)
         """Kinds of arrays, such as `img_emb`, whose layout was passed to the constructor.
 
-        Their dtypes can differ between shards, so reading converts them to the requested dtype.
+        The dtype of such an array can differ between shards, so the array is converted to the requested dtype when it
+        is read.
         """
         self._arrays: dict[str, np.ndarray] = {}
 
@@ -253,9 +254,9 @@ class EmbeddingShard:
             first += count
 
     def _group_columns(self) -> Iterator[list[list[str | None]]]:
-        """Yield, for each block of rows, a list of the metadata columns that can identify images.
+        """Yield one list per block of rows, with the block's values of each metadata column that can identify images.
 
-        The preferred column (a hash before a URL) comes first. If the metadata has no such column, the lists are empty.
+        Hash columns come before URL columns. If the metadata has no such column, the lists are empty.
         """
         if "metadata" not in self.files:
             yield from ([] for _ in range(0, self.rows, READ_BLOCK_ROWS))
@@ -276,8 +277,8 @@ class EmbeddingShard:
         """Context manager that opens the metadata file and checks its number of rows.
 
         Raises:
-            InputError: the shard has no metadata, or the file is damaged. Errors that indicate damage are converted
-                even if they occur while the body of the `with` statement reads the file.
+            InputError: the shard has no metadata, or the file is damaged. This also covers damage that is found only
+                when the body of the `with` statement reads the file.
         """
         if "metadata" not in self.files:
             raise InputError(f"{self._store.url} has no metadata: its rows have neither keys nor captions")

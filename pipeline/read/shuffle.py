@@ -5,9 +5,9 @@ The order depends only on the row counts, the settings, the seed and the epoch, 
 Blocks of consecutive rows are arranged in random order. Several successive blocks form a window, and the rows of a
 window are shuffled together. Rows can therefore be read in blocks, and only one window has to be in memory.
 
-An epoch may read only some rows of a block. A row's *place* is its position among the rows that the epoch reads, after
-the blocks are arranged but before the rows are shuffled. It is the number of such rows in the preceding blocks, plus
-the row's index among such rows of its own block.
+An epoch may read only some rows of a block. A row's *place* is its position in the epoch after the blocks are arranged,
+but before the rows are shuffled. Only rows that the epoch reads are counted: all those in the preceding blocks, and
+those before the row in its own block.
 
 All randomness comes from a hash (SplitMix64 with a key), so the order does not depend on library versions.
 """
@@ -21,14 +21,14 @@ from dataclasses import dataclass
 import numpy as np
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
-"""SplitMix64 increment."""
+"""Increment of the SplitMix64 generator: 2**64 divided by the golden ratio, rounded to an odd number."""
 
 
 def hash_key(*parts: int | str) -> np.uint64:
     """Return a 64-bit key for `mix` or for seeding a random stream.
 
     Args:
-        parts: purpose of the key, followed by numbers such as the seed and the epoch.
+        parts: a string that names the purpose of the key, followed by numbers such as the seed and the epoch.
     """
     digest = hashlib.sha256(" ".join(["priorkit", *map(str, parts)]).encode()).digest()
     key: np.uint64 = np.uint64(int.from_bytes(digest[:8], "big"))
@@ -72,7 +72,8 @@ class EpochPlan:
         seed: seed of the order.
         epoch: epoch number.
         window_rows: approximate number of stored rows per shuffle window (a group of whole blocks whose rows are
-            shuffled together). A window ends with the block that completes a multiple of this number.
+            shuffled together). A window ends with the block at which the total number of stored rows so far reaches the
+            next multiple of this number.
     """
 
     def __init__(self, visits: np.ndarray, sizes: np.ndarray, *, seed: int, epoch: int, window_rows: int) -> None:
@@ -81,14 +82,14 @@ class EpochPlan:
         self.blocks = order[visits[order] > 0]
         """`[n]`: numbers of the blocks from which the epoch reads at least one row, in epoch order."""
         self.starts = np.concatenate([[0], np.cumsum(visits[self.blocks])])
-        """`[n + 1]`: number of rows read from the blocks before each block, followed by the total number of rows."""
+        """`[n + 1]`: position in the epoch of each block's first row, followed by the total number of rows."""
         stored = sizes[self.blocks]
         window_of_block = (np.cumsum(stored) - stored) // window_rows
         first_blocks = np.flatnonzero(np.diff(window_of_block, prepend=-1))
         self.windows = np.append(first_blocks, len(self.blocks))
         """`[m + 1]`: index in `blocks` of each window's first block, followed by the number of blocks."""
         self.window_starts = self.starts[self.windows]
-        """`[m + 1]`: number of rows read from the windows before each window, followed by the total number of rows."""
+        """`[m + 1]`: position in the epoch of each window's first row, followed by the total number of rows."""
         self.rows = int(self.starts[-1])
         """Number of rows read in the epoch."""
         self._window_order = functools.lru_cache(maxsize=4)(self._shuffle_window)

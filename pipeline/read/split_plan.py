@@ -18,10 +18,10 @@ from .shards import EmbeddingShard
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-"""Split names; a split plan stores indices into this tuple."""
+"""Names of the splits. A split plan stores the split of each row as an index into this tuple."""
 _TRAIN, _VALIDATION, _TEST = range(3)
 _SPLIT_SALT = b"priorkit split\0"
-"""Prefix that is hashed together with the identifier of a row's image, to assign the row to a split.
+"""Prefix of the bytes that are hashed to assign a row to a split; the identifier of the row's image follows it.
 
 A different prefix would assign rows to different splits.
 """
@@ -36,7 +36,7 @@ def plan_splits(shards: Iterable[EmbeddingShard], settings: ReadSettings) -> Ite
 
 
 def split_codes(hashes: np.ndarray, settings: ReadSettings) -> np.ndarray:
-    """Return the splits to which image hashes belong.
+    """Return the split of each image, given the hash of the image's identifier.
 
     Args:
         hashes: `[n]` uint64 hashes of the images' identifiers.

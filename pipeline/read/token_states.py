@@ -27,8 +27,8 @@ class StateRanges:
         count: number of rows.
 
     Raises:
-        InputError: the stored index of each row's first token state is not ascending, or exceeds the number of token
-            states in the file.
+        InputError: the stored start indices of the rows' token states are not in ascending order, or exceed the number
+            of token states in the file.
     """
 
     def __init__(self, shard: EmbeddingShard, first: int, count: int) -> None:

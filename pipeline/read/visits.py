@@ -116,13 +116,13 @@ class Visits:
         return start + np.flatnonzero(visited)
 
     def _shared_parts(self) -> Iterator[np.ndarray]:
-        """Yield chunks of the table of rows that share an image with other rows. Yield nothing without such a table."""
+        """Yield `self._shared` (rows whose image also occurs in other rows) in chunks; yield nothing if it is None."""
         if self._shared is not None:
             for start in range(0, len(self._shared), _CHUNK_ROWS):
                 yield np.asarray(self._shared[start : start + _CHUNK_ROWS])
 
     def _count_per_block(self, shared: np.ndarray) -> np.ndarray:
-        """Count the rows of a table returned by `find_shared_groups` in each block: `[blocks]` int64."""
+        """Return how many rows of a table from `find_shared_groups` lie in each block: `[blocks]` int64."""
         blocks = np.searchsorted(self._blocks.starts, shared[:, 0], side="right") - 1
         counts: np.ndarray = np.bincount(blocks, minlength=len(self._counts))
         return counts
@@ -142,11 +142,13 @@ def _drawn(shared: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def find_shared_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield one `[n, 4]` int64 array of the rows whose image also occurs in other rows, in ascending order.
+    """Yield a single `[n, 4]` int64 array, with one entry for each row whose image also occurs in other rows.
 
     Rows with the same image form a group. The columns are the row number, 64 bits of the group's hash, the row's index
-    in its group, and the group's size. To save memory, all rows are first divided by hash into parts on disk, and then
-    sorted one part at a time. Memory holds one part, and 32 bytes for each row in the result.
+    in its group, and the group's size. The entries are sorted by row number.
+
+    To save memory, all rows are first divided by hash into parts on disk, and then sorted one part at a time. Memory
+    holds one part, and 32 bytes for each row in the result.
     """
     with contextlib.ExitStack() as stack:
         spools = [stack.enter_context(contextlib.closing(RowSpool(np.int64, (2,)))) for _ in range(_GROUP_PARTS)]

@@ -3,9 +3,9 @@
 The code uses these row indices:
 
 - *row*: row number in the dataset.
-- *place*: position in the epoch's sequence of blocks; see `EpochPlan`. Batches are lists of places.
+- *place*: position in the epoch before rows are shuffled; see the module `shuffle`. Batches are lists of places.
 - *offset*: place relative to the first place of the window.
-- *slot*: index in the window's buffers, which contain the parts of blocks that were read, one after another.
+- *slot*: index in the window's buffers, which contain the rows read from each block, one block after another.
 - *position*: index in a rank's batch.
 """
 
@@ -48,7 +48,7 @@ class Columns:
 
     @property
     def varying_size(self) -> bool:
-        """True if any requested column has a size that varies between rows."""
+        """True if token states or captions are requested, whose size varies between rows."""
         return self.captions or self.max_text_len > 0
 
 
@@ -90,7 +90,8 @@ class _Part:
 
 
 class Buffers:
-    """Embedding arrays of a window. Later windows reuse them, because allocating memory takes longer than reading."""
+    """Embedding arrays of a window. Later windows reuse them, because allocating new arrays takes longer than reading
+    the rows."""
 
     def __init__(self, dataset: EmbeddingDataset, columns: Columns) -> None:
         rows = min(dataset.count, dataset.settings.shuffle_window + dataset.settings.block_rows - 1)
@@ -180,7 +181,7 @@ class BlockReader:
             embeds: `[n, D]` embeddings.
 
         Returns:
-            `[n]` bool: False for the rows that are not unit vectors.
+            `[n]` bool: True for the rows that are unit vectors, apart from rounding.
         """
         norms = _norms(embeds)
         verdict = judge_norms(norms)
@@ -199,7 +200,7 @@ def _norms(embeds: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BlockSpan:
-    """Range of rows to read from a block, from the first required row to the last."""
+    """Range of rows to read from a block: from the first row that a rank needs to the last."""
 
     block: int
     """Index of the block within the window."""
@@ -274,7 +275,7 @@ class ShuffleWindow:
             future.result()
 
     def fill(self, batch: TrainBatch, places: np.ndarray, reader: BlockReader) -> None:
-        """Copy into a batch those of its rows that this window contains.
+        """Copy into a batch the rows that it needs from this window.
 
         Args:
             batch: batch to fill.
