@@ -52,7 +52,7 @@ def stage_name(name: str) -> StageName:
 
 @contextlib.contextmanager
 def quiet(stage: str, unit: str) -> Iterator[ProgressCallback]:
-    """Context manager that yields a progress callback that shows nothing. It is the default of `run`."""
+    """Context manager that yields a progress callback that shows nothing. `run` uses it by default."""
     yield no_progress
 
 

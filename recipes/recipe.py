@@ -112,7 +112,7 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
 
 
 def _clip_name(source: Mapping[str, Any]) -> str:
-    """Return the name of a CLIP model for messages, with its pretrained weights or the hashes of its files.
+    """Return a CLIP model's name for messages, with the name of its pretrained weights or the hashes of its files.
 
     Args:
         source: description of the model, as returned by `clip_source`.

@@ -156,7 +156,7 @@ class StageFolder:
                 self.store.remove(f"{RECORD_FOLDER}/{name}.json")
 
     def add(self, record: ShardRecord) -> None:
-        """Add a shard's record, which a worker has already written to a file, to the in-memory manifest only."""
+        """Add a shard's record to the manifest in memory. A worker has already written the record to a separate file."""
         self.manifest.shards[record.name] = record
 
     def describe(self, **about: Any) -> None:
@@ -255,7 +255,7 @@ def check_stage(
 
 
 def _clear_replacements(store: Store) -> None:
-    """Remove files that were meant to replace the files of a shard but were never committed."""
+    """Remove new files that were meant to replace a shard's old files but were never committed."""
     for name in store.names(REPLACEMENT_FOLDER):
         store.remove(name)
     if store.is_local:

@@ -54,7 +54,7 @@ class FileMark:
 
     @staticmethod
     def of(stamp: Stamp, sha256: str) -> FileMark:
-        """Create a mark from a file's hash and its stamp (size and modification time) taken before the file was read."""
+        """Create a mark from a file's hash and its stamp (size and modification time) from before the file was read."""
         return FileMark(stamp.bytes, stamp.modified if stamp.settled else None, sha256)
 
     def is_of(self, stamp: Stamp) -> bool:
@@ -66,7 +66,7 @@ class FileMark:
 
 
 class _Hashes:
-    """File hashes computed by this process, each with the file's stamp (size and modification time) before hashing."""
+    """File hashes computed by this process, each with the file's stamp (size and modification time) at that time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -22,7 +22,7 @@ _SETTLED_SECONDS = 2.0
 """Age in seconds below which a modification time is not trusted, because a later write could get the same time. Some
 file systems store times in whole seconds, and FAT stores them in steps of two seconds."""
 _CONTENT_TAGS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "crc32c", "checksum", "blob_id", "sha256")
-"""Fields of object store listings that change whenever the content changes, independently of any clock."""
+"""Fields of object store listings that, unlike modification times, always change when the content changes."""
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "modificationTime", "created")
 """Fields of fsspec listings that contain a modification time, most reliable first."""
 

@@ -31,8 +31,8 @@ class ImageShard:
     name: str
     """Shard number as written in the file names, such as `00012`."""
     fingerprint: str
-    """Hash of the file hashes in the manifest, which identifies the shard's content. In a folder without a manifest, it
-    is a hash of the tar's name only, and the module `file_marks` detects changed content."""
+    """Hash that identifies the shard's content, computed from its file hashes in the manifest. In a folder without a
+    manifest, it is a hash of the tar's name only, and the module `file_marks` detects changed content."""
     samples: int
     """Number of samples in the shard, not counting the URLs that failed."""
     files: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class ImageShard:
             yield Sample(self.tar_name, None, None, reason)
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return a list with one item: the shard's table, or None if there is no table with a `key` column."""
+        """Return a one-item list. The item is the shard's table; None if the shard has no table with a `key` column."""
         return [read_shard_table(store, self)]
 
 
@@ -86,7 +86,7 @@ def list_image_shards(store: Store) -> list[ImageShard]:
     """Return the image shards in a folder, sorted by number.
 
     Raises:
-        InputError: the folder contains no image shards or was not written by the stage `download`, a file listed in
+        InputError: the folder contains no image shards or was not written by the `download` stage, a file listed in
             the manifest is missing or has another size, or a tar is compressed, misnamed or missing.
     """
     manifest = read_manifest(store)

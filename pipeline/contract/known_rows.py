@@ -91,7 +91,7 @@ def match_keys(stored: Sequence[str | None], keys: Sequence[str], title: str) ->
         title: name of the shard, for messages.
 
     Raises:
-        InputError: samples in different folders match the same row, because the row's key has no folder.
+        InputError: samples in different folders match the same row, because the key in the table lacks the folder.
     """
     rows: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(stored):

@@ -63,7 +63,7 @@ def _holds_data(folder: str) -> bool:
 
 
 def list_files(fs: Any, root: str, under: str = "") -> list[str]:
-    """Return the sorted names of the data files in a folder and its subfolders, following links to folders.
+    """Return the sorted names of the data files in a folder and its subfolders. Links to folders are followed.
 
     Args:
         fs: fsspec file system.
@@ -77,7 +77,7 @@ def list_files(fs: Any, root: str, under: str = "") -> list[str]:
 
 
 def describe_files(fs: Any, root: str, under: str = "", *, details: bool = True) -> dict[str, dict[str, Any]]:
-    """Return the fsspec listing entry of each file that `list_files` returns, by name.
+    """Return a dict that maps the name of each file that `list_files` returns to the file's fsspec listing entry.
 
     An entry contains, for example, the file's size and modification time.
 

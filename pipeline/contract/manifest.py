@@ -86,7 +86,7 @@ class ShardRecord:
         return value if self.threads is not None else {name: value[name] for name in value if name != "threads"}
 
     def content(self) -> dict[str, Any]:
-        """Return the SHA-256 of each file except logs, by file name. Later stages compare them to detect changes."""
+        """Return the SHA-256 of each file except logs, by file name. Later stages use the hashes to detect changes."""
         return {name: self.files[name].sha256 for name in sorted(self.files)}
 
 

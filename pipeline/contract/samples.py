@@ -22,7 +22,8 @@ class Place(NamedTuple):
     """Index of the input shard that contains the sample, if several input shards are merged into one embedding shard;
     otherwise 0."""
     position: int = 0
-    """Index of the sample among all samples in the embedding shard's input, including samples that fail."""
+    """Index of the sample in the embedding shard's input, counted across all of its input shards. Samples that cannot
+    be read or embedded are counted."""
 
 
 FIRST = Place()

@@ -98,7 +98,7 @@ def open_location(url: str) -> tuple[Any, str]:
 
 
 class Store:
-    """A folder on the local disk or on any fsspec file system.
+    """A folder on the local disk or on any fsspec file system. File names are relative to this folder.
 
     Args:
         url: local path or fsspec URL (`s3://`, `gs://`, `hf://`, `memory://`).
@@ -181,7 +181,7 @@ class Store:
         return {name: int(info["size"] or 0) for name, info in self.describe(under).items()}
 
     def describe(self, under: str = "") -> dict[str, dict[str, Any]]:
-        """Return the fsspec listing entry of each file that `names` returns, by name.
+        """Return a dict that maps the name of each file that `names` returns to the file's fsspec listing entry.
 
         An entry contains, for example, the file's size and modification time.
         """

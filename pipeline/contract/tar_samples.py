@@ -58,9 +58,9 @@ class _SeenSamples:
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def is_split(self, key: str, members: Iterable[str]) -> bool:
-        """Record a sample, and return True if its files actually belong to an earlier sample in the tar.
+        """Record a sample, and return True if its files seem to belong to an earlier sample in the tar.
 
-        This is assumed if the earlier sample has the same key but no file extension in common with this sample.
+        This is the case if the earlier sample has the same key but no file extension in common with this sample.
 
         Args:
             key: key of the sample.
@@ -128,7 +128,7 @@ def read_tar(store: Store, tar_name: str, *, hashed: bool) -> Iterator[Sample]:
     """Yield the samples of a tar in order, reading the tar as a stream.
 
     Args:
-        hashed: True to also compute the tar's hash while it is read, and store it for a later call of `marks_of_read`.
+        hashed: True to compute the tar's hash while it is read, and to store it for `file_marks.marks_of_read`.
 
     Raises:
         InputError: the file is truncated or not a tar.

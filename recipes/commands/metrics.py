@@ -42,7 +42,7 @@ def print_metrics(metrics: dict[str, Any]) -> None:
 
 
 def require_sound(metrics: dict[str, Any]) -> None:
-    """Check that the prior's predictions are valid. If they are not, the error makes the command exit with a failure.
+    """Check that the prior's predictions are valid, so that the command exits with an error status if they are not.
 
     Raises:
         InputError: the predictions are invalid, for example the same for every caption. The message names the split and

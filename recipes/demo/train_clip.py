@@ -132,7 +132,7 @@ def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) ->
 
 
 def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
-    """Draw an emoji `count` times, each time with a random scale, shift, image size and file format.
+    """Draw an emoji `count` (V) times, each time with a random scale, shift, image size and file format.
 
     Flips and hue changes are not used, because captions name directions and colours.
 
@@ -275,7 +275,7 @@ def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor) -> T
 
 @torch.no_grad()
 def update_average(average: torch.nn.Module, model: torch.nn.Module) -> None:
-    """Update `average`, the moving average of the model's weights and batch-norm statistics. Copy integer buffers."""
+    """Update `average`, the moving average of the model's weights and batch-norm statistics. Integers are copied."""
     current = model.state_dict()
     for name, value in average.state_dict().items():
         if value.is_floating_point():
@@ -285,7 +285,7 @@ def update_average(average: torch.nn.Module, model: torch.nn.Module) -> None:
 
 
 def save(model: torch.nn.Module, folder: Path) -> None:
-    """Write a model's config and weights as files that open_clip can load from `local-dir:FOLDER`, each atomically."""
+    """Write a model's config and weights files, which open_clip loads with `local-dir:`. Each is written atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: (value.half() if value.is_floating_point() else value).contiguous()

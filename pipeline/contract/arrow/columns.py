@@ -2,8 +2,8 @@
 
 Bytes that are not valid UTF-8 are handled in one of three ways:
 
-- `plain_column` and `carried`, which prepare columns that are copied to the output, replace invalid bytes with U+FFFD.
-- `key_texts`, which reads the columns that identify samples, replaces invalid bytes with escape sequences.
+- `plain_column` and `carried` prepare columns that are copied to the output. They replace invalid bytes with U+FFFD.
+- `key_texts` reads the columns that identify samples. It replaces invalid bytes with escape sequences.
 - `as_text` and `group_names` convert the whole value to hexadecimal digits.
 """
 
@@ -97,7 +97,7 @@ def _utf8(column: pa.Array) -> pa.Array:
 
 
 def carried(table: pa.Table, where: str) -> pa.Table:
-    """Return a copy of a table in a form whose rows pyarrow can select and write to another file.
+    """Return a table with its columns converted where necessary, so that pyarrow can select its rows and write them.
 
     Columns in Arrow's view layouts, which do not support row selection, are converted to plain types. In text,
     invalid UTF-8 is replaced with U+FFFD.

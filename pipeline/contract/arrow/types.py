@@ -33,8 +33,8 @@ _LARGE_LISTS = _tests("is_large_list", "is_large_list_view")
 _EXTENSIONS = {"arrow.bool8": pa.bool_(), "arrow.uuid": pa.string()}
 """Plain types to which these two extension types are converted, keyed by extension name.
 
-All other extension types are converted to their storage types. The storage types of these two would change the values:
-bool8 is stored as int8, and UUIDs are stored as bytes.
+All other extension types are converted to their storage types. For these two, that would change the values: bool8 is
+stored as int8, and UUIDs are stored as bytes.
 """
 COLUMN_ERRORS = (pa.ArrowException, ValueError, KeyError, OverflowError)
 """Exceptions that pyarrow raises for damaged columns and for values that Python cannot represent, such as dates after

@@ -23,7 +23,7 @@ ROUNDED_TOLERANCE = 1e-2
 rows that deviate by more than `UNIT_TOLERANCE` are normalised when read. Rounding to bfloat16 causes a deviation of
 4e-3."""
 ROUNDED = f"norms within {ROUNDED_TOLERANCE} of 1, as bfloat16 rounds them, and are normalised on reading"
-"""End of the message `N embeddings that were read have ...`, about the rows that are normalised when read."""
+"""End of a message that begins with `N embeddings that were read have`, about the rows normalised when read."""
 
 
 def is_embed_dtype(dtype: np.dtype[Any]) -> bool:
