@@ -21,8 +21,8 @@ STAGES: tuple[StageName, ...] = ("download", "embed", "train", "evaluate")
 """Stage names, in the order in which the stages run."""
 
 StopRequests = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
-"""Function that returns a context manager. Within the `with` block, requests to stop, such as Ctrl-C, are noted. The
-context manager yields a function that returns True once a stop has been requested."""
+"""Function that returns a context manager, which detects requests to stop (such as Ctrl-C) during its `with` block and
+yields a function that returns True once a stop has been requested."""
 
 _PROGRESS_UNITS = {"download": "rows", "embed": "shards", "train": "steps", "evaluate": "rows"}
 

@@ -156,7 +156,7 @@ class StageFolder:
                 self.store.remove(f"{RECORD_FOLDER}/{name}.json")
 
     def add(self, record: ShardRecord) -> None:
-        """Add a shard's record to the manifest in memory. A worker has already written the record to a separate file."""
+        """Add a shard's record to the manifest in memory. A worker has already written the record to its own file."""
         self.manifest.shards[record.name] = record
 
     def describe(self, **about: Any) -> None:

@@ -275,7 +275,10 @@ def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor) -> T
 
 @torch.no_grad()
 def update_average(average: torch.nn.Module, model: torch.nn.Module) -> None:
-    """Update `average`, the moving average of the model's weights and batch-norm statistics. Integers are copied."""
+    """Update `average`, which holds the moving average of the model's weights and batch-norm statistics.
+
+    Integer buffers are copied from `model`.
+    """
     current = model.state_dict()
     for name, value in average.state_dict().items():
         if value.is_floating_point():
