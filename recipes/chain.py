@@ -21,7 +21,7 @@ STAGES: tuple[StageName, ...] = ("download", "embed", "train", "evaluate")
 """Stage names, in the order in which the stages run."""
 
 StopRequests = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
-"""Function that returns a context manager, which watches for requests to stop, such as Ctrl-C. The context manager
+"""Function that returns a context manager, which detects requests to stop (such as Ctrl-C) during its `with` block and
 yields a function that returns True once a stop has been requested."""
 
 _PROGRESS_UNITS = {"download": "rows", "embed": "shards", "train": "steps", "evaluate": "rows"}
@@ -52,7 +52,7 @@ def stage_name(name: str) -> StageName:
 
 @contextlib.contextmanager
 def quiet(stage: str, unit: str) -> Iterator[ProgressCallback]:
-    """Context manager that yields a progress callback that shows nothing. It is the default of `run`."""
+    """Context manager that yields a progress callback that shows nothing. `run` uses it by default."""
     yield no_progress
 
 
@@ -125,7 +125,7 @@ def stages_until(last: StageName) -> tuple[StageName, ...]:
 
 
 def plan_stage(stage: StageName, recipe: Recipe, *, limit: int | None, overwrite: bool) -> StagePlan:
-    """Plan one stage of a recipe without running it. `limit` applies only to the download stage.
+    """Return the plan (the remaining work) of one stage, without running it. `limit` applies only to downloads.
 
     Raises:
         PriorkitError: the stage cannot be planned.
@@ -193,7 +193,7 @@ def run_stage(
 
 
 def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False) -> None:
-    """Check the URL list, settings and output folders of a recipe before any stage starts.
+    """Check a recipe's URL list, settings and output folders. `run` calls this function before any stage starts.
 
     The evaluation settings and the evaluation folder are checked only if `until` is `evaluate`. The CLIP settings are
     checked unless `until` is `download`.
@@ -232,9 +232,12 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
 
 
 def _check_evaluation(recipe: Recipe) -> None:
-    """Check that the evaluation settings are compatible with the training settings.
+    """Check that the evaluation settings are compatible with the training settings and the split fractions.
 
-    Also check that the fraction of the rows that `read` assigns to each evaluated split is above zero.
+    The `read` settings must assign a nonzero fraction of the rows to each evaluated split.
+
+    Raises:
+        SettingsError: the settings are not compatible.
     """
     from ..prior.evaluate.scoring import variants
     from ..prior.model.config import check_sampling

@@ -30,7 +30,7 @@ IMAGE_FORMATS: dict[str, tuple[str, dict[str, int]]] = {
     "png": ("PNG", {"compress_level": 3}),
     "webp": ("WebP", {"quality": 90, "method": 2}),
 }
-"""Pillow format name and encoder options by file suffix. The options favour encoding speed."""
+"""Pillow format name and encoder options, keyed by file suffix. The options favour encoding speed."""
 
 _SKIN_TONE = re.compile(r"(.+?) ((?:(?:medium-)?(?:light|dark)|medium) skin tone)(?: (.+))?")
 _FLAG = re.compile(r"1F1[EF][0-9A-F]-1F1[EF][0-9A-F]|1F3F4-E0067-.+")  # two regional indicators, or a tag sequence
@@ -91,7 +91,7 @@ def render(code: str, size: int) -> "Image.Image":
 
 
 def file_name(emoji: Emoji) -> str:
-    """Return the image file name of an emoji: its code and a file suffix, which is chosen by a hash of the code."""
+    """Return the image file name of an emoji: its code, plus a file suffix chosen by a hash of the code."""
     return f"{emoji.code}.{tuple(IMAGE_FORMATS)[_digest(emoji.code)[0] % len(IMAGE_FORMATS)]}"
 
 
@@ -152,7 +152,7 @@ def _digest(code: str) -> bytes:
 
 @contextmanager
 def _demo_packages() -> Iterator[None]:
-    """Context manager that, if an import in its block fails, adds the demo's install command to the error message."""
+    """Context manager that adds the demo's install command to the error message if an import in its block fails."""
     try:
         yield
     except ModuleNotFoundError as error:

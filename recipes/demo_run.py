@@ -1,4 +1,4 @@
-"""Functions that run the recipe `demo` in one folder and draw a picture of the images nearest to a few captions."""
+"""Functions that run the `demo` recipe in one folder and draw a picture of the images nearest to a few captions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .chain import StopRequests, run
 from .recipe import DEMO_URLS, Recipe, load_recipe
 
 PICTURE_NAME = "nearest.png"
-"""File name of the picture in the demo's folder."""
+"""File name of the picture that `draw_picture` writes."""
 
 _CAPTIONS_SHOWN = 8
 """Number of captions in the picture."""
@@ -21,7 +21,7 @@ _IMAGES_SHOWN = 4
 
 
 class DemoResult(NamedTuple):
-    """Recipe, stage results and picture path of a demo run."""
+    """Result of a demo run: the recipe, the result of each stage, and the path of the picture."""
 
     recipe: Recipe
     results: list[StageResult]
@@ -31,7 +31,7 @@ class DemoResult(NamedTuple):
 def run_demo(
     folder: Path, port: int | None, overrides: list[str], progress: ProgressFactory, stop_requests: StopRequests
 ) -> DemoResult:
-    """Run the recipe `demo`, then draw a picture of the images nearest to a few captions; see `draw_picture`.
+    """Run the `demo` recipe, then draw a picture of the images nearest to a few captions; see `draw_picture`.
 
     The recipe downloads its images from a local server.
 
@@ -52,7 +52,7 @@ def run_demo(
 
 
 def demo_recipe(folder: Path, port: int | None, overrides: list[str]) -> Recipe:
-    """Load the recipe `demo`, with all of its folders inside `folder`.
+    """Load the `demo` recipe, with all of its output folders inside `folder`.
 
     Args:
         folder: folder for all files of the demo.
@@ -67,7 +67,10 @@ def demo_recipe(folder: Path, port: int | None, overrides: list[str]) -> Recipe:
 
 
 def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
-    """Draw a picture that shows a few captions from evaluated rows, each with the images nearest to it.
+    """Draw a picture that shows a few captions, each with the images nearest to it.
+
+    The captions come from evaluated rows. For each caption, the picture shows the images nearest to its text embedding
+    and those nearest to the prior's prediction.
 
     Args:
         recipe: recipe of the demo. All of its stages must have run.

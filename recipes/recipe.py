@@ -112,10 +112,10 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
 
 
 def _clip_name(source: Mapping[str, Any]) -> str:
-    """Return the name of a CLIP model for messages, with its pretrained weights or the hashes of its files.
+    """Return a CLIP model's name for messages, with the name of its pretrained weights or the hashes of its files.
 
     Args:
-        source: description of the model that `clip_source` returned.
+        source: description of the model, as returned by `clip_source`.
     """
     files = ", ".join(f"{name} of SHA-256 {digest[:12]}" for name, digest in source.get("files", {}).items())
     return f"{source['model']} ({source.get('pretrained') or files})"
@@ -173,7 +173,10 @@ def _recipe_package() -> str:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    """Parse a recipe, given the path of a file or the name of an included recipe, and return its settings by section.
+    """Return the settings of a recipe file or an included recipe, keyed by section.
+
+    Args:
+        path: path of a file, or the name of an included recipe.
 
     Raises:
         InputError: the file does not exist, or its content is not a YAML mapping.
@@ -203,7 +206,9 @@ def _kind(value: Any) -> str:
 
 
 def _read_file(path: str) -> str | bytes:
-    """Return the content of a recipe file. If `recipes/NAME.yaml` does not exist, return the included recipe NAME.
+    """Return the content of a recipe file.
+
+    If `path` is `recipes/NAME.yaml` and this file does not exist, return the included recipe NAME.
 
     Raises:
         FileNotFoundError: neither the file nor such an included recipe exists.

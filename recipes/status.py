@@ -21,9 +21,10 @@ class StageState:
     shards: int
     rows: int
     state: str
-    """Text for display: `not started`, `unfinished`, `up to date`, the amount of remaining work, or an error message.
+    """Text for display: `not started`, `up to date`, the amount of remaining work, or an error message.
 
-    If the folder was not compared with a recipe, `there` means that it contains shards.
+    If the folder was not compared with a recipe, `there` means that it contains complete shards, and `unfinished` means
+    that it contains a manifest but no complete shard.
     """
 
     def to_json(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Functions and classes that write a stage's folder: they lock it, and commit, replace and remove shards.
+"""Functions and classes that write the output folder of a stage (a pipeline step such as `download` or `embed`).
 
-The module `manifest` defines the format of the folder and reads it.
+They lock the folder, and commit, replace and remove its shards. The module `manifest` defines the format of the folder
+and reads it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .manifest import MANIFEST_NAME, RECORD_FOLDER, Manifest, ShardRecord, pendi
 from .storage import TEMPORARY_SUFFIX, Store
 
 REPLACEMENT_FOLDER = "replacing"
-"""Name of the subfolder for the new files of a shard that already exists, until they replace the old files."""
+"""Name of the subfolder that holds the new files of an existing shard until they are moved over its old files."""
 _ABSENT = type("absent", (), {"__repr__": lambda self: "absent"})()
 
 
@@ -103,7 +104,7 @@ class ShardCommit:
 
 
 def _move_in(store: Store, record: ShardRecord) -> None:
-    """Move a shard's new files over its old files. If a call is interrupted, the next call completes the moves."""
+    """Move a shard's new files over its old files. After an interruption, the call can be repeated to move the rest."""
     for name in (*record.files, *record.logs, f"{RECORD_FOLDER}/{record.name}.json"):
         store.move(f"{REPLACEMENT_FOLDER}/{name}", name)
 
@@ -127,7 +128,7 @@ def finish_replacements(store: Store, name: str | None = None) -> ShardRecord | 
 
 
 class StageFolder:
-    """A stage's folder, locked for writing. Use `open_stage` to create an instance."""
+    """Output folder of a stage such as `download`, locked for writing. Use `open_stage` to create an instance."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store = store
@@ -155,11 +156,11 @@ class StageFolder:
                 self.store.remove(f"{RECORD_FOLDER}/{name}.json")
 
     def add(self, record: ShardRecord) -> None:
-        """Add a shard's record to the manifest in memory, after a worker has written the record file. Write no file."""
+        """Add a shard's record to the manifest in memory. A worker has already written the record to its own file."""
         self.manifest.shards[record.name] = record
 
     def describe(self, **about: Any) -> None:
-        """Add information about the folder's content to the manifest's `about` section, and write the manifest."""
+        """Add entries about the folder's content to the manifest's `about` dictionary, and write the manifest."""
         self.manifest.about.update(about)
         self._write_manifest()
 
@@ -221,7 +222,8 @@ def check_stage(
     Args:
         planned: manifest with the stage and settings that are about to be written.
         overwrite: True to accept a folder that was made with other settings.
-        advice: alternative to restoring the old settings, as a phrase that is inserted in the error message.
+        advice: phrase for the error message about other settings, which tells the user what to do instead of
+            restoring the old settings.
 
     Returns:
         The folder's manifest; None if the folder has none.
@@ -253,7 +255,7 @@ def check_stage(
 
 
 def _clear_replacements(store: Store) -> None:
-    """Remove files that were meant to replace the files of a shard but were never committed."""
+    """Remove new files that were meant to replace a shard's old files but were never committed."""
     for name in store.names(REPLACEMENT_FOLDER):
         store.remove(name)
     if store.is_local:
@@ -265,8 +267,8 @@ def _clear_replacements(store: Store) -> None:
 def _data_files(store: Store) -> list[str]:
     """Return the names of all files except the manifest, lock, lease and temporary files.
 
-    If there are no other files, the folder counts as empty. This happens, for example, if a stage failed before it
-    wrote a shard.
+    If the result is empty, the folder counts as empty. For example, this is the case if a stage failed before it wrote
+    a shard.
     """
     bookkeeping = (MANIFEST_NAME, LOCK_NAME, LEASE_NAME)
     return [name for name in store.names() if name not in bookkeeping and not name.endswith(TEMPORARY_SUFFIX)]

@@ -59,7 +59,7 @@ def group_files(names: Iterable[str], url: str, report: Callable[[str], None]) -
     Args:
         names: names of the files in the folder.
         url: location of the folder, for messages.
-        report: called with an error message for each file that cannot be assigned to a shard.
+        report: callback that receives an error message for each file that cannot be assigned to a shard.
     """
     pairs: dict[int, dict[str, str]] = {}
     for name in names:
@@ -99,9 +99,9 @@ def missing_kinds(files: Mapping[str, str], kinds: Iterable[str], url: str) -> I
 
 
 def recorded_files(record: ShardRecord) -> dict[str, str]:
-    """Return the names of the embeddings and metadata files in a shard record, keyed by kind of file (`img_emb`, ...).
+    """Return the names of the files in an embedding shard, keyed by kind of file (`img_emb`, `metadata`, ...).
 
-    The record was written by the command `embed`. Other files in the record are omitted.
+    The shard's record must have been written by the `embed` command. Files of any other kind are omitted.
     """
     names = {kind: _name(kind, record.name) for kind in _EXTENSIONS}
     return {kind: name for kind, name in names.items() if name in record.files}

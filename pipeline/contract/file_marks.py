@@ -1,4 +1,4 @@
-"""Change detection for input files that no manifest lists. It compares sizes and modification times, then hashes.
+"""Functions that detect changes to input files that no manifest lists, by comparing sizes and times, then hashes.
 
 A stage records a *mark* (`FileMark`) for each input file that no manifest lists. If the file's size and modification
 time (on an object store, the ETag or a similar tag) still match the mark, the file is unchanged and is not read again.
@@ -25,7 +25,7 @@ from .manifest import fingerprint
 from .storage import Store
 
 Tell = Optional[Callable[[str], None]]
-"""Callback that receives a line of progress text, or None for no reports."""
+"""Callback that receives a line of progress text; None if no progress is reported."""
 
 _HASH_THREADS = 8
 """Number of files hashed in parallel."""
@@ -48,40 +48,40 @@ class FileMark:
 
     bytes: int
     modified: str | None
-    """Modification time or object store tags from before the file was read, as in `Stamp.modified`. None if they cannot
-    be relied on, because a later write might leave them unchanged."""
+    """Modification time or object store tags (such as the ETag), determined before the file was read. None if they are
+    unreliable, because a later write might leave them unchanged."""
     sha256: str
 
     @staticmethod
     def of(stamp: Stamp, sha256: str) -> FileMark:
-        """Create a mark from a file's hash and from its stamp (size and modification time) before it was read."""
+        """Create a mark from a file's hash and its stamp (size and modification time) from before the file was read."""
         return FileMark(stamp.bytes, stamp.modified if stamp.settled else None, sha256)
 
     def is_of(self, stamp: Stamp) -> bool:
-        """Return True if the file is certain to be unchanged, given its current stamp (size and modification time).
+        """Return True if a file's current stamp (size and modification time) shows that the file is unchanged.
 
-        If the result is False, only the hash can tell whether the file has changed.
+        If the result is False, the file may or may not have changed, and its hash must be compared.
         """
         return self.modified is not None and (self.bytes, self.modified) == (stamp.bytes, stamp.modified)
 
 
 class _Hashes:
-    """File hashes computed by this process, each with the file's stamp (size and modification time) before hashing."""
+    """File hashes computed by this process, each with the file's stamp (size and modification time) at that time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._read: dict[tuple[str, str], tuple[Stamp, str, bool]] = {}
-        """Hashes of the files of shards that are being read, keyed by folder URL and file name. Each entry contains the
-        file's stamp, the hash, and a flag that is True if the rows are read in a separate pass after hashing. Entries
-        are removed when the marks of the shard's files are recorded."""
+        """Hashes of the source files of shards that are being read, keyed by folder URL and file name. Each value
+        contains the file's stamp, its hash, and a flag that is True if the file is first hashed and then read again for
+        its rows. `take` removes the entries."""
         self._cached: OrderedDict[tuple[str, str], tuple[Stamp, str]] = OrderedDict()
 
     def note(self, store: Store, name: str, stamp: Stamp, sha256: str, *, separate: bool = False) -> None:
-        """Store the hash of a file that is read for the current shard, until `take` retrieves it.
+        """Store the hash of a source file of the current shard until `take` retrieves it.
 
         Args:
-            separate: True if the rows are read in a separate pass after hashing, so that the file could change in
-                between.
+            separate: True if the file is first hashed and then read again for its rows, so that it could change
+                between the two reads.
         """
         with self._lock:
             self._read[store.url, name] = stamp, sha256, separate
@@ -90,8 +90,8 @@ class _Hashes:
         """Remove and return the entry that `note` stored for a file.
 
         Returns:
-            Tuple of the file's mark, and a flag that is True if its rows were read in a separate pass after hashing.
-            None if there is no entry.
+            Tuple of the file's mark (size, modification time and hash) and the flag `separate` that was passed to
+            `note`. None if there is no entry.
         """
         with self._lock:
             entry = self._read.pop((store.url, name), None)
@@ -126,7 +126,7 @@ _HASHES = _Hashes()
 
 
 def note_content(store: Store, name: str, stamp: Stamp, content: bytes | None) -> None:
-    """Hash the content of a file that has been read in full, and store the hash for `marks_of_read`.
+    """Hash the content of a file that has been read in full, and store the hash for a later call of `marks_of_read`.
 
     Args:
         stamp: size and modification time of the file before it was read.
@@ -136,7 +136,7 @@ def note_content(store: Store, name: str, stamp: Stamp, content: bytes | None) -
 
 
 def note_file(store: Store, name: str) -> None:
-    """Hash a file before its rows are read, and store the hash for `marks_of_read`.
+    """Hash a file before its rows are read, and store the hash for a later call of `marks_of_read`.
 
     If the file is missing or cannot be read, nothing is stored and no error is raised.
     """
@@ -168,7 +168,7 @@ class _HashedReader:
 def open_hashed(store: Store, name: str) -> Iterator[BinaryIO]:
     """Context manager that opens a file for streaming, and hashes it while it is read.
 
-    The hash is stored for `marks_of_read`, unless the `with` block raises an exception.
+    The hash is stored for a later call of `marks_of_read`, unless the `with` block raises an exception.
     """
     stamp = stamps(store, [name]).get(name, NO_STAMP)
     with store.fs.open(f"{store.root}/{name}", "rb") as file:
@@ -243,7 +243,7 @@ def identify(
 
 
 def content_fingerprint(marks: Mapping[str, FileMark]) -> str:
-    """Return a hash of the names and contents of the marked files. It does not depend on the location of the folder."""
+    """Return a hash of file names and contents, given the files' marks. The folder's location does not affect it."""
     return fingerprint({name: mark.sha256 for name, mark in marks.items()})
 
 

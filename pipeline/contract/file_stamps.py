@@ -1,4 +1,7 @@
-"""File stamps, which are used to detect changes: a file's size, and its modification time or tags such as the ETag."""
+"""File stamps for detecting changes.
+
+A stamp contains a file's size, and its modification time or object store tags such as the ETag.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,14 @@ _SETTLED_SECONDS = 2.0
 """Age in seconds below which a modification time is not trusted, because a later write could get the same time. Some
 file systems store times in whole seconds, and FAT stores them in steps of two seconds."""
 _CONTENT_TAGS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "crc32c", "checksum", "blob_id", "sha256")
-"""Fields of object store listings that change whenever the content changes, independently of any clock."""
+"""Fields of object store listings that, unlike modification times, always change when the content changes."""
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "modificationTime", "created")
 """Fields of fsspec listings that contain a modification time, most reliable first."""
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """Size and modification time of a file, as its file system reports them. The content is not read."""
+    """Size and modification time of a file, as reported by its file system without reading the content."""
 
     bytes: int
     modified: str | None
@@ -87,7 +90,7 @@ def file_stamp(store: Store, path: str, described: Mapping[str, Any]) -> Stamp:
     """Return the stamp (size and modification time) of a file that was found in a listing.
 
     For local files, the listing entry is not used, because the entry of a symbolic link describes the link itself
-    instead of its target.
+    instead of its target. If a local file no longer exists, return `NO_STAMP`.
 
     Args:
         path: path of the file in the file system.
@@ -98,7 +101,7 @@ def file_stamp(store: Store, path: str, described: Mapping[str, Any]) -> Stamp:
 
 
 def remote_stamp(described: Mapping[str, Any]) -> Stamp:
-    """Return the size of a remote file and its modification time or tags, given its entry in an fsspec listing."""
+    """Return the stamp (size, and modification time or tags) of a remote file, given its entry in an fsspec listing."""
     size = int(described.get("size") or 0)
     tags = {name: str(described[name]) for name in _CONTENT_TAGS if described.get(name)}
     if tags:

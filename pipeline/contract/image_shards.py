@@ -31,8 +31,8 @@ class ImageShard:
     name: str
     """Shard number as written in the file names, such as `00012`."""
     fingerprint: str
-    """Hash that identifies the shard's content, computed from the file hashes in the manifest. In a folder without a
-    manifest, it depends only on the tar's name, and the module `file_marks` detects changed content."""
+    """Hash that identifies the shard's content, computed from its file hashes in the manifest. In a folder without a
+    manifest, it is a hash of the tar's name only, and the module `file_marks` detects changed content."""
     samples: int
     """Number of samples in the shard, not counting the URLs that failed."""
     files: tuple[str, ...] = ()
@@ -60,8 +60,8 @@ class ImageShard:
     def read(self, store: Store) -> Iterator[Sample]:
         """Yield the samples in tar order.
 
-        If the tar is damaged or has fewer than `samples` samples, an additional last sample has no image and no
-        caption, but an error message.
+        If the tar is damaged or has fewer than `samples` samples, a final extra sample is yielded. It has no image and
+        no caption, only an error message.
         """
         if self.table_name in self.files:
             note_file(store, self.table_name)
@@ -78,7 +78,7 @@ class ImageShard:
             yield Sample(self.tar_name, None, None, reason)
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return a list with one item: the shard's table, or None if there is no table with a `key` column."""
+        """Return a one-item list. The item is the shard's table; None if the shard has no table with a `key` column."""
         return [read_shard_table(store, self)]
 
 
@@ -86,7 +86,7 @@ def list_image_shards(store: Store) -> list[ImageShard]:
     """Return the image shards in a folder, sorted by number.
 
     Raises:
-        InputError: the folder contains no image shards or was not written by the stage `download`, a file listed in
+        InputError: the folder contains no image shards or was not written by the `download` stage, a file listed in
             the manifest is missing or has another size, or a tar is compressed, misnamed or missing.
     """
     manifest = read_manifest(store)
@@ -183,6 +183,9 @@ def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:
 
     Returns:
         The table; None if the shard has no table, or if the table has no `key` column.
+
+    Raises:
+        InputError: the table is damaged, or a column cannot be read or copied.
     """
     table = _read_parquet(store, shard.table_name)
     if table is None or "key" not in table.schema.names:
@@ -191,10 +194,13 @@ def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:
 
 
 def _read_parquet(store: Store, name: str, columns: list[str] | None = None) -> pa.Table | None:
-    """Read a Parquet file; return None if it does not exist.
+    """Return the table in a Parquet file, or None if the file does not exist.
 
     Args:
         columns: names of the columns to read; columns that the file lacks are ignored. None reads all columns.
+
+    Raises:
+        InputError: the file is damaged, or several columns have the same name.
     """
     if store.size(name) is None:
         return None

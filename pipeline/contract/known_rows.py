@@ -21,13 +21,13 @@ def join_rows(
     rows: Sequence[tuple[Place, str]],
     title: str,
 ) -> pa.Table:
-    """Return a table with one row per embedded sample: the sample's row in its input shard's table.
+    """Find each embedded sample's row in the metadata tables of the input shards, and return these rows as one table.
 
-    Samples from an input shard without a table get a row of nulls.
+    A sample from an input shard without a table gets a row of nulls.
 
     Args:
-        tables: for each input shard, in the order of `Place.part`, its table with a `key` column, or None if it has no
-            table.
+        tables: one item per input shard, indexed by `Place.part`: the shard's table, which has a `key` column, or None
+            if the shard has no table.
         samples: position and key of every sample that was read, including failed ones, in any order.
         rows: position and key of each embedded sample, in output order.
         title: name of the shard, for messages.
@@ -78,10 +78,12 @@ def key_names(key: str) -> tuple[str, ...]:
 def match_keys(stored: Sequence[str | None], keys: Sequence[str], title: str) -> list[int | None]:
     """Return the index of the matching table row for each sample key, or None for a key that matches no row.
 
-    The table is searched for each form of the key that `key_names` returns: `cat/0007`, then `0007` without the folder,
-    then `7` without leading zeros. If several rows have the same key, the first matching sample gets the first of these
-    rows, the second sample gets the second row, and so on. If there are more matching samples than rows, the remaining
-    samples get the last of these rows.
+    The forms of the key that `key_names` returns are tried in order. For the key `cat/0007`, they are `cat/0007`, then
+    `0007` (no folder), then `7` (no leading zeros).
+
+    If several rows have the same key, the first matching sample gets the first of these rows, the second sample gets
+    the second row, and so on. If there are more matching samples than rows, the remaining samples get the last of these
+    rows.
 
     Args:
         stored: key of each table row.
@@ -89,7 +91,7 @@ def match_keys(stored: Sequence[str | None], keys: Sequence[str], title: str) ->
         title: name of the shard, for messages.
 
     Raises:
-        InputError: samples in different folders match the same row, because the row's key has no folder.
+        InputError: samples in different folders match the same row, because the key in the table lacks the folder.
     """
     rows: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(stored):

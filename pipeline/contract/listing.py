@@ -24,12 +24,12 @@ _FOREIGN_FILES = frozenset({"_success", "thumbs.db", "ehthumbs.db", "desktop.ini
 _FOREIGN_PREFIXES = ("_committed_", "_started_")
 """File name prefixes of Databricks commit markers."""
 _PAX_HEADERS = "paxheaders"
-"""Lower-case name prefix of folders with a tar's pax headers.
+"""Lower-case name prefix of folders that contain a tar's pax headers.
 
 Programs without pax support create these folders when they unpack a tar.
 """
 _FOREIGN_ENDINGS = (".crc", "_$folder$")
-"""File name suffixes of the checksum files that Hadoop creates, and of its folder markers on S3."""
+"""File name suffixes of Hadoop's checksum files and of its folder markers on S3."""
 _DOCUMENT = re.compile(r"(readme|license|licence)(\.(md|markdown|rst|txt|html?|pdf))?", re.IGNORECASE)
 
 
@@ -41,7 +41,7 @@ def is_data(name: str) -> bool:
     - files whose name, or the name of a folder in their path, starts with a dot;
     - files and folders that operating systems, archivers, Hadoop and Delta Lake create;
     - README and LICENSE documents;
-    - S3 objects whose names end with `/`, which only mark folders.
+    - S3 objects whose names end with `/`, which represent folders.
     """
     *folders, file = name.removeprefix("./").split("/")
     lower = file.lower()
@@ -63,7 +63,7 @@ def _holds_data(folder: str) -> bool:
 
 
 def list_files(fs: Any, root: str, under: str = "") -> list[str]:
-    """Return the sorted names of the data files in a folder and its subfolders, following links to folders.
+    """Return the sorted names of the data files in a folder and its subfolders. Links to folders are followed.
 
     Args:
         fs: fsspec file system.
@@ -77,7 +77,7 @@ def list_files(fs: Any, root: str, under: str = "") -> list[str]:
 
 
 def describe_files(fs: Any, root: str, under: str = "", *, details: bool = True) -> dict[str, dict[str, Any]]:
-    """Return the fsspec listing entry of each file that `list_files` returns, by name.
+    """Return a dict that maps the name of each file that `list_files` returns to the file's fsspec listing entry.
 
     An entry contains, for example, the file's size and modification time.
 
@@ -86,6 +86,9 @@ def describe_files(fs: Any, root: str, under: str = "", *, details: bool = True)
         root: path of the folder in the file system. Returned names are relative to this folder.
         under: subfolder of `root` to list; empty lists all of `root`.
         details: False to return an empty entry for each file, which is faster.
+
+    Raises:
+        InputError: a local folder cannot be listed.
     """
     base = root.rstrip("/")
     folder = f"{base}/{under}" if under else root

@@ -77,7 +77,7 @@ def _file_lock(store: Store) -> Iterator[None]:
 
 
 def _require_no_lease(store: Store) -> None:
-    """Check that no other process holds a lease on the folder.
+    """Check that no other process holds a lease (a lock file with an expiry time) on the folder.
 
     A lease is ignored if it has expired, or if the process that wrote it ran on this machine and has ended.
 
@@ -105,7 +105,7 @@ def _lease(store: Store) -> Iterator[None]:
     """Context manager that locks a folder with a lease: a file with an expiry time, which a background thread renews.
 
     Raises:
-        FolderError: another process holds a lease, or started to write at the same moment.
+        FolderError: another process holds a lease, or created one at the same moment.
         InputError: the lease file is damaged.
     """
     _require_no_lease(store)

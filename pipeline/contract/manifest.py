@@ -58,12 +58,12 @@ class ShardRecord:
     name: str
     rows: int
     input: str
-    """Hash that identifies the input from which the shard was made. If the input changes, the shard is made again."""
+    """Hash that identifies the shard's input. If the input changes, the shard is processed again."""
     settings: str
     """Hash of the settings that affect the content of the shard's files."""
     files: Mapping[str, FileRecord]
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Number of rows by outcome: `success`, or the reason for a failure, such as `missing_image`."""
+    """Number of rows for each outcome, which is `success` or a reason for failure, such as `missing_image`."""
     logs: Sequence[str] = ()
     """Names of the shard's log files. Their content is not checked, since they contain timings, which differ between
     identical runs."""
@@ -86,7 +86,7 @@ class ShardRecord:
         return value if self.threads is not None else {name: value[name] for name in value if name != "threads"}
 
     def content(self) -> dict[str, Any]:
-        """Return the SHA-256 of each file, by file name. Later stages use these hashes to detect changes."""
+        """Return the SHA-256 of each file except logs, by file name. Later stages use the hashes to detect changes."""
         return {name: self.files[name].sha256 for name in sorted(self.files)}
 
 
@@ -111,7 +111,7 @@ class Manifest:
         return sum(record.rows for record in self.shards.values())
 
     def content_fingerprint(self) -> str:
-        """Return a hash of the names of all complete shards and of the names and contents of their files."""
+        """Return a hash of the names of all complete shards, and of their files' names and hashes."""
         return fingerprint({name: record.content() for name, record in self.shards.items()})
 
     def counts(self) -> dict[str, int]:
@@ -155,7 +155,9 @@ def _not_a_manifest(source: str, error: Exception) -> InputError:
 
 
 def read_manifest(store: Store) -> Manifest | None:
-    """Return a folder's manifest with all committed records merged in, or None if the folder has no manifest.
+    """Return a folder's manifest, or None if there is none.
+
+    The shard records that are still in separate files are merged into the returned manifest.
 
     Raises:
         InputError: the manifest or a record is damaged, or has an unsupported format version.
@@ -201,15 +203,16 @@ def require_manifest(store: Store, stage: str) -> Manifest:
     """Return the manifest of a folder, after checking that `stage` wrote it.
 
     Raises:
-        InputError: the folder has no manifest, or another stage wrote it. The message names the stages' commands.
+        InputError: the folder has no manifest, or another stage wrote it. The message names the commands of the stages.
     """
     return require_stage(store, read_manifest(store), stage)
 
 
 def require_stage(store: Store, manifest: Manifest | None, stage: str) -> Manifest:
-    """Return a manifest that has already been read, after checking that `stage` wrote it.
+    """Return `manifest`, after checking that it is not None and that `stage` wrote it.
 
     Args:
+        store: folder of the manifest, for messages.
         manifest: manifest of the folder; None if it has none.
         stage: stage that should have written the folder.
 
@@ -234,7 +237,7 @@ def missing_files(record: ShardRecord, sizes: Mapping[str, int]) -> list[str]:
 
 
 def damaged_shards(store: Store, manifest: Manifest) -> dict[str, list[str]]:
-    """Return the names of each incomplete shard's missing files, keyed by shard name. Complete shards are left out.
+    """Return a dict that maps the name of each incomplete shard to the names of its missing files.
 
     A file also counts as missing if its size differs from the recorded size. The folder is listed only once.
     """
@@ -274,9 +277,9 @@ def pending_shards(store: Store, manifest: Manifest, inputs: Mapping[str, str]) 
 
 
 def whole_shards(store: Store, manifest: Manifest) -> set[str]:
-    """Return the names of the shards that were made with the manifest's settings and that lack no files.
+    """Return the names of the complete shards that were made with the manifest's settings.
 
-    A file counts as missing if its size differs from the recorded size.
+    A shard is complete if all its files exist with the recorded sizes.
     """
     settings = manifest.settings_fingerprint
     made = [record for record in manifest.shards.values() if record.settings == settings]

@@ -1,4 +1,4 @@
-"""Error messages for embeddings in an unsupported layout, that is, with other file names or in other formats.
+"""Error messages for embeddings in an unsupported layout (file names or file formats that priorkit does not read).
 
 The messages describe the layout and how to convert the files.
 """
@@ -75,7 +75,7 @@ def describe_other_layout(store: Store, names: list[str]) -> str:
 
 
 def _folder_of_embeddings(name: str) -> str | None:
-    """Find the embeddings folder that a file belongs to, in case the user named a folder above or inside it.
+    """Return the embeddings folder that a file belongs to, if the user named a folder above or inside it by mistake.
 
     Args:
         name: path of the file relative to the folder that the user named.

@@ -1,4 +1,4 @@
-"""Samples, each with an image and its caption, read from any kind of input."""
+"""Image-caption samples, in a form that is common to all kinds of input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Place(NamedTuple):
     """Index of the input shard that contains the sample, if several input shards are merged into one embedding shard;
     otherwise 0."""
     position: int = 0
-    """Index of the sample among all samples in the embedding shard's input, including samples that fail."""
+    """Index of the sample in the embedding shard's input, counted across all of its input shards. Samples that cannot
+    be read or embedded are counted."""
 
 
 FIRST = Place()
@@ -38,10 +39,10 @@ class Sample:
     caption: bytes | None
     """Raw bytes of the caption, which should be UTF-8; None if there is no caption."""
     error: str | None = None
-    """Reason why the sample could not be read, in the form `outcome: details`; None if it could be read. The manifest
-    counts rows by outcome, such as `damaged_shard`."""
+    """Reason why the sample could not be read; None if it could be read. The form is `outcome: details`, where the
+    outcome is a name such as `damaged_shard`. The manifest counts the rows with each outcome."""
     instead: str = field(default="", compare=False)
-    """Text that lists the sample's file extensions, for error messages about a missing image or caption."""
+    """Phrase that lists the sample's file extensions, for error messages about a missing image or caption."""
     place: Place = field(default=FIRST, compare=False)
 
 
@@ -54,7 +55,7 @@ def encodable(name: str) -> str:
 
 
 def name_extensions(extensions: Iterable[str]) -> str:
-    """Return a text that lists the file extensions that a sample has and those that it should have, for a message."""
+    """Return a phrase for messages that lists a sample's file extensions, and those expected of images and captions."""
     names = [f".{extension}" for extension in extensions]
     more = ", ..." if len(names) > _NAMED_EXTENSIONS else ""
     present = f"the sample has {', '.join(names[:_NAMED_EXTENSIONS])}{more}"

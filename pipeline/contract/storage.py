@@ -98,7 +98,7 @@ def open_location(url: str) -> tuple[Any, str]:
 
 
 class Store:
-    """A folder on the local disk or on any fsspec file system.
+    """A folder on the local disk or on any fsspec file system. File names are relative to this folder.
 
     Args:
         url: local path or fsspec URL (`s3://`, `gs://`, `hf://`, `memory://`).
@@ -131,7 +131,7 @@ class Store:
             raise
 
     def read_into(self, name: str, start: int, target: memoryview) -> int:
-        """Read bytes of `name` into `target`, starting at byte `start` of the file, until `target` is full.
+        """Fill `target` with the bytes of file `name`, starting at byte offset `start`.
 
         Returns:
             Number of bytes read, which is less than the length of `target` only if the file ends early.
@@ -176,12 +176,12 @@ class Store:
     def sizes(self, under: str = "") -> dict[str, int]:
         """Return the size in bytes of each file that `names` returns, by name.
 
-        The folder is listed only once, whereas calling `size` would take one request per file.
+        The folder is listed only once. On a remote file system, this is faster than one `size` request per file.
         """
         return {name: int(info["size"] or 0) for name, info in self.describe(under).items()}
 
     def describe(self, under: str = "") -> dict[str, dict[str, Any]]:
-        """Return the fsspec listing entry of each file that `names` returns, by name.
+        """Return a dict that maps the name of each file that `names` returns to the file's fsspec listing entry.
 
         An entry contains, for example, the file's size and modification time.
         """
@@ -212,7 +212,7 @@ class Store:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """Context manager that writes `name` atomically and yields a file that also hashes the bytes written to it.
+        """Context manager that yields a file for writing `name` atomically. The file hashes all bytes written to it.
 
         If the `with` block raises, no file is created or replaced. Local files are written with `atomic_file`. Remote
         files are uploaded on exit. In an object store, a file is not visible until its upload is complete.
@@ -235,7 +235,7 @@ class Store:
             file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
     def sweep(self) -> None:
-        """Remove the temporary files that killed processes have left in the folder."""
+        """Remove the temporary files that killed processes left in the folder."""
         for name in self.names():
             if name.endswith(TEMPORARY_SUFFIX) and _PLAIN_NAME.fullmatch(name):
                 self.remove(name)

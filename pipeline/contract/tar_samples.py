@@ -46,11 +46,11 @@ def count_samples(store: Store, tar_name: str) -> int:
 
 
 class _SeenSamples:
-    """Samples seen so far in a tar, used to detect samples whose files are not consecutive.
+    """Keys and file extensions of the samples read so far, used to detect samples whose files are not consecutive.
 
-    Consecutive files with the same key form a sample. If a sample's files are not consecutive, it is therefore read as
-    several samples with the same key and different file extensions. Samples that have the same key and share a file
-    extension, such as `jpg`, are considered distinct samples instead.
+    Consecutive files with the same key are read as one sample. If the files of one sample are scattered, they are
+    therefore read as several samples with the same key but different file extensions. In contrast, samples with the
+    same key and a common file extension, such as `jpg`, are treated as different samples.
     """
 
     def __init__(self) -> None:
@@ -58,9 +58,9 @@ class _SeenSamples:
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def is_split(self, key: str, members: Iterable[str]) -> bool:
-        """Record a sample, and return True if its files belong to an earlier sample that is not adjacent in the tar.
+        """Record a sample, and return True if its files seem to belong to an earlier sample in the tar.
 
-        This is the case if the earlier sample has the same key but no file extension in common with this one.
+        This is the case if the earlier sample has the same key but no file extension in common with this sample.
 
         Args:
             key: key of the sample.
@@ -76,7 +76,7 @@ def _groups(
 ) -> Iterator[tuple[str, dict[str, Content]]]:
     """Group consecutive files with the same key into samples, as webdataset does.
 
-    A file extension that the sample already has starts a new sample.
+    A new sample also starts if the current sample already has a file with the same extension.
 
     Args:
         tar_bytes: size of the tar in bytes. A member that claims to be larger than the tar is treated as damage.
@@ -107,9 +107,10 @@ def _groups(
 
 
 def _members(tar: tarfile.TarFile, tar_bytes: int | None) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-    """Yield each file or link in a tar that belongs to a sample, the sample's key, and the file extension.
+    """Yield a tuple for each file or link in a tar that belongs to a sample: the member, its key and its extension.
 
-    The key is the member's path up to the first dot in its file name. The rest of the name is the extension.
+    The key is the member's path up to the first dot in its file name. The extension is the rest of the name, in lower
+    case.
     """
     if tar.firstmember is None:  # type: ignore[attr-defined]  # empty tar: `next` fails on Python 3.10
         return
@@ -127,7 +128,7 @@ def read_tar(store: Store, tar_name: str, *, hashed: bool) -> Iterator[Sample]:
     """Yield the samples of a tar in order, reading the tar as a stream.
 
     Args:
-        hashed: True to also compute the tar's hash while it is read, for a later call of `marks_of_read`.
+        hashed: True to compute the tar's hash while it is read, and to store it for `file_marks.marks_of_read`.
 
     Raises:
         InputError: the file is truncated or not a tar.

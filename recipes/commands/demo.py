@@ -20,7 +20,9 @@ def demo(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run all stages offline on about 3,950 emoji, from a URL list to an evaluated prior, and draw the nearest images.
+    """Run all stages offline on about 3,950 emoji, from a URL list to an evaluated prior.
+
+    Then draw a picture of the images nearest to a few captions.
 
     Example: priorkit demo --folder /tmp/demo
     """

@@ -42,7 +42,7 @@ def print_metrics(metrics: dict[str, Any]) -> None:
 
 
 def require_sound(metrics: dict[str, Any]) -> None:
-    """Raise an error if the prior's predictions are invalid, so that the command exits with an error status.
+    """Check that the prior's predictions are valid, so that the command exits with an error status if they are not.
 
     Raises:
         InputError: the predictions are invalid, for example the same for every caption. The message names the split and
@@ -60,6 +60,6 @@ def require_sound(metrics: dict[str, Any]) -> None:
 
 
 def _distance(distances: dict[str, dict[str, float]]) -> str:
-    """Return the energy distance as text for a table cell, or `too few rows` if it was not computed."""
+    """Return the energy distance as a string for a table cell, or `too few rows` if it was not computed."""
     energy_distance = distances.get("energy_distance")
     return f"{energy_distance['value']:.4f}" if energy_distance else "too few rows"

@@ -1,4 +1,4 @@
-"""Arguments shared by several commands."""
+"""Command-line arguments shared by several commands."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def run(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the stages of a recipe that are not up to date.
+    """Run the stages of a recipe, except those whose output is up to date.
 
     Example: priorkit run custom --set urls=my_list.csv --dry-run
     """

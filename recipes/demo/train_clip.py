@@ -132,7 +132,7 @@ def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) ->
 
 
 def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
-    """Draw an emoji `count` times, each time with a random scale, shift, image size and file format.
+    """Draw an emoji `count` (V) times, each time with a random scale, shift, image size and file format.
 
     Flips and hue changes are not used, because captions name directions and colours.
 
@@ -275,7 +275,10 @@ def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor) -> T
 
 @torch.no_grad()
 def update_average(average: torch.nn.Module, model: torch.nn.Module) -> None:
-    """Update the moving average of the weights and batch-norm statistics. Integer buffers are copied instead."""
+    """Update `average`, which holds the moving average of the model's weights and batch-norm statistics.
+
+    Integer buffers are copied from `model`.
+    """
     current = model.state_dict()
     for name, value in average.state_dict().items():
         if value.is_floating_point():
@@ -285,7 +288,7 @@ def update_average(average: torch.nn.Module, model: torch.nn.Module) -> None:
 
 
 def save(model: torch.nn.Module, folder: Path) -> None:
-    """Write the config and weights files that open_clip loads with `local-dir:`. Each file is written atomically."""
+    """Write a model's config and weights files, which open_clip loads with `local-dir:`. Each is written atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
@@ -302,7 +305,7 @@ def save(model: torch.nn.Module, folder: Path) -> None:
 def evaluate(pairs: list[Emoji], folder: Path, images: Path) -> dict[str, float]:
     """Measure text-to-image recall and mean cosines with the stored weights.
 
-    For recall, each caption is compared with all N pictures, whether its pair was held out of training or not.
+    For recall, each caption is compared with all N pictures: those used for training and those held out.
 
     Returns:
         Metrics by name. Training pairs and held-out pairs have separate metrics.

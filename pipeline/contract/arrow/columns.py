@@ -2,8 +2,8 @@
 
 Bytes that are not valid UTF-8 are handled in one of three ways:
 
-- `plain_column` and `carried`, which prepare columns that are copied to the output, replace invalid bytes with U+FFFD.
-- `key_texts`, which reads the columns that identify samples, replaces invalid bytes with escape sequences.
+- `plain_column` and `carried` prepare columns that are copied to the output. They replace invalid bytes with U+FFFD.
+- `key_texts` reads the columns that identify samples. It replaces invalid bytes with escape sequences.
 - `as_text` and `group_names` convert the whole value to hexadecimal digits.
 """
 
@@ -25,7 +25,7 @@ _SIMPLE = (
     pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null, pa.types.is_binary,
     pa.types.is_fixed_size_binary
 )  # fmt: skip
-"""Predicates from `pyarrow.types` for the types whose values can always be converted to Python values."""
+"""Type predicates from `pyarrow.types`. Python can represent every value of the types that they accept."""
 _escaped = functools.partial(bytes.decode, errors="backslashreplace")
 
 
@@ -97,9 +97,9 @@ def _utf8(column: pa.Array) -> pa.Array:
 
 
 def carried(table: pa.Table, where: str) -> pa.Table:
-    """Prepare a table so that pyarrow can select its rows and write them to another file, and return the new table.
+    """Return a table with its columns converted where necessary, so that pyarrow can select its rows and write them.
 
-    Columns in Arrow's view layouts, which pyarrow cannot select rows from, are converted to plain types. In text,
+    Columns in Arrow's view layouts, which do not support row selection, are converted to plain types. In text,
     invalid UTF-8 is replaced with U+FFFD.
 
     Args:
@@ -177,9 +177,10 @@ def as_text(values: pa.Array) -> pa.Array:
 
 
 def group_names(values: pa.Array) -> list[str | None]:
-    """Convert an array of any type to strings that name groups: rows with the same string belong to the same group.
+    """Convert the values of an array of any type to strings, so that rows with equal values can be grouped.
 
-    Null and NaN become None. Bytes that are not valid UTF-8 are converted to hexadecimal digits.
+    Rows with the same string belong to the same group. Null and NaN become None. Bytes that are not valid UTF-8 are
+    converted to hexadecimal digits.
     """
     plain = decoded(values)
     if pa.types.is_temporal(plain.type):  # Python's datetime types lack nanoseconds

@@ -1,4 +1,4 @@
-"""Function that opens Parquet files and raises an Arrow exception if the footer is damaged."""
+"""Function that opens a Parquet file and reports any damage to its footer as an Arrow exception."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def open_parquet(file: BinaryIO, **options: Any) -> pq.ParquetFile:
         options: keyword arguments for `pyarrow.parquet.ParquetFile`.
 
     Raises:
-        pa.ArrowException: the file is not a Parquet file, or its footer is damaged.
+        pa.ArrowException: the file is not a Parquet file, or its footer is damaged. For example, a column name is not
+            valid UTF-8.
     """
     try:
         parquet = pq.ParquetFile(file, **options)

@@ -15,9 +15,10 @@ TypeTest = Callable[[pa.DataType], bool]
 
 
 def _tests(*names: str) -> tuple[TypeTest, ...]:
-    """Return the functions of `pyarrow.types` with the given names, such as `is_string`, which test a data type.
+    """Return the type predicates of `pyarrow.types` that have the given names, such as `is_string`.
 
-    Functions that the installed pyarrow lacks are skipped, because that version also lacks the types they test for.
+    Predicates that the installed version of pyarrow lacks are skipped. That version also lacks the types that they
+    test for.
     """
     return tuple(getattr(pa.types, name) for name in names if hasattr(pa.types, name))
 
@@ -30,9 +31,10 @@ _LIST_VIEWS = _tests("is_list_view", "is_large_list_view")
 _LISTS = _tests("is_list", "is_list_view")
 _LARGE_LISTS = _tests("is_large_list", "is_large_list_view")
 _EXTENSIONS = {"arrow.bool8": pa.bool_(), "arrow.uuid": pa.string()}
-"""Plain types of the extension types that must not be replaced by their storage types, keyed by extension name.
+"""Plain types to which these two extension types are converted, keyed by extension name.
 
-Their storage types hold other values: bool8 is stored as int8, and UUIDs are stored as bytes.
+All other extension types are converted to their storage types. For these two, that would change the values: bool8 is
+stored as int8, and UUIDs are stored as bytes.
 """
 COLUMN_ERRORS = (pa.ArrowException, ValueError, KeyError, OverflowError)
 """Exceptions that pyarrow raises for damaged columns and for values that Python cannot represent, such as dates after
@@ -59,9 +61,9 @@ def is_list_view(kind: pa.DataType) -> bool:
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the stored values, without extension types, dictionary encoding and run-end encoding.
+    """Return the type of the underlying values of an extension type or a dictionary- or run-end-encoded type.
 
-    For example, the result for a dictionary-encoded string column is `string`.
+    For example, the result for a dictionary-encoded string type is `string`. Other types are returned unchanged.
     """
     if isinstance(kind, pa.BaseExtensionType):
         return stored_type(kind.storage_type)
@@ -122,7 +124,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
     """Return the plain type to which columns of two plain types can both be converted, or None if there is none.
 
-    For example, int32 and int64 become int64, and text and bytes become text.
+    For example, int32 and int64 are unified to int64, and text and bytes to text.
     """
     if {first, second} == {pa.string(), pa.binary()}:
         return pa.string()
@@ -138,7 +140,7 @@ def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 
 
 def why_not_carried(kind: pa.DataType) -> str | None:
-    """Return the reason why columns of a plain type cannot be written to Parquet or JSON files, or None if they can."""
+    """Return an error message if columns of a plain type cannot be written to Parquet or JSON files; otherwise None."""
     try:
         column = pa.nulls(1, kind).take(pa.array([0]))
         json.dumps(column.to_pylist(), default=str)
@@ -156,10 +158,10 @@ def require_distinct(schema: pa.Schema, where: str) -> None:
 
 
 def column_fault(schema: pa.Schema, column: str, *, text: bool) -> str:
-    """Return the reason why a column cannot be read: it is missing, its name is not unique, or it is not text.
+    """Return the reason why a column cannot be read: it is missing, or several columns have its name.
 
     Args:
-        text: True to require a column that can be read as text.
+        text: True to also report a column that cannot be converted to text.
 
     Returns:
         String to append to the file name in an error message; empty if the column can be read.

@@ -1,4 +1,4 @@
-"""Functions that read the headers of the files in embedding shards, and ranges of rows of their arrays."""
+"""Functions that read file headers and consecutive array rows from the files of embedding shards."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _read_array_header(store: Store, name: str, size: int) -> FileHeader:
 
 
 def read_layout(store: Store, name: str) -> ArrayLayout:
-    """Return the layout of an array file.
+    """Return the layout (number, shape, dtype and byte offset of the rows) of a `.npy` file.
 
     Raises:
         InputError: the file is not a numeric array, is in Fortran order, or does not have this machine's byte order.
@@ -136,7 +136,12 @@ def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: 
 
 
 def read_array_start(store: Store, name: str, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of an array file. Afterwards, `file` is positioned at the first array element.
+    """Read the `.npy` header of an open file, and leave the file positioned at the first array element.
+
+    Args:
+        store: folder of the file, for messages.
+        name: name of the file, for messages.
+        file: the open file.
 
     Returns:
         Tuple of the shape, a flag that is True for Fortran order, and the dtype.

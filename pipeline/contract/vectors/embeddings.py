@@ -1,7 +1,7 @@
-"""Checks of an embeddings folder that another tool wrote and that therefore has no manifest.
+"""Checks for embeddings folders that were written by other tools and therefore have no manifest.
 
-They report two kinds of findings. Faults make a shard unusable: opening the folder fails with the first fault, and the
-command `inspect` reports all of them. Notes describe unusual contents that are accepted.
+The checks report two kinds of findings. Faults make a shard unusable: opening the folder fails with the first fault,
+and the `inspect` command reports all of them. Notes describe unusual contents that are accepted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Files = Mapping[str, str]
 def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> dict[str, str]:
     """Return, for each kind of file, the name of the first file whose header could be read.
 
-    `shard_faults` compares all other files of the same kind with it.
+    `shard_faults` compares the other files of each kind with this file.
     """
     first: dict[str, str] = {}
     for files in shards:
@@ -42,7 +42,9 @@ def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> d
 
 
 def shard_faults(url: str, files: Files, headers: Mapping[str, FileHeader], first: Files) -> Iterator[tuple[str, str]]:
-    """Yield the faults of a shard: differing numbers of rows or embedding dimensions, and missing or unusable columns.
+    """Yield the faults that make a shard unusable.
+
+    Faults are differing numbers of rows or embedding dimensions, and missing or unusable columns.
 
     Args:
         url: location of the folder, for messages.
@@ -86,7 +88,7 @@ def _column_faults(url: str, name: str, header: FileHeader, first_name: str, fir
 
 
 def folder_notes(shards: Mapping[int, Files], headers: Mapping[str, FileHeader]) -> list[str]:
-    """Return sentences about unusual but accepted contents: missing shard numbers, and arrays with different dtypes."""
+    """Return notes on unusual but accepted contents: missing shard numbers, and arrays with different dtypes."""
     notes = []
     if missing := _missing_numbers(list(shards)):
         notes.append(missing)

@@ -1,7 +1,6 @@
-"""Rules for valid embeddings, used by all readers: array dtypes and row norms.
+"""Rules, shared by all readers, for the array dtypes and row norms of valid embeddings.
 
-The command `inspect` reports invalid embeddings. Opening a folder, training, evaluation and sampling refuse
-them.
+The `inspect` command reports invalid embeddings. Opening a folder, training, evaluation and sampling raise an error.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ ROUNDED_TOLERANCE = 1e-2
 rows that deviate by more than `UNIT_TOLERANCE` are normalised when read. Rounding to bfloat16 causes a deviation of
 4e-3."""
 ROUNDED = f"norms within {ROUNDED_TOLERANCE} of 1, as bfloat16 rounds them, and are normalised on reading"
-"""End of the message `N embeddings that were read have ...`, about the rows that are normalised when read."""
+"""End of a message that begins with `N embeddings that were read have`, about the rows normalised when read."""
 
 
 def is_embed_dtype(dtype: np.dtype[Any]) -> bool:
@@ -62,9 +61,9 @@ class NormVerdict:
     """Classification of `n` rows by norm, as two masks. Rows in neither mask are used as stored."""
 
     bad: np.ndarray
-    """`[n]` bool: rows that are refused, including those with NaN or infinite values."""
+    """`[n]` bool: True for rows that are refused, including those with NaN or infinite values."""
     rounded: np.ndarray
-    """`[n]` bool: rows that are normalised when read."""
+    """`[n]` bool: True for rows that are normalised when read."""
 
 
 def judge_norms(norms: np.ndarray) -> NormVerdict:
@@ -76,7 +75,7 @@ def judge_norms(norms: np.ndarray) -> NormVerdict:
 
 
 def normalise_rows(embeds: np.ndarray, norms: np.ndarray, chosen: np.ndarray) -> None:
-    """Normalise selected rows in place, in float32.
+    """Divide the selected rows by their norms, in place. The division is done in float32.
 
     Args:
         embeds: `[n, D]` rows.
@@ -88,7 +87,7 @@ def normalise_rows(embeds: np.ndarray, norms: np.ndarray, chosen: np.ndarray) ->
 
 
 def row_fault(embed: np.ndarray, norm: float) -> str:
-    """Return the reason why a row is refused, such as `holds NaN`. Messages append this phrase to the row's name.
+    """Return the reason why a row is refused, as a phrase such as `holds NaN` that follows the row's name in messages.
 
     Args:
         embed: `[D]` row.
