@@ -78,7 +78,7 @@ class FetchError(Exception):
         self.transient = transient
         """True if another attempt within the same fetch may succeed."""
         self.retry_after = retry_after
-        """Seconds that the server asks us to wait before another attempt; None if it does not ask us to wait."""
+        """Seconds to wait before another attempt, from the Retry-After header; None if the server sent no valid one."""
 
     def __str__(self) -> str:
         return f"{self.outcome}: {self.detail}" if self.detail else self.outcome

@@ -144,7 +144,7 @@ def _fetch_shards(
 
     Args:
         folder: folder that receives the shards.
-        plan: shards that exist and shards to download.
+        plan: plan that lists the existing shards and yields the tasks for the missing ones.
         retried: names of complete shards whose rows with a transient failure are fetched again.
         settings: download settings.
         compute: worker settings.
@@ -189,7 +189,7 @@ def _transient_rows(record: ShardRecord) -> int:
 
 
 def _retry_result(plan: DownloadPlan, retried: list[str], manifest: Manifest) -> dict[str, int]:
-    """Return a dictionary with the number of retried rows (`rows`) and the number that succeeded (`success`)."""
+    """Return a dictionary with two counts: retried rows (`rows`) and retried rows that succeeded (`success`)."""
     success = sum(
         manifest.shards[name].counts.get(SUCCESS, 0) - plan.existing[name].counts.get(SUCCESS, 0) for name in retried
     )

@@ -28,7 +28,7 @@ from ..settings import DownloadSettings
 from .messages import LENGTH, READY, unpack
 
 _SENT_JOBS = 2
-"""Maximum number of response bodies sent to a process but not answered yet: one in progress and one waiting."""
+"""Maximum number of unanswered response bodies per decoder process: one being decoded and one waiting."""
 _START_ATTEMPTS = 3
 """Number of attempts to start a process before the download fails."""
 _SOCKET_BYTES = 1 << 20
@@ -80,10 +80,10 @@ class Decoders:
         return await job.answer
 
     async def _work(self, slot: _Slot) -> None:
-        """Run one pool slot until cancelled.
+        """Run one pool slot, which keeps one decoder process running, until cancelled.
 
-        If the slot cannot start a decoder process, its jobs and all queued jobs fail with that error, and later calls
-        of `decode` raise it.
+        If the slot cannot start a process, its jobs and all queued jobs fail with that error. Later calls of `decode`
+        raise the same error.
         """
         try:
             await slot.run()
@@ -102,10 +102,10 @@ class _Slot:
     settings: DownloadSettings
     jobs: asyncio.Queue[_Job]
     sent: collections.deque[_Job] = field(default_factory=collections.deque)
-    """Jobs without an answer, oldest first. The process decodes the first; the second is in transit or waits for it."""
+    """Jobs sent to the process but not answered yet, oldest first. The first is being decoded; the second waits."""
 
     async def run(self) -> None:
-        """Decode images until cancelled. If the process ends, fail the job in progress and start a new process."""
+        """Decode images until cancelled. If the process ends, its current job fails, and a new process starts."""
         while True:
             process = await self._start()
             feeding = asyncio.create_task(self._feed(process))
@@ -157,7 +157,7 @@ class _Slot:
             process.answered.set()
 
     def _answer(self, answer: ResizedImage | ImageError) -> None:
-        """Remove the oldest job from `sent`. Unless the job was cancelled, set its result to the image or the error."""
+        """Remove the oldest job from `sent` and complete its future with the answer, unless the job was cancelled."""
         job = self.sent.popleft()
         if job.answer.cancelled():
             return
@@ -276,7 +276,7 @@ class _Process:
 
 
 def _spawn(connection: socket.socket, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a decoder process.
+    """Start a decoder process and return its handle.
 
     Args:
         connection: socket that becomes the process's stdin and stdout.

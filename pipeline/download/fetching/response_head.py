@@ -1,4 +1,4 @@
-"""Tolerant parser for HTTP response heads, which rewrites them for aiohttp's strict parser.
+"""Tolerant parser that rewrites HTTP response heads so that aiohttp's strict parser accepts them.
 
 A head is the status line and the headers. Browsers and curl accept heads that violate RFC 9112, such as heads with
 spaces in header names, lines without a colon, repeated Content-Length headers, bare line feeds or very long lines. This
@@ -22,9 +22,9 @@ _LENGTH = re.compile(rb"\+?(\d+)")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 _COPIED_HEADERS = (b"content-range", b"retry-after", b"x-robots-tag")
-"""Names of headers whose values are copied to the new head."""
+"""Names of the headers whose values are copied to the rewritten response head."""
 _REASON_BYTES = 100
-"""Maximum length in bytes of the reason phrase in the new head; a longer phrase is truncated."""
+"""Maximum length in bytes of the reason phrase in the rewritten head; a longer phrase is truncated."""
 
 
 class BadResponse(aiohttp.ClientError):
@@ -138,7 +138,7 @@ def _fields(lines: list[bytes]) -> tuple[dict[bytes, list[bytes]], bool]:
 
 
 def _clean(value: bytes) -> bytes:
-    """Remove control characters, and strip spaces and tabs from both ends."""
+    """Remove control characters from a header value, and strip spaces and tabs from both ends."""
     return value.translate(None, _CONTROLS).strip(b" \t")
 
 
