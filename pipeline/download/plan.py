@@ -90,7 +90,7 @@ class DownloadPlan:
                 return  # no later shard is wanted, so skip the rest of the list
 
     def retries(self, names: list[str]) -> Iterator[DownloadTask]:
-        """Yield a task for each named shard that fetches only the rows with a transient failure, such as a timeout.
+        """Yield a task for each named shard, to fetch again the rows with a transient failure, such as a timeout.
 
         Args:
             names: names of complete shards.
@@ -103,7 +103,7 @@ class DownloadPlan:
                 return
 
     def _task(self, index: int, table: pa.Table, retry: bool = False) -> DownloadTask:
-        """Return the task for a shard. If the shard exists, first check that it was made from the same rows.
+        """Return the task for a shard. If the shard exists, first check that it has the same list rows.
 
         Raises:
             FolderError: the existing shard was made from other rows.

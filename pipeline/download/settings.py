@@ -78,8 +78,8 @@ class DownloadSettings(UrlListSettings):
     allow_addresses: tuple[str, ...] = ()
     """Networks whose addresses are never blocked, such as `[10.0.0.0/8]`. Public addresses are allowed anyway."""
     proxy: str | None = None
-    """URL of the proxy for all hosts except those in the environment variable `no_proxy`. `none` uses no proxy. null
-    reads the environment variables `http_proxy`, `https_proxy` and `all_proxy`, as curl does."""
+    """URL of the proxy for all hosts except those in the environment variable `no_proxy`, or `none` to use no proxy. If
+    null, the environment variables `http_proxy`, `https_proxy` and `all_proxy` set the proxy, as in curl."""
     user_agent: str = Field(
         default=f"priorkit/{__version__} (image data sets; no contact given)", pattern=r"^[!-~][ -~]*$"
     )
@@ -110,7 +110,7 @@ class DownloadSettings(UrlListSettings):
     because the cause is probably this machine or its network. 0 disables the check."""
     success_window: int = Field(default=2_000, ge=1)
     """Number of recent rows over which `min_success_rate` is checked. A list sorted by host needs a larger window,
-    because a failing host can fill a small one."""
+    because a single failing host can fill a small window."""
 
     @field_validator("resize_mode", mode="before")
     @classmethod

@@ -179,7 +179,7 @@ def _fetch_shards(
 
 
 def _shards_to_retry(plan: DownloadPlan) -> list[str]:
-    """Return the names of the complete shards that have transient failures."""
+    """Return the names of the complete shards that contain rows with a transient failure."""
     return sorted(name for name in plan.complete if _transient_rows(plan.existing[name]))
 
 

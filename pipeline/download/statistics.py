@@ -21,15 +21,15 @@ from .rows import Row
 from .url_sample import UrlSample, url_hashes
 
 NOT_UTF8 = "\ufffd"
-"""Unicode replacement character, which the list reader puts in place of bytes that are not valid UTF-8."""
+"""Unicode replacement character. The list reader replaces bytes that are not valid UTF-8 with it."""
 
 NO_HOST = "no host"
 """Placeholder host under which failures of URLs without a host are counted."""
 
 _SHARD_HOSTS = 20
-"""Maximum number of hosts in a shard's `_stats.json`. Hosts with more failures are preferred."""
+"""Maximum number of hosts in a shard's `_stats.json`. The hosts with the most failures are included."""
 _TOTAL_HOSTS = 20
-"""Maximum number of hosts in the summary of a download. Hosts with more failures are preferred."""
+"""Maximum number of hosts in the summary of a download. The hosts with the most failures are included."""
 _MOST_HOSTS = 10_000
 """Number of hosts that remain after the failure counts by host are trimmed to save memory.
 
@@ -66,7 +66,7 @@ def host_of(url: str | None) -> str:
 def rows_not_utf8(table: pa.Table) -> int:
     """Return the number of list rows that contain U+FFFD in at least one string column.
 
-    The list reader replaces bytes that are not valid UTF-8 by U+FFFD.
+    The list reader replaces bytes that are not valid UTF-8 with U+FFFD.
     """
     marked = [
         pc.fill_null(pc.match_substring(column, NOT_UTF8), False)
@@ -151,7 +151,7 @@ def total_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
     Returns:
         A dictionary with these keys:
 
-        - `seconds`: sum of the times spent on each shard.
+        - `seconds`: sum of the time spent on each shard, in seconds.
         - `bytes`: total size of the fetched bodies.
         - `not_utf8`: number of rows with bytes that are not valid UTF-8.
         - `duplicate_urls`: number of rows whose URL occurs in an earlier row of the list.

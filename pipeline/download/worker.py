@@ -1,4 +1,4 @@
-"""Download worker: fetches the images of a range of list rows and writes a webdataset shard, in input order."""
+"""Download worker: fetches the images for a shard's list rows and writes them to the shard in input order."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class DownloadWorker:
 
         Args:
             key: key of the sample in the shard.
-            values: list columns of the row.
+            values: values of the list columns, keyed by column name.
             hash_column: column that holds the expected hash of the body, or None to skip the check.
             claim: reservation of buffer memory for this row.
         """
@@ -188,7 +188,7 @@ async def _reuse(row: Row, claim: Claim) -> Row:
 
 
 def row_key(first_row: int, offset: int, rows_per_shard: int) -> str:
-    """Return the key that img2dataset gives a row: shard number followed by position in the shard, zero-padded.
+    """Return the sample key of a row, as in img2dataset: shard number, then position in the shard, zero-padded.
 
     Args:
         first_row: index of the shard's first row in the list, counted from 0.

@@ -32,7 +32,7 @@ _SENT_JOBS = 2
 _START_ATTEMPTS = 3
 """Number of attempts to start a process before the download fails."""
 _SOCKET_BYTES = 1 << 20
-"""Requested size in bytes of the send buffer at each end of the socket. Most response bodies fit into it."""
+"""Requested size in bytes of the send buffer at each end of the socket. Most response bodies fit into the buffer."""
 _PROGRAM = "import sys; sys.path[:] = {path}; from {module} import main; main()"
 """Template of the Python code that a child process runs: like `python -m MODULE`, but with the parent's import path."""
 
@@ -70,7 +70,7 @@ class Decoders:
         """Decode, resize and encode the image in a response body.
 
         Raises:
-            ImageError: no image can be produced from the body. The outcome is `decode` if the process crashed or hung.
+            ImageError: no image can be produced from the body. `outcome` is `decode` if the process crashed or hung.
             PriorkitError: no decoder process can be started.
         """
         if self._failure is not None:
@@ -105,7 +105,7 @@ class _Slot:
     """Jobs sent to the process but not answered yet, oldest first. The first is being decoded; the second waits."""
 
     async def run(self) -> None:
-        """Decode images until cancelled. If the process ends, its current job fails, and a new process starts."""
+        """Decode images until cancelled. If the process dies, its current job fails and a new process starts."""
         while True:
             process = await self._start()
             feeding = asyncio.create_task(self._feed(process))
@@ -150,7 +150,7 @@ class _Slot:
             await process.send(job.body)
 
     async def _collect(self, process: _Process) -> None:
-        """Receive answers and pass them to their jobs until the process ends."""
+        """Receive answers and pass each to the job that it answers, until the process ends."""
         while (answer := await process.receive()) is not None:
             self._answer(answer)
             process.watch(bool(self.sent))

@@ -40,9 +40,9 @@ _UNENCODABLE = "cannot store"
 _LONGEST_SIDES = {"jpg": 65_500, "webp": 16_383}
 """Maximum width and height in pixels of an image in each output format. PNG has a far higher limit."""
 _MARGIN = 1.25
-"""Minimum ratio of each side of a JPEG decoded at reduced size to the same side of the final image.
+"""Minimum ratio between each side of a JPEG decoded at reduced size and the same side after resizing.
 
-1.25 means at least 25% larger. With a smaller ratio, the final image would be blurred.
+1.25 means at least 25% larger. With a smaller ratio, the resized image would be blurred.
 """
 _REDUCED_COLOUR_FLAGS = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _REDUCED_GREY_FLAGS = {
@@ -53,8 +53,8 @@ _REDUCED_GREY_FLAGS = {
 def _load_resizer() -> Any:
     """Import and return img2dataset's `resizer` module without running the package's `__init__.py`.
 
-    That file imports torch, Ray and W&B, which takes seconds. In the returned module, `_codec`, which supplies decoded
-    pixels, replaces `cv2`.
+    That file imports torch, Ray and W&B, which takes seconds. The returned module uses `_codec` in place of `cv2`, so
+    that it receives pixels that are already decoded.
     """
     package = importlib.util.find_spec("img2dataset")
     assert package is not None
@@ -152,7 +152,8 @@ class ImageResizer:
     def _passes_filters(self, width: int, height: int) -> bool:
         """Return True if the size and aspect ratio filters accept an image of this size.
 
-        If it returns False, the caller passes the image to img2dataset's resizer, whose error message names the filter.
+        If the result is False, the caller passes the image to img2dataset's resizer, whose error message states why the
+        image is rejected.
         """
         shorter, longer = sorted((width, height))
         too_small = shorter < max(1, self._settings.min_image_size)

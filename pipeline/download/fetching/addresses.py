@@ -109,7 +109,7 @@ class GuardedResolver(AbstractResolver):
 
 
 def literal_address(host: str) -> str | None:
-    """Return the standard form of an IP address given as a host, or None if `host` is a name.
+    """Return the standard form of `host` if it is an IP address, or None if it is a name.
 
     IPv4 addresses are recognized not only as dotted decimal, but also in decimal, hexadecimal, octal and short form,
     such as 2130706433 or 0x7f.1.
@@ -145,7 +145,7 @@ def is_local_name(host: str) -> bool:
 
 
 def _forms(address: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """Return the address without its scope ID and, if it is an IPv6 address that embeds an IPv4 address, the latter."""
+    """Return the address without its scope ID, followed by the IPv4 address that it embeds, if any."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv4Address):
         return [ip]

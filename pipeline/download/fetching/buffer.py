@@ -56,8 +56,8 @@ class Buffer:
 class Claim:
     """Reservation of buffer memory for one list row.
 
-    Until the response body arrives, the row counts at the mean size of recent bodies, and then at the actual size. Once
-    the row has a result, the encoded image counts instead of the body.
+    Until the response body arrives, the reserved size is an estimate: the mean size of recent bodies. Then it is the
+    actual size of the body and, once the row has a result, the size of the encoded image.
     """
 
     def __init__(self, buffer: Buffer) -> None:

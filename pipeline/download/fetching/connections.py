@@ -1,4 +1,4 @@
-"""Connection pools: one for direct connections, checked by the address guard, and one for connections via proxies."""
+"""HTTP connection pools: one for direct connections, whose addresses are checked, and one for proxied connections."""
 
 from __future__ import annotations
 

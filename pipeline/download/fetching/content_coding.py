@@ -1,8 +1,8 @@
 """Content-Encoding decoder for gzip, deflate, br and zstd, with a limit on the number of decoded bytes.
 
 Some servers declare an encoding that they did not apply, or declare the same encoding twice. Therefore the decoder
-checks before the first step and after each step whether the body is an image, and returns the last image found. Unknown
-encodings, such as `none` or `utf-8`, are ignored, as in browsers.
+undoes one encoding at a time. It checks before and after each step whether the body is an image, and returns the last
+image found. Unknown encodings, such as `none` or `utf-8`, are ignored, as in browsers.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Decoder(Protocol):
 
 
 class _Zlib:
-    """Decoder for one gzip, zlib or raw deflate member."""
+    """Decoder for one gzip member, or one zlib or raw deflate stream."""
 
     def __init__(self, wbits: int) -> None:
         self._decoder = zlib.decompressobj(wbits)

@@ -36,7 +36,7 @@ _MAX_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 """HTTP statuses whose Location header is followed."""
 _DECODED_AT_ONCE = 8
-"""Maximum number of compressed bodies decoded at once. This limits memory use, because decoded bodies can be large."""
+"""Maximum number of compressed bodies decoded in parallel. It limits memory use, since decoded bodies can be large."""
 _CONTENT_RANGE = re.compile(r"\s*bytes\s+0-(\d{1,18})/(\d{1,18})\s*", re.IGNORECASE)
 _LEGAL_URL = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
 """Pattern for URLs that consist only of the characters and percent-escapes that RFC 3986 allows."""
@@ -79,8 +79,8 @@ class Fetcher:
     async def fetch(self, url: str | None) -> bytes:
         """Fetch `url` and return the response body, decoded as its Content-Encoding header declares.
 
-        The time limit `timeout_seconds` starts when the limits `connections_per_host` and `concurrency` allow the fetch
-        to start.
+        The time limit `timeout_seconds` does not include the wait for a free connection, which depends on
+        `connections_per_host` and `concurrency`.
 
         Raises:
             FetchError: the fetch failed, or `url` is None or invalid. Its `outcome` names the kind of failure.
@@ -153,8 +153,8 @@ class Fetcher:
     def _check(self, url: str | None) -> URL:
         """Parse a URL and check its scheme and host. A URL with credentials is refused.
 
-        IP addresses and `localhost` names are checked against the address guard here. The resolver checks the addresses
-        of other names.
+        The address guard checks IP addresses and `localhost` names here. The resolver later checks the addresses of
+        other names, unless a proxy does the name lookup.
 
         Raises:
             FetchError: the URL cannot or must not be fetched.

@@ -24,7 +24,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _MAX_STARTED = 8192
-"""Maximum number of rows being downloaded or waiting to be written: about 10 seconds of work at 800 rows per second."""
+"""Maximum number of rows in progress or waiting to be written: about 10 seconds of work at 800 rows per second."""
 _BLOCK_ROWS = 64
 """Maximum number of rows passed to the shard writer at once."""
 _GATHER_SECONDS = 0.05
@@ -118,8 +118,8 @@ class FetchAhead(Generic[Task]):
     async def _plan(self, wanted: list[_TaskRows[Task]]) -> None:
         """Replace the queue with the tasks in `wanted`.
 
-        The queued tasks that are also the first tasks in `wanted`, in the same order, stay in the queue and keep their
-        started rows. All other queued tasks are cancelled.
+        Tasks at the front of the queue that match the front of `wanted` stay in the queue and keep their started rows.
+        All other queued tasks are cancelled.
         """
         shared = 0
         while shared < min(len(self._queue), len(wanted)) and self._queue[shared].task == wanted[shared].task:
@@ -130,7 +130,7 @@ class FetchAhead(Generic[Task]):
         self._start_rows()
 
     def _start_rows(self) -> None:
-        """Start rows in order while the buffer has room and fewer than `_MAX_STARTED` started rows are in the queue."""
+        """Start rows in order while the buffer has room and the queue has fewer than `_MAX_STARTED` started rows."""
         room = _MAX_STARTED - sum(len(entry.started) for entry in self._queue)
         for entry in self._queue:
             while not entry.all_started:

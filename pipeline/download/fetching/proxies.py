@@ -32,7 +32,7 @@ class Proxies:
 
     Args:
         setting: value of `download.proxy`: a URL, the string `none` for no proxy, or None to read the environment.
-        environment: environment variables, such as `http_proxy`. Lowercase names take precedence over uppercase.
+        environment: environment variables, such as `http_proxy`. Lowercase names take precedence over uppercase names.
 
     Raises:
         SettingsError: a proxy setting is invalid.

@@ -81,7 +81,7 @@ def parse_head(data: bytes) -> Head:
         data: head without its final blank line.
 
     Raises:
-        BadResponse: the head has no status, or contradictory Content-Length values.
+        BadResponse: the head has no status, or its Content-Length values contradict each other.
     """
     first, *lines = data.split(b"\n")
     status_line = _STATUS.match(first.rstrip(b"\r"))
@@ -143,7 +143,7 @@ def _clean(value: bytes) -> bytes:
 
 
 def _listed(values: dict[bytes, list[bytes]], name: bytes) -> list[bytes]:
-    """Split all values of a header at commas and return the non-empty items.
+    """Return the non-empty items of a header whose values are comma-separated lists.
 
     Args:
         values: values of each header, keyed by lowercase name.

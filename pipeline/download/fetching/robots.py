@@ -2,7 +2,7 @@
 
 The existing Python parsers for robots.txt are unsuitable for untrusted files. urllib's parser does not support
 wildcards, and applies the first matching rule, not the longest. Protego 0.7 needs 23 s and 1.1 GB for a
-120 kB file that names 4,000 agents.
+120 kB file that names 4,000 user agents.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def product_token(user_agent: str) -> str:
 
 
 def opted_out(headers: Sequence[str], user_agent: str) -> bool:
-    """Return True if X-Robots-Tag headers forbid our user agent or img2dataset to use an image.
+    """Return True if X-Robots-Tag headers forbid our user agent, img2dataset or all user agents from using an image.
 
     A header is a list of directives. A user-agent name with a colon, such as `somebot:`, limits the directives after
     the colon to that user agent. Directives with a value, such as `unavailable_after`, also contain a colon but do not
@@ -133,8 +133,8 @@ def _matches(parts: list[str], whole: bool, path: str) -> bool:
 def _normalise(path: str) -> str:
     """Return the canonical form of a path, so that equivalent percent-escapes compare as equal.
 
-    Spaces and non-ASCII characters are escaped, letters, digits and `-._~` are unescaped, and the hexadecimal digits of
-    escapes are uppercase.
+    In this form, spaces and non-ASCII characters are escaped, with uppercase hexadecimal digits. Letters, digits and
+    `-._~` are not escaped.
     """
 
     def spell(escape: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""HTTP connections that tolerate malformed responses, as browsers and curl do, although aiohttp's parser does not."""
+"""HTTP connections that tolerate malformed responses, as browsers and curl do. aiohttp's own parser rejects them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHUNK_LINE_BYTES = 16_384
 
 
 class LengthReader:
-    """Reader for a response body whose length is known from the Content-Length header.
+    """Reader for a response body whose length is known, for example from its Content-Length header.
 
     Args:
         length: length of the body in bytes.
@@ -52,7 +52,7 @@ class ChunkReader:
         self.done = self.excess = False
 
     def feed(self, data: bytes) -> bytes:
-        """Process received bytes and return them in strict form. An incomplete line is kept until the rest arrives.
+        """Return received bytes, rewritten in strict form. An incomplete line is kept until the next call.
 
         Raises:
             BadResponse: the bytes are not valid chunks.
@@ -83,7 +83,7 @@ class ChunkReader:
     def _line(self, line: bytes) -> bytes:
         """Process a line outside the chunk data: a chunk size, the line break after a chunk, or a trailer.
 
-        Return the line in strict form, or empty bytes to drop it.
+        Return the line as aiohttp's strict parser expects it, or empty bytes to drop the line.
 
         Raises:
             BadResponse: the line is invalid, or the trailers are too large.
