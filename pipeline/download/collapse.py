@@ -1,4 +1,7 @@
-"""Success-rate check: stops a download when too few recent rows yielded an image, and reports the probable cause."""
+"""Success-rate check: stops a download when too few of the latest list rows yielded an image.
+
+The error message states the probable cause.
+"""
 
 from __future__ import annotations
 
@@ -69,10 +72,10 @@ Each entry is a pair: a group of related failure labels, such as `dns` or `http_
 
 
 class SuccessWatch:
-    """Check of the success rate over a sliding window of recent rows.
+    """Monitor for the download success rate over a sliding window of recent list rows.
 
     Args:
-        min_rate: minimum share of the rows in the window that must yield an image; 0 disables the check.
+        min_rate: minimum fraction of the rows in the window that must yield an image; 0 disables the check.
         rows: window size in rows. Nothing is checked until the window is full.
     """
 
@@ -83,10 +86,10 @@ class SuccessWatch:
         self._count = 0
 
     def add(self, labels: Mapping[str, int]) -> None:
-        """Count finished rows and check the success rate.
+        """Count finished list rows and check the success rate.
 
         Args:
-            labels: number of rows for each label: `success`, or a failure label as returned by `failure_label`.
+            labels: number of rows for each result: `success`, or a failure label such as `dns` or `http_4xx 404`.
 
         Raises:
             PriorkitError: the success rate in the window is below the minimum. The message states the probable cause.
@@ -115,7 +118,7 @@ def diagnosis(labels: Mapping[str, int]) -> str:
     Otherwise, the message lists the three most frequent labels.
 
     Args:
-        labels: number of rows for each label: `success`, or a failure label as returned by `failure_label`.
+        labels: number of list rows for each result: `success`, or a failure label such as `dns` or `http_4xx 404`.
     """
     failures = {label: number for label, number in labels.items() if label != SUCCESS and number > 0}
     groups = {causes: sum(failures.get(cause, 0) for cause in causes) for causes, _ in _ADVICE}

@@ -17,8 +17,8 @@ def check_hash(body: bytes, expected: Any) -> None:
 
     Args:
         body: response body.
-        expected: MD5, SHA-1, SHA-256 or SHA-512, as hexadecimal digits (text or bytes) or as a raw digest (bytes). If
-            it is None or empty, nothing is checked.
+        expected: MD5, SHA-1, SHA-256 or SHA-512, as hexadecimal digits (text or bytes) or as a raw digest (bytes).
+            Nothing is checked if the value is None or empty.
 
     Raises:
         FetchError: the hash differs or `expected` is not a valid hash. The outcome is `hash_mismatch`.

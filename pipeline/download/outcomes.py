@@ -4,7 +4,7 @@ The outcome is `success`, one of `FETCH_OUTCOMES` or one of `IMAGE_OUTCOMES`. Th
 
 "Transient" has two meanings:
 
-- `TRANSIENT_OUTCOMES` are failures that `--retry-failed` fetches again in a later run.
+- `TRANSIENT_OUTCOMES` are the failures after which `--retry-failed` fetches a row again in a later run.
 - `FetchError.transient` marks a failure that may disappear within seconds, so the URL is retried within the same
   fetch. The retry policy is in `fetching/retry.py`.
 """
@@ -78,7 +78,7 @@ class FetchError(Exception):
         self.transient = transient
         """True if another attempt within the same fetch may succeed."""
         self.retry_after = retry_after
-        """Seconds that the server asks us to wait before another attempt; None if it does not ask us to wait."""
+        """Seconds to wait before another attempt, from the Retry-After header; None without a valid header."""
 
     def __str__(self) -> str:
         return f"{self.outcome}: {self.detail}" if self.detail else self.outcome

@@ -29,7 +29,7 @@ class DownloadPlan:
     limit: int | None
     """Number of rows to download, from the start of the list; None for all."""
     existing: dict[str, ShardRecord]
-    """Records of the shards in the folder, keyed by shard name. All of them contain rows of this list."""
+    """Manifest records of the shards in the folder, keyed by shard name. All these shards contain rows of this list."""
     complete: frozenset[str]
     """Names of the existing shards that need no download, since they have all their rows and all their files exist."""
     rows: int | None
@@ -64,7 +64,7 @@ class DownloadPlan:
         return {index: self.wanted(index, min(size, self.rows - index * size)) for index in numbers}
 
     def is_unwanted(self, index: int) -> bool:
-        """Return True if a shard need not be downloaded, because it is already complete or lies beyond the limit."""
+        """Return True if a shard need not be downloaded, because it is complete or its rows are beyond the limit."""
         name = image_shard_name(index)
         return name in self.complete or (name not in self.existing and self.wanted(index, 1) == 0)
 
@@ -90,7 +90,7 @@ class DownloadPlan:
                 return  # no later shard is wanted, so skip the rest of the list
 
     def retries(self, names: list[str]) -> Iterator[DownloadTask]:
-        """Yield one task for each named shard. Each task refetches only the rows with a transient failure.
+        """Yield a task for each named shard, to fetch again the rows with a transient failure, such as a timeout.
 
         Args:
             names: names of complete shards.
@@ -103,7 +103,7 @@ class DownloadPlan:
                 return
 
     def _task(self, index: int, table: pa.Table, retry: bool = False) -> DownloadTask:
-        """Return the task for a shard. If the shard exists, first check that it was made from the same rows.
+        """Return the task for a shard. If the shard exists, first check that it has the same list rows.
 
         Raises:
             FolderError: the existing shard was made from other rows.
@@ -118,17 +118,20 @@ def make_plan(
 ) -> DownloadPlan:
     """Compare a list with the shards in a folder, and return the plan for downloading the rest.
 
-    A list may grow at its end. Any other change is refused, because the folder would mix rows from two lists. The rows
-    of an existing shard are read and compared only in two cases: the list files that contain them may have changed
-    since the last run, or the shard has fewer than `rows_per_shard` rows and the list's row count is unknown.
-    Existing shards beyond the limit are kept.
+    Rows may have been appended to the list since the last run. Any other change is an error, because the folder would
+    mix rows from two lists. Existing shards beyond the limit are kept.
+
+    The list rows of an existing shard are read and compared with the shard only in two cases:
+
+    - The list files that contain these rows may have changed since the last run.
+    - The shard has fewer than `rows_per_shard` rows, and the list's row count is unknown.
 
     Args:
         urls: list to download.
         rows_per_shard: number of list rows per shard.
         limit: number of rows to download, from the start of the list; None for all.
         store: folder of the shards.
-        manifest: manifest of the folder, or None to ignore its shards.
+        manifest: manifest of the folder, or None to ignore the existing shards.
 
     Raises:
         FolderError: the folder's shards come from another list.

@@ -33,11 +33,11 @@ class DownloadProgress:
         self._progress, self._total, self._watch = progress, total, watch
         self._rows, self._fetched, self._images, self._bytes = done, 0, 0, 0
         self._marks = collections.deque([(time.monotonic(), 0, 0)])
-        """Time of each recent callback call, with the image and byte totals at that time, for computing the rates."""
+        """Time, total images and total bytes at each recent progress report, for computing the rates."""
         self.report()
 
     def add_row(self, row: Row) -> None:
-        """Count a row that finished in this process. Rows reused from an earlier shard are ignored."""
+        """Count a row that finished in this process. Rows that were copied from an existing shard are ignored."""
         if not row.reused:
             self.add_rows({failure_label(row): 1}, row.body_bytes)
 
@@ -45,7 +45,7 @@ class DownloadProgress:
         """Count fetched rows, such as the rows of a shard that another process finished.
 
         Args:
-            labels: number of rows for each label: `success`, or a failure label as returned by `failure_label`.
+            labels: number of rows for each result: `success`, or a failure label such as `dns` or `http_4xx 404`.
             bytes: total size of the response bodies.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Rows of an image shard, written to and read from its tar archive and Parquet table in img2dataset's layout."""
+"""Reading and writing of image shard rows. A shard is a tar archive and a Parquet table in img2dataset's layout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Row:
     """Row of the URL list, with the result of its download."""
 
     meta: dict[str, Any]
-    """Values by column name: the columns of the list, then those that the download adds, as in the Parquet file."""
+    """Values of the shard's Parquet row, keyed by column name: the list columns, then those that the download adds."""
     image: bytes | None = None
     """Encoded image, or None if the row failed."""
     outcome: str = SUCCESS
@@ -64,12 +64,13 @@ def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
 def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterator[Row | None]:
     """Yield the rows of an existing shard in order, for reuse in a new version of the shard.
 
-    For each row with a transient failure, such as a timeout, yield None, because the caller fetches this row again.
+    Rows with a transient failure, such as a timeout, are not reused: None is yielded for each, and the caller fetches
+    the row again.
 
     Args:
         store: folder of the shard.
         name: name of the shard.
-        values: values of the list columns for each row, keyed by column name.
+        values: one dictionary for each row, with the values of the list columns, keyed by column name.
 
     Raises:
         InputError: the table is damaged, or the tar and the table do not match.

@@ -76,15 +76,15 @@ class DownloadSettings(UrlListSettings):
     servers. Link-local and cloud metadata addresses stay blocked unless `allow_addresses` includes them, because they
     can hand out credentials."""
     allow_addresses: tuple[str, ...] = ()
-    """Networks from which images may always be fetched, such as `[10.0.0.0/8]`. Public addresses need no entry."""
+    """Networks whose addresses are never blocked, such as `[10.0.0.0/8]`. Public addresses are allowed anyway."""
     proxy: str | None = None
-    """URL of the proxy for all hosts except those in the environment variable `no_proxy`. `none` uses no proxy. null
-    reads the environment variables `http_proxy`, `https_proxy` and `all_proxy`, as curl does."""
+    """URL of the proxy for all hosts except those in the environment variable `no_proxy`, or `none` to use no proxy. If
+    null, the environment variables `http_proxy`, `https_proxy` and `all_proxy` set the proxy, as in curl."""
     user_agent: str = Field(
         default=f"priorkit/{__version__} (image data sets; no contact given)", pattern=r"^[!-~][ -~]*$"
     )
-    """User-Agent header sent to servers; add a contact address. Sites can opt out by naming the part before the first
-    slash in robots.txt or in X-Robots-Tag headers."""
+    """User-Agent header sent to servers; add a contact address. The part before the first slash is the name that sites
+    can use to opt out, in X-Robots-Tag headers or, if `robots_txt` is on, in robots.txt."""
     robots_txt: bool = False
     """Obey the robots.txt of each site. Off by default, as in img2dataset, because robots.txt addresses crawlers that
     follow links."""
@@ -97,19 +97,20 @@ class DownloadSettings(UrlListSettings):
     decode_processes: int = Field(default=0, ge=0)
     """Number of processes per worker that decode, resize and encode images; 0 starts one for each available core."""
     decode_timeout_seconds: float = Field(default=30.0, gt=0)
-    """Seconds allowed to decode, resize and encode one image; a decoder process that takes longer is replaced."""
+    """Seconds allowed to decode, resize and encode one image. If it takes longer, the image fails and the
+    decoder process is replaced."""
     decode_memory_bytes: int = Field(default=4_000_000_000, ge=1_000_000_000)
-    """Maximum address space of one decoder process in bytes, enforced only on Linux. Large images with transparency
-    need the most."""
+    """Maximum address space of one decoder process in bytes, enforced only on Linux. Large images with an
+    alpha channel need the most memory."""
     buffer_bytes: int = Field(default=512_000_000, ge=1)
     """Memory limit for the response bodies and images in one worker, in bytes. At the limit, no further fetch starts,
     but running fetches may exceed it. A body that has not arrived yet is counted at the mean size of recent bodies."""
     min_success_rate: float = Field(default=0.05, ge=0, le=1)
-    """Minimum share of recent rows that must yield an image. If the share is lower, the download stops, because the
-    cause is probably this machine or its network. 0 disables the check."""
+    """Minimum fraction of the last `success_window` list rows that must yield an image. Below it, the download stops,
+    because the cause is probably this machine or its network. 0 disables the check."""
     success_window: int = Field(default=2_000, ge=1)
     """Number of recent rows over which `min_success_rate` is checked. A list sorted by host needs a larger window,
-    because a failing host can fill a small one."""
+    because a single failing host can fill a small window."""
 
     @field_validator("resize_mode", mode="before")
     @classmethod
@@ -120,7 +121,7 @@ class DownloadSettings(UrlListSettings):
     @field_validator("allow_addresses", mode="before")
     @classmethod
     def _networks(cls, value: Any) -> Any:
-        """Convert networks to their standard form. A string may contain several, separated by commas or spaces."""
+        """Convert networks to their standard form. A string may list networks, separated by commas or spaces."""
         networks = re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else value
         if not isinstance(networks, list | tuple):
             raise ValueError("expected a list of networks such as [10.0.0.0/8]")

@@ -144,7 +144,7 @@ def _fetch_shards(
 
     Args:
         folder: folder that receives the shards.
-        plan: shards that exist and shards to download.
+        plan: plan that lists the existing shards and yields the tasks for the missing ones.
         retried: names of complete shards whose rows with a transient failure are fetched again.
         settings: download settings.
         compute: worker settings.
@@ -179,7 +179,7 @@ def _fetch_shards(
 
 
 def _shards_to_retry(plan: DownloadPlan) -> list[str]:
-    """Return the names of the complete shards that have transient failures."""
+    """Return the names of the complete shards that contain rows with a transient failure."""
     return sorted(name for name in plan.complete if _transient_rows(plan.existing[name]))
 
 
@@ -189,7 +189,7 @@ def _transient_rows(record: ShardRecord) -> int:
 
 
 def _retry_result(plan: DownloadPlan, retried: list[str], manifest: Manifest) -> dict[str, int]:
-    """Return a dictionary with the number of retried rows (`rows`) and the number that succeeded (`success`)."""
+    """Return a dictionary with two counts: retried rows (`rows`) and retried rows that succeeded (`success`)."""
     success = sum(
         manifest.shards[name].counts.get(SUCCESS, 0) - plan.existing[name].counts.get(SUCCESS, 0) for name in retried
     )

@@ -21,20 +21,20 @@ from .rows import Row
 from .url_sample import UrlSample, url_hashes
 
 NOT_UTF8 = "\ufffd"
-"""Unicode replacement character, which the list reader puts in place of bytes that are not valid UTF-8."""
+"""Unicode replacement character. The list reader replaces bytes that are not valid UTF-8 with it."""
 
 NO_HOST = "no host"
 """Placeholder host under which failures of URLs without a host are counted."""
 
 _SHARD_HOSTS = 20
-"""Maximum number of hosts in a shard's `_stats.json`, which lists the hosts with the most failures."""
+"""Maximum number of hosts in a shard's `_stats.json`. The hosts with the most failures are included."""
 _TOTAL_HOSTS = 20
-"""Maximum number of hosts in the summary, which lists the hosts with the most failures."""
+"""Maximum number of hosts in the summary of a download. The hosts with the most failures are included."""
 _MOST_HOSTS = 10_000
-"""Number of hosts to keep when the failure counts by host are trimmed.
+"""Number of hosts that remain after the failure counts by host are trimmed to save memory.
 
-While totals are added up, the counts are trimmed whenever there are more than twice as many hosts. The hosts with the
-fewest failures are dropped.
+While the counts of all shards are added up, they are trimmed whenever they cover more than twice this number of hosts.
+The hosts with the fewest failures are dropped.
 """
 _HOST_CHARACTERS = 253
 """Maximum length of a host name in characters, from RFC 1035. Longer names are truncated."""
@@ -64,9 +64,9 @@ def host_of(url: str | None) -> str:
 
 
 def rows_not_utf8(table: pa.Table) -> int:
-    """Return the number of rows with U+FFFD in a text column.
+    """Return the number of list rows that contain U+FFFD in at least one string column.
 
-    The list reader puts U+FFFD in place of bytes that are not valid UTF-8.
+    The list reader replaces bytes that are not valid UTF-8 with U+FFFD.
     """
     marked = [
         pc.fill_null(pc.match_substring(column, NOT_UTF8), False)
@@ -151,7 +151,7 @@ def total_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
     Returns:
         A dictionary with these keys:
 
-        - `seconds`: sum of the times spent on each shard.
+        - `seconds`: sum of the time spent on each shard, in seconds.
         - `bytes`: total size of the fetched bodies.
         - `not_utf8`: number of rows with bytes that are not valid UTF-8.
         - `duplicate_urls`: number of rows whose URL occurs in an earlier row of the list.

@@ -15,8 +15,8 @@ from ..compute.hash_sample import HashSample
 class UrlSample:
     """Sample of URL hashes, each with the number of rows that contain the URL.
 
-    The hashes have 64 bits. With 4 million hashes in the sample, the probability that a different URL has the same hash
-    as one of them is 2e-13.
+    The hashes have 64 bits. If the sample contains 4 million hashes, the probability that the hash of a new URL equals
+    one of them is 2e-13.
 
     Args:
         capacity: maximum number of distinct hashes.

@@ -1,4 +1,4 @@
-"""Download worker: fetches the rows of a shard and writes them as a webdataset shard, in input order."""
+"""Download worker: fetches the images for a shard's list rows and writes them to the shard in input order."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .statistics import NOT_UTF8, ShardStatistics
 
 @dataclass(frozen=True)
 class DownloadTask:
-    """One shard to download."""
+    """Shard to download, with its list rows."""
 
     name: str
     digest: str
@@ -52,7 +52,8 @@ class DownloadTask:
 class DownloadWorker:
     """Worker that downloads shards one after another. Use it as a context manager.
 
-    Connections and decoder processes are reused for all shards, until the context or the process ends.
+    Connections and decoder processes are reused for all shards. They are closed when the context exits or the process
+    ends.
 
     Args:
         store: folder that receives the shards.
@@ -148,9 +149,9 @@ class DownloadWorker:
 
         Args:
             key: key of the sample in the shard.
-            values: list columns of the row.
+            values: values of the list columns, keyed by column name.
             hash_column: column that holds the expected hash of the body, or None to skip the check.
-            claim: this row's share of the buffer.
+            claim: reservation of buffer memory for this row.
         """
         meta = {**values, "key": key, "status": SUCCESS, "error_message": None}
         sizes = {"width": None, "height": None, "original_width": None, "original_height": None}
@@ -182,12 +183,12 @@ class DownloadWorker:
 
 
 async def _reuse(row: Row, claim: Claim) -> Row:
-    """Return a row of the replaced shard without fetching it again, and ignore its share of the buffer."""
+    """Return a row of the replaced shard unchanged. `claim` is ignored, because no response body arrives."""
     return row
 
 
 def row_key(first_row: int, offset: int, rows_per_shard: int) -> str:
-    """Return the key that img2dataset gives a row: shard number followed by position in the shard, zero-padded.
+    """Return the sample key of a row, as in img2dataset: shard number, then position in the shard, zero-padded.
 
     Args:
         first_row: index of the shard's first row in the list, counted from 0.

@@ -19,7 +19,7 @@ from ..settings import DownloadSettings
 from .messages import LENGTH, READY, pack
 
 _ORPHAN_SECONDS = 5.0
-"""Extra seconds, beyond `decode_timeout_seconds`, that a decoder process may hang before it terminates itself.
+"""Seconds that may pass after `decode_timeout_seconds` before a hung decoder process terminates itself.
 
 The parent normally kills a hung decoder earlier, so this matters only if the parent is no longer running.
 """
@@ -62,7 +62,7 @@ def _serve(stream: BufferedRWPair) -> None:
 
 
 def _limit_resources(settings: DownloadSettings) -> None:
-    """Limit the memory of this process and disable core dumps."""
+    """Limit the memory of this process (on Linux only) and disable core dumps."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crashing decoder must not fill the disk with core dumps
     if sys.platform == "linux":  # macOS accepts the limit but does not enforce it
         resource.setrlimit(resource.RLIMIT_AS, (settings.decode_memory_bytes, settings.decode_memory_bytes))

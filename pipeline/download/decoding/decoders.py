@@ -28,11 +28,11 @@ from ..settings import DownloadSettings
 from .messages import LENGTH, READY, unpack
 
 _SENT_JOBS = 2
-"""Maximum number of response bodies sent to a process but not answered yet: one in progress and one waiting."""
+"""Maximum number of unanswered response bodies per decoder process: one being decoded and one waiting."""
 _START_ATTEMPTS = 3
 """Number of attempts to start a process before the download fails."""
 _SOCKET_BYTES = 1 << 20
-"""Requested size in bytes of the send buffer at each end of the socket. Most response bodies fit into it."""
+"""Requested size in bytes of the send buffer at each end of the socket. Most response bodies fit into the buffer."""
 _PROGRAM = "import sys; sys.path[:] = {path}; from {module} import main; main()"
 """Template of the Python code that a child process runs: like `python -m MODULE`, but with the parent's import path."""
 
@@ -70,7 +70,7 @@ class Decoders:
         """Decode, resize and encode the image in a response body.
 
         Raises:
-            ImageError: no image can be produced from the body. The outcome is `decode` if the process crashed or hung.
+            ImageError: no image can be produced from the body. `outcome` is `decode` if the process crashed or hung.
             PriorkitError: no decoder process can be started.
         """
         if self._failure is not None:
@@ -80,10 +80,10 @@ class Decoders:
         return await job.answer
 
     async def _work(self, slot: _Slot) -> None:
-        """Run one pool slot until cancelled.
+        """Run one pool slot, which keeps one decoder process running, until cancelled.
 
-        If the slot cannot start a decoder process, its jobs and all queued jobs fail with that error, and later calls
-        of `decode` raise it.
+        If the slot cannot start a process, its jobs and all queued jobs fail with that error. Later calls of `decode`
+        raise the same error.
         """
         try:
             await slot.run()
@@ -102,10 +102,10 @@ class _Slot:
     settings: DownloadSettings
     jobs: asyncio.Queue[_Job]
     sent: collections.deque[_Job] = field(default_factory=collections.deque)
-    """Jobs without an answer, oldest first. The process decodes the first; the second is in transit or waits for it."""
+    """Jobs sent to the process but not answered yet, oldest first. The first is being decoded; the second waits."""
 
     async def run(self) -> None:
-        """Decode images until cancelled. If the process ends, fail the job in progress and start a new process."""
+        """Decode images until cancelled. If the process dies, its current job fails and a new process starts."""
         while True:
             process = await self._start()
             feeding = asyncio.create_task(self._feed(process))
@@ -150,14 +150,14 @@ class _Slot:
             await process.send(job.body)
 
     async def _collect(self, process: _Process) -> None:
-        """Receive answers and pass them to their jobs until the process ends."""
+        """Receive answers and pass each to the job that it answers, until the process ends."""
         while (answer := await process.receive()) is not None:
             self._answer(answer)
             process.watch(bool(self.sent))
             process.answered.set()
 
     def _answer(self, answer: ResizedImage | ImageError) -> None:
-        """Remove the oldest job from `sent`. Unless the job was cancelled, set its result to the image or the error."""
+        """Remove the oldest job from `sent` and complete its future with the answer, unless the job was cancelled."""
         job = self.sent.popleft()
         if job.answer.cancelled():
             return
@@ -276,7 +276,7 @@ class _Process:
 
 
 def _spawn(connection: socket.socket, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a decoder process.
+    """Start a decoder process and return its handle.
 
     Args:
         connection: socket that becomes the process's stdin and stdout.

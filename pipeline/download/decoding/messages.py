@@ -12,7 +12,7 @@ import struct
 from ..outcomes import IMAGE_OUTCOMES, ImageError, ResizedImage
 
 LENGTH = struct.Struct(">Q")
-"""Header of each message, in both directions: the length of the message in bytes, without the header."""
+"""Format of the header that precedes each message: the length of the message in bytes, excluding the header."""
 READY = b""
 """Empty message that a decoder process sends once it is ready to decode."""
 

@@ -30,7 +30,7 @@ from ..settings import DownloadSettings
 Image.MAX_IMAGE_PIXELS = None  # Pillow only reads headers here, and `max_pixels` limits the sizes in headers
 
 _HEADERS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
-"""Image formats, by Pillow name, whose headers are read. Pillow does not try any other format."""
+"""Pillow names of the image formats that Pillow tries when it reads an image header."""
 _FILTERED = frozenset({"image too small", "image area too large", "aspect ratio too large"})
 """Error messages that img2dataset's resizer returns when its filters reject an image."""
 _UNDECODABLE = "Image decoding error"
@@ -38,11 +38,11 @@ _UNDECODABLE = "Image decoding error"
 _UNENCODABLE = "cannot store"
 """First words of the error message that `_Codec.imencode` raises when OpenCV cannot encode an image."""
 _LONGEST_SIDES = {"jpg": 65_500, "webp": 16_383}
-"""Maximum width and height in pixels of an image in each output format. PNG is omitted; its limit is far higher."""
+"""Maximum width and height in pixels of an image in each output format. PNG has a far higher limit."""
 _MARGIN = 1.25
-"""Minimum size of a JPEG decoded at reduced size, relative to the target size on each side (1.25 means 25% larger).
+"""Minimum ratio between each side of a JPEG decoded at reduced size and the same side after resizing.
 
-With a smaller ratio, the resized image would be blurred.
+1.25 means at least 25% larger. With a smaller ratio, the resized image would be blurred.
 """
 _REDUCED_COLOUR_FLAGS = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _REDUCED_GREY_FLAGS = {
@@ -53,7 +53,8 @@ _REDUCED_GREY_FLAGS = {
 def _load_resizer() -> Any:
     """Import and return img2dataset's `resizer` module without running the package's `__init__.py`.
 
-    That file imports torch, Ray and W&B, which takes seconds. The returned module uses `_codec` instead of `cv2`.
+    That file imports torch, Ray and W&B, which takes seconds. The returned module uses `_codec` in place of `cv2`, so
+    that it receives pixels that are already decoded.
     """
     package = importlib.util.find_spec("img2dataset")
     assert package is not None
@@ -69,7 +70,8 @@ def _load_resizer() -> Any:
 class _Codec:
     """Replacement for the `cv2` module in img2dataset's resizer.
 
-    `imdecode` returns pixels that were decoded beforehand. `imencode` raises an error that explains a failure.
+    `imdecode` returns pixels that were decoded beforehand. If encoding fails, `imencode` raises an error with the
+    reason. All other attributes are those of `cv2`.
     """
 
     def __init__(self) -> None:
@@ -150,7 +152,8 @@ class ImageResizer:
     def _passes_filters(self, width: int, height: int) -> bool:
         """Return True if the size and aspect ratio filters accept an image of this size.
 
-        If the result is False, the image is passed to img2dataset's resizer, which reports the reason for rejecting it.
+        If the result is False, the caller passes the image to img2dataset's resizer, whose error message states why the
+        image is rejected.
         """
         shorter, longer = sorted((width, height))
         too_small = shorter < max(1, self._settings.min_image_size)
@@ -227,9 +230,9 @@ class _Header:
 def _read_header(body: bytes, max_pixels: int) -> _Header:
     """Read the image header with Pillow.
 
-    If Pillow cannot read the header, the returned size is 0 x 0, and OpenCV's own size limit applies when the image is
-    decoded. If the image has more than `max_pixels`, its orientation is not read, because Pillow must decode some
-    images to find the orientation.
+    If Pillow cannot read the header, return a size of 0 x 0. The image is then checked only by OpenCV's own size limit,
+    when it is decoded. If the image has more than `max_pixels`, the orientation is not read, because reading it from
+    some images requires decoding them.
     """
     try:
         with Image.open(io.BytesIO(body), formats=_HEADERS) as image:
@@ -290,7 +293,10 @@ def _encoding_failure(encode_format: str, width: int, height: int) -> str:
 
 
 def _outcome(error: str) -> str:
-    """Return the outcome for an error message: `filtered`, `encode`, `too_many_pixels`, or `decode` for all others."""
+    """Return the outcome, one of `IMAGE_OUTCOMES`, for an error message of img2dataset's resizer or OpenCV.
+
+    It is `filtered`, `encode` or `too_many_pixels` if the message shows that cause, and `decode` otherwise.
+    """
     if error in _FILTERED:
         return "filtered"
     if error.startswith(_UNENCODABLE):

@@ -1,7 +1,7 @@
 """Protection against URLs that would make this machine contact internal servers (server-side request forgery).
 
 `AddressGuard` decides which IP addresses may be contacted, and `GuardedResolver` applies its decisions to host names.
-Private, loopback, link-local and metadata addresses are refused unless the settings allow them.
+Private, loopback, link-local and cloud metadata addresses are blocked unless the settings allow them.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class BlockedAddress(Exception):
 
 
 class AddressGuard:
-    """Rule that decides which addresses the URLs of an untrusted list may reach.
+    """Rule that decides which IP addresses may be contacted to fetch URLs from an untrusted list.
 
     Args:
-        allow_private: allow private and loopback addresses, but not link-local or metadata addresses.
+        allow_private: allow private and loopback addresses, but not link-local or cloud metadata addresses.
         allowed: networks that are always allowed, such as `10.0.0.0/8`.
     """
 
@@ -54,10 +54,7 @@ class AddressGuard:
         self._allowed = [ipaddress.ip_network(network) for network in allowed]
 
     def refusal(self, address: str) -> str | None:
-        """Check an address, and return None if it is allowed.
-
-        If the address is blocked, return a text for the error message. It names the address.
-        """
+        """Return None if an address is allowed, or an error message that names the address if it is blocked."""
         forms = _forms(address)
         if any(form in network for form in forms for network in self._allowed):
             return None
@@ -112,7 +109,7 @@ class GuardedResolver(AbstractResolver):
 
 
 def literal_address(host: str) -> str | None:
-    """Return the standard form of an IP address given as a host, or None if `host` is a name.
+    """Return the standard form of `host` if it is an IP address, or None if it is a name.
 
     IPv4 addresses are recognized not only as dotted decimal, but also in decimal, hexadecimal, octal and short form,
     such as 2130706433 or 0x7f.1.
@@ -148,7 +145,7 @@ def is_local_name(host: str) -> bool:
 
 
 def _forms(address: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """Return a list of the address, without its scope ID, and the IPv4 address that it embeds, if any."""
+    """Return the address without its scope ID, followed by the IPv4 address that it embeds, if any."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv4Address):
         return [ip]

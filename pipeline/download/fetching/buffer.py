@@ -1,25 +1,26 @@
-"""Memory budget of a download: limits the number of rows in progress and the bytes held in memory for them."""
+"""Memory limit for a download: caps the number of list rows in progress and the bytes that they hold in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 _FIRST_MEAN_BYTES = 100_000.0
-"""Estimate of the mean body size in bytes that is used before any body has arrived."""
+"""Initial estimate of the mean size of a response body in bytes."""
 _BODIES_SHARE = 8
-"""Share of the buffer, as a divisor (8 means 1/8), that undecoded response bodies may fill before new downloads wait.
+"""Fraction of the buffer, as a divisor, that undecoded response bodies may fill before new downloads wait.
 
-A larger share would not keep the decoders busier.
+8 means 1/8 of the buffer. A larger fraction would not keep the decoders busier.
 """
 _MEAN_OVER = 64
-"""Number of bodies that the moving average of body sizes roughly spans: each new body has a weight of 1/64."""
+"""Approximate window of the moving average of body sizes, in response bodies; each new body has a weight of 1/64."""
 
 
 class Buffer:
-    """Counter of rows in progress and their bytes, which decides whether the download of another row may start.
+    """Counter of the list rows in progress and the bytes that they hold in memory.
 
-    Rows start in input order, and a row that has started is never paused. Therefore the row that is to be written next
-    is always among the started rows. It can finish even when the buffer is full, so there are no deadlocks.
+    It decides whether another row may start, that is, begin to download. Rows start in input order, and a row that has
+    started is never paused. Therefore the row to be written next has always started, and can finish even when the
+    buffer is full. This prevents deadlocks.
 
     Args:
         limit: maximum number of bytes. Once it is reached, no row starts, but running fetches may exceed it.
@@ -53,10 +54,10 @@ class Buffer:
 
 
 class Claim:
-    """One row's share of the buffer.
+    """Reservation of buffer memory for one list row.
 
-    It counts the response body, first at its expected size (the mean size of recent bodies) and then at its actual
-    size. Once the row has a result, it counts the encoded image instead.
+    Until the response body arrives, the reserved size is an estimate: the mean size of recent bodies. Then it is the
+    actual size of the body and, once the row has a result, the size of the encoded image.
     """
 
     def __init__(self, buffer: Buffer) -> None:
@@ -94,7 +95,7 @@ class Claim:
         self._buffer.changed()
 
     def release(self) -> None:
-        """Release the row's share of the buffer. Call this when the row is passed to the shard writer or cancelled."""
+        """Release the row's memory in the buffer. Call this when the row is passed to the shard writer or cancelled."""
         if self._image_bytes is None:
             self.finished(0)
         self._buffer.bytes_used -= self._image_bytes or 0

@@ -1,4 +1,4 @@
-"""Connection pools: one for direct connections, checked by the address guard, and one for connections via proxies."""
+"""HTTP connection pools: one for direct connections, whose addresses are checked, and one for proxied connections."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ProxyFailure(Exception):
 
 
 class Connections:
-    """Connection pools for one set of download settings. Use them as an asynchronous context manager.
+    """HTTP client with pools for direct and proxied connections. Use it as an asynchronous context manager.
 
     Args:
         settings: download settings.
@@ -138,7 +138,7 @@ class Connections:
 
 
 def _refusal(status: int) -> str:
-    """Return the error text for an HTTP status with which a proxy refused a request."""
+    """Return the error text for a request that a proxy refused with the given HTTP status."""
     return f"answered {status}" + (": it wants a user and a password, in its URL" if status == 407 else "")
 
 
@@ -146,8 +146,8 @@ def affordable(concurrency: int) -> int:
     """Return the number of URLs that can be fetched at once without exceeding the limit on open files.
 
     The result is at least 1 and at most `concurrency`. If the process's soft limit is too low, this function raises it
-    as far as the hard limit allows. Each URL counts as four open files, because idle connections stay open too. 512
-    files are reserved for other uses.
+    as far as the hard limit allows. Each URL counts as four open files, because idle connections stay open for a while.
+    The calculation reserves 512 files for other uses.
 
     Args:
         concurrency: desired number of URLs to fetch at once.

@@ -1,8 +1,8 @@
 """Content-Encoding decoder for gzip, deflate, br and zstd, with a limit on the number of decoded bytes.
 
-Some servers declare an encoding that they did not apply, or declare the same encoding twice. Therefore the body is
-checked for an image before and after each decoding step, and the last image found is the result. Unknown encodings,
-such as `none` or `utf-8`, are ignored, as in browsers.
+Some servers declare an encoding that they did not apply, or declare the same encoding twice. Therefore the decoder
+undoes one encoding at a time. It checks before and after each step whether the body is an image, and returns the last
+image found. Unknown encodings, such as `none` or `utf-8`, are ignored, as in browsers.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ else:
 _BLOCK_BYTES = 1 << 16
 """Maximum number of bytes that a decoder consumes or returns in one step."""
 _FIRST_WINDOW_BYTES = 1 << 10
-"""Number of bytes in the first block that is passed to the decoder of a gzip member or zstd frame.
+"""Number of input bytes in the first block of each gzip member or zstd frame (one compressed stream of a body).
 
-Each further block is twice as large, up to `_BLOCK_BYTES`. If a member ends within a block, the decoder copies the
-remaining bytes. Small first blocks keep these copies cheap for bodies with many short members.
+Each further block is twice as large, up to `_BLOCK_BYTES`. If a stream ends within a block, the decoder copies the rest
+of the block. Small first blocks keep these copies cheap for bodies with many short streams.
 """
 _MOST_MEMBERS = 1024
 """Maximum number of gzip members or zstd frames in one body. Real bodies have only a few."""
@@ -60,7 +60,7 @@ class _Decoder(Protocol):
 
 
 class _Zlib:
-    """Decoder for one gzip, zlib or raw deflate member."""
+    """Decoder for one gzip member, or one zlib or raw deflate stream."""
 
     def __init__(self, wbits: int) -> None:
         self._decoder = zlib.decompressobj(wbits)
@@ -108,10 +108,10 @@ def _zstd() -> _Decoder:
 
 
 def _decoder(coding: str, body: bytes) -> tuple[Callable[[], _Decoder], bytes]:
-    """Return a function that creates a decoder, and the magic bytes that begin each further compressed stream.
+    """Return a function that creates a decoder, and the magic bytes at the start of each compressed stream.
 
-    A gzip or zstd body may consist of several streams (members or frames), and each needs a new decoder. For the other
-    encodings, a body is one stream, and the magic bytes are empty.
+    A gzip or zstd body may consist of several streams (members or frames), and each stream needs a new decoder. With
+    other encodings, a body is a single stream, and empty magic bytes are returned.
 
     Args:
         coding: name of a known encoding.
@@ -169,7 +169,8 @@ def decode_body(body: bytes, header: str, limit: int) -> bytes:
 def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
     """Decode the beginning of a body, which may be truncated, and return at most `limit` bytes.
 
-    If decoding fails before it produces any bytes, the encoding is ignored, because the server may not have applied it.
+    If decoding fails after some bytes, the bytes decoded so far are used. If it fails before the first byte, the
+    encoding is ignored, because the server may not have applied it.
 
     Args:
         body: first bytes of a body as received.
@@ -190,7 +191,7 @@ def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
 
 
 def _decode(body: bytes, coding: str, limit: int) -> bytes:
-    """Remove one encoding from a body and return the decoded bytes.
+    """Decode a body that has one encoding, such as gzip, and return the decoded bytes.
 
     Raises:
         CodingError: the body is not valid in this encoding, is truncated, or has too many gzip members or zstd frames.
@@ -208,7 +209,7 @@ def _decode(body: bytes, coding: str, limit: int) -> bytes:
 
 
 def _blocks(body: bytes, coding: str) -> Iterator[bytes]:
-    """Remove one encoding from a body and yield the decoded bytes in blocks of at most `_BLOCK_BYTES`.
+    """Decode a body that has one encoding, such as gzip, and yield blocks of at most `_BLOCK_BYTES` decoded bytes.
 
     Raises:
         CodingError: the body is not valid in this encoding, is truncated, or has too many gzip members or zstd frames.

@@ -1,4 +1,4 @@
-"""Asynchronous fetching of single URLs: returns the response body, or raises a `FetchError` with a named outcome.
+"""Asynchronous fetching of single URLs. A failed fetch raises a `FetchError` that names the kind of failure.
 
 All attempts of a fetch share one deadline. Body sizes are limited, and each redirect target is checked, including its
 IP address. `retry.py` defines the retry policy, and `../outcomes.py` the names of the outcomes.
@@ -36,7 +36,7 @@ _MAX_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 """HTTP statuses whose Location header is followed."""
 _DECODED_AT_ONCE = 8
-"""Maximum number of compressed bodies decoded at once. This limits memory use, because decoded bodies can be large."""
+"""Maximum number of compressed bodies decoded in parallel. It limits memory use, since decoded bodies can be large."""
 _CONTENT_RANGE = re.compile(r"\s*bytes\s+0-(\d{1,18})/(\d{1,18})\s*", re.IGNORECASE)
 _LEGAL_URL = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
 """Pattern for URLs that consist only of the characters and percent-escapes that RFC 3986 allows."""
@@ -79,7 +79,8 @@ class Fetcher:
     async def fetch(self, url: str | None) -> bytes:
         """Fetch `url` and return the response body, decoded as its Content-Encoding header declares.
 
-        `timeout_seconds` does not include the time spent waiting because of `connections_per_host` or `concurrency`.
+        The time limit `timeout_seconds` does not include the wait for a free connection, which depends on
+        `connections_per_host` and `concurrency`.
 
         Raises:
             FetchError: the fetch failed, or `url` is None or invalid. Its `outcome` names the kind of failure.
@@ -132,7 +133,8 @@ class Fetcher:
 
         Args:
             url: first URL.
-            obey_robots: check each URL against robots.txt if `robots_txt` is set. False when fetching a robots.txt.
+            obey_robots: True to obey the robots.txt of each URL if the setting `robots_txt` is on; False to fetch a
+                robots.txt itself.
 
         Raises:
             FetchError: robots.txt forbids a URL, a redirect target is not allowed, or there are too many redirects.
@@ -151,8 +153,8 @@ class Fetcher:
     def _check(self, url: str | None) -> URL:
         """Parse a URL and check its scheme and host. A URL with credentials is refused.
 
-        IP addresses and `localhost` names are checked against the address guard here. The resolver checks the addresses
-        of other names.
+        The address guard checks IP addresses and `localhost` names here. The resolver later checks the addresses of
+        other names, unless a proxy does the name lookup.
 
         Raises:
             FetchError: the URL cannot or must not be fetched.
@@ -249,12 +251,12 @@ class Fetcher:
     async def _read_robots(self, url: URL) -> bytes:
         """Return at most the first `MAX_ROBOTS_BYTES` bytes of a robots.txt.
 
-        If the server answers with a 4xx status other than 429, or redirects too often, return empty bytes, which mean
-        that all URLs are allowed. The read must finish within half of `timeout_seconds`, so that a URL waiting for the
-        rules can report the failure before its own deadline.
+        If the server answers with a 4xx status other than 429, or redirects too often, return empty bytes, which stand
+        for a file that allows all URLs. The time limit is half of `timeout_seconds`, so that a URL that waits for the
+        file can report the failure before its own deadline.
 
         Raises:
-            FetchError: the file cannot be read. Without the rules, the site's URLs fail with the same outcome.
+            FetchError: the file cannot be read. The URLs that wait for the file fail with this error.
         """
         seconds = self._settings.timeout_seconds / 2
         try:

@@ -24,7 +24,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _MAX_STARTED = 8192
-"""Maximum number of rows being downloaded or waiting to be written: about 10 seconds of work at 800 rows per second."""
+"""Maximum number of rows in progress or waiting to be written: about 10 seconds of work at 800 rows per second."""
 _BLOCK_ROWS = 64
 """Maximum number of rows passed to the shard writer at once."""
 _GATHER_SECONDS = 0.05
@@ -33,13 +33,13 @@ _GATHER_SECONDS = 0.05
 Passing rows one by one would need a thread switch for each row, which takes longer than writing the row.
 """
 _STOP_SECONDS = 5.0
-"""Seconds that `close` waits for running work, such as a hung name lookup."""
+"""Maximum number of seconds that `close` waits for running rows to be cancelled, and then for the thread to end."""
 
 RowMaker: TypeAlias = Callable[[Claim], Coroutine[Any, Any, Row]]
 """Coroutine function that downloads one list row and returns it with the result.
 
-Its argument is the row's share of the memory buffer. The function must call `Claim.arrived` when it has received the
-response body.
+Its argument is the claim that reserves buffer memory for the row. The function must call `Claim.arrived` when it has
+received the response body.
 """
 
 
@@ -49,9 +49,9 @@ class _TaskRows(Generic[Task]):
 
     task: Task
     pending: Iterator[RowMaker]
-    """Row makers of the rows that have not started."""
+    """Coroutine functions that download the rows that have not started yet."""
     started: collections.deque[tuple[asyncio.Task[Row], Claim]] = field(default_factory=collections.deque)
-    """Rows that have started, in order: the asyncio task of each row, and its share of the buffer."""
+    """Rows that have started, in order: for each row, its asyncio task and its claim to buffer memory."""
     all_started: bool = False
 
 
@@ -118,8 +118,8 @@ class FetchAhead(Generic[Task]):
     async def _plan(self, wanted: list[_TaskRows[Task]]) -> None:
         """Replace the queue with the tasks in `wanted`.
 
-        The two lists are compared from the front. Tasks that are equal keep their started rows. Queued tasks from the
-        first difference on are cancelled.
+        Tasks at the front of the queue that match the front of `wanted` stay in the queue and keep their started rows.
+        All other queued tasks are cancelled.
         """
         shared = 0
         while shared < min(len(self._queue), len(wanted)) and self._queue[shared].task == wanted[shared].task:
@@ -130,7 +130,7 @@ class FetchAhead(Generic[Task]):
         self._start_rows()
 
     def _start_rows(self) -> None:
-        """Start rows in order while the buffer has room and fewer than `_MAX_STARTED` started rows are in the queue."""
+        """Start rows in order while the buffer has room and the queue has fewer than `_MAX_STARTED` started rows."""
         room = _MAX_STARTED - sum(len(entry.started) for entry in self._queue)
         for entry in self._queue:
             while not entry.all_started:
@@ -179,22 +179,22 @@ class FetchAhead(Generic[Task]):
 
 
 async def _make(maker: RowMaker, claim: Claim) -> Row:
-    """Run a row maker, record the size of its image, and return the row."""
+    """Run a row maker, count the encoded image in the buffer, and return the row."""
     row = await maker(claim)
     claim.finished(len(row.image or b""))
     return row
 
 
 async def _fail(error: Exception, claim: Claim) -> Row:
-    """Raise `error`.
+    """Raise `error` instead of downloading a row.
 
-    If the iterator of row makers fails, this row maker passes the error to the consumer of the rows.
+    This row maker is used if the iterator of row makers fails, so that the consumer of the rows receives the error.
     """
     raise error
 
 
 async def _cancel(entry: _TaskRows[Task]) -> None:
-    """Cancel the started rows of a task and release their shares of the buffer."""
+    """Cancel the started rows of a task and release their buffer memory."""
     entry.all_started = True
     for row, _ in entry.started:
         row.cancel()

@@ -31,8 +31,8 @@ class Proxies:
     """Proxies of one download: the proxy for each URL scheme, and the hosts that are reached without a proxy.
 
     Args:
-        setting: value of `download.proxy`: a URL, `none`, or None to read the environment.
-        environment: environment variables, such as `http_proxy`. Lowercase names take precedence over uppercase.
+        setting: value of `download.proxy`: a URL, the string `none` for no proxy, or None to read the environment.
+        environment: environment variables, such as `http_proxy`. Lowercase names take precedence over uppercase names.
 
     Raises:
         SettingsError: a proxy setting is invalid.
@@ -64,7 +64,7 @@ class Proxies:
 
 
 class NoProxy:
-    """Set of hosts that bypass the proxy, in the format of the `no_proxy` variable.
+    """Hosts that bypass the proxy, parsed from the value of the environment variable `no_proxy`.
 
     Args:
         text: entries separated by commas or spaces. An entry is an IP address, a network, `*` for all hosts, or a

@@ -1,4 +1,4 @@
-"""Tolerant parser for HTTP response heads, which rewrites them for aiohttp's strict parser.
+"""Tolerant parser that rewrites HTTP response heads so that aiohttp's strict parser accepts them.
 
 A head is the status line and the headers. Browsers and curl accept heads that violate RFC 9112, such as heads with
 spaces in header names, lines without a colon, repeated Content-Length headers, bare line feeds or very long lines. This
@@ -22,9 +22,9 @@ _LENGTH = re.compile(rb"\+?(\d+)")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])
 _COPIED_HEADERS = (b"content-range", b"retry-after", b"x-robots-tag")
-"""Names of headers whose values are copied to the new head."""
+"""Names of the headers whose values are copied to the rewritten response head."""
 _REASON_BYTES = 100
-"""Maximum length in bytes of the reason phrase in the new head; a longer phrase is truncated."""
+"""Maximum length in bytes of the reason phrase in the rewritten head; a longer phrase is truncated."""
 
 
 class BadResponse(aiohttp.ClientError):
@@ -81,7 +81,7 @@ def parse_head(data: bytes) -> Head:
         data: head without its final blank line.
 
     Raises:
-        BadResponse: the head has no status, or contradictory Content-Length values.
+        BadResponse: the head has no status, or its Content-Length values contradict each other.
     """
     first, *lines = data.split(b"\n")
     status_line = _STATUS.match(first.rstrip(b"\r"))
@@ -138,12 +138,12 @@ def _fields(lines: list[bytes]) -> tuple[dict[bytes, list[bytes]], bool]:
 
 
 def _clean(value: bytes) -> bytes:
-    """Remove control characters, and strip spaces and tabs from both ends."""
+    """Remove control characters from a header value, and strip spaces and tabs from both ends."""
     return value.translate(None, _CONTROLS).strip(b" \t")
 
 
 def _listed(values: dict[bytes, list[bytes]], name: bytes) -> list[bytes]:
-    """Split all values of a header at commas and return the non-empty items.
+    """Return the non-empty items of a header whose values are comma-separated lists.
 
     Args:
         values: values of each header, keyed by lowercase name.

@@ -2,7 +2,7 @@
 
 The existing Python parsers for robots.txt are unsuitable for untrusted files. urllib's parser does not support
 wildcards, and applies the first matching rule, not the longest. Protego 0.7 needs 23 s and 1.1 GB for a
-120 kB file that names 4,000 agents.
+120 kB file that names 4,000 user agents.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 UPSTREAM_AGENT = "img2dataset"
-"""User-agent name of img2dataset. We also obey opt-outs that name img2dataset, because they concern the same use."""
+"""User-agent name of img2dataset. We also obey opt-outs for img2dataset, since both tools have the same purpose."""
 MAX_ROBOTS_BYTES = 500_000
 """Maximum number of bytes read from a robots.txt. The rest is ignored, as in Google's crawler."""
 
 _RULE_BYTES = 300
 """Estimated memory use of one rule in bytes, not counting the characters of its pattern."""
 _OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
-"""X-Robots-Tag directives that exclude an image, as in img2dataset. `none` means `noindex, nofollow`."""
+"""X-Robots-Tag directives that forbid using an image, the same as in img2dataset. `none` means `noindex, nofollow`."""
 _VALUED_DIRECTIVES = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 """X-Robots-Tag directives that take a value after a colon. They must not be mistaken for user-agent names."""
 _AGENT = re.compile(r"^\s*([A-Za-z0-9_.*-]+)\s*:\s*(.*)$", re.DOTALL)
@@ -34,7 +34,7 @@ def product_token(user_agent: str) -> str:
 
 
 def opted_out(headers: Sequence[str], user_agent: str) -> bool:
-    """Return True if X-Robots-Tag headers forbid using an image.
+    """Return True if X-Robots-Tag headers forbid our user agent, img2dataset or all user agents from using an image.
 
     A header is a list of directives. A user-agent name with a colon, such as `somebot:`, limits the directives after
     the colon to that user agent. Directives with a value, such as `unavailable_after`, also contain a colon but do not
@@ -42,7 +42,7 @@ def opted_out(headers: Sequence[str], user_agent: str) -> bool:
 
     Args:
         headers: values of all X-Robots-Tag headers of a response.
-        user_agent: our User-Agent header.
+        user_agent: value of our User-Agent header.
     """
     our_agents = (None, "*", product_token(user_agent), UPSTREAM_AGENT)
     for header in headers:
@@ -133,7 +133,8 @@ def _matches(parts: list[str], whole: bool, path: str) -> bool:
 def _normalise(path: str) -> str:
     """Return the canonical form of a path, so that equivalent percent-escapes compare as equal.
 
-    Only characters that need it are percent-escaped, with uppercase hexadecimal digits.
+    In this form, spaces and non-ASCII characters are escaped, with uppercase hexadecimal digits. Letters, digits and
+    `-._~` are not escaped.
     """
 
     def spell(escape: re.Match[str]) -> str:

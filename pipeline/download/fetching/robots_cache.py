@@ -1,4 +1,4 @@
-"""Cache of robots.txt rules, with one entry per origin."""
+"""Cache of robots.txt rules, with one entry per origin (scheme, host and port)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RobotsCache:
     If a read fails, all waiting URLs receive the exception. Failures are not cached, because they may be transient.
 
     Args:
-        user_agent: our User-Agent header.
+        user_agent: value of our User-Agent header.
         read: coroutine function that returns the body of the robots.txt at a URL.
     """
 

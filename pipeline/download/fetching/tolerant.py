@@ -1,4 +1,4 @@
-"""Tolerant connections, which accept malformed responses that browsers and curl accept but aiohttp's parser rejects."""
+"""HTTP connections that tolerate malformed responses, as browsers and curl do. aiohttp's own parser rejects them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHUNK_LINE_BYTES = 16_384
 
 
 class LengthReader:
-    """Reader for a body with a stated length.
+    """Reader for a response body whose length is known, for example from its Content-Length header.
 
     Args:
         length: length of the body in bytes.
@@ -42,7 +42,7 @@ class LengthReader:
 
 
 class ChunkReader:
-    """Reader for a chunked body that rewrites the body in strict form: CRLF line endings, no extensions or trailers."""
+    """Reader that rewrites a chunked response body in strict form: CRLF line endings, no extensions or trailers."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -52,7 +52,7 @@ class ChunkReader:
         self.done = self.excess = False
 
     def feed(self, data: bytes) -> bytes:
-        """Return received bytes, rewritten in strict form. An incomplete line is buffered until the rest arrives.
+        """Return received bytes, rewritten in strict form. An incomplete line is kept until the next call.
 
         Raises:
             BadResponse: the bytes are not valid chunks.
@@ -83,7 +83,7 @@ class ChunkReader:
     def _line(self, line: bytes) -> bytes:
         """Process a line outside the chunk data: a chunk size, the line break after a chunk, or a trailer.
 
-        Return the line in strict form, or empty bytes to drop it.
+        Return the line as aiohttp's strict parser expects it, or empty bytes to drop the line.
 
         Raises:
             BadResponse: the line is invalid, or the trailers are too large.
@@ -121,7 +121,7 @@ class TolerantHandler(ResponseHandler):
         self._heads: HeadReader | None = None
         """Reader for the next head; None while a body is read."""
         self._body: LengthReader | ChunkReader | None = None
-        """Reader for a body that has a stated length or is chunked; None for other bodies."""
+        """Reader for the current body; None if no body has started, or if the body ends when the connection closes."""
 
     def set_response_params(self, **options: Any) -> None:
         """Reset the readers for the next response."""
@@ -129,7 +129,7 @@ class TolerantHandler(ResponseHandler):
         super().set_response_params(**options)
 
     def data_received(self, data: bytes) -> None:
-        """Pass each response head, once complete, and then the body bytes, as they arrive, to aiohttp's parser."""
+        """Process received bytes: pass each complete response head, and then the body bytes, to aiohttp's parser."""
         try:
             if self._heads is None or self._parser is None:
                 self._body_received(data)
