@@ -24,7 +24,7 @@ from ..sampling.settings import SampleSettings
 
 
 class TrainedOn(Settings):
-    """Identification of the dataset rows that a prior was trained on, so that evaluation can exclude them."""
+    """Record of the dataset rows that a prior was trained on, so that evaluation can exclude these rows."""
 
     embeddings: str
     """Fingerprint (hash) of the content of the embedding folder that the prior was trained on."""
@@ -53,7 +53,8 @@ class PriorConfig(Settings):
     clip_settings: dict[str, Any]
     """Settings for loading the CLIP model; empty if unknown."""
     trained_on: TrainedOn | None = None
-    """Identification of the rows that the prior was trained on; null if unknown, as for imported checkpoints."""
+    """Record of the rows that the prior was trained on. Null if they are unknown, for example because the prior was
+    imported from a DALLE2-pytorch checkpoint."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -37,7 +37,8 @@ _NORMALISER = "normaliser."
 """Prefix of the names of the normaliser's tensors in `model.safetensors`."""
 
 Create = Callable[[str], contextlib.AbstractContextManager[HashingFile]]
-"""Function that takes a file name and returns a context manager, which opens a file for writing in the prior folder.
+"""Function that takes a file name and returns a context manager. The context manager opens the file for writing in the
+prior folder.
 
 The file gets its final name only when it is complete.
 """
@@ -64,7 +65,7 @@ def load_folder(path: str) -> Prior:
     """Load a prior onto the CPU from a local or remote folder.
 
     Raises:
-        InputError: the folder contains no prior, the training of the prior is unfinished, or a file is damaged.
+        InputError: the folder contains no prior, the prior has not finished training, or a file is damaged.
     """
     store = Store(path)
     try:
@@ -131,7 +132,7 @@ class TrainState:
 
     @staticmethod
     def from_tensors(step: int, tensors: Mapping[str, torch.Tensor]) -> TrainState:
-        """Create a state from its number of completed steps and the result of the method `tensors`."""
+        """Create a state from the number of completed steps and tensors named as in the result of `tensors()`."""
         parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
@@ -198,7 +199,7 @@ def newest_step(store: Store, settings_fingerprint: str) -> int | None:
 
 
 def _described(store: Store, name: str) -> dict[str, Any]:
-    """Return the step and the settings fingerprint that the header of a checkpoint file contains.
+    """Return priorkit's metadata from the header of a checkpoint file: the step and the settings fingerprint.
 
     Return an empty dictionary if the file is missing or truncated, or if the header is damaged.
     """

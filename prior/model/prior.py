@@ -27,7 +27,7 @@ from .text_encoder import find_text_encoder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Dtypes for large matrix products, by name."""
 SAMPLE_BATCH = 64
-"""Maximum number of captions sampled in one batch. It bounds memory use for any number of captions."""
+"""Maximum number of captions per sampling batch. It limits memory use, however many captions there are."""
 
 
 class Prior:
@@ -81,8 +81,8 @@ class Prior:
         """Text encoder of the CLIP model that this prior was trained with.
 
         Raises:
-            InputError: the prior does not name its CLIP model, or the CLIP model cannot be loaded, has weights that the
-                prior was not trained with, or produces text embeddings of the wrong size.
+            InputError: the prior does not name its CLIP model, or the CLIP model cannot be loaded. Also raised if its
+                weights differ from those in training, or its text embeddings have the wrong size.
         """
         if not self.config.clip_settings:
             raise InputError(
@@ -242,7 +242,7 @@ class Prior:
     def _checked(self, noise: Iterator[torch.Tensor], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
         """Check the shape of each noise tensor and yield the tensor on this prior's device, as float32.
 
-        If `init_clamp` is set, the rows of the first tensor are rescaled to a fixed norm.
+        If `init_clamp` is set, the rows of the first tensor are rescaled to the norm that scaled embeddings have.
 
         Raises:
             SettingsError: a tensor has the wrong shape, or the sampler needs more tensors than `noise` yields.
@@ -320,12 +320,16 @@ def _as_tensor(value: torch.Tensor | npt.NDArray[Any] | None) -> torch.Tensor | 
 
 
 def nearest_to_text(draws: torch.Tensor, text_embed: torch.Tensor) -> torch.Tensor:
-    """Select one of the K draws `[B, K, D]` of each text: the draw with the highest cosine similarity to the text.
+    """Select the sampled embedding with the highest cosine similarity to the text, for each text.
 
-    If text and image embeddings have different sizes, select the first draw.
+    If text and image embeddings have different sizes, select the first one.
+
+    Args:
+        draws: K sampled embeddings for each of B texts, `[B, K, D]`.
+        text_embed: text embeddings, one per text.
 
     Returns:
-        The selected draws, `[B, D]`.
+        The selected embeddings, `[B, D]`.
     """
     if draws.shape[1] == 1 or draws.shape[-1] != text_embed.shape[-1]:
         return draws[:, 0]

@@ -75,10 +75,10 @@ class FunctionVersion:
 
     @property
     def self_cond_before_query(self) -> bool:
-        """True if the self-conditioning token precedes the query, a learned token at which the prediction is read.
+        """True if the self-conditioning token precedes the query, a learned token whose output is the prediction.
 
         Releases before 1.12.1 use no query if self-conditioning is enabled. Their sequence ends with a second copy of
-        the image tokens and the self-conditioning token, at which the prediction is read.
+        the image tokens, followed by the self-conditioning token, whose output is the prediction.
         """
         return self.release >= (1, 12, 1)
 
@@ -110,11 +110,11 @@ class FunctionVersion:
 
     @property
     def ddim_ends_at_x0(self) -> bool:
-        """True if DDIM's timesteps end at -1, so that the last step returns the x0 estimate; False if they end at 0."""
+        """True if the last DDIM step goes to timestep -1 and thus returns the x0 estimate; False if it goes to 0."""
         return self.release >= (1, 10, 3)
 
     def ddim_noise_follows_clamp(self, prediction: str) -> bool:
-        """Return True if DDIM computes the noise from the clamped x0 estimate, or False if from the unclamped one.
+        """Return True if DDIM computes the noise from the clamped x0 estimate; False if it uses the unclamped estimate.
 
         Args:
             prediction: prediction target of the network: `x0`, `eps` or `v`.

@@ -23,9 +23,10 @@ class NetworkSettings(Settings):
     ff_mult: float = Field(default=4, gt=0)
     """Inner width of the feed-forward layers, as a multiple of `width`."""
     attn_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout rate of attention weights. If above 0, training results also depend on the number of workers."""
+    """Dropout rate of attention weights. A rate above 0 makes training results depend on the number of workers."""
     ff_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout rate in the feed-forward layers. If above 0, training results also depend on the number of workers."""
+    """Dropout rate in the feed-forward layers. A rate above 0 makes training results depend on the number of
+    workers."""
     max_text_len: int = Field(default=0, ge=0)
     """Maximum number of token states (per-token outputs of the text encoder) used per caption, in addition to the
     pooled text embedding; 0 uses no token states."""

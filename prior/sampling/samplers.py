@@ -20,9 +20,9 @@ from ..objective.schedule import NoiseSchedule
 from .settings import SamplerName
 
 _LEAST_HALF_LOG_SNR = -5.1
-"""Minimum of 0.5 * log(SNR), with the signal-to-noise ratio SNR, at all timesteps of `log_snr_grid` except the first.
+"""Minimum of 0.5 * log(SNR), where SNR is the signal-to-noise ratio, for the timesteps that `log_snr_grid` chooses.
 
-At this minimum, 1 / 27,000 of the variance is signal.
+The minimum does not apply to the first timestep. At the minimum, 1 / 27,000 of the variance is signal.
 """
 
 
@@ -176,10 +176,12 @@ def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: Funct
 def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
     """Return `steps` timesteps evenly spaced in log-SNR, noisiest first, for `dpmsolver++`.
 
-    `dpmsolver++` is second-order in log-SNR, so each of its steps is worth several steps of other samplers. Its result
-    is the x0 estimate at the last timestep. This estimate averages over the remaining noise, so the last timestep must
-    have little noise. The grid therefore ends at the last timestep of `timestep_grid` for four times as many steps.
-    After the first timestep, the grid skips the range in which the input is almost all noise.
+    The result of `dpmsolver++` is the x0 estimate at the last timestep. This estimate averages over the remaining
+    noise, so the last timestep must have little noise. The last timestep is therefore that of `timestep_grid` with four
+    times as many steps. After the first timestep, the grid skips the range in which the input is almost all noise.
+
+    Few steps suffice because `dpmsolver++` is second-order in log-SNR: each step is worth several steps of other
+    samplers.
     """
     timesteps = len(schedule)
     last = timesteps - 1 - (min(4 * steps, timesteps) - 1) * timesteps // min(4 * steps, timesteps)

@@ -23,10 +23,16 @@ class Watch(Protocol):
         """
 
     def should_stop(self) -> bool:
-        """Return True to make all ranks write a checkpoint and stop. Called before the first step and once per step."""
+        """Return True if all ranks must write a checkpoint and stop.
+
+        The training loop calls this method before the first step and once per step.
+        """
 
     def before_writing(self) -> None:
-        """Raise an error if other workers have taken over this training run. Called before files are written."""
+        """Raise an error if other workers have taken over this training run.
+
+        The training loop calls this method before it writes files.
+        """
 
 
 class LocalWatch:
@@ -63,7 +69,7 @@ class Outcome:
     record: ShardRecord | None
     """Manifest record of the finished prior. None if training is not complete, and on all ranks except the first."""
     notes: list[str] = field(default_factory=list)
-    """Messages to the user about anything unusual in the embeddings that this rank read."""
+    """Messages to the user about problems in the embeddings that this rank read."""
 
 
 class Throughput:
