@@ -29,7 +29,8 @@ class TrainedOn(Settings):
     embeddings: str
     """Fingerprint (hash) of the content of the embedding folder that the prior was trained on."""
     read: dict[str, Any]
-    """Settings for reading the training data, which assign each row to a split: training, validation or test."""
+    """Settings for reading the training data. They determine which rows were in the training, validation and test
+    splits."""
 
 
 class PriorConfig(Settings):
@@ -51,7 +52,7 @@ class PriorConfig(Settings):
     Empty if the model is unknown.
     """
     clip_settings: dict[str, Any]
-    """Settings for loading the CLIP model; empty if unknown."""
+    """Settings for loading the CLIP model; empty if the settings are unknown."""
     trained_on: TrainedOn | None = None
     """Record of the rows that the prior was trained on. Null if they are unknown, for example because the prior was
     imported from a DALLE2-pytorch checkpoint."""

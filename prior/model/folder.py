@@ -165,8 +165,9 @@ def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep:
 
 
 def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
-    """Read the newest undamaged checkpoint with the given settings fingerprint; return None if there is none.
+    """Read the newest undamaged checkpoint with the given settings fingerprint (hash of the training settings).
 
+    Return None if no checkpoint has this fingerprint.
     Raises:
         InputError: at least one checkpoint is damaged, and no undamaged checkpoint has the given fingerprint.
     """
@@ -188,9 +189,9 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
 
 
 def newest_step(store: Store, settings_fingerprint: str) -> int | None:
-    """Return the step of the newest undamaged checkpoint with the given settings fingerprint; None if there is none.
+    """Return the step of the newest undamaged checkpoint with the given settings fingerprint, or None if there is none.
 
-    Only the headers of the checkpoint files are read.
+    The fingerprint is a hash of the training settings. Only the headers of the checkpoint files are read.
     """
     for step in reversed(_state_steps(store)):
         if _described(store, _state_name(step)).get("settings") == settings_fingerprint:
@@ -242,7 +243,7 @@ def save_best(store: Store, network: Network, step: int, loss: float, settings_f
 def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor] | None:
     """Read the averaged weights with the lowest validation loss.
 
-    Return None if no such weights were saved with the given settings fingerprint.
+    Return None if no such weights were saved with the given settings fingerprint (hash of the training settings).
     """
     try:
         with store.open(BEST_NAME) as file:

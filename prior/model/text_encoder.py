@@ -72,6 +72,6 @@ def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
 
 
 def clip_named(location: Mapping[str, Any]) -> str:
-    """Return a CLIP model's name for messages, such as `ViT-B-32 (openai)`; an empty string if it is unknown."""
+    """Return a CLIP model's name for messages, such as `ViT-B-32 (openai)`, or an empty string if it is unknown."""
     model, pretrained = location.get("model"), location.get("pretrained")
     return f"{model} ({pretrained})" if model and pretrained else str(model or "")

@@ -30,8 +30,8 @@ class KeysValues(NamedTuple):
     def append(self, other: KeysValues) -> KeysValues:
         """Return keys and values for the positions of `self` followed by the positions of `other`.
 
-        The two must have the same number of rows, unless `self` has one row. That row then precedes each row of
-        `other`.
+        If `self` has a single row, that row precedes each row of `other`. Otherwise, the two must have the same number
+        of rows.
         """
         return KeysValues(_join(self.keys, other.keys), _join(self.values, other.values))
 

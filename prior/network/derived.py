@@ -28,7 +28,10 @@ class Derived(Generic[T]):
         self._versions: list[tuple[int, int]] = []
 
     def get(self, weights: Sequence[torch.Tensor], compute: Callable[[], T]) -> T:
-        """Return the cached value. Call `compute` to obtain it if none is cached or if any of `weights` has changed."""
+        """Return the cached value.
+
+        If no value is cached, or if any of `weights` has changed, call `compute` and cache its result first.
+        """
         versions = [_version(weight) for weight in weights]
         if self.value is None or versions != self._versions:
             self.value = None  # free the old value's memory before the new value is allocated

@@ -20,8 +20,8 @@ LATEST_FUNCTION = "1.15.6"
 DOT_PRODUCT_BIAS = 128.0
 """Factor applied to the position bias to reproduce DALLE2-pytorch releases before 1.4.3.
 
-These releases divided the attention logits by 128, added the bias, and multiplied the sum by 128. The logits are
-unchanged as a result, but the bias is 128 times as large.
+These releases divided the attention logits by 128, added the bias, and multiplied the sum by 128. This leaves the
+logits unchanged, but multiplies the bias by 128.
 """
 
 
@@ -67,9 +67,9 @@ class FunctionVersion:
 
     @property
     def reads_self_cond(self) -> bool:
-        """True if the self-conditioning token encodes the previous x0 estimate; False if it is always zero (1.6.1).
+        """True if the release has a self-conditioning token that encodes the previous x0 estimate.
 
-        Also False for earlier releases, which have no self-conditioning token.
+        False for 1.6.1, in which the token is always zero, and for earlier releases, which have no such token.
         """
         return self.release >= (1, 6, 2)
 

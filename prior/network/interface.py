@@ -60,9 +60,10 @@ P = TypeVar("P")
 
 
 class Prefix(Protocol):
-    """Encoded texts, such as a cache of attention keys and values. All sampling steps and draws share them.
+    """Encoded texts, for example a cache of attention keys and values.
 
-    `Network.prefix` returns the encoded texts, and `Network.suffix` predicts from them.
+    `Network.prefix` returns the encoded texts, and `Network.suffix` predicts from them. The same encoded texts serve
+    all sampling steps, and all draws (noisy image embeddings) of a text.
     """
 
     @property
@@ -196,7 +197,7 @@ class Network(nn.Module, abc.ABC):
         return self.suffix(texts, noisy_image_embed, timesteps, drop_image=drop_image, self_cond=self_cond)
 
     def set_product_dtype(self, dtype: torch.dtype) -> None:
-        """Convert the weights of priorkit's `Linear` layers, and thus all large matrix products, to `dtype`.
+        """Convert the weights of priorkit's `Linear` layers to `dtype`, so that large matrix products use this dtype.
 
         Other weights keep their dtype.
         """

@@ -127,8 +127,9 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """Compute attention for one training step.
 
-        Every token attends to the null position and causally within its own row. Tokens of texts also attend to the
-        padding, if any. Tokens of draws also attend to the padding and to their text.
+        Every token attends to the null position, to earlier tokens in its own row, and to itself. In addition, tokens
+        of texts attend to the learned padding, if it is a separate block. Tokens of draws (noisy image embeddings)
+        attend to this padding and to their text.
 
         Args:
             stream: token stream `[1, M, C]`, with all blocks joined.

@@ -60,7 +60,7 @@ class PositionEncoding(nn.Module):
         Args:
             cached: number of cached tokens, excluding the null position.
             shared: number of tokens that all draws share.
-            draws: number of draws.
+            draws: number of draws (noisy image embeddings) per text.
             tokens: number of tokens per draw.
         """
         device = self.bias.weight.device

@@ -31,7 +31,8 @@ class NetworkSettings(Settings):
     """Maximum number of token states (per-token outputs of the text encoder) used per caption, in addition to the
     pooled text embedding; 0 uses no token states."""
     num_timesteps: int | None = Field(default=None, ge=2)
-    """Number of learned timestep embeddings; null computes timestep embeddings from sinusoids with a small MLP."""
+    """Number of learned timestep embeddings. If null, timestep embeddings are computed from sinusoids with a small
+    MLP."""
     num_time_embeds: int = Field(default=1, ge=1)
     """Number of tokens that represent the timestep."""
     num_image_embeds: int = Field(default=1, ge=1)
@@ -52,7 +53,8 @@ class NetworkSettings(Settings):
     normformer: bool = False
     """Add a second layer norm inside each feed-forward layer (NormFormer), as in LAION's DALLE2-pytorch prior."""
     function_version: str = LATEST_FUNCTION
-    """DALLE2-pytorch release that the network reproduces. Set an older release only for checkpoints that it wrote."""
+    """DALLE2-pytorch release that the network reproduces. Set an older release only to use a checkpoint from that
+    release."""
 
     @field_validator("function_version")
     @classmethod

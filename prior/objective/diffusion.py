@@ -31,8 +31,8 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """Return the loss of each row, `[B]`: the weighted prediction error, averaged over coordinates and draws.
 
-    A draw is one pair of noise and timestep. Each text is encoded once for all draws of its row. If the network encodes all dropped texts identically, a single
-    encoding is used for all rows whose text is dropped.
+    A draw is one pair of noise and timestep. Each text is encoded once for all draws of its row. If the network encodes
+    all dropped texts identically, a single encoding is used for all rows whose text is dropped.
 
     Args:
         image_embed: clean image embeddings `[B, D]` with any norm.

@@ -1,6 +1,6 @@
 """Seeded random values for training steps: noise, timesteps, dropped texts and images, and dropout seeds.
 
-Letters: B positions in a global batch, K draws per position, D embedding size.
+Letters: B positions in a global batch, K draws (pairs of noise and timestep) per position, D embedding size.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def step_randomness(
 
     Args:
         step: step number, from 0.
-        first: first position to draw values for, counted from 0.
+        first: first position to generate values for, counted from 0.
         rows: number of positions, B.
-        draws: number of draws per position, K.
+        draws: number of draws (pairs of noise and timestep) per position, K.
     """
     noise = np.empty((rows, draws, embed_dim), np.float32)
     uniform = np.empty((rows, draws, 4))

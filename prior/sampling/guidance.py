@@ -4,8 +4,8 @@ Guidance amplifies the difference between two network outputs: the output with t
 branch*, which drops the text. There are two kinds of guidance:
 
 - `text` guidance drops the text in the null branch and keeps the noisy image. Each step runs both branches in one
-  batch. If all dropped texts have the same prefix (encoded text), it is computed once and cached until the weights
-  change.
+  batch. If all dropped texts have the same prefix (encoded text), the prefix is computed once and cached until the
+  weights change.
 - `dalle2` guidance also drops the noisy image, as DALLE2-pytorch does. If the null branch's output then depends only on
   the timestep, it is computed once per timestep and stored in a table.
 """

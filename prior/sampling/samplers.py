@@ -150,8 +150,8 @@ def find_sampler(name: SamplerName, function: FunctionVersion, prediction: str) 
 def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: FunctionVersion) -> list[int]:
     """Return `steps` evenly spaced timesteps at which a sampler estimates x0, noisiest first.
 
-    For `dalle2-ddim`, return the timesteps that the DALLE2-pytorch release `function` uses. Release 1.10.3 and later
-    releases use only `steps` - 1 timesteps.
+    For `dalle2-ddim`, return the timesteps that the DALLE2-pytorch release `function` uses. There are only `steps` - 1
+    of them for release 1.10.3 and later.
 
     Args:
         timesteps: number of timesteps in the noise schedule.
@@ -215,12 +215,13 @@ def seeded_noise(
 ) -> Iterator[torch.Tensor]:
     """Yield standard normal tensors `[B * K, D]` indefinitely.
 
-    The noise for a text depends only on the seed, the text's number (its index among all texts to sample), K and D.
+    The noise for a text depends only on the seed, the text's number (its index among all texts to sample), the number
+    of draws per text, and the embedding size D.
 
     Args:
         first: number of the first text, counted from 0.
         texts: number of texts, B.
-        draws: number of draws per text, K.
+        draws: number of draws (embeddings to sample) per text, K.
     """
     generators = [np.random.Generator(np.random.Philox(key=[seed, first + text])) for text in range(texts)]
     while True:

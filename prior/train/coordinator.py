@@ -105,7 +105,7 @@ class Coordinator:
             self._status = replace(self._status, outcome=replace(outcome, first_step=first), step=outcome.step)
 
     def fail(self, error: bytes) -> None:
-        """Record a pickled exception from any rank, unless there is one already. See `Status.error` for the format."""
+        """Record an exception from any rank, unless one is already recorded. See `Status.error` for the format."""
         if self._status.error is None:
             self._status = replace(self._status, error=error)
 
@@ -143,7 +143,10 @@ class RayWatch:
             self._send()
 
     def should_stop(self) -> bool:
-        """Return True if the coordinator's last reply asked to stop. Always False on ranks that do not report."""
+        """Return True if the coordinator's last reply requested a stop.
+
+        On ranks that do not report progress, always return False.
+        """
         return self._stop
 
     def before_writing(self) -> None:

@@ -74,7 +74,7 @@ class TrainJob:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of everything that affects the result. Checkpoints with a different fingerprint are ignored."""
+        """Hash of everything that affects the trained weights. Checkpoints with a different hash are ignored."""
         return self.manifest().settings_fingerprint
 
     def open_embeddings(self) -> EmbeddingDataset:

@@ -36,7 +36,7 @@ _PATIENCE_SECONDS = 300.0
 If the resources do not suffice, training fails.
 """
 _END_SECONDS = 60.0
-"""Seconds to wait after training for Ray Train to shut down. The actor that runs Ray Train is then killed."""
+"""Maximum number of seconds to wait for Ray Train to shut down after training. Its actor is then killed."""
 
 
 def train_on_ray(
@@ -184,7 +184,7 @@ def _watch(
 
 
 def _failure(ray: Any, fit: Any) -> PriorkitError:
-    """Return the error to raise after Ray Train has ended without an outcome."""
+    """Return the error to raise if Ray Train has ended but no worker has reported an outcome."""
     try:
         cause = ray.get(fit)
     except ray.exceptions.RayError as error:

@@ -91,7 +91,7 @@ def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
 
 
 def surplus_note(store: Store, recorded: Manifest | None, steps: int) -> str | None:
-    """Return a message to the user if a finished prior was trained for more than `steps` steps, otherwise None."""
+    """Return a message if a finished prior was trained for more than `steps` steps; otherwise return None."""
     if recorded is None or RECORD not in recorded.shards:
         return None
     done = newest_step(store, recorded.settings_fingerprint)

@@ -87,8 +87,8 @@ class TrainSettings(DeviceSettings):
     batch_size: int = Field(default=256, ge=1)
     """Number of rows per step, summed over all workers. The last batch of an epoch may be smaller."""
     accumulate: int = Field(default=1, ge=1)
-    """Number of micro-batches into which each worker splits its rows of a batch. They are processed one at a time, to
-    save memory."""
+    """Number of micro-batches into which each worker splits its rows of a batch. To save memory, the micro-batches are
+    processed one at a time."""
     noise_draws: int = Field(default=1, ge=1)
     """Number of pairs of timestep and noise drawn for each row in each step. The network encodes the text of a row only
     once for all pairs. With token states, 4 pairs therefore take little more time than 1. Choose the learning rate for
