@@ -52,7 +52,9 @@ class Prior:
         return self.network.max_text_len if self.network.takes_token_states else 0
 
     def to(self, device: str | torch.device | None = None, dtype: str | None = None) -> Prior:
-        """Move the prior to a device and set the dtype of large matrix products. Norms are always computed in float32.
+        """Move the prior to a device and set the dtype of large matrix products.
+
+        Normalisation layers always compute in float32.
 
         Args:
             device: torch device; None keeps the current device.
@@ -81,8 +83,8 @@ class Prior:
         """Text encoder of the CLIP model that this prior was trained with.
 
         Raises:
-            InputError: the prior does not name its CLIP model, or the CLIP model cannot be loaded. Also raised if its
-                weights differ from those in training, or its text embeddings have the wrong size.
+            InputError: the prior does not name its CLIP model, or the CLIP model cannot be loaded, has different
+                weights than in training, or produces text embeddings of the wrong size.
         """
         if not self.config.clip_settings:
             raise InputError(

@@ -27,7 +27,7 @@ _COSINE_SCALE = 16.0
 
 
 class Blocks(NamedTuple):
-    """Layout of the tokens of one training step, in up to three blocks: learned padding, texts, and draws.
+    """Layout of the tokens of one training step, in two or three blocks: learned padding (optional), texts, and draws.
 
     Learned padding replaces missing token states. It is a separate block only if it is the same for all texts. A draw
     is one noisy image embedding of a text. Its tokens follow the text: timestep, noisy image and query. All blocks are

@@ -285,9 +285,12 @@ class PriorNetwork(Network):
     def _last_tokens(self, image: torch.Tensor, self_cond: torch.Tensor) -> list[torch.Tensor]:
         """Return the tokens that follow the image tokens, as a list of tensors `[N, _, C]`.
 
-        The prediction is read at the last token. Without self-conditioning, the only token is the query. With it, the
-        tokens are the self-conditioning token and the query or, before release 1.12.1, a copy of the image tokens and
-        the self-conditioning token.
+        The prediction is read at the last token. The tokens are:
+
+        - without self-conditioning: the query
+        - with self-conditioning: the self-conditioning token, then the query
+        - with self-conditioning, before DALLE2-pytorch 1.12.1: a copy of the image tokens, then the self-conditioning
+          token
         """
         query = self.query.expand(image.shape[0], 1, -1)
         if not self.has_self_cond_token:

@@ -177,7 +177,7 @@ def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
     """Return `steps` timesteps evenly spaced in log-SNR, noisiest first, for `dpmsolver++`.
 
     The result of `dpmsolver++` is the x0 estimate at the last timestep. This estimate averages over the remaining
-    noise, so the last timestep must have little noise. The last timestep is therefore that of `timestep_grid` with four
+    noise, so the last timestep must have little noise. It is therefore the last timestep of a `timestep_grid` with four
     times as many steps. After the first timestep, the grid skips the range in which the input is almost all noise.
 
     Few steps suffice because `dpmsolver++` is second-order in log-SNR: each step is worth several steps of other

@@ -36,7 +36,10 @@ _PATIENCE_SECONDS = 300.0
 If the resources do not suffice, training fails.
 """
 _END_SECONDS = 60.0
-"""Maximum number of seconds to wait for Ray Train to shut down after training. Its actor is then killed."""
+"""Maximum number of seconds to wait for Ray Train to shut down after training.
+
+The actor that runs Ray Train is then killed.
+"""
 
 
 def train_on_ray(

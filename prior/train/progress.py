@@ -69,7 +69,7 @@ class Outcome:
     record: ShardRecord | None
     """Manifest record of the finished prior. None if training is not complete, and on all ranks except the first."""
     notes: list[str] = field(default_factory=list)
-    """Remarks for the user about the embeddings that this rank read, one sentence each."""
+    """Remarks for the user about the embeddings that this rank read."""
 
 
 class Throughput:

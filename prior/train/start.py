@@ -127,10 +127,11 @@ def has_unknown_clip(config: PriorConfig) -> bool:
 
 
 def _have_same_clip(one: PriorConfig, other: PriorConfig) -> bool:
-    """Return True if two priors use the same CLIP model. Call this only if a prior does not record the weights' hash.
+    """Return True if two priors use the same CLIP model.
 
-    The CLIP models are compared by name, or loaded and compared if the names are inconclusive. If neither prior names a
-    CLIP model in its settings, return False.
+    Call this only if at least one of the priors has no recorded hash of its CLIP model's weights. The CLIP models are
+    compared by name, or loaded and compared if the names are inconclusive. If neither prior names a CLIP model in its
+    settings, return False.
     """
     identified, named = (one, other) if one.clip else (other, one)
     if not named.clip_settings:
