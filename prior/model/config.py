@@ -24,12 +24,13 @@ from ..sampling.settings import SampleSettings
 
 
 class TrainedOn(Settings):
-    """Identification of the dataset rows that a prior was trained on, so that evaluation can exclude them."""
+    """Record of the dataset rows that a prior was trained on, so that evaluation can exclude these rows."""
 
     embeddings: str
     """Fingerprint (hash) of the content of the embedding folder that the prior was trained on."""
     read: dict[str, Any]
-    """Settings for reading the training data, which assign each row to a split: training, validation or test."""
+    """Settings for reading the training data. They determine which rows were in the training, validation and test
+    splits."""
 
 
 class PriorConfig(Settings):
@@ -51,9 +52,10 @@ class PriorConfig(Settings):
     Empty if the model is unknown.
     """
     clip_settings: dict[str, Any]
-    """Settings for loading the CLIP model; empty if unknown."""
+    """Settings for loading the CLIP model; empty if the settings are unknown."""
     trained_on: TrainedOn | None = None
-    """Identification of the rows that the prior was trained on; null if unknown, as for imported checkpoints."""
+    """Record of the rows that the prior was trained on. Null if they are unknown, for example because the prior was
+    imported from a DALLE2-pytorch checkpoint."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

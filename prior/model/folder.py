@@ -37,7 +37,8 @@ _NORMALISER = "normaliser."
 """Prefix of the names of the normaliser's tensors in `model.safetensors`."""
 
 Create = Callable[[str], contextlib.AbstractContextManager[HashingFile]]
-"""Function that takes a file name and returns a context manager, which opens a file for writing in the prior folder.
+"""Function that takes a file name and returns a context manager. The context manager opens the file for writing in the
+prior folder.
 
 The file gets its final name only when it is complete.
 """
@@ -64,7 +65,7 @@ def load_folder(path: str) -> Prior:
     """Load a prior onto the CPU from a local or remote folder.
 
     Raises:
-        InputError: the folder contains no prior, the training of the prior is unfinished, or a file is damaged.
+        InputError: the folder contains no prior, the prior has not finished training, or a file is damaged.
     """
     store = Store(path)
     try:
@@ -131,7 +132,7 @@ class TrainState:
 
     @staticmethod
     def from_tensors(step: int, tensors: Mapping[str, torch.Tensor]) -> TrainState:
-        """Create a state from its number of completed steps and the result of the method `tensors`."""
+        """Create a state from the number of completed steps and tensors named as in the result of `tensors()`."""
         parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
@@ -164,8 +165,9 @@ def save_state(store: Store, state: TrainState, settings_fingerprint: str, keep:
 
 
 def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
-    """Read the newest undamaged checkpoint with the given settings fingerprint; return None if there is none.
+    """Read the newest undamaged checkpoint with the given settings fingerprint (hash of the training settings).
 
+    Return None if no checkpoint has this fingerprint.
     Raises:
         InputError: at least one checkpoint is damaged, and no undamaged checkpoint has the given fingerprint.
     """
@@ -187,9 +189,9 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
 
 
 def newest_step(store: Store, settings_fingerprint: str) -> int | None:
-    """Return the step of the newest undamaged checkpoint with the given settings fingerprint; None if there is none.
+    """Return the step of the newest undamaged checkpoint with the given settings fingerprint, or None if there is none.
 
-    Only the headers of the checkpoint files are read.
+    The fingerprint is a hash of the training settings. Only the headers of the checkpoint files are read.
     """
     for step in reversed(_state_steps(store)):
         if _described(store, _state_name(step)).get("settings") == settings_fingerprint:
@@ -198,7 +200,7 @@ def newest_step(store: Store, settings_fingerprint: str) -> int | None:
 
 
 def _described(store: Store, name: str) -> dict[str, Any]:
-    """Return the step and the settings fingerprint that the header of a checkpoint file contains.
+    """Return priorkit's metadata from the header of a checkpoint file: the step and the settings fingerprint.
 
     Return an empty dictionary if the file is missing or truncated, or if the header is damaged.
     """
@@ -241,7 +243,7 @@ def save_best(store: Store, network: Network, step: int, loss: float, settings_f
 def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor] | None:
     """Read the averaged weights with the lowest validation loss.
 
-    Return None if no such weights were saved with the given settings fingerprint.
+    Return None if no such weights were saved with the given settings fingerprint (hash of the training settings).
     """
     try:
         with store.open(BEST_NAME) as file:

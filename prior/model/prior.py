@@ -27,7 +27,7 @@ from .text_encoder import find_text_encoder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Dtypes for large matrix products, by name."""
 SAMPLE_BATCH = 64
-"""Maximum number of captions sampled in one batch. It bounds memory use for any number of captions."""
+"""Maximum number of captions per sampling batch. It limits memory use, however many captions there are."""
 
 
 class Prior:
@@ -52,7 +52,9 @@ class Prior:
         return self.network.max_text_len if self.network.takes_token_states else 0
 
     def to(self, device: str | torch.device | None = None, dtype: str | None = None) -> Prior:
-        """Move the prior to a device and set the dtype of large matrix products. Norms are always computed in float32.
+        """Move the prior to a device and set the dtype of large matrix products.
+
+        Normalisation layers always compute in float32.
 
         Args:
             device: torch device; None keeps the current device.
@@ -81,8 +83,8 @@ class Prior:
         """Text encoder of the CLIP model that this prior was trained with.
 
         Raises:
-            InputError: the prior does not name its CLIP model, or the CLIP model cannot be loaded, has weights that the
-                prior was not trained with, or produces text embeddings of the wrong size.
+            InputError: the prior does not name its CLIP model, or the CLIP model cannot be loaded, has different
+                weights than in training, or produces text embeddings of the wrong size.
         """
         if not self.config.clip_settings:
             raise InputError(
@@ -242,7 +244,7 @@ class Prior:
     def _checked(self, noise: Iterator[torch.Tensor], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
         """Check the shape of each noise tensor and yield the tensor on this prior's device, as float32.
 
-        If `init_clamp` is set, the rows of the first tensor are rescaled to a fixed norm.
+        If `init_clamp` is set, the rows of the first tensor are rescaled to the norm that scaled embeddings have.
 
         Raises:
             SettingsError: a tensor has the wrong shape, or the sampler needs more tensors than `noise` yields.
@@ -320,12 +322,16 @@ def _as_tensor(value: torch.Tensor | npt.NDArray[Any] | None) -> torch.Tensor | 
 
 
 def nearest_to_text(draws: torch.Tensor, text_embed: torch.Tensor) -> torch.Tensor:
-    """Select one of the K draws `[B, K, D]` of each text: the draw with the highest cosine similarity to the text.
+    """Select the sampled embedding with the highest cosine similarity to the text, for each text.
 
-    If text and image embeddings have different sizes, select the first draw.
+    If text and image embeddings have different sizes, select the first one.
+
+    Args:
+        draws: K sampled embeddings for each of B texts, `[B, K, D]`.
+        text_embed: text embeddings, one per text.
 
     Returns:
-        The selected draws, `[B, D]`.
+        The selected embeddings, `[B, D]`.
     """
     if draws.shape[1] == 1 or draws.shape[-1] != text_embed.shape[-1]:
         return draws[:, 0]

@@ -45,9 +45,9 @@ class Sampled:
 
 @contextlib.contextmanager
 def _nothing_written(output: Path) -> Iterator[None]:
-    """Context manager that replaces KeyboardInterrupt with an Interrupted error.
+    """Context manager that converts KeyboardInterrupt to an Interrupted error.
 
-    The error message says that `output` was not written.
+    The error message says that the file `output` was not written.
     """
     try:
         yield

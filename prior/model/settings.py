@@ -1,10 +1,11 @@
-"""Names of the sets of weights that a trained prior can have."""
+"""Names that select the weights to load from a trained prior."""
 
 from typing import Literal
 
 WeightsName = Literal["ema", "online", "best"]
-"""Name of a set of weights.
+"""Name that selects which of a prior's weights to load.
 
-`ema` selects the averaged weights, `online` the weights that the optimiser updates, and `best` the averaged weights
-with the lowest validation loss.
+- `ema`: the exponential moving average of the weights
+- `online`: the weights that the optimiser updates
+- `best`: the averaged weights with the lowest validation loss
 """

@@ -28,8 +28,8 @@ def find_text_encoder(
     Args:
         location: settings for loading the CLIP model, from `clip_location`.
         identity: expected identity, such as a hash of the weights. If empty, no check is made.
-        made: end of an error message, after "... has other weights than the one", such as "this prior was trained
-            with".
+        made: relative clause for the error message "... has other weights than the one ...", such as "this prior was
+            trained with". It says which CLIP model was expected.
         device: settings for the device and the number of threads.
 
     Raises:
@@ -61,8 +61,8 @@ def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
     """Compare a prior's CLIP model with the CLIP model of an embedding folder, without loading either model.
 
     Returns:
-        "same", "other" or "unknown". If the prior was trained on embeddings with the folder's content fingerprint, the
-        result is "same". Otherwise, the recorded identities and locations of the models are compared.
+        "same", "other" or "unknown". The result is "same" if the prior was trained on this folder's embeddings.
+        Otherwise, it depends on the recorded identities (such as weight hashes) and locations of the two models.
     """
     if config.trained_on is not None and config.trained_on.embeddings == dataset.content_fingerprint:
         return "same"
@@ -72,6 +72,6 @@ def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
 
 
 def clip_named(location: Mapping[str, Any]) -> str:
-    """Return a CLIP model's name for messages, such as `ViT-B-32 (openai)`; an empty string if it is unknown."""
+    """Return a CLIP model's name for messages, such as `ViT-B-32 (openai)`, or an empty string if it is unknown."""
     model, pretrained = location.get("model"), location.get("pretrained")
     return f"{model} ({pretrained})" if model and pretrained else str(model or "")

@@ -1,4 +1,6 @@
-"""Cache of attention keys and values for encoded texts, shared by all sampling steps and draws.
+"""Cache of attention keys and values for encoded texts.
+
+All sampling steps share the cache, and so do all draws (the noisy image embeddings of a text).
 
 Dimensions: B number of texts or rows, K draws per row, P positions, A head width.
 """
@@ -28,8 +30,8 @@ class KeysValues(NamedTuple):
     def append(self, other: KeysValues) -> KeysValues:
         """Return keys and values for the positions of `self` followed by the positions of `other`.
 
-        The two must have the same number of rows, unless `self` has one row. That row then precedes each row of
-        `other`.
+        If `self` has a single row, that row precedes each row of `other`. Otherwise, the two must have the same number
+        of rows.
         """
         return KeysValues(_join(self.keys, other.keys), _join(self.values, other.values))
 
@@ -88,7 +90,7 @@ class PrefixCache:
         return PrefixCache([KeysValues(keys[indices], values[indices]) for keys, values in self.layers])
 
     def expand(self, texts: int) -> PrefixCache:
-        """Return a cache in which this cache's single text is repeated `texts` times, without copying data."""
+        """Return a cache that repeats the only text in this cache `texts` times, without copying data."""
         return PrefixCache([KeysValues(*(part.expand(texts, -1, -1) for part in layer)) for layer in self.layers])
 
     def stacked_with(self, other: PrefixCache) -> PrefixCache:

@@ -1,4 +1,4 @@
-"""Cache for values computed from a network's weights, and detection of changes to the weights.
+"""Cached values that are computed from a network's weights, and detection of weight changes.
 
 Examples of such values are weights packed for fast products, and the attention keys and values of learned padding.
 """
@@ -28,7 +28,10 @@ class Derived(Generic[T]):
         self._versions: list[tuple[int, int]] = []
 
     def get(self, weights: Sequence[torch.Tensor], compute: Callable[[], T]) -> T:
-        """Return the cached value. Call `compute` to obtain it if none is cached or if any of `weights` has changed."""
+        """Return the cached value.
+
+        If no value is cached, or if any of `weights` has changed, call `compute` and cache its result first.
+        """
         versions = [_version(weight) for weight in weights]
         if self.value is None or versions != self._versions:
             self.value = None  # free the old value's memory before the new value is allocated
@@ -46,13 +49,13 @@ class Derived(Generic[T]):
 
 
 def _version(weight: torch.Tensor) -> tuple[int, int]:
-    """Return a weight's memory address and torch's version counter.
+    """Return the memory address of a weight and the value of its torch version counter.
 
-    The counter is 0 for inference tensors, which do not have one.
+    The value is 0 for inference tensors, because they have no version counter.
     """
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 def weight_sums(network: nn.Module) -> list[float]:
-    """Return the sum of each weight tensor. A changed sum reveals changes that torch's version counter misses."""
+    """Return the sum of each weight tensor, to detect weight changes that torch's version counter misses."""
     return torch.stack([weight.detach().sum(dtype=torch.float32) for weight in network.parameters()]).tolist()

@@ -20,8 +20,8 @@ LATEST_FUNCTION = "1.15.6"
 DOT_PRODUCT_BIAS = 128.0
 """Factor applied to the position bias to reproduce DALLE2-pytorch releases before 1.4.3.
 
-These releases divided the attention logits by 128, added the bias, and multiplied the sum by 128. The logits are
-unchanged as a result, but the bias is 128 times as large.
+These releases divided the attention logits by 128, added the bias, and multiplied the sum by 128. This leaves the
+logits unchanged, but multiplies the bias by 128.
 """
 
 
@@ -67,18 +67,18 @@ class FunctionVersion:
 
     @property
     def reads_self_cond(self) -> bool:
-        """True if the self-conditioning token encodes the previous x0 estimate; False if it is always zero (1.6.1).
+        """True if the release has a self-conditioning token that encodes the previous x0 estimate.
 
-        Also False for earlier releases, which have no self-conditioning token.
+        False for 1.6.1, in which the token is always zero, and for earlier releases, which have no such token.
         """
         return self.release >= (1, 6, 2)
 
     @property
     def self_cond_before_query(self) -> bool:
-        """True if the self-conditioning token precedes the query, a learned token at which the prediction is read.
+        """True if the self-conditioning token precedes the query, a learned token whose output is the prediction.
 
         Releases before 1.12.1 use no query if self-conditioning is enabled. Their sequence ends with a second copy of
-        the image tokens and the self-conditioning token, at which the prediction is read.
+        the image tokens, followed by the self-conditioning token, whose output is the prediction.
         """
         return self.release >= (1, 12, 1)
 
@@ -110,11 +110,11 @@ class FunctionVersion:
 
     @property
     def ddim_ends_at_x0(self) -> bool:
-        """True if DDIM's timesteps end at -1, so that the last step returns the x0 estimate; False if they end at 0."""
+        """True if the last DDIM step goes to timestep -1 and thus returns the x0 estimate; False if it goes to 0."""
         return self.release >= (1, 10, 3)
 
     def ddim_noise_follows_clamp(self, prediction: str) -> bool:
-        """Return True if DDIM computes the noise from the clamped x0 estimate, or False if from the unclamped one.
+        """Return True if DDIM computes the noise from the clamped x0 estimate; False if it uses the unclamped estimate.
 
         Args:
             prediction: prediction target of the network: `x0`, `eps` or `v`.

@@ -37,10 +37,10 @@ class Condition:
 
 @dataclass(frozen=True)
 class DrawnTexts:
-    """Mapping from the draws in a batch to the encoded texts (prefixes) that they use.
+    """Mapping from draws (noisy image embeddings) to the encoded texts (prefixes) that they use.
 
-    Each of the B rows has K draws, which are noisy versions of its image embedding. All draws of row i use prefix i if
-    i < `texts`. All later rows are rows with dropped texts, and share the prefix at index `texts`.
+    A batch has B rows, and each row has K draws: noisy versions of its image embedding. The draws of row i use prefix
+    i if i < `texts`. The texts of all later rows are dropped. These rows share the prefix at index `texts`.
     """
 
     rows: int
@@ -48,7 +48,7 @@ class DrawnTexts:
     draws: int
     """Number of draws per row, K."""
     texts: int
-    """Number of rows that have a prefix of their own. All other rows share one prefix."""
+    """Number of rows that have their own prefix (encoded text). All other rows share one prefix."""
 
     def indices(self, device: torch.device) -> torch.Tensor:
         """Return the prefix index of each draw, `[B * K]` int64."""
@@ -56,13 +56,14 @@ class DrawnTexts:
 
 
 P = TypeVar("P")
-"""Class that implements `Prefix`. Its methods return instances of the same class."""
+"""Type variable for a class that implements `Prefix` and whose methods return instances of that class."""
 
 
 class Prefix(Protocol):
-    """Encoded texts, such as a cache of attention keys and values. All sampling steps and draws share them.
+    """Encoded texts, for example a cache of attention keys and values.
 
-    `Network.prefix` returns the encoded texts, and `Network.suffix` predicts from them.
+    `Network.prefix` returns the encoded texts, and `Network.suffix` predicts from them. The same encoded texts serve
+    all sampling steps, and all draws (noisy image embeddings) of a text.
     """
 
     @property
@@ -141,7 +142,9 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict x0, eps or v, `[N, D]`, for K draws of each of B encoded texts. Draws of the same text are adjacent.
+        """Predict x0, eps or v, `[N, D]`, for B encoded texts with K draws (noisy image embeddings) each.
+
+        Draws of the same text are adjacent.
 
         Args:
             prefix: B texts, encoded by `prefix` of this network.
@@ -163,13 +166,13 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Encode texts, and predict x0, eps or v, `[N, D]`, for the N draws of a training batch.
+        """Encode texts, and predict x0, eps or v, `[N, D]`, for the N draws (noisy images) of a training batch.
 
         Draws of the same text may have different timesteps.
 
         Args:
             text_embed, token_states, drop_text: texts, as for `prefix`.
-            draws: mapping from draws to texts.
+            draws: for each draw, the index of the encoded text that it uses.
             noisy_image_embed, timesteps, drop_image, self_cond: as for `suffix`, with N rows each.
         """
         texts = self.prefix(text_embed, token_states, drop_text).take(draws.indices(timesteps.device))
@@ -186,12 +189,15 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict x0, eps or v, `[B, D]`, with one draw per text; see `prefix` and `suffix` for the arguments."""
+        """Predict x0, eps or v, `[B, D]`, from one noisy image embedding per text.
+
+        See `prefix` and `suffix` for the arguments.
+        """
         texts = self.prefix(text_embed, token_states, drop_text)
         return self.suffix(texts, noisy_image_embed, timesteps, drop_image=drop_image, self_cond=self_cond)
 
     def set_product_dtype(self, dtype: torch.dtype) -> None:
-        """Convert the weights of priorkit's `Linear` layers, and thus all large matrix products, to `dtype`.
+        """Convert the weights of priorkit's `Linear` layers to `dtype`, so that large matrix products use this dtype.
 
         Other weights keep their dtype.
         """

@@ -1,7 +1,9 @@
-"""Layers of the prior network, and functions that run these layers in training or, with a cache, in sampling.
+"""Layers of the prior network, and functions that run them in training, or with a cache in sampling.
 
-Dimensions: B texts, L tokens per text (all draws of the text concatenated), P cached positions, C stream width,
-H heads, A head width, M tokens in all blocks of a training step.
+A draw is one noisy image embedding of a text.
+
+Dimensions: B texts, L tokens per text (all draws of the text concatenated), P cached positions, C width of the token
+stream, H heads, A head width, M total number of tokens in a training step.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ _COSINE_SCALE = 16.0
 
 
 class Blocks(NamedTuple):
-    """Layout of the tokens of one training step, in two or three blocks: learned padding, texts, and draws.
+    """Layout of the tokens of one training step, in two or three blocks: learned padding (optional), texts, and draws.
 
-    Learned padding replaces token states. It is a separate block only if it is the same for all texts. The tokens of a
-    draw are those that follow the text: timestep, noisy image and query. All blocks are joined into one sequence
-    `[1, M, ...]`, so that each linear layer computes a single matrix product and a single weight gradient.
+    Learned padding replaces missing token states. It is a separate block only if it is the same for all texts. A draw
+    is one noisy image embedding of a text. Its tokens follow the text: timestep, noisy image and query. All blocks are
+    joined into one sequence `[1, M, ...]`, so that each linear layer computes a single matrix product and a single
+    weight gradient.
     """
 
     shapes: list[tuple[int, int]]
@@ -37,7 +40,7 @@ class Blocks(NamedTuple):
     positions: list[Positions]
     """Attention bias and rotary embedding of each block."""
     draws: DrawnTexts
-    """Mapping from draws to the texts that they attend to."""
+    """For each draw (one noisy image embedding of a text), the index of the text that it attends to."""
 
     def rotation(self) -> torch.Tensor | None:
         """Return the rotary embedding of all joined tokens, `[M, 1, rotated / 2]`, or None if the network uses none."""
@@ -95,7 +98,7 @@ class FeedForward(nn.Module):
         self.to_stream = Linear(inner, width)
 
     def forward(self, stream: torch.Tensor) -> torch.Tensor:
-        """Map the token stream `[B, L, C]` to the output `[B, L, C]` that the caller adds to the stream."""
+        """Return the layer's output `[B, L, C]` for the token stream `[B, L, C]`. The caller adds it to the stream."""
         value, gate = self.to_inner.halves(self.norm(stream))  # each (B, L, inner)
         output: torch.Tensor = self.to_stream(self.dropout(self.inner_norm(value * F.silu(gate))))
         return output
@@ -124,8 +127,9 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """Compute attention for one training step.
 
-        Every token attends to the null position and causally within its own row. Tokens of texts also attend to the
-        padding, if any. Tokens of draws also attend to the padding and to their text.
+        Every token attends to the null position, to earlier tokens in its own row, and to itself. In addition, tokens
+        of texts attend to the learned padding, if it is a separate block. Tokens of draws (noisy image embeddings)
+        attend to this padding and to their text.
 
         Args:
             stream: token stream `[1, M, C]`, with all blocks joined.
@@ -203,7 +207,7 @@ class Attention(nn.Module):
     def _attend(self, query: torch.Tensor, known: KeysValues, bias: torch.Tensor) -> torch.Tensor:
         """Return the attention output `[B, L, H * A]` for queries `[B, L, H, A]` and the keys and values in `known`.
 
-        For each text, the queries of all tokens and heads form a single head with L * H queries. Keys and values
+        The queries of all tokens and heads of a text are treated as L * H queries of a single head. Keys and values
         therefore need not be repeated for each head or draw. `bias` masks positions that a query must not attend to.
         """
         batch, length, heads, width = query.shape

@@ -212,7 +212,7 @@ class PriorNetwork(Network):
     def _fill_cache(self, tokens: torch.Tensor, before: PrefixCache | None) -> PrefixCache:
         """Run the layers on tokens `[B, L, C]`, and return a cache of their keys and values.
 
-        If `before` is given, it contains one row, and the cache starts with the positions of that row for every text.
+        If given, `before` is the cache of a single row of earlier tokens, which precedes the tokens of every text.
         """
         positions = self._positions(0 if before is None else before.tokens, 0, 1, tokens.shape[1])
         return fill_cache(self.norm_in(tokens), positions, before, self._layers())
@@ -222,7 +222,7 @@ class PriorNetwork(Network):
 
         Args:
             stream: output `[texts, L, C]` of the last layer.
-            lengths: three lengths from `_suffix_tokens`.
+            lengths: the three lengths that `_suffix_tokens` returns.
         """
         shared, _, tokens = lengths
         last = stream[:, shared:].reshape(-1, tokens, self.width)[:, -1]  # (N, C)
@@ -252,10 +252,15 @@ class PriorNetwork(Network):
         drop_image: torch.Tensor | None,
         self_cond: torch.Tensor | None,
     ) -> tuple[torch.Tensor, tuple[int, int, int]]:
-        """Return the tokens `[texts, L, C]` that follow the text, with all draws of a text concatenated.
+        """Return the tokens that follow each text, and three lengths that describe their layout.
 
-        Also return three lengths: the number of tokens that all draws of a text share (the timestep tokens, if the
-        draws have the same timestep), the number of draws per text, and the number of other tokens per draw.
+        The tokens have the shape `[texts, L, C]`, with all draws (noisy image embeddings) of a text concatenated. The
+        lengths are:
+
+        - the number of tokens that all draws of a text share: the timestep tokens if the draws have the same timestep,
+          otherwise 0
+        - the number of draws per text
+        - the number of other tokens per draw
         """
         image = self.to_image(noisy_image_embed)  # (N, num_image_embeds, C)
         if drop_image is not None:
@@ -278,9 +283,14 @@ class PriorNetwork(Network):
         return positions._replace(bias=positions.bias.to(self.attention[0].to_qkv.weight.dtype))  # type: ignore[union-attr, arg-type]
 
     def _last_tokens(self, image: torch.Tensor, self_cond: torch.Tensor) -> list[torch.Tensor]:
-        """Return the tokens `[N, _, C]` that follow the image tokens. The prediction is read at the last one.
+        """Return the tokens that follow the image tokens, as a list of tensors `[N, _, C]`.
 
-        Depending on the settings, they include the query, the self-conditioning token or a copy of the image tokens.
+        The prediction is read at the last token. The tokens are:
+
+        - without self-conditioning: the query
+        - with self-conditioning: the self-conditioning token, then the query
+        - with self-conditioning, before DALLE2-pytorch 1.12.1: a copy of the image tokens, then the self-conditioning
+          token
         """
         query = self.query.expand(image.shape[0], 1, -1)
         if not self.has_self_cond_token:

@@ -60,7 +60,7 @@ class PositionEncoding(nn.Module):
         Args:
             cached: number of cached tokens, excluding the null position.
             shared: number of tokens that all draws share.
-            draws: number of draws.
+            draws: number of draws (noisy image embeddings) per text.
             tokens: number of tokens per draw.
         """
         device = self.bias.weight.device
@@ -76,7 +76,7 @@ class PositionEncoding(nn.Module):
     def _bias(self, places: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Return the attention bias `[L, P + L, H]` for the given positions of queries (`places`) and keys.
 
-        Tokens are numbered from 0 as queries and from 1 as keys, because key 0 is the null position.
+        The first token has position 0 as a query, but position 1 as a key, because key 0 is the null position.
         """
         return self.bias(_bucket((places[:, None] - keys).clamp(min=0))) * self.bias_scale  # type: ignore[no-any-return]
 
@@ -89,10 +89,10 @@ class PositionEncoding(nn.Module):
 
 
 def _bucket(distance: torch.Tensor) -> torch.Tensor:
-    """Return T5's bucket number for each distance.
+    """Return T5's bucket number for each distance between a query and a key.
 
-    There is one bucket per distance below 16, then logarithmic buckets up to distance 128. All longer distances share
-    the last bucket.
+    Each distance below 16 has its own bucket. Distances from 16 to 128 fall into logarithmically spaced buckets. All
+    longer distances share the last bucket.
     """
     exact = _BUCKETS // 2
     far = torch.log(distance.clamp(min=1).float() / exact) / math.log(_MAX_DISTANCE / exact) * (_BUCKETS - exact)

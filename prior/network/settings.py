@@ -23,14 +23,16 @@ class NetworkSettings(Settings):
     ff_mult: float = Field(default=4, gt=0)
     """Inner width of the feed-forward layers, as a multiple of `width`."""
     attn_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout rate of attention weights. If above 0, training results also depend on the number of workers."""
+    """Dropout rate of attention weights. A rate above 0 makes training results depend on the number of workers."""
     ff_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout rate in the feed-forward layers. If above 0, training results also depend on the number of workers."""
+    """Dropout rate in the feed-forward layers. A rate above 0 makes training results depend on the number of
+    workers."""
     max_text_len: int = Field(default=0, ge=0)
     """Maximum number of token states (per-token outputs of the text encoder) used per caption, in addition to the
     pooled text embedding; 0 uses no token states."""
     num_timesteps: int | None = Field(default=None, ge=2)
-    """Number of learned timestep embeddings; null computes timestep embeddings from sinusoids with a small MLP."""
+    """Number of learned timestep embeddings. If null, timestep embeddings are computed from sinusoids with a small
+    MLP."""
     num_time_embeds: int = Field(default=1, ge=1)
     """Number of tokens that represent the timestep."""
     num_image_embeds: int = Field(default=1, ge=1)
@@ -51,7 +53,8 @@ class NetworkSettings(Settings):
     normformer: bool = False
     """Add a second layer norm inside each feed-forward layer (NormFormer), as in LAION's DALLE2-pytorch prior."""
     function_version: str = LATEST_FUNCTION
-    """DALLE2-pytorch release that the network reproduces. Set an older release only for checkpoints that it wrote."""
+    """DALLE2-pytorch release that the network reproduces. Set an older release only to use a checkpoint from that
+    release."""
 
     @field_validator("function_version")
     @classmethod

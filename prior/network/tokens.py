@@ -17,7 +17,7 @@ _MAX_PERIOD = 10_000.0
 class Tokens(nn.Module):
     """Linear projection of an embedding to `count` tokens.
 
-    If there is one token and its width equals the size of the embedding, the token is the embedding itself.
+    If `count` is 1 and the token width equals the embedding size, the embedding is used as the token unchanged.
     """
 
     def __init__(self, size: int, width: int, count: int) -> None:

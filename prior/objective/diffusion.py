@@ -31,8 +31,8 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """Return the loss of each row, `[B]`: the weighted prediction error, averaged over coordinates and draws.
 
-    Each text is encoded once for all draws of its row. If the network encodes all dropped texts identically, a single
-    encoding is used for all rows whose text is dropped.
+    A draw is one pair of noise and timestep. Each text is encoded once for all draws of its row. If the network encodes
+    all dropped texts identically, a single encoding is used for all rows whose text is dropped.
 
     Args:
         image_embed: clean image embeddings `[B, D]` with any norm.
@@ -69,13 +69,13 @@ def diffusion_loss(
 def _estimates(
     network: Network, condition: Condition, chosen: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor | None:
-    """Return x0 estimates `[N, D]` for self-conditioning, with rows of zeros for draws that are not chosen.
+    """Return x0 estimates `[N, D]` for self-conditioning: zeros for draws that are not in `chosen`.
 
-    Return None if no draw is chosen. The estimates always use the text and the noisy image, even if the loss drops
-    them for the same draw.
+    Return None if `chosen` contains no draw. The estimates always use the text and the noisy image, even if the loss
+    drops the text or the image for the same draw.
 
     Args:
-        chosen: `[B, K]` bool on the CPU; True for draws that get an estimate.
+        chosen: `[B, K]` bool on the CPU; True for draws (pairs of noise and timestep) to estimate x0 for.
     """
     texts, indices = chosen.any(dim=1), chosen.flatten().nonzero()[:, 0]
     if len(indices) == 0:

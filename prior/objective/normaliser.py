@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 _SHRINKAGE = 1e-3
-"""Fraction of the mean variance that is added to every variance. It limits the amplification of directions in which
-embeddings vary little."""
+"""Constant added to every variance, as a fraction of the mean variance, so that directions with little variance are
+not amplified too much."""
 
 
 class EmbeddingNormaliser(nn.Module):
-    """Mapping between image embeddings and network space, in which the network makes its predictions.
+    """Mapping between image embeddings and network space: the scaled embeddings that the network works with.
 
     `sqrt_dim` scales unit vectors to norm sqrt(D), or to norm `embed_scale` if given, as DALLE2-pytorch does.
     `standardise` subtracts the mean of each coordinate and divides by its standard deviation, as Karlo and Kandinsky
@@ -66,13 +66,13 @@ class EmbeddingNormaliser(nn.Module):
         return self._scaled(unit - self.mean, self.to_network)
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
-        """Map points `[N, D]` in network space to embeddings, without normalising the embeddings."""
+        """Map points `[N, D]` in network space to embeddings. The embeddings are not rescaled to norm 1."""
         if self.kind == "sqrt_dim":
             return x / self.radius
         return self._scaled(x, self.to_embed) + self.mean
 
     def to_sphere(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the points in network space whose embeddings are those of `x` `[N, D]`, rescaled to norm 1."""
+        """Rescale the embeddings that `x` `[N, D]` represents to norm 1, and return their points in network space."""
         return self.encode(self.decode(x))
 
     def _scaled(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

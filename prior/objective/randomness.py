@@ -1,6 +1,6 @@
 """Seeded random values for training steps: noise, timesteps, dropped texts and images, and dropout seeds.
 
-Letters: B positions in a global batch, K draws per position, D embedding size.
+Letters: B positions in a global batch, K draws (pairs of noise and timestep) per position, D embedding size.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from .settings import DiffusionSettings
 _STREAM_PLACES = 32
 """Number of consecutive positions in the global batch whose values come from the same random stream.
 
-A rank draws a stream from its start, and discards the values for positions of other ranks. A small number keeps the
-discarded values few.
+A rank generates each stream from its start, and discards the values for positions of other ranks. Because the number
+is small, few values are discarded.
 """
 _NORMAL, _UNIFORM = 0, 1
 """Identifiers of the two types of random stream: normal and uniform values."""
@@ -27,7 +27,10 @@ _SEED_BITS = 2**63 - 1
 
 @dataclass(frozen=True)
 class StepRandomness:
-    """Random values in one training step for B positions of the global batch, with K draws per position."""
+    """Random values for B rows of the global batch in one training step.
+
+    Each row has K draws, which are pairs of noise and timestep.
+    """
 
     noise: torch.Tensor
     """Standard normal noise, `[B, K, D]`."""
@@ -66,9 +69,9 @@ def step_randomness(
 
     Args:
         step: step number, from 0.
-        first: first position to draw values for, counted from 0.
+        first: first position to generate values for, counted from 0.
         rows: number of positions, B.
-        draws: number of draws per position, K.
+        draws: number of draws (pairs of noise and timestep) per position, K.
     """
     noise = np.empty((rows, draws, embed_dim), np.float32)
     uniform = np.empty((rows, draws, 4))
@@ -104,7 +107,7 @@ def _stream(seed: int, step: int, purpose: int, number: int) -> np.random.Genera
 def dropout_seed(seed: int, step: int, rank: int) -> int:
     """Return the seed for dropout on one rank in one training step.
 
-    It depends only on the arguments. After a restart it is computed again, so that checkpoints need not store the state
-    of a random generator.
+    The seed depends only on the arguments. It can therefore be computed again after a restart, and checkpoints need
+    not store the state of a random generator.
     """
     return int(hash_key("dropout", seed, step, rank)) & _SEED_BITS

@@ -39,10 +39,11 @@ class DiffusionSettings(Settings):
     """Clamping of x0 estimates during sampling: no clamping (`none`), each coordinate to [-1, 1] (`unit_box`), or the
     embedding to norm 1 (`sphere`)."""
     training_clamp: bool = False
-    """Rescale the network output to the norm of normalised embeddings, `embed_scale` or sqrt(D), before computing the
-    loss."""
+    """Rescale the network output before the loss is computed. The new norm is that of scaled embeddings: `embed_scale`
+    if set, otherwise sqrt(D)."""
     init_clamp: bool = False
-    """Rescale the initial noise to the norm of normalised embeddings, `embed_scale` or sqrt(D), before sampling."""
+    """Rescale the initial noise before sampling. The new norm is that of scaled embeddings: `embed_scale` if set,
+    otherwise sqrt(D)."""
     output_norm: Literal["unit", "none"] = "unit"
     """Normalisation of sampled embeddings: to norm 1 (`unit`), or no normalisation (`none`)."""
 

@@ -4,8 +4,8 @@ Guidance amplifies the difference between two network outputs: the output with t
 branch*, which drops the text. There are two kinds of guidance:
 
 - `text` guidance drops the text in the null branch and keeps the noisy image. Each step runs both branches in one
-  batch. If all dropped texts have the same prefix (encoded text), it is computed once and cached until the weights
-  change.
+  batch. If all dropped texts have the same prefix (encoded text), the prefix is computed once and cached until the
+  weights change.
 - `dalle2` guidance also drops the noisy image, as DALLE2-pytorch does. If the null branch's output then depends only on
   the timestep, it is computed once per timestep and stored in a table.
 """
@@ -23,10 +23,10 @@ from .settings import GuidanceName
 
 
 class NullBranch:
-    """Cache for the null branch of classifier-free guidance, which runs the network with the text dropped.
+    """Cache for classifier-free guidance: results of the null branch, which runs the network with the text dropped.
 
-    The encoded text (prefix) and the network outputs are computed on first use. After the weights change, create a new
-    instance.
+    The results are the encoding that stands for a dropped text, and network outputs. They are computed on first use.
+    After the weights change, create a new instance.
     """
 
     def __init__(self, network: Network) -> None:
@@ -36,7 +36,7 @@ class NullBranch:
 
     @property
     def is_constant(self) -> bool:
-        """True if all dropped texts have the same encoding (prefix), which then needs to be computed only once."""
+        """True if all dropped texts have the same encoding (prefix), so that it needs to be computed only once."""
         return self._network.has_null_text
 
     @property
@@ -87,9 +87,9 @@ def null_prefix(network: Network, text_embed: torch.Tensor, token_states: torch.
 
 
 class Denoiser:
-    """Function that estimates x0 for K draws of each of B texts, during one sampler run.
+    """Callable that estimates x0 during one sampler run, for B texts with K draws (embeddings to sample) each.
 
-    For self-conditioned networks, the denoiser passes each estimate to the network at the next step.
+    For self-conditioned networks, each estimate is an input of the network at the next step.
 
     Args:
         prefix: the B encoded texts.
@@ -100,7 +100,7 @@ class Denoiser:
         null: cache for the null branch; required unless `guidance_scale` is 1.
         null_prefix: the B texts encoded with every text dropped. Required if `guidance_scale` is not 1 and
             `null.is_constant` is false.
-        grid: all timesteps at which the sampler calls the function.
+        grid: all timesteps at which the sampler needs an estimate.
     """
 
     def __init__(

@@ -20,9 +20,9 @@ from ..objective.schedule import NoiseSchedule
 from .settings import SamplerName
 
 _LEAST_HALF_LOG_SNR = -5.1
-"""Minimum of 0.5 * log(SNR), with the signal-to-noise ratio SNR, at all timesteps of `log_snr_grid` except the first.
+"""Minimum of 0.5 * log(SNR), where SNR is the signal-to-noise ratio, for the timesteps that `log_snr_grid` chooses.
 
-At this minimum, 1 / 27,000 of the variance is signal.
+The minimum does not apply to the first timestep. At the minimum, 1 / 27,000 of the variance is signal.
 """
 
 
@@ -150,8 +150,8 @@ def find_sampler(name: SamplerName, function: FunctionVersion, prediction: str) 
 def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: FunctionVersion) -> list[int]:
     """Return `steps` evenly spaced timesteps at which a sampler estimates x0, noisiest first.
 
-    For `dalle2-ddim`, return the timesteps that the DALLE2-pytorch release `function` uses. Release 1.10.3 and later
-    releases use only `steps` - 1 timesteps.
+    For `dalle2-ddim`, return the timesteps that the DALLE2-pytorch release `function` uses. There are only `steps` - 1
+    of them for release 1.10.3 and later.
 
     Args:
         timesteps: number of timesteps in the noise schedule.
@@ -176,10 +176,12 @@ def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: Funct
 def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
     """Return `steps` timesteps evenly spaced in log-SNR, noisiest first, for `dpmsolver++`.
 
-    `dpmsolver++` is second-order in log-SNR, so each of its steps is worth several steps of other samplers. Its result
-    is the x0 estimate at the last timestep. This estimate averages over the remaining noise, so the last timestep must
-    have little noise. The grid therefore ends at the last timestep of `timestep_grid` for four times as many steps.
-    After the first timestep, the grid skips the range in which the input is almost all noise.
+    The result of `dpmsolver++` is the x0 estimate at the last timestep. This estimate averages over the remaining
+    noise, so the last timestep must have little noise. It is therefore the last timestep of a `timestep_grid` with four
+    times as many steps. After the first timestep, the grid skips the range in which the input is almost all noise.
+
+    Few steps suffice because `dpmsolver++` is second-order in log-SNR: each step is worth several steps of other
+    samplers.
     """
     timesteps = len(schedule)
     last = timesteps - 1 - (min(4 * steps, timesteps) - 1) * timesteps // min(4 * steps, timesteps)
@@ -213,12 +215,13 @@ def seeded_noise(
 ) -> Iterator[torch.Tensor]:
     """Yield standard normal tensors `[B * K, D]` indefinitely.
 
-    The noise for a text depends only on the seed, the text's number (its index among all texts to sample), K and D.
+    The noise for a text depends only on the seed, the text's number (its index among all texts to sample), the number
+    of draws per text, and the embedding size D.
 
     Args:
         first: number of the first text, counted from 0.
         texts: number of texts, B.
-        draws: number of draws per text, K.
+        draws: number of draws (embeddings to sample) per text, K.
     """
     generators = [np.random.Generator(np.random.Philox(key=[seed, first + text])) for text in range(texts)]
     while True:

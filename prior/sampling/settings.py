@@ -21,8 +21,8 @@ class SampleSettings(Settings):
     """Sampler: `ddpm` (ancestral), `ddim` (deterministic given the initial noise), `dpmsolver++` (needs fewer
     steps for the same quality) or `dalle2-ddim` (the DDIM variant in DALLE2-pytorch)."""
     steps: int = Field(default=64, ge=1)
-    """Number of network evaluations per draw. For priors that reproduce DALLE2-pytorch 1.10.3 or later,
-    `dalle2-ddim` makes one evaluation fewer."""
+    """Number of network evaluations per sampled embedding. For priors that reproduce DALLE2-pytorch 1.10.3 or later,
+    `dalle2-ddim` uses one evaluation fewer."""
     guidance_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Scale of classifier-free guidance: 1 uses the text as in training, values above 1 amplify its effect, and 0
     ignores the text."""

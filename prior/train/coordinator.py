@@ -15,12 +15,12 @@ from ...pipeline.errors import PriorkitError
 from .progress import Outcome
 
 _ATTEMPTS = 4
-"""Number of consecutive times that the workers may start without having completed a training step since the last start.
+"""Maximum number of consecutive times that the workers may be started without completing a new training step.
 
-One more such start makes training fail.
+After that, training fails.
 """
 _REPORT_SECONDS = 1.0
-"""Minimum number of seconds between progress reports. Each report is a remote call, for which training waits."""
+"""Minimum number of seconds between progress reports. Each report is a remote call that briefly blocks training."""
 
 
 class TakenOver(RuntimeError):
@@ -44,7 +44,7 @@ class Status:
 
     @property
     def is_over(self) -> bool:
-        """True if training has succeeded, stopped or failed. Workers that start after that exit immediately."""
+        """True if training has succeeded, stopped or failed. Workers that Ray Train starts later exit immediately."""
         return self.outcome is not None or self.error is not None
 
 
@@ -58,12 +58,13 @@ class Coordinator:
         self._most_steps = 0
         """Highest number of completed steps recorded at any worker start so far."""
         self._vain_starts = 0
-        """Number of consecutive worker starts without a training step completed since the previous start."""
+        """Number of consecutive times that the workers were started without having completed a new training step."""
 
     def begin(self) -> int:
         """Record that the first rank has started, and return the attempt number, counted from 1.
 
-        After too many consecutive starts without a new step, also record an error, which ends training.
+        If the workers have been started too many times in a row without completing a new training step, record an
+        error, which ends training.
         """
         self._vain_starts = 0 if self._status.step > self._most_steps else self._vain_starts + 1
         self._most_steps = max(self._most_steps, self._status.step)
@@ -104,7 +105,7 @@ class Coordinator:
             self._status = replace(self._status, outcome=replace(outcome, first_step=first), step=outcome.step)
 
     def fail(self, error: bytes) -> None:
-        """Record a pickled exception from any rank, unless there is one already. See `Status.error` for the format."""
+        """Record an exception from any rank, unless one is already recorded. See `Status.error` for the format."""
         if self._status.error is None:
             self._status = replace(self._status, error=error)
 
@@ -142,7 +143,10 @@ class RayWatch:
             self._send()
 
     def should_stop(self) -> bool:
-        """Return True if the coordinator's last reply asked to stop. Always False on ranks that do not report."""
+        """Return True if the coordinator's last reply requested a stop.
+
+        On ranks that do not report progress, always return False.
+        """
         return self._stop
 
     def before_writing(self) -> None:
@@ -153,7 +157,7 @@ class RayWatch:
         """Send the latest progress to the coordinator and store the reply.
 
         Raises:
-            TakenOver: the reply is that new workers have taken over training.
+            TakenOver: new workers have taken over training, according to the reply.
         """
         answer = self._ray.get(self._coordinator.report.remote(self.attempt, *self._last))
         if answer is None:

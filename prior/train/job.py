@@ -37,8 +37,8 @@ class TrainJob:
     prior: str
     """URL of the prior folder."""
     settings: TrainSettings
-    """Settings with the actual device and thread count. With `init_from`, network and diffusion settings come from the
-    initial prior."""
+    """Training settings, in which `auto` and 0 are replaced by the actual device and number of threads. With
+    `init_from`, network and diffusion settings come from the initial prior."""
     config: PriorConfig
     """Configuration of the prior to train."""
     identity: dict[str, Any]
@@ -53,8 +53,10 @@ class TrainJob:
     notes: tuple[str, ...] = ()
     """Notes for the user about the initial prior."""
     best_since: int = 0
-    """Step at which `validation_rows` last changed, or 0. Later validation losses use the same rows, so only they are
-    compared to find the best weights."""
+    """Step at which the setting `validation_rows` last changed; 0 if it has never changed.
+
+    Earlier validation losses were computed on different rows, so they are ignored when choosing the best weights.
+    """
 
     @property
     def last_step(self) -> int:
@@ -65,14 +67,14 @@ class TrainJob:
     def record_input(self) -> str:
         """Fingerprint of the finished prior's inputs, stored in its manifest record.
 
-        The fingerprint covers the content of the embeddings. If training can be resumed with a different number of
-        steps, it also covers `steps`, so that a finished prior with another value counts as unfinished.
+        The fingerprint depends on the content of the embeddings and, if `steps` may change when training resumes, on
+        `steps`. A finished prior therefore counts as unfinished after `steps` has changed.
         """
         return fingerprint([self.input, self.settings.steps]) if self.settings.steps_may_change else self.input
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of everything that affects the result. Checkpoints with a different fingerprint are ignored."""
+        """Hash of everything that affects the trained weights. Checkpoints with a different hash are ignored."""
         return self.manifest().settings_fingerprint
 
     def open_embeddings(self) -> EmbeddingDataset:

@@ -31,12 +31,15 @@ _START_FAILURES = 100
 _POLL_SECONDS = 0.25
 """Seconds between the driver's status requests to the coordinator."""
 _PATIENCE_SECONDS = 300.0
-"""Seconds without progress after which the driver checks that the cluster still has room for `min_workers` workers.
+"""Seconds without progress after which the driver checks that the cluster has resources for `min_workers` workers.
 
-If it does not, training fails.
+If the resources do not suffice, training fails.
 """
 _END_SECONDS = 60.0
-"""Seconds to wait after training for Ray Train to shut down. The actor that runs Ray Train is then killed."""
+"""Maximum number of seconds to wait for Ray Train to shut down after training.
+
+The actor that runs Ray Train is then killed.
+"""
 
 
 def train_on_ray(
@@ -45,7 +48,8 @@ def train_on_ray(
     """Train on the workers of a Ray cluster. The caller must hold the lock on the prior folder.
 
     Raises:
-        PriorkitError: workers died repeatedly, the cluster has too little room, or a worker raised a PriorkitError.
+        PriorkitError: workers died repeatedly, the cluster does not have the resources for `min_workers` workers, or a
+            worker raised a PriorkitError.
     """
     with ray_cluster(compute) as ray, tempfile.TemporaryDirectory(prefix="priorkit-ray-") as folder:
         require_room(ray, compute, compute.min_workers)
@@ -114,8 +118,8 @@ class _Trainer:
 def _work(job: TrainJob, coordinator: Any) -> None:
     """Run the training loop on one rank, in a Ray Train worker.
 
-    Rank 0 sends the outcome to the coordinator. Errors that Ray Train handles by restarting the workers are not sent to
-    the coordinator; all other errors are.
+    Rank 0 sends the outcome to the coordinator. A rank that fails sends its error to the coordinator, unless Ray Train
+    handles the error by restarting the workers.
     """
     import ray
 
@@ -135,9 +139,9 @@ def _work(job: TrainJob, coordinator: Any) -> None:
 
 
 def _pickled(error: Exception) -> bytes:
-    """Pickle an error and its traceback text. An error that cannot be pickled is replaced by a PriorkitError.
+    """Pickle an error and its traceback text.
 
-    The PriorkitError contains the type and the message of the original error.
+    If the error cannot be pickled, a PriorkitError with its type and message is pickled instead.
     """
     text = traceback.format_exc()
     try:
@@ -183,7 +187,7 @@ def _watch(
 
 
 def _failure(ray: Any, fit: Any) -> PriorkitError:
-    """Return the error to raise after Ray Train has ended without an outcome."""
+    """Return the error to raise if Ray Train has ended but no worker has reported an outcome."""
     try:
         cause = ray.get(fit)
     except ray.exceptions.RayError as error:
@@ -206,7 +210,7 @@ def explain_end(text: str) -> PriorkitError:
 
 
 def _require_remaining_room(ray: Any, compute: ComputeSettings, step: int) -> None:
-    """Raise a PriorkitError if the remaining nodes have too little room for `min_workers` workers."""
+    """Raise a PriorkitError if the remaining nodes do not have the resources for `min_workers` workers."""
     try:
         require_room(ray, compute, compute.min_workers)
     except PriorkitError as error:

@@ -42,11 +42,11 @@ class TrainingFolder:
     def restore(self) -> TrainState | None:
         """Load the newest checkpoint of this training run, and the log up to the step of this checkpoint.
 
-        Without a checkpoint of this run or without a log, all checkpoints in the folder are deleted, because they are
-        from an older training run.
+        If the folder contains no checkpoint of this run, or no log, delete all checkpoints and the best weights,
+        because they are left over from an older training run.
 
         Returns:
-            The checkpoint, or None if there is none.
+            The checkpoint, or None if training must start from step 0.
 
         Raises:
             InputError: the folder contains a damaged checkpoint, and no intact checkpoint of this run.
@@ -121,7 +121,7 @@ class Recorder:
     """Writer for metrics, checkpoints and the finished prior. Only the first rank creates a recorder.
 
     Args:
-        step: number of steps completed before this run.
+        step: number of training steps completed when this run starts; above 0 if training resumes.
     """
 
     def __init__(self, job: TrainJob, folder: TrainingFolder, watch: Watch, step: int) -> None:

@@ -23,10 +23,16 @@ class Watch(Protocol):
         """
 
     def should_stop(self) -> bool:
-        """Return True to make all ranks write a checkpoint and stop. Called before the first step and once per step."""
+        """Return True if all ranks must write a checkpoint and stop.
+
+        The training loop calls this method before the first step and once per step.
+        """
 
     def before_writing(self) -> None:
-        """Raise an error if other workers have taken over this training run. Called before files are written."""
+        """Raise an error if other workers have taken over this training run.
+
+        The training loop calls this method before it writes files.
+        """
 
 
 class LocalWatch:
@@ -34,7 +40,7 @@ class LocalWatch:
 
     Args:
         steps: total number of steps.
-        progress: called with the completed steps, the total number of steps and a note.
+        progress: called with the number of completed steps, the total number of steps and a text for the progress bar.
         should_stop: function that returns True to stop training.
     """
 
@@ -59,18 +65,18 @@ class Outcome:
     step: int
     """Total number of completed steps when this run ended."""
     stopped: bool
-    """True if the run stopped on request before its last step."""
+    """True if the run ended early because a stop was requested."""
     record: ShardRecord | None
     """Manifest record of the finished prior. None if training is not complete, and on all ranks except the first."""
     notes: list[str] = field(default_factory=list)
-    """Messages to the user about anything unusual in the embeddings that this rank read."""
+    """Remarks for the user about the embeddings that this rank read."""
 
 
 class Throughput:
-    """Meter for training throughput, in samples and in noise draws (noised copies of samples) per second.
+    """Meter for training throughput, in samples per second and in draws (noisy copies of samples) per second.
 
     Args:
-        draws: number of noise draws per sample in each step.
+        draws: number of draws per sample in each step.
     """
 
     def __init__(self, draws: int) -> None:

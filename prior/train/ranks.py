@@ -14,7 +14,8 @@ Value = TypeVar("Value")
 _BUCKET_VALUES = 8_000_000
 """Minimum number of gradient values per all-reduce (32 MB in float32).
 
-A larger number would need larger temporary copies of the gradients, and a smaller one would send more messages.
+With a larger number, the temporary copies of the gradients need more memory. With a smaller number, more messages are
+sent.
 """
 
 

@@ -39,8 +39,8 @@ def refuse_other_embeddings(
 ) -> None:
     """Raise a FolderError if the recorded training run differs from the planned one only in its embeddings.
 
-    The error message suggests another prior folder, or `priorkit train` with `--overwrite`. When all stages of a recipe
-    run, `--overwrite` would also discard the embeddings.
+    The error message suggests two fixes: another prior folder, or `priorkit train` with `--overwrite`. It names the
+    `train` command because `--overwrite` on a run of all stages would discard the embeddings too.
     """
     if recorded is None or recorded.stage != STAGE:
         return
@@ -61,8 +61,8 @@ def refuse_other_embeddings(
 def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
     """Record in the manifest which settings have changed since training started, and at which step each changed.
 
-    Training resumes from the newest checkpoint. Earlier records of changes at or after the step of this checkpoint are
-    therefore discarded.
+    Training resumes from the newest checkpoint. Changes that were recorded at or after the step of this checkpoint no
+    longer apply, and are removed from the manifest.
 
     Returns:
         The job, with `best_since` set to the step at which `validation_rows` last changed.
@@ -91,7 +91,7 @@ def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
 
 
 def surplus_note(store: Store, recorded: Manifest | None, steps: int) -> str | None:
-    """Return a message to the user if a finished prior was trained for more than `steps` steps, otherwise None."""
+    """Return a message if a finished prior was trained for more than `steps` steps; otherwise return None."""
     if recorded is None or RECORD not in recorded.shards:
         return None
     done = newest_step(store, recorded.settings_fingerprint)
@@ -111,5 +111,5 @@ def _refuse_fewer_steps(store: Store, recorded: Manifest, steps: int) -> None:
 
 
 def _start_advice(store: Store) -> str:
-    """Return advice for error messages: train a new prior that starts from the weights in this folder."""
+    """Return a hint for error messages, which suggests training a new prior from the weights in this folder."""
     return f"start another prior from its weights (--init-from {store.url} --prior NEW)"

@@ -47,7 +47,8 @@ class InitSettings(Settings):
     """Weights to load: the averaged weights (`ema`), the weights that the optimiser updates (`online`), or the averaged
     weights from the validation run with the lowest loss (`best`)."""
     config: str | None = None
-    """Configuration of a DALLE2-pytorch checkpoint: its training script's JSON file, or the name `laion-model-card`."""
+    """Configuration of a DALLE2-pytorch checkpoint: the path of the JSON file that its training script used, or
+    `laion-model-card` for LAION's prior."""
     function_version: str | None = None
     """DALLE2-pytorch release that the checkpoint was trained with, if the checkpoint does not record the release."""
 
@@ -76,7 +77,7 @@ class TrainSettings(DeviceSettings):
     """Optimiser settings."""
     init_from: InitSettings | None = None
     """Initial prior, which provides the initial weights, network settings, diffusion settings and normaliser
-    statistics. Null: training starts from random weights."""
+    statistics. If null, training starts from random weights."""
     text_condition: Literal["pooled", "stored", "online"] | None = None
     """Text that the prior is conditioned on. `pooled`: stored text embeddings. `stored`: stored text embeddings and
     token states (CLIP text encoder outputs, one per token). `online`: captions, encoded during training by the CLIP
@@ -86,19 +87,19 @@ class TrainSettings(DeviceSettings):
     batch_size: int = Field(default=256, ge=1)
     """Number of rows per step, summed over all workers. The last batch of an epoch may be smaller."""
     accumulate: int = Field(default=1, ge=1)
-    """Number of micro-batches into which each worker splits its rows of a batch. They are processed one at a time, to
-    save memory."""
+    """Number of micro-batches into which each worker splits its rows of a batch. To save memory, the micro-batches are
+    processed one at a time."""
     noise_draws: int = Field(default=1, ge=1)
-    """Number of pairs of timestep and noise drawn for each row in each step. The network processes the text of a row
-    only once for all its draws. With token states, 4 draws therefore take little more time than 1. Base the learning
-    rate on the number of rows per step, not on the number of draws."""
+    """Number of pairs of timestep and noise drawn for each row in each step. The network encodes the text of a row only
+    once for all pairs. With token states, 4 pairs therefore take little more time than 1. Choose the learning rate for
+    the number of rows per step, regardless of `noise_draws`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type for large matrix products. Parameters, norms, attention weights, loss and optimiser stay in float32."""
     compile: bool = False
     """Compile the layers with torch.compile. This adds minutes at startup and pays off in long runs on a GPU."""
     activation_checkpointing: bool = False
-    """Recompute each layer in the backward pass instead of storing its activations. This takes a third more
-    computation, but only a fraction of the memory. Results do not change."""
+    """Recompute each layer in the backward pass instead of storing its activations. This increases computation by a
+    third, but greatly reduces memory use. Results do not change."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed for initial weights, data order, noise, timesteps, dropped texts and images, and dropout."""
     log_every: int = Field(default=50, ge=1)
@@ -119,7 +120,8 @@ class TrainSettings(DeviceSettings):
     keep_checkpoints: int = Field(default=2, ge=1)
     """Number of most recent checkpoints to keep."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Trackers that receive metrics in addition to `metrics.jsonl`. Each needs the priorkit extra of the same name."""
+    """Trackers to send metrics to, in addition to `metrics.jsonl`. Each requires the priorkit extra (optional
+    dependency group) of the same name."""
     tracker_folder: Location | None = None
     """Local folder that trackers write to. Null: the subfolder `trackers` of the prior folder, which must be local."""
 

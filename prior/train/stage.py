@@ -52,7 +52,7 @@ def train(
         limit: total number of steps after which to write a checkpoint and stop. The same call without `limit` resumes
             from this checkpoint. None trains to the last step.
         overwrite: discard the content of the prior folder and start again.
-        progress: called with the completed steps, the total number of steps and a note.
+        progress: called with the number of completed steps, the total number of steps and a text for the progress bar.
         should_stop: called repeatedly during training. When it returns True, training writes a checkpoint and stops.
 
     Raises:

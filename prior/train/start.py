@@ -68,7 +68,8 @@ def _merged(section: str, recipe: Settings, start: Settings) -> dict[str, Any]:
     Values come from the initial prior, except for settings in `_FREE_FIELDS` that the recipe sets.
 
     Raises:
-        SettingsError: the recipe sets any other setting to a different value than the initial prior.
+        SettingsError: the recipe sets a setting outside `_FREE_FIELDS` to a value that differs from the initial
+            prior's value.
     """
     merged = start.model_dump()
     for name in recipe.model_fields_set:
@@ -126,10 +127,11 @@ def has_unknown_clip(config: PriorConfig) -> bool:
 
 
 def _have_same_clip(one: PriorConfig, other: PriorConfig) -> bool:
-    """Return True if two priors use the same CLIP model, where at least one has no hash of the CLIP weights.
+    """Return True if two priors use the same CLIP model.
 
-    The CLIP models are compared by name, or loaded if the names do not decide. If neither prior names a CLIP model in
-    its settings, return False.
+    Call this only if at least one of the priors has no recorded hash of its CLIP model's weights. The CLIP models are
+    compared by name, or loaded and compared if the names are inconclusive. If neither prior names a CLIP model in its
+    settings, return False.
     """
     identified, named = (one, other) if one.clip else (other, one)
     if not named.clip_settings:

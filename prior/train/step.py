@@ -34,8 +34,8 @@ class NotFinite(PriorkitError):
     def __init__(self, message: str, rows: list[int]) -> None:
         super().__init__(message)
         self.rows = rows
-        """Row numbers, in the dataset, of some or all rows with a non-finite loss. If only the gradient is not finite,
-        row numbers of some rows in the batch."""
+        """Dataset row numbers of at least some of the rows that have a non-finite loss. If the losses are finite but
+        the gradient is not, row numbers of some rows in the batch."""
 
     def with_keys(self, dataset: EmbeddingDataset) -> PriorkitError:
         """Return an error for the user that lists the keys of `rows` in the dataset and suggests a fix."""
@@ -178,7 +178,10 @@ def prepare_network(network: Network, *, compile: bool = False, activation_check
 
 
 def autocast(dtype: str, device: torch.device) -> torch.autocast:
-    """Return the autocast context for the loss. Matrix products run in `dtype`; weights and sums stay in float32."""
+    """Return the autocast context in which to compute the loss. It runs matrix products in `dtype`.
+
+    Weights and sums stay in float32.
+    """
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 

@@ -1,6 +1,6 @@
 """Text conditions (the text inputs of the network) for training batches.
 
-They are text embeddings that are stored in the dataset, or that a frozen CLIP model computes during training.
+The text embeddings are read from the dataset, or computed during training by a CLIP model with frozen weights.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def text_source(config: PriorConfig, settings: TrainSettings) -> TextSource:
 
 
 def stored_text(batch: TrainBatch) -> Condition:
-    """Return the text condition that consists of a batch's stored text embeddings and token states."""
+    """Return the text embeddings and token states that are stored with a batch, as a text condition."""
     assert batch.text_embed is not None
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
     return Condition(torch.from_numpy(batch.text_embed), states)

@@ -25,7 +25,7 @@ _DEFAULT_FOLDER = "trackers"
 
 
 class Tracker(Protocol):
-    """Writer that sends training metrics to a service such as TensorBoard or W&B."""
+    """Object that sends training metrics to a tool such as TensorBoard or W&B."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log all metrics of one step. Within a process, `step` increases with each call."""

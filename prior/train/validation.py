@@ -27,7 +27,7 @@ from .text import TextSource, read_rows, with_text
 
 
 class Validation:
-    """Callable that scores the averaged weights on the validation rows. The rows are divided among the ranks.
+    """Callable that computes validation scores for the averaged weights. The ranks share the validation rows.
 
     The scores do not depend on the number of ranks, apart from rounding errors in float64 sums.
     """
@@ -72,9 +72,9 @@ class Validation:
         return {name: total / len(self._rows) for name, total in zip(names, sums, strict=True)}
 
     def _local_blocks(self) -> Iterator[np.ndarray]:
-        """Yield the row numbers of each block of validation rows that this rank scores.
+        """Yield the blocks of validation rows that this rank scores, each as an array of row numbers.
 
-        With N ranks, each rank scores every N-th block. A block has `BLOCK_ROWS` rows; the last may have fewer.
+        With N ranks, each rank scores every N-th block. A block has `BLOCK_ROWS` rows; the last block may have fewer.
         """
         for first in range(self._ranks.rank * BLOCK_ROWS, len(self._rows), self._ranks.size * BLOCK_ROWS):
             yield self._rows[first : first + BLOCK_ROWS]
