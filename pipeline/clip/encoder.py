@@ -66,8 +66,8 @@ def check_clip(settings: ClipSettings) -> None:
 def clip_source(settings: ClipSettings) -> dict[str, Any]:
     """Return a dictionary that describes the weights of a CLIP model, without loading the model.
 
-    It contains the model name, the tag of the weights, and overrides of preprocessing and activation. For weights in
-    local files, the SHA-256 of each file replaces the tag.
+    It contains the model name, the tag of the weights, and the settings that override the preprocessing or the
+    activation. For weights in local files, it contains the SHA-256 of each file instead of the tag.
 
     Raises:
         InputError: a local file or folder is missing.
@@ -86,9 +86,9 @@ def _is_tag(model: str, name: str) -> bool:
 
 
 def is_plain(settings: ClipSettings) -> bool:
-    """Return True if open_clip needs only the model name and the tag or weight file to load this CLIP model correctly.
+    """Return True if open_clip loads this CLIP model correctly from its name and its weights (a tag or a file) alone.
 
-    Return False if it also needs arguments for the image size, preprocessing or activation.
+    Return False if open_clip also needs arguments for the image size, preprocessing or activation.
     """
     import open_clip
 
@@ -115,10 +115,10 @@ def embedding_size(settings: ClipSettings) -> int | None:
 
 
 def identify_clip(settings: ClipSettings) -> dict[str, Any]:
-    """Load a CLIP model and return the values that identify it, as `describe_function` does.
+    """Load a CLIP model and return its identity: a dictionary for checking whether two CLIP models are the same.
 
-    The values are the same for every device and precision: hashes of the weights and of the config, the activation,
-    and the preprocessing.
+    The identity contains a hash of the weights, two hashes of the config, the activation and the preprocessing. It
+    does not depend on the device or the precision.
 
     Raises:
         InputError: the model cannot be loaded.
@@ -228,7 +228,10 @@ class ClipEncoder:
         return self.encode_pixels(self.prepare(images))
 
     def encode_texts(self, captions: list[str], token_states: bool = False) -> TextEmbeds:
-        """Encode captions as pooled embeddings and, if `token_states` is True, token states. Results are on the CPU."""
+        """Encode captions as pooled embeddings, and return the embeddings on the CPU.
+
+        If `token_states` is True, also return the token states, which are the text tower's outputs for each token.
+        """
         return self.encode_tokens(self.tokenize(captions), token_states)
 
     def prepare(self, images: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -24,7 +24,8 @@ _Layer = Callable[[torch.Tensor], torch.Tensor]
 _LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Maximum relative error at which a packed block still counts as equal to the original block, keyed by dtype.
 
-The error is relative to the original block's output minus its input. The limits are far above rounding error.
+The error is the norm of the difference between the two blocks' outputs, divided by the norm of the change that the
+original block makes to its input. The limits are far above rounding error.
 """
 
 

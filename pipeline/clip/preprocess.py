@@ -77,7 +77,7 @@ def decide(
 def _choices(fields: list[str], tags: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a string that lists the settings a user can choose from, for an error message.
 
-    Each distinct combination of `fields` values among the tags is one choice, shown with a tag that uses it.
+    Each choice is a combination of values for `fields` that at least one tag uses, shown with the name of such a tag.
     """
     groups: dict[str, list[str]] = {}
     for tag, trained in tags.items():

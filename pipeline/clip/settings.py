@@ -43,8 +43,8 @@ class ClipSettings(Settings):
     """open_clip weights tag or path of a weight file; null if `model` has a prefix such as `hf-hub:`, because it then
     includes the weights."""
     preprocess: PreprocessSettings | None = None
-    """Preprocessing settings, to supply values that are not recorded with the weights or to replace recorded values;
-    null replaces nothing."""
+    """Image preprocessing values that replace the values recorded with the weights, or supply values that are not
+    recorded; null sets no values."""
     quick_gelu: bool | None = None
     """Activation of the model: true for QuickGELU, false for GELU, null for the activation recorded with the weights.
     Set it if the activation is not recorded or the record is wrong. OpenAI's weights need true."""
@@ -83,7 +83,7 @@ class ClipSettings(Settings):
 class EncoderSettings(Settings):
     """Arguments of `ClipEncoder`.
 
-    Each pipeline stage derives them from its own settings. They cannot be set in a recipe, which is a settings file.
+    Each pipeline stage creates them from its own settings. Users cannot set them directly in a recipe (settings file).
     """
 
     clip: ClipSettings

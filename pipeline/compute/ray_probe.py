@@ -30,8 +30,8 @@ _SHOWN_BYTES = 60
 """Maximum number of bytes of an answer to show in an error message, if the answer does not come from Ray."""
 
 HEAD = ("/ray.rpc.InternalKVGcsService/InternalKVGet", b"\x0a\x10CLUSTER_METADATA\x12\x07cluster")
-"""gRPC method and request that read a cluster's Ray and Python versions from its head node. The request contains a key
-and its namespace in the key-value store of Ray's Global Control Service (GCS)."""
+"""gRPC method and request that read a cluster's Ray and Python versions from its head node. The request asks for the
+key `CLUSTER_METADATA` in the namespace `cluster` of the key-value store of Ray's Global Control Service (GCS)."""
 CLIENT_SERVER = ("/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x04")
 """gRPC method and request that ping the Ray Client server, which serves `ray://` addresses."""
 

@@ -80,7 +80,7 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
         read: function that yields the samples of a task; runs in a separate thread.
         decode: function that decodes a sample; runs in several threads.
         threads: number of decoding threads.
-        depth: maximum number of samples decoded ahead for each task. The limit applies separately to the current task
+        depth: maximum number of samples to read and decode ahead. The limit applies separately to the current task
             and to the next task.
     """
 

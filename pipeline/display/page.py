@@ -107,12 +107,12 @@ def strip(label: str, pictures: Iterable[str]) -> str:
 
 
 def card(heading: str, fragments: Iterable[str]) -> str:
-    """Return an HTML box that contains a heading and fragments. It can be passed to `plots` like a plot."""
+    """Return an HTML box that contains a heading and fragments. The box can be passed to `plots`, among the plots."""
     return f'<article class="card"><h3>{text(heading)}</h3>{"".join(fragments)}</article>'
 
 
 def plots(figures: Iterable[str]) -> str:
-    """Return an HTML element that shows plots and cards side by side, in as many rows as the page width requires."""
+    """Return an HTML element that shows plots and cards side by side, wrapped into rows that fit the page width."""
     return f'<div class="plots">{"".join(figures)}</div>'
 
 

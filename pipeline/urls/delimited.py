@@ -105,7 +105,7 @@ class _Block:
         self._bytes = np.frombuffer(data, np.uint8)
         """Bytes of the block as an array, `[bytes]` uint8."""
         self._opens = self._closes = np.empty(0, np.int64)
-        """Offsets of the opening quotes and of the closing quotes of quoted fields, int64.
+        """Byte offsets of the quotes that open (`_opens`) and close (`_closes`) quoted fields, int64.
 
         A field with an escaped quote (`""`) may count as two quoted fields. If the last quoted field continues beyond
         this block, there is one closing quote fewer.

@@ -28,7 +28,7 @@ _KIND_NAMES: dict[type, str] = {
 def lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
     """Yield the line number and the text of each non-empty line, without leading and trailing whitespace.
 
-    A carriage return alone also separates lines, but does not increase the line number.
+    A carriage return without a line feed also ends a line, but only line feeds increase the line number.
     """
     for number, line in enumerate(file, start=1):
         for part in line.split(b"\r"):
