@@ -42,9 +42,10 @@ _CPU_IMAGES = 32
 At this size, activations fit in the CPU's caches. With 96 images per pass, each image takes 7% longer.
 """
 _CHARACTERS_PER_TOKEN = 64
-"""Number of caption characters to keep per token of the context length. The rest is cut off before tokenization.
+"""Maximum number of caption characters per token of the context length. Longer captions are cut off before
+tokenization, because tokenizing a very long word takes minutes.
 
-Tokens are much shorter than this on average, so the tokenizer would discard the rest anyway.
+Tokens are much shorter than this on average, so the tokenizer would discard the rest of the caption anyway.
 """
 
 
@@ -219,7 +220,7 @@ class ClipEncoder:
         return self._pixels.decode(data)
 
     def encode_images(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Encode images that `decode` returned.
+        """Encode preprocessed images, as returned by `decode`.
 
         Returns:
             Embeddings `[B, D]`, float32, not normalised, on the encoder's device. On a GPU, the call returns before
@@ -263,7 +264,7 @@ def _longer_side(size: int | tuple[int, int]) -> int:
 def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, Any, dict[str, Any]]:
     """Load a model, and return the model, its preprocessing, its tokenizer and its config.
 
-    Missing weights raise an error; open_clip would otherwise leave the model with random weights.
+    If the weights are missing, raise an error. By default, open_clip would return a model with random weights instead.
 
     Raises:
         InputError: the model or its weights are unavailable, or the weights do not fit the model.

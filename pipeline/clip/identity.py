@@ -101,16 +101,16 @@ def compare_clips(
 ) -> Match:
     """Compare two CLIP models by their recorded identities and locations, without loading either model.
 
-    The values that both identities contain are compared first. Unless these values differ or include a hash of the
-    weights, the open_clip model names and tags are compared as well.
+    The values that both identities contain are compared first. If they differ, or if they include a hash of the
+    weights, they decide the result. Otherwise, the open_clip model names and tags are compared.
 
     Args:
         known, location: identity and location of the first model, as for `is_same_clip`; either may be empty.
         other, other_location: identity and location of the second model; either may be empty.
 
     Returns:
-        "same", "other" (a different model), or "unknown" if the recorded values are not sufficient. For example,
-        weights from a file, a folder or a hub have no tag, so the result is "unknown" if a hash is missing as well.
+        "same", "other" (a different model), or "unknown" if the recorded values are not sufficient. For example, the
+        result is "unknown" for weights from a file, a folder or a hub without a hash, because they have no tag.
     """
     if clip_difference(known, other):
         return "other"

@@ -63,7 +63,7 @@ def plan_clip(settings: ClipSettings, source: ClipSource, library: Any) -> ClipP
 
 
 def _require_names(settings: ClipSettings, library: Any, *, has_file: bool) -> None:
-    """Check that open_clip knows the model. Also check the tag, unless the weights come from a file.
+    """Check that open_clip knows the model and its tag. The tag is not checked if the weights come from a file.
 
     Raises:
         InputError: open_clip does not know the model or the tag. The message lists similar names.

@@ -1,4 +1,4 @@
-"""Choice of preprocessing and activation for CLIP weights that do not record what they were trained with."""
+"""Functions that choose the preprocessing and activation for CLIP weights that were stored without these values."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def decide(
 ) -> dict[str, Any]:
     """Choose a value for each of the `TRAINED_FIELDS`, for weights that do not record the values.
 
-    Each value is taken from the settings, or else from a config beside the weights, or else from the tags if all of
-    them agree.
+    Each value is taken from the first source that has it: the settings, a config beside the weights, or open_clip's
+    pretrained tags for the same architecture, if all tags agree.
 
     Args:
         given: values in the settings.

@@ -37,8 +37,8 @@ class ClipSettings(Settings):
     """Settings of the CLIP model that computes the embeddings."""
 
     model: str = "ViT-B-32"
-    """open_clip model name, `hf-hub:ORG/NAME`, `priorkit:demo`, or `local-dir:PATH`, where PATH is a folder with an
-    open_clip config and weights."""
+    """Name of an open_clip model; `hf-hub:ORG/NAME` for a model on the Hugging Face Hub; `priorkit:demo` for the small
+    model that priorkit includes; or `local-dir:PATH` for a folder with an open_clip config and weights."""
     pretrained: str | None = "laion2b_s34b_b79k"
     """open_clip weights tag or path of a weight file; null if `model` has a prefix such as `hf-hub:`, because it then
     includes the weights."""

@@ -136,7 +136,7 @@ class TextTower:
         return [end + 1 for end in self._ends(tokens).tolist()]
 
     def _ends(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the position in each row of the token whose output open_clip uses as the embedding, `[B]`."""
+        """Return, for each row, the position of the token whose output open_clip uses as the embedding, `[B]`."""
         is_end = tokens if self._end_id is None else (tokens == self._end_id).int()
         return is_end.argmax(dim=-1)
 

@@ -44,8 +44,8 @@ def map_shards(
 
     Args:
         make_worker: called once in each worker to create the worker function and expensive objects such as a model. If
-            the worker function is a context manager, it is closed at the end, unless it runs on Ray. Ray kills the
-            worker's process instead.
+            the worker function is a context manager, this process enters it at the start and exits it at the end. On
+            Ray, it is neither entered nor exited, and the worker processes are killed at the end.
         tasks: tasks in the order in which they are started. Each task is requested only shortly before it is started.
         compute: settings that control where the work runs.
 
@@ -146,7 +146,7 @@ def places(node: dict[str, float], compute: ComputeSettings) -> int:
 
 
 def _needs(compute: ComputeSettings) -> tuple[tuple[str, float], ...]:
-    """Return the resources that each worker needs, as one pair `("CPU", number)` and one pair `("GPU", number)`.
+    """Return the resources that each worker needs, as two pairs: `("CPU", number)` and `("GPU", number)`.
 
     An unset `gpus_per_worker` counts as 0.
     """

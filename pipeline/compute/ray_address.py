@@ -135,9 +135,9 @@ def require_cluster(place: ClusterAddress, version: str, *, is_ours: bool = Fals
             cluster only if `RAY_AUTH_MODE=token` is set, because that cluster may belong to someone else.
 
     Raises:
-        PriorkitError: no service answers at the address, the service is not Ray, the address has the wrong form for the
-            port, the Ray or Python version differs from this process's version, the token is missing or refused, or
-            the address begins with `ray://` and grpcio is not installed.
+        PriorkitError: no service answers at the address, the service is not Ray, the `ray://` prefix is missing or does
+            not belong to the port, the Ray or Python version differs from this process's version, the token is missing
+            or refused, or the address begins with `ray://` and grpcio is not installed.
     """
     match = _ADDRESS.fullmatch(place.address)
     assert match is not None

@@ -38,7 +38,7 @@ CLIENT_SERVER = ("/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x04")
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer from the service at an address."""
+    """Answer to a gRPC call from the service at an address."""
 
     status: int | None
     """gRPC status code; None if the service does not speak HTTP/2 or the reply has no status."""
@@ -59,7 +59,7 @@ class Answer:
         return stored if isinstance(stored, dict) else {}
 
     def shown(self) -> str:
-        """Describe the answer of a service that does not speak HTTP/2, for an error message."""
+        """Return a description of an answer that is not HTTP/2, for an error message."""
         if not self.body:
             return "it closed the connection without an answer"
         line = self.body[:_SHOWN_BYTES].decode("latin-1").split("\n")[0].rstrip()

@@ -68,7 +68,11 @@ def open_cluster(ray: Any, address: str | None) -> Iterator[None]:
 
 
 def _start(ray: Any, place: ClusterAddress) -> None:
-    """Start or join a cluster. Raise PriorkitError if this fails."""
+    """Start or join the Ray cluster at an address.
+
+    Raises:
+        PriorkitError: the cluster cannot be started or joined.
+    """
     previous_handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=place.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

@@ -26,8 +26,8 @@ class ComputeSettings(Settings):
     makes training slower."""
     address: str | None = None
     """Ray cluster to join: `host:6379`, `ray://host:10001`, or `auto` for the cluster running on this machine. `local`
-    starts a Ray cluster on this machine for the command. If the environment variable `RAY_ADDRESS` is set, its value is
-    used instead of `auto` or an unset address. Otherwise, an unset address means `local`."""
+    starts a Ray cluster on this machine for the command. If this setting is unset or `auto`, and the
+    environment variable `RAY_ADDRESS` is set, the value of the variable is used. If neither is set, `local` is used."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """Number of CPUs that Ray reserves per worker."""
     gpus_per_worker: float | None = Field(default=None, ge=0)

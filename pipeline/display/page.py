@@ -107,7 +107,7 @@ def strip(label: str, pictures: Iterable[str]) -> str:
 
 
 def card(heading: str, fragments: Iterable[str]) -> str:
-    """Return an HTML box that contains a heading and fragments. The box can be passed to `plots`, among the plots."""
+    """Return an HTML box that contains a heading and fragments. It can be passed to `plots` together with plots."""
     return f'<article class="card"><h3>{text(heading)}</h3>{"".join(fragments)}</article>'
 
 
@@ -127,7 +127,7 @@ def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6
         x: label of the horizontal axis.
         y: label of the vertical axis.
         height, width: size of the matplotlib figure in inches. The page scales the plot to the width of its column, so
-            the size determines only the aspect ratio and the relative size of the text, which is about 10 points.
+            the size determines only the aspect ratio, and how large the text (about 10 points) is relative to the plot.
 
     Raises:
         InputError: matplotlib is not installed.

@@ -153,7 +153,7 @@ def print_plans(plans: Sequence[StagePlan]) -> None:
 def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[ProgressCallback]:
     """Context manager for a progress bar on standard error. It yields a callback that updates the bar.
 
-    The bar appears at the first call of the callback.
+    The bar appears when the callback is first called.
 
     Args:
         description: text in front of the bar.

@@ -52,7 +52,8 @@ class ListColumns:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """New name of each column that is renamed because its name is reserved, keyed by the original name."""
+        """New names of the columns that are renamed because their original names have a fixed meaning in the shards,
+        keyed by original name."""
         pairs = zip(self.sources, self.schema.names, strict=True)
         return {source: name for source, name in pairs if source != name and name not in ("url", "caption")}
 

@@ -27,7 +27,7 @@ _MAX_ROW_BYTES = 1 << 20
 """Maximum length of a row in bytes. A longer row probably contains an opening quote without a closing quote."""
 _NEWLINE, _RETURN, _QUOTE = b'\n\r"'
 _QUOTED_REST = re.compile(rb'[^"]*(?:""[^"]*)*"(?!")')
-"""Regular expression for the part of a quoted field after its opening quote."""
+"""Regular expression for the rest of a quoted field after its opening quote, including the closing quote."""
 _WRONG_COLUMNS = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
 _QUOTE_HINT = 'a quote inside quoted text is written twice (""); where quotes are plain text, set download.quoting=none'
 

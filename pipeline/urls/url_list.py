@@ -23,7 +23,8 @@ from .files import FORMATS, READ_ERRORS, FileHead, ListMark, file_head, list_for
 from .settings import Quoting, UrlListSettings
 
 _MARK_THREADS = 16
-"""Number of threads that read file headers and footers, because each file takes a few requests to remote storage."""
+"""Number of threads that read file headers and footers in parallel. Each file takes a few requests, which are slow on
+remote storage."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class UrlList:
         return self.columns.schema
 
     def notes(self) -> dict[str, Any]:
-        """Return facts about the list for the summary of a run.
+        """Return facts about the list for the summary of a run, keyed by name.
 
         - `rows`: number of rows; None if not all rows have been counted.
         - `renamed_columns`: new names of renamed columns, keyed by the original name.
@@ -75,9 +76,10 @@ class UrlList:
 
     @property
     def counted_rows(self) -> int | None:
-        """Number of rows in the list; None until all files except uncompressed Parquet files have been read to the end.
+        """Number of rows in the list, or None as long as it is unknown.
 
-        The rows of uncompressed Parquet files are taken from their footers. All other rows are counted while reading.
+        The number of rows in an uncompressed Parquet file is read from its footer. The rows of any other file are
+        counted while they are read, so the number is unknown until all these files have been read to the end.
         """
         total = 0
         for path, mark in zip(self.files, self.marks, strict=True):
