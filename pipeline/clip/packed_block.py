@@ -121,7 +121,7 @@ def _is_supported(block: nn.Module) -> bool:
 def _clear(module: nn.Module, name: str) -> None:
     """Free the memory of a weight by replacing its values with an empty tensor of the same dtype.
 
-    The parameter itself is kept, because open_clip reads its dtype.
+    The parameter object remains in the module, because open_clip reads the dtype from it.
     """
     parameter = module.get_parameter(name)
     parameter.data = parameter.data.new_empty(0)

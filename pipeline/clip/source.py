@@ -90,9 +90,9 @@ def parse_source(settings: ClipSettings, is_tag: Callable[[str, str], bool]) -> 
 
 
 def clip_location(settings: ClipSettings) -> dict[str, Any]:
-    """Return the settings of a CLIP model as a dictionary that is valid in any working directory.
+    """Return the settings of a CLIP model as a dictionary, with local paths made absolute.
 
-    Local paths in the settings are made absolute.
+    The dictionary can be used in any working directory.
     """
     model, pretrained = settings.model, settings.pretrained
     if model.startswith(LOCAL_PREFIX):

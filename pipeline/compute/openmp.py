@@ -48,7 +48,7 @@ def chosen(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def runtimes_of_torch() -> set[str]:
-    """Return the OpenMP runtimes that torch loads, as keys of `_VARIABLES`; empty if none is found.
+    """Return the OpenMP runtimes that torch loads, as keys of `_VARIABLES`. The set is empty if none is found.
 
     Runtimes are recognised by the names of installed library files. Wheels contain a runtime in `torch/lib` or
     `torch.libs`. A Conda package of torch uses the runtime in the Conda environment. In such an environment, libgomp

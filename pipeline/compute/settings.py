@@ -15,7 +15,7 @@ class ComputeSettings(Settings):
     content of shards or the results of evaluations."""
 
     backend: Literal["local", "ray"] = "local"
-    """Where to run: `local` processes one shard at a time in this process. `ray` uses the Ray cluster at
+    """Backend that runs the work. `local` processes one shard at a time in this process. `ray` uses the Ray cluster at
     `compute.address`, or a cluster that priorkit starts on this machine for the duration of the command."""
     workers: int = Field(default=1, ge=1)
     """Number of Ray actors. Each actor processes one shard at a time. During training, all actors train the same prior

@@ -53,9 +53,9 @@ def print_text(text: str) -> None:
 
 @contextlib.contextmanager
 def _standard_output() -> Iterator[None]:
-    """Context manager that raises PriorkitError if a write to standard output fails, for example on a full disk.
+    """Context manager that raises PriorkitError if writing to standard output fails, for example on a full disk.
 
-    If standard output is a closed pipe, BrokenPipeError is raised instead.
+    If standard output is a pipe that its reader has closed, BrokenPipeError is raised instead.
     """
     try:
         yield
