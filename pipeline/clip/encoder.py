@@ -42,9 +42,10 @@ _CPU_IMAGES = 32
 At this size, activations fit in the CPU's caches. With 96 images per pass, each image takes 7% longer.
 """
 _CHARACTERS_PER_TOKEN = 64
-"""Number of caption characters to keep per token of the context length. The rest is cut off before tokenization.
+"""Maximum number of caption characters per token of the context length. Longer captions are cut off before
+tokenization, because tokenizing a very long word takes minutes.
 
-Tokens are much shorter than this on average, so the tokenizer would discard the rest anyway.
+Tokens are much shorter than this on average, so the tokenizer would discard the rest of the caption anyway.
 """
 
 
@@ -66,8 +67,8 @@ def check_clip(settings: ClipSettings) -> None:
 def clip_source(settings: ClipSettings) -> dict[str, Any]:
     """Return a dictionary that describes the weights of a CLIP model, without loading the model.
 
-    It contains the model name, the tag of the weights, and overrides of preprocessing and activation. For weights in
-    local files, the SHA-256 of each file replaces the tag.
+    It contains the model name, the tag of the weights, and the settings that override the preprocessing or the
+    activation. For weights in local files, it contains the SHA-256 of each file instead of the tag.
 
     Raises:
         InputError: a local file or folder is missing.
@@ -86,9 +87,9 @@ def _is_tag(model: str, name: str) -> bool:
 
 
 def is_plain(settings: ClipSettings) -> bool:
-    """Return True if open_clip needs only the model name and the tag or weight file to load this CLIP model correctly.
+    """Return True if open_clip loads this CLIP model correctly from its name and its weights (a tag or a file) alone.
 
-    Return False if it also needs arguments for the image size, preprocessing or activation.
+    Return False if open_clip also needs arguments for the image size, preprocessing or activation.
     """
     import open_clip
 
@@ -115,10 +116,10 @@ def embedding_size(settings: ClipSettings) -> int | None:
 
 
 def identify_clip(settings: ClipSettings) -> dict[str, Any]:
-    """Load a CLIP model and return the values that identify it, as `describe_function` does.
+    """Load a CLIP model and return its identity: a dictionary for checking whether two CLIP models are the same.
 
-    The values are the same for every device and precision: hashes of the weights and of the config, the activation,
-    and the preprocessing.
+    The identity contains a hash of the weights, two hashes of the config, the activation and the preprocessing. It
+    does not depend on the device or the precision.
 
     Raises:
         InputError: the model cannot be loaded.
@@ -219,7 +220,7 @@ class ClipEncoder:
         return self._pixels.decode(data)
 
     def encode_images(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Encode images that `decode` returned.
+        """Encode preprocessed images, as returned by `decode`.
 
         Returns:
             Embeddings `[B, D]`, float32, not normalised, on the encoder's device. On a GPU, the call returns before
@@ -228,7 +229,10 @@ class ClipEncoder:
         return self.encode_pixels(self.prepare(images))
 
     def encode_texts(self, captions: list[str], token_states: bool = False) -> TextEmbeds:
-        """Encode captions as pooled embeddings and, if `token_states` is True, token states. Results are on the CPU."""
+        """Encode captions as pooled embeddings, and return the embeddings on the CPU.
+
+        If `token_states` is True, also return the token states, which are the text tower's outputs for each token.
+        """
         return self.encode_tokens(self.tokenize(captions), token_states)
 
     def prepare(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -260,7 +264,7 @@ def _longer_side(size: int | tuple[int, int]) -> int:
 def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, Any, dict[str, Any]]:
     """Load a model, and return the model, its preprocessing, its tokenizer and its config.
 
-    Missing weights raise an error; open_clip would otherwise leave the model with random weights.
+    If the weights are missing, raise an error. By default, open_clip would return a model with random weights instead.
 
     Raises:
         InputError: the model or its weights are unavailable, or the weights do not fit the model.

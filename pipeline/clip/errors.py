@@ -1,4 +1,4 @@
-"""Error messages for CLIP models that cannot be loaded, and a filter so that each failure is reported only once."""
+"""Error messages for CLIP models that cannot be loaded, and a context manager that hides redundant log messages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def silence_library_logs() -> Iterator[None]:
 
 
 def explain(settings: ClipSettings, error: Exception) -> InputError:
-    """Return an InputError for an exception raised while loading a CLIP model. It suggests a fix if one is known."""
+    """Return an InputError for an exception raised while loading a CLIP model. Its message suggests a fix if known."""
     wanted = f"embed.clip.model={settings.model}, pretrained={settings.pretrained}"
     *_, cause = _causes(error)
     # if weights from a hub are missing, open_clip logs the reason, and later raises this error without the reason

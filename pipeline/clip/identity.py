@@ -36,10 +36,10 @@ Match = Literal["same", "other", "unknown"]
 
 
 def clip_difference(known: Mapping[str, Any], other: Mapping[str, Any], *, strict: bool = False) -> str:
-    """Return a description of the differences between two CLIP models; an empty string if they are the same model.
+    """Return a description of the differences between two CLIP models, or an empty string if they are the same.
 
-    By default, only weights, activation, preprocessing and config are compared, and a value that is missing from
-    either identity is ignored.
+    By default, only the weights, activation, preprocessing and config are compared. Values that are missing from one
+    of the identities are ignored.
 
     Args:
         known: identity of the first model.
@@ -57,12 +57,18 @@ def clip_difference(known: Mapping[str, Any], other: Mapping[str, Any], *, stric
 
 
 def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: ClipSettings) -> bool:
-    """Return True if the settings in `wanted` specify the known CLIP model.
+    """Return True if the settings in `wanted` specify the same CLIP model as `known` and `location`.
 
-    Models with equal sources are the same; a source is the dictionary that `clip_source` returns. If both models are
-    open_clip tags without overrides, only the model names and tags are compared. Otherwise, the model in `wanted` is
-    loaded to compare its weights, unless its embedding size already differs. The known model is also loaded if `known`
-    has no hash of its weights. Return False if loading fails.
+    The first of these steps that applies decides:
+
+    1. Models with equal sources are the same. A source is the dictionary that `clip_source` returns.
+    2. If both models are open_clip tags without overrides of preprocessing or activation, the model names and tags are
+       compared. The suffix `-quickgelu` is ignored.
+    3. If `known` contains a hash of the weights and the embedding sizes differ, the models are different.
+    4. Otherwise, the model in `wanted` is loaded to compare its weights. The known model is also loaded if `known`
+       contains no hash of its weights.
+
+    Return False if a model cannot be loaded.
 
     Args:
         known: identity of the known model, from a manifest; empty if it was not recorded.
@@ -95,16 +101,16 @@ def compare_clips(
 ) -> Match:
     """Compare two CLIP models by their recorded identities and locations, without loading either model.
 
-    If both identities include a hash of the weights, the identities are compared. Otherwise, the open_clip model names
-    and tags are compared.
+    The values that both identities contain are compared first. If they differ, or if they include a hash of the
+    weights, they decide the result. Otherwise, the open_clip model names and tags are compared.
 
     Args:
         known, location: identity and location of the first model, as for `is_same_clip`; either may be empty.
         other, other_location: identity and location of the second model; either may be empty.
 
     Returns:
-        "same" or "other" (a different model); "unknown" if the records do not decide it. Without hashes, the result is
-        "unknown" for weights from a file, a folder or a hub, because they have no tag.
+        "same", "other" (a different model), or "unknown" if the recorded values are not sufficient. For example, the
+        result is "unknown" for weights from a file, a folder or a hub without a hash, because they have no tag.
     """
     if clip_difference(known, other):
         return "other"
@@ -132,9 +138,10 @@ def text_parts(described: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tag(source: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the open_clip model name and tag in a dictionary from `clip_source`, in a normalised spelling.
+    """Return the open_clip model name and tag in a dictionary from `clip_source`.
 
-    Return None for a folder, a file or a hub model, because these have no tag.
+    Both are normalised, so that different spellings of the same tag compare equal. Return None for weights from a
+    folder, a file or a hub, because these have no tag.
     """
     model, pretrained = source.get("model"), source.get("pretrained")
     if not model or not pretrained or ":" in model or "/" in pretrained or "\\" in pretrained:
@@ -143,9 +150,9 @@ def _tag(source: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _weights_name(tag: tuple[str, str] | None) -> tuple[str, str] | None:
-    """Remove the activation suffix from the model name of a `(model, tag)` pair.
+    """Return a `(model, tag)` pair with the activation suffix removed from the model name.
 
-    Pairs that differ only in this suffix have the same weights. Return None if `tag` is None.
+    Pairs that differ only in this suffix refer to the same weights. Return None if `tag` is None.
     """
     return None if tag is None else (tag[0].removesuffix(_ACTIVATION), tag[1])
 

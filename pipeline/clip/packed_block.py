@@ -24,7 +24,8 @@ _Layer = Callable[[torch.Tensor], torch.Tensor]
 _LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Maximum relative error at which a packed block still counts as equal to the original block, keyed by dtype.
 
-The error is relative to the original block's output minus its input. The limits are far above rounding error.
+The error is the norm of the difference between the two blocks' outputs, divided by the norm of the change that the
+original block makes to its input. The limits are far above rounding error.
 """
 
 
@@ -120,7 +121,7 @@ def _is_supported(block: nn.Module) -> bool:
 def _clear(module: nn.Module, name: str) -> None:
     """Free the memory of a weight by replacing its values with an empty tensor of the same dtype.
 
-    The parameter itself is kept, because open_clip reads its dtype.
+    The parameter object remains in the module, because open_clip reads the dtype from it.
     """
     parameter = module.get_parameter(name)
     parameter.data = parameter.data.new_empty(0)

@@ -62,7 +62,8 @@ class Pixels:
         The image is first rotated according to its EXIF orientation and converted to 8 bits per channel.
 
         Returns:
-            uint8 `[H, W, 3]`; normalised float32 `[3, H, W]` if `decode` applies the whole transform.
+            Pixels as uint8 `[H, W, 3]`. If the transform does not end in `ToTensor` and `Normalize`, the result is
+            its whole output instead: normalised float32 `[3, H, W]`.
 
         Raises:
             PixelError: the bytes are not an image, or the image has too many pixels.

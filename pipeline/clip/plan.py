@@ -1,6 +1,6 @@
 """Plan for loading a CLIP model with open_clip: model name, weights, preprocessing and activation.
 
-The `library` argument is always the open_clip module, which only `encoder` imports.
+Functions receive the open_clip module in the argument `library`, because only the module `encoder` imports it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class ClipPlan:
     weights: Path | None
     """Weight file to load after the model is built; None if open_clip loads the weights while it builds the model.
 
-    It is set only for a folder. open_clip is not left to choose a file in the folder, because its rules differ from
-    those of `find_weights`.
+    It is set only for a model in a folder. priorkit chooses the file with `find_weights`, because open_clip would
+    choose by different rules.
     """
     trained: dict[str, Any]
     """Preprocessing and activation values to pass to open_clip, keyed by name in `TRAINED_FIELDS`.
@@ -63,7 +63,7 @@ def plan_clip(settings: ClipSettings, source: ClipSource, library: Any) -> ClipP
 
 
 def _require_names(settings: ClipSettings, library: Any, *, has_file: bool) -> None:
-    """Check that open_clip knows the model. Also check the tag, unless the weights come from a file.
+    """Check that open_clip knows the model and its tag. The tag is not checked if the weights come from a file.
 
     Raises:
         InputError: open_clip does not know the model or the tag. The message lists similar names.
@@ -90,16 +90,16 @@ def _given(settings: ClipSettings) -> dict[str, Any]:
 
 
 def hub_config(repository: str, library: Any) -> dict[str, Any] | None:
-    """Return the config of a model on the Hugging Face Hub. It is downloaded if it is not in the local cache."""
+    """Return the open_clip config of a Hugging Face Hub model, downloading it unless it is in the local cache."""
     return read_clip_config(Path(library.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_NAME)))
 
 
 def trained_by_config(settings: ClipSettings, config: dict[str, Any] | None, library: Any) -> dict[str, Any]:
     """Return the preprocessing and activation values to pass to open_clip, for a model from a folder or a hub.
 
-    If `config` specifies preprocessing or is None, return only the values in the settings. Otherwise, take each value
-    from the settings, or else from the config, or else from open_clip's pretrained tags of models with the same
-    architecture.
+    If `config` specifies preprocessing, open_clip reads it itself, so only the values in the settings are returned. The
+    same applies if `config` is None. Otherwise, each value is taken from the first source that has it: the settings,
+    the config, or open_clip's pretrained tags for models with the same architecture.
 
     Args:
         settings: settings of the model.
@@ -130,12 +130,12 @@ def trained_by_config(settings: ClipSettings, config: dict[str, Any] | None, lib
 def _trained_by_neighbours(settings: ClipSettings, path: Path, library: Any) -> dict[str, Any]:
     """Return the preprocessing and activation values for a weight file, keyed by name in `TRAINED_FIELDS`.
 
-    Each value is taken from the settings, or else from a config in the same folder as the file, or else from
-    open_clip's pretrained tags of the model.
+    Each value is taken from the first source that has it: the settings, a config in the same folder as the file, or
+    open_clip's pretrained tags for the model.
 
     Raises:
-        InputError: the config belongs to a different model, or a value is missing from both the settings and the
-            config and the tags disagree on it.
+        InputError: the config belongs to a different model, or neither the settings nor the config contain a value and
+            the tags disagree on it.
     """
     model_config = library.get_model_config(settings.model)
     defaults = open_clip_defaults(bool(model_config.get("quick_gelu")), library)
@@ -181,7 +181,8 @@ def _shape(config: dict[str, Any], library: Any) -> list[Any]:
 def architecture(config: Mapping[str, Any], library: Any) -> dict[str, Any]:
     """Return the part of a model's config that describes its architecture, for comparison with other models.
 
-    The activation, values that equal open_clip's defaults, and initial values that loaded weights replace are removed.
+    The activation, values that equal open_clip's defaults, and values that affect only training or the initial weights
+    are left out.
     """
     left_out = ("quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias")
     remaining = {name: value for name, value in config.items() if name not in left_out}

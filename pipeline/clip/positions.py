@@ -17,9 +17,10 @@ from .settings import ClipSettings
 
 _IMAGE = ("visual.positional_embedding",)
 _TEXT = ("text.positional_embedding", "positional_embedding")
-"""State dict keys of the image and text positional embeddings, which open_clip resizes to fit the model.
+"""State dict keys of the positional embeddings of the image tower (`_IMAGE`) and the text tower (`_TEXT`).
 
-If a model has a separate text tower, its weight files may use either key in `_TEXT`.
+open_clip resizes these embeddings to fit the model. Weights for a model with a separate text tower may use either key
+in `_TEXT`.
 """
 
 
@@ -63,8 +64,8 @@ def _first(lengths: Mapping[str, int], names: tuple[str, ...]) -> int | None:
 def _stored_lengths(weights: Path) -> dict[str, int]:
     """Return the number of positions in each positional embedding of a weight file, keyed by tensor name.
 
-    The values are not read. The result is empty if the file is neither a safetensors file nor a `torch.save` file that
-    contains only tensors and plain Python values.
+    Only the shapes are read, not the values. The result is empty if the file is neither a safetensors file nor a
+    `torch.save` file that contains only tensors and plain Python values.
     """
     names = (*_IMAGE, *_TEXT)
     if weights.suffix == ".safetensors":

@@ -1,4 +1,4 @@
-"""Choice of preprocessing and activation for CLIP weights that do not record what they were trained with."""
+"""Functions that choose the preprocessing and activation for CLIP weights that were stored without these values."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def decide(
 ) -> dict[str, Any]:
     """Choose a value for each of the `TRAINED_FIELDS`, for weights that do not record the values.
 
-    Each value is taken from the settings, or else from a config beside the weights, or else from the tags if all of
-    them agree.
+    Each value is taken from the first source that has it: the settings, a config beside the weights, or open_clip's
+    pretrained tags for the same architecture, if all tags agree.
 
     Args:
         given: values in the settings.
@@ -77,7 +77,7 @@ def decide(
 def _choices(fields: list[str], tags: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a string that lists the settings a user can choose from, for an error message.
 
-    Each distinct combination of `fields` values among the tags is one choice, shown with a tag that uses it.
+    Each choice is a combination of values for `fields` that at least one tag uses, shown with the name of such a tag.
     """
     groups: dict[str, list[str]] = {}
     for tag, trained in tags.items():

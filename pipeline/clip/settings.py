@@ -37,14 +37,14 @@ class ClipSettings(Settings):
     """Settings of the CLIP model that computes the embeddings."""
 
     model: str = "ViT-B-32"
-    """open_clip model name, `hf-hub:ORG/NAME`, `priorkit:demo`, or `local-dir:PATH`, where PATH is a folder with an
-    open_clip config and weights."""
+    """Name of an open_clip model; `hf-hub:ORG/NAME` for a model on the Hugging Face Hub; `priorkit:demo` for the small
+    model that priorkit includes; or `local-dir:PATH` for a folder with an open_clip config and weights."""
     pretrained: str | None = "laion2b_s34b_b79k"
     """open_clip weights tag or path of a weight file; null if `model` has a prefix such as `hf-hub:`, because it then
     includes the weights."""
     preprocess: PreprocessSettings | None = None
-    """Preprocessing settings, to supply values that are not recorded with the weights or to replace recorded values;
-    null replaces nothing."""
+    """Image preprocessing values that replace the values recorded with the weights, or supply values that are not
+    recorded; null sets no values."""
     quick_gelu: bool | None = None
     """Activation of the model: true for QuickGELU, false for GELU, null for the activation recorded with the weights.
     Set it if the activation is not recorded or the record is wrong. OpenAI's weights need true."""
@@ -83,7 +83,7 @@ class ClipSettings(Settings):
 class EncoderSettings(Settings):
     """Arguments of `ClipEncoder`.
 
-    Each pipeline stage derives them from its own settings. They cannot be set in a recipe, which is a settings file.
+    Each pipeline stage creates them from its own settings. Users cannot set them directly in a recipe (settings file).
     """
 
     clip: ClipSettings

@@ -15,8 +15,8 @@ from .settings import ClipSettings
 BUNDLED_PREFIX = "priorkit:"
 LOCAL_PREFIX = "local-dir:"
 HUB_PREFIX = "hf-hub:"
-"""Prefixes of model names: `BUNDLED_PREFIX` for a folder in this package, `LOCAL_PREFIX` for any other local folder,
-and `HUB_PREFIX` for a repository on the Hugging Face Hub."""
+"""Prefixes of model names, which select where a model is loaded from. `BUNDLED_PREFIX` selects a folder in this
+package, `LOCAL_PREFIX` any other local folder, and `HUB_PREFIX` a repository on the Hugging Face Hub."""
 _RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 """Folder that contains the bundled CLIP models."""
 
@@ -31,8 +31,11 @@ class ClipSource:
     kind: SourceKind
     """Kind of source, which depends on the model name.
 
-    A name with the prefix `priorkit:` is `bundled`, with `local-dir:` it is `folder`, and with any other prefix `hub`.
-    A name without a prefix is `file` if the weights come from a file, and `tag` if they come from an open_clip tag.
+    - `bundled`: the name has the prefix `priorkit:`.
+    - `folder`: the name has the prefix `local-dir:`.
+    - `hub`: the name has any other prefix.
+    - `file`: the name has no prefix, and the weights come from a file.
+    - `tag`: the name has no prefix, and the weights come from an open_clip tag.
     """
     folder: Path | None = None
     """Folder with the config and weights if `kind` is `bundled` or `folder`, otherwise None."""
@@ -66,8 +69,8 @@ def parse_source(settings: ClipSettings, is_tag: Callable[[str, str], bool]) -> 
     Args:
         settings: settings of the model.
         is_tag: function that takes a model name and a tag, and returns True if open_clip knows the tag for that model.
-            It is called only if `pretrained` is the name of a file in the working directory. The file is ignored if
-            its name is also a tag.
+            It is called only if `pretrained` is the name of a file in the working directory. If the name is also a
+            tag, the tag is used instead of the file.
 
     Raises:
         InputError: a local file or folder is missing, or a folder has no config.
@@ -87,9 +90,9 @@ def parse_source(settings: ClipSettings, is_tag: Callable[[str, str], bool]) -> 
 
 
 def clip_location(settings: ClipSettings) -> dict[str, Any]:
-    """Return the settings of a CLIP model as a dictionary that is valid in any working directory.
+    """Return the settings of a CLIP model as a dictionary, with local paths made absolute.
 
-    Local paths in the settings are made absolute.
+    The dictionary can be used in any working directory.
     """
     model, pretrained = settings.model, settings.pretrained
     if model.startswith(LOCAL_PREFIX):

@@ -1,4 +1,4 @@
-"""Text encoding with the text tower of an open_clip model. Computation on padding is skipped if possible.
+"""Text encoding with the text tower of an open_clip model, skipping the computation on padding tokens if possible.
 
 If a tower is causal and its embedding is read at the end-of-text token, later tokens do not affect the embedding.
 Captions are then sorted by length, and each batch is truncated after its last end-of-text token. The embeddings stay
@@ -16,8 +16,8 @@ from torch import nn
 _PROBE_LENGTHS = (1, 2, 5)
 """Word counts of the test captions that `probe_captions` returns."""
 _LEAST_COSINE = 0.999
-"""Minimum cosine similarity between a caption's embeddings with and without truncation. Below it, batches are not
-truncated.
+"""Minimum cosine similarity between each test caption's embeddings with and without truncation. If any similarity is
+lower, batches are not truncated.
 
 If the embeddings differ only by bfloat16 rounding, the similarity is higher. If tokens after end-of-text affect the
 embedding, the similarity is far lower.
@@ -136,14 +136,15 @@ class TextTower:
         return [end + 1 for end in self._ends(tokens).tolist()]
 
     def _ends(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the position in each row of the token whose output open_clip uses as the embedding, `[B]`."""
+        """Return, for each row, the position of the token whose output open_clip uses as the embedding, `[B]`."""
         is_end = tokens if self._end_id is None else (tokens == self._end_id).int()
         return is_end.argmax(dim=-1)
 
     def _forward(self, tokens: torch.Tensor, token_states: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the embeddings `[B, D]` and token states `[B, L, D_text]` of tokens `[B, L]`.
 
-        The token states may be None if `token_states` is False.
+        If `token_states` is False, the second result is None, unless batches are truncated: `_forward_cut` always
+        returns token states.
         """
         if self.is_cut:
             return self._forward_cut(tokens)
@@ -184,7 +185,7 @@ def _is_causal(tower: Any) -> bool:
 
 
 def _is_plain(tower: Any) -> bool:
-    """Return True if the text tower is a standard open_clip transformer, which `_forward_cut` can run.
+    """Return True if the text tower is a standard open_clip transformer, and thus supported by `_forward_cut`.
 
     Towers with a class token or a padding mask are not standard.
     """

@@ -51,10 +51,10 @@ stages that one command runs use the same cached result."""
 
 
 def cluster_gpus(compute: ComputeSettings) -> Gpus:
-    """Return the GPUs of the Ray cluster that the settings name.
+    """Return the number of GPUs in the Ray cluster that the settings specify, and the name of one GPU.
 
-    This process joins the cluster to look up its GPUs, unless the result is cached. If the work runs in this process,
-    or on a cluster that priorkit will start on this machine, return this machine's GPUs.
+    If the work runs in this process, or on a cluster that priorkit will start on this machine, return the GPUs of this
+    machine. Otherwise, this process joins the cluster to look up its GPUs, unless the result is cached.
 
     Raises:
         PriorkitError: the cluster cannot be joined, or a worker with a GPU fails.
@@ -71,7 +71,7 @@ def cluster_gpus(compute: ComputeSettings) -> Gpus:
 
 
 def _gpu_of_worker(ray: Any) -> str | None:
-    """Ask a Ray worker for the name of its GPU.
+    """Start a Ray worker on a GPU, and return the GPU's name.
 
     Returns:
         Name of the GPU, as reported by torch on the worker; None if torch on the worker cannot use the GPU. If no GPU

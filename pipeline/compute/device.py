@@ -46,13 +46,13 @@ def resolve(
     Args:
         settings: device settings of the stage.
         section: section of the recipe that contains the settings, for error messages.
-        compute: settings that control where the work runs; None means in this process. On Ray, the device is resolved
-            for the workers, not for this machine.
+        compute: settings that control where the work runs; None if it runs in this process. If it runs on Ray, the
+            device is resolved for the workers, not for this machine.
         threads: value that replaces `threads: 0`; None means the number of available CPU cores on this machine.
 
     Raises:
-        SettingsError: the device is `cuda`, but torch can use no GPU, or `compute.gpus_per_worker=0` gives the workers
-            none.
+        SettingsError: the device is `cuda`, but torch cannot use a GPU, or the workers get no GPU because
+            `compute.gpus_per_worker` is 0.
         PriorkitError: this process must join the Ray cluster to look up its GPUs, but cannot join it.
     """
     if compute is None or compute.backend == "local":

@@ -1,4 +1,4 @@
-"""Sample of rows for estimating the share of duplicates. Rows are selected by a 64-bit hash of their content."""
+"""Sampling of rows by a 64-bit hash of their content, to estimate the proportion of duplicate rows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 class HashSample:
     """Sample of the rows whose content hash ends in at least `level` zero bits.
 
-    Rows with the same content are either all sampled or all left out, so the share of duplicates in the sample is an
-    estimate for the whole data. At level 0, the sample contains all rows. A higher level makes the sample smaller.
+    Rows with the same content are either all sampled or all left out, so the proportion of duplicates in the sample
+    estimates their proportion among all rows. At level 0, the sample contains all rows. Each higher level halves the
+    expected number of distinct contents.
     Samples of different parts of the data can be combined, because each row is selected by its hash alone.
 
     Args:
@@ -33,8 +34,8 @@ class HashSample:
         Args:
             hashes: `[n]` content hashes.
             values: `[n]` int64 value for each hash, such as a row number or count.
-            level: level of the sample from which the rows were taken; 0 if they are not from a sample. If `self.level`
-                is lower, it is first raised to `level`.
+            level: level of the `HashSample` that the rows come from; 0 if they do not come from one. If `self.level`
+                is lower than `level`, it is first raised to `level`.
         """
         self.level = max(self.level, level)
         block = self._sampled(hashes, values)

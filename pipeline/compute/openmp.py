@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _VARIABLES = {"gomp": {"GOMP_SPINCOUNT": "0"}, "omp": {"KMP_BLOCKTIME": "0"}}
-"""Variables to set, by OpenMP runtime: `gomp` is GNU's libgomp; `omp` is Intel's libiomp5 or LLVM's libomp."""
+"""Environment variables to set, with their values, keyed by OpenMP runtime: `gomp` is GNU's libgomp, and `omp` is
+Intel's libiomp5 or LLVM's libomp."""
 _CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-"""Environment variables that control how threads wait. If the user has set any of them, priorkit changes none."""
+"""Environment variables that control how OpenMP threads wait. If the user has set any of them, priorkit sets none."""
 
 
 def stop_spinning() -> None:
@@ -42,12 +43,12 @@ def without_spinning(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def chosen(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return those variables of `_CHOICES` that are set in an environment, with their values."""
+    """Return the variables in `_CHOICES` that are set in an environment, with their values."""
     return {name: environment[name] for name in _CHOICES if name in environment}
 
 
 def runtimes_of_torch() -> set[str]:
-    """Return the OpenMP runtimes that torch loads, as keys of `_VARIABLES`; empty if none is found.
+    """Return the OpenMP runtimes that torch loads, as keys of `_VARIABLES`. The set is empty if none is found.
 
     Runtimes are recognised by the names of installed library files. Wheels contain a runtime in `torch/lib` or
     `torch.libs`. A Conda package of torch uses the runtime in the Conda environment. In such an environment, libgomp

@@ -1,4 +1,4 @@
-"""Map of a worker function over shards, either one shard at a time in this process, or in parallel on Ray.
+"""Application of a worker function to shards, either one shard at a time in this process, or in parallel on Ray.
 
 No other module of the pipeline imports Ray.
 """
@@ -22,8 +22,8 @@ Worker: TypeAlias = Callable[[Task, Optional[Task]], Result]
 probably follow, so that the function can start reading it; None if no following task is known."""
 
 _ATTEMPTS = 4
-"""Number of worker deaths while processing the same shard at which the run fails. The run also fails after
-`_ATTEMPTS * compute.workers` consecutive worker deaths during startup."""
+"""Maximum number of attempts to process a shard. The run fails when this many workers have died while processing the
+same shard. It also fails when `_ATTEMPTS * compute.workers` workers in a row have died during startup."""
 _CHECK_SECONDS = 5.0
 """Seconds between checks that the cluster has room for a worker. These checks run only while no worker is busy."""
 
@@ -44,8 +44,8 @@ def map_shards(
 
     Args:
         make_worker: called once in each worker to create the worker function and expensive objects such as a model. If
-            the worker function is a context manager, it is closed at the end, unless it runs on Ray. Ray kills the
-            worker's process instead.
+            the worker function is a context manager, this process enters it at the start and exits it at the end. On
+            Ray, it is neither entered nor exited, and the worker processes are killed at the end.
         tasks: tasks in the order in which they are started. Each task is requested only shortly before it is started.
         compute: settings that control where the work runs.
 
@@ -136,17 +136,17 @@ def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
 
 
 def places(node: dict[str, float], compute: ComputeSettings) -> int:
-    """Return the number of workers that fit on a node.
+    """Return the number of workers that fit on a node (machine) of the Ray cluster.
 
     Args:
-        node: resources of the node, by name.
+        node: total resources of the node, keyed by name, such as `CPU`.
         compute: settings with the resources that each worker needs.
     """
     return min(int(node.get(name, 0.0) // needed) for name, needed in _needs(compute) if needed)
 
 
 def _needs(compute: ComputeSettings) -> tuple[tuple[str, float], ...]:
-    """Return the resources that each worker needs, as one pair `("CPU", number)` and one pair `("GPU", number)`.
+    """Return the resources that each worker needs, as two pairs: `("CPU", number)` and `("GPU", number)`.
 
     An unset `gpus_per_worker` counts as 0.
     """
@@ -280,8 +280,8 @@ class _Upcoming(Generic[Task]):
         self._tasks = iter(tasks)
         self._reserved: dict[Any, Task] = {}
         self._returned: list[Task] = []
-        """Tasks that were put back because their actor died while processing them. A task is listed once for each such
-        death, so that the deaths can be counted."""
+        """Tasks that were put back because an actor died while processing them. A task is listed once per death, so
+        that the deaths can be counted."""
 
     def take(self, actor: Any) -> Task | None:
         """Return the task that an actor should process now, or None if no task is left."""
@@ -300,7 +300,7 @@ class _Upcoming(Generic[Task]):
         return task
 
     def put_back(self, task: Task, actor: Any) -> int:
-        """Put back the current and reserved tasks of a dead actor.
+        """Put back the current task and the reserved task of a dead actor, so that other actors process them.
 
         Returns:
             Number of times that `task`, the current task, has been put back so far.

@@ -34,8 +34,8 @@ class ClusterAddress:
     """Address in Ray's notation: `host:port`, `ray://host:port` or `auto`; `local` for a cluster that priorkit
     starts."""
     source: str
-    """Setting or environment variable from which the address comes: `compute.address` or `RAY_ADDRESS`; empty if
-    neither is set. If its value was `auto`, and a running cluster was found, `=auto` is appended."""
+    """Name of the setting or environment variable that specifies the address: `compute.address` or `RAY_ADDRESS`; empty
+    if neither is set. If its value is `auto`, and a running cluster was found, `=auto` is appended to the name."""
 
     @property
     def is_own(self) -> bool:
@@ -87,10 +87,10 @@ def cluster_address(address: str | None) -> ClusterAddress:
 
 
 def find_running(place: ClusterAddress, candidates: Mapping[str, bool]) -> tuple[ClusterAddress, bool]:
-    """Return the address of the running Ray cluster that the address `auto` stands for.
+    """Return the address of the running Ray cluster that the address `auto` refers to.
 
-    This is the only cluster on this machine that was started with `ray start` and answers a request. Clusters that
-    refuse the request, because of a missing or wrong authentication token, are considered only if there is no other.
+    Exactly one cluster on this machine that was started with `ray start` must answer a request. If none answers,
+    exactly one cluster must refuse the request because the authentication token is missing or wrong.
 
     Args:
         place: the address `auto`, for error messages.
@@ -135,9 +135,9 @@ def require_cluster(place: ClusterAddress, version: str, *, is_ours: bool = Fals
             cluster only if `RAY_AUTH_MODE=token` is set, because that cluster may belong to someone else.
 
     Raises:
-        PriorkitError: no service answers at the address, the service is not Ray, the address has the wrong form for the
-            port, the Ray or Python version differs from this process's version, the token is missing or refused, or
-            the address begins with `ray://` and grpcio is not installed.
+        PriorkitError: no service answers at the address, the service is not Ray, the `ray://` prefix is missing or does
+            not belong to the port, the Ray or Python version differs from this process's version, the token is missing
+            or refused, or the address begins with `ray://` and grpcio is not installed.
     """
     match = _ADDRESS.fullmatch(place.address)
     assert match is not None
@@ -226,8 +226,8 @@ def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: 
     """Send a request to a cluster, and return its answer.
 
     If RAY_AUTH_MODE is `token`, the request contains this user's token. If RAY_AUTH_MODE is not set, the request is
-    first sent without a token. If the cluster then asks for a token and `is_ours` is True, it is sent again with the
-    token.
+    first sent without a token. If the cluster then asks for a token and `is_ours` is True, the request is sent again
+    with the token.
 
     Args:
         match: match of `_ADDRESS` with the cluster's address.
@@ -235,7 +235,8 @@ def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: 
         is_ours: True if the token may be sent even when RAY_AUTH_MODE is not set.
 
     Returns:
-        The cluster's answer, and the environment variables that must be set so that Ray also sends the token.
+        The cluster's answer, and the environment variables that make Ray send the token too; empty if no variable needs
+        to be changed.
     """
     token, mode = find_token()[0], _mode()
     answer = _ask(match, question, token if mode == "token" else None)

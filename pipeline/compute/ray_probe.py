@@ -30,15 +30,15 @@ _SHOWN_BYTES = 60
 """Maximum number of bytes of an answer to show in an error message, if the answer does not come from Ray."""
 
 HEAD = ("/ray.rpc.InternalKVGcsService/InternalKVGet", b"\x0a\x10CLUSTER_METADATA\x12\x07cluster")
-"""gRPC method and request that read a cluster's Ray and Python versions from its head node. The request contains a key
-and its namespace in the key-value store of Ray's Global Control Service (GCS)."""
+"""gRPC method and request that read a cluster's Ray and Python versions from its head node. The request asks for the
+key `CLUSTER_METADATA` in the namespace `cluster` of the key-value store of Ray's Global Control Service (GCS)."""
 CLIENT_SERVER = ("/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x04")
 """gRPC method and request that ping the Ray Client server, which serves `ray://` addresses."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer from the service at an address."""
+    """Answer to a gRPC call from the service at an address."""
 
     status: int | None
     """gRPC status code; None if the service does not speak HTTP/2 or the reply has no status."""
@@ -59,7 +59,7 @@ class Answer:
         return stored if isinstance(stored, dict) else {}
 
     def shown(self) -> str:
-        """Describe the answer of a service that does not speak HTTP/2, for an error message."""
+        """Return a description of an answer that is not HTTP/2, for an error message."""
         if not self.body:
             return "it closed the connection without an answer"
         line = self.body[:_SHOWN_BYTES].decode("latin-1").split("\n")[0].rstrip()

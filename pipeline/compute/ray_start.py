@@ -37,8 +37,8 @@ class Joined:
 
 
 JOINED: dict[str | None, Joined] = {}
-"""Cluster that was most recently joined for each value of `compute.address`. It is kept after this process leaves the
-cluster, so that summaries can describe it."""
+"""Most recently joined cluster for each value of `compute.address`, keyed by that value. An entry is kept after this
+process leaves the cluster, so that summaries can describe the cluster."""
 
 
 @contextlib.contextmanager
@@ -68,7 +68,11 @@ def open_cluster(ray: Any, address: str | None) -> Iterator[None]:
 
 
 def _start(ray: Any, place: ClusterAddress) -> None:
-    """Start or join a cluster. Raise PriorkitError if this fails."""
+    """Start or join the Ray cluster at an address.
+
+    Raises:
+        PriorkitError: the cluster cannot be started or joined.
+    """
     previous_handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=place.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -124,9 +128,9 @@ def _read_environment_again(ray: Any) -> None:
 
 
 def _running_heads(ray: Any) -> dict[str, bool]:
-    """Return the addresses of the Ray clusters that have a node process (raylet) on this machine.
+    """Return the head node addresses of the Ray clusters that have a node process (raylet) on this machine.
 
-    The addresses of the clusters' head nodes are taken from the command lines of the raylets.
+    The addresses are taken from the command lines of the raylets.
 
     Returns:
         Mapping from the address of each head node to True if this user runs one of the raylets, otherwise to False.

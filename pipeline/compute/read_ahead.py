@@ -13,7 +13,8 @@ Sample = TypeVar("Sample")
 Decoded = TypeVar("Decoded")
 
 _POLL_SECONDS = 0.1
-"""Seconds between the reading thread's checks for a stop request while the queue of decoded samples is full."""
+"""Seconds between checks for a stop request, which the reading thread makes while the queue of decoded samples is
+full."""
 _STOP_SECONDS = 1.0
 """Maximum number of seconds to wait for the reading thread to stop, since a read from the network may hang."""
 
@@ -64,7 +65,7 @@ class _Stream(Generic[Decoded]):
             self._put(error)
 
     def _put(self, item: Future[Decoded] | BaseException | None) -> None:
-        """Put an item in the queue, waiting until there is room. If the stream is stopped first, drop the item."""
+        """Put an item in the queue, waiting until there is room, or drop the item once the stream is stopped."""
         while not self._stopped.is_set():
             try:
                 self._ready.put(item, timeout=_POLL_SECONDS)
@@ -80,7 +81,7 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
         read: function that yields the samples of a task; runs in a separate thread.
         decode: function that decodes a sample; runs in several threads.
         threads: number of decoding threads.
-        depth: maximum number of samples decoded ahead for each task. The limit applies separately to the current task
+        depth: maximum number of samples to read and decode ahead. The limit applies separately to the current task
             and to the next task.
     """
 

@@ -15,19 +15,19 @@ class ComputeSettings(Settings):
     content of shards or the results of evaluations."""
 
     backend: Literal["local", "ray"] = "local"
-    """`local` processes one shard at a time in this process. `ray` uses the Ray cluster given by `compute.address`, or
-    a cluster that priorkit starts on this machine for the command."""
+    """Backend that runs the work. `local` processes one shard at a time in this process. `ray` uses the Ray cluster at
+    `compute.address`, or a cluster that priorkit starts on this machine for the duration of the command."""
     workers: int = Field(default=1, ge=1)
     """Number of Ray actors. Each actor processes one shard at a time. During training, all actors train the same prior
     together. Values above 1 need `backend: ray`."""
     min_workers: int = Field(default=1, ge=1)
-    """Minimum number of workers for training. When nodes are lost, training continues with the remaining workers; it
-    fails if the cluster lacks room for this many workers. The default is 1, because losing workers only makes training
-    slower."""
+    """Minimum number of workers for training. If nodes are lost, training continues with the remaining workers. If the
+    cluster has room for fewer workers than this minimum, training fails. The default is 1, because losing workers only
+    makes training slower."""
     address: str | None = None
     """Ray cluster to join: `host:6379`, `ray://host:10001`, or `auto` for the cluster running on this machine. `local`
-    starts a Ray cluster on this machine for the command. If the environment variable `RAY_ADDRESS` is set, its value is
-    used instead of `auto` or an unset address. Otherwise, an unset address means `local`."""
+    starts a Ray cluster on this machine for the command. If this setting is unset or `auto`, and the
+    environment variable `RAY_ADDRESS` is set, the value of the variable is used. If neither is set, `local` is used."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """Number of CPUs that Ray reserves per worker."""
     gpus_per_worker: float | None = Field(default=None, ge=0)
@@ -44,8 +44,9 @@ class ComputeSettings(Settings):
 
 
 class DeviceSettings(Settings):
-    """Device and CPU threads for a stage that runs a model. When a stage is resumed, the fingerprint (hash) of its
-    settings must be the same. It includes the resolved device (`cpu` or `cuda`), but not the number of threads."""
+    """Device and CPU threads for a stage that runs a model. A stage can be resumed only if the fingerprint (hash) of
+    its settings is unchanged. The fingerprint covers the resolved device (`cpu` or `cuda`), but not the number of
+    threads."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"threads"})
 

@@ -70,9 +70,9 @@ class StageResult:
     counts: dict[str, int] = field(default_factory=dict)
     """Number of rows with each outcome, such as `success`, over all shards in the folder."""
     statistics: dict[str, Any] = field(default_factory=dict)
-    """Other statistics of the stage, over all shards in the folder; see the stage's documentation."""
+    """Other statistics, keyed by name, over all shards in the folder. Their names depend on the stage."""
     notes: list[str] = field(default_factory=list)
-    """Sentences about the input, shown to the user as notes."""
+    """Remarks about the input, one sentence each, printed after the summary."""
     device: str = "cpu"
     """Device that ran the stage, such as `cpu, 2 threads` or `cuda (NVIDIA H200)`."""
     cluster: str = ""
@@ -96,7 +96,8 @@ def run_shards(
     Args:
         folder: output folder of the stage, locked for writing.
         tasks: function that takes the names of the shards to process and yields one task for each.
-        inputs: fingerprint (hash) of the input of every shard that the folder should contain, by shard name.
+        inputs: fingerprint (hash) of the input of each shard that the folder should contain, keyed by shard
+            name.
         make_worker: function that creates the worker. The worker processes a task, writes its shard and returns the
             shard's record.
         compute: settings that control where the work runs.

@@ -107,12 +107,12 @@ def strip(label: str, pictures: Iterable[str]) -> str:
 
 
 def card(heading: str, fragments: Iterable[str]) -> str:
-    """Return an HTML box that contains a heading and fragments. It can be passed to `plots` like a plot."""
+    """Return an HTML box that contains a heading and fragments. It can be passed to `plots` together with plots."""
     return f'<article class="card"><h3>{text(heading)}</h3>{"".join(fragments)}</article>'
 
 
 def plots(figures: Iterable[str]) -> str:
-    """Return an HTML element that shows plots and cards side by side, in as many rows as the page width requires."""
+    """Return an HTML element that shows plots and cards side by side, wrapped into rows that fit the page width."""
     return f'<div class="plots">{"".join(figures)}</div>'
 
 
@@ -127,7 +127,7 @@ def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6
         x: label of the horizontal axis.
         y: label of the vertical axis.
         height, width: size of the matplotlib figure in inches. The page scales the plot to the width of its column, so
-            the size determines only the aspect ratio and the relative size of the text, which is about 10 points.
+            the size determines only the aspect ratio, and how large the text (about 10 points) is relative to the plot.
 
     Raises:
         InputError: matplotlib is not installed.

@@ -13,9 +13,9 @@ import sys
 from typing import Any, TextIO
 
 FORCING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Signals that stop a command immediately if a second one arrives while it waits for a safe point to stop."""
+"""Signals that ask a command to stop at the next safe point. A second such signal stops the command immediately."""
 POLITE_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that ask a command to stop, but do not stop it more abruptly when they are repeated.
+"""Signals that ask a command to stop at the next safe point. Repeated signals do not stop it any sooner.
 
 A closing terminal sends SIGHUP twice. Batch systems send SIGUSR1 or SIGUSR2 as a warning before SIGTERM.
 """
@@ -24,7 +24,7 @@ A closing terminal sends SIGHUP twice. Batch systems send SIGUSR1 or SIGUSR2 as 
 def stop_signals() -> tuple[signal.Signals, ...]:
     """Return the signals that ask a command to stop.
 
-    Signals in `POLITE_SIGNALS` that are ignored by this process, such as SIGHUP under `nohup`, are not included.
+    A signal in `POLITE_SIGNALS` is left out if this process ignores it, as it does SIGHUP under `nohup`.
     """
     polite = [number for number in POLITE_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     return (*FORCING_SIGNALS, *polite)
@@ -48,6 +48,8 @@ def open_closed_streams() -> None:
 
     Otherwise, the next file to be opened would get the file descriptor of a closed stream, and libraries that print to
     the stream would write into that file.
+
+    Also make standard output and standard error show escapes in place of characters that they cannot encode.
     """
     for number in (0, 1, 2):
         try:

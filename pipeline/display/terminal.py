@@ -53,9 +53,9 @@ def print_text(text: str) -> None:
 
 @contextlib.contextmanager
 def _standard_output() -> Iterator[None]:
-    """Context manager that raises PriorkitError if a write to standard output fails, for example on a full disk.
+    """Context manager that raises PriorkitError if writing to standard output fails, for example on a full disk.
 
-    If standard output is a closed pipe, BrokenPipeError is raised instead.
+    If standard output is a pipe that its reader has closed, BrokenPipeError is raised instead.
     """
     try:
         yield
@@ -108,7 +108,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[objec
 
 
 def print_result(result: StageResult) -> None:
-    """Print a table that summarises the result of a pipeline stage, and then its notes."""
+    """Print a table that summarises the result of a pipeline stage, and then notes about its input."""
     title = f"{result.stage}: {result.folder}"
     rows: list[tuple[str, str]] = [
         (result.unit, f"{result.units:,} ({result.done_now:,} done now, in {result.seconds:.1f} s)"),
@@ -153,7 +153,7 @@ def print_plans(plans: Sequence[StagePlan]) -> None:
 def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[ProgressCallback]:
     """Context manager for a progress bar on standard error. It yields a callback that updates the bar.
 
-    The bar appears at the first call of the callback.
+    The bar appears when the callback is first called.
 
     Args:
         description: text in front of the bar.
@@ -185,9 +185,10 @@ def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[P
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """Context manager that turns an exception into an error message and a nonzero exit code.
+    """Context manager that prints an error message for an exception, and raises `typer.Exit` with its exit code.
 
-    Exceptions for missing packages and closed pipes propagate, because the command's entry point handles them.
+    Typer's exceptions, and exceptions for missing packages and closed pipes, propagate unchanged. Typer and the
+    command's entry point handle them.
     """
     try:
         yield
@@ -202,8 +203,8 @@ def reported_errors() -> Iterator[None]:
 def report(error: BaseException) -> int:
     """Print an error message for an exception, and return the exit code: 130 for an interruption, otherwise 1.
 
-    If the exception is not an expected error, its traceback is written to a file. If the environment variable
-    PRIORKIT_TRACEBACK is 1, the traceback of any exception is also printed.
+    If the exception is unexpected (a bug in priorkit), its traceback is written to a file. If the environment variable
+    PRIORKIT_TRACEBACK is 1, the traceback of any exception, expected or not, is also printed.
     """
     message = explain(error)
     if os.environ.get("PRIORKIT_TRACEBACK", "0") not in ("", "0"):

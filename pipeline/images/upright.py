@@ -17,9 +17,10 @@ warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 _ORIENTATION = 0x0112
 """Number of the EXIF tag that contains the orientation."""
 _PNG_MARKS = (b"eXIf", b"Raw profile type", b"tiff:Orientation")
-"""Byte strings to search for in a PNG file. Every PNG file with an EXIF orientation contains at least one of them.
+"""Byte strings of which every PNG file with an EXIF orientation contains at least one.
 
-Other PNG files are treated as upright without reading their EXIF, because Pillow would decode the whole file.
+A PNG file that contains none of them is treated as upright. Its EXIF is not read, because Pillow would decode the whole
+file to find it.
 """
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,11 +75,11 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
 
     - uint8 values are returned unchanged.
     - uint16 values are reduced to the upper 8 of their `bits` bits, even if the image uses only part of the range.
-    - Other dtypes have no defined range, so the conversion depends on the smallest and largest finite values:
-      - Floats that are all within 0..1 are multiplied by 255.
-      - Other values that are all within 0..255 keep their scale, and fractions are dropped.
-      - Other values that are all within 0..65535 are divided by 256.
-      - All other values are scaled linearly, so that the smallest value becomes 0 and the largest becomes 255.
+    - Other dtypes have no defined range, so the first of these rules that fits all finite values is applied:
+      - Floats within 0..1 are multiplied by 255.
+      - Values within 0..255 keep their scale, and fractions are dropped.
+      - Values within 0..65535 are divided by 256.
+      - Any other values are scaled linearly, so that the smallest value becomes 0 and the largest becomes 255.
     - NaN and -inf become 0, and +inf becomes 255.
 
     Args:

@@ -1,4 +1,4 @@
-"""Selection of the columns to read from a URL list, and of the names and types they get in the shards."""
+"""Functions that choose which columns to read from a URL list, and their names and types in the shards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EMBED_COLUMNS = ("image_path", "image_norm", "text_norm")
 _RESERVED = frozenset({"url", "caption", *ADDED_COLUMNS, *EMBED_COLUMNS})
 """Column names with a fixed meaning in the shards.
 
-If the URL list has a column with one of these names and a different meaning, the column is renamed.
+A column of the URL list with one of these names is renamed, unless it is the configured URL or caption column.
 """
 _SYNONYMS = {
     "url_column": ("url", "image_url", "img_url", "image_urls", "url_link", "image", "img", "src", "link", "uri"),
@@ -52,7 +52,8 @@ class ListColumns:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """New name of each column that is renamed because its name is reserved, keyed by the original name."""
+        """New names of the columns that are renamed because their original names have a fixed meaning in the shards,
+        keyed by original name."""
         pairs = zip(self.sources, self.schema.names, strict=True)
         return {source: name for source, name in pairs if source != name and name not in ("url", "caption")}
 
@@ -73,9 +74,9 @@ def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlList
         settings: names of the URL, caption and hash columns, and the other columns to keep.
 
     Returns:
-        Columns of the whole list as the last item. The items before it are the columns of the first file alone, of the
-        first two files together, and so on, without those that equal the previous item. They serve to recognise rows
-        that were read when the list had fewer files.
+        Columns for the first file alone, for the first two files together, and so on. An item that equals the previous
+        item is left out. The last item has the columns of the whole list. The items before it make it possible to
+        recognise rows that were downloaded when the list had fewer files.
 
     Raises:
         InputError: a configured column is missing, a column cannot be stored in the shards, or no single type fits a
@@ -130,9 +131,9 @@ def _names(columns: Sequence[str], available: Sequence[str], requested: int) -> 
 
     Args:
         columns: column names in the files: the URL column, the caption column if configured, and then other columns.
-        available: all column names in the files. A column that is renamed gets none of these names.
-        requested: number of leading items in `columns` to rename to `url` and `caption`: 2 if a caption column is
-            configured, otherwise 1.
+        available: all column names in the files. The new name of a renamed column is not among them.
+        requested: number of items at the start of `columns` that become `url` and `caption`: 2 if a caption column is
+            configured, otherwise 1 (`url` only).
     """
     names = ["url", "caption"][:requested]
     for column in columns[requested:]:
@@ -182,7 +183,7 @@ def _looks_like_url(name: str) -> bool:
 
 
 def require_headers(heads: Mapping[str, FileHead], url_column: str) -> None:
-    """Check that every file has a header. If the header is missing, the first row was read as the column names.
+    """Check that every file has a header, so that its first row has not been mistaken for the column names.
 
     Raises:
         InputError: a file has no header; the message explains how to add one.

@@ -27,7 +27,7 @@ _MAX_ROW_BYTES = 1 << 20
 """Maximum length of a row in bytes. A longer row probably contains an opening quote without a closing quote."""
 _NEWLINE, _RETURN, _QUOTE = b'\n\r"'
 _QUOTED_REST = re.compile(rb'[^"]*(?:""[^"]*)*"(?!")')
-"""Regular expression for the part of a quoted field after its opening quote."""
+"""Regular expression for the rest of a quoted field after its opening quote, including the closing quote."""
 _WRONG_COLUMNS = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
 _QUOTE_HINT = 'a quote inside quoted text is written twice (""); where quotes are plain text, set download.quoting=none'
 
@@ -105,7 +105,7 @@ class _Block:
         self._bytes = np.frombuffer(data, np.uint8)
         """Bytes of the block as an array, `[bytes]` uint8."""
         self._opens = self._closes = np.empty(0, np.int64)
-        """Offsets of the opening quotes and of the closing quotes of quoted fields, int64.
+        """Byte offsets of the quotes that open (`_opens`) and close (`_closes`) quoted fields, int64.
 
         A field with an escaped quote (`""`) may count as two quoted fields. If the last quoted field continues beyond
         this block, there is one closing quote fewer.

@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _NULL_LENGTH = -1
-"""Length to hash for a null string, to distinguish it from an empty string."""
+"""Number that is hashed instead of the length of a null string, to distinguish null from an empty string."""
 
 
 def rows_digest(table: pa.Table) -> str:
     """Return the SHA-256 of the column names and values of a table.
 
-    The digest does not depend on the file format of the list, or on the chunks that the table consists of in memory.
+    The digest does not depend on the file format that the rows were read from, or on how the table is divided into
+    chunks in memory.
     For each column, the name and the number of rows are hashed, followed by:
 
     - String column: the byte length of each value (-1 for null), then the concatenated values.
@@ -39,9 +40,9 @@ def rows_digest(table: pa.Table) -> str:
 
 
 def _number_kind(kind: pa.DataType) -> str | None:
-    """Return the 64-bit NumPy dtype in which to hash a column of type `kind`, such as `<i8`.
+    """Return the NumPy dtype, such as `<i8`, that values of an Arrow type are converted to before they are hashed.
 
-    Return None if the column is not numeric.
+    All such dtypes have 64 bits. Return None if the Arrow type is not numeric.
     """
     if pa.types.is_uint64(kind):
         return "<u8"

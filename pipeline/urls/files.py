@@ -1,6 +1,6 @@
 """Streaming reader for one URL list file: txt, csv, tsv, json, jsonl or parquet, optionally compressed (`.gz`).
 
-Invalid UTF-8 is replaced with U+FFFD instead of dropping the row, so that row numbers do not change.
+Invalid UTF-8 is replaced with U+FFFD. No row is dropped, so that the numbers of later rows do not change.
 """
 
 from __future__ import annotations
@@ -54,14 +54,15 @@ _FOREIGN = {
 """Error messages for files that cannot be read as text, keyed by the first two bytes of the file."""
 
 Unwanted = Callable[[int, int], bool]
-"""Function that takes row numbers `first` and `last`, and returns True if rows `first` to `last - 1` can be skipped."""
+"""Function that takes row numbers `first` and `last`, and returns True if rows `first` to `last - 1`, inclusive, can be
+skipped."""
 
 
 @dataclass(frozen=True)
 class ListMark:
-    """Row count, size and hash of a Parquet file in a URL list, called the *mark* of the file.
+    """Row count, size and hash of a Parquet file in a URL list, together called the *mark* of the file.
 
-    A later run compares the marks to detect changed files without reading all rows.
+    A later run compares the recorded mark with the file's new mark, to detect a change without reading all rows.
     """
 
     rows: int
@@ -69,9 +70,10 @@ class ListMark:
     sha256: str
     """SHA-256 of the whole file if its size is at most 16 MiB, otherwise of the footer and samples of the data."""
     modified: str | None = None
-    """Modification time of a file that was hashed only in part, or its tags (such as ETag) in an object store.
+    """Modification time or object store tags (such as the ETag) of a file that was hashed only in part.
 
-    None if the file was hashed in full, or if a later change to the file might not change the modification time.
+    None if the file was hashed in full. Also None if a later change to the file might leave this value the same, for
+    example because a local file was written less than two seconds ago.
     """
 
     def is_certain(self, known: Mapping[str, Any] | None) -> bool:
@@ -100,7 +102,10 @@ class FileHead:
 
 
 def list_format(path: str) -> str:
-    """Return the file extension in lower case, ignoring a final `.gz`. It is not checked against `FORMATS`."""
+    """Return the extension of a file in lower case, ignoring a final `.gz`: for example, `csv` for `urls.CSV.gz`.
+
+    The extension may be missing from `FORMATS`, in which case the file cannot be read as a URL list.
+    """
     return path.removesuffix(".gz").rpartition(".")[2].lower()
 
 
@@ -163,7 +168,7 @@ def read_file(
 ) -> Iterator[pa.RecordBatch | int]:
     """Yield the rows of a file in batches. In place of each skipped range of rows, yield its number of rows.
 
-    The batches have the columns of the file.
+    The batches have all columns of the file, with their original names.
 
     Args:
         path: path or URL of the file.

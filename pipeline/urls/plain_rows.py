@@ -22,13 +22,13 @@ _SEPARATORS = re.compile(r"[\s,]*")
 _KIND_NAMES: dict[type, str] = {
     str: "text", bool: "booleans", int: "numbers", float: "numbers", list: "lists", dict: "objects"
 }  # fmt: skip
-"""Names that error messages use for Python types."""
+"""Names for Python types in error messages."""
 
 
 def lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
     """Yield the line number and the text of each non-empty line, without leading and trailing whitespace.
 
-    A carriage return alone also separates lines, but does not increase the line number.
+    A carriage return without a line feed also ends a line, but only line feeds increase the line number.
     """
     for number, line in enumerate(file, start=1):
         for part in line.split(b"\r"):
@@ -96,7 +96,7 @@ def to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch
     The columns are the keys that occur in the first batch. If a row lacks one of the keys, its value is null.
 
     Args:
-        rows: rows; each is a URL, or a dictionary with one key per column.
+        rows: rows of the file. Each row is a URL, or a dictionary with one key per column.
         count: row count to update. Keys that do not occur in the first batch are ignored, and also counted here.
 
     Raises:

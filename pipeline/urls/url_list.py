@@ -23,7 +23,8 @@ from .files import FORMATS, READ_ERRORS, FileHead, ListMark, file_head, list_for
 from .settings import Quoting, UrlListSettings
 
 _MARK_THREADS = 16
-"""Number of threads that read file headers and footers, because each file takes a few requests to remote storage."""
+"""Number of threads that read file headers and footers in parallel. Each file takes a few requests, which are slow on
+remote storage."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,10 @@ class UrlList:
     files: tuple[str, ...]
     columns: ListColumns
     earlier: tuple[ListColumns, ...]
-    """Columns that the list had when it consisted of only the first file, the first two files, and so on.
+    """Sets of columns that the list had when it consisted of only the first file, the first two files, and so on.
 
-    Only those that differ from `columns` are included. A shard from when the list had fewer files may have them.
+    Only sets that differ from `columns` are included. A shard that was downloaded when the list had fewer files may use
+    one of these sets.
     """
     marks: tuple[ListMark | None, ...]
     """Row count, size and hash of each uncompressed Parquet file; None for any other file."""
@@ -53,10 +55,14 @@ class UrlList:
         return self.columns.schema
 
     def notes(self) -> dict[str, Any]:
-        """Return facts about the list for the summary of a run.
+        """Return facts about the list for the summary of a run, keyed by name.
 
-        These are the row count, the renamed columns, the number of fields in quotes that were read as ordinary
-        characters, and the number of rows with each ignored JSON key. The last two suggest that the list was misread.
+        - `rows`: number of rows; None if not all rows have been counted.
+        - `renamed_columns`: new names of renamed columns, keyed by the original name.
+        - `quoted_fields`: number of fields whose enclosing quotes were kept as part of the text.
+        - `late_keys`: number of rows with each ignored JSON key, keyed by the JSON key.
+
+        Quoted fields or ignored keys suggest that the list was misread.
         """
         left_out: collections.Counter[str] = collections.Counter()
         for count in self.counts.values():
@@ -70,9 +76,10 @@ class UrlList:
 
     @property
     def counted_rows(self) -> int | None:
-        """Number of rows in the list; None until all files except uncompressed Parquet files have been read to the end.
+        """Number of rows in the list, or None as long as it is unknown.
 
-        The rows of uncompressed Parquet files are taken from their footers. All other rows are counted while reading.
+        The number of rows in an uncompressed Parquet file is read from its footer. The rows of any other file are
+        counted while they are read, so the number is unknown until all these files have been read to the end.
         """
         total = 0
         for path, mark in zip(self.files, self.marks, strict=True):
@@ -93,9 +100,9 @@ class UrlList:
         return [None if mark is None else asdict(mark) for mark in self.marks]
 
     def unchanged_rows(self, marks: Sequence[Mapping[str, Any] | None]) -> int:
-        """Return the number of rows at the start of the list that are known to be unchanged since an earlier run.
+        """Return the number of rows at the start of the list that are certain to be unchanged since an earlier run.
 
-        Counting stops at the first file that may have changed.
+        These are the rows of all files before the first file that may have changed.
 
         Args:
             marks: value of `marks_json` in the earlier run, from its manifest.
@@ -148,7 +155,7 @@ class UrlList:
             yield row // rows_per_shard, _to_table(pieces)
 
     def _parts(self, unwanted: Callable[[int, int], bool]) -> Iterator[pa.RecordBatch | int]:
-        """Yield the rows of the list in batches. In place of each skipped range of rows, yield its number of rows."""
+        """Yield the rows of the list in batches. In place of a skipped file or row group, yield its number of rows."""
         row = 0
         for path, mark in zip(self.files, self.marks, strict=True):
             if mark is not None and unwanted(row, row + mark.rows):
@@ -191,12 +198,14 @@ class UrlList:
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def had_digest(self, table: pa.Table, digest: str) -> bool:
-        """Return True if the rows of a shard had the given digest when the list consisted of fewer files.
+        """Return True if a digest was computed from the same rows when the list consisted of fewer files.
+
+        The list may have had other columns then. The rows are therefore converted to each item of `earlier`, and the
+        `rows_digest` of the result is compared with `digest`.
 
         Args:
-            table: rows of the shard, with the current columns of the list.
-            digest: recorded digest of the shard. It is compared with the `rows_digest` of the rows after conversion to
-                each item of `earlier`.
+            table: rows of a shard, with the current columns of the list.
+            digest: digest of the shard that an earlier run recorded.
         """
         return any(
             rows_digest(narrowed) == digest
@@ -215,6 +224,7 @@ def _narrowed(table: pa.Table, schema: pa.Schema) -> pa.Table | None:
 
 def open_url_list(source: str, settings: UrlListSettings) -> UrlList:
     """Open a URL list: find its files, read and check their columns, and return the list. Rows are not read yet.
+
     Args:
         source: path or URL of a file, or of a folder that contains files.
         settings: column names and quoting rules.
@@ -247,10 +257,10 @@ def open_url_list(source: str, settings: UrlListSettings) -> UrlList:
 
 
 def _require_plain_address(source: str) -> None:
-    """Check that an address has no `::`, and that an HTTP address has no query (`?`).
+    """Check that an address has no `::` (fsspec's URL chaining), and that an HTTP address has no query (`?`).
 
-    The format of a list is determined from the file name at the end of its address. An address with `::` or a query
-    does not end with a file name.
+    The format of a list is determined from the file name at the end of its address. A chained address, or an address
+    with a query, does not end with a file name.
 
     Raises:
         InputError: the address has `::` or a query. The message explains how to read the list anyway.
