@@ -1,6 +1,7 @@
 """Per-row metrics of predicted embeddings, and their means with 95% intervals, in float64.
 
-Array shapes use B for the number of rows, K for draws per row, D for values per embedding, and G for gallery images.
+In array shapes, B is the number of rows, K the number of draws (predicted embeddings) per row, D the embedding size,
+and G the number of gallery images (images searched for recall).
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 RECALL_AT = (1, 5, 10)
-"""Values of N for which recall@N (true image among the N gallery images nearest to the prediction) is computed."""
+"""Values of N for recall@N: the fraction of rows whose true image is among the N images nearest to the prediction."""
 SHARES = tuple(f"recall_at_{count}" for count in RECALL_AT)
 """Names of the metrics whose value for each row is 0 or 1, so that their means are proportions."""
 NORMAL_QUANTILE = 1.9600
 """97.5% quantile of the standard normal distribution, used for two-sided 95% intervals."""
 _AGRESTI_COULL, _BONETT_PRICE = (0, 0, 1, 1), (-1, 1)
-"""Mean value of each pseudo-group (artificial group of rows) that is added before a normal interval is computed.
+"""Mean values of the pseudo-groups (artificial groups of rows) that are added before computing a normal interval.
 
 `_AGRESTI_COULL` is for a proportion, and `_BONETT_PRICE` for a paired difference between two proportions.
 """
@@ -99,9 +100,9 @@ def mean_intervals(
     Welsh 2007, J. R. Stat. Soc. B 69). All columns use the same resamples. The ends of an interval are percentiles of
     the resampled means (Efron 1979, Ann. Statist. 7).
 
-    Percentile intervals of the metrics in `SHARES` are too narrow if the mean is near 0 or 1. For these metrics, a few
-    pseudo-groups of mean size are added and a normal interval is computed (Agresti and Coull 1998, Am. Stat. 52; for
-    differences, Bonett and Price 2012, J. Educ. Behav. Stat. 37).
+    Percentile intervals of the metrics in `SHARES` (proportions) are too narrow if the mean is near 0 or 1. For these
+    metrics, a few pseudo-groups (artificial groups of average size) are added, and a normal interval is computed
+    (Agresti and Coull 1998, Am. Stat. 52; for differences, Bonett and Price 2012, J. Educ. Behav. Stat. 37).
 
     Args:
         values: columns `[N]` by metric name.
@@ -129,7 +130,7 @@ def mean_intervals(
 
 
 def _share_interval(sums: np.ndarray, sizes: np.ndarray, added: Sequence[float]) -> tuple[float, float]:
-    """Return the normal 95% interval of a proportion after adding pseudo-groups.
+    """Return the normal 95% interval of a proportion, or of a difference of proportions, after adding pseudo-groups.
 
     Args:
         sums: sum of the values in each group of rows that share an image.
