@@ -34,7 +34,7 @@ class MetadataInspector:
     Args:
         store: folder of the shards.
         inspection: findings to add to.
-        recorded: True for a folder written by `embed`, whose metadata must have the columns that `embed` writes.
+        recorded: True for a folder written by `embed`. There, a missing key or caption column is a fault, not a note.
     """
 
     def __init__(self, store: Store, inspection: Inspection, *, recorded: bool) -> None:
@@ -186,7 +186,7 @@ class MetadataInspector:
             report(f"shard {shard.name}, row {start + row}: {column} is {numbers[row]:.4g}")
 
     def inspect_token_states(self, shard: ShardParts) -> None:
-        """Inspect the token states of a shard, and its offsets (the index of each row's first token state)."""
+        """Inspect a shard's token states (text encoder outputs) and offsets (index of each row's first token state)."""
         name, report = shard.files["offsets"], shard.report["offsets"]
         try:
             offsets = np.concatenate(list(array_blocks(self._store, name)) or [np.empty(0, np.int64)])

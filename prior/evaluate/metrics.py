@@ -48,7 +48,7 @@ def energy_score(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
     2007, JASA 102). For a single draw, the estimate is set to 0.
 
     Args:
-        draws: draws X and X', `[B, K, D]`.
+        draws: K predicted embeddings per row, from which X and X' are taken, `[B, K, D]`.
         truth: true embeddings y, `[B, D]`.
     """
     error = np.linalg.norm(draws - truth[:, None], axis=-1).mean(axis=1)
@@ -56,7 +56,7 @@ def energy_score(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def diversity(draws: np.ndarray) -> np.ndarray:
-    """Return the mean distance between pairs of draws `[B, K, D]` of the same row: `[B]`; 0 for a single draw."""
+    """Return the mean pairwise distance of each row's predictions `[B, K, D]`: `[B]`; 0 for a single prediction."""
     count = draws.shape[1]
     total = np.zeros(len(draws))
     for first in range(count - 1):
@@ -65,7 +65,7 @@ def diversity(draws: np.ndarray) -> np.ndarray:
 
 
 def cosine(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the mean cosine between each row's draws `[B, K, D]` and its embedding in `others` `[B, D]`: `[B]`.
+    """Return the mean cosine between each row's predictions `[B, K, D]` and its embedding in `others`, `[B, D]`: `[B]`.
 
     All embeddings must have norm 1.
     """
@@ -75,9 +75,9 @@ def cosine(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
 def rank(predicted: np.ndarray, truth: np.ndarray, gallery: np.ndarray, gallery_index: np.ndarray) -> np.ndarray:
     """Return the number of gallery images that are nearer to each prediction than its true image is: `[B]`.
 
-    Nearer means a cosine that is higher by more than a rounding error, so copies of the true image are not counted.
-    Each true image is compared with G - 1 gallery images: all except itself or, if the gallery does not contain it,
-    all except the last.
+    The gallery is the set of images that recall searches for the true image. Nearer means a cosine that is higher by
+    more than a rounding error, so copies of the true image are not counted. Each true image is compared with G - 1
+    gallery images: all except itself or, if the gallery does not contain it, all except the last.
 
     Args:
         predicted: predictions of norm 1, `[B, D]`.

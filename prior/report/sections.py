@@ -265,7 +265,7 @@ def _table(values: Mapping[str, Mapping[str, Mapping[str, float]]], draws: Mappi
 
     Args:
         values: values with intervals, keyed by predictor and then by metric.
-        draws: number of draws per row for each predictor; None to omit this column.
+        draws: number of predicted embeddings per row for each predictor; None to omit this column.
     """
     names = list(next(iter(values.values()), {}))
     rows: list[tuple[object, ...]] = []
