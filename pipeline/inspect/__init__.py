@@ -1,1 +1,1 @@
-"""Inspection of image and embedding folders: problems, statistics and distributions."""
+"""Inspection of image and embedding folders: problems, statistics and value distributions."""

@@ -49,7 +49,7 @@ class _FolderInspector:
             self.metadata.inspect_token_states(shard)
 
     def finish(self) -> None:
-        """Report the findings about the folder as a whole, such as duplicates and distributions."""
+        """Report the findings about the folder as a whole, such as duplicates and value distributions."""
         self.vectors.finish(self._place)
         self.metadata.finish(self._place)
 
@@ -99,7 +99,7 @@ class RecordedEmbeddings:
             inspect_failures(self._store, inspection, failures, record.name, failed, inspection.add_problem)
 
     def finish(self) -> None:
-        """Report missing shards and files that the manifest does not list, then findings about the whole folder."""
+        """Report missing shards, then files that the manifest does not list, then findings about the whole folder."""
         inspection, manifest = self._inspection, self._manifest
         planned = manifest.input.get("shards", 0)
         if len(manifest.shards) < planned:
@@ -120,7 +120,7 @@ class RecordedEmbeddings:
 
 
 def _array_kinds(settings: Mapping[str, Any]) -> list[str]:
-    """Return the kinds of arrays that `embed` writes if it runs with the given settings."""
+    """Return the kinds of arrays, such as `img_emb` and `token_states`, that `embed` writes with the given settings."""
     kinds = [kind for kind, word in WORDS.items() if settings.get(word, True)]
     return [*kinds, "token_states", "offsets"] if settings.get("token_states", False) else kinds
 
@@ -196,7 +196,7 @@ def _foreign_parts(
     headers: Mapping[str, FileHeader],
     first: Mapping[str, str],
 ) -> ShardParts | None:
-    """Return the valid files of a shard, with the number of rows in the first file whose header was read.
+    """Return the valid files of a shard, and the number of rows in its first readable file.
 
     Faulty files are omitted and reported as problems.
 
@@ -205,7 +205,7 @@ def _foreign_parts(
         inspection: findings to add to.
         files: names of the shard's files, keyed by kind.
         headers: headers that could be read, keyed by file name.
-        first: name of the folder's first readable file of each kind, with which other files of that kind are compared.
+        first: name of the folder's first readable file of each kind, used as the reference for other shards' files.
 
     Returns:
         Valid files of the shard; None if none of its headers could be read.

@@ -1,4 +1,4 @@
-"""Findings of an inspection: counts, problems, notes and distributions, all of bounded size."""
+"""Findings of an inspection: counts, problems, notes and value distributions, all of bounded size."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MOST_LISTED = 1000
-"""Maximum number of problems to store, of notes to store, and of distinct error messages to count separately.
+"""Maximum number of entries in each of `Inspection.problems`, `Inspection.notes` and `Inspection.errors`.
 
-`Inspection.problem_count` and `Inspection.note_count` also include the problems and notes that are not stored.
+`Inspection.problem_count` and `Inspection.note_count` also include the problems and notes that are not stored. Further
+error messages are counted together in one additional entry.
 """
 
 Report = Callable[[str], None]
@@ -45,7 +46,7 @@ class Inspection:
     looked_at: dict[str, int] = field(default_factory=dict)
     """Number of rows, files or images that were checked, keyed by a description of the check."""
     distributions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Distributions in the format of `Distribution.to_json`, keyed by name."""
+    """Value distributions (such as caption lengths) in the format of `Distribution.to_json`, keyed by name."""
 
     def add_problem(self, problem: str) -> None:
         """Increment the number of problems, and store the problem if it is among the first 1,000."""

@@ -1,7 +1,7 @@
 """Inspection of a folder written by any stage (such as `download` or `embed`), or by another program.
 
-If the folder has a manifest, the hash of each file is first compared with the manifest. Then the files of each shard
-are compared with each other.
+If the folder has a manifest, each file's hash is first compared with the hash in the manifest. Then the files of each
+shard are compared with each other.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ _INSPECTORS: dict[str, Callable[[Store, Inspection, Manifest], _Recorded]] = {
     "download": RecordedImages,
     "embed": RecordedEmbeddings,
 }
-"""Inspectors that parse a stage's files, keyed by stage.
+"""Inspector class for each stage whose output files are parsed.
 
-For other stages, only the hashes of the files are compared with the manifest.
+For other stages, the files are not parsed; only their hashes are compared with the manifest.
 """
 
 
 def inspect_folder(path: str, progress: ProgressCallback = no_progress) -> Inspection:
     """Inspect a folder written by any stage (such as `download` or `embed`), by img2dataset or by clip-retrieval.
 
-    Memory use is bounded. Memory holds one block of rows, and up to 100,000 embeddings to find near duplicates. To find
-    exact duplicates, it also holds 16 bytes for each of up to 10 million keys and 10 million images.
+    Memory use is bounded. The inspection reads one block of rows at a time. To find near duplicates, it stores up to
+    100,000 embeddings. To find exact duplicates, it stores 16 bytes for each of up to 10 million keys and 10 million
+    images.
 
     Args:
         path: folder to inspect.

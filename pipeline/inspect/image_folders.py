@@ -33,7 +33,8 @@ class RecordedImages:
         Args:
             record: manifest entry of the shard.
             differing: names of the shard's files that are missing or whose hash differs from the record. They are
-                already reported as problems. If there are any, further faults in the shard are reported as notes.
+                already reported as problems. If the list is not empty, further faults in the shard are reported as
+                notes.
         """
         inspection, name = self._inspection, record.name
         tar_name, table_name = f"{name}.tar", f"{name}.parquet"
@@ -55,7 +56,7 @@ class RecordedImages:
     def _compare_counts(self, record: ShardRecord, table: ShardTable, report: Report) -> None:
         """Compare the numbers of rows and images in a shard's table with the shard's record in the manifest.
 
-        Also add the error messages in the table to the inspection's counts.
+        The number of failed rows for each error message in the table is added to `Inspection.errors`.
         """
         if table.rows != record.rows:
             report(f"shard {record.name}: {record.name}.parquet has {table.rows} rows, its record says {record.rows}")
@@ -65,7 +66,7 @@ class RecordedImages:
         self._inspection.count_errors(_messages(table))
 
     def finish(self) -> None:
-        """Report missing rows and files that the manifest does not list, then findings about the whole folder."""
+        """Report missing rows, then files that the manifest does not list, then findings about the whole folder."""
         inspection, manifest = self._inspection, self._manifest
         planned = manifest.input.get("rows")
         if planned is None or manifest.rows < planned:  # None until a text list has been read completely
@@ -86,7 +87,9 @@ class RecordedImages:
 
 
 def inspect_foreign_images(store: Store, names: list[str], progress: ProgressCallback) -> Inspection:
-    """Inspect a folder of tar files without a manifest, and img2dataset's tables and statistics, if present.
+    """Inspect a folder of tar files without a manifest.
+
+    If img2dataset's tables and statistics are present, compare the tar files with them.
 
     Args:
         store: folder to inspect.
@@ -134,7 +137,7 @@ def inspect_foreign_images(store: Store, names: list[str], progress: ProgressCal
 def _compare_statistics(store: Store, inspection: Inspection, shard: str, name: str, table: ShardTable | None) -> bool:
     """Compare img2dataset's statistics for a shard with the shard's table.
 
-    Also add the numbers of rows per error message in the statistics to the inspection's counts.
+    The number of failed rows for each error message in the statistics is added to `Inspection.errors`.
 
     Args:
         shard: name of the shard.
@@ -142,7 +145,8 @@ def _compare_statistics(store: Store, inspection: Inspection, shard: str, name: 
         table: the shard's table; None if it is missing or damaged.
 
     Returns:
-        True if the statistics contain row counts by status, so that the messages in the table need not be counted.
+        True if the statistics contain row counts by status. In that case, all error messages are already counted, and
+        the messages in the table must not be counted again.
     """
     try:
         value = store.read_json(name)

@@ -24,7 +24,7 @@ from .metadata import open_stored_parquet
 from .statistics import Repeats, content_hashes, lengths
 
 SAMPLED_IMAGES = 10_000
-"""Maximum number of images to sample for the distribution of image sizes."""
+"""Maximum number of images whose width and height are included in the size distributions."""
 _SEED = 0
 _COLUMNS = ("key", "status", "error_message", "caption", "width", "height", "original_width", "original_height")
 _SIZES = ("width", "height")
@@ -39,7 +39,10 @@ class ShardTable:
     images: list[int]
     """Row numbers of the downloaded images, in table order."""
     columns: dict[str, list[Any]] = field(default_factory=dict)
-    """Values of those columns that are used (such as `key`, `status` and `caption`) and exist, keyed by column name."""
+    """Values of the columns that an inspection uses (such as `key` and `caption`), keyed by column name.
+
+    Columns that do not exist in the table are left out.
+    """
 
 
 def read_shard_rows(store: Store, name: str) -> ShardTable:
@@ -131,7 +134,9 @@ class ImageInspector:
     def _inspect_caption(
         self, where: str, row: int | None, key: str, data: bytes, table: ShardTable | None, report: Report
     ) -> int:
-        """Compare a caption in a tar file with the table, and return its length in characters.
+        """Compare a caption in a tar file with the caption in the table, and return its length in characters.
+
+        Empty captions and captions that are not UTF-8 are counted.
 
         Args:
             where: location of the caption, for messages.
@@ -186,7 +191,11 @@ class ImageInspector:
                 report(f"{where}: the image of {key!r} is {size[0]}x{size[1]}, its table says {stated[0]}x{stated[1]}")
 
     def _compare_keys(self, shard: ImageShard, keys: list[str], table: ShardTable, report: Report) -> None:
-        """Compare the keys in a tar file with the keys of the images in its table, and report the first difference."""
+        """Compare the keys in a tar file with the keys of the images in the shard's table.
+
+        Report a different number of images, and the first position at which the keys differ. If `download` did not
+        write the folder, keys in a different order are reported only as a note.
+        """
         if len(keys) != len(table.images):
             report(f"shard {shard.name}: {len(keys)} images, its parquet says {len(table.images)}")
         if "key" not in table.columns:
@@ -221,7 +230,7 @@ class ImageInspector:
         self._rows += len(keys)
 
     def finish(self) -> None:
-        """Report the findings about the folder as a whole, such as duplicate keys and distributions."""
+        """Report the findings about the folder as a whole, such as duplicate keys and value distributions."""
         inspection = self._inspection
         self._empty.report(inspection.add_note, "captions are empty")
         self._no_caption.report(inspection.add_note, "images have no caption")

@@ -1,4 +1,4 @@
-"""Inspection of metadata, token states and failure tables (lists of rows that could not be embedded) of shards."""
+"""Inspection of each shard's metadata, token states and failure table (the rows that could not be embedded)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .vectors import ShardParts, array_blocks
 _BATCH_ROWS = 16384
 """Number of Parquet rows that are in memory at a time."""
 _NORMS = {"image_norm": "image", "text_norm": "text"}
-"""Metadata columns with the norms of embeddings before normalisation, mapped to the kind of embedding."""
+"""Metadata columns that store embedding norms before normalisation, mapped to the kind of embedding."""
 
 
 class MetadataInspector:
@@ -34,7 +34,7 @@ class MetadataInspector:
     Args:
         store: folder of the shards.
         inspection: findings to add to.
-        recorded: True for a folder written by `embed`, so that the metadata columns are known.
+        recorded: True for a folder written by `embed`. There, a missing key or caption column is a fault, not a note.
     """
 
     def __init__(self, store: Store, inspection: Inspection, *, recorded: bool) -> None:
@@ -124,7 +124,7 @@ class MetadataInspector:
 
         Args:
             shard: shard that contains the rows.
-            start: row number of the block's first row.
+            start: row number of the block's first row within the shard.
             values: key and caption columns of the block, keyed by column name.
             key: name of the key column to use.
             report: callback for faults.
@@ -166,7 +166,7 @@ class MetadataInspector:
             self._inspection.add_note(f"shard {shard.name}: {repeated:,} rows have the {key} of an earlier one")
 
     def _inspect_captions(self, shard: ShardParts, start: int, captions: pa.Array) -> None:
-        """Add caption lengths to the distribution of lengths, and count empty captions."""
+        """Add the lengths of a block of captions to the distribution of caption lengths, and count empty captions."""
         sizes = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(captions)), 0).to_numpy(zero_copy_only=False)
         self._captions.add(sizes)
         empty = np.flatnonzero(sizes == 0)
@@ -186,7 +186,7 @@ class MetadataInspector:
             report(f"shard {shard.name}, row {start + row}: {column} is {numbers[row]:.4g}")
 
     def inspect_token_states(self, shard: ShardParts) -> None:
-        """Inspect the token states of a shard, and its offsets (the index of each row's first token state)."""
+        """Inspect a shard's token states (text encoder outputs) and offsets (index of each row's first token state)."""
         name, report = shard.files["offsets"], shard.report["offsets"]
         try:
             offsets = np.concatenate(list(array_blocks(self._store, name)) or [np.empty(0, np.int64)])
@@ -244,7 +244,7 @@ class MetadataInspector:
             )
 
     def finish(self, place: Callable[[int], str]) -> None:
-        """Report the findings about the folder as a whole, such as duplicate keys and distributions.
+        """Report the findings about the folder as a whole, such as duplicate keys and value distributions.
 
         Args:
             place: function that converts a row number in the folder to a location, such as `shard 00002, row 17`.

@@ -33,9 +33,9 @@ class Neighbours:
     """Result of comparing the rows of a `NeighbourBank` (a random sample of a folder's rows) with each other."""
 
     compared: int
-    """Number of distinct rows that were compared with all others. If time ran out, it excludes the remaining rows."""
+    """Number of rows with distinct embeddings that were compared with all others within the time limit."""
     near_pairs: int
-    """Number of near-duplicate pairs: rows with different embeddings whose cosine similarity reaches the minimum."""
+    """Number of near-duplicate pairs. Their embeddings differ, but have a cosine of at least `near` (see `compare`)."""
     examples: list[tuple[int, int]]
     """Row numbers of up to three near-duplicate pairs."""
     nearest: np.ndarray
@@ -52,7 +52,7 @@ class NeighbourBank:
 
     Args:
         total: number of rows in the folder.
-        most: maximum number of rows in the bank.
+        most: maximum number of rows in the sample.
     """
 
     def __init__(self, total: int, most: int = BANK_ROWS) -> None:
@@ -64,7 +64,7 @@ class NeighbourBank:
         """Number of rows added to the sample."""
 
     def add(self, rows: np.ndarray, embeds: np.ndarray, hashes: np.ndarray) -> None:
-        """Add those rows of a block that are in the sample, and skip the others.
+        """Add the rows of a block that belong to the random sample, and skip the others.
 
         Args:
             rows: `[n]` row numbers, ascending.
@@ -82,7 +82,8 @@ class NeighbourBank:
     def compare(self, seconds: float = _SECONDS, near: float = NEAR_COSINE) -> Neighbours:
         """Compare all pairs of rows with different embeddings, block by block, until time runs out.
 
-        Of several rows with identical embeddings, only one is compared. The bank is empty afterwards.
+        Of several rows with identical embeddings, only one is compared. The stored rows are removed, so call this
+        method only once.
 
         Args:
             seconds: time limit in seconds. At least one block is compared, even if it takes longer.

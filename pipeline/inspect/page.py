@@ -1,4 +1,4 @@
-"""HTML page with the results of an inspection, and the rows of its tables, which the terminal also shows."""
+"""HTML page with the results of an inspection, and table rows that the page and the terminal output share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..display.page import new_plot, page, paragraph, plot_label, plots, table
 from .findings import Inspection
 
 _LISTED = 20
-"""Maximum number of rows in the table of error messages, and of bars in a chart."""
+"""Maximum number of error messages listed in a table, and of bars in a bar chart."""
 DISTRIBUTION_HEADER = ("distribution", "rows", "mean", "std", "min", "1%", "50%", "99%", "max")
 
 
@@ -37,7 +37,7 @@ def error_rows(inspection: Inspection) -> list[tuple[str, Any]]:
 
 
 def setting_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return (dotted name, value) rows for `Inspection.about` and `Inspection.settings`."""
+    """Return (name, value) rows for `Inspection.about` and `Inspection.settings`. Nested keys are joined with dots."""
     return _flat({**inspection.about, **({"settings": inspection.settings} if inspection.settings else {})})
 
 
@@ -106,7 +106,7 @@ def inspection_page(inspection: Inspection) -> bytes:
 
 
 def _histogram(name: str, values: Mapping[str, Any]) -> str:
-    """Return a histogram as an SVG fragment of the page.
+    """Return a histogram as an SVG fragment for the page.
 
     The horizontal axis is logarithmic if all values are positive and span more than a factor of 100.
 
@@ -123,7 +123,7 @@ def _histogram(name: str, values: Mapping[str, Any]) -> str:
 
 
 def _bars(name: str, counts: Mapping[str, int]) -> str:
-    """Return a bar chart of the 20 largest counts as an SVG fragment of the page."""
+    """Return a bar chart of the 20 largest counts as an SVG fragment for the page."""
     ordered = sorted(counts.items(), key=lambda item: item[1])[-_LISTED:]
     with new_plot(name, "rows", "", height=1.2 + 0.25 * len(ordered)) as (axes, fragments):
         axes.barh([plot_label(name) for name, _ in ordered], [number for _, number in ordered])

@@ -1,4 +1,4 @@
-"""Streaming statistics in bounded memory: distributions in fixed bins, and a search for duplicate values."""
+"""Streaming statistics in bounded memory: histograms with fixed bins, and a search for duplicate values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..compute.hash_sample import HashSample
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 """Quantiles in the output of `Distribution.to_json`, as fractions from 0 to 1."""
 _PRINTED_BINS = 64
-"""Maximum number of bins in an output histogram."""
+"""Maximum number of bins in the histogram that `Distribution.to_json` returns."""
 REPEATS_CAPACITY = 10_000_000
 """Maximum number of rows that `Repeats` stores. Each row takes 16 bytes, and another 32 bytes during sorting."""
 
@@ -114,11 +114,11 @@ class Repeats:
 
     @property
     def one_in(self) -> int:
-        """Sampling interval N: on average, one of N distinct contents is kept. It is 1 as long as all are kept."""
+        """Sampling interval N: on average, one in N distinct contents is kept; 1 if all are kept."""
         return 1 << self._sample.level
 
     def add(self, hashes: np.ndarray, rows: np.ndarray) -> None:
-        """Add rows.
+        """Add rows, which are compared by the hashes of their content.
 
         Args:
             hashes: `[n]` int64 content hashes.
@@ -160,17 +160,17 @@ def _hash(value: Any) -> int:
 
 
 def cosines() -> Distribution:
-    """Return a distribution for cosines: 400 bins from -1 to 1."""
+    """Return an empty histogram for cosines, with 400 bins from -1 to 1."""
     return Distribution(np.linspace(-1, 1, 401))
 
 
 def unit_norms() -> Distribution:
-    """Return a distribution for norms that should be 1: 200 bins from 0.99 to 1.01."""
+    """Return an empty histogram for norms that should be 1, with 200 bins from 0.99 to 1.01."""
     return Distribution(np.linspace(0.99, 1.01, 201))
 
 
 def lengths() -> Distribution:
-    """Return a distribution for lengths, with fine bins for short lengths.
+    """Return an empty histogram for lengths, with fine bins for short lengths.
 
     There is one bin for each whole number below 256. From 256 to 2^24, there are 32 bins between successive powers
     of 2.
@@ -179,5 +179,5 @@ def lengths() -> Distribution:
 
 
 def magnitudes() -> Distribution:
-    """Return a distribution for positive numbers: 32 bins between successive powers of 2, from 2^-10 to 2^20."""
+    """Return an empty histogram for positive numbers, with 32 bins per factor of 2, from 2^-10 to 2^20."""
     return Distribution(2.0 ** (np.arange(-10 * 32, 20 * 32 + 1) / 32))

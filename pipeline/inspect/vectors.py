@@ -30,9 +30,9 @@ class ShardParts:
     """Number of the shard's first row, counted across all shards of the folder."""
     rows: int
     counted_by: str
-    """File or record from which the number of rows was read, for messages."""
+    """Name of the file that states the number of rows, or `its record` for the manifest; used in messages."""
     files: Mapping[str, str]
-    """Names of the shard's files to inspect, keyed by kind."""
+    """Names of the shard's files to inspect, keyed by kind, such as `img_emb`."""
     report: Mapping[str, Report]
     """Callbacks that report faults, keyed by the kind of the faulty file."""
 
@@ -76,7 +76,7 @@ class VectorInspector:
         inspection: findings to add to.
         total: number of rows in the folder.
         embed_dim: embedding dimension that every array must have; None to use the dimension of the first array.
-        dim_source: file or record from which `embed_dim` was read, for messages.
+        dim_source: name of the file that states `embed_dim`, for use in messages.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class VectorInspector:
         return header.embed_dim == self._embed_dim and header.rows == shard.rows
 
     def _inspect_block(self, shard: ShardParts, kind: str, start: int, stored: np.ndarray) -> np.ndarray:
-        """Report rows that are not unit vectors.
+        """Report rows that are not unit vectors, and return the normalised rows.
 
         For image embeddings, also store a hash of each unit vector and a random sample of the unit vectors. From these,
         `finish` finds exact and near duplicates.
@@ -169,11 +169,11 @@ class VectorInspector:
         return embeds / norms[:, None] if sound.all() else embeds / np.where(sound, norms, 1)[:, None]
 
     def _compare(self, image: np.ndarray, text: np.ndarray, differences: Distribution) -> None:
-        """Add the cosines between images and texts in a block to distributions.
+        """Add the cosines between the images and texts of a block to the distributions of paired and unrelated cosines.
 
-        The cosines of pairs (same row) and of unrelated images and texts are added separately. The difference between
-        both cosines of each image is added to `differences`. Unrelated images and texts are half a block apart, because
-        neighbouring rows may be captions of the same image.
+        Each image is compared with its own text and with an unrelated text. The unrelated text is half a block away,
+        because neighbouring rows may be captions of the same image. For each image, the first cosine minus the second
+        is added to `differences`.
         """
         pairs = np.einsum("nd,nd->n", image, text)
         self._pairs.add(pairs)
@@ -183,7 +183,7 @@ class VectorInspector:
             differences.add(pairs - unrelated)
 
     def finish(self, place: Callable[[int], str]) -> None:
-        """Report the findings about the folder as a whole, such as duplicates and distributions.
+        """Report the findings about the folder as a whole, such as duplicates and value distributions.
 
         Args:
             place: function that converts a row number in the folder to a location, such as `shard 00002, row 17`.
@@ -229,8 +229,9 @@ class VectorInspector:
     def _report_alignment(self) -> None:
         """Report each shard whose paired images and texts are no more similar than unrelated ones.
 
-        Such a shard is reported as a problem only if the pairs of another shard are clearly more similar. If this is
-        true of no shard, the whole folder or the CLIP model is suspect, so a note is added instead.
+        Such a shard is reported as a problem only if another shard's pairs are clearly more similar than unrelated
+        images and texts. If there is no such other shard, the cause may be the whole folder or the CLIP model, so a
+        single note is added instead.
         """
         clear = max((shard.gap - 4 * shard.error for shard in self._alignments), default=0.0)
         for shard in self._alignments:

@@ -11,7 +11,7 @@ from .predictors import RANDOM, RESIDUAL, Predictor, RowNoise, to_unit_norm
 from .settings import BASELINES
 
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Ridge penalties to try, as multiples of the mean diagonal element of X'X, where X is the centred text embeddings."""
+"""Ridge penalties to try, as multiples of the mean diagonal element of X'X, where X holds centred text embeddings."""
 _PENALTY_FOLD = 10
 """Spacing of the held-out rows: every tenth training row is held out to choose the ridge penalty."""
 
@@ -36,7 +36,7 @@ class Bank:
 
 
 def fit_baselines(bank: Bank, draws: int, seed: int) -> dict[str, Predictor]:
-    """Fit all baselines to training rows, and return the resulting predictors by baseline name.
+    """Fit all baselines to training rows, and return the resulting predictors, keyed by baseline name.
 
     Args:
         bank: embeddings of the training rows.
@@ -98,7 +98,7 @@ class Ridge:
         self._weights = np.linalg.solve(products + added, centred.T @ (image - self._image_mean))
         self._inverse, self._rows = np.linalg.inv(products + added), len(text)
         self.degrees_of_freedom = 1 + float(np.sum(self._inverse * products))
-        """Effective number of parameters (Hastie, Tibshirani and Friedman 2009, section 3.4.1)."""
+        """Effective number of parameters of the regression (Hastie, Tibshirani and Friedman 2009, section 3.4.1)."""
 
     def predict(self, text: np.ndarray) -> np.ndarray:
         """Return the predicted image embeddings `[B, D]` for text embeddings `[B, D]`, without normalising them."""
@@ -145,7 +145,7 @@ class LinearGaussian:
 
 
 class NearestNeighbours:
-    """Predictor that returns the image embeddings of the K training captions that are most similar to a given caption.
+    """Predictor that returns the image embeddings of the K training rows whose captions are most similar to a caption.
 
     Similarity is the dot product of the text embeddings. If there are fewer than K training rows, all are returned.
     """

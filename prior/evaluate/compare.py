@@ -14,18 +14,18 @@ from .folder import read_metrics, read_rows, require_whole
 from .metrics import Interval, mean_intervals
 
 _RESAMPLES, _SEED = 1000, 0
-"""Number of bootstrap resamples for differences that are computed row by row, and the bootstrap seed."""
+"""Number of bootstrap resamples and bootstrap seed, used for differences that are computed row by row."""
 _MUST_AGREE = {
     "rows": "evaluate.max_rows, or --limit,",
     "gallery": "evaluate.gallery_size",
     "distance_rows": "evaluate.distance_rows",
 }
-"""Counts in `metrics.json` that must be equal in all compared evaluations, with the settings that limit each count."""
+"""Counts in `metrics.json` that must be equal in all compared evaluations, mapped to the settings that limit them."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Values of one metric on one split in all compared evaluations, with their differences from the first."""
+    """Values of one metric on one split in all compared evaluations, and differences from the first evaluation."""
 
     split: str
     metric: str
@@ -36,7 +36,7 @@ class Comparison:
     paired: list[bool]
     """For each difference, True if it was computed row by row, because both evaluations used the same rows.
 
-    The difficulty of the rows then cancels out, which makes the interval narrower.
+    In a row-by-row difference, the difficulty of each row cancels out, so the interval is narrower.
     """
 
 
@@ -50,9 +50,9 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
 
     Raises:
         InputError: fewer than two evaluations are given, an evaluation is unfinished or its files have changed, the
-            predictor is missing or was reported as broken, the evaluations have no split in common, or they differ in
-            embedding size, CLIP model, number of rows, predictions per caption, or gallery (images searched for
-            recall).
+            predictor is missing or was reported as broken, or the evaluations are not comparable. Comparable
+            evaluations have at least one split in common. They agree in embedding size, CLIP model, number of rows,
+            predictions per caption, and gallery (images searched for recall).
     """
     if len(evaluations) < 2:
         raise InputError("compare needs at least two evaluations")
@@ -98,7 +98,7 @@ def _require_one_space(evaluations: Sequence[str], metrics: Sequence[dict[str, A
 def _require_comparable(split: str, evaluations: Sequence[str], runs: Sequence[_Run]) -> None:
     """Raise InputError if the evaluations differ in a way that makes their metrics on this split incomparable.
 
-    They must agree in the counts in `_MUST_AGREE` and in the number of predictions per caption. Evaluations of the same
+    The counts listed in `_MUST_AGREE` and the number of predictions per caption must be equal. Evaluations of the same
     rows must also use the same gallery (the images searched for recall).
     """
     for name, setting in _MUST_AGREE.items():
@@ -133,7 +133,7 @@ class _Run:
     metrics: dict[str, Any]
     """Section of `metrics.json` for the split."""
     result: dict[str, Any]
-    """Predictor's entry in the list `predictors` of `metrics`."""
+    """Entry of `metrics["predictors"]` for the predictor."""
     rows: dict[str, np.ndarray]
     """Per-row values `[N]` by metric, ordered by row id."""
     row_ids: np.ndarray
@@ -185,8 +185,8 @@ def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
 def _compare_distances(split: str, runs: list[_Run]) -> list[Comparison]:
     """Compare the distances between the distributions of predicted and real images.
 
-    Only distances that all evaluations contain are compared; an evaluation of too few images contains none. The
-    evaluations are treated as independent. If they share rows, the intervals are wider than necessary.
+    Only distances that all evaluations contain are compared. An evaluation with too few distinct images contains no
+    distances. The evaluations are treated as independent. If they share rows, the intervals are wider than necessary.
     """
     comparisons = []
     for name in runs[0].result["distances"]:

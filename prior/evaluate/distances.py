@@ -27,7 +27,10 @@ orthogonal, so any two half-samples have 4 parts in common.
 LEAST_GROUPS = 3 * _PARTS
 """Minimum number of distinct images in each of the two sets (3 per part). With fewer, no distances are computed."""
 _MEDIAN_ROWS = 1000
-"""Maximum number of real embeddings used to compute the MMD kernel's scale. The time is quadratic in this number."""
+"""Maximum number of real embeddings used to compute the median distance, which is the scale of the MMD kernel.
+
+The computation time is quadratic in this number.
+"""
 _COPY_DISTANCE = 1e-6
 """Distance at or below which two embeddings count as copies of the same image."""
 
@@ -213,7 +216,7 @@ class _Moments:
         self._products = np.stack([part.T @ part for part in parts])
 
     def mean_and_covariance(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mean `[D]` and covariance `[D, D]` of the rows in the chosen parts."""
+        """Return the mean `[D]` and covariance `[D, D]` of the rows in the parts that the mask `chosen` selects."""
         count = self._counts[chosen].sum()
         mean = self._totals[chosen].sum(axis=0) / count
         return mean, (self._products[chosen].sum(axis=0) - count * np.outer(mean, mean)) / (count - 1)

@@ -58,7 +58,7 @@ def compute_metrics(
         make_scorer: function that each worker calls to create its scorer.
         compute: worker settings; None to score in this process.
         given: True to evaluate predictions from a file instead of a prior.
-        progress: called after each block.
+        progress: callback, called after each block of rows.
     """
     results: dict[Split, SplitScores] = {
         split: SplitScores(dataset, split, settings, given=given) for split in settings.splits
@@ -97,9 +97,10 @@ class SplitScores:
             self._losses = {name: LossScores(self._rows, settings) for name in settings.weights}
 
     def tasks(self) -> Iterator[ScoreTask]:
-        """Yield the tasks that score each predictor on each block of rows, then those that compute losses.
+        """Yield the tasks that score predictions, followed by the tasks that compute losses.
 
-        Losses are computed for each of the prior's sets of weights, also one block per task.
+        Each scoring task covers one predictor and one block of rows. Each loss task covers one of the prior's sets of
+        weights (for example, `ema` or `online`) and one block of rows.
         """
         for is_loss, names in ((False, self._predictors), (True, self._losses)):
             for name in names:
@@ -107,7 +108,7 @@ class SplitScores:
                     yield ScoreTask(self._split, name, block, is_loss=is_loss)
 
     def add(self, scores: BlockScores) -> None:
-        """Add the scores of a block of rows to its predictor or, for losses, to its set of weights."""
+        """Add the scores or losses of a block of rows to the results for the predictor or weights in `scores.task`."""
         if scores.task.is_loss:
             self._losses[scores.task.name].add(scores)
         else:
@@ -117,8 +118,8 @@ class SplitScores:
         """Return the section of `metrics.json` for the split. All blocks must have been added before.
 
         Args:
-            training: training images. Their distances from the split's images are included for reference, as the
-                lowest distances that a predictor can be expected to reach.
+            training: training images. For reference, the section includes the distances between their distribution and
+                that of the split's images. These are the lowest distances that a predictor can be expected to reach.
         """
         rows, real = self._rows, self._real
         return {
@@ -157,7 +158,7 @@ class PredictorScores:
         self.draws = 0
         """Number of predicted embeddings per row."""
         self.columns: dict[str, np.ndarray] = {}
-        """Per-row values `[N]` by metric; empty if the predictor is broken."""
+        """Per-row values `[N]`, keyed by metric name; empty if the predictor is broken."""
         self.summary: dict[str, Any] = {}
         """Means of the per-row metrics, and distances between distributions, with intervals.
 
@@ -194,7 +195,10 @@ class PredictorScores:
 
 
 class LossScores:
-    """Losses of one set of weights on a split. They are summarised when the last block is added."""
+    """Losses of a prior with one of its sets of weights, such as `ema`, on a split.
+
+    The losses are summarised when the last block is added.
+    """
 
     def __init__(self, rows: EvaluatedRows, settings: EvaluateSettings) -> None:
         self._rows, self._settings = rows, settings
@@ -250,7 +254,10 @@ def _distance_floor(training: EmbeddingSet, real: EmbeddingSet) -> dict[str, Int
 
 
 def _sampling(variant: Variant | None) -> dict[str, Any]:
-    """Return the weights name and sampling settings of a variant, for `metrics.json`; empty if `variant` is None."""
+    """Return the weights name and sampling settings of a variant, for `metrics.json`.
+
+    Return an empty dictionary if `variant` is None.
+    """
     return {} if variant is None else {"weights": variant.weights, "sample": variant.sample.model_dump(mode="json")}
 
 

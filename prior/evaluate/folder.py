@@ -14,7 +14,7 @@ from ...pipeline.errors import InputError
 
 STAGE = "evaluate"
 RECORD = "metrics"
-"""Name of the only record in the manifest. The record lists the evaluation's files."""
+"""Name of the manifest's only record (entry), which lists the evaluation's files."""
 METRICS_NAME = "metrics.json"
 FORMAT_VERSION = 4
 """Version of the `metrics.json` layout; files with another version are rejected."""
@@ -28,8 +28,9 @@ def rows_name(split: str) -> str:
 def evaluate_manifest() -> Manifest:
     """Return the manifest of an empty evaluation folder.
 
-    The manifest contains no settings. Instead, the input fingerprint of its record covers everything that affects the
-    metrics. A changed setting therefore starts a new evaluation instead of raising an error.
+    The manifest contains no settings. When the evaluation finishes, a fingerprint of everything that affects the
+    metrics is stored in the manifest instead. A changed setting therefore starts a new evaluation instead of raising an
+    error.
     """
     return Manifest(STAGE, {}, input={})
 

@@ -1,6 +1,7 @@
 """Per-row metrics of predicted embeddings, and their means with 95% intervals, in float64.
 
-Array shapes use B for the number of rows, K for draws per row, D for values per embedding, and G for gallery images.
+In array shapes, B is the number of rows, K the number of draws (predicted embeddings) per row, D the embedding size,
+and G the number of gallery images (images searched for recall).
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 RECALL_AT = (1, 5, 10)
-"""Values of N for which recall@N (true image among the N gallery images nearest to the prediction) is computed."""
+"""Values of N for recall@N: the fraction of rows whose true image is among the N images nearest to the prediction."""
 SHARES = tuple(f"recall_at_{count}" for count in RECALL_AT)
 """Names of the metrics whose value for each row is 0 or 1, so that their means are proportions."""
 NORMAL_QUANTILE = 1.9600
 """97.5% quantile of the standard normal distribution, used for two-sided 95% intervals."""
 _AGRESTI_COULL, _BONETT_PRICE = (0, 0, 1, 1), (-1, 1)
-"""Mean value of each pseudo-group (artificial group of rows) that is added before a normal interval is computed.
+"""Mean values of the pseudo-groups (artificial groups of rows) that are added before computing a normal interval.
 
 `_AGRESTI_COULL` is for a proportion, and `_BONETT_PRICE` for a paired difference between two proportions.
 """
@@ -47,7 +48,7 @@ def energy_score(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
     2007, JASA 102). For a single draw, the estimate is set to 0.
 
     Args:
-        draws: draws X and X', `[B, K, D]`.
+        draws: K predicted embeddings per row, from which X and X' are taken, `[B, K, D]`.
         truth: true embeddings y, `[B, D]`.
     """
     error = np.linalg.norm(draws - truth[:, None], axis=-1).mean(axis=1)
@@ -55,7 +56,7 @@ def energy_score(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def diversity(draws: np.ndarray) -> np.ndarray:
-    """Return the mean distance between pairs of draws `[B, K, D]` of the same row: `[B]`; 0 for a single draw."""
+    """Return the mean pairwise distance of each row's predictions `[B, K, D]`: `[B]`; 0 for a single prediction."""
     count = draws.shape[1]
     total = np.zeros(len(draws))
     for first in range(count - 1):
@@ -64,7 +65,7 @@ def diversity(draws: np.ndarray) -> np.ndarray:
 
 
 def cosine(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the mean cosine between each row's draws `[B, K, D]` and its embedding in `others` `[B, D]`: `[B]`.
+    """Return the mean cosine between each row's predictions `[B, K, D]` and its embedding in `others`, `[B, D]`: `[B]`.
 
     All embeddings must have norm 1.
     """
@@ -74,9 +75,9 @@ def cosine(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
 def rank(predicted: np.ndarray, truth: np.ndarray, gallery: np.ndarray, gallery_index: np.ndarray) -> np.ndarray:
     """Return the number of gallery images that are nearer to each prediction than its true image is: `[B]`.
 
-    Nearer means a cosine that is higher by more than a rounding error, so copies of the true image are not counted.
-    Each true image is compared with G - 1 gallery images: all except itself or, if the gallery does not contain it,
-    all except the last.
+    The gallery is the set of images that recall searches for the true image. Nearer means a cosine that is higher by
+    more than a rounding error, so copies of the true image are not counted. Each true image is compared with G - 1
+    gallery images: all except itself or, if the gallery does not contain it, all except the last.
 
     Args:
         predicted: predictions of norm 1, `[B, D]`.
@@ -99,9 +100,9 @@ def mean_intervals(
     Welsh 2007, J. R. Stat. Soc. B 69). All columns use the same resamples. The ends of an interval are percentiles of
     the resampled means (Efron 1979, Ann. Statist. 7).
 
-    Percentile intervals of the metrics in `SHARES` are too narrow if the mean is near 0 or 1. For these metrics, a few
-    pseudo-groups of mean size are added and a normal interval is computed (Agresti and Coull 1998, Am. Stat. 52; for
-    differences, Bonett and Price 2012, J. Educ. Behav. Stat. 37).
+    Percentile intervals of the metrics in `SHARES` (proportions) are too narrow if the mean is near 0 or 1. For these
+    metrics, a few pseudo-groups (artificial groups of average size) are added, and a normal interval is computed
+    (Agresti and Coull 1998, Am. Stat. 52; for differences, Bonett and Price 2012, J. Educ. Behav. Stat. 37).
 
     Args:
         values: columns `[N]` by metric name.
@@ -129,7 +130,7 @@ def mean_intervals(
 
 
 def _share_interval(sums: np.ndarray, sizes: np.ndarray, added: Sequence[float]) -> tuple[float, float]:
-    """Return the normal 95% interval of a proportion after adding pseudo-groups.
+    """Return the normal 95% interval of a proportion, or of a difference of proportions, after adding pseudo-groups.
 
     Args:
         sums: sum of the values in each group of rows that share an image.

@@ -1,4 +1,4 @@
-"""Predictors of image embeddings: the protocol, the prior, and predictions read from a file.
+"""Predictors of image embeddings: their protocol, sampling from a prior, and predictions read from a file.
 
 Each predictor returns K draws (predicted embeddings of norm 1) for each of B rows. The noise for a row depends only on
 the seed and the content of the row, so row order and the number of workers do not affect the draws. The module
@@ -35,7 +35,7 @@ class Predictor(Protocol):
 
 
 PRIOR, RESIDUAL, RANDOM, LOSS = range(4)
-"""Purposes of random numbers: sampling from a prior, noise of `LinearGaussian`, choice of random images, and losses.
+"""Purposes of random numbers: prior sampling, noise for `LinearGaussian`, choice of random images, and losses.
 
 `RowNoise` uses independent random streams for different purposes.
 """
@@ -49,7 +49,7 @@ class RowNoise:
         purpose: `PRIOR`, `RESIDUAL`, `RANDOM` or `LOSS`. Different purposes give independent streams for the same seed
             and row.
         row_ids: hashes of the rows' content, `[B]` uint64.
-        shape: shape of the array that each call of `draw` or `choose` generates for a row.
+        shape: shape of the array that each call of `draw` or `choose` generates for each row.
     """
 
     def __init__(self, seed: int, purpose: int, row_ids: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -59,7 +59,7 @@ class RowNoise:
         self._shape = shape
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield arrays of normal random numbers indefinitely; see `draw`."""
+        """Yield the results of successive calls of `draw`, without end."""
         while True:
             yield self.draw()
 
@@ -135,7 +135,7 @@ def as_units(embeds: np.ndarray) -> np.ndarray:
 
 
 def to_unit_norm(values: np.ndarray) -> np.ndarray:
-    """Scale predictions `[..., D]` to norm 1. Zero or non-finite vectors become NaN, and scoring rejects them."""
+    """Scale predictions `[..., D]` to norm 1. Zero or non-finite vectors become NaN and are rejected during scoring."""
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = values / np.abs(values).max(axis=-1, keepdims=True)  # prevents overflow and underflow of the squares
         return np.asarray(scaled / np.linalg.norm(scaled, axis=-1, keepdims=True))

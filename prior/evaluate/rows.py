@@ -32,16 +32,16 @@ class EvaluatedRows:
         self.groups = dataset.group_ids[self.rows]
         """Group id of each row, `[N]`; rows with the same group id share an image."""
         self.unrelated = _next_different(self.groups)
-        """For each row, the position in `rows` of a row with another image, to provide an unrelated caption: `[N]`."""
+        """For each row, position in `rows` of a row with another image, whose caption counts as unrelated: `[N]`."""
         groups, firsts, group_numbers = np.unique(self.groups, return_index=True, return_inverse=True)
         self.gallery = np.sort(firsts)[: settings.gallery_size]
-        """Positions in `rows` of the images that recall searches for the true image, `[G]`. Each image occurs once."""
+        """Positions in `rows` of the gallery images (images searched for recall), `[G]`. Each image occurs once."""
         index_by_group = np.full(len(groups), -1)
         index_by_group[group_numbers[self.gallery]] = np.arange(len(self.gallery))
         self.gallery_index = index_by_group[group_numbers]
         """Index in `gallery` of each row's image, `[N]`; -1 if the gallery does not contain it."""
         self.blocks = -(-len(self.rows) // BLOCK_ROWS)
-        """Number of blocks."""
+        """Number of blocks of `BLOCK_ROWS` rows. The last block may be smaller."""
 
     def block(self, number: int) -> slice:
         """Return the range of positions in `rows` that the block with a given number covers."""

@@ -47,9 +47,9 @@ class Variant:
 def variants(settings: EvaluateSettings) -> list[Variant]:
     """Return the combinations of weights and sampling settings to evaluate.
 
-    The first variant is named `prior`. It is followed by one variant for each additional set of weights, and one for
-    each value in `settings.sweep` that differs from `settings.sample`. `prior` and the sweep use the first entry of
-    `settings.weights`.
+    The first variant, `prior`, uses `settings.sample` and the first entry of `settings.weights`. It is followed by one
+    variant for each further entry of `settings.weights`. The remaining variants each change one sampling setting of
+    `prior` to a value in `settings.sweep`, unless it already has that value.
     """
     base, first = settings.sample, settings.weights[0]
     listed = [Variant("prior", first, base)]
@@ -66,7 +66,7 @@ def variants(settings: EvaluateSettings) -> list[Variant]:
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """Task for one block of a split: score one predictor, or compute the losses of one set of weights."""
+    """Task for one block of a split: score one predictor, or compute losses with one of the prior's sets of weights."""
 
     split: Split
     name: str
@@ -83,11 +83,11 @@ class BlockScores:
 
     task: ScoreTask
     values: dict[str, np.ndarray]
-    """Per-row values `[B]`, by metric or, for losses, by timestep bin."""
+    """Per-row values `[B]`, keyed by metric name or, for losses, by timestep bin."""
     first_draws: np.ndarray
     """First prediction for each of the block's R rows that are used for distances, `[R, D]`; empty for losses.
 
-    R is less than B if the block reaches beyond the first `distance_rows` rows.
+    R is less than B if some of the block's rows are not among the split's first `distance_rows` evaluated rows.
     """
     draws: int = 0
     """Number of predicted embeddings per row; 0 for losses."""
@@ -96,7 +96,9 @@ class BlockScores:
 
 
 class Scorer:
-    """Scorer for blocks of rows. Priors, baselines and galleries are loaded or computed on first use, and cached.
+    """Scorer for blocks of rows.
+
+    Priors, baselines and galleries (images searched for recall) are loaded or computed on first use, and cached.
 
     Args:
         dataset: embeddings.
@@ -117,7 +119,7 @@ class Scorer:
         self._priors: dict[str, Prior] = {}
 
     def __call__(self, task: ScoreTask, following: ScoreTask | None = None) -> BlockScores:
-        """Return the scores or losses for one block. The next task, `following`, is not used."""
+        """Return the scores or losses for one block. `following`, the next task, is ignored."""
         return self._score_losses(task) if task.is_loss else self._score_draws(task)
 
     def _score_losses(self, task: ScoreTask) -> BlockScores:
@@ -194,7 +196,7 @@ class Scorer:
 def row_metrics(
     draws: np.ndarray, image: np.ndarray, text: np.ndarray, unrelated: np.ndarray, nearer: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return all metrics that are averaged over rows: an array of per-row values `[B]` for each metric name.
+    """Return the per-row values `[B]` of all metrics that are averaged over rows, keyed by metric name.
 
     All embeddings must have norm 1.
 
@@ -226,7 +228,8 @@ def timestep_losses(
 
     The `settings.loss_bins` bins divide the timesteps into ranges of about equal width. A bin is named after its first
     and last timestep, such as `0-99`. Noise and timesteps depend only on the row and the seed, so all priors are
-    evaluated with the same noise at the same timesteps. Unlike in training, no text and no image is dropped.
+    evaluated with the same noise at the same timesteps. Unlike in training, the text and the noisy image are never
+    dropped.
     """
     diffusion, dim = prior.config.diffusion, prior.config.embed_dim
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)

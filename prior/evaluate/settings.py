@@ -42,26 +42,26 @@ class EvaluateSettings(DeviceSettings):
     draws: int = Field(default=8, ge=2)
     """Number of embeddings drawn per caption. With fewer than 8, the energy score is imprecise."""
     max_rows: int = Field(default=10_000, ge=2)
-    """Maximum number of rows to evaluate per split. Rows are chosen at random with `seed`, and the number of
-    evaluated rows is printed."""
+    """Maximum number of rows to evaluate per split. From a larger split, a random subset that depends on `seed` is
+    evaluated. The number of evaluated rows is printed."""
     gallery_size: int = Field(default=10_000, ge=2)
     """Maximum number of images in the gallery, which recall searches for the true image. The gallery contains the
     distinct images of the first evaluated rows."""
     distance_rows: int = Field(default=5_000, ge=48)
-    """Maximum number of rows used for distances between predicted and real distributions. The distances depend on this
-    number, so compare only evaluations that use the same number."""
+    """Maximum number of rows used for the distances between the distributions of predicted and real images. The
+    distances depend on this number, so compare only evaluations that use the same number."""
     baselines: tuple[BaselineName, ...] = BASELINES
     """Baselines to evaluate on the same rows."""
     bank_rows: int = Field(default=100_000, ge=2)
     """Maximum number of training rows used to fit the baselines."""
     loss_bins: int = Field(default=10, ge=1)
-    """Number of timestep bins of equal width. The loss of each row is computed at one random timestep per bin."""
+    """Number of timestep bins of about equal width. The loss of each row is computed at one random timestep per bin."""
     sample: SampleSettings = SampleSettings()
     """Sampling settings of the main predictor, `prior`."""
     sweep: SweepSettings = SweepSettings()
     """Sampling settings to compare with `sample`, changed one at a time."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    """Seed for the choice of rows, the draws, the loss timesteps, the random baselines and the bootstrap."""
+    """Seed for the choice of rows, the predicted embeddings, the losses, the random baselines and the bootstrap."""
     bootstrap_samples: int = Field(default=1000, ge=100)
     """Number of bootstrap resamples for the 95% intervals."""
 

@@ -62,7 +62,7 @@ def evaluate(
         function_version: dalle2-pytorch release for a `.pth`, as for `load_prior`.
         limit: maximum number of rows per split, in addition to `settings.max_rows`; None for no additional limit.
         overwrite: discard an existing evaluation and compute it again.
-        progress: called after each block.
+        progress: callback, called after each block of rows.
 
     Raises:
         FolderError: the evaluation folder contains unrelated files or the output of another stage, or another process

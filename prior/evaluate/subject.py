@@ -35,19 +35,20 @@ TrainingRows = Literal["held out", "of other embeddings", "unknown"]
 """Relation between the evaluated rows and the rows that the prior was trained on, as stored in `metrics.json`.
 
 `held out` means that the prior was not trained on the evaluated rows. `of other embeddings` means that it was trained
-on a different set of embeddings, so the two sets of rows may overlap.
+on a different set of embeddings, so the two sets of rows may overlap. `unknown` means that the training rows cannot be
+determined.
 """
 TRAINING_ROWS_WARNINGS: dict[TrainingRows, str] = {
     "of other embeddings": "It was trained on other embeddings: where images are in both, it may be evaluated on rows "
     "that it was trained on.",
     "unknown": "On which rows it was trained is not known: if these are among them, its scores are too good.",
 }
-"""Warnings to show with the scores if the prior may have been trained on evaluated rows."""
+"""Warnings to show with the scores if the prior may have been trained on evaluated rows, keyed by the relation."""
 
 
 @dataclass(frozen=True)
 class PriorSource:
-    """Location of the prior or predictions to evaluate, and the arguments of `load_prior` that the prior requires."""
+    """Location of the prior or predictions to evaluate, and the arguments that `load_prior` needs to load the prior."""
 
     path: str
     """Prior folder, DALLE2-pytorch `.pth` file, or `.npy` file of predictions."""
@@ -66,13 +67,13 @@ class PriorSource:
         """True if the path is a DALLE2-pytorch checkpoint (`.pth`).
 
         Raises:
-            SettingsError: `config` is missing for a `.pth`, an option is given for a path that is not a `.pth`, or the
-                path is a file of another type.
+            SettingsError: `config` is missing for a `.pth`, `config` or `function_version` is given for a path that is
+                not a `.pth`, or the path is a file of an unsupported type.
         """
         return is_pth(self.path, config=self.config, function_version=self.function_version)
 
     def load(self, weights: WeightsName = "ema", device: str = "cpu") -> Prior:
-        """Load the prior with the named weights."""
+        """Load the prior with the named weights (`ema`, `online` or `best`) onto a device."""
         return load_prior(
             self.path, device, config=self.config, weights=weights, function_version=self.function_version
         )
@@ -85,11 +86,11 @@ class Subject:
     source: PriorSource
     """Location of the prior or predictions."""
     kind: Kind
-    """Kind of prior, or `predictions`; see `Kind`."""
+    """Kind of model or file that is evaluated; see `Kind`."""
     read: ReadSettings
     """Settings that assign rows to the training, validation and test splits."""
     content: str
-    """Fingerprint of the evaluated files and the options to load them with; empty if training has not finished."""
+    """Fingerprint of the evaluated files and loading options; an empty string if training has not finished."""
     trained_on: TrainedOn | None = None
     """Embeddings and splits that the prior was trained on; None if unknown."""
     trained: Manifest | None = None
@@ -101,7 +102,10 @@ class Subject:
         return self.source.is_predictions
 
     def parameters(self, weights: WeightsName) -> float:
-        """Return the number of network parameters; for a prior folder, an estimate from its weights file's size."""
+        """Return the number of network parameters.
+
+        For a prior folder, the number is estimated from the size of the weights file.
+        """
         if self.kind == "checkpoint":  # stores the weights several times, so its file size is no good estimate
             return sum(value.numel() for value in self.source.load(weights).network.parameters())
         return (Store(self.source.path).size(WEIGHTS_NAME) or 0) / 4
@@ -220,7 +224,7 @@ def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
 
 
 def _read_settings(trained_on: TrainedOn, path: str) -> ReadSettings:
-    """Return the settings that assigned rows to splits when a prior was trained, parsed from its training record."""
+    """Return the settings that assigned rows to splits when the prior at `path` was trained."""
     return parse_settings(ReadSettings, trained_on.read, f"{path}: what it was trained on")
 
 

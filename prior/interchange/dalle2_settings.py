@@ -19,7 +19,7 @@ from ..network.settings import NetworkSettings
 from ..objective.settings import DiffusionSettings
 
 _DEFAULT_TEXT_LEN = 256
-"""Default of `max_text_len` in DALLE2-pytorch."""
+"""Default of `max_text_len` (maximum number of token states per caption) in DALLE2-pytorch."""
 _OPENAI_CLIPS = {
     "RN50": "RN50", "RN101": "RN101", "RN50x4": "RN50x4", "RN50x16": "RN50x16", "RN50x64": "RN50x64",
     "ViT-B/32": "ViT-B-32", "ViT-B/16": "ViT-B-16", "ViT-L/14": "ViT-L-14", "ViT-L/14@336px": "ViT-L-14-336",
@@ -31,13 +31,13 @@ class NetworkConfig(Settings):
     """Arguments of `DiffusionPriorNetwork` in DALLE2-pytorch."""
 
     dim: int = Field(ge=8)
-    """Embedding size, and width of the network."""
+    """Embedding size, which is also the width of the network."""
     depth: int = Field(ge=1)
     """Number of layers."""
     max_text_len: int | None = Field(default=None, ge=0)
     """Maximum number of token states (CLIP text encoder outputs, one per token) per caption; null means 256."""
     num_timesteps: int | None = None
-    """Number of learned timestep embeddings; null computes timestep embeddings from sinusoids instead."""
+    """Number of learned timestep embeddings; null means that sinusoidal timestep embeddings are used instead."""
     num_time_embeds: int = 1
     """Number of network input tokens that represent the timestep."""
     num_image_embeds: int = 1
@@ -61,7 +61,7 @@ class NetworkConfig(Settings):
     final_proj: bool = True
     """Apply a final linear projection to the output."""
     normformer: bool = False
-    """Add a norm inside the feed-forward layers (NormFormer)."""
+    """Add a normalisation layer inside each feed-forward layer (NormFormer)."""
     rotary_emb: bool = True
     """Use rotary position embeddings."""
     self_cond: bool = False
@@ -69,12 +69,12 @@ class NetworkConfig(Settings):
 
 
 class DiffusionConfig(Settings):
-    """Arguments of `DiffusionPrior` in DALLE2-pytorch, as in the `prior` section of its training script's JSON file."""
+    """Arguments of `DiffusionPrior` in DALLE2-pytorch: the `prior` section of its training script's JSON file."""
 
     net: NetworkConfig
     """Arguments of the network."""
     clip: dict[str, Any] | None = None
-    """Description of the CLIP model, with keys `make` and `model`."""
+    """Description of the CLIP model, with the keys `make` (such as `openai`) and `model` (such as `ViT-L/14`)."""
     image_embed_dim: int | None = None
     """Image embedding size; null means `net.dim`."""
     image_size: int | None = None
@@ -82,11 +82,11 @@ class DiffusionConfig(Settings):
     image_channels: int = 3
     """Number of colour channels of the images. Ignored, because a prior processes only image embeddings."""
     timesteps: int = Field(default=1000, ge=2)
-    """Number of noise levels."""
+    """Number of diffusion timesteps (noise levels)."""
     sample_timesteps: int | None = None
     """Default number of sampling steps in DALLE2-pytorch. Ignored, because it is not part of a priorkit prior."""
     cond_drop_prob: float = Field(default=0.0, ge=0, le=1)
-    """Value used for `text_cond_drop_prob` and `image_cond_drop_prob` where they are null."""
+    """Default drop probability, used for `text_cond_drop_prob` or `image_cond_drop_prob` if that setting is null."""
     text_cond_drop_prob: float | None = Field(default=None, ge=0, le=1)
     """Probability of dropping the text during training; null means `cond_drop_prob`."""
     image_cond_drop_prob: float | None = Field(default=None, ge=0, le=1)
@@ -136,7 +136,7 @@ def parse_config(described: Any, source: str) -> DiffusionConfig:
     """Parse the settings of a DALLE2-pytorch prior.
 
     Args:
-        described: parsed JSON of a training script, or only its `prior` section.
+        described: parsed JSON file of DALLE2-pytorch's training script, or only its `prior` section.
         source: name of the settings, for error messages.
 
     Raises:
@@ -218,7 +218,7 @@ def _clip_settings(clip: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def to_dalle2_config(config: PriorConfig) -> dict[str, Any]:
-    """Convert a priorkit configuration to the `prior` section of a training script's JSON.
+    """Convert a priorkit configuration to the `prior` section of the JSON file of DALLE2-pytorch's training script.
 
     Call `require_exportable` first. This function does not check whether DALLE2-pytorch supports the configuration.
     """

@@ -19,19 +19,19 @@ from ..network.function_version import LATEST_FUNCTION
 from .dalle2_settings import require_exportable
 
 _SCHEDULE_TOLERANCE = 1e-2
-"""Absolute tolerance for comparing the alpha_bar values of two noise schedules.
+"""Absolute tolerance for comparing the alpha_bar values (cumulative products of 1 - beta) of two noise schedules.
 
-Rounding to half precision causes smaller differences. Different schedules differ by more.
+Differences caused by rounding to half precision are smaller. Differences between schedules are larger.
 """
 _ROTARY_TOLERANCE = 4e-3
 """Relative tolerance for comparing rotary frequencies.
 
-Rounding to bfloat16 causes smaller differences. A base other than 10,000 causes larger ones.
+Differences caused by rounding to bfloat16 are smaller. Differences caused by a base other than 10,000 are larger.
 """
 
 
 def import_prior(weights: Mapping[str, torch.Tensor], config: PriorConfig, source: str) -> Prior:
-    """Create a prior from the weights of a `DiffusionPrior`.
+    """Create a priorkit prior from the weights of a DALLE2-pytorch `DiffusionPrior`.
 
     Args:
         weights: weights, keyed by their names in DALLE2-pytorch.
@@ -136,9 +136,9 @@ def export_weights(prior: Prior) -> dict[str, torch.Tensor]:
 
 
 def _as_upstream(name: str, value: torch.Tensor, prior: Prior) -> dict[str, torch.Tensor]:
-    """Convert a priorkit weight to DALLE2-pytorch's names and shapes.
+    """Convert a priorkit weight to one or two DALLE2-pytorch weights, keyed by name.
 
-    The result has two entries if the priorkit weight is a concatenation of two DALLE2-pytorch weights.
+    Two weights are returned if the priorkit weight is their concatenation.
     """
     names = _upstream_names(name, prior)
     if name in ("null_token_states", "null_text", "null_image"):
@@ -197,8 +197,8 @@ def trainer_checkpoint(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor
     """Build a checkpoint that `DiffusionPriorTrainer.load` in DALLE2-pytorch 1.15.6 can read.
 
     The checkpoint represents a trainer before its first step. Its optimiser state therefore contains no moments, only
-    parameter groups, which list parameters by index: one group with weight decay, and one without it for parameters
-    with fewer than two dimensions. To build these groups, placeholders of size 1 replace the parameters. In
+    two parameter groups: one with weight decay, and one without weight decay for parameters with fewer than two
+    dimensions. The groups list parameters by index, so placeholders of size 1 are sufficient to build them. In
     DALLE2-pytorch, all layers share one parameter for the rotary frequencies, so it has only one placeholder.
 
     Args:

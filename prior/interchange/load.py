@@ -94,7 +94,7 @@ def convert(
         clip: CLIP model for a source `.pth`, as for `load_prior`.
 
     Raises:
-        FolderError: the destination exists and `overwrite` is False, or priorkit trains a prior in that folder.
+        FolderError: the destination exists and `overwrite` is False, or it is the folder of a training run.
         InputError: there is no prior at `source`, or a file is damaged or does not match its settings.
         SettingsError: an argument is missing or invalid, or DALLE2-pytorch does not support the prior's settings.
     """
@@ -240,7 +240,7 @@ def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
     """Write a prior to a folder.
 
     Raises:
-        FolderError: priorkit trains a prior in this folder, or it contains a prior and `overwrite` is False.
+        FolderError: the folder belongs to a training run, or it contains a prior and `overwrite` is False.
     """
     store = Store(destination)
     if store.size(MANIFEST_NAME) is not None or store.names(STATE_FOLDER):

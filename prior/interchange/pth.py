@@ -34,14 +34,14 @@ _INERT = (
 )
 """Qualified names of the classes and functions that a pickled checkpoint may refer to.
 
-`StandIn` replaces each of them, so none is imported or called.
+When the checkpoint is read, `StandIn` takes the place of each of them, so none of them is imported or called.
 """
 
 
 _UNKNOWN_NAME = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
 """Pattern for the error that torch raises if a file refers to a class or function that is not allowed.
 
-The group captures the qualified name of the class or function.
+The first group captures the qualified name of the class or function.
 """
 
 
@@ -63,7 +63,7 @@ class StandIn:
 
 
 def find_pth(path: str) -> tuple[Any, str]:
-    """Return the file system of a `.pth` or `.pt` file, and the path of the file on that file system.
+    """Return the file system that contains a `.pth` or `.pt` file, and the file's path on that file system.
 
     Raises:
         InputError: the file does not exist.
@@ -128,7 +128,7 @@ def _load(file: str | BinaryIO, path: str, mmap: bool = False) -> Any:
     """Load a file with torch's safe reader, with stand-ins for the objects in `_INERT`.
 
     Raises:
-        InputError: the reader fails.
+        InputError: the file is damaged, or refers to a class or function that is not allowed.
     """
     harmless: list[Any] = [(StandIn, name) for name in _INERT]
     harmless.append((_plain_dict, "collections.defaultdict"))
@@ -143,7 +143,7 @@ def _load(file: str | BinaryIO, path: str, mmap: bool = False) -> Any:
 
 
 def _plain_dict(*_: Any) -> dict[Any, Any]:
-    """Return an empty dict in place of a defaultdict, which torch's safe reader cannot fill."""
+    """Return an empty dict to replace a defaultdict, because torch's safe reader cannot add items to a defaultdict."""
     return {}
 
 

@@ -1,4 +1,4 @@
-"""Selection of weights from a `.pth`, which is either a trainer checkpoint or a bare state_dict from another tool."""
+"""Selection of weights from a `.pth`: a trainer checkpoint, or a bare state_dict (weights only) from another tool."""
 
 from __future__ import annotations
 
@@ -47,9 +47,8 @@ def choose_weights(content: dict[str, Any], weights: WeightsName, path: str) -> 
 def _bare_weights(content: dict[str, Any]) -> dict[str, torch.Tensor] | None:
     """Return the weights of a bare state_dict, keyed by `DiffusionPrior` name; None if the content is something else.
 
-    Some tools store the state_dict under the key `state_dict`. Some tools wrap the model, which adds the prefix
-    `module.` to all names. Some tools save only the network, whose names lack the prefix `net.`. All of these variants
-    are supported.
+    A state_dict is also recognised if it is stored under the key `state_dict`, if all names have the prefix `module.`
+    because the model was wrapped, or if the prefix `net.` is missing because only the network was saved.
     """
     weights = content
     if "state_dict" in content and not {"model", "ema", "ema_model"} & content.keys():
@@ -82,9 +81,10 @@ def _is_plain_tensor(value: Any) -> bool:
 
 
 def _averaged(content: dict[str, Any]) -> Any:
-    """Return the averaged weights of a checkpoint. If there are none, return None or an empty dictionary.
+    """Return the averaged weights of a checkpoint, or a falsy value if it has none.
 
-    Older trainers store the averaged weights only under the key `ema`.
+    Newer trainers store the averaged weights under the key `ema_model`. Older trainers store them only in the
+    dictionary under the key `ema`, where their names have the prefix `ema_model.`.
     """
     if "ema_model" in content:
         return content["ema_model"]

@@ -22,7 +22,7 @@ _TILE = 96
 _MARGIN = 12
 """Gap between images in pixels."""
 _HEADER = 64
-"""Height of the headings in pixels."""
+"""Height in pixels of the area for the title and the column headings."""
 _LABEL_WIDTH = 260
 """Width of the caption column in pixels."""
 _BACKGROUND, _INK, _FAINT, _TRUE = "white", "#1b1b1b", "#6b6b6b", "#1a8f3c"
@@ -62,7 +62,7 @@ def nearest_images(
         dataset: embeddings, with keys and captions.
         rows: row numbers of the captions.
         count: number of images to find for each text embedding and each prediction.
-        seed: seed of the samples.
+        seed: seed for sampling the predictions.
     """
     whole = dataset.take(np.arange(dataset.count))
     keys = dataset.metadata(whole.rows, ["key"]).column("key").to_pylist()
@@ -98,7 +98,7 @@ def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], tit
 
     Args:
         rows: captions and the keys of their nearest images.
-        images: images by key.
+        images: images by key, with an entry for every key in `rows`.
         title: title of the picture.
     """
     count = len(rows[0].nearest_to_text)

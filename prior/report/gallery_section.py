@@ -95,7 +95,8 @@ def gallery(
         queries: query embeddings `[C, D]` of norm 1, keyed by the heading to show above the nearest images.
 
     Returns:
-        HTML fragments, and sentences that say which parts of the gallery are missing.
+        HTML fragments, and a list of sentences that say which parts of the gallery are missing. The list is empty if
+        none are.
     """
     bank = dataset.take(searched).image_embed
     neighbours = {name: searched[nearest(query, bank, FOUND_IMAGES)] for name, query in queries.items()}
@@ -130,7 +131,7 @@ class _RowContent:
         """Read the keys, captions, URLs and images of the given rows.
 
         Returns:
-            The content, and sentences that say which parts are missing; no sentences if it is complete.
+            The content, and a list of sentences that say which parts are missing. The list is empty if none are.
         """
         keys, captions, urls = (_column(dataset, rows, name) for name in ("key", "caption", "url"))
         missing = [] if captions else [f"{dataset.store.url} holds no captions."]
@@ -148,7 +149,10 @@ class _RowContent:
         return _RowContent(keys, captions, urls, thumbnails), missing
 
     def image(self, row: int, marked: bool = False) -> str:
-        """Return an HTML fragment with a row's image or, if the image is missing, its caption, key or row number.
+        """Return an HTML fragment that shows a row's image.
+
+        If the image is missing, show the row's caption instead. If there is no caption either, show the key or, failing
+        that, the row number.
 
         Args:
             row: row number.
@@ -162,9 +166,9 @@ class _RowContent:
 
 
 def _column(dataset: EmbeddingDataset, rows: np.ndarray, name: str) -> dict[int, Any]:
-    """Return the values of a metadata column by row number, without null and empty values.
+    """Return the values of a metadata column, keyed by row number. Null and empty values are left out.
 
-    The result is empty if the column does not exist.
+    Return an empty dictionary if the column does not exist.
     """
     try:
         values = dataset.metadata(rows, [name]).column(name).to_pylist()

@@ -20,7 +20,7 @@ _POINTS = 500
 _BINS = 40
 """Number of histogram bins."""
 _MARKERS = ("o", "^")
-"""Markers for the series of a scatter plot, in order."""
+"""Marker shapes for the series of a scatter plot, used in turn."""
 
 Interval = Mapping[str, float]
 """Value with its 95% interval, as in `metrics.json`: `value`, `low` and `high`."""
@@ -53,7 +53,8 @@ def thin(points: np.ndarray) -> np.ndarray:
 def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
     """Return an SVG plot of named values with their intervals, one below the other.
 
-    Values whose name starts with `prior` or `given` have one colour, and all others have a second colour.
+    Values whose names start with `prior` or `given` (the evaluated prior or predictions) are drawn in one colour, and
+    all others in a second colour.
     """
     names = list(values)[::-1]
     with _plot(title, x, "", 1.0 + 0.24 * len(names)) as (axes, made):
@@ -68,7 +69,7 @@ def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
 def swept(title: str, x: str, y: str, values: Mapping[float, Interval]) -> str:
     """Return an SVG plot of a metric, with intervals, against the value of a setting.
 
-    The x axis is logarithmic if all settings are positive and the largest is at least 8 times the smallest.
+    The x axis is logarithmic if all setting values are positive and the largest is at least 8 times the smallest.
     """
     settings = sorted(values)
     with _plot(title, x, y) as (axes, made):
@@ -146,7 +147,10 @@ def _plot(title: str, x: str, y: str, height: float = 2.9) -> contextlib.Abstrac
 def _errorbar(
     axes: Axes, values: Sequence[Interval], positions: Sequence[float], colour: str, sideways: bool = False
 ) -> None:
-    """Add values with error bars to `axes`, at positions along the x axis or, if `sideways` is True, the y axis."""
+    """Add values with error bars to `axes`.
+
+    `positions` are coordinates on the x axis or, if `sideways` is True, on the y axis. The other axis shows the values.
+    """
     middle = [value["value"] for value in values]
     # rounding can leave a value slightly outside its bootstrap interval
     lengths = [[max(0.0, v["value"] - v["low"]) for v in values], [max(0.0, v["high"] - v["value"]) for v in values]]

@@ -47,7 +47,7 @@ def write_report(
             used in the evaluation applies.
         function_version: dalle2-pytorch release for a `.pth`, as for `load_prior`. If both this and `prior` are None,
             the release used in the evaluation applies.
-        progress: called while embeddings are predicted for the plots.
+        progress: callback, called while embeddings are predicted for the plots.
 
     Raises:
         InputError: there is no finished evaluation, the prior or the embeddings differ from those that were evaluated,

@@ -36,7 +36,7 @@ _NAMES = {
 }  # fmt: skip
 """Display names of metrics for headings, tables and plots."""
 _SWEPT = {"steps": ("steps", "steps=[4,16,64]"), "guidance_scale": ("guidance scale", "guidance_scales=[1,1.5,3]")}
-"""Axis label of each sampling setting whose sweep is plotted, with an example for `--set evaluate.sweep.`."""
+"""Axis label and example value (for `--set evaluate.sweep.`) of each sampling setting whose sweep is plotted."""
 _REAL = "(real against real)"
 """Label, in tables and plots, of the distances between training images and real images of the evaluated split."""
 
@@ -50,13 +50,13 @@ class Sections:
     Args:
         source: finished evaluation, and the prior or predictions that were evaluated.
         images: folder with the images, as webdataset shards.
-        progress: called while embeddings are predicted for the plots.
+        progress: callback, called while embeddings are predicted for the plots.
     """
 
     def __init__(self, source: ReportSource, images: str, progress: ProgressCallback = no_progress) -> None:
         self._source, self._images, self._progress = source, images, progress
         self.missing: list[str] = []
-        """Sentences shown in place of missing parts, in the sections built so far."""
+        """Sentences that replace missing parts in the sections built so far."""
 
     def all_sections(self) -> list[Section]:
         """Return all sections in page order."""
@@ -265,7 +265,7 @@ def _table(values: Mapping[str, Mapping[str, Mapping[str, float]]], draws: Mappi
 
     Args:
         values: values with intervals, keyed by predictor and then by metric.
-        draws: number of draws per row for each predictor; None to omit this column.
+        draws: number of predicted embeddings per row for each predictor; None to omit this column.
     """
     names = list(next(iter(values.values()), {}))
     rows: list[tuple[object, ...]] = []

@@ -51,9 +51,9 @@ class ReportSource:
         self.embeddings: str = embeddings or self.metrics["embeddings"]["path"]
         """Folder of the embeddings."""
         self.splits: dict[str, dict[str, Any]] = self.metrics["splits"]
-        """Sections of `metrics.json` by split."""
+        """Results of each split: the object `splits` in `metrics.json`."""
         self.rows = {split: read_rows(evaluation, split) for split in self.splits}
-        """Per-row metrics by split."""
+        """Table of per-row metrics for each split."""
         self.first_split = "test" if "test" in self.splits else next(iter(self.splits))
         """Split for the embedding plots and the gallery: `test` if it was evaluated, otherwise the first split."""
         self.main: dict[str, Any] = self.splits[self.first_split]["predictors"][0]
@@ -63,7 +63,10 @@ class ReportSource:
         self.subject, self.no_subject = self._find_subject()
 
     def _find_subject(self) -> tuple[Subject | None, str]:
-        """Return the evaluated prior or predictions and an empty string, or None and the reason why they are missing.
+        """Find the prior or predictions that were evaluated.
+
+        Returns:
+            The prior or predictions and an empty string, or None and the reason why they are missing.
 
         Raises:
             InputError: the files at `prior.path` differ from those that were evaluated.
