@@ -372,6 +372,7 @@ def test_the_size_of_blocks_changes_no_number(prior: Path, embeddings: Path, mon
         assert_near(computed(prior, dataset, QUICK).metrics, expected)
 
 
+@pytest.mark.slow
 def test_workers_of_ray_give_the_numbers_of_one_process(prior: Path, embeddings: Path, tmp_path: Path) -> None:
     settings = QUICK.model_copy(update={"max_rows": 300})
     evaluate(str(prior), str(embeddings), str(tmp_path / "one"), settings)

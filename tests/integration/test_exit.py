@@ -9,10 +9,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 PRIORKIT = str(Path(sys.executable).with_name("priorkit"))
 _TIMES = 10
 
 
+@pytest.mark.slow
 def test_an_error_after_the_first_rows_of_a_csv_ends_the_command(tmp_path: Path) -> None:
     """It aborted, or hung, in about half of the runs: pyarrow's threads called the file as the interpreter ended."""
     rows = (f"http://127.0.0.1:9/{number}.jpg,caption number {number} with some words,3\n" for number in range(200_000))

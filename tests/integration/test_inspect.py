@@ -79,6 +79,7 @@ def test_one_tower_is_sound_and_a_stray_file_is_seen(
     assert "0009.npy is in no record" in problem
 
 
+@pytest.mark.slow
 def test_what_img2dataset_itself_writes_is_sound(url_list: Any, tmp_path: Path) -> None:
     pq.write_table(pq.read_table(url_list.path).slice(0, 40), tmp_path / "list.parquet")
     options = {

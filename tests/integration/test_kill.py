@@ -186,8 +186,9 @@ def marked_processes(mark: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_embed_ends_soon_when_asked_and_goes_on_later(
     holding: Callable[..., Workspace], finished: Finished, embed_command: tuple[str, ...],
     started: Callable[..., subprocess.Popen[str]], number: signal.Signals, workers: int,

@@ -20,6 +20,7 @@ from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import InputError, PriorkitError
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
+pytestmark = pytest.mark.slow
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
 
 

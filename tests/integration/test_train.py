@@ -274,6 +274,7 @@ def kill_and_compare(
     assert not list((folder / "parts").rglob("*tmp"))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bitwise_uninterrupted(
     small_train: TrainSettings, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:

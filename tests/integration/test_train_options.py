@@ -351,6 +351,7 @@ def run_tracked(embeddings: Path, prior: Path, tracker: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_every_step_once(embeddings: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -380,6 +381,7 @@ def wandb_records(path: Path) -> Iterator[bytes]:
             whole = b""
 
 
+@pytest.mark.slow
 def test_wandb_offline_is_given_every_step_once(embeddings: Path, tmp_path: Path) -> None:
     from wandb.proto import wandb_internal_pb2
 

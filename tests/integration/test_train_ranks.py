@@ -108,7 +108,7 @@ def alone(embeddings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_share_every_batch_and_give_the_losses_of_one_process(
     embeddings: Path, alone: Path, tmp_path: Path, size: int
 ) -> None:
@@ -160,7 +160,7 @@ def test_what_one_rank_is_asked_stops_all_with_a_checkpoint(embeddings: Path, al
     assert_same_losses(alone, prior, 100)
 
 
-@pytest.mark.parametrize("token_states", [False, True])
+@pytest.mark.parametrize("token_states", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_dropout_differs_from_rank_to_rank_and_goes_on_exactly(
     embeddings: Path, tmp_path: Path, token_states: bool
 ) -> None:

@@ -88,7 +88,10 @@ def rows_by_key(folder: Path) -> dict[str, dict[str, Any]]:
     "changes",
     [
         {},
-        {"resize_mode": "border", "encode_format": "webp", "min_image_size": 30, "max_aspect_ratio": 3.0},
+        pytest.param(
+            {"resize_mode": "border", "encode_format": "webp", "min_image_size": 30, "max_aspect_ratio": 3.0},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"resize_mode": "no", "max_image_area": 25_000}, marks=pytest.mark.slow),
         pytest.param({"resize_mode": "center_crop", "resize_only_if_bigger": False}, marks=pytest.mark.slow),
         pytest.param(

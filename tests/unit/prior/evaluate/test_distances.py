@@ -171,7 +171,14 @@ def simulated(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return unit(found), unit(base), groups
 
 
-@pytest.mark.parametrize("kind", ["unlike", "alike", "many dimensions", "captions of one image"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "alike",
+        "captions of one image",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("unlike", "many dimensions")),
+    ],
+)
 def test_intervals_hold_the_truth(kind: str) -> None:
     """The truth is the mean over many sets of this size: Frechet distance is quoted for its size."""
     estimates = [distances(*simulated(kind, seed)) for seed in range(150)]

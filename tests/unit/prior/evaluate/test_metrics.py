@@ -115,7 +115,14 @@ def test_groups_are_resampled_whole() -> None:
     assert interval(values, groups + 7) == once
 
 
-@pytest.mark.parametrize(("share", "rows"), [(0.001, 1000), (0.01, 300), (0.5, 200), (0.97, 150), (0.999, 2000)])
+@pytest.mark.parametrize(
+    ("share", "rows"),
+    [
+        (0.01, 300),
+        (0.97, 150),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0.001, 1000), (0.5, 200), (0.999, 2000))),
+    ],
+)
 def test_intervals_of_recalls_hold_the_truth_near_their_ends(share: float, rows: int) -> None:
     simulations = [
         interval((random(seed).random(rows) < share).astype(float), name="recall_at_1") for seed in range(200)
@@ -140,7 +147,10 @@ def test_the_interval_of_a_share_is_agresti_and_coulls() -> None:
     assert (found.value, found.low, found.high) == pytest.approx((0.12, middle - reach, middle + reach), rel=1e-9)
 
 
-@pytest.mark.parametrize(("first", "second"), [(0.02, 0.01), (0.5, 0.6), (0.005, 0.005)])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(0.02, 0.01), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0.5, 0.6), (0.005, 0.005)))],
+)
 def test_intervals_are_differences_of_recalls_hold_the_truth(first: float, second: float) -> None:
     """The two shares are over the same rows, as in two evaluations."""
     simulations = []
