@@ -36,7 +36,7 @@ pytestmark = [
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
 HUNDRED = changed(SMALL_TRAIN, steps=100, log_every=1, checkpoint_every=1000, batch_size=61)
 HEAVY = changed(
-    HUNDRED, network__width=256, network__depth=4, batch_size=100, checkpoint_every=7, optimiser__learning_rate=1e-4
+    HUNDRED, network__width=128, network__depth=3, batch_size=100, checkpoint_every=7, optimiser__learning_rate=1e-4
 )
 """Some seconds, so that there is time to kill; at a rate at which rounding does not grow."""
 
