@@ -55,9 +55,9 @@ def check_clip(settings: ClipSettings) -> None:
     The names of models on the Hugging Face Hub are not checked.
 
     Raises:
-        InputError: open_clip does not know the model or the tag, a local file is missing, or the preprocessing or
-            activation of a weight file or folder cannot be determined. The message lists similar names or the
-            possible values.
+        InputError: open_clip does not know the model or the tag of its weights; a local file or folder is missing or
+            unusable; or it cannot be determined which image preprocessing or activation function (such as QuickGELU)
+            the weights in a local file or folder need. The message lists similar names or the possible values.
     """
     import open_clip
 
@@ -65,13 +65,15 @@ def check_clip(settings: ClipSettings) -> None:
 
 
 def clip_source(settings: ClipSettings) -> dict[str, Any]:
-    """Return a dictionary that describes the weights of a CLIP model, without loading the model.
+    """Return a dictionary that describes where a CLIP model's weights come from, without loading the model.
 
-    It contains the model name, the tag of the weights, and the settings that override the preprocessing or the
-    activation. For weights in local files, it contains the SHA-256 of each file instead of the tag.
+    - `model`: model name. For a local folder, it is `local-dir`, without the path.
+    - `pretrained`: open_clip tag of the weights; None for a model on the Hugging Face Hub.
+    - `files`: SHA-256 of each weight and config file, keyed by file name. For local files, it replaces `pretrained`.
+    - `preprocess`, `quick_gelu`: preprocessing and activation settings, present only if they are set.
 
     Raises:
-        InputError: a local file or folder is missing.
+        InputError: a local file or folder is missing, or a folder has no usable weights.
     """
     return _source(settings).describe(settings)
 
@@ -87,7 +89,7 @@ def _is_tag(model: str, name: str) -> bool:
 
 
 def is_plain(settings: ClipSettings) -> bool:
-    """Return True if open_clip loads this CLIP model correctly from its name and its weights (a tag or a file) alone.
+    """Test whether a model name and weights (a tag or a file) are enough for open_clip to load a CLIP model correctly.
 
     Return False if open_clip also needs arguments for the image size, preprocessing or activation.
     """
@@ -101,9 +103,10 @@ def is_plain(settings: ClipSettings) -> bool:
 
 
 def embedding_size(settings: ClipSettings) -> int | None:
-    """Return the embedding size of a CLIP model without loading the model.
+    """Return the number of values in each embedding of a CLIP model, without loading the model.
 
-    Return None if the size is unknown, which is always the case for a model on the Hugging Face Hub.
+    Return None if open_clip has no config for the model, if the config does not contain the size, or if the model is on
+    the Hugging Face Hub.
     """
     import open_clip
 
@@ -136,9 +139,10 @@ def _identify(settings: ClipSettings, source: str) -> dict[str, Any]:
 
 
 def load_encoder(settings: EncoderSettings) -> ClipEncoder:
-    """Load an encoder, or return the cached encoder if its settings and local files are unchanged.
+    """Return an encoder with the given settings. Load it, unless the cached encoder can be used again.
 
-    Only the most recent encoder is cached, to save memory.
+    Only the most recent encoder is cached, to save memory. It is used again if the settings are the same and the
+    model's local files have not changed since it was loaded.
     """
     return _load_encoder(settings, fingerprint(clip_source(settings.clip)))
 
@@ -149,9 +153,9 @@ def _load_encoder(settings: EncoderSettings, source: str) -> ClipEncoder:
 
 
 def load_text_encoder(settings: EncoderSettings) -> ClipEncoder:
-    """Load an encoder without its image tower, or return the cached one if its settings and files are unchanged.
+    """Return an encoder without an image tower, which encodes only captions.
 
-    Only the most recent text encoder is cached, separately from the encoder that `load_encoder` caches.
+    It is cached under the same conditions as in `load_encoder`, but separately from the encoder cached there.
     """
     return _load_text_encoder(settings, fingerprint(clip_source(settings.clip)))
 
@@ -164,7 +168,10 @@ def _load_text_encoder(settings: EncoderSettings, source: str) -> ClipEncoder:
 
 
 class ClipEncoder:
-    """open_clip model with its preprocessing and tokenizer.
+    """open_clip model with its preprocessing and tokenizer, which encodes images and captions as embeddings.
+
+    Args:
+        settings: CLIP model to load, device and dtype to run it on, and other options.
 
     Raises:
         InputError: the model is unknown, its weights are unavailable or do not fit the model, or the settings
@@ -262,9 +269,16 @@ def _longer_side(size: int | tuple[int, int]) -> int:
 
 
 def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """Load a model, and return the model, its preprocessing, its tokenizer and its config.
+    """Load a CLIP model with open_clip.
 
     If the weights are missing, raise an error. By default, open_clip would return a model with random weights instead.
+
+    Args:
+        settings: settings of the model.
+        dtype, device: dtype and device of the model's weights.
+
+    Returns:
+        The model in evaluation mode, its image transform for inference, its tokenizer, and its open_clip config.
 
     Raises:
         InputError: the model or its weights are unavailable, or the weights do not fit the model.

@@ -17,9 +17,10 @@ A weight file does not record these values.
 
 
 def as_trained(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the preprocessing and activation values in the config of an open_clip tag or model.
+    """Extract the preprocessing and activation values from the config of an open_clip tag or model.
 
-    The values are keyed by name in `TRAINED_FIELDS`. Those that the config omits are taken from `defaults`.
+    The result has one value for each name in `TRAINED_FIELDS`. If the config lacks a value or the value is None, the
+    value in `defaults` is used.
     """
     values = {name: defaults[name] if config.get(name) is None else config[name] for name in TRAINED_FIELDS}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

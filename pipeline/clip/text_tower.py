@@ -26,7 +26,10 @@ embedding, the similarity is far lower.
 
 @dataclass(frozen=True)
 class TextEmbeds:
-    """Pooled embeddings of B captions, and token states, which are the text tower's outputs for each token."""
+    """Result of encoding B captions: their pooled embeddings and, if requested, their token states.
+
+    Token states are the text tower's outputs for each token.
+    """
 
     text_embed: torch.Tensor
     """Pooled embeddings `[B, D]`, float32, not normalised."""
@@ -75,13 +78,13 @@ class TextTower:
 
     @torch.inference_mode()
     def probe(self, tokens: torch.Tensor) -> None:
-        """Test whether the tower provides token states and whether batches can be truncated.
+        """Test whether the tower returns token states, and whether batches can be truncated to their longest caption.
 
-        The results are stored in `token_width` and `is_cut`. Batches can be truncated if this does not change the
-        embeddings by more than rounding.
+        The results are stored in `token_width` and `is_cut`. Batches can be truncated if the embeddings of the test
+        captions are the same with and without truncation, up to rounding.
 
         Args:
-            tokens: `[B, T]` tokens of captions with different lengths.
+            tokens: `[B, T]` tokens of test captions with different lengths.
         """
         if self._final_norm is not None:
             states = self._forward(tokens.to(self._device), token_states=True)[1]
@@ -141,10 +144,11 @@ class TextTower:
         return is_end.argmax(dim=-1)
 
     def _forward(self, tokens: torch.Tensor, token_states: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the embeddings `[B, D]` and token states `[B, L, D_text]` of tokens `[B, L]`.
+        """Encode one batch of tokens `[B, L]`.
 
-        If `token_states` is False, the second result is None, unless batches are truncated: `_forward_cut` always
-        returns token states.
+        Returns:
+            Embeddings `[B, D]`, and token states `[B, L, D_text]`. If `token_states` and `is_cut` are both False, the
+            second item is None instead.
         """
         if self.is_cut:
             return self._forward_cut(tokens)
