@@ -119,10 +119,10 @@ def embedding_size(settings: ClipSettings) -> int | None:
 
 
 def identify_clip(settings: ClipSettings) -> dict[str, Any]:
-    """Load a CLIP model and return its identity: a dictionary for checking whether two CLIP models are the same.
+    """Load a CLIP model and return its identity: a dictionary of the values that determine its embeddings.
 
-    The identity contains a hash of the weights, two hashes of the config, the activation and the preprocessing. It
-    does not depend on the device or the precision.
+    These are a hash of the weights, two hashes of the config, the activation and the image preprocessing. They do not
+    depend on the device or the precision, so two models can be compared with `clip_difference`.
 
     Raises:
         InputError: the model cannot be loaded.
@@ -236,7 +236,7 @@ class ClipEncoder:
         return self.encode_pixels(self.prepare(images))
 
     def encode_texts(self, captions: list[str], token_states: bool = False) -> TextEmbeds:
-        """Encode captions as pooled embeddings, and return the embeddings on the CPU.
+        """Encode captions as pooled embeddings. The results are on the CPU, in the order of the captions.
 
         If `token_states` is True, also return the token states, which are the text tower's outputs for each token.
         """
@@ -248,19 +248,28 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode a batch from `prepare`, and return embeddings as `encode_images` does."""
+        """Encode a batch of images that `prepare` returned.
+
+        The result has the same shape, dtype and device as that of `encode_images`.
+        """
         passes = torch.split(pixels, _CPU_IMAGES) if pixels.is_cpu else [pixels]
         return torch.cat([torch.as_tensor(self._model.encode_image(images)) for images in passes]).float()
 
     def tokenize(self, captions: list[str]) -> torch.Tensor:
-        """Return the tokens of captions, `[B, T]` int64. T is the context length."""
+        """Convert captions to tokens `[B, T]`, int64. T is the context length.
+
+        Shorter captions are padded to this length, and longer captions are cut off.
+        """
         longest = _CHARACTERS_PER_TOKEN * int(self._model.context_length)
         # byte-pair encoding a 100,000-letter word takes minutes, although a few hundred letters fill the context
         shortened = [c if len(c) <= longest else " ".join(c.split())[:longest] for c in captions]
         return torch.as_tensor(self._tokenizer(shortened))
 
     def encode_tokens(self, tokens: torch.Tensor, token_states: bool = False) -> TextEmbeds:
-        """Encode tokens `[B, T]` from `tokenize`, and return the same result as `encode_texts`."""
+        """Encode tokens `[B, T]` that `tokenize` returned.
+
+        The result is the same as that of `encode_texts` for the captions.
+        """
         return self._text.encode(tokens, token_states)
 
 
@@ -327,7 +336,7 @@ def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, An
 
 
 def _options(settings: ClipSettings, trained: dict[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments that set preprocessing, activation and image size when open_clip loads a model.
+    """Return keyword arguments for open_clip that set the preprocessing, activation and image size of a model.
 
     Args:
         settings: settings of the model; only the image size is used.

@@ -74,7 +74,7 @@ def explain(settings: ClipSettings, error: Exception) -> InputError:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, then its cause, then the cause of that cause, and so on."""
+    """Yield an exception, then the exception that caused it, then the cause of that exception, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

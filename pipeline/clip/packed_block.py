@@ -30,11 +30,13 @@ original block makes to its input. The limits are far above rounding error.
 
 
 def pack_blocks(model: nn.Module) -> int:
-    """Replace the forward pass of each supported block in `model`, and return the number of replaced blocks.
+    """Make the transformer blocks in `model` faster by packing their weights, and return the number of changed blocks.
 
-    Each replacement is first tested on random tokens. A block keeps its forward pass if it has unsupported parts, or if
-    its replacement gives a different result. The original weights of a replaced block are freed, so that memory
-    contains only the packed copy.
+    The forward pass of each supported block is replaced by a `PackedBlock`. The block's original weights are freed, so
+    that memory contains only the packed copy.
+
+    A block is left unchanged if it has unsupported parts, or if its replacement gives a different result for random
+    tokens.
     """
     packed = 0
     for module in model.modules():

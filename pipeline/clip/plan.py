@@ -140,9 +140,14 @@ def _trained_by_neighbours(settings: ClipSettings, path: Path, library: Any) -> 
     Each value is taken from the first source that has it: the settings, a config in the same folder as the file, or
     open_clip's pretrained tags for the model.
 
+    Args:
+        settings: settings of the model.
+        path: path of the weight file.
+        library: the open_clip module.
+
     Raises:
-        InputError: the config belongs to a different model, or neither the settings nor the config contain a value and
-            the tags disagree on it.
+        InputError: the config belongs to a different model; or neither the settings nor the config contain a value, and
+            it is not the same for all tags.
     """
     model_config = library.get_model_config(settings.model)
     defaults = open_clip_defaults(bool(model_config.get("quick_gelu")), library)
@@ -194,7 +199,7 @@ def _shape(config: dict[str, Any], library: Any) -> list[Any]:
 
 
 def architecture(config: Mapping[str, Any], library: Any) -> dict[str, Any]:
-    """Return the part of a model's config that describes its architecture, for comparison with other models.
+    """Return the part of a model's config that describes its architecture. It is equal for equal architectures.
 
     The activation, values that equal open_clip's defaults, and values that affect only training or the initial weights
     are left out.

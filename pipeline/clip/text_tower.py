@@ -130,7 +130,7 @@ class TextTower:
         return TextEmbeds(text_embed, torch.cat(states), lengths)
 
     def lengths(self, tokens: torch.Tensor) -> list[int]:
-        """Return the number of tokens in each row that can affect the embedding.
+        """Return the number of tokens in each row that can affect the embedding of the row.
 
         These are the tokens up to and including end-of-text, or all tokens if `ends_at_end_of_text` is False.
         """
@@ -139,7 +139,10 @@ class TextTower:
         return [end + 1 for end in self._ends(tokens).tolist()]
 
     def _ends(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return, for each row, the position of the token whose output open_clip uses as the embedding, `[B]`."""
+        """Return the position, in each row of tokens, of the token whose output open_clip uses as the embedding.
+
+        The result is a tensor `[B]`, int64.
+        """
         is_end = tokens if self._end_id is None else (tokens == self._end_id).int()
         return is_end.argmax(dim=-1)
 
@@ -164,9 +167,11 @@ class TextTower:
                 hook.remove()
 
     def _forward_cut(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the embeddings and token states of tokens `[B, L]`, where L may be less than the context length.
+        """Encode tokens `[B, L]`, where L may be less than the context length.
 
-        The embeddings equal those that open_clip computes for the full context length, up to rounding.
+        Returns:
+            Embeddings `[B, D]` and token states `[B, L, D_text]`. The embeddings equal those that open_clip computes
+            for the full context length, up to rounding.
         """
         tower, length = self._tower, tokens.shape[1]
         kind = tower.transformer.get_cast_dtype()

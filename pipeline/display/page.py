@@ -97,7 +97,7 @@ def picture(data: bytes, kind: str, label: str, marked: bool = False) -> str:
 
 
 def strip(label: str, pictures: Iterable[str]) -> str:
-    """Return an HTML element that shows a row of pictures below a label.
+    """Return an HTML element that shows pictures in a row, below a label. The row wraps if it is too wide.
 
     Args:
         label: text of the label.

@@ -31,7 +31,10 @@ def stop_signals() -> tuple[signal.Signals, ...]:
 
 
 def handle_stop_signals() -> None:
-    """Make every stop signal raise KeyboardInterrupt, so that temporary files and locks are removed before exit."""
+    """Make every signal in `stop_signals()` raise KeyboardInterrupt in this process.
+
+    Temporary files and locks are then removed before the process exits.
+    """
 
     def interrupt(number: int, frame: Any) -> None:
         if number in POLITE_SIGNALS:
@@ -94,7 +97,10 @@ def _discard(stream: TextIO) -> None:
 
 
 class StandardError:
-    """Wrapper of standard error that ignores failed writes, so that training continues if the terminal is closed."""
+    """Text stream that writes to standard error and ignores failed writes.
+
+    Training therefore continues if the terminal is closed.
+    """
 
     def write(self, text: str) -> int:
         """Write text, ignoring errors."""

@@ -78,7 +78,10 @@ def print_warning(text: str) -> None:
 
 
 def _print_labelled(label: str, style: str, text: str) -> None:
-    """Print one line with a coloured label to standard error."""
+    """Print one line to standard error: a label in the given Rich style, and then the text.
+
+    Control and other invisible characters in the text are escaped.
+    """
     line = Text(label, style=style)
     line.append(clean(text), style="default not bold")
     _error_console().print(line, soft_wrap=True)
@@ -134,7 +137,7 @@ def print_result(result: StageResult) -> None:
 
 
 def print_notes(notes: Sequence[str]) -> None:
-    """Print notes about the input, one per line, after the label `note:`."""
+    """Print notes about a stage's input to standard output, one per line. Each line starts with the label `note:`."""
     for note in notes:
         print_line(f"note: {note}")
 

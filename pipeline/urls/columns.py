@@ -285,9 +285,14 @@ def _shortened(name: str) -> str:
 
 
 def _suggestion(column: str, setting: str, available: Sequence[str]) -> str | None:
-    """Return the available column that the user probably meant, or None.
+    """Return the column that the user probably meant instead of a missing one, or None if no column is similar.
 
-    The suggested name differs from `column` only in case, is a common name for the setting, or has a similar spelling.
+    The returned name differs from `column` only in case, is a common name for the setting, or has a similar spelling.
+
+    Args:
+        column: configured name, which is missing.
+        setting: name of the setting that contains it, such as `url_column`.
+        available: names of the columns in the URL list.
     """
     by_case: dict[str, str] = {}
     for name in available:

@@ -257,7 +257,7 @@ class _Block:
         return batches
 
     def quoted_fields(self) -> int:
-        """Return the number of fields that begin and end with a quote.
+        """Return the number of fields that begin and end with a quote, in the complete rows and the header.
 
         The block must have been created with `quoting=False`, so that quotes are ordinary characters.
         """

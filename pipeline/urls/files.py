@@ -219,7 +219,7 @@ def _read_stored(
 
 
 class _Readable(io.RawIOBase):
-    """Adapter that turns any file object with a `read` method into a raw stream. The file need not be seekable."""
+    """Adapter that turns a file object with only a `read` method into a raw stream for `io.BufferedReader`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

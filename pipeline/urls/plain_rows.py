@@ -26,9 +26,10 @@ _KIND_NAMES: dict[type, str] = {
 
 
 def lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Yield the line number and the text of each non-empty line, without leading and trailing whitespace.
+    """Yield the line number and the text of each line, without leading and trailing whitespace. Skip empty lines.
 
-    A carriage return without a line feed also ends a line, but only line feeds increase the line number.
+    A carriage return without a line feed also ends a line, but only line feeds increase the line number. Bytes that are
+    not valid UTF-8 are replaced by U+FFFD.
     """
     for number, line in enumerate(file, start=1):
         for part in line.split(b"\r"):

@@ -275,10 +275,9 @@ def open_url_list(source: str, settings: UrlListSettings) -> UrlList:
 
 
 def _require_plain_address(source: str) -> None:
-    """Check that an address has no `::` (fsspec's URL chaining), and that an HTTP address has no query (`?`).
+    """Check that the address of a URL list ends with a file name, from which the format of the list is determined.
 
-    The format of a list is determined from the file name at the end of its address. A chained address, or an address
-    with a query, does not end with a file name.
+    An address with `::` (fsspec's URL chaining) is rejected, and so is an HTTP address with a query (`?`).
 
     Raises:
         InputError: the address has `::` or a query. The message explains how to read the list anyway.
@@ -306,8 +305,8 @@ def _head(path: str, quoting: Quoting) -> FileHead:
 def _to_table(batches: list[pa.RecordBatch]) -> pa.Table:
     """Combine batches into a table with its own copy of the rows.
 
-    The given batches are slices of larger ones. Without the copy, sending the table to a worker process would pickle
-    the larger batches as a whole.
+    The batches are slices of larger batches, whose memory they share. Without the copy, sending the table to a worker
+    process would pickle the whole larger batches.
     """
     table = pa.Table.from_batches(batches)
     return table.take(pa.array(np.arange(table.num_rows))).combine_chunks()
