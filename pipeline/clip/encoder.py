@@ -55,9 +55,9 @@ def check_clip(settings: ClipSettings) -> None:
     The names of models on the Hugging Face Hub are not checked.
 
     Raises:
-        InputError: open_clip does not know the model or the tag, a local file is missing, or the preprocessing or
-            activation of a weight file or folder cannot be determined. The message lists similar names or the
-            possible values.
+        InputError: open_clip does not know the model or the tag of its weights; a local file or folder is missing or
+            unusable; or it cannot be determined which image preprocessing or activation function (such as QuickGELU)
+            the weights in a local file or folder need. The message lists similar names or the possible values.
     """
     import open_clip
 
@@ -65,13 +65,15 @@ def check_clip(settings: ClipSettings) -> None:
 
 
 def clip_source(settings: ClipSettings) -> dict[str, Any]:
-    """Return a dictionary that describes the weights of a CLIP model, without loading the model.
+    """Return a dictionary that describes where a CLIP model's weights come from, without loading the model.
 
-    It contains the model name, the tag of the weights, and the settings that override the preprocessing or the
-    activation. For weights in local files, it contains the SHA-256 of each file instead of the tag.
+    - `model`: model name. For a local folder, it is `local-dir`, without the path.
+    - `pretrained`: open_clip tag of the weights; None for a model on the Hugging Face Hub.
+    - `files`: SHA-256 of each weight and config file, keyed by file name. For local files, it replaces `pretrained`.
+    - `preprocess`, `quick_gelu`: preprocessing and activation settings, present only if they are set.
 
     Raises:
-        InputError: a local file or folder is missing.
+        InputError: a local file or folder is missing, or a folder has no usable weights.
     """
     return _source(settings).describe(settings)
 
@@ -87,7 +89,7 @@ def _is_tag(model: str, name: str) -> bool:
 
 
 def is_plain(settings: ClipSettings) -> bool:
-    """Return True if open_clip loads this CLIP model correctly from its name and its weights (a tag or a file) alone.
+    """Test whether a model name and weights (a tag or a file) are enough for open_clip to load a CLIP model correctly.
 
     Return False if open_clip also needs arguments for the image size, preprocessing or activation.
     """
@@ -101,9 +103,10 @@ def is_plain(settings: ClipSettings) -> bool:
 
 
 def embedding_size(settings: ClipSettings) -> int | None:
-    """Return the embedding size of a CLIP model without loading the model.
+    """Return the number of values in each embedding of a CLIP model, without loading the model.
 
-    Return None if the size is unknown, which is always the case for a model on the Hugging Face Hub.
+    Return None if open_clip has no config for the model, if the config does not contain the size, or if the model is on
+    the Hugging Face Hub.
     """
     import open_clip
 
@@ -116,10 +119,10 @@ def embedding_size(settings: ClipSettings) -> int | None:
 
 
 def identify_clip(settings: ClipSettings) -> dict[str, Any]:
-    """Load a CLIP model and return its identity: a dictionary for checking whether two CLIP models are the same.
+    """Load a CLIP model and return its identity: a dictionary of the values that determine its embeddings.
 
-    The identity contains a hash of the weights, two hashes of the config, the activation and the preprocessing. It
-    does not depend on the device or the precision.
+    These are a hash of the weights, two hashes of the config, the activation and the image preprocessing. They do not
+    depend on the device or the precision, so two models can be compared with `clip_difference`.
 
     Raises:
         InputError: the model cannot be loaded.
@@ -136,9 +139,10 @@ def _identify(settings: ClipSettings, source: str) -> dict[str, Any]:
 
 
 def load_encoder(settings: EncoderSettings) -> ClipEncoder:
-    """Load an encoder, or return the cached encoder if its settings and local files are unchanged.
+    """Return an encoder with the given settings. Load it, unless the cached encoder can be used again.
 
-    Only the most recent encoder is cached, to save memory.
+    Only the most recent encoder is cached, to save memory. It is used again if the settings are the same and the
+    model's local files have not changed since it was loaded.
     """
     return _load_encoder(settings, fingerprint(clip_source(settings.clip)))
 
@@ -149,9 +153,9 @@ def _load_encoder(settings: EncoderSettings, source: str) -> ClipEncoder:
 
 
 def load_text_encoder(settings: EncoderSettings) -> ClipEncoder:
-    """Load an encoder without its image tower, or return the cached one if its settings and files are unchanged.
+    """Return an encoder without an image tower, which encodes only captions.
 
-    Only the most recent text encoder is cached, separately from the encoder that `load_encoder` caches.
+    It is cached under the same conditions as in `load_encoder`, but separately from the encoder cached there.
     """
     return _load_text_encoder(settings, fingerprint(clip_source(settings.clip)))
 
@@ -164,7 +168,10 @@ def _load_text_encoder(settings: EncoderSettings, source: str) -> ClipEncoder:
 
 
 class ClipEncoder:
-    """open_clip model with its preprocessing and tokenizer.
+    """open_clip model with its preprocessing and tokenizer, which encodes images and captions as embeddings.
+
+    Args:
+        settings: CLIP model to load, device and dtype to run it on, and other options.
 
     Raises:
         InputError: the model is unknown, its weights are unavailable or do not fit the model, or the settings
@@ -229,7 +236,7 @@ class ClipEncoder:
         return self.encode_pixels(self.prepare(images))
 
     def encode_texts(self, captions: list[str], token_states: bool = False) -> TextEmbeds:
-        """Encode captions as pooled embeddings, and return the embeddings on the CPU.
+        """Encode captions as pooled embeddings. The results are on the CPU, in the order of the captions.
 
         If `token_states` is True, also return the token states, which are the text tower's outputs for each token.
         """
@@ -241,19 +248,28 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode a batch from `prepare`, and return embeddings as `encode_images` does."""
+        """Encode a batch of images that `prepare` returned.
+
+        The result has the same shape, dtype and device as that of `encode_images`.
+        """
         passes = torch.split(pixels, _CPU_IMAGES) if pixels.is_cpu else [pixels]
         return torch.cat([torch.as_tensor(self._model.encode_image(images)) for images in passes]).float()
 
     def tokenize(self, captions: list[str]) -> torch.Tensor:
-        """Return the tokens of captions, `[B, T]` int64. T is the context length."""
+        """Convert captions to tokens `[B, T]`, int64. T is the context length.
+
+        Shorter captions are padded to this length, and longer captions are cut off.
+        """
         longest = _CHARACTERS_PER_TOKEN * int(self._model.context_length)
         # byte-pair encoding a 100,000-letter word takes minutes, although a few hundred letters fill the context
         shortened = [c if len(c) <= longest else " ".join(c.split())[:longest] for c in captions]
         return torch.as_tensor(self._tokenizer(shortened))
 
     def encode_tokens(self, tokens: torch.Tensor, token_states: bool = False) -> TextEmbeds:
-        """Encode tokens `[B, T]` from `tokenize`, and return the same result as `encode_texts`."""
+        """Encode tokens `[B, T]` that `tokenize` returned.
+
+        The result is the same as that of `encode_texts` for the captions.
+        """
         return self._text.encode(tokens, token_states)
 
 
@@ -262,9 +278,16 @@ def _longer_side(size: int | tuple[int, int]) -> int:
 
 
 def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """Load a model, and return the model, its preprocessing, its tokenizer and its config.
+    """Load a CLIP model with open_clip.
 
     If the weights are missing, raise an error. By default, open_clip would return a model with random weights instead.
+
+    Args:
+        settings: settings of the model.
+        dtype, device: dtype and device of the model's weights.
+
+    Returns:
+        The model in evaluation mode, its image transform for inference, its tokenizer, and its open_clip config.
 
     Raises:
         InputError: the model or its weights are unavailable, or the weights do not fit the model.
@@ -313,7 +336,7 @@ def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, An
 
 
 def _options(settings: ClipSettings, trained: dict[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments that set preprocessing, activation and image size when open_clip loads a model.
+    """Return keyword arguments for open_clip that set the preprocessing, activation and image size of a model.
 
     Args:
         settings: settings of the model; only the image size is used.

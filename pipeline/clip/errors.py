@@ -19,9 +19,10 @@ If a checkpoint belongs to a different architecture, torch's message lists hundr
 
 @contextlib.contextmanager
 def silence_library_logs() -> Iterator[None]:
-    """Context manager that suppresses the messages that open_clip and huggingface_hub log about a failure.
+    """Context manager that hides log messages about a failure to load a CLIP model.
 
-    The messages are redundant, because the failure also raises an exception.
+    It hides warnings and errors from open_clip, and warnings from huggingface_hub. They are redundant, because the
+    failure also raises an exception.
     """
     hub, root = logging.getLogger("huggingface_hub"), logging.getLogger()
     level = hub.level
@@ -39,7 +40,14 @@ def silence_library_logs() -> Iterator[None]:
 
 
 def explain(settings: ClipSettings, error: Exception) -> InputError:
-    """Return an InputError for an exception raised while loading a CLIP model. Its message suggests a fix if known."""
+    """Return an InputError with a message that explains why a CLIP model could not be loaded.
+
+    The message suggests a fix if the cause is known.
+
+    Args:
+        settings: settings of the model.
+        error: exception that was raised while the model was being loaded.
+    """
     wanted = f"embed.clip.model={settings.model}, pretrained={settings.pretrained}"
     *_, cause = _causes(error)
     # if weights from a hub are missing, open_clip logs the reason, and later raises this error without the reason
@@ -66,7 +74,7 @@ def explain(settings: ClipSettings, error: Exception) -> InputError:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, then its cause, then the cause of that cause, and so on."""
+    """Yield an exception, then the exception that caused it, then the cause of that exception, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

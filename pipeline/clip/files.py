@@ -26,7 +26,8 @@ _CHOICES = {"interpolation": ("bicubic", "bilinear", "random"), "resize_mode": (
 def find_weights(folder: Path) -> Path:
     """Return the path of the weight file in a CLIP model's folder.
 
-    If the folder contains files from `_PREFERRED`, return the most preferred. Otherwise, return the only weight file.
+    If the names of one or more files are in `_PREFERRED`, return the file whose name comes first there. Otherwise, the
+    folder must contain only one weight file, which is returned.
 
     Raises:
         InputError: the folder has no weight file, or several weight files without a preferred name. The error is also

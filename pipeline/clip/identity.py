@@ -38,11 +38,11 @@ Match = Literal["same", "other", "unknown"]
 def clip_difference(known: Mapping[str, Any], other: Mapping[str, Any], *, strict: bool = False) -> str:
     """Return a description of the differences between two CLIP models, or an empty string if they are the same.
 
-    By default, only the weights, activation, preprocessing and config are compared. Values that are missing from one
-    of the identities are ignored.
+    By default, only the weights, activation, preprocessing and config are compared. A value that one of the identities
+    lacks is not compared.
 
     Args:
-        known: identity of the first model.
+        known: identity of the first model, as returned by `identify_clip`.
         other: identity of the second model.
         strict: True to compare all values in the identities except `source`. A value that only one identity contains
             then counts as a difference.
@@ -57,13 +57,13 @@ def clip_difference(known: Mapping[str, Any], other: Mapping[str, Any], *, stric
 
 
 def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: ClipSettings) -> bool:
-    """Return True if the settings in `wanted` specify the same CLIP model as `known` and `location`.
+    """Return True if the settings in `wanted` specify the same CLIP model as a known one, from an earlier run.
 
-    The first of these steps that applies decides:
+    The first of these steps that applies decides the result:
 
-    1. Models with equal sources are the same. A source is the dictionary that `clip_source` returns.
+    1. Models for which `clip_source` returns equal dictionaries are the same.
     2. If both models are open_clip tags without overrides of preprocessing or activation, the model names and tags are
-       compared. The suffix `-quickgelu` is ignored.
+       compared. The suffix `-quickgelu` of the model name is ignored.
     3. If `known` contains a hash of the weights and the embedding sizes differ, the models are different.
     4. Otherwise, the model in `wanted` is loaded to compare its weights. The known model is also loaded if `known`
        contains no hash of its weights.
@@ -71,8 +71,8 @@ def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: 
     Return False if a model cannot be loaded.
 
     Args:
-        known: identity of the known model, from a manifest; empty if it was not recorded.
-        location: location of the known model, from `clip_location`; empty if it was not recorded.
+        known: identity of the known model, from the manifest of the earlier run; empty if it was not recorded.
+        location: settings of the known model, as returned by `clip_location`; empty if they were not recorded.
         wanted: settings of the model to compare with the known model.
     """
     from .encoder import clip_source, embedding_size, identify_clip
@@ -99,18 +99,18 @@ def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: 
 def compare_clips(
     known: Mapping[str, Any], location: Mapping[str, Any], other: Mapping[str, Any], other_location: Mapping[str, Any]
 ) -> Match:
-    """Compare two CLIP models by their recorded identities and locations, without loading either model.
+    """Compare two CLIP models by what manifests record about them, without loading either model.
 
     The values that both identities contain are compared first. If they differ, or if they include a hash of the
     weights, they decide the result. Otherwise, the open_clip model names and tags are compared.
 
     Args:
-        known, location: identity and location of the first model, as for `is_same_clip`; either may be empty.
-        other, other_location: identity and location of the second model; either may be empty.
+        known, other: identities of the two models, as returned by `identify_clip`; either may be empty.
+        location, other_location: settings of the two models, as returned by `clip_location`; either may be empty.
 
     Returns:
         "same", "other" (a different model), or "unknown" if the recorded values are not sufficient. For example, the
-        result is "unknown" for weights from a file, a folder or a hub without a hash, because they have no tag.
+        result is "unknown" if a model has no hash of its weights, and its weights are not those of an open_clip tag.
     """
     if clip_difference(known, other):
         return "other"
@@ -126,9 +126,12 @@ def compare_clips(
 
 
 def text_parts(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a CLIP model's identity or location without the image preprocessing.
+    """Return a copy of a dictionary that describes a CLIP model, without the image preprocessing.
 
-    Image preprocessing does not affect text embeddings.
+    The copy is used to compare models by their text embeddings, which image preprocessing does not affect.
+
+    Args:
+        described: identity of the model, or its settings from `clip_location`.
     """
     return {
         name: text_parts(value) if name == "source" else value
@@ -158,18 +161,24 @@ def _weights_name(tag: tuple[str, str] | None) -> tuple[str, str] | None:
 
 
 def _overrides(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the preprocessing and activation overrides in a dictionary from `clip_source`."""
+    """Return the preprocessing and activation settings in a dictionary that describes an open_clip tag.
+
+    The result is empty if the settings of the tag are not overridden.
+
+    Args:
+        source: dictionary from `clip_source` or `clip_location`.
+    """
     return {name: value for name, value in source.items() if name not in ("model", "pretrained")}
 
 
 def describe_function(model: Any, config: Mapping[str, Any], library: Any) -> dict[str, Any]:
-    """Return the values that identify a loaded CLIP model and determine its embeddings, apart from rounding.
+    """Return the identity of a loaded CLIP model: the values that determine its embeddings, apart from rounding.
 
-    These are the hash of the weights, two hashes of the config, the activation and the preprocessing.
+    These are the hash of the weights, two hashes of the config, the activation and the image preprocessing.
 
     Args:
         model: the loaded open_clip model.
-        config: config of the model, without preprocessing.
+        config: open_clip config of the model, without preprocessing.
         library: the open_clip module, passed in because only `encoder` imports it.
     """
     preprocess = sorted(model.visual.preprocess_cfg.items())

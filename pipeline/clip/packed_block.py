@@ -30,11 +30,13 @@ original block makes to its input. The limits are far above rounding error.
 
 
 def pack_blocks(model: nn.Module) -> int:
-    """Replace the forward pass of each supported block in `model`, and return the number of replaced blocks.
+    """Make the transformer blocks in `model` faster by packing their weights, and return the number of changed blocks.
 
-    Each replacement is first tested on random tokens. A block keeps its forward pass if it has unsupported parts, or if
-    its replacement gives a different result. The original weights of a replaced block are freed, so that memory
-    contains only the packed copy.
+    The forward pass of each supported block is replaced by a `PackedBlock`. The block's original weights are freed, so
+    that memory contains only the packed copy.
+
+    A block is left unchanged if it has unsupported parts, or if its replacement gives a different result for random
+    tokens.
     """
     packed = 0
     for module in model.modules():
@@ -50,7 +52,9 @@ def pack_blocks(model: nn.Module) -> int:
 
 
 class PackedBlock:
-    """Forward pass of a residual attention block: attention, then a two-layer MLP, with layer norm before each.
+    """Faster replacement for the forward pass of a residual attention block in an open_clip tower.
+
+    The block consists of self-attention and a two-layer MLP. Each is preceded by layer norm and added to its input.
 
     Args:
         block: open_clip block to copy the weights from.
@@ -129,7 +133,10 @@ def _clear(module: nn.Module, name: str) -> None:
 
 @torch.inference_mode()
 def _is_equal(block: nn.Module, replacement: PackedBlock) -> bool:
-    """Return True if the two blocks give equal results, up to rounding, for random tokens with a causal mask."""
+    """Return True if a packed block and the original block give the same results, up to rounding.
+
+    Both blocks are applied to the same random tokens with a causal mask.
+    """
     weight: torch.Tensor = block.attn.in_proj_weight  # type: ignore[assignment,union-attr]
     noise = torch.randn(5, 5, weight.shape[1], generator=torch.Generator().manual_seed(0))
     x, mask = noise.to(weight.dtype), torch.full((5, 5), float("-inf")).triu(1)

@@ -84,9 +84,12 @@ class Pixels:
             raise PixelError(f"image_decode: {str(error)[:200]}") from None
 
     def batch(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Stack decoded images into a normalised batch `[B, 3, H, W]` on the device.
+        """Combine decoded images into a normalised batch `[B, 3, H, W]`, with the device and dtype given to `Pixels`.
 
         Images that `decode` has already normalised are not normalised again.
+
+        Args:
+            images: B images of the same size, as returned by `decode`.
         """
         stacked = torch.stack(list(images))
         if self._device.type == "cuda":

@@ -21,7 +21,7 @@ from .source import LOCAL_PREFIX, ClipSource
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """Values that determine how open_clip loads a CLIP model."""
+    """Arguments for loading a CLIP model with open_clip. `plan_clip` derives them from the settings."""
 
     name: str
     """Model name to pass to open_clip."""
@@ -41,11 +41,16 @@ class ClipPlan:
 
 
 def plan_clip(settings: ClipSettings, source: ClipSource, library: Any) -> ClipPlan:
-    """Return the plan for loading a CLIP model, without loading the model.
+    """Determine how to load a CLIP model with open_clip, without loading it.
+
+    Args:
+        settings: settings of the model.
+        source: source of the weights, from `parse_source`.
+        library: the open_clip module.
 
     Raises:
-        InputError: open_clip does not know the model or the tag, or the weights, preprocessing or activation cannot be
-            determined from local files.
+        InputError: open_clip does not know the model or the tag, a local folder has no usable weights, or it cannot be
+            determined which preprocessing or activation the weights in a local file or folder need.
     """
     given = _given(settings)
     if source.folder is not None:
@@ -97,9 +102,11 @@ def hub_config(repository: str, library: Any) -> dict[str, Any] | None:
 def trained_by_config(settings: ClipSettings, config: dict[str, Any] | None, library: Any) -> dict[str, Any]:
     """Return the preprocessing and activation values to pass to open_clip, for a model from a folder or a hub.
 
-    If `config` specifies preprocessing, open_clip reads it itself, so only the values in the settings are returned. The
-    same applies if `config` is None. Otherwise, each value is taken from the first source that has it: the settings,
-    the config, or open_clip's pretrained tags for models with the same architecture.
+    If `config` contains preprocessing values, open_clip reads the config itself. Only the values from the settings are
+    then returned. The same applies if `config` is None.
+
+    Otherwise, each value is taken from the first source that has it: the settings, the config, or open_clip's
+    pretrained tags for models with the same architecture.
 
     Args:
         settings: settings of the model.
@@ -110,7 +117,7 @@ def trained_by_config(settings: ClipSettings, config: dict[str, Any] | None, lib
         Values keyed by name in `TRAINED_FIELDS`.
 
     Raises:
-        InputError: neither the settings nor the config contain a value, and the tags disagree on it.
+        InputError: neither the settings nor the config contain a value, and it is not the same for all these tags.
     """
     given = _given(settings)
     if config is None or config.get("preprocess_cfg"):
@@ -133,9 +140,14 @@ def _trained_by_neighbours(settings: ClipSettings, path: Path, library: Any) -> 
     Each value is taken from the first source that has it: the settings, a config in the same folder as the file, or
     open_clip's pretrained tags for the model.
 
+    Args:
+        settings: settings of the model.
+        path: path of the weight file.
+        library: the open_clip module.
+
     Raises:
-        InputError: the config belongs to a different model, or neither the settings nor the config contain a value and
-            the tags disagree on it.
+        InputError: the config belongs to a different model; or neither the settings nor the config contain a value, and
+            it is not the same for all tags.
     """
     model_config = library.get_model_config(settings.model)
     defaults = open_clip_defaults(bool(model_config.get("quick_gelu")), library)
@@ -162,15 +174,23 @@ def _tags(model: str, library: Any) -> dict[str, dict[str, Any]]:
 
 
 def open_clip_defaults(quick_gelu: bool, library: Any) -> dict[str, Any]:
-    """Return open_clip's default preprocessing values and the given activation, keyed by name in `TRAINED_FIELDS`.
+    """Return open_clip's default preprocessing, which is that of OpenAI's models, together with the given activation.
 
-    The default preprocessing is that of OpenAI's models.
+    Args:
+        quick_gelu: activation to include in the result: True for QuickGELU, False for GELU.
+        library: the open_clip module.
+
+    Returns:
+        Values keyed by name in `TRAINED_FIELDS`.
     """
     return as_trained({"quick_gelu": quick_gelu, **vars(library.transform.PreprocessCfg())}, {})
 
 
 def _shape(config: dict[str, Any], library: Any) -> list[Any]:
-    """Return the parts of a model's config that determine the names and shapes of its tensors."""
+    """Return the values in an open_clip config that determine the names and shapes of the model's tensors.
+
+    They are compared with those of another config, to find out whether both configs describe the same model.
+    """
     vision = {**vars(library.CLIPVisionCfg()), **config.get("vision_cfg", {})}
     text = {**vars(library.CLIPTextCfg()), **config.get("text_cfg", {})}
     names = ("timm_model_name", "image_size", "layers", "width", "patch_size")
@@ -179,7 +199,7 @@ def _shape(config: dict[str, Any], library: Any) -> list[Any]:
 
 
 def architecture(config: Mapping[str, Any], library: Any) -> dict[str, Any]:
-    """Return the part of a model's config that describes its architecture, for comparison with other models.
+    """Return the part of a model's config that describes its architecture. It is equal for equal architectures.
 
     The activation, values that equal open_clip's defaults, and values that affect only training or the initial weights
     are left out.

@@ -17,9 +17,10 @@ A weight file does not record these values.
 
 
 def as_trained(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the preprocessing and activation values in the config of an open_clip tag or model.
+    """Extract the preprocessing and activation values from the config of an open_clip tag or model.
 
-    The values are keyed by name in `TRAINED_FIELDS`. Those that the config omits are taken from `defaults`.
+    The result has one value for each name in `TRAINED_FIELDS`. If the config lacks a value or the value is None, the
+    value in `defaults` is used.
     """
     values = {name: defaults[name] if config.get(name) is None else config[name] for name in TRAINED_FIELDS}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
@@ -33,22 +34,23 @@ def decide(
     wanted: str,
     architecture: str,
 ) -> dict[str, Any]:
-    """Choose a value for each of the `TRAINED_FIELDS`, for weights that do not record the values.
+    """Choose a preprocessing or activation value for each of the `TRAINED_FIELDS`.
 
-    Each value is taken from the first source that has it: the settings, a config beside the weights, or open_clip's
-    pretrained tags for the same architecture, if all tags agree.
+    Each value is taken from the first source that has it: the settings, a config stored with the weights, or
+    open_clip's pretrained tags for the same architecture. A value is taken from the tags only if it is the same for all
+    of them.
 
     Args:
         given: values in the settings.
-        stated: values in a config beside the weights.
+        stated: values in a config stored with the weights.
         tags: values that the weights of each tag of the architecture were trained with, keyed by tag.
-        defaults: open_clip's defaults, used if the architecture has no tags.
+        defaults: open_clip's defaults, used instead of the tags if the architecture has no tags.
         wanted: setting that specifies the weights, such as `embed.clip.model=NAME`, for error messages.
         architecture: name of the architecture, for error messages.
 
     Raises:
-        InputError: neither the settings nor the config specify a value, and the tags disagree on it. The message lists
-            the possible values.
+        InputError: neither the settings nor the config contain a value, and it is not the same for all tags. The
+            message lists the possible values.
     """
     chosen, open_fields = {}, []
     for name in TRAINED_FIELDS:

@@ -26,7 +26,10 @@ _FOLDER_KINDS: dict[str, SourceKind] = {BUNDLED_PREFIX: "bundled", LOCAL_PREFIX:
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Source of a CLIP model's weights. `parse_source` determines it from the settings."""
+    """Source of a CLIP model's weights: a bundled or local folder, a weight file, an open_clip tag, or a model hub.
+
+    `parse_source` determines it from the settings.
+    """
 
     kind: SourceKind
     """Kind of source, which depends on the model name.
@@ -90,9 +93,9 @@ def parse_source(settings: ClipSettings, is_tag: Callable[[str, str], bool]) -> 
 
 
 def clip_location(settings: ClipSettings) -> dict[str, Any]:
-    """Return the settings of a CLIP model as a dictionary, with local paths made absolute.
+    """Return the settings needed to load the same CLIP model again from any working directory, as a dictionary.
 
-    The dictionary can be used in any working directory.
+    They are the settings that affect the embeddings, with local paths made absolute.
     """
     model, pretrained = settings.model, settings.pretrained
     if model.startswith(LOCAL_PREFIX):

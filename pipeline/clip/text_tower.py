@@ -26,7 +26,10 @@ embedding, the similarity is far lower.
 
 @dataclass(frozen=True)
 class TextEmbeds:
-    """Pooled embeddings of B captions, and token states, which are the text tower's outputs for each token."""
+    """Result of encoding B captions: their pooled embeddings and, if requested, their token states.
+
+    Token states are the text tower's outputs for each token.
+    """
 
     text_embed: torch.Tensor
     """Pooled embeddings `[B, D]`, float32, not normalised."""
@@ -75,13 +78,13 @@ class TextTower:
 
     @torch.inference_mode()
     def probe(self, tokens: torch.Tensor) -> None:
-        """Test whether the tower provides token states and whether batches can be truncated.
+        """Test whether the tower returns token states, and whether batches can be truncated to their longest caption.
 
-        The results are stored in `token_width` and `is_cut`. Batches can be truncated if this does not change the
-        embeddings by more than rounding.
+        The results are stored in `token_width` and `is_cut`. Batches can be truncated if the embeddings of the test
+        captions are the same with and without truncation, up to rounding.
 
         Args:
-            tokens: `[B, T]` tokens of captions with different lengths.
+            tokens: `[B, T]` tokens of test captions with different lengths.
         """
         if self._final_norm is not None:
             states = self._forward(tokens.to(self._device), token_states=True)[1]
@@ -127,7 +130,7 @@ class TextTower:
         return TextEmbeds(text_embed, torch.cat(states), lengths)
 
     def lengths(self, tokens: torch.Tensor) -> list[int]:
-        """Return the number of tokens in each row that can affect the embedding.
+        """Return the number of tokens in each row that can affect the embedding of the row.
 
         These are the tokens up to and including end-of-text, or all tokens if `ends_at_end_of_text` is False.
         """
@@ -136,15 +139,19 @@ class TextTower:
         return [end + 1 for end in self._ends(tokens).tolist()]
 
     def _ends(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return, for each row, the position of the token whose output open_clip uses as the embedding, `[B]`."""
+        """Return the position, in each row of tokens, of the token whose output open_clip uses as the embedding.
+
+        The result is a tensor `[B]`, int64.
+        """
         is_end = tokens if self._end_id is None else (tokens == self._end_id).int()
         return is_end.argmax(dim=-1)
 
     def _forward(self, tokens: torch.Tensor, token_states: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the embeddings `[B, D]` and token states `[B, L, D_text]` of tokens `[B, L]`.
+        """Encode one batch of tokens `[B, L]`.
 
-        If `token_states` is False, the second result is None, unless batches are truncated: `_forward_cut` always
-        returns token states.
+        Returns:
+            Embeddings `[B, D]`, and token states `[B, L, D_text]`. If `token_states` and `is_cut` are both False, the
+            second item is None instead.
         """
         if self.is_cut:
             return self._forward_cut(tokens)
@@ -160,9 +167,11 @@ class TextTower:
                 hook.remove()
 
     def _forward_cut(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the embeddings and token states of tokens `[B, L]`, where L may be less than the context length.
+        """Encode tokens `[B, L]`, where L may be less than the context length.
 
-        The embeddings equal those that open_clip computes for the full context length, up to rounding.
+        Returns:
+            Embeddings `[B, D]` and token states `[B, L, D_text]`. The embeddings equal those that open_clip computes
+            for the full context length, up to rounding.
         """
         tower, length = self._tower, tokens.shape[1]
         kind = tower.transformer.get_cast_dtype()

@@ -97,7 +97,7 @@ def picture(data: bytes, kind: str, label: str, marked: bool = False) -> str:
 
 
 def strip(label: str, pictures: Iterable[str]) -> str:
-    """Return an HTML element that shows a row of pictures below a label.
+    """Return an HTML element that shows pictures in a row, below a label. The row wraps if it is too wide.
 
     Args:
         label: text of the label.
@@ -107,7 +107,10 @@ def strip(label: str, pictures: Iterable[str]) -> str:
 
 
 def card(heading: str, fragments: Iterable[str]) -> str:
-    """Return an HTML box that contains a heading and fragments. It can be passed to `plots` together with plots."""
+    """Return an HTML box that shows a heading, with other fragments below it.
+
+    Cards can be passed to `plots`, which shows them side by side with plots.
+    """
     return f'<article class="card"><h3>{text(heading)}</h3>{"".join(fragments)}</article>'
 
 
@@ -120,14 +123,14 @@ def plots(figures: Iterable[str]) -> str:
 def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6) -> Iterator[tuple[Axes, list[str]]]:
     """Context manager for drawing one plot. It yields matplotlib axes to draw on, and an empty list.
 
-    On exit, the plot is converted to an SVG fragment, which is appended to the list.
+    At the end of the `with` block, the plot is converted to an SVG fragment, which is appended to the list.
 
     Args:
         title: title of the plot.
         x: label of the horizontal axis.
         y: label of the vertical axis.
-        height, width: size of the matplotlib figure in inches. The page scales the plot to the width of its column, so
-            the size determines only the aspect ratio, and how large the text (about 10 points) is relative to the plot.
+        height, width: size of the matplotlib figure in inches. The page scales the plot to the width of its column.
+            The size therefore determines only the aspect ratio, and how large the text (about 10 points) looks.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -163,7 +166,9 @@ def plot_label(name: str) -> str:
 
 
 def _to_svg(figure: Figure, title: str) -> str:
-    """Convert a matplotlib figure to an SVG fragment. The output is reproducible: equal figures give identical SVG.
+    """Convert a matplotlib figure to an HTML `figure` element that contains the plot as SVG.
+
+    The output is reproducible: equal figures give identical SVG.
 
     Args:
         figure: figure to convert.
@@ -195,9 +200,9 @@ def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> bytes:
 
 
 def page_target(option: str, path: str, folders: Iterable[str]) -> str:
-    """Return the absolute path of a page to be written, after checking that it can be written.
+    """Check that a page can be written to a path, and return the absolute path.
 
-    Commands call this function before they start their work, so that an invalid path does not waste it.
+    Commands call this function before they start their work, so that no work is lost because of an invalid path.
 
     Args:
         option: name of the command-line option that contains the path, for error messages.
@@ -205,7 +210,8 @@ def page_target(option: str, path: str, folders: Iterable[str]) -> str:
         folders: data folders. The page must not be inside any of them, because every file there counts as data.
 
     Raises:
-        InputError: the page cannot be written to the path, or matplotlib is not installed.
+        InputError: the path is empty or that of a folder, its parent folder does not exist, it is inside one of the
+            data folders, or matplotlib is not installed.
     """
     target = os.path.abspath(path)
     if not path or os.path.isdir(target):

@@ -22,16 +22,19 @@ A closing terminal sends SIGHUP twice. Batch systems send SIGUSR1 or SIGUSR2 as 
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask a command to stop.
+    """Return the signals that ask a command to stop: those in `FORCING_SIGNALS` and `POLITE_SIGNALS`.
 
-    A signal in `POLITE_SIGNALS` is left out if this process ignores it, as it does SIGHUP under `nohup`.
+    A signal in `POLITE_SIGNALS` is left out if this process ignores it. Under `nohup`, for example, it ignores SIGHUP.
     """
     polite = [number for number in POLITE_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     return (*FORCING_SIGNALS, *polite)
 
 
 def handle_stop_signals() -> None:
-    """Make every stop signal raise KeyboardInterrupt, so that temporary files and locks are removed before exit."""
+    """Make every signal in `stop_signals()` raise KeyboardInterrupt in this process.
+
+    Temporary files and locks are then removed before the process exits.
+    """
 
     def interrupt(number: int, frame: Any) -> None:
         if number in POLITE_SIGNALS:
@@ -49,7 +52,7 @@ def open_closed_streams() -> None:
     Otherwise, the next file to be opened would get the file descriptor of a closed stream, and libraries that print to
     the stream would write into that file.
 
-    Also make standard output and standard error show escapes in place of characters that they cannot encode.
+    Also configure standard output and standard error to write characters that they cannot encode as backslash escapes.
     """
     for number in (0, 1, 2):
         try:
@@ -65,10 +68,10 @@ def open_closed_streams() -> None:
 
 
 def flush_streams() -> OSError | None:
-    """Flush the standard streams. Return the first error, or None if there is no error.
+    """Flush standard output and standard error. Return the first OSError, or None if none is raised.
 
-    A stream that cannot be flushed is redirected to the null device. Otherwise, the interpreter would flush it again at
-    exit and print a traceback.
+    Closed streams are skipped. A stream that cannot be flushed is redirected to the null device. Otherwise, the
+    interpreter would flush it again at exit and print a traceback.
     """
     first_error = None
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
@@ -94,7 +97,10 @@ def _discard(stream: TextIO) -> None:
 
 
 class StandardError:
-    """Wrapper of standard error that ignores failed writes, so that training continues if the terminal is closed."""
+    """Text stream that writes to standard error and ignores failed writes.
+
+    Training therefore continues if the terminal is closed.
+    """
 
     def write(self, text: str) -> int:
         """Write text, ignoring errors."""

@@ -78,7 +78,10 @@ def print_warning(text: str) -> None:
 
 
 def _print_labelled(label: str, style: str, text: str) -> None:
-    """Print one line with a coloured label to standard error."""
+    """Print one line to standard error: a label in the given Rich style, and then the text.
+
+    Control and other invisible characters in the text are escaped.
+    """
     line = Text(label, style=style)
     line.append(clean(text), style="default not bold")
     _error_console().print(line, soft_wrap=True)
@@ -95,7 +98,15 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table to standard output. Numeric columns are right-aligned."""
+    """Print a table to standard output. It is at most 120 characters wide if standard output is not a terminal.
+
+    A column is right-aligned if each of its cells is empty or starts with a digit or a minus sign.
+
+    Args:
+        title: line above the table.
+        header: column names. If all of them are empty, no header is shown.
+        rows: cells of each row.
+    """
     table = Table(title=Text(clean(title)), title_justify="left", show_header=any(header))
     for name, column in zip(header, zip(*rows, strict=True), strict=False):
         numbers = all(str(cell)[:1].isdigit() or str(cell)[:1] in ("", "-") for cell in column)
@@ -108,7 +119,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[objec
 
 
 def print_result(result: StageResult) -> None:
-    """Print a table that summarises the result of a pipeline stage, and then notes about its input."""
+    """Print a table that summarises the result of a pipeline stage, followed by the stage's notes about its input."""
     title = f"{result.stage}: {result.folder}"
     rows: list[tuple[str, str]] = [
         (result.unit, f"{result.units:,} ({result.done_now:,} done now, in {result.seconds:.1f} s)"),
@@ -126,13 +137,17 @@ def print_result(result: StageResult) -> None:
 
 
 def print_notes(notes: Sequence[str]) -> None:
-    """Print notes about the input, one per line, after the label `note:`."""
+    """Print notes about a stage's input to standard output, one per line. Each line starts with the label `note:`."""
     for note in notes:
         print_line(f"note: {note}")
 
 
 def print_plans(plans: Sequence[StagePlan]) -> None:
-    """Print a table of the pending work of each stage, with estimates of the disk space and time that it needs."""
+    """Print a table with one row per stage: its pending work, and an estimate of the disk space and time it needs.
+
+    Args:
+        plans: plan of each stage.
+    """
     header = ("stage", "folder", "to do", "rows", "disk", "free", "time, about")
     rows = [
         (
@@ -153,7 +168,8 @@ def print_plans(plans: Sequence[StagePlan]) -> None:
 def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[ProgressCallback]:
     """Context manager for a progress bar on standard error. It yields a callback that updates the bar.
 
-    The bar appears when the callback is first called.
+    The callback takes the number of units done, the total number of units (None if unknown), and a note to show at the
+    end of the line. The bar appears when the callback is first called.
 
     Args:
         description: text in front of the bar.
@@ -185,10 +201,10 @@ def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[P
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """Context manager that prints an error message for an exception, and raises `typer.Exit` with its exit code.
+    """Context manager that prints an error message for an exception, and raises `typer.Exit` with an exit code instead.
 
-    Typer's exceptions, and exceptions for missing packages and closed pipes, propagate unchanged. Typer and the
-    command's entry point handle them.
+    Typer's own exceptions, ModuleNotFoundError and BrokenPipeError propagate unchanged. Typer and the command's entry
+    point handle them.
     """
     try:
         yield
@@ -219,8 +235,10 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     """Context manager that handles stop signals. It yields a function that returns True once a signal has arrived.
 
     The code in the `with` block calls the function at each point where it can stop safely, and stops if the result is
-    True. A second Ctrl-C or SIGTERM raises KeyboardInterrupt immediately. SIGHUP, SIGUSR1 and SIGUSR2 never do, because
-    a closing terminal sends SIGHUP twice, and batch systems send SIGUSR1 or SIGUSR2 as a warning before SIGTERM.
+    True. If Ctrl-C or SIGTERM arrives a second time, KeyboardInterrupt is raised immediately.
+
+    SIGHUP, SIGUSR1 and SIGUSR2 never raise it. A closing terminal sends SIGHUP twice, and batch systems send SIGUSR1 or
+    SIGUSR2 as a warning before SIGTERM.
     """
     requested = False
     forcing_signals = 0

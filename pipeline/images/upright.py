@@ -127,9 +127,12 @@ def eight_bit_image(image: Image.Image) -> Image.Image:
 
 
 def avif_bits(body: bytes) -> int:
-    """Return the number of bits per channel that the header of an AVIF file declares: 8, 10 or 12.
+    """Return the number of bits per channel of an AVIF image, according to the header of its file: 8, 10 or 12.
 
-    Return 8 if the header does not declare it.
+    Return 8 if the header does not contain this number.
+
+    Args:
+        body: bytes of the image file.
     """
     start = body.find(b"av1C")  # AV1 codec configuration box: version, profile, then the flags
     flags = body[start + 6] if 0 <= start < len(body) - 6 else 0

@@ -52,8 +52,10 @@ class ListColumns:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """New names of the columns that are renamed because their original names have a fixed meaning in the shards,
-        keyed by original name."""
+        """New names of the renamed columns, keyed by original name. The URL and caption columns are not included.
+
+        A column is renamed if its original name has a fixed meaning in the shards, such as `width`.
+        """
         pairs = zip(self.sources, self.schema.names, strict=True)
         return {source: name for source, name in pairs if source != name and name not in ("url", "caption")}
 
@@ -65,8 +67,8 @@ class ListColumns:
 def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlListSettings) -> list[ListColumns]:
     """Choose the columns to read from a URL list, based on the columns of all its non-empty files.
 
-    If a file lacks one of the columns, its rows have null in that column. If the type of a column differs between
-    files, the column gets the narrowest type that fits all files.
+    If a file lacks one of the other kept columns, its rows have null in that column. If the type of a column differs
+    between files, the column gets the narrowest type that fits all files.
 
     Args:
         source: location of the list, for error messages.
@@ -74,13 +76,14 @@ def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlList
         settings: names of the URL, caption and hash columns, and the other columns to keep.
 
     Returns:
-        Columns for the first file alone, for the first two files together, and so on. An item that equals the previous
-        item is left out. The last item has the columns of the whole list. The items before it make it possible to
-        recognise rows that were downloaded when the list had fewer files.
+        Columns for the first file alone, then for the first two files together, and so on. The last item has the
+        columns of the whole list. An item that equals the previous item is left out. The items before the last make it
+        possible to recognise rows that were downloaded when the list had fewer files.
 
     Raises:
-        InputError: a configured column is missing, a column cannot be stored in the shards, or no single type fits a
-            column in all files.
+        InputError: a file lacks the URL, caption or hash column; no file has one of the columns in `keep_columns`; the
+            hash column is also the URL or caption column; a column cannot be stored in the shards; or no single type
+            fits a column in all files.
     """
     filled = {path: head for path, head in heads.items() if head.has_rows}
     first = next(iter(filled))
@@ -129,6 +132,9 @@ def _leave_out(column: str) -> str:
 def _names(columns: Sequence[str], available: Sequence[str], requested: int) -> list[str]:
     """Return the name that each column of the URL list gets in the shards, in the order of `columns`.
 
+    A column whose name has a fixed meaning in the shards gets the prefix `source_`. A number is appended if that name
+    is also in use.
+
     Args:
         columns: column names in the files: the URL column, the caption column if configured, and then other columns.
         available: all column names in the files. The new name of a renamed column is not among them.
@@ -161,7 +167,12 @@ def _unify(path: str, field: pa.Field, kinds: dict[str, pa.DataType], origins: d
 
 
 def _as_text(source: str, schema: pa.Schema, wanted: Mapping[str, str]) -> pa.Schema:
-    """Return the schema with the type of the URL and caption columns changed to string.
+    """Change the type of the URL and caption columns in a schema to string.
+
+    Args:
+        source: location of the URL list, for error messages.
+        schema: column names, after renaming, and types.
+        wanted: column names in the files, keyed by setting.
 
     Raises:
         InputError: one of these columns contains neither text nor bytes.
@@ -183,17 +194,22 @@ def _looks_like_url(name: str) -> bool:
 
 
 def require_headers(heads: Mapping[str, FileHead], url_column: str) -> None:
-    """Check that every file has a header, so that its first row has not been mistaken for the column names.
+    """Check that no file lacks a header. Without a header, the first row would be mistaken for the column names.
+
+    Args:
+        heads: column names and types of each file, keyed by path.
+        url_column: name of the URL column.
 
     Raises:
-        InputError: a file has no header; the message explains how to add one.
+        InputError: a column name looks like a URL, or the only line of a csv or tsv file does not contain the URL
+            column. The message explains how to add a header.
     """
     for path, head in heads.items():
         _require_header(path, head, url_column)
 
 
 def _require_header(path: str, head: FileHead, url_column: str) -> None:
-    """Check that a file has a header.
+    """Check that one file has a header, as described for `require_headers`.
 
     Raises:
         InputError: the file has no header; the message explains how to add one.
@@ -227,17 +243,17 @@ def _example_header(path: str, names: Sequence[str]) -> str:
 
 
 def _require_columns(path: str, head: FileHead, wanted: Mapping[str, str], source: str | None, first: str) -> None:
-    """Check that a file has the configured columns.
+    """Check that one file of a URL list has the URL column, and the caption and hash columns if they are configured.
 
     Args:
         path: path of the file.
-        head: columns of the file.
-        wanted: configured column names, keyed by setting.
-        source: location of the URL list, for error messages about the first file; None for all later files.
-        first: path of the first file, for error messages about later files.
+        head: column names and types of the file.
+        wanted: names of these columns, keyed by setting, such as `url_column`.
+        source: location of the URL list if the file is its first non-empty file; None for all later files.
+        first: path of the first non-empty file, for error messages about later files.
 
     Raises:
-        InputError: a configured column is missing.
+        InputError: the file lacks one of these columns.
     """
     for setting, name in wanted.items():
         if source is None and name not in head.schema.names:
@@ -269,9 +285,14 @@ def _shortened(name: str) -> str:
 
 
 def _suggestion(column: str, setting: str, available: Sequence[str]) -> str | None:
-    """Return the available column that the user probably meant, or None.
+    """Return the column that the user probably meant instead of a missing one, or None if no column is similar.
 
-    The suggested name differs from `column` only in case, is a common name for the setting, or has a similar spelling.
+    The returned name differs from `column` only in case, is a common name for the setting, or has a similar spelling.
+
+    Args:
+        column: configured name, which is missing.
+        setting: name of the setting that contains it, such as `url_column`.
+        available: names of the columns in the URL list.
     """
     by_case: dict[str, str] = {}
     for name in available:

@@ -12,7 +12,10 @@ class RowsError(ValueError):
 
 @dataclass
 class FileCount:
-    """Row count of one file, compared with the number of rows read to verify that no row is lost."""
+    """Number of rows in one URL list file, and other counts that are updated while the file is read.
+
+    `require` compares the number with the rows that the reader returned, to verify that no row was lost.
+    """
 
     rows: int = 0
     """Number of rows counted so far: lines of text, JSON values, or the row count in the Parquet footer.
@@ -30,13 +33,13 @@ class FileCount:
     """
 
     def require(self, rows: int) -> None:
-        """Check that the number of rows read from the whole file equals the count, and set `whole` to True.
+        """Set `whole` to True, and check that the number of rows returned by the reader equals the count.
 
         Args:
-            rows: number of rows read from the whole file.
+            rows: number of rows that the reader returned or skipped in the whole file.
 
         Raises:
-            ValueError: the numbers differ, which means that rows were lost or added while reading.
+            ValueError: `rows` differs from the count, which means that rows were lost or added while reading.
         """
         self.whole = True
         if rows != self.rows:

@@ -87,7 +87,7 @@ def _read(file: BinaryIO) -> bytes:
 
 
 class _Block:
-    """Block of a csv or tsv file that begins at the start of a row.
+    """Block of bytes from a csv or tsv file. It begins at the start of a row, and may end in the middle of a row.
 
     Args:
         data: bytes of the block.
@@ -103,7 +103,7 @@ class _Block:
     def __init__(self, data: bytes, delimiter: str, quoting: bool, line: int, *, at_end: bool) -> None:
         self.data, self._delimiter, self._quoting, self._line, self._at_end = data, delimiter, quoting, line, at_end
         self._bytes = np.frombuffer(data, np.uint8)
-        """Bytes of the block as an array, `[bytes]` uint8."""
+        """Bytes of the block as a 1-D uint8 array."""
         self._opens = self._closes = np.empty(0, np.int64)
         """Byte offsets of the quotes that open (`_opens`) and close (`_closes`) quoted fields, int64.
 
@@ -122,7 +122,7 @@ class _Block:
         lone = np.flatnonzero(lengths == 1)
         lengths[lone] -= self._bytes[starts[lone]] == _RETURN
         self._starts = starts[lengths > 0]
-        """Offset of the first byte of each row, `[rows]` int64. Empty lines are not rows."""
+        """Offset of the first byte of each row, as a 1-D int64 array. Empty lines are not rows."""
 
     @property
     def rows(self) -> int:
@@ -130,7 +130,11 @@ class _Block:
         return len(self._starts)
 
     def _outside(self, offsets: np.ndarray) -> np.ndarray:
-        """Return those of the given byte offsets that are outside quoted fields."""
+        """Return only those offsets that are outside quoted fields.
+
+        Args:
+            offsets: byte offsets in the block, as a 1-D int64 array.
+        """
         if not len(self._opens):
             return offsets
         opened, closed = np.searchsorted(self._opens, offsets), np.searchsorted(self._closes, offsets)
@@ -154,9 +158,10 @@ class _Block:
             self._find_quotes_one_by_one()
 
     def _find_quotes_one_by_one(self) -> None:
-        """Find the offsets of the quoted fields one field at a time, and store them in `_opens` and `_closes`.
+        """Find the quotes that open and close each quoted field, by scanning one field at a time.
 
-        This is slower than `_find_quotes`, and needed only if unquoted fields contain quotes or if quoting is invalid.
+        Their byte offsets are stored in `_opens` and `_closes`. The scan is slower than `_find_quotes`, and is needed
+        only if unquoted fields contain quotes or if the quoting is invalid.
 
         Raises:
             RowsError: a quote is never closed, or text follows a closing quote. The message names the line.
@@ -252,7 +257,7 @@ class _Block:
         return batches
 
     def quoted_fields(self) -> int:
-        """Return the number of fields that begin and end with a quote.
+        """Return the number of fields that begin and end with a quote, in the complete rows and the header.
 
         The block must have been created with `quoting=False`, so that quotes are ordinary characters.
         """

@@ -40,9 +40,9 @@ def rows_digest(table: pa.Table) -> str:
 
 
 def _number_kind(kind: pa.DataType) -> str | None:
-    """Return the NumPy dtype, such as `<i8`, that values of an Arrow type are converted to before they are hashed.
+    """Return the 64-bit NumPy dtype (`<i8`, `<u8` or `<f8`) that numbers of an Arrow type are converted to for hashing.
 
-    All such dtypes have 64 bits. Return None if the Arrow type is not numeric.
+    Return None if the Arrow type is not numeric.
     """
     if pa.types.is_uint64(kind):
         return "<u8"

@@ -77,8 +77,9 @@ class ListMark:
     """
 
     def is_certain(self, known: Mapping[str, Any] | None) -> bool:
-        """Return True if this mark proves that the file has not changed since an earlier run.
+        """Return True if it is certain that the file has not changed since an earlier run.
 
+        This is the case if the marks of both runs are equal, and the file was hashed in full or `modified` is not None.
         If the result is False, the file may have changed, and its rows must be read to detect changes.
 
         Args:
@@ -89,9 +90,10 @@ class ListMark:
 
 @dataclass(frozen=True)
 class FileHead:
-    """Columns of a URL list file, and its mark (row count, size and hash) for detecting changes.
+    """Column names and types of a URL list file, and its mark (row count, size and hash) for detecting changes.
 
-    The columns are read from the footer of an uncompressed Parquet file, or from the first rows of any other file.
+    They are read from the footer of an uncompressed Parquet file. For any other file, the columns are read from the
+    first rows, and there is no mark.
     """
 
     schema: pa.Schema
@@ -166,18 +168,20 @@ def _skip_nothing(first: int, last: int) -> bool:
 def read_file(
     path: str, unwanted: Unwanted = _skip_nothing, quoting: Quoting = "auto", count: FileCount | None = None
 ) -> Iterator[pa.RecordBatch | int]:
-    """Yield the rows of a file in batches. In place of each skipped range of rows, yield its number of rows.
+    """Read a URL list file and yield its rows in batches. In place of skipped rows, yield their number as an integer.
 
     The batches have all columns of the file, with their original names.
 
     Args:
         path: path or URL of the file.
-        unwanted: function that returns True for a range of rows to skip. Only rows of Parquet files are skipped.
+        unwanted: function that returns True for a range of rows to skip. It is called for each row group of a Parquet
+            file. Other files are always read in full.
         quoting: quoting rules for csv and tsv files.
-        count: row count to update while reading. At the end of the file, it is compared with the number of rows read.
+        count: row count to update while reading. After the last row, it is compared with the number of rows that were
+            yielded or skipped.
 
     Raises:
-        ValueError: the number of rows read differs from the count.
+        ValueError: the number of rows differs from the count.
         one of READ_ERRORS: the file cannot be read.
     """
     count = FileCount() if count is None else count
@@ -215,7 +219,7 @@ def _read_stored(
 
 
 class _Readable(io.RawIOBase):
-    """Adapter that turns any file object with a `read` method into a raw stream. The file need not be seekable."""
+    """Adapter that turns a file object with only a `read` method into a raw stream for `io.BufferedReader`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -232,7 +236,14 @@ class _Readable(io.RawIOBase):
 def _read_parquet(
     raw: BinaryIO, compressed: bool, unwanted: Unwanted, count: FileCount
 ) -> Iterator[pa.RecordBatch | int]:
-    """Yield the rows of each row group in batches. In place of each skipped row group, yield its number of rows."""
+    """Read a Parquet file and yield its rows in batches. In place of a skipped row group, yield its number of rows.
+
+    Args:
+        raw: the open file.
+        compressed: True if the file is compressed with gzip. It is then first unpacked to a temporary file.
+        unwanted: function that returns True for a range of rows to skip. It is called for each row group.
+        count: object to store the row count from the Parquet footer in.
+    """
     with tempfile.TemporaryFile() as unpacked:
         if compressed:  # Parquet readers start at the end of the file, and the gzip stream may not be seekable
             shutil.copyfileobj(gzip.GzipFile(fileobj=raw), unpacked, _BUFFER_BYTES)

@@ -26,9 +26,10 @@ _KIND_NAMES: dict[type, str] = {
 
 
 def lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Yield the line number and the text of each non-empty line, without leading and trailing whitespace.
+    """Yield the line number and the text of each line, without leading and trailing whitespace. Skip empty lines.
 
-    A carriage return without a line feed also ends a line, but only line feeds increase the line number.
+    A carriage return without a line feed also ends a line, but only line feeds increase the line number. Bytes that are
+    not valid UTF-8 are replaced by U+FFFD.
     """
     for number, line in enumerate(file, start=1):
         for part in line.split(b"\r"):
@@ -93,11 +94,12 @@ def json_values(file: TextIO) -> Iterator[Any]:
 def to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch]:
     """Convert rows to Arrow batches and yield the batches.
 
-    The columns are the keys that occur in the first batch. If a row lacks one of the keys, its value is null.
+    The columns are the keys of the rows in the first batch. Other keys in later rows are ignored. If a row lacks one
+    of the columns, its value is null.
 
     Args:
         rows: rows of the file. Each row is a URL, or a dictionary with one key per column.
-        count: row count to update. Keys that do not occur in the first batch are ignored, and also counted here.
+        count: object that counts the rows, and the rows with each ignored key.
 
     Raises:
         RowsError: a row is neither a string nor a dictionary, the only value in the file is an object that contains all
@@ -123,10 +125,15 @@ def to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch
 
 
 def _require_row(value: dict[str, Any]) -> None:
-    """Check that the only JSON object in a file is a row, and not an object that contains all rows of the list.
+    """Check that the only JSON object in a file is one row, and does not contain all rows of the list.
+
+    An object is rejected if one of its values is a non-empty list, and none is a string that contains `://`.
+
+    Args:
+        value: the object.
 
     Raises:
-        RowsError: the value contains all rows. The message explains how to store each row as a separate value.
+        RowsError: the object contains all rows. The message explains how to store each row as a separate object.
     """
     lists = {name: items for name, items in value.items() if isinstance(items, list) and items}
     if not lists or any(isinstance(text, str) and "://" in text for text in value.values()):

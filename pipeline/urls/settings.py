@@ -32,7 +32,10 @@ class UrlListSettings(Settings):
     @field_validator("keep_columns", mode="before")
     @classmethod
     def _normalise_columns(cls, value: Any) -> Any:
-        """Sort the column names and remove duplicates, so that equivalent settings compare equal."""
+        """Convert `keep_columns` to a form in which equivalent settings compare equal.
+
+        Names are sorted, and duplicates are removed. A single name becomes a tuple, and an empty list becomes `none`.
+        """
         if isinstance(value, str) and value not in ("all", "none"):
             return (value,)
         if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):

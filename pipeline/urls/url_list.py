@@ -29,9 +29,10 @@ remote storage."""
 
 @dataclass(frozen=True)
 class UrlList:
-    """URL list whose files and columns have been checked.
+    """URL list whose files and columns have been checked. `open_url_list` creates it.
 
-    The columns of its rows are `url`, `caption` if the list has captions, and all other kept columns, in this order.
+    Rows are read only when they are requested. Their columns are `url`, `caption` if the list has captions, and all
+    other kept columns, in this order.
     """
 
     source: str
@@ -96,13 +97,17 @@ class UrlList:
         return sum(counts) if len(counts) == len(self.marks) else None
 
     def marks_json(self) -> list[dict[str, Any] | None]:
-        """Return the items of `marks` (row count, size and hash of each file) as dictionaries for the manifest."""
+        """Return the mark (row count, size and hash) of each file as a dictionary, for storage in the manifest.
+
+        An item is None if the file has no mark, because it is not an uncompressed Parquet file.
+        """
         return [None if mark is None else asdict(mark) for mark in self.marks]
 
     def unchanged_rows(self, marks: Sequence[Mapping[str, Any] | None]) -> int:
         """Return the number of rows at the start of the list that are certain to be unchanged since an earlier run.
 
-        These are the rows of all files before the first file that may have changed.
+        These are the rows of all files before the first file that may have changed. A file without a mark, which is any
+        file other than uncompressed Parquet, may always have changed.
 
         Args:
             marks: value of `marks_json` in the earlier run, from its manifest.
@@ -123,7 +128,7 @@ class UrlList:
     def shards(
         self, rows_per_shard: int, unwanted: Callable[[int], bool] = lambda index: False
     ) -> Iterator[tuple[int, pa.Table]]:
-        """Yield the index and the rows of each shard that is not skipped.
+        """Split the rows of the list into shards, and yield the index and the rows of each shard that is not skipped.
 
         Args:
             rows_per_shard: number of rows per shard; the last shard may have fewer.
@@ -155,7 +160,12 @@ class UrlList:
             yield row // rows_per_shard, _to_table(pieces)
 
     def _parts(self, unwanted: Callable[[int, int], bool]) -> Iterator[pa.RecordBatch | int]:
-        """Yield the rows of the list in batches. In place of a skipped file or row group, yield its number of rows."""
+        """Yield the rows of the list in batches. In place of a skipped file or row group, yield its number of rows.
+
+        Args:
+            unwanted: function that takes row numbers `first` and `last`, and returns True if rows `first` to `last - 1`
+                of the list can be skipped.
+        """
         row = 0
         for path, mark in zip(self.files, self.marks, strict=True):
             if mark is not None and unwanted(row, row + mark.rows):
@@ -177,9 +187,14 @@ class UrlList:
         self.counts[path] = count
 
     def _arranged(self, path: str, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Convert a batch of rows from one file to the columns of the whole list.
+        """Convert a batch that was read from one file, so that it has the columns of the whole list.
 
-        Columns that the file lacks are filled with nulls.
+        Columns are selected, renamed, converted to the list's types, and put in its order. Columns that the file lacks
+        are filled with nulls.
+
+        Args:
+            path: path of the file, for error messages.
+            batch: rows with the columns of the file.
 
         Raises:
             InputError: a value cannot be converted to the type of its column.
@@ -198,14 +213,14 @@ class UrlList:
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def had_digest(self, table: pa.Table, digest: str) -> bool:
-        """Return True if a digest was computed from the same rows when the list consisted of fewer files.
+        """Return True if a shard has the same rows that an earlier run read when the list consisted of fewer files.
 
-        The list may have had other columns then. The rows are therefore converted to each item of `earlier`, and the
-        `rows_digest` of the result is compared with `digest`.
+        The list may have had fewer columns or narrower types then. The rows are therefore converted to each item of
+        `earlier`, and the `rows_digest` of the result is compared with `digest`.
 
         Args:
-            table: rows of a shard, with the current columns of the list.
-            digest: digest of the shard that an earlier run recorded.
+            table: rows of the shard, with the current columns of the list.
+            digest: digest that the earlier run recorded for the shard.
         """
         return any(
             rows_digest(narrowed) == digest
@@ -215,7 +230,10 @@ class UrlList:
 
 
 def _narrowed(table: pa.Table, schema: pa.Schema) -> pa.Table | None:
-    """Convert a table to a schema with fewer columns or narrower types. Return None if a value does not fit."""
+    """Return the columns of a table that are in `schema`, converted to the types in `schema`.
+
+    Return None if a value does not fit its type.
+    """
     try:
         return table.select(schema.names).cast(schema)
     except pa.ArrowException:
@@ -257,10 +275,9 @@ def open_url_list(source: str, settings: UrlListSettings) -> UrlList:
 
 
 def _require_plain_address(source: str) -> None:
-    """Check that an address has no `::` (fsspec's URL chaining), and that an HTTP address has no query (`?`).
+    """Check that the address of a URL list ends with a file name, from which the format of the list is determined.
 
-    The format of a list is determined from the file name at the end of its address. A chained address, or an address
-    with a query, does not end with a file name.
+    An address with `::` (fsspec's URL chaining) is rejected, and so is an HTTP address with a query (`?`).
 
     Raises:
         InputError: the address has `::` or a query. The message explains how to read the list anyway.
@@ -288,8 +305,8 @@ def _head(path: str, quoting: Quoting) -> FileHead:
 def _to_table(batches: list[pa.RecordBatch]) -> pa.Table:
     """Combine batches into a table with its own copy of the rows.
 
-    The given batches are slices of larger ones. Without the copy, sending the table to a worker process would pickle
-    the larger batches as a whole.
+    The batches are slices of larger batches, whose memory they share. Without the copy, sending the table to a worker
+    process would pickle the whole larger batches.
     """
     table = pa.Table.from_batches(batches)
     return table.take(pa.array(np.arange(table.num_rows))).combine_chunks()
