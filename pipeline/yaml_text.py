@@ -47,11 +47,15 @@ class PlainScalar:
 
 
 def read_yaml(text: str | bytes) -> Any:
-    """Parse one YAML document into a `YamlMapping`, list, string, `PlainScalar` or None.
+    """Parse one YAML document.
+
+    Returns:
+        A `YamlMapping` for a mapping, a list for a sequence, a string for a quoted scalar, and a `PlainScalar` for an
+        unquoted scalar. Nested values have the same types. None for null or an empty document.
 
     Raises:
-        InputError: the text is not YAML, or uses a feature that this module rejects. The message may give the line, but
-            not the file; the caller must add the name of the file.
+        InputError: the text is not YAML, or uses a feature that this module rejects, such as a tag. The message may
+            give the line, but not the file; the caller must add the name of the file.
     """
     try:
         node = yaml.SafeLoader(_decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff"))

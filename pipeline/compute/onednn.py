@@ -17,7 +17,10 @@ import torch
 
 @functools.cache
 def packing_available(dtype: torch.dtype) -> bool:
-    """Return True if this torch build and this machine support packed weights of the given dtype."""
+    """Return True if `pack` works for weights of the given dtype, in this torch build and on this machine.
+
+    Only float32 and bfloat16 weights can be packed.
+    """
     operators = torch.ops.mkldnn
     if not (torch._C._has_mkldnn and hasattr(operators, "_linear_pointwise")):
         return False

@@ -31,10 +31,11 @@ _CHECK_SECONDS = 5.0
 def map_shards(
     make_worker: Callable[[], Worker[Task, Result]], tasks: Iterable[Task], compute: ComputeSettings
 ) -> Generator[Result, None, None]:
-    """Yield the result of `worker(task, following)` for every task, in order of completion.
+    """Call a worker function with every task, and yield the results in order of completion.
 
-    `following` is the task that the worker will probably process next, or None if it is unknown. The worker can start
-    reading it in the background. If a task raises an exception, the map ends and the exception propagates.
+    `make_worker` creates the worker function. Its arguments are a task, and the task that the same worker will probably
+    process next, or None if that is unknown. The worker function can start reading the next task in the background. If
+    it raises an exception, the exception propagates, and no more results are yielded.
 
     Close the generator explicitly unless you consume all results. Otherwise, the traceback of an exception could keep
     the generator alive, and the worker's threads would run until the interpreter exits.
@@ -106,9 +107,10 @@ def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
 
 
 def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
-    """Check that the Ray cluster is large enough for a number of workers, counting resources that are currently in use.
+    """Check that the Ray cluster is large enough for a number of workers.
 
-    Without this check, Ray would wait forever for resources that the cluster does not have.
+    All resources of the cluster's nodes are counted, including those that other jobs are using now. Without this check,
+    Ray would wait forever for resources that the cluster does not have.
 
     Args:
         ray: the `ray` module, connected to the cluster.
@@ -116,7 +118,7 @@ def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
         workers: number of workers.
 
     Raises:
-        PriorkitError: the cluster is too small.
+        PriorkitError: no node is large enough for one worker, or the cluster has room for fewer than `workers` workers.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for name, needed in _needs(compute):
@@ -246,7 +248,19 @@ class _Pool(Generic[Task, Result]):
             self._idle.append(actor)
 
     def _result(self, reference: Any, upcoming: _Upcoming[Task]) -> Iterator[Result]:
-        """Yield the result of a finished `run` call. If its actor died, put the task back and start a new actor."""
+        """Yield the result of a finished `run` call. If its actor has died, yield nothing and start a new actor.
+
+        The tasks of the dead actor are put back into `upcoming`. Idle actors get no tasks until they have responded
+        again, because the same failure may have killed them. An exception that the worker function raised is raised
+        again here.
+
+        Args:
+            reference: object reference of the `run` call.
+            upcoming: tasks that have not started yet.
+
+        Raises:
+            PriorkitError: `_ATTEMPTS` actors have died while they processed the same task.
+        """
         actor, task = self._busy.pop(reference)
         try:
             result = self._ray.get(reference)

@@ -29,7 +29,7 @@ from .ray_address import (
 
 @dataclass(frozen=True)
 class Joined:
-    """A Ray cluster that this process has joined."""
+    """Address and node resources of a Ray cluster that this process has joined, and may have left since."""
 
     place: ClusterAddress
     nodes: list[dict[str, float]]
@@ -68,7 +68,10 @@ def open_cluster(ray: Any, address: str | None) -> Iterator[None]:
 
 
 def _start(ray: Any, place: ClusterAddress) -> None:
-    """Start or join the Ray cluster at an address.
+    """Start a Ray cluster on this machine if the address in `place` is `local`; otherwise, join the cluster at that
+    address.
+
+    Ray installs its own handler for SIGTERM. The previous handler is restored before the function returns.
 
     Raises:
         PriorkitError: the cluster cannot be started or joined.

@@ -101,7 +101,9 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
     def samples(self, task: Task, following: Task | None) -> Iterator[Decoded]:
         """Yield the decoded samples of a task in order.
 
-        After the last sample, start reading `following` in the background, unless it is None.
+        After the last sample, start reading and decoding the samples of `following` in the background, unless it is
+        None. If `following` is the `task` of the next call, that call yields these samples. Otherwise, they are
+        discarded. Exceptions raised by `read` or `decode` propagate to the caller.
         """
         stream = self._take(task)
         try:

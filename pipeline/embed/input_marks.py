@@ -123,13 +123,15 @@ class RecordedInputs:
         return input_fingerprint(shard, self._marks.get(embedding_shard_name(int(shard.name)), {}), limit)
 
     def record_again(self, folder: Store, names: Iterable[str]) -> None:
-        """Record the current file marks (size, modification time and hash) of the given shards' changed source files.
+        """Save the current file marks of the given shards in the embeddings folder, if they differ from the recorded
+        marks.
 
-        The next run then does not need to hash the source files of these shards again.
+        A file mark is the size, modification time and hash of a source file. The next run then does not need to hash
+        the files of these shards again.
 
         Args:
             folder: embeddings folder.
-            names: names of embedding shards whose input content is unchanged.
+            names: names of embedding shards whose input content is unchanged. Modification times may have changed.
         """
         for name in set(names) & self.touched.keys():
             folder.write_json(_marks_name(name), to_json(self.touched[name]))

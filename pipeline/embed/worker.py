@@ -165,9 +165,15 @@ class EmbedWorker:
 
 
 def _add_window(window: Window, done: _Embedded, spools: dict[str, RowSpool]) -> None:
-    """Append the rows of a window to `done` and `spools`.
+    """Append the embeddings of a window to `spools`, and the keys, positions and captions of its rows to `done`.
 
-    The embeddings are normalised first, unless the engine has already normalised them.
+    The embeddings are stored as float16. They are normalised first, and their original norms are added to `done`,
+    unless the engine has already normalised them.
+
+    Args:
+        window: rows that the engine has embedded.
+        done: rows of the shard that were collected so far.
+        spools: temporary file for each array of the shard, keyed by array name.
 
     Raises:
         InputError: an embedding is zero, or contains NaN or infinity.
