@@ -240,7 +240,9 @@ def _cut(text: str, limit: int = _MAX_CHARACTERS) -> str:
 def with_overrides(
     values: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[str] | None = None
 ) -> YamlMapping:
-    """Return a copy of settings in which the overrides are applied.
+    """Apply overrides to a copy of settings, in the given order, and return the copy.
+
+    If several overrides set the same setting, the last one takes effect. Missing sections are added.
 
     Args:
         values: settings as nested dictionaries, as read from a recipe. They are not modified.

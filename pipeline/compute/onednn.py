@@ -45,7 +45,7 @@ def pack(weight: torch.Tensor, rows: int) -> torch.Tensor:
 def packed_product(
     x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = None, gelu: bool = False
 ) -> torch.Tensor:
-    """Apply a linear layer with a packed weight.
+    """Compute the output of a linear layer whose weight is packed, optionally followed by a GELU.
 
     Args:
         x: input `[..., in]`, with the same dtype as the weight.

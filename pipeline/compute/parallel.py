@@ -196,7 +196,17 @@ class _Pool(Generic[Task, Result]):
         """Number of consecutive failed actor starts."""
 
     def map(self, tasks: Iterable[Task]) -> Iterator[Result]:
-        """Yield the results of the tasks in order of completion."""
+        """Start the actors, and yield the results of the tasks in order of completion.
+
+        An exception that the worker function raises is raised again here.
+
+        Args:
+            tasks: tasks in the order in which they are started.
+
+        Raises:
+            PriorkitError: the cluster has no room for a worker, workers keep dying at startup, or several workers have
+                died on the same task.
+        """
         require_room(self._ray, self._compute, 1)
         for _ in range(self._compute.workers):
             self._start()
@@ -284,7 +294,7 @@ class _Pool(Generic[Task, Result]):
 
 
 class _Upcoming(Generic[Task]):
-    """Tasks that have not started yet.
+    """Queue of tasks that have not started yet, or that must be started again because their actor died.
 
     For each busy actor, one further task is reserved as its next task, so that the actor can start reading it. When
     only reserved tasks are left, idle actors take them.
@@ -298,7 +308,11 @@ class _Upcoming(Generic[Task]):
         that the deaths can be counted."""
 
     def take(self, actor: Any) -> Task | None:
-        """Return the task that an actor should process now, or None if no task is left."""
+        """Return the task that an actor should process now, or None if no task is left.
+
+        The actor's reserved task comes first, then the next unreserved task, and last a task reserved for another
+        actor.
+        """
         if actor in self._reserved:
             return self._reserved.pop(actor)
         task = next(self._tasks, None)
@@ -325,7 +339,7 @@ class _Upcoming(Generic[Task]):
         return self._returned.count(task)
 
     def is_empty(self) -> bool:
-        """Return True if no task is left."""
+        """Return True if no task is left in the queue, not even a reserved one."""
         task = next(self._tasks, None)
         if task is not None:
             self._tasks = itertools.chain([task], self._tasks)

@@ -227,11 +227,11 @@ def _mode() -> str:
 
 
 def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: bool) -> tuple[Answer, dict[str, str]]:
-    """Send a request to a cluster, and return its answer.
+    """Send a request to a cluster, with this user's authentication token if necessary, and return the answer.
 
-    If RAY_AUTH_MODE is `token`, the request contains this user's token. If RAY_AUTH_MODE is not set, the request is
-    first sent without a token. If the cluster then asks for a token and `is_ours` is True, the request is sent again
-    with the token.
+    If RAY_AUTH_MODE is `token`, the request contains the token. If RAY_AUTH_MODE is not set, the request is first sent
+    without the token. If the cluster then asks for a token and `is_ours` is True, the request is sent again with the
+    token.
 
     Args:
         match: match of `_ADDRESS` with the cluster's address.
@@ -239,8 +239,8 @@ def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: 
         is_ours: True if the token may be sent even when RAY_AUTH_MODE is not set.
 
     Returns:
-        The cluster's answer, and the environment variables that make Ray send the token too; empty if no variable needs
-        to be changed.
+        The cluster's answer, and the environment variables that must be set so that Ray also sends the token. The
+        dictionary is empty if no variable needs to be changed.
     """
     token, mode = find_token()[0], _mode()
     answer = _ask(match, question, token if mode == "token" else None)
@@ -282,9 +282,10 @@ def _ask(match: re.Match[str], question: tuple[str, bytes], token: str | None) -
 
 
 def explain_failure(text: str) -> str:
-    """Shorten a Ray error message to its first and last lines, to leave out the traceback between them.
+    """Return a Ray error message on one line, shortened to its first and last lines.
 
-    A message about a version mismatch is not shortened. If the message is empty, return `Ray gives no reason`.
+    The lines between them are usually a traceback. A message about a version mismatch is not shortened. If the message
+    is empty, return `Ray gives no reason`.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:

@@ -68,8 +68,7 @@ def open_cluster(ray: Any, address: str | None) -> Iterator[None]:
 
 
 def _start(ray: Any, place: ClusterAddress) -> None:
-    """Start a Ray cluster on this machine if the address in `place` is `local`; otherwise, join the cluster at that
-    address.
+    """Start a Ray cluster on this machine if the address is `local`; otherwise, join the cluster at the address.
 
     Ray installs its own handler for SIGTERM. The previous handler is restored before the function returns.
 
@@ -104,7 +103,8 @@ def _start(ray: Any, place: ClusterAddress) -> None:
 def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
     """Context manager that sets environment variables and makes Ray's compiled code read them.
 
-    On exit, the old values are restored.
+    On exit, these variables, RAY_AUTH_MODE and RAY_AUTH_TOKEN get their old values back, even if Ray has changed them.
+    Variables that had no value are removed.
     """
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *environment)}
     os.environ.update(environment)

@@ -20,7 +20,11 @@ _STOP_SECONDS = 1.0
 
 
 class _Stream(Generic[Decoded]):
-    """Stream of the decoded samples of one task. A thread reads the samples and passes each to the decoding threads."""
+    """Iterable stream of the decoded samples of one task, in order.
+
+    A thread reads the samples and passes each to the decoding threads. An exception that is raised while a sample is
+    read or decoded is raised again during the iteration.
+    """
 
     def __init__(
         self,

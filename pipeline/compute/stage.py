@@ -58,7 +58,10 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class StageResult:
-    """Result of a stage. Commands print it as a summary, or as JSON if `--json` is given."""
+    """Result of running a stage, such as row counts and the time taken.
+
+    Commands print it as a summary, or as JSON if `--json` is given.
+    """
 
     stage: str
     folder: str

@@ -65,7 +65,11 @@ class Diagnosis:
 
     @property
     def problems(self) -> list[str]:
-        """Problems that prevent a stage from running, one line each."""
+        """Problems that prevent a stage from running, one line each.
+
+        A line names the missing and outdated packages of a stage, or says why the Ray cluster at `compute.address`
+        cannot be joined. Missing packages of extras are not included.
+        """
         problems = [f"{need.name}: {describe_fault(need)}" for need in self.chain if need.fix]
         return [*problems, *([self.ray["problem"]] if self.ray.get("problem") else [])]
 
@@ -109,7 +113,12 @@ def describe_fault(need: Need) -> str:
 
 
 def _need(name: str, packages: tuple[str, ...]) -> Need:
-    """Return which of the packages that a stage or extra needs are installed, missing or outdated."""
+    """Check which of the packages that a stage or extra needs are installed, missing or outdated.
+
+    Args:
+        name: name of the stage or extra.
+        packages: names of the packages that it needs.
+    """
     installed = {package: installed_version(package) for package in packages}
     versions = {package: version for package, version in installed.items() if version is not None}
     required = requirements()

@@ -43,7 +43,7 @@ class _Pending:
 
 
 class ClipRetrievalEngine:
-    """Engine that embeds image shards with the code of clip-retrieval; implements `Engine`.
+    """Engine that reads and embeds image shards with the clip-retrieval package; implements `Engine`.
 
     Args:
         source: folder that contains the image shards.

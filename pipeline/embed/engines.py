@@ -41,7 +41,7 @@ class EmbedTask:
 
     @property
     def name(self) -> str:
-        """Name of the embedding shard."""
+        """Name of the embedding shard that this task produces."""
         return embedding_shard_name(int(self.shard.name))
 
 
@@ -72,7 +72,7 @@ class Window:
 
 
 class Engine(Protocol):
-    """Interface of an engine that embeds shards one at a time with one model."""
+    """Interface of embedding engines. An engine embeds one shard per call, always with the same model."""
 
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
         """Embed the samples of a task. Yield each sample exactly once, either as a row of a window or as a failure.
@@ -157,8 +157,7 @@ class NativeEngine:
             yield dataclasses.replace(sample, key=encodable(sample.key), place=place)
 
     def _decode(self, sample: Sample) -> _Row | Failure:
-        """Decode the caption of a sample, and decode and preprocess its image. This method runs in the decoding
-        threads.
+        """Decode a sample's caption, and decode and preprocess its image. Runs in the decoding threads.
 
         Return a failure if the sample could not be read, its image or caption is missing, its image cannot be decoded,
         or its caption is not valid UTF-8. Images and captions that the settings exclude from embedding do not cause

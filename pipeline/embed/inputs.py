@@ -50,14 +50,14 @@ class InputShard(Protocol):
 
     @property
     def samples(self) -> int:
-        """Number of samples."""
+        """Number of samples in the shard."""
 
     @property
     def title(self) -> str:
         """Description of the shard's source, such as a file name, for messages."""
 
     def read(self, store: Store) -> Iterator[Sample]:
-        """Yield the samples in order. If a sample cannot be read, its `error` is set."""
+        """Yield the samples in order. If a sample cannot be read, its `error` gives the reason."""
 
     def tables(self, store: Store) -> list[pa.Table | None]:
         """Return a list with one item per part of the shard: the part's metadata table, or None if it has no table.

@@ -163,7 +163,7 @@ def embed_manifest(settings: EmbedSettings, store: Store | None) -> Manifest:
             the same CLIP model, that name is used, so that the folder can be resumed.
 
     Raises:
-        SettingsError: clip-retrieval is to be used, but it does not support a setting.
+        SettingsError: the engine is `clip-retrieval`, which does not support one of the settings.
         InputError: a local CLIP file or folder is missing.
     """
     if settings.engine == "clip-retrieval":

@@ -36,7 +36,7 @@ The status and error message are the same in all embedded rows. The other column
 
 
 def failures_name(shard: str) -> str:
-    """Return the path of the table that lists a shard's failed samples."""
+    """Return the path of the Parquet table that lists a shard's failed samples, relative to the embeddings folder."""
     return f"failures/failures_{shard}.parquet"
 
 
@@ -56,10 +56,10 @@ class _Embedded:
 
 
 class EmbedWorker:
-    """Callable that embeds one shard per call in this process, with a single model.
+    """Callable that embeds one shard per call, writes the shard's files, and returns its record.
 
-    Use the worker as a context manager, so that the engine's threads stop on exit. Otherwise, the threads run until the
-    process ends.
+    All calls use the same CLIP model, which is loaded in this process. Use the worker as a context manager, so that the
+    engine's threads stop on exit. Otherwise, the threads run until the process ends.
 
     Args:
         source: input folder.
